@@ -1,0 +1,32 @@
+# Each target does its own set-up: a machine with Python 3.11+ and make needs nothing else.
+PYTHON ?= python3
+RUN := .venv/bin/python
+# Third-party scenes for some tests; those that need them say so when they skip.
+ifneq ($(wildcard ../shared/realdata),)
+export ZOO_REALDATA ?= $(abspath ../shared/realdata)
+endif
+
+.PHONY: install demo test lint clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade 'pip>=24'
+	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install  ## train the camera-aware model on the embedded rooms, test it, print the table
+	$(RUN) main.py fit --config prope.yaml
+	$(RUN) main.py test
+
+lint: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+test: lint  ## lint, types, tests
+	$(RUN) -m pytest
+
+clean:
+	rm -rf .venv cache runs

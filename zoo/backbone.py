@@ -1,0 +1,122 @@
+"""Where Qwen2.5-VL comes from: a hub id, a local folder, or a tiny random one built in code (`zoo.tiny`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLProcessor as Processor
+
+AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
+DType = Literal["float32", "bfloat16"]
+
+
+class BackboneError(RuntimeError):
+    """Weights or an extra that are not there: the message says what to get and where to put it."""
+
+
+class Backbone(ABC):
+    """A recipe for a Qwen2.5-VL and its processor; nothing is loaded before `load` is called.
+
+    Attributes:
+        pretrained: whether the weights mean anything before training. A model with random weights refuses
+            to answer questions unless it is told to.
+    """
+
+    pretrained: bool = False
+
+    def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32"):
+        if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            raise BackboneError(
+                "attn_implementation=flash_attention_2 needs flash-attn, which is not installed: "
+                "pip install -e '.[flash]' on a CUDA machine, or choose sdpa"
+            )
+        self.attn_implementation = attn_implementation
+        self.dtype = getattr(torch, dtype)
+
+    @abstractmethod
+    def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
+        """The model in training mode on the current device, and its processor."""
+
+    @abstractmethod
+    def load_meta(self) -> Qwen2_5_VLForConditionalGeneration:
+        """The same architecture on the meta device: shapes without memory."""
+
+
+class PretrainedQwen25VL(Backbone):
+    """Released weights.
+
+    Args:
+        path: a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
+        attn_implementation: the attention backend of transformers.
+        dtype: the type in which the weights are kept.
+    """
+
+    pretrained = True
+
+    def __init__(
+        self,
+        path: str = "Qwen/Qwen2.5-VL-3B-Instruct",
+        attn_implementation: AttentionImplementation = "sdpa",
+        dtype: DType = "bfloat16",
+    ):
+        super().__init__(attn_implementation, dtype)
+        self.path = path
+
+    def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
+        try:
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                self.path, dtype=self.dtype, attn_implementation=self.attn_implementation, use_safetensors=True
+            )
+            processor = AutoProcessor.from_pretrained(self.path)
+        except OSError as error:
+            raise self._not_found() from error
+        return model.train(), processor  # from_pretrained returns eval mode, and Lightning would keep it
+
+    def load_meta(self) -> Qwen2_5_VLForConditionalGeneration:
+        try:
+            config = AutoConfig.from_pretrained(self.path)
+        except OSError as error:
+            raise self._not_found() from error
+        with torch.device("meta"):
+            return Qwen2_5_VLForConditionalGeneration(config)
+
+    def _not_found(self) -> BackboneError:
+        where = "is not a folder with a model" if Path(self.path).exists() else "can't be loaded"
+        return BackboneError(
+            f"{self.path} {where}: run `hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir weights/qwen2.5-vl-3b` "
+            "where there is a network, then set --model.backbone.path weights/qwen2.5-vl-3b"
+        )
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters on the decoder (Hu et al. 2021, arXiv 2106.09685); the decoder itself is then frozen.
+
+    Args:
+        r: rank.
+        alpha: scale; the update is alpha / r · BA.
+        dropout: on the adapter's input.
+        targets: names of the decoder's linear layers that get one.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+    def apply(self, decoder: nn.Module) -> None:
+        """Puts the adapters into the decoder in place; only they stay trainable."""
+        config = LoraConfig(
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(self.targets)
+        )
+        inject_adapter_in_model(config, decoder)
