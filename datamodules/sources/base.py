@@ -1,0 +1,32 @@
+"""What every dataset is to the DataModule: something that makes itself ready and then lists its scenes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from datamodules.scenes import Scene
+
+Split = Literal["train", "val", "test"]
+
+
+class SceneSource(ABC):
+    """A dataset of videos with questions. A new one is a file in this folder with these two methods.
+
+    `missing` holds, once `scenes` has been called, the scenes whose video is absent and how many questions each
+    of them has: they are counted and listed in the results, never silently dropped.
+    """
+
+    def __init__(self) -> None:
+        self.missing: dict[str, int] = {}
+
+    def prepare(self) -> None:  # noqa: B027 - most datasets are simply there
+        """Make or check the data on disk; runs once, on rank zero, before `scenes`. Calling it again is cheap.
+
+        Long work shows a progress bar. Raises FileNotFoundError, in one line that says what to put where, if
+        something is absent that can't be made here.
+        """
+
+    @abstractmethod
+    def scenes(self, split: Split) -> list[Scene]:
+        """The scenes of a split in a fixed order, the same on every rank; empty if the dataset lacks the split."""
