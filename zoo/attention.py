@@ -1,0 +1,97 @@
+"""The one seam into the decoder's attention: cameras act on q, k, v and the output of each layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLAttention,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+from zoo.encodings.base import EncodedCameras
+
+
+class CameraAttention(Qwen2_5_VLAttention):
+    """Qwen2.5-VL's decoder attention that takes a `camera_encoding`; without one the stock forward runs unchanged.
+
+    Put in place by `install_camera_attention`. The encoding comes as a keyword argument of the model's forward, which
+    hands unknown ones down to the layers, also under gradient checkpointing. Keys and values enter the KV cache
+    encoded, so later steps that hold only text need no encoding.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        camera_encoding: EncodedCameras | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the stock forward.
+
+        Args:
+            camera_encoding: for exactly these tokens, from `CameraEncoding.encode`; None changes nothing.
+
+        Raises:
+            ValueError: an encoding of another number of tokens.
+        """
+        if camera_encoding is None:
+            return super().forward(
+                hidden_states,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=cache,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        if camera_encoding.num_tokens != hidden_states.shape[1]:
+            raise ValueError(
+                f"the camera encoding is for {camera_encoding.num_tokens} tokens, not {hidden_states.shape[1]}: "
+                "leave it out when decoding text"
+            )
+        heads = (*hidden_states.shape[:2], -1, self.head_dim)
+        q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
+        v = camera_encoding.values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
+
+        q, k = camera_encoding.before_rope(q, k)
+        assert position_embeddings is not None
+        q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
+        q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx, kwargs=kwargs)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            q,
+            k,
+            v,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        output = camera_encoding.outputs(output)
+        return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
+
+
+def install_camera_attention(language_model: nn.Module) -> None:
+    """Turns the attention of every decoder layer into `CameraAttention`, in place; names and weights stay as they are.
+
+    Raises:
+        ValueError: a model without Qwen2.5-VL decoder attention.
+    """
+    attentions = [m for m in language_model.modules() if isinstance(m, Qwen2_5_VLAttention)]
+    if not attentions:
+        raise ValueError(f"{type(language_model).__name__} has no Qwen2.5-VL decoder attention to act on")
+    for attention in attentions:
+        attention.__class__ = CameraAttention

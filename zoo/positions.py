@@ -1,0 +1,257 @@
+"""Multimodal rotary position ids (mRoPE) of Qwen2.5-VL, and what "time" means in them.
+
+A visual token has the position (t, h, w) in its grid, counted from where its video or image starts; a text token has
+three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1.2; equal to transformers 4.51, with which the
+released checkpoints were trained, or with `text_after_vision="max_hw"` to transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+PADDED_POSITION = 1  # what transformers 4.51 gives to padding; masked out of the attention
+
+
+class TimeIndex:
+    """What the time position of a video's token means: subclasses map grid steps to integers from 0.
+
+    Attributes:
+        seconds_per_grid: the nominal seconds of a grid step, where the caller doesn't give any.
+        real_time: whether a model should give the clip's own seconds a grid step.
+        constant: all views of a video have the same time, so that RoPE on the T section is the identity among them.
+    """
+
+    seconds_per_grid: float = 1.0
+    real_time: bool = False
+    constant: bool = False
+
+    def __call__(
+        self, step: Int[Tensor, "N"], seconds: Float[Tensor, "N"], tokens_per_second: float
+    ) -> Int[Tensor, "N"]:
+        """Time positions relative to the start of each video.
+
+        Args:
+            step: 0, 1, 2, ... for each grid step of each video of the batch, one video after the other.
+            seconds: seconds a grid step of that video, for each of them.
+            tokens_per_second: positions a second.
+        """
+        raise NotImplementedError
+
+
+class Seconds(TimeIndex):
+    """floor(k * tokens_per_second * seconds_per_grid), as Qwen2.5-VL.
+
+    Args:
+        seconds_per_grid: nominal seconds of a grid step, whatever the clip's real rate. The released Spatial-MLLM
+            checkpoints are scored with 1.0 and were trained with 0.5.
+        real_time: take the clip's own seconds instead.
+    """
+
+    def __init__(self, seconds_per_grid: float = 1.0, real_time: bool = False) -> None:
+        self.seconds_per_grid = seconds_per_grid
+        self.real_time = real_time
+
+    def __call__(
+        self, step: Int[Tensor, "N"], seconds: Float[Tensor, "N"], tokens_per_second: float
+    ) -> Int[Tensor, "N"]:
+        # float32 and this order of the products: the floor has to fall as it did in training
+        return (step * seconds * tokens_per_second).long()
+
+
+class FrameIndex(TimeIndex):
+    """k: a grid step is one position, as Qwen2-VL; what 0.5 seconds a step amounts to."""
+
+    def __call__(
+        self, step: Int[Tensor, "N"], seconds: Float[Tensor, "N"], tokens_per_second: float
+    ) -> Int[Tensor, "N"]:
+        return step
+
+
+class NoTime(TimeIndex):
+    """0: all views of a video have the same time, as in a static scene. Several stills still start one after another."""
+
+    constant = True
+
+    def __call__(
+        self, step: Int[Tensor, "N"], seconds: Float[Tensor, "N"], tokens_per_second: float
+    ) -> Int[Tensor, "N"]:
+        return torch.zeros_like(step)
+
+
+class _Media(NamedTuple):
+    """The visual runs of a batch, in the order of its real (unpadded) tokens, which are laid out in one row."""
+
+    start: Int[Tensor, "M"]  # where each run starts
+    length: Int[Tensor, "M"]
+    grid: Int[Tensor, "M 3"]  # (t, h, w) after merging
+    is_video: Bool[Tensor, "M"]
+
+
+def mrope_position_ids(
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Shaped[Tensor, "B L"] | None = None,
+    *,
+    image_grid_thw: Int[Tensor, "I 3"] | None = None,
+    video_grid_thw: Int[Tensor, "V 3"] | None = None,
+    seconds_per_grid: Sequence[float] | Float[Tensor, "V"] | None = None,
+    tokens_per_second: float = 2,
+    spatial_merge_size: int = 2,
+    image_token_id: int,
+    video_token_id: int,
+    vision_start_token_id: int,
+    time_index: TimeIndex | None = None,
+    text_after_vision: Literal["max_thw", "max_hw"] = "max_thw",
+) -> tuple[Int[Tensor, "3 B L"], Int[Tensor, "B 1"]]:
+    """Position ids (t, h, w) of every token, and what to add to a later token's place in its (padded) row.
+
+    Args:
+        input_ids: prompts in which each visual token holds a placeholder, right after `vision_start_token_id`.
+        attention_mask: 0 for padding, on either side.
+        image_grid_thw: patches before merging, an image a row, in the order of the batch.
+        video_grid_thw: the same for videos.
+        seconds_per_grid: seconds between grid steps, one a video; None is the time index's nominal value (1.0).
+        tokens_per_second: positions a second.
+        spatial_merge_size: patches that are merged into a token, a side.
+        time_index: what time means; None is `Seconds()`.
+        text_after_vision: where text goes on after a video: one after the highest position in it (`max_thw`, the
+            checkpoints'), or at start + max(h, w), whatever its length in time (`max_hw`, transformers 5).
+
+    Returns:
+        The position ids, 1 in padding; and deltas: the next token of a row of length L has position L + delta.
+
+    Raises:
+        ValueError: grids and placeholders that don't match, not one `seconds_per_grid` a video.
+    """
+    if text_after_vision not in ("max_thw", "max_hw"):
+        raise ValueError(f"text_after_vision is 'max_thw' or 'max_hw', not {text_after_vision!r}")
+    time_index = time_index or Seconds()
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    media = _find_media(
+        input_ids, mask, image_grid_thw, video_grid_thw, spatial_merge_size,
+        image_token_id, video_token_id, vision_start_token_id,
+    )  # fmt: skip
+    offset, extent = _grid_positions(media, time_index, seconds_per_grid, tokens_per_second)
+    if text_after_vision == "max_hw":
+        extent = media.grid[:, 1:].amax(1)
+
+    # each text token moves the position on by one; a visual run does so once, by its extent
+    advance = torch.ones_like(input_ids[mask])
+    inside = _tokens(media)
+    advance[inside] = 0
+    advance[media.start] = extent
+    before = advance.cumsum(0) - advance
+    row_start = mask.sum(1).cumsum(0) - mask.sum(1)
+    before = before - before[row_start.clamp(max=max(len(before) - 1, 0))].repeat_interleave(mask.sum(1))
+    flat = before.expand(3, -1).clone()
+    flat[:, inside] = before[media.start].repeat_interleave(media.length) + offset
+
+    position_ids = input_ids.new_full((3, *input_ids.shape), PADDED_POSITION)
+    position_ids[:, mask] = flat
+    following = position_ids.masked_fill(~mask, -1).amax((0, 2))[:, None] + 1
+    return position_ids, following - input_ids.shape[1]
+
+
+def grid_step_index(
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Shaped[Tensor, "B L"] | None = None,
+    *,
+    image_grid_thw: Int[Tensor, "I 3"] | None = None,
+    video_grid_thw: Int[Tensor, "V 3"] | None = None,
+    spatial_merge_size: int = 2,
+    image_token_id: int,
+    video_token_id: int,
+    vision_start_token_id: int,
+) -> Int[Tensor, "B L"]:
+    """Which grid step of its sample, over all its videos and images in order, a token belongs to; -1 for text.
+
+    It is the `index` of `Cameras` that hold one camera a grid step. Arguments and errors as `mrope_position_ids`.
+    """
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    media = _find_media(
+        input_ids, mask, image_grid_thw, video_grid_thw, spatial_merge_size,
+        image_token_id, video_token_id, vision_start_token_id,
+    )  # fmt: skip
+    row = mask.nonzero()[:, 0][media.start]
+    steps = media.grid[:, 0]
+    before = steps.cumsum(0) - steps
+    first_of_row = torch.searchsorted(row, row)  # rows ascend: the first run of the same row
+    before = before - before[first_of_row]
+    per_step = (media.grid[:, 1] * media.grid[:, 2]).repeat_interleave(media.length)
+    flat = torch.full_like(input_ids[mask], -1)
+    flat[_tokens(media)] = before.repeat_interleave(media.length) + _ramp(media.length) // per_step
+    index = torch.full_like(input_ids, -1)
+    index[mask] = flat
+    return index
+
+
+def _find_media(
+    input_ids: Tensor, mask: Tensor, image_grid_thw: Tensor | None, video_grid_thw: Tensor | None, merge: int,
+    image_token_id: int, video_token_id: int, vision_start_token_id: int,
+) -> _Media:  # fmt: skip
+    ids, row = input_ids[mask], mask.nonzero()[:, 0]
+    follows = torch.zeros_like(ids, dtype=torch.bool)
+    follows[1:] = (ids[:-1] == vision_start_token_id) & (row[1:] == row[:-1])
+    start = (follows & ((ids == image_token_id) | (ids == video_token_id))).nonzero()[:, 0]
+    is_video = ids[start] == video_token_id
+    grid = ids.new_zeros(len(start), 3)
+    for name, chosen, grids in (("image", ~is_video, image_grid_thw), ("video", is_video, video_grid_thw)):
+        given = 0 if grids is None else len(grids)
+        if given != int(chosen.sum()):
+            raise ValueError(f"the prompts hold {int(chosen.sum())} {name}s, but {name}_grid_thw has {given} rows")
+        if grids is not None:
+            grid[chosen] = grids.to(ids)
+    grid[:, 1:] //= merge
+    media = _Media(start, grid.prod(1), grid, is_video)
+    inside = _tokens(media)
+    expected = torch.where(is_video, video_token_id, image_token_id).repeat_interleave(media.length)
+    fits = inside < len(ids)
+    inside = inside.clamp(max=max(len(ids) - 1, 0))
+    wrong = ~(fits & (ids[inside] == expected) & (row[inside] == row[start].repeat_interleave(media.length)))
+    if wrong.any():
+        sample = int(row[inside[wrong][0]])
+        raise ValueError(f"sample {sample} of the batch has fewer placeholder tokens than its grid_thw says")
+    return media
+
+
+def _grid_positions(
+    media: _Media, time_index: TimeIndex, seconds_per_grid: Sequence[float] | Tensor | None, tokens_per_second: float
+) -> tuple[Tensor, Tensor]:
+    """(t, h, w) of each visual token from the start of its run, and one more than the highest of them, a run."""
+    videos = media.grid[media.is_video, 0]
+    if seconds_per_grid is None:
+        seconds_per_grid = [time_index.seconds_per_grid] * len(videos)
+    seconds = torch.as_tensor(seconds_per_grid, dtype=torch.float32, device=videos.device)
+    if seconds.shape != videos.shape:
+        raise ValueError(f"seconds_per_grid needs one number a video ({len(videos)}), got {tuple(seconds.shape)}")
+
+    steps = media.grid[:, 0]
+    step_time = torch.zeros_like(_ramp(steps))  # stills have no time
+    in_video = media.is_video.repeat_interleave(steps)
+    step_time[in_video] = time_index(_ramp(videos), seconds.repeat_interleave(videos), tokens_per_second).to(steps)
+
+    run_of_step = torch.arange(len(steps), device=steps.device).repeat_interleave(steps)
+    last = torch.zeros_like(steps).scatter_reduce(0, run_of_step, step_time, "amax")
+    extent = torch.stack((last + 1, media.grid[:, 1], media.grid[:, 2])).amax(0)
+
+    per_token = media.grid.repeat_interleave(media.length, 0)
+    within = _ramp(media.length)
+    height, width = per_token[:, 1], per_token[:, 2]
+    first_step = (steps.cumsum(0) - steps).repeat_interleave(media.length)
+    t = step_time[first_step + within // (height * width)]
+    return torch.stack((t, within // width % height, within % width)), extent
+
+
+def _tokens(media: _Media) -> Tensor:
+    """The places of all visual tokens, run after run."""
+    return media.start.repeat_interleave(media.length) + _ramp(media.length)
+
+
+def _ramp(lengths: Tensor) -> Tensor:
+    """0 to n-1 for each length n, one after the other."""
+    starts = lengths.cumsum(0) - lengths
+    return torch.arange(int(lengths.sum()), device=lengths.device) - starts.repeat_interleave(lengths)
