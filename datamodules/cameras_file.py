@@ -1,0 +1,108 @@
+"""cameras.json: the camera of each raw frame of a video.
+
+    {"width": 640, "height": 480, "K_px": [[585, 0, 320], [0, 585, 240], [0, 0, 1]],
+     "world_to_camera": [[[...], [...], [...], [0, 0, 0, 1]], ...], "times_s": [0.0, ...]}
+
+World-to-camera, OpenCV axes (x right, y down, z forward), metres. K_px, in pixels of the upright video, is one 3x3 for
+all frames or one for each; times_s is optional.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from zoo.cameras import nearest_rotation, normalise_intrinsics
+
+
+def read_cameras(
+    path: str | Path, num_frames: int, height: int, width: int
+) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
+    """(world_to_camera, K_normalised), one a raw frame of a video of num_frames frames of height x width pixels.
+
+    Rotations are projected to SO(3); K_normalised is as `zoo.cameras.normalise_intrinsics` has it.
+
+    Raises ValueError, in one line with the file and, where there is one, the frame: for malformed JSON, a wrong number
+    of poses, poses that are not finite or not rigid (off by more than 1e-2), intrinsics of another image size.
+    """
+    path = Path(path)
+    content = _load(path)
+    size = content["width"], content["height"]
+    if size != (width, height):
+        raise ValueError(
+            f"{path}: intrinsics for {size[0]} x {size[1]} pixels, but the video has {width} x {height}: scale K_px"
+        )
+    poses = _matrices(path, "world_to_camera", content["world_to_camera"], 4)
+    if len(poses) != num_frames:
+        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: one a raw frame is needed")
+    _require(path, "pose is not a rigid transform: its last row must be 0 0 0 1", _ends_in_unit_row(poses))
+    poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], what=str(path))
+
+    K_px = _matrices(path, "K_px", content["K_px"], 3)
+    if len(K_px) not in (1, num_frames):
+        raise ValueError(f"{path}: {len(K_px)} intrinsics for a video of {num_frames} frames: give one, or one a frame")
+    positive = (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0)
+    _require(path, "K_px needs positive focal lengths and a last row of 0 0 1", positive & _ends_in_unit_row(K_px))
+    return poses, normalise_intrinsics(K_px, width, height).expand(num_frames, 3, 3)
+
+
+def write_cameras(
+    path: str | Path,
+    world_to_camera: Float[Tensor, "N 4 4"],
+    K_px: Float[Tensor, "*one_or_N 3 3"],
+    *,
+    width: int,
+    height: int,
+    times_s: Sequence[float] | None = None,
+) -> None:
+    """Writes cameras.json; numbers read back exactly. width, height: the video's size in pixels, K_px refers to it."""
+    content: dict[str, Any] = {"width": width, "height": height, "K_px": K_px.tolist()}
+    content["world_to_camera"] = world_to_camera.tolist()
+    if times_s is not None:
+        content["times_s"] = list(times_s)
+    Path(path).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}): write it again") from error
+    keys = ("width", "height", "K_px", "world_to_camera")
+    absent = [key for key in keys if key not in content] if isinstance(content, dict) else keys
+    if absent:
+        raise ValueError(f"{path}: {', '.join(absent)} missing: a cameras file is an object with {', '.join(keys)}")
+    return content
+
+
+def _matrices(path: Path, key: str, rows: Any, side: int) -> Float64[Tensor, "N side side"]:
+    """A list of finite matrices; a single one counts as a list of one."""
+    try:
+        matrices = torch.tensor(rows, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {key} must hold {side}x{side} matrices of numbers ({error})") from error
+    if matrices.ndim == 2:
+        matrices = matrices[None]
+    if matrices.shape[1:] != (side, side):
+        raise ValueError(f"{path}: {key} must hold {side}x{side} matrices, it has shape {tuple(matrices.shape)}")
+    _require(path, f"{key} holds NaN or infinite numbers", matrices.isfinite().all(-1).all(-1))
+    return matrices
+
+
+def _ends_in_unit_row(matrices: Tensor) -> Tensor:
+    unit = torch.eye(matrices.shape[-1], dtype=matrices.dtype)[-1]
+    return (matrices[:, -1] - unit).abs().amax(-1) < 1e-6
+
+
+def _require(path: Path, what: str, fine: Tensor) -> None:
+    """ValueError that names the first frame that isn't fine."""
+    if not fine.all():
+        raise ValueError(f"{path}: frame {int((~fine).nonzero()[0])}: {what}")

@@ -1,0 +1,101 @@
+"""Frame sizes and resizing as qwen-vl-utils 0.0.14 does them, the preprocessing of the released checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+PATCH_FACTOR = 28  # a ViT patch of 14 pixels, two of them merged into one token
+FOLDER_FACTOR = 56  # qwen-vl-utils >= 0.0.13 rounds the frames of a folder to this first
+FOLDER_MIN_PIXELS, FOLDER_MAX_PIXELS = 4 * FOLDER_FACTOR**2, 16384 * FOLDER_FACTOR**2
+MAX_ASPECT_RATIO = 200
+CHUNK = 8  # frames resized at once: bounds the float copies of a long clip
+
+
+def smart_resize(
+    height: int, width: int, *, factor: int = PATCH_FACTOR, min_pixels: int, max_pixels: float
+) -> tuple[int, int]:
+    """The size nearest to (height, width), in pixels, whose sides are multiples of `factor` and whose area lies
+    in [min_pixels, max_pixels], the aspect ratio kept as well as the multiples allow.
+
+    Raises ValueError where one side is over 200 times the other.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"a frame of {height} x {width} pixels is longer than {MAX_ASPECT_RATIO} times its width: crop it first"
+        )
+    rounded_h = max(factor, round(height / factor) * factor)
+    rounded_w = max(factor, round(width / factor) * factor)
+    if rounded_h * rounded_w > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        return (
+            max(factor, math.floor(height / shrink / factor) * factor),
+            max(factor, math.floor(width / shrink / factor) * factor),
+        )
+    if rounded_h * rounded_w < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    return rounded_h, rounded_w
+
+
+@dataclass(frozen=True)
+class PixelBounds:
+    """How many pixels a frame may have after resizing; the defaults are those of the official inference.
+
+    Tiny models set their own bounds, so that small frames are not blown up to the official minimum.
+    """
+
+    min_pixels: int = 128 * PATCH_FACTOR**2
+    max_pixels: int = 768 * PATCH_FACTOR**2
+    total_pixels: float = 128000 * PATCH_FACTOR**2 * 0.9  # of a whole clip: long clips get smaller frames
+    folder_twice: bool = True  # a folder's frames are resized to multiples of 56 first, as the official code does
+
+    def frame_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+        """(height, width) in pixels of a resized frame of a clip of num_frames frames."""
+        # two frames share one temporal patch, hence the 2; 1.05 keeps the bounds from crossing
+        largest = min(self.max_pixels, self.total_pixels / num_frames * 2)
+        largest = max(largest, int(self.min_pixels * 1.05))
+        return smart_resize(height, width, min_pixels=self.min_pixels, max_pixels=largest)
+
+
+def resize_frames(
+    frames: UInt8[Tensor, "T 3 H W"], bounds: PixelBounds | None = None, *, is_folder: bool = False
+) -> UInt8[Tensor, "T 3 h w"]:
+    """Frames resized within `bounds` (default: the official ones), bit for bit as the official inference does.
+
+    is_folder: the frames come from a folder of images. The official code resizes those twice, first to multiples
+    of 56 with Pillow, so 480 x 640 gives 504 x 616 from a folder but 476 x 644 from a video file;
+    `PixelBounds(folder_twice=False)` treats both alike.
+    """
+    bounds = bounds or PixelBounds()
+    num_frames, _, height, width = frames.shape
+    if is_folder and bounds.folder_twice:
+        first = smart_resize(
+            height, width, factor=FOLDER_FACTOR, min_pixels=FOLDER_MIN_PIXELS, max_pixels=FOLDER_MAX_PIXELS
+        )
+        frames = _resize_pillow(frames, first)
+    size = bounds.frame_size(*frames.shape[-2:], num_frames)
+    if size == tuple(frames.shape[-2:]):
+        return frames
+    return torch.cat([_resize_bicubic(chunk, size) for chunk in frames.split(CHUNK)])
+
+
+def _resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    # in float, then rounded: torchvision's uint8 kernel clamps between its two passes and is off by up to 10 levels
+    resized = F.resize(frames.float(), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _resize_pillow(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    images = (Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames)
+    resized = [np.array(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,6 @@
+"""Frame samplers: which frames of a video a model sees."""
+
+from datamodules.samplers.base import FrameSampler
+from datamodules.samplers.uniform import UniformSampler
+
+__all__ = ["FrameSampler", "UniformSampler"]

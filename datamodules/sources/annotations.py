@@ -1,0 +1,114 @@
+"""Questions in VSI-Bench's format, and the folder layout that goes with them.
+
+    <root>/<name>.jsonl                          a question a line: id, dataset, scene_name, question_type, question,
+                                                 ground_truth, options (a list, or null for numeric questions)
+    <root>/<dataset>/<scene_name>.mp4            or .mov, .avi, .mkv, .webm, or a folder of frames of that name
+    <root>/<dataset>/<scene_name>.cameras.json   optional: a camera for each raw frame
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datamodules.scenes import Question, Scene
+from datamodules.video import VIDEO_SUFFIXES
+from zoo.metrics import MULTIPLE_CHOICE_TYPES, QUESTION_TYPES
+
+REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth")
+
+
+def read_questions(path: str | Path) -> dict[str, list[Question]]:
+    """"<dataset>/<scene_name>" -> its questions; scenes and questions in the order of the file.
+
+    Raises ValueError with "file:line" for invalid JSON, a missing field, an unknown question type, a second use of an
+    id, options that don't fit the type or the answer, and for a file without questions. FileNotFoundError without one.
+    """
+    path = Path(path)
+    scenes: dict[str, list[Question]] = {}
+    line_of_id: dict[str, int] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            row = _parse(line, where)
+            question = _question(row, where)
+            if question.id in line_of_id:
+                raise ValueError(f"{where}: id {question.id} was used before, on line {line_of_id[question.id]}")
+            line_of_id[question.id] = number
+            scenes.setdefault(f"{row['dataset']}/{row['scene_name']}", []).append(question)
+    if not scenes:
+        raise ValueError(f"{path}: no questions in this file: a split needs at least one")
+    return scenes
+
+
+def read_layout(root: str | Path, annotations: str) -> tuple[list[Scene], dict[str, int]]:
+    """(scenes in the order of the file, number of questions of each scene whose video is absent).
+
+    annotations: a file name in `root`, or an absolute path. Raises as `read_questions`.
+    """
+    root = Path(root)
+    scenes: list[Scene] = []
+    missing: dict[str, int] = {}
+    for name, questions in read_questions(root / annotations).items():
+        video = find_video(root, name)
+        if video is None:
+            missing[name] = len(questions)
+            continue
+        scenes.append(Scene(name, video, tuple(questions), find_cameras(video)))
+    return scenes, missing
+
+
+def find_video(root: Path, name: str) -> Path | None:
+    """The video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
+    candidates = [root / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES]
+    if video := next((file for file in candidates if file.is_file()), None):
+        return video
+    return root / name if (root / name).is_dir() else None
+
+
+def find_cameras(video: Path) -> Path | None:
+    """The cameras file beside a video file or a folder of frames, or None."""
+    name = video.name if video.is_dir() else video.stem
+    cameras = video.with_name(f"{name}.cameras.json")
+    return cameras if cameras.is_file() else None
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a question is a JSON object, this is a {type(row).__name__}")
+    absent = [field for field in REQUIRED if row.get(field) is None]
+    if absent:
+        raise ValueError(f"{where}: missing {', '.join(absent)}")
+    return row
+
+
+def _question(row: dict[str, Any], where: str) -> Question:
+    kind, truth, options = row["question_type"], str(row["ground_truth"]), tuple(row.get("options") or ())
+    if kind not in QUESTION_TYPES:
+        raise ValueError(f"{where}: unknown question_type {kind!r}; known are {', '.join(QUESTION_TYPES)}")
+    if kind in MULTIPLE_CHOICE_TYPES:
+        if not options:
+            raise ValueError(f"{where}: options are missing, {kind} is a multiple choice")
+        letters = [str(option).split(".", 1)[0] for option in options]
+        if truth not in letters:
+            raise ValueError(f"{where}: ground_truth {truth!r} is none of the options' letters {', '.join(letters)}")
+    elif options:
+        raise ValueError(f"{where}: {kind} is answered by a number, it has no options")
+    elif not _is_number(truth):
+        raise ValueError(f"{where}: ground_truth {truth!r} is not a number, as {kind} needs it")
+    return Question(str(row["id"]), kind, str(row["question"]), truth, options)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,41 @@
+"""VSI-Bench: 5,130 questions about 288 indoor videos (arXiv 2412.14171), from a copy of its hub data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.scenes import Scene
+from datamodules.sources.annotations import read_layout
+from datamodules.sources.base import SceneSource, Split
+
+
+class VSIBench(SceneSource):
+    """The benchmark, which has a test split only; validation uses it too.
+
+    Args:
+        root: folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that name; a
+            `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`.
+        annotations: the file of questions, a name in `root` or an absolute path.
+
+    Raises FileNotFoundError where one of them is absent, ValueError for annotations that can't be understood.
+    """
+
+    def __init__(self, root: str, annotations: str = "test.jsonl") -> None:
+        super().__init__()
+        self.root = Path(root).expanduser()
+        self.annotations = annotations
+
+    def prepare(self) -> None:
+        file = self.root / self.annotations
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is absent: download the data set nyu-visionx/VSI-Bench from the Hugging Face hub, unpack its"
+                f" videos to {self.root}/<dataset>/<scene_name>.mp4 and put its questions at {file}"
+            )
+
+    def scenes(self, split: Split) -> list[Scene]:
+        if split == "train":
+            raise ValueError("VSI-Bench is a benchmark without training data: train on another source, such as Rooms")
+        self.prepare()
+        scenes, self.missing = read_layout(self.root, self.annotations)
+        return scenes
