@@ -1,0 +1,23 @@
+"""Procedurally rendered furnished rooms with exact ground truth: the embedded dataset.
+
+scene.py     a room as plain data          layout.py     draws one: room, path, furniture
+furniture.py the catalogue                 paths.py      camera motion
+textures.py  the texture atlas             render.py     colour, depth, object ids
+geometry.py  exact distances of boxes      questions.py  VSI-Bench's questions and their answers
+writer.py    a scene on disk               source.py     the dataset on disk
+"""
+
+from datamodules.sources.rooms.render import Rendering, render, render_depth, render_scene_file
+from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene
+from datamodules.sources.rooms.source import Rooms
+
+__all__ = [
+    "Rendering",
+    "RoomScene",
+    "Rooms",
+    "Thing",
+    "load_scene",
+    "render",
+    "render_depth",
+    "render_scene_file",
+]

@@ -1,0 +1,182 @@
+"""Draws a room: its size, its scale, its surfaces, the camera's way through it and the furniture.
+
+A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height and the
+`loop` path alike. So frames (and a whole `loop` video) are exactly as likely at any scale: metres can't be read
+off them, only off the cameras. A `local` path is drawn in metres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from datamodules.sources.rooms import geometry
+from datamodules.sources.rooms.furniture import CATALOGUE, MOVERS, Category, draw_parts, draw_surface
+from datamodules.sources.rooms.paths import Ring, walk
+from datamodules.sources.rooms.scene import RoomScene, Thing, Vector
+
+AREA_UNITS = (13.0, 30.0)  # before scaling, log-uniform; times SCALE squared this is 5 to 67 square metres
+SCALE = (0.62, 1.5)  # metres a unit, log-uniform
+LOCAL_RADIUS_M = (0.3, 0.8)
+
+
+def draw_scene(
+    path: Literal["loop", "local"], moving: bool, frames: int, rng: np.random.Generator
+) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
+    """A scene and its world-to-camera poses."""
+    unit = _log_uniform(*SCALE, rng)
+    area, aspect = _log_uniform(*AREA_UNITS, rng), _log_uniform(1.0, 1.5, rng)
+    sides = np.array([np.sqrt(area * aspect), np.sqrt(area / aspect)])[rng.permutation(2)]
+    size = np.array([*sides, rng.uniform(2.3, 3.2)]) * unit
+    camera_from_room = walk(_ring(path, size, unit, rng), frames, rng)
+    eyes = np.linalg.inv(camera_from_room)[:, :3, 3]
+
+    wall = draw_surface((0, 0, 0.6), (1, 0.45, 1), unit, rng)
+    walls = [
+        wall if rng.random() < 0.7 else draw_surface((0, 0, 0.6), (1, 0.45, 1), unit, rng) for _ in range(4)
+    ]
+    floor = draw_surface((0, 0.05, 0.3), (1, 0.5, 0.8), unit, rng)
+    ceiling = draw_surface((0, 0, 0.8), (1, 0.12, 1), unit, rng)
+    light = size * [rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3), rng.uniform(0.75, 0.95)]
+    scene = RoomScene(
+        _vector(size), (*walls, floor, ceiling), (), _vector(light),
+        _vector(rng.uniform(-10, 10, 3)), float(rng.uniform(-np.pi, np.pi)),
+    )  # fmt: skip
+    things = _furnish(size, unit, eyes, rng)
+    if moving:
+        things += _movers(things, size, unit, eyes, rng)
+    scene = replace(scene, things=tuple(things))
+    return scene, camera_from_room @ scene.room_from_world()
+
+
+def _ring(path: str, size: np.ndarray, unit: float, rng: np.random.Generator) -> Ring:
+    height = min(unit * rng.uniform(1.2, 1.75), size[2] - 0.3 * unit)
+    half = size[:2] / 2
+    if path == "loop":
+        inset = unit * rng.uniform(0.35, 0.8)
+        reach = half - np.minimum(inset, half * 0.6)
+        return Ring((0.0, 0.0, height), (float(reach[0]), float(reach[1])), rng.uniform(2.5, 5.0))
+    radius = rng.uniform(*LOCAL_RADIUS_M)
+    x, y = rng.uniform(-1, 1, 2) * (half - radius - 0.1)
+    return Ring((float(x), float(y), height), (radius, radius), 2.0)
+
+
+def _furnish(size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator) -> list[Thing]:
+    """Some things that are single and one or two categories that come several times, wherever they fit."""
+    big = unit * _log_uniform(
+        0.75, 1.25, rng
+    )  # of all furniture: neither room nor furniture tells the other's size
+    order = [CATALOGUE[i] for i in rng.permutation(len(CATALOGUE))]
+    several = rng.integers(1, 3)
+    wanted = [category for category in order[:several] for _ in range(rng.integers(2, 5))]
+    wanted += order[several : several + rng.integers(6, 11)]
+    things: list[Thing] = []
+    for category in sorted(wanted, key=lambda category: -category.largest[0] * category.largest[1]):
+        placed = _place(category, things, size, unit, big, eyes, rng)
+        if placed:
+            things.append(placed)
+    return things
+
+
+def _place(
+    category: Category, things: list[Thing], size: np.ndarray, unit: float, big: float, eyes: np.ndarray,
+    rng: np.random.Generator,
+) -> Thing | None:  # fmt: skip
+    """A piece of the category where it meets nothing and the camera never comes near; None if none of 12 tries fits."""
+    extent = rng.uniform(category.smallest, category.largest) * big
+    extent[2] = min(extent[2], 0.85 * size[2])
+    gap = 0.03 * unit
+    for _ in range(12):
+        yaw, inner = rng.uniform(-np.pi, np.pi), size[:2] / 2 - gap
+        if category.place in ("wall", "hung"):
+            side = rng.integers(4)
+            yaw = side * np.pi / 2
+        turned = geometry.footprint(np.zeros(3), extent, np.array(yaw))
+        reach = turned.max(0)
+        if (reach > inner).any():
+            continue
+        x, y = rng.uniform(-1, 1, 2) * (inner - reach)
+        if category.place in ("wall", "hung"):
+            slack = gap * rng.uniform(0.1, 1) if category.place == "wall" else 1e-3
+            x, y = [(x, -1), (1, y), (x, 1), (-1, y)][side]
+            limit = size[:2] / 2 - reach - slack
+            x, y = (x, y * limit[1]) if side % 2 == 0 else (x * limit[0], y)
+        z = {"hung": unit * rng.uniform(*category.bottom), "ceiling": size[2] - extent[2] - 1e-3}.get(
+            category.place, 0
+        )
+        z = min(z, 0.97 * size[2] - extent[2]) if category.place == "hung" else z
+        centre = np.array([x, y, max(z, 0.0) + extent[2] / 2])
+        if _free(centre, extent, yaw, things, gap) and _clear(centre, extent, yaw, eyes, 0.2 * unit):
+            return Thing(
+                category.name, _vector(centre), _vector(extent), float(yaw),
+                draw_parts(category, _vector(extent), rng),
+            )  # fmt: skip
+    return None
+
+
+def _movers(
+    things: list[Thing], size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator
+) -> list[Thing]:
+    """One or two things that drive over the free floor: to and fro on a line, with rests, from a random frame on."""
+    movers: list[Thing] = []
+    for category in [MOVERS[i] for i in rng.permutation(len(MOVERS))[: rng.integers(1, 3)]]:
+        extent = rng.uniform(category.smallest, category.largest) * unit
+        wide = np.array([np.hypot(*extent[:2]), np.hypot(*extent[:2]), extent[2]])  # it turns
+        for _ in range(60):
+            ends = rng.uniform(-1, 1, (2, 2)) * (size[:2] / 2 - wide[:2] / 2)
+            length = float(np.linalg.norm(ends[1] - ends[0]))
+            heading = float(np.arctan2(*(ends[1] - ends[0])[::-1]))
+            swept = wide + [length, 0, 0]
+            centre = np.array([*ends.mean(0), extent[2] / 2])
+            if (
+                length > 0.7 * unit
+                and _free(centre, swept, heading, [*things, *movers], 0.03 * unit)
+                and _clear(centre, swept, heading, eyes, 0.2 * unit)
+            ):
+                track = _drive(ends, heading, len(eyes), rng)
+                first = np.array([track[0][0], track[0][1], extent[2] / 2])
+                parts = draw_parts(category, _vector(extent), rng)
+                movers.append(
+                    Thing(category.name, _vector(first), _vector(extent), track[0][2], parts, tuple(track))
+                )
+                break
+    return movers
+
+
+def _drive(ends: np.ndarray, heading: float, frames: int, rng: np.random.Generator) -> list[Vector]:
+    """(x, y, yaw) a frame: there and back, one to three times, each leg after a rest."""
+    legs = rng.integers(2, 5)
+    knots = np.sort(rng.uniform(0, frames, 2 * legs))
+    goals = np.repeat(np.arange(legs + 1) % 2, 2)[1:-1]
+    share = np.interp(np.arange(frames), knots, goals)
+    leg = np.searchsorted(knots[1::2], np.arange(frames), side="left")
+    yaw = heading - np.pi / 2 + np.pi * (leg % 2)  # the front is +y
+    place = ends[0] + share[:, None] * (ends[1] - ends[0])
+    return [(float(x), float(y), float(angle)) for (x, y), angle in zip(place, yaw, strict=True)]
+
+
+def _free(centre: np.ndarray, extent: np.ndarray, yaw: float, things: list[Thing], gap: float) -> bool:
+    """Whether a box keeps a gap to all things (to their footprints, where they overlap in height)."""
+    if not things:
+        return True
+    other = np.array([thing.centre for thing in things]), np.array([thing.size for thing in things])
+    high = np.abs(other[0][:, 2] - centre[2]) < (other[1][:, 2] + extent[2]) / 2 + gap
+    mine = geometry.footprint(centre, extent + 2 * gap, np.array(yaw))[None]
+    theirs = geometry.footprint(*other, np.array([thing.yaw for thing in things]))
+    return not (high & geometry.footprints_overlap(mine, theirs)).any()
+
+
+def _clear(centre: np.ndarray, extent: np.ndarray, yaw: float, eyes: np.ndarray, distance: float) -> bool:
+    return bool(geometry.point_distance(eyes, centre, extent, yaw).min() > distance)
+
+
+def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _vector(values: np.ndarray) -> Vector:
+    x, y, z = np.asarray(values, float).tolist()
+    return x, y, z

@@ -1,0 +1,76 @@
+"""How a hand-held camera goes through a room: around it near the walls, or around a spot.
+
+Both are the same sort of motion: once around a ring and some more, at uneven speed, with pauses in which the
+camera turns in place, and with a stretch that is walked back and forth again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A rounded rectangle in the room's frame; `squareness` 2 is an ellipse, more is nearer to a rectangle."""
+
+    centre: tuple[float, float, float]  # metres; z is the mean height of the camera
+    reach: tuple[float, float]  # half its length and width, metres
+    squareness: float
+
+
+def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarray, "T 4 4"]:
+    """Poses along a ring, as camera-from-room (OpenCV axes, metres); the camera stays within `ring.reach`."""
+    speed = rng.gamma(1.5, size=frames - 1) * (1 + smooth_noise(frames - 1, 6, rng))
+    turn = np.zeros(frames - 1)
+    for _ in range(rng.integers(1, 4)):  # stand and look around
+        start, length = rng.integers(frames - 1), rng.integers(2, max(3, frames // 8) + 1)
+        speed[start : start + length] = 0
+        turn[start : start + length] += rng.choice([-1, 1]) * rng.uniform(0.15, 0.5)
+    start, length = rng.integers(frames - 1), rng.integers(frames // 10 + 1, frames // 5 + 2)
+    speed[start : start + length] *= -1  # walk back
+    progress = np.concatenate([[0.0], np.cumsum(speed)])
+    sweep = rng.uniform(0.95, 1.35) * 2 * np.pi * rng.choice([-1, 1])
+    angle = rng.uniform(0, 2 * np.pi) + progress / np.ptp(progress) * sweep
+
+    radius = 1 - 0.25 * rng.random() * (0.5 + 0.5 * smooth_noise(frames, 5, rng))
+    cos, sin = np.cos(angle), np.sin(angle)
+    power = 1 / ring.squareness
+    radius = radius * (np.abs(cos) ** ring.squareness + np.abs(sin) ** ring.squareness) ** -power
+    reach_x, reach_y = ring.reach
+    bob = 0.04 * min(ring.reach) * smooth_noise(frames, 8, rng)
+    eyes = np.stack([reach_x * radius * cos, reach_y * radius * sin, bob], 1) + ring.centre
+
+    # look across the ring, with a bias to one side and a slowly wandering gaze; what a pause adds fades away
+    pauses = np.concatenate([[0.0], np.cumsum(turn)])
+    pauses -= np.linspace(0, pauses[-1], frames) * rng.uniform(0.5, 1)
+    inward = np.arctan2(-reach_y * sin, -reach_x * cos)
+    yaw = inward + rng.uniform(-0.9, 0.9) + 0.6 * smooth_noise(frames, 6, rng) + pauses
+    pitch = rng.uniform(-0.35, 0.0) + 0.22 * smooth_noise(frames, 7, rng)
+    roll = 0.06 * smooth_noise(frames, 7, rng)
+    return _look(eyes, yaw, pitch, roll)
+
+
+def smooth_noise(length: int, knots: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
+    """Values in -1..1 that wander through random knots."""
+    place = np.linspace(0, knots - 1, length)
+    low = np.minimum(place.astype(int), knots - 2)
+    blend = place - low
+    blend = blend * blend * (3 - 2 * blend)
+    values = rng.uniform(-1, 1, knots)
+    return values[low] * (1 - blend) + values[low + 1] * blend
+
+
+def _look(
+    eyes: Float64[np.ndarray, "T 3"], yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray
+) -> Float64[np.ndarray, "T 4 4"]:
+    forward = np.stack([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], 1)
+    level = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(len(yaw))], 1)
+    down = np.cross(forward, level)
+    cos, sin = np.cos(roll)[:, None], np.sin(roll)[:, None]
+    matrix = np.tile(np.eye(4), (len(eyes), 1, 1))
+    matrix[:, :3, :3] = np.stack([cos * level + sin * down, cos * down - sin * level, forward], 1)
+    matrix[:, :3, 3] = -np.einsum("tij,tj->ti", matrix[:, :3, :3], eyes)
+    return matrix

@@ -1,0 +1,216 @@
+"""Questions about a room with exact answers: VSI-Bench's types and wording, all but route planning.
+
+Like VSI-Bench, asks only what is unambiguous: of things that were clearly seen, with a margin to the next answer.
+What moves is asked about in appearance order only. Sizes, distances and directions are those of the bounding boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, permutations
+
+import numpy as np
+from jaxtyping import Int16
+
+from datamodules.scenes import Question
+from datamodules.sources.rooms import geometry
+from datamodules.sources.rooms.scene import RoomScene, Thing
+
+SEEN_SHARE = 0.004  # of a frame's pixels: a thing that covers more in some frame was seen
+GLIMPSE_SHARE = 0.001  # what covers less than this isn't yet in the picture
+ORDER_GAP = 2  # frames between two first appearances that are asked about
+MIN_DISTANCE_M = 0.3
+DISTANCE_MARGIN_M, DISTANCE_MARGIN = 0.15, 0.15  # nearest against second nearest: metres and share
+ANGLE_MARGIN = np.deg2rad(12)  # to the borders between two directions
+STAND_APART_M = 0.5  # between the centres of the things of a question about directions
+
+ROOM = (
+    "What is the size of this room (in square meters)? \n"
+    "If multiple rooms are shown, estimate the size of the combined space."
+)
+COUNT = "How many {}(s) are in this room?"
+SIZE = "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
+DISTANCE = "Measuring from the closest point of each object, what is the distance between the {} and the {} (in meters)?"
+NEAREST = (
+    "Measuring from the closest point of each object, which of these objects ({}) is the closest to the {}?"
+)
+STANDING = "If I am standing by the {} and facing the {}, is the {} to "
+EASY = STANDING + "the left or the right of the {}?"
+MEDIUM = STANDING + (
+    "my left, right, or back?\n"
+    "An object is to my back if I would have to turn at least 135 degrees in order to face it."
+)
+HARD = STANDING + (
+    "my front-left, front-right, back-left, or back-right?\n"
+    "The directions refer to the quadrants of a Cartesian plane"
+    " (if I am standing at the origin and facing along the positive y-axis)."
+)
+ORDER = "What will be the first-time appearance order of the following categories in the video: {}?"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What of a scene may be asked about."""
+
+    single: dict[str, Thing]  # seen categories with one still thing
+    several: dict[str, list[Thing]]  # categories with more, all of them seen
+    first: dict[
+        str, tuple[int, int]
+    ]  # category, moving ones too: frames of the first glimpse and of first being seen
+    moving: set[str]
+
+
+def ask(
+    scene: RoomScene, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator, prefix: str
+) -> list[Question]:
+    """6 to 12 questions, the room's size first. ids: what each pixel of the video shows, as `render` gives it.
+
+    A question's id is the prefix and its number.
+    """
+    known = _known(scene, ids)
+    questions = [("room_size_estimation", ROOM, f"{scene.area:.1f}", ())]
+    for kinds, limit in ((_counts, 2), (_sizes, 2), (_distances, 2), (_nearest, 1)):
+        questions += _some(kinds(known, rng), limit)
+    questions += list(_directions(known, rng))
+    questions += _some(_orders(known, rng), 1)
+    return [Question(f"{prefix}-{number:02d}", *parts) for number, parts in enumerate(questions)]
+
+
+def relative_angle(standing: Thing, facing: Thing, asked: Thing) -> float:
+    """Radians from the direction faced to the direction of the asked thing, positive to the left, in -pi..pi."""
+    at = np.array(standing.centre[:2])
+    ahead, there = np.array(facing.centre[:2]) - at, np.array(asked.centre[:2]) - at
+    return float(np.arctan2(ahead[0] * there[1] - ahead[1] * there[0], ahead @ there))
+
+
+def things_distance(a: Thing, b: Thing) -> float:
+    """Metres between the closest points of two things' bounding boxes."""
+    placed = [np.array(value, float) for thing in (a, b) for value in (thing.centre, thing.size, thing.yaw)]
+    return float(geometry.box_distance(*placed))
+
+
+Parts = tuple[str, str, str, tuple[str, ...]]  # type, question, ground truth, options
+
+
+def _some(candidates: Iterator[Parts], limit: int) -> list[Parts]:
+    return [parts for parts, _ in zip(candidates, range(limit), strict=False)]
+
+
+def _known(scene: RoomScene, ids: np.ndarray) -> _Known:
+    pixels = ids.shape[1] * ids.shape[2]
+    shown = np.stack([np.bincount(frame.ravel() + 1, minlength=len(scene.things) + 1)[1:] for frame in ids])
+    groups: dict[str, list[int]] = {}
+    for number, thing in enumerate(scene.things):
+        groups.setdefault(thing.category, []).append(number)
+    known = _Known({}, {}, {}, {thing.category for thing in scene.things if thing.track})
+    for category, members in groups.items():
+        cover = shown[:, members] / pixels
+        seen, glimpsed = cover > SEEN_SHARE, cover > GLIMPSE_SHARE
+        if seen.any():
+            known.first[category] = int(glimpsed.any(1).argmax()), int(seen.any(1).argmax())
+        if category not in known.moving and seen.any(0).all():
+            things = [scene.things[number] for number in members]
+            if len(things) == 1:
+                known.single[category] = things[0]
+            else:
+                known.several[category] = things
+    return known
+
+
+def _counts(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
+    for category in _shuffled(known.several, rng):
+        yield "object_counting", COUNT.format(category), str(len(known.several[category])), ()
+
+
+def _sizes(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
+    for category in _shuffled(known.single, rng):
+        longest = max(known.single[category].size)
+        yield "object_size_estimation", SIZE.format(category), f"{100 * longest:.0f}", ()
+
+
+def _distances(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
+    for pair in _shuffled(combinations(known.single, 2), rng):
+        a, b = _shuffled(pair, rng)
+        distance = things_distance(known.single[a], known.single[b])
+        if distance >= MIN_DISTANCE_M:
+            yield "object_abs_distance", DISTANCE.format(a, b), f"{distance:.1f}", ()
+
+
+def _nearest(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
+    things = {category: [thing] for category, thing in known.single.items()} | known.several
+    for target in _shuffled(known.single, rng):
+        others = _shuffled(things.keys() - {target}, rng)[:4]
+        if len(others) < 4:
+            return
+        distance = {
+            other: min(things_distance(known.single[target], thing) for thing in things[other])
+            for other in others
+        }
+        best, second = sorted(distance.values())[:2]
+        if second - best >= max(DISTANCE_MARGIN_M, DISTANCE_MARGIN * second):
+            text = NEAREST.format(", ".join(others), target)
+            yield "object_rel_distance", text, *_choice(others, min(others, key=distance.__getitem__))
+
+
+def _directions(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
+    """At most one question of each difficulty, each about another triple."""
+    wanted = {"easy", "medium", "hard"}
+    for names in _shuffled(permutations(known.single, 3), rng)[:60]:
+        standing, facing, asked = (known.single[name] for name in names)
+        places = np.array([thing.centre[:2] for thing in (standing, facing, asked)])
+        if min(np.linalg.norm(a - b) for a, b in combinations(places, 2)) < STAND_APART_M:
+            continue
+        angle = relative_angle(standing, facing, asked)
+        for level in sorted(wanted):
+            answer = direction(angle, level)
+            if answer:
+                wanted.remove(level)
+                text = {"easy": EASY, "medium": MEDIUM, "hard": HARD}[level].format(*names, names[1])
+                options = {"easy": ("left", "right"), "medium": ("left", "right", "back"),
+                           "hard": ("front-left", "front-right", "back-left", "back-right")}[level]  # fmt: skip
+                yield f"object_rel_direction_{level}", text, *_choice(_shuffled(options, rng), answer)
+                break
+
+
+def direction(angle: float, level: str) -> str | None:
+    """The answer to a question about directions, or None where the angle is too near to a border (or, for
+    "medium", in front). angle: as `relative_angle` gives it; level: "easy", "medium" or "hard"."""
+    side, turn = ("left" if angle > 0 else "right"), abs(angle)
+    borders = {"easy": (0, 180), "medium": (45, 135), "hard": (0, 90, 180)}[level]
+    if min(abs(turn - np.deg2rad(border)) for border in borders) < ANGLE_MARGIN:
+        return None
+    if level == "easy":
+        return side
+    if level == "medium":
+        return "back" if turn > np.deg2rad(135) else side if turn > np.deg2rad(45) else None
+    return f"{'front' if turn < np.pi / 2 else 'back'}-{side}"
+
+
+def _orders(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
+    """Four categories of which each was seen well before there was a glimpse of the next; with what moves, if any."""
+    groups = _shuffled(
+        combinations(sorted(known.first, key=lambda category: known.first[category][1]), 4), rng
+    )
+    for group in sorted(groups, key=lambda group: not known.moving & set(group)):
+        times = [known.first[category] for category in group]
+        if all(
+            seen + ORDER_GAP <= glimpse for (_, seen), (glimpse, _) in zip(times, times[1:], strict=False)
+        ):
+            truth = ", ".join(group)
+            orders = _shuffled((", ".join(order) for order in permutations(group)), rng)
+            options = [truth, *[order for order in orders if order != truth][:3]]
+            text = ORDER.format(", ".join(_shuffled(group, rng)))
+            yield "obj_appearance_order", text, *_choice(_shuffled(options, rng), truth)
+
+
+def _choice(options: list[str], answer: str) -> tuple[str, tuple[str, ...]]:
+    """The letter of the answer, and the options with their letters."""
+    return "ABCD"[options.index(answer)], tuple(
+        f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False)
+    )
+
+
+def _shuffled(items, rng):  # type: ignore[no-untyped-def]
+    items = sorted(items)  # the same order whatever the hash seed
+    return [items[i] for i in rng.permutation(len(items))]

@@ -1,0 +1,77 @@
+"""Writes one scene: video, cameras, the scene's description; gives back the lines of its questions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from datamodules.cameras_file import write_cameras
+from datamodules.sources.base import Split
+from datamodules.sources.rooms.layout import draw_scene
+from datamodules.sources.rooms.questions import ask
+from datamodules.sources.rooms.render import render
+from datamodules.sources.rooms.scene import save_scene
+
+DATASET = "rooms"
+FRAMES_PER_SECOND = 4
+FIELD_OF_VIEW_DEG = (55.0, 95.0)
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a scene depends on, besides its split and index."""
+
+    path: Literal["loop", "local"]
+    moving: bool
+    size: int
+    frames: int
+    seed: int
+
+
+def write_scene(folder: Path, settings: Settings, split: Split, index: int) -> str:
+    """Makes scene number `index` of a split in <folder>/rooms/ and returns its questions as lines of JSON."""
+    rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
+    side = settings.size
+    focal = side / 2 / np.tan(np.deg2rad(rng.uniform(*FIELD_OF_VIEW_DEG)) / 2)
+    K_px = np.array([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
+    scene, world_to_camera = draw_scene(settings.path, settings.moving, settings.frames, rng)
+    rendering = render(scene, world_to_camera, K_px, side, side)
+
+    name = f"{split}_{index:05d}"
+    base = folder / DATASET / name
+    write_video(base.with_name(f"{name}.mp4"), rendering.rgb)
+    write_cameras(
+        base.with_name(f"{name}.cameras.json"), torch.from_numpy(world_to_camera), torch.from_numpy(K_px),
+        width=side, height=side,
+    )  # fmt: skip
+    save_scene(scene, base.with_name(f"{name}.scene.json"))
+    prefix = f"{DATASET}-{settings.path}-{split}-{index:05d}"
+    return "".join(
+        json.dumps({
+            "id": question.id, "dataset": DATASET, "scene_name": name, "question_type": question.question_type,
+            "question": question.question, "ground_truth": question.ground_truth,
+            "options": list(question.options) or None,
+        }) + "\n"
+        for question in ask(scene, rendering.ids, rng, prefix)
+    )  # fmt: skip
+
+
+def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
+    """H.264 at a quality near to the original, a key frame every 8 frames so that single frames decode fast."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = 8
+        stream.options = {"crf": "14", "preset": "veryfast", "threads": "1", "bf": "0"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
+        container.mux(stream.encode())
