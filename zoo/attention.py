@@ -16,11 +16,11 @@ from zoo.encodings.base import EncodedCameras
 
 
 class CameraAttention(Qwen2_5_VLAttention):
-    """Qwen2.5-VL's decoder attention that takes a `camera_encoding`; without one the stock forward runs unchanged.
+    """Qwen2.5-VL's decoder attention that takes a `camera_encoding`; without one, the stock forward runs.
 
-    Put in place by `install_camera_attention`. The encoding comes as a keyword argument of the model's forward, which
-    hands unknown ones down to the layers, also under gradient checkpointing. Keys and values enter the KV cache
-    encoded, so later steps that hold only text need no encoding.
+    Put in place by `install_camera_attention`. The encoding is a keyword argument of the model's forward,
+    which hands down to the layers what it doesn't know, also under gradient checkpointing. Keys and values
+    enter the KV cache encoded, so later steps, which hold text only, need no encoding.
     """
 
     def forward(
@@ -52,8 +52,8 @@ class CameraAttention(Qwen2_5_VLAttention):
             )
         if camera_encoding.num_tokens != hidden_states.shape[1]:
             raise ValueError(
-                f"the camera encoding is for {camera_encoding.num_tokens} tokens, not {hidden_states.shape[1]}: "
-                "leave it out when decoding text"
+                f"the camera encoding is of {camera_encoding.num_tokens} tokens, "
+                f"not {hidden_states.shape[1]}: leave it out where only text is decoded"
             )
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
@@ -67,7 +67,8 @@ class CameraAttention(Qwen2_5_VLAttention):
 
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx, kwargs=kwargs)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = self.config._attn_implementation
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention(
             self,
             q,
@@ -85,7 +86,7 @@ class CameraAttention(Qwen2_5_VLAttention):
 
 
 def install_camera_attention(language_model: nn.Module) -> None:
-    """Turns the attention of every decoder layer into `CameraAttention`, in place; names and weights stay as they are.
+    """Turns the attention of every decoder layer into `CameraAttention`, in place; names and weights stay.
 
     Raises:
         ValueError: a model without Qwen2.5-VL decoder attention.

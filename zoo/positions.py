@@ -1,7 +1,7 @@
 """Multimodal rotary position ids (mRoPE) of Qwen2.5-VL, and what "time" means in them.
 
-A visual token has the position (t, h, w) in its grid, counted from where its video or image starts; a text token has
-three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1.2; equal to transformers 4.51, with which the
+A visual token has the position (t, h, w) in its grid, counted from where its video or image starts; a text
+token has three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923; equal to transformers 4.51, with which the
 released checkpoints were trained, or with `text_after_vision="max_hw"` to transformers 5.
 """
 
@@ -18,7 +18,7 @@ PADDED_POSITION = 1  # what transformers 4.51 gives to padding; masked out of th
 
 
 class TimeIndex:
-    """What the time position of a video's token means: subclasses map grid steps to integers from 0.
+    """What the time of a video's token means: subclasses map grid steps to positions, integers from 0.
 
     Attributes:
         seconds_per_grid: the nominal seconds of a grid step, where the caller doesn't give any.
@@ -31,8 +31,8 @@ class TimeIndex:
     constant: bool = False
 
     def __call__(
-        self, step: Int[Tensor, "N"], seconds: Float[Tensor, "N"], tokens_per_second: float
-    ) -> Int[Tensor, "N"]:
+        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: float
+    ) -> Int[Tensor, " N"]:
         """Time positions relative to the start of each video.
 
         Args:
@@ -47,8 +47,8 @@ class Seconds(TimeIndex):
     """floor(k * tokens_per_second * seconds_per_grid), as Qwen2.5-VL.
 
     Args:
-        seconds_per_grid: nominal seconds of a grid step, whatever the clip's real rate. The released Spatial-MLLM
-            checkpoints are scored with 1.0 and were trained with 0.5.
+        seconds_per_grid: nominal seconds of a grid step, whatever the clip's real rate. The released
+            Spatial-MLLM checkpoints are scored with 1.0 and were trained with 0.5.
         real_time: take the clip's own seconds instead.
     """
 
@@ -57,8 +57,8 @@ class Seconds(TimeIndex):
         self.real_time = real_time
 
     def __call__(
-        self, step: Int[Tensor, "N"], seconds: Float[Tensor, "N"], tokens_per_second: float
-    ) -> Int[Tensor, "N"]:
+        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: float
+    ) -> Int[Tensor, " N"]:
         # float32 and this order of the products: the floor has to fall as it did in training
         return (step * seconds * tokens_per_second).long()
 
@@ -67,29 +67,29 @@ class FrameIndex(TimeIndex):
     """k: a grid step is one position, as Qwen2-VL; what 0.5 seconds a step amounts to."""
 
     def __call__(
-        self, step: Int[Tensor, "N"], seconds: Float[Tensor, "N"], tokens_per_second: float
-    ) -> Int[Tensor, "N"]:
+        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: float
+    ) -> Int[Tensor, " N"]:
         return step
 
 
 class NoTime(TimeIndex):
-    """0: all views of a video have the same time, as in a static scene. Several stills still start one after another."""
+    """0: all views of a video have the same time, as in a static scene. Stills start one after another."""
 
     constant = True
 
     def __call__(
-        self, step: Int[Tensor, "N"], seconds: Float[Tensor, "N"], tokens_per_second: float
-    ) -> Int[Tensor, "N"]:
+        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: float
+    ) -> Int[Tensor, " N"]:
         return torch.zeros_like(step)
 
 
 class _Media(NamedTuple):
-    """The visual runs of a batch, in the order of its real (unpadded) tokens, which are laid out in one row."""
+    """The visual runs of a batch: one video or still each."""
 
-    start: Int[Tensor, "M"]  # where each run starts
-    length: Int[Tensor, "M"]
+    start: Int[Tensor, " M"]  # place among all tokens of the batch that aren't padding
+    length: Int[Tensor, " M"]
     grid: Int[Tensor, "M 3"]  # (t, h, w) after merging
-    is_video: Bool[Tensor, "M"]
+    is_video: Bool[Tensor, " M"]
 
 
 def mrope_position_ids(
@@ -98,7 +98,7 @@ def mrope_position_ids(
     *,
     image_grid_thw: Int[Tensor, "I 3"] | None = None,
     video_grid_thw: Int[Tensor, "V 3"] | None = None,
-    seconds_per_grid: Sequence[float] | Float[Tensor, "V"] | None = None,
+    seconds_per_grid: Sequence[float] | Float[Tensor, " V"] | None = None,
     tokens_per_second: float = 2,
     spatial_merge_size: int = 2,
     image_token_id: int,
@@ -110,19 +110,19 @@ def mrope_position_ids(
     """Position ids (t, h, w) of every token, and what to add to a later token's place in its (padded) row.
 
     Args:
-        input_ids: prompts in which each visual token holds a placeholder, right after `vision_start_token_id`.
+        input_ids: a placeholder for each visual token; the first of a run follows `vision_start_token_id`.
         attention_mask: 0 for padding, on either side.
         image_grid_thw: patches before merging, an image a row, in the order of the batch.
         video_grid_thw: the same for videos.
-        seconds_per_grid: seconds between grid steps, one a video; None is the time index's nominal value (1.0).
+        seconds_per_grid: seconds of a grid step, one a video; None is the time index's nominal value (1.0).
         tokens_per_second: positions a second.
         spatial_merge_size: patches that are merged into a token, a side.
         time_index: what time means; None is `Seconds()`.
-        text_after_vision: where text goes on after a video: one after the highest position in it (`max_thw`, the
+        text_after_vision: where text goes on after a video: after the highest position in it (`max_thw`, the
             checkpoints'), or at start + max(h, w), whatever its length in time (`max_hw`, transformers 5).
 
     Returns:
-        The position ids, 1 in padding; and deltas: the next token of a row of length L has position L + delta.
+        The position ids, 1 in padding; and deltas: what follows a row of length L has position L + delta.
 
     Raises:
         ValueError: grids and placeholders that don't match, not one `seconds_per_grid` a video.
@@ -167,9 +167,9 @@ def grid_step_index(
     video_token_id: int,
     vision_start_token_id: int,
 ) -> Int[Tensor, "B L"]:
-    """Which grid step of its sample, over all its videos and images in order, a token belongs to; -1 for text.
+    """The grid step of its sample, over all its videos and images in order, of each token; -1 for text.
 
-    It is the `index` of `Cameras` that hold one camera a grid step. Arguments and errors as `mrope_position_ids`.
+    The `index` of `Cameras` that hold one camera a grid step. Arguments and errors as `mrope_position_ids`.
     """
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     media = _find_media(
@@ -202,7 +202,9 @@ def _find_media(
     for name, chosen, grids in (("image", ~is_video, image_grid_thw), ("video", is_video, video_grid_thw)):
         given = 0 if grids is None else len(grids)
         if given != int(chosen.sum()):
-            raise ValueError(f"the prompts hold {int(chosen.sum())} {name}s, but {name}_grid_thw has {given} rows")
+            raise ValueError(
+                f"the prompts hold {int(chosen.sum())} {name}s, but {name}_grid_thw has {given} rows"
+            )
         if grids is not None:
             grid[chosen] = grids.to(ids)
     grid[:, 1:] //= merge
@@ -219,20 +221,26 @@ def _find_media(
 
 
 def _grid_positions(
-    media: _Media, time_index: TimeIndex, seconds_per_grid: Sequence[float] | Tensor | None, tokens_per_second: float
+    media: _Media,
+    time_index: TimeIndex,
+    seconds_per_grid: Sequence[float] | Tensor | None,
+    tokens_per_second: float,
 ) -> tuple[Tensor, Tensor]:
-    """(t, h, w) of each visual token from the start of its run, and one more than the highest of them, a run."""
+    """(t, h, w) of each visual token from the start of its run; and, a run, the highest of them plus one."""
     videos = media.grid[media.is_video, 0]
     if seconds_per_grid is None:
         seconds_per_grid = [time_index.seconds_per_grid] * len(videos)
     seconds = torch.as_tensor(seconds_per_grid, dtype=torch.float32, device=videos.device)
     if seconds.shape != videos.shape:
-        raise ValueError(f"seconds_per_grid needs one number a video ({len(videos)}), got {tuple(seconds.shape)}")
+        raise ValueError(
+            f"seconds_per_grid needs one number a video ({len(videos)}), got {tuple(seconds.shape)}"
+        )
 
     steps = media.grid[:, 0]
     step_time = torch.zeros_like(_ramp(steps))  # stills have no time
     in_video = media.is_video.repeat_interleave(steps)
-    step_time[in_video] = time_index(_ramp(videos), seconds.repeat_interleave(videos), tokens_per_second).to(steps)
+    times = time_index(_ramp(videos), seconds.repeat_interleave(videos), tokens_per_second)
+    step_time[in_video] = times.to(steps)
 
     run_of_step = torch.arange(len(steps), device=steps.device).repeat_interleave(steps)
     last = torch.zeros_like(steps).scatter_reduce(0, run_of_step, step_time, "amax")
