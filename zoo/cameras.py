@@ -55,7 +55,7 @@ class Cameras:
         return len(self.world_to_camera)
 
     def __getitem__(self, samples: Any) -> Cameras:
-        """The cameras of some samples of the batch, chosen by a slice, a mask or a tensor or list of integers."""
+        """The cameras of some samples: `samples` is a slice, a mask, or a tensor or list of integers."""
         index = None if self.index is None else self.index[samples]
         return self._replaced(self.world_to_camera[samples], self.K_normalised[samples], index)
 
@@ -144,8 +144,8 @@ def pose_distance(
     """How far poses are apart, with broadcasting.
 
     Returns:
-        The angle of the relative rotation in radians, 0 to pi, by atan2: the usual acos of the trace loses half
-        of the digits near 0 and pi. And the distance of the camera centres, in the poses' unit.
+        The angle of the relative rotation in radians, 0 to pi, by atan2: the usual acos of the trace loses
+        half of the digits near 0 and pi. And the distance of the camera centres, in the poses' unit.
     """
     relative = world_to_camera_a[..., :3, :3] @ world_to_camera_b[..., :3, :3].mT
     skew = relative - relative.mT

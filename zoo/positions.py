@@ -1,8 +1,8 @@
 """Multimodal rotary position ids (mRoPE) of Qwen2.5-VL, and what "time" means in them.
 
 A visual token has the position (t, h, w) in its grid, counted from where its video or image starts; a text
-token has three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923; equal to transformers 4.51, with which the
-released checkpoints were trained, or with `text_after_vision="max_hw"` to transformers 5.
+token has three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923; equal to transformers 4.51, with which
+the released checkpoints were trained, or with `text_after_vision="max_hw"` to transformers 5.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TimeIndex:
     Attributes:
         seconds_per_grid: the nominal seconds of a grid step, where the caller doesn't give any.
         real_time: whether a model should give the clip's own seconds a grid step.
-        constant: all views of a video have the same time, so that RoPE on the T section is the identity among them.
+        constant: all views of a video have the same time: RoPE on the T section cancels among them.
     """
 
     seconds_per_grid: float = 1.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from zoo.cameras import Cameras
 from zoo.encodings.placements import ChannelBlock
-from zoo.positions import TimeIndex
 
 
 class EncodedCameras:
@@ -58,28 +56,24 @@ class CameraEncoding(nn.Module, ABC):
 
     @property
     def needs_constant_time(self) -> bool:
-        """Whether it is exact only where all views of a clip have the same time (`NoTime`)."""
+        """Whether all views of a clip must have the same time position (`NoTime`)."""
         return False
 
-    def check_time(self, time: TimeIndex) -> None:
-        """Refuses a time that the encoding's channels can't share.
-
-        Raises:
-            ValueError: an encoding that needs a constant time, and another one.
-        """
-        if self.needs_constant_time and not time.constant:
-            raise ValueError(
-                f"{type(self).__name__} sits where mRoPE holds the time, so all views must have the same: "
-                f"set the time index to NoTime instead of {type(time).__name__}"
-            )
-
     @abstractmethod
-    def encode(self, cameras: Cameras, config: Any, dtype: torch.dtype = torch.float32) -> EncodedCameras:
+    def encode(
+        self,
+        cameras: Cameras,
+        *,
+        head_dim: int,
+        mrope_section: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+    ) -> EncodedCameras:
         """What all layers share in one forward pass.
 
         Args:
             cameras: with an `index` (B, L): the camera of each token of the sequence, -1 for none.
-            config: the decoder's configuration (`text_config`): the shape of its heads and of mRoPE.
+            head_dim: channels of an attention head.
+            mrope_section: frequencies of the three sections of mRoPE (t, h, w).
             dtype: precision of the matrices, float32 or better whatever the hidden states are in.
 
         Raises:
@@ -142,8 +136,3 @@ def _per_token(matrices: Float[Tensor, "B C 4 4"], index: Int[Tensor, "B L"]) ->
     identity = torch.eye(4, dtype=matrices.dtype, device=matrices.device).expand(batch, 1, 4, 4)
     index = torch.where(index < 0, num_cameras, index)
     return torch.cat((matrices, identity), 1)[torch.arange(batch, device=index.device)[:, None], index]
-
-
-def rope_shape(config: Any) -> tuple[int, Sequence[int]]:
-    """The width of a decoder's heads, and the frequencies of its mRoPE sections (t, h, w)."""
-    return config.hidden_size // config.num_attention_heads, config.rope_parameters["mrope_section"]

@@ -30,8 +30,8 @@ def prope_attention(
 ) -> Float[Tensor, "B H N D"]:
     """Attention in which half of a head's channels take PRoPE's matrices and half RoPE over the image.
 
-    The first D/2 channels: q' = P^T q, k' = P^-1 k, v' = P^-1 v, o' = P o with P = lift(K) V, four channels at
-    a time. The next D/4: RoPE over patch columns x; the last D/4: over patch rows y (base 100, pairs
+    The first D/2 channels: q' = P^T q, k' = P^-1 k, v' = P^-1 v, o' = P o with P = lift(K) V, four channels
+    at a time. The next D/4: RoPE over patch columns x; the last D/4: over patch rows y (base 100, pairs
     (c, c + D/8)), on q, k and v, and inversely on the output. Source: arXiv 2507.10496.
 
     Args:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from zoo.cameras import Cameras, invert_se3
-from zoo.encodings.base import CameraEncoding, CameraMatrices, rope_shape
+from zoo.encodings.base import CameraEncoding, CameraMatrices
 from zoo.encodings.placements import Fraction, Placement
 
 
@@ -56,15 +57,23 @@ class PRoPE(CameraEncoding):
     def needs_constant_time(self) -> bool:
         return self.placement.needs_constant_time
 
-    def encode(self, cameras: Cameras, config: Any, dtype: torch.dtype = torch.float32) -> CameraMatrices:
+    def encode(
+        self,
+        cameras: Cameras,
+        *,
+        head_dim: int,
+        mrope_section: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+    ) -> CameraMatrices:
         """See `CameraEncoding.encode`."""
-        if cameras.index is None:
+        index = cameras.index
+        if index is None:
             raise ValueError("these cameras say nothing of the tokens: give Cameras an index (B, L)")
-        block = self.placement.block(*rope_shape(config))
+        block = self.placement.block(head_dim, mrope_section)
         if self.reference is not None:
             cameras = cameras.canonical(self.reference)
         P, P_inverse = projection_matrices(cameras.world_to_camera.double(), cameras.K_normalised.double())
         dtype = torch.promote_types(dtype, torch.float32)
         P, inverse_T = P.to(dtype), P_inverse.mT.to(dtype)  # of row vectors: x' = M x is x M^T
         in_rope_frame = not self.placement.before_rope
-        return CameraMatrices(cameras.index, block, in_rope_frame, q=P, k=inverse_T, v=inverse_T, o=P.mT)
+        return CameraMatrices(index, block, in_rope_frame, q=P, k=inverse_T, v=inverse_T, o=P.mT)
