@@ -3,8 +3,8 @@
     {"width": 640, "height": 480, "K_px": [[585, 0, 320], [0, 585, 240], [0, 0, 1]],
      "world_to_camera": [[[...], [...], [...], [0, 0, 0, 1]], ...], "times_s": [0.0, ...]}
 
-World-to-camera, OpenCV axes (x right, y down, z forward), metres. K_px, in pixels of the upright video, is one 3x3 for
-all frames or one for each; times_s is optional.
+World-to-camera, OpenCV axes (x right, y down, z forward), metres. K_px, in pixels of the upright video, is
+one 3x3 for all frames or one for each; times_s is optional.
 """
 
 from __future__ import annotations
@@ -24,31 +24,34 @@ from zoo.cameras import nearest_rotation, normalise_intrinsics
 def read_cameras(
     path: str | Path, num_frames: int, height: int, width: int
 ) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
-    """(world_to_camera, K_normalised), one a raw frame of a video of num_frames frames of height x width pixels.
+    """(world_to_camera, K_normalised), one of each for every raw frame.
 
     Rotations are projected to SO(3); K_normalised is as `zoo.cameras.normalise_intrinsics` has it.
 
-    Raises ValueError, in one line with the file and, where there is one, the frame: for malformed JSON, a wrong number
-    of poses, poses that are not finite or not rigid (off by more than 1e-2), intrinsics of another image size.
+    Args:
+        num_frames, height, width: of the video that the cameras belong to, in frames and pixels.
+
+    Raises:
+        ValueError: in one line with the file and, where there is one, the frame: malformed JSON, a wrong number
+            of poses, poses that aren't finite or not rigid (off by more than 1e-2), intrinsics of another image
+            size.
     """
     path = Path(path)
     content = _load(path)
-    size = content["width"], content["height"]
-    if size != (width, height):
-        raise ValueError(
-            f"{path}: intrinsics for {size[0]} x {size[1]} pixels, but the video has {width} x {height}: scale K_px"
-        )
+    if (content["width"], content["height"]) != (width, height):
+        stated = f"{content['width']} x {content['height']}"
+        raise ValueError(f"{path}: K_px is for {stated} pixels, the video has {width} x {height}: scale it")
     poses = _matrices(path, "world_to_camera", content["world_to_camera"], 4)
     if len(poses) != num_frames:
-        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: one a raw frame is needed")
+        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: give one a frame")
     _require(path, "pose is not a rigid transform: its last row must be 0 0 0 1", _ends_in_unit_row(poses))
-    poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], what=str(path))
+    poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], what=f"{path}, by frame")
 
     K_px = _matrices(path, "K_px", content["K_px"], 3)
     if len(K_px) not in (1, num_frames):
-        raise ValueError(f"{path}: {len(K_px)} intrinsics for a video of {num_frames} frames: give one, or one a frame")
-    positive = (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0)
-    _require(path, "K_px needs positive focal lengths and a last row of 0 0 1", positive & _ends_in_unit_row(K_px))
+        raise ValueError(f"{path}: {len(K_px)} intrinsics for {num_frames} frames: give one, or one a frame")
+    fine = (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0) & _ends_in_unit_row(K_px)
+    _require(path, "K_px needs positive focal lengths and a last row of 0 0 1", fine)
     return poses, normalise_intrinsics(K_px, width, height).expand(num_frames, 3, 3)
 
 
@@ -61,7 +64,7 @@ def write_cameras(
     height: int,
     times_s: Sequence[float] | None = None,
 ) -> None:
-    """Writes cameras.json; numbers read back exactly. width, height: the video's size in pixels, K_px refers to it."""
+    """Writes cameras.json; its numbers read back exactly. width, height: the video's size in pixels."""
     content: dict[str, Any] = {"width": width, "height": height, "K_px": K_px.tolist()}
     content["world_to_camera"] = world_to_camera.tolist()
     if times_s is not None:
@@ -79,7 +82,7 @@ def _load(path: Path) -> dict[str, Any]:
     keys = ("width", "height", "K_px", "world_to_camera")
     absent = [key for key in keys if key not in content] if isinstance(content, dict) else keys
     if absent:
-        raise ValueError(f"{path}: {', '.join(absent)} missing: a cameras file is an object with {', '.join(keys)}")
+        raise ValueError(f"{path}: no {', '.join(absent)}: a cameras file needs {', '.join(keys)}")
     return content
 
 
@@ -92,7 +95,8 @@ def _matrices(path: Path, key: str, rows: Any, side: int) -> Float64[Tensor, "N 
     if matrices.ndim == 2:
         matrices = matrices[None]
     if matrices.shape[1:] != (side, side):
-        raise ValueError(f"{path}: {key} must hold {side}x{side} matrices, it has shape {tuple(matrices.shape)}")
+        shape = tuple(matrices.shape)
+        raise ValueError(f"{path}: {key} must hold {side}x{side} matrices, it has shape {shape}")
     _require(path, f"{key} holds NaN or infinite numbers", matrices.isfinite().all(-1).all(-1))
     return matrices
 

@@ -1,4 +1,4 @@
-"""Frame sizes and resizing as qwen-vl-utils 0.0.14 does them, the preprocessing of the released checkpoints."""
+"""Frame sizes and resizing as in qwen-vl-utils 0.0.14, with which the released checkpoints are scored."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CHUNK = 8  # frames resized at once: bounds the float copies of a long clip
 def smart_resize(
     height: int, width: int, *, factor: int = PATCH_FACTOR, min_pixels: int, max_pixels: float
 ) -> tuple[int, int]:
-    """The size nearest to (height, width), in pixels, whose sides are multiples of `factor` and whose area lies
-    in [min_pixels, max_pixels], the aspect ratio kept as well as the multiples allow.
+    """The size, in pixels, near (height, width) with sides that are multiples of `factor` and an area in
+    [min_pixels, max_pixels]; the aspect ratio is kept as well as that allows.
 
-    Raises ValueError where one side is over 200 times the other.
+    Raises:
+        ValueError: one side is over 200 times the other.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(
-            f"a frame of {height} x {width} pixels is longer than {MAX_ASPECT_RATIO} times its width: crop it first"
-        )
+        limit = f"one side is over {MAX_ASPECT_RATIO} times the other"
+        raise ValueError(f"a frame of {width} x {height} pixels can't be resized, {limit}: crop it")
     rounded_h = max(factor, round(height / factor) * factor)
     rounded_w = max(factor, round(width / factor) * factor)
     if rounded_h * rounded_w > max_pixels:
@@ -56,7 +56,7 @@ class PixelBounds:
     min_pixels: int = 128 * PATCH_FACTOR**2
     max_pixels: int = 768 * PATCH_FACTOR**2
     total_pixels: float = 128000 * PATCH_FACTOR**2 * 0.9  # of a whole clip: long clips get smaller frames
-    folder_twice: bool = True  # a folder's frames are resized to multiples of 56 first, as the official code does
+    folder_twice: bool = True  # frames of a folder are resized to multiples of 56 first, as officially
 
     def frame_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
         """(height, width) in pixels of a resized frame of a clip of num_frames frames."""
@@ -69,11 +69,14 @@ class PixelBounds:
 def resize_frames(
     frames: UInt8[Tensor, "T 3 H W"], bounds: PixelBounds | None = None, *, is_folder: bool = False
 ) -> UInt8[Tensor, "T 3 h w"]:
-    """Frames resized within `bounds` (default: the official ones), bit for bit as the official inference does.
+    """Frames resized within `bounds`, bit for bit as the official inference does it.
 
-    is_folder: the frames come from a folder of images. The official code resizes those twice, first to multiples
-    of 56 with Pillow, so 480 x 640 gives 504 x 616 from a folder but 476 x 644 from a video file;
-    `PixelBounds(folder_twice=False)` treats both alike.
+    Args:
+        frames: of one clip.
+        bounds: the official ones by default.
+        is_folder: the frames come from a folder of images. The official code resizes those twice, first to
+            multiples of 56 with Pillow: 480 x 640 gives 504 x 616 from a folder, 476 x 644 from a video file.
+            `PixelBounds(folder_twice=False)` treats both alike.
     """
     bounds = bounds or PixelBounds()
     num_frames, _, height, width = frames.shape
@@ -82,14 +85,14 @@ def resize_frames(
             height, width, factor=FOLDER_FACTOR, min_pixels=FOLDER_MIN_PIXELS, max_pixels=FOLDER_MAX_PIXELS
         )
         frames = _resize_pillow(frames, first)
-    size = bounds.frame_size(*frames.shape[-2:], num_frames)
+    size = bounds.frame_size(frames.shape[-2], frames.shape[-1], num_frames)
     if size == tuple(frames.shape[-2:]):
         return frames
     return torch.cat([_resize_bicubic(chunk, size) for chunk in frames.split(CHUNK)])
 
 
 def _resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    # in float, then rounded: torchvision's uint8 kernel clamps between its two passes and is off by up to 10 levels
+    # in float, then rounded: torchvision's uint8 kernel clamps between its two passes, up to 10 levels off
     resized = F.resize(frames.float(), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 

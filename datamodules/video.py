@@ -3,20 +3,22 @@
     video = Video("kitchen.mp4")
     frames = video.read([0, 40, 80])  # uint8 (3, 3, H, W)
 
-`num_frames` counts the packets in the file, not what the header claims. Rotation metadata is honoured: height, width
-and frames are upright.
+`num_frames` counts what is in the file, not what its header claims. Rotation metadata is honoured: height,
+width and frames are upright.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -29,6 +31,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # a packet may hold no frame that is shown: only decoding counts them
 THREADED_PIXELS = 256 * 256  # smaller frames decode faster on one thread
 CUT_SHORT_S = 0.25  # a stream that ends this much before its stated duration is truncated
+EXIF_ORIENTATION = 0x0112
+
+RGB = UInt8[np.ndarray, "H W 3"]
 
 
 class VideoError(ValueError):
@@ -38,11 +43,15 @@ class VideoError(ValueError):
 class Video:
     """A video file, or a folder of .jpg/.png frames in natural order (frame 10000 after 9999).
 
-    num_frames: exact; height, width: in pixels, upright; fps: frames a second, None for a folder;
-    is_folder: whether the frames are images in a folder.
+    Attributes:
+        num_frames: how many frames there are, exactly.
+        height, width: in pixels, upright.
+        fps: frames a second on average; None for a folder.
+        is_folder: whether the frames are images in a folder.
 
-    Raises VideoError, here or in `read`, for a missing, truncated, zero-frame or audio-only file, for what is not a
-    video, for an unreadable frame, for frames of mixed sizes and for a folder without frames.
+    Raises:
+        VideoError: here or in `read`: a missing, truncated, zero-frame or audio-only file, something that is
+            not a video, an unreadable frame, frames of mixed sizes, a folder without frames.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -56,19 +65,25 @@ class Video:
             self.num_frames, self.height, self.width, self.fps = self._probe_file()
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
-        """The frames at `indices`, in that order; indices may repeat. Only the wanted frames are held in memory.
+        """The frames at `indices`, in that order; they may repeat. Only these are held in memory.
 
-        Raises IndexError for an index outside 0..num_frames-1, VideoError for a frame that can't be decoded.
+        Raises:
+            IndexError: an index outside 0 to num_frames - 1.
+            VideoError: a frame that can't be decoded.
         """
-        outside = [i for i in indices if not 0 <= i < self.num_frames]
-        if outside:
-            raise IndexError(f"{self.path}: no frame {outside[0]}, the video has {self.num_frames}")
-        wanted = sorted(set(indices))
-        frames = {i: self._read_image(i) for i in wanted} if self.is_folder else self._decode(wanted)
-        if not indices:
-            return torch.empty((0, 3, self.height, self.width), dtype=torch.uint8)
-        stacked = torch.from_numpy(np.stack([frames[i] for i in indices]))
-        return stacked.permute(0, 3, 1, 2).contiguous()
+        rows_of: dict[int, list[int]] = {}
+        for row, i in enumerate(indices):
+            if not 0 <= i < self.num_frames:
+                raise IndexError(f"{self.path}: no frame {i}, the video has {self.num_frames}")
+            rows_of.setdefault(i, []).append(row)
+        frames = torch.empty((len(indices), 3, self.height, self.width), dtype=torch.uint8)
+        for i, rgb in self._read_images(rows_of) if self.is_folder else self._decode(rows_of):
+            if rgb.shape[:2] != (self.height, self.width):
+                size = f"{rgb.shape[1]} x {rgb.shape[0]}, not {self.width} x {self.height}"
+                raise VideoError(f"{self.path}: frames of mixed sizes: frame {i} is {size}")
+            for row in rows_of[i]:
+                frames[row] = torch.from_numpy(rgb).permute(2, 0, 1)
+        return frames
 
     # ---- a video file
 
@@ -78,40 +93,33 @@ class Video:
             with av.open(self.path) as container:
                 stream = self._video_stream(container)
                 num_frames = self._count_packets(container, stream)
-                fps = stream.average_rate or stream.guessed_rate
+                rate, codec = stream.average_rate or stream.guessed_rate, stream.codec_context.name
             if num_frames == 0:
                 raise VideoError(f"{self.path}: the video has no frames: record or export it again")
             first = next(self._decoded(), None)
             if first is None:
-                raise VideoError(f"{self.path}: none of its {num_frames} frames decodes: is the file damaged?")
-            if self._codec in HIDDEN_FRAME_CODECS:
+                raise VideoError(f"{self.path}: no frame of {num_frames} decodes: record or export it again")
+            if codec in HIDDEN_FRAME_CODECS:
                 num_frames = sum(1 for _ in self._decoded())
         except (av.FFmpegError, OSError) as error:
-            raise self._unreadable(error) from error
-        height, width = first.height, first.width
-        if _quarter_turns(first) % 2:
-            height, width = width, height
-        return num_frames, height, width, float(fps) if fps else None
+            if not self.path.exists():
+                raise VideoError(f"{self.path}: no such video file or folder of frames") from error
+            raise VideoError(f"{self.path}: not a video, or cut short ({error.strerror})") from error
+        upright = first.height, first.width
+        height, width = upright[::-1] if _quarter_turns(first) % 2 else upright
+        return num_frames, height, width, float(rate) if rate else None
 
-    def _unreadable(self, error: Exception) -> VideoError:
-        if not self.path.exists():
-            return VideoError(f"{self.path}: no such video file or folder of frames")
-        return VideoError(f"{self.path}: not a readable video, or cut short ({error.__class__.__name__})")
-
-    def _video_stream(self, container: av.container.InputContainer) -> VideoStream:
-        # album art in a music file is a video stream too, and a text file opens as a terminal recording
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in container.streams.video if not s.disposition & cover]
+    def _video_stream(self, container: InputContainer) -> VideoStream:
+        # album art in a music file is a video stream too, and a text file opens as a terminal's recording
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams or container.format.name == "tty":
             what = "only sound in it" if container.streams.audio else "no video in it"
             raise VideoError(f"{self.path}: {what}: give a video file or a folder of frames")
-        stream = streams[0]
-        self._codec = stream.codec_context.name
-        threaded = stream.codec_context.width * stream.codec_context.height >= THREADED_PIXELS
-        stream.thread_type = "AUTO" if threaded else "NONE"
-        return stream
+        codec = streams[0].codec_context
+        streams[0].thread_type = "AUTO" if codec.width * codec.height >= THREADED_PIXELS else "NONE"
+        return streams[0]
 
-    def _count_packets(self, container: av.container.InputContainer, stream: VideoStream) -> int:
+    def _count_packets(self, container: InputContainer, stream: VideoStream) -> int:
         """How many frames the packets hold; VideoError if the file was cut short."""
         # mp4: the samples that its edit list keeps; the header's own count knows nothing of edits
         claimed = len(stream.index_entries) if "mp4" in container.format.name else stream.frames
@@ -128,42 +136,36 @@ class Video:
                 packet_s = max(float((packet.duration or 0) * packet.time_base), frame_s)
                 end_s = max(end_s, float(packet.pts * packet.time_base) + packet_s)
         if corrupt or packets < claimed:
-            raise VideoError(f"{self.path}: truncated: {packets} of {claimed or 'an unknown number of'} frames are there")
-        duration_s = _stated_duration_s(stream)
-        if duration_s is not None and end_s + CUT_SHORT_S < duration_s:
-            raise VideoError(f"{self.path}: truncated: {end_s:.2f} of {duration_s:.2f} seconds are there")
+            of = f" of {claimed}" if claimed else ""
+            raise VideoError(f"{self.path}: truncated after {packets}{of} frames: copy or download it again")
+        stated_s = _stated_duration_s(stream)
+        if stated_s is not None and end_s + CUT_SHORT_S < stated_s:
+            raise VideoError(f"{self.path}: truncated at {end_s:.2f} of {stated_s:.2f} s: download it again")
         return packets - discarded
 
     def _decoded(self) -> Iterator[VideoFrame]:
-        """Every frame in the order in which it is shown."""
+        """Every frame, in the order in which they are shown."""
         with av.open(self.path) as container:
             yield from container.decode(self._video_stream(container))
 
-    def _decode(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        """index -> (H, W, 3) uint8, decoding from the start up to the last wanted frame."""
-        frames: dict[int, np.ndarray] = {}
-        reformatter, pending = VideoReformatter(), set(wanted)
+    def _decode(self, wanted: Iterable[int]) -> Iterator[tuple[int, RGB]]:
+        """The wanted frames, decoding from the start up to the last of them."""
+        pending = set(wanted)
+        reformatter = VideoReformatter()
         try:
-            for i, frame in enumerate(self._decoded()):
+            for i, frame in enumerate(self._decoded() if pending else ()):
                 if i in pending:
                     # one thread: starting several for each frame costs more than they save
                     rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                    frames[i] = np.rot90(rgb, _quarter_turns(frame))
+                    yield i, np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
                     pending.remove(i)
-                if not pending:
-                    break
+                    if not pending:
+                        return
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: damaged before frame {max(wanted)}, decoding stops") from error
+            raise VideoError(f"{self.path}: damaged, frame {min(pending)} can't be decoded") from error
         if pending:
-            raise VideoError(f"{self.path}: frame {min(pending)} of {self.num_frames} can't be decoded: cut short?")
-        return self._same_size(frames)
-
-    def _same_size(self, frames: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-        for i, frame in frames.items():
-            if frame.shape[:2] != (self.height, self.width):
-                size = f"{frame.shape[1]} x {frame.shape[0]}, not {self.width} x {self.height}"
-                raise VideoError(f"{self.path}: frames of mixed sizes: frame {i} is {size}")
-        return frames
+            missing = f"frame {min(pending)} of {self.num_frames}"
+            raise VideoError(f"{self.path}: decoding ends before {missing}: copy or download it again")
 
     # ---- a folder of frames
 
@@ -176,35 +178,43 @@ class Video:
 
     def _check_image_sizes(self) -> tuple[int, int]:
         """(height, width) of all frames, from their headers."""
-        sizes = [self._image_size(image) for image in self._images]
-        for image, (height, width) in zip(self._images, sizes, strict=True):
-            if (height, width) != sizes[0]:
-                size = f"{width} x {height}, not {sizes[0][1]} x {sizes[0][0]} as the first frame"
-                raise VideoError(f"{image}: frames of mixed sizes: this one is {size}")
-        return sizes[0]
+        height, width = _image_size(self._images[0])
+        for image in self._images[1:]:
+            if (size := _image_size(image)) != (height, width):
+                other = f"{size[1]} x {size[0]}, the first one {width} x {height}"
+                raise VideoError(f"{image}: frames of mixed sizes: this one is {other}")
+        return height, width
 
-    def _image_size(self, path: Path) -> tuple[int, int]:
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
-        except OSError as error:
-            raise VideoError(f"{path}: unreadable frame: remove it or extract it again") from error
-        return (width, height) if sideways else (height, width)
-
-    def _read_image(self, index: int) -> np.ndarray:
-        path = self._images[index]
-        try:
-            with Image.open(path) as image:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
-            raise VideoError(f"{path}: unreadable frame: remove it or extract it again") from error
+    def _read_images(self, wanted: Iterable[int]) -> Iterator[tuple[int, RGB]]:
+        for i in wanted:
+            try:
+                with Image.open(self._images[i]) as image:
+                    upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
+                    yield i, np.array(upright.convert("RGB"))
+            except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
+                raise _unreadable(self._images[i]) from error
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key by which "frame_10000" comes after "frame_9999", not before "frame_2"."""
-    parts = re.split(r"(\d+)", name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    """Sort key by which "frame_10000" comes after "frame_9999", and "frame_2" before both."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(i % 2 == 1, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright image, from its header."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # 5 to 8 swap the sides; asking a PNG would decode it
+            sideways = image.format == "JPEG" and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    except (OSError, SyntaxError) as error:
+        raise _unreadable(path) from error
+    return (width, height) if sideways else (height, width)
+
+
+def _unreadable(path: Path) -> VideoError:
+    return VideoError(f"{path}: unreadable frame: remove it or extract it again")
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
@@ -213,7 +223,7 @@ def _quarter_turns(frame: VideoFrame) -> int:
 
 
 def _stated_duration_s(stream: VideoStream) -> float | None:
-    """What Matroska and WebM state of a track, in seconds: they count no frames."""
+    """What Matroska and WebM, which count no frames, state of a track, in seconds."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if match is None:
         return None

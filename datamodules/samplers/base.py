@@ -15,8 +15,8 @@ FRAMES_PER_GRID_STEP = 2  # Qwen2.5-VL merges two consecutive frames into one st
 class FrameSampler(ABC):
     """Chooses frames of a video, from its length alone or from its cameras as well.
 
-    To add one: a file in this folder with `choose`, a line in `__init__.py`, a test. Its options are the arguments
-    of its `__init__`, so that a config can set them.
+    To add one: a file in this folder with `choose`, a line in `__init__.py`, a test. Its options are the
+    arguments of its `__init__`, so that a config can set them.
     """
 
     def __call__(
@@ -24,13 +24,16 @@ class FrameSampler(ABC):
     ) -> list[int]:
         """Sorted frame indices, an even number of them, near n.
 
-        A video too short for its share repeats its last frame, which shows as repeated indices.
-        world_to_camera: the pose of each raw frame, where the data has them.
+        A video with too few frames repeats its last one, which shows as repeated indices.
 
-        Raises ValueError for n < 2, and where the sampler needs poses and there are none.
+        Args:
+            world_to_camera: the pose of each raw frame, where the data has them.
+
+        Raises:
+            ValueError: n < 2, or the sampler needs poses and there are none.
         """
         if n < FRAMES_PER_GRID_STEP:
-            raise ValueError(f"{video.path}: {n} frames asked for: at least {FRAMES_PER_GRID_STEP} are needed")
+            raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
         indices = self.choose(video, n, world_to_camera)
         missing = max(0, self.count(n) - len(indices))
         odd = (len(indices) + missing) % FRAMES_PER_GRID_STEP
@@ -41,5 +44,5 @@ class FrameSampler(ABC):
         return n
 
     @abstractmethod
-    def choose(self, video: Video, n: int, world_to_camera: Tensor | None) -> list[int]:
+    def choose(self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None) -> list[int]:
         """The chosen indices, sorted, at least one; fewer than asked for where the video has no more."""

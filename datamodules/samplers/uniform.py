@@ -6,11 +6,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler
 from datamodules.video import Video
 
+Rule = Literal["qwen_vl_utils", "linspace_floor", "floor_128"]
 CANDIDATES = 128  # of the rule floor_128
 
 
@@ -19,14 +21,14 @@ class UniformSampler(FrameSampler):
 
     Args:
         rule: whose rounding.
-            "qwen_vl_utils": n to the nearest even number (ties to the multiple of four), indices to the nearest
-            frame; Qwen2.5-VL's and Spatial-MLLM's inference.
-            "linspace_floor": indices rounded down, duplicates dropped; Spatial-MLLM's training script.
-            "floor_128": 128 candidates rounded down, and of those (so at most 128) an even choice rounded down; the
-            uniform baseline beside Spatial-MLLM's space-aware sampling.
+            "qwen_vl_utils": n to the nearest even number (odd n to the multiple of four), indices to the
+            nearest frame; the inference of Qwen2.5-VL and Spatial-MLLM.
+            "linspace_floor": indices rounded down; Spatial-MLLM's training script.
+            "floor_128": 128 candidates rounded down, and of those an even choice rounded down, so at most
+            128; the uniform baseline beside Spatial-MLLM's space-aware sampling.
     """
 
-    def __init__(self, rule: Literal["qwen_vl_utils", "linspace_floor", "floor_128"] = "qwen_vl_utils") -> None:
+    def __init__(self, rule: Rule = "qwen_vl_utils") -> None:
         self.rule = rule
 
     def count(self, n: int) -> int:
@@ -34,7 +36,7 @@ class UniformSampler(FrameSampler):
             return round(n / FRAMES_PER_GRID_STEP) * FRAMES_PER_GRID_STEP
         return min(n, CANDIDATES) if self.rule == "floor_128" else n
 
-    def choose(self, video: Video, n: int, world_to_camera: Tensor | None) -> list[int]:
+    def choose(self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None) -> list[int]:
         total, n = video.num_frames, self.count(n)
         if total <= n:
             return list(range(total))

@@ -1,14 +1,17 @@
 """Questions in VSI-Bench's format, and the folder layout that goes with them.
 
-    <root>/<name>.jsonl                          a question a line: id, dataset, scene_name, question_type, question,
-                                                 ground_truth, options (a list, or null for numeric questions)
-    <root>/<dataset>/<scene_name>.mp4            or .mov, .avi, .mkv, .webm, or a folder of frames of that name
-    <root>/<dataset>/<scene_name>.cameras.json   optional: a camera for each raw frame
+    <root>/<name>.jsonl                         a question a line
+    <root>/<dataset>/<scene_name>.mp4           or .mov, .avi, .mkv, .webm, or a folder of frames of that name
+    <root>/<dataset>/<scene_name>.cameras.json  optional: a camera for each raw frame
+
+A question: id, dataset, scene_name, question_type, question, ground_truth, and options: a list, or null for
+numeric questions.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,17 @@ REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_
 
 
 def read_questions(path: str | Path) -> dict[str, list[Question]]:
-    """"<dataset>/<scene_name>" -> its questions; scenes and questions in the order of the file.
+    """The questions of each "<dataset>/<scene_name>"; scenes and questions in the order of the file.
 
-    Raises ValueError with "file:line" for invalid JSON, a missing field, an unknown question type, a second use of an
-    id, options that don't fit the type or the answer, and for a file without questions. FileNotFoundError without one.
+    Raises:
+        ValueError: with file and line: invalid JSON, a missing field, an unknown question type, a second use of
+            an id, options that don't fit the type or the answer; a file without questions.
+        FileNotFoundError: no such file.
     """
     path = Path(path)
     scenes: dict[str, list[Question]] = {}
     line_of_id: dict[str, int] = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -36,7 +41,7 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
             row = _parse(line, where)
             question = _question(row, where)
             if question.id in line_of_id:
-                raise ValueError(f"{where}: id {question.id} was used before, on line {line_of_id[question.id]}")
+                raise ValueError(f"{where}: id {question.id} is taken by line {line_of_id[question.id]}")
             line_of_id[question.id] = number
             scenes.setdefault(f"{row['dataset']}/{row['scene_name']}", []).append(question)
     if not scenes:
@@ -47,7 +52,7 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
 def read_layout(root: str | Path, annotations: str) -> tuple[list[Scene], dict[str, int]]:
     """(scenes in the order of the file, number of questions of each scene whose video is absent).
 
-    annotations: a file name in `root`, or an absolute path. Raises as `read_questions`.
+    annotations: a file name in `root`, or an absolute path. Raises what `read_questions` raises.
     """
     root = Path(root)
     scenes: list[Scene] = []
@@ -76,11 +81,11 @@ def find_cameras(video: Path) -> Path | None:
     return cameras if cameras.is_file() else None
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
+    except ValueError as error:  # neither JSON nor UTF-8
+        raise ValueError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a question is a JSON object, this is a {type(row).__name__}")
     absent = [field for field in REQUIRED if row.get(field) is None]
@@ -90,25 +95,26 @@ def _parse(line: str, where: str) -> dict[str, Any]:
 
 
 def _question(row: dict[str, Any], where: str) -> Question:
-    kind, truth, options = row["question_type"], str(row["ground_truth"]), tuple(row.get("options") or ())
+    kind, truth, options = row["question_type"], str(row["ground_truth"]), row.get("options") or []
     if kind not in QUESTION_TYPES:
         raise ValueError(f"{where}: unknown question_type {kind!r}; known are {', '.join(QUESTION_TYPES)}")
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ValueError(f'{where}: options must be a list such as ["A. chair", "B. sofa"], or null')
     if kind in MULTIPLE_CHOICE_TYPES:
         if not options:
             raise ValueError(f"{where}: options are missing, {kind} is a multiple choice")
-        letters = [str(option).split(".", 1)[0] for option in options]
+        letters = [option.split(".", 1)[0] for option in options]
         if truth not in letters:
-            raise ValueError(f"{where}: ground_truth {truth!r} is none of the options' letters {', '.join(letters)}")
+            raise ValueError(f"{where}: ground_truth {truth!r} is none of the options {', '.join(letters)}")
     elif options:
         raise ValueError(f"{where}: {kind} is answered by a number, it has no options")
     elif not _is_number(truth):
         raise ValueError(f"{where}: ground_truth {truth!r} is not a number, as {kind} needs it")
-    return Question(str(row["id"]), kind, str(row["question"]), truth, options)
+    return Question(str(row["id"]), kind, str(row["question"]), truth, tuple(options))
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

@@ -20,7 +20,8 @@ class SingleVideo(SceneSource):
         options: for a multiple choice, such as ["A. left", "B. right"].
         cameras: a cameras file that lies elsewhere.
 
-    Raises FileNotFoundError where the video or the cameras file is absent.
+    Raises:
+        FileNotFoundError: the video or the cameras file is absent.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class SingleVideo(SceneSource):
 
     def scenes(self, split: Split) -> list[Scene]:
         if split == "train":
-            raise ValueError(f"{self.video}: one question without an answer can't be trained on: use it with predict")
+            raise ValueError(f"{self.video}: a question without an answer can't be trained on: use predict")
         self.prepare()
         cameras = self.cameras or find_cameras(self.video)
         return [Scene(self.video.stem, self.video, (self.question,), cameras)]

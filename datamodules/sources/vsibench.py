@@ -13,11 +13,13 @@ class VSIBench(SceneSource):
     """The benchmark, which has a test split only; validation uses it too.
 
     Args:
-        root: folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that name; a
-            `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`.
+        root: folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that
+            name; a `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`.
         annotations: the file of questions, a name in `root` or an absolute path.
 
-    Raises FileNotFoundError where one of them is absent, ValueError for annotations that can't be understood.
+    Raises:
+        FileNotFoundError: one of them is absent; says what to download and where to put it.
+        ValueError: annotations that can't be understood, or the train split.
     """
 
     def __init__(self, root: str, annotations: str = "test.jsonl") -> None:
@@ -29,13 +31,13 @@ class VSIBench(SceneSource):
         file = self.root / self.annotations
         if not file.is_file():
             raise FileNotFoundError(
-                f"{file} is absent: download the data set nyu-visionx/VSI-Bench from the Hugging Face hub, unpack its"
-                f" videos to {self.root}/<dataset>/<scene_name>.mp4 and put its questions at {file}"
+                f"{file} is absent: download the data set nyu-visionx/VSI-Bench from the Hugging Face hub, put"
+                f" its questions there and unpack its videos to {self.root}/<dataset>/<scene_name>.mp4"
             )
 
     def scenes(self, split: Split) -> list[Scene]:
         if split == "train":
-            raise ValueError("VSI-Bench is a benchmark without training data: train on another source, such as Rooms")
+            raise ValueError("VSI-Bench has no training split: train on another source, such as Rooms")
         self.prepare()
         scenes, self.missing = read_layout(self.root, self.annotations)
         return scenes
