@@ -1,0 +1,216 @@
+import json
+import random
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo.metrics import (
+    MULTIPLE_CHOICE_TYPES,
+    NUMERIC_TYPES,
+    QUESTION_TYPES,
+    VSIBenchScore,
+    is_parsable,
+    score_answer,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vsibench_metric"
+ROWS = json.loads((GOLDEN / "cases.json").read_text())["rows"]
+AGGREGATES = json.loads((GOLDEN / "aggregates.json").read_text())
+SUBSETS = {"all": {"ids": [row["id"] for row in ROWS], **AGGREGATES["all"]}, **AGGREGATES["subsets"]}
+PROFILES = ("spatial_mllm", "thinking_in_space")
+
+
+def official(row, profile):
+    key = {"spatial_mllm": "reward", "thinking_in_space": "score"}[profile]
+    return row[profile][key]  # None where the official scorer raises
+
+
+def score(row, profile):
+    return score_answer(row["prediction"], row["ground_truth"], row["question_type"], profile)
+
+
+def update(metric, rows, ids=True):
+    metric.update(
+        [row["prediction"] for row in rows],
+        [row["ground_truth"] for row in rows],
+        [row["question_type"] for row in rows],
+        [f"sample {row['id']}" for row in rows] if ids else None,
+    )
+    return metric
+
+
+# ---- one answer -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_golden_row_bit_for_bit(profile):
+    for row in ROWS:
+        expected = official(row, profile)
+        got = score(row, profile)
+        assert type(got) is float
+        assert got == (0.0 if expected is None else expected), row
+
+
+def test_the_other_profile_fails_where_they_disagree():
+    differing = [row for row in ROWS if official(row, PROFILES[0]) != (official(row, PROFILES[1]) or 0.0)]
+    assert len(differing) > 100
+    for mine, other in permutations(PROFILES):
+        assert all(score(row, other) != (official(row, mine) or 0.0) for row in differing)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "ground_truth", "spatial_mllm", "thinking_in_space"),
+    [  # each by the rules in the module's docstring; the golden rows have no such case
+        ("1_0", "10", 1.0, 1.0),  # float() takes underscores,
+        ("１０", "10", 1.0, 1.0),  # full-width digits,
+        ("1e1", "10", 1.0, 1.0),  # exponents,
+        ("10 m", "10 m", 0.0, 0.0),  # but no unit: in thinking_in_space the truth is not cut
+        ("1,0", "10", 1.0, 0.0),
+        ("10.", "10.", 1.0, 1.0),
+        ("<answer>10", "10", 0.0, 0.0),
+        ("<ANSWER>10</ANSWER>", "10", 0.0, 0.0),  # the tag is in lower case
+        ("<answer>1</answer> or 10", "10", 0.0, 0.0),
+        ("10. m", "10", 0.0, 1.0),
+        ("10\u00a0m", "10", 0.0, 0.0),  # only a plain space ends the first word
+        ("The answer is 10", "10", 0.0, 0.0),
+        ("10%", "10", 0.0, 0.0),
+        ("inf", "10", 0.0, 0.0),
+        ("1e39", "1e39", 0.0, 1.0),  # infinite in float32: inf - inf
+        ("", "10", 0.0, 0.0),
+    ],
+)
+def test_how_numbers_are_read(prediction, ground_truth, spatial_mllm, thinking_in_space):
+    assert score_answer(prediction, ground_truth, "room_size_estimation", "spatial_mllm") == spatial_mllm
+    other = score_answer(prediction, ground_truth, "room_size_estimation", "thinking_in_space")
+    assert other == thinking_in_space
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_unparsable_answers_score_zero(profile):
+    """No answer that we count as unparsable has a score, wherever the truth is of the benchmark's kind."""
+    unparsable = 0
+    for row in ROWS:
+        kind, truth = row["question_type"], row["ground_truth"]
+        sane = truth in "ABCD" if kind in MULTIPLE_CHOICE_TYPES else truth.replace(".", "").isdigit()
+        if truth and sane and not is_parsable(row["prediction"], kind, profile):
+            unparsable += 1
+            assert score(row, profile) == 0.0, row
+    assert unparsable > 50
+    assert is_parsable("4.5", "object_counting", profile)
+    assert is_parsable("B", "route_planning", profile)
+    assert not is_parsable("nan", "object_counting", profile)
+    assert not is_parsable("the second", "route_planning", profile)
+
+
+def test_unknown_names_are_errors_that_name_them():
+    for call in (lambda: score_answer("1", "1", "room_colour"), lambda: is_parsable("1", "room_colour")):
+        with pytest.raises(ValueError, match="room_colour"):
+            call()
+    with pytest.raises(ValueError, match="room_colour"):
+        VSIBenchScore().update(["1"], ["1"], ["room_colour"])
+    with pytest.raises(ValueError, match="length"):
+        VSIBenchScore().update(["1", "2"], ["1"], ["object_counting"])
+    with pytest.raises(ValueError, match="length"):
+        VSIBenchScore().update(["1"], ["1"], ["object_counting"], ["a", "b"])
+
+
+def test_question_types():
+    assert set(QUESTION_TYPES) == {row["question_type"] for row in ROWS}
+    assert QUESTION_TYPES == NUMERIC_TYPES + MULTIPLE_CHOICE_TYPES
+    assert not set(NUMERIC_TYPES) & set(MULTIPLE_CHOICE_TYPES)
+
+
+# ---- the table --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SUBSETS)
+def test_spatial_mllm_aggregates_bit_for_bit(name):
+    subset = [row for row in ROWS if row["id"] in set(SUBSETS[name]["ids"])]
+    got, expected = update(VSIBenchScore(), subset).compute(), SUBSETS[name]["spatial_mllm"]
+    assert got["per_question_type"] == expected["per_question_type"]
+    for group, types in (("acc", MULTIPLE_CHOICE_TYPES), ("mra", NUMERIC_TYPES), ("all", QUESTION_TYPES)):
+        if any(kind in got["per_question_type"] for kind in types):
+            assert got[group] == expected[group]
+        else:  # the official table prints 0 here
+            assert got[group] == {"micro": None, "macro": None}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SUBSETS if "overall" in SUBSETS[name]["thinking_in_space"]]
+)
+def test_thinking_in_space_table(name):
+    """The official aggregator can't be reached with rows that make its scorer raise, so they are left out."""
+    ids = set(SUBSETS[name]["ids"])
+    subset = [row for row in ROWS if row["id"] in ids and official(row, "thinking_in_space") is not None]
+    got = update(VSIBenchScore("thinking_in_space"), subset).compute()
+    expected = SUBSETS[name]["thinking_in_space"]
+    assert 100 * got["all"]["macro"] == pytest.approx(expected["overall"], rel=1e-14)
+    for kind, entry in got["per_question_type"].items():
+        if "direction" not in kind:
+            key = f"{kind}_MRA:.5:.95:.05" if kind in NUMERIC_TYPES else f"{kind}_accuracy"
+            assert 100 * entry["score"] == pytest.approx(expected[key], rel=1e-14, abs=0)
+    if "object_rel_direction_accuracy" in expected:  # the macro of the directions alone is their one entry
+        directions = [row for row in subset if "direction" in row["question_type"]]
+        acc = update(VSIBenchScore("thinking_in_space"), directions).compute()["acc"]
+        assert 100 * acc["macro"] == pytest.approx(expected["object_rel_direction_accuracy"], rel=1e-14)
+        assert acc["macro"] != acc["micro"] or name != "random60"  # types of unequal size tell them apart
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_order_and_split_do_not_show(profile):
+    whole = update(VSIBenchScore(profile), ROWS).compute()
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(ROWS, len(ROWS))
+        metric = VSIBenchScore(profile)
+        for start in range(0, len(ROWS), 97):
+            update(metric, shuffled[start : start + 97])
+        assert metric.compute() == whole
+
+
+def test_each_sample_counts_once_and_first():
+    whole = update(VSIBenchScore(), ROWS).compute()
+    metric = update(VSIBenchScore(), ROWS + ROWS[:13])
+    update(metric, ROWS[5:50])
+    assert metric.compute() == whole
+    without_ids = update(VSIBenchScore(), ROWS + ROWS[:13], ids=False).compute()
+    assert without_ids != whole
+    counts = [entry["count"] for entry in without_ids["per_question_type"].values()]
+    assert sum(counts) == len(ROWS) + 13
+
+    metric = VSIBenchScore()
+    metric.update(["1", "7"], ["1", "1"], ["object_counting"] * 2, ["a", "a"])
+    assert metric.compute()["per_question_type"]["object_counting"] == {"score": 1.0, "count": 1}
+
+
+@pytest.mark.parametrize("split", [0, 1, 300, len(ROWS)])
+def test_two_ranks_equal_one(split):
+    """Rank one's half is gathered as torchmetrics would do it, empty halves and repeats included."""
+    other = update(VSIBenchScore(), ROWS[split:] + ROWS[:2])
+    there = torch.cat(other.rows)
+
+    def gather(here, group=None):
+        assert (here.ndim, here.dtype) == (there.ndim, there.dtype)
+        return [here, there]
+
+    metric = VSIBenchScore(dist_sync_fn=gather, distributed_available_fn=lambda: True)
+    if split:
+        update(metric, ROWS[:split])
+    assert metric.compute() == update(VSIBenchScore(), ROWS).compute()
+
+
+def test_reset_and_empty():
+    metric = update(VSIBenchScore(), ROWS)
+    metric.reset()
+    nothing = {"micro": None, "macro": None}
+    assert metric.compute() == {"per_question_type": {}, "acc": nothing, "mra": nothing, "all": nothing}
+
+
+def test_half_precision_does_not_touch_the_scores():
+    """As when the metric is part of a module that trains in bfloat16."""
+    metric = update(VSIBenchScore("thinking_in_space"), ROWS)
+    exact = metric.compute()
+    again = update(VSIBenchScore("thinking_in_space"), ROWS)
+    torch.nn.ModuleList([again]).to(torch.bfloat16)
+    assert again.compute() == exact
