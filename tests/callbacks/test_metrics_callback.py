@@ -1,0 +1,125 @@
+import json
+
+import pytest
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from toy import Toy, golden_scenes, record, trainer
+
+from callbacks.metrics import MetricsCallback
+from callbacks.table import render
+from zoo.metrics import VSIBenchScore
+
+HEADING = "question type"
+
+
+def expected(scenes, profile="spatial_mllm"):
+    records = [each for scene in scenes for each in scene]
+    metric = VSIBenchScore(profile)
+    keys = ("prediction", "ground_truth", "question_type", "id")
+    metric.update(*([each[key] for each in records] for key in keys))
+    return metric.compute()
+
+
+def test_a_test_run_prints_one_table_and_writes_metrics_json(tmp_path, capsys):
+    scenes = golden_scenes()
+    returned = trainer(tmp_path, MetricsCallback()).test(Toy(scenes))
+    result = expected(scenes)
+
+    text = capsys.readouterr().out
+    assert text.count(HEADING) == 1
+    assert "Test metric" not in text  # Lightning's own table
+    assert f"{result['all']['macro']:.3f}" in text
+    assert "toy/1 (18 questions): toy/1.mp4: truncated video" in text
+
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert {key: written[key] for key in result} == result
+    assert written["profile"] == "spatial_mllm"
+    assert written["counts"]["questions"] == sum(len(scene) for scene in scenes)
+    assert written["counts"]["failed"] == 18
+    assert written["failed_scenes"] == [
+        {"scene": "toy/1", "error": "toy/1.mp4: truncated video, fetch it again", "questions": 18}
+    ]
+    assert set(written["versions"]) == {"zoo", "torch", "transformers", "lightning"}
+
+    assert returned[0]["test/all/macro"] == pytest.approx(result["all"]["macro"])
+    counting = result["per_question_type"]["object_counting"]["score"]
+    assert returned[0]["test/object_counting"] == pytest.approx(counting)
+
+
+def test_the_profile_decides(tmp_path):
+    scenes = golden_scenes()
+    trainer(tmp_path, MetricsCallback("thinking_in_space")).test(Toy(scenes))
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["all"] == expected(scenes, "thinking_in_space")["all"]
+    assert written["all"] != expected(scenes)["all"]
+
+
+def test_failed_and_unparsable_questions_are_counted_apart_and_score_zero(tmp_path):
+    scenes = [
+        [record("a", "object_counting", "4", "4"), record("b", "object_counting", "four", "4")],
+        [record("c", "object_counting", "4", "4", scene="toy/bad", error="bad.mp4: no frames")],
+        [record("d", "route_planning", "A", "A"), record("e", "route_planning", "turn left", "A")],
+    ]
+    trainer(tmp_path, MetricsCallback()).test(Toy(scenes))
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["counts"] == {"questions": 5, "failed": 1, "unparsable": 2}
+    assert written["per_question_type"]["object_counting"] == {"score": 1 / 3, "count": 3}
+    assert written["per_question_type"]["route_planning"] == {"score": 0.5, "count": 2}
+
+
+class SanityProbe(Callback):
+    """What the sanity check left in the metrics callback."""
+
+    def __init__(self, metrics, capsys):
+        self.metrics, self.capsys, self.printed, self.rows = metrics, capsys, None, None
+
+    def on_sanity_check_end(self, trainer, pl_module):
+        self.printed, self.rows = self.capsys.readouterr().out, len(self.metrics.score.rows)
+
+
+def test_validation_in_fit_can_be_monitored_and_the_sanity_check_leaves_no_trace(tmp_path, capsys):
+    metrics, checkpoint = MetricsCallback(), ModelCheckpoint(tmp_path, monitor="val/all/macro", mode="max")
+    probe = SanityProbe(metrics, capsys)
+    logger = CSVLogger(tmp_path, name="", version="")
+    settings = {"max_epochs": 2, "num_sanity_val_steps": 2, "enable_checkpointing": True, "logger": logger}
+    run = trainer(tmp_path, metrics, probe, checkpoint, **settings)
+    run.fit(Toy())
+
+    result = expected(golden_scenes())
+    assert HEADING not in probe.printed
+    assert probe.rows == 0
+    assert capsys.readouterr().out.count(HEADING) == 2  # an epoch each
+    assert run.callback_metrics["val/all/macro"].item() == pytest.approx(result["all"]["macro"])
+    assert checkpoint.best_model_score.item() == pytest.approx(result["all"]["macro"])
+    assert "val/mra/micro" in (tmp_path / "metrics.csv").read_text()
+    assert not (tmp_path / "metrics.json").exists()  # only a test writes it
+
+
+def test_validate_prints_one_table(tmp_path, capsys):
+    trainer(tmp_path, MetricsCallback()).validate(Toy())
+    text = capsys.readouterr().out
+    assert text.count(HEADING) == 1
+    assert "Validate metric" not in text
+
+
+def test_questions_without_a_truth_are_not_scored(tmp_path, capsys):
+    scenes = [[record("a", "object_counting", "4", "4"), record("b", "object_counting", "4", "")]]
+    trainer(tmp_path, MetricsCallback()).test(Toy(scenes))
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["counts"]["questions"] == 1
+    assert written["acc"] == {
+        "micro": None,
+        "macro": None,
+    }  # no multiple choice: no score, and nothing logged
+
+
+def test_the_table_in_a_terminal_and_in_a_file(tmp_path):
+    result = expected(golden_scenes())
+    counts = {"questions": 666, "failed": 0, "unparsable": 1}
+    terminal = render(result, counts, [], title="val", terminal=True)
+    plain = render(result, counts, [], title="val", terminal=False)
+    assert "\x1b[" in terminal
+    assert plain.isascii()
+    assert all(f"{entry['score']:.3f}" in plain for entry in result["per_question_type"].values())
+    assert "1 answer could not be parsed" in plain
+    assert "-" in render(VSIBenchScore().compute(), counts, [], title="val", terminal=False)
