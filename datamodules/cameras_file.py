@@ -32,9 +32,8 @@ def read_cameras(
         num_frames, height, width: of the video that the cameras belong to, in frames and pixels.
 
     Raises:
-        ValueError: in one line with the file and, where there is one, the frame: malformed JSON, a wrong number
-            of poses, poses that aren't finite or not rigid (off by more than 1e-2), intrinsics of another image
-            size.
+        ValueError: one line with the file and, where there is one, the frame: malformed JSON, a wrong number
+            of poses, poses that aren't finite or rigid (off by more than 1e-2), K_px of another image size.
     """
     path = Path(path)
     content = _load(path)

@@ -21,7 +21,7 @@ CHUNK = 8  # frames resized at once: bounds the float copies of a long clip
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int = PATCH_FACTOR, min_pixels: int, max_pixels: float
+    height: int, width: int, *, factor: int = PATCH_FACTOR, min_pixels: int, max_pixels: int | float
 ) -> tuple[int, int]:
     """The size, in pixels, near (height, width) with sides that are multiples of `factor` and an area in
     [min_pixels, max_pixels]; the aspect ratio is kept as well as that allows.
@@ -55,7 +55,7 @@ class PixelBounds:
 
     min_pixels: int = 128 * PATCH_FACTOR**2
     max_pixels: int = 768 * PATCH_FACTOR**2
-    total_pixels: float = 128000 * PATCH_FACTOR**2 * 0.9  # of a whole clip: long clips get smaller frames
+    total_pixels: int = 115_200 * PATCH_FACTOR**2  # of a whole clip: long clips get smaller frames
     folder_twice: bool = True  # frames of a folder are resized to multiples of 56 first, as officially
 
     def frame_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:

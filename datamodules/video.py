@@ -30,7 +30,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # a packet may hold no frame that is shown: only decoding counts them
 THREADED_PIXELS = 256 * 256  # smaller frames decode faster on one thread
-CUT_SHORT_S = 0.25  # a stream that ends this much before its stated duration is truncated
+CUT_SHORT = 2  # frames by which a stream may end before its stated duration: that is rounded
 EXIF_ORIENTATION = 0x0112
 
 RGB = UInt8[np.ndarray, "H W 3"]
@@ -139,7 +139,7 @@ class Video:
             of = f" of {claimed}" if claimed else ""
             raise VideoError(f"{self.path}: truncated after {packets}{of} frames: copy or download it again")
         stated_s = _stated_duration_s(stream)
-        if stated_s is not None and end_s + CUT_SHORT_S < stated_s:
+        if stated_s is not None and end_s + CUT_SHORT * frame_s < stated_s:
             raise VideoError(f"{self.path}: truncated at {end_s:.2f} of {stated_s:.2f} s: download it again")
         return packets - discarded
 

@@ -26,8 +26,8 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
     """The questions of each "<dataset>/<scene_name>"; scenes and questions in the order of the file.
 
     Raises:
-        ValueError: with file and line: invalid JSON, a missing field, an unknown question type, a second use of
-            an id, options that don't fit the type or the answer; a file without questions.
+        ValueError: with file and line: invalid JSON, a missing field, an unknown question type, an id that is
+            taken, options that don't fit the type or the answer; a file without questions.
         FileNotFoundError: no such file.
     """
     path = Path(path)

@@ -31,8 +31,8 @@ class VSIBench(SceneSource):
         file = self.root / self.annotations
         if not file.is_file():
             raise FileNotFoundError(
-                f"{file} is absent: download the data set nyu-visionx/VSI-Bench from the Hugging Face hub, put"
-                f" its questions there and unpack its videos to {self.root}/<dataset>/<scene_name>.mp4"
+                f"{file} is absent: download the data set nyu-visionx/VSI-Bench from the Hugging Face hub,"
+                f" put its questions there and unpack its videos to {self.root}/<dataset>/<scene_name>.mp4"
             )
 
     def scenes(self, split: Split) -> list[Scene]:

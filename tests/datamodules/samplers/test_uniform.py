@@ -1,0 +1,86 @@
+"""Uniform frames by each rule, equal to the official tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datamodules.samplers import FrameSampler, UniformSampler
+from datamodules.video import Video
+
+TABLES = json.loads((Path(__file__).parents[2] / "golden/preprocess/tables.json").read_text())
+RULES = ["qwen_vl_utils", "linspace_floor", "floor_128"]
+
+
+def clip(num_frames: int) -> Video:
+    """A video of which only the length is known: all that a uniform sampler asks for."""
+    video = Video.__new__(Video)
+    video.num_frames, video.path = num_frames, Path("clip.mp4")
+    return video
+
+
+def test_golden_inference_indices():
+    checked = 0
+    for row in TABLES["frame_indices_inference"]:
+        if "indices" in row:
+            assert UniformSampler()(clip(row["total"]), row["nframes"]) == row["indices"], row
+            checked += 1
+        else:  # the official code refuses, here the last frame is repeated
+            frames = UniformSampler()(clip(row["total"]), row["nframes"])
+            assert frames[: row["total"]] == list(range(row["total"])) and set(frames[row["total"] :]) == {
+                row["total"] - 1
+            }
+    assert checked > 20
+
+
+def test_golden_training_indices():
+    for row in TABLES["frame_indices_training"]:
+        expected = row["indices"]
+        if row["total"] < row["video_min_frames"] or len(expected) % 2:
+            continue  # shorter than asked for: see the test of short videos
+        assert UniformSampler("linspace_floor")(clip(row["total"]), len(expected)) == expected, row
+
+
+def test_golden_candidates():
+    for row in TABLES["sa_candidate_indices"]:
+        frames = UniformSampler("floor_128")(clip(row["total"]), 128)
+        assert sorted(set(frames)) == row["candidates"]
+
+
+def test_floor_128_takes_its_frames_from_the_candidates():
+    candidates = UniformSampler("floor_128")(clip(500), 128)
+    frames = UniformSampler("floor_128")(clip(500), 16)
+    assert len(frames) == 16 and set(frames) <= set(candidates) and (frames[0], frames[-1]) == (0, 499)
+    assert frames != UniformSampler("linspace_floor")(clip(500), 16)  # negative control: rounding twice shows
+    assert len(UniformSampler("floor_128")(clip(500), 200)) == 128
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 16, 127, 128, 129, 1000])
+@pytest.mark.parametrize("n", [2, 3, 8, 15, 16, 17, 64])
+def test_sorted_even_within_the_video_and_never_repeated_without_need(rule, total, n):
+    frames = UniformSampler(rule)(clip(total), n)
+    assert frames == sorted(frames) and len(frames) % 2 == 0 and abs(len(frames) - n) <= 1
+    assert frames[0] == 0 and frames[-1] == total - 1
+    repeated = len(frames) - len(set(frames))
+    if rule == "qwen_vl_utils" or n % 2 == 0:
+        assert repeated == max(0, len(frames) - total)
+    if repeated:
+        assert frames[-1 - repeated :] == [total - 1] * (repeated + 1)
+
+
+def test_too_few_frames_is_an_error():
+    with pytest.raises(ValueError, match="1 frames of a video are too few"):
+        UniformSampler()(clip(10), 1)
+
+
+def test_a_new_sampler_needs_only_choose():
+    class LastSampler(FrameSampler):
+        def choose(self, video, n, world_to_camera):
+            return [video.num_frames - 1]
+
+    assert LastSampler()(clip(10), 3) == [9, 9, 9, 9]
+    with pytest.raises(TypeError):
+        type("Empty", (FrameSampler,), {})()

@@ -1,0 +1,96 @@
+"""Sizes and pixels equal to the official ones, level for level."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from datamodules.resize import FOLDER_FACTOR, FOLDER_MAX_PIXELS, PixelBounds, resize_frames, smart_resize
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+synth_video = runpy.run_path(str(GOLDEN / "synth.py"))["synth_video"]
+SIZES = json.loads((GOLDEN / "preprocess/tables.json").read_text())["smart_resize"]
+TINY = PixelBounds(min_pixels=56 * 56, max_pixels=56 * 56)
+
+
+@pytest.mark.parametrize("num_frames", [2, 16, 32, 128, 768])
+def test_sizes_of_the_official_inference(num_frames):
+    for row in SIZES:
+        size = PixelBounds().frame_size(row["h"], row["w"], num_frames)
+        assert list(size) == row[f"infer_n{num_frames}"], row
+
+
+def test_sizes_of_the_training_script_and_of_folders():
+    folder = {"factor": FOLDER_FACTOR, "min_pixels": 4 * FOLDER_FACTOR**2, "max_pixels": FOLDER_MAX_PIXELS}
+    for row in SIZES:
+        height, width = row["h"], row["w"]
+        assert list(smart_resize(height, width, **folder)) == row["folder_first_pass_factor56"]
+        if min(height, width) >= 28:  # the training script refuses less
+            assert list(smart_resize(height, width, min_pixels=293216, max_pixels=324576)) == row["train"]
+
+
+def test_size_stays_in_bounds_and_near_the_aspect_ratio():
+    for height, width in [(30, 31), (480, 640), (1080, 1920), (333, 250)]:
+        new_height, new_width = smart_resize(height, width, min_pixels=100_000, max_pixels=400_000)
+        assert new_height % 28 == new_width % 28 == 0
+        assert 100_000 <= new_height * new_width <= 400_000
+        assert abs(math.log(new_height / new_width * width / height)) < 0.15
+
+
+def test_an_extreme_aspect_ratio_is_an_error():
+    with pytest.raises(ValueError, match="10 x 2010 pixels can't be resized"):
+        smart_resize(2010, 10, min_pixels=3136, max_pixels=602112)
+
+
+def golden_frames(name: str) -> tuple[torch.Tensor, torch.Tensor, list[int], bool]:
+    """(chosen input frames, official output at every 9th row and 7th column, its size, from a folder?)."""
+    meta = json.loads((GOLDEN / f"preprocess/{name}.json").read_text())
+    tensors = load_file(GOLDEN / f"preprocess/{name}.safetensors")
+    clip = meta["videos"][0]
+    video = synth_video(clip["synth_seed"], clip["total_frames"], clip["height"], clip["width"])
+    chosen = video[meta["frame_indices"][0]]
+    is_folder = "folder" in meta["source"]
+    return chosen, tensors["video_tchw_0_u8_strided"], tensors["video_tchw_0_shape"].tolist(), is_folder
+
+
+@pytest.mark.parametrize("name", ["odd_97x131", "portrait_640x360", "folder_odd_333x250"])
+def test_pixels_of_the_official_inference(name):
+    frames, expected, shape, is_folder = golden_frames(name)
+    resized = resize_frames(frames, is_folder=is_folder)
+    assert list(resized.shape) == shape and resized.dtype == torch.uint8
+    assert torch.equal(resized[..., ::9, ::7], expected)
+
+
+def test_the_uint8_kernel_would_differ():
+    """Negative control: what resize_frames avoids."""
+    frames, expected, shape, _ = golden_frames("portrait_640x360")
+    direct = F.resize(frames, shape[2:], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    assert not torch.equal(direct[..., ::9, ::7], expected)
+
+
+def test_a_folder_is_resized_twice_unless_switched_off():
+    frames = synth_video(1, 2, 480, 640)
+    assert resize_frames(frames).shape[2:] == (476, 644)
+    assert resize_frames(frames, is_folder=True).shape[2:] == (504, 616)
+    once = resize_frames(frames, PixelBounds(folder_twice=False), is_folder=True)
+    assert torch.equal(once, resize_frames(frames))
+
+
+def test_tiny_bounds_leave_tiny_frames_alone():
+    frames = synth_video(2, 3, 56, 56)
+    assert torch.equal(resize_frames(frames, TINY), frames)
+    assert resize_frames(frames).shape[2:] == (336, 336)  # negative control: the official bounds
+
+
+def test_long_clips_are_resized_in_pieces_without_a_trace():
+    frames = synth_video(3, 19, 40, 60)
+    pieces = torch.cat([resize_frames(frame[None]) for frame in frames])
+    assert torch.equal(resize_frames(frames), pieces)
