@@ -7,7 +7,7 @@ geometry.py  exact distances of boxes      questions.py  VSI-Bench's questions a
 writer.py    a scene on disk               source.py     the dataset on disk
 """
 
-from datamodules.sources.rooms.render import Rendering, render, render_depth, render_scene_file
+from datamodules.sources.rooms.renderer import Rendering, render, render_depth, render_scene_file
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene
 from datamodules.sources.rooms.source import Rooms
 

@@ -1,8 +1,9 @@
 """Draws a room: its size, its scale, its surfaces, the camera's way through it and the furniture.
 
-A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height and the
-`loop` path alike. So frames (and a whole `loop` video) are exactly as likely at any scale: metres can't be read
-off them, only off the cameras. A `local` path is drawn in metres.
+A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height
+and the `loop` path alike. So a `loop` video is exactly as likely at any scale: metres can't be read off its
+frames, only off the cameras. A `local` path has its radius in metres: there a frame says next to nothing of
+the scale, and the parallax of the whole video says how big the room is against that radius.
 """
 
 from __future__ import annotations
@@ -34,21 +35,19 @@ def draw_scene(
     camera_from_room = walk(_ring(path, size, unit, rng), frames, rng)
     eyes = np.linalg.inv(camera_from_room)[:, :3, 3]
 
-    wall = draw_surface((0, 0, 0.6), (1, 0.45, 1), unit, rng)
-    walls = [
-        wall if rng.random() < 0.7 else draw_surface((0, 0, 0.6), (1, 0.45, 1), unit, rng) for _ in range(4)
-    ]
-    floor = draw_surface((0, 0.05, 0.3), (1, 0.5, 0.8), unit, rng)
-    ceiling = draw_surface((0, 0, 0.8), (1, 0.12, 1), unit, rng)
+    wall = draw_surface((0.0, 0.0, 0.6), (1.0, 0.45, 1.0), unit, rng)
+    other = draw_surface((0.0, 0.0, 0.6), (1.0, 0.45, 1.0), unit, rng)
+    walls = [wall if rng.random() < 0.7 else other for _ in range(4)]
+    floor = draw_surface((0.0, 0.05, 0.3), (1.0, 0.5, 0.8), unit, rng)
+    ceiling = draw_surface((0.0, 0.0, 0.8), (1.0, 0.12, 1.0), unit, rng)
     light = size * [rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3), rng.uniform(0.75, 0.95)]
     scene = RoomScene(
         _vector(size), (*walls, floor, ceiling), (), _vector(light),
         _vector(rng.uniform(-10, 10, 3)), float(rng.uniform(-np.pi, np.pi)),
     )  # fmt: skip
-    things = _furnish(size, unit, eyes, rng)
-    if moving:
-        things += _movers(things, size, unit, eyes, rng)
-    scene = replace(scene, things=tuple(things))
+    movers, lanes = _movers(size, unit, eyes, rng) if moving else ([], [])
+    furniture = _furnish(lanes, size, unit, eyes, rng)
+    scene = replace(scene, things=(*furniture, *movers))
     return scene, camera_from_room @ scene.room_from_world()
 
 
@@ -64,18 +63,20 @@ def _ring(path: str, size: np.ndarray, unit: float, rng: np.random.Generator) ->
     return Ring((float(x), float(y), height), (radius, radius), 2.0)
 
 
-def _furnish(size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator) -> list[Thing]:
+def _furnish(
+    lanes: list[Thing], size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator
+) -> list[Thing]:
     """Some things that are single and one or two categories that come several times, wherever they fit."""
     big = unit * _log_uniform(
         0.75, 1.25, rng
     )  # of all furniture: neither room nor furniture tells the other's size
     order = [CATALOGUE[i] for i in rng.permutation(len(CATALOGUE))]
     several = rng.integers(1, 3)
-    wanted = [category for category in order[:several] for _ in range(rng.integers(2, 5))]
+    wanted = [category for category in order[:several] for _ in range(rng.integers(2, 6))]
     wanted += order[several : several + rng.integers(6, 11)]
     things: list[Thing] = []
     for category in sorted(wanted, key=lambda category: -category.largest[0] * category.largest[1]):
-        placed = _place(category, things, size, unit, big, eyes, rng)
+        placed = _place(category, [*lanes, *things], size, unit, big, eyes, rng)
         if placed:
             things.append(placed)
     return things
@@ -85,7 +86,7 @@ def _place(
     category: Category, things: list[Thing], size: np.ndarray, unit: float, big: float, eyes: np.ndarray,
     rng: np.random.Generator,
 ) -> Thing | None:  # fmt: skip
-    """A piece of the category where it meets nothing and the camera never comes near; None if none of 12 tries fits."""
+    """A piece of the category where it meets nothing and the camera never comes near; None after 12 tries."""
     extent = rng.uniform(category.smallest, category.largest) * big
     extent[2] = min(extent[2], 0.85 * size[2])
     gap = 0.03 * unit
@@ -100,11 +101,11 @@ def _place(
             continue
         x, y = rng.uniform(-1, 1, 2) * (inner - reach)
         if category.place in ("wall", "hung"):
-            slack = gap * rng.uniform(0.1, 1) if category.place == "wall" else 1e-3
+            slack = gap * rng.uniform(0.1, 1) if category.place == "wall" else 1e-3 * unit
             x, y = [(x, -1), (1, y), (x, 1), (-1, y)][side]
             limit = size[:2] / 2 - reach - slack
             x, y = (x, y * limit[1]) if side % 2 == 0 else (x * limit[0], y)
-        z = {"hung": unit * rng.uniform(*category.bottom), "ceiling": size[2] - extent[2] - 1e-3}.get(
+        z = {"hung": unit * rng.uniform(*category.bottom), "ceiling": size[2] - extent[2] - 1e-3 * unit}.get(
             category.place, 0
         )
         z = min(z, 0.97 * size[2] - extent[2]) if category.place == "hung" else z
@@ -118,32 +119,29 @@ def _place(
 
 
 def _movers(
-    things: list[Thing], size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator
-) -> list[Thing]:
-    """One or two things that drive over the free floor: to and fro on a line, with rests, from a random frame on."""
+    size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator
+) -> tuple[list[Thing], list[Thing]]:
+    """Up to two things that drive to and fro on a line, with rests, and the lanes that must stay free."""
     movers: list[Thing] = []
+    lanes: list[Thing] = []
     for category in [MOVERS[i] for i in rng.permutation(len(MOVERS))[: rng.integers(1, 3)]]:
         extent = rng.uniform(category.smallest, category.largest) * unit
+        extent[2] = min(extent[2], eyes[:, 2].min() - 0.25 * unit)
         wide = np.array([np.hypot(*extent[:2]), np.hypot(*extent[:2]), extent[2]])  # it turns
         for _ in range(60):
             ends = rng.uniform(-1, 1, (2, 2)) * (size[:2] / 2 - wide[:2] / 2)
             length = float(np.linalg.norm(ends[1] - ends[0]))
             heading = float(np.arctan2(*(ends[1] - ends[0])[::-1]))
-            swept = wide + [length, 0, 0]
-            centre = np.array([*ends.mean(0), extent[2] / 2])
-            if (
-                length > 0.7 * unit
-                and _free(centre, swept, heading, [*things, *movers], 0.03 * unit)
-                and _clear(centre, swept, heading, eyes, 0.2 * unit)
-            ):
-                track = _drive(ends, heading, len(eyes), rng)
-                first = np.array([track[0][0], track[0][1], extent[2] / 2])
-                parts = draw_parts(category, _vector(extent), rng)
-                movers.append(
-                    Thing(category.name, _vector(first), _vector(extent), track[0][2], parts, tuple(track))
-                )
-                break
-    return movers
+            swept, centre = wide + [length, 0, 0], np.array([*ends.mean(0), extent[2] / 2])
+            if length < 0.7 * unit or not _free(centre, swept, heading, lanes, 0.03 * unit):
+                continue
+            track = _drive(ends, heading, len(eyes), rng)
+            first = _vector(np.array([track[0][0], track[0][1], extent[2] / 2]))
+            parts = draw_parts(category, _vector(extent), rng)
+            movers.append(Thing(category.name, first, _vector(extent), track[0][2], parts, tuple(track)))
+            lanes.append(Thing("lane", _vector(centre), _vector(swept), heading, ()))
+            break
+    return movers, lanes
 
 
 def _drive(ends: np.ndarray, heading: float, frames: int, rng: np.random.Generator) -> list[Vector]:

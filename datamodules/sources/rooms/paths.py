@@ -14,7 +14,7 @@ from jaxtyping import Float64
 
 @dataclass(frozen=True)
 class Ring:
-    """A rounded rectangle in the room's frame; `squareness` 2 is an ellipse, more is nearer to a rectangle."""
+    """A rounded rectangle in the room's frame; squareness 2 is an ellipse, more is nearer a rectangle."""
 
     centre: tuple[float, float, float]  # metres; z is the mean height of the camera
     reach: tuple[float, float]  # half its length and width, metres
@@ -36,6 +36,7 @@ def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarra
     angle = rng.uniform(0, 2 * np.pi) + progress / np.ptp(progress) * sweep
 
     radius = 1 - 0.25 * rng.random() * (0.5 + 0.5 * smooth_noise(frames, 5, rng))
+    radius /= radius.max()
     cos, sin = np.cos(angle), np.sin(angle)
     power = 1 / ring.squareness
     radius = radius * (np.abs(cos) ** ring.squareness + np.abs(sin) ** ring.squareness) ** -power

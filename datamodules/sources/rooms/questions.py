@@ -1,7 +1,8 @@
 """Questions about a room with exact answers: VSI-Bench's types and wording, all but route planning.
 
-Like VSI-Bench, asks only what is unambiguous: of things that were clearly seen, with a margin to the next answer.
-What moves is asked about in appearance order only. Sizes, distances and directions are those of the bounding boxes.
+Like VSI-Bench, asks only what is unambiguous: of things that were clearly seen, with a margin to the next
+answer. What moves is asked about in appearance order only. Sizes, distances and directions are those of the
+bounding boxes.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ ROOM = (
     "If multiple rooms are shown, estimate the size of the combined space."
 )
 COUNT = "How many {}(s) are in this room?"
-SIZE = "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
-DISTANCE = "Measuring from the closest point of each object, what is the distance between the {} and the {} (in meters)?"
-NEAREST = (
-    "Measuring from the closest point of each object, which of these objects ({}) is the closest to the {}?"
+SIZE = (
+    "What is the length of the longest dimension (length, width, or height) of the {},"
+    " measured in centimeters?"
 )
+CLOSEST = "Measuring from the closest point of each object, "
+DISTANCE = CLOSEST + "what is the distance between the {} and the {} (in meters)?"
+NEAREST = CLOSEST + "which of these objects ({}) is the closest to the {}?"
 STANDING = "If I am standing by the {} and facing the {}, is the {} to "
 EASY = STANDING + "the left or the right of the {}?"
 MEDIUM = STANDING + (
@@ -46,6 +49,11 @@ HARD = STANDING + (
     "The directions refer to the quadrants of a Cartesian plane"
     " (if I am standing at the origin and facing along the positive y-axis)."
 )
+DIRECTIONS = {
+    "easy": ("left", "right"),
+    "medium": ("left", "right", "back"),
+    "hard": ("front-left", "front-right", "back-left", "back-right"),
+}
 ORDER = "What will be the first-time appearance order of the following categories in the video: {}?"
 
 
@@ -64,12 +72,12 @@ class _Known:
 def ask(
     scene: RoomScene, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator, prefix: str
 ) -> list[Question]:
-    """6 to 12 questions, the room's size first. ids: what each pixel of the video shows, as `render` gives it.
+    """Up to 12 questions, the room's size first; a question's id is the prefix and its number.
 
-    A question's id is the prefix and its number.
+    ids: what each pixel of the video shows, as `render` gives it.
     """
     known = _known(scene, ids)
-    questions = [("room_size_estimation", ROOM, f"{scene.area:.1f}", ())]
+    questions: list[Parts] = [("room_size_estimation", ROOM, f"{scene.area:.1f}", ())]
     for kinds, limit in ((_counts, 2), (_sizes, 2), (_distances, 2), (_nearest, 1)):
         questions += _some(kinds(known, rng), limit)
     questions += list(_directions(known, rng))
@@ -78,7 +86,7 @@ def ask(
 
 
 def relative_angle(standing: Thing, facing: Thing, asked: Thing) -> float:
-    """Radians from the direction faced to the direction of the asked thing, positive to the left, in -pi..pi."""
+    """Radians from the direction faced to that of the asked thing, positive to the left, in -pi..pi."""
     at = np.array(standing.centre[:2])
     ahead, there = np.array(facing.centre[:2]) - at, np.array(asked.centre[:2]) - at
     return float(np.arctan2(ahead[0] * there[1] - ahead[1] * there[0], ahead @ there))
@@ -154,23 +162,22 @@ def _nearest(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
 
 
 def _directions(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
-    """At most one question of each difficulty, each about another triple."""
-    wanted = {"easy", "medium", "hard"}
-    for names in _shuffled(permutations(known.single, 3), rng)[:60]:
+    """A question of each difficulty; all answers that the room allows are equally likely."""
+    triples: dict[str, dict[str, tuple[str, ...]]] = {level: {} for level in DIRECTIONS}
+    for names in _shuffled(permutations(known.single, 3), rng)[:80]:
         standing, facing, asked = (known.single[name] for name in names)
         places = np.array([thing.centre[:2] for thing in (standing, facing, asked)])
         if min(np.linalg.norm(a - b) for a, b in combinations(places, 2)) < STAND_APART_M:
             continue
         angle = relative_angle(standing, facing, asked)
-        for level in sorted(wanted):
-            answer = direction(angle, level)
-            if answer:
-                wanted.remove(level)
-                text = {"easy": EASY, "medium": MEDIUM, "hard": HARD}[level].format(*names, names[1])
-                options = {"easy": ("left", "right"), "medium": ("left", "right", "back"),
-                           "hard": ("front-left", "front-right", "back-left", "back-right")}[level]  # fmt: skip
-                yield f"object_rel_direction_{level}", text, *_choice(_shuffled(options, rng), answer)
-                break
+        for level, found in triples.items():
+            if answer := direction(angle, level):
+                found.setdefault(answer, names)
+    for level, text in (("easy", EASY), ("medium", MEDIUM), ("hard", HARD)):
+        for answer in _shuffled(triples[level], rng)[:1]:
+            names = triples[level][answer]
+            letter, options = _choice(_shuffled(DIRECTIONS[level], rng), answer)
+            yield f"object_rel_direction_{level}", text.format(*names, names[1]), letter, options
 
 
 def direction(angle: float, level: str) -> str | None:
@@ -188,7 +195,7 @@ def direction(angle: float, level: str) -> str | None:
 
 
 def _orders(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
-    """Four categories of which each was seen well before there was a glimpse of the next; with what moves, if any."""
+    """Four categories, each clearly seen before a glimpse of the next; with what moves, if possible."""
     groups = _shuffled(
         combinations(sorted(known.first, key=lambda category: known.first[category][1]), 4), rng
     )

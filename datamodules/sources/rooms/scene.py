@@ -39,9 +39,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Thing:
-    """A piece of furniture: its oriented bounding box, which its parts fill exactly. Its front looks along +y.
+    """A piece of furniture: its oriented bounding box, which its parts fill exactly. Its front is at +y.
 
-    `track` is empty for what stands still; for what moves it has (x, y, yaw) for every frame, and `centre` and
+    `track` is empty for what stands still; for what moves it has (x, y, yaw) of every frame, and `centre` and
     `yaw` are those of frame 0.
     """
 

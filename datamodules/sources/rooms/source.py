@@ -1,4 +1,4 @@
-"""The embedded dataset: furnished rooms that are drawn, rendered and written once, with exact ground truth."""
+"""The embedded dataset: furnished rooms, drawn, rendered and written once, with exact ground truth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,18 +26,18 @@ from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource, Split
 from datamodules.sources.rooms.writer import DATASET, SPLITS, Settings, write_scene
 
-VERSION = 1  # of what the settings lead to: raise it with every change to the scenes or the questions
+VERSION = 2  # of what the settings lead to: raise it with every change to the scenes or the questions
 
 
 class Rooms(SceneSource):
-    """Furnished rooms, rendered from their descriptions: videos, cameras, depth, and questions as VSI-Bench asks them.
+    """Furnished rooms, rendered on first use, with cameras, depth and the questions that VSI-Bench asks.
 
     A scene depends on the seed, its split and its number alone. Metres can't be read off a frame: see
-    `datamodules.sources.rooms.layout`. Depth is rendered again when wanted, see `render_depth`.
+    `datamodules.sources.rooms.layout`. Depth is rendered again when wanted: see `render_depth`.
 
     Args:
-        path: how the camera moves: "loop", around the room as in a scan, or "local", around a spot with a radius of
-            0.3 to 0.8 m, which says nothing about the size of the room.
+        path: how the camera moves: "loop", around the room as in a scan, or "local", around a spot with a
+            radius of 0.3 to 0.8 m, which says nothing about the size of the room.
         moving: adds one or two things that drive around, for the questions about time.
         scenes: how many scenes to make for training, validation and test.
         size: width and height of a frame in pixels, even.
@@ -75,13 +75,13 @@ class Rooms(SceneSource):
             )
         self.settings = Settings(path, moving, size, frames, seed)
         self.counts = dict(zip(SPLITS, scenes, strict=True))
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or _cores()
         key = json.dumps([VERSION, asdict(self.settings), self.counts], sort_keys=True)
         self.folder = Path(root).expanduser() / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def prepare(self) -> None:
-        """Makes the dataset unless it is there. It appears as a whole or not at all: it is written beside its place
-        and moved there when done. A second process waits for the first."""
+        """Makes the dataset unless it is there. It appears as a whole or not at all: it is written beside its
+        place and moved there when done. A second process waits for the first."""
         if self.folder.exists():
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +121,11 @@ class Rooms(SceneSource):
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))
 
 
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds a file's lock, which the system releases however the process ends."""
@@ -130,7 +135,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _mapped(workers: int) -> Iterator[partial | type[map]]:
+def _mapped(workers: int) -> Iterator[Callable[..., Iterable[str]]]:
     """A `map` over processes, or the plain one for a single worker."""
     if workers == 1:
         yield map
@@ -145,8 +150,8 @@ def _mapped(workers: int) -> Iterator[partial | type[map]]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator:
-    """A function to call after each scene: it moves a bar, or prints a line every 10 seconds without a terminal."""
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A function to call after each scene: moves a bar or, without a terminal, prints a line every 10 s."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = TextColumn("rendering rooms"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -8,17 +8,18 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
 SIDE = 64
 LEVELS = 7  # 64, 32, ... 1
-LEVEL_START = np.cumsum([0] + [(SIDE >> level) ** 2 for level in range(LEVELS)])[:-1].astype(np.int32)
+LEVEL_START = np.cumsum([0] + [(SIDE >> level) ** 2 for level in range(LEVELS)])
+TEXELS = int(LEVEL_START[-1])  # of a pattern
 PLAIN = 3  # the first patterns are faint noise: for furniture
 
 
 @cache
 def atlas() -> Float32[np.ndarray, "patterns texels"]:
-    """Values in 0..1; the texels of a pattern are its mipmap levels one after the other, each in row order."""
+    """Values in 0..1; a pattern's texels are its mipmap levels one after the other, each in row order."""
     rng = np.random.default_rng(20)
     v, u = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     noises = [_noise(rng, cells) for cells in (4, 8, 16, 32)]
@@ -41,6 +42,19 @@ def atlas() -> Float32[np.ndarray, "patterns texels"]:
         _noise(rng, 2, 32), np.maximum(wave(4 * u), wave(4 * v)) ** 4,
     ]  # fmt: skip
     return np.stack([_mipmaps(pattern) for pattern in patterns])
+
+
+def texel(
+    pattern: Int[np.ndarray, " n"],
+    level: Int[np.ndarray, " n"],
+    u: Float32[np.ndarray, " n"],
+    v: Float32[np.ndarray, " n"],
+) -> Int[np.ndarray, " n"]:
+    """Index in the flattened atlas of a pattern's texel at (u, v), in periods, on a mipmap level."""
+    side = SIDE >> level
+    column = ((u - np.floor(u)) * SIDE).astype(np.intp) % SIDE >> level  # % as a fraction may round up to 1
+    row = ((v - np.floor(v)) * SIDE).astype(np.intp) % SIDE >> level
+    return pattern * TEXELS + LEVEL_START[level] + row * side + column
 
 
 def _noise(rng: np.random.Generator, rows: int, columns: int | None = None) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from datamodules.cameras_file import write_cameras
 from datamodules.sources.base import Split
 from datamodules.sources.rooms.layout import draw_scene
 from datamodules.sources.rooms.questions import ask
-from datamodules.sources.rooms.render import render
+from datamodules.sources.rooms.renderer import render
 from datamodules.sources.rooms.scene import save_scene
 
 DATASET = "rooms"
@@ -54,18 +54,13 @@ def write_scene(folder: Path, settings: Settings, split: Split, index: int) -> s
     )  # fmt: skip
     save_scene(scene, base.with_name(f"{name}.scene.json"))
     prefix = f"{DATASET}-{settings.path}-{split}-{index:05d}"
-    return "".join(
-        json.dumps({
-            "id": question.id, "dataset": DATASET, "scene_name": name, "question_type": question.question_type,
-            "question": question.question, "ground_truth": question.ground_truth,
-            "options": list(question.options) or None,
-        }) + "\n"
-        for question in ask(scene, rendering.ids, rng, prefix)
-    )  # fmt: skip
+    place = {"dataset": DATASET, "scene_name": name}
+    rows = [asdict(question) | place for question in ask(scene, rendering.ids, rng, prefix)]
+    return "".join(json.dumps(row | {"options": row["options"] or None}) + "\n" for row in rows)
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
-    """H.264 at a quality near to the original, a key frame every 8 frames so that single frames decode fast."""
+    """H.264 near to the original, with a key frame every 8 frames so that single frames decode fast."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.height, stream.width = frames.shape[1:3]

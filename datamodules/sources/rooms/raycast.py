@@ -1,0 +1,143 @@
+"""Rays against upright boxes (slab test), for all frames at once.
+
+Every thing is tested only on the pixels that its bounding box may cover, its parts only where that is hit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int, Int16, Int32
+
+from datamodules.sources.rooms.scene import RoomScene
+
+NEAR_M = 1e-3
+TINY = np.float32(1e-30)  # added to what may be zero, and nothing to anything else
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The n things of a scene in T frames and, last, as thing n with part m, the room, seen from inside.
+
+    Distances are metres; a thing's own frame has its origin in the centre of its bounding box.
+    """
+
+    centre: Float64[np.ndarray, "boxes T 3"]  # in the room's frame
+    cos: Float32[np.ndarray, "boxes T"]  # of the yaw
+    sin: Float32[np.ndarray, "boxes T"]
+    half: Float64[np.ndarray, "boxes 3"]  # of the size
+    eye: Float32[np.ndarray, "3 boxes T"]  # the camera in the thing's own frame
+    thing_of_part: Int[np.ndarray, " parts_but_the_room"]
+    part_centre: Float32[np.ndarray, "parts 3"]  # in the thing's own frame
+    part_half: Float32[np.ndarray, "parts 3"]
+    room_to_camera: Float64[np.ndarray, "T 4 4"]
+
+    def turn(self, vectors: np.ndarray) -> np.ndarray:
+        """(3, boxes, T) vectors of the room's frame, along the axes of the things."""
+        x, y, z = vectors
+        return np.stack([self.cos * x + self.sin * y, self.cos * y - self.sin * x, z])
+
+
+def place(
+    scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float64[np.ndarray, "T 4 4"]
+) -> Placed:
+    """Where everything is in some frames, given by their raw indices and their poses in the room's frame."""
+    tracks = [np.array(thing.track)[frames] if thing.track else None for thing in scene.things]
+    still = [(*thing.centre, thing.yaw) for thing in scene.things] + [(0, 0, scene.size[2] / 2, 0)]
+    pose = np.tile(np.array(still, float)[:, None], (1, len(frames), 1))  # x, y, z, yaw
+    for number, track in enumerate(tracks):
+        if track is not None:
+            pose[number][:, [0, 1, 3]] = track
+    size = np.array([*(thing.size for thing in scene.things), scene.size])
+    parts = [part for thing in scene.things for part in thing.parts]
+    placed = Placed(
+        pose[..., :3],
+        np.cos(pose[..., 3]).astype(np.float32),
+        np.sin(pose[..., 3]).astype(np.float32),
+        size / 2,
+        np.zeros((3, *pose.shape[:2]), np.float32),
+        np.repeat(np.arange(len(scene.things)), [len(thing.parts) for thing in scene.things]),
+        np.array([*(part.centre for part in parts), (0, 0, 0)], np.float32),
+        np.array([*(part.size for part in parts), scene.size], np.float32) / 2,
+        np.linalg.inv(camera_to_room),
+    )
+    placed.eye[:] = placed.turn(np.moveaxis(camera_to_room[:, :3, 3] - placed.centre, -1, 0))
+    return placed
+
+
+def cast(
+    placed: Placed,
+    rays: Float32[np.ndarray, "3 T H W"],
+    K_px: Float64[np.ndarray, "3 3"],
+    height: int,
+    width: int,
+) -> tuple[Float32[np.ndarray, "T H W"], Int16[np.ndarray, "T H W"]]:
+    """Nearest hit of every ray: its depth in metres and the index of the part hit, m for the room."""
+    pixels = height * width
+    flat = rays.reshape(3, -1)
+    walls = placed.part_half[-1][:, None, None, None]
+    exits = (np.copysign(walls, rays) - placed.eye[:, -1, :, None, None]) / (rays + TINY)
+    depth = np.minimum(np.minimum(exits[0], exits[1]), exits[2]).ravel()
+    winner = np.full(depth.shape, len(placed.thing_of_part), np.int16)
+    rectangles = covered(placed, K_px, height, width)
+    rows, columns = np.arange(height), np.arange(width)
+    for thing in range(len(placed.half) - 1):
+        seen = np.flatnonzero(rectangles[thing, :, 0] < rectangles[thing, :, 1])
+        if not len(seen):
+            continue
+        left, right, top, bottom = rectangles[thing, seen].T[:, :, None]
+        tall, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+        where = np.flatnonzero(tall[:, :, None] & wide[:, None, :])
+        counts = ((right - left) * (bottom - top))[:, 0]
+        where += np.repeat((seen - np.arange(len(seen))) * pixels, counts)
+
+        x, y, z = flat[:, where]
+        cos, sin = np.repeat(placed.cos[thing, seen], counts), np.repeat(placed.sin[thing, seen], counts)
+        inverse = 1 / (np.stack([cos * x + sin * y, cos * y - sin * x, z]) + TINY)
+        centre = np.repeat(-placed.eye[:, thing, seen], counts, axis=1) * inverse
+        reach = np.abs(inverse)
+        enter, leave = _slabs(centre, reach * placed.half[thing].astype(np.float32)[:, None])
+        keep = np.flatnonzero((enter < leave) & (leave > NEAR_M) & (enter < depth[where]))
+        if not len(keep):
+            continue
+        where, inverse, centre, reach = where[keep], inverse[:, keep], centre[:, keep], reach[:, keep]
+        nearest, by = depth[where], winner[where]
+        for part in np.flatnonzero(placed.thing_of_part == thing):
+            middle = centre + placed.part_centre[part][:, None] * inverse
+            enter, leave = _slabs(middle, placed.part_half[part][:, None] * reach)
+            hit = (enter < leave) & (enter > NEAR_M) & (enter < nearest)
+            np.copyto(nearest, enter, where=hit)
+            by[hit] = part
+        depth[where], winner[where] = nearest, by
+    return depth.reshape(rays.shape[1:]), winner.reshape(rays.shape[1:])
+
+
+def covered(
+    placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int
+) -> Int32[np.ndarray, "n T 4"]:
+    """Columns left..right and rows top..bottom (ends excluded) outside of which a thing can't be seen."""
+    signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
+    corner = (signs * placed.half[:-1, None, :])[:, None]  # (n, 1, 8, 3)
+    cos, sin = placed.cos[:-1, :, None], placed.sin[:-1, :, None]
+    x, y = cos * corner[..., 0] - sin * corner[..., 1], sin * corner[..., 0] + cos * corner[..., 1]
+    points = np.stack([x, y, np.broadcast_to(corner[..., 2], x.shape)], -1) + placed.centre[:-1, :, None]
+    view = placed.room_to_camera
+    x, y, z = np.moveaxis(np.einsum("tij,ntcj->ntci", view[:, :3, :3], points) + view[:, None, :3, 3], -1, 0)
+    safe = np.maximum(z, NEAR_M)
+    u, v = K_px[0, 0] * x / safe + K_px[0, 2], K_px[1, 1] * y / safe + K_px[1, 2]
+    sides = np.stack([np.floor(u.min(-1)), np.ceil(u.max(-1)), np.floor(v.min(-1)), np.ceil(v.max(-1))], -1)
+    # what reaches behind the camera projects to no rectangle: look at all pixels
+    sides = np.where((z.min(-1) < NEAR_M)[..., None], [0, width, 0, height], sides)
+    sides = np.clip(sides, 0, [width, width, height, height]).astype(np.int32)
+    hidden = (z.max(-1) < NEAR_M) | (sides[..., 0] >= sides[..., 1]) | (sides[..., 2] >= sides[..., 3])
+    return np.where(hidden[..., None], np.int32(0), sides)
+
+
+def _slabs(middle: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Depths at which rays enter and leave a box (they miss it where enter > leave)."""
+    near, far = middle - reach, middle + reach
+    return (
+        np.maximum(np.maximum(near[0], near[1]), near[2]),
+        np.minimum(np.minimum(far[0], far[1]), far[2]),
+    )
