@@ -107,7 +107,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def normalise_intrinsics(
-    K_px: Float[Tensor, "*batch 3 3"], width: float, height: float
+    K_px: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
 ) -> Float[Tensor, "*batch 3 3"]:
     """Intrinsics in pixels -> normalised by the image size; any skew is dropped.
 

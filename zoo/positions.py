@@ -26,12 +26,12 @@ class TimeIndex:
         constant: all views of a video have the same time: RoPE on the T section cancels among them.
     """
 
-    seconds_per_grid: float = 1.0
+    seconds_per_grid: int | float = 1.0
     real_time: bool = False
     constant: bool = False
 
     def __call__(
-        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: float
+        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
     ) -> Int[Tensor, " N"]:
         """Time positions relative to the start of each video.
 
@@ -52,12 +52,12 @@ class Seconds(TimeIndex):
         real_time: take the clip's own seconds instead.
     """
 
-    def __init__(self, seconds_per_grid: float = 1.0, real_time: bool = False) -> None:
+    def __init__(self, seconds_per_grid: int | float = 1.0, real_time: bool = False) -> None:
         self.seconds_per_grid = seconds_per_grid
         self.real_time = real_time
 
     def __call__(
-        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: float
+        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
     ) -> Int[Tensor, " N"]:
         # float32 and this order of the products: the floor has to fall as it did in training
         return (step * seconds * tokens_per_second).long()
@@ -67,7 +67,7 @@ class FrameIndex(TimeIndex):
     """k: a grid step is one position, as Qwen2-VL; what 0.5 seconds a step amounts to."""
 
     def __call__(
-        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: float
+        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
     ) -> Int[Tensor, " N"]:
         return step
 
@@ -78,7 +78,7 @@ class NoTime(TimeIndex):
     constant = True
 
     def __call__(
-        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: float
+        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
     ) -> Int[Tensor, " N"]:
         return torch.zeros_like(step)
 
@@ -98,8 +98,8 @@ def mrope_position_ids(
     *,
     image_grid_thw: Int[Tensor, "I 3"] | None = None,
     video_grid_thw: Int[Tensor, "V 3"] | None = None,
-    seconds_per_grid: Sequence[float] | Float[Tensor, " V"] | None = None,
-    tokens_per_second: float = 2,
+    seconds_per_grid: Sequence[int | float] | Float[Tensor, " V"] | None = None,
+    tokens_per_second: int | float = 2,
     spatial_merge_size: int = 2,
     image_token_id: int,
     video_token_id: int,
@@ -217,14 +217,19 @@ def _find_media(
     if wrong.any():
         sample = int(row[inside[wrong][0]])
         raise ValueError(f"sample {sample} of the batch has fewer placeholder tokens than its grid_thw says")
+    after = (media.start + media.length).clamp(max=max(len(ids) - 1, 0))
+    more = (ids[after] == ids[start]) & (after > media.start + media.length - 1)
+    if more.any():
+        sample = int(row[start[more][0]])
+        raise ValueError(f"sample {sample} of the batch has more placeholder tokens than its grid_thw says")
     return media
 
 
 def _grid_positions(
     media: _Media,
     time_index: TimeIndex,
-    seconds_per_grid: Sequence[float] | Tensor | None,
-    tokens_per_second: float,
+    seconds_per_grid: Sequence[int | float] | Tensor | None,
+    tokens_per_second: int | float,
 ) -> tuple[Tensor, Tensor]:
     """(t, h, w) of each visual token from the start of its run; and, a run, the highest of them plus one."""
     videos = media.grid[media.is_video, 0]

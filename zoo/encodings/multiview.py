@@ -24,8 +24,8 @@ def prope_attention(
     *,
     patches_x: int,
     patches_y: int,
-    image_width: float,
-    image_height: float,
+    image_width: int | float,
+    image_height: int | float,
     is_causal: bool = False,
 ) -> Float[Tensor, "B H N D"]:
     """Attention in which half of a head's channels take PRoPE's matrices and half RoPE over the image.

@@ -71,7 +71,7 @@ class Fraction(Placement):
         start, stop: the range, in fractions of the head's width.
     """
 
-    def __init__(self, start: float = 0.0, stop: float = 0.5) -> None:
+    def __init__(self, start: int | float = 0.0, stop: int | float = 0.5) -> None:
         if not 0.0 <= start < stop <= 1.0:
             raise ValueError(f"a range of channels needs 0 <= start < stop <= 1, got {start} to {stop}")
         self.start, self.stop = start, stop

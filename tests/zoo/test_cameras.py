@@ -1,0 +1,186 @@
+"""Cameras: conventions, precision, and errors that name the trouble."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.plugins import HalfPrecision
+from torch import Tensor
+
+from zoo.cameras import Cameras, invert_se3, nearest_rotation, normalise_intrinsics, pose_distance
+
+
+def rotation(axis: Tensor, angle: float) -> Tensor:
+    """Rodrigues' formula, in float64."""
+    x, y, z = (axis.double() / axis.double().norm()).tolist()
+    K = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+    return torch.eye(3, dtype=torch.float64) + math.sin(angle) * K + (1 - math.cos(angle)) * K @ K
+
+
+def random_poses(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    count = math.prod(shape)
+    axes = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    angles = torch.rand(count, generator=generator, dtype=torch.float64) * math.pi
+    poses = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
+    poses[:, :3, :3] = torch.stack([rotation(a, float(t)) for a, t in zip(axes, angles, strict=True)])
+    poses[:, :3, 3] = scale * torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    return poses.view(*shape, 4, 4)
+
+
+def eye_intrinsics(*shape: int) -> Tensor:
+    return torch.eye(3, dtype=torch.float64).expand(*shape, 3, 3)
+
+
+# ---- Cameras ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_never_less_than_float32(given: torch.dtype, kept: torch.dtype) -> None:
+    cameras = Cameras(random_poses(2, 3).to(given), eye_intrinsics(2, 3).to(given))
+    assert cameras.world_to_camera.dtype == cameras.K_normalised.dtype == kept
+    moved = cameras.to(dtype=torch.bfloat16)
+    assert moved.world_to_camera.dtype == moved.K_normalised.dtype == torch.float32
+
+
+def test_lightning_moves_but_does_not_round() -> None:
+    cameras = Cameras(random_poses(2, 3), eye_intrinsics(2, 3), torch.zeros(2, 5, dtype=torch.long))
+    batch = {"cameras": cameras, "pixels": torch.ones(2)}
+    converted = HalfPrecision("bf16-true").convert_input(batch)
+    assert converted["pixels"].dtype == torch.bfloat16
+    assert converted["cameras"].world_to_camera.dtype == torch.float64
+    moved = move_data_to_device(batch, torch.device("meta"))["cameras"]
+    assert moved.world_to_camera.device.type == moved.index.device.type == "meta"
+
+
+def test_some_samples() -> None:
+    cameras = Cameras(random_poses(3, 2), eye_intrinsics(3, 2), torch.tensor([[0, -1], [1, 0], [-1, -1]]))
+    some = cameras[torch.tensor([1, 1, 0])]
+    assert len(some) == 3
+    assert torch.equal(some.world_to_camera, cameras.world_to_camera[[1, 1, 0]])
+    assert some.index is not None and some.index.tolist() == [[1, 0], [1, 0], [0, -1]]
+
+
+def test_index_and_shape_errors() -> None:
+    poses, K = random_poses(2, 3), eye_intrinsics(2, 3)
+    with pytest.raises(ValueError, match=r"from -1 to 3, but there are 3 cameras"):
+        Cameras(poses, K, torch.tensor([[0, 3], [-1, 2]]))
+    with pytest.raises((ValueError, TypeCheckError), match=r"index"):
+        Cameras(poses, K, torch.zeros(1, 4, dtype=torch.long))
+    poses[1, 0, 0, 3] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Cameras(poses, K)
+
+
+# ---- canonical cameras ------------------------------------------------------------------------------------
+
+
+def test_canonical_cameras_know_no_world() -> None:
+    poses, world = random_poses(2, 5), random_poses(1, 1, seed=1)
+    here = Cameras(poses, eye_intrinsics(2, 5)).canonical()
+    there = Cameras(poses @ world, eye_intrinsics(2, 5)).canonical()
+    torch.testing.assert_close(here.world_to_camera, there.world_to_camera, rtol=0, atol=1e-12)
+    assert torch.equal(here.world_to_camera[:, 0], torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
+    assert not torch.allclose(here.world_to_camera, poses, atol=0.1)
+
+
+def test_canonical_float32_far_from_the_origin() -> None:
+    """Composed in float64: all that is lost is the rounding of the poses as given."""
+    world = random_poses(1, 1, seed=3, scale=100.0)
+    poses = random_poses(1, 6) @ world
+    exact = Cameras(poses.float().double(), eye_intrinsics(1, 6)).canonical().world_to_camera
+    single = Cameras(poses.float(), eye_intrinsics(1, 6).float()).canonical().world_to_camera
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=1e-7, atol=1e-7)
+    naive = poses.float() @ torch.linalg.inv(poses[:, :1].float())  # what composing in float32 would lose
+    assert (naive.double() - exact).abs().max() > 10 * (single.double() - exact).abs().max()
+
+
+def test_unknown_reference() -> None:
+    with pytest.raises(ValueError, match="unknown reference view 'last'"):
+        Cameras(random_poses(1, 2), eye_intrinsics(1, 2)).canonical("last")
+
+
+# ---- poses ------------------------------------------------------------------------------------------------
+
+
+def test_invert_se3_is_the_inverse() -> None:
+    poses = random_poses(4, 3, scale=10.0)
+    torch.testing.assert_close(invert_se3(poses), torch.linalg.inv(poses), rtol=0, atol=1e-12)
+    assert torch.equal(invert_se3(torch.eye(4)), torch.eye(4))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-3, 1.0, 3.0, math.pi - 1e-6, math.pi])
+def test_pose_distance_angle(angle: float) -> None:
+    a = random_poses(1)[0]
+    b = a.clone()
+    b[:3, :3] = rotation(torch.tensor([0.3, -2.0, 1.0]), angle) @ a[:3, :3]
+    measured, _ = pose_distance(a, b)
+    assert abs(float(measured) - angle) < 1e-14 + 1e-9 * angle
+    single = float(pose_distance(a.float(), b.float())[0])
+    assert abs(single - angle) < 1e-6
+    if angle == 1e-3:  # the control: acos of the trace in float32 has no digits left here
+        relative = a[:3, :3].float() @ b[:3, :3].float().T
+        assert abs(float(((relative.trace() - 1) / 2).clamp(-1, 1).acos()) - angle) > 1e-5
+
+
+def test_pose_distance_of_centres_broadcasts_and_ignores_the_world() -> None:
+    poses, world = random_poses(5), random_poses(1, seed=2)[0]
+    angle, distance = pose_distance(poses[:, None], poses[None])
+    assert angle.shape == distance.shape == (5, 5)
+    centres = torch.linalg.inv(poses)[:, :3, 3]
+    torch.testing.assert_close(distance, torch.cdist(centres, centres), rtol=0, atol=1e-7)
+    moved = pose_distance(poses[:, None] @ world, poses[None] @ world)
+    torch.testing.assert_close(angle, moved[0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(distance, moved[1], rtol=0, atol=1e-12)
+
+
+def test_nearest_rotation() -> None:
+    exact = random_poses(3)[:, :3, :3]
+    noise = 4e-4 * torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near = nearest_rotation(exact + noise)
+    torch.testing.assert_close(near @ near.mT, eye_intrinsics(3), rtol=0, atol=1e-14)
+    assert torch.linalg.det(near).min() > 0
+    assert (near - exact).abs().max() < 2 * noise.abs().max()
+    torch.testing.assert_close(nearest_rotation(near), near, rtol=0, atol=1e-14)
+    assert nearest_rotation(exact.float()).dtype == torch.float32
+
+
+def test_what_is_no_rotation() -> None:
+    good = random_poses(3)[:, :3, :3]
+    for spoil, reason in (
+        (lambda R: R * 1.02, "off orthonormal by 0.04"),
+        (lambda R: R * -1, "is a reflection"),
+        (lambda R: R * float("nan"), "NaN or infinite"),
+        (lambda R: R * 0, "off orthonormal by 1"),
+    ):
+        bad = good.clone()
+        bad[1] = spoil(bad[1])
+        with pytest.raises(ValueError, match=f"kitchen.cameras.json: rotation 1 .*{reason}"):
+            nearest_rotation(bad, "kitchen.cameras.json")
+
+
+# ---- intrinsics -------------------------------------------------------------------------------------------
+
+
+def test_normalised_intrinsics_do_not_know_the_size() -> None:
+    K = torch.tensor([[500.0, 3.0, 310.0], [0.0, 510.0, 250.0], [0.0, 0.0, 1.0]])
+    normalised = normalise_intrinsics(K, 640, 480)
+    expected = torch.tensor([[500 / 640, 0, 310 / 640 - 0.5], [0, 510 / 480, 250 / 480 - 0.5], [0, 0, 1.0]])
+    torch.testing.assert_close(normalised, expected)
+    half = K * torch.tensor([0.5, 0.5, 1.0])[:, None]
+    torch.testing.assert_close(normalise_intrinsics(half, 320, 240), normalised)
+    with pytest.raises(ValueError, match="must be positive, got 0 x 480"):
+        normalise_intrinsics(K, 0, 480)
