@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -19,14 +19,14 @@ class ChannelBlock:
     def __init__(self, start: int, width: int, parts: int = 1) -> None:
         self.start, self.width, self.parts = start, width, parts
 
-    def gather(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest G 4"]:
+    def gather(self, x: Shaped[Tensor, "*rest D"]) -> Shaped[Tensor, "*rest G 4"]:
         """The chosen channels in groups."""
         chosen = x.unflatten(-1, (self.parts, -1)).narrow(-1, self.start, self.width)
         return chosen.unflatten(-1, (-1, 4 // self.parts)).transpose(-3, -2).flatten(-2)
 
     def scatter(
-        self, x: Float[Tensor, "*rest D"], groups: Float[Tensor, "*rest G 4"]
-    ) -> Float[Tensor, "*rest D"]:
+        self, x: Shaped[Tensor, "*rest D"], groups: Shaped[Tensor, "*rest G 4"]
+    ) -> Shaped[Tensor, "*rest D"]:
         """`x` with the chosen channels replaced; the other ones keep their bits."""
         parts = x.unflatten(-1, (self.parts, -1))
         chosen = groups.unflatten(-1, (self.parts, -1)).transpose(-3, -2).flatten(-2)
