@@ -21,7 +21,7 @@ def footprint(
     return np.stack([cos * x - sin * y, sin * x + cos * y], -1) + centre[..., None, :2]
 
 
-def footprints_overlap(a: Float64[Array, "*b 4 2"], b: Float64[Array, "*b 4 2"]) -> Bool[Array, "*b"]:
+def footprints_overlap(a: Float64[Array, "*#b 4 2"], b: Float64[Array, "*#b 4 2"]) -> Bool[Array, "*#b"]:
     """Whether two rectangles meet: they don't if some side of either separates them (separating axes)."""
     overlap = np.ones(np.broadcast_shapes(a.shape, b.shape)[:-2], bool)
     for rectangle in (a, b):

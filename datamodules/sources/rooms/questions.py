@@ -94,8 +94,8 @@ def relative_angle(standing: Thing, facing: Thing, asked: Thing) -> float:
 
 def things_distance(a: Thing, b: Thing) -> float:
     """Metres between the closest points of two things' bounding boxes."""
-    placed = [np.array(value, float) for thing in (a, b) for value in (thing.centre, thing.size, thing.yaw)]
-    return float(geometry.box_distance(*placed))
+    placed = [np.array([value]) for thing in (a, b) for value in (thing.centre, thing.size, thing.yaw)]
+    return float(geometry.box_distance(*placed)[0])
 
 
 Parts = tuple[str, str, str, tuple[str, ...]]  # type, question, ground truth, options
@@ -181,17 +181,18 @@ def _directions(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
 
 
 def direction(angle: float, level: str) -> str | None:
-    """The answer to a question about directions, or None where the angle is too near to a border (or, for
-    "medium", in front). angle: as `relative_angle` gives it; level: "easy", "medium" or "hard"."""
+    """The answer to a question about directions, or None where the angle is too near to a border.
+
+    angle: as `relative_angle` gives it; level: "easy", "medium" or "hard". As in VSI-Bench, left and right of
+    "medium" reach from straight ahead to 135 degrees.
+    """
     side, turn = ("left" if angle > 0 else "right"), abs(angle)
-    borders = {"easy": (0, 180), "medium": (45, 135), "hard": (0, 90, 180)}[level]
+    borders = {"easy": (0, 180), "medium": (0, 135), "hard": (0, 90, 180)}[level]
     if min(abs(turn - np.deg2rad(border)) for border in borders) < ANGLE_MARGIN:
         return None
-    if level == "easy":
-        return side
-    if level == "medium":
-        return "back" if turn > np.deg2rad(135) else side if turn > np.deg2rad(45) else None
-    return f"{'front' if turn < np.pi / 2 else 'back'}-{side}"
+    if level == "medium" and turn > np.deg2rad(135):
+        return "back"
+    return side if level != "hard" else f"{'front' if turn < np.pi / 2 else 'back'}-{side}"
 
 
 def _orders(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:

@@ -8,7 +8,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +28,7 @@ from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource, Split
 from datamodules.sources.rooms.writer import DATASET, SPLITS, Settings, write_scene
 
-VERSION = 2  # of what the settings lead to: raise it with every change to the scenes or the questions
+VERSION = 3  # of what the settings lead to: raise it with every change to the scenes or the questions
 
 
 class Rooms(SceneSource):
@@ -73,6 +75,8 @@ class Rooms(SceneSource):
             raise ValueError(
                 f"Rooms: at least 12 frames and a seed of at least 0 are needed, not {frames} and {seed}"
             )
+        if workers is not None and workers < 1:
+            raise ValueError(f"Rooms: workers must be at least 1 or null, not {workers}")
         self.settings = Settings(path, moving, size, frames, seed)
         self.counts = dict(zip(SPLITS, scenes, strict=True))
         self.workers = workers or _cores()
@@ -130,7 +134,11 @@ def _cores() -> int:
 def _locked(path: Path) -> Iterator[None]:
     """Holds a file's lock, which the system releases however the process ends."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another process renders these rooms: waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -142,11 +150,24 @@ def _mapped(workers: int) -> Iterator[Callable[..., Iterable[str]]]:
         return
     # forking skips importing torch anew in each worker; elsewhere it isn't safe
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context)
+    pool = ProcessPoolExecutor(workers, context, _follow_parent)
     try:
         yield partial(pool.map, chunksize=4)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end with it, however it ends (it also shares its lock)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -1,0 +1,297 @@
+"""Rooms as a dataset: what lies on disk, written once, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rooms_reference import real_boxes, real_questions
+
+from datamodules.cameras_file import read_cameras
+from datamodules.scenes import Scene
+from datamodules.sources.rooms import Rooms, render_scene_file, source, writer
+from datamodules.sources.rooms import questions as wording
+from datamodules.sources.rooms.questions import direction, relative_angle, things_distance
+from datamodules.sources.rooms.scene import Thing
+from datamodules.video import Video
+
+SMALL = {"scenes": (3, 1, 1), "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Rooms:
+    made = Rooms(root=str(tmp_path_factory.mktemp("rooms")), **SMALL)
+    made.prepare()
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def description(scene: Scene) -> Path:
+    return scene.video.with_suffix(".scene.json")
+
+
+def test_the_layout_reads_back(rooms: Rooms) -> None:
+    ids = set()
+    for split, count in (("train", 3), ("val", 1), ("test", 1)):
+        scenes = rooms.scenes(split)
+        assert [scene.name for scene in scenes] == [f"rooms/{split}_{index:05d}" for index in range(count)]
+        for scene in scenes:
+            video = Video(scene.video)
+            assert (video.num_frames, video.height, video.width) == (48, 56, 56)
+            assert scene.cameras is not None
+            poses, intrinsics = read_cameras(scene.cameras, 48, 56, 56)
+            assert torch.allclose(intrinsics[0, :2, 2], torch.zeros(2, dtype=torch.float64))
+            assert len(poses) == 48
+            assert scene.questions[0].question_type == "room_size_estimation"
+            assert 5 <= len(scene.questions) <= 12
+            ids |= {question.id for question in scene.questions}
+    assert rooms.missing == {}
+    assert "rooms-loop-train-00000-00" in ids
+    assert len(ids) == sum(len(s.questions) for split in writer.SPLITS for s in rooms.scenes(split))
+
+
+def test_a_scene_depends_on_seed_split_and_index_only(rooms: Rooms, tmp_path: Path) -> None:
+    other = Rooms(root=str(tmp_path), scenes=(2, 0, 1), workers=2)
+    other.prepare()
+    mine, theirs = files(rooms.folder), files(other.folder)
+    same = [name for name in theirs if name.startswith("rooms/")]
+    assert len(same) == 3 * 3
+    assert all(mine[name] == theirs[name] for name in same)
+    assert mine["train.jsonl"].startswith(theirs["train.jsonl"]) and theirs["train.jsonl"]
+    assert other.scenes("val") == []
+
+    reseeded = Rooms(root=str(tmp_path), scenes=(2, 0, 1), workers=1, seed=1)
+    reseeded.prepare()
+    changed = files(reseeded.folder)
+    assert all(changed[name] != theirs[name] for name in same)
+
+
+def test_the_video_shows_what_was_rendered(rooms: Rooms) -> None:
+    for scene in rooms.scenes("train"):
+        shown = Video(scene.video).read(list(range(48))).permute(0, 2, 3, 1).numpy().astype(float)
+        rendered = render_scene_file(description(scene)).rgb.astype(float)
+        assert np.abs(shown - rendered).mean() < 5  # of 255: H.264 and half the colour's resolution
+        assert np.abs(shown - rendered).mean((1, 2, 3)).max() < 12
+        assert np.abs(shown - rendered[::-1]).mean() > 15  # the control: other frames are far
+
+
+def test_made_once(rooms: Rooms) -> None:
+    before = {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")}
+    again = Rooms(root=str(rooms.folder.parent), scenes=(3, 1, 1), workers=2)
+    again.prepare()
+    assert again.folder == rooms.folder
+    assert {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")} == before
+
+
+def test_every_setting_has_its_folder(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    variants = [
+        Rooms(root=root), Rooms(path="local", root=root), Rooms(moving=True, root=root),
+        Rooms(seed=1, root=root),
+        Rooms(scenes=(1, 1, 1), root=root), Rooms(size=64, root=root), Rooms(frames=64, root=root),
+    ]  # fmt: skip
+    assert len({variant.folder for variant in variants}) == len(variants)
+    assert Rooms(root=root, workers=7).folder == variants[0].folder
+
+
+def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = Rooms(root=str(tmp_path), **SMALL)
+    real = source.write_scene
+
+    def fails(folder: Path, settings: writer.Settings, split: str, index: int) -> str:
+        if index == 2:
+            raise OSError("No space left on device")
+        return real(folder, settings, split, index)
+
+    monkeypatch.setattr(source, "write_scene", fails)
+    with pytest.raises(OSError, match="No space"):
+        rooms.prepare()
+    assert [path.name for path in tmp_path.iterdir()] == [f".{rooms.folder.name}.lock"]
+    with pytest.raises(FileNotFoundError, match="prepare"):
+        rooms.scenes("train")
+    monkeypatch.undo()
+    rooms.prepare()
+    assert len(rooms.scenes("train")) == 3
+
+
+SCRIPT = """
+from datamodules.sources.rooms import Rooms
+if __name__ == "__main__":
+    Rooms(scenes=({}, 1, 1), root={!r}, workers=2).prepare()
+"""
+
+
+def start(root: Path, scenes: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(scenes, str(root))], stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_that_is_ended_half_way(tmp_path: Path, how: signal.Signals) -> None:
+    rooms = Rooms(scenes=(200, 1, 1), root=str(tmp_path), workers=2)
+    unfinished = tmp_path / f".{rooms.folder.name}.unfinished"
+    process = start(tmp_path, 200)
+    deadline = time.monotonic() + 60
+    while not list(unfinished.glob("rooms/*.scene.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(how)
+    process.wait(30)
+    assert not rooms.folder.exists()
+    assert unfinished.exists() == (how == signal.SIGKILL)  # nobody can clean up after that; the next one does
+
+    with monkeypatched(source, "write_scene", lambda folder, settings, split, index: "{}\n"):
+        rooms.workers = 1
+        rooms.prepare()  # gets the lock: the workers ended as well
+    assert not unfinished.exists()
+    assert not list(rooms.folder.glob("rooms/*"))  # nothing of the first attempt
+
+
+class monkeypatched:  # noqa: N801 - reads as a with-statement
+    def __init__(self, module: object, name: str, value: object) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, name, value)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None:
+        self.patch.undo()
+
+
+def test_two_at_once_make_it_once(tmp_path: Path) -> None:
+    processes = [start(tmp_path, 6) for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    rooms = Rooms(scenes=(6, 1, 1), root=str(tmp_path))
+    visible = [name for name in os.listdir(tmp_path) if not name.startswith(".")]
+    assert visible == [rooms.folder.name]
+    assert len(rooms.scenes("train")) == 6
+    assert len(files(rooms.folder)) == 8 * 3 + 4
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scenes": (1, -1, 1)}, {"size": 57}, {"size": 8},
+              {"frames": 3}, {"seed": -1}, {"workers": -2}],
+)  # fmt: skip
+def test_settings_that_make_no_sense(wrong: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^Rooms: "):
+        Rooms(root=str(tmp_path), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"path": "around"}, {"scenes": (1, 2)}])
+def test_settings_of_a_wrong_type(wrong: dict, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError)):  # TypeError where types are checked at run time, as in tests
+        Rooms(root=str(tmp_path), **wrong)
+
+
+def test_files_that_can_not_be_rendered(rooms: Rooms, tmp_path: Path) -> None:
+    path = description(rooms.scenes("train")[0])
+    with pytest.raises(ValueError, match="scene.json: there is no frame 48"):
+        render_scene_file(path, [0, 48])
+    broken = tmp_path / "a.scene.json"
+    broken.write_text(path.read_text()[:1000])
+    with pytest.raises(ValueError, match="a.scene.json: not a scene"):
+        render_scene_file(broken)
+
+
+TEMPLATES = {
+    "room_size_estimation": wording.ROOM, "object_counting": wording.COUNT,
+    "object_size_estimation": wording.SIZE, "object_abs_distance": wording.DISTANCE,
+    "object_rel_distance": wording.NEAREST, "object_rel_direction_easy": wording.EASY,
+    "object_rel_direction_medium": wording.MEDIUM, "object_rel_direction_hard": wording.HARD,
+    "obj_appearance_order": wording.ORDER,
+}  # fmt: skip
+NUMBERS = {
+    "room_size_estimation": r"\d+\.\d", "object_counting": r"\d+",
+    "object_size_estimation": r"\d+", "object_abs_distance": r"\d+\.\d",
+}  # fmt: skip
+
+
+def pattern(kind: str) -> re.Pattern[str]:
+    return re.compile(re.escape(TEMPLATES[kind]).replace(r"\{\}", "([a-z, ]+)"))
+
+
+def test_worded_as_the_real_questions(rooms: Rooms, realdata: Path) -> None:
+    real = real_questions(realdata)
+    assert {row["question_type"] for row in real} == TEMPLATES.keys() | {"route_planning"}
+    for row in real:
+        kind, options = row["question_type"], row["options"] or []
+        if kind == "route_planning":
+            continue
+        assert pattern(kind).fullmatch(row["question"]), row
+        if kind in NUMBERS and kind != "room_size_estimation":
+            assert re.fullmatch(NUMBERS[kind], row["ground_truth"])
+        if "direction" in kind:
+            texts = {option[3:] for option in options}
+            assert texts == set(wording.DIRECTIONS[kind.rsplit("_", 1)[1]])
+    assert not pattern("object_abs_distance").fullmatch(wording.SIZE)  # the control
+
+    choices = {row["question_type"]: len(row["options"] or []) for row in real}
+    for split in writer.SPLITS:
+        for scene in rooms.scenes(split):
+            for question in scene.questions:
+                kind = question.question_type
+                assert pattern(kind).fullmatch(question.question)
+                assert len(question.options) == choices[kind]
+                assert [option[:3] for option in question.options] == ["A. ", "B. ", "C. ", "D. "][
+                    : choices[kind]
+                ]
+                answers = NUMBERS.get(kind, "[" + "ABCD"[: choices[kind]] + "]")
+                assert re.fullmatch(answers, question.ground_truth)
+
+
+def test_directions_mean_what_they_mean_in_the_real_questions(realdata: Path) -> None:
+    boxes = real_boxes(realdata)
+    agree = asked = 0
+    for row in real_questions(realdata):
+        if "direction" not in row["question_type"]:
+            continue
+        kind, options = row["question_type"], row["options"]
+        match = pattern(kind).fullmatch(row["question"])
+        assert match
+        scene = boxes[row["scene_name"]]
+        if not all(name in scene for name in match.groups()):
+            continue
+        things = [
+            Thing(name, tuple(scene[name][0]["centroid"]), (1.0, 1.0, 1.0), 0.0, ())
+            for name in match.groups()[:3]
+        ]
+        answer = direction(relative_angle(*things), kind.rsplit("_", 1)[1])
+        asked += answer is not None
+        agree += answer == options["ABCD".index(row["ground_truth"])][3:]
+    assert asked > 800
+    assert agree == asked
+
+
+def test_distances_mean_what_they_mean_in_the_real_questions(realdata: Path) -> None:
+    boxes = real_boxes(realdata)
+    ours, theirs = [], []
+    for row in real_questions(realdata):
+        match = pattern("object_abs_distance").fullmatch(row["question"])
+        scene = boxes[row["scene_name"]]
+        if match and all(name in scene for name in match.groups()):
+            ours.append(things_distance(*(upright(scene[name][0]) for name in match.groups())))
+            theirs.append(float(row["ground_truth"]))
+    assert len(ours) > 800
+    difference = np.abs(np.subtract(ours, theirs))  # theirs are between sampled points, to one decimal
+    assert np.median(difference) < 0.06 and np.percentile(difference, 99) < 0.3
+
+
+def upright(box: dict) -> Thing:
+    """A real box as a thing: the axis that points up becomes z."""
+    axes, lengths = np.array(box["normalizedAxes"]).reshape(3, 3), np.array(box["axesLengths"])
+    up = int(np.abs(axes[:, 2]).argmax())
+    first, second = (axis for axis in range(3) if axis != up)
+    yaw = float(np.arctan2(axes[first, 1], axes[first, 0]))
+    return Thing("", tuple(box["centroid"]), tuple(lengths[[first, second, up]].tolist()), yaw, ())
