@@ -12,7 +12,6 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --upgrade 'pip>=24'
 	.venv/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 

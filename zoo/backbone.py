@@ -14,12 +14,10 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers import Qwen2_5_VLProcessor as Processor
 
+from zoo.errors import InputError
+
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 DType = Literal["float32", "bfloat16"]
-
-
-class BackboneError(RuntimeError):
-    """Weights or an extra that are not there: the message says what to get and where to put it."""
 
 
 class Backbone(ABC):
@@ -34,7 +32,7 @@ class Backbone(ABC):
 
     def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32"):
         if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-            raise BackboneError(
+            raise InputError(
                 "attn_implementation=flash_attention_2 needs flash-attn, which is not installed: "
                 "pip install -e '.[flash]' on a CUDA machine, or choose sdpa"
             )
@@ -88,9 +86,9 @@ class PretrainedQwen25VL(Backbone):
         with torch.device("meta"):
             return Qwen2_5_VLForConditionalGeneration(config)
 
-    def _not_found(self) -> BackboneError:
+    def _not_found(self) -> InputError:
         where = "is not a folder with a model" if Path(self.path).exists() else "can't be loaded"
-        return BackboneError(
+        return InputError(
             f"{self.path} {where}: run `hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir weights/qwen2.5-vl-3b` "
             "where there is a network, then set --model.backbone.path weights/qwen2.5-vl-3b"
         )

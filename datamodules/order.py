@@ -1,0 +1,61 @@
+"""The order of training: a pure function of the seed and of how many batches were served, so runs resume exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+
+class TrainingOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of (scene, epoch), one epoch an iteration, each epoch shuffled anew; an incomplete last batch is dropped.
+
+    Args:
+        num_scenes: of the whole split.
+        batch_size: scenes a batch on each rank.
+        seed: of the shuffle, the same on all ranks.
+        rank, world_size: each rank takes its own batches of the same shuffle.
+    """
+
+    def __init__(self, num_scenes: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        if num_scenes < batch_size * world_size:
+            raise ValueError(
+                f"{num_scenes} training scenes don't fill one batch of {batch_size} scenes on {world_size} "
+                "process(es): lower --data.batch_size"
+            )
+        self.num_scenes, self.batch_size, self.seed = num_scenes, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.served = 0
+
+    def __len__(self) -> int:
+        return self.num_scenes // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = divmod(self.served, len(self))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.num_scenes, generator=generator).tolist()
+        for batch in range(first, len(self)):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(scene, epoch) for scene in order[start : start + self.batch_size]]
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader that Lightning's checkpoints save and restore in the middle of an epoch.
+
+    It counts what it handed out, not what its workers have fetched ahead.
+    """
+
+    batch_sampler: TrainingOrder
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self.batch_sampler.served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"served": self.batch_sampler.served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batch_sampler.served = state["served"]

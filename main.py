@@ -1,0 +1,60 @@
+"""Train, test and ask the models of the zoo.
+
+    python main.py fit --config prope.yaml
+    python main.py test
+
+Configs compose, later ones win: a model, a scale (default scale_tiny.yaml), data (default data_rooms.yaml).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import datamodules  # noqa: F401 - makes short class paths known
+import zoo  # noqa: F401
+from callbacks import Checkpoint, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
+from commands.arguments import DEFAULTS, complete
+from commands.runs import settle
+from datamodules import VideoQADataModule
+from zoo import InputError, SpatialVLM
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI with the callbacks that every run has, and a run folder settled before anything is built."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(MetricsCallback, "metrics")
+        parser.add_lightning_class_args(PredictionsCallback, "predictions")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        settle(self.subcommand, settings)
+        if settings.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"] = [progress_bar()]
+
+
+def main() -> None:
+    try:
+        sys.argv[1:] = complete(sys.argv[1:])  # the processes of a DDP run start from sys.argv again
+        ZooCLI(
+            SpatialVLM,
+            VideoQADataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0},
+            parser_kwargs={
+                command: {"default_config_files": DEFAULTS} for command in ("fit", "validate", "test", "predict")
+            },
+        )
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Shape and type checks of every signature while the tests run; small rooms; where the real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook(["zoo", "datamodules", "callbacks", "commands"], "beartype.beartype")
+torch.set_num_threads(2)
+
+ROOMS = (6, 2, 3)  # scenes of each split
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of third-party scenes; tests that need it are skipped where ZOO_REALDATA doesn't name it."""
+    folder = os.environ.get("ZOO_REALDATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("ZOO_REALDATA names no folder with the real scenes")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def rooms_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with 6 training, 2 validation and 3 test rooms."""
+    from datamodules import Rooms
+
+    root = tmp_path_factory.mktemp("rooms")
+    Rooms(scenes=ROOMS, root=str(root), workers=1).prepare()
+    return root

@@ -1,0 +1,200 @@
+"""main.py as a user runs it: configs, runs and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import main
+from zoo import SpatialVLM
+
+REPOSITORY = Path(main.__file__).parent
+CONFIGS = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
+MODELS = ["qwen25_vl.yaml", "prope.yaml"]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
+    """Runs main.py in an empty folder on the small rooms with a very small model; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    small = [
+        *("--trainer.max_steps", "2"),
+        *("--data.source.root", str(rooms_root), "--data.source.scenes", "[6,2,3]", "--data.batch_size", "2"),
+        *("--model.backbone.layers", "2", "--model.backbone.hidden_size", "64", "--model.backbone.heads", "2"),
+        *("--model.backbone.key_value_heads", "1", "--model.backbone.vision_hidden_size", "32"),
+        *("--data.num_frames", "4", "--trainer.accelerator", "cpu"),
+    ]
+
+    def call(command: str, *words: str, sized: bool = True) -> str:
+        monkeypatch.delenv("ZOO_RUN", raising=False)
+        bare = command != "fit" and "--config" not in words  # the newest run's config has the sizes
+        monkeypatch.setattr(sys, "argv", ["main.py", command, *(small if sized and not bare else []), *words])
+        main.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def the_run(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=False)["state_dict"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("others", [[], ["scale_3b.yaml"], ["scale_7b.yaml", "data_vsibench.yaml"], ["data_rooms"]])
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_every_config_parses(
+    command: str, model: str, others: list[str], run: Run, capsys: pytest.CaptureFixture
+) -> None:
+    words = [word for name in [model, *others] for word in ("--config", name)]
+    with pytest.raises(SystemExit) as end:
+        run(command, *words, "--print_config", sized=False)
+    assert end.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    backbone = config["model"]["init_args"]["backbone"]
+    expected = {"scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct", "scale_7b.yaml": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    if others and others[0] in expected:
+        assert backbone["init_args"]["path"] == expected[others[0]]
+    else:
+        assert backbone["class_path"] == "zoo.TinyQwen25VL"
+
+
+def test_no_config_is_left_out() -> None:
+    tried = {*MODELS, "scale_tiny.yaml", "scale_3b.yaml", "scale_7b.yaml", "data_rooms.yaml", "data_vsibench.yaml"}
+    assert set(CONFIGS) == tried
+
+
+def test_an_unknown_config_is_one_line_that_names_the_known(run: Run) -> None:
+    with pytest.raises(SystemExit, match=r"no config porpe\.yaml.*prope\.yaml"):
+        run("fit", "--config", "porpe.yaml")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_fit_test_predict(model: str, run: Run, tmp_path: Path, rooms_root: Path) -> None:
+    run("fit", "--config", model)
+    folder = the_run(tmp_path)
+    assert {"config.yaml", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    assert list(folder.glob("events.out.tfevents.*"))
+
+    printed = run("test")
+    assert "room_size_estimation" in printed and the_run(tmp_path) == folder
+    metrics = json.loads((folder / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert metrics["counts"]["questions"] == len(lines) > 10
+    assert len({line["id"] for line in lines}) == len(lines)
+    assert all(len(line["frames"]) == 4 and line["versions"] and line["prompt"] for line in lines)
+    mean = sum(line["score"] for line in lines) / len(lines)
+    assert metrics["all"]["micro"] == pytest.approx(mean, abs=1e-6)
+
+    video = next(rooms_root.glob("*/rooms/test_*.mp4"))
+    question = "What is the size of this room?"
+    printed = run("predict", "--config", model, "--data.video", str(video), "--data.question", question)
+    assert question in printed
+
+
+def test_a_checkpoint_does_not_override_the_command_line(run: Run, tmp_path: Path, monkeypatch) -> None:
+    run("fit", "--config", "qwen25_vl.yaml")
+    seen = []
+    monkeypatch.setattr(SpatialVLM, "on_test_start", lambda self: seen.append(self.max_new_tokens))
+    run("test", "--ckpt_path", str(the_run(tmp_path) / "checkpoints/last.ckpt"), "--model.max_new_tokens", "3")
+    assert seen == [3]
+
+
+def test_nothing_untrained_is_ever_tested(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no finished run under runs/"):
+        run("test")
+    for words in (["test"], ["test", "--ckpt_path", "last"], ["fit", "--ckpt_path", "last"]):
+        with pytest.raises(SystemExit, match="no run of this Qwen25VL"):
+            run(*words, "--config", "qwen25_vl.yaml")
+    with pytest.raises(SystemExit, match="no such checkpoint"):
+        run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
+    run("fit", "--config", "qwen25_vl.yaml")
+    with pytest.raises(SystemExit, match="no run of this PRoPEMLLM"):  # a run of another model does not count
+        run("test", "--config", "prope.yaml", "--ckpt_path", "last")
+
+
+def test_a_random_model_answers_only_if_told_to(run: Run, rooms_root: Path) -> None:
+    video = str(next(rooms_root.glob("*/rooms/test_*.mp4")))
+    words = ["--config", "prope.yaml", "--data.video", video, "--data.question", "How big?"]
+    with pytest.raises(SystemExit, match="allow_untrained"):
+        run("predict", *words)
+    assert "How big?" in run("predict", *words, "--model.allow_untrained", "true")
+
+
+def test_an_encoding_without_cameras_says_so(run: Run, tmp_path: Path, rooms_root: Path) -> None:
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(next(rooms_root.glob("*/rooms/test_*.mp4")).read_bytes())
+    words = ["--data.video", str(video), "--data.question", "How big?", "--model.allow_untrained", "true"]
+    with pytest.raises(SystemExit, match="clip.mp4: no cameras, so the camera encoding has nothing to act on"):
+        run("predict", "--config", "prope.yaml", *words)
+    assert "How big?" in run("predict", "--config", "qwen25_vl.yaml", *words)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 4])  # an epoch has 3 steps
+@pytest.mark.parametrize("extra", [[], ["--model.lora.r", "4"]], ids=["whole", "lora"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    stop_after: int, extra: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+    training_step = SpatialVLM.training_step
+
+    def record(self: SpatialVLM, batch: dict, batch_idx: int) -> torch.Tensor:
+        if len(losses) == stop and stop:
+            raise Interrupted
+        loss = training_step(self, batch, batch_idx)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(SpatialVLM, "training_step", record)
+    words = [
+        *("--config", "prope.yaml", *extra, "--trainer.max_steps", "7", "--trainer.limit_val_batches", "0"),
+        *("--checkpoint.every_n_train_steps", "1"),
+    ]
+    stop = 0
+    run("fit", *words, "--trainer.default_root_dir", "whole")
+    whole, losses[:] = list(losses), []
+    assert len(set(whole)) == len(whole) == 7
+
+    stop = stop_after
+    with pytest.raises(Interrupted):
+        run("fit", *words)
+    stop = 0
+    run("fit", *words, "--ckpt_path", "last")
+    assert losses == whole
+    resumed, reference = weights(the_run(tmp_path)), weights(tmp_path / "whole")
+    assert resumed.keys() == reference.keys()
+    assert all(torch.equal(resumed[name], reference[name]) for name in reference)
+    assert all(("lora" in name or "visual.merger" in name or "visual" in name) for name in reference) == bool(extra)
+
+
+def test_bad_scenes_are_reported_and_the_rest_is_scored(run: Run, tmp_path: Path, rooms_root: Path) -> None:
+    run("fit", "--config", "qwen25_vl.yaml")
+    victim = sorted(rooms_root.glob("*/rooms/test_*.mp4"))[1]
+    content = victim.read_bytes()
+    victim.write_bytes(content[: len(content) // 2])
+    try:
+        printed = run("test")
+    finally:
+        victim.write_bytes(content)
+    metrics = json.loads((the_run(tmp_path) / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (the_run(tmp_path) / "predictions.jsonl").read_text().splitlines()]
+    bad = [line for line in lines if line["error"]]
+    assert {line["scene"] for line in bad} == {f"rooms/{victim.stem}"} and str(victim) in bad[0]["error"]
+    assert metrics["counts"]["failed"] == len(bad) and 0 < len(bad) < len(lines)
+    assert all(line["score"] == 0 for line in bad) and re.search(victim.stem, printed)

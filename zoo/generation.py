@@ -1,0 +1,44 @@
+"""Greedy answers by transformers' `generate`, which keeps the KV cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+
+
+class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
+    """The stock model, which lets a `camera_encoding` through to its attention while it generates."""
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        # transformers refuses what forward's signature does not name, though forward would hand it down
+        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k != "camera_encoding"})
+
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
+        if not is_first_iteration:
+            # What is decoded is text, without a camera; keys and values in the cache are encoded already.
+            kwargs.pop("camera_encoding", None)
+        return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+
+
+@torch.no_grad()
+def greedy(qwen: CameraQwen25VL, inputs: dict[str, Any], max_new_tokens: int) -> list[list[int]]:
+    """New tokens of each left-padded sequence, up to its EOS (included where it came).
+
+    No penalties: Qwen's released generation config has a repetition penalty and samples, which the published
+    evaluation does not intend.
+    """
+    text = qwen.config.text_config
+    stops = [text.eos_token_id] if isinstance(text.eos_token_id, int) else list(text.eos_token_id or ())
+    padding = text.pad_token_id if text.pad_token_id is not None else next(iter(stops), 0)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=padding
+    )
+    qwen.generation_config = config  # transformers fills what a config leaves out from the model's own
+    sequences = qwen.generate(**inputs, generation_config=config)
+    answers = []
+    for row in sequences[:, inputs["input_ids"].shape[1] :].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+        answers.append(row[:end])
+    return answers

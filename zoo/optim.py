@@ -1,0 +1,95 @@
+"""What is trained, and how fast: four parts with a learning rate each, and a cosine with warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass
+class LearningRates:
+    """A learning rate a part; null freezes the part, and it stays in eval mode.
+
+    The defaults are Spatial-MLLM's published recipe. As there, the vision tower's last projection
+    (`visual.merger`) belongs to the connector, and trains although the tower is frozen.
+
+    Args:
+        decoder: the language model, its embeddings, and what a camera encoding learns.
+        connector: whatever turns vision or geometry into the decoder's tokens.
+        vision: Qwen2.5-VL's vision tower.
+        geometry: the geometry encoder.
+    """
+
+    decoder: float | None = 7e-6
+    connector: float | None = 2e-5
+    vision: float | None = None
+    geometry: float | None = None
+
+
+PARTS = tuple(field.name for field in fields(LearningRates))
+
+
+def part_of(name: str) -> str:
+    """The part (one of `PARTS`) to which the parameter of this name belongs."""
+    if name.startswith("geometry."):
+        return "geometry"
+    if ".visual." in name and ".visual.merger." not in name:
+        return "vision"
+    if ".visual.merger." in name or name.startswith("fusion."):
+        return "connector"
+    return "decoder"
+
+
+def freeze(module: nn.Module, rates: LearningRates) -> None:
+    """Turns gradients off in every part without a learning rate, in place."""
+    for name, parameter in module.named_parameters():
+        if getattr(rates, part_of(name)) is None:
+            parameter.requires_grad_(False)
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], rates: LearningRates
+) -> list[dict[str, object]]:
+    """Optimizer groups of the trainable parameters: one a part, biases in a group of their own.
+
+    Biases are not decayed; norm weights are, as in the official trainer (Hugging Face's rule for RMSNorm).
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            groups.setdefault((part_of(name), name.endswith("bias")), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": getattr(rates, part),
+            "name": part + ("/bias" if is_bias else ""),
+            **({"weight_decay": 0.0} if is_bias else {}),
+        }
+        for (part, is_bias), parameters in groups.items()
+    ]
+
+
+class WarmupCosine(LambdaLR):
+    """Linear warm-up from zero, then half a cosine down to zero (Loshchilov & Hutter 2017, without restarts).
+
+    Args:
+        optimizer: whose learning rates are scaled, each from its own.
+        total_steps: optimizer steps of the whole run.
+        warmup_fraction: the part of them that warms up.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.03):
+        warmup_steps = math.ceil(total_steps * warmup_fraction)
+
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return step / warmup_steps
+            done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+        super().__init__(optimizer, factor)
