@@ -66,7 +66,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.gop_size = 8
-        stream.options = {"crf": "14", "preset": "veryfast", "threads": "1", "bf": "0"}
+        stream.options = {"crf": "18", "preset": "ultrafast", "threads": "1"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
         container.mux(stream.encode())
