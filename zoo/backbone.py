@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers import Qwen2_5_VLProcessor as Processor
 
 from zoo.errors import InputError
@@ -43,10 +43,6 @@ class Backbone(ABC):
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
         """The model in training mode on the current device, and its processor."""
 
-    @abstractmethod
-    def load_meta(self) -> Qwen2_5_VLForConditionalGeneration:
-        """The same architecture on the meta device: shapes without memory."""
-
 
 class PretrainedQwen25VL(Backbone):
     """Released weights.
@@ -77,14 +73,6 @@ class PretrainedQwen25VL(Backbone):
         except OSError as error:
             raise self._not_found() from error
         return model.train(), processor  # from_pretrained returns eval mode, and Lightning would keep it
-
-    def load_meta(self) -> Qwen2_5_VLForConditionalGeneration:
-        try:
-            config = AutoConfig.from_pretrained(self.path)
-        except OSError as error:
-            raise self._not_found() from error
-        with torch.device("meta"):
-            return Qwen2_5_VLForConditionalGeneration(config)
 
     def _not_found(self) -> InputError:
         where = "is not a folder with a model" if Path(self.path).exists() else "can't be loaded"

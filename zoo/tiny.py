@@ -188,7 +188,3 @@ class TinyQwen25VL(Backbone):
             torch.manual_seed(self.seed)
             model = Qwen2_5_VLForConditionalGeneration(self.config)
         return model.to(self.dtype).train(), tiny_processor()
-
-    def load_meta(self) -> Qwen2_5_VLForConditionalGeneration:
-        with torch.device("meta"):
-            return Qwen2_5_VLForConditionalGeneration(self.config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -84,8 +85,10 @@ class CameraEncoding(nn.Module, ABC):
 class CameraMatrices(EncodedCameras):
     """A 4 x 4 matrix a token on groups of four channels: row vectors times q, k, v and o, each optional.
 
+    Tokens without a camera, and other channels, keep their bits; so do all under identity matrices.
+
     Args:
-        index: the camera of each token, -1 for none: such tokens keep their bits.
+        index: the camera of each token, -1 for none.
         block: the channels.
         in_rope_frame: whether q and k are encoded after RoPE (else before).
         q, k, v, o: a matrix a camera, multiplied from the right; None leaves that term alone.
@@ -105,7 +108,10 @@ class CameraMatrices(EncodedCameras):
         super().__init__(index.shape[1])
         self.block = block
         self.in_rope_frame = in_rope_frame
-        self.q, self.k, self.v, self.o = (None if m is None else _per_token(m, index) for m in (q, k, v, o))
+        sample, token = (index >= 0).nonzero(as_tuple=True)
+        self.tokens = sample * self.num_tokens + token  # those that have a camera, in the flattened batch
+        camera = index[sample, token]
+        self.q, self.k, self.v, self.o = (None if m is None else m[sample, camera] for m in (q, k, v, o))
 
     def before_rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return (q, k) if self.in_rope_frame else (self._times(q, self.q), self._times(k, self.k))
@@ -120,19 +126,35 @@ class CameraMatrices(EncodedCameras):
         return self._times(o, self.o)
 
     def _times(
-        self, x: Float[Tensor, "B L heads D"], matrices: Float[Tensor, "B L 4 4"] | None
+        self, x: Float[Tensor, "B L heads D"], matrices: Float[Tensor, "N 4 4"] | None
     ) -> Float[Tensor, "B L heads D"]:
-        if matrices is None:
-            return x
-        groups = self.block.gather(x)
+        return x if matrices is None else _Times.apply(x, matrices, self.tokens, self.block)
+
+
+class _Times(torch.autograd.Function):
+    """x with the groups of four channels of some tokens multiplied by matrices.
+
+    A function of its own because the gradient is the same map, with the matrices transposed: one copy of x,
+    and what changes written into it, either way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrices: Tensor, tokens: Tensor, block: ChannelBlock) -> Tensor:
+        groups = block.group(block.view(x).flatten(0, 1)[tokens]).to(matrices.dtype)
+        ctx.save_for_backward(groups if matrices.requires_grad else None, matrices, tokens)
+        ctx.block = block
         # autocast would take this product to half precision, and the poses with it
         with torch.autocast(x.device.type, enabled=False):
-            turned = groups.to(matrices.dtype).flatten(2, 3) @ matrices
-        return self.block.scatter(x, turned.to(x.dtype).view(groups.shape))
+            turned = groups.flatten(1, 2) @ matrices
+        out = x.clone(memory_format=torch.contiguous_format)
+        block.view(out).flatten(0, 1)[tokens] = block.ungroup(turned.view(groups.shape)).to(x.dtype)
+        return out
 
-
-def _per_token(matrices: Float[Tensor, "B C 4 4"], index: Int[Tensor, "B L"]) -> Float[Tensor, "B L 4 4"]:
-    batch, num_cameras = matrices.shape[:2]
-    identity = torch.eye(4, dtype=matrices.dtype, device=matrices.device).expand(batch, 1, 4, 4)
-    index = torch.where(index < 0, num_cameras, index)
-    return torch.cat((matrices, identity), 1)[torch.arange(batch, device=index.device)[:, None], index]
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        groups, matrices, tokens = ctx.saved_tensors
+        grad_matrices = None
+        if groups is not None:
+            grad_groups = ctx.block.group(ctx.block.view(grads[0]).flatten(0, 1)[tokens])
+            grad_matrices = groups.flatten(1, 2).mT @ grad_groups.to(groups.dtype).flatten(1, 2)
+        return _Times.apply(grads[0], matrices.mT, tokens, ctx.block), grad_matrices, None, None

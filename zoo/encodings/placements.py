@@ -19,19 +19,17 @@ class ChannelBlock:
     def __init__(self, start: int, width: int, parts: int = 1) -> None:
         self.start, self.width, self.parts = start, width, parts
 
-    def gather(self, x: Shaped[Tensor, "*rest D"]) -> Shaped[Tensor, "*rest G 4"]:
-        """The chosen channels in groups."""
-        chosen = x.unflatten(-1, (self.parts, -1)).narrow(-1, self.start, self.width)
+    def view(self, x: Shaped[Tensor, "*rest D"]) -> Shaped[Tensor, "*rest parts width"]:
+        """The channels, without a copy."""
+        return x.unflatten(-1, (self.parts, -1)).narrow(-1, self.start, self.width)
+
+    def group(self, chosen: Shaped[Tensor, "*rest parts width"]) -> Shaped[Tensor, "*rest G 4"]:
+        """What `view` gives, in groups of four."""
         return chosen.unflatten(-1, (-1, 4 // self.parts)).transpose(-3, -2).flatten(-2)
 
-    def scatter(
-        self, x: Shaped[Tensor, "*rest D"], groups: Shaped[Tensor, "*rest G 4"]
-    ) -> Shaped[Tensor, "*rest D"]:
-        """`x` with the chosen channels replaced; the other ones keep their bits."""
-        parts = x.unflatten(-1, (self.parts, -1))
-        chosen = groups.unflatten(-1, (self.parts, -1)).transpose(-3, -2).flatten(-2)
-        before, after = parts[..., : self.start], parts[..., self.start + self.width :]
-        return torch.cat((before, chosen, after), -1).flatten(-2)
+    def ungroup(self, groups: Shaped[Tensor, "*rest G 4"]) -> Shaped[Tensor, "*rest parts width"]:
+        """The inverse of `group`."""
+        return groups.unflatten(-1, (self.parts, -1)).transpose(-3, -2).flatten(-2)
 
 
 class Placement(ABC):
@@ -59,7 +57,8 @@ class Placement(ABC):
 
     def channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
         """The channels as a list: four after four are what one 4 x 4 matrix acts on."""
-        return self.block(head_dim, mrope_section).gather(torch.arange(head_dim)).flatten().tolist()
+        block = self.block(head_dim, mrope_section)
+        return block.group(block.view(torch.arange(head_dim))).flatten().tolist()
 
 
 class Fraction(Placement):

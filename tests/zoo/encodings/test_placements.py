@@ -23,15 +23,18 @@ def test_the_t_section_comes_in_whole_rope_pairs() -> None:
 
 
 @pytest.mark.parametrize("placement", [Fraction(), Fraction(0.5, 1.0), Fraction(0, 1), TSection()])
-def test_scatter_puts_back_what_gather_took(placement: Placement) -> None:
+def test_a_view_in_groups_and_back(placement: Placement) -> None:
     block = placement.block(32, [4, 6, 6])
     x = torch.randn(2, 5, 3, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(block.scatter(x, block.gather(x)), x)
-    zeroed = block.scatter(x, torch.zeros_like(block.gather(x)))
     chosen = placement.channels(32, [4, 6, 6])
+    groups = block.group(block.view(x))
+    assert torch.equal(groups, x[..., chosen].unflatten(-1, (-1, 4)))
+    assert torch.equal(block.ungroup(groups), block.view(x))
+    written = x.clone()
+    block.view(written).zero_()
     others = [c for c in range(32) if c not in chosen]
-    assert torch.equal(zeroed[..., others], x[..., others])
-    assert not zeroed[..., chosen].any()
+    assert torch.equal(written[..., others], x[..., others])
+    assert not written[..., chosen].any()
 
 
 def test_channels_that_do_not_fit() -> None:

@@ -219,6 +219,25 @@ def test_one_matrix_a_token_equals_the_definition() -> None:
                 torch.testing.assert_close(results[name][b, token, head, : HEAD_DIM // 2], expected)
 
 
+@pytest.mark.parametrize("placement", [Fraction(), TSection()])
+def test_gradients_reach_tokens_and_poses(placement: Placement) -> None:
+    poses, K = random_cameras(1)
+    index = torch.tensor([[-1, 0, 1, 2, -1]])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 5, 1, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    change = torch.zeros(1, VIEWS, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor, change: Tensor) -> tuple[Tensor, ...]:
+        moved = torch.cat((poses[..., :3, :] + change, poses[..., 3:, :]), -2)
+        encoded = PRoPE(placement, None).encode(
+            Cameras(moved, K, index), head_dim=16, mrope_section=[2, 3, 3], dtype=torch.float64
+        )
+        q, k = encoded.after_rope(*encoded.before_rope(x, x))
+        return q, k, encoded.values(x), encoded.outputs(x)
+
+    assert torch.autograd.gradcheck(run, (x, change))
+
+
 def test_inverses_are_analytic_and_exact() -> None:
     poses, K = random_cameras(4)
     P, P_inverse = projection_matrices(poses, K)
