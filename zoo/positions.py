@@ -84,12 +84,18 @@ class NoTime(TimeIndex):
 
 
 class _Media(NamedTuple):
-    """The visual runs of a batch: one video or still each."""
+    """The visual runs of a batch, one video or still each, among all tokens that aren't padding."""
 
-    start: Int[Tensor, " M"]  # place among all tokens of the batch that aren't padding
-    length: Int[Tensor, " M"]
-    grid: Int[Tensor, "M 3"]  # (t, h, w) after merging
+    row: Int[Tensor, " N"]  # the sample of each token
+    start: Int[Tensor, " M"]  # the first token of each run
+    grid: Int[Tensor, "M 3"]  # its (t, h, w) after merging
     is_video: Bool[Tensor, " M"]
+    run: Int[Tensor, " tokens"]  # the run of each visual token
+    within: Int[Tensor, " tokens"]  # its place in that run
+
+    @property
+    def tokens(self) -> Int[Tensor, " tokens"]:
+        return self.start[self.run] + self.within
 
 
 def mrope_position_ids(
@@ -140,15 +146,14 @@ def mrope_position_ids(
         extent = media.grid[:, 1:].amax(1)
 
     # each text token moves the position on by one; a visual run does so once, by its extent
-    advance = torch.ones_like(input_ids[mask])
-    inside = _tokens(media)
-    advance[inside] = 0
+    advance = torch.ones_like(media.row)
+    advance[media.tokens] = 0
     advance[media.start] = extent
     before = advance.cumsum(0) - advance
     row_start = mask.sum(1).cumsum(0) - mask.sum(1)
-    before = before - before[row_start.clamp(max=max(len(before) - 1, 0))].repeat_interleave(mask.sum(1))
+    before = before - before[row_start[media.row]]
     flat = before.expand(3, -1).clone()
-    flat[:, inside] = before[media.start].repeat_interleave(media.length) + offset
+    flat[:, media.tokens] = before[media.start[media.run]] + offset
 
     position_ids = input_ids.new_full((3, *input_ids.shape), PADDED_POSITION)
     position_ids[:, mask] = flat
@@ -176,14 +181,12 @@ def grid_step_index(
         input_ids, mask, image_grid_thw, video_grid_thw, spatial_merge_size,
         image_token_id, video_token_id, vision_start_token_id,
     )  # fmt: skip
-    row = mask.nonzero()[:, 0][media.start]
-    steps = media.grid[:, 0]
+    steps, row = media.grid[:, 0], media.row[media.start]
     before = steps.cumsum(0) - steps
-    first_of_row = torch.searchsorted(row, row)  # rows ascend: the first run of the same row
-    before = before - before[first_of_row]
-    per_step = (media.grid[:, 1] * media.grid[:, 2]).repeat_interleave(media.length)
-    flat = torch.full_like(input_ids[mask], -1)
-    flat[_tokens(media)] = before.repeat_interleave(media.length) + _ramp(media.length) // per_step
+    before = before - before[torch.searchsorted(row, row)]  # rows ascend: the first run of the same row
+    tokens_a_step = media.grid[:, 1] * media.grid[:, 2]
+    flat = torch.full_like(media.row, -1)
+    flat[media.tokens] = before[media.run] + media.within // tokens_a_step[media.run]
     index = torch.full_like(input_ids, -1)
     index[mask] = flat
     return index
@@ -208,20 +211,19 @@ def _find_media(
         if grids is not None:
             grid[chosen] = grids.to(ids)
     grid[:, 1:] //= merge
-    media = _Media(start, grid.prod(1), grid, is_video)
-    inside = _tokens(media)
-    expected = torch.where(is_video, video_token_id, image_token_id).repeat_interleave(media.length)
-    fits = inside < len(ids)
-    inside = inside.clamp(max=max(len(ids) - 1, 0))
-    wrong = ~(fits & (ids[inside] == expected) & (row[inside] == row[start].repeat_interleave(media.length)))
-    if wrong.any():
-        sample = int(row[inside[wrong][0]])
-        raise ValueError(f"sample {sample} of the batch has fewer placeholder tokens than its grid_thw says")
-    after = (media.start + media.length).clamp(max=max(len(ids) - 1, 0))
-    more = (ids[after] == ids[start]) & (after > media.start + media.length - 1)
-    if more.any():
-        sample = int(row[start[more][0]])
-        raise ValueError(f"sample {sample} of the batch has more placeholder tokens than its grid_thw says")
+    media = _Media(row, start, grid, is_video, *_owners(grid.prod(1)))
+
+    last = max(len(ids) - 1, 0)
+    inside, first = media.tokens.clamp(max=last), start[media.run]
+    wrong = (media.tokens > last) | (ids[inside] != ids[first]) | (row[inside] != row[first])
+    after = start + grid.prod(1)
+    more = (after <= last) & (ids[after.clamp(max=last)] == ids[start])
+    for trouble, where, amount in ((wrong, first, "fewer"), (more, start, "more")):
+        if trouble.any():
+            sample = int(row[where[trouble][0]])
+            raise ValueError(
+                f"sample {sample} of the batch has {amount} placeholder tokens than its grid_thw says"
+            )
     return media
 
 
@@ -232,7 +234,8 @@ def _grid_positions(
     tokens_per_second: int | float,
 ) -> tuple[Tensor, Tensor]:
     """(t, h, w) of each visual token from the start of its run; and, a run, the highest of them plus one."""
-    videos = media.grid[media.is_video, 0]
+    steps = media.grid[:, 0]
+    videos = steps[media.is_video]
     if seconds_per_grid is None:
         seconds_per_grid = [time_index.seconds_per_grid] * len(videos)
     seconds = torch.as_tensor(seconds_per_grid, dtype=torch.float32, device=videos.device)
@@ -240,31 +243,23 @@ def _grid_positions(
         raise ValueError(
             f"seconds_per_grid needs one number a video ({len(videos)}), got {tuple(seconds.shape)}"
         )
-
-    steps = media.grid[:, 0]
-    step_time = torch.zeros_like(_ramp(steps))  # stills have no time
-    in_video = media.is_video.repeat_interleave(steps)
-    times = time_index(_ramp(videos), seconds.repeat_interleave(videos), tokens_per_second)
-    step_time[in_video] = times.to(steps)
-
-    run_of_step = torch.arange(len(steps), device=steps.device).repeat_interleave(steps)
+    run_of_step, step = _owners(steps)
+    step_time = torch.zeros_like(step)  # stills have no time
+    video, video_step = _owners(videos)
+    times = time_index(video_step, seconds[video], tokens_per_second)
+    step_time[media.is_video[run_of_step]] = times.to(step)
     last = torch.zeros_like(steps).scatter_reduce(0, run_of_step, step_time, "amax")
     extent = torch.stack((last + 1, media.grid[:, 1], media.grid[:, 2])).amax(0)
 
-    per_token = media.grid.repeat_interleave(media.length, 0)
-    within = _ramp(media.length)
-    height, width = per_token[:, 1], per_token[:, 2]
-    first_step = (steps.cumsum(0) - steps).repeat_interleave(media.length)
-    t = step_time[first_step + within // (height * width)]
-    return torch.stack((t, within // width % height, within % width)), extent
+    height, width = media.grid[media.run, 1], media.grid[media.run, 2]
+    first_step = (steps.cumsum(0) - steps)[media.run]
+    t = step_time[first_step + media.within // (height * width)]
+    return torch.stack((t, media.within // width % height, media.within % width)), extent
 
 
-def _tokens(media: _Media) -> Tensor:
-    """The places of all visual tokens, run after run."""
-    return media.start.repeat_interleave(media.length) + _ramp(media.length)
-
-
-def _ramp(lengths: Tensor) -> Tensor:
-    """0 to n-1 for each length n, one after the other."""
-    starts = lengths.cumsum(0) - lengths
-    return torch.arange(int(lengths.sum()), device=lengths.device) - starts.repeat_interleave(lengths)
+def _owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Of things laid out in runs of these lengths: the run of each, and its place in the run."""
+    ends = lengths.cumsum(0)
+    places = torch.arange(int(lengths.sum()), device=lengths.device)
+    run = torch.searchsorted(ends, places, right=True)  # repeat_interleave starts threads for the smallest
+    return run, places - (ends - lengths)[run]
