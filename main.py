@@ -28,6 +28,7 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(MetricsCallback, "metrics")
         parser.add_lightning_class_args(PredictionsCallback, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.link_arguments("metrics.profile", "predictions.profile")
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
@@ -47,13 +48,22 @@ def main() -> None:
             auto_configure_optimizers=False,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "gradient_clip_val": 1.0,
+            },
             parser_kwargs={
                 command: {"default_config_files": DEFAULTS} for command in ("fit", "validate", "test", "predict")
             },
         )
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        cause: BaseException | None = error  # jsonargparse wraps what a constructor raises
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        sys.exit(f"error: {cause}")
 
 
 if __name__ == "__main__":

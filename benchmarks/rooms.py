@@ -22,9 +22,7 @@ DEFAULT_SET = 1800
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--path", choices=("loop", "local"), default="loop")
@@ -45,9 +43,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     units, scales = (np.exp(rng.uniform(*np.log(ends), 50_000)) for ends in (AREA_UNITS, SCALE))
     blind, shape = best_constant(units * scales**2), best_constant(scales**2)
-    print(
-        f"room-size MRA of the best constant answer: {blind:.3f}; of one who knows the room up to its scale,"
-    )
+    print(f"room-size MRA of the best constant answer: {blind:.3f}; of one who knows the room up to its scale,")
     print(f"as frames show it, and not its scale: {shape:.3f}")
 
 

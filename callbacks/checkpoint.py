@@ -1,32 +1,73 @@
-"""What a run leaves in checkpoints/: the last state, to test and to go on from, and the best where one is asked for."""
+"""What a run leaves in checkpoints/: its newest state, to test and to go on from, and the best if it is asked for."""
 
 from __future__ import annotations
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch import callbacks
+
+from zoo.errors import InputError
+
+FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 
 
-class Checkpoint(ModelCheckpoint):
-    """`checkpoints/last.ckpt` always is the newest state; with a monitor, the best is kept beside it.
+class Checkpoint(callbacks.Checkpoint):
+    """`checkpoints/last.ckpt` is the newest state, always: after each validation, at the end, and in between if asked.
+
+    Lightning's ModelCheckpoint keeps a `last` that may be the best, or that of an earlier run in the same folder; a
+    test must never take one of those for the newest.
 
     Args:
-        monitor: a logged score, such as `val/all/macro`; null keeps the newest state only.
+        every_n_train_steps: also save after so many optimizer steps.
+        monitor: a logged score, such as `val/all/macro`, whose best state is kept beside, as `best.ckpt`.
         mode: whether the best score is the highest or the lowest.
-        save_top_k: how many of the best are kept.
-        every_n_train_steps: also save in the middle of an epoch, after so many optimizer steps.
     """
 
     def __init__(
         self,
-        monitor: str | None = None,
-        mode: str = "max",
-        save_top_k: int = 1,
         every_n_train_steps: int | None = None,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
     ):
-        super().__init__(
-            filename="{step}",
-            monitor=monitor,
-            mode=mode,
-            save_top_k=save_top_k,
-            every_n_train_steps=every_n_train_steps,
-            save_last="link",  # no second copy of the weights
-        )
+        self.every_n_train_steps, self.monitor, self.mode = every_n_train_steps, monitor, mode
+        self.best_score: float | None = None
+        self.best_model_path = ""  # where Lightning looks when it is asked for `best`
+        self._saved_step = -1
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_best(trainer)
+            self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._saved_step:  # several batches share a step where gradients accumulate
+            self._saved_step = trainer.global_step
+            trainer.save_checkpoint(Path(trainer.default_root_dir, FOLDER, LAST))
+
+    def _save_best(self, trainer: Trainer) -> None:
+        if self.monitor is None:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics))
+            raise InputError(f"--checkpoint.monitor {self.monitor} is not logged, only {logged}")
+        score = float(trainer.callback_metrics[self.monitor])
+        sign = 1 if self.mode == "max" else -1
+        if self.best_score is None or sign * score > sign * self.best_score:
+            self.best_score = score
+            self.best_model_path = str(Path(trainer.default_root_dir, FOLDER, BEST))
+            trainer.save_checkpoint(self.best_model_path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_model_path": self.best_model_path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_model_path = state_dict["best_score"], state_dict["best_model_path"]

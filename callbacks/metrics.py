@@ -68,19 +68,29 @@ class MetricsCallback(Callback):
             failed |= rank_failed
             unparsable |= rank_unparsable
         pl_module.log_dict(_scalars(result, stage), sync_dist=True)
+        data: Any = getattr(trainer, "datamodule", None)
+        missing: dict[str, int] = getattr(data, "missing", {})
         counts = {
             "questions": sum(entry["count"] for entry in result["per_question_type"].values()),
             "failed": len(failed),
             "unparsable": len(unparsable),
+            "missing": sum(missing.values()),
         }
         scenes = _by_scene(failed)
         if trainer.is_global_zero:
-            pl_module.print(render(result, counts, scenes, title=f"{stage} ({self.profile})"))
+            pl_module.print(render(result, counts, scenes, title=f"{stage} ({self.profile})", missing=missing))
             if stage == "test":
-                report = {**result, "counts": counts, "failed_scenes": scenes, "profile": self.profile}
-                _write_json(
-                    Path(trainer.default_root_dir) / "metrics.json", report | {"versions": versions()}
-                )
+                report: dict[str, Any] = {
+                    **result,
+                    "counts": counts,
+                    "failed_scenes": scenes,
+                    "missing_scenes": missing,
+                    "profile": self.profile,
+                    "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+                    "data": data.describe() if hasattr(data, "describe") else None,
+                    "versions": versions(),
+                }
+                _write_json(Path(trainer.default_root_dir) / "metrics.json", report)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.score.to(pl_module.device)
@@ -94,9 +104,7 @@ class MetricsCallback(Callback):
     ) -> None:
         self._add(trainer, outputs)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         self._add(trainer, outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

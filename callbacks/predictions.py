@@ -18,7 +18,7 @@ from zoo.metrics import Profile, score_answer
 class PredictionsCallback(Callback):
     """Appends a JSON line a question to `predictions.jsonl` in the run's folder, batch by batch.
 
-    A test replaces the file when it starts; `predict` adds to it, and prints the answers. With several
+    A test replaces the file when it starts; `predict` prints its answers and adds them to `answers.jsonl`. With several
     processes each writes `predictions.rank<k>.jsonl`, and rank zero merges them at the end, every id once;
     if the run is cut off, these files hold what was answered.
 
@@ -32,23 +32,25 @@ class PredictionsCallback(Callback):
     def __init__(self, profile: Profile = "spatial_mllm") -> None:
         self.profile = profile
         self._versions = versions()
+        self._name = "predictions"
         self._file: TextIO | None = None
 
-    def _open(self, trainer: Trainer, *, fresh: bool) -> None:
+    def _open(self, trainer: Trainer, name: str, *, fresh: bool) -> None:
+        self._name = name
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            for left_over in folder.glob("predictions.rank*.jsonl"):
+            for left_over in folder.glob(f"{name}.rank*.jsonl"):
                 left_over.unlink()
             if fresh:
-                _replace(folder / "predictions.jsonl", ())
-        trainer.strategy.barrier("predictions.jsonl is ready")
-        name = "predictions" if trainer.world_size == 1 else f"predictions.rank{trainer.global_rank}"
-        self._file = (folder / f"{name}.jsonl").open("a", encoding="utf-8")
+                _replace(folder / f"{name}.jsonl", ())
+        trainer.strategy.barrier(f"{name}.jsonl is ready")
+        own = name if trainer.world_size == 1 else f"{name}.rank{trainer.global_rank}"
+        self._file = (folder / f"{own}.jsonl").open("a", encoding="utf-8")
 
     def _append(self, records: Sequence[Mapping[str, Any]]) -> None:
         if self._file is None:
-            raise RuntimeError("predictions.jsonl is not open: this batch belongs to no test or predict run")
+            raise RuntimeError(f"{self._name}.jsonl is not open: this batch belongs to no test or predict run")
         for record in records:
             line = {**record, "score": self._score(record), "versions": self._versions}
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -67,13 +69,13 @@ class PredictionsCallback(Callback):
         trainer.strategy.barrier("all predictions are written")
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
-            merged = folder / "predictions.jsonl"
-            parts = [folder / f"predictions.rank{rank}.jsonl" for rank in range(trainer.world_size)]
+            merged = folder / f"{self._name}.jsonl"
+            parts = [folder / f"{self._name}.rank{rank}.jsonl" for rank in range(trainer.world_size)]
             former = _lines([merged]) if merged.exists() else []
             _replace(merged, [*former, *_once(_lines(parts))])
             for part in parts:
                 part.unlink()
-        trainer.strategy.barrier("predictions.jsonl is merged")
+        trainer.strategy.barrier(f"{self._name}.jsonl is merged")
 
     def _release(self) -> None:
         if self._file is not None:
@@ -81,18 +83,16 @@ class PredictionsCallback(Callback):
             self._file = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open(trainer, fresh=True)
+        self._open(trainer, "predictions", fresh=True)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         self._append(outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open(trainer, fresh=False)
+        self._open(trainer, "answers", fresh=False)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any

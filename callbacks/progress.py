@@ -75,9 +75,7 @@ class PlainProgress(ProgressBar):
 class _Loop:
     """How far a loop of `total` steps (maybe infinite) is, and when it last printed a line."""
 
-    def __init__(
-        self, name: str, total: int | float = math.inf, *, begun: int = 0, share: float = SHARE
-    ) -> None:
+    def __init__(self, name: str, total: int | float = math.inf, *, begun: int = 0, share: float = SHARE) -> None:
         self.name, self.total, self.begun, self.share = name, total, begun, share
         self.done = self._printed = begun
         self._started = self._printed_at = time.monotonic()

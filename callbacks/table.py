@@ -25,6 +25,7 @@ def render(
     failed_scenes: Sequence[Mapping[str, Any]],
     *,
     title: str,
+    missing: Mapping[str, int] | None = None,
     terminal: bool | None = None,
 ) -> str:
     """The text of the table, and below it what was not answered.
@@ -34,6 +35,7 @@ def render(
         counts: "questions", "failed", "unparsable".
         failed_scenes: "scene", "error" and "questions" of each scene that could not be read.
         title: stands above the table.
+        missing: scenes whose video is absent, and how many questions each has.
         terminal: colours and rules; plain characters (a Markdown table) if False; as stdout is if None.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
@@ -58,9 +60,11 @@ def render(
     if failed_scenes:
         scenes = _plural(len(failed_scenes), "scene")
         lines.append(f"{scenes} failed, with {_plural(counts['failed'], 'question')} that score 0:")
-        lines += [
-            f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed_scenes
-        ]
+        lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed_scenes]
+    if missing:
+        names = ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+        absent = _plural(sum(missing.values()), "question")
+        lines.append(f"{absent} left out: the videos of {_plural(len(missing), 'scene')} are missing ({names})")
     return "\n".join(lines)
 
 

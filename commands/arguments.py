@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from commands.runs import CONFIG, LAST, newest_run
+from callbacks.checkpoint import FOLDER, LAST
+from commands.runs import CONFIG, newest_run, run_of
 from zoo.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -24,14 +25,33 @@ def complete(arguments: list[str]) -> list[str]:
     for i, word in enumerate(words[:-1]):
         if word in ("--config", "-c"):
             words[i + 1] = str(find_config(words[i + 1]))
-    asks_help = any("help" in word or word == "-h" for word in words)
+    asks_help = any(word == "-h" or (word.startswith("--") and word.endswith("help")) for word in words)
     if words[:1] and words[0] in EVALUATION and "--config" not in words and "-c" not in words and not asks_help:
-        run = newest_run()
-        from_run = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]
-        if not any(word.startswith("--ckpt_path") for word in words):
-            from_run += ["--ckpt_path", str(run / LAST)]
-        words[1:1] = from_run
+        words[1:1] = _from_run(words)
     return words
+
+
+def _from_run(words: list[str]) -> list[str]:
+    """The config, folder and checkpoint of the run that is meant: of the named checkpoint or folder, or the newest."""
+    checkpoint, folder = value_of("--ckpt_path", words), value_of("--trainer.default_root_dir", words)
+    if checkpoint and checkpoint != "last":
+        run = run_of(Path(checkpoint))
+    else:
+        run = Path(folder) if folder and (Path(folder) / CONFIG).exists() else newest_run()
+    if run is None:
+        raise InputError(f"{checkpoint} lies in no run with a {CONFIG}: name its model with --config")
+    given = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]
+    return given if checkpoint else [*given, "--ckpt_path", str(run / FOLDER / LAST)]
+
+
+def value_of(option: str, words: list[str]) -> str | None:
+    """What an option is set to on the command line, as `--option value` or `--option=value`."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
 
 
 def find_config(name: str) -> Path:

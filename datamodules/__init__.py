@@ -1,14 +1,16 @@
 """The menu of data: the DataModule, its sources, samplers and sizes."""
 
 from datamodules.resize import PixelBounds
-from datamodules.samplers import FrameSampler, UniformSampler
-from datamodules.sources import Rooms, SceneSource, SingleVideo, VSIBench
+from datamodules.samplers import FrameSampler, RandomSampler, UniformSampler
+from datamodules.sources import Rooms, SceneFolder, SceneSource, SingleVideo, VSIBench
 from datamodules.video_qa import VideoQADataModule
 
 __all__ = [
     "FrameSampler",
     "PixelBounds",
+    "RandomSampler",
     "Rooms",
+    "SceneFolder",
     "SceneSource",
     "SingleVideo",
     "UniformSampler",

@@ -120,9 +120,7 @@ class Collate:
         }
         side = "right" if self.training else "left"
         return {
-            name: torch.nn.utils.rnn.pad_sequence(
-                column, batch_first=True, padding_value=fill[name], padding_side=side
-            )
+            name: torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=fill[name], padding_side=side)
             for name, column in columns.items()
         }
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from zoo.errors import InputError
+
 
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """Batches of (scene, epoch), one epoch an iteration, each epoch shuffled anew; an incomplete last batch is dropped.
@@ -21,7 +23,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, num_scenes: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         if num_scenes < batch_size * world_size:
-            raise ValueError(
+            raise InputError(
                 f"{num_scenes} training scenes don't fill one batch of {batch_size} scenes on {world_size} "
                 "process(es): lower --data.batch_size"
             )
@@ -55,7 +57,17 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"served": self.batch_sampler.served}
+        return {"served": self.batch_sampler.served, **self._settings()}
+
+    def _settings(self) -> dict[str, int]:
+        order = self.batch_sampler
+        return {name: getattr(order, name) for name in ("num_scenes", "batch_size", "seed", "world_size")}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        for name, now in self._settings().items():
+            if state[name] != now:
+                raise InputError(
+                    f"the checkpoint was trained with {name} {state[name]}, now it is {now}: the order of the data "
+                    "would differ, so a run goes on with its own settings only"
+                )
         self.batch_sampler.served = state["served"]

@@ -28,7 +28,15 @@ def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsy
     small = [
         *("--trainer.max_steps", "2"),
         *("--data.source.root", str(rooms_root), "--data.source.scenes", "[6,2,3]", "--data.batch_size", "2"),
-        *("--model.backbone.layers", "2", "--model.backbone.hidden_size", "64", "--model.backbone.heads", "2"),
+        *("--data.question_types", "null"),
+        *(
+            "--model.backbone.layers",
+            "2",
+            "--model.backbone.hidden_size",
+            "64",
+            "--model.backbone.heads",
+            "2",
+        ),
         *("--model.backbone.key_value_heads", "1", "--model.backbone.vision_hidden_size", "32"),
         *("--data.num_frames", "4", "--trainer.accelerator", "cpu"),
     ]
@@ -64,7 +72,10 @@ def test_every_config_parses(
     assert end.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     backbone = config["model"]["init_args"]["backbone"]
-    expected = {"scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct", "scale_7b.yaml": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    expected = {
+        "scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct",
+        "scale_7b.yaml": "Qwen/Qwen2.5-VL-7B-Instruct",
+    }
     if others and others[0] in expected:
         assert backbone["init_args"]["path"] == expected[others[0]]
     else:
@@ -72,7 +83,14 @@ def test_every_config_parses(
 
 
 def test_no_config_is_left_out() -> None:
-    tried = {*MODELS, "scale_tiny.yaml", "scale_3b.yaml", "scale_7b.yaml", "data_rooms.yaml", "data_vsibench.yaml"}
+    tried = {
+        *MODELS,
+        "scale_tiny.yaml",
+        "scale_3b.yaml",
+        "scale_7b.yaml",
+        "data_rooms.yaml",
+        "data_vsibench.yaml",
+    }
     assert set(CONFIGS) == tried
 
 

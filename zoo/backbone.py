@@ -67,7 +67,10 @@ class PretrainedQwen25VL(Backbone):
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
         try:
             model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                self.path, dtype=self.dtype, attn_implementation=self.attn_implementation, use_safetensors=True
+                self.path,
+                dtype=self.dtype,
+                attn_implementation=self.attn_implementation,
+                use_safetensors=True,
             )
             processor = AutoProcessor.from_pretrained(self.path)
         except OSError as error:
@@ -77,8 +80,8 @@ class PretrainedQwen25VL(Backbone):
     def _not_found(self) -> InputError:
         where = "is not a folder with a model" if Path(self.path).exists() else "can't be loaded"
         return InputError(
-            f"{self.path} {where}: run `hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir weights/qwen2.5-vl-3b` "
-            "where there is a network, then set --model.backbone.path weights/qwen2.5-vl-3b"
+            f"{self.path} {where}: run `hf download {self.path} --local-dir weights/{Path(self.path).name}` where "
+            f"there is a network, then set --model.backbone.path weights/{Path(self.path).name}"
         )
 
 
@@ -94,7 +97,7 @@ class LoRA:
     """
 
     r: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -63,9 +63,7 @@ class Cameras:
         """The same cameras elsewhere, or in another precision; a half precision is taken as float32."""
         dtype = None if dtype is None else _wide(dtype)
         index = None if self.index is None else self.index.to(device)
-        return self._replaced(
-            self.world_to_camera.to(device, dtype), self.K_normalised.to(device, dtype), index
-        )
+        return self._replaced(self.world_to_camera.to(device, dtype), self.K_normalised.to(device, dtype), index)
 
     def with_index(self, index: Int[Tensor, "B L"]) -> Cameras:
         """The same cameras for a sequence of tokens, see the class."""

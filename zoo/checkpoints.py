@@ -15,7 +15,10 @@ from zoo.optim import LearningRates
 from zoo.qwen25_vl import Qwen25VL
 
 # 4.51 had the vision tower beside the decoder; 5 has both inside `model`
-RENAMED = ((r"^visual\.", "model.visual."), (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."))
+RENAMED = (
+    (r"^visual\.", "model.visual."),
+    (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1."),
+)
 
 
 def current_name(name: str) -> str:

@@ -45,9 +45,7 @@ QUESTION_TYPES = NUMERIC_TYPES + MULTIPLE_CHOICE_TYPES
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-def score_answer(
-    prediction: str, ground_truth: str, question_type: str, profile: Profile = "spatial_mllm"
-) -> float:
+def score_answer(prediction: str, ground_truth: str, question_type: str, profile: Profile = "spatial_mllm") -> float:
     """The score of one answer in 0..1, as the official scorer gives it (rules: the module's docstring).
 
     0.0 where the answer can't be parsed or the official scorer raises.

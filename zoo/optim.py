@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass
 class LearningRates:
-    """A learning rate a part; null freezes the part, and it stays in eval mode.
+    """A learning rate a part; null or 0 freezes the part, and it stays in eval mode.
 
     The defaults are Spatial-MLLM's published recipe. As there, the vision tower's last projection
     (`visual.merger`) belongs to the connector, and trains although the tower is frozen.
@@ -29,6 +29,10 @@ class LearningRates:
     connector: float | None = 2e-5
     vision: float | None = None
     geometry: float | None = None
+
+    def frozen(self) -> set[str]:
+        """The parts that don't train."""
+        return {part for part in PARTS if not getattr(self, part)}
 
 
 PARTS = tuple(field.name for field in fields(LearningRates))
@@ -47,8 +51,9 @@ def part_of(name: str) -> str:
 
 def freeze(module: nn.Module, rates: LearningRates) -> None:
     """Turns gradients off in every part without a learning rate, in place."""
+    frozen = rates.frozen()
     for name, parameter in module.named_parameters():
-        if getattr(rates, part_of(name)) is None:
+        if part_of(name) in frozen:
             parameter.requires_grad_(False)
 
 

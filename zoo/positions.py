@@ -205,9 +205,7 @@ def _find_media(
     for name, chosen, grids in (("image", ~is_video, image_grid_thw), ("video", is_video, video_grid_thw)):
         given = 0 if grids is None else len(grids)
         if given != int(chosen.sum()):
-            raise ValueError(
-                f"the prompts hold {int(chosen.sum())} {name}s, but {name}_grid_thw has {given} rows"
-            )
+            raise ValueError(f"the prompts hold {int(chosen.sum())} {name}s, but {name}_grid_thw has {given} rows")
         if grids is not None:
             grid[chosen] = grids.to(ids)
     grid[:, 1:] //= merge
@@ -221,9 +219,7 @@ def _find_media(
     for trouble, where, amount in ((wrong, first, "fewer"), (more, start, "more")):
         if trouble.any():
             sample = int(row[where[trouble][0]])
-            raise ValueError(
-                f"sample {sample} of the batch has {amount} placeholder tokens than its grid_thw says"
-            )
+            raise ValueError(f"sample {sample} of the batch has {amount} placeholder tokens than its grid_thw says")
     return media
 
 
@@ -240,9 +236,7 @@ def _grid_positions(
         seconds_per_grid = [time_index.seconds_per_grid] * len(videos)
     seconds = torch.as_tensor(seconds_per_grid, dtype=torch.float32, device=videos.device)
     if seconds.shape != videos.shape:
-        raise ValueError(
-            f"seconds_per_grid needs one number a video ({len(videos)}), got {tuple(seconds.shape)}"
-        )
+        raise ValueError(f"seconds_per_grid needs one number a video ({len(videos)}), got {tuple(seconds.shape)}")
     run_of_step, step = _owners(steps)
     step_time = torch.zeros_like(step)  # stills have no time
     video, video_step = _owners(videos)

@@ -25,9 +25,8 @@ SPECIAL_TOKENS = [
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 ]
 VISION = dict(patch_size=14, temporal_patch_size=2, merge_size=2)
-NORMALISATION = dict(
-    image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]
-)
+NORMALISATION = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
+INITIALIZER_RANGE = 0.06  # the released 0.02 suits widths of thousands: here it only delays the start
 
 # ChatML as Qwen2.5-VL writes it: the default system prompt comes first unless the chat brings its own.
 CHAT_TEMPLATE = """\
@@ -150,6 +149,7 @@ class TinyQwen25VL(Backbone):
                 num_key_value_heads=key_value_heads,
                 max_position_embeddings=32768,
                 rms_norm_eps=1e-6,
+                initializer_range=INITIALIZER_RANGE,
                 # the released models' split of a head: 2/8 time, 3/8 height, 3/8 width
                 rope_parameters=dict(
                     rope_type="default",
@@ -174,6 +174,7 @@ class TinyQwen25VL(Backbone):
                 window_size=112,
                 out_hidden_size=hidden_size,
                 fullatt_block_indexes=[vision_layers - 1],
+                initializer_range=INITIALIZER_RANGE,
             ),
             image_token_id=ids("<|image_pad|>"),
             video_token_id=ids("<|video_pad|>"),
@@ -184,7 +185,13 @@ class TinyQwen25VL(Backbone):
         self.config._attn_implementation = attn_implementation
 
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = Qwen2_5_VLForConditionalGeneration(self.config)
-        return model.to(self.dtype).train(), tiny_processor()
+        default = torch.get_default_dtype()
+        try:
+            # not .to(dtype) afterwards: that would round RoPE's frequencies as well
+            torch.set_default_dtype(self.dtype)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                model = Qwen2_5_VLForConditionalGeneration(self.config)
+        finally:
+            torch.set_default_dtype(default)
+        return model.train(), tiny_processor()

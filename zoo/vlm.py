@@ -24,6 +24,8 @@ from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups, par
 from zoo.positions import Seconds, TimeIndex, grid_step_index, mrope_position_ids
 from zoo.tiny import TinyQwen25VL
 
+PUBLISHED = LearningRates()  # Spatial-MLLM's
+
 
 def adamw(parameters: Any) -> Optimizer:
     """AdamW with the published recipe's weight decay (biases have their own group without)."""
@@ -32,7 +34,8 @@ def adamw(parameters: Any) -> Optimizer:
 
 def refuse_failed(batch: dict[str, Any]) -> None:
     """InputError where a scene of the batch could not be read: a test goes on without it, training must not."""
-    for record in batch["failed"]:
+    if batch["failed"]:
+        record = batch["failed"][0]
         raise InputError(f"{record['scene']}: {record['error']}")
 
 
@@ -76,7 +79,7 @@ class SpatialVLM(LightningModule):
         backbone: Backbone | None = None,
         encoding: CameraEncoding | None = None,
         time: TimeIndex | None = None,
-        learning_rates: LearningRates | None = None,
+        learning_rates: LearningRates = PUBLISHED,
         lora: LoRA | None = None,
         optimizer: Callable[[Any], Optimizer] = adamw,
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
@@ -95,9 +98,11 @@ class SpatialVLM(LightningModule):
         self.qwen, self.processor = backbone.load()
         self.qwen.__class__ = CameraQwen25VL
         install_camera_attention(self.qwen.model.language_model)
-        self.learning_rates = learning_rates or LearningRates()
+        self.learning_rates = learning_rates
         freeze(self, self.learning_rates)
         if lora is not None:
+            if "decoder" in learning_rates.frozen():
+                raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
             lora.apply(self.qwen.model.language_model)
             self.qwen.lm_head.requires_grad_(False)
         if gradient_checkpointing:
@@ -163,9 +168,7 @@ class SpatialVLM(LightningModule):
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "mm_encoder_outputs": {
-                kind: BaseModelOutputWithPooling(pooler_output=tuple(each))
-                for kind, each in tokens.items()
-                if each
+                kind: BaseModelOutputWithPooling(pooler_output=tuple(each)) for kind, each in tokens.items() if each
             },
         }
         if self.encoding is not None and cameras is not None:
@@ -221,7 +224,7 @@ class SpatialVLM(LightningModule):
             scene = batch["scene_index"][rows]
             cameras = batch["cameras"]
             if cameras is not None:
-                cameras = Cameras(cameras.world_to_camera[scene], cameras.K_normalised[scene])
+                cameras = cameras[scene]
             yield self.prepare(
                 batch["input_ids"][rows],
                 batch["attention_mask"][rows],
@@ -248,9 +251,7 @@ class SpatialVLM(LightningModule):
             for inputs in self._sequences(batch, batch["questions_per_batch"]):
                 ids = greedy(self.qwen, inputs, self.max_new_tokens)
                 texts += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        answered = [
-            {**record, "prediction": text} for record, text in zip(batch["records"], texts, strict=True)
-        ]
+        answered = [{**record, "prediction": text} for record, text in zip(batch["records"], texts, strict=True)]
         return answered + batch["failed"]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -260,13 +261,13 @@ class SpatialVLM(LightningModule):
             self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         return self.answers(batch)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         return self.answers(batch)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         refuse_failed(batch)
         return self.answers(batch)
 
@@ -280,11 +281,19 @@ class SpatialVLM(LightningModule):
     def train(self, mode: bool = True) -> SpatialVLM:
         """As ever, but parts without a learning rate stay in eval mode."""
         super().train(mode)
-        for name, module in self.named_modules():
-            parameters = list(module.parameters(recurse=False))
-            if parameters and getattr(self.learning_rates, part_of(f"{name}.")) is None:
+        frozen = self.learning_rates.frozen()
+        for prefix, module in self.named_modules():
+            parts = {part_of(f"{prefix}.{name}") for name, _ in module.named_parameters()}
+            if parts and parts <= frozen:
                 module.eval()
         return self
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise InputError(
+                f"--trainer.precision {self.trainer.precision} would round the cameras' and RoPE's numbers: take "
+                "bf16-mixed, or keep the weights in bfloat16 with --model.backbone.dtype bfloat16"
+            )
 
     def _refuse_if_untrained(self) -> None:
         if not self.can_answer:

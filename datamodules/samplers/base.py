@@ -20,7 +20,7 @@ class FrameSampler(ABC):
     """
 
     def __call__(
-        self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None = None
+        self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None = None, epoch: int = 0
     ) -> list[int]:
         """Sorted frame indices, an even number of them, near n.
 
@@ -28,13 +28,14 @@ class FrameSampler(ABC):
 
         Args:
             world_to_camera: the pose of each raw frame, where the data has them.
+            epoch: of training; a sampler that draws at random draws anew in each.
 
         Raises:
             ValueError: n < 2, or the sampler needs poses and there are none.
         """
         if n < FRAMES_PER_GRID_STEP:
             raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
-        indices = self.choose(video, n, world_to_camera)
+        indices = self.choose(video, n, world_to_camera, epoch)
         missing = max(0, self.count(n) - len(indices))
         odd = (len(indices) + missing) % FRAMES_PER_GRID_STEP
         return indices + [indices[-1]] * (missing + odd)
@@ -44,5 +45,5 @@ class FrameSampler(ABC):
         return n
 
     @abstractmethod
-    def choose(self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None) -> list[int]:
+    def choose(self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None, epoch: int) -> list[int]:
         """The chosen indices, sorted, at least one; fewer than asked for where the video has no more."""

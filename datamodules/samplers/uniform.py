@@ -36,7 +36,7 @@ class UniformSampler(FrameSampler):
             return round(n / FRAMES_PER_GRID_STEP) * FRAMES_PER_GRID_STEP
         return min(n, CANDIDATES) if self.rule == "floor_128" else n
 
-    def choose(self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None) -> list[int]:
+    def choose(self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None, epoch: int) -> list[int]:
         total, n = video.num_frames, self.count(n)
         if total <= n:
             return list(range(total))

@@ -29,4 +29,6 @@ class SceneSource(ABC):
 
     @abstractmethod
     def scenes(self, split: Split) -> list[Scene]:
-        """The scenes of a split in a fixed order, the same on every rank; empty if the dataset lacks the split."""
+        """The scenes of a split in a fixed order, the same on every rank.
+
+        Raises FileNotFoundError or ValueError, in one line, for a split that is absent or can't be understood."""

@@ -44,9 +44,7 @@ def golden_scenes() -> list[list[dict[str, Any]]]:
         error = f"{name}.mp4: truncated video, fetch it again" if len(scenes) == 1 else None
         scenes.append(
             [
-                record(
-                    str(row["id"]), row["question_type"], row["prediction"], row["ground_truth"], name, error
-                )
+                record(str(row["id"]), row["question_type"], row["prediction"], row["ground_truth"], name, error)
                 for row in rows[start : start + 18]
             ]
         )

@@ -55,9 +55,7 @@ def test_round_trip(tmp_path):
 
 def test_one_K_serves_all_frames_and_is_normalised(tmp_path):
     _, K = read(write(tmp_path / "a.cameras.json"))
-    expected = torch.tensor(
-        [[60 / 64, 0, 30 / 64 - 0.5], [0, 58 / 48, 25 / 48 - 0.5], [0, 0, 1]], dtype=torch.float64
-    )
+    expected = torch.tensor([[60 / 64, 0, 30 / 64 - 0.5], [0, 58 / 48, 25 / 48 - 0.5], [0, 0, 1]], dtype=torch.float64)
     assert K.shape == (N, 3, 3) and torch.equal(K, expected.expand(N, 3, 3))
 
 

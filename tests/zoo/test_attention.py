@@ -65,9 +65,7 @@ class Example:
         generator = torch.Generator().manual_seed(seed)
         rows = [[9, 8, START, *[VIDEO] * 12, END, 7, 6, 5], [9, START, *[VIDEO] * 8, END, 5, 6]]
         pads = [[PAD] * (len(rows[0]) - len(row)) for row in rows]
-        self.input_ids = torch.tensor(
-            [p + r if side == "left" else r + p for p, r in zip(pads, rows, strict=True)]
-        )
+        self.input_ids = torch.tensor([p + r if side == "left" else r + p for p, r in zip(pads, rows, strict=True)])
         self.attention_mask = (self.input_ids != PAD).long()
         grids = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}
         layout = (self.input_ids, self.attention_mask)
@@ -85,9 +83,7 @@ class Example:
         poses, K = (self.poses, self.K)
         if identity:
             poses, K = torch.eye(4).expand_as(poses), torch.eye(3).expand_as(K)
-        return PRoPE(placement).encode(
-            Cameras(poses, K, self.index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
-        )
+        return PRoPE(placement).encode(Cameras(poses, K, self.index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
         return {
@@ -147,8 +143,7 @@ def test_text_before_the_first_view_keeps_its_bits(side: str) -> None:
     model, example = tiny_model(), Example(side)
     install_camera_attention(model)
     stock, moved = (
-        model(**example.inputs(model), camera_encoding=encoded).logits
-        for encoded in (None, example.encoded())
+        model(**example.inputs(model), camera_encoding=encoded).logits for encoded in (None, example.encoded())
     )
     real = example.attention_mask.bool()
     seen = (example.index >= 0).cumsum(1) > 0

@@ -137,9 +137,7 @@ def test_spatial_mllm_aggregates_bit_for_bit(name):
             assert got[group] == {"micro": None, "macro": None}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SUBSETS if "overall" in SUBSETS[name]["thinking_in_space"]]
-)
+@pytest.mark.parametrize("name", [name for name in SUBSETS if "overall" in SUBSETS[name]["thinking_in_space"]])
 def test_thinking_in_space_table(name):
     """The official aggregator can't be reached with rows that make its scorer raise, so they are left out."""
     ids = set(SUBSETS[name]["ids"])

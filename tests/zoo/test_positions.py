@@ -237,8 +237,7 @@ def test_max_hw_equals_transformers_5(stock: Qwen2_5_VLModel, side: str) -> None
 def test_the_two_rules_differ_after_a_long_video() -> None:
     ids, mask, grids = write_batch([[1, (VIDEO, 8, 2, 2), 3]], "left")
     old, new = (
-        mrope_position_ids(ids, mask, **grids, **TOKENS, text_after_vision=rule)[0]
-        for rule in ("max_thw", "max_hw")
+        mrope_position_ids(ids, mask, **grids, **TOKENS, text_after_vision=rule)[0] for rule in ("max_thw", "max_hw")
     )
     assert old[0, 0, -1] > new[0, 0, -1]
 

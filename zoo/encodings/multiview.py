@@ -77,9 +77,7 @@ def _image_rope(
 ) -> tuple[Float[Tensor, "2 T F"], Float[Tensor, "2 T F"]]:
     """Cosine and sine of the angles of each patch, for x and for y."""
     exponent = torch.arange(num_frequencies, dtype=torch.float64, device=device) / num_frequencies
-    y, x = torch.meshgrid(
-        torch.arange(patches_y, device=device), torch.arange(patches_x, device=device), indexing="ij"
-    )
+    y, x = torch.meshgrid(torch.arange(patches_y, device=device), torch.arange(patches_x, device=device), indexing="ij")
     angle = torch.stack((x.flatten(), y.flatten()))[..., None] * ROPE_BASE**-exponent
     return angle.cos().to(dtype), angle.sin().to(dtype)
 

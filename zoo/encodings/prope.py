@@ -46,9 +46,7 @@ class PRoPE(CameraEncoding):
         reference: `first` puts the world into the first view of a sample, None keeps the data's world.
     """
 
-    def __init__(
-        self, placement: Placement | None = None, reference: Literal["first"] | None = "first"
-    ) -> None:
+    def __init__(self, placement: Placement | None = None, reference: Literal["first"] | None = "first") -> None:
         super().__init__()
         self.placement = placement or Fraction(0.0, 0.5)
         self.reference = reference

@@ -2,7 +2,7 @@
 
 scene.py     a room as plain data          layout.py     draws one: room, path, furniture
 furniture.py the catalogue                 paths.py      camera motion
-textures.py  the texture atlas             render.py     colour, depth, object ids
+textures.py  the texture atlas             renderer.py   colour, depth, object ids
 geometry.py  exact distances of boxes      questions.py  VSI-Bench's questions and their answers
 writer.py    a scene on disk               source.py     the dataset on disk
 """

@@ -19,9 +19,7 @@ class Category:
     """Length, depth and height are drawn between smallest and largest, in units (metres before scaling)."""
 
     name: str
-    place: Literal[
-        "floor", "wall", "hung", "ceiling"
-    ]  # wall: stands with its back to a wall; hung: on a wall
+    place: Literal["floor", "wall", "hung", "ceiling"]  # wall: stands with its back to a wall; hung: on a wall
     smallest: Vector
     largest: Vector
     colours: tuple[Vector, ...]  # hue, saturation, value of each colour of the recipe

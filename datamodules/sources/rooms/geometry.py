@@ -61,9 +61,7 @@ def point_distance(
     return np.linalg.norm(np.maximum(np.abs(local) - size / 2, 0.0), axis=1)
 
 
-def _corners_to_sides(
-    corners: Float64[Array, "*b 4 2"], rectangle: Float64[Array, "*b 4 2"]
-) -> Float64[Array, "*b"]:
+def _corners_to_sides(corners: Float64[Array, "*b 4 2"], rectangle: Float64[Array, "*b 4 2"]) -> Float64[Array, "*b"]:
     start = rectangle[..., None, :, :]
     side = np.roll(rectangle, -1, axis=-2)[..., None, :, :] - start
     offset = corners[..., :, None, :] - start

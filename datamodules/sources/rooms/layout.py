@@ -19,7 +19,7 @@ from datamodules.sources.rooms.furniture import CATALOGUE, MOVERS, Category, dra
 from datamodules.sources.rooms.paths import Ring, walk
 from datamodules.sources.rooms.scene import RoomScene, Thing, Vector
 
-AREA_UNITS = (13.0, 30.0)  # before scaling, log-uniform; times SCALE squared this is 5 to 67 square metres
+AREA_UNITS = (14.0, 26.0)  # before scaling, log-uniform; times SCALE squared this is 5 to 58 square metres
 SCALE = (0.62, 1.5)  # metres a unit, log-uniform
 LOCAL_RADIUS_M = (0.3, 0.8)
 
@@ -55,9 +55,9 @@ def _ring(path: str, size: np.ndarray, unit: float, rng: np.random.Generator) ->
     height = min(unit * rng.uniform(1.2, 1.75), size[2] - 0.3 * unit)
     half = size[:2] / 2
     if path == "loop":
-        inset = unit * rng.uniform(0.35, 0.8)
+        inset = unit * rng.uniform(0.45, 0.55)
         reach = half - np.minimum(inset, half * 0.6)
-        return Ring((0.0, 0.0, height), (float(reach[0]), float(reach[1])), rng.uniform(2.5, 5.0))
+        return Ring((0.0, 0.0, height), (float(reach[0]), float(reach[1])), rng.uniform(6.0, 12.0))
     radius = rng.uniform(*LOCAL_RADIUS_M)
     x, y = rng.uniform(-1, 1, 2) * (half - radius - 0.1)
     return Ring((float(x), float(y), height), (radius, radius), 2.0)
@@ -67,9 +67,7 @@ def _furnish(
     lanes: list[Thing], size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator
 ) -> list[Thing]:
     """Some things that are single and one or two categories that come several times, wherever they fit."""
-    big = unit * _log_uniform(
-        0.75, 1.25, rng
-    )  # of all furniture: neither room nor furniture tells the other's size
+    big = unit * _log_uniform(0.75, 1.25, rng)  # of all furniture: neither room nor furniture tells the other's size
     order = [CATALOGUE[i] for i in rng.permutation(len(CATALOGUE))]
     several = rng.integers(1, 3)
     wanted = [category for category in order[:several] for _ in range(rng.integers(2, 6))]

@@ -23,19 +23,19 @@ class Ring:
 
 def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarray, "T 4 4"]:
     """Poses along a ring, as camera-from-room (OpenCV axes, metres); the camera stays within `ring.reach`."""
-    speed = rng.gamma(1.5, size=frames - 1) * (1 + smooth_noise(frames - 1, 6, rng))
+    speed = rng.gamma(3.0, size=frames - 1) * (1 + 0.6 * smooth_noise(frames - 1, 6, rng))
     turn = np.zeros(frames - 1)
-    for _ in range(rng.integers(1, 4)):  # stand and look around
-        start, length = rng.integers(frames - 1), rng.integers(2, max(3, frames // 8) + 1)
+    for _ in range(rng.integers(1, 3)):  # stand and look around
+        start, length = rng.integers(frames - 1), rng.integers(2, max(3, frames // 10) + 1)
         speed[start : start + length] = 0
         turn[start : start + length] += rng.choice([-1, 1]) * rng.uniform(0.15, 0.5)
-    start, length = rng.integers(frames - 1), rng.integers(frames // 10 + 1, frames // 5 + 2)
+    start, length = rng.integers(frames - 1), rng.integers(frames // 12 + 1, frames // 8 + 2)
     speed[start : start + length] *= -1  # walk back
     progress = np.concatenate([[0.0], np.cumsum(speed)])
-    sweep = rng.uniform(0.95, 1.35) * 2 * np.pi * rng.choice([-1, 1])
+    sweep = rng.uniform(1.05, 1.35) * 2 * np.pi * rng.choice([-1, 1])
     angle = rng.uniform(0, 2 * np.pi) + progress / np.ptp(progress) * sweep
 
-    radius = 1 - 0.25 * rng.random() * (0.5 + 0.5 * smooth_noise(frames, 5, rng))
+    radius = 1 - 0.08 * rng.random() * (0.5 + 0.5 * smooth_noise(frames, 5, rng))
     radius /= radius.max()
     cos, sin = np.cos(angle), np.sin(angle)
     power = 1 / ring.squareness

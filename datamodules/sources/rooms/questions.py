@@ -31,10 +31,7 @@ ROOM = (
     "If multiple rooms are shown, estimate the size of the combined space."
 )
 COUNT = "How many {}(s) are in this room?"
-SIZE = (
-    "What is the length of the longest dimension (length, width, or height) of the {},"
-    " measured in centimeters?"
-)
+SIZE = "What is the length of the longest dimension (length, width, or height) of the {}, measured in centimeters?"
 CLOSEST = "Measuring from the closest point of each object, "
 DISTANCE = CLOSEST + "what is the distance between the {} and the {} (in meters)?"
 NEAREST = CLOSEST + "which of these objects ({}) is the closest to the {}?"
@@ -63,15 +60,11 @@ class _Known:
 
     single: dict[str, Thing]  # seen categories with one still thing
     several: dict[str, list[Thing]]  # categories with more, all of them seen
-    first: dict[
-        str, tuple[int, int]
-    ]  # category, moving ones too: frames of the first glimpse and of first being seen
+    first: dict[str, tuple[int, int]]  # category, moving ones too: frames of the first glimpse and of first being seen
     moving: set[str]
 
 
-def ask(
-    scene: RoomScene, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator, prefix: str
-) -> list[Question]:
+def ask(scene: RoomScene, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator, prefix: str) -> list[Question]:
     """Up to 12 questions, the room's size first; a question's id is the prefix and its number.
 
     ids: what each pixel of the video shows, as `render` gives it.
@@ -152,8 +145,7 @@ def _nearest(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
         if len(others) < 4:
             return
         distance = {
-            other: min(things_distance(known.single[target], thing) for thing in things[other])
-            for other in others
+            other: min(things_distance(known.single[target], thing) for thing in things[other]) for other in others
         }
         best, second = sorted(distance.values())[:2]
         if second - best >= max(DISTANCE_MARGIN_M, DISTANCE_MARGIN * second):
@@ -197,14 +189,10 @@ def direction(angle: float, level: str) -> str | None:
 
 def _orders(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
     """Four categories, each clearly seen before a glimpse of the next; with what moves, if possible."""
-    groups = _shuffled(
-        combinations(sorted(known.first, key=lambda category: known.first[category][1]), 4), rng
-    )
+    groups = _shuffled(combinations(sorted(known.first, key=lambda category: known.first[category][1]), 4), rng)
     for group in sorted(groups, key=lambda group: not known.moving & set(group)):
         times = [known.first[category] for category in group]
-        if all(
-            seen + ORDER_GAP <= glimpse for (_, seen), (glimpse, _) in zip(times, times[1:], strict=False)
-        ):
+        if all(seen + ORDER_GAP <= glimpse for (_, seen), (glimpse, _) in zip(times, times[1:], strict=False)):
             truth = ", ".join(group)
             orders = _shuffled((", ".join(order) for order in permutations(group)), rng)
             options = [truth, *[order for order in orders if order != truth][:3]]

@@ -39,9 +39,7 @@ class Placed:
         return np.stack([self.cos * x + self.sin * y, self.cos * y - self.sin * x, z])
 
 
-def place(
-    scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float64[np.ndarray, "T 4 4"]
-) -> Placed:
+def place(scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float64[np.ndarray, "T 4 4"]) -> Placed:
     """Where everything is in some frames, given by their raw indices and their poses in the room's frame."""
     tracks = [np.array(thing.track)[frames] if thing.track else None for thing in scene.things]
     still = [(*thing.centre, thing.yaw) for thing in scene.things] + [(0, 0, scene.size[2] / 2, 0)]
@@ -113,9 +111,7 @@ def cast(
     return depth.reshape(rays.shape[1:]), winner.reshape(rays.shape[1:])
 
 
-def covered(
-    placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int
-) -> Int32[np.ndarray, "n T 4"]:
+def covered(placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int) -> Int32[np.ndarray, "n T 4"]:
     """Columns left..right and rows top..bottom (ends excluded) outside of which a thing can't be seen."""
     signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
     corner = (signs * placed.half[:-1, None, :])[:, None]  # (n, 1, 8, 3)

@@ -66,9 +66,7 @@ def render_scene_file(scene_json: str | Path, frames: Sequence[int] | None = Non
     absent = [frame for frame in picked if not 0 <= frame < len(poses)]
     if absent:
         raise ValueError(f"{path}: there is no frame {absent[0]}, the scene has frames 0 to {len(poses) - 1}")
-    return render(
-        scene, poses[picked], np.array(cameras["K_px"]), cameras["height"], cameras["width"], picked
-    )
+    return render(scene, poses[picked], np.array(cameras["K_px"]), cameras["height"], cameras["width"], picked)
 
 
 def render_depth(scene_json: str | Path, frames: Sequence[int] | None = None) -> Float32[np.ndarray, "T H W"]:

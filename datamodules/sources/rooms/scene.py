@@ -89,9 +89,7 @@ def load_scene(path: Path) -> RoomScene:
         raw = json.loads(Path(path).read_text())
         things = tuple(_thing(thing) for thing in raw["things"])
         surfaces = tuple(_material(surface) for surface in raw["surfaces"])
-        return RoomScene(
-            tuple(raw["size"]), surfaces, things, tuple(raw["light"]), tuple(raw["origin"]), raw["yaw"]
-        )
+        return RoomScene(tuple(raw["size"]), surfaces, things, tuple(raw["light"]), tuple(raw["origin"]), raw["yaw"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: not a scene written by Rooms ({error}); delete its folder, it is made again"

@@ -27,8 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource, Split
 from datamodules.sources.rooms.writer import DATASET, SPLITS, Settings, write_scene
+from zoo.errors import InputError
 
-VERSION = 4  # of what the settings lead to: raise it with every change to the scenes or the questions
+VERSION = 6  # of what the settings lead to: raise it with every change to the scenes or the questions
 
 
 class Rooms(SceneSource):
@@ -64,19 +65,15 @@ class Rooms(SceneSource):
     ) -> None:
         super().__init__()
         if path not in ("loop", "local"):
-            raise ValueError(f'Rooms: path is "loop" or "local", not {path!r}')
+            raise InputError(f'Rooms: path is "loop" or "local", not {path!r}')
         if len(scenes) != 3 or min(scenes) < 0:
-            raise ValueError(f"Rooms: scenes are three counts (train, val, test), not {scenes}")
+            raise InputError(f"Rooms: scenes are three counts (train, val, test), not {scenes}")
         if size < 16 or size % 2:
-            raise ValueError(
-                f"Rooms: size {size} must be even (H.264 halves the colour's resolution) and at least 16"
-            )
+            raise InputError(f"Rooms: size {size} must be even (H.264 halves the colour's resolution) and at least 16")
         if frames < 12 or seed < 0:
-            raise ValueError(
-                f"Rooms: at least 12 frames and a seed of at least 0 are needed, not {frames} and {seed}"
-            )
+            raise InputError(f"Rooms: at least 12 frames and a seed of at least 0 are needed, not {frames} and {seed}")
         if workers is not None and workers < 1:
-            raise ValueError(f"Rooms: workers must be at least 1 or null, not {workers}")
+            raise InputError(f"Rooms: workers must be at least 1 or null, not {workers}")
         self.settings = Settings(path, moving, size, frames, seed)
         self.counts = dict(zip(SPLITS, scenes, strict=True))
         self.workers = workers or _cores()

@@ -78,7 +78,7 @@ def test_too_few_frames_is_an_error():
 
 def test_a_new_sampler_needs_only_choose():
     class LastSampler(FrameSampler):
-        def choose(self, video, n, world_to_camera):
+        def choose(self, video, n, world_to_camera, epoch):
             return [video.num_frames - 1]
 
     assert LastSampler()(clip(10), 3) == [9, 9, 9, 9]

@@ -62,9 +62,7 @@ def look(
     return best, seen
 
 
-def faces(
-    start: np.ndarray, along: np.ndarray, centre: np.ndarray, axes: np.ndarray, size: np.ndarray
-) -> list[float]:
+def faces(start: np.ndarray, along: np.ndarray, centre: np.ndarray, axes: np.ndarray, size: np.ndarray) -> list[float]:
     """Where a ray goes through the six faces of a box, ahead of its start."""
     hits = []
     for axis in range(3):

@@ -133,9 +133,7 @@ if __name__ == "__main__":
 
 
 def start(root: Path, scenes: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(scenes, str(root))], stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(scenes, str(root))], stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -244,9 +242,7 @@ def test_worded_as_the_real_questions(rooms: Rooms, realdata: Path) -> None:
                 kind = question.question_type
                 assert pattern(kind).fullmatch(question.question)
                 assert len(question.options) == choices[kind]
-                assert [option[:3] for option in question.options] == ["A. ", "B. ", "C. ", "D. "][
-                    : choices[kind]
-                ]
+                assert [option[:3] for option in question.options] == ["A. ", "B. ", "C. ", "D. "][: choices[kind]]
                 answers = NUMBERS.get(kind, "[" + "ABCD"[: choices[kind]] + "]")
                 assert re.fullmatch(answers, question.ground_truth)
 
@@ -264,8 +260,7 @@ def test_directions_mean_what_they_mean_in_the_real_questions(realdata: Path) ->
         if not all(name in scene for name in match.groups()):
             continue
         things = [
-            Thing(name, tuple(scene[name][0]["centroid"]), (1.0, 1.0, 1.0), 0.0, ())
-            for name in match.groups()[:3]
+            Thing(name, tuple(scene[name][0]["centroid"]), (1.0, 1.0, 1.0), 0.0, ()) for name in match.groups()[:3]
         ]
         answer = direction(relative_angle(*things), kind.rsplit("_", 1)[1])
         asked += answer is not None

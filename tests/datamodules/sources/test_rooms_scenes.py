@@ -196,14 +196,10 @@ def test_frames_say_nothing_of_the_scale(monkeypatch: pytest.MonkeyPatch) -> Non
         for unit in (0.7, 1.4):
             monkeypatch.setattr(layout, "SCALE", (unit, unit))
             scene, poses = layout.draw_scene(path, True, FRAMES, np.random.default_rng(11))
-            images[path, unit] = render(scene, poses[::8], K_PX, SIZE, SIZE, range(0, FRAMES, 8)).rgb.astype(
-                int
-            )
+            images[path, unit] = render(scene, poses[::8], K_PX, SIZE, SIZE, range(0, FRAMES, 8)).rgb.astype(int)
             areas[path, unit] = scene.area
     assert areas["loop", 1.4] == pytest.approx(4 * areas["loop", 0.7])
-    changed = {
-        path: (np.abs(images[path, 0.7] - images[path, 1.4]).max(-1) > 2).mean() for path in ("loop", "local")
-    }
+    changed = {path: (np.abs(images[path, 0.7] - images[path, 1.4]).max(-1) > 2).mean() for path in ("loop", "local")}
     assert changed["loop"] < 0.002
     assert changed["local"] > 0.1  # the control: there the radius is in metres
 
@@ -216,9 +212,7 @@ def test_answers_are_true(path: str, moving: bool) -> None:
         ids = rendered(path, moving, index).ids
         for question in ask(scene, ids, np.random.default_rng(index), "x"):
             kinds.add(question.question_type)
-            check(
-                question.question_type, question.question, question.ground_truth, question.options, scene, ids
-            )
+            check(question.question_type, question.question, question.ground_truth, question.options, scene, ids)
     assert len(kinds) == 9
 
 
@@ -233,9 +227,7 @@ def check(kind, text, truth, options, scene, ids) -> None:  # type: ignore[no-un
         first = {}
         for frame in range(FRAMES):
             for name in names:
-                covered = [
-                    int((ids[frame] == i).sum()) for i, t in enumerate(scene.things) if t.category == name
-                ]
+                covered = [int((ids[frame] == i).sum()) for i, t in enumerate(scene.things) if t.category == name]
                 if max(covered) > SEEN_SHARE * SIZE * SIZE:
                     first.setdefault(name, frame)
         order = sorted(names, key=first.__getitem__)
@@ -248,9 +240,7 @@ def check(kind, text, truth, options, scene, ids) -> None:  # type: ignore[no-un
                 if thing.category == after:
                     assert (early == i).sum((1, 2)).max() <= GLIMPSE_SHARE * SIZE * SIZE
         return
-    asked = [
-        name for name in groups if f"the {name} " in text or f"the {name}?" in text or f"the {name}," in text
-    ]
+    asked = [name for name in groups if f"the {name} " in text or f"the {name}?" in text or f"the {name}," in text]
     assert not moving & set(asked)
     if kind == "room_size_estimation":
         assert truth == f"{scene.size[0] * scene.size[1]:.1f}"

@@ -73,9 +73,7 @@ def test_skew_is_ignored() -> None:
     q, k, v, V, K = (tensors[name] for name in ("q", "k", "v", "viewmats", "Ks"))
     skewed = K.clone()
     skewed[..., 0, 1] = 5.0
-    assert torch.equal(
-        prope_attention(q, k, v, V, K, **layout), prope_attention(q, k, v, V, skewed, **layout)
-    )
+    assert torch.equal(prope_attention(q, k, v, V, K, **layout), prope_attention(q, k, v, V, skewed, **layout))
 
 
 def test_gradients_reach_tokens_and_poses() -> None:

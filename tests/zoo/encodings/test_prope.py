@@ -85,9 +85,7 @@ def constant_time(ids: Tensor, index: Tensor) -> Tensor:
     return ids
 
 
-def change_of_world(
-    placement: Placement, reference: str | None, *, text: int, static: bool, drop: str = ""
-) -> float:
+def change_of_world(placement: Placement, reference: str | None, *, text: int, static: bool, drop: str = "") -> float:
     """How far V -> V G moves the outputs."""
     poses, K = random_cameras(2)
     world = random_cameras(2, 1, seed=5)[0]
@@ -115,9 +113,7 @@ def shift_of_positions(placement: Placement, *, static: bool) -> float:
 
 
 @pytest.mark.parametrize("reference", [None, "first"])
-@pytest.mark.parametrize(
-    ("placement", "static"), [(Fraction(), False), (Fraction(0, 1), False), (TSection(), True)]
-)
+@pytest.mark.parametrize(("placement", "static"), [(Fraction(), False), (Fraction(0, 1), False), (TSection(), True)])
 def test_views_do_not_know_the_world(placement: Placement, static: bool, reference: str | None) -> None:
     assert change_of_world(placement, reference, text=0, static=static) < EXACT
 

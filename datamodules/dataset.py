@@ -1,0 +1,114 @@
+"""Scenes read from disk: frames chosen, decoded and resized, their cameras, and the questions to ask."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.cameras_file import read_cameras
+from datamodules.collate import LoadedScene, pair_cameras
+from datamodules.resize import PixelBounds, resize_frames
+from datamodules.samplers import FrameSampler
+from datamodules.samplers.base import FRAMES_PER_GRID_STEP
+from datamodules.scenes import Scene
+from datamodules.video import Video
+from zoo.cameras import Cameras
+from zoo.errors import InputError
+
+
+@dataclass
+class OpenScene:
+    """A scene whose video and cameras were found sound; `raw` holds all of its frames if they are kept."""
+
+    video: Video
+    cameras: Cameras | None  # of every raw frame, float64
+    raw: UInt8[Tensor, "N 3 H W"] | None
+
+    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
+        return self.video.read(indices) if self.raw is None else self.raw[list(indices)]
+
+
+class SceneDataset(Dataset):
+    """Reads scenes: (scene, epoch) for training, which draws some questions, or a scene with all of them.
+
+    A scene that can't be read comes with its `error`, and the rest goes on.
+
+    Args:
+        scenes: of a split.
+        sampler: chooses num_frames frames of each.
+        bounds: of the frames' size.
+        needs_cameras: a scene without is an error.
+        questions_per_scene: how many questions training draws of a scene, anew each epoch.
+        seed: of that draw.
+        keep: keep decoded videos in memory.
+    """
+
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        sampler: FrameSampler,
+        num_frames: int,
+        bounds: PixelBounds,
+        needs_cameras: bool,
+        questions_per_scene: int = 1,
+        seed: int = 0,
+        keep: bool = False,
+    ):
+        self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
+        self.needs_cameras, self.questions_per_scene, self.seed = needs_cameras, questions_per_scene, seed
+        self.keep = keep
+        self._kept: dict[int, OpenScene] = {}
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> LoadedScene:
+        index, epoch = (key, None) if isinstance(key, int) else key
+        scene = self.scenes[index]
+        questions = scene.questions
+        if epoch is not None:
+            draw = random.Random(f"{self.seed}/{epoch}/{scene.name}")
+            questions = tuple(draw.sample(questions, min(self.questions_per_scene, len(questions))))
+        loaded = LoadedScene(scene, questions)
+        try:
+            self._fill(loaded, self._open(index), epoch or 0)
+        except (OSError, ValueError) as error:
+            loaded.error = str(error)
+        return loaded
+
+    def _open(self, index: int) -> OpenScene:
+        if index in self._kept:
+            return self._kept[index]
+        scene = self.scenes[index]
+        if self.needs_cameras and scene.cameras is None:
+            raise InputError(
+                f"{scene.video}: no cameras, so the camera encoding has nothing to act on: put "
+                f"{scene.video.stem}.cameras.json beside it, or take a model without an encoding"
+            )
+        video = Video(scene.video)
+        cameras = None
+        if scene.cameras is not None:
+            world_to_camera, K = read_cameras(scene.cameras, video.num_frames, video.height, video.width)
+            cameras = Cameras(world_to_camera[None], K[None])
+        opened = OpenScene(video, cameras, video.read(range(video.num_frames)) if self.keep else None)
+        if self.keep:
+            self._kept[index] = opened
+        return opened
+
+    def _fill(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
+        video, cameras = opened.video, opened.cameras
+        poses = None if cameras is None else cameras.world_to_camera[0]
+        chosen = self.sampler(video, self.num_frames, poses, epoch)
+        loaded.frames = resize_frames(opened.read(chosen), self.bounds, is_folder=video.is_folder)
+        loaded.frame_indices = tuple(chosen)
+        span_s = (chosen[-1] - chosen[0]) / (video.fps or 1.0)
+        loaded.seconds_per_grid = FRAMES_PER_GRID_STEP * span_s / max(1, len(chosen) - 1)
+        if cameras is not None:
+            loaded.cameras = pair_cameras(
+                cameras.world_to_camera[0, chosen], cameras.K_normalised[0, chosen], FRAMES_PER_GRID_STEP
+            )

@@ -1,0 +1,116 @@
+"""Batches: prompts and labels as the official training code writes them, padding, cameras, failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoProcessor
+
+from datamodules import collate
+from datamodules.collate import IGNORED, Collate, LoadedScene, pair_cameras
+from datamodules.scenes import Question, Scene
+from zoo.tiny import tiny_processor
+
+TRAINING = Path(__file__).parents[1] / "golden/preprocess_train"
+PROMPTS = Path(__file__).parents[1] / "golden/preprocess/prompts.json"
+
+
+def scene(name: str, *questions: Question, size: tuple[int, int] = (56, 84), frames: int = 4) -> LoadedScene:
+    pixels = torch.randint(0, 255, (frames, 3, *size), dtype=torch.uint8)
+    cameras = pair_cameras(torch.eye(4).double().repeat(frames, 1, 1), torch.eye(3).double().repeat(frames, 1, 1), 2)
+    described = Scene(name, Path(name), questions)
+    return LoadedScene(described, questions, pixels, tuple(range(frames)), 1.0, cameras)
+
+
+A = Question("a", "object_counting", "How many chair(s) are in this room?", "4")
+B = Question("b", "object_rel_direction_easy", "Is it left?", "B", ("A. left", "B. right"))
+
+
+def test_the_tiny_template_renders_what_the_real_one_does() -> None:
+    build = Collate(tiny_processor(), training=False)
+    for row in json.loads(PROMPTS.read_text()):
+        question = Question("0", row["question_type"], row["question"], options=tuple(row.get("options") or ()))
+        assert build.prompt(question) == row["spatial_mllm_chat_text"]
+        ids = tiny_processor().tokenizer(row["spatial_mllm_chat_text"])["input_ids"]
+        assert tiny_processor().tokenizer.decode(ids) == row["spatial_mllm_chat_text"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_real_and_tiny_templates_agree_on_any_chat(training: bool, realdata: Path) -> None:
+    real = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
+    for question in (A, B):
+        assert Collate(real, training).prompt(question) == Collate(tiny_processor(), training).prompt(question)
+    own_system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
+    kwargs = {"tokenize": False, "add_generation_prompt": not training}
+    assert real.apply_chat_template(own_system, **kwargs) == tiny_processor().apply_chat_template(own_system, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("case", "text", "answer"),
+    [
+        ("batch_video_and_text", "Where?", "There."),
+        ("odd_frames_real_fps", "\nWhere?", "There."),
+        ("video_small_up", "\nWhich is closest?\nOptions:\nA. sofa\nB. tv", "B"),
+    ],
+)
+def test_ids_and_labels_are_the_official_training_codes(
+    case: str, text: str, answer: str, realdata: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden = load_file(TRAINING / f"{case}.safetensors")
+    t, h, w = golden["video_grid_thw"][0].tolist()
+    monkeypatch.setattr(collate, "user_text", lambda question: text)  # this data is worded by itself
+    real = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
+    loaded = scene("s", Question("0", "", text, answer), size=(14 * h, 14 * w), frames=2 * t)
+    batch = Collate(real, training=True)([loaded])
+    assert torch.equal(batch["input_ids"], golden["input_ids"][:1])
+    assert torch.equal(batch["labels"], golden["labels"][:1])
+    assert torch.equal(batch["attention_mask"], golden["attention_mask"][:1].long())
+    assert torch.equal(batch["video_grid_thw"], golden["video_grid_thw"])
+
+
+def test_training_pads_right_and_labels_the_answer_only() -> None:
+    batch = Collate(tiny_processor(), training=True)([scene("one", A, B), scene("two", A)])
+    decode = tiny_processor().tokenizer.decode
+    assert batch["scene_index"].tolist() == [0, 0, 1]
+    answers = [decode(row[row != IGNORED]) for row in batch["labels"]]
+    assert answers == ["4<|im_end|>\n", "B<|im_end|>\n", "4<|im_end|>\n"]
+    assert (batch["attention_mask"].diff() <= 0).all() and not batch["attention_mask"].all()
+    supervised = batch["labels"] != IGNORED
+    assert torch.equal(batch["labels"][supervised], batch["input_ids"][supervised])
+
+
+def test_questions_pad_left_and_a_scene_is_seen_once() -> None:
+    batch = Collate(tiny_processor(), training=False)([scene("one", A, B)])
+    assert (batch["attention_mask"].diff() >= 0).all() and not batch["attention_mask"].all()
+    assert (batch["labels"] == IGNORED).all()
+    assert batch["video_grid_thw"].tolist() == [[2, 4, 6]] and len(batch["pixel_values_videos"]) == 2 * 4 * 6
+    placeholders = (batch["input_ids"] == tiny_processor().video_token_id).sum(1)
+    assert placeholders.tolist() == [12, 12]
+    assert [r["id"] for r in batch["records"]] == ["a", "b"] and batch["records"][0]["frames"] == [0, 1, 2, 3]
+
+
+def test_failed_scenes_become_records() -> None:
+    failed = LoadedScene(Scene("bad", Path("bad.mp4"), (A, B)), (A, B), error="bad.mp4: truncated")
+    for scenes in ([failed], [failed, scene("good", A)]):
+        batch = Collate(tiny_processor(), training=False)(scenes)
+        assert [(r["id"], r["prediction"], r["error"]) for r in batch["failed"]] == [
+            ("a", "", "bad.mp4: truncated"),
+            ("b", "", "bad.mp4: truncated"),
+        ]
+        assert len(batch["records"]) == len(batch["input_ids"]) == len(scenes) - 1
+
+
+def test_a_pair_has_the_camera_of_its_first_frame() -> None:
+    poses = torch.eye(4).repeat(6, 1, 1)
+    poses[:, 0, 3] = torch.arange(6.0)
+    cameras = pair_cameras(poses, torch.eye(3).repeat(6, 1, 1), 2)
+    assert cameras.world_to_camera[0, :, 0, 3].tolist() == [0, 2, 4]
+
+
+def test_cameras_of_scenes_of_different_lengths_share_a_batch() -> None:
+    batch = Collate(tiny_processor(), training=True)([scene("long", A, frames=6), scene("short", A, frames=2)])
+    assert batch["cameras"].world_to_camera.shape == (2, 3, 4, 4)

@@ -1,0 +1,68 @@
+"""The order of training: all scenes once an epoch, no two ranks the same, and resumable anywhere."""
+
+from __future__ import annotations
+
+import pytest
+from torch.utils.data import Dataset
+
+from datamodules.order import ResumableLoader, TrainingOrder
+
+
+class Pairs(Dataset):
+    def __getitem__(self, key):
+        return key
+
+
+def loader(served: int = 0, workers: int = 0, **kwargs) -> ResumableLoader:
+    order = TrainingOrder(11, 2, seed=3, **kwargs)
+    made = ResumableLoader(Pairs(), batch_sampler=order, collate_fn=list, num_workers=workers)
+    made.load_state_dict(made.state_dict() | {"served": served})
+    return made
+
+
+def epochs(made: ResumableLoader, count: int) -> list:
+    return [batch for _ in range(count) for batch in made]
+
+
+def test_an_epoch_shows_every_scene_once_in_an_order_of_its_own() -> None:
+    batches = epochs(loader(), 2)
+    first, second = batches[:5], batches[5:]
+    for number, epoch in enumerate((first, second)):
+        scenes = [scene for batch in epoch for scene, _ in batch]
+        assert len(set(scenes)) == 10 and {n for batch in epoch for _, n in batch} == {number}
+    assert [s for b in first for s, _ in b] != [s for b in second for s, _ in b]
+
+
+def test_ranks_share_an_epoch_without_repeats() -> None:
+    shares = [epochs(loader(rank=rank, world_size=2), 1) for rank in range(2)]
+    scenes = [scene for share in shares for batch in share for scene, _ in batch]
+    assert len(scenes) == len(set(scenes)) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 7])
+def test_going_on_is_as_if_never_stopped(stop: int, workers: int) -> None:
+    whole = epochs(loader(), 3)
+    stopped, head = loader(workers=workers), []
+    while len(head) < stop:  # workers have fetched ahead by now: that must not count
+        for batch in stopped:
+            head.append(batch)
+            if len(head) == stop:
+                break
+    rest = epochs(loader(stopped.state_dict()["served"]), 3)
+    assert head == whole[:stop] and rest[: 15 - stop] == whole[stop:]
+
+
+def test_another_seed_is_another_order() -> None:
+    assert list(TrainingOrder(50, 2, seed=1)) != list(TrainingOrder(50, 2, seed=2))
+
+
+def test_too_few_scenes_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match="3 training scenes don't fill one batch of 2 scenes on 2"):
+        TrainingOrder(3, 2, seed=0, world_size=2)
+
+
+def test_going_on_with_other_settings_is_an_error_that_names_them() -> None:
+    state = loader().state_dict()
+    with pytest.raises(ValueError, match="trained with seed 3, now it is 4"):
+        ResumableLoader(Pairs(), batch_sampler=TrainingOrder(11, 2, seed=4)).load_state_dict(state)

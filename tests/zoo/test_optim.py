@@ -1,0 +1,70 @@
+"""Parameter groups as the official trainer makes them, and the schedule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.checkpoints import current_name
+from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups, part_of
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/manifests/optimizer_groups_3b.json").read_text())
+
+
+def ours(name: str) -> str:
+    """The name in a SpatialVLM of a parameter of the official model."""
+    if name.startswith("spatial_encoder."):
+        return name.replace("spatial_encoder.", "geometry.", 1)
+    return name.replace("connector.", "fusion.", 1) if name.startswith("connector.") else f"qwen.{current_name(name)}"
+
+
+def test_groups_and_rates_are_the_official_trainers() -> None:
+    named = {ours(name): nn.Parameter(torch.zeros(1)) for group in GOLDEN["groups"] for name in group["names"]}
+    names = {id(parameter): name for name, parameter in named.items()}
+    groups = parameter_groups(named.items(), LearningRates())
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
+    made = {
+        frozenset(names[id(p)] for p in group["params"]): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+    }
+    rates = {"base (7e-6)": 7e-6, "2e-05": 2e-5}
+    expected = {
+        frozenset(map(ours, group["names"])): (rates[str(group["lr"])], group["weight_decay"])
+        for group in GOLDEN["groups"]
+    }
+    assert made == expected
+
+
+def test_what_the_official_trainer_freezes_is_frozen() -> None:
+    for prefix in GOLDEN["frozen_prefixes"]:
+        assert getattr(LearningRates(), part_of(ours(prefix.rstrip(".*") + ".0.weight"))) is None, prefix
+
+
+def test_a_part_without_a_rate_is_frozen_and_in_no_group() -> None:
+    module = nn.ModuleDict({"fusion": nn.Linear(2, 2), "geometry": nn.Linear(2, 2), "qwen": nn.Linear(2, 2)})
+    rates = LearningRates(connector=None)
+    freeze(module, rates)
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["qwen.weight", "qwen.bias"]
+    assert [group["name"] for group in parameter_groups(module.named_parameters(), rates)] == [
+        "decoder",
+        "decoder/bias",
+    ]
+
+
+@pytest.mark.parametrize(("total", "fraction"), [(100, 0.03), (10, 0.0)])
+def test_the_schedule_warms_up_and_comes_down(total: int, fraction: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = WarmupCosine(optimizer, total, fraction)
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    peak = rates.index(max(rates))
+    assert peak <= -(-total * fraction // 1) and rates[peak] == pytest.approx(2.0)
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
