@@ -1,0 +1,105 @@
+"""The whole `test` command on real questions and real frames, where ZOO_REALDATA has them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from datamodules.cameras_file import write_cameras
+from zoo import InputError
+from zoo.cameras import invert_se3
+
+
+@pytest.fixture
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs `main.py test` in an empty folder on a random tiny model; returns metrics.json and the predictions."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[dict, list[dict]]:
+        monkeypatch.delenv("ZOO_RUN", raising=False)
+        fixed = ["--model.allow_untrained", "true", "--data.num_frames", "4", "--trainer.default_root_dir", "run"]
+        monkeypatch.setattr(sys, "argv", ["main.py", "test", *words, *fixed])
+        main.main()
+        lines = Path("run/predictions.jsonl").read_text().splitlines()
+        return json.loads(Path("run/metrics.json").read_text()), [json.loads(line) for line in lines]
+
+    return call
+
+
+@pytest.mark.parametrize("form", ["video", "frames"])
+def test_vsibench_with_one_scene_of_its_288(form: str, realdata: Path, tmp_path: Path, test_command) -> None:
+    root = tmp_path / "vsibench"
+    (root / "arkitscenes").mkdir(parents=True)
+    (root / "test.jsonl").symlink_to(realdata / "vsibench/test.jsonl")
+    scene = realdata / "scenes/arkitscenes_47334096"
+    if form == "video":
+        (root / "arkitscenes/47334096.mp4").symlink_to(scene / "47334096_28frames_1fps.mp4")
+    else:
+        (root / "arkitscenes/47334096").symlink_to(scene / "frames")
+    metrics, lines = test_command(
+        *("--config", "qwen25_vl.yaml", "--config", "data_vsibench.yaml", "--data.source.root", str(root))
+    )
+    assert len(lines) == metrics["counts"]["questions"] == 37
+    assert metrics["counts"]["missing"] == 5130 - 37 and len(metrics["missing_scenes"]) == 287
+    assert {line["scene"] for line in lines} == {"arkitscenes/47334096"}
+    assert lines[0]["frames"] == [0, 9, 18, 27]
+    counts = {kind: entry["count"] for kind, entry in metrics["per_question_type"].items() if entry["count"]}
+    assert counts["room_size_estimation"] == 1 and sum(counts.values()) == 37
+
+
+def red_kitchen(realdata: Path, root: Path, spoil=lambda poses: poses) -> Path:
+    """7-Scenes RedKitchen as a folder of scenes: its video, its real cameras, two questions."""
+    source, folder = realdata / "scenes/7scenes_redkitchen", root / "sevenscenes"
+    folder.mkdir(parents=True)
+    (folder / "redkitchen.mp4").symlink_to(source / "video_320x240_30fps.mp4")
+    rows = torch.from_numpy(np.loadtxt(source / "poses_c2w.txt"))
+    poses = rows[:, 1:].reshape(-1, 4, 4)
+    K_px = torch.from_numpy(np.loadtxt(source / "camera-intrinsics.txt"))
+    K_px[:2] /= 2  # the video has half the size
+    write_cameras(folder / "redkitchen.cameras.json", spoil(invert_se3(poses)), K_px, width=320, height=240)
+    asked = [
+        ("room_size_estimation", "What is the size of this room (in square meters)?", "12.0"),
+        ("object_counting", "How many chair(s) are in this room?", "2"),
+    ]
+    with (root / "test.jsonl").open("w") as file:
+        for i, (kind, question, truth) in enumerate(asked):
+            row = {"id": i, "dataset": "sevenscenes", "scene_name": "redkitchen", "question_type": kind}
+            file.write(json.dumps(row | {"question": question, "ground_truth": truth, "options": None}) + "\n")
+    return root
+
+
+def test_a_posed_scene_under_a_camera_encoding(realdata: Path, tmp_path: Path, test_command) -> None:
+    words = ["--config", "prope.yaml", "--data.question_types", "null", "--data.source", "SceneFolder"]
+    root = red_kitchen(realdata, tmp_path / "posed")
+    metrics, lines = test_command(*words, "--data.source.root", str(root))
+    assert metrics["counts"] == {
+        "questions": 2,
+        "failed": 0,
+        "unparsable": metrics["counts"]["unparsable"],
+        "missing": 0,
+    }
+    assert [line["frames"] for line in lines] == [[0, 333, 666, 999]] * 2
+
+    def stretch(poses: torch.Tensor) -> torch.Tensor:
+        poses = poses.clone()
+        poses[500, :3, :3] *= 1.1
+        return poses
+
+    root = red_kitchen(realdata, tmp_path / "spoilt", stretch)
+    metrics, lines = test_command(*words, "--data.source.root", str(root))
+    assert metrics["counts"]["failed"] == 2
+    assert "redkitchen.cameras.json" in lines[0]["error"] and "500" in lines[0]["error"]
+
+
+def test_a_split_without_any_cameras_is_refused_before_it_is_read(realdata: Path, tmp_path: Path, test_command) -> None:
+    root = red_kitchen(realdata, tmp_path / "posed")
+    (root / "sevenscenes/redkitchen.cameras.json").unlink()
+    with pytest.raises(SystemExit, match="no scene of the test split has cameras.*redkitchen.cameras.json") as end:
+        test_command("--config", "prope.yaml", "--data.source", "SceneFolder", "--data.source.root", str(root))
+    assert issubclass(InputError, ValueError) and "\n" not in str(end.value)
