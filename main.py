@@ -9,16 +9,20 @@ Configs compose, later ones win: a model, a scale (default scale_tiny.yaml), dat
 from __future__ import annotations
 
 import sys
+import warnings
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import datamodules  # noqa: F401 - makes short class paths known
 import zoo  # noqa: F401
 from callbacks import Checkpoint, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
-from commands.arguments import DEFAULTS, complete
+from commands.arguments import PARSER_DEFAULTS, TRAINER_DEFAULTS, complete
 from commands.runs import settle
 from datamodules import VideoQADataModule
-from zoo import InputError, SpatialVLM
+from zoo import SpatialVLM
+from zoo.errors import input_error
+
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.13
 
 
 class ZooCLI(LightningCLI):
@@ -48,22 +52,13 @@ def main() -> None:
             auto_configure_optimizers=False,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
-            trainer_defaults={
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-                "gradient_clip_val": 1.0,
-            },
-            parser_kwargs={
-                command: {"default_config_files": DEFAULTS} for command in ("fit", "validate", "test", "predict")
-            },
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            parser_kwargs=PARSER_DEFAULTS,
         )
     except Exception as error:
-        cause: BaseException | None = error  # jsonargparse wraps what a constructor raises
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if (meant := input_error(error)) is None:
             raise
-        sys.exit(f"error: {cause}")
+        sys.exit(f"error: {meant}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,13 @@ from zoo.errors import InputError
 CONFIGS = Path(__file__).parent.parent / "configs"
 DEFAULTS = [str(CONFIGS / "data_rooms.yaml"), str(CONFIGS / "scale_tiny.yaml")]
 EVALUATION = ("validate", "test", "predict")
+PARSER_DEFAULTS = {command: {"default_config_files": DEFAULTS} for command in ("fit", *EVALUATION)}
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the DataModule deals the scenes out itself, none twice
+    "num_sanity_val_steps": 0,
+    "gradient_clip_val": 1.0,  # Spatial-MLLM's
+    "log_every_n_steps": 10,
+}
 
 
 def complete(arguments: list[str]) -> list[str]:

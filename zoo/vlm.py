@@ -7,7 +7,6 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float, Int
-from lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -20,9 +19,10 @@ from zoo.cameras import Cameras
 from zoo.encodings import CameraEncoding
 from zoo.errors import InputError
 from zoo.generation import CameraQwen25VL, greedy
-from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups, part_of
+from zoo.optim import LearningRates, WarmupCosine
 from zoo.positions import Seconds, TimeIndex, grid_step_index, mrope_position_ids
 from zoo.tiny import TinyQwen25VL
+from zoo.trainable import Trainable
 
 PUBLISHED = LearningRates()  # Spatial-MLLM's
 
@@ -56,7 +56,7 @@ class Media(TypedDict, total=False):
     cameras: Cameras | None
 
 
-class SpatialVLM(LightningModule):
+class SpatialVLM(Trainable):
     """A Qwen2.5-VL whose visual tokens may know their cameras.
 
     Args:
@@ -71,8 +71,6 @@ class SpatialVLM(LightningModule):
         max_new_tokens: the longest answer.
         allow_untrained: answer questions even with random weights.
     """
-
-    strict_loading = False  # checkpoints hold only what is trained; load_state_dict checks the rest itself
 
     def __init__(
         self,
@@ -99,14 +97,14 @@ class SpatialVLM(LightningModule):
         self.qwen.__class__ = CameraQwen25VL
         install_camera_attention(self.qwen.model.language_model)
         self.learning_rates = learning_rates
-        freeze(self, self.learning_rates)
+        self.freeze_parts()
         if lora is not None:
             if "decoder" in learning_rates.frozen():
                 raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
             lora.apply(self.qwen.model.language_model)
             self.qwen.lm_head.requires_grad_(False)
         if gradient_checkpointing:
-            self.qwen.gradient_checkpointing_enable({"use_reentrant": False})
+            self.qwen.activation_checkpointing_enable({"use_reentrant": False})
         self.optimizer, self.scheduler = optimizer, scheduler
         self.max_new_tokens = max_new_tokens
         self.can_answer = backbone.pretrained or allow_untrained
@@ -271,22 +269,7 @@ class SpatialVLM(LightningModule):
         refuse_failed(batch)
         return self.answers(batch)
 
-    # ---- training and weights -----------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.named_parameters(), self.learning_rates))
-        scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def train(self, mode: bool = True) -> SpatialVLM:
-        """As ever, but parts without a learning rate stay in eval mode."""
-        super().train(mode)
-        frozen = self.learning_rates.frozen()
-        for prefix, module in self.named_modules():
-            parts = {part_of(f"{prefix}.{name}") for name, _ in module.named_parameters()}
-            if parts and parts <= frozen:
-                module.eval()
-        return self
+    # ---- what is refused ----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision in ("bf16-true", "16-true"):
@@ -307,27 +290,5 @@ class SpatialVLM(LightningModule):
     def on_train_start(self) -> None:
         self.can_answer = True
 
-    def _saved_names(self) -> set[str]:
-        """Parameters that train (by every name they have: lm_head may be tied)."""
-        named = self.named_parameters(remove_duplicate=False)
-        return {name for name, parameter in named if parameter.requires_grad}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = self._saved_names()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Loads what is trained; what is frozen may be absent, anything else that differs is an error.
-
-        Raises:
-            InputError: listing the tensors that are missing or unexpected (or, from torch, misshapen).
-        """
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = sorted(set(result.missing_keys) & self._saved_names())
-        if missing or result.unexpected_keys:
-            raise InputError(
-                f"the checkpoint is of another model: missing {missing[:5]} ({len(missing)}), "
-                f"unexpected {result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
-            )
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.can_answer = True
-        return result
