@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 from callbacks.checkpoint import FOLDER, LAST
 from commands.runs import CONFIG, newest_run, run_of
+from datamodules import VideoQADataModule
 from zoo.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -21,14 +23,15 @@ TRAINER_DEFAULTS = {
 
 
 def complete(arguments: list[str]) -> list[str]:
-    """Bare config names become paths in `configs/`; an evaluation without a config gets the newest run's.
+    """Bare config names become paths in `configs/`, options of the dataset find it, and an evaluation without a
+    config gets that of the newest run.
 
     Raises:
         InputError: a config that does not exist, or no run to evaluate.
     """
     words: list[str] = []
     for argument in arguments:
-        words += argument.split("=", 1) if argument.startswith("--config=") else [argument]
+        words += argument.split("=", 1) if argument.startswith("--config=") else [for_source(argument)]
     for i, word in enumerate(words[:-1]):
         if word in ("--config", "-c"):
             words[i + 1] = str(find_config(words[i + 1]))
@@ -59,6 +62,15 @@ def value_of(option: str, words: list[str]) -> str | None:
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
     return None
+
+
+def for_source(word: str) -> str:
+    """An option of the dataset may leave `source` out: `--data.moving` is `--data.source.moving`."""
+    start, dot, option = word.partition("--data.")
+    known = {*inspect.signature(VideoQADataModule).parameters, "help", "class_path", "init_args"}
+    if start or not dot or option.split("=")[0].split(".")[0] in known:
+        return word
+    return f"--data.source.{option}"
 
 
 def find_config(name: str) -> Path:

@@ -22,7 +22,7 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
+def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> Run:
     """Runs main.py in an empty folder on the small rooms with a very small model; returns what it printed."""
     monkeypatch.chdir(tmp_path)
     small = [
@@ -41,12 +41,13 @@ def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsy
         *("--data.num_frames", "4", "--trainer.accelerator", "cpu"),
     ]
 
-    def call(command: str, *words: str, sized: bool = True) -> str:
+    def call(command: str, *words: str, sized: bool = True, logged: bool = False) -> str:
         monkeypatch.delenv("ZOO_RUN", raising=False)
+        caplog.clear()
         bare = command != "fit" and "--config" not in words  # the newest run's config has the sizes
         monkeypatch.setattr(sys, "argv", ["main.py", command, *(small if sized and not bare else []), *words])
         main.main()
-        return capsys.readouterr().out
+        return caplog.text if logged else capsys.readouterr().out
 
     return call
 
@@ -71,7 +72,9 @@ def test_every_config_parses(
         run(command, *words, "--print_config", sized=False)
     assert end.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
-    backbone = config["model"]["init_args"]["backbone"]
+    backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
+    is_real = bool({"scale_3b.yaml", "scale_7b.yaml"} & set(others))
+    assert data["pixels"]["folder_twice"] == is_real == (data["train_sampler"] is None)  # nothing tiny leaks
     expected = {
         "scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct",
         "scale_7b.yaml": "Qwen/Qwen2.5-VL-7B-Instruct",
@@ -92,6 +95,29 @@ def test_no_config_is_left_out() -> None:
         "data_vsibench.yaml",
     }
     assert set(CONFIGS) == tried
+
+
+def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> None:
+    words = [
+        *("--data.moving", "true", "--data.path=local", "--data.num_frames", "4", "--model.lora.r", "16"),
+        *("--model.learning_rates.decoder", "1e-4", "--model.learning_rates.vision", "0"),
+        *("--model.encoding.placement", "TSection", "--model.time", "NoTime", "--checkpoint.monitor", "val/all/macro"),
+    ]
+    with pytest.raises(SystemExit):
+        run("fit", "--config=prope", *words, "--print_config", sized=False)
+    config = yaml.safe_load(capsys.readouterr().out)
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert data["source"]["init_args"]["moving"] is True and data["source"]["init_args"]["path"] == "local"
+    assert data["num_frames"] == 4 and model["lora"]["r"] == 16 and config["checkpoint"]["monitor"] == "val/all/macro"
+    assert model["learning_rates"] == {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None}
+    assert model["encoding"]["init_args"]["placement"]["class_path"] == "zoo.TSection"
+
+
+@pytest.mark.parametrize("words", [["fit", "--help"], ["fit", "--model.help", "PRoPEMLLM"], ["fit", "--data.help"]])
+def test_help_helps(words: list[str], run: Run, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(*words, sized=False)
+    assert end.value.code == 0 and len(capsys.readouterr().out.splitlines()) > 10
 
 
 def test_an_unknown_config_is_one_line_that_names_the_known(run: Run) -> None:
@@ -128,6 +154,47 @@ def test_a_checkpoint_does_not_override_the_command_line(run: Run, tmp_path: Pat
     monkeypatch.setattr(SpatialVLM, "on_test_start", lambda self: seen.append(self.max_new_tokens))
     run("test", "--ckpt_path", str(the_run(tmp_path) / "checkpoints/last.ckpt"), "--model.max_new_tokens", "3")
     assert seen == [3]
+
+
+def test_a_run_is_found_by_its_checkpoint_and_never_mixed(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "qwen25_vl.yaml")
+    older = the_run(tmp_path)
+    run("fit", "--config", "prope.yaml")
+    (newer,) = set((tmp_path / "runs").iterdir()) - {older}
+    checkpoint = str(older / "checkpoints/last.ckpt")
+    assert f"test: run runs/{newer.name}, checkpoint runs/{newer.name}/" in run("test", logged=True)
+    assert f"test: run {older}, checkpoint {checkpoint}" in run("test", "--ckpt_path", checkpoint, logged=True)
+    assert (older / "metrics.json").exists()
+    with pytest.raises(SystemExit, match="of another model"):
+        run("test", "--config", "prope.yaml", "--ckpt_path", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("words", "last", "best"),
+    [
+        (["--trainer.val_check_interval", "2"], 3, None),
+        (["--checkpoint.every_n_train_steps", "2"], 3, None),
+        (
+            ["--trainer.val_check_interval", "1", "--checkpoint.monitor", "val/all/micro", "--checkpoint.mode", "min"],
+            3,
+            1,
+        ),
+    ],
+)
+def test_last_is_the_newest_state_whatever_else_is_saved(
+    words: list[str], last: int, best: int | None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter((0.1, 0.2, 0.3))
+    monkeypatch.setattr("callbacks.metrics._scalars", lambda *_: {"val/all/micro": next(scores)})
+    folder = ["--trainer.default_root_dir", "again"]
+    for steps in ("2", "3"):  # a second fit into the same folder replaces what the first left
+        scores = iter((0.1, 0.2, 0.3))
+        run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps)
+    saved = tmp_path / "again/checkpoints"
+    assert torch.load(saved / "last.ckpt", weights_only=False)["global_step"] == last
+    assert {path.name for path in saved.iterdir()} == ({"last.ckpt"} if best is None else {"last.ckpt", "best.ckpt"})
+    if best is not None:
+        assert torch.load(saved / "best.ckpt", weights_only=False)["global_step"] == best
 
 
 def test_nothing_untrained_is_ever_tested(run: Run, tmp_path: Path) -> None:
