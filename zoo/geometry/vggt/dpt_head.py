@@ -46,7 +46,7 @@ class DPTHead(nn.Module):
         super().__init__()
         if activation not in ("exp", "inv_log") or conf_activation != "expp1":
             raise ValueError(
-                f"activations {activation!r} and {conf_activation!r}: use exp or inv_log, and expp1 for the second"
+                f"unknown activations {activation!r}, {conf_activation!r}: use exp or inv_log, then expp1"
             )
         self.activation = activation
         self.patch_size = patch_size
