@@ -71,8 +71,10 @@ def official_name(current: str) -> str:
 def official_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors by official names, ready to be saved."""
     state = model.state_dict()
-    names = dict.fromkeys(official_name(name) for name in state)
-    return {name: torch.cat([state[part] for part in current_names(name)]) for name in names}
+    parts: dict[str, list[Tensor]] = {}
+    for name in dict.fromkeys(official_name(name) for name in state):
+        parts[name] = [state[part] for part in current_names(name)]
+    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
 
 
 def load_official(model: nn.Module, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> None:
