@@ -1,0 +1,190 @@
+"""VGGT's aggregator with random weights: forward time and peak memory of activations, one layer kept.
+
+Beside it, in the same run: the same module keeping every layer, as the official code does, and as the bound a
+plain matrix product of the same FLOPs, dtype and threads. Times are medians of interleaved repeats; memory is
+measured in a process of its own, as the growth of the resident set (CPU) or of the allocator's peak (CUDA).
+
+python benchmarks/vggt.py [--frames 1 4 16 32] [--size large] [--dtype float32] [--device cpu] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from zoo.geometry.vggt import VGGT
+from zoo.geometry.vggt.patch_embed import DINOV2, NUM_REGISTERS
+
+SIZES = {
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "patch_embed": "dinov2_vitl14_reg"},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_embed": "dinov2_vits14_reg"},
+    "tiny": {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_embed": "conv"},
+}
+COLUMNS = (
+    "frames",
+    "TFLOP",
+    "ours s",
+    "every layer s",
+    "product s",
+    "ours / product",
+    "ours MiB",
+    "every layer MiB",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--size", choices=SIZES, default="large")
+    parser.add_argument("--height", type=int, default=252)
+    parser.add_argument("--width", type=int, default=336)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--memory-of", choices=("one", "every"), help="print the memory of one forward, no more"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print(json.dumps(memory_of_one_forward(arguments)))
+        return
+
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
+    size = f"{arguments.size}, {arguments.height} x {arguments.width}"
+    print(f"{size}, {arguments.dtype}, {where}, torch {torch.__version__}")
+    print(f"| {' | '.join((*COLUMNS, 'ratio'))} |\n|{'---|' * (len(COLUMNS) + 1)}")
+    # memory first: on a small machine the model of the timings would leave too little for a second one
+    memory = {
+        n: [memory_in_a_process(arguments, n, keep) for keep in ("one", "every")] for n in arguments.frames
+    }
+    model = build(arguments)
+    for frames in arguments.frames:
+        flops = aggregator_flops(arguments, frames)
+        images = torch.rand(1, frames, 3, arguments.height, arguments.width, device=arguments.device)
+        work = {
+            "one": lambda images=images: model(images, layers=(-1,), heads=()),
+            "every": lambda images=images: model(images, layers=range(model.aggregator.depth), heads=()),
+            "product": product(arguments, frames, flops),
+        }
+        seconds = {name: [] for name in work}
+        with torch.inference_mode():
+            for repeat in range(arguments.repeats + 1):
+                for name, run in work.items():
+                    taken = timed(run, arguments.device)
+                    if repeat or arguments.repeats == 0:  # the first time warms up
+                        seconds[name].append(taken)
+        one, every, bound = (statistics.median(values) for values in seconds.values())
+        mib = [size / 2**20 for size in memory[frames]]
+        row = (f"{flops / 1e12:.3g}", f"{one:.3f}", f"{every:.3f}", f"{bound:.3f}", f"{one / bound:.2f}")
+        print(
+            f"| {frames} | {' | '.join(row)} | {mib[0]:.0f} | {mib[1]:.0f} | {mib[0] / mib[1]:.2f} |",
+            flush=True,
+        )
+
+
+def build(arguments: argparse.Namespace) -> VGGT:
+    with torch.device("meta"):
+        model = VGGT({"img_size": 518, **SIZES[arguments.size]})
+    model.to(getattr(torch, arguments.dtype)).to_empty(device=arguments.device)
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.normal_(std=0.02) if parameter.ndim > 1 else parameter.fill_(0.5)
+    return model
+
+
+def aggregator_flops(arguments: argparse.Namespace, frames: int) -> float:
+    """Two for a multiply-add; the products and the attention, which are all but a percent."""
+    size = SIZES[arguments.size]
+    width, patches = size["embed_dim"], (arguments.height // 14) * (arguments.width // 14)
+
+    def block(tokens: int, context: int) -> float:
+        return tokens * (24 * width**2 + 4 * context * width)
+
+    tokens = 5 + patches
+    flops = size["depth"] * (block(frames * tokens, tokens) + block(frames * tokens, frames * tokens))
+    flops += 2 * frames * patches * 3 * 14 * 14 * width
+    if size["patch_embed"] in DINOV2:
+        tokens = 1 + NUM_REGISTERS + patches
+        flops += DINOV2[size["patch_embed"]][1] * block(frames * tokens, tokens)
+    return flops
+
+
+def product(arguments: argparse.Namespace, frames: int, flops: float) -> Callable[[], None]:
+    """The first product of an MLP, on all tokens at once, as often as makes these FLOPs."""
+    width = SIZES[arguments.size]["embed_dim"]
+    tokens = frames * (5 + (arguments.height // 14) * (arguments.width // 14))
+    options = {"dtype": getattr(torch, arguments.dtype), "device": arguments.device}
+    a, b = torch.randn(tokens, width, **options), torch.randn(width, 4 * width, **options)
+    out = torch.empty(tokens, 4 * width, **options)
+    times = max(1, round(flops / (8 * tokens * width**2)))
+
+    def run() -> None:
+        for _ in range(times):
+            torch.mm(a, b, out=out)
+
+    return run
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    run()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def memory_in_a_process(arguments: argparse.Namespace, frames: int, keep: str) -> int:
+    command = [sys.executable, __file__, "--memory-of", keep, "--frames", str(frames)]
+    for name in ("size", "height", "width", "dtype", "device", "threads"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    # freed blocks go back to the system at once: else the resident set would count them
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def memory_of_one_forward(arguments: argparse.Namespace) -> int:
+    """Bytes by which a forward exceeds the model and the images."""
+    model = build(arguments)
+    images = torch.rand(1, arguments.frames[0], 3, arguments.height, arguments.width, device=arguments.device)
+    layers = (-1,) if arguments.memory_of == "one" else range(model.aggregator.depth)
+    with torch.inference_mode():
+        # what is set up once: kernels, threads
+        model(images[:, :1, :, :28, :28], layers=(-1,), heads=())
+        if arguments.device == "cuda":
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            kept = model(images, layers=layers, heads=())
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            before = resident("VmRSS")
+            kept = model(images, layers=layers, heads=())
+            peak = resident("VmHWM")
+    assert len(kept.tokens) == len(layers)
+    return peak - before
+
+
+def resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status).group(1))
+
+
+if __name__ == "__main__":
+    main()

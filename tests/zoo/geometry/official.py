@@ -1,0 +1,52 @@
+"""VGGTs whose weights are pure functions of the official names, and the golden cases made with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.golden.weights import init_
+from zoo.geometry.vggt import VGGT
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+CASES = sorted(path.stem for path in (GOLDEN / "vggt").glob("*.safetensors"))
+HEADS = ("camera", "depth", "point")
+
+
+def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return json.loads((GOLDEN / f"vggt/{case}.json").read_text()), load_file(
+        GOLDEN / f"vggt/{case}.safetensors"
+    )
+
+
+def hash_weights(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        shapes = VGGT(**config).official_state_dict()
+    return {name: init_(name, torch.empty(tensor.shape)).to(dtype) for name, tensor in shapes.items()}
+
+
+def hash_model(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> VGGT:
+    return VGGT.from_official(config, hash_weights(config, dtype))
+
+
+def tiny_config(**aggregator: Any) -> dict[str, Any]:
+    """A conv VGGT of three layers with all heads, in a few milliseconds."""
+    width = 32
+    dense = {"dim_in": 2 * width, "features": 16, "out_channels": [8, 8, 8, 8]}
+    dense["intermediate_layer_idx"] = [0, 1, 1, 2]
+    trunk = {"embed_dim": width, "depth": 3, "num_heads": 2, "patch_embed": "conv"}
+    return {
+        "aggregator": trunk | aggregator,
+        "camera_head": {"dim_in": 2 * width, "trunk_depth": 1, "num_heads": 2},
+        "depth_head": dense | {"output_dim": 2, "activation": "exp"},
+        "point_head": dense | {"output_dim": 4, "activation": "inv_log"},
+    }
+
+
+def tiny_images(batch: int = 1, frames: int = 2, height: int = 28, width: int = 42, seed: int = 0) -> Tensor:
+    return torch.rand(batch, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,260 @@
+"""VGGT: only what is asked for, scenes apart, precision, bad input; attention against a slow reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.zoo.geometry.official import HEADS, hash_model, tiny_config, tiny_images
+from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
+from zoo.geometry.vggt.blocks import Attention
+from zoo.geometry.vggt.dpt_head import FusionBlock, upsample
+from zoo.geometry.vggt.rope import patch_rotations, rotate
+
+
+@pytest.fixture(scope="module")
+def model() -> VGGT:
+    return hash_model(tiny_config()).requires_grad_(False)
+
+
+def calls(model: VGGT, **kwargs: object) -> dict[str, int]:
+    """How often each kind of module runs."""
+    count = dict.fromkeys(("frame", "global", "camera", "depth", "point"), 0)
+    hooks = []
+    for kind in count:
+        blocks = getattr(model.aggregator, f"{kind}_blocks", None) or [getattr(model, f"{kind}_head")]
+        for block in blocks:
+            hooks.append(
+                block.register_forward_hook(lambda *_, kind=kind: count.update({kind: count[kind] + 1}))
+            )
+    model(tiny_images(), **kwargs)
+    for hook in hooks:
+        hook.remove()
+    return count
+
+
+# ---- only what is asked for -------------------------------------------------------------------------------
+
+
+def test_only_what_is_asked_for_is_computed(model: VGGT) -> None:
+    assert calls(model, layers=(0,), heads=()) == dict(frame=1, depth=0, point=0, camera=0) | {"global": 1}
+    assert calls(model, layers=(1, -3), heads=())["global"] == 2
+    assert calls(model, layers=(), heads=()) == dict.fromkeys(
+        ("frame", "global", "camera", "depth", "point"), 0
+    )
+    assert calls(model, layers=(0,), heads=("camera",)) == dict(frame=3, depth=0, point=0, camera=1) | {
+        "global": 3
+    }
+
+
+def test_only_what_is_asked_for_comes_out_and_is_the_same(model: VGGT) -> None:
+    images = tiny_images()
+    everything = model(images, layers=(0, 1, 2), heads=HEADS)
+    some = model(images, layers=(-1, 0), heads=("depth",))
+    assert list(some.tokens) == [-1, 0]
+    assert torch.equal(some.tokens[-1], everything.tokens[2]) and torch.equal(
+        some.tokens[0], everything.tokens[0]
+    )
+    assert torch.equal(some.depth, everything.depth)
+    assert some.pose_enc is some.points is some.points_conf is None
+    default = model(images)
+    assert list(default.tokens) == [-1] and torch.equal(default.pose_enc, everything.pose_enc)
+    assert default.depth is None
+
+
+def test_shapes(model: VGGT) -> None:
+    output = model(tiny_images(2, 3, 28, 42), heads=HEADS)
+    assert output.tokens[-1].shape == (2, 3, 5 + 2 * 3, 64) and output.patch_start == 5
+    assert output.pose_enc.shape == (2, 3, 9) and output.pose_enc_list.shape == (4, 2, 3, 9)
+    assert output.depth.shape == (2, 3, 28, 42, 1) and output.points.shape == (2, 3, 28, 42, 3)
+    assert output.depth_conf.shape == output.points_conf.shape == (2, 3, 28, 42)
+    assert (output.depth > 0).all() and (output.depth_conf > 1).all()
+
+
+# ---- scenes and frames ------------------------------------------------------------------------------------
+
+
+def test_scenes_of_a_batch_dont_see_each_other(model: VGGT) -> None:
+    images = tiny_images(2, 3)
+    both = model(images, heads=HEADS)
+    for i in range(2):
+        alone = model(images[i : i + 1], heads=HEADS)
+        assert torch.allclose(both.tokens[-1][i], alone.tokens[-1][0], atol=1e-5)
+        assert torch.allclose(both.points[i], alone.points[0], atol=1e-5)
+
+
+def test_frames_of_a_scene_see_each_other(model: VGGT) -> None:
+    images = tiny_images(1, 3)
+    other = images.clone()
+    other[0, 2] = 1 - other[0, 2]
+    first, second = model(images).tokens[-1], model(other).tokens[-1]
+    assert (first[0, 0] - second[0, 0]).abs().max() > 1e-3
+
+
+def test_later_frames_are_a_set_and_the_first_is_not(model: VGGT) -> None:
+    images = tiny_images(1, 4)
+    tokens = model(images).tokens[-1]
+    later = model(images[:, [0, 3, 1, 2]]).tokens[-1]
+    assert torch.allclose(later, tokens[:, [0, 3, 1, 2]], atol=1e-5)
+    first = model(images[:, [1, 0, 2, 3]]).tokens[-1]
+    assert (first - tokens[:, [1, 0, 2, 3]]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("frames", [1, 100])
+def test_one_frame_and_a_hundred(model: VGGT, frames: int) -> None:
+    output = model(tiny_images(1, frames), heads=HEADS)
+    assert output.pose_enc.shape == (1, frames, 9) and output.points.isfinite().all()
+
+
+def test_frames_in_chunks_equal_frames_at_once(model: VGGT, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tiny_images(1, 11)
+    chunked = model(images, heads=("depth",)).depth
+    monkeypatch.setattr("zoo.geometry.vggt.dpt_head.FRAMES_AT_A_TIME", 100)
+    assert torch.allclose(chunked, model(images, heads=("depth",)).depth, atol=1e-5)
+
+
+# ---- against slow references ------------------------------------------------------------------------------
+
+
+def reference_attention(attention: Attention, x: Tensor, positions: Tensor | None) -> Tensor:
+    """Softmax written out, and RoPE as a multiplication by e^(i angle), token by token."""
+    heads, dim = attention.num_heads, x.shape[-1] // attention.num_heads
+    q, k, v = (part.unflatten(-1, (heads, dim)).transpose(1, 2) for part in attention.qkv(x).chunk(3, -1))
+    q, k = attention.q_norm(q), attention.k_norm(k)
+
+    def turn(y: Tensor) -> Tensor:
+        halves = []
+        for axis, half in enumerate(y.chunk(2, -1)):
+            real, imaginary = half.chunk(2, -1)
+            frequency = torch.tensor([100 ** (-i / (dim // 4)) for i in range(dim // 4)], dtype=x.dtype)
+            z = torch.complex(real, imaginary) * torch.exp(1j * positions[:, axis, None] * frequency)
+            halves += [z.real, z.imag]
+        return torch.cat(halves, -1)
+
+    if positions is not None:
+        q, k = turn(q), turn(k)
+    weights = (q @ k.mT / math.sqrt(dim)).softmax(-1)
+    return attention.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("with_rope", [True, False])
+def test_attention_equals_a_slow_reference(with_rope: bool) -> None:
+    torch.manual_seed(0)
+    attention = Attention(48, 3, qk_norm=True).double()
+    x = torch.randn(2, 5 + 6, 48, dtype=torch.float64)
+    positions = [(0, 0)] * 5 + [(row, column) for row in (1, 2) for column in (1, 2, 3)]
+    rotations = patch_rotations(2, 3, 5, 16, 100.0, x.device) if with_rope else None
+    positions = torch.tensor(positions, dtype=torch.float64) if with_rope else None
+    out = attention(x, rotations)
+    assert torch.allclose(out, reference_attention(attention, x, positions), atol=1e-6)
+    shifted = positions + 1 if with_rope else torch.arange(22.0, dtype=torch.float64).view(11, 2)
+    shifted[0] = 0
+    assert not torch.allclose(out, reference_attention(attention, x, shifted), atol=1e-4)
+
+
+def test_rope_leaves_special_tokens_and_depends_on_differences() -> None:
+    q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64).expand(-1, 1, 1, 5 + 12, 16)
+    rotations = patch_rotations(3, 4, 5, 16, 100.0, q.device)
+    assert torch.equal(rotate(q, rotations)[:, :, :5], q[:, :, :5])
+    scores = (rotate(q, rotations) @ rotate(k, rotations).mT)[0, 0, 5:, 5:].view(3, 4, 3, 4)
+    assert torch.allclose(scores[0, 0, 1, 2], scores[1, 1, 2, 3], atol=1e-6)
+    assert (scores[0, 0, 1, 2] - scores[0, 0, 2, 1]).abs() > 1e-3
+
+
+def test_pointwise_convolution_before_upsampling_is_the_same() -> None:
+    torch.manual_seed(0)
+    block = FusionBlock(8, lateral=False).double()
+    x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
+    official = block.out_conv(upsample(block.resConfUnit2(x), (6, 8)))
+    assert torch.allclose(block(None, x, (6, 8)), official, atol=1e-12)
+
+
+# ---- precision and gradients ------------------------------------------------------------------------------
+
+
+def test_bfloat16_trunk_with_geometry_in_float32(model: VGGT) -> None:
+    images = tiny_images(1, 3)
+    exact = model(images, heads=HEADS)
+    half = hash_model(tiny_config()).requires_grad_(False)
+    half.aggregator.to(torch.bfloat16)
+    for output in (half(images, heads=HEADS), autocast(model, images)):
+        for name in ("pose_enc", "depth", "points", "depth_conf"):
+            value, reference = getattr(output, name), getattr(exact, name)
+            assert value.dtype == torch.float32
+            error = (value - reference).norm() / reference.norm()
+            assert 0 < error < 0.1, (name, float(error))
+    world_to_camera, K_px = pose_encoding_to_cameras(exact.pose_enc.bfloat16(), (28, 42))
+    assert world_to_camera.dtype == K_px.dtype == torch.float32
+
+
+def autocast(model: VGGT, images: Tensor):
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(images, heads=HEADS)
+
+
+def test_heads_ignore_autocast(model: VGGT) -> None:
+    camera = torch.randn(1, 3, 64)
+    expected = model.camera_head(camera)
+    seen = []
+    hook = model.camera_head.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    autocast(model, tiny_images())
+    hook.remove()
+    assert torch.equal(model.camera_head(seen[0][0]), seen[0][1])  # the same without autocast
+    assert expected.dtype == torch.float32
+
+
+def test_gradients_reach_every_parameter_but_the_masks() -> None:
+    model = hash_model(tiny_config())
+    output = model(tiny_images(1, 3), heads=HEADS)
+    (
+        output.pose_enc_list.sum() + output.points.sum() + output.depth.sum() + output.depth_conf.sum()
+    ).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+# ---- errors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "kwargs", "message"),
+    [
+        (tiny_images(height=30), {}, "multiples of 14 pixels, got 30 x 42"),
+        (tiny_images(width=41), {}, "multiples of 14 pixels, got 28 x 41"),
+        (tiny_images(), {"layers": (3,)}, "no layer 3: the aggregator has 3"),
+        (tiny_images(), {"heads": ("normals",)}, "unknown head 'normals'"),
+    ],
+)
+def test_bad_input(model: VGGT, images: Tensor, kwargs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(images, **kwargs)
+
+
+def test_a_head_that_was_not_built() -> None:
+    config = tiny_config()
+    del config["depth_head"]
+    with pytest.raises(ValueError, match="built without its depth head: add depth_head"):
+        VGGT(**config)(tiny_images(), heads=("depth",))
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "message"),
+    [
+        ({"patch_embed": "resnet"}, "unknown patch_embed 'resnet'"),
+        ({"patch_embed": "dinov2_vits14_reg"}, "width 384, not 32"),
+        ({"embed_dim": 36}, "multiple of 4"),
+    ],
+)
+def test_bad_configs(aggregator: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VGGT(**tiny_config(**aggregator))
+
+
+def test_a_fresh_model_has_blocks_of_small_effect_and_finite_outputs() -> None:
+    torch.manual_seed(0)
+    model = VGGT(**tiny_config())
+    gammas = [p.detach() for name, p in model.named_parameters() if name.endswith("gamma")]
+    assert gammas and all(torch.equal(gamma, torch.full_like(gamma, 0.01)) for gamma in gammas)
+    assert model(tiny_images(), heads=HEADS).points.isfinite().all()

@@ -1,0 +1,180 @@
+"""Weights by official names: every tensor of VGGT-1B, round trips, files, errors; the official package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.zoo.geometry.official import GOLDEN, HEADS, hash_model, hash_weights, tiny_config, tiny_images
+from zoo.errors import InputError
+from zoo.geometry.vggt import VGGT
+from zoo.geometry.vggt import model as vggt_model
+from zoo.geometry.vggt.model import VGGT_1B
+from zoo.geometry.vggt.official import current_names, official_name
+from zoo.geometry.vggt.patch_embed import DINOV2
+
+
+@pytest.fixture(scope="module")
+def manifest() -> dict[str, Tensor]:
+    """VGGT-1B's tensors on the meta device."""
+    shapes = json.loads((GOLDEN / "vggt/vggt_1b_shapes.json").read_text())["shapes"]
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def test_vggt_1b_accounts_for_every_name(manifest: dict[str, Tensor]) -> None:
+    assert sum(tensor.numel() for tensor in manifest.values()) == 1_256_537_516
+    model = VGGT.from_official(VGGT_1B, manifest)  # raises for anything missing, unexpected or misshapen
+    tracker = {name for name in manifest if name.startswith("track_head.")}
+    written = model.official_state_dict()
+    assert set(written) == set(manifest) - tracker and len(tracker) == 394
+    assert all(written[name].shape == manifest[name].shape for name in written)
+    with pytest.raises(InputError, match="1 missing: aggregator.patch_embed.blocks.7.attn.qkv.bias;"):
+        VGGT.from_official(VGGT_1B, without(manifest, "aggregator.patch_embed.blocks.7.attn.qkv.bias"))
+
+
+def test_vggt_1b_forward_on_the_meta_device(manifest: dict[str, Tensor]) -> None:
+    model = VGGT.from_official(VGGT_1B, manifest)
+    output = model(torch.empty(1, 4, 3, 252, 336, device="meta"), layers=(-1,), heads=HEADS)
+    assert output.tokens[-1].shape == (1, 4, 5 + 18 * 24, 2048)
+    assert output.pose_enc.shape == (1, 4, 9) and output.points.shape == (1, 4, 252, 336, 3)
+
+
+def without(tensors: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+@pytest.mark.parametrize("dino", [True, False])
+def test_names_round_trip(dino: bool, manifest: dict[str, Tensor]) -> None:
+    for name in manifest if dino else hash_weights(tiny_config()):
+        ours = current_names(name)
+        assert {official_name(part) for part in ours} == {name}
+        assert len(ours) == (3 if ".patch_embed.blocks." in name and ".qkv." in name else 1)
+
+
+@pytest.mark.parametrize("dino", [True, False])
+def test_weights_round_trip_bit_for_bit(dino: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DINOV2, "tiny", (32, 2, 2))
+    config = tiny_config(patch_embed="tiny", img_size=56) if dino else tiny_config()
+    official = hash_weights(config)
+    written = VGGT.from_official(config, official).official_state_dict()
+    assert set(written) == set(official)
+    assert all(torch.equal(written[name], official[name]) for name in official)
+    assert any("mask_token" in name for name in official) == dino
+
+
+def test_weights_are_copied_and_keep_their_dtype() -> None:
+    official = hash_weights(tiny_config(), torch.bfloat16)
+    model = VGGT.from_official(tiny_config(), official)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    model.aggregator.camera_token.data.zero_()
+    assert official["aggregator.camera_token"].abs().max() > 0
+
+
+def test_heads_that_the_config_leaves_out_are_skipped() -> None:
+    official = hash_weights(tiny_config())
+    config = {"aggregator": tiny_config()["aggregator"]}
+    trunk = VGGT.from_official(config, official)
+    assert trunk.camera_head is trunk.depth_head is trunk.point_head is None
+    both = [m(tiny_images(), heads=()).tokens[-1] for m in (trunk, hash_model(tiny_config()))]
+    assert torch.equal(*both)
+    with pytest.raises(InputError, match="missing: camera_head"):
+        VGGT.from_official(tiny_config(), {n: t for n, t in official.items() if n.startswith("aggregator.")})
+
+
+def test_an_error_lists_the_tensors() -> None:
+    official = hash_weights(tiny_config())
+    broken = without(official, "aggregator.camera_token")
+    broken["aggregator.extra"] = torch.zeros(1)
+    broken["camera_head.token_norm.bias"] = torch.zeros(3)
+    with pytest.raises(InputError) as error:
+        VGGT.from_official(tiny_config(), broken)
+    message = str(error.value)
+    assert "1 missing: aggregator.camera_token" in message
+    assert "1 unexpected: aggregator.extra" in message
+    assert "1 misshapen: camera_head.token_norm.bias [3] instead of [64]" in message
+    assert "\n" not in message
+    VGGT.from_official(tiny_config(), official | {"track_head.anything": torch.zeros(1)})
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_1b(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """What `from_pretrained` takes for VGGT-1B, made tiny."""
+    monkeypatch.setattr(vggt_model, "VGGT_1B", tiny_config())
+    return hash_weights(tiny_config())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", ""])
+def test_a_local_file_or_folder(tiny_1b: dict[str, Tensor], tmp_path: Path, name: str) -> None:
+    save_file(tiny_1b, tmp_path / "model.safetensors")
+    model = VGGT.from_pretrained(str(tmp_path / name), heads=("camera",), dtype=torch.bfloat16)
+    assert model.depth_head is None
+    assert {p.dtype for p in model.aggregator.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.camera_head.parameters()} == {torch.float32}
+    full = VGGT.from_pretrained(str(tmp_path), heads=HEADS)
+    expected = hash_model(tiny_config())
+    assert all(torch.equal(a, b) for a, b in zip(full.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_hub_id(tiny_1b: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(tiny_1b, tmp_path / "downloaded.safetensors")
+    asked = []
+
+    def download(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        return str(tmp_path / "downloaded.safetensors")
+
+    monkeypatch.setattr("zoo.geometry.vggt.official.hf_hub_download", download)
+    VGGT.from_pretrained()
+    assert asked == [("facebook/VGGT-1B", "model.safetensors")]
+
+
+def test_files_that_wont_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.pt").write_bytes(b"pickle")
+    for path in (tmp_path, tmp_path / "model.pt"):
+        with pytest.raises(InputError, match="neither a .safetensors file nor a folder"):
+            VGGT.from_pretrained(str(path))
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(InputError, match="can't be read as safetensors"):
+        VGGT.from_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match="hf download"):
+        VGGT.from_pretrained("not/a/hub/id")
+    with pytest.raises(ValueError, match="unknown heads"):
+        VGGT.from_pretrained(heads=("track",))
+
+
+# ---- the official package ---------------------------------------------------------------------------------
+
+
+def test_equals_the_official_package() -> None:
+    """Where a user has installed facebookresearch/vggt, which isn't on PyPI."""
+    reason = "the official vggt package is not installed: it is not on PyPI, and only this test uses it"
+    aggregator = pytest.importorskip("vggt.models.aggregator", reason=reason)
+    camera_head = pytest.importorskip("vggt.heads.camera_head", reason=reason)
+    dpt_head = pytest.importorskip("vggt.heads.dpt_head", reason=reason)
+    config, images = tiny_config(), tiny_images(2, 3)
+    official = torch.nn.Module()
+    official.aggregator = aggregator.Aggregator(**config["aggregator"])
+    official.camera_head = camera_head.CameraHead(**config["camera_head"])
+    official.depth_head = dpt_head.DPTHead(**config["depth_head"], conf_activation="expp1")
+    official.point_head = dpt_head.DPTHead(**config["point_head"], conf_activation="expp1")
+    official.load_state_dict(hash_weights(config))
+    official.eval()
+    with torch.no_grad():
+        layers, start = official.aggregator(images)
+        pose_enc = official.camera_head(layers)[-1]
+        depth, depth_conf = official.depth_head(layers, images, start)
+        points, points_conf = official.point_head(layers, images, start)
+        ours = hash_model(config)(images, layers=range(3), heads=HEADS)
+    for i, layer in enumerate(layers):
+        assert torch.allclose(ours.tokens[i], layer, atol=2e-5, rtol=0)
+    pairs = ((ours.pose_enc, pose_enc), (ours.depth, depth), (ours.depth_conf, depth_conf))
+    for mine, theirs in (*pairs, (ours.points, points), (ours.points_conf, points_conf)):
+        assert torch.allclose(mine, theirs, atol=4e-5, rtol=0)

@@ -1,0 +1,6 @@
+"""VGGT (Wang et al., CVPR 2025, arXiv 2503.11651): frames to 3D tokens, cameras, depth and points."""
+
+from zoo.geometry.vggt.model import VGGT, VGGTOutput
+from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding, pose_encoding_to_cameras
+
+__all__ = ["VGGT", "VGGTOutput", "cameras_to_pose_encoding", "pose_encoding_to_cameras"]

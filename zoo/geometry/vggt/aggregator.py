@@ -1,0 +1,114 @@
+"""The trunk of VGGT: attention within each frame and over all frames, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.geometry.vggt.blocks import Block
+from zoo.geometry.vggt.patch_embed import build_patch_embed
+from zoo.geometry.vggt.rope import patch_rotations
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Aggregator(nn.Module):
+    """Frames to tokens that know of each other. Section 3.2 of arXiv 2503.11651.
+
+    Each frame has a camera token, some registers, and its patches. The first frame's camera token and
+    registers are parameters of their own: they mark the frame whose camera is the world.
+
+    Args:
+        img_size: side in pixels of the square image whose patches DINOv2's position table has.
+        patch_size: in pixels; the sides of an image must be multiples of it.
+        embed_dim: width C of the tokens; a layer's output has 2C.
+        depth: layers; each is a frame block and a global block.
+        num_heads: of the attention; a head's channels must be a multiple of 4.
+        mlp_ratio: hidden width of the MLPs over C.
+        num_register_tokens: registers of a frame.
+        patch_embed: `conv` or the name of a DINOv2, see `build_patch_embed`.
+        rope_freq: base of RoPE's frequencies.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 518,
+        patch_size: int = 14,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_register_tokens: int = 4,
+        patch_embed: str = "dinov2_vitl14_reg",
+        rope_freq: float = 100.0,
+    ) -> None:
+        super().__init__()
+        if embed_dim % (4 * num_heads):
+            raise ValueError(
+                f"embed_dim={embed_dim} must be a multiple of 4 * num_heads={4 * num_heads} for RoPE"
+            )
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.head_dim = embed_dim // num_heads
+        self.rope_freq = rope_freq
+        self.patch_start = 1 + num_register_tokens
+        self.patch_embed = build_patch_embed(patch_embed, img_size, patch_size, embed_dim)
+        # index 0 is the first frame's, 1 all others'
+        self.camera_token = nn.Parameter(1e-6 * torch.randn(1, 2, 1, embed_dim))
+        self.register_token = nn.Parameter(1e-6 * torch.randn(1, 2, num_register_tokens, embed_dim))
+        blocks = [Block(embed_dim, num_heads, mlp_ratio, qk_norm=True) for _ in range(2 * depth)]
+        self.frame_blocks = nn.ModuleList(blocks[:depth])
+        self.global_blocks = nn.ModuleList(blocks[depth:])
+
+    def forward(
+        self, images: Float[Tensor, "B S 3 H W"], layers: Collection[int]
+    ) -> dict[int, Float[Tensor, "B S P D"]]:
+        """The outputs of some layers: of the frame block, then of the global block, on the channels (D = 2C).
+
+        Nothing after the last of `layers` is computed, and no other output is kept.
+
+        Args:
+            images: in 0..1; normalised here.
+            layers: indices from 0 to depth - 1.
+
+        Returns:
+            For each of `layers`, tokens in the order camera, registers, patches (row by row).
+        """
+        batch, frames, _, height, width = images.shape
+        patches = self.patch_embed(normalise(images).flatten(0, 1))
+        special = torch.cat((self.camera_token, self.register_token), 2)
+        which = (torch.arange(frames, device=images.device) > 0).long()
+        special = special[:, which].expand(batch, -1, -1, -1).flatten(0, 1)
+        tokens = torch.cat((special.to(patches.dtype), patches), 1)
+        rotations = patch_rotations(
+            height // self.patch_size,
+            width // self.patch_size,
+            self.patch_start,
+            self.head_dim,
+            self.rope_freq,
+            images.device,
+        )
+        rotations_all = rotations.repeat(1, frames, 1, 1)
+
+        outputs: dict[int, Tensor] = {}
+        for layer in range(max(layers, default=-1) + 1):
+            within = self.frame_blocks[layer](tokens, rotations)
+            across = self.global_blocks[layer](
+                within.unflatten(0, (batch, frames)).flatten(1, 2), rotations_all
+            )
+            tokens = across.unflatten(1, (frames, -1)).flatten(0, 1)
+            if layer in layers:
+                outputs[layer] = torch.cat((within, tokens), -1).unflatten(0, (batch, frames))
+        return outputs
+
+
+def normalise(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
+    """By ImageNet's mean and standard deviation of the channels."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
+    return (images - mean) / std

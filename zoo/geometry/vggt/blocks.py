@@ -1,0 +1,85 @@
+"""The transformer block that the aggregator and the camera head are made of. Names are the official ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.geometry.vggt.rope import rotate
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention by SDPA, which takes flash attention where the device and dtype allow it.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: divides dim.
+        qk_norm: LayerNorm over each head's channels of queries and keys, before RoPE.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"the width {dim} can't be divided among {num_heads} heads")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm: nn.Module = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
+    ) -> Float[Tensor, "B N C"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotations is not None:
+            q, k = rotate(q, rotations), rotate(k, rotations)
+        # one dtype: under autocast LayerNorm returns float32; contiguous: SDPA is faster so on a CPU
+        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v.contiguous())
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+
+    def forward(self, x: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch D"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """Adds a residual branch with a learned factor a channel (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, initial: float = 0.01) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(
+        self, x: Float[Tensor, "*batch C"], branch: Float[Tensor, "*batch C"]
+    ) -> Float[Tensor, "*batch C"]:
+        return torch.addcmul(x, branch, self.gamma)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP with LayerScale; all LayerNorms have eps 1e-5, unlike DINOv2's."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads, qk_norm)
+        self.ls1 = LayerScale(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), dim)
+        self.ls2 = LayerScale(dim)
+
+    def forward(
+        self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
+    ) -> Float[Tensor, "B N C"]:
+        x = self.ls1(x, self.attn(self.norm1(x), rotations))
+        return self.ls2(x, self.mlp(self.norm2(x)))

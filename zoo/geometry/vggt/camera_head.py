@@ -1,0 +1,55 @@
+"""Camera tokens to pose encodings, refined in a few steps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.geometry.precision import wide
+from zoo.geometry.vggt.blocks import MLP, Block
+
+ENCODING = 9  # see pose_encoding.py
+
+
+class CameraHead(nn.Module):
+    """Section 3.3 of arXiv 2503.11651: a step sees the encoding so far by adaptive LayerNorm and adds to it.
+
+    Args:
+        dim_in: width of the aggregator's outputs.
+        trunk_depth: blocks that the camera tokens of a scene attend to each other in.
+        num_heads: of these blocks.
+        mlp_ratio: hidden width of their MLPs over dim_in.
+    """
+
+    def __init__(
+        self, dim_in: int = 2048, trunk_depth: int = 4, num_heads: int = 16, mlp_ratio: float = 4.0
+    ) -> None:
+        super().__init__()
+        self.token_norm = nn.LayerNorm(dim_in)
+        self.trunk = nn.Sequential(*[Block(dim_in, num_heads, mlp_ratio) for _ in range(trunk_depth)])
+        self.trunk_norm = nn.LayerNorm(dim_in)
+        self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, ENCODING))
+        self.embed_pose = nn.Linear(ENCODING, dim_in)
+        self.poseLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim_in, 3 * dim_in))
+        self.adaln_norm = nn.LayerNorm(dim_in, eps=1e-6, elementwise_affine=False)
+        self.pose_branch = MLP(dim_in, dim_in // 2, ENCODING)
+
+    def forward(self, tokens: Float[Tensor, "B S D"], steps: int = 4) -> Float[Tensor, "steps B S 9"]:
+        """The pose encoding after each step, float32 or better; the last is the answer.
+
+        Gradients don't flow from a step into the one before it. The field of view is cut off below 0, but the
+        next step sees it uncut.
+        """
+        camera = self.token_norm(tokens)
+        encoding = None
+        answers = []
+        for _ in range(steps):
+            seen = self.empty_pose_tokens if encoding is None else encoding.detach().to(camera.dtype)
+            shift, scale, gate = self.poseLN_modulation(self.embed_pose(seen)).chunk(3, -1)
+            modulated = gate * (self.adaln_norm(camera) * (1 + scale) + shift)
+            update = wide(self.pose_branch(self.trunk_norm(self.trunk(modulated + camera))))
+            encoding = update if encoding is None else encoding.detach() + update
+            answers.append(torch.cat((encoding[..., :7], F.relu(encoding[..., 7:])), -1))
+        return torch.stack(answers)

@@ -1,0 +1,92 @@
+"""VGGT's pose encoding: translation (3), quaternion (4), vertical and horizontal field of view in radians.
+
+The translation and the rotation are world-to-camera, x_camera = R x_world + t, in the scene's own scale, with
+the first frame as the world. The quaternion is (x, y, z, w) and needn't have unit length; the principal point
+is the centre of the image. Source: arXiv 2503.11651, section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.geometry.precision import wide
+
+
+def pose_encoding_to_cameras(
+    pose_enc: Float[Tensor, "*batch 9"], image_size_hw: tuple[int, int]
+) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 3 3"]]:
+    """World-to-camera poses and intrinsics in pixels, float32 or better.
+
+    The camera head can give a field of view of exactly 0, which is an infinite focal length: check with
+    `isfinite` before `zoo.Cameras`, which refuses it.
+    """
+    pose_enc = wide(pose_enc)
+    height, width = image_size_hw
+    world_to_camera = pose_enc.new_zeros(*pose_enc.shape[:-1], 4, 4)
+    world_to_camera[..., :3, :3] = quaternion_to_rotation(pose_enc[..., 3:7])
+    world_to_camera[..., :3, 3] = pose_enc[..., :3]
+    world_to_camera[..., 3, 3] = 1.0
+    K_px = pose_enc.new_zeros(*pose_enc.shape[:-1], 3, 3)
+    K_px[..., 0, 0] = (width / 2) / torch.tan(pose_enc[..., 8] / 2)
+    K_px[..., 1, 1] = (height / 2) / torch.tan(pose_enc[..., 7] / 2)
+    K_px[..., 0, 2] = width / 2
+    K_px[..., 1, 2] = height / 2
+    K_px[..., 2, 2] = 1.0
+    return world_to_camera, K_px
+
+
+def cameras_to_pose_encoding(
+    world_to_camera: Float[Tensor, "*batch 4 4"],
+    K_px: Float[Tensor, "*batch 3 3"],
+    image_size_hw: tuple[int, int],
+) -> Float[Tensor, "*batch 9"]:
+    """The inverse of `pose_encoding_to_cameras`, up to the quaternion's length and sign: unit, with w >= 0.
+
+    The principal point is dropped: the encoding has none.
+    """
+    world_to_camera, K_px = wide(world_to_camera), wide(K_px)
+    height, width = image_size_hw
+    fov_h = 2 * torch.atan((height / 2) / K_px[..., 1, 1])
+    fov_w = 2 * torch.atan((width / 2) / K_px[..., 0, 0])
+    quaternion = rotation_to_quaternion(world_to_camera[..., :3, :3])
+    return torch.cat((world_to_camera[..., :3, 3], quaternion, fov_h[..., None], fov_w[..., None]), dim=-1)
+
+
+def quaternion_to_rotation(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rotations from quaternions (x, y, z, w) of any length but 0: R = I + 2 (w [v] + [v]^2) / |q|^2."""
+    x, y, z, w = quaternion.unbind(-1)
+    zero = torch.zeros_like(w)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    # [v]^2 = v v^T - |v|^2 I, written out: a matrix product would be computed in half precision by autocast
+    vector = quaternion[..., :3]
+    identity = torch.eye(3, dtype=quaternion.dtype, device=quaternion.device)
+    outer = vector[..., :, None] * vector[..., None, :]
+    squared = outer - vector.square().sum(-1)[..., None, None] * identity
+    length = quaternion.square().sum(-1)[..., None, None]
+    return identity + 2 * (w[..., None, None] * cross + squared) / length
+
+
+def rotation_to_quaternion(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
+    """Unit quaternions (x, y, z, w) with w >= 0.
+
+    The entries of R give all products 4 q_i q_j; the row of the largest q_i is divided by it, which is never
+    small (Shepperd 1978).
+    """
+    entry = {f"{i}{j}": R[..., i, j] for i in range(3) for j in range(3)}
+    xx, yy, zz = entry["00"], entry["11"], entry["22"]
+    xy, xz, yz = entry["10"] + entry["01"], entry["20"] + entry["02"], entry["21"] + entry["12"]
+    wx, wy, wz = entry["21"] - entry["12"], entry["02"] - entry["20"], entry["10"] - entry["01"]
+    rows = (
+        (wx, wy, wz, 1 + xx + yy + zz),  # w first: it wins a tie
+        (1 + xx - yy - zz, xy, xz, wx),
+        (xy, 1 - xx + yy - zz, yz, wy),
+        (xz, yz, 1 - xx - yy + zz, wz),
+    )
+    products = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    squares = torch.stack((rows[0][3], rows[1][0], rows[2][1], rows[3][2]), -1)
+    largest, which = squares.max(-1, keepdim=True)
+    row = products.gather(-2, which[..., None].expand(*which.shape, 4)).squeeze(-2)
+    quaternion = row / (2 * largest.sqrt())
+    return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
