@@ -43,9 +43,7 @@ COLUMNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--height", type=int, default=252)
@@ -54,9 +52,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--memory-of", choices=("one", "every"), help="print the memory of one forward, no more"
-    )
+    parser.add_argument("--memory-of", choices=("one", "every"), help="print the memory of one forward, no more")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
@@ -68,9 +64,7 @@ def main() -> None:
     print(f"{size}, {arguments.dtype}, {where}, torch {torch.__version__}")
     print(f"| {' | '.join((*COLUMNS, 'ratio'))} |\n|{'---|' * (len(COLUMNS) + 1)}")
     # memory first: on a small machine the model of the timings would leave too little for a second one
-    memory = {
-        n: [memory_in_a_process(arguments, n, keep) for keep in ("one", "every")] for n in arguments.frames
-    }
+    memory = {n: [memory_in_a_process(arguments, n, keep) for keep in ("one", "every")] for n in arguments.frames}
     model = build(arguments)
     for frames in arguments.frames:
         flops = aggregator_flops(arguments, frames)

@@ -19,9 +19,7 @@ HEADS = ("camera", "depth", "point")
 
 
 def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    return json.loads((GOLDEN / f"vggt/{case}.json").read_text()), load_file(
-        GOLDEN / f"vggt/{case}.safetensors"
-    )
+    return json.loads((GOLDEN / f"vggt/{case}.json").read_text()), load_file(GOLDEN / f"vggt/{case}.safetensors")
 
 
 def hash_weights(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

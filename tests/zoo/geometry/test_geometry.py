@@ -60,9 +60,7 @@ def test_unprojection(case: tuple) -> None:
     _, t = case
     pose, K_px = square(t["depth_extrinsics"]), t["depth_intrinsics"]
     world = unproject_depth(t["depth"], pose, K_px)
-    assert world.dtype == torch.float32 and torch.allclose(
-        world.double(), t["world_points"], atol=2e-6, rtol=0
-    )
+    assert world.dtype == torch.float32 and torch.allclose(world.double(), t["world_points"], atol=2e-6, rtol=0)
     wide = unproject_depth(t["depth"].double(), pose.double(), K_px.double())
     assert wide.dtype == torch.float64 and torch.allclose(wide, t["world_points"], atol=5e-7, rtol=0)
     identity = torch.eye(4).expand(len(pose), 4, 4)

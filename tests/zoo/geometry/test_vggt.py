@@ -27,9 +27,7 @@ def calls(model: VGGT, **kwargs: object) -> dict[str, int]:
     for kind in count:
         blocks = getattr(model.aggregator, f"{kind}_blocks", None) or [getattr(model, f"{kind}_head")]
         for block in blocks:
-            hooks.append(
-                block.register_forward_hook(lambda *_, kind=kind: count.update({kind: count[kind] + 1}))
-            )
+            hooks.append(block.register_forward_hook(lambda *_, kind=kind: count.update({kind: count[kind] + 1})))
     model(tiny_images(), **kwargs)
     for hook in hooks:
         hook.remove()
@@ -42,12 +40,8 @@ def calls(model: VGGT, **kwargs: object) -> dict[str, int]:
 def test_only_what_is_asked_for_is_computed(model: VGGT) -> None:
     assert calls(model, layers=(0,), heads=()) == dict(frame=1, depth=0, point=0, camera=0) | {"global": 1}
     assert calls(model, layers=(1, -3), heads=())["global"] == 2
-    assert calls(model, layers=(), heads=()) == dict.fromkeys(
-        ("frame", "global", "camera", "depth", "point"), 0
-    )
-    assert calls(model, layers=(0,), heads=("camera",)) == dict(frame=3, depth=0, point=0, camera=1) | {
-        "global": 3
-    }
+    assert calls(model, layers=(), heads=()) == dict.fromkeys(("frame", "global", "camera", "depth", "point"), 0)
+    assert calls(model, layers=(0,), heads=("camera",)) == dict(frame=3, depth=0, point=0, camera=1) | {"global": 3}
 
 
 def test_only_what_is_asked_for_comes_out_and_is_the_same(model: VGGT) -> None:
@@ -55,9 +49,7 @@ def test_only_what_is_asked_for_comes_out_and_is_the_same(model: VGGT) -> None:
     everything = model(images, layers=(0, 1, 2), heads=HEADS)
     some = model(images, layers=(-1, 0), heads=("depth",))
     assert list(some.tokens) == [-1, 0]
-    assert torch.equal(some.tokens[-1], everything.tokens[2]) and torch.equal(
-        some.tokens[0], everything.tokens[0]
-    )
+    assert torch.equal(some.tokens[-1], everything.tokens[2]) and torch.equal(some.tokens[0], everything.tokens[0])
     assert torch.equal(some.depth, everything.depth)
     assert some.pose_enc is some.points is some.points_conf is None
     default = model(images)
@@ -209,9 +201,7 @@ def test_heads_ignore_autocast(model: VGGT) -> None:
 def test_gradients_reach_every_parameter_but_the_masks() -> None:
     model = hash_model(tiny_config())
     output = model(tiny_images(1, 3), heads=HEADS)
-    (
-        output.pose_enc_list.sum() + output.points.sum() + output.depth.sum() + output.depth_conf.sum()
-    ).backward()
+    (output.pose_enc_list.sum() + output.points.sum() + output.depth.sum() + output.depth_conf.sum()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 

@@ -48,9 +48,7 @@ class Aggregator(nn.Module):
     ) -> None:
         super().__init__()
         if embed_dim % (4 * num_heads):
-            raise ValueError(
-                f"embed_dim={embed_dim} must be a multiple of 4 * num_heads={4 * num_heads} for RoPE"
-            )
+            raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4 * num_heads={4 * num_heads} for RoPE")
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.depth = depth
@@ -98,9 +96,7 @@ class Aggregator(nn.Module):
         outputs: dict[int, Tensor] = {}
         for layer in range(max(layers, default=-1) + 1):
             within = self.frame_blocks[layer](tokens, rotations)
-            across = self.global_blocks[layer](
-                within.unflatten(0, (batch, frames)).flatten(1, 2), rotations_all
-            )
+            across = self.global_blocks[layer](within.unflatten(0, (batch, frames)).flatten(1, 2), rotations_all)
             tokens = across.unflatten(1, (frames, -1)).flatten(0, 1)
             if layer in layers:
                 outputs[layer] = torch.cat((within, tokens), -1).unflatten(0, (batch, frames))

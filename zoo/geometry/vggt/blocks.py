@@ -60,9 +60,7 @@ class LayerScale(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), initial))
 
-    def forward(
-        self, x: Float[Tensor, "*batch C"], branch: Float[Tensor, "*batch C"]
-    ) -> Float[Tensor, "*batch C"]:
+    def forward(self, x: Float[Tensor, "*batch C"], branch: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
         return torch.addcmul(x, branch, self.gamma)
 
 

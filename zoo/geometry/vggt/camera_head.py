@@ -23,9 +23,7 @@ class CameraHead(nn.Module):
         mlp_ratio: hidden width of their MLPs over dim_in.
     """
 
-    def __init__(
-        self, dim_in: int = 2048, trunk_depth: int = 4, num_heads: int = 16, mlp_ratio: float = 4.0
-    ) -> None:
+    def __init__(self, dim_in: int = 2048, trunk_depth: int = 4, num_heads: int = 16, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.token_norm = nn.LayerNorm(dim_in)
         self.trunk = nn.Sequential(*[Block(dim_in, num_heads, mlp_ratio) for _ in range(trunk_depth)])

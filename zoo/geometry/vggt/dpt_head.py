@@ -45,9 +45,7 @@ class DPTHead(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ("exp", "inv_log") or conf_activation != "expp1":
-            raise ValueError(
-                f"unknown activations {activation!r}, {conf_activation!r}: use exp or inv_log, then expp1"
-            )
+            raise ValueError(f"unknown activations {activation!r}, {conf_activation!r}: use exp or inv_log, then expp1")
         self.activation = activation
         self.patch_size = patch_size
         self.layers = tuple(intermediate_layer_idx)

@@ -198,6 +198,4 @@ class VGGT(nn.Module):
             if head not in HEADS:
                 raise ValueError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
             if getattr(self, f"{head}_head") is None:
-                raise ValueError(
-                    f"this VGGT was built without its {head} head: add {head}_head to its config"
-                )
+                raise ValueError(f"this VGGT was built without its {head} head: add {head}_head to its config")

@@ -109,9 +109,7 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor], skip: tuple[s
                 target.copy_(part)
     problems = {"missing": list(missing), "unexpected": unexpected, "misshapen": misshapen}
     if any(problems.values()):
-        found = "; ".join(
-            f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names
-        )
+        found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names)
         raise InputError(f"the weights don't fit this VGGT: {found}; check the config and the file")
 
 

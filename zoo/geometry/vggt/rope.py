@@ -36,9 +36,7 @@ def patch_rotations(
     return torch.stack((angle.cos(), angle.sin()))
 
 
-def rotate(
-    x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quarter"]
-) -> Float[Tensor, "B heads N D"]:
+def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quarter"]) -> Float[Tensor, "B heads N D"]:
     """Queries or keys turned by `patch_rotations`."""
     cosine, sine = rotations.to(x.dtype)
     first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
