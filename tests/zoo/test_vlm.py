@@ -233,3 +233,19 @@ def test_frozen_parts_stay_in_eval_mode_and_without_gradients() -> None:
     assert ours.qwen.model.visual.merger.mlp[0].training  # the connector's, though it lies in the tower
     frozen = {name for name, p in ours.named_parameters() if not p.requires_grad}
     assert frozen and all(".visual." in name and ".merger." not in name for name in frozen)
+
+
+def test_half_precision_weights_keep_exact_rope_frequencies() -> None:
+    qwen, _ = tiny(dtype="bfloat16").load()
+    assert qwen.lm_head.weight.dtype == torch.bfloat16
+    frequencies = {name: b for name, b in qwen.named_buffers() if "inv_freq" in name}
+    assert frequencies and all(b.dtype == torch.float32 for b in frequencies.values())
+
+
+def test_rounding_the_whole_module_is_refused() -> None:
+    from lightning import Trainer
+
+    ours = model()
+    ours.trainer = Trainer(precision="bf16-true", accelerator="cpu", logger=False)
+    with pytest.raises(InputError, match="bf16-mixed"):
+        ours.setup("fit")

@@ -29,7 +29,7 @@ def draw_scene(
 ) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
     """A scene and its world-to-camera poses."""
     unit = _log_uniform(*SCALE, rng)
-    area, aspect = _log_uniform(*AREA_UNITS, rng), _log_uniform(1.0, 1.5, rng)
+    area, aspect = _log_uniform(*AREA_UNITS, rng), _log_uniform(1.0, 1.25, rng)
     sides = np.array([np.sqrt(area * aspect), np.sqrt(area / aspect)])[rng.permutation(2)]
     size = np.array([*sides, rng.uniform(2.3, 3.2)]) * unit
     camera_from_room = walk(_ring(path, size, unit, rng), frames, rng)

@@ -29,7 +29,7 @@ from datamodules.sources.base import SceneSource, Split
 from datamodules.sources.rooms.writer import DATASET, SPLITS, Settings, write_scene
 from zoo.errors import InputError
 
-VERSION = 6  # of what the settings lead to: raise it with every change to the scenes or the questions
+VERSION = 7  # of what the settings lead to: raise it with every change to the scenes or the questions
 
 
 class Rooms(SceneSource):
