@@ -42,6 +42,8 @@ class ZooCLI(LightningCLI):
 
 
 def main() -> None:
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     try:
         sys.argv[1:] = complete(sys.argv[1:])  # the processes of a DDP run start from sys.argv again
         ZooCLI(

@@ -20,14 +20,14 @@ class Checkpoint(callbacks.Checkpoint):
     test must never take one of those for the newest.
 
     Args:
-        every_n_train_steps: also save after so many optimizer steps.
+        every_n_train_steps: also save after so many optimizer steps; what came after is lost when a run is broken off.
         monitor: a logged score, such as `val/all/macro`, whose best state is kept beside, as `best.ckpt`.
         mode: whether the best score is the highest or the lowest.
     """
 
     def __init__(
         self,
-        every_n_train_steps: int | None = None,
+        every_n_train_steps: int | None = 100,
         monitor: str | None = None,
         mode: Literal["max", "min"] = "max",
     ):

@@ -75,6 +75,7 @@ class MetricsCallback(Callback):
             "failed": len(failed),
             "unparsable": len(unparsable),
             "missing": sum(missing.values()),
+            "filtered": getattr(data, "filtered", 0),
         }
         scenes = _by_scene(failed)
         if trainer.is_global_zero:

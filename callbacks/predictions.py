@@ -109,7 +109,7 @@ class PredictionsCallback(Callback):
 
 
 def _readable(record: Mapping[str, Any]) -> str:
-    answer = f"failed: {record['error']}" if record["error"] else record["prediction"]
+    answer = f"failed: {record['error']}" if record["error"] else record["prediction"] or "(empty answer)"
     return f"{record['scene']}: {record['question']}\n  {answer}"
 
 

@@ -32,7 +32,7 @@ def render(
 
     Args:
         result: as `VSIBenchScore.compute()` returns.
-        counts: "questions", "failed", "unparsable".
+        counts: "questions", "failed", "unparsable", and "filtered" if questions of other types were left out.
         failed_scenes: "scene", "error" and "questions" of each scene that could not be read.
         title: stands above the table.
         missing: scenes whose video is absent, and how many questions each has.
@@ -61,6 +61,8 @@ def render(
         scenes = _plural(len(failed_scenes), "scene")
         lines.append(f"{scenes} failed, with {_plural(counts['failed'], 'question')} that score 0:")
         lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed_scenes]
+    if counts.get("filtered"):
+        lines.append(f"{_plural(counts['filtered'], 'question')} of other types left out (--data.question_types)")
     if missing:
         names = ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         absent = _plural(sum(missing.values()), "question")

@@ -47,7 +47,9 @@ def _from_run(words: list[str]) -> list[str]:
     if checkpoint and checkpoint != "last":
         run = run_of(Path(checkpoint))
     else:
-        run = Path(folder) if folder and (Path(folder) / CONFIG).exists() else newest_run()
+        run = Path(folder) if folder else newest_run()
+        if not (run / CONFIG).exists():
+            raise InputError(f"{run} is no folder of a run: it has no {CONFIG}")
     if run is None:
         raise InputError(f"{checkpoint} lies in no run with a {CONFIG}: name its model with --config")
     given = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
     *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype"),
 }
+CHANGES_NO_RESULT = {
+    *("num_workers", "keep_in_memory", "questions_per_batch", "video", "question", "workers"),
+    *("max_new_tokens", "allow_untrained", "attn_implementation", "gradient_checkpointing"),
+}
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -35,7 +40,8 @@ def newest_run() -> Path:
     Raises:
         InputError: there is none; it says what to do.
     """
-    for run in _finished_runs():
+    finished = [config.parent for config in RUNS.glob(f"*/{CONFIG}") if (config.parent / FOLDER / LAST).exists()]
+    for run in sorted(finished, key=_age):
         return run
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
 
@@ -59,9 +65,10 @@ def settle(command: str, settings: Any) -> None:
     checkpoint: Path | None = None
     if asked == "last" or (asked is None and command != "fit" and not released and not parts.allow_untrained):
         checkpoint = _last(settings, Path(folder) if folder else None)
+        _check(command, checkpoint, settings)
     elif asked is not None:
         checkpoint = Path(asked)
-        _check(checkpoint, settings)
+        _check(command, checkpoint, settings)
     elif command != "fit" and released and (parts.encoding is not None and not parts.allow_untrained):
         raise InputError(
             f"{parts.encoding.class_path.rpartition('.')[2]} was not trained into the released weights: give "
@@ -81,30 +88,66 @@ def settle(command: str, settings: Any) -> None:
     rank_zero_info(f"{command}: run {folder}, checkpoint {weights}")
 
 
-def _finished_runs() -> list[Path]:
-    runs = [config.parent for config in RUNS.glob(f"*/{CONFIG}") if (config.parent / FOLDER / LAST).exists()]
-    return sorted(runs, key=lambda run: (run / FOLDER / LAST).stat().st_mtime, reverse=True)
+def _age(run: Path) -> float:
+    """Sorts the newest run first: by its checkpoint, or by its config where it has none."""
+    checkpoint = run / FOLDER / LAST
+    return -(checkpoint if checkpoint.exists() else run / CONFIG).stat().st_mtime
 
 
 def _last(settings: Any, folder: Path | None) -> Path:
-    for run in _finished_runs() if folder is None else [folder]:
-        if (run / FOLDER / LAST).exists() and (run / CONFIG).exists() and _same_model(run, settings):
-            return run / FOLDER / LAST
+    runs = [config.parent for config in RUNS.glob(f"*/{CONFIG}")] if folder is None else [folder]
+    for run in sorted((run for run in runs if (run / CONFIG).exists()), key=_age):
+        if _same_model(run, settings):
+            if (run / FOLDER / LAST).exists():
+                return run / FOLDER / LAST
+            raise InputError(
+                f"the newest run of this {_name(settings)}, {run}, was broken off before its first checkpoint: remove "
+                "it, or name the checkpoint that is meant with --ckpt_path"
+            )
     raise InputError(
         f"no run of this {_name(settings)} under {folder or RUNS}/ has a checkpoint: train it first (python main.py "
         "fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
     )
 
 
-def _check(checkpoint: Path, settings: Any) -> None:
+def _check(command: str, checkpoint: Path, settings: Any) -> None:
     if not checkpoint.exists():
         raise InputError(f"{checkpoint}: no such checkpoint; give the path of a .ckpt file, or `last`")
+    if not zipfile.is_zipfile(checkpoint):
+        raise InputError(f"{checkpoint} is cut short, or no checkpoint")
     run = run_of(checkpoint)
     if run is not None and not _same_model(run, settings):
         raise InputError(
             f"{checkpoint} is of another model than was asked for: compare {run / CONFIG}, or leave --config out to "
             "take the model from there"
         )
+    if run is not None and command == "fit":
+        changed = sorted(_changed(yaml.safe_load((run / CONFIG).read_text()), settings.as_dict()))
+        if changed:
+            raise InputError(
+                f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
+                f"change), see {run / CONFIG}; to start from its weights with new ones is another run"
+            )
+
+
+def _changed(trained: Any, asked: Any) -> set[str]:
+    """The settings of model and data in which two configs differ, but for what changes no result."""
+    flat = [_flat({key: config[key] for key in ("model", "data", "seed_everything")}) for config in (trained, asked)]
+    return {
+        key
+        for key in flat[0].keys() | flat[1].keys()
+        if flat[0].get(key) != flat[1].get(key) and key.rpartition(".")[2] not in CHANGES_NO_RESULT
+    }
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        # what is a function or a tuple in memory is a path or a list in the file
+        name = f"{config.__module__}.{config.__qualname__}" if callable(config) else config
+        return {prefix: list(name) if isinstance(name, tuple) else name}
+    parts = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items() if key != "init_args")
+    inner = _flat(config["init_args"], prefix) if "init_args" in config else {}
+    return {key: value for part in (*parts, inner) for key, value in part.items()}
 
 
 def _same_model(run: Path, settings: Any) -> bool:

@@ -19,6 +19,7 @@ from datamodules.scenes import Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from zoo.errors import InputError
+from zoo.metrics import QUESTION_TYPES
 
 
 @contextmanager
@@ -75,6 +76,7 @@ class VideoQADataModule(LightningDataModule):
         if (video is None) != (question is None):
             raise InputError("predict takes both --data.video and --data.question")
         self.source = source or Rooms()
+        self.filtered = 0  # questions of the last split read that question_types leaves out
         self.missing: dict[str, int] = {}  # scenes whose video is absent: how many questions they have
         if video is not None and question is not None:
             self.asked: SceneSource | None = SingleVideo(video, question)
@@ -86,9 +88,14 @@ class VideoQADataModule(LightningDataModule):
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch = questions_per_batch
         self.datasets, self.question_types = datasets, question_types
+        unknown = set(question_types or ()) - set(QUESTION_TYPES)
+        if unknown:
+            raise InputError(f"no question type {', '.join(sorted(unknown))}; there are {', '.join(QUESTION_TYPES)}")
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, seed
 
     def prepare_data(self) -> None:
+        if self.asked is None and self.trainer is not None and self.trainer.state.fn == "predict":
+            raise InputError('predict needs --data.video clip.mp4 --data.question "What is the size of this room?"')
         if self.asked is not None and self.trainer is not None and self.trainer.state.fn != "predict":
             raise InputError(f"--data.video is for predict, not for {self.trainer.state.fn}")
         with one_line():
@@ -103,11 +110,15 @@ class VideoQADataModule(LightningDataModule):
         kept = []
         with one_line():
             scenes = self.source.scenes(split)
+        self.filtered = 0
         for scene in scenes:
             questions = tuple(
                 q for q in scene.questions if not self.question_types or q.question_type in self.question_types
             )
-            if questions and self._is_chosen(scene.name):
+            if not self._is_chosen(scene.name):
+                continue
+            self.filtered += len(scene.questions) - len(questions)
+            if questions:
                 kept.append(replace(scene, questions=questions))
         self.missing = {name: count for name, count in self.source.missing.items() if self._is_chosen(name)}
         if not kept:
@@ -190,6 +201,5 @@ class VideoQADataModule(LightningDataModule):
         return self._scene_loader(self.scenes("test"))
 
     def predict_dataloader(self) -> DataLoader:
-        if self.asked is None:
-            raise InputError('predict needs --data.video clip.mp4 --data.question "What is the size of this room?"')
+        assert self.asked is not None  # prepare_data has refused already
         return self._scene_loader(self.asked.scenes("test"))

@@ -227,6 +227,48 @@ def test_an_encoding_without_cameras_says_so(run: Run, tmp_path: Path, rooms_roo
     assert "How big?" in run("predict", "--config", "qwen25_vl.yaml", *words)
 
 
+def test_going_on_with_other_settings_is_refused(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "prope.yaml")
+    config = the_run(tmp_path) / "config.yaml"
+    before = config.read_text()
+    for setting, value in (("data.num_frames", "6"), ("model.learning_rates.decoder", "1e-5"), ("data.path", "local")):
+        named = setting.replace("data.path", "data.source.path")
+        with pytest.raises(SystemExit, match=f"was trained with another {named}"):
+            run("fit", "--config", "prope.yaml", "--ckpt_path", "last", f"--{setting}", value)
+    assert config.read_text() == before
+
+
+def test_a_run_without_a_checkpoint_is_not_passed_over(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "prope.yaml")
+    checkpoint = the_run(tmp_path) / "checkpoints/last.ckpt"
+    broken = tmp_path / "runs/broken-off"
+    broken.mkdir()
+    (broken / "config.yaml").write_text((checkpoint.parents[1] / "config.yaml").read_text())
+    with pytest.raises(SystemExit, match="runs/broken-off, was broken off before its first checkpoint"):
+        run("fit", "--config", "prope.yaml", "--ckpt_path", "last")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="last.ckpt is cut short"):
+        run("test", "--ckpt_path", str(checkpoint))
+
+
+def test_questions_that_are_left_out_are_counted(run: Run, tmp_path: Path) -> None:
+    printed = run(
+        *(
+            "test",
+            "--config",
+            "qwen25_vl.yaml",
+            "--model.allow_untrained",
+            "true",
+            "--trainer.default_root_dir",
+            "here",
+        ),
+        *("--data.question_types", "[room_size_estimation]"),
+    )
+    counts = json.loads((tmp_path / "here/metrics.json").read_text())["counts"]
+    assert counts["questions"] == 3 and counts["filtered"] > 10
+    assert f"{counts['filtered']} questions of other types left out" in printed
+
+
 class Interrupted(Exception):
     pass
 

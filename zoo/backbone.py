@@ -34,7 +34,7 @@ class Backbone(ABC):
         if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             raise InputError(
                 "attn_implementation=flash_attention_2 needs flash-attn, which is not installed: "
-                "pip install -e '.[flash]' on a CUDA machine, or choose sdpa"
+                "pip install flash-attn --no-build-isolation on a CUDA machine, or choose sdpa"
             )
         self.attn_implementation = attn_implementation
         self.dtype = getattr(torch, dtype)
@@ -65,6 +65,11 @@ class PretrainedQwen25VL(Backbone):
         self.path = path
 
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
+        if self.path.startswith((".", "/", "~", "weights/")) and not Path(self.path).expanduser().is_dir():
+            raise InputError(
+                f"{self.path} is no folder: run `hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir {self.path}` "
+                "where there is a network, or name the folder with the weights with --model.backbone.path"
+            )
         try:
             model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 self.path,
@@ -102,6 +107,12 @@ class LoRA:
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise InputError(
+                f"--model.lora.r {self.r}: a rank is at least 1; leave lora out to train the decoder whole"
+            )
 
     def apply(self, decoder: nn.Module) -> None:
         """Puts the adapters into the decoder in place; only they stay trainable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zoo.errors import InputError
 from zoo.vlm import SpatialVLM
 
 
@@ -12,5 +13,5 @@ class Qwen25VL(SpatialVLM):
 
     def __init__(self, **parts: Any):
         if parts.get("encoding") is not None:
-            raise ValueError("Qwen25VL is the baseline without cameras: take PRoPEMLLM for an encoding")
+            raise InputError("Qwen25VL is the baseline without cameras: take PRoPEMLLM for an encoding")
         super().__init__(**parts)

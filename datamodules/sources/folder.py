@@ -25,7 +25,7 @@ class SceneFolder(SceneSource):
     def scenes(self, split: Split) -> list[Scene]:
         if not (self.root / f"{split}.jsonl").is_file():
             raise FileNotFoundError(
-                f"{self.root / split}.jsonl is absent: a question a line, as VSI-Bench's test.jsonl"
+                f"{self.root / split}.jsonl is absent: it holds a question a line; --data.source.root names its folder"
             )
         scenes, self.missing = read_layout(self.root, f"{split}.jsonl")
         return scenes

@@ -62,7 +62,7 @@ def test_failed_and_unparsable_questions_are_counted_apart_and_score_zero(tmp_pa
     ]
     trainer(tmp_path, MetricsCallback()).test(Toy(scenes))
     written = json.loads((tmp_path / "metrics.json").read_text())
-    assert written["counts"] == {"questions": 5, "failed": 1, "unparsable": 2, "missing": 0}
+    assert written["counts"] == {"questions": 5, "failed": 1, "unparsable": 2, "missing": 0, "filtered": 0}
     assert written["per_question_type"]["object_counting"] == {"score": 1 / 3, "count": 3}
     assert written["per_question_type"]["route_planning"] == {"score": 0.5, "count": 2}
 

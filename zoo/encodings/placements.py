@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from zoo.errors import InputError
+
 
 class ChannelBlock:
     """Groups of four channels: `width` of them from `start` on in each of `parts` equal parts of a head.
@@ -52,7 +54,7 @@ class Placement(ABC):
             mrope_section: frequencies of mRoPE's sections (t, h, w), half of `head_dim` in all.
 
         Raises:
-            ValueError: channels that don't come in groups of four.
+            InputError: channels that don't come in groups of four.
         """
 
     def channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
@@ -72,13 +74,13 @@ class Fraction(Placement):
 
     def __init__(self, start: int | float = 0.0, stop: int | float = 0.5) -> None:
         if not 0.0 <= start < stop <= 1.0:
-            raise ValueError(f"a range of channels needs 0 <= start < stop <= 1, got {start} to {stop}")
+            raise InputError(f"a range of channels needs 0 <= start < stop <= 1, got {start} to {stop}")
         self.start, self.stop = start, stop
 
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         start, stop = round(self.start * head_dim), round(self.stop * head_dim)
         if stop == start or (stop - start) % 4:
-            raise ValueError(f"channels {start} to {stop} of {head_dim} don't come in groups of four")
+            raise InputError(f"channels {start} to {stop} of {head_dim} don't come in groups of four")
         return ChannelBlock(start, stop - start)
 
 
@@ -96,5 +98,5 @@ class TSection(Placement):
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         width = mrope_section[0]
         if not width or width % 2:
-            raise ValueError(f"mRoPE's T section needs an even number of frequencies, got {width}")
+            raise InputError(f"mRoPE's T section needs an even number of frequencies, got {width}")
         return ChannelBlock(0, width, parts=2)
