@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 from callbacks.checkpoint import FOLDER, LAST
-from commands.runs import CONFIG, newest_run, run_of
+from commands.runs import CONFIG, newest_run, refuse_unreadable, run_of
 from datamodules import VideoQADataModule
 from zoo.errors import InputError
 
@@ -35,6 +35,9 @@ def complete(arguments: list[str]) -> list[str]:
     for i, word in enumerate(words[:-1]):
         if word in ("--config", "-c"):
             words[i + 1] = str(find_config(words[i + 1]))
+    checkpoint = value_of("--ckpt_path", words)
+    if checkpoint and checkpoint != "last":
+        refuse_unreadable(Path(checkpoint))  # before Lightning opens it to parse its settings
     asks_help = any(word == "-h" or (word.startswith("--") and word.endswith("help")) for word in words)
     if words[:1] and words[0] in EVALUATION and "--config" not in words and "-c" not in words and not asks_help:
         words[1:1] = _from_run(words)

@@ -34,6 +34,14 @@ def run_of(checkpoint: Path) -> Path | None:
     return checkpoint.parent.parent if (run / CONFIG).exists() else None
 
 
+def refuse_unreadable(checkpoint: Path) -> None:
+    """InputError for a checkpoint that is not there or was cut short."""
+    if not checkpoint.exists():
+        raise InputError(f"{checkpoint}: no such checkpoint; give the path of a .ckpt file, or `last`")
+    if not zipfile.is_zipfile(checkpoint):
+        raise InputError(f"{checkpoint} is cut short, or no checkpoint")
+
+
 def newest_run() -> Path:
     """The run under `runs/` with the newest checkpoint.
 
@@ -111,10 +119,7 @@ def _last(settings: Any, folder: Path | None) -> Path:
 
 
 def _check(command: str, checkpoint: Path, settings: Any) -> None:
-    if not checkpoint.exists():
-        raise InputError(f"{checkpoint}: no such checkpoint; give the path of a .ckpt file, or `last`")
-    if not zipfile.is_zipfile(checkpoint):
-        raise InputError(f"{checkpoint} is cut short, or no checkpoint")
+    refuse_unreadable(checkpoint)
     run = run_of(checkpoint)
     if run is not None and not _same_model(run, settings):
         raise InputError(
