@@ -73,15 +73,15 @@ def settle(command: str, settings: Any) -> None:
     checkpoint: Path | None = None
     if asked == "last" or (asked is None and command != "fit" and not released and not parts.allow_untrained):
         checkpoint = _last(settings, Path(folder) if folder else None)
-        _check(command, checkpoint, settings)
     elif asked is not None:
         checkpoint = Path(asked)
-        _check(command, checkpoint, settings)
     elif command != "fit" and released and (parts.encoding is not None and not parts.allow_untrained):
         raise InputError(
             f"{parts.encoding.class_path.rpartition('.')[2]} was not trained into the released weights: give "
             "--ckpt_path, or --model.allow_untrained true to score them all the same"
         )
+    if checkpoint is not None:
+        _check(command, checkpoint, settings)
     if folder is None:
         run = None if checkpoint is None else run_of(checkpoint)
         folder = run or _new(_name(settings), command)

@@ -7,6 +7,7 @@ the released checkpoints were trained, or with `text_after_vision="max_hw"` to t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 PADDED_POSITION = 1  # what transformers 4.51 gives to padding; masked out of the attention
 
 
-class TimeIndex:
+class TimeIndex(ABC):
     """What the time of a video's token means: subclasses map grid steps to positions, integers from 0.
 
     Attributes:
@@ -30,6 +31,7 @@ class TimeIndex:
     real_time: bool = False
     constant: bool = False
 
+    @abstractmethod
     def __call__(
         self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
     ) -> Int[Tensor, " N"]:
@@ -40,7 +42,6 @@ class TimeIndex:
             seconds: seconds a grid step of that video, for each of them.
             tokens_per_second: positions a second.
         """
-        raise NotImplementedError
 
 
 class Seconds(TimeIndex):
