@@ -1,0 +1,74 @@
+"""What a geometry encoder says of a scene: 3D tokens, cameras, depth, in one form whatever their source."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class SceneGeometry:
+    """The geometry of one scene of S frames; None is what the source doesn't say.
+
+    Not made for batches: Lightning's half-precision plugins would cast it, and poses in bfloat16 are useless.
+
+    Attributes:
+        patches: 3D tokens on the grid of a frame's patches.
+        camera_tokens: one more token a frame, which sums up its camera.
+        world_to_camera: a pose a frame, OpenCV axes, float32 or better; in metres where the source is metric.
+        K_normalised: intrinsics a frame, see `zoo.cameras.normalise_intrinsics`.
+        has_camera: the frames whose camera means something; the others hold an identity. None is all of them.
+        depth: along the camera's z axis, in the poses' unit; 0 where there is none.
+    """
+
+    patches: Float[Tensor, "S h w D"] | None = None
+    camera_tokens: Float[Tensor, "S D"] | None = None
+    world_to_camera: Float[Tensor, "S 4 4"] | None = None
+    K_normalised: Float[Tensor, "S 3 3"] | None = None
+    has_camera: Bool[Tensor, " S"] | None = None
+    depth: Float[Tensor, "S H W"] | None = None
+
+    def to(self, device: torch.device | str) -> SceneGeometry:
+        """The same on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+
+class GeometryEncoder(nn.Module, ABC):
+    """Turns the frames of scenes, and what came with them, into their geometry.
+
+    Attributes:
+        width: D, channels of its tokens; 0 if it gives none.
+        needs_cameras: the data must bring a camera for each frame.
+        needs_frames: the data must bring the frames themselves.
+    """
+
+    width: int = 0
+    needs_cameras: bool = False
+    needs_frames: bool = False
+
+    @abstractmethod
+    def forward(
+        self,
+        frames: Sequence[Float[Tensor, "S 3 H W"]],
+        given: Sequence[SceneGeometry | None],
+        *,
+        tokens: bool = True,
+        cameras: bool = True,
+    ) -> list[SceneGeometry]:
+        """The geometry of each scene, which may differ in their number of frames and in size.
+
+        Args:
+            frames: RGB in 0..1 of each scene, in the order of the video.
+            given: what came with each scene's data.
+            tokens: whether 3D tokens are wanted.
+            cameras: whether cameras are wanted.
+
+        Raises:
+            InputError: frames of a size, or data of a kind, that this encoder can't use; naming the remedy.
+        """
