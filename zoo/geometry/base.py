@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
-@dataclass(eq=False)
 class SceneGeometry:
     """The geometry of one scene of S frames; None is what the source doesn't say.
 
-    Not made for batches: Lightning's half-precision plugins would cast it, and poses in bfloat16 are useless.
+    A plain class, as `Cameras`: Lightning's half-precision plugins cast dataclasses, and poses in bfloat16 are useless.
 
-    Attributes:
+    Args:
         patches: 3D tokens on the grid of a frame's patches.
         camera_tokens: one more token a frame, which sums up its camera.
         world_to_camera: a pose a frame, OpenCV axes, float32 or better; in metres where the source is metric.
@@ -26,17 +24,25 @@ class SceneGeometry:
         depth: along the camera's z axis, in the poses' unit; 0 where there is none.
     """
 
-    patches: Float[Tensor, "S h w D"] | None = None
-    camera_tokens: Float[Tensor, "S D"] | None = None
-    world_to_camera: Float[Tensor, "S 4 4"] | None = None
-    K_normalised: Float[Tensor, "S 3 3"] | None = None
-    has_camera: Bool[Tensor, " S"] | None = None
-    depth: Float[Tensor, "S H W"] | None = None
+    def __init__(
+        self,
+        *,
+        patches: Float[Tensor, "S h w D"] | None = None,
+        camera_tokens: Float[Tensor, "S D"] | None = None,
+        world_to_camera: Float[Tensor, "S 4 4"] | None = None,
+        K_normalised: Float[Tensor, "S 3 3"] | None = None,
+        has_camera: Bool[Tensor, " S"] | None = None,
+        depth: Float[Tensor, "S H W"] | None = None,
+    ) -> None:
+        self.patches, self.camera_tokens = patches, camera_tokens
+        self.world_to_camera, self.K_normalised, self.has_camera = world_to_camera, K_normalised, has_camera
+        self.depth = depth
 
     def to(self, device: torch.device | str) -> SceneGeometry:
         """The same on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
+        return SceneGeometry(
+            **{name: None if value is None else value.to(device) for name, value in vars(self).items()}
+        )
 
 
 class GeometryEncoder(nn.Module, ABC):
@@ -46,11 +52,13 @@ class GeometryEncoder(nn.Module, ABC):
         width: D, channels of its tokens; 0 if it gives none.
         needs_cameras: the data must bring a camera for each frame.
         needs_frames: the data must bring the frames themselves.
+        gives_cameras: it finds cameras itself, so that the data needs none.
     """
 
     width: int = 0
     needs_cameras: bool = False
     needs_frames: bool = False
+    gives_cameras: bool = False
 
     @abstractmethod
     def forward(

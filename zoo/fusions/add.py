@@ -1,0 +1,37 @@
+"""2D + MLP(3D): Spatial-MLLM's fusion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.fusions.base import MERGED, Connector, Fusion
+from zoo.geometry.base import SceneGeometry
+
+
+class AddFusion(Fusion):
+    """The 3D tokens under each 2D token, through the connector, added to it; arXiv 2505.23747, equation 3.
+
+    An untrained one adds zero: the model starts as plain Qwen2.5-VL.
+
+    Args:
+        width: D, the decoder's.
+        geometry_width: C, of the 3D tokens.
+        options: `branches` and `pair`, see `Fusion`.
+    """
+
+    def __init__(self, width: int, geometry_width: int, **options: Any) -> None:
+        super().__init__(width, geometry_width, **options)
+        merged = MERGED * geometry_width
+        self.connector = Connector(merged, merged, width, zero=True)
+
+    def embed_3d(
+        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+    ) -> Float[Tensor, "t n D"]:
+        return self.connector(self.merged_patches(geometry, grid_thw, dtype))
+
+    def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t #n #D"]) -> Float[Tensor, "t n D"]:
+        return flat + spatial

@@ -1,0 +1,162 @@
+"""How 2D tokens and 3D tokens become one visual sequence of the decoder's width."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+
+from zoo.geometry.base import SceneGeometry
+
+TEMPORAL_MERGE, SPATIAL_MERGE = 2, 2  # Qwen2.5-VL's: frames, and patches a side, that make one 2D token
+MERGED = TEMPORAL_MERGE * SPATIAL_MERGE**2
+
+Branches = Literal["both", "2d", "3d"]
+Pair = Literal["concat", "mean", "first"]
+
+
+def merge_spatial(
+    tokens: Float[Tensor, "S patches C"],
+    grid_thw: Int[Tensor, "1 3"],
+    temporal_merge: int = TEMPORAL_MERGE,
+    spatial_merge: int = SPATIAL_MERGE,
+) -> Float[Tensor, "N merged"]:
+    """The patch tokens of each 2D token side by side: N = t h/2 w/2 rows of C * temporal * spatial^2 channels.
+
+    Within a row the order is (row, column, channel, frame), the frame fastest, as Spatial-MLLM's connector has it.
+
+    Args:
+        tokens: of S = temporal_merge * t frames, patches row by row, without special tokens.
+        grid_thw: of the 2D tokens before merging: steps, and patches a column and a row.
+
+    Raises:
+        ValueError: tokens that don't lie on that grid.
+    """
+    steps, height, width = grid_thw[0].tolist()
+    wanted = (steps * temporal_merge, height * width)
+    if tuple(tokens.shape[:2]) != wanted or height % spatial_merge or width % spatial_merge:
+        raise ValueError(
+            f"a grid of {steps} x {height} x {width} needs {wanted[0]} frames of {wanted[1]} patches, sides in "
+            f"multiples of {spatial_merge}; got {tuple(tokens.shape[:2])}"
+        )
+    blocks = (steps, temporal_merge, height // spatial_merge, spatial_merge, width // spatial_merge, spatial_merge, -1)
+    return tokens.reshape(blocks).permute(0, 2, 4, 3, 5, 6, 1).flatten(3).flatten(0, 2)
+
+
+class Appended(Enum):
+    """The tokens that follow the 2D tokens of each view; each shares the position of one of these."""
+
+    NOTHING = "nothing"
+    ONE = "one a view"
+    ALL = "one a 2D token"
+
+    def positions(self, tokens: int) -> range:
+        """Of each appended token, the 2D token of its view (there are `tokens`) whose position it has."""
+        return {Appended.NOTHING: range(0), Appended.ONE: range(1), Appended.ALL: range(tokens)}[self]
+
+
+class Connector(nn.Module):
+    """RMSNorm, linear, GELU, linear: Spatial-MLLM's, arXiv 2505.23747 section 3.2; the official names.
+
+    Args:
+        inputs, hidden, outputs: channels.
+        zero: start with an output of zero; only the last layer is zero, or nothing would ever learn.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, zero: bool = False) -> None:
+        super().__init__()
+        self.ln_q = Qwen2_5_VLRMSNorm(inputs, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+        if zero:
+            nn.init.zeros_(self.mlp[2].weight)
+            nn.init.zeros_(self.mlp[2].bias)
+
+    def forward(self, x: Float[Tensor, "*rest inputs"]) -> Float[Tensor, "*rest outputs"]:
+        return self.mlp(self.ln_q(x))
+
+
+class Fusion(nn.Module, ABC):
+    """Joins the two branches of a scene. A new one: a file in this folder with `embed_3d` and `join`.
+
+    Args:
+        width: D, the decoder's.
+        geometry_width: C, of the 3D tokens.
+        branches: which of them reaches the decoder, the other one's tokens are zero: what does a trained model owe
+            to which? Needs no retraining.
+        pair: what becomes of the 3D tokens of the two frames that Qwen2.5-VL merges into one token: both side by side
+            (the published way), or both replaced by their mean or by the first. The weights stay the same.
+
+    Attributes:
+        appended: what follows the 2D tokens.
+    """
+
+    appended: Appended = Appended.NOTHING
+
+    def __init__(self, width: int, geometry_width: int, *, branches: Branches = "both", pair: Pair = "concat") -> None:
+        super().__init__()
+        self.width, self.geometry_width = width, geometry_width
+        self.branches, self.pair = branches, pair
+
+    @property
+    def reads_geometry(self) -> bool:
+        """Whether `forward` looks at the geometry."""
+        return self.branches != "2d"
+
+    def forward(
+        self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"], geometry: SceneGeometry | None
+    ) -> Float[Tensor, "t n D"]:
+        """The visual tokens of a scene, step by step: those on the 2D grid, then the appended ones.
+
+        Args:
+            visual: 2D tokens, N = t h/2 w/2.
+            grid_thw: steps and patches before merging; the stills of a scene are a step each.
+            geometry: of its 2t frames; may be None if `reads_geometry` is false.
+
+        Raises:
+            ValueError: geometry of other frames, or without what this fusion reads.
+        """
+        flat = self.embed_2d(visual, grid_thw)
+        if self.branches == "3d":
+            flat = torch.zeros_like(flat)
+        spatial = flat.new_zeros(1, 1, 1)
+        if self.reads_geometry:
+            if geometry is None:
+                raise ValueError(f"{type(self).__name__} needs the geometry of the scene")
+            spatial = self.embed_3d(geometry, grid_thw, visual.dtype)
+        return self.join(flat, spatial)
+
+    def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"]) -> Float[Tensor, "t n a"]:
+        """The 2D branch."""
+        return visual.unflatten(0, (int(grid_thw[0]), -1))
+
+    @abstractmethod
+    def embed_3d(
+        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+    ) -> Float[Tensor, "t m b"]:
+        """The 3D branch."""
+
+    @abstractmethod
+    def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t m b"]) -> Float[Tensor, "t tokens D"]:
+        """Both branches as one sequence; a branch that is left out is a single zero, to be expanded."""
+
+    def merged_patches(
+        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+    ) -> Float[Tensor, "t n merged"]:
+        """The 3D tokens under each 2D token, see `merge_spatial`."""
+        if geometry.patches is None:
+            raise ValueError(f"{type(self).__name__} needs 3D tokens, and this geometry has none")
+        patches = self.paired(geometry.patches.to(dtype).flatten(1, 2))
+        return merge_spatial(patches, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))
+
+    def paired(self, tokens: Float[Tensor, "S *rest"]) -> Float[Tensor, "S *rest"]:
+        """The tokens of each pair of frames as `pair` has them."""
+        if self.pair == "concat":
+            return tokens
+        pairs = tokens.unflatten(0, (-1, TEMPORAL_MERGE))
+        one = pairs.mean(1, keepdim=True) if self.pair == "mean" else pairs[:, :1]
+        return one.expand_as(pairs).flatten(0, 1)

@@ -1,0 +1,53 @@
+"""Half and half: 2D tokens and 3D tokens each get their own channels, or their own places in the sequence."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.fusions.base import MERGED, Appended, Connector, Fusion
+from zoo.geometry.base import SceneGeometry
+
+
+class ConcatSplitFusion(Fusion):
+    """Concatenates both branches.
+
+    Args:
+        width: D, the decoder's.
+        geometry_width: C, of the 3D tokens.
+        axis: "channel": the 2D tokens by an MLP to half of the decoder's width, the 3D tokens by another to the other
+            half. "token": the 3D tokens, by an MLP to the whole width, follow the 2D tokens of their view as tokens of
+            their own, at the same positions and without a camera: VGGT's features carry it already.
+        options: `branches` and `pair`, see `Fusion`.
+
+    Raises:
+        ValueError: an odd width with `axis="channel"`.
+    """
+
+    def __init__(
+        self, width: int, geometry_width: int, axis: Literal["channel", "token"] = "channel", **options: Any
+    ) -> None:
+        super().__init__(width, geometry_width, **options)
+        if width % 2 and axis == "channel":
+            raise ValueError(f"a decoder of width {width} has no two halves")
+        self.axis = axis
+        self.appended = Appended.ALL if axis == "token" else Appended.NOTHING
+        share = width // 2 if axis == "channel" else width
+        self.flat = Connector(width, width, share) if axis == "channel" else None
+        self.spatial = Connector(MERGED * geometry_width, width, share)
+
+    def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"]) -> Float[Tensor, "t n a"]:
+        flat = super().embed_2d(visual, grid_thw)
+        return flat if self.flat is None else self.flat(flat)
+
+    def embed_3d(
+        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+    ) -> Float[Tensor, "t n b"]:
+        return self.spatial(self.merged_patches(geometry, grid_thw, dtype))
+
+    def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t #n b"]) -> Float[Tensor, "t tokens D"]:
+        # of equal width on either axis
+        return torch.cat((flat, spatial.expand_as(flat)), dim=2 if self.axis == "channel" else 1)
