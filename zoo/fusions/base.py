@@ -153,7 +153,7 @@ class Fusion(nn.Module, ABC):
         patches = self.paired(geometry.patches.to(dtype).flatten(1, 2))
         return merge_spatial(patches, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))
 
-    def paired(self, tokens: Float[Tensor, "S *rest"]) -> Float[Tensor, "S *rest"]:
+    def paired(self, tokens: Float[Tensor, "S ..."]) -> Float[Tensor, "S ..."]:
         """The tokens of each pair of frames as `pair` has them."""
         if self.pair == "concat":
             return tokens
