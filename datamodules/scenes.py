@@ -19,9 +19,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """A video, its questions and, where there is one, the file of its cameras."""
+    """A video, its questions and, where there are some, the file of its cameras and its depth."""
 
     name: str  # "<dataset>/<scene_name>", unique in a source
     video: Path  # a video file or a folder of frames
     questions: tuple[Question, ...]
     cameras: Path | None = None  # cameras.json: one camera per raw frame of the video
+    depth: Path | None = None  # of each raw frame, see `datamodules.depth`

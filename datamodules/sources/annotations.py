@@ -3,6 +3,7 @@
     <root>/<name>.jsonl                         a question a line
     <root>/<dataset>/<scene_name>.mp4           or .mov, .avi, .mkv, .webm, or a folder of frames of that name
     <root>/<dataset>/<scene_name>.cameras.json  optional: a camera for each raw frame
+    <root>/<dataset>/<scene_name>.depth/        optional: a depth image for each raw frame, see `datamodules.depth`
 
 A question: id, dataset, scene_name, question_type, question, ground_truth, and options: a list, or null for
 numeric questions.
@@ -15,6 +16,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from datamodules.depth import find_depth
 from datamodules.scenes import Question, Scene
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.metrics import MULTIPLE_CHOICE_TYPES, QUESTION_TYPES
@@ -62,7 +64,7 @@ def read_layout(root: str | Path, annotations: str) -> tuple[list[Scene], dict[s
         if video is None:
             missing[name] = len(questions)
             continue
-        scenes.append(Scene(name, video, tuple(questions), find_cameras(video)))
+        scenes.append(Scene(name, video, tuple(questions), find_cameras(video), find_depth(video)))
     return scenes, missing
 
 
