@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from datamodules.cameras_file import read_cameras
 from datamodules.collate import LoadedScene, pair_cameras
 from datamodules.resize import PixelBounds, resize_frames
-from datamodules.samplers import FrameSampler
-from datamodules.samplers.base import FRAMES_PER_GRID_STEP
+from datamodules.samplers import Consecutive, FrameSampler, Pairing, SceneView
+from datamodules.samplers.pairing import seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from zoo.cameras import Cameras
@@ -33,6 +33,12 @@ class OpenScene:
         return self.video.read(indices) if self.raw is None else self.raw[list(indices)]
 
 
+    def view(self, epoch: int = 0) -> SceneView:
+        """What a sampler may look at."""
+        if self.cameras is None:
+            return SceneView(self.video, epoch=epoch)
+        return SceneView(self.video, self.cameras.world_to_camera[0], self.cameras.K_normalised[0], epoch=epoch)
+
 class SceneDataset(Dataset):
     """Reads scenes: (scene, epoch) for training, which draws some questions, or a scene with all of them.
 
@@ -47,6 +53,7 @@ class SceneDataset(Dataset):
         seed: of that draw.
         keep: keep decoded videos in memory.
     """
+        pairing: which frames share a token; consecutive ones if None.
 
     def __init__(
         self,
@@ -59,7 +66,9 @@ class SceneDataset(Dataset):
         seed: int = 0,
         keep: bool = False,
     ):
+        pairing: Pairing | None = None,
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
+        self.pairing = pairing or Consecutive()
         self.needs_cameras, self.questions_per_scene, self.seed = needs_cameras, questions_per_scene, seed
         self.keep = keep
         self._kept: dict[int, OpenScene] = {}
@@ -76,12 +85,15 @@ class SceneDataset(Dataset):
             questions = tuple(draw.sample(questions, min(self.questions_per_scene, len(questions))))
         loaded = LoadedScene(scene, questions)
         try:
-            self._fill(loaded, self._open(index), epoch or 0)
+            self._fill(loaded, self.open(index), epoch or 0)
         except (OSError, ValueError) as error:
             loaded.error = str(error)
         return loaded
 
-    def _open(self, index: int) -> OpenScene:
+    def open(self, index: int) -> OpenScene:
+        """The video and the cameras of a scene, found sound.
+
+        Raises OSError or ValueError, in one line, where they are not."""
         if index in self._kept:
             return self._kept[index]
         scene = self.scenes[index]
@@ -102,12 +114,10 @@ class SceneDataset(Dataset):
 
     def _fill(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
         video, cameras = opened.video, opened.cameras
-        poses = None if cameras is None else cameras.world_to_camera[0]
-        chosen = self.sampler(video, self.num_frames, poses, epoch)
+        chosen = self.pairing(self.sampler, opened.view(epoch), self.num_frames)
         loaded.frames = resize_frames(opened.read(chosen), self.bounds, is_folder=video.is_folder)
         loaded.frame_indices = tuple(chosen)
-        span_s = (chosen[-1] - chosen[0]) / (video.fps or 1.0)
-        loaded.seconds_per_grid = FRAMES_PER_GRID_STEP * span_s / max(1, len(chosen) - 1)
+        loaded.seconds_per_grid = seconds_per_grid(chosen, video.fps)
         if cameras is not None:
             loaded.cameras = pair_cameras(
                 cameras.world_to_camera[0, chosen], cameras.K_normalised[0, chosen], FRAMES_PER_GRID_STEP

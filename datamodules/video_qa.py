@@ -14,7 +14,7 @@ from datamodules.collate import Collate
 from datamodules.dataset import SceneDataset
 from datamodules.order import ResumableLoader, TrainingOrder
 from datamodules.resize import PixelBounds
-from datamodules.samplers import FrameSampler, UniformSampler
+from datamodules.samplers import Consecutive, FrameSampler, Pairing, UniformSampler
 from datamodules.scenes import Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
@@ -39,6 +39,7 @@ class VideoQADataModule(LightningDataModule):
         num_frames: frames of each video; two make one grid step.
         sampler: which frames.
         train_sampler: which frames in training, if others, such as `RandomSampler`.
+        pairing: which two frames share a token; consecutive ones if not given.
         pixels: bounds of a frame's size.
         batch_size: scenes in a training batch, on each process.
         questions_per_scene: questions of a scene in a training step, drawn anew each epoch.
@@ -58,6 +59,7 @@ class VideoQADataModule(LightningDataModule):
         num_frames: int = 16,
         sampler: FrameSampler | None = None,
         train_sampler: FrameSampler | None = None,
+        pairing: Pairing | None = None,
         pixels: PixelBounds | None = None,
         batch_size: int = 1,
         questions_per_scene: int = 1,
@@ -84,6 +86,7 @@ class VideoQADataModule(LightningDataModule):
             self.asked = None
         self.num_frames, self.sampler = num_frames, sampler or UniformSampler()
         self.train_sampler = train_sampler or self.sampler
+        self.pairing = pairing or Consecutive()
         self.pixels = pixels or PixelBounds()
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch = questions_per_batch
@@ -143,7 +146,7 @@ class VideoQADataModule(LightningDataModule):
         return not self.datasets or scene.split("/")[0] in self.datasets
 
     def _needs_cameras(self) -> bool:
-        return bool(self.trainer.lightning_module.needs_cameras)  # type: ignore[union-attr]
+        return self.trainer is not None and bool(self.trainer.lightning_module.needs_cameras)
 
     def describe(self) -> dict[str, Any]:
         """What the results of a run on this data are to be read with."""
@@ -151,6 +154,7 @@ class VideoQADataModule(LightningDataModule):
             "source": type(self.source).__name__,
             "num_frames": self.num_frames,
             "sampler": type(self.sampler).__name__,
+            "pairing": type(self.pairing).__name__,
             "datasets": self.datasets,
             "question_types": self.question_types,
         }
@@ -165,6 +169,7 @@ class VideoQADataModule(LightningDataModule):
             questions_per_scene=self.questions_per_scene,
             seed=self.seed,
             keep=keep,
+            pairing=self.pairing,
         )
 
     def _collate(self, training: bool) -> Collate:

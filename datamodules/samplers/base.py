@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,38 +19,120 @@ from datamodules.video import Video
 FRAMES_PER_GRID_STEP = 2  # Qwen2.5-VL merges two consecutive frames into one step of its token grid
 
 
+@dataclass(frozen=True, eq=False)
+class SceneView:
+    """What a sampler may look at: a video, what came with it, and the frames that may be chosen.
+
+    Attributes:
+        video: the video.
+        world_to_camera: the pose of each raw frame, NaN where it has none; None where the data has no poses.
+        K_normalised: its intrinsics, see `zoo.cameras.normalise_intrinsics`.
+        depth: where depth maps of the raw frames lie, see `datamodules.depth`.
+        epoch: of training; what draws at random draws anew in each.
+        frames: the raw frames that may be chosen, sorted; None is all of them.
+
+    Raises:
+        ValueError: more poses than frames.
+    """
+
+    video: Video
+    world_to_camera: Float[Tensor, "N 4 4"] | None = None
+    K_normalised: Float[Tensor, "N 3 3"] | None = None
+    depth: Path | None = None
+    epoch: int = 0
+    frames: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        poses = 0 if self.world_to_camera is None else len(self.world_to_camera)
+        if poses > self.video.num_frames:
+            raise ValueError(
+                f"{self.video.path}: {poses} poses for {self.video.num_frames} frames: give one a raw frame"
+            )
+
+    @cached_property
+    def pool(self) -> list[int]:
+        """The raw frames that may be chosen."""
+        return list(range(self.video.num_frames) if self.frames is None else self.frames)
+
+    @cached_property
+    def poses(self) -> Float[Tensor, "T 4 4"]:
+        """World-to-camera of the pool in float64; NaN where a frame has none, as those beyond the last pose.
+
+        Raises:
+            ValueError: not one frame of the pool has a pose.
+        """
+        poses = torch.full((self.video.num_frames, 4, 4), torch.nan, dtype=torch.float64)
+        if self.world_to_camera is not None:
+            poses[: len(self.world_to_camera)] = self.world_to_camera
+        poses = poses[self.pool]
+        poses[~poses.isfinite().flatten(1).all(1)] = torch.nan
+        if poses.isnan().all():
+            raise ValueError(
+                f"{self.video.path}: no frame has a pose, and this sampler chooses by them: give cameras, or take "
+                "another sampler"
+            )
+        return poses
+
+    def among(self, candidates: int) -> SceneView:
+        """The same with at most so many frames to choose from, at even steps rounded down (Spatial-MLLM's)."""
+        return replace(self, frames=[self.pool[i] for i in even_steps(len(self.pool), candidates)])
+
+
 class FrameSampler(ABC):
-    """Chooses frames of a video, from its length alone or from its cameras as well.
+    """Chooses frames of a video, from its length alone, from its cameras, or from what they see.
 
     To add one: a file in this folder with `choose`, a line in `__init__.py`, a test. Its options are the
     arguments of its `__init__`, so that a config can set them.
+
+    Attributes:
+        candidates: choose among so many frames at even steps; None is all.
+        stops_early: it may choose fewer than asked for though there are more.
+        version: raised when the same settings come to choose other frames, so that no cached selection is stale.
     """
 
-    def __call__(
-        self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None = None, epoch: int = 0
-    ) -> list[int]:
+    candidates: int | None = None
+    stops_early: bool = False
+    version: int = 1
+
+    def __call__(self, scene: SceneView | Video, n: int) -> list[int]:
         """Sorted frame indices, an even number of them, near n.
 
-        A video with too few frames repeats its last one, which shows as repeated indices.
+        A video with too few frames repeats its last one, which shows as repeated indices; it is said once.
 
         Args:
-            world_to_camera: the pose of each raw frame, where the data has them.
-            epoch: of training; a sampler that draws at random draws anew in each.
+            scene: a video alone has neither cameras nor depth.
 
         Raises:
-            ValueError: n < 2, or the sampler needs poses and there are none.
+            ValueError: n < 2, or the scene lacks what the sampler needs.
         """
         if n < FRAMES_PER_GRID_STEP:
             raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
-        indices = self.choose(video, n, world_to_camera, epoch)
-        missing = max(0, self.count(n) - len(indices))
-        odd = (len(indices) + missing) % FRAMES_PER_GRID_STEP
-        return indices + [indices[-1]] * (missing + odd)
+        n = self.count(n)
+        chosen = self.select(scene, n)
+        missing = 0 if self.stops_early else max(0, n - len(chosen))
+        return chosen + [chosen[-1]] * (missing + (len(chosen) + missing) % FRAMES_PER_GRID_STEP)
+
+    def select(self, scene: SceneView | Video, n: int) -> list[int]:
+        """Sorted indices of at most n distinct frames: fewer where there are no more, or the sampler stops early."""
+        scene = SceneView(scene) if isinstance(scene, Video) else scene
+        if self.candidates is not None:
+            scene = scene.among(self.candidates)
+        chosen = sorted(scene.pool[i] for i in self.choose(scene, n))
+        if len(chosen) < n and not self.stops_early:
+            warnings.warn(  # once a video: the same text is not shown twice
+                f"{scene.video.path}: only {len(chosen)} frames to choose from, {n} were asked for", stacklevel=2
+            )
+        return chosen
 
     def count(self, n: int) -> int:
         """How many frames n asks for; a sampler that rounds it overrides this."""
-        return n
+        return n if self.candidates is None else min(n, self.candidates)
 
     @abstractmethod
-    def choose(self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None, epoch: int) -> list[int]:
-        """The chosen indices, sorted, at least one; fewer than asked for where the video has no more."""
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        """At least one and at most n distinct places in `scene.pool`, in any order."""
+
+
+def even_steps(total: int, n: int) -> list[int]:
+    """At most n of the numbers below total at even steps, rounded down, the first and the last among them."""
+    return np.unique(np.linspace(0, total - 1, min(total, n), dtype=int)).tolist()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import random
 
-from torch import Tensor
-
-from datamodules.samplers.base import FrameSampler
-from datamodules.video import Video
+from datamodules.samplers.base import FrameSampler, SceneView
 
 
 class RandomSampler(FrameSampler):
@@ -17,15 +14,16 @@ class RandomSampler(FrameSampler):
 
     Args:
         seed: another seed draws other frames.
+        candidates: choose among so many frames at even steps; null is all.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, seed: int = 0, candidates: int | None = None) -> None:
+        self.seed, self.candidates = seed, candidates
 
-    def choose(self, video: Video, n: int, world_to_camera: Tensor | None, epoch: int) -> list[int]:
-        total = video.num_frames
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        total = len(scene.pool)
         if total <= n:
             return list(range(total))
-        draw = random.Random(f"{self.seed}/{epoch}/{video.path.name}")
+        draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
         edges = [round(i * total / n) for i in range(n + 1)]
         return [draw.randrange(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler
-from datamodules.video import Video
+from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler, SceneView, even_steps
+from zoo.errors import InputError
 
 Rule = Literal["qwen_vl_utils", "linspace_floor", "floor_128"]
-CANDIDATES = 128  # of the rule floor_128
 
 
 class UniformSampler(FrameSampler):
@@ -26,27 +22,21 @@ class UniformSampler(FrameSampler):
             "linspace_floor": indices rounded down; Spatial-MLLM's training script.
             "floor_128": 128 candidates rounded down, and of those an even choice rounded down, so at most
             128; the uniform baseline beside Spatial-MLLM's space-aware sampling.
+        candidates: choose among so many frames at even steps; null is all, or the rule's own.
     """
 
-    def __init__(self, rule: Rule = "qwen_vl_utils") -> None:
-        self.rule = rule
+    def __init__(self, rule: Rule = "qwen_vl_utils", candidates: int | None = None) -> None:
+        if rule == "floor_128" and candidates not in (None, 128):
+            raise InputError(f"the rule floor_128 has 128 candidates, not {candidates}: take linspace_floor with them")
+        self.rule, self.candidates = rule, 128 if rule == "floor_128" else candidates
 
     def count(self, n: int) -> int:
         if self.rule == "qwen_vl_utils":
-            return round(n / FRAMES_PER_GRID_STEP) * FRAMES_PER_GRID_STEP
-        return min(n, CANDIDATES) if self.rule == "floor_128" else n
+            n = round(n / FRAMES_PER_GRID_STEP) * FRAMES_PER_GRID_STEP
+        return super().count(n)
 
-    def choose(self, video: Video, n: int, world_to_camera: Float[Tensor, "N 4 4"] | None, epoch: int) -> list[int]:
-        total, n = video.num_frames, self.count(n)
-        if total <= n:
-            return list(range(total))
-        if self.rule == "qwen_vl_utils":
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        total = len(scene.pool)
+        if self.rule == "qwen_vl_utils" and total > n:
             return torch.linspace(0, total - 1, n).round().long().tolist()  # float32, as qwen-vl-utils has it
-        if self.rule == "linspace_floor":
-            return _floor_steps(total, n)
-        candidates = _floor_steps(total, min(total, CANDIDATES))
-        return [candidates[i] for i in _floor_steps(len(candidates), n)]
-
-
-def _floor_steps(total: int, n: int) -> list[int]:
-    return np.unique(np.linspace(0, total - 1, n, dtype=int)).tolist()
+        return even_steps(total, n)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.samplers import RandomSampler
+import pytest
+
+from datamodules.samplers import RandomSampler, SceneView
 from datamodules.video import Video
 
 
@@ -14,22 +16,27 @@ def clip(num_frames: int, name: str = "clip.mp4") -> Video:
     return video
 
 
+def at(epoch: int, name: str = "clip.mp4") -> SceneView:
+    return SceneView(clip(48, name), epoch=epoch)
+
+
 def test_one_frame_of_each_stretch() -> None:
     for epoch in range(20):
-        chosen = RandomSampler()(clip(48), 8, epoch=epoch)
+        chosen = RandomSampler()(at(epoch), 8)
         assert [frame // 6 for frame in chosen] == list(range(8))
 
 
 def test_anew_each_epoch_seed_and_video_but_reproducibly() -> None:
-    first = RandomSampler()(clip(48), 8, epoch=0)
-    assert RandomSampler()(clip(48), 8, epoch=0) == first
+    first = RandomSampler()(at(0), 8)
+    assert RandomSampler()(at(0), 8) == first
     others = [
-        RandomSampler()(clip(48), 8, epoch=1),
-        RandomSampler(seed=1)(clip(48), 8, epoch=0),
-        RandomSampler()(clip(48, "other.mp4"), 8, epoch=0),
+        RandomSampler()(at(1), 8),
+        RandomSampler(seed=1)(at(0), 8),
+        RandomSampler()(at(0, "other.mp4"), 8),
     ]
     assert all(other != first for other in others)
 
 
 def test_a_short_video_repeats_its_last_frame() -> None:
-    assert RandomSampler()(clip(3), 6) == [0, 1, 2, 2, 2, 2]
+    with pytest.warns(UserWarning, match="clip.mp4: only 3 frames to choose from, 6 were asked for"):
+        assert RandomSampler()(clip(3), 6) == [0, 1, 2, 2, 2, 2]

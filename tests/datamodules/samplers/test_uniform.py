@@ -9,8 +9,10 @@ import pytest
 
 from datamodules.samplers import FrameSampler, UniformSampler
 from datamodules.video import Video
+from zoo.errors import InputError
 
 TABLES = json.loads((Path(__file__).parents[2] / "golden/preprocess/tables.json").read_text())
+pytestmark = pytest.mark.filterwarnings("ignore:.*frames to choose from")
 RULES = ["qwen_vl_utils", "linspace_floor", "floor_128"]
 
 
@@ -71,6 +73,16 @@ def test_sorted_even_within_the_video_and_never_repeated_without_need(rule, tota
         assert frames[-1 - repeated :] == [total - 1] * (repeated + 1)
 
 
+@pytest.mark.parametrize("n", [2, 16, 127, 200])
+def test_any_pool_of_candidates(n):
+    frames = UniformSampler("linspace_floor", candidates=128)(clip(500), n)
+    assert frames == UniformSampler("floor_128")(clip(500), n)
+    few = UniformSampler("linspace_floor", candidates=20)(clip(500), n)
+    assert set(few) <= set(UniformSampler("linspace_floor")(clip(500), 20)) and len(few) == min(n, 20)
+    with pytest.raises(InputError, match="floor_128 has 128 candidates, not 64"):
+        UniformSampler("floor_128", candidates=64)
+
+
 def test_too_few_frames_is_an_error():
     with pytest.raises(ValueError, match="1 frames of a video are too few"):
         UniformSampler()(clip(10), 1)
@@ -78,8 +90,8 @@ def test_too_few_frames_is_an_error():
 
 def test_a_new_sampler_needs_only_choose():
     class LastSampler(FrameSampler):
-        def choose(self, video, n, world_to_camera, epoch):
-            return [video.num_frames - 1]
+        def choose(self, scene, n):
+            return [len(scene.pool) - 1]
 
     assert LastSampler()(clip(10), 3) == [9, 9, 9, 9]
     with pytest.raises(TypeError):

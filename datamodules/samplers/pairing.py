@@ -1,0 +1,134 @@
+"""Which two frames are merged into one visual token.
+
+Qwen2.5-VL merges two consecutive *selected* frames (temporal_patch_size 2). Of a video at even, small steps they show
+nearly the same; of views chosen to differ they don't, and a token then has two cameras. A pairing says which frames
+meet. Cameras and times follow, since they are those of the frames: the first of a pair gives the token its camera.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler, SceneView
+from datamodules.video import Video
+
+
+class Pairing(ABC):
+    """Turns the views that a sampler chooses into pairs of frames. To add one: `pair`, and `views` if need be."""
+
+    def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
+        """Frame indices, sorted, two a token; n of them, or as near as the sampler and the video allow.
+
+        Raises:
+            ValueError: n < 2, or the scene lacks what the sampler needs.
+        """
+        if n < FRAMES_PER_GRID_STEP:
+            raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
+        scene = SceneView(scene) if isinstance(scene, Video) else scene
+        views = sampler.select(scene, self.views(n))
+        return self.pair(views, scene if sampler.candidates is None else scene.among(sampler.candidates))
+
+    def views(self, n: int) -> int:
+        """How many views a sampler is asked for, where n frames are wanted."""
+        return n // FRAMES_PER_GRID_STEP
+
+    @abstractmethod
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """The frames of each view's token, one pair after the other; `scene.pool` are the sampler's candidates."""
+
+
+class Consecutive(Pairing):
+    """Two consecutive chosen frames share a token, whatever they show: what Qwen2.5-VL and Spatial-MLLM do."""
+
+    def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
+        return sampler(scene, n)
+
+    def views(self, n: int) -> int:
+        return n
+
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        return [*views, *views[-1:]] if len(views) % FRAMES_PER_GRID_STEP else list(views)
+
+
+class Neighbour(Pairing):
+    """Each chosen view with its next raw frame, as close as the video has them: half as many views.
+
+    The last frame of the video has no next one, and is taken twice.
+    """
+
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        last = scene.video.num_frames - 1
+        return [frame for view in views for frame in (view, min(view + 1, last))]
+
+
+class Duplicate(Pairing):
+    """Each chosen view twice: a token of one view, with one exact camera.
+
+    Args:
+        keep: what stays as asked for: "frames", so that there are half as many views, or "views", so that
+            there are twice as many frames.
+    """
+
+    def __init__(self, keep: Literal["frames", "views"] = "frames") -> None:
+        self.keep = keep
+
+    def views(self, n: int) -> int:
+        return super().views(n) if self.keep == "frames" else n
+
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        return [view for view in views for _ in range(FRAMES_PER_GRID_STEP)]
+
+
+class MergeAware(Pairing):
+    """Each chosen view with a neighbour some steps away, by the rules of the Spatial-MLLM fork's samplers.
+
+    The first view meets a later frame, the last view an earlier one, and those between as `side` says. A neighbour
+    beyond the end, or as far as the view beside it, gives way to the view itself.
+
+    Args:
+        side: where the neighbour is; "random" is drawn from the video's name and the epoch.
+        step: how far away it is.
+        of: what is counted: the sampler's "candidates" (all frames where it has none), or frames of the "video".
+    """
+
+    def __init__(
+        self,
+        side: Literal["before", "after", "random"] = "after",
+        step: int = 1,
+        of: Literal["candidates", "video"] = "candidates",
+    ) -> None:
+        self.side, self.step, self.of = side, step, of
+
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        frames = scene.pool if self.of == "candidates" else list(range(scene.video.num_frames))
+        place = {frame: i for i, frame in enumerate(frames)}
+        draw = random.Random(f"{scene.epoch}/{scene.video.path.name}")
+        pairs: list[int] = []
+        for i, view in enumerate(views):
+            side = draw.choice(("before", "after")) if self.side == "random" else self.side
+            if i == 0 or i == len(views) - 1:
+                side = "after" if i == 0 else "before"
+            beside = place[view] + (self.step if side == "after" else -self.step)
+            neighbour = frames[beside] if 0 <= beside < len(frames) else view
+            if (side == "before" and i and neighbour <= views[i - 1]) or (
+                side == "after" and i < len(views) - 1 and neighbour >= views[i + 1]
+            ):
+                neighbour = view
+            pairs += sorted((view, neighbour))
+        return pairs
+
+
+def seconds_per_grid(frames: Sequence[int], frames_per_second: float | None) -> float:
+    """The mean time in seconds from one token's first frame to the next one's; a folder counts as one frame a second.
+
+    A single token lasts as long as two frames are apart, twice over: what a clip at even steps would have.
+    """
+    first = frames[::FRAMES_PER_GRID_STEP]
+    if len(first) > 1:
+        steps, span = len(first) - 1, first[-1] - first[0]
+    else:
+        steps, span = 1, FRAMES_PER_GRID_STEP * (frames[-1] - frames[0])
+    return span / (frames_per_second or 1.0) / steps
