@@ -14,6 +14,7 @@ from datamodules.cameras_file import read_cameras
 from datamodules.collate import LoadedScene, pair_cameras
 from datamodules.resize import PixelBounds, resize_frames
 from datamodules.samplers import Consecutive, FrameSampler, Pairing, SceneView
+from datamodules.samplers.base import FRAMES_PER_GRID_STEP
 from datamodules.samplers.pairing import seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video
@@ -32,12 +33,12 @@ class OpenScene:
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
         return self.video.read(indices) if self.raw is None else self.raw[list(indices)]
 
-
     def view(self, epoch: int = 0) -> SceneView:
         """What a sampler may look at."""
         if self.cameras is None:
             return SceneView(self.video, epoch=epoch)
         return SceneView(self.video, self.cameras.world_to_camera[0], self.cameras.K_normalised[0], epoch=epoch)
+
 
 class SceneDataset(Dataset):
     """Reads scenes: (scene, epoch) for training, which draws some questions, or a scene with all of them.
@@ -52,8 +53,8 @@ class SceneDataset(Dataset):
         questions_per_scene: how many questions training draws of a scene, anew each epoch.
         seed: of that draw.
         keep: keep decoded videos in memory.
-    """
         pairing: which frames share a token; consecutive ones if None.
+    """
 
     def __init__(
         self,
@@ -65,10 +66,10 @@ class SceneDataset(Dataset):
         questions_per_scene: int = 1,
         seed: int = 0,
         keep: bool = False,
-    ):
         pairing: Pairing | None = None,
-        self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
+    ):
         self.pairing = pairing or Consecutive()
+        self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.needs_cameras, self.questions_per_scene, self.seed = needs_cameras, questions_per_scene, seed
         self.keep = keep
         self._kept: dict[int, OpenScene] = {}
