@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     eager_attention_forward,
 )
 
-from zoo.encodings.base import EncodedCameras
+from zoo.encodings.base import CameraEncoding, EncodedCameras
 
 
 class CameraAttention(Qwen2_5_VLAttention):
@@ -41,6 +41,15 @@ class CameraAttention(Qwen2_5_VLAttention):
         Raises:
             ValueError: an encoding of another number of tokens.
         """
+        if camera_encoding is not None:
+            num_tokens = camera_encoding.num_tokens
+            if num_tokens not in (None, hidden_states.shape[1]):
+                raise ValueError(
+                    f"the camera encoding is of {num_tokens} tokens, not {hidden_states.shape[1]}: "
+                    "take its `decoding()` where only text is decoded"
+                )
+            assert self.layer_idx is not None and position_embeddings is not None  # the text model gives both
+            camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, position_embeddings)
         if camera_encoding is None:
             return super().forward(
                 hidden_states,
@@ -49,11 +58,6 @@ class CameraAttention(Qwen2_5_VLAttention):
                 cache=cache,
                 position_embeddings=position_embeddings,
                 **kwargs,
-            )
-        if camera_encoding.num_tokens != hidden_states.shape[1]:
-            raise ValueError(
-                f"the camera encoding is of {camera_encoding.num_tokens} tokens, "
-                f"not {hidden_states.shape[1]}: leave it out where only text is decoded"
             )
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
@@ -85,8 +89,12 @@ class CameraAttention(Qwen2_5_VLAttention):
         return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 
 
-def install_camera_attention(language_model: nn.Module) -> None:
+def install_camera_attention(language_model: nn.Module, encoding: CameraEncoding | None = None) -> None:
     """Turns the attention of every decoder layer into `CameraAttention`, in place; names and weights stay.
+
+    Args:
+        language_model: or a model that contains it, where no encoding is given.
+        encoding: is attached to the language model, see `CameraEncoding.attach`.
 
     Raises:
         ValueError: a model without Qwen2.5-VL decoder attention.
@@ -96,3 +104,5 @@ def install_camera_attention(language_model: nn.Module) -> None:
         raise ValueError(f"{type(language_model).__name__} has no Qwen2.5-VL decoder attention to act on")
     for attention in attentions:
         attention.__class__ = CameraAttention
+    if encoding is not None:
+        encoding.attach(language_model)

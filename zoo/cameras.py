@@ -7,14 +7,19 @@ cy/H - 1/2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 ROTATION_TOLERANCE = 1e-2  # of max |R^T R - I|: real poses are off by some 4e-4, broken ones by far more
+SCALE_FLOOR = 1e-2  # the shortest unit of `Cameras.scaled`: a camera that stands still has no length of its own
+
+Reference = Literal["first", "middle", "medoid", "given"]
+Scale = Literal["none", "mean", "max", "rms", "median_depth"]
 
 
 class Cameras:
@@ -27,6 +32,8 @@ class Cameras:
         world_to_camera: rigid poses (see the module), one a camera.
         K_normalised: intrinsics normalised by the image size, see `normalise_intrinsics`.
         index: the camera that each token belongs to, -1 for none (text, padding, a view without a camera).
+        reference: a reference view a sample that something else chose, such as a model by its tokens.
+        median_depth: of what a sample's views see, in the unit of the poses.
 
     Raises:
         ValueError: shapes that don't agree, numbers that aren't finite, an index beyond the cameras.
@@ -37,6 +44,9 @@ class Cameras:
         world_to_camera: Float[Tensor, "B C 4 4"],
         K_normalised: Float[Tensor, "B C 3 3"],
         index: Int[Tensor, "B L"] | None = None,
+        *,
+        reference: Int[Tensor, " B"] | None = None,
+        median_depth: Float[Tensor, " B"] | None = None,
     ) -> None:
         shape, K_shape = tuple(world_to_camera.shape), tuple(K_normalised.shape)
         if len(shape) != 4 or shape[2:] != (4, 4) or K_shape != (*shape[:2], 3, 3):
@@ -46,6 +56,8 @@ class Cameras:
         dtype = _wide(torch.promote_types(world_to_camera.dtype, K_normalised.dtype))
         self.world_to_camera = world_to_camera.to(dtype)
         self.K_normalised = K_normalised.to(dtype)
+        self.reference = reference
+        self.median_depth = None if median_depth is None else median_depth.to(dtype)
         self.index: Int[Tensor, "B L"] | None = None
         if index is not None:
             self.index = self.with_index(index).index
@@ -56,14 +68,12 @@ class Cameras:
 
     def __getitem__(self, samples: Any) -> Cameras:
         """The cameras of some samples: `samples` is a slice, a mask, or a tensor or list of integers."""
-        index = None if self.index is None else self.index[samples]
-        return self._replaced(self.world_to_camera[samples], self.K_normalised[samples], index)
+        return self._each(lambda tensor: tensor[samples])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
         """The same cameras elsewhere, or in another precision; a half precision is taken as float32."""
         dtype = None if dtype is None else _wide(dtype)
-        index = None if self.index is None else self.index.to(device)
-        return self._replaced(self.world_to_camera.to(device, dtype), self.K_normalised.to(device, dtype), index)
+        return self._each(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     def with_index(self, index: Int[Tensor, "B L"]) -> Cameras:
         """The same cameras for a sequence of tokens, see the class."""
@@ -75,28 +85,104 @@ class Cameras:
                 f"the camera index goes from {int(index.min())} to {int(index.max())}, "
                 f"but there are {num_cameras} cameras a sample (-1 is for none)"
             )
-        return self._replaced(self.world_to_camera, self.K_normalised, index.to(self.world_to_camera.device))
+        return self._replaced(index=index.to(self.world_to_camera.device))
 
-    def canonical(self, reference: str = "first") -> Cameras:
-        """The same cameras in the frame of a reference view: V V_ref^-1, composed in float64, then cast back.
+    def with_poses(self, world_to_camera: Float[Tensor, "B C 4 4"]) -> Cameras:
+        """The same cameras with other poses, which are not checked."""
+        return self._replaced(world_to_camera=world_to_camera)
 
-        `first` is camera 0 of each sample, whose pose becomes exactly the identity. A common change of world,
-        V -> V G, leaves canonical cameras as they are, so text, which sits in the world's frame, is safe too.
+    def seen(self) -> Bool[Tensor, "B C"]:
+        """Which cameras some token sees through; all of them where there is no index."""
+        batch, num_cameras = self.world_to_camera.shape[:2]
+        if self.index is None:
+            return torch.ones(batch, num_cameras, dtype=torch.bool, device=self.world_to_camera.device)
+        seen = torch.zeros(batch, num_cameras + 1, dtype=torch.bool, device=self.index.device)
+        return seen.scatter(1, self.index + 1, True)[:, 1:]
+
+    def reference_view(self, choice: Reference | Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """The camera of each sample whose frame is to be the world, among those that are seen.
+
+        Args:
+            choice: the `first` or `middle` one; the `medoid`, which is nearest to the others in angle (radians)
+                plus distance (in units of the mean distance); `given`, which came with the cameras; or indices.
 
         Raises:
-            ValueError: an unknown reference.
+            ValueError: an unknown choice, or `given` where nothing was.
         """
-        if reference != "first":
-            raise ValueError(f"unknown reference view {reference!r}: 'first' is the only one")
+        if isinstance(choice, Tensor):
+            return choice
+        if choice == "given":
+            if self.reference is None:
+                raise ValueError("the reference view is to be 'given', but these cameras come without one")
+            return self.reference
+        seen = self.seen()
+        if choice == "first":
+            return seen.int().argmax(1)
+        if choice == "middle":
+            return (seen.cumsum(1) > seen.sum(1, keepdim=True) // 2).int().argmax(1)
+        if choice != "medoid":
+            raise ValueError(f"unknown reference view {choice!r}: it is one of {', '.join(get_args(Reference))}")
         poses = self.world_to_camera.double()
-        relative = poses @ invert_se3(poses[:, :1])
-        relative[:, :1] = torch.eye(4, dtype=relative.dtype, device=relative.device)
-        return self._replaced(relative.to(self.world_to_camera.dtype), self.K_normalised, self.index)
+        angle, distance = pose_distance(poses[:, :, None], poses[:, None])
+        both = seen[:, :, None] & seen[:, None]
+        mean = (distance * both).sum((1, 2)) / both.sum((1, 2)).clamp(min=1)
+        apart = (angle + distance / mean.clamp(min=SCALE_FLOOR)[:, None, None]) * both
+        cost = apart.sum(2).masked_fill(~seen, torch.inf)
+        # two views are equally far from each other: rounding must not choose between them
+        return (cost <= cost.amin(1, keepdim=True) * (1 + 1e-6) + 1e-9).int().argmax(1)
 
-    def _replaced(self, world_to_camera: Tensor, K_normalised: Tensor, index: Tensor | None) -> Cameras:
+    def canonical(self, reference: Reference | Int[Tensor, " B"] = "first") -> Cameras:
+        """The same cameras in the frame of a reference view: V V_ref^-1, composed in float64, then cast back.
+
+        The reference's pose becomes exactly the identity. A common change of world, V -> V G, leaves canonical
+        cameras as they are, so text, which sits in the world's frame, is safe too. See `reference_view`.
+        """
+        view = self.reference_view(reference).to(self.world_to_camera.device)
+        sample = torch.arange(len(view), device=view.device)
+        poses = self.world_to_camera.double()
+        relative = poses @ invert_se3(poses[sample, view])[:, None]
+        relative[sample, view] = torch.eye(4, dtype=relative.dtype, device=relative.device)
+        return self._replaced(world_to_camera=relative.to(self.world_to_camera.dtype))
+
+    def scaled(self, scale: Scale) -> Cameras:
+        """The same cameras with translations in another unit; `none` leaves them as they are, metric.
+
+        The unit is the `mean`, `max` or `rms` distance of the seen cameras' centres from their mean, or the
+        `median_depth` that came with the cameras; at least `SCALE_FLOOR`, for a camera that stands still.
+
+        Raises:
+            ValueError: an unknown scale, or `median_depth` where the cameras have none.
+        """
+        if scale == "none":
+            return self
+        if scale == "median_depth":
+            if self.median_depth is None:
+                raise ValueError("the scale is to be the median depth, but these cameras come without one")
+            unit = self.median_depth.double()
+        else:
+            seen = self.seen()[..., None]
+            count = seen.sum(1).clamp(min=1)
+            centres = invert_se3(self.world_to_camera.double())[..., :3, 3] * seen
+            distance = ((centres - (centres.sum(1) / count)[:, None]) * seen).norm(dim=-1)
+            if scale == "mean":
+                unit = distance.sum(1) / count[:, 0]
+            elif scale == "rms":
+                unit = (distance.square().sum(1) / count[:, 0]).sqrt()
+            elif scale == "max":
+                unit = distance.amax(1)
+            else:
+                raise ValueError(f"unknown scale {scale!r}: it is one of {', '.join(get_args(Scale))}")
+        poses = self.world_to_camera.to(torch.float64, copy=True)
+        poses[..., :3, 3] /= unit.clamp(min=SCALE_FLOOR)[:, None, None]
+        return self._replaced(world_to_camera=poses.to(self.world_to_camera.dtype))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Cameras:
+        return self._replaced(**{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})
+
+    def _replaced(self, **tensors: Tensor) -> Cameras:
         """A copy that isn't checked again: on a GPU each check would wait for all work before it."""
         other = copy(self)
-        other.world_to_camera, other.K_normalised, other.index = world_to_camera, K_normalised, index
+        vars(other).update(tensors)
         return other
 
 
@@ -128,10 +214,11 @@ def normalise_intrinsics(
 
 def invert_se3(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
     """The inverse of rigid transforms in closed form: (R, t) -> (R^T, -R^T t)."""
-    rotation_T = M[..., :3, :3].mT
+    rotation, translation = M[..., :3, :3], M[..., :3, 3:]
     inverse = torch.zeros_like(M)
-    inverse[..., :3, :3] = rotation_T
-    inverse[..., :3, 3:] = -(rotation_T @ M[..., :3, 3:])
+    inverse[..., :3, :3] = rotation.mT
+    # products and sums, not a matrix product: autocast would take that to half precision
+    inverse[..., :3, 3] = -(rotation * translation).sum(-2)
     inverse[..., 3, 3] = 1.0
     return inverse
 
@@ -145,7 +232,8 @@ def pose_distance(
         The angle of the relative rotation in radians, 0 to pi, by atan2: the usual acos of the trace loses
         half of the digits near 0 and pi. And the distance of the camera centres, in the poses' unit.
     """
-    relative = world_to_camera_a[..., :3, :3] @ world_to_camera_b[..., :3, :3].mT
+    # not a matrix product, which autocast would take to half precision
+    relative = (world_to_camera_a[..., :3, None, :3] * world_to_camera_b[..., None, :3, :3]).sum(-1)
     skew = relative - relative.mT
     sine = torch.stack((skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]), -1).norm(dim=-1) / 2
     cosine = (relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2

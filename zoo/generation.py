@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 
@@ -15,10 +16,22 @@ class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
         # transformers refuses what forward's signature does not name, though forward would hand it down
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k != "camera_encoding"})
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        # transformers repeats tensors for beam search, and leaves what it does not know as it is
+        encoding = kwargs.get("camera_encoding")
+        if encoding is not None and expand_size > 1:
+            kwargs["camera_encoding"] = encoding.repeated(expand_size)
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
-        if not is_first_iteration:
+        encoding = kwargs.get("camera_encoding")
+        if encoding is not None and not is_first_iteration:
+            if kwargs.get("use_cache") is False:
+                raise ValueError("a camera encoding is of the prompt alone: generate with use_cache=True")
             # What is decoded is text, without a camera; keys and values in the cache are encoded already.
-            kwargs.pop("camera_encoding", None)
+            kwargs["camera_encoding"] = encoding.decoding()
         return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
 
 

@@ -8,28 +8,62 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Qwen2_5_VLTextModel
 
-from zoo.cameras import Cameras
-from zoo.encodings.placements import ChannelBlock
+from zoo.cameras import Cameras, Reference, Scale
+from zoo.encodings.symmetries import Symmetries
+
+QK = tuple[Float[Tensor, "B L H E"], Float[Tensor, "B L G E"]]
 
 
 class EncodedCameras:
     """What an encoding does to one forward pass; this one does nothing, subclasses override what they need.
 
-    All methods take and return (B, L, heads, D), token after token; with GQA, k and v have fewer heads than q
-    and o.
+    q, k, v and o are (B, L, heads, D), token after token; with GQA, k and v have fewer heads than q and o.
+    `after_rope` may append channels to q and k, `values` to v, and `outputs` then takes those of v off again. The
+    first D channels stay the model's own, so encodings can be stacked; the softmax scale stays that of D channels.
+    CPU attention leaves its fast path where v is not as wide as q and k: append to all three, zeros if need be.
 
     Attributes:
-        num_tokens: L, the tokens that were encoded.
+        num_tokens: L, the tokens that were encoded; None goes with any number.
     """
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_tokens: int | None = None) -> None:
         self.num_tokens = num_tokens
+
+    def at_layer(
+        self,
+        layer: int,
+        hidden_states: Float[Tensor, "B L W"],
+        rope: tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]],
+    ) -> EncodedCameras | None:
+        """What acts in one layer; None is the stock attention.
+
+        Args:
+            layer: its number, from 0.
+            hidden_states: what goes into the layer's projections.
+            rope: cosine and sine of the tokens' positions, as RoPE is to use them.
+        """
+        return self
+
+    def decoding(self) -> EncodedCameras | None:
+        """What later decode steps need, which hold text only; None where the cache holds all that is needed."""
+        return None
+
+    def repeated(self, copies: int) -> EncodedCameras:
+        """The same for a batch in which each sample stands `copies` times in a row, as beam search has it.
+
+        Raises:
+            NotImplementedError: a subclass that holds samples and does not say how.
+        """
+        if type(self) is EncodedCameras:
+            return self
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is repeated for beam search")
 
     def before_rope(
         self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]
@@ -37,28 +71,73 @@ class EncodedCameras:
         """Queries and keys as RoPE is to get them."""
         return q, k
 
-    def after_rope(
-        self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]
-    ) -> tuple[Float[Tensor, "B L H D"], Float[Tensor, "B L G D"]]:
+    def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
         """Queries and keys as the attention, and the KV cache, are to get them."""
         return q, k
 
-    def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G D"]:
+    def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
         """Values as the attention, and the KV cache, are to get them."""
         return v
 
-    def outputs(self, o: Float[Tensor, "B L H D"]) -> Float[Tensor, "B L H D"]:
+    def outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
         """The attention's outputs as the output projection is to get them."""
         return o
 
 
+class ZeroChannels(EncodedCameras):
+    """Appends zeros to q, k and v, and takes them off the output: text beside tokens with more channels.
+
+    Args:
+        channels: how many.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def repeated(self, copies: int) -> ZeroChannels:
+        return self
+
+    def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
+        return F.pad(q, (0, self.channels)), F.pad(k, (0, self.channels))
+
+    def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
+        return F.pad(v, (0, self.channels))
+
+    def outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
+        return o[..., : -self.channels]
+
+
 class CameraEncoding(nn.Module, ABC):
-    """A way to tell attention about cameras. A module, since some encodings learn a number or two."""
+    """A way to tell attention about cameras. A module, since some encodings learn a number or two.
+
+    Args:
+        reference: the view whose frame is the world of a clip; null keeps the data's own world, which text,
+            that has no camera, then can tell.
+        scale: the length that translations are divided by. `none` keeps metres; any other loses the size of the
+            scene, which room sizes and distances need.
+    """
+
+    def __init__(self, reference: Reference | None = "first", scale: Scale = "none") -> None:
+        super().__init__()
+        self.reference, self.scale = reference, scale
 
     @property
     def needs_constant_time(self) -> bool:
         """Whether all views of a clip must have the same time position (`NoTime`)."""
         return False
+
+    @property
+    @abstractmethod
+    def symmetries(self) -> Symmetries:
+        """What holds exactly; the property tests take it at its word."""
+
+    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+        """Makes what depends on the decoder's shape, such as learned numbers a head; called once, before training.
+
+        Raises:
+            InputError: a decoder that the encoding doesn't fit.
+        """
 
     @abstractmethod
     def encode(
@@ -81,80 +160,15 @@ class CameraEncoding(nn.Module, ABC):
             ValueError: cameras without an index, or heads that the placement doesn't fit.
         """
 
+    def canonical(self, cameras: Cameras) -> Cameras:
+        """The cameras as this encoding sees them, in float64: from the reference view, in the unit of `scale`.
 
-class CameraMatrices(EncodedCameras):
-    """A 4 x 4 matrix a token on groups of four channels: row vectors times q, k, v and o, each optional.
-
-    Tokens without a camera, and other channels, keep their bits; so do all under identity matrices.
-
-    Args:
-        index: the camera of each token, -1 for none.
-        block: the channels.
-        in_rope_frame: whether q and k are encoded after RoPE (else before).
-        q, k, v, o: a matrix a camera, multiplied from the right; None leaves that term alone.
-    """
-
-    def __init__(
-        self,
-        index: Int[Tensor, "B L"],
-        block: ChannelBlock,
-        in_rope_frame: bool,
-        *,
-        q: Float[Tensor, "B C 4 4"] | None = None,
-        k: Float[Tensor, "B C 4 4"] | None = None,
-        v: Float[Tensor, "B C 4 4"] | None = None,
-        o: Float[Tensor, "B C 4 4"] | None = None,
-    ) -> None:
-        super().__init__(index.shape[1])
-        self.block = block
-        self.in_rope_frame = in_rope_frame
-        sample, token = (index >= 0).nonzero(as_tuple=True)
-        self.tokens = sample * self.num_tokens + token  # those that have a camera, in the flattened batch
-        camera = index[sample, token]
-        self.q, self.k, self.v, self.o = (None if m is None else m[sample, camera] for m in (q, k, v, o))
-
-    def before_rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return (q, k) if self.in_rope_frame else (self._times(q, self.q), self._times(k, self.k))
-
-    def after_rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return (self._times(q, self.q), self._times(k, self.k)) if self.in_rope_frame else (q, k)
-
-    def values(self, v: Tensor) -> Tensor:
-        return self._times(v, self.v)
-
-    def outputs(self, o: Tensor) -> Tensor:
-        return self._times(o, self.o)
-
-    def _times(
-        self, x: Float[Tensor, "B L heads D"], matrices: Float[Tensor, "N 4 4"] | None
-    ) -> Float[Tensor, "B L heads D"]:
-        return x if matrices is None else _Times.apply(x, matrices, self.tokens, self.block)
-
-
-class _Times(torch.autograd.Function):
-    """x with the groups of four channels of some tokens multiplied by matrices.
-
-    A function of its own because the gradient is the same map, with the matrices transposed: one copy of x,
-    and what changes written into it, either way.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrices: Tensor, tokens: Tensor, block: ChannelBlock) -> Tensor:
-        groups = block.group(block.view(x).flatten(0, 1)[tokens]).to(matrices.dtype)
-        ctx.save_for_backward(groups if matrices.requires_grad else None, matrices, tokens)
-        ctx.block = block
-        # autocast would take this product to half precision, and the poses with it
-        with torch.autocast(x.device.type, enabled=False):
-            turned = groups.flatten(1, 2) @ matrices
-        out = x.clone(memory_format=torch.contiguous_format)
-        block.view(out).flatten(0, 1)[tokens] = block.ungroup(turned.view(groups.shape)).to(x.dtype)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        groups, matrices, tokens = ctx.saved_tensors
-        grad_matrices = None
-        if groups is not None:
-            grad_groups = ctx.block.group(ctx.block.view(grads[0]).flatten(0, 1)[tokens])
-            grad_matrices = groups.flatten(1, 2).mT @ grad_groups.to(groups.dtype).flatten(1, 2)
-        return _Times.apply(grads[0], matrices.mT, tokens, ctx.block), grad_matrices, None, None
+        Raises:
+            ValueError: cameras without an index.
+        """
+        if cameras.index is None:
+            raise ValueError("these cameras say nothing of the tokens: give Cameras an index (B, L)")
+        cameras = cameras.to(dtype=torch.float64)
+        if self.reference is not None:
+            cameras = cameras.canonical(self.reference)
+        return cameras.scaled(self.scale)

@@ -16,14 +16,15 @@ class ChannelBlock:
     """Groups of four channels: `width` of them from `start` on in each of `parts` equal parts of a head.
 
     With one part a group is four neighbours; with two it is (c, c + 1, c + D/2, c + 1 + D/2): two RoPE pairs.
+    Channels that others appended to a head are left alone.
     """
 
-    def __init__(self, start: int, width: int, parts: int = 1) -> None:
-        self.start, self.width, self.parts = start, width, parts
+    def __init__(self, head_dim: int, start: int, width: int, parts: int = 1) -> None:
+        self.head_dim, self.start, self.width, self.parts = head_dim, start, width, parts
 
-    def view(self, x: Shaped[Tensor, "*rest D"]) -> Shaped[Tensor, "*rest parts width"]:
+    def view(self, x: Shaped[Tensor, "*rest E"]) -> Shaped[Tensor, "*rest parts width"]:
         """The channels, without a copy."""
-        return x.unflatten(-1, (self.parts, -1)).narrow(-1, self.start, self.width)
+        return x[..., : self.head_dim].unflatten(-1, (self.parts, -1)).narrow(-1, self.start, self.width)
 
     def group(self, chosen: Shaped[Tensor, "*rest parts width"]) -> Shaped[Tensor, "*rest G 4"]:
         """What `view` gives, in groups of four."""
@@ -40,10 +41,14 @@ class Placement(ABC):
     Attributes:
         before_rope: q' = RoPE(camera(q)) instead of camera(RoPE(q)).
         needs_constant_time: exact only if all views of a clip have the same time.
+        keeps_world: RoPE doesn't come between the cameras: their relative poses alone count.
+        keeps_shift: cameras don't come between RoPE's turns: relative positions alone count.
     """
 
     before_rope: bool = False
     needs_constant_time: bool = False
+    keeps_world: bool = True
+    keeps_shift: bool = True
 
     @abstractmethod
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
@@ -72,6 +77,8 @@ class Fraction(Placement):
         start, stop: the range, in fractions of the head's width.
     """
 
+    keeps_shift = False
+
     def __init__(self, start: int | float = 0.0, stop: int | float = 0.5) -> None:
         if not 0.0 <= start < stop <= 1.0:
             raise InputError(f"a range of channels needs 0 <= start < stop <= 1, got {start} to {stop}")
@@ -81,7 +88,7 @@ class Fraction(Placement):
         start, stop = round(self.start * head_dim), round(self.stop * head_dim)
         if stop == start or (stop - start) % 4:
             raise InputError(f"channels {start} to {stop} of {head_dim} don't come in groups of four")
-        return ChannelBlock(start, stop - start)
+        return ChannelBlock(head_dim, start, stop - start)
 
 
 class TSection(Placement):
@@ -99,4 +106,4 @@ class TSection(Placement):
         width = mrope_section[0]
         if not width or width % 2:
             raise InputError(f"mRoPE's T section needs an even number of frequencies, got {width}")
-        return ChannelBlock(0, width, parts=2)
+        return ChannelBlock(head_dim, 0, width, parts=2)

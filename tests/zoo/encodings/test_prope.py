@@ -93,7 +93,7 @@ def change_of_world(placement: Placement, reference: str | None, *, text: int, s
     ids = constant_time(ids, index) if static else ids
     outputs = []
     for V in (poses, poses @ world):
-        encoded = encode(PRoPE(placement, reference), V, K, index)
+        encoded = encode(PRoPE(placement, reference=reference), V, K, index)
         if drop:
             setattr(encoded, drop, None)
         outputs.append(attend(encoded, qkv, ids))
@@ -225,7 +225,7 @@ def test_gradients_reach_tokens_and_poses(placement: Placement) -> None:
 
     def run(x: Tensor, change: Tensor) -> tuple[Tensor, ...]:
         moved = torch.cat((poses[..., :3, :] + change, poses[..., 3:, :]), -2)
-        encoded = PRoPE(placement, None).encode(
+        encoded = PRoPE(placement, reference=None).encode(
             Cameras(moved, K, index), head_dim=16, mrope_section=[2, 3, 3], dtype=torch.float64
         )
         q, k = encoded.after_rope(*encoded.before_rope(x, x))
