@@ -1,4 +1,4 @@
-"""Multimodal rotary position ids (mRoPE) of Qwen2.5-VL, and what "time" means in them.
+"""Multimodal rotary position ids (mRoPE) of Qwen2.5-VL; what "time" means in them is a `TimeIndex`.
 
 A visual token has the position (t, h, w) in its grid, counted from where its video or image starts; a text
 token has three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923; equal to transformers 4.51, with which
@@ -7,7 +7,6 @@ the released checkpoints were trained, or with `text_after_vision="max_hw"` to t
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -15,73 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from zoo.cameras import Cameras
+from zoo.time_index import FrameIndex as FrameIndex
+from zoo.time_index import GridSteps, Seconds, TimeIndex
+from zoo.time_index import NoTime as NoTime
+
 PADDED_POSITION = 1  # what transformers 4.51 gives to padding; masked out of the attention
-
-
-class TimeIndex(ABC):
-    """What the time of a video's token means: subclasses map grid steps to positions, integers from 0.
-
-    Attributes:
-        seconds_per_grid: the nominal seconds of a grid step, where the caller doesn't give any.
-        real_time: whether a model should give the clip's own seconds a grid step.
-        constant: all views of a video have the same time: RoPE on the T section cancels among them.
-    """
-
-    seconds_per_grid: int | float = 1.0
-    real_time: bool = False
-    constant: bool = False
-
-    @abstractmethod
-    def __call__(
-        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
-    ) -> Int[Tensor, " N"]:
-        """Time positions relative to the start of each video.
-
-        Args:
-            step: 0, 1, 2, ... for each grid step of each video of the batch, one video after the other.
-            seconds: seconds a grid step of that video, for each of them.
-            tokens_per_second: positions a second.
-        """
-
-
-class Seconds(TimeIndex):
-    """floor(k * tokens_per_second * seconds_per_grid), as Qwen2.5-VL.
-
-    Args:
-        seconds_per_grid: nominal seconds of a grid step, whatever the clip's real rate. The released
-            Spatial-MLLM checkpoints are scored with 1.0 and were trained with 0.5.
-        real_time: take the clip's own seconds instead.
-    """
-
-    def __init__(self, seconds_per_grid: int | float = 1.0, real_time: bool = False) -> None:
-        self.seconds_per_grid = seconds_per_grid
-        self.real_time = real_time
-
-    def __call__(
-        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
-    ) -> Int[Tensor, " N"]:
-        # float32 and this order of the products: the floor has to fall as it did in training
-        return (step * seconds * tokens_per_second).long()
-
-
-class FrameIndex(TimeIndex):
-    """k: a grid step is one position, as Qwen2-VL; what 0.5 seconds a step amounts to."""
-
-    def __call__(
-        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
-    ) -> Int[Tensor, " N"]:
-        return step
-
-
-class NoTime(TimeIndex):
-    """0: all views of a video have the same time, as in a static scene. Stills start one after another."""
-
-    constant = True
-
-    def __call__(
-        self, step: Int[Tensor, " N"], seconds: Float[Tensor, " N"], tokens_per_second: int | float
-    ) -> Int[Tensor, " N"]:
-        return torch.zeros_like(step)
 
 
 class _Media(NamedTuple):
@@ -113,6 +51,8 @@ def mrope_position_ids(
     vision_start_token_id: int,
     time_index: TimeIndex | None = None,
     text_after_vision: Literal["max_thw", "max_hw"] = "max_thw",
+    frame_indices: Sequence[Sequence[int]] | None = None,
+    cameras: Cameras | None = None,
 ) -> tuple[Int[Tensor, "3 B L"], Int[Tensor, "B 1"]]:
     """Position ids (t, h, w) of every token, and what to add to a later token's place in its (padded) row.
 
@@ -127,12 +67,16 @@ def mrope_position_ids(
         time_index: what time means; None is `Seconds()`.
         text_after_vision: where text goes on after a video: after the highest position in it (`max_thw`, the
             checkpoints'), or at start + max(h, w), whatever its length in time (`max_hw`, transformers 5).
+        frame_indices: the raw indices of the frames of each video, for a time index that `needs_frames`; a video
+            whose last frame was doubled, to fill its last step, may leave that one out.
+        cameras: of each sample, one a grid step unless they have an `index`, for one that `needs_cameras`.
 
     Returns:
         The position ids, 1 in padding; and deltas: what follows a row of length L has position L + delta.
 
     Raises:
-        ValueError: grids and placeholders that don't match, not one `seconds_per_grid` a video.
+        ValueError: grids and placeholders that don't match, not one `seconds_per_grid` or list of
+            `frame_indices` a video, or too few of them or of cameras.
     """
     if text_after_vision not in ("max_thw", "max_hw"):
         raise ValueError(f"text_after_vision is 'max_thw' or 'max_hw', not {text_after_vision!r}")
@@ -142,7 +86,14 @@ def mrope_position_ids(
         input_ids, mask, image_grid_thw, video_grid_thw, spatial_merge_size,
         image_token_id, video_token_id, vision_start_token_id,
     )  # fmt: skip
-    offset, extent = _grid_positions(media, time_index, seconds_per_grid, tokens_per_second)
+    steps = _video_steps(
+        media, time_index.seconds_per_grid if seconds_per_grid is None else seconds_per_grid, tokens_per_second
+    )
+    if frame_indices is not None:
+        steps = steps._replace(frame=_frames_of_steps(steps, frame_indices))
+    if cameras is not None:
+        steps = steps._replace(**_cameras_of_steps(media, cameras, mask))
+    offset, extent = _grid_positions(media, time_index(steps))
     if text_after_vision == "max_hw":
         extent = media.grid[:, 1:].amax(1)
 
@@ -182,15 +133,41 @@ def grid_step_index(
         input_ids, mask, image_grid_thw, video_grid_thw, spatial_merge_size,
         image_token_id, video_token_id, vision_start_token_id,
     )  # fmt: skip
-    steps, row = media.grid[:, 0], media.row[media.start]
-    before = steps.cumsum(0) - steps
-    before = before - before[torch.searchsorted(row, row)]  # rows ascend: the first run of the same row
-    tokens_a_step = media.grid[:, 1] * media.grid[:, 2]
     flat = torch.full_like(media.row, -1)
-    flat[media.tokens] = before[media.run] + media.within // tokens_a_step[media.run]
+    tokens_a_step = media.grid[:, 1] * media.grid[:, 2]
+    flat[media.tokens] = _steps_before(media)[media.run] + media.within // tokens_a_step[media.run]
     index = torch.full_like(input_ids, -1)
     index[mask] = flat
     return index
+
+
+def view_places(
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Shaped[Tensor, "B L"] | None = None,
+    *,
+    image_grid_thw: Int[Tensor, "I 3"] | None = None,
+    video_grid_thw: Int[Tensor, "V 3"] | None = None,
+    spatial_merge_size: int = 2,
+    image_token_id: int,
+    video_token_id: int,
+    vision_start_token_id: int,
+) -> Float[Tensor, "B L 2"]:
+    """Where in its view the centre of each visual token is: (x, y) from -1/2 to 1/2, right and down; 0 for text.
+
+    In the units of `zoo.cameras.normalise_intrinsics`. Arguments and errors as `mrope_position_ids`.
+    """
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    media = _find_media(
+        input_ids, mask, image_grid_thw, video_grid_thw, spatial_merge_size,
+        image_token_id, video_token_id, vision_start_token_id,
+    )  # fmt: skip
+    height, width = media.grid[media.run, 1], media.grid[media.run, 2]
+    column, row = media.within % width, media.within // width % height
+    flat = torch.zeros(len(media.row), 2, device=input_ids.device)
+    flat[media.tokens] = torch.stack(((column + 0.5) / width, (row + 0.5) / height), -1) - 0.5
+    places = flat.new_zeros(*input_ids.shape, 2)
+    places[mask] = flat
+    return places
 
 
 def _find_media(
@@ -224,24 +201,59 @@ def _find_media(
     return media
 
 
-def _grid_positions(
-    media: _Media,
-    time_index: TimeIndex,
-    seconds_per_grid: Sequence[int | float] | Tensor | None,
-    tokens_per_second: int | float,
-) -> tuple[Tensor, Tensor]:
-    """(t, h, w) of each visual token from the start of its run; and, a run, the highest of them plus one."""
-    steps = media.grid[:, 0]
-    videos = steps[media.is_video]
-    if seconds_per_grid is None:
-        seconds_per_grid = [time_index.seconds_per_grid] * len(videos)
+def _steps_before(media: _Media) -> Int[Tensor, " M"]:
+    """The grid steps of the same sample that come before each run."""
+    steps, row = media.grid[:, 0], media.row[media.start]
+    before = steps.cumsum(0) - steps
+    return before - before[torch.searchsorted(row, row)]  # rows ascend: the first run of the same row
+
+
+def _video_steps(
+    media: _Media, seconds_per_grid: int | float | Sequence[int | float] | Tensor, tokens_per_second: int | float
+) -> GridSteps:
+    videos = media.grid[media.is_video, 0]
+    if isinstance(seconds_per_grid, int | float):
+        seconds_per_grid = [seconds_per_grid] * len(videos)
     seconds = torch.as_tensor(seconds_per_grid, dtype=torch.float32, device=videos.device)
     if seconds.shape != videos.shape:
         raise ValueError(f"seconds_per_grid needs one number a video ({len(videos)}), got {tuple(seconds.shape)}")
+    video, step = _owners(videos)
+    return GridSteps(video, step, seconds[video], tokens_per_second)
+
+
+def _frames_of_steps(steps: GridSteps, frame_indices: Sequence[Sequence[int]]) -> Float[Tensor, " N"]:
+    """The mean raw index of the frames of each step."""
+    counts = torch.bincount(steps.video).tolist()
+    if len(counts) != len(frame_indices):
+        raise ValueError(f"frame_indices needs one list a video ({len(counts)}), got {len(frame_indices)}")
+    means = []
+    for video, (count, indices) in enumerate(zip(counts, frame_indices, strict=True)):
+        merged = -(-len(indices) // count)
+        whole = [*indices, *[indices[-1]] * (merged * count - len(indices))] if indices else []
+        if not indices or merged * (count - 1) >= len(indices):
+            raise ValueError(f"video {video} has {count} grid steps, but frame_indices has {len(indices)} frames")
+        means.append(torch.tensor(whole, dtype=torch.float64).view(count, merged).mean(1))
+    return torch.cat(means).to(steps.step.device) if means else steps.seconds
+
+
+def _cameras_of_steps(media: _Media, cameras: Cameras, mask: Tensor) -> dict[str, Tensor]:
+    """The pose of each step of each video, and whether it has one: that of the step's first token."""
+    run, step = _owners(media.grid[:, 0])
+    token = media.start[run] + step * (media.grid[:, 1] * media.grid[:, 2])[run]
+    camera = _steps_before(media)[run] + step if cameras.index is None else cameras.index[mask][token]
+    count = cameras.world_to_camera.shape[1]
+    if len(camera) and int(camera.max()) >= count:
+        raise ValueError(f"a sample has {int(camera.max()) + 1} grid steps, but cameras for {count}")
+    poses = cameras.world_to_camera[media.row[token], camera.clamp(min=0)]
+    chosen = media.is_video[run]
+    return {"world_to_camera": poses[chosen], "has_camera": (camera >= 0)[chosen]}
+
+
+def _grid_positions(media: _Media, times: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+    """(t, h, w) of each visual token from the start of its run; and, a run, the highest of them plus one."""
+    steps = media.grid[:, 0]
     run_of_step, step = _owners(steps)
     step_time = torch.zeros_like(step)  # stills have no time
-    video, video_step = _owners(videos)
-    times = time_index(video_step, seconds[video], tokens_per_second)
     step_time[media.is_video[run_of_step]] = times.to(step)
     last = torch.zeros_like(steps).scatter_reduce(0, run_of_step, step_time, "amax")
     extent = torch.stack((last + 1, media.grid[:, 1], media.grid[:, 2])).amax(0)

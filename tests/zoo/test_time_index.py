@@ -1,0 +1,182 @@
+"""Time by the clock, by the frame and by the camera: positions as they should be, whatever the world is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.zoo.test_cameras import eye_intrinsics, random_poses
+from tests.zoo.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
+from zoo.cameras import Cameras, pose_distance
+from zoo.errors import InputError
+from zoo.positions import grid_step_index, mrope_position_ids, view_places
+from zoo.time_index import FrameId, Pose, PosePath, TimeIndex
+
+STEPS = 6
+ONE_VIDEO: list[Sample] = [[2, (VIDEO, STEPS, 2, 2), 3]]  # a token a step
+
+
+def times(time: TimeIndex, samples: Sequence[Sample] = ONE_VIDEO, **more: Any) -> Tensor:
+    """The time of each visual token of the batch, from 0."""
+    ids, mask, grids = write_batch(list(samples), "left")
+    positions = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=time, **more)[0][0]
+    index = grid_step_index(ids, mask, **grids, **TOKENS)
+    return torch.cat([row[seen] - row[seen].min() for row, seen in zip(positions, index >= 0, strict=True)])
+
+
+def cameras(poses: Tensor, index: Tensor | None = None) -> Cameras:
+    return Cameras(poses, eye_intrinsics(*poses.shape[:2]), index)
+
+
+def track(*x: float) -> Tensor:
+    """Cameras that look the same way, with centres (x, 0, 0)."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(1, len(x), 1, 1)
+    poses[0, :, 0, 3] = -torch.tensor(x, dtype=torch.float64)
+    return poses
+
+
+# ---- frames -----------------------------------------------------------------------------------------------
+
+
+def test_frame_ids_follow_the_frames() -> None:
+    even = times(FrameId(span=10), frame_indices=[range(0, 2 * STEPS)])
+    assert even.tolist() == [0, 2, 4, 6, 8, 10]
+    bunched = times(FrameId(span=100), frame_indices=[[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 100, 100]])
+    assert bunched.tolist() == [0, 1, 2, 3, 4, 100]
+    backwards = times(FrameId(span=10), frame_indices=[range(2 * STEPS, 0, -1)])
+    assert backwards.tolist() == even.tolist()[::-1]
+    single = times(FrameId(span=10), frame_indices=[range(STEPS)])  # a step a frame: nothing was merged
+    assert single.tolist() == even.tolist()
+    odd = times(FrameId(span=10), frame_indices=[range(0, 2 * STEPS - 1)])  # the last frame was doubled
+    assert odd[:-1].tolist() == [0, 2, 4, 6, 8] and odd[-1] == 10
+
+
+def test_each_video_has_a_range_of_its_own() -> None:
+    samples: list[Sample] = [[1, (VIDEO, 2, 2, 2), 1, (VIDEO, 3, 2, 2), 1], [2, (VIDEO, 2, 2, 2)]]
+    ids, mask, grids = write_batch(samples, "right")
+    frames = [[5, 5, 9, 9], [0, 0, 10, 10, 40, 40], [7, 7, 8, 8]]
+    t = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=FrameId(8), frame_indices=frames)[0][0]
+    start = 2
+    assert t[0, ids[0] == VIDEO].tolist() == [start, start + 8, start + 8 + 4, start + 8 + 4 + 2, start + 8 + 4 + 8]
+    assert t[1, ids[1] == VIDEO].tolist() == [3, 11]
+
+
+def test_frame_errors_name_the_trouble() -> None:
+    with pytest.raises(ValueError, match="give mrope_position_ids frame_indices"):
+        times(FrameId())
+    with pytest.raises(ValueError, match="one list a video"):
+        times(FrameId(), frame_indices=[range(12), range(12)])
+    with pytest.raises(ValueError, match="video 0 has 6 grid steps, but frame_indices has 5 frames"):
+        times(FrameId(), frame_indices=[range(5)])
+    with pytest.raises(InputError, match="span of 0"):
+        FrameId(0)
+
+
+# ---- poses ------------------------------------------------------------------------------------------------
+
+
+def test_path_and_distance_on_a_track() -> None:
+    there_and_back = cameras(track(0, 1, 2, 3, 2, 0))
+    assert times(PosePath(span=6), cameras=there_and_back).tolist() == [0, 1, 2, 3, 4, 6]
+    assert times(Pose(span=6), cameras=there_and_back).tolist() == [0, 2, 4, 6, 4, 0]
+    two_sides = times(Pose(span=6, reference="middle"), cameras=cameras(track(0, 1, 2, 3, 4, 6)))
+    assert two_sides.tolist() == [6, 4, 2, 0, 2, 6]  # no injection: both ends look alike
+    medoid = times(Pose(span=3, reference="medoid"), cameras=cameras(track(0, 0, 1, 0, 0, 3)))
+    assert medoid.tolist() == [0, 0, 1, 0, 0, 3]
+
+
+def test_measures_reach_the_index() -> None:
+    poses = random_poses(1, STEPS)
+    angle, distance = pose_distance(poses[0, :1], poses[0])
+    for measure, values in (("rotation", angle), ("centre", distance), ("sum", angle + 0.2 * distance)):
+        expected = (values / values.max() * 1000).round().long()
+        weight = 0.2 if measure == "sum" else 1.0
+        found = times(Pose(measure, weight, span=1000), cameras=cameras(poses))  # type: ignore[arg-type]
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("time", [Pose(), Pose("log", reference="medoid"), PosePath(), PosePath("rotation")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_index_knows_the_world(time: TimeIndex, dtype: torch.dtype) -> None:
+    poses, world = random_poses(1, STEPS), random_poses(1, 1, seed=4, scale=3.0)
+    here = times(time, cameras=cameras(poses.to(dtype)))
+    assert torch.equal(here, times(time, cameras=cameras((poses @ world).to(dtype))))
+    assert not torch.equal(here, times(time, cameras=cameras(random_poses(1, STEPS, seed=9).to(dtype))))
+
+
+def test_even_steps_are_no_matter_of_rounding() -> None:
+    """Halves between two positions go up in every world."""
+    poses = track(0, 1, 2, 3, 4, 8)
+    for seed in range(5):
+        moved = poses @ random_poses(1, 1, seed=seed)
+        assert times(PosePath(span=4), cameras=cameras(moved.float())).tolist() == [0, 1, 1, 2, 2, 4]
+
+
+@pytest.mark.parametrize("time", [Pose(), PosePath()])
+def test_static_single_and_missing_cameras(time: TimeIndex) -> None:
+    static = random_poses(1, 1).expand(1, STEPS, 4, 4).clone()
+    assert times(time, cameras=cameras(static)).tolist() == [0] * STEPS
+    static[..., :3, 3] += 1e-9 * torch.randn(1, STEPS, 3, dtype=torch.float64)
+    assert times(time, cameras=cameras(static)).tolist() == [0] * STEPS
+    assert times(time, [[1, (VIDEO, 1, 2, 2)]], cameras=cameras(static[:, :1])).tolist() == [0]
+
+    ids, mask, grids = write_batch(ONE_VIDEO, "left")
+    index = grid_step_index(ids, mask, **grids, **TOKENS)
+    none = times(time, cameras=cameras(track(0, 1, 2, 3, 4, 5), torch.full_like(index, -1)))
+    assert none.tolist() == [0] * STEPS
+    some = torch.where((index == 0) | (index == 3), -1, index)  # without the first and the fourth
+    found = times(time, cameras=cameras(track(9, 1, 2, 9, 4, 5), some))
+    span = 32
+    assert found.tolist() == [0, 0, span // 4, span // 4, 3 * span // 4, span]
+
+
+def test_cameras_go_to_their_sample_and_step() -> None:
+    """Two videos and a still in one sample, another sample beside it, padded: as each video alone."""
+    samples: list[Sample] = [
+        [1, (VIDEO, 3, 2, 4), 1, (IMAGE, 1, 2, 2), (VIDEO, 4, 4, 2), 1],
+        [2, (VIDEO, 5, 2, 2), 1],
+    ]
+    poses = random_poses(2, 8)
+    for side in ("left", "right"):
+        ids, mask, grids = write_batch(samples, side)
+        layout = {**grids, **TOKENS}
+        given = cameras(poses)
+        t = mrope_position_ids(ids, mask, **layout, time_index=PosePath(), cameras=given)[0][0]
+        indexed = given.with_index(grid_step_index(ids, mask, **layout))
+        assert torch.equal(t, mrope_position_ids(ids, mask, **layout, time_index=PosePath(), cameras=indexed)[0][0])
+        index = indexed.index
+        assert index is not None
+        for row, first, count in ((0, 0, 3), (0, 4, 4), (1, 0, 5)):
+            alone = times(
+                PosePath(), [[(VIDEO, count, 2, 2)]], cameras=cameras(poses[row : row + 1, first : first + count])
+            )
+            here = torch.stack([t[row, index[row] == first + k][0] for k in range(count)])
+            assert torch.equal(here - here[0], alone)
+        still = t[0, index[0] == 3]
+        assert len(still) == 1
+
+
+def test_camera_errors_name_the_trouble() -> None:
+    with pytest.raises(ValueError, match="PosePath goes by the cameras"):
+        times(PosePath())
+    with pytest.raises(ValueError, match="has 6 grid steps, but cameras for 5"):
+        times(Pose(), cameras=cameras(random_poses(1, 5)))
+
+
+# ---- places -----------------------------------------------------------------------------------------------
+
+
+def test_places_are_the_centres_of_the_patches() -> None:
+    samples: list[Sample] = [[2, (VIDEO, 2, 4, 6), 1, (IMAGE, 1, 2, 4), 1], [3, (VIDEO, 1, 2, 2)]]
+    for side in ("left", "right"):
+        ids, mask, grids = write_batch(samples, side)
+        places = view_places(ids, mask, **grids, **TOKENS)
+        expected = [[x, y] for _ in range(2) for y in (-0.25, 0.25) for x in (-1 / 3, 0, 1 / 3)]
+        torch.testing.assert_close(places[0, ids[0] == VIDEO], torch.tensor(expected))
+        assert places[0, ids[0] == IMAGE].tolist() == [[-0.25, 0.0], [0.25, 0.0]]
+        assert places[1, ids[1] == VIDEO].tolist() == [[0.0, 0.0]]
+        assert places[(ids != VIDEO) & (ids != IMAGE)].abs().max() == 0
