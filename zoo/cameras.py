@@ -59,6 +59,8 @@ class Cameras:
         self.reference = reference
         self.median_depth = None if median_depth is None else median_depth.to(dtype)
         self.index: Int[Tensor, "B L"] | None = None
+        self.places: Float[Tensor, "B L 2"] | None = None
+        self.points: Float[Tensor, "B L 3"] | None = None
         if index is not None:
             self.index = self.with_index(index).index
 
@@ -86,6 +88,19 @@ class Cameras:
                 f"but there are {num_cameras} cameras a sample (-1 is for none)"
             )
         return self._replaced(index=index.to(self.world_to_camera.device))
+
+    def with_tokens(
+        self, places: Float[Tensor, "B L 2"] | None = None, points: Float[Tensor, "B L 3"] | None = None
+    ) -> Cameras:
+        """The same cameras with more about each token, for the encodings that go by it.
+
+        Args:
+            places: the centre of a token in its view, see `zoo.positions.view_places`.
+            points: what it shows, in the world and the unit of the poses; NaN where that isn't known.
+        """
+        given = {"places": places, "points": points}
+        like = self.world_to_camera
+        return self._replaced(**{name: x.to(like) for name, x in given.items() if x is not None})
 
     def with_poses(self, world_to_camera: Float[Tensor, "B C 4 4"]) -> Cameras:
         """The same cameras with other poses, which are not checked."""
@@ -142,7 +157,11 @@ class Cameras:
         poses = self.world_to_camera.double()
         relative = poses @ invert_se3(poses[sample, view])[:, None]
         relative[sample, view] = torch.eye(4, dtype=relative.dtype, device=relative.device)
-        return self._replaced(world_to_camera=relative.to(self.world_to_camera.dtype))
+        moved = {"world_to_camera": relative.to(self.world_to_camera.dtype)}
+        if self.points is not None:
+            points = self.points.double() @ poses[sample, view, :3, :3].mT + poses[sample, view, None, :3, 3]
+            moved["points"] = points.to(self.points.dtype)
+        return self._replaced(**moved)
 
     def scaled(self, scale: Scale) -> Cameras:
         """The same cameras with translations in another unit; `none` leaves them as they are, metric.
@@ -172,9 +191,13 @@ class Cameras:
                 unit = distance.amax(1)
             else:
                 raise ValueError(f"unknown scale {scale!r}: it is one of {', '.join(get_args(Scale))}")
+        unit = unit.clamp(min=SCALE_FLOOR)[:, None, None]
         poses = self.world_to_camera.to(torch.float64, copy=True)
-        poses[..., :3, 3] /= unit.clamp(min=SCALE_FLOOR)[:, None, None]
-        return self._replaced(world_to_camera=poses.to(self.world_to_camera.dtype))
+        poses[..., :3, 3] /= unit
+        moved = {"world_to_camera": poses.to(self.world_to_camera.dtype)}
+        if self.points is not None:
+            moved["points"] = (self.points.double() / unit).to(self.points.dtype)
+        return self._replaced(**moved)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Cameras:
         return self._replaced(**{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})

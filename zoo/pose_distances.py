@@ -1,4 +1,4 @@
-"""How far poses are apart, as one number: five measures, and the pose halfway between two.
+"""How far poses are apart, as one number: five measures, and the length of a path.
 
 All are unchanged by a common change of world V -> V G, since they see V_a V_b^-1 alone. Float64 throughout.
 """
@@ -62,23 +62,6 @@ def path_length(
     return torch.cat((legs.new_zeros(1), legs.cumsum(0)))[: len(world_to_camera)]
 
 
-def mean_pose(
-    world_to_camera_a: Float[Tensor, "*batch 4 4"], world_to_camera_b: Float[Tensor, "*batch 4 4"]
-) -> Float[Tensor, "*batch 4 4"]:
-    """The pose halfway: rotation by slerp (the geodesic of SO(3)), centre by mean. In the dtype of a.
-
-    Between rotations half a turn apart there are two halfway; which one is taken is arbitrary but the same
-    each time.
-    """
-    a, b = world_to_camera_a.double(), world_to_camera_b.double()
-    turn = so3_log(b[..., :3, :3] @ a[..., :3, :3].mT)
-    rotation = torch.linalg.matrix_exp(_cross_matrix(turn / 2)) @ a[..., :3, :3]
-    centre = (invert_se3(a)[..., :3, 3:] + invert_se3(b)[..., :3, 3:]) / 2
-    mean = torch.zeros_like(a)
-    mean[..., :3, :3], mean[..., :3, 3:], mean[..., 3, 3] = rotation, -rotation @ centre, 1.0
-    return mean.to(world_to_camera_a.dtype)
-
-
 def so3_log(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     """The rotation vectors omega, |omega| <= pi, with R = exp([omega]x); float64.
 
@@ -111,10 +94,3 @@ def se3_log(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
     across = torch.linalg.cross(omega, t)
     u = t - across / 2 + torch.where(half < 0.01, series, closed) * torch.linalg.cross(omega, across)
     return torch.cat((omega, u), -1)
-
-
-def _cross_matrix(v: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """[v]x, the matrix of the cross product with v."""
-    x, y, z = v.unbind(-1)
-    o = torch.zeros_like(x)
-    return torch.stack((o, -z, y, z, o, -x, -y, x, o), -1).unflatten(-1, (3, 3))

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.pose_distances import PoseMeasure, path_length, pose_distances
 
@@ -181,7 +182,7 @@ class Pose(_OfPoses):
         measure: what the distance is, see `zoo.pose_distances.pose_distances`.
         translation_weight: radians that a metre counts as.
         span: the position of the view furthest from the reference, which is at 0.
-        reference: `first`, `middle`, or `medoid`, the view with the smallest sum of distances to all others.
+        reference: see `Cameras.reference_view`.
     """
 
     def __init__(
@@ -195,12 +196,9 @@ class Pose(_OfPoses):
         self.reference = reference
 
     def of_poses(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
-        poses = world_to_camera
-        apart = pose_distances(poses[:, None], poses[None], self.measure, self.translation_weight)
-        total = apart.sum(1)
-        # views equally central up to rounding: the earliest of them, in any world
-        medoid = int((total <= total.amin() * (1 + 1e-9)).int().argmax())
-        return apart[{"first": 0, "middle": len(poses) // 2, "medoid": medoid}[self.reference]]
+        intrinsics = torch.eye(3, device=world_to_camera.device).expand(1, len(world_to_camera), 3, 3)
+        view = Cameras(world_to_camera[None], intrinsics).reference_view(self.reference)
+        return pose_distances(world_to_camera, world_to_camera[view], self.measure, self.translation_weight)
 
 
 class PosePath(_OfPoses):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.zoo.test_cameras import random_poses, rotation
 from zoo.cameras import pose_distance
-from zoo.pose_distances import PoseMeasure, mean_pose, path_length, pose_distances, se3_log, so3_log
+from zoo.pose_distances import PoseMeasure, path_length, pose_distances, se3_log, so3_log
 
 MEASURES: list[PoseMeasure] = ["rotation", "centre", "euclidean", "sum", "log"]
 ANGLES = [0.0, 1e-12, 1e-8, 1e-4, 0.0199, 0.0201, 0.5, math.pi / 2, 3.0, math.pi - 1e-4, math.pi - 1e-8]
@@ -90,18 +90,3 @@ def test_path_length_adds_up_the_legs() -> None:
     expected = torch.tensor([sum(legs[:k]) for k in range(6)], dtype=torch.float64)
     torch.testing.assert_close(path_length(poses, "sum", 2.0), expected, rtol=0, atol=1e-12)
     assert path_length(poses[:1]).tolist() == [0.0]
-
-
-def test_mean_pose_is_halfway() -> None:
-    a, b = random_poses(8), random_poses(8, seed=1)
-    mean = mean_pose(a, b)
-    for end in (a, b):
-        w, t = pose_distance(end, mean)
-        whole_w, whole_t = pose_distance(a, b)
-        torch.testing.assert_close(w, whole_w / 2, rtol=0, atol=1e-12)
-        torch.testing.assert_close(t, whole_t / 2, rtol=0, atol=1e-12)
-    torch.testing.assert_close(mean_pose(a, a), a, rtol=0, atol=1e-14)
-    world = random_poses(1, seed=2)[0]
-    torch.testing.assert_close(mean_pose(a @ world, b @ world), mean @ world, rtol=0, atol=1e-12)
-    average = (a + b) / 2  # the control: the mean of matrices is no rotation
-    assert (average[:, :3, :3] @ average[:, :3, :3].mT - torch.eye(3)).abs().max() > 0.1
