@@ -1,9 +1,11 @@
-"""Frame sizes and resizing as in qwen-vl-utils 0.0.14, with which the released checkpoints are scored."""
+"""Frame sizes and resizing as in qwen-vl-utils 0.0.14, with which the released checkpoints are scored, and as in
+Spatial-MLLM's training script, with which they were trained: `PixelBounds(293216, 324576, kernel="pillow")`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,12 +53,20 @@ class PixelBounds:
     """How many pixels a frame may have after resizing; the defaults are those of the official inference.
 
     Tiny models set their own bounds, so that small frames are not blown up to the official minimum.
+
+    Args:
+        min_pixels, max_pixels: of a frame.
+        total_pixels: of a whole clip: long clips get smaller frames.
+        folder_twice: frames of a folder are resized to multiples of 56 first, as officially.
+        kernel: whose bicubic filter: "torchvision", of the official inference, or "pillow", of the official
+            training; they differ by a level here and there.
     """
 
     min_pixels: int = 128 * PATCH_FACTOR**2
     max_pixels: int = 768 * PATCH_FACTOR**2
-    total_pixels: int = 115_200 * PATCH_FACTOR**2  # of a whole clip: long clips get smaller frames
-    folder_twice: bool = True  # frames of a folder are resized to multiples of 56 first, as officially
+    total_pixels: int = 115_200 * PATCH_FACTOR**2
+    folder_twice: bool = True
+    kernel: Literal["torchvision", "pillow"] = "torchvision"
 
     def frame_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
         """(height, width) in pixels of a resized frame of a clip of num_frames frames."""
@@ -69,7 +79,7 @@ class PixelBounds:
 def resize_frames(
     frames: UInt8[Tensor, "T 3 H W"], bounds: PixelBounds | None = None, *, is_folder: bool = False
 ) -> UInt8[Tensor, "T 3 h w"]:
-    """Frames resized within `bounds`, bit for bit as the official inference does it.
+    """Frames resized within `bounds`, bit for bit as the official code does it.
 
     Args:
         frames: of one clip.
@@ -88,7 +98,8 @@ def resize_frames(
     size = bounds.frame_size(frames.shape[-2], frames.shape[-1], num_frames)
     if size == tuple(frames.shape[-2:]):
         return frames
-    return torch.cat([_resize_bicubic(chunk, size) for chunk in frames.split(CHUNK)])
+    resize = _resize_pillow if bounds.kernel == "pillow" else _resize_bicubic
+    return torch.cat([resize(chunk, size) for chunk in frames.split(CHUNK)])
 
 
 def _resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:

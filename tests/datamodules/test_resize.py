@@ -69,6 +69,29 @@ def test_pixels_of_the_official_inference(name):
     assert torch.equal(resized[..., ::9, ::7], expected)
 
 
+TRAINING = PixelBounds(min_pixels=293216, max_pixels=324576, kernel="pillow")
+
+
+@pytest.mark.parametrize("name", ["video_small_up", "odd_frames_real_fps", "batch_video_and_text"])
+def test_pixels_of_the_official_training(name):
+    meta = json.loads((GOLDEN / f"preprocess_train/{name}.json").read_text())
+    tensors = load_file(GOLDEN / f"preprocess_train/{name}.safetensors")
+    clip = meta["samples"][0]
+    expected = tensors["video_tchw_0_u8_strided"]
+    # the script's own choice of frames: at least video_min_frames, evenly; an odd number repeats the last
+    seconds = clip["T"] / clip["fps"]
+    low, high = meta["data_args"]["video_min_frames"], meta["data_args"]["video_max_frames"]
+    count = min(max(round(seconds / meta["data_args"]["base_interval"]), low), high)
+    chosen = torch.linspace(0, clip["T"] - 1, count).long().tolist()
+    chosen += chosen[-1:] * (len(chosen) % 2)
+    frames = synth_video(clip["synth_seed"], clip["T"], clip["H"], clip["W"])[chosen]
+    resized = resize_frames(frames, TRAINING)
+    assert list(resized.shape) == tensors["video_tchw_0_shape"].tolist()
+    assert torch.equal(resized[..., ::9, ::7], expected)
+    other = resize_frames(frames, PixelBounds(min_pixels=293216, max_pixels=324576))
+    assert not torch.equal(other[..., ::9, ::7], expected)  # negative control: the other kernel
+
+
 def test_the_uint8_kernel_would_differ():
     """Negative control: what resize_frames avoids."""
     frames, expected, shape, _ = golden_frames("portrait_640x360")
