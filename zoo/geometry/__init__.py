@@ -1,10 +1,19 @@
 """Where cameras, depth and 3D tokens come from, and the geometry that ties them together."""
 
+from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.given import GivenGeometry
 from zoo.geometry.projection import project_points, unproject_depth
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
+from zoo.geometry.vggt_encoder import PretrainedVGGT, TinyVGGT, VGGTEncoder
 
 __all__ = [
     "VGGT",
+    "GeometryEncoder",
+    "GivenGeometry",
+    "PretrainedVGGT",
+    "SceneGeometry",
+    "TinyVGGT",
+    "VGGTEncoder",
     "VGGTOutput",
     "cameras_to_pose_encoding",
     "pose_encoding_to_cameras",

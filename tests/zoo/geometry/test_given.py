@@ -1,0 +1,176 @@
+"""Tokens of given cameras and depth: against a slow reference, whatever the world, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.cameras import Cameras, invert_se3
+from zoo.errors import InputError
+from zoo.geometry import GivenGeometry, SceneGeometry, project_points
+from zoo.geometry.vggt.pose_encoding import quaternion_to_rotation
+
+HEIGHT, WIDTH = 28, 42
+K = torch.tensor([[0.7, 0, 0.05], [0, 0.9, -0.1], [0, 0, 1]], dtype=torch.float64)
+K_PX = torch.tensor([[0.7 * 42, 0, 0.55 * 42], [0, 0.9 * 28, 0.4 * 28], [0, 0, 1]], dtype=torch.float64)
+FRAMES = torch.zeros(3, 3, HEIGHT, WIDTH, dtype=torch.float64)
+
+
+def random_poses(count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    pose = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
+    pose[:, :3, :3] = quaternion_to_rotation(torch.randn(count, 4, generator=generator, dtype=torch.float64))
+    pose[:, :3, 3] = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    return pose
+
+
+def scene(poses: Tensor, depth: Tensor | None = None, has_camera: Tensor | None = None) -> SceneGeometry:
+    return SceneGeometry(
+        world_to_camera=poses, K_normalised=K.expand(len(poses), 3, 3), depth=depth, has_camera=has_camera
+    )
+
+
+def encode(given: SceneGeometry | None, **options: bool) -> SceneGeometry:
+    return GivenGeometry(**options)([FRAMES], [given])[0]
+
+
+def some_depth(seed: int = 0) -> Tensor:
+    return 1 + torch.rand(3, HEIGHT, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- what the tokens are ----------------------------------------------------------------------------------
+
+
+def test_every_channel_against_a_slow_reference() -> None:
+    poses, depth = random_poses(3), some_depth()
+    depth[1, :14, 14:28] = 0  # patch (0, 1) of frame 1 has none
+    depth[2, 3, 5] = 0
+    found = encode(scene(poses, depth))
+    assert found.patches.shape == (3, 2, 3, 10) and found.camera_tokens.shape == (3, 10)
+    for s in range(3):
+        camera_to_first = poses[0] @ torch.linalg.inv(poses[s])
+        centre = camera_to_first[:3, 3]
+        for row in range(2):
+            for column in range(3):
+                pixel = torch.tensor([14 * column + 7, 14 * row + 7, 1], dtype=torch.float64)
+                ray = camera_to_first[:3, :3] @ torch.linalg.inv(K_PX) @ pixel
+                unit = ray / ray.norm()
+                block = depth[s, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14].flatten()
+                block = block[block > 0].sort().values
+                where = torch.zeros(4, dtype=torch.float64)
+                if len(block):
+                    where = torch.cat((centre + block[(len(block) - 1) // 2] * ray, torch.ones(1).double()))
+                expected = torch.cat((unit, torch.linalg.cross(centre, unit), where))
+                assert torch.allclose(found.patches[s, row, column], expected, atol=1e-9), (s, row, column)
+        axis = camera_to_first[:3, 2]
+        expected = torch.cat((axis, torch.linalg.cross(centre, axis), centre, torch.ones(1).double()))
+        assert torch.allclose(found.camera_tokens[s], expected, atol=1e-9)
+    assert not found.patches[1, 0, 1, 6:].any() and found.patches[1, 0, 1, :6].any()
+
+
+def test_points_project_into_the_middle_of_their_patches() -> None:
+    found = encode(scene(random_poses(3), some_depth()))
+    points = found.patches[..., 6:9].flatten(1, 2)
+    pixels, in_camera = project_points(points, found.world_to_camera, K_PX)
+    centres = torch.tensor([[14 * c + 7, 14 * r + 7] for r in range(2) for c in range(3)], dtype=torch.float64)
+    assert torch.allclose(pixels, centres.expand(3, 6, 2), atol=1e-9) and (in_camera[..., 2] > 1).all()
+    wrong, _ = project_points(points, invert_se3(found.world_to_camera), K_PX)
+    assert not torch.allclose(wrong[1:], centres.expand(2, 6, 2), atol=1.0)
+
+
+def test_rays_that_meet_show_it() -> None:
+    """(d1, m1) and (d2, m2) meet if d1 m2 + d2 m1 = 0: the rays of one camera all do, those of two don't."""
+    rays = encode(scene(random_poses(3))).patches[..., :6].flatten(1, 2)
+    d, m = rays[..., :3], rays[..., 3:]
+    assert (d[1] @ m[1].T + m[1] @ d[1].T).abs().max() < 1e-9
+    assert (d[1] @ m[2].T + m[1] @ d[2].T).abs().min() > 1e-3
+    assert torch.allclose(d.norm(dim=-1), torch.ones(3, 6, dtype=torch.float64))
+
+
+# ---- the world --------------------------------------------------------------------------------------------
+
+
+def test_the_world_of_the_data_does_not_show() -> None:
+    poses, depth = random_poses(3), some_depth()
+    (move,) = random_poses(1, seed=5)
+    first, other = encode(scene(poses, depth)), encode(scene(poses @ move, depth))
+    for name in ("patches", "camera_tokens", "world_to_camera"):
+        assert torch.allclose(getattr(first, name), getattr(other, name), atol=1e-9), name
+    assert torch.equal(first.world_to_camera[0], torch.eye(4, dtype=torch.float64))
+    expected = Cameras(poses[None], K.expand(1, 3, 3, 3)).canonical("first").world_to_camera[0]
+    assert torch.allclose(first.world_to_camera, expected, atol=1e-12)
+    scaled = poses.clone()
+    scaled[:, :3, 3] *= 2
+    assert not torch.allclose(encode(scene(scaled)).patches, encode(scene(poses)).patches, atol=1e-2)  # metres do
+
+
+def test_a_world_that_is_far_away_costs_no_digits() -> None:
+    near = random_poses(3)
+    far = torch.eye(4, dtype=torch.float64)
+    far[:3, 3] = torch.tensor([1e5, -2e5, 3e4])
+    a, b = encode(scene(near)), encode(scene(near @ far))
+    assert torch.allclose(a.patches, b.patches, atol=1e-8)
+    single = (near @ far).float()
+    naive = single @ torch.linalg.inv(single[0])  # composed in float32
+    assert (naive.double() - a.world_to_camera).abs().max() > 1e-3
+
+
+def test_frames_without_a_camera_say_nothing_and_are_not_the_world() -> None:
+    poses, has_camera = random_poses(3), torch.tensor([False, True, True])
+    found = encode(scene(poses, some_depth(), has_camera))
+    assert not found.patches[0].any() and not found.camera_tokens[0].any()
+    identity = torch.eye(4, dtype=torch.float64)
+    assert torch.equal(found.world_to_camera[0], identity) and torch.equal(found.world_to_camera[1], identity)
+    alone = GivenGeometry()([FRAMES[1:]], [scene(poses[1:], some_depth()[1:])])[0]
+    assert torch.equal(found.patches[1:], alone.patches) and torch.equal(found.has_camera, has_camera)
+
+
+# ---- options, precision, scenes ---------------------------------------------------------------------------
+
+
+def test_without_depth() -> None:
+    poses = random_poses(3)
+    rays = encode(scene(poses, some_depth()), depth=False)
+    assert (
+        GivenGeometry(depth=False).width == 6 == rays.patches.shape[-1] and not GivenGeometry(depth=False).needs_depth
+    )
+    assert torch.equal(rays.patches, encode(scene(poses, some_depth())).patches[..., :6])
+    unknown = encode(scene(poses))  # depth is wanted, but this scene has none
+    assert GivenGeometry().width == 10 == unknown.patches.shape[-1] and not unknown.patches[..., 6:].any()
+
+
+def test_precision_follows_the_frames_and_autocast_is_ignored() -> None:
+    given = SceneGeometry(world_to_camera=random_poses(3).float(), K_normalised=K.float().expand(3, 3, 3))
+    exact = encode(given)
+    assert exact.patches.dtype == torch.float64 and exact.world_to_camera.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        (half,) = GivenGeometry()([FRAMES.bfloat16()], [given])
+    assert half.patches.dtype == torch.float32 and torch.allclose(half.patches.double(), exact.patches, atol=1e-6)
+
+
+def test_scenes_of_different_lengths_and_sizes() -> None:
+    encoder = GivenGeometry()
+    frames = [FRAMES, torch.zeros(1, 3, 14, 28), torch.zeros(100, 3, 28, 28)]
+    given = [scene(random_poses(len(each), seed=i)) for i, each in enumerate(frames)]
+    found = encoder(frames, given)
+    assert [tuple(each.patches.shape) for each in found] == [(3, 2, 3, 10), (1, 1, 2, 10), (100, 2, 2, 10)]
+    assert encoder(frames, given, tokens=False)[0].patches is None
+    assert not list(encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    "given", [None, SceneGeometry(), scene(random_poses(3), has_camera=torch.zeros(3, dtype=torch.bool))]
+)
+def test_scenes_without_cameras_are_refused(given: SceneGeometry | None) -> None:
+    with pytest.raises(InputError, match="^scene 1 of the batch comes without cameras: put .*cameras.json"):
+        GivenGeometry()([FRAMES, FRAMES], [scene(random_poses(3)), given])
+
+
+def test_bad_shapes() -> None:
+    with pytest.raises(InputError, match="frames of 42 x 30 pixels"):
+        GivenGeometry()([torch.zeros(3, 3, 30, 42)], [scene(random_poses(3))])
+    with pytest.raises(ValueError, match="2 cameras for 3 frames"):
+        encode(scene(random_poses(2)))
+    with pytest.raises(ValueError, match="depth"):
+        encode(scene(random_poses(3), some_depth()[:, :14]))

@@ -1,0 +1,141 @@
+"""The geometry that came with the data: its cameras and, where there is some, its depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zoo.cameras import invert_se3
+from zoo.errors import InputError
+from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.precision import full_precision, wide
+from zoo.geometry.vggt_encoder import check_size
+
+RAY, POINT = 6, 4  # channels
+
+
+class GivenGeometry(GeometryEncoder):
+    """Rays and points for 3D tokens; nothing is learned. World and unit: the first frame with a camera, and metres.
+
+    A patch's channels are the ray through its centre as Plücker coordinates, a unit direction d and the moment
+    o x d about the origin (o is the camera's centre; arXiv 2402.14817 uses them so), and with depth the 3D point that
+    it shows and 1, or four zeros where it has no depth. That point lies on the ray, at the median of the patch's
+    depth. The directions have unit length, so that lengths can still be told after a normalisation of the token.
+
+    A camera token is the same of the optical axis: its ray and, with depth, the camera's centre and 1.
+
+    Frames without a camera have tokens of zeros, and an identity for a camera.
+
+    Args:
+        depth: read the depth of the data as well; scenes without are welcome.
+        patch_size: in pixels; the vision tower's, so that both branches have one grid.
+    """
+
+    needs_cameras = True
+    needs_frames = True  # for their size
+
+    def __init__(self, depth: bool = True, patch_size: int = 14) -> None:
+        super().__init__()
+        self.needs_depth = depth
+        self.patch_size = patch_size
+        self.width = RAY + POINT if depth else RAY
+
+    def forward(
+        self,
+        frames: Sequence[Float[Tensor, "_S 3 _H _W"]],
+        given: Sequence[SceneGeometry | None],
+        *,
+        tokens: bool = True,
+        cameras: bool = True,
+    ) -> list[SceneGeometry]:
+        return [self._encode(i, *scene, tokens) for i, scene in enumerate(zip(frames, given, strict=True))]
+
+    def _encode(self, number: int, frames: Tensor, given: SceneGeometry | None, tokens: bool) -> SceneGeometry:
+        height, width = frames.shape[-2:]
+        if tokens:
+            check_size(height, width, self.patch_size)
+        if given is None or given.world_to_camera is None or given.K_normalised is None:
+            raise _without_cameras(number)
+        if len(given.world_to_camera) != len(frames):
+            raise ValueError(f"scene {number}: {len(given.world_to_camera)} cameras for {len(frames)} frames")
+        if given.depth is not None and given.depth.shape != (len(frames), height, width):
+            raise ValueError(f"scene {number}: depth {tuple(given.depth.shape)} isn't that of {tuple(frames.shape)}")
+        present = given.has_camera
+        if present is not None and not present.any():
+            raise _without_cameras(number)
+        with full_precision(frames.device):
+            poses = first_as_world(given.world_to_camera, present)
+            say = {"world_to_camera": poses.to(wide(given.world_to_camera).dtype), "K_normalised": given.K_normalised}
+            if tokens:
+                say |= self._tokens(poses, given, (height, width), wide(frames).dtype)
+        return SceneGeometry(**say, has_camera=present, depth=given.depth)
+
+    def _tokens(
+        self, poses: Tensor, given: SceneGeometry, size_hw: tuple[int, int], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        assert given.K_normalised is not None
+        rows, columns = (side // self.patch_size for side in size_hw)
+        camera_to_world = invert_se3(poses)
+        centre = camera_to_world[:, :3, 3]
+        through = patch_directions(given.K_normalised.double(), rows, columns)
+        through = through.flatten(1, 2) @ camera_to_world[:, :3, :3].mT
+        through = through.unflatten(1, (rows, columns))
+        patches = [plucker(through, centre[:, None, None])]
+        camera = [plucker(camera_to_world[:, :3, 2], centre)]
+        if self.needs_depth:
+            depth = through.new_zeros(through.shape[:3])
+            if given.depth is not None:
+                depth = patch_depth(given.depth, self.patch_size).to(depth.dtype)
+            known = (depth > 0)[..., None]
+            point = centre[:, None, None] + depth[..., None] * through
+            patches.append(torch.cat((point, torch.ones_like(point[..., :1])), -1) * known)
+            camera.append(torch.cat((centre, torch.ones_like(centre[..., :1])), -1))
+        say = {"patches": torch.cat(patches, -1), "camera_tokens": torch.cat(camera, -1)}
+        if given.has_camera is not None:
+            say = {name: value * given.has_camera.view(-1, *[1] * (value.ndim - 1)) for name, value in say.items()}
+        return {name: value.to(dtype) for name, value in say.items()}
+
+
+def _without_cameras(number: int) -> InputError:
+    return InputError(
+        f"scene {number} of the batch comes without cameras: put <scene>.cameras.json beside its video, or let VGGT "
+        "find them, --model.geometry PretrainedVGGT"
+    )
+
+
+def first_as_world(
+    world_to_camera: Float[Tensor, "S 4 4"], present: Bool[Tensor, " S"] | None
+) -> Float[Tensor, "S 4 4"]:
+    """V V_ref^-1 in float64, with the first present camera for a reference; identities for what isn't present."""
+    first = 0 if present is None else int(present.int().argmax())
+    poses = world_to_camera.double()
+    relative = poses @ invert_se3(poses[first])
+    identity = torch.eye(4, dtype=poses.dtype, device=poses.device)
+    relative[first] = identity
+    return relative if present is None else torch.where(present[:, None, None], relative, identity)
+
+
+def patch_directions(K_normalised: Float[Tensor, "S 3 3"], rows: int, columns: int) -> Float[Tensor, "S h w 3"]:
+    """Where the centres of the patches are seen, in the camera's frame, one unit deep."""
+    x = (torch.arange(columns).to(K_normalised) + 0.5) / columns - 0.5
+    y = (torch.arange(rows).to(K_normalised) + 0.5) / rows - 0.5
+    focal, principal = K_normalised.diagonal(dim1=-2, dim2=-1), K_normalised[..., 2]
+    u = (x - principal[:, 0, None]) / focal[:, 0, None]
+    v = (y - principal[:, 1, None]) / focal[:, 1, None]
+    u, v = u[:, None, :].expand(-1, rows, -1), v[:, :, None].expand(-1, -1, columns)
+    return torch.stack((u, v, torch.ones_like(u)), -1)
+
+
+def plucker(direction: Float[Tensor, "*batch 3"], origin: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch 6"]:
+    """Unit direction and moment of the lines through `origin` along `direction`."""
+    unit = direction / direction.norm(dim=-1, keepdim=True)
+    return torch.cat((unit, torch.linalg.cross(origin.expand_as(unit), unit)), -1)
+
+
+def patch_depth(depth: Float[Tensor, "S H W"], patch: int) -> Float[Tensor, "S h w"]:
+    """The median of what each patch has of depth; 0 where it has none."""
+    blocks = depth.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).transpose(2, 3).flatten(3)
+    return torch.where(blocks > 0, blocks, torch.nan).nanmedian(-1).values.nan_to_num(0.0)

@@ -1,0 +1,229 @@
+"""VGGT as a geometry encoder: with VGGT-1B's weights, or a tiny one.
+
+--model.geometry PretrainedVGGT --model.geometry.path weights/vggt-1b
+--model.geometry TinyVGGT --model.geometry.path runs/vggt_tiny
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from zoo.cameras import normalise_intrinsics
+from zoo.errors import InputError
+from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
+from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.geometry.vggt.official import WEIGHTS, SafetensorsFile, find_weights, load_official
+
+Head = Literal["camera", "depth", "point"]
+NOT_CAMERAS = ("depth_head.", "point_head.", "track_head.")
+
+
+class VGGTEncoder(GeometryEncoder):
+    """Frames to VGGT's tokens and, if they are asked for, its cameras: float32, in the scene's own scale.
+
+    Scenes of one shape go through VGGT together; none is padded, since frames attend to each other. Without
+    trainable parameters it keeps no activations for a backward pass.
+
+    Args:
+        vggt: with its weights.
+        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
+        camera_head: a file, folder or hub id with VGGT-1B's camera head, if `vggt` has none and cameras are wanted.
+
+    Raises:
+        InputError: no such layer; a camera head that can't be read or doesn't fit.
+    """
+
+    needs_frames = True
+    gives_cameras = True
+
+    def __init__(self, vggt: VGGT, layer: int = -1, camera_head: str | None = None) -> None:
+        super().__init__()
+        depth = vggt.aggregator.depth
+        if not -depth <= layer < depth:
+            raise InputError(f"--model.geometry.layer {layer}: this VGGT has layers 0 to {depth - 1}")
+        if camera_head is not None:
+            vggt.camera_head = load_camera_head(camera_head, 2 * vggt.aggregator.embed_dim)
+        self.vggt, self.layer = vggt, layer
+        self.width = 2 * vggt.aggregator.embed_dim
+
+    def forward(
+        self,
+        frames: Sequence[Float[Tensor, "_S 3 _H _W"]],
+        given: Sequence[SceneGeometry | None],
+        *,
+        tokens: bool = True,
+        cameras: bool = True,
+    ) -> list[SceneGeometry]:
+        """See `GeometryEncoder`; `given` isn't looked at. The first frame of a scene is its world."""
+        if cameras and self.vggt.camera_head is None:
+            raise InputError(
+                "this VGGT has no camera head (a released Spatial-MLLM holds the aggregator alone): name weights that "
+                "have one, --model.geometry.camera_head facebook/VGGT-1B, or take the data's cameras, "
+                "--model.cameras given"
+            )
+        found: dict[int, SceneGeometry] = {}
+        trained = any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            for members in same_shape(frames):
+                images = torch.stack([frames[i] for i in members])
+                scenes = self._encode(images, tokens, cameras)
+                found.update(zip(members, scenes, strict=True))
+        return [found[i] for i in range(len(frames))]
+
+    def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
+        height, width = images.shape[-2:]
+        patch = self.vggt.aggregator.patch_size
+        check_size(height, width, patch)
+        output = self.vggt(images, layers=(self.layer,) if tokens else (), heads=("camera",) if cameras else ())
+        say: dict[str, Tensor] = {}
+        if tokens:
+            every = output.tokens[self.layer]
+            say["camera_tokens"] = every[:, :, 0]
+            grid = (height // patch, width // patch)
+            say["patches"] = every[:, :, output.patch_start :].unflatten(2, grid)
+        if cameras:
+            say["world_to_camera"], say["K_normalised"], say["has_camera"] = sound_cameras(
+                output.pose_enc, (height, width)
+            )
+        return [SceneGeometry(**{name: value[i] for name, value in say.items()}) for i in range(len(images))]
+
+
+class PretrainedVGGT(VGGTEncoder):
+    """VGGT-1B's aggregator with released weights (arXiv 2503.11651).
+
+    Args:
+        path: a hub id, a folder with model.safetensors in it, or a .safetensors file.
+        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
+        camera_head: the same, for the camera head; null builds none: it has 0.2 billion parameters, which only
+            `--model.cameras vggt` uses.
+        dtype: of the aggregator; the head is float32, since poses in bfloat16 would be useless.
+    """
+
+    def __init__(
+        self,
+        path: str = "facebook/VGGT-1B",
+        layer: int = -1,
+        camera_head: str | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__(VGGT.from_pretrained(path, heads=(), dtype=getattr(torch, dtype)), layer, camera_head)
+
+
+class TinyVGGT(VGGTEncoder):
+    """A VGGT of a few million parameters, for small frames: random, or pretrained by geometry_tiny.yaml.
+
+    Args:
+        path: a run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, which say
+            nothing of geometry.
+        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
+        embed_dim: width of the aggregator; its tokens have twice as many channels.
+        depth: layers of the aggregator.
+        num_heads: of its attention.
+        features: width of the dense heads.
+        heads: those to build; the pretraining needs them all.
+        seed: of the random weights.
+
+    Raises:
+        InputError: a path without weights, or with those of another size.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        layer: int = -1,
+        embed_dim: int = 128,
+        depth: int = 4,
+        num_heads: int = 4,
+        features: int = 16,
+        heads: Sequence[Head] = ("camera",),
+        seed: int = 0,
+    ) -> None:
+        dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
+        dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
+        every: dict[str, dict[str, Any]] = {
+            "camera_head": {"dim_in": 2 * embed_dim, "trunk_depth": 2, "num_heads": num_heads},
+            "depth_head": dense | {"output_dim": 2, "activation": "exp"},
+            "point_head": dense | {"output_dim": 4, "activation": "inv_log"},
+        }
+        config = {"aggregator": dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_embed="conv")}
+        config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
+        if path is None:
+            vggt = random_vggt(config, seed)
+        else:
+            local = Path(path).expanduser()
+            if not local.is_file() and not (local / WEIGHTS).is_file():
+                raise InputError(
+                    f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or "
+                    "name the run that did with --model.geometry.path"
+                )
+            vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
+        super().__init__(vggt, layer)
+
+
+def random_vggt(config: dict[str, Any], seed: int) -> VGGT:
+    """A VGGT that starts to learn at once: the published start, for 24 layers, is slow for four."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vggt = VGGT(**config)
+        with torch.no_grad():
+            for name, parameter in vggt.named_parameters():
+                if name.endswith("gamma"):
+                    parameter.fill_(1.0)
+                elif name.endswith("_token"):
+                    parameter.normal_()
+    return vggt
+
+
+def load_camera_head(path: str, dim_in: int) -> CameraHead:
+    """VGGT-1B's camera head alone, out of weights that hold more; dim_in is the width of the tokens."""
+    with torch.device("meta"):
+        holder = nn.ModuleDict({"camera_head": CameraHead(dim_in)})
+    holder.to_empty(device="cpu")
+    load_official(holder, SafetensorsFile(find_weights(path)), skip=("aggregator.", *NOT_CAMERAS))
+    head = holder["camera_head"]
+    assert isinstance(head, CameraHead)
+    return head
+
+
+def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
+    """The scenes' indices, those of one shape together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, scene in enumerate(frames):
+        groups.setdefault(tuple(scene.shape), []).append(i)
+    return list(groups.values())
+
+
+def check_size(height: int, width: int, patch: int) -> None:
+    """InputError for frames that can't be cut into patches."""
+    if height % patch or width % patch or not (height and width):
+        raise InputError(
+            f"frames of {width} x {height} pixels: a geometry encoder needs sides in multiples of {patch}; resize them "
+            f"to {max(1, round(width / patch)) * patch} x {max(1, round(height / patch)) * patch}"
+        )
+
+
+def sound_cameras(
+    pose_enc: Float[Tensor, "B S 9"], size_hw: tuple[int, int]
+) -> tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"], Bool[Tensor, "B S"]]:
+    """(world_to_camera, K_normalised, has_camera) of pose encodings; identities where a camera means nothing.
+
+    That is a field of view of 0, which the head can give and which is an infinite focal length; one of pi or more;
+    a rotation of length 0; and what isn't finite.
+    """
+    fov = pose_enc[..., 7:]
+    sound = pose_enc.isfinite().all(-1) & (fov > 0).all(-1) & (fov < torch.pi).all(-1)
+    sound = sound & (pose_enc[..., 3:7].square().sum(-1) > 0)
+    # put right before as well as after: an infinity that is only masked out still spoils the gradients
+    harmless = pose_enc.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    world_to_camera, K_px = pose_encoding_to_cameras(torch.where(sound[..., None], pose_enc, harmless), size_hw)
+    K = normalise_intrinsics(K_px, size_hw[1], size_hw[0])
+    keep = sound[..., None, None]
+    identity = torch.eye(4, dtype=K.dtype, device=K.device)
+    return torch.where(keep, world_to_camera, identity), torch.where(keep, K, identity[:3, :3]), sound
