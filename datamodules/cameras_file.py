@@ -3,8 +3,8 @@
     {"width": 640, "height": 480, "K_px": [[585, 0, 320], [0, 585, 240], [0, 0, 1]],
      "world_to_camera": [[[...], [...], [...], [0, 0, 0, 1]], ...], "times_s": [0.0, ...]}
 
-World-to-camera, OpenCV axes (x right, y down, z forward), metres. K_px, in pixels of the upright video, is
-one 3x3 for all frames or one for each; times_s is optional.
+World-to-camera, OpenCV axes (x right, y down, z forward), metres; null for a frame whose pose is not known. K_px,
+in pixels of the upright video, is one 3x3 for all frames or one for each; times_s is optional.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from zoo.cameras import nearest_rotation, normalise_intrinsics
@@ -24,7 +24,7 @@ from zoo.cameras import nearest_rotation, normalise_intrinsics
 def read_cameras(
     path: str | Path, num_frames: int, height: int, width: int
 ) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
-    """(world_to_camera, K_normalised), one of each for every raw frame.
+    """(world_to_camera, K_normalised), one of each for every raw frame; all NaN is a pose that is not known.
 
     Rotations are projected to SO(3); K_normalised is as `zoo.cameras.normalise_intrinsics` has it.
 
@@ -33,18 +33,22 @@ def read_cameras(
 
     Raises:
         ValueError: one line with the file and, where there is one, the frame: malformed JSON, a wrong number
-            of poses, poses that aren't finite or rigid (off by more than 1e-2), K_px of another image size.
+            of poses, none that is known, poses that aren't finite or rigid (off by more than 1e-2), K_px of another
+            image size.
     """
     path = Path(path)
     content = _load(path)
     if (content["width"], content["height"]) != (width, height):
         stated = f"{content['width']} x {content['height']}"
         raise ValueError(f"{path}: K_px is for {stated} pixels, the video has {width} x {height}: scale it")
-    poses = _matrices(path, "world_to_camera", content["world_to_camera"], 4)
+    poses, known = _poses(path, content["world_to_camera"])
     if len(poses) != num_frames:
-        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: give one a frame")
+        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: give one a frame, or null")
+    if not known.any():
+        raise ValueError(f"{path}: no frame has a pose: leave the file out, or write it again")
     _require(path, "pose is not a rigid transform: its last row must be 0 0 0 1", _ends_in_unit_row(poses))
     poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], what=f"{path}, by frame")
+    poses[~known] = torch.nan
 
     K_px = _matrices(path, "K_px", content["K_px"], 3)
     if len(K_px) not in (1, num_frames):
@@ -63,9 +67,13 @@ def write_cameras(
     height: int,
     times_s: Sequence[float] | None = None,
 ) -> None:
-    """Writes cameras.json; its numbers read back exactly. width, height: the video's size in pixels."""
+    """Writes cameras.json; its numbers read back exactly, and a pose that isn't finite as one that isn't known.
+
+    width, height: the video's size in pixels.
+    """
     content: dict[str, Any] = {"width": width, "height": height, "K_px": K_px.tolist()}
-    content["world_to_camera"] = world_to_camera.tolist()
+    known = world_to_camera.isfinite().all(-1).all(-1).tolist()
+    content["world_to_camera"] = [pose if k else None for pose, k in zip(world_to_camera.tolist(), known, strict=True)]
     if times_s is not None:
         content["times_s"] = list(times_s)
     Path(path).write_text(json.dumps(content), encoding="utf-8")
@@ -83,6 +91,14 @@ def _load(path: Path) -> dict[str, Any]:
     if absent:
         raise ValueError(f"{path}: no {', '.join(absent)}: a cameras file needs {', '.join(keys)}")
     return content
+
+
+def _poses(path: Path, rows: Any) -> tuple[Float64[Tensor, "N 4 4"], Bool[Tensor, " N"]]:
+    """(poses, which of them are known); the others are identities."""
+    unit = torch.eye(4).tolist()
+    filled = [unit if row is None else row for row in rows] if isinstance(rows, list) else rows
+    poses = _matrices(path, "world_to_camera", filled, 4)
+    return poses, torch.tensor([row is not None for row in rows[: len(poses)]])
 
 
 def _matrices(path: Path, key: str, rows: Any, side: int) -> Float64[Tensor, "N side side"]:

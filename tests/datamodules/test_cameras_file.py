@@ -107,6 +107,27 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, name):
     assert str(path) in message and reason in message and "\n" not in message
 
 
+def test_unknown_poses_are_null_in_the_file_and_nan_when_read(tmp_path):
+    path = tmp_path / "a.cameras.json"
+    some = poses()
+    some[[0, 3]] = math.nan
+    write_cameras(path, some, K_PX, width=WIDTH, height=HEIGHT)
+    assert [pose is None for pose in json.loads(path.read_text())["world_to_camera"]] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    world_to_camera, K = read(path)
+    assert world_to_camera[[0, 3]].isnan().all() and K.isfinite().all()
+    assert torch.allclose(world_to_camera[[1, 2, 4]], poses()[[1, 2, 4]], atol=1e-14)
+
+    write_cameras(path, some * math.nan, K_PX, width=WIDTH, height=HEIGHT)
+    with pytest.raises(ValueError, match="no frame has a pose"):
+        read(path)
+
+
 MALFORMED = [("{", "not valid JSON"), ("[]", "no width"), ('{"width": 1}', "no height")]
 
 
