@@ -1,25 +1,42 @@
 """Camera encodings: one file each beside `base.py`."""
 
+from zoo.encodings.append import Append
 from zoo.encodings.base import CameraEncoding, EncodedCameras, ZeroChannels
-from zoo.encodings.matrices import CameraMatrices, Matrices, MatrixEncoding
+from zoo.encodings.blocks import CameraMatrices, ChannelBlock
+from zoo.encodings.cape import CaPE
+from zoo.encodings.gta import GTA
+from zoo.encodings.matrices import Matrices, MatrixEncoding
 from zoo.encodings.multiview import prope_attention
-from zoo.encodings.placements import ChannelBlock, Fraction, Placement, TSection
+from zoo.encodings.on_heads import OnHeads
+from zoo.encodings.on_layers import Alternate, OnLayers
+from zoo.encodings.placements import Fraction, HighFrequencies, LowFrequencies, OnChannels, Placement, TSection
 from zoo.encodings.prope import PRoPE, projection_matrices
+from zoo.encodings.stack import Stack
 from zoo.encodings.symmetries import Symmetries
 
 __all__ = [
+    "Alternate",
+    "Append",
+    "CaPE",
     "CameraEncoding",
     "CameraMatrices",
     "ChannelBlock",
     "EncodedCameras",
     "Fraction",
+    "GTA",
+    "HighFrequencies",
+    "LowFrequencies",
     "Matrices",
     "MatrixEncoding",
+    "OnChannels",
+    "OnHeads",
+    "OnLayers",
     "PRoPE",
     "Placement",
+    "Stack",
     "Symmetries",
     "TSection",
-    "projection_matrices",
     "ZeroChannels",
+    "projection_matrices",
     "prope_attention",
 ]

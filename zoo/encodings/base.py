@@ -19,6 +19,7 @@ from zoo.cameras import Cameras, Reference, Scale
 from zoo.encodings.symmetries import Symmetries
 
 QK = tuple[Float[Tensor, "B L H E"], Float[Tensor, "B L G E"]]
+Rope = tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]  # cosine and sine
 
 
 class EncodedCameras:
@@ -36,12 +37,7 @@ class EncodedCameras:
     def __init__(self, num_tokens: int | None = None) -> None:
         self.num_tokens = num_tokens
 
-    def at_layer(
-        self,
-        layer: int,
-        hidden_states: Float[Tensor, "B L W"],
-        rope: tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]],
-    ) -> EncodedCameras | None:
+    def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
         """What acts in one layer; None is the stock attention.
 
         Args:

@@ -3,64 +3,81 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLTextModel
 
+from zoo.encodings.base import EncodedCameras
+from zoo.encodings.blocks import CameraMatrices, ChannelBlock, PairBlock
 from zoo.errors import InputError
 
-
-class ChannelBlock:
-    """Groups of four channels: `width` of them from `start` on in each of `parts` equal parts of a head.
-
-    With one part a group is four neighbours; with two it is (c, c + 1, c + D/2, c + 1 + D/2): two RoPE pairs.
-    Channels that others appended to a head are left alone.
-    """
-
-    def __init__(self, head_dim: int, start: int, width: int, parts: int = 1) -> None:
-        self.head_dim, self.start, self.width, self.parts = head_dim, start, width, parts
-
-    def view(self, x: Shaped[Tensor, "*rest E"]) -> Shaped[Tensor, "*rest parts width"]:
-        """The channels, without a copy."""
-        return x[..., : self.head_dim].unflatten(-1, (self.parts, -1)).narrow(-1, self.start, self.width)
-
-    def group(self, chosen: Shaped[Tensor, "*rest parts width"]) -> Shaped[Tensor, "*rest G 4"]:
-        """What `view` gives, in groups of four."""
-        return chosen.unflatten(-1, (-1, 4 // self.parts)).transpose(-3, -2).flatten(-2)
-
-    def ungroup(self, groups: Shaped[Tensor, "*rest G 4"]) -> Shaped[Tensor, "*rest parts width"]:
-        """The inverse of `group`."""
-        return groups.unflatten(-1, (self.parts, -1)).transpose(-3, -2).flatten(-2)
+RowMatrices = Mapping[str, Float[Tensor, "B C 4 4"]]
 
 
-class Placement(ABC):
-    """On which channels of a head the camera acts, and whether before or after RoPE.
+class Placement(nn.Module, ABC):
+    """Where the matrices of the cameras act. A module, since some placements learn.
 
     Attributes:
-        before_rope: q' = RoPE(camera(q)) instead of camera(RoPE(q)).
         needs_constant_time: exact only if all views of a clip have the same time.
         keeps_world: RoPE doesn't come between the cameras: their relative poses alone count.
         keeps_shift: cameras don't come between RoPE's turns: relative positions alone count.
+        leaves_text: text and views attend to each other as in the stock decoder.
+        keeps_stock: identity matrices change nothing.
+        keeps_rope: RoPE's frequencies are the pretrained ones.
     """
 
-    before_rope: bool = False
     needs_constant_time: bool = False
     keeps_world: bool = True
     keeps_shift: bool = True
+    leaves_text: bool = False
+    keeps_stock: bool = True
+    keeps_rope: bool = True
+
+    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+        """See `CameraEncoding.attach`."""
 
     @abstractmethod
-    def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
-        """The channels.
+    def place(
+        self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]
+    ) -> EncodedCameras:
+        """What acts on the tokens.
 
         Args:
+            index: the camera of each token, -1 for none.
+            matrices: for q, k, v and o, or some of them: one a camera, to be multiplied from the right.
             head_dim: channels of a head.
             mrope_section: frequencies of mRoPE's sections (t, h, w), half of `head_dim` in all.
 
         Raises:
-            InputError: channels that don't come in groups of four.
+            InputError: heads that don't fit.
         """
+
+
+class OnChannels(Placement):
+    """On some of the channels that a head has.
+
+    Attributes:
+        before_rope: q' = RoPE(camera(q)) instead of camera(RoPE(q)).
+    """
+
+    before_rope: bool = False
+
+    @abstractmethod
+    def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
+        """The channels; arguments and errors as `place`."""
+
+    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+        config = language_model.config
+        self.block(config.hidden_size // config.num_attention_heads, config.rope_parameters["mrope_section"])
+
+    def place(
+        self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]
+    ) -> CameraMatrices:
+        return CameraMatrices(index, self.block(head_dim, mrope_section), not self.before_rope, **matrices)
 
     def channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
         """The channels as a list: four after four are what one 4 x 4 matrix acts on."""
@@ -68,7 +85,7 @@ class Placement(ABC):
         return block.group(block.view(torch.arange(head_dim))).flatten().tolist()
 
 
-class Fraction(Placement):
+class Fraction(OnChannels):
     """A range of raw head channels, after RoPE, as other projects have it.
 
     This keeps the invariance to a change of world, and breaks RoPE's own to a shift of all positions.
@@ -80,6 +97,7 @@ class Fraction(Placement):
     keeps_shift = False
 
     def __init__(self, start: int | float = 0.0, stop: int | float = 0.5) -> None:
+        super().__init__()
         if not 0.0 <= start < stop <= 1.0:
             raise InputError(f"a range of channels needs 0 <= start < stop <= 1, got {start} to {stop}")
         self.start, self.stop = start, stop
@@ -91,7 +109,7 @@ class Fraction(Placement):
         return ChannelBlock(head_dim, start, stop - start)
 
 
-class TSection(Placement):
+class TSection(OnChannels):
     """The channels of mRoPE's T section, in RoPE's pairs (c, c + D/2), before RoPE.
 
     If all views of a clip have one time, RoPE turns all of its tokens there by the same angles, which cancel:
@@ -107,3 +125,74 @@ class TSection(Placement):
         if not width or width % 2:
             raise InputError(f"mRoPE's T section needs an even number of frequencies, got {width}")
         return ChannelBlock(head_dim, 0, width, parts=2)
+
+
+class Frequencies(OnChannels):
+    """Some frequencies of one mRoPE section, on RoPE's pairs (c, c + D/2), before RoPE: P x I_2 on four pairs.
+
+    RoPE turns the four pairs of a group by different angles, so it commutes with the camera only nearly: the
+    invariance to a shift of all positions is exact, that to a change of world is off by `misfit`. If the four are
+    tied to one frequency, both are exact, but RoPE is no longer the pretrained one, for text neither.
+
+    Args:
+        count: how many frequencies, a multiple of four.
+        section: of mRoPE.
+        tied: give the four pairs of a group their geometric mean.
+    """
+
+    before_rope = True
+
+    def __init__(self, count: int = 4, section: Literal["t", "h", "w"] = "w", tied: bool = False) -> None:
+        super().__init__()
+        if count < 4 or count % 4:
+            raise InputError(f"one matrix takes four frequencies: a multiple of four, not {count}")
+        self.count, self.section, self.tied = count, section, tied
+        self.keeps_world, self.keeps_rope = tied, not tied
+
+    @abstractmethod
+    def first(self, start: int, stop: int) -> int:
+        """The first of the frequencies, where the section goes from `start` to `stop`, from high to low."""
+
+    def block(self, head_dim: int, mrope_section: Sequence[int]) -> PairBlock:
+        section = "thw".index(self.section)
+        start, width = sum(mrope_section[:section]), mrope_section[section]
+        if self.count > width:
+            raise InputError(f"mRoPE's {self.section} section has {width} frequencies, fewer than {self.count}")
+        return PairBlock(head_dim, self.first(start, start + width), self.count)
+
+    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+        super().attach(language_model)
+        if self.tied:
+            rotary, section = language_model.rotary_emb, language_model.config.rope_parameters["mrope_section"]
+            for frequencies in (rotary.inv_freq, rotary.original_inv_freq):
+                fours = self._fours(frequencies, section)
+                fours.copy_(fours.log().mean(-1, keepdim=True).exp().expand_as(fours))
+
+    def misfit(self, frequencies: Float[Tensor, " F"], mrope_section: Sequence[int]) -> float:
+        """How far RoPE is from one angle for each four pairs, in radians a position between two tokens.
+
+        In the spectral norm, what the camera's matrices see of RoPE differs by no more from what commutes.
+
+        Args:
+            frequencies: of RoPE, radians a position.
+        """
+        fours = self._fours(frequencies, mrope_section)
+        return float((fours.amax(-1) - fours.amin(-1)).max() / 2)
+
+    def _fours(self, frequencies: Tensor, mrope_section: Sequence[int]) -> Float[Tensor, "groups 4"]:
+        block = self.block(2 * len(frequencies), mrope_section)
+        return frequencies[block.start : block.start + block.width].view(-1, 4)
+
+
+class LowFrequencies(Frequencies):
+    """The lowest frequencies of one mRoPE section, see `Frequencies`: nearly still, so nearly exact."""
+
+    def first(self, start: int, stop: int) -> int:
+        return stop - self.count
+
+
+class HighFrequencies(Frequencies):
+    """The highest frequencies of one mRoPE section, see `Frequencies`: untied, they turn far from each other."""
+
+    def first(self, start: int, stop: int) -> int:
+        return start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.encodings import Fraction, Placement, TSection
+from zoo.encodings import Fraction, OnChannels, TSection
 
 
 def test_a_fraction_is_a_range_of_neighbours() -> None:
@@ -23,7 +23,7 @@ def test_the_t_section_comes_in_whole_rope_pairs() -> None:
 
 
 @pytest.mark.parametrize("placement", [Fraction(), Fraction(0.5, 1.0), Fraction(0, 1), TSection()])
-def test_a_view_in_groups_and_back(placement: Placement) -> None:
+def test_a_view_in_groups_and_back(placement: OnChannels) -> None:
     block = placement.block(32, [4, 6, 6])
     x = torch.randn(2, 5, 3, 32, generator=torch.Generator().manual_seed(0))
     chosen = placement.channels(32, [4, 6, 6])

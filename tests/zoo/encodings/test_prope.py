@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from zoo.cameras import Cameras, invert_se3
-from zoo.encodings import EncodedCameras, Fraction, Placement, PRoPE, TSection, projection_matrices
+from zoo.encodings import EncodedCameras, Fraction, OnChannels, PRoPE, TSection, projection_matrices
 from zoo.positions import NoTime
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS = 32, [4, 6, 6], 4, 2
@@ -19,7 +19,7 @@ VIEWS, TOKENS = 3, 4  # tokens a view
 EXACT, BROKEN = 1e-10, 1e-3
 
 
-class AllChannelsBeforeRoPE(Placement):
+class AllChannelsBeforeRoPE(OnChannels):
     """A control: the camera inside RoPE, where the time differs between views."""
 
     before_rope = True
@@ -85,7 +85,7 @@ def constant_time(ids: Tensor, index: Tensor) -> Tensor:
     return ids
 
 
-def change_of_world(placement: Placement, reference: str | None, *, text: int, static: bool, drop: str = "") -> float:
+def change_of_world(placement: OnChannels, reference: str | None, *, text: int, static: bool, drop: str = "") -> float:
     """How far V -> V G moves the outputs."""
     poses, K = random_cameras(2)
     world = random_cameras(2, 1, seed=5)[0]
@@ -100,7 +100,7 @@ def change_of_world(placement: Placement, reference: str | None, *, text: int, s
     return float((outputs[0] - outputs[1]).abs().max())
 
 
-def shift_of_positions(placement: Placement, *, static: bool) -> float:
+def shift_of_positions(placement: OnChannels, *, static: bool) -> float:
     """How far moving all positions by 7 moves the outputs."""
     poses, K = random_cameras(2)
     qkv, index, ids = random_sequence(0)
@@ -114,12 +114,12 @@ def shift_of_positions(placement: Placement, *, static: bool) -> float:
 
 @pytest.mark.parametrize("reference", [None, "first"])
 @pytest.mark.parametrize(("placement", "static"), [(Fraction(), False), (Fraction(0, 1), False), (TSection(), True)])
-def test_views_do_not_know_the_world(placement: Placement, static: bool, reference: str | None) -> None:
+def test_views_do_not_know_the_world(placement: OnChannels, static: bool, reference: str | None) -> None:
     assert change_of_world(placement, reference, text=0, static=static) < EXACT
 
 
 @pytest.mark.parametrize(("placement", "static"), [(Fraction(), False), (TSection(), True)])
-def test_text_needs_canonical_cameras(placement: Placement, static: bool) -> None:
+def test_text_needs_canonical_cameras(placement: OnChannels, static: bool) -> None:
     assert change_of_world(placement, "first", text=3, static=static) < EXACT
     assert change_of_world(placement, None, text=3, static=static) > BROKEN
 
@@ -157,7 +157,7 @@ def test_the_t_section_needs_constant_time() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("placement", [Fraction(), TSection()])
-def test_identity_cameras_keep_every_bit(placement: Placement, dtype: torch.dtype) -> None:
+def test_identity_cameras_keep_every_bit(placement: OnChannels, dtype: torch.dtype) -> None:
     qkv, index, _ = random_sequence(2)
     q, k, v = (x.to(dtype) for x in qkv)
     eye = torch.eye(4).expand(2, VIEWS, 4, 4)
@@ -216,7 +216,7 @@ def test_one_matrix_a_token_equals_the_definition() -> None:
 
 
 @pytest.mark.parametrize("placement", [Fraction(), TSection()])
-def test_gradients_reach_tokens_and_poses(placement: Placement) -> None:
+def test_gradients_reach_tokens_and_poses(placement: OnChannels) -> None:
     poses, K = random_cameras(1)
     index = torch.tensor([[-1, 0, 1, 2, -1]])
     generator = torch.Generator().manual_seed(0)

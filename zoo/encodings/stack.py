@@ -1,0 +1,91 @@
+"""Several encodings at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import and_
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLTextModel
+
+from zoo.cameras import Cameras
+from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, Rope
+from zoo.encodings.symmetries import Symmetries
+from zoo.errors import InputError
+
+
+class Stack(CameraEncoding):
+    """Several encodings at once, one after the other; each has its own reference view and scale.
+
+    What all of them keep holds for the stack if they act on different channels, or add to the logits.
+
+    Args:
+        encodings: in the order in which they act on q, k and v; on the outputs in the opposite order.
+    """
+
+    def __init__(self, encodings: list[CameraEncoding]) -> None:
+        super().__init__(reference=None)
+        if not encodings:
+            raise InputError("a Stack needs encodings")
+        self.each = tuple(encodings)
+        self.encodings = nn.ModuleList(encodings)  # registers what they learn
+
+    @property
+    def needs_constant_time(self) -> bool:
+        return any(encoding.needs_constant_time for encoding in self.each)
+
+    @property
+    def symmetries(self) -> Symmetries:
+        return reduce(and_, (encoding.symmetries for encoding in self.each))
+
+    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+        for encoding in self.each:
+            encoding.attach(language_model)
+
+    def encode(self, cameras: Cameras, **decoder: Any) -> Stacked:
+        return Stacked([encoding.encode(cameras, **decoder) for encoding in self.each])
+
+
+class Stacked(EncodedCameras):
+    """What a `Stack` does to one forward pass."""
+
+    def __init__(self, each: Sequence[EncodedCameras]) -> None:
+        super().__init__(next((e.num_tokens for e in each if e.num_tokens is not None), None))
+        self.each = each
+
+    def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
+        return _stacked([e.at_layer(layer, hidden_states, rope) for e in self.each])
+
+    def decoding(self) -> EncodedCameras | None:
+        return _stacked([e.decoding() for e in self.each])
+
+    def repeated(self, copies: int) -> Stacked:
+        return Stacked([e.repeated(copies) for e in self.each])
+
+    def before_rope(self, q: Tensor, k: Tensor) -> QK:
+        for e in self.each:
+            q, k = e.before_rope(q, k)
+        return q, k
+
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        for e in self.each:
+            q, k = e.after_rope(q, k)
+        return q, k
+
+    def values(self, v: Tensor) -> Tensor:
+        for e in self.each:
+            v = e.values(v)
+        return v
+
+    def outputs(self, o: Tensor) -> Tensor:
+        for e in reversed(self.each):
+            o = e.outputs(o)
+        return o
+
+
+def _stacked(each: list[EncodedCameras | None]) -> EncodedCameras | None:
+    acting = [e for e in each if e is not None]
+    return Stacked(acting) if acting else None
