@@ -147,7 +147,7 @@ class FrameId(_Spread):
         return steps.frame
 
 
-class _OfPoses(_Spread):
+class PoseTimeIndex(_Spread):
     """A number that the poses give; a step without a camera has that of the step before (or the first one known)."""
 
     needs_cameras = True
@@ -172,7 +172,7 @@ class _OfPoses(_Spread):
         return self.of_poses(steps.world_to_camera[known])[last_known]
 
 
-class Pose(_OfPoses):
+class Pose(PoseTimeIndex):
     """The distance of a step's pose to that of a reference view, spread over 0 to `span`.
 
     One number can't tell poses apart: views on either side of the reference, at the same distance, get the same
@@ -201,7 +201,7 @@ class Pose(_OfPoses):
         return pose_distances(world_to_camera, world_to_camera[view], self.measure, self.translation_weight)
 
 
-class PosePath(_OfPoses):
+class PosePath(PoseTimeIndex):
     """The length of the camera's path up to a step, spread over 0 to `span`: time by movement, not by the clock.
 
     It never goes back, so a view seen twice has two positions. Noisy poses lengthen the path where the camera

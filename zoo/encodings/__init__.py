@@ -1,5 +1,6 @@
 """Camera encodings: one file each beside `base.py`."""
 
+from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.append import Append
 from zoo.encodings.base import CameraEncoding, EncodedCameras, ZeroChannels
 from zoo.encodings.blocks import CameraMatrices, ChannelBlock
@@ -10,7 +11,10 @@ from zoo.encodings.multiview import prope_attention
 from zoo.encodings.on_heads import OnHeads
 from zoo.encodings.on_layers import Alternate, OnLayers
 from zoo.encodings.placements import Fraction, HighFrequencies, LowFrequencies, OnChannels, Placement, TSection
+from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE, projection_matrices
+from zoo.encodings.rays import RayEmbedding, RayEncoding, token_points
+from zoo.encodings.rotary import VORoPE, XYZRoPE
 from zoo.encodings.stack import Stack
 from zoo.encodings.symmetries import Symmetries
 
@@ -33,10 +37,17 @@ __all__ = [
     "OnLayers",
     "PRoPE",
     "Placement",
+    "PoseALiBi",
+    "PoseIndex",
+    "RayEmbedding",
+    "RayEncoding",
     "Stack",
     "Symmetries",
     "TSection",
+    "VORoPE",
+    "XYZRoPE",
     "ZeroChannels",
     "projection_matrices",
     "prope_attention",
+    "token_points",
 ]

@@ -17,6 +17,7 @@ from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras, Reference, Scale
 from zoo.encodings.symmetries import Symmetries
+from zoo.time_index import TimeIndex
 
 QK = tuple[Float[Tensor, "B L H E"], Float[Tensor, "B L G E"]]
 Rope = tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]  # cosine and sine
@@ -122,6 +123,11 @@ class CameraEncoding(nn.Module, ABC):
     def needs_constant_time(self) -> bool:
         """Whether all views of a clip must have the same time position (`NoTime`)."""
         return False
+
+    @property
+    def time_index(self) -> TimeIndex | None:
+        """What the positions of time are to be instead of the model's own; None leaves them to the model."""
+        return None
 
     @property
     @abstractmethod

@@ -14,6 +14,7 @@ from zoo.encodings.base import CameraEncoding, EncodedCameras, Rope
 from zoo.encodings.placements import Placement, RowMatrices
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
+from zoo.time_index import TimeIndex
 
 
 class Wrapped(CameraEncoding):
@@ -26,6 +27,10 @@ class Wrapped(CameraEncoding):
     @property
     def needs_constant_time(self) -> bool:
         return self.encoding.needs_constant_time
+
+    @property
+    def time_index(self) -> TimeIndex | None:
+        return self.encoding.time_index
 
     @property
     def symmetries(self) -> Symmetries:

@@ -15,6 +15,7 @@ from zoo.cameras import Cameras
 from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, Rope
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
+from zoo.time_index import TimeIndex
 
 
 class Stack(CameraEncoding):
@@ -30,12 +31,18 @@ class Stack(CameraEncoding):
         super().__init__(reference=None)
         if not encodings:
             raise InputError("a Stack needs encodings")
+        if sum(encoding.time_index is not None for encoding in encodings) > 1:
+            raise InputError("a Stack may hold one PoseIndex: there is one time")
         self.each = tuple(encodings)
         self.encodings = nn.ModuleList(encodings)  # registers what they learn
 
     @property
     def needs_constant_time(self) -> bool:
         return any(encoding.needs_constant_time for encoding in self.each)
+
+    @property
+    def time_index(self) -> TimeIndex | None:
+        return next((e.time_index for e in self.each if e.time_index is not None), None)
 
     @property
     def symmetries(self) -> Symmetries:

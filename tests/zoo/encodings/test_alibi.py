@@ -1,0 +1,221 @@
+"""PoseALiBi: the bias through extra channels is the dense one; exact symmetries; the cache; learned slopes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.zoo.encodings.test_prope import (
+    EXACT,
+    HEAD_DIM,
+    HEADS,
+    MROPE_SECTION,
+    VIEWS,
+    random_cameras,
+    random_sequence,
+)
+from zoo.cameras import Cameras
+from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
+from zoo.encodings.base import EncodedCameras, ZeroChannels
+from zoo.pose_distances import PoseMeasure, pose_distances
+
+MEASURES: list[PoseMeasure] = ["rotation", "centre", "euclidean", "sum", "log"]
+
+
+def encode(encoding: PoseALiBi, poses: Tensor, K: Tensor, index: Tensor, dtype: Any = torch.float64) -> EncodedCameras:
+    return encoding.encode(Cameras(poses, K, index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION, dtype=dtype)
+
+
+def attend(
+    encoded: EncodedCameras | None, qkv: list[Tensor], eager: bool = False, scale: Any = HEAD_DIM**-0.5
+) -> Tensor:
+    """Causal attention as a backend does it: with the scale of the stock head, whatever the width."""
+    q, k, v = qkv
+    if encoded is not None:
+        q, k = encoded.after_rope(*encoded.before_rope(q, k))
+        v = encoded.values(v)
+    assert q.shape[-1] == k.shape[-1] == v.shape[-1] and q.shape[-1] % 8 == 0
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if eager:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        logits = q @ k.mT * scale
+        causal = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+        output = logits.masked_fill(~causal, -torch.inf).softmax(-1) @ v
+    else:
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
+    output = output.transpose(1, 2)
+    return output if encoded is None else encoded.outputs(output)
+
+
+def dense(qkv: list[Tensor], poses: Tensor, index: Tensor, slopes: Tensor, **distance: Any) -> Tensor:
+    """The definition: a bias for each head and each pair of tokens."""
+    q, k, v = (x.transpose(1, 2) for x in qkv)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    logits = q @ k.mT * HEAD_DIM**-0.5
+    for b in range(len(index)):
+        for i in range(index.shape[1]):
+            for j in range(i + 1):
+                if index[b, i] >= 0 and index[b, j] >= 0:
+                    d = pose_distances(poses[b, index[b, i]], poses[b, index[b, j]], **distance)
+                    logits[b, :, i, j] -= (slopes * d).to(logits)
+    causal = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+    return (logits.masked_fill(~causal, -torch.inf).softmax(-1) @ v).transpose(1, 2)
+
+
+SLOPES = torch.tensor([2.0 ** (-8 * h / HEADS) for h in range(1, HEADS + 1)], dtype=torch.float64)
+
+
+# ---- the bias ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_equals_the_dense_bias(measure: PoseMeasure, dtype: torch.dtype, tolerance: float, eager: bool) -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(2)
+    index = index.clone()
+    index[1, index[1] == 2] = 0  # fewer cameras in this sample
+    index[0, 4] = -1  # a visual token without a camera
+    qkv = [x.to(dtype) for x in qkv]
+    expected = dense(qkv, poses, index, SLOPES, measure=measure, translation_weight=0.7)
+    found = attend(encode(PoseALiBi(measure, 0.7), poses, K, index, dtype), qkv, eager)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    assert (attend(None, qkv, eager) - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_slopes_are_of_query_heads(groups: int) -> None:
+    poses, K = random_cameras(2)
+    (q, _, _), index, _ = random_sequence(1)
+    generator = torch.Generator().manual_seed(3)
+    k, v = (torch.randn(*q.shape[:2], groups, HEAD_DIM, generator=generator, dtype=q.dtype) for _ in range(2))
+    expected = dense([q, k, v], poses, index, SLOPES, measure="sum")
+    found = attend(encode(PoseALiBi("sum"), poses, K, index), [q, k, v])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    wrong = dense([q, k, v], poses, index, SLOPES.flip(0), measure="sum")
+    assert (found - wrong).abs().max() > 1e-3
+
+
+def test_the_scale_is_that_of_the_stock_head() -> None:
+    """The control: a backend that goes by the new width would be wrong, even for text."""
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    expected = dense(qkv, poses, index, SLOPES)
+    assert (attend(encode(PoseALiBi(), poses, K, index), qkv, scale=None) - expected).abs().max() > 1e-3
+
+
+def test_one_channel_a_pose_and_no_more_than_the_next_eight() -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    encoded = encode(PoseALiBi(), poses, K, index)
+    assert isinstance(encoded, DistanceChannels) and encoded.distances.shape == (2, VIEWS, 8)
+    assert encoded.values(qkv[2]).shape[-1] == HEAD_DIM + 8
+    half = encoded.after_rope(qkv[0].bfloat16(), qkv[1].bfloat16())
+    assert half[0].dtype == half[1].dtype == torch.bfloat16
+    odd = PoseALiBi().encode(Cameras(poses, K, index), head_dim=20, mrope_section=[2, 4, 4])
+    assert isinstance(odd, DistanceChannels) and odd.distances.shape == (2, VIEWS, 4)
+
+
+# ---- what holds exactly -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_no_world_is_seen_with_text_and_raw_cameras(measure: PoseMeasure) -> None:
+    poses, K = random_cameras(2)
+    world = random_cameras(2, 1, seed=5)[0]
+    qkv, index, _ = random_sequence(3)
+    here, there = (attend(encode(PoseALiBi(measure), V, K, index), qkv) for V in (poses, poses @ world))
+    torch.testing.assert_close(here, there, rtol=0, atol=EXACT)
+    other = attend(encode(PoseALiBi(measure), random_cameras(2, seed=8)[0], K, index), qkv)
+    assert (other - here).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_unit_of_length_counts_as_declared(measure: PoseMeasure) -> None:
+    poses, K = random_cameras(2)
+    larger = poses.clone()
+    larger[..., :3, 3] *= 3
+    qkv, index, _ = random_sequence(1)
+    for scale in ("none", "mean"):
+        encoding = PoseALiBi(measure, scale=scale)
+        moved = (attend(encode(encoding, poses, K, index), qkv) - attend(encode(encoding, larger, K, index), qkv)).abs()
+        assert (float(moved.max()) < EXACT) == encoding.symmetries.scale
+        assert moved.max() < EXACT or moved.max() > 1e-3
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_cameras_that_are_not_apart_keep_every_bit(measure: PoseMeasure) -> None:
+    """No channels at all are appended: another width would round in another order."""
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    qkv = [x.float() for x in qkv]
+    stock = attend(None, qkv)
+    eye = torch.eye(4, dtype=torch.float64)
+    for same in (eye.expand(2, VIEWS, 4, 4), poses[:, :1].expand(2, VIEWS, 4, 4)):
+        encoded = encode(PoseALiBi(measure), same, K, index)
+        assert torch.equal(attend(encoded, qkv), stock) and encoded.decoding() is None
+    text = encode(PoseALiBi(measure), poses, K, torch.full_like(index, -1))
+    assert torch.equal(attend(text, qkv), stock)
+    none = Cameras(poses[:, :0], K[:, :0], torch.full_like(index, -1))
+    assert type(PoseALiBi().encode(none, head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)) is EncodedCameras
+
+
+def test_a_camera_a_token_is_a_camera_an_image() -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(2)
+    sample = torch.arange(2)[:, None]
+    per_token = poses[sample, index.clamp(min=0)], K[sample, index.clamp(min=0)]
+    own = torch.arange(index.shape[1]).where(index >= 0, -1)
+    by_image, by_token = encode(PoseALiBi(), poses, K, index), encode(PoseALiBi(), *per_token, own)
+    assert torch.equal(attend(by_image, qkv), attend(by_token, qkv))
+
+
+def test_distinct_poses() -> None:
+    poses, K = random_cameras(2, views=5)
+    poses[0, 3] = poses[0, 1]
+    index = torch.tensor([[-1, 1, 3, 4, 1, -1], [-1, 2, 2, 2, -1, -1]])
+    pose, distinct = distinct_poses(Cameras(poses, K, index))
+    assert pose.tolist() == [[-1, 0, 0, 1, 0, -1], [-1, 0, 0, 0, -1, -1]]
+    assert torch.equal(distinct[0], poses[0, [1, 4]]) and torch.equal(distinct[1, 0], poses[1, 2])
+    assert torch.equal(distinct[1, 1], torch.eye(4, dtype=torch.float64))
+
+
+# ---- decoding, beams --------------------------------------------------------------------------------------
+
+
+def test_text_that_is_decoded_gets_zeros() -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(2)
+    encoded = encode(PoseALiBi(), poses, K, index)
+    whole = attend(encoded, qkv)
+    q, k, v = qkv
+    later = encoded.decoding()
+    assert isinstance(later, ZeroChannels)
+    cached_k, cached_v = encoded.after_rope(q, k)[1], encoded.values(v)
+    last_q, last_k = later.after_rope(q[:, -1:], k[:, -1:])
+    keys = torch.cat((cached_k[:, :-1], last_k), 1)
+    values = torch.cat((cached_v[:, :-1], later.values(v[:, -1:])), 1)
+    heads = [x.transpose(1, 2) for x in (last_q, keys, values)]
+    step = F.scaled_dot_product_attention(*heads, enable_gqa=True, scale=HEAD_DIM**-0.5)
+    torch.testing.assert_close(later.outputs(step.transpose(1, 2)), whole[:, -1:], rtol=0, atol=1e-12)
+
+
+def test_repeated_for_beams() -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    encoded = encode(PoseALiBi(), poses, K, index)
+    copies = [x.repeat_interleave(3, 0) for x in qkv]
+    expected = attend(encoded, qkv).repeat_interleave(3, 0)
+    torch.testing.assert_close(attend(encoded.repeated(3), copies), expected, rtol=0, atol=1e-12)
+
+
+def test_learned_slopes_need_a_decoder() -> None:
+    poses, K = random_cameras(2)
+    _, index, _ = random_sequence(1)
+    with pytest.raises(ValueError, match="has to be attached"):
+        encode(PoseALiBi(slopes="learned"), poses, K, index)

@@ -1,0 +1,154 @@
+"""Rays: a camera a token that looks along the token's own ray, and rays as an embedding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from zoo.cameras import Cameras, Reference, invert_se3
+from zoo.encodings.gta import GTA
+from zoo.encodings.symmetries import Symmetries
+from zoo.geometry.given import patch_depth, patch_directions, plucker
+
+
+class RayEncoding(GTA):
+    """GTA with a frame a token: from the camera's centre, z along the token's ray. Arguments as `GTA`.
+
+    Relative ray encoding (UCPE, arXiv 2512.07237): x is the camera's y axis (down) times z, y is z times x, so
+    that the frame of a ray through the middle is the camera's own. Two tokens see the rigid transform from ray to
+    ray, which tells where in their views they are as well, with the intrinsics. Of UCPE it is the relative part
+    alone: not its absolute orientation (pitch and roll as an added map), nor its adapter beside the attention;
+    and other lenses than pinholes would need their rays in the place of K^-1 [u, v, 1].
+    """
+
+    @property
+    def symmetries(self) -> Symmetries:
+        return replace(super().symmetries, identity_stock=False)  # but for a ray through the middle
+
+    def canonical(self, cameras: Cameras) -> Cameras:
+        """One camera a token.
+
+        Raises:
+            ValueError: cameras that don't say where in their views the tokens are.
+        """
+        return ray_cameras(super().canonical(cameras))
+
+
+def ray_cameras(cameras: Cameras) -> Cameras:
+    """A camera for each token that has one: turned, about its centre, to look along the token's ray.
+
+    Raises:
+        ValueError: cameras that don't say where in their views the tokens are.
+    """
+    if cameras.index is None or cameras.places is None:
+        raise ValueError("rays go by where in their view the tokens are: give view_places to Cameras.with_tokens")
+    sample = torch.arange(len(cameras), device=cameras.index.device)[:, None]
+    camera = cameras.index.clamp(min=0)
+    z = ray_directions(cameras.K_normalised[sample, camera], cameras.places)
+    z = z / z.norm(dim=-1, keepdim=True)
+    x = torch.stack((z[..., 2], torch.zeros_like(z[..., 0]), -z[..., 0]), -1)  # the camera's y axis times z
+    x = x / x.norm(dim=-1, keepdim=True)
+    turn = torch.zeros_like(cameras.world_to_camera[sample, camera])
+    turn[..., :3, :3], turn[..., 3, 3] = torch.stack((x, torch.linalg.cross(z, x), z), -2), 1.0
+    intrinsics = torch.eye(3, dtype=turn.dtype, device=turn.device).expand(*turn.shape[:2], 3, 3)
+    token = torch.arange(turn.shape[1], device=turn.device).where(cameras.index >= 0, -1)
+    return Cameras(turn @ cameras.world_to_camera[sample, camera], intrinsics, token)
+
+
+def ray_directions(
+    K_normalised: Float[Tensor, "*batch 3 3"], places: Float[Tensor, "*batch 2"]
+) -> Float[Tensor, "*batch 3"]:
+    """K^-1 [u, v, 1] in the camera's frame, one unit deep. Places in the units of K, see `view_places`."""
+    focal, principal = K_normalised.diagonal(dim1=-2, dim2=-1)[..., :2], K_normalised[..., :2, 2]
+    return torch.cat(((places - principal) / focal, torch.ones_like(places[..., :1])), -1)
+
+
+class RayEmbedding(nn.Module):
+    """The baseline that encodings are to beat: the ray of each visual token, embedded and added to it.
+
+    A perceptron with one hidden layer; its last projection starts at zero, and with it the effect.
+
+    Args:
+        width: of the tokens, and of the hidden layer.
+        rays: `plucker` for the unit direction and the moment, from the `reference` view; `directions` for
+            K^-1 [u, v, 1], in which there is no pose.
+        reference: see `Cameras.reference_view`; null for the data's own world.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        rays: Literal["plucker", "directions"] = "plucker",
+        reference: Reference | None = "first",
+    ) -> None:
+        super().__init__()
+        self.rays, self.reference = rays, reference
+        self.embed = nn.Sequential(nn.Linear(6 if rays == "plucker" else 3, width), nn.GELU(), nn.Linear(width, width))
+        last = self.embed[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "N D"],
+        cameras: Cameras,
+        grid: tuple[int, int, int] | Int[Tensor, " 3"],
+        has_camera: Bool[Tensor, " t"] | None = None,
+    ) -> Float[Tensor, "N D"]:
+        """The tokens of one video with their rays added.
+
+        Args:
+            tokens: step after step, row after row.
+            cameras: of that video, a batch of one, a camera a step.
+            grid: its (t, h, w) in tokens.
+            has_camera: the steps whose camera means something; the tokens of the others stay as they are.
+
+        Raises:
+            ValueError: not one camera a step, or not t * h * w tokens.
+        """
+        steps, rows, columns = (int(side) for side in grid)
+        if cameras.world_to_camera.shape[:2] != (1, steps) or len(tokens) != steps * rows * columns:
+            raise ValueError(
+                f"{len(tokens)} tokens with cameras {tuple(cameras.world_to_camera.shape[:2])} are no video of "
+                f"{steps} x {rows} x {columns} tokens, with a camera a step"
+            )
+        rays = patch_directions(cameras.K_normalised[0].double(), rows, columns)
+        if self.rays == "plucker":
+            cameras = cameras.to(dtype=torch.float64)
+            if self.reference is not None:
+                cameras = cameras.canonical(self.reference)
+            camera_to_world = invert_se3(cameras.world_to_camera[0])[:, None, None]
+            turned = (camera_to_world[..., :3, :3] @ rays[..., None])[..., 0]
+            rays = plucker(turned, camera_to_world[..., :3, 3])
+        added = self.embed(rays.to(next(self.parameters()).dtype))
+        if has_camera is not None:
+            added = added * has_camera[:, None, None, None]
+        return tokens + added.flatten(0, 2).to(tokens.dtype)
+
+
+def token_points(
+    depth: Float[Tensor, "S H W"],
+    world_to_camera: Float[Tensor, "S 4 4"],
+    K_normalised: Float[Tensor, "S 3 3"],
+    token_px: int = 28,
+) -> Float[Tensor, "S h w 3"]:
+    """The 3D point that each token shows, for `Cameras.with_tokens`: on its ray, at its median depth; float64.
+
+    Args:
+        depth: a map a grid step (of frames that are merged, the one whose camera the step has), along z; 0 where
+            there is none. A token without any depth gets NaN.
+        world_to_camera: a pose a step.
+        K_normalised: intrinsics a step.
+        token_px: the side of a token in pixels.
+    """
+    median = patch_depth(depth.double(), token_px)
+    median = median.where(median > 0, torch.nan)
+    through = patch_directions(K_normalised.double(), *median.shape[1:])
+    camera_to_world = invert_se3(world_to_camera.double())[:, None, None]
+    seen = (camera_to_world[..., :3, :3] @ (median[..., None] * through)[..., None])[..., 0]
+    return seen + camera_to_world[..., :3, 3]

@@ -1,0 +1,179 @@
+"""Rotary encodings beside RoPE: of values and outputs by position, of queries and keys by a 3D point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.cameras import Cameras
+from zoo.encodings.base import QK, CameraEncoding, EncodedCameras
+from zoo.encodings.symmetries import Symmetries
+from zoo.errors import InputError
+
+Terms = Literal["qk", "vo", "qkvo"]
+
+
+class VORoPE(CameraEncoding):
+    """v' = R v and o' = R^-1 o for visual tokens, with RoPE's own rotations R: outputs see relative positions too.
+
+    What GTA found to help (arXiv 2310.10375): RoPE turns q and k alone, so the values that a token takes
+    in say nothing of where they come from. The rotations are those of the stock decoder (mRoPE) from the first
+    token with a camera on, so that text, which isn't turned, sees no absolute position. It goes by positions
+    alone: cameras only say which tokens are visual.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(reference=None)
+
+    @property
+    def symmetries(self) -> Symmetries:
+        return Symmetries(
+            world_views=True, world_text=True, canonical=True, scale=True, shift=True, identity_stock=False
+        )
+
+    def encode(
+        self,
+        cameras: Cameras,
+        *,
+        head_dim: int,
+        mrope_section: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+    ) -> EncodedCameras:
+        """See `CameraEncoding.encode`."""
+        index = self.canonical(cameras).index
+        assert index is not None
+        return RelativeRoPE(index, torch.promote_types(dtype, torch.float32))
+
+
+class RelativeRoPE(EncodedCameras):
+    """RoPE on values, and its inverse on outputs; `at_layer` makes a `Rotation` of the decoder's own rotations.
+
+    Args:
+        index: the camera of each token, -1 for none.
+        dtype: of the rotations.
+    """
+
+    def __init__(self, index: Int[Tensor, "B L"], dtype: torch.dtype) -> None:
+        super().__init__(index.shape[1])
+        self.index, self.dtype = index, dtype
+
+    def repeated(self, copies: int) -> RelativeRoPE:
+        return RelativeRoPE(self.index.repeat_interleave(copies, 0), self.dtype)
+
+    def at_layer(
+        self,
+        layer: int,
+        hidden_states: Float[Tensor, "B L W"],
+        rope: tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]],
+    ) -> Rotation:
+        # RoPE's angles come twice, once for each channel of a pair
+        cos, sin = (x[..., : x.shape[-1] // 2].to(self.dtype).expand(len(self.index), -1, -1) for x in rope)
+        seen = self.index >= 0
+        sample, first = torch.arange(len(seen), device=seen.device), seen.int().argmax(1)
+        cos_0, sin_0 = cos[sample, first][:, None], sin[sample, first][:, None]
+        cos, sin = cos * cos_0 + sin * sin_0, sin * cos_0 - cos * sin_0  # of the difference
+        return Rotation(cos.where(seen[..., None], 1.0), sin.where(seen[..., None], 0.0), "vo")
+
+
+class XYZRoPE(CameraEncoding):
+    """Visual tokens turned by the 3D point that they show, as by position ids x, y and z, beside RoPE.
+
+    With p the point from the reference view, the angles are 2 pi p / lambda. They add to RoPE's on the same pairs
+    of channels (c, c + D/2): y goes with the rows on mRoPE's H section, x with the columns on W, z, the depth, on
+    T. Within a section the wavelengths lambda are spread evenly in their logarithm: mRoPE's own frequencies there
+    are made for tens of thousands of tokens, and would hardly tell metres apart.
+
+    Two tokens see the difference of their points, so a common translation cancels but a rotation doesn't: only
+    the reference view makes it blind to the world. Text sits in the reference view's centre, and so does, for
+    want of anything better, a visual token without a point or a camera.
+
+    Args:
+        terms: queries and keys; values, with the inverse on outputs; or both.
+        shortest, longest: wavelengths in metres (or `scale`).
+        world: `reference` and `scale`, see `CameraEncoding`.
+    """
+
+    def __init__(
+        self, terms: Terms = "qk", shortest: int | float = 0.5, longest: int | float = 32.0, **world: Any
+    ) -> None:
+        super().__init__(**world)
+        if not 0 < shortest <= longest:
+            raise InputError(f"wavelengths go from shortest to longest, 0 < {shortest} <= {longest} is not so")
+        self.terms, self.shortest, self.longest = terms, shortest, longest
+
+    @property
+    def symmetries(self) -> Symmetries:
+        return Symmetries(
+            world_views=False,
+            world_text=False,
+            canonical=self.reference is not None,
+            scale=self.scale != "none",
+            shift=True,
+            identity_stock=False,
+        )
+
+    def encode(
+        self,
+        cameras: Cameras,
+        *,
+        head_dim: int,
+        mrope_section: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+    ) -> Rotation:
+        """See `CameraEncoding.encode`.
+
+        Raises:
+            ValueError: cameras that don't say what points the tokens show.
+        """
+        cameras = self.canonical(cameras)
+        if cameras.points is None or cameras.index is None:
+            raise ValueError("XYZRoPE goes by the points that tokens show: give them to Cameras.with_tokens")
+        seen = (cameras.index >= 0) & cameras.points.isfinite().all(-1)
+        points = cameras.points.where(seen[..., None], 0.0)
+        angles = []
+        for coordinate, count in zip((2, 1, 0), mrope_section, strict=True):
+            exponent = torch.linspace(0, 1, count, dtype=torch.float64, device=points.device)
+            wavelength = self.shortest * (self.longest / self.shortest) ** exponent
+            angles.append(2 * math.pi * points[..., coordinate, None] / wavelength)
+        angle = torch.cat(angles, -1)
+        dtype = torch.promote_types(dtype, torch.float32)
+        return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.terms)
+
+
+class Rotation(EncodedCameras):
+    """Turns the pairs of channels (c, c + D/2) of each token by angles: q, k and v forwards, o backwards.
+
+    Tokens with all angles 0 keep their bits.
+
+    Args:
+        cos, sin: of the angle of each pair.
+        terms: what is turned.
+    """
+
+    def __init__(self, cos: Float[Tensor, "B L F"], sin: Float[Tensor, "B L F"], terms: Terms) -> None:
+        super().__init__(cos.shape[1])
+        self.cos, self.sin, self.terms = cos, sin, terms
+
+    def repeated(self, copies: int) -> Rotation:
+        return Rotation(self.cos.repeat_interleave(copies, 0), self.sin.repeat_interleave(copies, 0), self.terms)
+
+    def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
+        return (self._turn(q, self.sin), self._turn(k, self.sin)) if "qk" in self.terms else (q, k)
+
+    def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
+        return self._turn(v, self.sin) if "vo" in self.terms else v
+
+    def outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
+        return self._turn(o, -self.sin) if "vo" in self.terms else o
+
+    def _turn(self, x: Float[Tensor, "B L heads D"], sin: Float[Tensor, "B L F"]) -> Float[Tensor, "B L heads D"]:
+        cos, sin, pairs = self.cos[:, :, None], sin[:, :, None], sin.shape[-1]
+        # another encoding may have appended channels: they follow the model's own
+        a, b, appended = x.split((pairs, pairs, x.shape[-1] - 2 * pairs), -1)
+        turned = (a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype)
+        return torch.cat((*turned, appended), -1)
