@@ -33,11 +33,11 @@ class OpenScene:
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
         return self.video.read(indices) if self.raw is None else self.raw[list(indices)]
 
-    def view(self, epoch: int = 0) -> SceneView:
+    def view(self, scene: Scene, epoch: int = 0) -> SceneView:
         """What a sampler may look at."""
-        if self.cameras is None:
-            return SceneView(self.video, epoch=epoch)
-        return SceneView(self.video, self.cameras.world_to_camera[0], self.cameras.K_normalised[0], epoch=epoch)
+        poses = None if self.cameras is None else self.cameras.world_to_camera[0]
+        K = None if self.cameras is None else self.cameras.K_normalised[0]
+        return SceneView(self.video, poses, K, scene.depth, epoch, name=scene.name)
 
 
 class SceneDataset(Dataset):
@@ -115,7 +115,7 @@ class SceneDataset(Dataset):
 
     def _fill(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
         video, cameras = opened.video, opened.cameras
-        chosen = self.pairing(self.sampler, opened.view(epoch), self.num_frames)
+        chosen = self.pairing(self.sampler, opened.view(loaded.scene, epoch), self.num_frames)
         loaded.frames = resize_frames(opened.read(chosen), self.bounds, is_folder=video.is_folder)
         loaded.frame_indices = tuple(chosen)
         loaded.seconds_per_grid = seconds_per_grid(chosen, video.fps)

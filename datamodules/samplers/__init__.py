@@ -1,18 +1,32 @@
 """Frame samplers: which frames of a video a model sees, and which two of them share a token."""
 
 from datamodules.samplers.base import FrameSampler, SceneView
+from datamodules.samplers.coverage import maximum_coverage, voxelise
 from datamodules.samplers.pairing import Consecutive, Duplicate, MergeAware, Neighbour, Pairing
+from datamodules.samplers.points import GivenDepth, PointSource, VGGTPoints
+from datamodules.samplers.pose_farthest import PoseFarthestSampler, PosePlaneSampler
 from datamodules.samplers.random import RandomSampler
+from datamodules.samplers.selected import SelectedFrames
+from datamodules.samplers.space_aware import SpaceAwareSampler
 from datamodules.samplers.uniform import UniformSampler
 
 __all__ = [
     "Consecutive",
     "Duplicate",
     "FrameSampler",
+    "GivenDepth",
     "MergeAware",
     "Neighbour",
     "Pairing",
+    "PointSource",
+    "PoseFarthestSampler",
+    "PosePlaneSampler",
     "RandomSampler",
     "SceneView",
+    "SelectedFrames",
+    "SpaceAwareSampler",
     "UniformSampler",
+    "VGGTPoints",
+    "maximum_coverage",
+    "voxelise",
 ]

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from datamodules.selections import digest, find_selection, fingerprint, settings, write_selection
 from datamodules.video import Video
 
 FRAMES_PER_GRID_STEP = 2  # Qwen2.5-VL merges two consecutive frames into one step of its token grid
@@ -30,6 +32,7 @@ class SceneView:
         depth: where depth maps of the raw frames lie, see `datamodules.depth`.
         epoch: of training; what draws at random draws anew in each.
         frames: the raw frames that may be chosen, sorted; None is all of them.
+        name: of the scene, "<dataset>/<scene_name>"; without one, the folder and the name of the video.
 
     Raises:
         ValueError: more poses than frames.
@@ -41,6 +44,7 @@ class SceneView:
     depth: Path | None = None
     epoch: int = 0
     frames: Sequence[int] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         poses = 0 if self.world_to_camera is None else len(self.world_to_camera)
@@ -48,6 +52,12 @@ class SceneView:
             raise ValueError(
                 f"{self.video.path}: {poses} poses for {self.video.num_frames} frames: give one a raw frame"
             )
+
+    @property
+    def scene_name(self) -> str:
+        """What the scene is called in files of selections."""
+        path = self.video.path.absolute()
+        return self.name or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
 
     @cached_property
     def pool(self) -> list[int]:
@@ -87,11 +97,14 @@ class FrameSampler(ABC):
     Attributes:
         candidates: choose among so many frames at even steps; None is all.
         stops_early: it may choose fewer than asked for though there are more.
-        version: raised when the same settings come to choose other frames, so that no cached selection is stale.
+        cache: folder where selections are kept, for a sampler that takes its time and does not draw at random; None
+            keeps none.
+        version: raised when the same settings come to choose other frames, so that no kept selection is stale.
     """
 
     candidates: int | None = None
     stops_early: bool = False
+    cache: str | None = None
     version: int = 1
 
     def __call__(self, scene: SceneView | Video, n: int) -> list[int]:
@@ -115,14 +128,41 @@ class FrameSampler(ABC):
     def select(self, scene: SceneView | Video, n: int) -> list[int]:
         """Sorted indices of at most n distinct frames: fewer where there are no more, or the sampler stops early."""
         scene = SceneView(scene) if isinstance(scene, Video) else scene
-        if self.candidates is not None:
-            scene = scene.among(self.candidates)
-        chosen = sorted(scene.pool[i] for i in self.choose(scene, n))
+        if self.cache is None:
+            chosen = self._select(scene, n)
+        else:
+            key, made_by = self.key(scene, n)
+            kept = Path(self.cache).expanduser() / f"{scene.video.path.stem}-{key}.json"
+            found = find_selection(kept, key)
+            if found is None:
+                found = self._select(scene, n)
+                write_selection(kept, scene.scene_name, found, key, made_by)
+            chosen = found
         if len(chosen) < n and not self.stops_early:
             warnings.warn(  # once a video: the same text is not shown twice
                 f"{scene.video.path}: only {len(chosen)} frames to choose from, {n} were asked for", stacklevel=2
             )
         return chosen
+
+    def _select(self, scene: SceneView, n: int) -> list[int]:
+        if self.candidates is not None:
+            scene = scene.among(self.candidates)
+        return sorted(scene.pool[i] for i in self.choose(scene, n))
+
+    def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
+        """A digest of all that a selection depends on, and the same in words: no two selections share one."""
+        made_by: dict[str, Any] = {
+            "sampler": settings(self),
+            "version": self.version,
+            "views": n,
+            "frames": len(scene.pool),
+            "video": fingerprint(scene.video.path),
+            "depth": None if scene.depth is None else fingerprint(scene.depth),
+            "world_to_camera": settings(scene.world_to_camera),
+            "K_normalised": settings(scene.K_normalised),
+        }
+        made_by["sampler"].pop("cache", None)  # where it lies changes no frame
+        return digest(made_by), made_by
 
     def count(self, n: int) -> int:
         """How many frames n asks for; a sampler that rounds it overrides this."""

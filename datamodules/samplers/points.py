@@ -1,0 +1,156 @@
+"""Where the points that frames see come from: depth that came with the scene, or VGGT."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules.depth import read_depth
+from datamodules.samplers.base import SceneView
+from datamodules.selections import fingerprint
+from zoo.geometry import VGGT, pose_encoding_to_cameras, unproject_depth
+from zoo.geometry.vggt.official import find_weights
+
+VGGT_WIDTH = 518  # pixels, Spatial-MLLM's
+VGGT_PATCH = 14
+
+
+@dataclass(frozen=True, eq=False)
+class PointMaps:
+    """What each frame of a pool sees, a point a pixel.
+
+    Attributes:
+        points: in one world, in any unit.
+        confidence: 0 where a pixel has no point.
+    """
+
+    points: Float[Tensor, "T H W 3"]
+    confidence: Float[Tensor, "T H W"]
+
+
+class PointSource(ABC):
+    """Gives the points that the candidate frames of a scene see."""
+
+    @abstractmethod
+    def points(self, scene: SceneView) -> PointMaps:
+        """The points of each frame of `scene.pool`.
+
+        Raises:
+            ValueError: the scene lacks what is needed; naming it and the remedy.
+        """
+
+    def identity(self) -> str:
+        """What the points depend on beside the scene and the public attributes: the weights, say."""
+        return ""
+
+
+class GivenDepth(PointSource):
+    """Depth and cameras that came with the scene. Frames without a pose see nothing.
+
+    Args:
+        longest_side: of the depth maps in pixels: a voxel is some 2 to 5 percent of a room, so that a few hundred do.
+    """
+
+    def __init__(self, longest_side: int = 256) -> None:
+        self.longest_side = longest_side
+
+    def points(self, scene: SceneView) -> PointMaps:
+        video = scene.video
+        if scene.depth is None or scene.K_normalised is None:
+            what = "depth" if scene.depth is None else "cameras"
+            raise ValueError(f"{video.path}: no {what} came with it: give some, or take VGGTPoints for the geometry")
+        poses = scene.poses
+        scale = min(1.0, self.longest_side / max(video.height, video.width))
+        height, width = max(1, round(video.height * scale)), max(1, round(video.width * scale))
+        depth = read_depth(scene.depth, scene.pool, num_frames=video.num_frames, size_hw=(height, width))
+        filled = depth.isfinite() & (depth > 0)
+        if not filled.any():
+            raise ValueError(f"{scene.depth}: empty, no pixel of {len(depth)} frames has a depth: write it again")
+        last = len(scene.K_normalised) - 1  # a frame beyond has no pose, and so no point
+        K = scene.K_normalised[[min(frame, last) for frame in scene.pool]]
+        K_px = torch.zeros_like(K)
+        K_px[:, 0, 0], K_px[:, 1, 1], K_px[:, 2, 2] = K[:, 0, 0] * width, K[:, 1, 1] * height, 1.0
+        K_px[:, 0, 2], K_px[:, 1, 2] = (K[:, 0, 2] + 0.5) * width, (K[:, 1, 2] + 0.5) * height
+        points = unproject_depth(depth[..., None], poses.float(), K_px.float())
+        filled &= ~poses.isnan().flatten(1).any(1)[:, None, None]
+        return PointMaps(points, filled.float())
+
+
+class VGGTPoints(PointSource):
+    """VGGT's points of the candidate frames, as in Spatial-MLLM: 128 of them take a GPU.
+
+    Args:
+        weights: a hub id, a folder with model.safetensors in it, or a .safetensors file.
+        head: "point" is the official choice; "depth" unprojects the depth head's maps through the camera head's poses,
+            which VGGT's authors find more accurate.
+        device: null takes a GPU where there is one.
+        dtype: of the aggregator; null is bfloat16 on a GPU, float32 elsewhere.
+    """
+
+    def __init__(
+        self,
+        weights: str = "facebook/VGGT-1B",
+        head: Literal["point", "depth"] = "point",
+        device: str | None = None,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+    ) -> None:
+        self.weights, self.head, self.device, self.dtype = weights, head, device, dtype
+        self._model: VGGT | None = None
+
+    def identity(self) -> str:
+        return fingerprint(find_weights(self.weights))
+
+    def points(self, scene: SceneView) -> PointMaps:
+        images = vggt_images(list(scene.video.read(scene.pool)))
+        model = self._loaded()
+        device = next(model.parameters()).device
+        heads = ("point",) if self.head == "point" else ("camera", "depth")
+        with torch.inference_mode():
+            out = model(images[None].to(device), layers=(), heads=heads)
+            if out.points is not None and out.points_conf is not None:
+                return PointMaps(out.points[0].float().cpu(), out.points_conf[0].float().cpu())
+            assert out.pose_enc is not None and out.depth is not None and out.depth_conf is not None
+            world_to_camera, K_px = pose_encoding_to_cameras(out.pose_enc[0], (images.shape[-2], images.shape[-1]))
+            points = unproject_depth(out.depth[0], world_to_camera, K_px)
+        return PointMaps(points.float().cpu(), out.depth_conf[0].float().cpu())
+
+    def _loaded(self) -> VGGT:
+        if self._model is None:
+            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            dtype = self.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+            heads = ("point",) if self.head == "point" else ("camera", "depth")
+            self._model = VGGT.from_pretrained(self.weights, heads, getattr(torch, dtype)).to(device).eval()
+        return self._model
+
+
+def vggt_images(frames: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "T 3 H W"]:
+    """Frames as Spatial-MLLM's sampler gives them to VGGT: RGB in 0..1, 518 wide, the height in multiples of 14.
+
+    Portrait frames are turned clockwise first; sizes that differ are filled up with white to the largest.
+    """
+    images = [_resized(frame) for frame in frames]
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    padded = []
+    for image in images:
+        down, across = height - image.shape[1], width - image.shape[2]
+        around = (across // 2, across - across // 2, down // 2, down - down // 2)
+        padded.append(F.pad(image, around, value=1.0))
+    return torch.stack(padded)
+
+
+def _resized(frame: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "3 h w"]:
+    image = Image.fromarray(frame.permute(1, 2, 0).numpy())
+    if image.height > image.width:
+        image = image.rotate(-90, expand=True)
+    height = round(image.height * (VGGT_WIDTH / image.width) / VGGT_PATCH) * VGGT_PATCH
+    image = image.resize((VGGT_WIDTH, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

@@ -1,0 +1,39 @@
+"""Frames that were chosen before, by `python main.py sample` or by Spatial-MLLM's scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.samplers.base import FrameSampler, SceneView
+from datamodules.selections import FILE, read_selection
+
+
+class SelectedFrames(FrameSampler):
+    """What a `selected_frames.json` says, a file a scene: `<folder>/<dataset>/<scene_name>/selected_frames.json`.
+
+    The folder of the dataset may be left out, as in the official ones.
+
+    Args:
+        folder: where they lie.
+
+    A scene without such a file, or whose file names frames that the video hasn't got or more than are asked for, is a
+    ValueError that names it.
+    """
+
+    stops_early = True  # the official ones may hold fewer
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        folder, name = Path(self.folder).expanduser(), Path(scene.scene_name)
+        file = folder / name / FILE
+        if not file.exists() and (folder / name.name / FILE).exists():
+            file = folder / name.name / FILE
+        frames = read_selection(file)["selected_frames"]
+        if max(frames) >= len(scene.pool):
+            total = len(scene.pool)
+            raise ValueError(f"{file}: frame {max(frames)} of a video of {total} frames: it is of another video")
+        if len(frames) > n:
+            raise ValueError(f"{file}: {len(frames)} frames were chosen, {n} are asked for: choose anew")
+        return frames

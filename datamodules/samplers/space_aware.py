@@ -1,0 +1,65 @@
+"""Frames that together see most of the space: Spatial-MLLM's sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from datamodules.samplers.base import FrameSampler, SceneView
+from datamodules.samplers.coverage import VoxelGrid, maximum_coverage, voxel_grid
+from datamodules.samplers.points import PointSource, VGGTPoints
+
+
+class SpaceAwareSampler(FrameSampler):
+    """Greedy maximum coverage of the scene's voxels (Spatial-MLLM, arXiv 2505.23747, section 3.3).
+
+    The points that the candidates see fall into voxels of a twentieth of the scene's shortest side; each frame that is
+    taken adds most voxels to those before it. Selections are kept on disk, so that geometry is computed once a video.
+
+    Args:
+        geometry: what gives the points: `VGGTPoints`, as officially, or `GivenDepth`.
+        when_covered: once no frame adds a voxel, "stop" with fewer frames than asked for, as the official code does, or
+            "fill" up with the candidates farthest in time from those chosen.
+        candidates: choose among so many frames at even steps; null is all.
+        cache: folder where selections are kept; null keeps none.
+    """
+
+    def __init__(
+        self,
+        geometry: PointSource | None = None,
+        when_covered: Literal["fill", "stop"] = "fill",
+        candidates: int | None = 128,
+        cache: str | None = "cache/selections",
+    ) -> None:
+        self.geometry = geometry or VGGTPoints()
+        self.when_covered, self.candidates, self.cache = when_covered, candidates, cache
+        self.stops_early = when_covered == "stop"
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        chosen = maximum_coverage(self.grid(scene).sets, n)
+        if not chosen:
+            raise ValueError(
+                f"{scene.video.path}: no frame of {len(scene.pool)} has a point that its geometry is sure of, so there "
+                "is nothing to cover: take another sampler or another geometry for it"
+            )
+        return chosen if self.when_covered == "stop" else fill(chosen, len(scene.pool), n)
+
+    def grid(self, scene: SceneView) -> VoxelGrid:
+        """The voxels that each frame of the pool sees.
+
+        Raises:
+            ValueError: the scene lacks what the geometry needs.
+        """
+        maps = self.geometry.points(scene)
+        return voxel_grid(maps.points, maps.confidence)
+
+
+def fill(chosen: Sequence[int], total: int, n: int) -> list[int]:
+    """The chosen of `total` frames and, up to n, always the one farthest in time from all those; ties to the lower."""
+    filled = list(chosen)
+    gaps = [min((abs(frame - other) for other in filled), default=total) for frame in range(total)]
+    while len(filled) < min(n, total):
+        farthest = max(range(total), key=gaps.__getitem__)
+        filled.append(farthest)
+        gaps = [min(gap, abs(frame - farthest)) for frame, gap in enumerate(gaps)]
+    return filled
