@@ -6,18 +6,18 @@ the official joint projection of queries, keys and values is three.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from zoo.errors import InputError
+from zoo.weights import WEIGHTS, fill
+from zoo.weights import SafetensorsFile as SafetensorsFile
 
-WEIGHTS = "model.safetensors"
 DINOV2_PREFIX = "aggregator.patch_embed."
 QKV = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
 RENAMED = (  # official, transformers'; a name without the final dot is a whole name
@@ -34,7 +34,6 @@ RENAMED_IN_BLOCK = (
     (".ls1.gamma", ".layer_scale1.lambda1"),
     (".ls2.gamma", ".layer_scale2.lambda1"),
 )
-LISTED = 10  # names of each kind that an error shows
 
 
 def current_names(official: str) -> tuple[str, ...]:
@@ -88,54 +87,8 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor], skip: tuple[s
     Raises:
         InputError: naming what is missing, unexpected, or has another shape. Some may be loaded by then.
     """
-    state = model.state_dict()
-    missing = dict.fromkeys(official_name(name) for name in state)
-    unexpected, misshapen = [], []
-    for name in tensors:
-        if name.startswith(skip):
-            continue
-        if name not in missing:
-            unexpected.append(name)
-            continue
-        del missing[name]
-        tensor, targets = tensors[name], [state[part] for part in current_names(name)]
-        shape = list(targets[0].shape)
-        shape[0] *= len(targets)
-        if list(tensor.shape) != shape:
-            misshapen.append(f"{name} {list(tensor.shape)} instead of {shape}")
-            continue
-        with torch.no_grad():
-            for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
-                target.copy_(part)
-    problems = {"missing": list(missing), "unexpected": unexpected, "misshapen": misshapen}
-    if any(problems.values()):
-        found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names)
-        raise InputError(f"the weights don't fit this VGGT: {found}; check the config and the file")
-
-
-def _listed(names: list[str]) -> str:
-    rest = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-class SafetensorsFile(Mapping[str, Tensor]):
-    """The tensors of a file, each read when it is asked for: the file is never in memory as a whole."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} can't be read as safetensors ({error}): download it again") from error
-        self.names = list(self.file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+    names = {"current_names": current_names, "official_name": official_name}
+    fill(model.state_dict(), tensors, **names, skip=skip, what="VGGT")
 
 
 def find_weights(path: str) -> Path:

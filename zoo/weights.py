@@ -1,0 +1,156 @@
+"""Weights of others: read from safetensors files as they are asked for, and filled into a model tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from zoo.errors import InputError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LISTED = 10  # names of each kind that an error shows
+
+
+class SafetensorsFile(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for: the file is never in memory as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} can't be read as safetensors ({error}): download it again") from error
+        self.names = list(self.file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Shards(Mapping[str, Tensor]):
+    """The tensors of a folder with an index, shard by shard; at most one shard is open.
+
+    Raises:
+        InputError: an index that can't be read, a shard that is not there, or one without a tensor that the index
+            promises.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            files: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{folder / INDEX} can't be read ({error!r}): download it again") from error
+        self.file_of = dict(sorted(files.items(), key=lambda item: item[1]))
+        self.open: tuple[str, SafetensorsFile] | None = None
+        for name in dict.fromkeys(self.file_of.values()):
+            if Path(name).name != name or not (folder / name).is_file():
+                raise InputError(f"{folder} lacks {name}, which its index names: the download is not complete")
+
+    def __getitem__(self, name: str) -> Tensor:
+        shard = self.file_of[name]
+        if self.open is None or self.open[0] != shard:
+            self.open = None  # the last one's memory goes before the next one's comes
+            self.open = shard, SafetensorsFile(self.folder / shard)
+        try:
+            return self.open[1][name]
+        except SafetensorError as error:
+            raise InputError(f"{self.folder / shard} has no {name}, though the index says so ({error})") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file_of)
+
+    def __len__(self) -> int:
+        return len(self.file_of)
+
+
+class Only(Mapping[str, Tensor]):
+    """The tensors whose names start with a prefix."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+        self.tensors = tensors
+        self.names = [name for name in tensors if name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def open_weights(folder: Path) -> Mapping[str, Tensor]:
+    """The tensors of a folder with one safetensors file, or several and an index.
+
+    Raises:
+        InputError: there is neither; pickled weights (.pt, .bin) are never read.
+    """
+    if (folder / INDEX).is_file():
+        return Shards(folder)
+    if (folder / WEIGHTS).is_file():
+        return SafetensorsFile(folder / WEIGHTS)
+    raise InputError(f"{folder} holds neither {INDEX} nor {WEIGHTS}: only safetensors are read")
+
+
+def fill(
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    current_names: Callable[[str], tuple[str, ...]],
+    official_name: Callable[[str], str],
+    skip: tuple[str, ...] = (),
+    what: str,
+) -> None:
+    """Copies official tensors into a model's, one at a time; each takes the dtype and device of its place.
+
+    Args:
+        state: the model's tensors that are wanted, by our names.
+        tensors: official name to tensor; may be read from a file as they are asked for.
+        current_names: our names of an official tensor; several share its rows equally.
+        official_name: the inverse.
+        skip: prefixes of official names that the model has no use for.
+        what: the model, for the error.
+
+    Raises:
+        InputError: naming what is missing, unexpected, or has another shape. Some may be loaded by then.
+    """
+    missing = dict.fromkeys(official_name(name) for name in state)
+    unexpected, misshapen = [], []
+    for name in tensors:
+        if name.startswith(skip):
+            continue
+        ours = current_names(name)
+        official = official_name(ours[0])  # the file's name may be that of another version
+        if official not in missing:
+            unexpected.append(name)
+            continue
+        del missing[official]
+        tensor, targets = tensors[name], [state[part] for part in ours]
+        shape = list(targets[0].shape)
+        shape[0] *= len(targets)
+        if list(tensor.shape) != shape:
+            misshapen.append(f"{name} {list(tensor.shape)} instead of {shape}")
+            continue
+        with torch.no_grad():
+            for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
+                target.copy_(part)
+    problems = {"missing": list(missing), "unexpected": unexpected, "misshapen": misshapen}
+    if any(problems.values()):
+        found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names)
+        raise InputError(f"the weights don't fit this {what}: {found}; check the config and the file")
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
