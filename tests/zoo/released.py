@@ -1,0 +1,108 @@
+"""Tiny official models, weights a pure function of the official names, and the golden cases made with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from tests.golden.weights import init_
+from zoo import SpatialVLM
+from zoo.checkpoints import load_qwen25_vl, load_spatial_mllm
+from zoo.checkpoints.names import model_names, released_name
+from zoo.fusions.base import MERGED, Connector
+from zoo.geometry.vggt import VGGT
+
+# all golden cases where they are at hand; the small ones are here
+GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
+CASES = sorted(path.stem for path in (GOLDEN / "full_model").glob("*.safetensors"))
+LOADERS = {"spatial_mllm": load_spatial_mllm, "qwen2_5_vl": load_qwen25_vl}
+
+
+def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    folder = GOLDEN / "full_model"
+    return json.loads((folder / f"{case}.json").read_text()), load_file(folder / f"{case}.safetensors")
+
+
+def official_shapes(config: dict[str, Any], spatial: bool) -> dict[str, list[int]]:
+    """Official name to shape, without a tied lm_head."""
+    with torch.device("meta"):
+        qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config["qwen"]))
+        shapes = {released_name(name): list(p.shape) for name, p in qwen.named_parameters()}
+        if spatial:
+            vggt = VGGT(config["spatial_config"] | config["vggt_aggregator"])
+            width = 2 * vggt.aggregator.embed_dim
+            connector = Connector(MERGED * width, MERGED * width, config["qwen"]["hidden_size"])
+            named = vggt.official_state_dict().items()
+            shapes |= {f"spatial_encoder.vggt_model.{name}": list(tensor.shape) for name, tensor in named}
+            shapes |= {f"connector.{name}": list(p.shape) for name, p in connector.named_parameters()}
+    return shapes
+
+
+def official_weights(config: dict[str, Any], spatial: bool) -> dict[str, Tensor]:
+    return {name: init_(name, torch.empty(shape)) for name, shape in official_shapes(config, spatial).items()}
+
+
+def build(meta: dict[str, Any]) -> tuple[SpatialVLM, dict[str, Tensor]]:
+    official = official_weights(meta["config"], meta["model"] == "spatial_mllm")
+    return LOADERS[meta["model"]](meta["config"], official), official
+
+
+def media(t: dict[str, Tensor], meta: dict[str, Any]) -> dict[str, Any]:
+    """What a golden case shows, as `SpatialVLM.logits` takes it."""
+    names = ("pixel_values_videos", "video_grid_thw", "pixel_values", "image_grid_thw")
+    given: dict[str, Any] = {name: t[name] for name in names if name in t}
+    given["seconds_per_grid"] = meta["second_per_grid_ts"]
+    given["frames"] = frames(t, meta) or None
+    return given
+
+
+def frames(t: dict[str, Tensor], meta: dict[str, Any]) -> list[Tensor]:
+    """The videos, and the stills of each sample as one scene of each still twice, in order of appearance."""
+    found, videos, images = [], 0, 0
+    for sample in meta["samples"]:
+        for kind, *what in sample:
+            if kind == "v":
+                found.append(t[f"video_{videos}_u8"] / 255)
+                videos += 1
+            elif kind == "i":
+                stills = [t[f"image_{images + i}_u8"] / 255 for i in range(len(what[0]))]
+                images += len(stills)
+                found.append(torch.stack([still for still in stills for _ in range(2)]))
+    return found
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def gradient_norms(model: SpatialVLM) -> dict[str, float]:
+    """By our names."""
+    return {name: 0.0 if p.grad is None else p.grad.norm().item() for name, p in model.named_parameters()}
+
+
+def check_case(case: str) -> None:
+    """Logits, loss, gradients and greedy answers of a golden case."""
+    meta, t = load_case(case)
+    model, _ = build(meta)
+    logits = model.logits(t["input_ids"], t["attention_mask"], **media(t, meta))
+    real = t["attention_mask"].bool()
+    assert torch.allclose(logits[real], t["out_logits"][real], atol=3e-5, rtol=0)
+    loss = loss_of(logits, t["labels"])
+    assert abs(loss.item() - meta["loss"]) < 1e-5
+    loss.backward()
+    norms = gradient_norms(model)
+    for name, expected in meta["grad_l2_norms_f32"].items():
+        (ours,) = model_names(name)
+        assert abs(norms[ours] - expected) < 2e-3 * expected + 1e-5, name
+    assert all(norms[model_names(name)[0]] == 0 for name in meta["params_without_grad"])
+    if meta["gen_ids"] is not None:
+        answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=10)
+        assert answers == t["out_generated"].tolist()

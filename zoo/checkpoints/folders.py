@@ -1,0 +1,50 @@
+"""Released folders: where they are, and the config in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from zoo.errors import InputError
+
+CONFIG = "config.json"
+FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
+
+
+def find_folder(path: str) -> Path:
+    """The folder that a local path or a hub id stands for; what the hub has is downloaded, without pickle or code.
+
+    Raises:
+        InputError: there is none, with the command that downloads it.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    name = local.name or path
+    remedy = f"where there is a network, then set --model.backbone.path weights/{name}"
+    if path.startswith((".", "/", "~", "weights/")):
+        raise InputError(f"{path} is no folder: run `hf download <hub id> --local-dir weights/{name}` {remedy}")
+    try:
+        return Path(snapshot_download(path, allow_patterns=FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{path} is no folder, and can't be loaded from the hub: run `hf download {path} --local-dir "
+            f"weights/{name}` {remedy}"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json.
+
+    Raises:
+        InputError: it isn't there, or isn't JSON.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG} can't be read ({error}): download it again") from error
+    return config

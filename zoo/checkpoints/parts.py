@@ -1,0 +1,83 @@
+"""Parts whose weights take no memory until they are filled in, and official weights into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from zoo.checkpoints.names import (
+    CONNECTOR,
+    LM_HEAD,
+    OFFICIAL_VGGT,
+    QWEN,
+    VGGT_MODEL,
+    model_names,
+    official_name,
+)
+from zoo.geometry.vggt import VGGT
+from zoo.geometry.vggt.model import HEADS, NOT_BUILT
+from zoo.weights import fill
+
+
+def empty_qwen(config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL in training mode, to be filled."""
+    default = torch.get_default_dtype()
+    try:
+        # not .to(dtype) afterwards: that would round RoPE's frequencies as well
+        torch.set_default_dtype(dtype)
+        with no_init_weights():  # memory that nobody has written to isn't taken yet
+            model = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(default)
+    model.tie_weights()
+    return model.train()
+
+
+def empty_vggt(aggregator: dict[str, Any], dtype: torch.dtype) -> VGGT:
+    """A VGGT without heads, to be filled."""
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        vggt = VGGT(aggregator)
+    return vggt.to(dtype).to_empty(device=device)
+
+
+def fill_parts(
+    tensors: Mapping[str, Tensor],
+    *,
+    qwen: Qwen2_5_VLForConditionalGeneration | None = None,
+    vggt: VGGT | None = None,
+    connector: nn.Module | None = None,
+    skip: tuple[str, ...] = (),
+) -> None:
+    """Fills those parts of a Spatial-MLLM that are given.
+
+    Args:
+        tensors: by official names; a tied lm_head, VGGT's tracker, and heads that `vggt` lacks are left alone.
+        qwen: a Qwen2.5-VL.
+        vggt: a `VGGT`.
+        connector: of `AddFusion`.
+        skip: starts of other official names to leave alone.
+
+    Raises:
+        InputError: listing what is missing, unexpected or misshapen.
+    """
+    parts = {QWEN: qwen, VGGT_MODEL: vggt, CONNECTOR: connector}
+    state = {
+        prefix + name: tensor
+        for prefix, part in parts.items()
+        if part is not None
+        for name, tensor in part.state_dict().items()
+    }
+    if qwen is not None and qwen.config.tie_word_embeddings:
+        del state[QWEN + LM_HEAD]
+        skip += (LM_HEAD,)
+    if vggt is not None:
+        lacking = [f"{head}_head." for head in HEADS if getattr(vggt, f"{head}_head") is None]
+        skip += tuple(OFFICIAL_VGGT + head for head in (NOT_BUILT, *lacking))
+    what = "Qwen2.5-VL" if vggt is None and connector is None else "Spatial-MLLM"
+    fill(state, tensors, current_names=model_names, official_name=official_name, skip=skip, what=what)
