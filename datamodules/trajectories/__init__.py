@@ -1,0 +1,10 @@
+"""Poses as the datasets write them: one file a format beside `base.py`, all to the same `Trajectory`."""
+
+from datamodules.trajectories.arkitscenes import ARKitScenes
+from datamodules.trajectories.base import PoseFormat, Trajectory
+from datamodules.trajectories.nerfstudio import Nerfstudio, ScanNetPlusPlus
+from datamodules.trajectories.scannet import ScanNet
+from datamodules.trajectories.seven_scenes import SevenScenes
+from datamodules.trajectories.tum import TUM
+
+__all__ = ["TUM", "ARKitScenes", "Nerfstudio", "PoseFormat", "ScanNet", "ScanNetPlusPlus", "SevenScenes", "Trajectory"]

@@ -1,0 +1,86 @@
+"""transforms.json, as nerfstudio and ScanNet++ write it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics
+from datamodules.video import natural_key
+
+# OpenGL's camera looks along -z with y up
+OPENCV_FROM_OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
+
+
+class Nerfstudio(PoseFormat):
+    """A capture with transforms.json: camera-to-world with OpenGL axes (x right, y up, z back).
+
+    Its frames are taken in the order of their names; those marked `is_bad` have no pose. Lens distortion is not
+    modelled here: a fisheye must be undistorted before, little distortion of other lenses is left out.
+
+    Args:
+        file: where the poses lie in the folder of the scene.
+        images: the folder that `file_path` starts at, in the folder of the scene; null is that of the file.
+    """
+
+    def __init__(self, file: str = "transforms.json", images: str | None = None) -> None:
+        self.file, self.images = file, images
+
+    def read(self, folder: Path) -> Trajectory:
+        file = folder / self.file
+        content = _load(file)
+        if "FISHEYE" in str(content.get("camera_model", "")).upper():
+            raise ValueError(f"{file}: a fisheye camera: undistort the frames first and name that file")
+        start = file.parent if self.images is None else folder / self.images
+        rows = sorted(content["frames"], key=lambda row: natural_key(str(row.get("file_path"))))
+        poses, K_px, frames, sizes = [], [], [], set()
+        for row in rows:
+            try:
+                cameras = [float(row.get(key, content.get(key))) for key in ("fl_x", "fl_y", "cx", "cy", "w", "h")]
+                pose = torch.tensor(row["transform_matrix"], dtype=torch.float64)[:3, :4]
+                frames.append(start / row["file_path"])
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                needs = "file_path, transform_matrix and, here or above, fl_x, fl_y, cx, cy, w, h"
+                raise ValueError(f"{file}: frame {len(frames)} of it: it needs {needs} ({error})") from error
+            if pose.shape != (3, 4):
+                raise ValueError(f"{file}: {row['file_path']}: a pose is 4x4, this has {tuple(pose.shape)}")
+            poses.append(pose * (torch.nan if row.get("is_bad") else 1))
+            K_px.append(intrinsics(*cameras[:4]))
+            sizes.add((int(cameras[4]), int(cameras[5])))
+        if len(sizes) != 1:
+            raise ValueError(f"{file}: frames of {len(sizes)} sizes: all must have one")
+        if absent := next((frame for frame in frames if not frame.is_file()), None):
+            raise FileNotFoundError(f"{absent} is absent, {file} names it")
+        matrices = torch.eye(4, dtype=torch.float64).repeat(len(poses), 1, 1)
+        matrices[:, :3] = torch.stack(poses)
+        width, height = sizes.pop()
+        world_to_camera = from_camera_to_world(matrices @ OPENCV_FROM_OPENGL, f"{file}, by frame")
+        return Trajectory(world_to_camera, torch.stack(K_px), width, height, None, tuple(frames))
+
+
+class ScanNetPlusPlus(Nerfstudio):
+    """A scene of ScanNet++ (arXiv 2308.11417): its undistorted DSLR frames.
+
+    <scene>/dslr/nerfstudio/transforms_undistorted.json
+    <scene>/dslr/resized_undistorted_images/DSC00001.JPG
+    """
+
+    def __init__(
+        self,
+        file: str = "dslr/nerfstudio/transforms_undistorted.json",
+        images: str | None = "dslr/resized_undistorted_images",
+    ) -> None:
+        super().__init__(file, images)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON ({error}): write it again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
+        raise ValueError(f"{file}: no frames in it: a transforms.json has a list of them")
+    return content

@@ -1,0 +1,88 @@
+"""TUM RGB-D: a list of pictures and a list of poses, each with its time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datamodules.trajectories.base import (
+    Match,
+    PoseFormat,
+    Trajectory,
+    from_camera_to_world,
+    intrinsics,
+    read_numbers,
+    rigid,
+)
+from datamodules.trajectories.rotations import from_quaternion
+from datamodules.video import image_size
+
+
+class TUM(PoseFormat):
+    """A sequence in the format of the TUM RGB-D benchmark (Sturm et al., IROS 2012).
+
+        <scene>/groundtruth.txt   time tx ty tz qx qy qz qw: camera-to-world
+        <scene>/rgb.txt           time filename
+
+    Args:
+        K_px: fx, fy, cx, cy in pixels; the data set lists them for each device, the default is the one it
+            recommends for all.
+        trajectory: the file of poses.
+        tolerance_s: how far a pose may be from its picture in time.
+        match: "slerp" between the poses around a picture, or the "nearest".
+    """
+
+    def __init__(
+        self,
+        K_px: tuple[float, float, float, float] = (525.0, 525.0, 319.5, 239.5),
+        trajectory: str = "groundtruth.txt",
+        tolerance_s: float = 0.05,
+        match: Match = "slerp",
+    ) -> None:
+        self.K_px, self.trajectory = K_px, trajectory
+        self.tolerance_s, self.match = tolerance_s, match
+
+    def read(self, folder: Path) -> Trajectory:
+        times_s, poses = read_tum(folder / self.trajectory)
+        pictures = read_list(folder / "rgb.txt")
+        frames = tuple(folder / name for _, name in pictures)
+        if absent := next((frame for frame in frames if not frame.is_file()), None):
+            raise FileNotFoundError(f"{absent} is absent, {folder / 'rgb.txt'} names it")
+        height, width = image_size(frames[0])
+        K_px = intrinsics(*self.K_px).expand(len(poses), 3, 3)
+        placed = Trajectory(poses, K_px, width, height, times_s).at(
+            [time_s for time_s, _ in pictures], self.tolerance_s, self.match
+        )
+        return Trajectory(placed.world_to_camera, placed.K_px, width, height, placed.times_s, frames)
+
+
+def read_tum(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """(times in seconds (N,), world-to-camera poses (N, 4, 4)), in the order of time, both float64.
+
+    Raises:
+        ValueError: naming the file: a row of other things, no row at all.
+    """
+    table = read_numbers(file, 8)
+    if not len(table):
+        raise ValueError(f"{file}: no poses in it: a line is `time tx ty tz qx qy qz qw`")
+    rows = torch.from_numpy(table[np.argsort(table[:, 0], kind="stable")])
+    camera_to_world = rigid(from_quaternion(rows[:, 4:]), rows[:, 1:4])
+    return rows[:, 0], from_camera_to_world(camera_to_world, f"{file}, by row")
+
+
+def read_list(file: Path) -> list[tuple[float, str]]:
+    """(time in seconds, name) of pictures, in the order of time. Raises ValueError, naming the file and line."""
+    pictures = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            time, name = line.split()
+            pictures.append((float(time), name))
+        except ValueError as error:
+            raise ValueError(f"{file}:{number}: not `time filename`") from error
+    if not pictures:
+        raise ValueError(f"{file}: no pictures in it: a line is `time filename`")
+    return sorted(pictures)
