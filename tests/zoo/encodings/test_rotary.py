@@ -1,0 +1,167 @@
+"""Rotary values and rotary points: the definitions, token by token, and what they must not touch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.zoo.encodings.test_prope import HEAD_DIM, MROPE_SECTION, mrope, random_cameras, random_sequence
+from zoo.cameras import Cameras
+from zoo.encodings import EncodedCameras, VORoPE, XYZRoPE
+from zoo.errors import InputError
+
+DECODER = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION, "dtype": torch.float64}
+
+
+def turned(x: Tensor, angles: list[float]) -> Tensor:
+    """One head's channels with the pairs (c, c + D/2) turned, number by number."""
+    out, half = x.clone(), len(x) // 2
+    for c, angle in enumerate(angles):
+        a, b = float(x[c]), float(x[c + half])
+        out[c] = a * math.cos(angle) - b * math.sin(angle)
+        out[c + half] = b * math.cos(angle) + a * math.sin(angle)
+    return out
+
+
+# ---- values and outputs -----------------------------------------------------------------------------------
+
+
+def rotary_values(index: Tensor, ids: Tensor) -> EncodedCameras:
+    poses, K = random_cameras(2)
+    encoded = VORoPE().encode(Cameras(poses, K, index), **DECODER)
+    at_layer = encoded.at_layer(0, torch.zeros(*index.shape, 1), mrope(ids, MROPE_SECTION))
+    assert at_layer is not None
+    return at_layer
+
+
+def test_values_turn_by_the_position_from_the_first_visual_token() -> None:
+    qkv, index, ids = random_sequence(2)
+    encoded = rotary_values(index, ids)
+    v, o = encoded.values(qkv[2]), encoded.outputs(qkv[0])
+    section = [axis for axis, count in enumerate(MROPE_SECTION) for _ in range(count)]
+    for token in range(index.shape[1]):
+        steps = (ids[:, 0, token] - ids[:, 0, 2]).tolist() if index[0, token] >= 0 else [0, 0, 0]
+        angles = [steps[axis] * 1e4 ** (-c / (HEAD_DIM // 2)) for c, axis in enumerate(section)]
+        torch.testing.assert_close(v[0, token, 1], turned(qkv[2][0, token, 1], angles), rtol=0, atol=1e-12)
+        back = [-angle for angle in angles]
+        torch.testing.assert_close(o[0, token, 3], turned(qkv[0][0, token, 3], back), rtol=0, atol=1e-12)
+    q, k = encoded.after_rope(qkv[0], qkv[1])
+    assert q is qkv[0] and k is qkv[1]
+
+
+def test_outputs_undo_what_values_do() -> None:
+    qkv, index, ids = random_sequence(2)
+    encoded = rotary_values(index, ids)
+    torch.testing.assert_close(encoded.outputs(encoded.values(qkv[2])), qkv[2], rtol=0, atol=1e-13)
+    assert torch.equal(encoded.values(qkv[2])[index < 0], qkv[2][index < 0])
+    assert (encoded.values(qkv[2]) - qkv[2])[index >= 0].abs().max() > 0.1
+
+
+def test_a_visual_token_without_a_camera_keeps_its_bits() -> None:
+    qkv, index, ids = random_sequence(1)
+    index = index.clone()
+    index[:, 1:4] = -1
+    v = rotary_values(index, ids).values(qkv[2])
+    assert torch.equal(v[:, 1:4], qkv[2][:, 1:4])
+
+
+# ---- points -----------------------------------------------------------------------------------------------
+
+
+def points_of(index: Tensor, seed: int = 7) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(*index.shape, 3, generator=generator, dtype=torch.float64)
+
+
+def test_queries_and_keys_turn_by_the_point_in_the_reference_view() -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    points = points_of(index)
+    cameras = Cameras(poses, K, index).with_tokens(points=points)
+    encoded = XYZRoPE(shortest=0.5, longest=8.0).encode(cameras, **DECODER)
+    q, k = encoded.after_rope(qkv[0], qkv[1])
+    for sample in range(2):
+        for token in range(index.shape[1]):
+            there = poses[sample, 0, :3, :3] @ points[sample, token] + poses[sample, 0, :3, 3]
+            if index[sample, token] < 0:
+                there = there * 0
+            angles = []
+            for coordinate, count in zip((2, 1, 0), MROPE_SECTION, strict=True):
+                for i in range(count):
+                    angles.append(2 * math.pi * float(there[coordinate]) / (0.5 * 16 ** (i / (count - 1))))
+            torch.testing.assert_close(
+                q[sample, token, 2], turned(qkv[0][sample, token, 2], angles), rtol=0, atol=1e-12
+            )
+            torch.testing.assert_close(
+                k[sample, token, 1], turned(qkv[1][sample, token, 1], angles), rtol=0, atol=1e-12
+            )
+    assert encoded.values(qkv[2]) is qkv[2] and encoded.outputs(qkv[0]) is qkv[0]
+
+
+def test_logits_see_the_difference_of_points() -> None:
+    """A common translation cancels; moving one point doesn't."""
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(0)
+    points = points_of(index)
+
+    def logits(points: Tensor) -> Tensor:
+        encoded = XYZRoPE(reference=None).encode(Cameras(poses, K, index).with_tokens(points=points), **DECODER)
+        q, k = encoded.after_rope(qkv[0], qkv[0])
+        return torch.einsum("blhd,bmhd->bhlm", q, k)
+
+    moved = logits(points + torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(moved, logits(points), rtol=0, atol=1e-10)
+    points[:, 0] += 0.1
+    assert (logits(points) - moved).abs().max() > 0.1
+
+
+def test_a_token_without_a_point_keeps_its_bits() -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    points = points_of(index)
+    points[0, 3, 1] = torch.nan
+    for dtype in (torch.float32, torch.bfloat16):
+        encoded = XYZRoPE("qkvo").encode(
+            Cameras(poses, K, index).with_tokens(points=points), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
+        )
+        q, k, v = (x.to(dtype) for x in qkv)
+        results = (*encoded.after_rope(q, k), encoded.values(v), encoded.outputs(q))
+        for result, x in zip(results, (q, k, v, q), strict=True):
+            assert result.dtype == dtype and result.isfinite().all()
+            assert torch.equal(result[0, 3], x[0, 3]) and torch.equal(result[index < 0], x[index < 0])
+            assert not torch.equal(result[0, 4], x[0, 4])
+
+
+@pytest.mark.parametrize("terms", ["qk", "vo", "qkvo"])
+def test_terms(terms: str) -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    cameras = Cameras(poses, K, index).with_tokens(points=points_of(index))
+    encoded = XYZRoPE(terms).encode(cameras, **DECODER)  # type: ignore[arg-type]
+    q, k = encoded.after_rope(qkv[0], qkv[1])
+    assert torch.equal(q, qkv[0]) == torch.equal(k, qkv[1]) == ("qk" not in terms)
+    v = encoded.values(qkv[2])
+    assert torch.equal(v, qkv[2]) == ("vo" not in terms)
+    torch.testing.assert_close(encoded.outputs(v), qkv[2], rtol=0, atol=1e-13)
+
+
+def test_channels_of_others_are_left_alone() -> None:
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    encoded = XYZRoPE().encode(Cameras(poses, K, index).with_tokens(points=points_of(index)), **DECODER)
+    wide = torch.cat((qkv[0], qkv[0][..., :8]), -1)
+    q, _ = encoded.after_rope(wide, wide)
+    assert torch.equal(q[..., HEAD_DIM:], wide[..., HEAD_DIM:])
+    assert torch.equal(q[..., :HEAD_DIM], encoded.after_rope(qkv[0], qkv[0])[0])
+
+
+def test_errors_name_the_trouble() -> None:
+    poses, K = random_cameras(2)
+    _, index, _ = random_sequence(1)
+    with pytest.raises(ValueError, match="XYZRoPE goes by the points"):
+        XYZRoPE().encode(Cameras(poses, K, index), **DECODER)
+    with pytest.raises(InputError, match="0 < 4 <= 2 is not so"):
+        XYZRoPE(shortest=4, longest=2)
