@@ -19,7 +19,7 @@ MINIMUM_CONFIDENCE = 0.1
 TABLE = 1 << 22  # cells up to which marking them is cheaper than sorting
 EXACT = 1 << 24  # integers up to which float32 counts exactly
 
-Voxels = Int[np.ndarray, "N 3"]
+Voxels = Int[np.ndarray, "_ 3"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def maximum_coverage(voxel_sets: Sequence[Voxels | Collection[tuple[int, int, in
     return chosen
 
 
-def _numbered(voxel_sets: Sequence[Voxels | Collection[tuple[int, int, int]]]) -> list[Int[np.ndarray, " N"]]:
+def _numbered(voxel_sets: Sequence[Voxels | Collection[tuple[int, int, int]]]) -> list[Int[np.ndarray, " _"]]:
     """The same sets with one number a voxel, from 0; a frame sees a voxel once, however often a list names it."""
     sets = [s if isinstance(s, np.ndarray) else np.array(list(s), dtype=np.int64) for s in voxel_sets]
     sets = [s.reshape(-1, 3).astype(np.int64) for s in sets]
