@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras
+from zoo.encodings.append import Append
 from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, Rope
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
@@ -21,16 +22,19 @@ from zoo.time_index import TimeIndex
 class Stack(CameraEncoding):
     """Several encodings at once, one after the other; each has its own reference view and scale.
 
-    What all of them keep holds for the stack if they act on different channels, or add to the logits.
+    What all of them keep holds for the stack if they act on different channels, heads or layers, or add to logits.
 
     Args:
-        encodings: in the order in which they act on q, k and v; on the outputs in the opposite order.
+        encodings: in the order in which they act on q, k and v; on the outputs in the opposite order. One that
+            appends channels comes first: what they add to the outputs must not be taken for a view's own.
     """
 
     def __init__(self, encodings: list[CameraEncoding]) -> None:
         super().__init__(reference=None)
         if not encodings:
             raise InputError("a Stack needs encodings")
+        if any(isinstance(module, Append) for encoding in encodings[1:] for module in encoding.modules()):
+            raise InputError("an encoding on Append comes first in a Stack, and alone of its kind")
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
             raise InputError("a Stack may hold one PoseIndex: there is one time")
         self.each = tuple(encodings)
