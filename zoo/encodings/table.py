@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.append import Append
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.cape import CaPE
@@ -20,9 +21,13 @@ from zoo.encodings.gta import GTA
 from zoo.encodings.on_heads import OnHeads
 from zoo.encodings.on_layers import Alternate, OnLayers
 from zoo.encodings.placements import Fraction, HighFrequencies, LowFrequencies, TSection
+from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE
+from zoo.encodings.rays import RayEncoding
+from zoo.encodings.rotary import VORoPE, XYZRoPE
 from zoo.encodings.stack import Stack
 from zoo.encodings.symmetries import Symmetries
+from zoo.time_index import Pose, PosePath
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "encodings.md"
 
@@ -47,10 +52,21 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "GTA, Append": lambda: GTA(Append(8)),
     "CaPE, Fraction": lambda: CaPE(Fraction(0.0, 0.5)),
     "CaPE, TSection": lambda: CaPE(TSection()),
+    "RayEncoding, TSection": lambda: RayEncoding(TSection()),
+    "PoseALiBi": lambda: PoseALiBi(),
+    "PoseALiBi, rotation": lambda: PoseALiBi("rotation"),
+    "PoseALiBi, learned slopes": lambda: PoseALiBi("log", slopes="learned"),
+    "PoseIndex, Pose": lambda: PoseIndex(Pose()),
+    "PoseIndex, PosePath": lambda: PoseIndex(PosePath()),
+    "VORoPE": lambda: VORoPE(),
+    "XYZRoPE": lambda: XYZRoPE(),
+    "XYZRoPE, qkvo": lambda: XYZRoPE("qkvo"),
     "OnLayers(PRoPE, TSection)": lambda: OnLayers(PRoPE(TSection()), "odd"),
     "OnHeads(PRoPE, TSection)": lambda: OnHeads(PRoPE(TSection()), [1]),
     "OnHeads(PRoPE, Append)": lambda: OnHeads(PRoPE(Append(8)), [0]),
     "Stack(GTA Append, PRoPE TSection)": lambda: Stack([GTA(Append(8)), PRoPE(TSection())]),
+    "Stack(PRoPE TSection, PoseALiBi)": lambda: Stack([PRoPE(TSection()), PoseALiBi()]),
+    "Stack(VORoPE, GTA TSection qk)": lambda: Stack([VORoPE(), GTA(TSection(), terms="qk")]),
 }
 
 HEADINGS = {

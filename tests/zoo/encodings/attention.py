@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from zoo.cameras import Cameras
+from zoo.cameras import Cameras, invert_se3
 from zoo.encodings import CameraEncoding, EncodedCameras
+from zoo.time_index import GridSteps
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS, WIDTH = 32, [4, 4, 8], 4, 2, 2, 24
 VIEWS, TOKENS = 3, 4  # tokens a view
@@ -40,12 +41,16 @@ class Sequence:
         qkv: (B, L, heads, D) each, float64, and what a layer projects them from.
         index: the camera of each token, -1 for none.
         ids: (3, B, L), position ids.
+        places: where in its view each token is.
+        points: what it shows, in the frame of the first view and in metres.
     """
 
     qkv: list[Tensor]
     hidden_states: Tensor
     index: Tensor
     ids: Tensor
+    places: Tensor
+    points: Tensor
 
     def constant_time(self) -> Sequence:
         """All views at one time."""
@@ -71,7 +76,10 @@ def random_sequence(text: int, seed: int = 1) -> Sequence:
     grid = torch.stack((2 * views, place // 2, place % 2)) + text
     after = int(grid.max()) + 1 + torch.arange(text)
     ids = torch.cat((torch.arange(text).expand(3, -1), grid, after.expand(3, -1)), 1)
-    return Sequence(qkv, hidden_states, index, ids[:, None].expand(-1, 2, -1))
+    ids = ids[:, None].expand(-1, 2, -1)
+    places = (ids[[2, 1]] - text).permute(1, 2, 0) / 2 - 0.25
+    points = torch.randn(2, length, 3, generator=generator, dtype=torch.float64)
+    return Sequence(qkv, hidden_states, index, ids, places, points)
 
 
 class Decoder:
@@ -107,13 +115,43 @@ class Decoder:
         return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
 
     @torch.no_grad()
-    def attend(self, sequence: Sequence, poses: Tensor, K: Tensor) -> Tensor:
-        """The outputs of every layer, each given the same q, k and v: (layers, B, L, heads, D)."""
-        encoded: EncodedCameras | None = None
+    def attend(self, sequence: Sequence, poses: Tensor, K: Tensor, unit: float = 1.0) -> Tensor:
+        """The outputs of every layer, each given the same q, k and v: (layers, B, L, heads, D).
+
+        Args:
+            unit: of the poses, in 1/metres: the scene is as large in it as they are.
+        """
+        encoded, ids = None, sequence.ids
         if self.encoding is not None:
-            cameras = Cameras(poses, K, sequence.index)
+            camera_to_world = invert_se3(poses[:, :1])
+            turned = (camera_to_world[..., :3, :3] @ (unit * sequence.points)[..., None])[..., 0]
+            points = turned + camera_to_world[..., :3, 3]
+            cameras = Cameras(poses, K, sequence.index).with_tokens(sequence.places, points)
             encoded = self.encoding.encode(cameras, **SHAPE, dtype=torch.float64)
-        return torch.stack([attend(encoded, layer, sequence, self.rope(sequence.ids)) for layer in range(LAYERS)])
+            if self.encoding.time_index is not None:
+                ids = in_place_of_time(self.encoding, sequence, cameras)
+        return torch.stack([attend(encoded, layer, sequence, self.rope(ids)) for layer in range(LAYERS)])
+
+
+def in_place_of_time(encoding: CameraEncoding, sequence: Sequence, cameras: Cameras) -> Tensor:
+    """The position ids with the encoding's own time index."""
+    batch, views = cameras.world_to_camera.shape[:2]
+    video, step = torch.arange(batch).repeat_interleave(views), torch.arange(views).repeat(batch)
+    steps = GridSteps(
+        video=video,
+        step=step,
+        seconds=torch.ones(batch * views),
+        tokens_per_second=2,
+        world_to_camera=cameras.world_to_camera.flatten(0, 1),
+        has_camera=torch.ones(batch * views, dtype=torch.bool),
+    )
+    assert encoding.time_index is not None
+    times = encoding.time_index(steps).view(batch, views)
+    visual = sequence.index >= 0
+    ids = sequence.ids.clone()
+    start = ids[0].masked_fill(~visual, 10**6).amin(1, keepdim=True)
+    ids[0] = torch.where(visual, start + times.gather(1, sequence.index.clamp(min=0)), ids[0])
+    return ids
 
 
 def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope: tuple[Tensor, Tensor]) -> Tensor:
