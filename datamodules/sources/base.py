@@ -13,8 +13,8 @@ Split = Literal["train", "val", "test"]
 class SceneSource(ABC):
     """A dataset of videos with questions. A new one is a file in this folder with these two methods.
 
-    `missing` holds, once `scenes` has been called, the scenes whose video is absent and how many questions each
-    of them has: they are counted and listed in the results, never silently dropped.
+    `missing` holds, once `scenes` has been called, the scenes whose video, or what else belongs to them, is absent
+    and how many questions each of them has: they are counted and listed in the results, never silently dropped.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
 from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.lock import locked
 from datamodules.sources.progress import progress
 from datamodules.sources.rooms.writer import SPLITS
 
@@ -51,7 +51,8 @@ class RenderedScenes(SceneSource):
         if self.folder.exists():
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder.with_name(f".{self.folder.name}.lock")):
+        lock = self.folder.with_name(f".{self.folder.name}.lock")
+        with locked(lock, "another process renders these rooms: waiting for it"):
             if self.folder.exists():
                 return
             unfinished = self.folder.with_name(f".{self.folder.name}.unfinished")
@@ -87,18 +88,6 @@ class RenderedScenes(SceneSource):
 def _cores() -> int:
     """Those that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a file's lock, which the system releases however the process ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another process renders these rooms: waiting for it", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -1,0 +1,260 @@
+"""Poses at other times, of turned pictures and of other sizes; and files that are wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, SevenScenes, Trajectory
+from datamodules.trajectories.base import intrinsics, rigid, upright_turns
+from datamodules.trajectories.rotations import from_axis_angle
+from datamodules.trajectories.tum import read_tum
+from zoo.cameras import invert_se3
+
+WIDTH, HEIGHT = 64, 48
+
+
+def circling(times_s: torch.Tensor) -> torch.Tensor:
+    """World-to-camera poses of a camera that turns evenly while its centre moves on a line."""
+    vectors = times_s[:, None] * torch.tensor([0.1, 0.5, -0.2], dtype=torch.float64)
+    centres = times_s[:, None] * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    return invert_se3(rigid(from_axis_angle(vectors), centres))
+
+
+def trajectory(times: list[float]) -> Trajectory:
+    times_s = torch.tensor(times, dtype=torch.float64)
+    K_px = intrinsics(60.0, 58.0, 30.0, 25.0).repeat(len(times), 1, 1)
+    K_px[:, 0, 0] += torch.arange(len(times))
+    return Trajectory(circling(times_s), K_px, WIDTH, HEIGHT, times_s)
+
+
+def test_slerp_between_neighbours_is_exact_for_an_even_motion():
+    asked = [0.5, 1.0, 1.75, 2.9]
+    placed = trajectory([0, 1, 2, 3]).at(asked, tolerance_s=1.0)
+    assert torch.allclose(placed.world_to_camera, circling(torch.tensor(asked, dtype=torch.float64)), atol=1e-12)
+    assert placed.times_s.tolist() == asked
+    nearest = trajectory([0, 1, 2, 3]).at(asked, tolerance_s=1.0, match="nearest")
+    expected = circling(torch.tensor([1.0, 1.0, 2.0, 3.0], dtype=torch.float64))
+    assert torch.allclose(nearest.world_to_camera, expected, atol=1e-12)  # a tie goes to the later one
+    assert not torch.allclose(nearest.world_to_camera, placed.world_to_camera, atol=0.1)  # negative control
+    assert nearest.K_px[:, 0, 0].tolist() == placed.K_px[:, 0, 0].tolist() == [61, 61, 62, 63]
+
+
+def test_gaps_have_no_pose_and_their_edges_the_nearest():
+    placed = trajectory([0, 1, 5, 6]).at([-0.4, -0.6, 0.5, 1.3, 3.0, 4.6, 6.4, 6.6], tolerance_s=0.5)
+    assert placed.known.tolist() == [True, False, True, True, False, True, True, False]
+    held = circling(torch.tensor([0.0, 1.0, 5.0, 6.0], dtype=torch.float64))
+    assert torch.equal(placed.world_to_camera[[0, 3, 5, 6]], held)
+    everywhere = trajectory([0, 1, 5, 6]).at([3.0], tolerance_s=10.0)
+    assert torch.allclose(everywhere.world_to_camera, circling(torch.tensor([3.0], dtype=torch.float64)), atol=1e-12)
+
+
+def test_poses_that_are_not_known_are_not_neighbours():
+    holed = trajectory([0, 1, 2])
+    poses = holed.world_to_camera.clone()
+    poses[1] = math.nan
+    placed = replace(holed, world_to_camera=poses).at([1.0], tolerance_s=1.0)
+    assert torch.allclose(placed.world_to_camera, circling(torch.tensor([1.0], dtype=torch.float64)), atol=1e-12)
+    with pytest.raises(ValueError, match="needs times and poses"):
+        replace(holed, world_to_camera=poses * math.nan).at([1.0], tolerance_s=1.0)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_turned_picture_shows_the_same_points(turns):
+    """A point's pixel in the turned picture is the turned pixel; numpy says what turning a picture is."""
+    upright = replace(trajectory([0.3]), quarter_turns=turns).turned()
+    size = (HEIGHT, WIDTH) if turns % 2 == 0 else (WIDTH, HEIGHT)
+    assert (upright.height, upright.width, upright.quarter_turns) == (*size, 0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        row, column = (int(torch.randint(n, (1,), generator=generator)) for n in (HEIGHT, WIDTH))
+        picture = np.zeros((HEIGHT, WIDTH))
+        picture[row, column] = 1
+        point = unproject(trajectory([0.3]), row + 0.5, column + 0.5, depth=2.0)
+        turned_row, turned_column = np.argwhere(np.rot90(picture, turns))[0]
+        pixel = project(upright, point)
+        assert torch.allclose(pixel, torch.tensor([turned_column + 0.5, turned_row + 0.5], dtype=torch.float64))
+        if turns:  # negative control: turned the other way
+            other = replace(trajectory([0.3]), quarter_turns=turns + 1).turned()
+            assert not torch.allclose(project(other, point), pixel)
+
+
+def unproject(cameras: Trajectory, y: float, x: float, depth: float) -> torch.Tensor:
+    ray = torch.linalg.inv(cameras.K_px[0]) @ torch.tensor([x, y, 1.0], dtype=torch.float64)
+    point = torch.cat((ray * depth, torch.ones(1, dtype=torch.float64)))
+    return torch.linalg.inv(cameras.world_to_camera[0]) @ point
+
+
+def project(cameras: Trajectory, point: torch.Tensor) -> torch.Tensor:
+    x, y, z = cameras.K_px[0] @ (cameras.world_to_camera[0] @ point)[:3]
+    return torch.stack((x / z, y / z))
+
+
+def test_resized_cameras_see_the_same():
+    small = trajectory([0.3]).resized(WIDTH // 2, HEIGHT // 2)
+    point = unproject(trajectory([0.3]), 11.0, 40.0, depth=2.0)
+    assert torch.allclose(project(small, point), torch.tensor([20.0, 5.5], dtype=torch.float64))
+    with pytest.raises(ValueError, match="48 x 64 pixels, the cameras are for 64 x 48"):
+        trajectory([0.3]).resized(HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_upright_is_where_z_points_up(turns):
+    """A camera that looks along +x in a z-up world, its pictures turned away from upright."""
+    level = torch.tensor([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]], dtype=torch.float64)
+    poses = rigid(level[None], torch.zeros(1, 3, dtype=torch.float64))
+    K_px = intrinsics(60.0, 58.0, 30.0, 25.0)[None]
+    turned = Trajectory(poses, K_px, WIDTH, HEIGHT, quarter_turns=turns).turned()
+    assert upright_turns(turned.world_to_camera) == (4 - turns) % 4
+
+
+# ---- files
+
+
+def write_rows(file: Path, rows: list) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("# a comment\n" + "\n".join(" ".join(str(x) for x in row) for row in rows) + "\n")
+
+
+def write_picture(file: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height)).save(file)
+
+
+def test_scannet_leaves_out_what_was_not_tracked(tmp_path):
+    for number in (0, 1, 2, 10):
+        write_picture(tmp_path / f"color/{number}.jpg")
+        write_rows(tmp_path / f"pose/{number}.txt", np.eye(4).tolist())
+    write_rows(tmp_path / "pose/1.txt", np.full((4, 4), -np.inf).tolist())
+    (tmp_path / "pose/2.txt").unlink()
+    write_rows(tmp_path / "intrinsic/intrinsic_color.txt", np.diag([50.0, 51.0, 1, 1]).tolist())
+    read = ScanNet().read(tmp_path)
+    assert [frame.name for frame in read.frames] == ["0.jpg", "1.jpg", "2.jpg", "10.jpg"]
+    assert read.known.tolist() == [True, False, False, True]
+    assert [frame.name for frame in read.only(read.known).frames] == ["0.jpg", "10.jpg"]
+    assert (read.K_px[0, 0, 0], read.width, read.height, read.depth) == (50, WIDTH, HEIGHT, ())
+
+
+def write_transforms(folder: Path, **changes) -> Path:
+    write_picture(folder / "a_2.png")
+    write_picture(folder / "a_10.png")
+    frames = [{"file_path": f"a_{i}.png", "transform_matrix": np.eye(4).tolist()} for i in (10, 2)]
+    content = {"fl_x": 50, "fl_y": 51, "cx": 32, "cy": 24, "w": WIDTH, "h": HEIGHT, "frames": frames}
+    (folder / "transforms.json").write_text(json.dumps(content | changes))
+    return folder
+
+
+def test_nerfstudio(tmp_path):
+    read = Nerfstudio().read(write_transforms(tmp_path))
+    assert [frame.name for frame in read.frames] == ["a_2.png", "a_10.png"]
+    # the OpenGL camera at the identity looks along -z with y up
+    forward = torch.linalg.inv(read.world_to_camera[0])[:3, 2]
+    assert forward.tolist() == [0, 0, -1]
+    frames = [{"file_path": "a_2.png", "transform_matrix": np.eye(4).tolist(), "is_bad": True, "fl_x": 40}]
+    read = Nerfstudio().read(write_transforms(tmp_path, frames=frames))
+    assert not read.known.any() and read.K_px[0, 0, 0] == 40
+
+
+ARKIT = "41069025"
+
+
+def write_arkit(folder: Path) -> Path:
+    write_rows(folder / "lowres_wide.traj", [[t, 0, 0, 0.1 * t, t, 0, 0] for t in (100.0, 100.1, 100.2)])
+    for time in ("100.000", "100.199"):
+        write_rows(folder / f"lowres_wide_intrinsics/{ARKIT}_{time}.pincam", [[WIDTH, HEIGHT, 50, 51, 32, 24]])
+    return folder
+
+
+def test_arkitscenes_is_world_to_camera(tmp_path):
+    read = ARKitScenes().read(write_arkit(tmp_path))
+    assert len(read) == 3 and read.frames == () and read.times_s.tolist() == [100.0, 100.1, 100.2]
+    assert read.world_to_camera[0, 0, 3] == 100
+    expected = from_axis_angle(torch.tensor([[0, 0, 10.0]], dtype=torch.float64))[0]
+    assert torch.allclose(read.world_to_camera[0, :3, :3], expected)
+    for time in ("100.050", "100.150", "103.000"):
+        write_picture(tmp_path / f"lowres_wide/{ARKIT}_{time}.png")
+    read = ARKitScenes(upright=False).read(tmp_path)
+    assert read.known.tolist() == [True, True, False] and read.quarter_turns == 0
+    assert torch.allclose(read.world_to_camera[0, 0, 3], torch.tensor(100.05, dtype=torch.float64), atol=0.01)
+
+
+def test_tum(tmp_path):
+    write_rows(tmp_path / "groundtruth.txt", [[10.0, 1, 2, 3, 0, 0, 0, 1], [10.04, 2, 2, 3, 0, 0, 0, 1]])
+    write_rows(tmp_path / "rgb.txt", [[10.03, "rgb/b.png"], [9.99, "rgb/a.png"], [11, "rgb/c.png"]])
+    for name in "abc":
+        write_picture(tmp_path / f"rgb/{name}.png")
+    read = TUM().read(tmp_path)
+    assert [frame.name for frame in read.frames] == ["a.png", "b.png", "c.png"]
+    assert read.known.tolist() == [True, True, False]
+    centres = invert_se3(read.world_to_camera)[:2, :3, 3]
+    assert torch.allclose(centres, torch.tensor([[1.0, 2, 3], [1.75, 2, 3]], dtype=torch.float64))
+
+
+def test_tum_files_of_the_benchmark(realdata):
+    """The first camera of fr1_xyz: where it says to be, held level within some degrees."""
+    times_s, poses = read_tum(realdata / "scenes/trajectories/tum_euroc/freiburg1_xyz-groundtruth.txt")
+    assert len(times_s) == len(poses) > 2000 and (times_s.diff() >= 0).all()
+    camera_to_world = invert_se3(poses)
+    assert torch.allclose(camera_to_world[0, :3, 3], torch.tensor([1.3563, 0.6305, 1.6380], dtype=torch.float64))
+    down = camera_to_world[:, :3, 1]  # the camera's y axis in the world, whose z points up
+    assert down[:, 2].mean() < -0.5
+
+
+BAD = {
+    "no traj": (ARKitScenes(), lambda f: (f / "lowres_wide.traj").unlink(), FileNotFoundError, "lowres_wide.traj"),
+    "text in traj": (
+        ARKitScenes(),
+        lambda f: (f / "lowres_wide.traj").write_text("1 2 3 x 5 6 7\n"),
+        ValueError,
+        "lowres_wide.traj:1: not a row of numbers",
+    ),
+    "short row": (
+        ARKitScenes(),
+        lambda f: (f / "lowres_wide.traj").write_text("1 2 3\n"),
+        ValueError,
+        "lowres_wide.traj:1: 3 numbers in a row, 7 belong there",
+    ),
+    "empty traj": (ARKitScenes(), lambda f: (f / "lowres_wide.traj").write_text(""), ValueError, "no poses in it"),
+    "no pincam": (ARKitScenes(frames="wide"), lambda f: None, FileNotFoundError, "wide_intrinsics: no .pincam"),
+    "no frames": (ScanNet(), lambda f: None, FileNotFoundError, "color: no frames N.jpg"),
+    "no sequence": (SevenScenes(), lambda f: None, FileNotFoundError, r"no frame-\*.color.png"),
+    "json": (Nerfstudio(), lambda f: (f / "transforms.json").write_text("{"), ValueError, "not valid JSON"),
+    "no list": (Nerfstudio(), lambda f: (f / "transforms.json").write_text("{}"), ValueError, "no frames in it"),
+    "fisheye": (
+        Nerfstudio(),
+        lambda f: write_transforms(f, camera_model="OPENCV_FISHEYE"),
+        ValueError,
+        "undistort the frames first",
+    ),
+    "no focal length": (Nerfstudio(), lambda f: write_transforms(f, fl_x=None), ValueError, "it needs file_path"),
+    "no picture": (
+        Nerfstudio(),
+        lambda f: (write_transforms(f) / "a_2.png").unlink(),
+        FileNotFoundError,
+        "a_2.png is absent",
+    ),
+    "no rotation": (
+        Nerfstudio(),
+        lambda f: write_transforms(
+            f, frames=[{"file_path": "a_2.png", "transform_matrix": np.diag([2.0, 1, 1, 1]).tolist()}]
+        ),
+        ValueError,
+        "transforms.json, by frame: rotation 0 is off orthonormal",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_named_in_one_line(tmp_path, name):
+    poses, spoil, kind, reason = BAD[name]
+    spoil(write_arkit(tmp_path))
+    with pytest.raises(kind, match=reason) as error:
+        poses.read(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
