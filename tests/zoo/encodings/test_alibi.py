@@ -18,6 +18,8 @@ from tests.zoo.encodings.test_prope import (
     random_cameras,
     random_sequence,
 )
+from tests.zoo.test_attention import tiny_model
+from zoo.attention import install_camera_attention
 from zoo.cameras import Cameras
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
 from zoo.encodings.base import EncodedCameras, ZeroChannels
@@ -219,3 +221,26 @@ def test_learned_slopes_need_a_decoder() -> None:
     _, index, _ = random_sequence(1)
     with pytest.raises(ValueError, match="has to be attached"):
         encode(PoseALiBi(slopes="learned"), poses, K, index)
+
+
+def test_learned_slopes_start_at_stock_and_learn() -> None:
+    model = tiny_model()
+    poses, K = random_cameras(2)
+    encoding = PoseALiBi(slopes="learned")
+    install_camera_attention(model.model.language_model, encoding)
+    ids = torch.randint(5, 64, (2, 9), generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([[-1, 0, 0, 1, 1, 2, 2, -1, -1]]).expand(2, -1)
+
+    def logits() -> Tensor:
+        encoded = encoding.encode(Cameras(poses, K, index), head_dim=16, mrope_section=[2, 3, 3])
+        return model(input_ids=ids, camera_encoding=encoded).logits
+
+    stock = model(input_ids=ids).logits
+    torch.testing.assert_close(logits(), stock, rtol=0, atol=1e-5)  # of another width: rounded in another order
+    (slopes,) = encoding.parameters()
+    assert slopes.shape == (4,) and not slopes.any()
+    logits().square().mean().backward()
+    assert slopes.grad is not None and (slopes.grad.abs() > 1e-6).all()
+    with torch.no_grad():
+        slopes -= 10 * slopes.grad
+        assert (logits() - stock).abs().max() > 1e-3

@@ -263,7 +263,7 @@ def test_bfloat16_is_not_much_worse_than_stock(name: str) -> None:
     errors = []
     for on in (False, True):
         squares = []
-        for seed in range(4):
+        for seed in range(8):
             model = tiny_model()
             example = Clip(name, model, seed=seed)
             given = example.encoded() if on else None
@@ -271,7 +271,7 @@ def test_bfloat16_is_not_much_worse_than_stock(name: str) -> None:
             rounded = logits(model.bfloat16(), example, camera_encoding=given).float()
             squares.append((rounded - exact).square().mean())
         errors.append(float(torch.stack(squares).mean().sqrt()))
-    assert errors[1] < 1.35 * errors[0]
+    assert errors[1] < 1.2 * errors[0]
 
 
 @torch.no_grad()

@@ -165,3 +165,18 @@ def test_errors_name_the_trouble() -> None:
         XYZRoPE().encode(Cameras(poses, K, index), **DECODER)
     with pytest.raises(InputError, match="0 < 4 <= 2 is not so"):
         XYZRoPE(shortest=4, longest=2)
+
+
+def test_points_follow_the_unit_of_length() -> None:
+    poses, K = random_cameras(2)
+    _, index, _ = random_sequence(1)
+    points = points_of(index)
+    larger = poses.clone()
+    larger[..., :3, 3] *= 3
+    for scale, same in (("rms", True), ("none", False)):
+        here, there = (
+            XYZRoPE(scale=scale).encode(Cameras(V, K, index).with_tokens(points=p), **DECODER).sin
+            for V, p in ((poses, points), (larger, 3 * points))
+        )
+        apart = (here - there).abs().max()
+        assert apart < 1e-12 if same else apart > 0.1
