@@ -3,7 +3,8 @@
 A batch is a dict of
     input_ids, attention_mask, labels (N, L): a question a row; labels are -100 but on the answer;
     scene_index (N,): the scene that each row asks about;
-    pixel_values_videos, video_grid_thw (S, 3), seconds_per_grid (S,), cameras: once a scene;
+    pixel_values_videos, video_grid_thw (S, 3), seconds_per_grid (S,): once a scene;
+    geometry: what came with each scene's data, a camera a frame; frames, if wanted: uint8 (T, 3, H, W) each;
     records: a prediction record a row, without the prediction yet;
     failed: complete records of the questions of scenes that could not be read;
     questions_per_batch: how many questions are answered at once.
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor
 
 from datamodules.prompts import user_text
 from datamodules.scenes import Question, Scene
-from zoo.cameras import Cameras
+from zoo.fusions import Appended
+from zoo.geometry.base import SceneGeometry
 
 IGNORED = -100  # torch's cross-entropy skips this label
 # sizes, colours and frame choice are settled before: the processor only normalises and cuts patches
@@ -41,7 +43,7 @@ class LoadedScene:
         frames: chosen and resized.
         frame_indices: which of the video's raw frames they are.
         seconds_per_grid: the clip's real seconds between two grid steps.
-        cameras: one a grid step, (1, T / temporal_patch_size, ...); None if the scene has none.
+        geometry: cameras and depth of the frames; None if the scene has none.
     """
 
     scene: Scene
@@ -49,7 +51,7 @@ class LoadedScene:
     frames: UInt8[Tensor, "T 3 H W"] | None = None
     frame_indices: tuple[int, ...] = ()
     seconds_per_grid: float = 1.0
-    cameras: Cameras | None = None
+    geometry: SceneGeometry | None = None
     error: str | None = None
 
 
@@ -61,11 +63,15 @@ class Collate:
         processor: the model's.
         training: append the answers, pad on the right, and label; else leave room for answers (pad on the left).
         questions_per_batch: carried along for the model.
+        appended: what the model's fusion lets follow the 2D tokens of each view: placeholders of their own.
+        keep_frames: pass the frames on, for a geometry encoder.
     """
 
     processor: Qwen2_5_VLProcessor
     training: bool
     questions_per_batch: int = 8
+    appended: Appended = Appended.NOTHING
+    keep_frames: bool = False
 
     def __call__(self, scenes: list[LoadedScene]) -> dict[str, Any]:
         failed = [record(s, q, prompt="") for s in scenes if s.error is not None for q in s.questions]
@@ -78,8 +84,7 @@ class Collate:
             return {**batch, "records": [], "input_ids": torch.empty(0, 0, dtype=torch.long)}
         videos = [scene.frames for scene in scenes]
         batch.update(self.processor.video_processor(videos=videos, **PATCHES_ONLY))
-        merged = self.processor.video_processor.merge_size**2
-        tokens = (batch["video_grid_thw"].prod(1) // merged).tolist()
+        tokens = [self._placeholders(*grid) for grid in batch["video_grid_thw"].tolist()]
 
         rows = [(s, scene, question) for s, scene in enumerate(scenes) for question in scene.questions]
         prompts = [self.prompt(question) for _, _, question in rows]
@@ -89,7 +94,8 @@ class Collate:
             **self._pad(sequences),
             "scene_index": torch.tensor([s for s, _, _ in rows]),
             "seconds_per_grid": torch.tensor([scene.seconds_per_grid for scene in scenes]),
-            "cameras": stack_cameras([scene.cameras for scene in scenes]),
+            "geometry": [scene.geometry for scene in scenes],
+            **({"frames": videos} if self.keep_frames else {}),
             "records": [
                 record(scene, question, prompt) for prompt, (_, scene, question) in zip(prompts, rows, strict=True)
             ],
@@ -101,6 +107,10 @@ class Collate:
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
+
+    def _placeholders(self, steps: int, height: int, width: int) -> int:
+        view = height * width // self.processor.video_processor.merge_size**2
+        return steps * (view + len(self.appended.positions(view)))
 
     def _ids(self, prompt: str, question: Question, tokens: int) -> tuple[Tensor, Tensor]:
         """(input ids, labels): the placeholder repeated once a visual token, the answer labelled."""
@@ -137,30 +147,3 @@ def record(scene: LoadedScene, question: Question, prompt: str) -> dict[str, Any
         "frames": list(scene.frame_indices),
         "error": scene.error,
     }
-
-
-def stack_cameras(each: list[Cameras | None]) -> Cameras | None:
-    """The cameras of several scenes as one batch, short ones filled up with identities that no token points to.
-
-    A scene without cameras among others is all identities: it may only come where no encoding reads them.
-    """
-    present = [cameras for cameras in each if cameras is not None]
-    if not present:
-        return None
-    steps = max(cameras.world_to_camera.shape[1] for cameras in present)
-    dtype = present[0].world_to_camera.dtype
-    world_to_camera = torch.eye(4, dtype=dtype).repeat(len(each), steps, 1, 1)
-    intrinsics = torch.eye(3, dtype=dtype).repeat(len(each), steps, 1, 1)
-    for row, cameras in enumerate(each):
-        if cameras is not None:
-            count = cameras.world_to_camera.shape[1]
-            world_to_camera[row, :count] = cameras.world_to_camera[0]
-            intrinsics[row, :count] = cameras.K_normalised[0]
-    return Cameras(world_to_camera, intrinsics)
-
-
-def pair_cameras(
-    world_to_camera: Float[Tensor, "T 4 4"], K_normalised: Float[Tensor, "T 3 3"], merged_frames: int
-) -> Cameras:
-    """A camera a grid step from a camera a frame: that of the first of the frames merged into one token."""
-    return Cameras(world_to_camera[None, ::merged_frames], K_normalised[None, ::merged_frames])

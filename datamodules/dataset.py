@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.cameras_file import read_cameras
-from datamodules.collate import LoadedScene, pair_cameras
+from datamodules.collate import LoadedScene
+from datamodules.depth import read_depth
 from datamodules.resize import PixelBounds, resize_frames
 from datamodules.samplers import Consecutive, FrameSampler, Pairing, SceneView
-from datamodules.samplers.base import FRAMES_PER_GRID_STEP
 from datamodules.samplers.pairing import seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from zoo.cameras import Cameras
 from zoo.errors import InputError
+from zoo.geometry.base import SceneGeometry
 
 
 @dataclass
@@ -50,6 +51,7 @@ class SceneDataset(Dataset):
         sampler: chooses num_frames frames of each.
         bounds: of the frames' size.
         needs_cameras: a scene without is an error.
+        needs_depth: likewise.
         questions_per_scene: how many questions training draws of a scene, anew each epoch.
         seed: of that draw.
         keep: keep decoded videos in memory.
@@ -63,6 +65,7 @@ class SceneDataset(Dataset):
         num_frames: int,
         bounds: PixelBounds,
         needs_cameras: bool,
+        needs_depth: bool = False,
         questions_per_scene: int = 1,
         seed: int = 0,
         keep: bool = False,
@@ -70,7 +73,8 @@ class SceneDataset(Dataset):
     ):
         self.pairing = pairing or Consecutive()
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
-        self.needs_cameras, self.questions_per_scene, self.seed = needs_cameras, questions_per_scene, seed
+        self.needs_cameras, self.needs_depth = needs_cameras, needs_depth
+        self.questions_per_scene, self.seed = questions_per_scene, seed
         self.keep = keep
         self._kept: dict[int, OpenScene] = {}
 
@@ -103,6 +107,11 @@ class SceneDataset(Dataset):
                 f"{scene.video}: no cameras, so the camera encoding has nothing to act on: put "
                 f"{scene.video.stem}.cameras.json beside it, or take a model without an encoding"
             )
+        if self.needs_depth and scene.depth is None:
+            raise InputError(
+                f"{scene.video}: no depth: put a folder {scene.video.stem}.depth of 16-bit images beside it, or take a "
+                "geometry without (--model.geometry.depth false)"
+            )
         video = Video(scene.video)
         cameras = None
         if scene.cameras is not None:
@@ -120,6 +129,12 @@ class SceneDataset(Dataset):
         loaded.frame_indices = tuple(chosen)
         loaded.seconds_per_grid = seconds_per_grid(chosen, video.fps)
         if cameras is not None:
-            loaded.cameras = pair_cameras(
-                cameras.world_to_camera[0, chosen], cameras.K_normalised[0, chosen], FRAMES_PER_GRID_STEP
+            loaded.geometry = SceneGeometry(
+                world_to_camera=cameras.world_to_camera[0, chosen], K_normalised=cameras.K_normalised[0, chosen]
+            )
+        if self.needs_depth and loaded.scene.depth is not None:
+            height, width = loaded.frames.shape[-2:]
+            loaded.geometry = loaded.geometry or SceneGeometry()
+            loaded.geometry.depth = read_depth(
+                loaded.scene.depth, chosen, num_frames=video.num_frames, size_hw=(height, width)
             )

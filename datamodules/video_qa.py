@@ -135,7 +135,7 @@ class VideoQADataModule(LightningDataModule):
                     else ""
                 )
             )
-        if self._needs_cameras() and all(scene.cameras is None for scene in kept):
+        if self._needs("cameras") and all(scene.cameras is None for scene in kept):
             raise InputError(
                 f"{type(self.source).__name__}: no scene of the {split} split has cameras, so the camera encoding has "
                 f"nothing to act on: put {kept[0].video.stem}.cameras.json beside {kept[0].video} and so on"
@@ -145,8 +145,9 @@ class VideoQADataModule(LightningDataModule):
     def _is_chosen(self, scene: str) -> bool:
         return not self.datasets or scene.split("/")[0] in self.datasets
 
-    def _needs_cameras(self) -> bool:
-        return self.trainer is not None and bool(self.trainer.lightning_module.needs_cameras)
+    def _needs(self, what: str) -> bool:
+        """Whether the model, if there is one yet, needs cameras, frames or depth."""
+        return self.trainer is not None and bool(getattr(self.trainer.lightning_module, f"needs_{what}"))
 
     def describe(self) -> dict[str, Any]:
         """What the results of a run on this data are to be read with."""
@@ -165,7 +166,8 @@ class VideoQADataModule(LightningDataModule):
             sampler,
             self.num_frames,
             self.pixels,
-            needs_cameras=self._needs_cameras(),
+            needs_cameras=self._needs("cameras"),
+            needs_depth=self._needs("depth"),
             questions_per_scene=self.questions_per_scene,
             seed=self.seed,
             keep=keep,
@@ -173,8 +175,8 @@ class VideoQADataModule(LightningDataModule):
         )
 
     def _collate(self, training: bool) -> Collate:
-        processor: Any = self.trainer.lightning_module.processor  # type: ignore[union-attr]
-        return Collate(processor, training, self.questions_per_batch)
+        model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        return Collate(model.processor, training, self.questions_per_batch, model.appended, model.needs_frames)
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)

@@ -9,9 +9,13 @@ from zoo.vlm import SpatialVLM
 
 
 class Qwen25VL(SpatialVLM):
-    """Qwen2.5-VL (arXiv 2502.13923): 2D tokens only, time in seconds, no cameras. Arguments as `SpatialVLM`."""
+    """Qwen2.5-VL (arXiv 2502.13923): 2D tokens only, time in seconds, no cameras. Arguments as `SpatialVLM`.
+
+    A scale may say what VGGT is: the baseline builds none.
+    """
 
     def __init__(self, **parts: Any):
-        if parts.get("encoding") is not None:
-            raise InputError("Qwen25VL is the baseline without cameras: take PRoPEMLLM for an encoding")
+        for part, model in (("encoding", "PRoPEMLLM"), ("fusion", "SpatialMLLM")):
+            if parts.get(part) is not None:
+                raise InputError(f"Qwen25VL is the baseline without {part}: take {model} for one")
         super().__init__(**parts)

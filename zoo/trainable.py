@@ -25,6 +25,11 @@ class Trainable(LightningModule):
     optimizer: Callable[[Any], Optimizer]
     scheduler: Callable[[Optimizer, int], LRScheduler]
 
+    # what the DataModule must bring for it, beside the pixels
+    needs_cameras: bool = False
+    needs_frames: bool = False
+    needs_depth: bool = False
+
     def trained_names(self) -> set[str]:
         """The parameters that train, by every name they have (lm_head may be tied)."""
         named = self.named_parameters(remove_duplicate=False)

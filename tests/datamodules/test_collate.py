@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from datamodules import collate
-from datamodules.collate import IGNORED, Collate, LoadedScene, pair_cameras
+from datamodules.collate import IGNORED, Collate, LoadedScene
 from datamodules.scenes import Question, Scene
+from zoo.fusions import Appended
+from zoo.geometry.base import SceneGeometry
 from zoo.tiny import tiny_processor
 
 TRAINING = Path(__file__).parents[1] / "golden/preprocess_train"
@@ -21,9 +23,11 @@ PROMPTS = Path(__file__).parents[1] / "golden/preprocess/prompts.json"
 
 def scene(name: str, *questions: Question, size: tuple[int, int] = (56, 84), frames: int = 4) -> LoadedScene:
     pixels = torch.randint(0, 255, (frames, 3, *size), dtype=torch.uint8)
-    cameras = pair_cameras(torch.eye(4).double().repeat(frames, 1, 1), torch.eye(3).double().repeat(frames, 1, 1), 2)
+    geometry = SceneGeometry(
+        world_to_camera=torch.eye(4).repeat(frames, 1, 1), K_normalised=torch.eye(3).repeat(frames, 1, 1)
+    )
     described = Scene(name, Path(name), questions)
-    return LoadedScene(described, questions, pixels, tuple(range(frames)), 1.0, cameras)
+    return LoadedScene(described, questions, pixels, tuple(range(frames)), 1.0, geometry)
 
 
 A = Question("a", "object_counting", "How many chair(s) are in this room?", "4")
@@ -104,13 +108,15 @@ def test_failed_scenes_become_records() -> None:
         assert len(batch["records"]) == len(batch["input_ids"]) == len(scenes) - 1
 
 
-def test_a_pair_has_the_camera_of_its_first_frame() -> None:
-    poses = torch.eye(4).repeat(6, 1, 1)
-    poses[:, 0, 3] = torch.arange(6.0)
-    cameras = pair_cameras(poses, torch.eye(3).repeat(6, 1, 1), 2)
-    assert cameras.world_to_camera[0, :, 0, 3].tolist() == [0, 2, 4]
+def test_geometry_and_frames_come_scene_by_scene_and_only_what_is_wanted() -> None:
+    scenes = [scene("long", A, frames=6), scene("short", A, frames=2)]
+    batch = Collate(tiny_processor(), training=True)(scenes)
+    assert [len(each.world_to_camera) for each in batch["geometry"]] == [6, 2] and "frames" not in batch
+    batch = Collate(tiny_processor(), training=True, keep_frames=True)(scenes)
+    assert [tuple(each.shape) for each in batch["frames"]] == [(6, 3, 56, 84), (2, 3, 56, 84)]
 
 
-def test_cameras_of_scenes_of_different_lengths_share_a_batch() -> None:
-    batch = Collate(tiny_processor(), training=True)([scene("long", A, frames=6), scene("short", A, frames=2)])
-    assert batch["cameras"].world_to_camera.shape == (2, 3, 4, 4)
+@pytest.mark.parametrize(("appended", "view"), [(Appended.NOTHING, 6), (Appended.ONE, 7), (Appended.ALL, 12)])
+def test_what_a_fusion_appends_has_placeholders(appended: Appended, view: int) -> None:
+    batch = Collate(tiny_processor(), training=True, appended=appended)([scene("a", A, frames=4)])
+    assert (batch["input_ids"] == tiny_processor().video_token_id).sum() == 2 * view

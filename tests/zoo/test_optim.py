@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.checkpoints import current_name
+from zoo.checkpoints.names import current_name
 from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups, part_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/manifests/optimizer_groups_3b.json").read_text())

@@ -33,7 +33,7 @@ def tiny(**kwargs) -> TinyQwen25VL:
 
 def model(encoding: PRoPE | None = None, **kwargs) -> SpatialVLM:
     backbone = tiny(dtype=kwargs.pop("dtype", "float32"))
-    return SpatialVLM(backbone, encoding, learning_rates=RATES, **kwargs)
+    return SpatialVLM(backbone=backbone, encoding=encoding, learning_rates=RATES, **kwargs)
 
 
 def sequences(padding: str = "left") -> dict:

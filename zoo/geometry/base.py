@@ -38,6 +38,21 @@ class SceneGeometry:
         self.world_to_camera, self.K_normalised, self.has_camera = world_to_camera, K_normalised, has_camera
         self.depth = depth
 
+    def __getitem__(self, frames: slice) -> SceneGeometry:
+        """The geometry of some of the frames."""
+        return SceneGeometry(**{name: None if value is None else value[frames] for name, value in vars(self).items()})
+
+    def cameras(self) -> tuple[Float[Tensor, "S 4 4"], Float[Tensor, "S 3 3"], Bool[Tensor, " S"]]:
+        """Poses, intrinsics, and which of them mean something.
+
+        Raises:
+            ValueError: there are no cameras.
+        """
+        poses, K, present = self.world_to_camera, self.K_normalised, self.has_camera
+        if poses is None or K is None:
+            raise ValueError("a scene without cameras where cameras are needed")
+        return poses, K, torch.ones(len(poses), dtype=torch.bool, device=poses.device) if present is None else present
+
     def to(self, device: torch.device | str) -> SceneGeometry:
         """The same on another device."""
         return SceneGeometry(
@@ -52,18 +67,20 @@ class GeometryEncoder(nn.Module, ABC):
         width: D, channels of its tokens; 0 if it gives none.
         needs_cameras: the data must bring a camera for each frame.
         needs_frames: the data must bring the frames themselves.
+        needs_depth: the data must bring depth.
         gives_cameras: it finds cameras itself, so that the data needs none.
     """
 
     width: int = 0
     needs_cameras: bool = False
     needs_frames: bool = False
+    needs_depth: bool = False
     gives_cameras: bool = False
 
     @abstractmethod
     def forward(
         self,
-        frames: Sequence[Float[Tensor, "S 3 H W"]],
+        frames: Sequence[Float[Tensor, "_S 3 _H _W"]],
         given: Sequence[SceneGeometry | None],
         *,
         tokens: bool = True,

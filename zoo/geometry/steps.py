@@ -1,0 +1,72 @@
+"""From a camera a frame to a camera a grid step: Qwen2.5-VL merges two frames into one token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zoo.cameras import Cameras, invert_se3
+from zoo.geometry.base import SceneGeometry
+
+PairCamera = Literal["first", "mean"]
+FRAMES_PER_STEP = 2
+
+
+def step_cameras(
+    scenes: Sequence[SceneGeometry | None], pair: PairCamera = "first"
+) -> tuple[Cameras, Bool[Tensor, "B C"]]:
+    """The cameras of the grid steps of several scenes, shorter ones filled up; and which of them mean something.
+
+    Args:
+        scenes: each with a camera a frame, an even number of frames; None is an error like a scene without.
+        pair: the camera of a step is that of the first of its frames, or lies half-way between both: the mean of
+            centres and intrinsics, and the mid-point of the rotations. Where one frame has none it is the other's.
+
+    Raises:
+        ValueError: a scene without cameras.
+    """
+    each = [_scene_steps(scene, pair) for scene in scenes]
+    steps = max(len(present) for _, _, present in each)
+    dtype, device = each[0][0].dtype, each[0][0].device
+    world_to_camera = torch.eye(4, dtype=dtype, device=device).repeat(len(each), steps, 1, 1)
+    intrinsics = torch.eye(3, dtype=dtype, device=device).repeat(len(each), steps, 1, 1)
+    has_camera = torch.zeros(len(each), steps, dtype=torch.bool, device=device)
+    for row, (poses, K, present) in enumerate(each):
+        count = len(present)
+        world_to_camera[row, :count], intrinsics[row, :count], has_camera[row, :count] = poses, K, present
+        if count and not present.all() and present.any():
+            # whatever stands in for a missing camera may be asked to be the reference of the others
+            stand_in = int(present.nonzero()[0])
+            world_to_camera[row, :count][~present] = poses[stand_in]
+            intrinsics[row, :count][~present] = K[stand_in]
+    return Cameras(world_to_camera, intrinsics), has_camera
+
+
+def _scene_steps(scene: SceneGeometry | None, pair: PairCamera) -> tuple[Tensor, Tensor, Tensor]:
+    scene = scene or SceneGeometry()
+    # not unflatten: a sequence of text has no frames
+    poses, K, present = (
+        each.reshape(len(each) // FRAMES_PER_STEP, FRAMES_PER_STEP, *each.shape[1:]) for each in scene.cameras()
+    )
+    alone = torch.where(present[:, 0], 0, 1)  # the first that there is
+    row = torch.arange(len(poses), device=poses.device)
+    step_poses, step_K = poses[row, alone], K[row, alone]
+    if pair == "mean":
+        both = present.all(1)
+        step_poses[both] = _half_way(poses[both])
+        step_K[both] = K[both].mean(1)
+    return step_poses, step_K, present.any(1)
+
+
+def _half_way(poses: Float[Tensor, "N pair 4 4"]) -> Float[Tensor, "N 4 4"]:
+    """Between two rotations the nearest rotation to their sum is the mid-point of the slerp."""
+    camera_to_world = invert_se3(poses.double())
+    U, _, Vh = torch.linalg.svd(camera_to_world[..., :3, :3].sum(1))
+    U = torch.cat((U[..., :2], U[..., 2:] * torch.linalg.det(U @ Vh)[:, None, None].sign()), -1)
+    middle = torch.zeros_like(camera_to_world[:, 0])
+    middle[..., :3, :3], middle[..., :3, 3], middle[..., 3, 3] = U @ Vh, camera_to_world[..., :3, 3].mean(1), 1.0
+    return invert_se3(middle).to(poses.dtype)

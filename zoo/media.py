@@ -1,0 +1,134 @@
+"""What the sequences of a batch show, and which of it is one scene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from zoo.cameras import Cameras
+from zoo.errors import InputError
+from zoo.geometry.base import SceneGeometry
+from zoo.geometry.steps import FRAMES_PER_STEP
+
+
+class Media(TypedDict, total=False):
+    """What the sequences of a batch show, in the order in which it appears in them.
+
+    pixel_values_videos (patches, 1176) and video_grid_thw (V, 3); pixel_values and image_grid_thw likewise for
+    stills; frames: a (T, 3, H, W) tensor in 0..1 a video, for models with a geometry encoder, where the stills of a
+    sequence are one scene and each is doubled; seconds_per_grid: one a video, None is 1.0; cameras: of each sequence,
+    one a grid step.
+    """
+
+    pixel_values_videos: Tensor | None
+    video_grid_thw: Tensor | None
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    frames: list[Tensor] | None
+    seconds_per_grid: list[float] | Tensor | None
+    cameras: Cameras | None
+
+
+class Run(NamedTuple):
+    """A video or a still in a batch of sequences: the placeholders that follow each other in a row."""
+
+    row: int
+    kind: str  # "video" or "image"
+    number: int  # among the videos, or among the images, of the batch
+
+
+def runs_of(input_ids: Int[Tensor, "B L"], config: Any) -> list[Run]:
+    """The videos and stills of a batch, in the order in which they appear; `config` is Qwen2.5-VL's."""
+    kinds = {config.video_token_id: "video", config.image_token_id: "image"}
+    count = dict.fromkeys(kinds.values(), 0)
+    runs = []
+    for row, column in (input_ids[:, :-1] == config.vision_start_token_id).nonzero().tolist():
+        kind = kinds.get(int(input_ids[row, column + 1]))
+        if kind is not None:
+            runs.append(Run(row, kind, count[kind]))
+            count[kind] += 1
+    return runs
+
+
+def scenes_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """What one geometry belongs to: each video; all stills of a sequence together, as Spatial-MLLM has it."""
+    scenes: dict[tuple[int, str, int], list[Run]] = {}
+    for run in runs:
+        scenes.setdefault((run.row, run.kind, run.number if run.kind == "video" else 0), []).append(run)
+    return list(scenes.values())
+
+
+def scene_grid(scene: Sequence[Run], grids: Mapping[str, Tensor | None]) -> Int[Tensor, " 3"]:
+    """Steps, and patches a column and a row, of a scene; a still is a step.
+
+    Raises:
+        InputError: stills of several sizes, or fewer grids than there are media.
+    """
+    found = []
+    for run in scene:
+        grid = grids[run.kind]
+        if grid is None or run.number >= len(grid):
+            raise InputError(f"the sequences show more {run.kind}s than {run.kind}_grid_thw has rows")
+        found.append(grid[run.number])
+    rows = torch.stack(found)
+    if (rows[:, 1:] != rows[0, 1:]).any():
+        raise InputError(f"the stills of a sequence are one scene and need one size, got grids {rows.tolist()}")
+    return torch.cat((rows[:, :1].sum(0), rows[0, 1:]))
+
+
+def scene_frames(frames: Sequence[Tensor], steps: Sequence[int]) -> list[Tensor]:
+    """The frames of each scene, two a grid step. Stills may come one by one: each is then doubled.
+
+    Raises:
+        InputError: other frames than the sequences show.
+    """
+    left, found = list(frames), []
+    for count in steps:
+        taken: list[Tensor] = []
+        while left and sum(map(len, taken)) < FRAMES_PER_STEP * count:
+            first = left.pop(0)
+            taken.append(first.repeat_interleave(FRAMES_PER_STEP, 0) if len(first) == 1 else first)
+        if sum(map(len, taken)) != FRAMES_PER_STEP * count:
+            wanted = FRAMES_PER_STEP * count
+            raise InputError(f"a scene of {count} grid steps needs {wanted} frames, got {sum(map(len, taken))}")
+        found.append(torch.cat(taken))
+    if left:
+        raise InputError(f"{len(left)} of {len(frames)} entries of frames belong to nothing that the sequences show")
+    return found
+
+
+def given_cameras(
+    scenes: Sequence[Sequence[Run]], grids: Sequence[Tensor], cameras: Cameras | None
+) -> list[SceneGeometry | None]:
+    """The cameras of each scene, a frame, from those of the sequences, a grid step."""
+    if cameras is None:
+        return [None] * len(scenes)
+    found: list[SceneGeometry | None] = []
+    done: dict[int, int] = {}
+    for scene, grid in zip(scenes, grids, strict=True):
+        row, steps = scene[0].row, int(grid[0])
+        start = done.get(row, 0)
+        done[row] = start + steps
+        poses, K = cameras.world_to_camera[row, start : start + steps], cameras.K_normalised[row, start : start + steps]
+        found.append(
+            SceneGeometry(
+                world_to_camera=poses.repeat_interleave(FRAMES_PER_STEP, 0),
+                K_normalised=K.repeat_interleave(FRAMES_PER_STEP, 0),
+            )
+        )
+    return found
+
+
+def by_row(scenes: Sequence[Sequence[Run]], geometries: Sequence[SceneGeometry], rows: int) -> list[SceneGeometry]:
+    """The cameras of each sequence, those of its scenes one after the other; none for a sequence of text."""
+    found = []
+    for row in range(rows):
+        own = [geometry for scene, geometry in zip(scenes, geometries, strict=True) if scene[0].row == row]
+        own = own or [geometries[0][:0]]
+        poses, K, present = (torch.cat(each) for each in zip(*(geometry.cameras() for geometry in own), strict=True))
+        found.append(SceneGeometry(world_to_camera=poses, K_normalised=K, has_camera=present))
+    return found

@@ -1,0 +1,278 @@
+"""The parts of a model put together, and one forward pass through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Unpack
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from zoo.attention import install_camera_attention
+from zoo.backbone import Backbone, LoRA
+from zoo.cameras import Cameras
+from zoo.encodings import CameraEncoding
+from zoo.errors import InputError
+from zoo.fusions import Appended, Fusion
+from zoo.generation import CameraQwen25VL, greedy
+from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.steps import PairCamera, step_cameras
+from zoo.layout import SequenceLayout
+from zoo.media import Media, by_row, given_cameras, runs_of, scene_frames, scene_grid, scenes_of
+from zoo.optim import LearningRates, WarmupCosine
+from zoo.positions import Seconds, TimeIndex
+from zoo.tiny import TinyQwen25VL
+from zoo.trainable import Trainable
+
+PUBLISHED = LearningRates()  # Spatial-MLLM's
+
+
+def adamw(parameters: Any) -> Optimizer:
+    """AdamW with the published recipe's weight decay (biases have their own group without)."""
+    return torch.optim.AdamW(parameters, weight_decay=0.1)
+
+
+class SpatialModel(Trainable):
+    """A Qwen2.5-VL whose visual tokens may be fused with 3D tokens, and may know their cameras.
+
+    Args:
+        backbone: where Qwen2.5-VL comes from; a tiny random one if not given.
+        geometry: where 3D tokens and cameras come from; built only if a fusion or `cameras: vggt` asks for it.
+        fusion: how 2D and 3D tokens become one sequence; null takes the 2D tokens.
+        encoding: how the decoder's attention learns of the cameras; null is the stock attention, bit for bit.
+        cameras: whose cameras the encoding gets: those `given` with the data, or `vggt`'s own, of unknown scale.
+        pair_camera: the camera of two frames that are merged into one token.
+        time: what the T of mRoPE's position ids means.
+        learning_rates: one a part, null to freeze it.
+        lora: low-rank adapters on the decoder, in place of training it whole.
+        optimizer: takes the parameter groups.
+        scheduler: takes the optimizer and the run's number of optimizer steps; stepped once a step.
+        gradient_checkpointing: trades time for memory in the decoder and the vision tower.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        geometry: Callable[[], GeometryEncoder] | None = None,
+        fusion: Callable[[int, int], Fusion] | None = None,
+        encoding: CameraEncoding | None = None,
+        cameras: Literal["given", "vggt"] = "given",
+        pair_camera: PairCamera = "first",
+        time: TimeIndex | None = None,
+        learning_rates: LearningRates = PUBLISHED,
+        lora: LoRA | None = None,
+        optimizer: Callable[[Any], Optimizer] = adamw,
+        scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
+        gradient_checkpointing: bool = False,
+    ):
+        super().__init__()
+        backbone = backbone or TinyQwen25VL()
+        self.encoding, self.time = encoding, time or Seconds()
+        self.cameras, self.pair_camera = cameras, pair_camera
+        if encoding is not None and encoding.needs_constant_time and not self.time.constant:
+            raise InputError(
+                f"{type(encoding).__name__} acts on mRoPE's T section, where {type(self.time).__name__} would mix "
+                "time with the camera: set --model.time NoTime"
+            )
+        self.qwen, self.processor = backbone.load()
+        self.qwen.__class__ = CameraQwen25VL
+        install_camera_attention(self.qwen.model.language_model)
+        self.geometry = None if geometry is None or (fusion is None and cameras == "given") else geometry()
+        self._refuse_what_lacks_a_part(fusion is not None)
+        self.fusion = None if fusion is None else self._build(fusion)
+        self.learning_rates = learning_rates
+        self.freeze_parts()
+        if lora is not None:
+            if "decoder" in learning_rates.frozen():
+                raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
+            lora.apply(self.qwen.model.language_model)
+            self.qwen.lm_head.requires_grad_(False)
+        if gradient_checkpointing:
+            self.qwen.activation_checkpointing_enable({"use_reentrant": False})
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.pretrained = backbone.pretrained
+        self.train()
+
+    def _build(self, fusion: Callable[[int, int], Fusion]) -> Fusion:
+        assert self.geometry is not None
+        weight = self.qwen.get_input_embeddings().weight
+        built = fusion(self.qwen.config.text_config.hidden_size, self.geometry.width)
+        return built.to(device=weight.device, dtype=weight.dtype)
+
+    def _refuse_what_lacks_a_part(self, fuses: bool) -> None:
+        if self.cameras == "vggt" and self.encoding is None:
+            raise InputError("--model.cameras vggt has no effect without --model.encoding")
+        if self.cameras == "vggt" and not (self.geometry and self.geometry.gives_cameras):
+            raise InputError("--model.cameras vggt needs a --model.geometry that finds them, such as PretrainedVGGT")
+        if fuses and not (self.geometry and self.geometry.width):
+            raise InputError("--model.fusion needs 3D tokens: say with --model.geometry where they come from")
+
+    # ---- what the data must bring ---------------------------------------------------------------------------
+
+    @property
+    def appended(self) -> Appended:
+        """What follows the 2D tokens of each view in the prompt."""
+        return Appended.NOTHING if self.fusion is None else self.fusion.appended
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether 3D tokens reach the decoder."""
+        return self.fusion is not None and self.fusion.reads_geometry
+
+    @property
+    def may_find_cameras(self) -> bool:
+        """Whether the encoding's cameras may be the geometry encoder's own: in `predict` where the data has none."""
+        predicting = self._trainer is not None and self._trainer.state.fn == "predict"
+        able = self.geometry is not None and self.geometry.gives_cameras
+        return self.encoding is not None and able and (self.cameras == "vggt" or predicting)
+
+    @property
+    def needs_cameras(self) -> bool:
+        encoded = self.encoding is not None and not self.may_find_cameras
+        return encoded or (self.reads_tokens and self.geometry is not None and self.geometry.needs_cameras)
+
+    @property
+    def needs_depth(self) -> bool:
+        return self.reads_tokens and self.geometry is not None and self.geometry.needs_depth
+
+    @property
+    def needs_frames(self) -> bool:
+        return (self.reads_tokens or self.may_find_cameras) and self.geometry is not None and self.geometry.needs_frames
+
+    # ---- one forward pass -----------------------------------------------------------------------------------
+
+    def encode_pixels(
+        self, pixel_values: Float[Tensor, "patches channels"], grid_thw: Int[Tensor, "V 3"]
+    ) -> list[Float[Tensor, "tokens D"]]:
+        """The 2D tokens of each video or still, in the decoder's width."""
+        return list(self.qwen.model.get_video_features(pixel_values, grid_thw, return_dict=True).pooler_output)
+
+    def encode_geometry(
+        self, frames: Sequence[Tensor], given: Sequence[SceneGeometry | None], cameras: bool
+    ) -> list[SceneGeometry | None]:
+        """The geometry of each scene as far as this model reads it; what was given where it reads none.
+
+        Args:
+            frames: (S, 3, H, W) of each scene, in 0..1 or as bytes.
+            given: what came with the data.
+            cameras: whether the encoder is to find cameras.
+        """
+        if self.geometry is None or not (self.reads_tokens or cameras):
+            return list(given)
+        scaled = [each if each.is_floating_point() else each.float() / 255 for each in frames]
+        return list(self.geometry(scaled, given, tokens=self.reads_tokens, cameras=cameras))
+
+    def fuse(
+        self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"], geometry: SceneGeometry | None
+    ) -> Float[Tensor, "t n D"]:
+        """The visual tokens of a scene, step by step."""
+        if self.fusion is None:
+            return visual.unflatten(0, (int(grid_thw[0]), -1))
+        return self.fusion(visual, grid_thw, geometry)
+
+    def prepare(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Int[Tensor, "B L"],
+        *,
+        videos: list[Tensor] | None = None,
+        video_grid_thw: Int[Tensor, "V 3"] | None = None,
+        images: list[Tensor] | None = None,
+        image_grid_thw: Int[Tensor, "I 3"] | None = None,
+        seconds_per_grid: list[float] | Float[Tensor, " V"] | None = None,
+        cameras: Cameras | None = None,
+        has_camera: Bool[Tensor, "B C"] | None = None,
+    ) -> dict[str, Any]:
+        """What the stock model is called with: fused tokens, position ids, and the encoded cameras.
+
+        Args:
+            videos: visual tokens of each video, in the order in which they appear in the batch.
+            images: likewise for stills.
+            seconds_per_grid: of each video, for a time index that uses it.
+            cameras: of each sequence, one a grid step; `index` is worked out here unless it is given.
+            has_camera: the grid steps that have one; None is all.
+        """
+        layout = SequenceLayout(
+            self.qwen.config, input_ids, attention_mask, video_grid_thw, image_grid_thw, self.appended
+        )
+        tokens = {"video": videos, "image": images}
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": layout.position_ids(self.time, seconds_per_grid),
+            "mm_encoder_outputs": {
+                kind: BaseModelOutputWithPooling(pooler_output=tuple(each)) for kind, each in tokens.items() if each
+            },
+        }
+        if self.encoding is not None and cameras is not None:
+            if cameras.index is None:
+                cameras = cameras.with_index(layout.camera_index(has_camera))
+            text = self.qwen.config.text_config
+            inputs["camera_encoding"] = self.encoding.encode(
+                cameras,
+                head_dim=text.hidden_size // text.num_attention_heads,
+                mrope_section=text.rope_parameters["mrope_section"],
+            )
+        return inputs
+
+    def prepare_media(self, input_ids: Tensor, attention_mask: Tensor, media: Media) -> dict[str, Any]:
+        """`prepare`, from what the sequences show."""
+        grids = {"video": media.get("video_grid_thw"), "image": media.get("image_grid_thw")}
+        pixels = {"video": media.get("pixel_values_videos"), "image": media.get("pixel_values")}
+        tokens: dict[str, list[Tensor]] = {"video": [], "image": []}
+        for kind, values in pixels.items():
+            if values is not None:
+                tokens[kind] = self.encode_pixels(values, grids[kind])
+
+        scenes = scenes_of(runs_of(input_ids, self.qwen.config))
+        scene_grids = [scene_grid(scene, grids) for scene in scenes]
+        cameras = media.get("cameras")
+        frames = media.get("frames")
+        if scenes and frames is None and self.needs_frames:
+            raise InputError(f"{type(self).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
+        finds = self.encoding is not None and self.cameras == "vggt"
+        found = self.encode_geometry(
+            [] if frames is None else scene_frames(frames, [int(grid[0]) for grid in scene_grids]),
+            given_cameras(scenes, scene_grids, cameras),
+            cameras=finds,
+        )
+        for scene, grid, geometry in zip(scenes, scene_grids, found, strict=True):
+            fused = self.fuse(torch.cat([tokens[run.kind][run.number] for run in scene]), grid, geometry)
+            steps = [int(grids[run.kind][run.number, 0]) for run in scene]
+            for run, part in zip(scene, fused.split(steps), strict=True):
+                tokens[run.kind][run.number] = part.flatten(0, 1)
+        has_camera = None
+        if finds and found:
+            cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.pair_camera)
+        return self.prepare(
+            input_ids,
+            attention_mask,
+            videos=tokens["video"],
+            video_grid_thw=grids["video"],
+            images=tokens["image"],
+            image_grid_thw=grids["image"],
+            seconds_per_grid=media.get("seconds_per_grid"),
+            cameras=cameras,
+            has_camera=has_camera,
+        )
+
+    def logits(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], **media: Unpack[Media]
+    ) -> Float[Tensor, "B L vocabulary"]:
+        """Logits of whole sequences; see `Media` for what else they may come with."""
+        return self.qwen(**self.prepare_media(input_ids, attention_mask, media), use_cache=False).logits
+
+    def generate_ids(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Int[Tensor, "B L"],
+        *,
+        max_new_tokens: int,
+        **media: Unpack[Media],
+    ) -> list[list[int]]:
+        """Greedy answers to left-padded sequences: new tokens only, up to EOS (included where it came)."""
+        return greedy(self.qwen, self.prepare_media(input_ids, attention_mask, media), max_new_tokens)
