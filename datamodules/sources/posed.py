@@ -127,16 +127,15 @@ class PosedScenes(SceneSource):
 
     def _make(self, name: str) -> None:
         """Writes what belongs to a scene, its cameras last: they say that all is there."""
-        trajectory = self.poses.read(self.root / _scene(name))
-        if not trajectory.known.any():
-            raise ValueError("none of its poses is finite")
-        self._cameras(name).parent.mkdir(parents=True, exist_ok=True)
+        raw = self.root / _scene(name)
         if self.videos is None:
-            trajectory = self._place_frames(name, trajectory)
+            self._cameras(name).parent.mkdir(parents=True, exist_ok=True)
+            trajectory = self._place_frames(name, _checked(self.poses.read(raw)))
+        elif video := find_video(self.videos, name):
+            self._cameras(name).parent.mkdir(parents=True, exist_ok=True)
+            trajectory = _of_video(Video(video), _checked(self.poses.read_track(raw)), self.clock)
         else:
-            if (video := find_video(self.videos, name)) is None:
-                return  # counted where the scenes are listed
-            trajectory = _of_video(Video(video), trajectory, self.clock)
+            return  # counted where the scenes are listed
         partial = self._cameras(name).with_suffix(".partial")
         write_cameras(
             partial, trajectory.world_to_camera, trajectory.K_px, width=trajectory.width, height=trajectory.height,
@@ -146,13 +145,17 @@ class PosedScenes(SceneSource):
 
     def _place_frames(self, name: str, trajectory: Trajectory) -> Trajectory:
         """Links to the frames that have a pose, upright; the cameras that belong to them."""
-        if not trajectory.frames:
-            raise ValueError(f"{self.root / _scene(name)}: no frames there: put them there, or name their `videos`")
         posed = trajectory.only(trajectory.known)
         _place(posed.frames, self.folder / name, posed.quarter_turns)
         if posed.depth:
             _place(posed.depth, self.folder / f"{name}.depth", posed.quarter_turns)
         return posed.turned()
+
+
+def _checked(trajectory: Trajectory) -> Trajectory:
+    if not trajectory.known.any():
+        raise ValueError("none of its poses is finite")
+    return trajectory
 
 
 def _of_video(video: Video, trajectory: Trajectory, clock: Clock) -> Trajectory:

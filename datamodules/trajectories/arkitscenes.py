@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ class ARKitScenes(PoseFormat):
     def __init__(self, frames: str = "lowres_wide", upright: bool = True) -> None:
         self.frames, self.upright = frames, upright
 
-    def read(self, folder: Path) -> Trajectory:
+    def read_track(self, folder: Path) -> Trajectory:
         table = read_numbers(folder / "lowres_wide.traj", 7)
         if not len(table):
             raise ValueError(f"{folder / 'lowres_wide.traj'}: no poses in it: download it again")
@@ -50,25 +51,22 @@ class ARKitScenes(PoseFormat):
         poses = rigid(rotation, torch.from_numpy(table[:, 4:7]))
         times_s = torch.from_numpy(table[:, 0].copy())
         width, height, cameras = _pincams(folder / f"{self.frames}_intrinsics")
-        trajectory = Trajectory(
-            poses, _nearest_in_time(cameras, table[:, 0]), width, height, times_s,
-            quarter_turns=upright_turns(poses) if self.upright else 0,
-        )  # fmt: skip
-        pictures = sorted((folder / self.frames).glob("*.png"), key=_time_s)
-        return _with_frames(trajectory, pictures, cameras, folder / "lowres_depth") if pictures else trajectory
+        turns = upright_turns(poses) if self.upright else 0
+        K_px = _nearest_in_time(cameras, table[:, 0])
+        return Trajectory(poses, K_px, width, height, times_s, quarter_turns=turns)
 
-
-def _with_frames(
-    trajectory: Trajectory, pictures: list[Path], cameras: dict[float, Float64[Tensor, "3 3"]], depth_folder: Path
-) -> Trajectory:
-    times_s = [_time_s(picture) for picture in pictures]
-    depth = tuple(depth_folder / picture.name for picture in pictures)
-    placed = trajectory.at(times_s, TOLERANCE_S)
-    return Trajectory(
-        placed.world_to_camera, _nearest_in_time(cameras, np.array(times_s)), placed.width, placed.height,
-        placed.times_s, tuple(pictures), depth if all(image.is_file() for image in depth) else (),
-        placed.quarter_turns,
-    )  # fmt: skip
+    def read(self, folder: Path) -> Trajectory:
+        frames = sorted((folder / self.frames).glob("*.png"), key=_time_s)
+        if not frames:
+            raise FileNotFoundError(f"{folder / self.frames}: no frames there: download them, or name their `videos`")
+        times_s = [_time_s(frame) for frame in frames]
+        depth = tuple(folder / "lowres_depth" / frame.name for frame in frames)
+        return replace(
+            self.read_track(folder).at(times_s, TOLERANCE_S),
+            K_px=_nearest_in_time(_pincams(folder / f"{self.frames}_intrinsics")[2], np.array(times_s)),
+            frames=tuple(frames),
+            depth=depth if all(image.is_file() for image in depth) else (),
+        )
 
 
 def _pincams(folder: Path) -> tuple[int, int, dict[float, Float64[Tensor, "3 3"]]]:

@@ -138,9 +138,15 @@ class PoseFormat(ABC):
 
     @abstractmethod
     def read(self, folder: Path) -> Trajectory:
-        """The trajectory of the scene in a folder, in the order of its frames.
+        """The frames of the scene in a folder, in their order, each with its pose.
 
         Raises FileNotFoundError or ValueError, in one line that names the file and the remedy."""
+
+    def read_track(self, folder: Path) -> Trajectory:
+        """All poses of the scene with their times, whatever frames there are; those of the frames if not overridden.
+
+        Raises as `read`."""
+        return self.read(folder)
 
 
 def interpolate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,14 @@ class TUM(PoseFormat):
         self.tolerance_s, self.match = tolerance_s, match
 
     def read(self, folder: Path) -> Trajectory:
-        times_s, poses = read_tum(folder / self.trajectory)
         pictures = read_list(folder / "rgb.txt")
         frames = tuple(folder / name for _, name in pictures)
         if absent := next((frame for frame in frames if not frame.is_file()), None):
             raise FileNotFoundError(f"{absent} is absent, {folder / 'rgb.txt'} names it")
+        times_s, poses = read_tum(folder / self.trajectory)
         height, width = image_size(frames[0])
-        K_px = intrinsics(*self.K_px).expand(len(poses), 3, 3)
-        placed = Trajectory(poses, K_px, width, height, times_s).at(
-            [time_s for time_s, _ in pictures], self.tolerance_s, self.match
-        )
-        return Trajectory(placed.world_to_camera, placed.K_px, width, height, placed.times_s, frames)
+        track = Trajectory(poses, intrinsics(*self.K_px).expand(len(poses), 3, 3), width, height, times_s)
+        return replace(track.at([time_s for time_s, _ in pictures], self.tolerance_s, self.match), frames=frames)
 
 
 def read_tum(file: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -173,11 +173,13 @@ def write_arkit(folder: Path) -> Path:
 
 
 def test_arkitscenes_is_world_to_camera(tmp_path):
-    read = ARKitScenes().read(write_arkit(tmp_path))
+    read = ARKitScenes().read_track(write_arkit(tmp_path))
     assert len(read) == 3 and read.frames == () and read.times_s.tolist() == [100.0, 100.1, 100.2]
     assert read.world_to_camera[0, 0, 3] == 100
     expected = from_axis_angle(torch.tensor([[0, 0, 10.0]], dtype=torch.float64))[0]
     assert torch.allclose(read.world_to_camera[0, :3, :3], expected)
+    with pytest.raises(FileNotFoundError, match="lowres_wide: no frames there"):
+        ARKitScenes().read(tmp_path)
     for time in ("100.050", "100.150", "103.000"):
         write_picture(tmp_path / f"lowres_wide/{ARKIT}_{time}.png")
     read = ARKitScenes(upright=False).read(tmp_path)
@@ -256,5 +258,5 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, name):
     poses, spoil, kind, reason = BAD[name]
     spoil(write_arkit(tmp_path))
     with pytest.raises(kind, match=reason) as error:
-        poses.read(tmp_path)
+        (poses.read_track if isinstance(poses, ARKitScenes) else poses.read)(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
