@@ -92,7 +92,8 @@ def mrope_position_ids(
     if frame_indices is not None:
         steps = steps._replace(frame=_frames_of_steps(steps, frame_indices))
     if cameras is not None:
-        steps = steps._replace(**_cameras_of_steps(media, cameras, mask))
+        poses, present = _cameras_of_steps(media, cameras, mask)
+        steps = steps._replace(world_to_camera=poses, has_camera=present)
     offset, extent = _grid_positions(media, time_index(steps))
     if text_after_vision == "max_hw":
         extent = media.grid[:, 1:].amax(1)
@@ -236,7 +237,7 @@ def _frames_of_steps(steps: GridSteps, frame_indices: Sequence[Sequence[int]]) -
     return torch.cat(means).to(steps.step.device) if means else steps.seconds
 
 
-def _cameras_of_steps(media: _Media, cameras: Cameras, mask: Tensor) -> dict[str, Tensor]:
+def _cameras_of_steps(media: _Media, cameras: Cameras, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The pose of each step of each video, and whether it has one: that of the step's first token."""
     run, step = _owners(media.grid[:, 0])
     token = media.start[run] + step * (media.grid[:, 1] * media.grid[:, 2])[run]
@@ -246,7 +247,7 @@ def _cameras_of_steps(media: _Media, cameras: Cameras, mask: Tensor) -> dict[str
         raise ValueError(f"a sample has {int(camera.max()) + 1} grid steps, but cameras for {count}")
     poses = cameras.world_to_camera[media.row[token], camera.clamp(min=0)]
     chosen = media.is_video[run]
-    return {"world_to_camera": poses[chosen], "has_camera": (camera >= 0)[chosen]}
+    return poses[chosen], (camera >= 0)[chosen]
 
 
 def _grid_positions(media: _Media, times: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:

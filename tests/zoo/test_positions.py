@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-from zoo.positions import FrameIndex, NoTime, Seconds, grid_step_index, mrope_position_ids
+from zoo.positions import grid_step_index, mrope_position_ids
+from zoo.time_index import FrameIndex, NoTime, Seconds
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rope_index"
 PAD, START, END, IMAGE, VIDEO = 0, 1, 2, 3, 4

@@ -16,7 +16,8 @@ class PoseIndex(CameraEncoding):
     """RoPE by the pose: the T of mRoPE's position ids is a pose index, an integer from 0 to its span.
 
     The attention itself stays stock: `encode` does nothing, and the model takes `time_index` in the place of its
-    own. The same as `--model.time Pose` or `PosePath`, put where the other encodings are.
+    own. The same as `--model.time Pose` or `PosePath`, put where the other encodings are. It is about the steps
+    of a video: stills follow each other as in the stock model.
 
     One number does not tell poses apart: by the distance to a reference view, views on opposite sides of it share
     an index; by the length of the path, a view that is seen twice has two.

@@ -24,7 +24,8 @@ class VORoPE(CameraEncoding):
     What GTA found to help (arXiv 2310.10375): RoPE turns q and k alone, so the values that a token takes
     in say nothing of where they come from. The rotations are those of the stock decoder (mRoPE) from the first
     token with a camera on, so that text, which isn't turned, sees no absolute position. It goes by positions
-    alone: cameras only say which tokens are visual.
+    alone: cameras only say which tokens are visual. In a `Stack` it comes before what turns values by cameras on
+    the same channels, or a change of world no longer cancels there.
     """
 
     def __init__(self) -> None:

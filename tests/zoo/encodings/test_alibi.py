@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.zoo.encodings.test_prope import (
     EXACT,
@@ -244,3 +245,20 @@ def test_learned_slopes_start_at_stock_and_learn() -> None:
     with torch.no_grad():
         slopes -= 10 * slopes.grad
         assert (logits() - stock).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:Flash attention")
+def test_the_fast_kernel_takes_the_wider_heads() -> None:
+    """The control: it refuses values that are narrower than keys, and the CPU would fall back to a slow one."""
+    poses, K = random_cameras(2)
+    qkv, index, _ = random_sequence(1)
+    encoded = encode(PoseALiBi(), poses, K, index)
+    expected = attend(encoded, qkv, eager=True)
+    q, k = encoded.after_rope(qkv[0], qkv[1])
+    q, k, wide, narrow = (x.transpose(1, 2) for x in (q, k, encoded.values(qkv[2]), qkv[2]))
+    arguments = {"is_causal": True, "enable_gqa": True, "scale": HEAD_DIM**-0.5}
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        output = encoded.outputs(F.scaled_dot_product_attention(q, k, wide, **arguments).transpose(1, 2))
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+        with pytest.raises(RuntimeError, match="No available kernel"):
+            F.scaled_dot_product_attention(q, k, narrow, **arguments)

@@ -28,7 +28,8 @@ from zoo.encodings import (
     XYZRoPE,
 )
 from zoo.generation import CameraQwen25VL
-from zoo.positions import NoTime, view_places
+from zoo.positions import view_places
+from zoo.time_index import NoTime
 
 GRIDS = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}
 ENCODINGS: dict[str, Callable[[], CameraEncoding]] = {
