@@ -7,7 +7,7 @@ floor, as Qwen2.5-VL does), so views nearer to each other than half a position s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +17,7 @@ from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.pose_distances import PoseMeasure, path_length, pose_distances
 
-STILL = 1e-6  # values that differ by less are one: rounding alone must not be spread over the whole range
+STILL = 1e-4  # radians or metres (or frames): what differs by less is rounding, not to be spread over a range
 
 
 class GridSteps(NamedTuple):
@@ -40,6 +40,11 @@ class GridSteps(NamedTuple):
     frame: Float[Tensor, " N"] | None = None
     world_to_camera: Float[Tensor, "N 4 4"] | None = None
     has_camera: Bool[Tensor, " N"] | None = None
+
+    def only(self, chosen: Bool[Tensor, " N"]) -> GridSteps:
+        """Some of the steps."""
+        each: dict[str, Any] = {name: x[chosen] for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(**each)
 
 
 class TimeIndex(ABC):
@@ -122,11 +127,12 @@ class _Spread(TimeIndex):
         positions = torch.zeros_like(steps.step)
         for video in steps.video.unique():
             here = steps.video == video
-            values = self.values(GridSteps(*(x[here] if isinstance(x, Tensor) else x for x in steps))).double()
+            values = self.values(steps.only(here)).double()
             values = values - values.amin()
-            highest = values.amax().clamp(min=STILL)
+            highest = values.amax()
             # a hair more than half: halves, which even steps give, must not be at the mercy of rounding
-            positions[here] = (values / highest * self.span + 1e-6).round().long()
+            spread = (values / highest.clamp(min=STILL) * self.span + 1e-6).round().long()
+            positions[here] = spread * (highest >= STILL)
         return positions
 
 

@@ -120,8 +120,12 @@ def test_even_steps_are_no_matter_of_rounding() -> None:
 def test_static_single_and_missing_cameras(time: TimeIndex) -> None:
     static = random_poses(1, 1).expand(1, STEPS, 4, 4).clone()
     assert times(time, cameras=cameras(static)).tolist() == [0] * STEPS
-    static[..., :3, 3] += 1e-9 * torch.randn(1, STEPS, 3, dtype=torch.float64)
+    noise = torch.randn(1, STEPS, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    static[..., :3, 3] += 1e-6 * noise
     assert times(time, cameras=cameras(static)).tolist() == [0] * STEPS
+    static[..., :3, 3] += 1e-3 * noise
+    assert times(time, cameras=cameras(static)).max() == 32
+    static[..., :3, 3] = static[:, :1, :3, 3]
     assert times(time, [[1, (VIDEO, 1, 2, 2)]], cameras=cameras(static[:, :1])).tolist() == [0]
 
     ids, mask, grids = write_batch(ONE_VIDEO, "left")
