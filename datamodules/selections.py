@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ def write_selection(
     """Writes a selected_frames.json, whole or not at all, however many processes write it."""
     content = {"scene_name": scene_name, "selected_frames": list(frames), "num_frames": len(frames), "key": key}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
-        json.dump({**content, "made_by": dict(made_by or {})}, partial)
-    os.replace(partial.name, path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    partial.write_text(json.dumps({**content, "made_by": dict(made_by or {})}), encoding="utf-8")
+    os.replace(partial, path)
 
 
 def find_selection(path: Path, key: str) -> list[int] | None:

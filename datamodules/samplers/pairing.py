@@ -28,11 +28,11 @@ class Pairing(ABC):
         if n < FRAMES_PER_GRID_STEP:
             raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
         scene = SceneView(scene) if isinstance(scene, Video) else scene
-        views = sampler.select(scene, self.views(n))
+        views = sampler.select(scene, self.views(n, sampler))
         return self.pair(views, scene if sampler.candidates is None else scene.among(sampler.candidates))
 
-    def views(self, n: int) -> int:
-        """How many views a sampler is asked for, where n frames are wanted."""
+    def views(self, n: int, sampler: FrameSampler) -> int:
+        """How many views the sampler is asked for, where n frames are wanted."""
         return n // FRAMES_PER_GRID_STEP
 
     @abstractmethod
@@ -46,8 +46,8 @@ class Consecutive(Pairing):
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
         return sampler(scene, n)
 
-    def views(self, n: int) -> int:
-        return n
+    def views(self, n: int, sampler: FrameSampler) -> int:
+        return sampler.count(n)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         return [*views, *views[-1:]] if len(views) % FRAMES_PER_GRID_STEP else list(views)
@@ -75,8 +75,8 @@ class Duplicate(Pairing):
     def __init__(self, keep: Literal["frames", "views"] = "frames") -> None:
         self.keep = keep
 
-    def views(self, n: int) -> int:
-        return super().views(n) if self.keep == "frames" else n
+    def views(self, n: int, sampler: FrameSampler) -> int:
+        return super().views(n, sampler) if self.keep == "frames" else n
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         return [view for view in views for _ in range(FRAMES_PER_GRID_STEP)]
@@ -117,8 +117,8 @@ class MergeAware(Pairing):
                 side == "after" and i < len(views) - 1 and neighbour >= views[i + 1]
             ):
                 neighbour = view
-            pairs += sorted((view, neighbour))
-        return pairs
+            pairs += (view, neighbour)
+        return sorted(pairs)  # as there: the neighbours of two views may have passed each other
 
 
 def seconds_per_grid(frames: Sequence[int], frames_per_second: float | None) -> float:

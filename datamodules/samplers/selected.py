@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datamodules.samplers.base import FrameSampler, SceneView
-from datamodules.selections import FILE, read_selection
+from datamodules.selections import FILE, digest, read_selection
 
 
 class SelectedFrames(FrameSampler):
@@ -25,15 +26,23 @@ class SelectedFrames(FrameSampler):
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
+    def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
+        _, made_by = super().key(scene, n)
+        made_by["selected_frames"] = self._read(scene)[1]
+        return digest(made_by), made_by
+
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        folder, name = Path(self.folder).expanduser(), Path(scene.scene_name)
-        file = folder / name / FILE
-        if not file.exists() and (folder / name.name / FILE).exists():
-            file = folder / name.name / FILE
-        frames = read_selection(file)["selected_frames"]
+        file, frames = self._read(scene)
         if max(frames) >= len(scene.pool):
             total = len(scene.pool)
             raise ValueError(f"{file}: frame {max(frames)} of a video of {total} frames: it is of another video")
         if len(frames) > n:
             raise ValueError(f"{file}: {len(frames)} frames were chosen, {n} are asked for: choose anew")
         return frames
+
+    def _read(self, scene: SceneView) -> tuple[Path, list[int]]:
+        folder, name = Path(self.folder).expanduser(), Path(scene.scene_name)
+        file = folder / name / FILE
+        if not file.exists() and (folder / name.name / FILE).exists():
+            file = folder / name.name / FILE
+        return file, read_selection(file)["selected_frames"]

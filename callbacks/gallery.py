@@ -1,0 +1,48 @@
+"""What the model sees: the chosen frames of the first validation scenes, in TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.pictures import camera_map, contact_sheet
+
+
+class GalleryCallback(Callback):
+    """A contact sheet a scene, and the camera's path from above where there are poses; once a run, since they stay.
+
+    Args:
+        scenes: how many of the validation scenes; 0 for none.
+    """
+
+    def __init__(self, scenes: int = 4) -> None:
+        self.scenes = scenes
+        self._shown = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if self._shown or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+            return
+        self._shown = True
+        data: Any = trainer.val_dataloaders
+        for index in range(min(self.scenes, len(data.dataset))):
+            for name, picture in pictures(data.dataset, index).items():
+                for logger in loggers:
+                    logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
+
+
+def pictures(dataset: Any, index: int) -> dict[str, np.ndarray]:
+    """The pictures of a scene of a `SceneDataset`, by their names in TensorBoard; none if it can't be read."""
+    loaded = dataset[index]
+    if loaded.error is not None:
+        return {}
+    name, frames = loaded.scene.name, loaded.frame_indices
+    drawn = {f"frames/{name}": np.asarray(contact_sheet(loaded.frames, frames))}
+    view = dataset.open(index).view(loaded.scene)
+    if view.world_to_camera is not None:
+        drawn[f"path/{name}"] = np.asarray(camera_map(view, frames, type(dataset.sampler).__name__))
+    return drawn

@@ -1,0 +1,158 @@
+"""Pictures of a choice of frames: a contact sheet, and the camera's path from above with what the views cover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from datamodules.samplers import GivenDepth, SceneView
+from datamodules.samplers.base import FRAMES_PER_GRID_STEP
+from datamodules.samplers.coverage import VoxelGrid, voxel_grid
+from zoo.cameras import invert_se3
+
+THUMBNAIL = 160  # pixels along a frame's longer side
+GAP, LABEL = 6, 16
+MAP = 720  # pixels along a side of the map
+FINER = 2  # drawn so many times larger, then reduced: Pillow's lines have hard edges
+CANDIDATES = 128  # frames whose voxels are what could be covered
+PAPER, INK, FAINT = (255, 255, 255), (40, 44, 52), (196, 200, 208)
+UNSEEN, SEEN = np.array([222, 224, 228]), np.array([74, 144, 164])
+FIRST, LAST = np.array([52, 88, 192]), np.array([224, 92, 44])  # colours of the first and the last view
+
+
+def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], columns: int = 8) -> Image.Image:
+    """The frames in rows, each with its number in the video; two that share a token stand close together."""
+    height, width = frames.shape[-2:]
+    scale = THUMBNAIL / max(height, width)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    columns = min(columns, len(frames) + len(frames) % FRAMES_PER_GRID_STEP)
+    rows = -(-len(frames) // columns)
+
+    def left(column: int) -> int:
+        return GAP + column * (w + 1) + (column // FRAMES_PER_GRID_STEP) * GAP
+
+    sheet = Image.new("RGB", (left(columns) + GAP, GAP + rows * (h + LABEL + GAP)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for place, (frame, index) in enumerate(zip(frames, indices, strict=True)):
+        x, y = left(place % columns), GAP + (place // columns) * (h + LABEL + GAP)
+        image = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())
+        sheet.paste(image.resize((w, h), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x, y + h + 1), str(index), _colour(place, len(frames)), font)
+    return sheet
+
+
+def covered_voxels(scene: SceneView, chosen: Sequence[int]) -> VoxelGrid | None:
+    """The voxels that the chosen frames see, and last those that 128 candidates see; None without depth and cameras."""
+    if scene.depth is None or scene.world_to_camera is None or scene.K_normalised is None:
+        return None
+    every = scene.among(CANDIDATES)
+    frames = sorted({*every.pool, *chosen})
+    maps = GivenDepth().points(
+        SceneView(scene.video, scene.world_to_camera, scene.K_normalised, scene.depth, frames=frames)
+    )
+    grid = voxel_grid(maps.points, maps.confidence)
+    everything = np.unique(np.concatenate(grid.sets), axis=0)
+    return VoxelGrid([*(grid.sets[frames.index(frame)] for frame in chosen), everything], grid.origin, grid.size)
+
+
+def camera_map(scene: SceneView, chosen: Sequence[int], title: str = "") -> Image.Image:
+    """The camera's path from above, the chosen views with their frusta and numbers, and the voxels: seen or not.
+
+    Above is where the cameras' tops point on average. A column of voxels is the darker the more of them there are, and
+    blue as far as the chosen frames see them.
+
+    Raises:
+        ValueError: no frame has a pose.
+    """
+    every = SceneView(scene.video, scene.world_to_camera)
+    camera_to_world = invert_se3(every.poses).numpy()
+    known = np.isfinite(camera_to_world).all((1, 2))
+    plane = _from_above(camera_to_world[known])
+    centres = camera_to_world[:, :3, 3] @ plane.T
+    views = [frame for frame in dict.fromkeys(chosen) if known[frame]]
+    grid = covered_voxels(scene, views)
+    corners = [centres[known]]
+    if grid is not None:
+        cells = (grid.origin + (grid.sets[-1] + 0.5) * grid.size).astype(np.float64) @ plane.T
+        corners.append(cells)
+    low, high = np.concatenate(corners).min(0), np.concatenate(corners).max(0)
+    span = max((high - low).max(), 1e-6)
+    frustum = 0.06 * span
+    size = MAP * FINER
+    scale = (size - 120 * FINER) / span
+    middle = (low + high) / 2
+
+    def pixel(points: np.ndarray) -> np.ndarray:
+        return (points - middle) * scale * (1, -1) + size / 2 + (0, 16 * FINER)
+
+    image = Image.new("RGB", (size, size), PAPER)
+    draw = ImageDraw.Draw(image)
+    caption = f"{title}  {len(views)} views of {len(centres)} frames"
+    if grid is not None:
+        caption += f", {_draw_voxels(draw, grid, pixel(cells), scale):.0%} of the voxels"
+    for start, end in zip(np.flatnonzero(known)[:-1], np.flatnonzero(known)[1:], strict=True):
+        if end == start + 1:  # no line across frames without a pose
+            draw.line([*pixel(centres[start]), *pixel(centres[end])], fill=FAINT if grid is None else INK, width=FINER)
+    font = ImageFont.load_default(11 * FINER)
+    for order, frame in enumerate(views):
+        K = torch.eye(3) if scene.K_normalised is None else scene.K_normalised[frame]
+        rays = np.array([[(edge - float(K[0, 2])) / float(K[0, 0]), 0.0, 1.0] for edge in (-0.5, 0.5)])
+        ends = centres[frame] + frustum * rays @ camera_to_world[frame, :3, :3].T @ plane.T
+        colour = _colour(order, len(views))
+        corner = [tuple(point) for point in pixel(np.stack((centres[frame], *ends)))]
+        draw.polygon(corner, outline=colour, width=2 * FINER)
+        x, y = pixel(centres[frame])
+        draw.ellipse([x - 3 * FINER, y - 3 * FINER, x + 3 * FINER, y + 3 * FINER], fill=colour)
+        x, y = pixel(centres[frame] + 1.3 * (ends.mean(0) - centres[frame]))  # ahead: cameras turn on the spot
+        draw.text((x, y), str(frame), colour, font, anchor="mm", stroke_width=FINER, stroke_fill=PAPER)
+    _draw_scale(draw, caption.strip(), scale, span, size)
+    return image.resize((MAP, MAP), Image.Resampling.LANCZOS)
+
+
+def _from_above(camera_to_world: Float[np.ndarray, "N 4 4"]) -> Float[np.ndarray, "2 3"]:
+    """The map's axes, right and up, in the world: both level, as far as the cameras' tops say what is up."""
+    up = -camera_to_world[:, :3, 1].mean(0)  # OpenCV's y points down
+    up /= max(float(np.linalg.norm(up)), 1e-9)
+    axis = np.eye(3)[np.abs(up).argmin()]  # the world's own axis where one is level
+    right = axis - (axis @ up) * up
+    right /= np.linalg.norm(right)
+    return np.stack((right, np.cross(up, right)))
+
+
+def _draw_voxels(draw: ImageDraw.ImageDraw, grid: VoxelGrid, pixels: np.ndarray, scale: float) -> float:
+    """A square a column of voxels; returns the share of all voxels that the chosen frames see."""
+    everything = grid.sets[-1]
+    covered = {tuple(cell) for cells in grid.sets[:-1] for cell in cells.tolist()}
+    seen = np.array([tuple(cell) in covered for cell in everything.tolist()])
+    columns: dict[tuple[int, int], list[int]] = {}
+    for row, pixel in enumerate(np.round(pixels / max(grid.size * scale / 2, 1)).astype(int).tolist()):
+        columns.setdefault((pixel[0], pixel[1]), []).append(row)
+    tallest = max(len(rows) for rows in columns.values())
+    half = grid.size * scale / 2
+    for rows in columns.values():
+        x, y = pixels[rows].mean(0)
+        shade = 0.35 + 0.65 * len(rows) / tallest
+        tint = UNSEEN + (SEEN - UNSEEN) * seen[rows].mean()
+        colour = tuple(int(c) for c in 255 + (tint - 255) * shade)
+        draw.rectangle([x - half, y - half, x + half, y + half], fill=colour)
+    return float(seen.mean())
+
+
+def _draw_scale(draw: ImageDraw.ImageDraw, caption: str, scale: float, span: float, size: int) -> None:
+    font = ImageFont.load_default(14 * FINER)
+    draw.text((16 * FINER, 12 * FINER), caption, INK, font)
+    length = 10.0 ** np.floor(np.log10(span / 2))
+    y = size - 20 * FINER
+    draw.line([16 * FINER, y, 16 * FINER + length * scale, y], fill=INK, width=2 * FINER)
+    draw.text((16 * FINER, y - 20 * FINER), f"{length:g} m, if the poses are metric", INK, font)
+
+
+def _colour(order: int, count: int) -> tuple[int, int, int]:
+    """From blue, the first, to orange, the last."""
+    red, green, blue = (FIRST + (LAST - FIRST) * (order / max(1, count - 1))).astype(int).tolist()
+    return red, green, blue

@@ -1,0 +1,115 @@
+"""Pictures: what is on them, and when TensorBoard gets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+
+from callbacks.gallery import GalleryCallback
+from callbacks.pictures import camera_map, contact_sheet, covered_voxels
+from datamodules import PixelBounds, Rooms, SceneFolder
+from datamodules.dataset import SceneDataset
+from datamodules.samplers import PoseFarthestSampler, SceneView
+from datamodules.video import Video
+from tests.conftest import ROOMS
+
+TINY = PixelBounds(784, 65536, folder_twice=False)
+
+
+@pytest.fixture
+def rooms(rooms_root: Path) -> SceneDataset:
+    scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("val")
+    return SceneDataset(scenes, PoseFarthestSampler(), 6, TINY, needs_cameras=False)
+
+
+def test_a_contact_sheet_holds_every_frame_in_its_place() -> None:
+    frames = torch.zeros(6, 3, 40, 80, dtype=torch.uint8)
+    for i in range(6):
+        frames[i, i % 3] = 200
+    sheet = np.asarray(contact_sheet(frames, range(6), columns=4)).astype(int)
+    for i in range(6):
+        expected = np.where(np.arange(3) == i % 3, 200, 0)
+        assert (np.abs(sheet - expected).max(-1) <= 2).sum() >= 2 * 160 * 80  # two frames have each colour
+    assert sheet.shape[0] > 2 * 80 and sheet.shape[1] > 4 * 160
+
+
+def view(poses: torch.Tensor) -> SceneView:
+    video = Video.__new__(Video)
+    video.num_frames, video.path, video.height, video.width = len(poses), Path("clip.mp4"), 6, 8
+    return SceneView(video, poses)
+
+
+def test_the_map_shows_where_cameras_are_seen_from_above() -> None:
+    """Level cameras on a line along the world's x, which looks along y with z up: the path is level on the map."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(5, 1, 1)
+    poses[:, :3, :3] = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
+    poses[:, 0, 3] = -torch.arange(5.0)
+    ink = np.asarray(camera_map(view(poses), [0, 4])).astype(int)
+    blue = np.argwhere(ink[..., 2] - ink[..., 0] > 100).mean(0)  # the first view
+    orange = np.argwhere(ink[..., 0] - ink[..., 2] > 100).mean(0)  # the last one
+    assert blue[1] < orange[1] - 300 and abs(blue[0] - orange[0]) < 20
+    poses[3] = torch.nan
+    gap = np.asarray(camera_map(view(poses), [0, 4])).astype(int)
+    assert (gap != ink).any() and np.isfinite(gap).all()
+    with pytest.raises(ValueError, match="no frame has a pose"):
+        camera_map(view(torch.full_like(poses, torch.nan)), [0])
+
+
+def test_more_views_cover_more(rooms: SceneDataset) -> None:
+    scene = rooms.open(0).view(rooms.scenes[0])
+    shares = []
+    for count in (2, 6, 48):
+        *seen, everything = covered_voxels(scene, list(range(0, 48, 48 // count))).sets
+        shares.append(len(np.unique(np.concatenate(seen), axis=0)) / len(everything))
+    assert 0 < shares[0] < shares[1] < shares[2] == 1
+    assert covered_voxels(SceneView(scene.video, scene.world_to_camera), [0]) is None
+
+
+class Nothing(LightningModule):
+    """A model without a thing to validate."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+def validate(gallery: GalleryCallback, scenes: SceneDataset, logger: TensorBoardLogger) -> None:
+    """Validates twice."""
+    trainer = Trainer(
+        accelerator="cpu", logger=logger, callbacks=[gallery], enable_progress_bar=False, enable_model_summary=False
+    )
+    for _ in range(2):
+        trainer.validate(Nothing(), DataLoader(scenes, batch_size=1, collate_fn=len), verbose=False)
+
+
+def test_tensorboard_gets_the_first_validation_scenes_once(rooms: SceneDataset, tmp_path: Path) -> None:
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    validate(GalleryCallback(scenes=2), rooms, logger)
+    logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    names = [scene.name for scene in rooms.scenes[:2]]
+    assert sorted(events.Tags()["images"]) == sorted(f"{kind}/{name}" for kind in ("frames", "path") for name in names)
+    assert len(events.Images(f"frames/{names[0]}")) == 1
+
+
+def test_a_scene_that_cannot_be_read_has_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/clip.mp4").write_bytes(b"no video")
+    (tmp_path / "test.jsonl").write_text(
+        '{"id": 1, "dataset": "mine", "scene_name": "clip", "question_type": "object_counting", "question": "?", '
+        '"ground_truth": "1", "options": null}\n'
+    )
+    broken = SceneDataset(
+        SceneFolder(str(tmp_path)).scenes("test"), PoseFarthestSampler(), 4, TINY, needs_cameras=False
+    )
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    validate(GalleryCallback(), broken, logger)
+    logger.experiment.flush()
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == []

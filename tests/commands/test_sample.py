@@ -1,0 +1,94 @@
+"""python main.py sample: what it writes, keeps, makes again, and says of scenes that fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from commands.arguments import complete
+from commands.sample import sample
+from datamodules.samplers import SelectedFrames
+from datamodules.video import Video
+from tests.conftest import ROOMS
+from zoo.errors import InputError
+
+
+@pytest.fixture
+def run(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs the command on the small rooms, in an empty folder; returns what it said."""
+    monkeypatch.chdir(tmp_path)
+    rooms = ["--data.source.scenes", str(list(ROOMS)), "--data.source.root", str(rooms_root), "--data.num_frames", "6"]
+
+    def call(*words: str) -> str:
+        sample(complete(["sample", *rooms, *words])[1:])
+        return capsys.readouterr().out
+
+    return call
+
+
+SPACE_AWARE = ("--data.sampler", "SpaceAwareSampler", "--data.sampler.geometry", "GivenDepth")
+
+
+def chosen(folder: str) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in Path(folder).glob("*/*/selected_frames.json")}
+
+
+def test_it_writes_a_file_a_scene_and_goes_on_where_it_was(run) -> None:
+    folder = "selections/SpaceAwareSampler-6"
+    assert "on 3 scenes: 3 made, 0 kept; see selections/SpaceAwareSampler-6/" in run(*SPACE_AWARE)
+    first = chosen(folder)
+    assert len(first) == 3 and all(len(each["selected_frames"]) == 6 for each in first.values())
+    assert len(list(Path("cache/selections").iterdir())) == 3
+    one, two, _ = sorted(Path(folder).glob("*/*/selected_frames.json"))
+    one.unlink()
+    two.write_text(two.read_text()[:30])  # cut short
+    assert "2 made, 1 kept" in run(*SPACE_AWARE)
+    assert chosen(folder) == first
+    assert "3 made, 0 kept" in run(*SPACE_AWARE, "--data.sampler.candidates", "12", "--output", folder)  # others
+    assert chosen(folder) != first
+
+
+def test_several_workers_choose_the_same(run) -> None:
+    run(*SPACE_AWARE, "--output", "alone", "--data.sampler.cache", "null")
+    assert "3 made" in run(*SPACE_AWARE, "--output", "together", "--data.sampler.cache", "null", "--workers", "2")
+    assert chosen("alone") == chosen("together")
+
+
+def test_a_pairing_halves_the_views_and_the_frames_are_read_back(run, rooms_root: Path) -> None:
+    run("--data.sampler", "PoseFarthestSampler", "--data.pairing", "Neighbour", "--output", "views", "--split", "val")
+    views = chosen("views")
+    assert len(views) == 2 and all(len(each["selected_frames"]) == 3 for each in views.values())
+    name, content = next(iter(views.items()))
+    (clip,) = rooms_root.rglob(f"{name}.mp4")
+    assert SelectedFrames("views").select(Video(clip), 3) == content["selected_frames"]
+
+
+def test_plots_are_drawn_for_every_sampler(run) -> None:
+    for sampler in ("UniformSampler", "PosePlaneSampler"):
+        run("--data.sampler", sampler, "--output", sampler, "--plot", "true")
+        sheets, paths = (sorted(Path(sampler).rglob(name)) for name in ("frames.jpg", "path.png"))
+        assert len(sheets) == len(paths) == 3
+        with Image.open(paths[0]) as image:
+            colours = {colour for _, colour in image.getcolors(1 << 20)}
+        assert len(colours) > 50
+    paths[0].unlink()
+    sheets[0].unlink()
+    assert "0 made, 3 kept" in run("--data.sampler", sampler, "--output", sampler, "--plot", "true")
+    assert paths[0].exists() and sheets[0].exists()
+
+
+def test_scenes_that_fail_are_named_and_the_rest_goes_on(run, capsys: pytest.CaptureFixture) -> None:
+    run("--output", "some")
+    next(Path("some").rglob("selected_frames.json")).unlink()
+    with pytest.raises(InputError, match="1 of 3 scenes have no selection"):
+        run("--data.sampler", "SelectedFrames", "--data.sampler.folder", "some", "--output", "again")
+    said = capsys.readouterr()
+    assert "2 made, 0 kept, 1 failed" in said.out and said.err.count("\n") == 1
+    assert "selected_frames.json: can't be read" in said.err and len(chosen("again")) == 2
+
+
+def test_a_config_of_a_run_serves_as_it_is(run) -> None:
+    assert "3 made" in run("--config", "prope.yaml", "--output", "chosen")

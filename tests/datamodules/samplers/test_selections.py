@@ -1,0 +1,183 @@
+"""Selections on disk: never stale, never half, in the form that the official scripts have."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.samplers import FrameSampler, PoseFarthestSampler, SceneView, SelectedFrames, SpaceAwareSampler
+from datamodules.samplers.points import GivenDepth, PointMaps, PointSource
+from datamodules.selections import FILE, fingerprint, read_selection, settings, write_selection
+from datamodules.video import Video
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Video:
+    """A folder of 12 frames, each of one grey."""
+    folder = tmp_path / "mine" / "kitchen"
+    folder.mkdir(parents=True)
+    for i in range(12):
+        Image.new("RGB", (8, 6), (20 * i,) * 3).save(folder / f"{i:03d}.png")
+    return Video(folder)
+
+
+class Counting(FrameSampler):
+    """Takes every `step`-th frame, and counts how often it was asked to."""
+
+    asked = 0
+
+    def __init__(self, step: int, cache: str | None, candidates: int | None = None) -> None:
+        self.step, self.cache, self.candidates = step, cache, candidates
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        Counting.asked += 1
+        return list(range(0, len(scene.pool), self.step))[:n]
+
+
+def asked_anew(sampler: FrameSampler, scene: SceneView | Video, n: int = 4) -> bool:
+    before = Counting.asked
+    sampler(scene, n)
+    return Counting.asked > before
+
+
+def test_a_selection_is_made_once(video: Video, tmp_path: Path) -> None:
+    sampler = Counting(2, str(tmp_path / "kept"))
+    first = sampler(video, 4)
+    assert not asked_anew(sampler, video) and sampler(video, 4) == first == [0, 2, 4, 6]
+    assert not asked_anew(Counting(2, str(tmp_path / "kept")), Video(video.path))  # another process would find it too
+    assert asked_anew(Counting(2, None), video)  # negative control: without a cache
+
+
+def test_whatever_changes_the_choice_makes_it_anew(video: Video, tmp_path: Path) -> None:
+    kept = str(tmp_path / "kept")
+    poses = torch.eye(4, dtype=torch.float64).repeat(12, 1, 1)
+    scene = SceneView(video, poses, torch.eye(3).repeat(12, 1, 1))
+    sampler = Counting(2, kept)
+    assert asked_anew(sampler, scene) and not asked_anew(sampler, scene)
+    assert asked_anew(Counting(3, kept), scene)
+    assert asked_anew(Counting(2, kept, candidates=6), scene)
+    assert asked_anew(sampler, scene, n=6)
+    moved = poses.clone()
+    moved[3, 0, 3] = 1e-9
+    assert asked_anew(sampler, SceneView(video, moved, scene.K_normalised))
+    assert asked_anew(sampler, SceneView(video, poses, 2 * scene.K_normalised))
+    newer = Counting(2, kept)
+    newer.version = 2
+    assert asked_anew(newer, scene)
+    depth = tmp_path / "kitchen.depth"
+    depth.mkdir()
+    (depth / "0.png").write_bytes(b"one")
+    with_depth = SceneView(video, poses, scene.K_normalised, depth)
+    assert asked_anew(sampler, with_depth) and not asked_anew(sampler, with_depth)
+    (depth / "0.png").write_bytes(b"two")
+    assert asked_anew(sampler, with_depth)
+    Image.new("RGB", (8, 6), "red").save(video.path / "000.png")
+    assert asked_anew(sampler, SceneView(Video(video.path), poses, scene.K_normalised))
+    assert not asked_anew(sampler, SceneView(Video(video.path), poses, scene.K_normalised))
+
+
+def test_the_geometrys_version_is_part_of_the_key(video: Video) -> None:
+    class Weights(PointSource):
+        def __init__(self, version: str) -> None:
+            self._version = version
+
+        def points(self, scene: SceneView) -> PointMaps:
+            raise NotImplementedError
+
+        def identity(self) -> str:
+            return self._version
+
+    keys = {SpaceAwareSampler(geometry).key(SceneView(video), 4)[0] for geometry in (Weights("1"), Weights("2"))}
+    keys |= {SpaceAwareSampler(GivenDepth(side)).key(SceneView(video), 4)[0] for side in (128, 256)}
+    keys |= {SpaceAwareSampler(GivenDepth(), "stop").key(SceneView(video), 4)[0]}
+    assert len(keys) == 5
+    elsewhere = SpaceAwareSampler(GivenDepth(), "stop", cache="elsewhere").key(SceneView(video), 4)[0]
+    assert elsewhere in keys  # where it is kept changes no frame
+    assert PoseFarthestSampler().key(SceneView(video), 4)[0] not in keys
+
+
+def test_settings_refuse_what_has_no_text() -> None:
+    sampler = Counting(1, None)
+    sampler.function = lambda: 0
+    with pytest.raises(TypeError, match="private attribute"):
+        settings(sampler)
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: "[]"])
+def test_a_file_cut_short_is_made_again(video: Video, tmp_path: Path, spoil) -> None:
+    sampler = Counting(2, str(tmp_path / "kept"))
+    first = sampler(video, 4)
+    (file,) = (tmp_path / "kept").iterdir()
+    file.write_text(spoil(file.read_text()))
+    assert asked_anew(sampler, video) and sampler(video, 4) == first
+    assert read_selection(file)["selected_frames"] == first
+
+
+def fill_cache(folder: str, path: str, results) -> None:
+    for step in range(1, 9):
+        results.put((step, Counting(step, folder)(Video(path), 2)))
+
+
+def test_two_processes_fill_one_cache(video: Video, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    both = [
+        context.Process(target=fill_cache, args=(str(tmp_path / "kept"), str(video.path), results)) for _ in range(2)
+    ]
+    for process in both:
+        process.start()
+    said = [results.get(timeout=60) for _ in range(16)]
+    for process in both:
+        process.join()
+    assert {step: frames for step, frames in said} == {step: frames for step, frames in reversed(said)}
+    files = list((tmp_path / "kept").iterdir())
+    assert len(files) == 8 and all(read_selection(file)["num_frames"] == 2 for file in files)  # and nothing half
+
+
+def test_a_copied_video_is_the_same_and_a_rewritten_one_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(bytes(200_000))
+    copy = shutil.copy(file, tmp_path / "b.mp4")
+    assert fingerprint(file) == fingerprint(copy)
+    copy.write_bytes(bytes(199_999) + b"x")
+    assert fingerprint(file) != fingerprint(copy)
+
+
+def test_official_files_are_read_and_ours_have_their_fields(video: Video, tmp_path: Path) -> None:
+    official = {"scene_name": "kitchen", "selected_frames": [1, 5, 11], "num_frames": 3}
+    for folder in ("chosen/kitchen", "other/mine/kitchen"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / FILE).write_text(json.dumps(official))
+    assert SelectedFrames(str(tmp_path / "chosen"))(video, 4) == [1, 5, 11, 11]
+    assert SelectedFrames(str(tmp_path / "other"))(video, 16) == [1, 5, 11, 11]  # fewer, as the official ones may hold
+    named = SceneView(video, name="mine/kitchen")
+    write_selection(tmp_path / "ours" / named.scene_name / FILE, named.scene_name, [2, 3], "key")
+    assert SelectedFrames(str(tmp_path / "ours"))(named, 2) == [2, 3]
+    assert official.keys() <= read_selection(tmp_path / "ours/mine/kitchen" / FILE).keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "can't be read.*python main.py sample"),
+        ('{"selected_frames": [1, 2', "cut short"),
+        ('{"selected_frames": "all"}', "list of frame numbers"),
+        ('{"selected_frames": [1, 2], "num_frames": 3}', "2 frames where it says 3"),
+        ('{"selected_frames": [1, 12]}', "frame 12 of a video of 12 frames"),
+        ('{"selected_frames": [1, 2, 3, 4, 5]}', "5 frames were chosen, 4 are asked for"),
+    ],
+)
+def test_files_that_do_not_fit_are_one_line_with_their_name(
+    video: Video, tmp_path: Path, content: str | None, said: str
+) -> None:
+    (tmp_path / "chosen/kitchen").mkdir(parents=True)
+    if content is not None:
+        (tmp_path / "chosen/kitchen" / FILE).write_text(content)
+    with pytest.raises(ValueError, match=rf"kitchen.*selected_frames.json: .*{said}"):
+        SelectedFrames(str(tmp_path / "chosen"))(video, 4)

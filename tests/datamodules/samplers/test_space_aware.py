@@ -1,0 +1,162 @@
+"""Space-aware sampling from points to frames: given depth, VGGT, and scenes that have nothing to cover."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from datamodules.samplers import SceneView, SpaceAwareSampler, VGGTPoints, maximum_coverage, voxelise
+from datamodules.samplers.points import GivenDepth, PointMaps, PointSource, vggt_images
+from datamodules.samplers.space_aware import fill
+from datamodules.video import Video
+from tests.golden.synth import synth_video
+from zoo.geometry import VGGT
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+class Maps(PointSource):
+    """Points that the test makes."""
+
+    def __init__(self, points: torch.Tensor, confidence: torch.Tensor) -> None:
+        self._maps = PointMaps(points, confidence)
+
+    def points(self, scene: SceneView) -> PointMaps:
+        return PointMaps(self._maps.points[scene.pool], self._maps.confidence[scene.pool])
+
+
+def clip(num_frames: int, height: int = 6, width: int = 8) -> Video:
+    video = Video.__new__(Video)
+    video.num_frames, video.path, video.height, video.width = num_frames, Path("mine/clip.mp4"), height, width
+    return video
+
+
+def golden(case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    tensors = load_file(GOLDEN / f"sa_sampling/{case}.safetensors")
+    return tensors["world_points"][0], tensors["world_points_conf"][0]
+
+
+def test_golden_frames_and_both_ends_of_coverage() -> None:
+    points, confidence = golden("lowconf20")  # 13 of its 20 frames cover all that can be covered
+    official = maximum_coverage(voxelise(points, confidence), 20)
+    assert len(official) == 13
+    stop = SpaceAwareSampler(Maps(points, confidence), "stop", cache=None)
+    assert stop.select(clip(20), 20) == sorted(official)
+    assert stop(clip(20), 20) == [*sorted(official), max(official)]  # even, no more
+    filled = SpaceAwareSampler(Maps(points, confidence), cache=None)
+    assert filled(clip(20), 20) == list(range(20)) and set(official) < set(filled(clip(20), 16))
+    for n in (2, 8, 12):
+        assert filled(clip(20), n) == stop(clip(20), n) == sorted(official[:n])
+
+
+def test_filling_up_takes_the_farthest_in_time() -> None:
+    assert fill([0, 9], 10, 4) == [0, 9, 4, 2]
+    assert fill([5], 10, 3) == [5, 0, 9]
+    assert sorted(fill([3], 6, 20)) == list(range(6))
+
+
+def test_it_chooses_among_candidates() -> None:
+    points, confidence = golden("walk128")
+    sampler = SpaceAwareSampler(Maps(points, confidence), candidates=16, cache=None)
+    assert set(sampler(clip(128), 8)) <= set(np.linspace(0, 127, 16, dtype=int).tolist())
+    assert len(sampler(clip(128), 64)) == 16
+
+
+def test_confidence_below_the_threshold_everywhere_is_an_error_with_the_video() -> None:
+    points, confidence = golden("walk32")
+    sampler = SpaceAwareSampler(Maps(points, 0.04 * confidence.clamp(max=2)), cache=None)
+    with pytest.raises(ValueError, match="clip.mp4: no frame of 32 has a point that its geometry is sure of"):
+        sampler(clip(32), 8)
+
+
+# ---- given depth
+
+
+@pytest.fixture
+def corridor(tmp_path: Path) -> SceneView:
+    """Eight frames of a wall 2 m ahead; the camera moves along it by its own view's width every other frame."""
+    depth = tmp_path / "clip.depth"
+    depth.mkdir()
+    for i in range(8):
+        metres = np.full((6, 8), 2.0)
+        metres[3:] = 2.5  # a step, so that no side of the scene is flat
+        Image.fromarray((metres * 1000).astype(np.uint16)).save(depth / f"{i}.png")
+    poses = torch.eye(4, dtype=torch.float64).repeat(8, 1, 1)
+    poses[:, 0, 3] = -4.0 * (torch.arange(8) // 2)  # x of the centre is minus that of the translation
+    K = torch.eye(3, dtype=torch.float64).repeat(8, 1, 1)
+    return SceneView(clip(8), poses, K, depth)
+
+
+def test_given_depth_covers_the_wall_with_half_of_the_frames(corridor: SceneView) -> None:
+    sampler = SpaceAwareSampler(GivenDepth(), "stop", cache=None)
+    assert sampler.select(corridor, 8) == [0, 2, 4, 6]
+    maps = GivenDepth().points(corridor)
+    assert maps.confidence.eq(1).all() and maps.points[..., 2].unique().tolist() == [2.0, 2.5]
+    assert maps.points[6, ..., 0].min() > maps.points[2, ..., 0].max()
+    assert GivenDepth(longest_side=4).points(corridor).points.shape == (8, 3, 4, 3)
+
+
+def test_frames_without_a_pose_see_nothing(corridor: SceneView) -> None:
+    poses = corridor.world_to_camera.clone()
+    poses[2] = torch.nan
+    fewer = SceneView(corridor.video, poses[:6], corridor.K_normalised[:6], corridor.depth)  # and none for 6 and 7
+    assert SpaceAwareSampler(GivenDepth(), "stop", cache=None).select(fewer, 8) == [0, 3, 4]
+
+
+def test_scenes_that_lack_what_is_needed_say_so(corridor: SceneView) -> None:
+    sampler = SpaceAwareSampler(GivenDepth(), cache=None)
+    with pytest.raises(ValueError, match="clip.mp4: no depth came with it.*VGGTPoints"):
+        sampler(SceneView(corridor.video, corridor.world_to_camera, corridor.K_normalised), 4)
+    with pytest.raises(ValueError, match="clip.mp4: no cameras came with it"):
+        sampler(SceneView(corridor.video, depth=corridor.depth), 4)
+    for file in corridor.depth.iterdir():
+        Image.fromarray(np.zeros((6, 8), np.uint16)).save(file)
+    with pytest.raises(ValueError, match="clip.depth: empty, no pixel of 8 frames has a depth"):
+        sampler(corridor, 4)
+
+
+# ---- VGGT
+
+
+@pytest.mark.parametrize(
+    ("case", "sizes", "seeds"),
+    [
+        ("load_480x640", [(480, 640)] * 2, [931, 932]),
+        ("load_portrait_640x480", [(640, 480)], [933]),
+        ("load_mixed", [(480, 640), (300, 400), (360, 640)], [935, 936, 937]),
+    ],
+)
+def test_golden_frames_for_vggt(case: str, sizes: list[tuple[int, int]], seeds: list[int]) -> None:
+    tensors = load_file(GOLDEN / f"sa_sampling/{case}.safetensors")
+    frames = [synth_video(seed, 1, *size)[0] for seed, size in zip(seeds, sizes, strict=True)]
+    images = vggt_images(frames)
+    assert list(images.shape) == tensors["shape"].tolist()
+    step = -(-images.shape[-1] // tensors["images_u8_strided"].shape[-1])
+    strided = (images[..., ::step, ::step] * 255).round().to(torch.uint8)
+    assert torch.equal(strided, tensors["images_u8_strided"])
+
+
+@pytest.mark.parametrize("head", ["point", "depth"])
+def test_vggt_gives_points(head: str, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for i, frame in enumerate(synth_video(1, 3, 28, 42)):
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    dense = {"dim_in": 128, "features": 16, "out_channels": [16, 16, 16, 16], "intermediate_layer_idx": [0, 1, 2, 3]}
+    torch.manual_seed(0)
+    source = VGGTPoints(head=head, device="cpu")
+    source._model = VGGT(
+        {"img_size": 28, "embed_dim": 64, "depth": 4, "num_heads": 4, "patch_embed": "conv"},
+        camera_head={"dim_in": 128},
+        depth_head={**dense, "output_dim": 2, "activation": "exp"},
+        point_head={**dense, "output_dim": 4, "activation": "inv_log"},
+    ).eval()
+    sampler = SpaceAwareSampler(source, cache=None)
+    maps = source.points(SceneView(Video(folder), frames=[0, 2]))
+    assert maps.points.shape == (2, 350, 518, 3) and maps.points.isfinite().all() and maps.confidence.min() >= 1
+    assert len(set(sampler(Video(folder), 2))) == 2
