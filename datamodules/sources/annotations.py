@@ -1,6 +1,6 @@
 """Questions in VSI-Bench's format, and the folder layout that goes with them.
 
-    <root>/<name>.jsonl                         a question a line
+    <root>/<name>.jsonl                         a question a line; or <name>.parquet, a question a row
     <root>/<dataset>/<scene_name>.mp4           or .mov, .avi, .mkv, .webm, or a folder of frames of that name
     <root>/<dataset>/<scene_name>.cameras.json  optional: a camera for each raw frame
     <root>/<dataset>/<scene_name>.depth/        optional: a depth image for each raw frame, see `datamodules.depth`
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_
 def read_questions(path: str | Path) -> dict[str, list[Question]]:
     """The questions of each "<dataset>/<scene_name>"; scenes and questions in the order of the file.
 
+    Args:
+        path: a .jsonl file, or a .parquet file with the same columns (needs pyarrow).
+
     Raises:
         ValueError: with file and line: invalid JSON, a missing field, an unknown question type, an id that is
             taken, options that don't fit the type or the answer; a file without questions.
@@ -35,31 +39,39 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
     path = Path(path)
     scenes: dict[str, list[Question]] = {}
     line_of_id: dict[str, int] = {}
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            row = _parse(line, where)
-            question = _question(row, where)
-            if question.id in line_of_id:
-                raise ValueError(f"{where}: id {question.id} is taken by line {line_of_id[question.id]}")
-            line_of_id[question.id] = number
-            scenes.setdefault(f"{row['dataset']}/{row['scene_name']}", []).append(question)
+    for number, row in read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path):
+        where = f"{path}:{number}"
+        absent = [field for field in REQUIRED if row.get(field) is None]
+        if absent:
+            raise ValueError(f"{where}: missing {', '.join(absent)}")
+        question = _question(row, where)
+        if question.id in line_of_id:
+            raise ValueError(f"{where}: id {question.id} is taken by line {line_of_id[question.id]}")
+        line_of_id[question.id] = number
+        scenes.setdefault(f"{row['dataset']}/{row['scene_name']}", []).append(question)
     if not scenes:
         raise ValueError(f"{path}: no questions in this file: a split needs at least one")
     return scenes
 
 
-def read_layout(root: str | Path, annotations: str) -> tuple[list[Scene], dict[str, int]]:
+def read_layout(
+    root: str | Path, annotations: str | Path, left_out: Container[str] = ()
+) -> tuple[list[Scene], dict[str, int]]:
     """(scenes in the order of the file, number of questions of each scene whose video is absent).
 
-    annotations: a file name in `root`, or an absolute path. Raises what `read_questions` raises.
+    Args:
+        annotations: a file name in `root`, or an absolute path.
+        left_out: ids of questions that don't count; a scene without others doesn't either.
+
+    Raises what `read_questions` raises.
     """
     root = Path(root)
     scenes: list[Scene] = []
     missing: dict[str, int] = {}
-    for name, questions in read_questions(root / annotations).items():
+    for name, asked in read_questions(root / annotations).items():
+        questions = [question for question in asked if question.id not in left_out]
+        if not questions:
+            continue
         video = find_video(root, name)
         if video is None:
             missing[name] = len(questions)
@@ -83,17 +95,32 @@ def find_cameras(video: Path) -> Path | None:
     return cameras if cameras.is_file() else None
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line that isn't empty. Raises ValueError, naming the line."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # neither JSON nor UTF-8
+                raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: a question is a JSON object, this is a {type(row).__name__}")
+            yield number, row
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, columns) of each row. Raises ValueError without pyarrow, or without a sound file."""
     try:
-        row = json.loads(line)
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise ValueError(f"{where}: not valid JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a question is a JSON object, this is a {type(row).__name__}")
-    absent = [field for field in REQUIRED if row.get(field) is None]
-    if absent:
-        raise ValueError(f"{where}: missing {', '.join(absent)}")
-    return row
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ValueError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except ArrowException as error:
+        raise ValueError(f"{path}: not a parquet file, or cut short: download it again") from error
+    yield from enumerate(rows, start=1)
 
 
 def _question(row: dict[str, Any], where: str) -> Question:

@@ -15,29 +15,34 @@ class VSIBench(SceneSource):
     Args:
         root: folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that
             name; a `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`.
-        annotations: the file of questions, a name in `root` or an absolute path.
+        annotations: the file of questions, a name in `root` or an absolute path: test.jsonl, or a parquet file of
+            the hub's data set such as test_debiased.parquet.
+        debiased: leave out the questions that `pruned_ids.txt`, beside the annotations, lists: those that can be
+            answered without looking (VSI-Bench-Debiased, arXiv 2511.04655).
 
     Raises:
         FileNotFoundError: one of them is absent; says what to download and where to put it.
         ValueError: annotations that can't be understood, or the train split.
     """
 
-    def __init__(self, root: str, annotations: str = "test.jsonl") -> None:
+    def __init__(self, root: str, annotations: str = "test.jsonl", debiased: bool = False) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
-        self.annotations = annotations
+        self.annotations = self.root / annotations
+        self.pruned = self.annotations.with_name("pruned_ids.txt") if debiased else None
 
     def prepare(self) -> None:
-        file = self.root / self.annotations
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is absent: download the data set nyu-visionx/VSI-Bench from the Hugging Face hub,"
-                f" put its questions there and unpack its videos to {self.root}/<dataset>/<scene_name>.mp4"
-            )
+        for file in (self.annotations, self.pruned):
+            if file is not None and not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is absent: download the data set nyu-visionx/VSI-Bench from the Hugging Face hub,"
+                    f" put its questions there and unpack its videos to {self.root}/<dataset>/<scene_name>.mp4"
+                )
 
     def scenes(self, split: Split) -> list[Scene]:
         if split == "train":
             raise ValueError("VSI-Bench has no training split: train on another source, such as Rooms")
         self.prepare()
-        scenes, self.missing = read_layout(self.root, self.annotations)
+        left_out = set() if self.pruned is None else set(self.pruned.read_text(encoding="utf-8").split())
+        scenes, self.missing = read_layout(self.root, self.annotations, left_out)
         return scenes

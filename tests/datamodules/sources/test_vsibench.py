@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from datamodules.scenes import Scene
 from datamodules.sources.single import SingleVideo
 from datamodules.sources.vsibench import VSIBench
 from datamodules.video import Video
+from datamodules.video_qa import VideoQADataModule
 
 REALDATA = os.environ.get("ZOO_REALDATA")
 needs_realdata = pytest.mark.skipif(not REALDATA, reason="ZOO_REALDATA is unset: no VSI-Bench questions")
@@ -58,6 +61,98 @@ def test_annotations_may_lie_elsewhere(root):
     source = VSIBench(str(root), annotations=str(elsewhere))
     assert [len(scene.questions) for scene in source.scenes("test")] == [1]
     assert sum(source.missing.values()) == 149
+
+
+def whole(folder: Path) -> Path:
+    """The real questions with a place for each of their 288 videos."""
+    (folder / "test.jsonl").symlink_to(Path(str(REALDATA)) / "vsibench/test.jsonl")
+    for row in map(json.loads, (folder / "test.jsonl").open()):
+        video = folder / row["dataset"] / f"{row['scene_name']}.mp4"
+        video.parent.mkdir(exist_ok=True)
+        video.touch()
+    return folder
+
+
+@needs_realdata
+def test_room_size_on_all_of_arkitscenes_is_150_questions(tmp_path):
+    """`--data.datasets [arkitscenes] --data.question_types [room_size_estimation]`."""
+    source = VSIBench(str(whole(tmp_path)))
+    everything = VideoQADataModule(source).scenes("test")
+    assert (len(everything), sum(len(scene.questions) for scene in everything)) == (288, 5130)
+    data = VideoQADataModule(source, datasets=["arkitscenes"], question_types=["room_size_estimation"])
+    scenes = data.scenes("test")
+    assert len(scenes) == sum(len(scene.questions) for scene in scenes) == 150 and data.missing == {}
+    assert all(scene.name.startswith("arkitscenes/") for scene in scenes)
+    listed = Path(str(REALDATA)) / "vsibench/arkitscenes_room_size.jsonl"
+    assert {scene.questions[0].id for scene in scenes} == {str(json.loads(line)["id"]) for line in listed.open()}
+
+
+ROWS = [
+    {
+        "id": i,
+        "dataset": "scannet",
+        "scene_name": f"scene{i // 2}",
+        "question_type": "object_rel_direction_easy" if i % 2 else "object_counting",
+        "question": f"Question {i}?",
+        "ground_truth": "A" if i % 2 else "4",
+        "options": ["A. left", "B. right"] if i % 2 else None,
+    }
+    for i in range(6)
+]
+PRUNED = ("1", "4", "5")
+
+
+@pytest.fixture
+def generated(tmp_path: Path) -> Path:
+    """The hub's data set in small: the questions as jsonl, the ids that debiasing pruned, three videos."""
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "pruned_ids.txt").write_text("\n".join(PRUNED) + "\n")
+    (tmp_path / "scannet").mkdir()
+    for i in range(3):
+        (tmp_path / f"scannet/scene{i}.mp4").touch()
+    return tmp_path
+
+
+def ids(scenes: list[Scene]) -> list[str]:
+    return [question.id for scene in scenes for question in scene.questions]
+
+
+def test_the_debiased_split(generated):
+    assert ids(VSIBench(str(generated)).scenes("test")) == ["0", "1", "2", "3", "4", "5"]
+    scenes = VSIBench(str(generated), debiased=True).scenes("test")
+    assert ids(scenes) == ["0", "2", "3"]
+    assert [scene.name for scene in scenes] == ["scannet/scene0", "scannet/scene1"]  # none is left of the third
+    (generated / "pruned_ids.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"pruned_ids\.txt is absent: download the data set"):
+        VSIBench(str(generated), debiased=True).prepare()
+
+
+def test_parquet_holds_the_same_questions(generated):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: no parquet")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist([row | {"pruned": str(row["id"]) in PRUNED} for row in ROWS])
+    parquet.write_table(table, generated / "test-00000-of-00001.parquet")
+    parquet.write_table(table.filter([str(row["id"]) not in PRUNED for row in ROWS]), generated / "debiased.parquet")
+    asked = VSIBench(str(generated)).scenes("test")
+    assert VSIBench(str(generated), annotations="test-00000-of-00001.parquet").scenes("test") == asked
+    debiased = VSIBench(str(generated), annotations="debiased.parquet").scenes("test")
+    assert debiased == VSIBench(str(generated), debiased=True).scenes("test") != asked
+
+    (generated / "cut.parquet").write_bytes((generated / "debiased.parquet").read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cut\.parquet: not a parquet file, or cut short") as error:
+        VSIBench(str(generated), annotations="cut.parquet").scenes("test")
+    assert "\n" not in str(error.value)
+    parquet.write_table(pyarrow.Table.from_pylist([ROWS[0], ROWS[0]]), generated / "twice.parquet")
+    with pytest.raises(ValueError, match=r"twice\.parquet:2: id 0 is taken by line 1"):
+        VSIBench(str(generated), annotations="twice.parquet").scenes("test")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(generated, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (generated / "test.parquet").touch()
+    with pytest.raises(ValueError, match=r"test\.parquet: reading parquet needs pyarrow: pip install pyarrow"):
+        VSIBench(str(generated), annotations="test.parquet").scenes("test")
 
 
 def test_absent_data_says_what_to_download_and_where_to_put_it(tmp_path):

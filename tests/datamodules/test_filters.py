@@ -1,0 +1,92 @@
+"""What a run is about: by dataset, question type and scene, and a draw that is the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from datamodules.filters import QuestionFilter
+from datamodules.scenes import Question, Scene
+from zoo.errors import InputError
+
+KINDS = ("object_counting", "room_size_estimation")
+
+
+def scenes() -> list[Scene]:
+    """Six scenes of two datasets, each with two counts and a room's size."""
+    return [
+        Scene(
+            f"{dataset}/{number}",
+            Path("video.mp4"),
+            tuple(Question(f"{dataset}{number}{i}", KINDS[i // 2], "?", "4") for i in range(3)),
+        )
+        for dataset in ("arkitscenes", "scannet")
+        for number in range(3)
+    ]
+
+
+def names(kept: list[Scene]) -> list[str]:
+    return [scene.name for scene in kept]
+
+
+def ids(kept: list[Scene]) -> list[str]:
+    return [question.id for scene in kept for question in scene.questions]
+
+
+def test_no_condition_leaves_everything():
+    assert QuestionFilter()(scenes()) == (scenes(), 0)
+
+
+def test_conditions_add_up():
+    kept, left_out = QuestionFilter(datasets=["scannet"], question_types=["room_size_estimation"])(scenes())
+    assert names(kept) == ["scannet/0", "scannet/1", "scannet/2"] and ids(kept) == [
+        "scannet02",
+        "scannet12",
+        "scannet22",
+    ]
+    assert left_out == 6  # of scannet's questions; those of the other dataset were never asked for
+
+
+def test_scenes_by_either_name_or_from_a_file(tmp_path):
+    assert names(QuestionFilter(scene_names=["scannet/1"])(scenes())[0]) == ["scannet/1"]
+    assert names(QuestionFilter(scene_names=["1"])(scenes())[0]) == ["arkitscenes/1", "scannet/1"]
+    (tmp_path / "list.txt").write_text("scannet/2\narkitscenes/0\n")
+    from_file = QuestionFilter(scene_names=str(tmp_path / "list.txt"))
+    assert names(from_file(scenes())[0]) == ["arkitscenes/0", "scannet/2"]
+
+
+def test_a_subset_depends_on_the_seed_alone():
+    draw = QuestionFilter(question_types=["object_counting"], subset=5)
+    kept, left_out = draw(scenes())
+    assert len(ids(kept)) == 5 and left_out == 13 and all(scene.questions for scene in kept)
+    assert {question.question_type for scene in kept for question in scene.questions} == {"object_counting"}
+    assert set(ids(draw(scenes()[::-1])[0])) == set(ids(kept))
+    assert ids(kept) == [i for i in ids(scenes()) if i in ids(kept)]  # the order stays
+    others = [
+        ids(QuestionFilter(question_types=["object_counting"], subset=5, seed=s)(scenes())[0]) for s in range(1, 4)
+    ]
+    assert any(other != ids(kept) for other in others)  # negative control
+    assert len(ids(QuestionFilter(subset=100)(scenes())[0])) == 18
+
+
+def test_conditions_that_make_no_sense():
+    with pytest.raises(InputError, match="no question type colour; there are object_abs_distance"):
+        QuestionFilter(question_types=["colour"])
+    with pytest.raises(InputError, match="a subset of 0 questions is none"):
+        QuestionFilter(subset=0)
+    with pytest.raises(InputError, match="gone.txt is absent: scene_names is a list"):
+        QuestionFilter(scene_names="gone.txt")
+
+
+def test_the_real_benchmark(realdata):
+    """A fixed draw of 100 questions about ARKitScenes is spread over its scenes and the same on every machine."""
+    from datamodules.sources.annotations import read_questions
+
+    everything = [
+        Scene(name, Path("video.mp4"), tuple(questions))
+        for name, questions in read_questions(realdata / "vsibench/test.jsonl").items()
+    ]
+    kept, _ = QuestionFilter(datasets=["arkitscenes"], subset=100)(everything)
+    assert len(ids(kept)) == 100 and len(kept) > 50
+    assert ids(kept)[:3] == ids(QuestionFilter(datasets=["arkitscenes"], subset=100)(everything[::-1])[0][::-1])[:3]
