@@ -44,6 +44,6 @@ class GTA(MatrixEncoding):
     def matrices(self, cameras: Cameras) -> Matrices:
         scale = self.translation_scale if self.log_scale is None else self.log_scale.double().exp()
         poses = cameras.world_to_camera.clone()
-        poses[..., :3, 3] = poses[..., :3, 3] * scale
+        poses[..., :3, 3] = cameras.world_to_camera[..., :3, 3] * scale
         V, V_inverse = projection_matrices(poses)
         return Matrices(q=V.mT, k=V_inverse, v=V_inverse, o=V)
