@@ -73,15 +73,15 @@ class Shards(Mapping[str, Tensor]):
         return len(self.file_of)
 
 
-class Only(Mapping[str, Tensor]):
-    """The tensors whose names start with a prefix."""
+class Under(Mapping[str, Tensor]):
+    """The tensors whose names start with a prefix, named without it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
-        self.tensors = tensors
-        self.names = [name for name in tensors if name.startswith(prefix)]
+        self.tensors, self.prefix = tensors, prefix
+        self.names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
+        return self.tensors[self.prefix + name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -107,20 +107,20 @@ def fill(
     state: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     *,
-    current_names: Callable[[str], tuple[str, ...]],
-    official_name: Callable[[str], str],
-    skip: tuple[str, ...] = (),
     what: str,
+    current_names: Callable[[str], tuple[str, ...]] = lambda name: (name,),
+    official_name: Callable[[str], str] = lambda name: name,
+    skip: tuple[str, ...] = (),
 ) -> None:
     """Copies official tensors into a model's, one at a time; each takes the dtype and device of its place.
 
     Args:
         state: the model's tensors that are wanted, by our names.
         tensors: official name to tensor; may be read from a file as they are asked for.
+        what: the model, for the error.
         current_names: our names of an official tensor; several share its rows equally.
         official_name: the inverse.
         skip: prefixes of official names that the model has no use for.
-        what: the model, for the error.
 
     Raises:
         InputError: naming what is missing, unexpected, or has another shape. Some may be loaded by then.

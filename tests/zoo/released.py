@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.golden.weights import init_
-from zoo import SpatialVLM
-from zoo.checkpoints import load_qwen25_vl, load_spatial_mllm
+from zoo import SpatialMLLM, SpatialVLM, TinyVGGT
+from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
 from zoo.checkpoints.names import model_names, released_name
 from zoo.fusions.base import MERGED, Connector
 from zoo.geometry.vggt import VGGT
+from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.tiny import tiny_processor
 
 # all golden cases where they are at hand; the small ones are here
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -106,3 +108,56 @@ def check_case(case: str) -> None:
     if meta["gen_ids"] is not None:
         answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=10)
         assert answers == t["out_generated"].tolist()
+
+
+# ---- released folders -------------------------------------------------------------------------------------
+
+
+def tiny_release() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and all tensors of a tiny Spatial-MLLM as it is released: bfloat16, with VGGT's heads and tracker.
+
+    Its VGGT has a DINOv2 named `tiny`, see `TINY_DINO`.
+    """
+    qwen = load_case("one_video")[0]["config"]["qwen"]
+    aggregator = {"embed_dim": 32, "img_size": 56, "depth": 2, "num_heads": 2, "patch_embed": "tiny"}
+    spatial = {"img_size": 56, "patch_size": 14, "embed_dim": 32}
+    connector = {"connector_type": "mlp_add", "spatial_embeds_layer_idx": -2}
+    config = {"qwen": qwen, "spatial_config": spatial, "connector_config": connector, "vggt_aggregator": aggregator}
+    official = official_weights(config, True)
+    with torch.device("meta"):
+        head = CameraHead(64)
+    others = {f"camera_head.{name}": tensor.shape for name, tensor in head.state_dict().items()}
+    others["track_head.anything"] = torch.Size((3, 5))
+    for name, shape in others.items():
+        name = f"spatial_encoder.vggt_model.{name}"
+        official[name] = init_(name, torch.empty(shape))
+    del config["qwen"], aggregator["embed_dim"], aggregator["img_size"]
+    config |= qwen | {"model_type": "spatial-mllm", "architectures": ["SpatialMLLMForConditionalGeneration"]}
+    return config | {"torch_dtype": "bfloat16"}, {name: tensor.bfloat16() for name, tensor in official.items()}
+
+
+TINY_DINO = (32, 2, 2)
+
+
+def write_release(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shards: int = 3) -> None:
+    """A folder as released: config, shards with an index, processor files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny_processor().save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = dict(list(tensors.items())[i::shards])
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def read_release(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def released_model(folder: Path, **options: Any) -> SpatialMLLM:
+    # the backbone's own VGGT comes before the one that is named
+    return SpatialMLLM(backbone=PretrainedSpatialMLLM(str(folder), **options), geometry=TinyVGGT)

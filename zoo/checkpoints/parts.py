@@ -26,6 +26,8 @@ from zoo.weights import fill
 
 def empty_qwen(config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL in training mode, to be filled."""
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = dtype  # a released config names its own, which transformers would take
     default = torch.get_default_dtype()
     try:
         # not .to(dtype) afterwards: that would round RoPE's frequencies as well

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers import Qwen2_5_VLProcessor as Processor
 
 from zoo.backbone import AttentionImplementation, Backbone, DType
@@ -17,11 +17,13 @@ from zoo.checkpoints.names import OFFICIAL_CONNECTOR, OFFICIAL_VGGT
 from zoo.checkpoints.parts import empty_qwen, empty_vggt, fill_parts
 from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
-from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.geometry.vggt import VGGT
+from zoo.geometry.vggt.model import VGGT_1B
+from zoo.geometry.vggt_encoder import Head, VGGTEncoder
 from zoo.optim import LearningRates
 from zoo.qwen25_vl import Qwen25VL
 from zoo.spatial_mllm import SpatialMLLM
-from zoo.weights import Only, open_weights
+from zoo.weights import Under, fill, open_weights
 
 ALL_PARTS = LearningRates(vision=LearningRates().connector, geometry=LearningRates().connector)
 
@@ -89,8 +91,9 @@ class PretrainedSpatialMLLM(Backbone):
     Args:
         path: a hub id (`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`) or a local folder with config,
             safetensors and processor.
+        heads: of VGGT, to build beside its aggregator: `--model.cameras vggt` needs `[camera]`.
         attn_implementation: the attention backend of transformers.
-        dtype: the type in which the weights are kept.
+        dtype: the type in which the weights are kept; VGGT's heads are float32.
     """
 
     pretrained = True
@@ -98,11 +101,12 @@ class PretrainedSpatialMLLM(Backbone):
     def __init__(
         self,
         path: str = "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
+        heads: Sequence[Head] = (),
         attn_implementation: AttentionImplementation = "sdpa",
         dtype: DType = "bfloat16",
     ):
         super().__init__(attn_implementation, dtype)
-        self.path = path
+        self.path, self.heads = path, heads
 
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
         folder = find_folder(self.path)
@@ -111,15 +115,21 @@ class PretrainedSpatialMLLM(Backbone):
         model = empty_qwen(self.config.qwen, self.dtype)
         model.config.name_or_path = str(folder)
         fill_parts(self.tensors, qwen=model, skip=(OFFICIAL_VGGT, OFFICIAL_CONNECTOR))
-        return model, AutoProcessor.from_pretrained(folder)
+        return model, Processor.from_pretrained(folder)
 
     def geometry(self) -> GeometryEncoder:
         """The VGGT that the connector was trained on, with the layer that it reads."""
-        vggt = empty_vggt(self.config.aggregator, self.dtype)
-        fill_parts(Only(self.tensors, OFFICIAL_VGGT), vggt=vggt)
+        config: dict[str, dict[str, Any]] = {"aggregator": self.config.aggregator}
+        for head in self.heads:
+            config[f"{head}_head"] = VGGT_1B[f"{head}_head"] | {"dim_in": 2 * self.config.aggregator["embed_dim"]}
+        vggt = VGGT.from_official(config, Under(self.tensors, OFFICIAL_VGGT), dtype=self.dtype)
+        for head in self.heads:
+            getattr(vggt, f"{head}_head").float()
         return VGGTEncoder(vggt, self.config.layer)
 
-    def fill(self, model: nn.Module) -> None:
-        """The connector's weights, where the model has one; another fusion keeps its own."""
-        if isinstance(model.fusion, AddFusion):
-            fill_parts(Only(self.tensors, OFFICIAL_CONNECTOR), connector=model.fusion.connector)
+    def fill(self, fusion: nn.Module) -> bool:
+        """The connector's weights into an `AddFusion`; another fusion keeps its own."""
+        if not isinstance(fusion, AddFusion):
+            return False
+        fill(fusion.connector.state_dict(), Under(self.tensors, OFFICIAL_CONNECTOR), what="connector")
+        return True

@@ -1,0 +1,100 @@
+"""python main.py export: what was trained is what is written, and what is written is read again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import main
+from tests.zoo.released import TINY_DINO, read_release, tiny_release, write_release
+from zoo import LoRA, PretrainedQwen25VL, PRoPE, PRoPEMLLM, Qwen25VL, SpatialVLM, TinyQwen25VL
+from zoo.geometry.vggt.patch_embed import DINOV2
+
+SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Run:
+    """Runs main.py in an empty folder on the small rooms; returns what it logged."""
+    monkeypatch.chdir(tmp_path)
+    data = ["--data.source.root", str(rooms_root), "--data.source.scenes", "[6,2,3]", "--data.batch_size", "2"]
+    few = ["--data.num_frames", "4", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0"]
+
+    def call(command: str, *words: str) -> str:
+        monkeypatch.delenv("ZOO_RUN", raising=False)
+        caplog.clear()
+        given = [*data, *few, "--data.question_types", "null"] if "--config" in words else []
+        monkeypatch.setattr(sys, "argv", ["main.py", command, *words, *given])
+        main.main()
+        return caplog.text
+
+    return call
+
+
+def tiny(*more: str) -> list[str]:
+    return [word for name, value in SIZES.items() for word in (f"--model.backbone.{name}", str(value))] + list(more)
+
+
+def trained(model: SpatialVLM) -> SpatialVLM:
+    """The model with the weights of the only run."""
+    (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    return model
+
+
+def logits(model: SpatialVLM) -> torch.Tensor:
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        return model.logits(ids, torch.ones_like(ids))
+
+
+def exported(**options) -> Qwen25VL:
+    return Qwen25VL(backbone=PretrainedQwen25VL("out", dtype="float32"))
+
+
+def test_the_newest_run_is_exported(run: Run) -> None:
+    run("fit", "--config", "qwen25_vl.yaml", *tiny())
+    assert "export: out" in run("export", "--out", "out")
+    model = trained(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
+    assert torch.equal(logits(exported()), logits(model))
+    assert not torch.equal(logits(model), logits(Qwen25VL(backbone=TinyQwen25VL(**SIZES))))
+    with pytest.raises(SystemExit, match="out is there already and not empty"):
+        run("export", "--out", "out")
+    run("export", "--out", "half", "--dtype", "bfloat16")
+    assert {tensor.dtype for tensor in load_file("half/model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_adapters_are_merged(run: Run) -> None:
+    rates = [word for part in ("vision", "connector") for word in (f"--model.learning_rates.{part}", "0")]
+    run("fit", "--config", "prope.yaml", *tiny(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
+    assert "without PRoPE" in run("export", "--out", "out")
+    model = trained(PRoPEMLLM(PRoPE(), backbone=TinyQwen25VL(**SIZES), lora=LoRA(r=4)))
+    assert torch.allclose(logits(exported()), logits(model), atol=1e-4)
+    untrained = logits(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
+    assert not torch.allclose(untrained, logits(model), atol=1e-2)
+
+
+def test_released_weights_go_in_and_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
+    config, tensors = tiny_release()
+    write_release(Path("release"), config, tensors)
+    backbone = ["--model.backbone", "PretrainedSpatialMLLM", "--model.backbone.path", "release"]
+    run("export", "--config", "spatial_mllm.yaml", *backbone, "--out", "out")
+    written = read_release(Path("out"))
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)
+
+
+def test_what_can_not_be_exported_says_so(run: Run) -> None:
+    with pytest.raises(SystemExit, match="no finished run under runs/"):
+        run("export", "--out", "out")
+    words = ["--config", "concat_split.yaml", "--model.geometry.path", "null", *tiny()]
+    with pytest.raises(SystemExit, match="ConcatSplitMLLM can't be exported"):
+        run("export", *words, "--model.allow_untrained", "true", "--out", "out")
+    assert not Path("out").exists()
