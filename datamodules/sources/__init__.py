@@ -1,10 +1,24 @@
 """Datasets: one file each beside `base.py`."""
 
 from datamodules.sources.base import SceneSource
+from datamodules.sources.conversations import Conversations
 from datamodules.sources.folder import SceneFolder
+from datamodules.sources.mixture import Mixture
 from datamodules.sources.posed import PosedScenes
 from datamodules.sources.rooms import Rooms
+from datamodules.sources.scannet_qa import SQA3D, ScanQA
 from datamodules.sources.single import SingleVideo
 from datamodules.sources.vsibench import VSIBench
 
-__all__ = ["PosedScenes", "Rooms", "SceneFolder", "SceneSource", "SingleVideo", "VSIBench"]
+__all__ = [
+    "SQA3D",
+    "Conversations",
+    "Mixture",
+    "PosedScenes",
+    "Rooms",
+    "ScanQA",
+    "SceneFolder",
+    "SceneSource",
+    "SingleVideo",
+    "VSIBench",
+]

@@ -1,0 +1,246 @@
+"""Conversation data of the formats in use, several questions to a scene, and what has no video counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoProcessor
+
+from datamodules import VideoQADataModule
+from datamodules.collate import Collate, LoadedScene
+from datamodules.prompts import user_text
+from datamodules.scenes import Scene
+from datamodules.sources import SQA3D, Conversations, ScanQA
+from datamodules.sources.conversations import NO_VIDEO
+from datamodules.verbatim import VerbatimQuestion
+from zoo.errors import InputError
+
+GOLDEN = Path(__file__).parents[2] / "golden/preprocess_train"
+SHORT = "Please answer the question using a single word or phrase."
+
+
+def says(*turns: str, **row) -> dict:
+    roles = ("human", "gpt") * len(turns)
+    return row | {"conversations": [{"from": r, "value": text} for r, text in zip(roles, turns, strict=False)]}
+
+
+# as Spatial-MLLM's file, VSI-590K's (which says <image> of a video) and others have it
+ROWS = [
+    says(f"<video>\nHow many chairs are there?\n{SHORT}", "4", video="scannet/scene0000_00.mp4"),
+    says("<image>\nThese are frames of a video.\nHow big?", "23.5", id=7, video="arkitscenes/41069025.mp4",
+         question_type="room_size_estimation"),
+    says("<video>\nWhere is the lamp?", "On the table.", video="scannet/scene0000_00.mp4", question_type="where"),
+    says("<image>\nWhat is this?", "A cup.", image="pictures/1.jpg"),
+    says("Hello?", "Hi there.", video=None),
+    says("<video>\nWhat is left?", "A bed.", "And right?", "A door.", video="scannet/scene0001_00.mp4"),
+    says("<video>\nWhich room?", "A kitchen.", video="scannet/gone.mp4"),
+]  # fmt: skip
+
+
+def write(folder: Path, rows: list[dict] = ROWS, name: str = "data.jsonl") -> Path:
+    lines = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / name).write_text(lines)
+    for video in ("scannet/scene0000_00.mp4", "arkitscenes/41069025.mp4"):
+        (folder / video).parent.mkdir(exist_ok=True)
+        (folder / video).touch()
+    (folder / "scannet/scene0001_00").mkdir(exist_ok=True)  # a folder of frames does as well
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_questions_of_one_video_are_one_scene(tmp_path, name):
+    source = Conversations(str(write(tmp_path, name=name)))
+    scenes = {scene.name: scene for scene in source.scenes("train")}
+    assert list(scenes) == ["scannet/scene0000_00", "arkitscenes/41069025", "scannet/scene0001_00"]
+    chairs, lamp = scenes["scannet/scene0000_00"].questions
+    assert chairs == VerbatimQuestion("data-1", "", f"\nHow many chairs are there?\n{SHORT}", "4")
+    assert (lamp.question, lamp.ground_truth, lamp.question_type) == ("\nWhere is the lamp?", "On the table.", "")
+    (size,) = scenes["arkitscenes/41069025"].questions
+    assert size.question == "\nThese are frames of a video.\nHow big?"
+    assert size.question_type == "room_size_estimation"  # of VSI-Bench's types; "where" is none of them
+    left, right = scenes["scannet/scene0001_00"].questions
+    assert (left.id, right.id, right.question) == ("data-6.1", "data-6.2", "And right?")
+    assert scenes["scannet/scene0001_00"].video == tmp_path / "scannet/scene0001_00"
+    assert source.missing == {NO_VIDEO: 2, "scannet/gone": 1}
+    asked = sum(len(scene.questions) for scene in scenes.values())
+    assert asked + sum(source.missing.values()) == sum(len(row["conversations"]) // 2 for row in ROWS)
+
+
+def test_the_data_module_counts_what_has_no_video(tmp_path):
+    data = VideoQADataModule(Conversations(str(write(tmp_path))))
+    assert len(data.scenes("train")) == 3 and sum(data.missing.values()) == 3
+
+
+def test_videos_may_lie_elsewhere_and_have_cameras(tmp_path):
+    (tmp_path / "videos").mkdir()
+    path = write(tmp_path / "videos")
+    (tmp_path / "videos/scannet/scene0000_00.cameras.json").touch()
+    path = path.rename(tmp_path / "data.jsonl")
+    first, second, _ = Conversations(str(path), videos=str(tmp_path / "videos")).scenes("train")
+    assert first.cameras == tmp_path / "videos/scannet/scene0000_00.cameras.json" and second.cameras is None
+    nowhere = Conversations(str(path))
+    assert nowhere.scenes("train") == [] and sum(nowhere.missing.values()) == 8
+
+    absolute = write(tmp_path, [says("?", "!", video=str(tmp_path / "videos/scannet/scene0000_00.mp4"))], "abs.jsonl")
+    (scene,) = Conversations(str(absolute)).scenes("train")
+    assert scene.name == "scannet/scene0000_00"
+
+
+def test_a_share_of_the_rows_is_fixed(tmp_path):
+    rows = [says(f"<video>Question {i}?", str(i), video="scannet/scene0000_00.mp4") for i in range(200)]
+    path = write(tmp_path, rows)
+
+    def answers(suffix: str, seed: int = 0) -> list[int]:
+        (scene,) = Conversations(f"{path}{suffix}", seed=seed).scenes("train")
+        return [int(question.ground_truth) for question in scene.questions]
+
+    quarter = answers("%25")
+    assert len(quarter) == 50 and quarter == sorted(quarter) == answers("%25")
+    assert answers("%25", seed=1) != quarter  # negative control
+    assert len(answers("%0.5")) == 1 and answers("%100") == answers("") == list(range(200))
+    for wrong in ("%0", "%101", "%many", "%-5"):
+        with pytest.raises(InputError, match="after % comes what part of the rows"):
+            Conversations(f"{path}{wrong}")
+
+
+def test_the_text_is_asked_word_for_word(tmp_path):
+    question = Conversations(str(write(tmp_path))).scenes("train")[0].questions[0]
+    assert user_text(question) == f"\nHow many chairs are there?\n{SHORT}"
+    assert user_text(VerbatimQuestion("0", "", "Where?")) == "Where?"
+
+
+@pytest.mark.parametrize("case", ["odd_frames_real_fps", "video_small_up"])
+def test_tokens_of_the_official_training(case, tmp_path, realdata):
+    """From the row of the file to the ids and labels of Spatial-MLLM's own data loader."""
+    sample = json.loads((GOLDEN / f"{case}.json").read_text())["samples"][0]
+    golden = load_file(GOLDEN / f"{case}.safetensors")
+    path = write(tmp_path, [says(sample["q"], sample["a"], video="scannet/scene0000_00.mp4")])
+    (scene,) = Conversations(str(path)).scenes("train")
+    t, h, w = golden["video_grid_thw"][0].tolist()
+    frames = torch.zeros((2 * t, 3, 14 * h, 14 * w), dtype=torch.uint8)
+    loaded = LoadedScene(scene, scene.questions, frames, tuple(range(2 * t)))
+    batch = Collate(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"), training=True)([loaded])
+    assert torch.equal(batch["input_ids"], golden["input_ids"])
+    assert torch.equal(batch["labels"], golden["labels"])
+
+
+BAD = {
+    "json": ("{", "not valid JSON"),
+    "list": ("[]", "is a JSON object, this is a list"),
+    "no conversations": ('{"video": "a.mp4"}', "conversations must list"),
+    "role": (
+        json.dumps(says("?", "!") | {"conversations": [{"from": "cat", "value": "?"}]}),
+        "conversations must list",
+    ),
+    "no answer": (json.dumps(says("?", video="a.mp4")), "human and gpt must take turns"),
+    "no turn": (json.dumps({"video": "a.mp4", "conversations": []}), "human and gpt must take turns"),
+    "number": (json.dumps(says("?", 4, video="a.mp4")), "a turn's value is a text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows_are_named_by_file_and_line(name, tmp_path):
+    line, reason = BAD[name]
+    path = write(tmp_path)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ValueError) as error:
+        Conversations(str(path)).scenes("train")
+    message = str(error.value)
+    assert f"{path}:8: " in message and reason in message and "\n" not in message
+
+
+def test_other_bad_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl is absent: it holds the conversations"):
+        Conversations(str(tmp_path / "gone.jsonl")).prepare()
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a\.json: a list of conversations belongs here"):
+        Conversations(str(tmp_path / "a.json")).scenes("train")
+    with pytest.raises(ValueError, match="no row has a video"):
+        Conversations(str(write(tmp_path, [says("?", "!")]))).scenes("train")
+    with pytest.raises(ValueError, match="Conversations is for training, its free answers have no score"):
+        Conversations(str(write(tmp_path))).scenes("val")
+
+
+# ---- ScanQA and SQA3D
+
+
+def scannet_videos(folder: Path) -> Path:
+    (folder / "scannet").mkdir(exist_ok=True)
+    (folder / "scannet/scene0000_00.mp4").touch()
+    return folder
+
+
+def asked(scenes: list[Scene]) -> dict[str, list[tuple[str, str]]]:
+    return {
+        scene.name: [(question.question, question.ground_truth) for question in scene.questions] for scene in scenes
+    }
+
+
+def test_scanqa(tmp_path):
+    rows = [
+        {
+            "scene_id": scene,
+            "question_id": f"train-{scene}-{i}",
+            "question": f"What is next to door {i}?",
+            "answers": ["a brown cabinet", "cabinet"],
+            "object_ids": [8],
+            "object_names": ["cabinet"],
+        }
+        for i, scene in enumerate(("scene0000_00", "scene0001_00", "scene0000_00"))
+    ]
+    path = tmp_path / "ScanQA_v1.0_train.json"
+    path.write_text(json.dumps(rows))
+    source = ScanQA(str(path), str(scannet_videos(tmp_path)))
+    scenes = source.scenes("train")
+    assert asked(scenes) == {
+        "scannet/scene0000_00": [
+            ("What is next to door 0?", "a brown cabinet"),
+            ("What is next to door 2?", "a brown cabinet"),
+        ]
+    }
+    assert source.missing == {"scannet/scene0001_00": 1}
+    assert user_text(scenes[0].questions[0]) == f"What is next to door 0?\n{SHORT}"
+    path.write_text(json.dumps([rows[0] | {"answers": []}]))
+    with pytest.raises(ValueError, match=r"train\.json: question 1 lacks one of scene_id"):
+        source.scenes("train")
+    with pytest.raises(FileNotFoundError, match="download it from"):
+        ScanQA(str(tmp_path / "gone.json"), str(tmp_path)).prepare()
+
+
+def test_sqa3d(tmp_path):
+    questions = [
+        {
+            "scene_id": "scene0000_00",
+            "situation": "I am sitting on the bed.",
+            "alternative_situation": ["I sit.", "I rest."],
+            "question": "What is to my left?",
+            "question_id": 220602000037,
+        }
+    ]
+    answers = [
+        {
+            "scene_id": "scene0000_00",
+            "question_type": "N/A",
+            "answer_type": "other",
+            "question_id": 220602000037,
+            "answers": [{"answer": "lamp", "answer_confidence": "yes", "answer_id": 1}],
+            "position": {"x": 0, "y": 0, "z": 0},
+        }
+    ]
+    (tmp_path / "q.json").write_text(json.dumps({"questions": questions}))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": answers}))
+    source = SQA3D(str(tmp_path / "q.json"), str(tmp_path / "a.json"), str(scannet_videos(tmp_path)))
+    expected = {"scannet/scene0000_00": [("I am sitting on the bed. What is to my left?", "lamp")]}
+    assert asked(source.scenes("train")) == expected
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": []}))
+    with pytest.raises(ValueError, match="a question lacks"):
+        source.scenes("train")
+    (tmp_path / "a.json").write_text(json.dumps(answers))
+    with pytest.raises(ValueError, match=r"a\.json: not JSON as it is published"):
+        source.scenes("train")
+    with pytest.raises(ValueError, match="SQA3D is for training"):
+        source.scenes("test")

@@ -1,0 +1,138 @@
+"""Mixtures hold the proportions that were asked for, and lose no scene."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from datamodules.scenes import Question, Scene
+from datamodules.sources import Conversations, Mixture, SceneSource
+from datamodules.sources.base import Split
+from datamodules.sources.mixture import Part, repeated
+from zoo.errors import InputError
+
+
+class Made(SceneSource):
+    """So many scenes with so many questions each."""
+
+    def __init__(self, name: str, scenes: int, questions: int = 4) -> None:
+        super().__init__()
+        self.name, self.counts = name, (scenes, questions)
+        self.prepared = 0
+
+    def prepare(self) -> None:
+        self.prepared += 1
+
+    def scenes(self, split: Split) -> list[Scene]:
+        self.missing = {f"{self.name}/gone": 3}
+        scenes, questions = self.counts
+        return [
+            Scene(
+                f"{self.name}/{i}",
+                Path("video.mp4"),
+                tuple(Question(f"{self.name}-{i}-{q}", "object_counting", "?", "1") for q in range(questions)),
+            )
+            for i in range(scenes)
+        ]
+
+
+def parts_of(scenes: list[Scene]) -> Counter:
+    return Counter(scene.name.split("/")[0] for scene in scenes)
+
+
+def test_without_weights_each_scene_comes_once():
+    a, b = Made("a", 5), Made("b", 3)
+    mixture = Mixture([Part(source=a), Part(source=b)])
+    mixture.prepare()
+    assert mixture.scenes("train") == a.scenes("train") + b.scenes("train")
+    assert mixture.missing == {"a/gone": 3, "b/gone": 3} and a.prepared == b.prepared == 1
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (3.0, 1.0), (0.1, 0.9)])
+def test_weights_are_shares_and_no_scene_is_lost(weights):
+    sources = Made("a", 40), Made("b", 10)
+    mixture = Mixture([Part(source=source, weight=w) for source, w in zip(sources, weights, strict=True)])
+    scenes = mixture.scenes("train")
+    counts = parts_of(scenes)
+    assert counts["a"] / len(scenes) == pytest.approx(weights[0] / sum(weights), abs=0.02)
+    assert {scene.name for scene in scenes} == {f"a/{i}" for i in range(40)} | {f"b/{i}" for i in range(10)}
+    assert mixture.scenes("train") == scenes  # the same every time
+    assert counts != Counter(a=40, b=10)  # negative control: without weights
+
+
+def test_a_repeated_scene_deals_out_its_questions():
+    source = Made("a", 2, questions=5)
+    scenes = repeated(source.scenes("train"), 5, seed=0)
+    times = Counter(scene.name for scene in scenes)
+    assert sorted(times.values()) == [2, 3]
+    for name in times:
+        ids = [question.id for scene in scenes if scene.name == name for question in scene.questions]
+        assert len(ids) == len(set(ids)) == 5  # each once, none lost
+    short = repeated(Made("a", 1, questions=2).scenes("train"), 5, seed=0)
+    assert [len(scene.questions) for scene in short] == [1] * 5
+    assert Counter(scene.questions[0].id for scene in short) == Counter({"a-0-0": 3, "a-0-1": 2})
+
+
+def test_evaluation_is_another_source():
+    mixture = Mixture([Part(source=Made("a", 5))], evaluation=Made("e", 2))
+    assert parts_of(mixture.scenes("val")) == Counter(e=2) and mixture.missing == {"e/gone": 3}
+    with pytest.raises(ValueError, match="no test split: name its source as `evaluation`"):
+        Mixture([Part(source=Made("a", 5))]).scenes("test")
+
+
+def test_from_a_config(tmp_path):
+    row = {"video": "s/a.mp4", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/a.mp4").touch()
+    parser = ArgumentParser()
+    parser.add_argument("--source", type=SceneSource)
+    config = {
+        "class_path": "datamodules.sources.Mixture",
+        "init_args": {
+            "parts": [
+                {"path": f"{tmp_path}/a.jsonl", "weight": 0.5},
+                {"path": f"{tmp_path}/b.jsonl%50", "weight": 0.25},
+                {
+                    "source": {
+                        "class_path": "datamodules.sources.Conversations",
+                        "init_args": {"path": f"{tmp_path}/a.jsonl"},
+                    },
+                    "weight": 0.25,
+                },
+            ]
+        },
+    }
+    source = parser.instantiate(parser.parse_object({"source": config})).source
+    assert isinstance(source, Mixture) and source.weights == [0.5, 0.25, 0.25]
+    assert all(isinstance(each, Conversations) for each in source.sources)
+    scenes = source.scenes("train")
+    assert [len(scene.questions) for scene in scenes] == [2, 2, 2, 4]  # a dealt out twice, half of b, a once
+
+
+@pytest.mark.parametrize(
+    "parts, reason",
+    [
+        ([], "no parts"),
+        ([Part()], "either a path or a source"),
+        ([Part(path="a.jsonl", source=Made("a", 1))], "either a path or a source"),
+        ([Part(videos="v", source=Made("a", 1))], "`videos` belongs to a part with a path"),
+        ([Part(path="a.jsonl", weight=0.0)], "a weight must be above 0"),
+        ([Part(path="a.jsonl", weight=1.0), Part(path="b.jsonl")], "1 of 2 parts have a weight"),
+        ([Part(path="a.jsonl%0")], "after % comes"),
+    ],
+)
+def test_parts_that_make_no_sense(parts, reason):
+    with pytest.raises(InputError, match=reason):
+        Mixture(parts)
+
+
+def test_a_part_without_any_video():
+    mixture = Mixture([Part(source=Made("a", 0), weight=1.0), Part(source=Made("b", 2), weight=1.0)])
+    with pytest.raises(ValueError, match="part 1 has no scene whose video is there"):
+        mixture.scenes("train")
