@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -108,9 +109,92 @@ def test_canonical_float32_far_from_the_origin() -> None:
     assert (naive.double() - exact).abs().max() > 10 * (single.double() - exact).abs().max()
 
 
-def test_unknown_reference() -> None:
+REFERENCES = ("first", "middle", "medoid")
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("views", [1, 2, 5, 6])
+def test_every_reference_view_makes_the_world_no_matter(reference: Any, views: int) -> None:
+    poses, world = random_poses(2, views), random_poses(2, 1, seed=1, scale=50.0)
+    here, there = (Cameras(each, eye_intrinsics(2, views)).canonical(reference) for each in (poses, poses @ world))
+    torch.testing.assert_close(here.world_to_camera, there.world_to_camera, rtol=0, atol=1e-11)
+    view = Cameras(poses, eye_intrinsics(2, views)).reference_view(reference)
+    own = here.world_to_camera[torch.arange(2), view]
+    assert torch.equal(own, torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
+
+
+def test_reference_views_are_among_those_that_are_seen() -> None:
+    """A ragged batch: the second sample has views 1, 2 and 4 alone."""
+    index = torch.tensor([[0, 1, 2, 3, 4, -1], [1, 2, 2, 4, -1, -1]])
+    cameras = Cameras(random_poses(2, 5), eye_intrinsics(2, 5), index)
+    assert cameras.seen().tolist() == [[True] * 5, [False, True, True, False, True]]
+    assert cameras.reference_view("first").tolist() == [0, 1]
+    assert cameras.reference_view("middle").tolist() == [2, 2]
+    alone = Cameras(cameras.world_to_camera[1:, [1, 2, 4]], eye_intrinsics(1, 3)).reference_view("medoid")
+    assert int(cameras.reference_view("medoid")[1]) == [1, 2, 4][int(alone)]
+
+
+def test_the_medoid_is_nearest_to_the_others() -> None:
+    poses = torch.eye(4, dtype=torch.float64).repeat(1, 5, 1, 1)
+    poses[0, :, 0, 3] = torch.tensor([0.0, 9.0, 1.0, 1.5, 4.0])
+    cameras = Cameras(poses, eye_intrinsics(1, 5))
+    assert cameras.reference_view("medoid").tolist() == [3]
+    assert Cameras(other_unit(poses, 1e3), eye_intrinsics(1, 5)).reference_view("medoid").tolist() == [3]
+    turning = torch.eye(4, dtype=torch.float64).repeat(1, 3, 1, 1)  # a camera that turns where it stands
+    turning[0, :, :3, :3] = torch.stack([rotation(torch.tensor([0.0, 1.0, 0.0]), angle) for angle in (3.0, 0.2, 1.5)])
+    assert Cameras(turning, eye_intrinsics(1, 3)).reference_view("medoid").tolist() == [2]
+
+
+def test_a_given_reference_view() -> None:
+    poses, chosen = random_poses(2, 3), torch.tensor([2, 1])
+    cameras = Cameras(poses, eye_intrinsics(2, 3), reference=chosen)
+    given, passed = cameras.canonical("given"), cameras.canonical(chosen)
+    assert torch.equal(given.world_to_camera, passed.world_to_camera)
+    assert torch.equal(given.world_to_camera[0, 2], torch.eye(4, dtype=torch.float64))
+    assert cameras[[1]].reference_view("given").tolist() == [1]
+    with pytest.raises(ValueError, match="come without one"):
+        Cameras(poses, eye_intrinsics(2, 3)).canonical("given")
     with pytest.raises((ValueError, TypeCheckError), match="reference"):
-        Cameras(random_poses(1, 2), eye_intrinsics(1, 2)).canonical("last")
+        cameras.canonical("last")
+
+
+# ---- the unit of translations -----------------------------------------------------------------------------
+
+
+def other_unit(poses: Tensor, factor: float) -> Tensor:
+    poses = poses.clone()
+    poses[..., :3, 3] *= factor
+    return poses
+
+
+@pytest.mark.parametrize("scale", ["mean", "max", "rms", "median_depth"])
+def test_a_scale_makes_the_unit_no_matter(scale: Any) -> None:
+    poses, depth = random_poses(2, 5), torch.tensor([2.0, 3.0], dtype=torch.float64)
+    metres = Cameras(poses, eye_intrinsics(2, 5), median_depth=depth)
+    feet = Cameras(other_unit(poses, 3.28), eye_intrinsics(2, 5), median_depth=3.28 * depth)
+    scaled = metres.scaled(scale)
+    torch.testing.assert_close(scaled.world_to_camera, feet.scaled(scale).world_to_camera, rtol=0, atol=1e-12)
+    assert not torch.allclose(scaled.world_to_camera, poses, atol=1e-2)
+    assert torch.equal(metres.scaled("none").world_to_camera, poses)
+    assert torch.equal(metres.world_to_camera, poses)  # what was given is left alone
+
+
+def test_scales_are_of_the_centres_that_are_seen() -> None:
+    poses = torch.eye(4, dtype=torch.float64).repeat(1, 4, 1, 1)
+    poses[0, :, 0, 3] = torch.tensor([1.0, -1.0, 3.0, 1000.0])  # centres -1, 1, -3; their mean is -1
+    cameras = Cameras(poses, eye_intrinsics(1, 4), torch.tensor([[0, 1, 2, 2, -1]]))
+    for scale, unit in (("mean", 4 / 3), ("max", 2.0), ("rms", (8 / 3) ** 0.5)):
+        torch.testing.assert_close(cameras.scaled(scale).world_to_camera, other_unit(poses, 1 / unit))
+    with pytest.raises(ValueError, match="median depth"):
+        cameras.scaled("median_depth")
+
+
+@pytest.mark.parametrize("scale", ["mean", "max", "rms"])
+def test_a_camera_that_stands_still_has_a_floor(scale: Any) -> None:
+    poses = random_poses(1, 1).expand(1, 4, 4, 4).clone()
+    poses[0, :, :3, 3] += 1e-6 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scaled = Cameras(poses, eye_intrinsics(1, 4)).canonical().scaled(scale).world_to_camera
+    assert scaled.isfinite().all() and scaled[..., :3, 3].abs().max() < 1e-3
 
 
 # ---- poses ------------------------------------------------------------------------------------------------
@@ -120,6 +204,19 @@ def test_invert_se3_is_the_inverse() -> None:
     poses = random_poses(4, 3, scale=10.0)
     torch.testing.assert_close(invert_se3(poses), torch.linalg.inv(poses), rtol=0, atol=1e-12)
     assert torch.equal(invert_se3(torch.eye(4)), torch.eye(4))
+
+
+def test_autocast_does_not_round_poses() -> None:
+    poses = random_poses(4, scale=10.0).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inverse, (angle, distance) = invert_se3(poses), pose_distance(poses[0], poses[1])
+        rounded = poses[..., :3, :3].mT @ poses[..., :3, 3:]  # the control
+        canonical = Cameras(poses[None], eye_intrinsics(1, 4).float()).canonical().world_to_camera
+    assert rounded.dtype == torch.bfloat16 and inverse.dtype == torch.float32
+    torch.testing.assert_close(inverse, torch.linalg.inv(poses), rtol=0, atol=1e-5)
+    for value, exact in zip((angle, distance), pose_distance(poses[0], poses[1]), strict=True):
+        assert torch.equal(value, exact)
+    assert torch.equal(canonical, Cameras(poses[None], eye_intrinsics(1, 4).float()).canonical().world_to_camera)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-3, 1.0, 3.0, math.pi - 1e-6, math.pi])

@@ -68,6 +68,22 @@ def test_views_do_not_know_the_world() -> None:
     assert (out - other).abs().max() > 1e-3
 
 
+def test_views_have_no_order() -> None:
+    """A permutation of the views permutes the outputs, whatever view the world is of; with a causal mask it doesn't."""
+    tensors, layout = load("wide_b2")
+    q, k, v, V, K = (tensors[name] for name in ("q", "k", "v", "viewmats", "Ks"))
+    V = V @ V[:, :1].inverse()
+    order = torch.arange(V.shape[1]).roll(1)
+
+    def permuted(x: Tensor) -> Tensor:
+        return x.unflatten(2, (len(order), -1))[:, :, order].flatten(2, 3)
+
+    for causal in (False, True):
+        out = prope_attention(q, k, v, V, K, is_causal=causal, **layout)
+        views = prope_attention(*map(permuted, (q, k, v)), V[:, order], K[:, order], is_causal=causal, **layout)
+        assert torch.allclose(views, permuted(out), rtol=0, atol=1e-10) != causal
+
+
 def test_skew_is_ignored() -> None:
     tensors, layout = load("onecam")
     q, k, v, V, K = (tensors[name] for name in ("q", "k", "v", "viewmats", "Ks"))

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from zoo.encodings import Fraction, OnChannels, TSection
+from tests.zoo.encodings.attention import Decoder, random_cameras, random_sequence
+from zoo.cameras import Cameras
+from zoo.encodings import (
+    GTA,
+    Alternate,
+    Append,
+    Fraction,
+    HighFrequencies,
+    LowFrequencies,
+    OnChannels,
+    OnHeads,
+    OnLayers,
+    PRoPE,
+    Stack,
+    TSection,
+)
 
 
 def test_a_fraction_is_a_range_of_neighbours() -> None:
@@ -22,7 +38,52 @@ def test_the_t_section_comes_in_whole_rope_pairs() -> None:
         assert (c, d) == (a + 64, b + 64)
 
 
-@pytest.mark.parametrize("placement", [Fraction(), Fraction(0.5, 1.0), Fraction(0, 1), TSection()])
+def test_frequencies_are_of_one_section_on_the_same_pairs() -> None:
+    section = [16, 24, 24]  # the released models
+    assert sorted(LowFrequencies(4, "w").channels(128, section)) == [*range(60, 64), *range(124, 128)]
+    assert sorted(HighFrequencies(8, "h").channels(128, section)) == [*range(16, 24), *range(80, 88)]
+    channels = LowFrequencies(8, "t").channels(128, section)
+    assert channels == [*range(8, 12), *range(12, 16), *range(72, 76), *range(76, 80)]
+
+
+@pytest.mark.parametrize("lowest", [True, False])
+def test_untied_frequencies_are_as_near_to_exact_as_declared(lowest: bool) -> None:
+    """A change of world moves what q and k see of each other by at most twice the misfit, times the matrices."""
+    placement = (LowFrequencies if lowest else HighFrequencies)(8, "w")
+    encoding, section, positions = PRoPE(placement, reference=None), [4, 4, 8], 6
+    frequencies = 1e4 ** -(torch.arange(16, dtype=torch.float64) / 16)
+    poses, K = random_cameras(1, 2)
+    world = random_cameras(1, 1, seed=5)[0]
+    basis = torch.eye(32, dtype=torch.float64).expand(1, 2, 32, 32)  # a head for each channel
+    angle = torch.tensor([0, positions])[:, None] * frequencies.where(torch.arange(16) >= 8, 0.0)
+    cos, sin = (torch.cat((x, x), -1)[None] for x in (angle.cos(), angle.sin()))
+    seen, sizes = [], []
+    for V in (poses, poses @ world):
+        encoded = encoding.encode(
+            Cameras(V, K, torch.tensor([[0, 1]])), head_dim=32, mrope_section=section, dtype=torch.float64
+        )
+        q, k = (x.transpose(1, 2) for x in encoded.before_rope(basis, basis))
+        sizes.append(torch.linalg.matrix_norm(q[0, :, 0], 2) * torch.linalg.matrix_norm(k[0, :, 1], 2))
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        seen.append(q[0, :, 0] @ k[0, :, 1].mT)
+    moved = float(torch.linalg.matrix_norm(seen[0] - seen[1], 2))
+    bound = positions * placement.misfit(frequencies, section) * float(sizes[0] + sizes[1])
+    assert 0.01 * bound < moved < bound
+
+
+def test_tied_frequencies_are_one_for_each_four_pairs() -> None:
+    placement, section = LowFrequencies(8, "w", tied=True), [4, 4, 8]
+    decoder = Decoder(PRoPE(placement))
+    stock = Decoder(None).inv_freq
+    assert placement.misfit(decoder.inv_freq, section) < 1e-9 < placement.misfit(stock, section)
+    assert torch.equal(decoder.inv_freq[:8], stock[:8])
+    torch.testing.assert_close(decoder.inv_freq[8:12].log(), stock[8:12].log().mean().expand(4), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [Fraction(), Fraction(0.5, 1.0), Fraction(0, 1), TSection(), LowFrequencies(4, "h"), HighFrequencies(4, "w")],
+)
 def test_a_view_in_groups_and_back(placement: OnChannels) -> None:
     block = placement.block(32, [4, 6, 6])
     x = torch.randn(2, 5, 3, 32, generator=torch.Generator().manual_seed(0))
@@ -44,3 +105,34 @@ def test_channels_that_do_not_fit() -> None:
         Fraction(0.5, 0.5)
     with pytest.raises(ValueError, match="even number of frequencies, got 3"):
         TSection().block(16, [3, 2, 3])
+    with pytest.raises(ValueError, match="multiple of four, not 6"):
+        LowFrequencies(6)
+    with pytest.raises(ValueError, match="h section has 6 frequencies, fewer than 8"):
+        HighFrequencies(8, "h").block(32, [4, 6, 6])
+    with pytest.raises(ValueError, match="groups of four, not 6"):
+        Append(6)
+    with pytest.raises(ValueError, match="two or more, not 1"):
+        Alternate([TSection()])
+
+
+def test_layers_heads_and_stacks_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"layers 0 to 1, not \[2\]"):
+        Decoder(OnLayers(PRoPE(), [2]))
+    with pytest.raises(ValueError, match=r"key_value_heads 0 to 1, not \[0, 2\]"):
+        Decoder(OnHeads(PRoPE(), [0, 2]))
+    with pytest.raises(ValueError, match="comes first in a Stack"):
+        Stack([PRoPE(), GTA(Append())])
+    with pytest.raises(ValueError, match="positive, not 0"):
+        GTA(translation_scale=0)
+
+
+def test_only_the_chosen_layers_and_heads_are_touched() -> None:
+    sequence = random_sequence(2)
+    poses, K = random_cameras(2)
+    stock = Decoder(None).attend(sequence, poses, K)
+    layers = Decoder(OnLayers(PRoPE(), "odd")).attend(sequence, poses, K)
+    assert torch.equal(layers[0], stock[0]) and not torch.isclose(layers[1], stock[1]).all()
+    for encoding in (PRoPE(), GTA(Append(8))):
+        heads = Decoder(OnHeads(encoding, [1])).attend(sequence, poses, K)
+        torch.testing.assert_close(heads[..., :2, :], stock[..., :2, :], rtol=0, atol=1e-12)
+        assert ((heads - stock).abs().amax((0, 1, 2, 4))[2:] > 1e-3).all()
