@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from jsonargparse import ActionConfigFile
+from jsonargparse import SUPPRESS, ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -26,7 +26,10 @@ from datamodules.selections import FILE, find_selection, write_selection
 from datamodules.sources.base import Split
 from zoo.errors import InputError
 
-OTHERS = ("model", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "metrics", "predictions")
+OTHERS = (
+    *("model", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "weights_only"),
+    *("metrics", "predictions", "checkpoint", "gallery"),  # callbacks that every run has
+)
 LeftAside = dict | list | str | float | None  # and not Any, of which jsonargparse would build the classes it names
 MADE, KEPT = "made", "kept"
 
@@ -113,5 +116,5 @@ def parse(arguments: list[str]) -> Any:
     parser.add_argument("--plot", type=bool, default=False, help="also draw each scene's frames and camera path")
     parser.add_lightning_class_args(VideoQADataModule, "data", subclass_mode=True)
     for other in OTHERS:
-        parser.add_argument(f"--{other}", type=LeftAside, default=None, help="of other commands")
+        parser.add_argument(f"--{other}", type=LeftAside, default=None, help=SUPPRESS)
     return parser.instantiate_classes(parser.parse_args(arguments))

@@ -94,6 +94,9 @@ class VGGTPoints(PointSource):
             which VGGT's authors find more accurate.
         device: null takes a GPU where there is one.
         dtype: of the aggregator; null is bfloat16 on a GPU, float32 elsewhere.
+
+    Raises:
+        InputError: there are no such weights.
     """
 
     def __init__(
@@ -104,10 +107,11 @@ class VGGTPoints(PointSource):
         dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         self.weights, self.head, self.device, self.dtype = weights, head, device, dtype
+        self._file = find_weights(weights)  # absent weights stop a run at once, not at each of its scenes
         self._model: VGGT | None = None
 
     def identity(self) -> str:
-        return fingerprint(find_weights(self.weights))
+        return fingerprint(self._file)
 
     def points(self, scene: SceneView) -> PointMaps:
         images = vggt_images(list(scene.video.read(scene.pool)))
@@ -128,7 +132,7 @@ class VGGTPoints(PointSource):
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             dtype = self.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
             heads = ("point",) if self.head == "point" else ("camera", "depth")
-            self._model = VGGT.from_pretrained(self.weights, heads, getattr(torch, dtype)).to(device).eval()
+            self._model = VGGT.from_pretrained(str(self._file), heads, getattr(torch, dtype)).to(device).eval()
         return self._model
 
 

@@ -15,6 +15,7 @@ from datamodules.samplers.points import GivenDepth, PointMaps, PointSource, vggt
 from datamodules.samplers.space_aware import fill
 from datamodules.video import Video
 from tests.golden.synth import synth_video
+from zoo.errors import InputError
 from zoo.geometry import VGGT
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -141,22 +142,26 @@ def test_golden_frames_for_vggt(case: str, sizes: list[tuple[int, int]], seeds: 
     assert torch.equal(strided, tensors["images_u8_strided"])
 
 
-@pytest.mark.parametrize("head", ["point", "depth"])
-def test_vggt_gives_points(head: str, tmp_path: Path) -> None:
-    folder = tmp_path / "clip"
+@pytest.mark.parametrize(("head", "dtype"), [("point", "float32"), ("point", "bfloat16"), ("depth", "float32")])
+def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
+    folder, weights = tmp_path / "clip", tmp_path / "model.safetensors"
     folder.mkdir()
-    for i, frame in enumerate(synth_video(1, 3, 28, 42)):
+    weights.touch()
+    for i, frame in enumerate(synth_video(1, 3, 14, 259)):
         Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
     dense = {"dim_in": 128, "features": 16, "out_channels": [16, 16, 16, 16], "intermediate_layer_idx": [0, 1, 2, 3]}
     torch.manual_seed(0)
-    source = VGGTPoints(head=head, device="cpu")
+    source = VGGTPoints(str(weights), head, device="cpu", dtype=dtype)
     source._model = VGGT(
         {"img_size": 28, "embed_dim": 64, "depth": 4, "num_heads": 4, "patch_embed": "conv"},
         camera_head={"dim_in": 128},
         depth_head={**dense, "output_dim": 2, "activation": "exp"},
         point_head={**dense, "output_dim": 4, "activation": "inv_log"},
     ).eval()
+    source._model.aggregator.to(getattr(torch, dtype))
     sampler = SpaceAwareSampler(source, cache=None)
     maps = source.points(SceneView(Video(folder), frames=[0, 2]))
-    assert maps.points.shape == (2, 350, 518, 3) and maps.points.isfinite().all() and maps.confidence.min() >= 1
+    assert maps.points.shape == (2, 28, 518, 3) and maps.points.isfinite().all() and maps.confidence.min() >= 1
     assert len(set(sampler(Video(folder), 2))) == 2
+    with pytest.raises(InputError, match="nowhere is no local file or folder"):
+        VGGTPoints(str(tmp_path / "nowhere"))

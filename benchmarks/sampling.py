@@ -1,0 +1,178 @@
+"""Space-aware sampling: point maps to voxels to picks, beside the same in sets of tuples, and beside the decoding.
+
+The points are those of a furnished box of a room, seen by a camera that walks through it; voxels and picks are asserted
+to be the same for both. Times are medians of interleaved repeats. The pose sampler's time is that for
+choosing --views of --poses random poses.
+
+python benchmarks/sampling.py [--frames 128] [--height 294] [--width 518] [--views 16] [--threads 2] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from datamodules.samplers import PoseFarthestSampler, PosePlaneSampler, SceneView, maximum_coverage, voxelise
+from datamodules.samplers.base import even_steps
+from datamodules.samplers.points import vggt_images
+from datamodules.video import Video
+
+ROOM_M = np.array([6.0, 5.0, 2.7])
+CLIP = (480, 640, 30)  # height, width, frames a second
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=128)
+    parser.add_argument("--height", type=int, default=294)
+    parser.add_argument("--width", type=int, default=518)
+    parser.add_argument("--views", type=int, default=16)
+    parser.add_argument("--poses", type=int, default=2000)
+    parser.add_argument("--clip-seconds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    points, confidence = room(arguments.frames, arguments.height, arguments.width)
+    arrays, tuples = voxelise(points, confidence), sets_of_tuples(points, confidence)
+    assert [set(map(tuple, voxels.tolist())) for voxels in arrays] == tuples
+    assert maximum_coverage(arrays, arguments.views) == greedy(tuples, arguments.views)
+    sizes = [len(voxels) for voxels in arrays]
+
+    poses = random_poses(arguments.poses)
+    with tempfile.TemporaryDirectory() as folder:
+        video = Video(write_clip(Path(folder) / "clip.mp4", arguments.clip_seconds))
+        candidates = even_steps(video.num_frames, arguments.frames)
+        work: dict[str, Callable[[], Any]] = {
+            "voxels, sets of tuples": lambda: sets_of_tuples(points, confidence),
+            "voxels": lambda: voxelise(points, confidence),
+            "picks, sets of tuples": lambda: greedy(tuples, arguments.views),
+            "picks": lambda: maximum_coverage(arrays, arguments.views),
+            "voxels and picks": lambda: maximum_coverage(voxelise(points, confidence), arguments.views),
+            f"decoding {len(candidates)} candidates of a {arguments.clip_seconds} s clip": lambda: video.read(
+                candidates
+            ),
+            "and resizing them for VGGT": lambda: vggt_images(list(video.read(candidates))),
+            f"PoseFarthestSampler on {len(poses)} poses": lambda: PoseFarthestSampler("std", "medoid")(
+                walk(poses), arguments.views
+            ),
+            f"PosePlaneSampler on {len(poses)} poses": lambda: PosePlaneSampler()(walk(poses), arguments.views),
+        }
+        seconds = measure(work, arguments.repeats)
+    print(
+        f"{arguments.frames} maps of {arguments.height} x {arguments.width}, {min(sizes)} to {max(sizes)} voxels each, "
+        f"{arguments.views} picks, {arguments.threads} threads, numpy {np.__version__}, torch {torch.__version__}"
+    )
+    print("| what | seconds, median [least - most] |\n|---|---|")
+    for name, times in seconds.items():
+        print(f"| {name} | {statistics.median(times):.4f} [{min(times):.4f} - {max(times):.4f}] |")
+    for part in ("voxels", "picks"):
+        slow, fast = (statistics.median(seconds[name]) for name in (f"{part}, sets of tuples", part))
+        print(f"{part}: {slow / fast:.1f} times faster, same result")
+
+
+def measure(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each piece of work, in turns; the first round only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def sets_of_tuples(points: torch.Tensor, confidence: torch.Tensor) -> list[set[tuple[int, ...]]]:
+    """The same rule, a set of triples a frame: how the official code holds voxels."""
+    sure = (confidence >= float(np.percentile(confidence.numpy(), 50))) & (confidence > 0.1)
+    low, high = points[sure].min(0).values, points[sure].max(0).values
+    size = (high - low).min() / 20
+    sets = []
+    for frame, mask in zip(points, sure, strict=True):
+        cells = ((frame[mask] - low) / size).floor().long()
+        sets.append(set(map(tuple, torch.unique(cells, dim=0).tolist())))
+    return sets
+
+
+def greedy(sets: list[set[tuple[int, ...]]], k: int) -> list[int]:
+    """Greedy coverage that looks at every frame in every round."""
+    chosen: list[int] = []
+    covered: set[tuple[int, ...]] = set()
+    left = list(range(len(sets)))
+    while left and len(chosen) < k:
+        gains = [len(sets[frame] - covered) for frame in left]
+        if max(gains) == 0:
+            break
+        chosen.append(left.pop(gains.index(max(gains))))
+        covered |= sets[chosen[-1]]
+    return chosen
+
+
+def room(frames: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 points (frames, height, width, 3) on the walls of a box, and confidence that falls with distance."""
+    rng = np.random.default_rng(0)
+    u, v = np.meshgrid((np.arange(width) + 0.5) / width - 0.5, (np.arange(height) + 0.5) / width - height / width / 2)
+    points = np.empty((frames, height, width, 3), np.float32)
+    confidence = np.empty((frames, height, width), np.float32)
+    for i, turn in enumerate(np.linspace(0, 2 * np.pi, frames)):
+        centre = ROOM_M / 2 + np.array([1.5 * np.cos(turn), 1.2 * np.sin(turn), -0.1])
+        heading = turn + np.pi + 0.8 * np.sin(3 * turn)
+        ahead = np.array([np.cos(heading), np.sin(heading), -0.15])
+        right = np.array([np.sin(heading), -np.cos(heading), 0.0])
+        rays = ahead + 1.2 * (u[..., None] * right + v[..., None] * np.array([0.0, 0.0, -1.0]))
+        reach = np.where(rays > 0, ROOM_M - centre, -centre) / np.where(rays == 0, 1e-9, rays)
+        depth = reach.min(-1) * (1 - 0.15 * (np.sin(9 * u + turn) * np.sin(7 * v) > 0.5))  # furniture
+        points[i] = centre + depth[..., None] * rays
+        confidence[i] = 1 + 5 * np.exp(-depth / 2) + 0.2 * rng.random((height, width))
+    points += rng.normal(scale=0.01, size=points.shape).astype(np.float32)
+    return torch.from_numpy(points), torch.from_numpy(confidence)
+
+
+def random_poses(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    poses = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
+    Q = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator, dtype=torch.float64)).Q
+    poses[:, :3, :3] = Q * torch.linalg.det(Q)[:, None, None]
+    poses[:, :3, 3] = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    return poses
+
+
+def walk(poses: torch.Tensor) -> SceneView:
+    """A scene of which only the poses are looked at."""
+    video = Video.__new__(Video)
+    video.num_frames, video.path = len(poses), Path("walk.mp4")
+    return SceneView(video, poses)
+
+
+def write_clip(path: Path, seconds: int) -> Path:
+    """H.264 of smooth texture that moves and a little noise, which compresses as a real clip does."""
+    height, width, fps = CLIP
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (height // 16 + 40, width // 16 + 40, 3), dtype=np.uint8)
+    wall = np.kron(coarse, np.ones((16, 16, 1), np.uint8))
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(seconds * fps):
+            y, x = int(300 + 250 * np.sin(i / 90)), int(300 + 280 * np.cos(i / 70))
+            frame = wall[y : y + height, x : x + width].astype(np.int16) + rng.integers(-3, 4, (height, width, 1))
+            image = av.VideoFrame.from_ndarray(np.clip(frame, 0, 255).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(image))
+        container.mux(stream.encode())
+    return path
+
+
+if __name__ == "__main__":
+    main()
