@@ -10,6 +10,7 @@ so that no selection made by other settings is ever taken for one's own; `made_b
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import uuid
@@ -64,7 +65,7 @@ def settings(part: Any) -> Any:
         return {str(key): settings(value) for key, value in part.items()}
     if isinstance(part, Sequence):
         return [settings(value) for value in part]
-    if not hasattr(part, "__dict__") or callable(part) and not hasattr(part, "choose"):
+    if not hasattr(part, "__dict__") or inspect.isroutine(part) or isinstance(part, type):
         raise TypeError(f"{part!r} can't be told from other settings: keep it in a private attribute")
     public = {name: settings(value) for name, value in vars(part).items() if not name.startswith("_")}
     identity = {"identity": part.identity()} if hasattr(part, "identity") else {}

@@ -20,6 +20,7 @@ TABLE = 1 << 22  # cells up to which marking them is cheaper than sorting
 EXACT = 1 << 24  # integers up to which float32 counts exactly
 
 Voxels = Int[np.ndarray, "_ 3"]
+VoxelSet = Voxels | Int[Tensor, "_ 3"] | Collection[tuple[int, int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def _cells(points: np.ndarray, low: np.ndarray, size: np.floating, shape: tuple[
     return np.stack(np.unravel_index(keys, shape), -1)
 
 
-def maximum_coverage(voxel_sets: Sequence[Voxels | Collection[tuple[int, int, int]]], k: int) -> list[int]:
+def maximum_coverage(voxel_sets: Sequence[VoxelSet], k: int) -> list[int]:
     """Greedy maximum coverage: at most k frames, each the one that adds most voxels to those before it.
 
     Ties go to the lower frame. It stops where no frame adds any, so there may be fewer than k. Lazy: a frame's gain
@@ -146,10 +147,10 @@ def maximum_coverage(voxel_sets: Sequence[Voxels | Collection[tuple[int, int, in
     return chosen
 
 
-def _numbered(voxel_sets: Sequence[Voxels | Collection[tuple[int, int, int]]]) -> list[Int[np.ndarray, " _"]]:
+def _numbered(voxel_sets: Sequence[VoxelSet]) -> list[Int[np.ndarray, " _"]]:
     """The same sets with one number a voxel, from 0; a frame sees a voxel once, however often a list names it."""
-    sets = [s if isinstance(s, np.ndarray) else np.array(list(s), dtype=np.int64) for s in voxel_sets]
-    sets = [s.reshape(-1, 3).astype(np.int64) for s in sets]
+    arrays = [np.asarray(s if isinstance(s, (np.ndarray, Tensor)) else list(s)) for s in voxel_sets]
+    sets = [array.reshape(-1, 3).astype(np.int64) for array in arrays]
     rows = np.concatenate([np.empty((0, 3), np.int64), *sets])
     if not len(rows):
         return [np.empty(0, np.int64) for _ in sets]

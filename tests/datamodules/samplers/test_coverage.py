@@ -76,7 +76,7 @@ def test_golden_sets() -> None:
         arrays = [np.array(sorted(voxels), dtype=np.int32).reshape(-1, 3) for voxels in sets]
         lists = [[*voxels, *voxels] for voxels in sets]  # a frame sees a voxel once
         for k, selected in case["selected"].items():
-            for form in (sets, arrays, lists):
+            for form in (sets, arrays, lists, [torch.from_numpy(array) for array in arrays]):
                 assert maximum_coverage(form, int(k)) == selected, case["case"]
     assert len(cases) >= 5
 

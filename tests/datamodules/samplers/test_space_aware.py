@@ -159,9 +159,9 @@ def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
         point_head={**dense, "output_dim": 4, "activation": "inv_log"},
     ).eval()
     source._model.aggregator.to(getattr(torch, dtype))
-    sampler = SpaceAwareSampler(source, cache=None)
     maps = source.points(SceneView(Video(folder), frames=[0, 2]))
     assert maps.points.shape == (2, 28, 518, 3) and maps.points.isfinite().all() and maps.confidence.min() >= 1
-    assert len(set(sampler(Video(folder), 2))) == 2
+    sampler = SpaceAwareSampler(Maps(maps.points, maps.confidence), cache=None)
+    assert sampler(SceneView(Video(folder), frames=[0, 1]), 2) == [0, 1]
     with pytest.raises(InputError, match="nowhere is no local file or folder"):
         VGGTPoints(str(tmp_path / "nowhere"))
