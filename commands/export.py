@@ -24,6 +24,7 @@ class ExportingTrainer(Trainer):
         out: str,
         ckpt_path: str | None = None,
         dtype: Literal["float32", "bfloat16"] | None = None,
+        weights_only: bool | None = None,
         datamodule: VideoQADataModule | None = None,
     ) -> None:
         """Writes the model by official names, LoRA merged, with config and processor files.
@@ -33,6 +34,7 @@ class ExportingTrainer(Trainer):
             out: a new folder.
             ckpt_path: the run's checkpoint; none writes the model as it was built.
             dtype: of the weights; null is that of the released weights that the run started from, else the model's.
+            weights_only: is not looked at, as a run's config has it: nothing but weights is ever read.
             datamodule: is not looked at.
 
         Raises:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import main
 from tests.zoo.released import TINY_DINO, read_release, tiny_release, write_release
-from zoo import LoRA, PretrainedQwen25VL, PRoPE, PRoPEMLLM, Qwen25VL, SpatialVLM, TinyQwen25VL
+from zoo import LearningRates, LoRA, PretrainedQwen25VL, PRoPE, PRoPEMLLM, Qwen25VL, SpatialVLM, TinyQwen25VL
 from zoo.geometry.vggt.patch_embed import DINOV2
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
@@ -54,7 +54,7 @@ def logits(model: SpatialVLM) -> torch.Tensor:
         return model.logits(ids, torch.ones_like(ids))
 
 
-def exported(**options) -> Qwen25VL:
+def exported() -> Qwen25VL:
     return Qwen25VL(backbone=PretrainedQwen25VL("out", dtype="float32"))
 
 
@@ -74,7 +74,9 @@ def test_adapters_are_merged(run: Run) -> None:
     rates = [word for part in ("vision", "connector") for word in (f"--model.learning_rates.{part}", "0")]
     run("fit", "--config", "prope.yaml", *tiny(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
     assert "without PRoPE" in run("export", "--out", "out")
-    model = trained(PRoPEMLLM(PRoPE(), backbone=TinyQwen25VL(**SIZES), lora=LoRA(r=4)))
+    frozen = LearningRates(decoder=0.1, connector=0.0, vision=0.0)
+    backbone = TinyQwen25VL(**SIZES)
+    model = trained(PRoPEMLLM(PRoPE(), backbone=backbone, lora=LoRA(r=4), learning_rates=frozen))
     assert torch.allclose(logits(exported()), logits(model), atol=1e-4)
     untrained = logits(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
     assert not torch.allclose(untrained, logits(model), atol=1e-2)
@@ -94,7 +96,8 @@ def test_released_weights_go_in_and_out(run: Run, monkeypatch: pytest.MonkeyPatc
 def test_what_can_not_be_exported_says_so(run: Run) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("export", "--out", "out")
-    words = ["--config", "concat_split.yaml", "--model.geometry.path", "null", *tiny()]
+    Path("random.yaml").write_text("model: {init_args: {geometry: {class_path: TinyVGGT, init_args: {path: null}}}}")
+    words = ["--config", "concat_split.yaml", "--config", "random.yaml", *tiny()]
     with pytest.raises(SystemExit, match="ConcatSplitMLLM can't be exported"):
         run("export", *words, "--model.allow_untrained", "true", "--out", "out")
     assert not Path("out").exists()
