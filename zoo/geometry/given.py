@@ -30,7 +30,7 @@ class GivenGeometry(GeometryEncoder):
     Frames without a camera have tokens of zeros, and an identity for a camera.
 
     Args:
-        depth: read the depth of the data as well; scenes without are welcome.
+        depth: make use of the data's depth as well.
         patch_size: in pixels; the vision tower's, so that both branches have one grid.
     """
 

@@ -155,7 +155,9 @@ class TinyVGGT(VGGTEncoder):
         config = {"aggregator": dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_embed="conv")}
         config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
         if path is None:
-            vggt = random_vggt(config, seed)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                vggt = VGGT(**config)
         else:
             local = Path(path).expanduser()
             if not local.is_file() and not (local / WEIGHTS).is_file():
@@ -165,20 +167,6 @@ class TinyVGGT(VGGTEncoder):
                 )
             vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
         super().__init__(vggt, layer)
-
-
-def random_vggt(config: dict[str, Any], seed: int) -> VGGT:
-    """A VGGT that starts to learn at once: the published start, for 24 layers, is slow for four."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vggt = VGGT(**config)
-        with torch.no_grad():
-            for name, parameter in vggt.named_parameters():
-                if name.endswith("gamma"):
-                    parameter.fill_(1.0)
-                elif name.endswith("_token"):
-                    parameter.normal_()
-    return vggt
 
 
 def load_camera_head(path: str, dim_in: int) -> CameraHead:

@@ -66,6 +66,15 @@ def test_shapes(model: VGGT) -> None:
     assert (output.depth > 0).all() and (output.depth_conf > 1).all()
 
 
+def test_dense_maps_of_some_frames_only(model: VGGT) -> None:
+    images = tiny_images(2, 4)
+    every, some = model(images, heads=HEADS), model(images, heads=HEADS, dense_frames=(3, 1))
+    assert torch.equal(some.pose_enc, every.pose_enc) and some.depth.shape[:2] == (2, 2)
+    for name in ("depth", "depth_conf", "points", "points_conf"):
+        assert torch.allclose(getattr(some, name), getattr(every, name)[:, [3, 1]], atol=1e-5), name
+    assert not torch.allclose(some.depth, every.depth[:, [1, 3]], atol=1e-3)
+
+
 # ---- scenes and frames ------------------------------------------------------------------------------------
 
 

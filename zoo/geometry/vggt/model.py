@@ -132,6 +132,7 @@ class VGGT(nn.Module):
         images: Float[Tensor, "B S 3 H W"],
         layers: Sequence[int] = (-1,),
         heads: Collection[str] = ("camera",),
+        dense_frames: Sequence[int] | None = None,
     ) -> VGGTOutput:
         """Only what is asked for is computed and kept.
 
@@ -140,6 +141,7 @@ class VGGT(nn.Module):
                 the one whose camera is the world.
             layers: of the aggregator, counted from the end where negative.
             heads: any of "camera", "depth", "point".
+            dense_frames: those whose depth and points are wanted, in that order; None is all.
 
         Raises:
             ValueError: image sides that aren't multiples of the patch size, integer images, no such layer, a
@@ -162,9 +164,9 @@ class VGGT(nn.Module):
                 result.pose_enc_list = self.camera_head(camera)
                 result.pose_enc = result.pose_enc_list[-1]
             if "depth" in heads:
-                result.depth, result.depth_conf = self._dense("depth", outputs, images)
+                result.depth, result.depth_conf = self._dense("depth", outputs, images, dense_frames)
             if "point" in heads:
-                result.points, result.points_conf = self._dense("point", outputs, images)
+                result.points, result.points_conf = self._dense("point", outputs, images, dense_frames)
         return result
 
     def _dense_head(self, name: str) -> DPTHead:
@@ -172,11 +174,15 @@ class VGGT(nn.Module):
         assert head is not None  # _check has looked
         return head
 
-    def _dense(self, name: str, outputs: dict[int, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    def _dense(
+        self, name: str, outputs: dict[int, Tensor], images: Tensor, wanted: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
         head = self._dense_head(name)
         batch, frames, _, height, width = images.shape
+        each = slice(None) if wanted is None else list(wanted)
+        frames = frames if wanted is None else len(wanted)
         tokens = [
-            outputs[layer][:, :, self.aggregator.patch_start :].flatten(0, 1).to(head.norm.weight.dtype)
+            outputs[layer][:, each, self.aggregator.patch_start :].flatten(0, 1).to(head.norm.weight.dtype)
             for layer in head.layers
         ]
         values, confidence = head(tokens, height, width)

@@ -1,0 +1,131 @@
+"""Pretraining: it learns the rooms it sees, and leaves weights that a fused model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from datamodules import Rooms
+from datamodules.cameras_file import read_cameras
+from datamodules.depth import read_depth
+from datamodules.scenes import Scene
+from datamodules.video import Video
+from tests.conftest import ROOMS
+from zoo.cameras import invert_se3, pose_distance
+from zoo.errors import InputError
+from zoo.geometry import SceneGeometry, TinyVGGT
+from zoo.geometry_pretraining import VGGTPretraining
+from zoo.optim import LearningRates
+
+
+@pytest.fixture(scope="module")
+def rooms(rooms_root: Path) -> list[Scene]:
+    return Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")
+
+
+def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> dict[str, Any]:
+    """As the DataModule gives it to a model that needs frames, cameras and depth."""
+    found: dict[str, Any] = {"frames": [], "geometry": [], "failed": []}
+    for scene in scenes:
+        poses, K = read_cameras(scene.cameras, 48, 56, 56)
+        depth = read_depth(scene.depth, frames, num_frames=48, size_hw=(56, 56))
+        found["frames"].append(Video(scene.video).read(frames))
+        found["geometry"].append(
+            SceneGeometry(world_to_camera=poses[list(frames)], K_normalised=K[list(frames)], depth=depth)
+        )
+    return found
+
+
+def model(**options: Any) -> VGGTPretraining:
+    tiny = TinyVGGT(embed_dim=32, depth=4, num_heads=2, features=8, heads=("camera", "depth", "point"))
+    return VGGTPretraining(tiny, learning_rates=LearningRates(geometry=3e-3), **options)
+
+
+def trainer(folder: Path, steps: int) -> Trainer:
+    return Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+    )
+
+
+def loader(batches: list[dict[str, Any]]) -> DataLoader:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def test_it_learns_what_it_sees_and_leaves_weights_to_load(
+    rooms: list[Scene], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    seen = batch(rooms[:1], frames=(0, 8, 20))
+    pretraining = model(dense_frames=2)
+    run = trainer(tmp_path, steps=80)
+    before = run.validate(pretraining, loader([seen]), verbose=False)[0]
+    run.fit(pretraining, loader([seen] * 80), loader([seen]))
+    after = run.callback_metrics
+    assert before["val/rotation_deg"] > 30 and after["val/rotation_deg"] < 12
+    assert after["val/depth_relative"] < 0.75 * before["val/depth_relative"]
+    assert after["val/centre"] < before["val/centre"] / 3
+    said = capsys.readouterr().out
+    assert f"rotation off by {after['val/rotation_deg']:.1f} degrees" in said and "model.safetensors" in said
+
+    tokens = TinyVGGT(str(tmp_path), embed_dim=32, num_heads=2)
+    frames = [each.float() / 255 for each in seen["frames"]]
+    (first,) = tokens(frames, [None])
+    pretraining.geometry.vggt.requires_grad_(False)
+    assert torch.equal(first.patches, pretraining.geometry(frames, [None])[0].patches)
+    poses = seen["geometry"][0].world_to_camera.float()
+    true, found = (poses @ invert_se3(poses[0]))[1:], first.world_to_camera[1:]
+    assert pose_distance(found, true)[0].rad2deg().max() < 20
+    assert pose_distance(invert_se3(found), true)[0].rad2deg().max() > 40  # they are world-to-camera
+    assert "depth_head.norm.weight" in load_file(tmp_path / "model.safetensors")
+
+
+def test_scenes_of_different_lengths_count_by_scene(rooms: list[Scene]) -> None:
+    pretraining = model(dense_frames=4)  # all: a draw would differ
+    pretraining.log = pretraining.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    long, short = batch(rooms[:2]), batch(rooms[2:3], frames=(5, 9))
+    mixed = {key: long[key] + short[key] for key in long}
+    alone = [pretraining.training_step(each, 0).item() for each in (long, short)]
+    together = pretraining.training_step(mixed, 0).item()
+    assert together == pytest.approx((2 * alone[0] + alone[1]) / 3, rel=1e-4)
+    assert abs(together - sum(alone) / 2) > 1e-3
+
+
+def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
+    pretraining = model()
+    assert all(parameter.requires_grad for parameter in pretraining.parameters())
+    assert {name.split(".")[0] for name, _ in pretraining.named_parameters()} == {"geometry"}
+    assert pretraining.trained_names() == {name for name, _ in pretraining.named_parameters()}
+    checkpoint = {"state_dict": pretraining.state_dict()}
+    pretraining.on_save_checkpoint(checkpoint)
+    other = model()
+    with torch.no_grad():
+        other.geometry.vggt.aggregator.camera_token.zero_()
+    other.load_state_dict(checkpoint["state_dict"])
+    assert torch.equal(other.geometry.vggt.aggregator.camera_token, pretraining.geometry.vggt.aggregator.camera_token)
+
+
+def test_refusals(rooms: list[Scene]) -> None:
+    with pytest.raises(InputError, match="learning_rates.geometry"):
+        VGGTPretraining(learning_rates=LearningRates())
+    with pytest.raises(InputError, match="without heads"):
+        VGGTPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
+    failed = batch(rooms[:1]) | {"failed": [{"scene": "rooms/a", "error": "a.mp4: truncated"}]}
+    with pytest.raises(InputError, match="^rooms/a: a.mp4: truncated$"):
+        model().training_step(failed, 0)
+    odd = batch(rooms[:1])
+    odd["frames"] = [odd["frames"][0][..., :50]]
+    with pytest.raises(InputError, match="frames of 50 x 56 pixels"):
+        model().training_step(odd, 0)

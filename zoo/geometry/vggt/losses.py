@@ -1,0 +1,144 @@
+"""What VGGT learns from: cameras, depth and points of scenes, and how far it is from them. Section 3.4 of arXiv
+2503.11651, without the tracks.
+
+Everything is in the frame of the first camera, and in units of the mean distance of the scene's points from it.
+So VGGT never learns how large a scene is, only its shape: metres are thrown away here, on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.cameras import invert_se3, pose_distance
+from zoo.geometry.base import SceneGeometry
+from zoo.geometry.projection import unproject_depth
+from zoo.geometry.vggt.model import VGGTOutput
+from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding, pose_encoding_to_cameras
+
+ALPHA = 0.2  # the weight of the confidence's logarithm, as in DUSt3R (arXiv 2312.14132)
+HUBER = 0.1  # radians, or units of the scene
+REFINEMENT_DECAY = 0.6  # an earlier step of the camera head counts so much less than the next
+HALF_PIXEL = 0.5  # a pixel's depth is seen through its middle, and `unproject_depth` takes pixels by their index
+
+
+@dataclass(eq=False)
+class Targets:
+    """The truth about B scenes of S frames, normalised; see the module."""
+
+    pose_enc: Float[Tensor, "B S 9"]
+    depth: Float[Tensor, "B dense H W"]
+    points: Float[Tensor, "B dense H W 3"]
+    known: Bool[Tensor, "B dense H W"]
+
+    def dense_of(self, frames: Sequence[int]) -> Targets:
+        """The same with the maps of some frames only."""
+        each = list(frames)
+        return Targets(self.pose_enc, self.depth[:, each], self.points[:, each], self.known[:, each])
+
+
+def targets(scenes: Sequence[SceneGeometry]) -> Targets:
+    """The targets of scenes of one shape, float32.
+
+    Raises:
+        ValueError: a scene without cameras or depth, a frame without a camera, a scene without a pixel of depth.
+    """
+    for scene in scenes:
+        if scene.world_to_camera is None or scene.K_normalised is None or scene.depth is None:
+            raise ValueError("VGGT learns from cameras and depth: this scene lacks one of them")
+        if scene.has_camera is not None and not scene.has_camera.all():
+            raise ValueError("VGGT learns from a camera for each frame: this scene lacks some")
+    depth = torch.stack([scene.depth for scene in scenes if scene.depth is not None]).float()
+    poses = torch.stack([scene.world_to_camera for scene in scenes if scene.world_to_camera is not None]).double()
+    K = torch.stack([scene.K_normalised for scene in scenes if scene.K_normalised is not None]).double()
+    height, width = depth.shape[-2:]
+    poses = poses @ invert_se3(poses[:, :1])
+    K_px = K.clone()
+    K_px[..., 0, 0], K_px[..., 1, 1] = K[..., 0, 0] * width, K[..., 1, 1] * height
+    K_px[..., 0, 2], K_px[..., 1, 2] = (K[..., 0, 2] + 0.5) * width, (K[..., 1, 2] + 0.5) * height
+    by_index = K_px.clone()
+    by_index[..., :2, 2] -= HALF_PIXEL
+    points = unproject_depth(depth[..., None], poses.float(), by_index.float())
+
+    known = depth > 0
+    count = known.flatten(1).sum(1)
+    if not count.all():
+        raise ValueError("VGGT learns from depth: this scene has no pixel of it")
+    unit = (points.norm(dim=-1) * known).flatten(1).sum(1) / count
+    poses[..., :3, 3] /= unit[:, None, None]
+    return Targets(
+        cameras_to_pose_encoding(poses, K_px, (height, width)).float(),
+        depth / unit[:, None, None, None],
+        points / unit[:, None, None, None, None],
+        known,
+    )
+
+
+def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, ""]]:
+    """The loss of each head whose output is there; their sum is VGGT's."""
+    found: dict[str, Tensor] = {}
+    if output.pose_enc_list is not None:
+        found["camera"] = camera_loss(output.pose_enc_list, truth.pose_enc)
+    if output.depth is not None and output.depth_conf is not None:
+        found["depth"] = dense_loss(output.depth, output.depth_conf, truth.depth[..., None], truth.known)
+    if output.points is not None and output.points_conf is not None:
+        found["points"] = dense_loss(output.points, output.points_conf, truth.points, truth.known)
+    return found
+
+
+def camera_loss(steps: Float[Tensor, "steps B S 9"], truth: Float[Tensor, "B S 9"]) -> Float[Tensor, ""]:
+    """Huber loss of the pose encodings' nine numbers; of the refinement steps, later ones count more."""
+    weights = REFINEMENT_DECAY ** torch.arange(len(steps) - 1, -1, -1, device=steps.device)
+    off = F.huber_loss(steps, truth.expand_as(steps), reduction="none", delta=HUBER) / HUBER  # slope 1 far away
+    each = off.sum(-1).mean((1, 2))
+    return (weights * each).sum() / weights.sum()
+
+
+def dense_loss(
+    values: Float[Tensor, "B S H W C"],
+    confidence: Float[Tensor, "B S H W"],
+    truth: Float[Tensor, "B S H W C"],
+    known: Bool[Tensor, "B S H W"],
+) -> Float[Tensor, ""]:
+    """Confidence times the distance, and times that of the differences of neighbours, minus alpha log confidence.
+
+    Each term is a mean over the pixels with a known value (for differences: with two). Being unsure lowers the first
+    terms and costs the last: aleatoric uncertainty, Kendall & Gal 2017, arXiv 1703.04977.
+    """
+    loss = _mean(confidence * (values - truth).norm(dim=-1) - ALPHA * confidence.log(), known)
+    for axis in (2, 3):
+        size = values.shape[axis] - 1
+        off = (values.diff(dim=axis) - truth.diff(dim=axis)).norm(dim=-1)
+        both = known.narrow(axis, 0, size) & known.narrow(axis, 1, size)
+        loss = loss + _mean(confidence.narrow(axis, 0, size) * off, both)
+    return loss
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    return (values * where).sum() / where.sum().clamp(min=1)
+
+
+def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]:
+    """How far off each scene is, in numbers with a meaning.
+
+    rotation_deg: the angle between found and true rotation relative to the first frame, the mean over the others.
+    centre: the distance of found and true camera centre, likewise, in units of the points' mean distance.
+    depth_relative: |found - true| / true, the mean over the pixels.
+    """
+    found: dict[str, Tensor] = {}
+    height, width = truth.depth.shape[-2:]
+    if output.pose_enc is not None and truth.pose_enc.shape[1] > 1:
+        true, _ = pose_encoding_to_cameras(truth.pose_enc, (height, width))
+        poses, _ = pose_encoding_to_cameras(output.pose_enc, (height, width))
+        angle, distance = pose_distance(poses @ invert_se3(poses[:, :1]), true)
+        found["rotation_deg"], found["centre"] = angle[:, 1:].mean(1).rad2deg(), distance[:, 1:].mean(1)
+    if output.depth is not None:
+        relative = (output.depth[..., 0] - truth.depth).abs() / torch.where(truth.known, truth.depth, 1)
+        known = truth.known.flatten(1)
+        found["depth_relative"] = (relative.flatten(1) * known).sum(1) / known.sum(1)
+    return found

@@ -1,0 +1,149 @@
+"""Pretrains a VGGT on scenes with cameras and depth: `python main.py fit --config geometry_tiny.yaml`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from zoo.errors import InputError
+from zoo.fusions import Appended
+from zoo.geometry import TinyVGGT, VGGTEncoder
+from zoo.geometry.vggt.losses import Targets, errors, losses, targets
+from zoo.geometry.vggt.model import HEADS, VGGTOutput
+from zoo.geometry.vggt.official import WEIGHTS
+from zoo.geometry.vggt_encoder import check_size, same_shape
+from zoo.optim import LearningRates, WarmupCosine
+from zoo.tiny import tiny_processor
+from zoo.trainable import Trainable
+
+RATES = LearningRates(geometry=1e-3)
+ERRORS = {
+    "rotation_deg": "rotation off by {:.1f} degrees",
+    "centre": "camera centres by {:.3f} of the points' mean distance",
+    "depth_relative": "depth by {:.1%}",
+}
+
+
+def adamw(parameters: Any) -> Optimizer:
+    """AdamW with a weight decay for small models that see little data."""
+    return torch.optim.AdamW(parameters, weight_decay=0.05)
+
+
+class VGGTPretraining(Trainable):
+    """VGGT by its own losses (`zoo.geometry.vggt.losses`), on the data's cameras and depth.
+
+    At the end of `fit` the run's folder has a model.safetensors by the official names, which `TinyVGGT(path=<run>)`
+    loads. What it has learned is the shape of a scene and not its size, see the losses. On the embedded rooms there
+    is nothing lost by that, since their frames don't show the size; a model that is to know it needs the data's
+    cameras (`GivenGeometry`, or a camera encoding).
+
+    Logs `val/rotation_deg`, `val/centre` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`.
+
+    Args:
+        geometry: what is trained, all of its heads; a `TinyVGGT` with all three if not given.
+        dense_frames: frames of each scene whose depth and points are learned from in a step, drawn anew each time; the
+            cameras of all of them are. The dense heads cost as much as all the rest.
+        learning_rates: of which only that of the geometry counts.
+        optimizer: takes the parameter groups.
+        scheduler: takes the optimizer and the run's number of optimizer steps; stepped once a step.
+    """
+
+    answers_questions = False
+    answers_questions = False
+    needs_cameras = needs_frames = needs_depth = True
+    appended = Appended.NOTHING
+
+    def __init__(
+        self,
+        geometry: VGGTEncoder | None = None,
+        dense_frames: int = 4,
+        learning_rates: LearningRates = RATES,
+        optimizer: Callable[[Any], Optimizer] = adamw,
+        scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
+    ):
+        super().__init__()
+        if "geometry" in learning_rates.frozen():
+            raise InputError("--model.learning_rates.geometry: without a rate there is nothing to train")
+        self.geometry = geometry or TinyVGGT(heads=("camera", "depth", "point"))
+        vggt = self.geometry.vggt
+        self.heads = tuple(head for head in HEADS if getattr(vggt, f"{head}_head") is not None)
+        if not self.heads:
+            raise InputError("--model.geometry.heads: a VGGT without heads has nothing to learn from")
+        self.dense_frames, self.learning_rates = dense_frames, learning_rates
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.processor = tiny_processor()  # the DataModule writes down the questions too; they aren't looked at
+
+    def _outputs(self, batch: dict[str, Any], dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
+        """VGGT's answer and the truth, of all scenes of one shape at a time, with the maps of so many frames."""
+        if batch["failed"]:
+            record = batch["failed"][0]
+            raise InputError(f"{record['scene']}: {record['error']}")
+        frames = batch["frames"]
+        pairs = []
+        for members in same_shape(frames):
+            images = torch.stack([frames[i] for i in members])
+            check_size(images.shape[-2], images.shape[-1], self.geometry.vggt.aggregator.patch_size)
+            given = [batch["geometry"][i].to(images.device) for i in members]
+            every = images.shape[1]
+            chosen = torch.randperm(every)[:dense_frames].tolist() if dense_frames else range(every)
+            output = self.geometry.vggt(images.float() / 255, layers=(), heads=self.heads, dense_frames=chosen)
+            pairs.append((output, targets(given).dense_of(chosen)))
+        return pairs
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        count = len(batch["frames"])
+        total: dict[str, Tensor] = {}
+        for output, truth in self._outputs(batch, self.dense_frames):
+            for name, loss in losses(output, truth).items():
+                total[name] = total.get(name, torch.zeros_like(loss)) + loss * len(truth.depth) / count
+        loss = torch.stack(list(total.values())).sum()
+        self.log("train/loss", loss, prog_bar=True, batch_size=count)
+        self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        return self._measure(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        return self._measure(batch, "test")
+
+    def _measure(self, batch: dict[str, Any], stage: str) -> list[Any]:
+        for output, truth in self._outputs(batch):
+            for name, each in errors(output, truth).items():
+                self.log(
+                    f"{stage}/{name}", each.mean(), on_step=False, on_epoch=True, batch_size=len(each), sync_dist=True
+                )
+        return []  # no prediction records: it answers no questions
+
+    def on_validation_end(self) -> None:
+        self._report("val")
+
+    def on_test_end(self) -> None:
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        logged = self.trainer.callback_metrics
+        said = [
+            text.format(float(logged[f"{stage}/{name}"]))
+            for name, text in ERRORS.items()
+            if f"{stage}/{name}" in logged
+        ]
+        self.print(f"{stage}: {', '.join(said)}")
+
+    @rank_zero_only
+    def on_train_end(self) -> None:
+        folder = Path(self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{WEIGHTS}.partial"
+        save_file({k: v.detach().cpu() for k, v in self.geometry.vggt.official_state_dict().items()}, partial)
+        os.replace(partial, folder / WEIGHTS)  # whole or not at all
+        self.print(f"wrote {folder / WEIGHTS}")
