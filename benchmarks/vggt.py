@@ -3,8 +3,9 @@
 Beside it, in the same run: the same module keeping every layer, as the official code does, and as the bound a
 plain matrix product of the same FLOPs, dtype and threads. Times are medians of interleaved repeats; memory is
 measured in a process of its own, as the growth of the resident set (CPU) or of the allocator's peak (CUDA).
+On a CPU in float32, and in bfloat16 where it has that; on CUDA in bfloat16 by flash attention alone.
 
-python benchmarks/vggt.py [--frames 1 4 16 32] [--size large] [--dtype float32] [--device cpu] [--threads 2]
+python benchmarks/vggt.py [--frames 1 4 16 32] [--size large] [--dtypes float32] [--device cpu] [--threads 2]
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import argparse
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.patch_embed import DINOV2, NUM_REGISTERS
@@ -48,7 +52,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--height", type=int, default=252)
     parser.add_argument("--width", type=int, default=336)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=("float32", "bfloat16"), help="by default what the device is for"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
@@ -56,38 +62,65 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
+        (arguments.dtype,) = arguments.dtypes
         print(json.dumps(memory_of_one_forward(arguments)))
         return
+    for dtype in arguments.dtypes or native_dtypes(arguments.device):
+        arguments.dtype = dtype
+        table(arguments)
 
+
+def native_dtypes(device: str) -> list[str]:
+    if device == "cuda":
+        return ["bfloat16"]
+    abilities = torch.cpu.get_capabilities()
+    has_bfloat16 = abilities.get("amx_bf16") or abilities.get("avx512_bf16")
+    return ["float32", "bfloat16"] if has_bfloat16 else ["float32"]
+
+
+def table(arguments: argparse.Namespace) -> None:
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
     size = f"{arguments.size}, {arguments.height} x {arguments.width}"
-    print(f"{size}, {arguments.dtype}, {where}, torch {torch.__version__}")
+    print(f"\n{size}, {arguments.dtype}, {where}, torch {torch.__version__}\n")
     print(f"| {' | '.join((*COLUMNS, 'ratio'))} |\n|{'---|' * (len(COLUMNS) + 1)}")
     # memory first: on a small machine the model of the timings would leave too little for a second one
     memory = {n: [memory_in_a_process(arguments, n, keep) for keep in ("one", "every")] for n in arguments.frames}
     model = build(arguments)
     for frames in arguments.frames:
+        one_bytes, every_bytes = memory[frames]
+        if one_bytes is None or every_bytes is None:
+            print(f"| {frames} | doesn't fit into this machine's memory |{' |' * (len(COLUMNS) - 1)}", flush=True)
+            continue
+        one, every, bound = (statistics.median(each) for each in seconds_of(arguments, model, frames))
         flops = aggregator_flops(arguments, frames)
-        images = torch.rand(1, frames, 3, arguments.height, arguments.width, device=arguments.device)
-        work = {
-            "one": lambda images=images: model(images, layers=(-1,), heads=()),
-            "every": lambda images=images: model(images, layers=range(model.aggregator.depth), heads=()),
-            "product": product(arguments, frames, flops),
-        }
-        seconds = {name: [] for name in work}
-        with torch.inference_mode():
-            for repeat in range(arguments.repeats + 1):
-                for name, run in work.items():
-                    taken = timed(run, arguments.device)
-                    if repeat or arguments.repeats == 0:  # the first time warms up
-                        seconds[name].append(taken)
-        one, every, bound = (statistics.median(values) for values in seconds.values())
-        mib = [size / 2**20 for size in memory[frames]]
         row = (f"{flops / 1e12:.3g}", f"{one:.3f}", f"{every:.3f}", f"{bound:.3f}", f"{one / bound:.2f}")
-        print(
-            f"| {frames} | {' | '.join(row)} | {mib[0]:.0f} | {mib[1]:.0f} | {mib[0] / mib[1]:.2f} |",
-            flush=True,
-        )
+        mib = f"{one_bytes / 2**20:.0f} | {every_bytes / 2**20:.0f} | {one_bytes / every_bytes:.2f}"
+        print(f"| {frames} | {' | '.join(row)} | {mib} |", flush=True)
+
+
+def seconds_of(arguments: argparse.Namespace, model: VGGT, frames: int) -> list[list[float]]:
+    """Of the module with one layer kept, with every layer kept, and of the product."""
+    images = torch.rand(1, frames, 3, arguments.height, arguments.width, device=arguments.device)
+    work = (
+        lambda: model(images, layers=(-1,), heads=()),
+        lambda: model(images, layers=range(model.aggregator.depth), heads=()),
+        product(arguments, frames, aggregator_flops(arguments, frames)),
+    )
+    seconds: list[list[float]] = [[], [], []]
+    with torch.inference_mode(), attention(arguments):
+        for repeat in range(arguments.repeats + 1):
+            for taken, run in zip(seconds, work, strict=True):
+                duration = timed(run, arguments.device)
+                if repeat or arguments.repeats == 0:  # the first time warms up
+                    taken.append(duration)
+    return seconds
+
+
+def attention(arguments: argparse.Namespace) -> AbstractContextManager:
+    """Flash attention or an error, where there is one; else whatever SDPA takes."""
+    if arguments.device == "cuda" and arguments.dtype == "bfloat16":
+        return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    return nullcontext()
 
 
 def build(arguments: argparse.Namespace) -> VGGT:
@@ -141,13 +174,16 @@ def timed(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def memory_in_a_process(arguments: argparse.Namespace, frames: int, keep: str) -> int:
-    command = [sys.executable, __file__, "--memory-of", keep, "--frames", str(frames)]
-    for name in ("size", "height", "width", "dtype", "device", "threads"):
+def memory_in_a_process(arguments: argparse.Namespace, frames: int, keep: str) -> int | None:
+    """Bytes of activations, or None if there aren't as many."""
+    command = [sys.executable, __file__, "--memory-of", keep, "--frames", str(frames), "--dtypes", arguments.dtype]
+    for name in ("size", "height", "width", "device", "threads"):
         command += [f"--{name}", str(getattr(arguments, name))]
     # freed blocks go back to the system at once: else the resident set would count them
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode == -signal.SIGKILL or "out of memory" in done.stderr or "can't allocate memory" in done.stderr:
+        return None
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout)
@@ -158,7 +194,7 @@ def memory_of_one_forward(arguments: argparse.Namespace) -> int:
     model = build(arguments)
     images = torch.rand(1, arguments.frames[0], 3, arguments.height, arguments.width, device=arguments.device)
     layers = (-1,) if arguments.memory_of == "one" else range(model.aggregator.depth)
-    with torch.inference_mode():
+    with torch.inference_mode(), attention(arguments):
         # what is set up once: kernels, threads
         model(images[:, :1, :, :28, :28], layers=(-1,), heads=())
         if arguments.device == "cuda":
