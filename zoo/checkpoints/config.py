@@ -15,7 +15,7 @@ from zoo.model import SpatialModel
 
 OWN = {"model_type", "architectures", "auto_map", "spatial_config", "connector_config", "vggt_aggregator"}
 CONNECTOR_TYPE = "mlp_add"
-SIZES = ("img_size", "patch_size", "embed_dim")  # of VGGT, in `spatial_config`
+SIZES = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}  # of VGGT, in `spatial_config`
 TEXT = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache"),
@@ -49,7 +49,7 @@ class ReleasedConfig:
         flat = {name: value for name, value in config.items() if name not in OWN}
         self.qwen = Qwen2_5_VLConfig(**config.get("qwen", flat))
         spatial, connector = config.get("spatial_config") or {}, config.get("connector_config") or {}
-        sizes = {name: spatial[name] for name in SIZES if name in spatial}
+        sizes = {name: spatial.get(name, default) for name, default in SIZES.items()}
         self.aggregator: dict[str, Any] = sizes | (config.get("vggt_aggregator") or {})
         self.layer = int(connector.get("spatial_embeds_layer_idx", -1))
         kind = connector.get("connector_type", CONNECTOR_TYPE)

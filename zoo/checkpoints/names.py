@@ -9,6 +9,7 @@ from __future__ import annotations
 from zoo.geometry.vggt import official as vggt
 
 LM_HEAD = "lm_head.weight"
+V1_CONNECTOR = "vggt_embedding_merger."  # of Spatial-MLLM v1.0
 QWEN = "qwen."
 VGGT_MODEL, OFFICIAL_VGGT = "geometry.vggt.", "spatial_encoder.vggt_model."
 CONNECTOR, OFFICIAL_CONNECTOR = "fusion.connector.", "connector."

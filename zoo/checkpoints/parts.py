@@ -15,10 +15,12 @@ from zoo.checkpoints.names import (
     LM_HEAD,
     OFFICIAL_VGGT,
     QWEN,
+    V1_CONNECTOR,
     VGGT_MODEL,
     model_names,
     official_name,
 )
+from zoo.errors import InputError
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.model import HEADS, NOT_BUILT
 from zoo.weights import fill
@@ -66,8 +68,9 @@ def fill_parts(
         skip: starts of other official names to leave alone.
 
     Raises:
-        InputError: listing what is missing, unexpected or misshapen.
+        InputError: listing what is missing, unexpected or misshapen; or the tensors are those of v1.0.
     """
+    _refuse_v1(tensors)
     parts = {QWEN: qwen, VGGT_MODEL: vggt, CONNECTOR: connector}
     state = {
         prefix + name: tensor
@@ -83,3 +86,17 @@ def fill_parts(
         skip += tuple(OFFICIAL_VGGT + head for head in (NOT_BUILT, *lacking))
     what = "Qwen2.5-VL" if vggt is None and connector is None else "Spatial-MLLM"
     fill(state, tensors, current_names=model_names, official_name=official_name, skip=skip, what=what)
+
+
+def _refuse_v1(tensors: Mapping[str, Tensor]) -> None:
+    """InputError for Spatial-MLLM v1.0.
+
+    By its published code v1.0 has VGGT under `vggt.`, and under `vggt_embedding_merger.` a connector as v1.1's, the
+    patches of the second frame after those of the first, followed by another RMSNorm and MLP. Nothing that it computed
+    is at hand, so a port could not be told from a wrong one.
+    """
+    if any(name.startswith(V1_CONNECTOR) for name in tensors):
+        raise InputError(
+            f"these are weights of Spatial-MLLM v1.0 ({V1_CONNECTOR}*): its connector is another one, of two MLPs, for "
+            "which there are no published numbers to check a port against; take Diankun/Spatial-MLLM-v1.1-Instruct-135K"
+        )

@@ -1,0 +1,270 @@
+"""Released folders: read shard by shard, what is wrong with them is said, and written again bit for bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tests.zoo.released import (
+    TINY_DINO,
+    load_case,
+    media,
+    official_weights,
+    read_release,
+    released_model,
+    tiny_release,
+    write_release,
+)
+from zoo import InputError, LoRA, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL
+from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
+from zoo.geometry.vggt.patch_embed import DINOV2
+from zoo.weights import open_weights
+
+
+@pytest.fixture(autouse=True)
+def tiny_dino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    write_release(tmp_path / "release", *tiny_release())
+    return tmp_path / "release"
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
+    config, official = tiny_release()
+    inside, outside = load_spatial_mllm(config, official), released_model(release)
+    assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
+    assert outside.geometry.layer == -2 and outside.pretrained
+    assert outside.processor.tokenizer("How many")["input_ids"]
+    whole = released_model(release, dtype="float32")
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    with_cameras = released_model(release, heads=["camera"]).geometry.vggt.camera_head
+    name = "spatial_encoder.vggt_model.camera_head.pose_branch.fc1.weight"
+    assert torch.equal(with_cameras.pose_branch.fc1.weight, official[name].float())
+    baseline = Qwen25VL(backbone=PretrainedSpatialMLLM(str(release)))
+    assert torch.equal(baseline.qwen.lm_head.weight, inside.qwen.lm_head.weight)
+
+
+def test_a_shard_is_read_when_it_is_asked_for(release: Path) -> None:
+    tensors = open_weights(release)
+    assert len(tensors) == len(read_release(release))
+    order = [tensors.file_of[name] for name in tensors]
+    assert order == sorted(order)  # going through them opens each shard once
+    assert tensors["connector.ln_q.weight"].shape == (512,)
+    assert tensors.open[0] == tensors.file_of["connector.ln_q.weight"]
+
+
+def test_a_hub_id_is_downloaded_without_pickle_and_code(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked[repository] = allow_patterns
+        return str(release)
+
+    monkeypatch.setattr("zoo.checkpoints.folders.snapshot_download", download)
+    PretrainedSpatialMLLM().load()
+    assert asked == {"Diankun/Spatial-MLLM-v1.1-Instruct-135K": ["*.json", "*.safetensors", "*.txt", "*.jinja"]}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_round_trip_is_bit_exact(release: Path, tmp_path: Path, dtype: str) -> None:
+    export_model(released_model(release, dtype=dtype), tmp_path / "out", shard_bytes=500_000)
+    assert same(read_release(tmp_path / "out"), tiny_release()[1])  # VGGT's heads and its tracker too
+    for path in release.glob("*"):
+        if path.suffix != ".safetensors" and "index" not in path.name:
+            ours, theirs = (tmp_path / "out" / path.name).read_text(), path.read_text()
+            assert json.loads(ours) == json.loads(theirs) if path.name == "config.json" else ours == theirs
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) == len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tiny_release()[1].values())
+    again = released_model(tmp_path / "out")
+    assert torch.equal(again.fusion.connector.mlp[0].weight, released_model(release).fusion.connector.mlp[0].weight)
+
+
+def test_what_was_learned_is_written(release: Path, tmp_path: Path) -> None:
+    model = released_model(release, dtype="float32")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    export_model(model, tmp_path / "out", torch.float32)
+    written, before = read_release(tmp_path / "out"), tiny_release()[1]
+    assert written.keys() == before.keys()
+    for name, tensor in written.items():
+        used = "camera_head" not in name and "track_head" not in name
+        assert torch.equal(tensor, before[name].float() + used), name
+    assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"
+    assert (tmp_path / "out/model.safetensors").exists()  # one file needs no index
+
+
+def tiny_qwen() -> Qwen25VL:
+    backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+    return Qwen25VL(backbone=backbone)
+
+
+def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) -> None:
+    model = tiny_qwen()
+    export_model(model, tmp_path / "out")
+    stock, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert all(torch.equal(a, b) for a, b in zip(stock.parameters(), model.qwen.parameters(), strict=True))
+    assert not any(name.startswith(("model.visual", "model.language_model")) for name in read_release(tmp_path / "out"))
+    again = Qwen25VL(backbone=PretrainedQwen25VL(str(tmp_path / "out"), dtype="float32"))
+    text = again.processor.tokenizer("How many chair(s) are in this room?", return_tensors="pt")
+    ids, mask = text["input_ids"], text["attention_mask"]
+    assert torch.equal(again.logits(ids, mask), model.logits(ids, mask))
+    assert again.processor.apply_chat_template([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>system")
+    for setting in ("rope_parameters", "vocab_size", "eos_token_id", "pad_token_id", "rms_norm_eps"):
+        ours, theirs = (getattr(each.config.text_config, setting) for each in (model.qwen, stock))
+        assert ours == theirs or setting == "rope_parameters"
+    assert stock.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
+
+
+def test_lora_is_merged_and_the_model_stays(tmp_path: Path) -> None:
+    meta, t = load_case("one_video")
+    official = official_weights(meta["config"], True)
+    model = load_spatial_mllm(meta["config"], official)
+    LoRA(r=4).apply(model.qwen.model.language_model)
+    adapters = [p for name, p in model.named_parameters() if "lora_" in name]
+    for i, parameter in enumerate(adapters):
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(i))
+    given = (t["input_ids"], t["attention_mask"]), media(t, meta)
+    with torch.no_grad():
+        adapted = model.logits(*given[0], **given[1])
+        export_model(model, tmp_path / "out")
+        merged = load_spatial_mllm(
+            json.loads((tmp_path / "out/config.json").read_text()), read_release(tmp_path / "out")
+        )
+        assert torch.allclose(merged.logits(*given[0], **given[1]), adapted, atol=2e-5)
+        assert torch.equal(model.logits(*given[0], **given[1]), adapted)
+        assert (load_spatial_mllm(meta["config"], official).logits(*given[0], **given[1]) - adapted).abs().max() > 0.05
+    assert read_release(tmp_path / "out").keys() == official.keys()
+
+
+def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
+    from zoo import ConcatSplitMLLM, TinyVGGT
+
+    backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+    model = ConcatSplitMLLM(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2))
+    with pytest.raises(InputError, match="ConcatSplitMLLM can't be exported.*such as fusion.flat"):
+        export_model(model, tmp_path / "out")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").write_text("")
+    with pytest.raises(InputError, match="taken is there already and not empty"):
+        export_model(tiny_qwen(), tmp_path / "taken")
+
+
+def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:
+    from zoo import TinyVGGT
+
+    backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+    model = SpatialMLLM(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2, layer=-2))
+    torch.nn.init.normal_(model.fusion.connector.mlp[2].weight)
+    export_model(model, tmp_path / "out")
+    again = released_model(tmp_path / "out", dtype="float32")
+    assert torch.equal(again.fusion.connector.mlp[2].weight, model.fusion.connector.mlp[2].weight)
+    images = [torch.rand(2, 3, 28, 42, generator=torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        tokens = [each.geometry(images, [None], cameras=False)[0].patches for each in (model, again)]
+    assert torch.equal(*tokens)
+
+
+# ---- folders that won't do -----------------------------------------------------------------------------------------
+
+
+def test_folders_that_wont_do(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, remedy in (
+        ("weights/nowhere", "hf download <hub id> --local-dir weights/nowhere"),
+        ("no/such/id", "hf download no/such/id --local-dir weights/id"),
+    ):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(InputError, match=remedy) as error:
+            PretrainedSpatialMLLM(path).load()
+        assert "\n" not in str(error.value)
+    shard, index = release / "model-00002-of-00003.safetensors", release / "model.safetensors.index.json"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="model-00002-of-00003.safetensors can't be read as safetensors"):
+        released_model(release)
+    shard.unlink()
+    with pytest.raises(InputError, match="lacks model-00002-of-00003.safetensors"):
+        released_model(release)
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(InputError, match="lacks ../elsewhere"):
+        released_model(release)
+    index.unlink()
+    (release / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(InputError, match="only safetensors are read"):
+        released_model(release)
+    (release / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json can't be read"):
+        released_model(release)
+
+
+def test_an_index_that_lies_is_an_error(release: Path) -> None:
+    index = release / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    first = next(iter(content["weight_map"]))
+    content["weight_map"][first] = "model-00002-of-00003.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"has no {first}, though the index says so"):
+        open_weights(release)[first]
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from tests.zoo.released import read_release, released_model
+from zoo.checkpoints import load_spatial_mllm
+from zoo.checkpoints.folders import read_config
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+folder = Path(sys.argv[1])
+released_model(folder / "small")
+before = peak()
+if sys.argv[2] == "stream":
+    model = released_model(folder / "large")
+else:
+    tensors = {name: tensor.clone() for name, tensor in read_release(folder / "large").items()}
+    model = load_spatial_mllm(read_config(folder / "large"), tensors)
+size = sum(p.nbytes for p in model.parameters())
+print((peak() - before) / size)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_is_near_the_models_own_size(tmp_path: Path) -> None:
+    config, official = tiny_release()
+    config["vggt_aggregator"] = config["vggt_aggregator"] | {"patch_embed": "conv"}
+
+    def write(name: str, config: dict[str, Any]) -> None:
+        with torch.device("meta"):
+            parts = {key: config[key] for key in ("spatial_config", "connector_config", "vggt_aggregator")}
+            shapes = official_weights({"qwen": {k: v for k, v in config.items() if k not in parts}, **parts}, True)
+        tensors = {name: torch.ones(tensor.shape, dtype=torch.bfloat16) for name, tensor in shapes.items()}
+        write_release(tmp_path / name, config, tensors, shards=8)
+
+    write("small", config)
+    write("large", config | {"hidden_size": 1024, "num_hidden_layers": 16, "intermediate_size": 4096})
+
+    def peak(how: str) -> float:
+        command = [sys.executable, "-c", MEASURE, str(tmp_path), how]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    assert peak("stream") < 1.35
+    assert peak("all at once") > 1.8
