@@ -5,7 +5,7 @@ from datamodules.sources.conversations import Conversations
 from datamodules.sources.folder import SceneFolder
 from datamodules.sources.mixture import Mixture
 from datamodules.sources.posed import PosedScenes
-from datamodules.sources.rooms import Rooms
+from datamodules.sources.rooms import RealRooms, Rooms
 from datamodules.sources.scannet_qa import SQA3D, ScanQA
 from datamodules.sources.single import SingleVideo
 from datamodules.sources.vsibench import VSIBench
@@ -15,6 +15,7 @@ __all__ = [
     "Conversations",
     "Mixture",
     "PosedScenes",
+    "RealRooms",
     "Rooms",
     "ScanQA",
     "SceneFolder",

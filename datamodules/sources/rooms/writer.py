@@ -10,14 +10,14 @@ from typing import Literal
 import av
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from datamodules.cameras_file import write_cameras
 from datamodules.sources.base import Split
 from datamodules.sources.rooms.layout import draw_scene
 from datamodules.sources.rooms.questions import ask
 from datamodules.sources.rooms.renderer import render
-from datamodules.sources.rooms.scene import save_scene
+from datamodules.sources.rooms.scene import RoomScene, save_scene
 
 DATASET = "rooms"
 FRAMES_PER_SECOND = 4
@@ -39,23 +39,47 @@ class Settings:
 def write_scene(folder: Path, settings: Settings, split: Split, index: int) -> str:
     """Makes scene number `index` of a split in <folder>/rooms/ and returns its questions as lines of JSON."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
-    side = settings.size
-    focal = side / 2 / np.tan(np.deg2rad(rng.uniform(*FIELD_OF_VIEW_DEG)) / 2)
-    K_px = np.array([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
+    K_px = draw_intrinsics(settings.size, rng)
     scene, world_to_camera = draw_scene(settings.path, settings.moving, settings.frames, rng)
-    rendering = render(scene, world_to_camera, K_px, side, side)
+    prefix = f"{DATASET}-{settings.path}-{split}-{index:05d}"
+    return write_rendered(folder, (DATASET, f"{split}_{index:05d}"), scene, world_to_camera, K_px, prefix, rng)
 
-    name = f"{split}_{index:05d}"
-    base = folder / DATASET / name
+
+def draw_intrinsics(side: int, rng: np.random.Generator) -> Float64[np.ndarray, "3 3"]:
+    """A camera with frames of side x side pixels."""
+    focal = side / 2 / np.tan(np.deg2rad(rng.uniform(*FIELD_OF_VIEW_DEG)) / 2)
+    return np.array([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
+
+
+def write_rendered(
+    folder: Path,
+    place: tuple[str, str],
+    scene: RoomScene,
+    world_to_camera: Float64[np.ndarray, "T 4 4"],
+    K_px: Float64[np.ndarray, "3 3"],
+    prefix: str,
+    rng: np.random.Generator,
+) -> str:
+    """Writes a scene's files to <folder>/<dataset>/<name>.* and returns its questions as lines of JSON.
+
+    Args:
+        place: dataset and name.
+        K_px: the principal point is the middle of a square frame.
+        prefix: of the questions' ids.
+        rng: draws which questions are asked.
+    """
+    dataset, name = place
+    side = round(2 * K_px[0, 2])
+    rendering = render(scene, world_to_camera, K_px, side, side)
+    base = folder / dataset / name
     write_video(base.with_name(f"{name}.mp4"), rendering.rgb)
     write_cameras(
         base.with_name(f"{name}.cameras.json"), torch.from_numpy(world_to_camera), torch.from_numpy(K_px),
         width=side, height=side,
     )  # fmt: skip
     save_scene(scene, base.with_name(f"{name}.scene.json"))
-    prefix = f"{DATASET}-{settings.path}-{split}-{index:05d}"
-    place = {"dataset": DATASET, "scene_name": name}
-    rows = [asdict(question) | place for question in ask(scene, rendering.ids, rng, prefix)]
+    named = {"dataset": dataset, "scene_name": name}
+    rows = [asdict(question) | named for question in ask(scene, rendering.ids, rng, prefix)]
     return "".join(json.dumps(row | {"options": row["options"] or None}) + "\n" for row in rows)
 
 

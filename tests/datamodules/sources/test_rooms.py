@@ -105,6 +105,12 @@ def test_every_setting_has_its_folder(tmp_path: Path) -> None:
     assert Rooms(root=root, workers=7).folder == variants[0].folder
 
 
+def test_rooms_that_were_rendered_before_stay_valid(tmp_path: Path) -> None:
+    """The folder's name is a digest of the version and all settings: these may not change by themselves."""
+    assert Rooms(root=str(tmp_path)).folder.name == "3f4715cb0703e158"
+    assert Rooms(root=str(tmp_path), path="local", moving=True, scenes=(3, 1, 1)).folder.name == "964b5d2ef241047e"
+
+
 def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = Rooms(root=str(tmp_path), **SMALL)
     real = source.write_scene

@@ -1,0 +1,90 @@
+"""Real rooms as boxes: the room sizes and object boxes from which VSI-Bench's answers were made.
+
+<folder>/<dataset>_meta_info_val.json   data/meta_info of thinking-in-space: for each scene its `room_size` in
+                                        square metres and `object_bbox` {category: [boxes]}, metres, z up
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from datamodules.sources.rooms import geometry
+
+UPRIGHT = 0.9  # cosine of the tilt up to which a box is taken as one that stands
+
+
+@dataclass(frozen=True)
+class RealRoom:
+    """Boxes that stand, in a frame whose x and y run along most of them, z is up and whose origin is arbitrary."""
+
+    dataset: str
+    name: str
+    area: float  # square metres of floor
+    categories: tuple[str, ...]
+    centres: Float64[np.ndarray, "n 3"]
+    sizes: Float64[np.ndarray, "n 3"]
+    yaws: Float64[np.ndarray, " n"]
+
+
+def read_rooms(folder: str | Path) -> list[RealRoom]:
+    """The rooms of all datasets in a folder, in the order of files and scenes.
+
+    Raises:
+        FileNotFoundError: no such files there. ValueError: naming the file, what can't be understood.
+    """
+    folder = Path(folder).expanduser()
+    files = sorted(folder.glob("*_meta_info_val.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: no *_meta_info_val.json: get data/meta_info of github.com/vision-x-nyu/thinking-in-space"
+        )
+    rooms = []
+    for file in files:
+        try:
+            for name, scene in json.loads(file.read_bytes()).items():
+                rooms.append(_room(file.name.split("_", 1)[0], name, scene))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: not the room sizes and boxes of thinking-in-space ({error!r})") from error
+    return rooms
+
+
+def _room(dataset: str, name: str, scene: dict[str, Any]) -> RealRoom:
+    named = [(category, _standing(box)) for category, boxes in scene["object_bbox"].items() for box in boxes]
+    boxes = [box for _, box in named]
+    centres = np.array([centre for centre, _, _ in boxes]).reshape(-1, 3)
+    sizes = np.array([size for _, size, _ in boxes]).reshape(-1, 3)
+    yaws = np.array([yaw for _, _, yaw in boxes])
+    turn = _main_direction(sizes, yaws)
+    cos, sin = np.cos(turn), np.sin(turn)
+    centres[:, :2] = centres[:, :2] @ np.array([[cos, -sin], [sin, cos]])
+    return RealRoom(dataset, name, float(scene["room_size"]), tuple(c for c, _ in named), centres, sizes, yaws - turn)
+
+
+def _standing(box: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
+    """(centre, size, yaw): z is along the axis that points up; a box that leans is replaced by its upright hull."""
+    axes, lengths = np.array(box["normalizedAxes"], float).reshape(3, 3), np.array(box["axesLengths"], float)
+    low, high = np.array(box["min"], float), np.array(box["max"], float)
+    up = int(np.abs(axes[:, 2]).argmax())
+    if abs(axes[up, 2]) < UPRIGHT:
+        return (low + high) / 2, high - low, 0.0
+    first, second = (axis for axis in range(3) if axis != up)
+    yaw = float(np.arctan2(axes[first, 1], axes[first, 0]))
+    return np.array(box["centroid"], float), lengths[[first, second, up]], yaw
+
+
+def _main_direction(sizes: np.ndarray, yaws: np.ndarray) -> float:
+    """The angle, in -45 to 45 degrees, along which or across which most of the boxes' floor lies."""
+    weights = sizes[:, 0] * sizes[:, 1]
+    return float(np.angle((weights * np.exp(4j * yaws)).sum()) / 4) if len(yaws) else 0.0
+
+
+def bounds(room: RealRoom) -> tuple[Float64[np.ndarray, " 2"], Float64[np.ndarray, " 2"]]:
+    """Lowest and highest x and y of all boxes' footprints."""
+    corners = geometry.footprint(room.centres, room.sizes, room.yaws).reshape(-1, 2)
+    return corners.min(0), corners.max(0)
