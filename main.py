@@ -2,6 +2,7 @@
 
     python main.py fit --config prope.yaml
     python main.py test
+    python main.py validate | predict | export | sample
 
 Configs compose, later ones win: a model, a scale (default scale_tiny.yaml), data (default data_rooms.yaml).
 """
@@ -17,10 +18,12 @@ import datamodules  # noqa: F401 - makes short class paths known
 import zoo  # noqa: F401
 from callbacks import Checkpoint, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from commands.arguments import PARSER_DEFAULTS, TRAINER_DEFAULTS, complete
+from commands.export import ExportingTrainer
 from commands.runs import settle
+from commands.sample import sample
 from datamodules import VideoQADataModule
-from zoo import SpatialVLM
 from zoo.errors import input_error
+from zoo.trainable import Trainable
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.13
 
@@ -34,6 +37,10 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.link_arguments("metrics.profile", "predictions.profile")
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         settle(self.subcommand, settings)
@@ -46,9 +53,13 @@ def main() -> None:
         sys.exit(__doc__)
     try:
         sys.argv[1:] = complete(sys.argv[1:])  # the processes of a DDP run start from sys.argv again
+        if sys.argv[1] == "sample":
+            sample(sys.argv[2:])
+            return
         ZooCLI(
-            SpatialVLM,
+            Trainable,
             VideoQADataModule,
+            trainer_class=ExportingTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

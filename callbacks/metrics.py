@@ -59,7 +59,7 @@ class MetricsCallback(Callback):
                 self._unparsable.add(record["id"])
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not getattr(pl_module, "answers_questions", True):
             return
         result = self.score.compute()
         failed: dict[str, tuple[str, str]] = {}

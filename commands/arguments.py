@@ -11,8 +11,8 @@ from datamodules import VideoQADataModule
 from zoo.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-DEFAULTS = [str(CONFIGS / "data_rooms.yaml"), str(CONFIGS / "scale_tiny.yaml")]
-EVALUATION = ("validate", "test", "predict")
+DEFAULTS = [str(CONFIGS / f"{name}.yaml") for name in ("model_default", "data_rooms", "scale_tiny")]
+EVALUATION = ("validate", "test", "predict", "export")
 PARSER_DEFAULTS = {command: {"default_config_files": DEFAULTS} for command in ("fit", *EVALUATION)}
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the DataModule deals the scenes out itself, none twice

@@ -6,6 +6,7 @@ import os
 import zipfile
 from datetime import datetime
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -65,20 +66,21 @@ def settle(command: str, settings: Any) -> None:
         InputError: a checkpoint that is not there or is of another model. Nothing is ever tested with weights
             that were not meant.
     """
-    if _name(settings) == "SpatialVLM":
+    if _name(settings) in ("Trainable", "SpatialModel", "SpatialVLM"):
         raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
     asked, folder = settings.ckpt_path, settings.trainer.default_root_dir
     parts = settings.model.init_args
-    released = parts.backbone is not None and parts.backbone.class_path.endswith("PretrainedQwen25VL")
+    released, untrained = _released(parts), _untrained(parts)
+    may_be_untrained = parts.get("allow_untrained", False)
     checkpoint: Path | None = None
-    if asked == "last" or (asked is None and command != "fit" and not released and not parts.allow_untrained):
+    if asked == "last" or (asked is None and command != "fit" and not released and not may_be_untrained):
         checkpoint = _last(settings, Path(folder) if folder else None)
     elif asked is not None:
         checkpoint = Path(asked)
-    elif command != "fit" and released and (parts.encoding is not None and not parts.allow_untrained):
+    elif command in ("validate", "test", "predict") and released and untrained and not may_be_untrained:
         raise InputError(
-            f"{parts.encoding.class_path.rpartition('.')[2]} was not trained into the released weights: give "
-            "--ckpt_path, or --model.allow_untrained true to score them all the same"
+            f"{untrained} was not trained into the released weights: give --ckpt_path, or --model.allow_untrained true "
+            "to score them all the same"
         )
     if checkpoint is not None:
         _check(command, checkpoint, settings)
@@ -94,6 +96,25 @@ def settle(command: str, settings: Any) -> None:
         )
     weights = checkpoint or ("the released weights" if released else "none: random weights")
     rank_zero_info(f"{command}: run {folder}, checkpoint {weights}")
+
+
+def _released(parts: Any) -> bool:
+    """Whether the backbone's weights mean something before they are trained here."""
+    backbone = parts.get("backbone")
+    return backbone is not None and bool(resolve_name(backbone.class_path).pretrained)
+
+
+def _untrained(parts: Any) -> str | None:
+    """The part that released weights know nothing of."""
+    if parts.get("encoding") is not None:
+        return _class(parts.encoding)
+    fusion, fuses = parts.get("fusion"), _class(parts.get("backbone")) == "PretrainedSpatialMLLM"
+    return None if fusion is None or (fuses and _class(fusion) == "AddFusion") else _class(fusion)
+
+
+def _class(part: Any) -> str:
+    """The name of the class that a part of the settings is, or of the class itself where that is the default."""
+    return str(getattr(part, "class_path", getattr(part, "__qualname__", ""))).rpartition(".")[2]
 
 
 def _age(run: Path) -> float:

@@ -2,11 +2,13 @@
 
 from zoo.backbone import Backbone, LoRA, PretrainedQwen25VL
 from zoo.cameras import Cameras
+from zoo.checkpoints import PretrainedSpatialMLLM
 from zoo.concat_split import ConcatSplitMLLM
 from zoo.encodings import CameraEncoding, Fraction, Placement, PRoPE, TSection
 from zoo.errors import InputError
 from zoo.fusions import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion
 from zoo.geometry import GeometryEncoder, GivenGeometry, PretrainedVGGT, TinyVGGT
+from zoo.geometry_pretraining import VGGTPretraining
 from zoo.metrics import VSIBenchScore, score_answer
 from zoo.optim import LearningRates, WarmupCosine
 from zoo.positions import FrameIndex, NoTime, Seconds, TimeIndex
@@ -37,6 +39,7 @@ __all__ = [
     "PRoPEMLLM",
     "Placement",
     "PretrainedQwen25VL",
+    "PretrainedSpatialMLLM",
     "PretrainedVGGT",
     "Qwen25VL",
     "Seconds",
@@ -46,6 +49,7 @@ __all__ = [
     "TimeIndex",
     "TinyQwen25VL",
     "TinyVGGT",
+    "VGGTPretraining",
     "VSIBenchScore",
     "WarmupCosine",
     "score_answer",

@@ -15,6 +15,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers import Qwen2_5_VLProcessor as Processor
 
 from zoo.errors import InputError
+from zoo.geometry.base import GeometryEncoder
 
 AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 DType = Literal["float32", "bfloat16"]
@@ -38,6 +39,14 @@ class Backbone(ABC):
             )
         self.attn_implementation = attn_implementation
         self.dtype = getattr(torch, dtype)
+
+    def geometry(self) -> GeometryEncoder | None:
+        """The geometry encoder that came with these weights, if there is one; asked for after `load`."""
+        return None
+
+    def fill(self, fusion: nn.Module) -> bool:
+        """Fills in the fusion that came with these weights; whether there was one."""
+        return False
 
     @abstractmethod
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:

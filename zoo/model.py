@@ -41,7 +41,8 @@ class SpatialModel(Trainable):
 
     Args:
         backbone: where Qwen2.5-VL comes from; a tiny random one if not given.
-        geometry: where 3D tokens and cameras come from; built only if a fusion or `cameras: vggt` asks for it.
+        geometry: where 3D tokens and cameras come from; built only if a fusion or `cameras: vggt` asks for it, and only
+            if the backbone does not bring its own.
         fusion: how 2D and 3D tokens become one sequence; null takes the 2D tokens.
         encoding: how the decoder's attention learns of the cameras; null is the stock attention, bit for bit.
         cameras: whose cameras the encoding gets: those `given` with the data, or `vggt`'s own, of unknown scale.
@@ -81,9 +82,13 @@ class SpatialModel(Trainable):
         self.qwen, self.processor = backbone.load()
         self.qwen.__class__ = CameraQwen25VL
         install_camera_attention(self.qwen.model.language_model)
-        self.geometry = None if geometry is None or (fusion is None and cameras == "given") else geometry()
+        self.geometry: GeometryEncoder | None = None
+        if fusion is not None or cameras == "vggt":
+            self.geometry = backbone.geometry() or (geometry() if geometry is not None else None)
         self._refuse_what_lacks_a_part(fusion is not None)
         self.fusion = None if fusion is None else self._build(fusion)
+        # a fusion that nobody trained says nothing, whatever the weights around it
+        self.pretrained = backbone.pretrained and (self.fusion is None or backbone.fill(self.fusion))
         self.learning_rates = learning_rates
         self.freeze_parts()
         if lora is not None:
@@ -94,7 +99,6 @@ class SpatialModel(Trainable):
         if gradient_checkpointing:
             self.qwen.activation_checkpointing_enable({"use_reentrant": False})
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.pretrained = backbone.pretrained
         self.train()
 
     def _build(self, fusion: Callable[[int, int], Fusion]) -> Fusion:

@@ -25,6 +25,7 @@ class Trainable(LightningModule):
     optimizer: Callable[[Any], Optimizer]
     scheduler: Callable[[Optimizer, int], LRScheduler]
 
+    answers_questions: bool = True  # its validation and test steps return prediction records
     # what the DataModule must bring for it, beside the pixels
     needs_cameras: bool = False
     needs_frames: bool = False
