@@ -1,0 +1,77 @@
+"""Every config of data is understood, and without its data says in one line what is absent."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import main
+from datamodules import VideoQADataModule
+
+CONFIGS = sorted((Path(main.__file__).parent / "configs").glob("data_*.yaml"))
+SOURCES = {
+    "data_arkitscenes": "PosedScenes",
+    "data_conversations": "Mixture",
+    "data_real_rooms": "RealRooms",
+    "data_rooms": "Rooms",
+    "data_vsibench": "VSIBench",
+}
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs main.py in an empty folder up to its exit and returns what it exits with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_RUN", raising=False)
+
+    def call(*words: str) -> int | str | None:
+        monkeypatch.setattr(sys, "argv", ["main.py", *words])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        return end.value.code
+
+    return call
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_is_understood(path, cli, capsys):
+    assert cli("fit", "--config", "qwen25_vl.yaml", "--config", path.name, "--print_config") == 0
+    source = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["source"]
+    assert source["class_path"].rsplit(".", 1)[1] == SOURCES[path.stem]
+
+
+def test_options_of_a_source_are_within_reach(cli, capsys):
+    words = (
+        "--config",
+        "qwen25_vl.yaml",
+        "--config",
+        "data_vsibench.yaml",
+        "--data.debiased",
+        "true",
+        "--print_config",
+    )
+    assert cli("test", *words) == 0
+    source = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["source"]
+    assert source["init_args"]["debiased"] is True
+
+
+ABSENT = {
+    "data_arkitscenes": "test.jsonl is absent",
+    "data_real_rooms": r"data/meta_info: no \*_meta_info_val.json: get data/meta_info",
+    "data_vsibench": "test.jsonl is absent: download the data set nyu-visionx/VSI-Bench",
+}
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_absent_data_is_one_line(name, cli):
+    end = cli("test", "--config", "qwen25_vl.yaml", "--config", f"{name}.yaml", "--model.allow_untrained", "true")
+    assert isinstance(end, str) and re.search(ABSENT[name], end) and "\n" not in end
+
+
+def test_the_data_module_is_the_one_of_every_config():
+    for path in CONFIGS:
+        assert yaml.safe_load(path.read_text())["data"]["class_path"] == VideoQADataModule.__name__
