@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,25 @@ def test_released_weights_go_in_and_out(run: Run, monkeypatch: pytest.MonkeyPatc
     written = read_release(Path("out"))
     assert written.keys() == tensors.keys()
     assert all(torch.equal(written[name], tensors[name]) for name in tensors)
+
+
+def test_a_fused_model_answers_the_same_as_released_weights(run: Run) -> None:
+    geometry = "{class_path: TinyVGGT, init_args: {path: null, embed_dim: 32, num_heads: 2}}"
+    Path("random.yaml").write_text(f"model: {{init_args: {{geometry: {geometry}}}}}")
+    configs = ["--config", "spatial_mllm.yaml", "--config", "random.yaml"]
+    run("fit", *configs, *tiny("--model.learning_rates.connector", "0.1"))
+    one = ["--trainer.limit_test_batches", "1"]
+    run("test", *one)
+    run("export", "--out", "out")
+    released = ["--model.backbone", "PretrainedSpatialMLLM", "--model.backbone.path", "out"]
+    folder = ["--model.backbone.dtype", "float32", "--trainer.default_root_dir", "released"]
+    run("test", "--config", "spatial_mllm.yaml", *released, *folder, *one)
+    (own,) = Path("runs").glob("*/predictions.jsonl")
+    answers = [
+        {line["id"]: line["prediction"] for line in map(json.loads, path.read_text().splitlines())}
+        for path in (own, Path("released/predictions.jsonl"))
+    ]
+    assert answers[0] == answers[1] and len(answers[0]) > 5
 
 
 def test_what_can_not_be_exported_says_so(run: Run) -> None:

@@ -131,6 +131,10 @@ def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) 
         ours, theirs = (getattr(each.config.text_config, setting) for each in (model.qwen, stock))
         assert ours == theirs or setting == "rope_parameters"
     assert stock.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
+    export_model(again, tmp_path / "twice")
+    assert same(read_release(tmp_path / "twice"), read_release(tmp_path / "out"))
+    files = [{path.name: path.read_text() for path in (tmp_path / name).glob("*.j*")} for name in ("out", "twice")]
+    assert files[0] == files[1]
 
 
 def test_lora_is_merged_and_the_model_stays(tmp_path: Path) -> None:
