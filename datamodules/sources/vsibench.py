@@ -28,7 +28,7 @@ class VSIBench(SceneSource):
     def __init__(self, root: str, annotations: str = "test.jsonl", debiased: bool = False) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
-        self.annotations = self.root / annotations
+        self.annotations = (self.root / annotations).absolute()
         self.pruned = self.annotations.with_name("pruned_ids.txt") if debiased else None
 
     def prepare(self) -> None:

@@ -117,6 +117,11 @@ def ids(scenes: list[Scene]) -> list[str]:
     return [question.id for scene in scenes for question in scene.questions]
 
 
+def test_a_relative_root(generated, monkeypatch):
+    monkeypatch.chdir(generated.parent)
+    assert ids(VSIBench(generated.name, debiased=True).scenes("test")) == ["0", "2", "3"]
+
+
 def test_the_debiased_split(generated):
     assert ids(VSIBench(str(generated)).scenes("test")) == ["0", "1", "2", "3", "4", "5"]
     scenes = VSIBench(str(generated), debiased=True).scenes("test")
