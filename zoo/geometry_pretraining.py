@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -58,7 +58,6 @@ class VGGTPretraining(Trainable):
     """
 
     answers_questions = False
-    answers_questions = False
     needs_cameras = needs_frames = needs_depth = True
     appended = Appended.NOTHING
 
@@ -73,6 +72,10 @@ class VGGTPretraining(Trainable):
         super().__init__()
         if "geometry" in learning_rates.frozen():
             raise InputError("--model.learning_rates.geometry: without a rate there is nothing to train")
+        if dense_frames < 1:
+            raise InputError(
+                f"--model.dense_frames {dense_frames}: depth and points are learned from at least one frame"
+            )
         self.geometry = geometry or TinyVGGT(heads=("camera", "depth", "point"))
         vggt = self.geometry.vggt
         self.heads = tuple(head for head in HEADS if getattr(vggt, f"{head}_head") is not None)
@@ -144,6 +147,6 @@ class VGGTPretraining(Trainable):
         folder = Path(self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{WEIGHTS}.partial"
-        save_file({k: v.detach().cpu() for k, v in self.geometry.vggt.official_state_dict().items()}, partial)
+        partial.write_bytes(save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
         os.replace(partial, folder / WEIGHTS)  # whole or not at all
         self.print(f"wrote {folder / WEIGHTS}")

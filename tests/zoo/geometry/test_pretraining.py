@@ -122,6 +122,8 @@ def test_refusals(rooms: list[Scene]) -> None:
         VGGTPretraining(learning_rates=LearningRates())
     with pytest.raises(InputError, match="without heads"):
         VGGTPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
+    with pytest.raises(InputError, match="dense_frames 0"):
+        model(dense_frames=0)
     failed = batch(rooms[:1]) | {"failed": [{"scene": "rooms/a", "error": "a.mp4: truncated"}]}
     with pytest.raises(InputError, match="^rooms/a: a.mp4: truncated$"):
         model().training_step(failed, 0)

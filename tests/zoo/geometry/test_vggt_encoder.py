@@ -83,6 +83,12 @@ def test_one_frame_and_a_hundred(encoder: VGGTEncoder, count: int) -> None:
     assert scene.world_to_camera.shape == (count, 4, 4)
 
 
+def test_shapes_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        (scene,) = TinyVGGT(embed_dim=32)([torch.empty(2, 3, 28, 42)], [None])
+    assert scene.patches.shape == (2, 2, 3, 64) and scene.world_to_camera.shape == (2, 4, 4)
+
+
 # ---- nothing in vain --------------------------------------------------------------------------------------
 
 

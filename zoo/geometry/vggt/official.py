@@ -87,8 +87,14 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor], skip: tuple[s
     Raises:
         InputError: naming what is missing, unexpected, or has another shape. Some may be loaded by then.
     """
-    names = {"current_names": current_names, "official_name": official_name}
-    fill(model.state_dict(), tensors, **names, skip=skip, what="VGGT")
+    fill(
+        model.state_dict(),
+        tensors,
+        current_names=current_names,
+        official_name=official_name,
+        skip=skip,
+        what="VGGT",
+    )
 
 
 def find_weights(path: str) -> Path:
