@@ -10,12 +10,14 @@ from torch import Tensor
 
 from zoo.encodings.base import EncodedCameras
 
+TOKENS_AT_ONCE = 256
+
 
 class ChannelBlock:
-    """Groups of four channels: `width` of them from `start` on in each of `parts` equal parts of a head.
+    """Groups of four neighbouring channels: `width` channels from `start` on in each of `parts` equal parts of a head.
 
-    With one part a group is four neighbours; with two it is (c, c + 1, c + D/2, c + 1 + D/2): two RoPE pairs.
-    Channels that others appended to a head are left alone.
+    With two parts the groups stand in pairs, (c, c + 1, c + 2, c + 3) and the same plus D/2: with one matrix for both
+    that is P x I_2 on four of RoPE's pairs. Channels that others appended to a head are left alone.
     """
 
     def __init__(self, head_dim: int, start: int, width: int, parts: int = 1) -> None:
@@ -24,27 +26,6 @@ class ChannelBlock:
     def view(self, x: Shaped[Tensor, "*rest E"]) -> Shaped[Tensor, "*rest parts width"]:
         """The channels, without a copy."""
         return x[..., : self.head_dim].unflatten(-1, (self.parts, -1)).narrow(-1, self.start, self.width)
-
-    def group(self, chosen: Shaped[Tensor, "*rest parts width"]) -> Shaped[Tensor, "*rest G 4"]:
-        """What `view` gives, in groups of four."""
-        return chosen.unflatten(-1, (-1, 4 // self.parts)).transpose(-3, -2).flatten(-2)
-
-    def ungroup(self, groups: Shaped[Tensor, "*rest G 4"]) -> Shaped[Tensor, "*rest parts width"]:
-        """The inverse of `group`."""
-        return groups.unflatten(-1, (self.parts, -1)).transpose(-3, -2).flatten(-2)
-
-
-class PairBlock(ChannelBlock):
-    """Four neighbours in each half of a head are a group: (c, c + D/2) stay RoPE's pairs, the matrix is P x I_2."""
-
-    def __init__(self, head_dim: int, start: int, width: int) -> None:
-        super().__init__(head_dim, start, width, parts=2)
-
-    def group(self, chosen: Shaped[Tensor, "*rest parts width"]) -> Shaped[Tensor, "*rest G 4"]:
-        return chosen.unflatten(-1, (-1, 4)).flatten(-3, -2)
-
-    def ungroup(self, groups: Shaped[Tensor, "*rest G 4"]) -> Shaped[Tensor, "*rest parts width"]:
-        return groups.unflatten(-2, (self.parts, -1)).flatten(-2)
 
 
 class CameraMatrices(EncodedCameras):
@@ -110,21 +91,28 @@ class _Times(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrices: Tensor, tokens: Tensor, block: ChannelBlock) -> Tensor:
-        groups = block.group(block.view(x).flatten(0, 1)[tokens]).to(matrices.dtype)
-        ctx.save_for_backward(groups if matrices.requires_grad else None, matrices, tokens)
+        ctx.save_for_backward(x if matrices.requires_grad else None, matrices, tokens)
         ctx.block = block
-        # autocast would take this product to half precision, and the poses with it
-        with torch.autocast(x.device.type, enabled=False):
-            turned = groups.flatten(1, 2) @ matrices
         out = x.clone(memory_format=torch.contiguous_format)
-        block.view(out).flatten(0, 1)[tokens] = block.ungroup(turned.view(groups.shape)).to(x.dtype)
+        source, target = (block.view(each).flatten(0, 1) for each in (x, out))
+        # on a CPU new memory costs more than the product: a few tokens at a time share theirs
+        step = len(tokens) if x.is_cuda else TOKENS_AT_ONCE
+        # autocast would take the product to half precision, and the poses with it
+        with torch.autocast(x.device.type, enabled=False):
+            for some, of_some in zip(tokens.split(step), matrices.split(step), strict=True):
+                turned = _groups(source, some).to(matrices.dtype) @ of_some
+                target[some] = turned.to(x.dtype).view(len(some), *target.shape[1:])
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        groups, matrices, tokens = ctx.saved_tensors
+        x, matrices, tokens = ctx.saved_tensors
         grad_matrices = None
-        if groups is not None:
-            grad_groups = ctx.block.group(ctx.block.view(grads[0]).flatten(0, 1)[tokens])
-            grad_matrices = groups.flatten(1, 2).mT @ grad_groups.to(groups.dtype).flatten(1, 2)
+        if x is not None:
+            groups, grad = (_groups(ctx.block.view(each).flatten(0, 1), tokens) for each in (x, grads[0]))
+            grad_matrices = groups.to(matrices.dtype).mT @ grad.to(matrices.dtype)
         return _Times.apply(grads[0], matrices.mT, tokens, ctx.block), grad_matrices, None, None
+
+
+def _groups(channels: Float[Tensor, "BL heads parts width"], tokens: Int[Tensor, " N"]) -> Float[Tensor, "N groups 4"]:
+    return channels[tokens].flatten(1).unflatten(1, (-1, 4))

@@ -96,9 +96,13 @@ class _Turn(torch.autograd.Function):
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         source = x.unflatten(2, (num_cameras, num_patches))  # B H C T D
         target = out.unflatten(2, (num_cameras, num_patches))
+        # on a CPU new memory costs more than the product: one camera after the other uses the same
+        step = num_cameras if x.is_cuda else 1
         with torch.autocast(x.device.type, enabled=False):
-            groups = source[..., :half].reshape(*source.shape[:3], -1, 4)
-            target[..., :half] = (groups @ matrices[:, None]).view(*source.shape[:4], half)
+            for first in range(0, num_cameras, step):
+                groups = source[:, :, first : first + step, :, :half].reshape(*source.shape[:2], step, -1, 4)
+                turned = groups @ matrices[:, None, first : first + step]
+                target[:, :, first : first + step, :, :half] = turned.view(*source.shape[:2], step, num_patches, half)
         for axis in (0, 1):
             first = half + axis * half // 2
             middle, last = first + half // 4, first + half // 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLTextModel
 
 from zoo.encodings.base import EncodedCameras
-from zoo.encodings.blocks import CameraMatrices, ChannelBlock, PairBlock
+from zoo.encodings.blocks import CameraMatrices, ChannelBlock
 from zoo.errors import InputError
 
 RowMatrices = Mapping[str, Float[Tensor, "B C 4 4"]]
@@ -81,8 +81,7 @@ class OnChannels(Placement):
 
     def channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
         """The channels as a list: four after four are what one 4 x 4 matrix acts on."""
-        block = self.block(head_dim, mrope_section)
-        return block.group(block.view(torch.arange(head_dim))).flatten().tolist()
+        return self.block(head_dim, mrope_section).view(torch.arange(head_dim)).flatten().tolist()
 
 
 class Fraction(OnChannels):
@@ -122,8 +121,8 @@ class TSection(OnChannels):
 
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         width = mrope_section[0]
-        if not width or width % 2:
-            raise InputError(f"mRoPE's T section needs an even number of frequencies, got {width}")
+        if not width or width % 4:
+            raise InputError(f"one matrix takes four frequencies of mRoPE's T section, which has {width}")
         return ChannelBlock(head_dim, 0, width, parts=2)
 
 
@@ -153,12 +152,12 @@ class Frequencies(OnChannels):
     def first(self, start: int, stop: int) -> int:
         """The first of the frequencies, where the section goes from `start` to `stop`, from high to low."""
 
-    def block(self, head_dim: int, mrope_section: Sequence[int]) -> PairBlock:
+    def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         section = "thw".index(self.section)
         start, width = sum(mrope_section[:section]), mrope_section[section]
         if self.count > width:
             raise InputError(f"mRoPE's {self.section} section has {width} frequencies, fewer than {self.count}")
-        return PairBlock(head_dim, self.first(start, start + width), self.count)
+        return ChannelBlock(head_dim, self.first(start, start + width), self.count, parts=2)
 
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
         super().attach(language_model)

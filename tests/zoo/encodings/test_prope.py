@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from zoo.cameras import Cameras, invert_se3
 from zoo.encodings import EncodedCameras, Fraction, OnChannels, PRoPE, TSection, projection_matrices
-from zoo.positions import NoTime
+from zoo.time_index import NoTime
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS = 32, [4, 6, 6], 4, 2
 VIEWS, TOKENS = 3, 4  # tokens a view
@@ -226,7 +226,7 @@ def test_gradients_reach_tokens_and_poses(placement: OnChannels) -> None:
     def run(x: Tensor, change: Tensor) -> tuple[Tensor, ...]:
         moved = torch.cat((poses[..., :3, :] + change, poses[..., 3:, :]), -2)
         encoded = PRoPE(placement, reference=None).encode(
-            Cameras(moved, K, index), head_dim=16, mrope_section=[2, 3, 3], dtype=torch.float64
+            Cameras(moved, K, index), head_dim=16, mrope_section=[4, 2, 2], dtype=torch.float64
         )
         q, k = encoded.after_rope(*encoded.before_rope(x, x))
         return q, k, encoded.values(x), encoded.outputs(x)
