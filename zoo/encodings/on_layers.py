@@ -22,6 +22,8 @@ class Wrapped(CameraEncoding):
 
     def __init__(self, encoding: CameraEncoding) -> None:
         super().__init__(reference=None)
+        if encoding.time_index is not None:
+            raise InputError(f"{type(encoding).__name__} acts on position ids, which all layers and heads share")
         self.encoding = encoding
 
     @property

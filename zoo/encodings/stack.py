@@ -37,6 +37,8 @@ class Stack(CameraEncoding):
             raise InputError("an encoding on Append comes first in a Stack, and alone of its kind")
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
             raise InputError("a Stack may hold one PoseIndex: there is one time")
+        if sum(encoding.time_index is not None for encoding in encodings) > 1:
+            raise InputError("positions have one time: a Stack takes one encoding that puts itself in its place")
         self.each = tuple(encodings)
         self.encodings = nn.ModuleList(encodings)  # registers what they learn
 

@@ -18,6 +18,7 @@ from zoo.encodings import (
     OnChannels,
     OnHeads,
     OnLayers,
+    PoseIndex,
     PRoPE,
     Stack,
     TSection,
@@ -118,6 +119,10 @@ def test_layers_heads_and_stacks_that_do_not_fit() -> None:
         Decoder(OnHeads(PRoPE(), [0, 2]))
     with pytest.raises(ValueError, match="comes first in a Stack"):
         Stack([PRoPE(), GTA(Append())])
+    with pytest.raises(ValueError, match="PoseIndex acts on position ids"):
+        OnLayers(PoseIndex(), "odd")
+    with pytest.raises(ValueError, match="one time"):
+        Stack([PoseIndex(), PoseIndex()])
     with pytest.raises(ValueError, match="positive, not 0"):
         GTA(translation_scale=0)
 
@@ -132,3 +137,10 @@ def test_only_the_chosen_layers_and_heads_are_touched() -> None:
         heads = Decoder(OnHeads(encoding, [1])).attend(sequence, poses, K)
         torch.testing.assert_close(heads[..., :2, :], stock[..., :2, :], rtol=0, atol=1e-12)
         assert ((heads - stock).abs().amax((0, 1, 2, 4))[2:] > 1e-3).all()
+
+
+def test_wrappers_ask_for_what_they_wrap() -> None:
+    stack = Stack([PoseIndex(), PRoPE(TSection())])
+    assert stack.needs_constant_time and stack.time_index is not None
+    plain = Stack([OnHeads(PRoPE(), [0])])
+    assert not plain.needs_constant_time and plain.time_index is None
