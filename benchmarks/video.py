@@ -1,0 +1,136 @@
+"""Reading 16 and 128 frames of a clip: `Video` beside decord and torchcodec, where these are installed.
+
+From the path to the frames: open, index, decode, convert to RGB. Two clips of the same pictures, H.264 with B-frames:
+one with x264's default of a key frame every 250 frames, as most data sets have been encoded, and one with a key frame
+a second, as telephones write them. Times are medians of interleaved repeats, each with a Video of its own. Beside them,
+how much of the clip ours decodes, and the largest mean difference of a frame to ours (another conversion to RGB shows
+as some tenths of a level, a wrong frame as several levels).
+
+python benchmarks/video.py [--seconds 30] [--size 640 480] [--frames 16 128] [--repeats 5] [--clip file.mp4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from datamodules.video import Video
+
+FPS = 30
+KEY_FRAMES = {"a key frame every 250 frames": 250, "a key frame a second": FPS}
+Read = Callable[[Path, list[int]], torch.Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--size", type=int, nargs=2, default=[640, 480], metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--frames", type=int, nargs="+", default=[16, 128])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clip", type=Path, help="a video of one's own instead")
+    arguments = parser.parse_args()
+    readers = available()
+    print(f"| clip | frames | {' | '.join(f'{name} ms' for name in readers)} | ours / best | decoded | difference |")
+    print(f"|{'---|' * (len(readers) + 5)}")
+    with tempfile.TemporaryDirectory() as folder:
+        clips = {arguments.clip.name: arguments.clip} if arguments.clip else make_clips(Path(folder), arguments)
+        for name, path in clips.items():
+            for count in arguments.frames:
+                print(row(name, path, count, readers, arguments.repeats), flush=True)
+
+
+def available() -> dict[str, Read]:
+    """Ours first, then those of the others that can be imported; says which can't."""
+    readers: dict[str, Read] = {"ours": read_ours}
+    for name, module, read in (
+        ("decord", "decord", read_decord),
+        ("torchcodec", "torchcodec.decoders", read_torchcodec),
+    ):
+        try:
+            importlib.import_module(module)
+            readers[name] = read
+        except (ImportError, OSError, RuntimeError) as error:  # the last two: its FFmpeg is missing or another
+            print(f"{name} is left out: {str(error).splitlines()[0]} (pip install {name})")
+    return readers
+
+
+def row(name: str, path: Path, count: int, readers: dict[str, Read], repeats: int) -> str:
+    total = Video(path).num_frames
+    chosen = np.linspace(0, total - 1, count).round().astype(int).tolist()
+    times: dict[str, list[float]] = {reader: [] for reader in readers}
+    frames = {}
+    for _ in range(repeats):
+        for reader, read in readers.items():
+            start = time.perf_counter()
+            frames[reader] = read(path, chosen)
+            times[reader].append(1000 * (time.perf_counter() - start))
+    medians = {reader: statistics.median(each) for reader, each in times.items()}
+    others = [medians[reader] for reader in readers if reader != "ours"]
+    ratio = f"{medians['ours'] / min(others):.2f}" if others else "-"
+    ours = frames.pop("ours").float()
+    apart = [float((ours - other.float()).abs().mean((1, 2, 3)).max()) for other in frames.values()]
+    difference = f"{max(apart):.2f}" if apart else "-"
+    cells = [name, str(count), *(f"{medians[reader]:.0f}" for reader in readers), ratio]
+    return f"| {' | '.join([*cells, f'{share_fed(path, chosen):.0%}', difference])} |"
+
+
+def share_fed(path: Path, chosen: list[int]) -> float:
+    """The share of the clip's frames that lie between the key frames sought and the frames wanted."""
+    file = Video(path)._file
+    assert file is not None
+    if not file._keys:
+        return 1.0
+    return sum(max(wanted) + 1 - (key or 0) for key, wanted in file.plan(chosen)) / file.num_frames
+
+
+def read_ours(path: Path, chosen: list[int]) -> torch.Tensor:
+    return Video(path).read(chosen)
+
+
+def read_decord(path: Path, chosen: list[int]) -> torch.Tensor:
+    import decord
+
+    return torch.from_numpy(decord.VideoReader(str(path)).get_batch(chosen).asnumpy()).permute(0, 3, 1, 2)
+
+
+def read_torchcodec(path: Path, chosen: list[int]) -> torch.Tensor:
+    from torchcodec.decoders import VideoDecoder
+
+    return VideoDecoder(str(path), num_ffmpeg_threads=0).get_frames_at(chosen).data  # 0: as many as there are cores
+
+
+def make_clips(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
+    clips = {}
+    for name, keys in KEY_FRAMES.items():
+        clips[name] = folder / f"every_{keys}.mp4"
+        write_clip(clips[name], keys, arguments.seconds, *arguments.size)
+    return clips
+
+
+def write_clip(path: Path, keys: int, seconds: float, width: int, height: int) -> None:
+    """A camera that pans over a textured wall, with some noise: about the bit rate of a real scan."""
+    rng = np.random.default_rng(0)
+    wall = np.kron(rng.integers(0, 255, (height // 8 + 1, width // 4 + 1, 3)), np.ones((16, 16, 1))).astype(np.int16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"g": str(keys), "preset": "fast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(round(seconds * FPS)):
+            x = round((wall.shape[1] - width) * (0.5 + 0.5 * np.sin(i / 60)))
+            y = round((wall.shape[0] - height) * (0.5 + 0.5 * np.cos(i / 45)))
+            picture = wall[y : y + height, x : x + width] + rng.integers(-6, 7, (height, width, 1), np.int16)
+            picture = np.ascontiguousarray(picture.clip(0, 255).astype(np.uint8))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+
+
+if __name__ == "__main__":
+    main()
