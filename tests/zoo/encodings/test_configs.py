@@ -1,0 +1,70 @@
+"""Encodings as a config spells them: class names and their arguments, whatever is passed on to a base class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jsonargparse import ArgumentError, ArgumentParser
+
+from zoo.encodings import (
+    GTA,
+    Alternate,
+    CameraEncoding,
+    CaPE,
+    LowFrequencies,
+    OnHeads,
+    OnLayers,
+    PRoPE,
+    Stack,
+    TSection,
+)
+
+
+def build(config: dict[str, Any]) -> CameraEncoding:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--encoding", type=CameraEncoding)
+    return parser.instantiate(parser.parse_object({"encoding": config})).encoding
+
+
+def part(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": arguments}
+
+
+def test_one_encoding() -> None:
+    prope = build(part("PRoPE", placement=part("TSection"), terms="qk", reference="medoid", scale="rms"))
+    assert isinstance(prope, PRoPE) and isinstance(prope.placement, TSection)
+    assert (prope.terms, prope.parts, prope.reference, prope.scale) == ("qk", "both", "medoid", "rms")
+    gta = build(part("GTA", learn_scale=True, translation_scale=0.5, parts="rotation", reference=None))
+    assert isinstance(gta, GTA) and gta.log_scale is not None and gta.reference is None
+    cape = build(part("CaPE", placement=part("Append", channels=16), scale="max"))
+    assert isinstance(cape, CaPE) and (cape.terms, cape.scale) == ("qk", "max")
+
+
+def test_parts_of_parts() -> None:
+    sections = [part("LowFrequencies", count=4, section=section, tied=True) for section in "wh"]
+    turns = build(part("PRoPE", placement=part("Alternate", placements=sections)))
+    assert isinstance(turns, PRoPE) and isinstance(turns.placement, Alternate)
+    assert [(type(each), each.section, each.tied) for each in turns.placement.each] == [
+        (LowFrequencies, "w", True),
+        (LowFrequencies, "h", True),
+    ]
+    stack = build(
+        part(
+            "Stack",
+            encodings=[
+                part("OnLayers", encoding=part("PRoPE"), layers="odd"),
+                part("OnHeads", encoding=part("GTA"), key_value_heads=[0, 1]),
+                part("PoseALiBi"),
+            ],
+        )
+    )
+    assert isinstance(stack, Stack)
+    layers, heads, _ = stack.each
+    assert isinstance(layers, OnLayers) and isinstance(heads, OnHeads) and heads.key_value_heads == [0, 1]
+
+
+def test_what_no_encoding_has_is_an_error() -> None:
+    for wrong in (part("PRoPE", reference="last"), part("PRoPE", terms="q"), part("CaPE", terms="qkvo")):
+        with pytest.raises(ArgumentError):
+            build(wrong)
