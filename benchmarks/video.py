@@ -1,10 +1,10 @@
 """Reading 16 and 128 frames of a clip: `Video` beside decord and torchcodec, where these are installed.
 
 From the path to the frames: open, index, decode, convert to RGB. Two clips of the same pictures, H.264 with B-frames:
-one with x264's default of a key frame every 250 frames, as most data sets have been encoded, and one with a key frame
-a second, as telephones write them. Times are medians of interleaved repeats, each with a Video of its own. Beside them,
-how much of the clip ours decodes, and the largest mean difference of a frame to ours (another conversion to RGB shows
-as some tenths of a level, a wrong frame as several levels).
+one with x264's default of a key frame every 250 frames, and one with a key frame a second, as telephones write them.
+Times are medians of interleaved repeats, each with a Video of its own. Beside them, how much of the clip ours goes
+through, and the largest mean difference of a frame to ours (another conversion to RGB shows as some tenths of a level,
+a wrong frame as several levels).
 
 python benchmarks/video.py [--seconds 30] [--size 640 480] [--frames 16 128] [--repeats 5] [--clip file.mp4]
 """

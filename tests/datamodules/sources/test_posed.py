@@ -7,6 +7,8 @@ frame, must be the depth found there.
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -375,6 +377,30 @@ def test_what_was_made_is_not_made_again_and_what_was_cut_short_is(tmp_path, cap
     other.prepare()
     assert "transforms.json" in capsys.readouterr().err
     assert other.scenes("test") == [] and sum(other.missing.values()) == 2
+
+
+def test_two_at_once_make_it_once(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b", "c"):
+        broken(tmp_path / "raw" / name, "fine")
+    ask(tmp_path / "raw", "a", "b", "c")
+    made: list[str] = []
+    real = PosedScenes._make
+
+    def make(self: PosedScenes, name: str) -> None:
+        made.append(name)
+        time.sleep(0.1)
+        real(self, name)
+
+    monkeypatch.setattr(PosedScenes, "_make", make)
+    several = [posed(tmp_path, ScanNet()) for _ in range(2)]
+    threads = [threading.Thread(target=source.prepare) for source in several]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == ["raw/a", "raw/b", "raw/c"]
+    assert "another process reads these poses: waiting for it" in capsys.readouterr().err
+    assert [len(source.scenes("test")) for source in several] == [3, 3]
 
 
 def test_a_video_that_does_not_fit_is_named(tmp_path, capsys, kitchen):
