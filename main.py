@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import datamodules  # noqa: F401 - makes short class paths known
 import zoo  # noqa: F401
-from callbacks import Checkpoint, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
+from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from commands.arguments import PARSER_DEFAULTS, TRAINER_DEFAULTS, complete
 from commands.export import ExportingTrainer
 from commands.runs import settle
@@ -35,6 +35,7 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(MetricsCallback, "metrics")
         parser.add_lightning_class_args(PredictionsCallback, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(GalleryCallback, "gallery")
         parser.link_arguments("metrics.profile", "predictions.profile")
 
     @staticmethod

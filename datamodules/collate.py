@@ -4,6 +4,7 @@ A batch is a dict of
     input_ids, attention_mask, labels (N, L): a question a row; labels are -100 but on the answer;
     scene_index (N,): the scene that each row asks about;
     pixel_values_videos, video_grid_thw (S, 3), seconds_per_grid (S,): once a scene;
+    frame_indices: which raw frames each scene shows;
     geometry: what came with each scene's data, a camera a frame; frames, if wanted: uint8 (T, 3, H, W) each;
     records: a prediction record a row, without the prediction yet;
     failed: complete records of the questions of scenes that could not be read;
@@ -94,6 +95,7 @@ class Collate:
             **self._pad(sequences),
             "scene_index": torch.tensor([s for s, _, _ in rows]),
             "seconds_per_grid": torch.tensor([scene.seconds_per_grid for scene in scenes]),
+            "frame_indices": [scene.frame_indices for scene in scenes],
             "geometry": [scene.geometry for scene in scenes],
             **({"frames": videos} if self.keep_frames else {}),
             "records": [

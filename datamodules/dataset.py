@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,7 +19,6 @@ from datamodules.samplers import Consecutive, FrameSampler, Pairing, SceneView
 from datamodules.samplers.pairing import seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video
-from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 
@@ -28,7 +28,8 @@ class OpenScene:
     """A scene whose video and cameras were found sound; `raw` holds all of its frames if they are kept."""
 
     video: Video
-    cameras: Cameras | None  # of every raw frame, float64
+    world_to_camera: Float[Tensor, "N 4 4"] | None  # of every raw frame, float64; NaN where it isn't known
+    K_normalised: Float[Tensor, "N 3 3"] | None
     raw: UInt8[Tensor, "N 3 H W"] | None
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
@@ -36,9 +37,16 @@ class OpenScene:
 
     def view(self, scene: Scene, epoch: int = 0) -> SceneView:
         """What a sampler may look at."""
-        poses = None if self.cameras is None else self.cameras.world_to_camera[0]
-        K = None if self.cameras is None else self.cameras.K_normalised[0]
-        return SceneView(self.video, poses, K, scene.depth, epoch, name=scene.name)
+        return SceneView(self.video, self.world_to_camera, self.K_normalised, scene.depth, epoch, name=scene.name)
+
+    def geometry(self, indices: Sequence[int]) -> SceneGeometry | None:
+        """The cameras of some frames; an unknown pose is an identity that says so."""
+        if self.world_to_camera is None or self.K_normalised is None:
+            return None
+        poses, K = self.world_to_camera[list(indices)], self.K_normalised[list(indices)]
+        known = poses.isfinite().flatten(1).all(1)
+        poses = torch.where(known[:, None, None], poses, torch.eye(4, dtype=poses.dtype))
+        return SceneGeometry(world_to_camera=poses, K_normalised=K, has_camera=known)
 
 
 class SceneDataset(Dataset):
@@ -113,25 +121,21 @@ class SceneDataset(Dataset):
                 "geometry without (--model.geometry.depth false)"
             )
         video = Video(scene.video)
-        cameras = None
+        world_to_camera = K = None
         if scene.cameras is not None:
             world_to_camera, K = read_cameras(scene.cameras, video.num_frames, video.height, video.width)
-            cameras = Cameras(world_to_camera[None], K[None])
-        opened = OpenScene(video, cameras, video.read(range(video.num_frames)) if self.keep else None)
+        opened = OpenScene(video, world_to_camera, K, video.read(range(video.num_frames)) if self.keep else None)
         if self.keep:
             self._kept[index] = opened
         return opened
 
     def _fill(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
-        video, cameras = opened.video, opened.cameras
+        video = opened.video
         chosen = self.pairing(self.sampler, opened.view(loaded.scene, epoch), self.num_frames)
         loaded.frames = resize_frames(opened.read(chosen), self.bounds, is_folder=video.is_folder)
         loaded.frame_indices = tuple(chosen)
         loaded.seconds_per_grid = seconds_per_grid(chosen, video.fps)
-        if cameras is not None:
-            loaded.geometry = SceneGeometry(
-                world_to_camera=cameras.world_to_camera[0, chosen], K_normalised=cameras.K_normalised[0, chosen]
-            )
+        loaded.geometry = opened.geometry(chosen)
         if self.needs_depth and loaded.scene.depth is not None:
             height, width = loaded.frames.shape[-2:]
             loaded.geometry = loaded.geometry or SceneGeometry()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.fusions import Appended
 from zoo.media import runs_of
-from zoo.positions import TimeIndex, grid_step_index, mrope_position_ids
+from zoo.positions import grid_step_index, mrope_position_ids, view_places
+from zoo.time_index import TimeIndex
 
 
 class SequenceLayout:
@@ -39,9 +43,16 @@ class SequenceLayout:
         self.video_grid_thw, self.image_grid_thw, self.appended = video_grid_thw, image_grid_thw, appended
 
     def position_ids(
-        self, time: TimeIndex, seconds_per_grid: list[float] | Float[Tensor, " V"] | None = None
+        self,
+        time: TimeIndex,
+        seconds_per_grid: list[float] | Float[Tensor, " V"] | None = None,
+        frame_indices: Sequence[Sequence[int]] | None = None,
+        cameras: Cameras | None = None,
     ) -> Int[Tensor, "3 B L"]:
-        """mRoPE's (t, h, w); an appended token shares those of a 2D token of its view."""
+        """mRoPE's (t, h, w); an appended token shares those of a 2D token of its view.
+
+        Args as `mrope_position_ids`.
+        """
         positions, _ = mrope_position_ids(
             self.input_ids,
             self._own_place,
@@ -49,6 +60,8 @@ class SequenceLayout:
             seconds_per_grid=seconds_per_grid,
             tokens_per_second=self.config.vision_config.tokens_per_second,
             time_index=time,
+            frame_indices=frame_indices if time.needs_frames else None,
+            cameras=cameras if time.needs_cameras else None,
         )
         extra, source = self._extra
         positions[:, *extra] = positions[:, *source]
@@ -60,6 +73,21 @@ class SequenceLayout:
         if has_camera is not None and has_camera.shape[1]:
             index[~has_camera.gather(1, index.clamp(min=0)) & (index >= 0)] = -1
         return index
+
+    def places(self) -> Float[Tensor, "B L 2"]:
+        """Where in its view the centre of each 2D token is, see `view_places`."""
+        return view_places(self.input_ids, self._own_place, **self._grids)
+
+    def scatter(self, points: Float[Tensor, "tokens 3"]) -> Float[Tensor, "B L 3"]:
+        """What is known of each 2D token of the batch, in its place; NaN elsewhere.
+
+        Raises:
+            ValueError: not one row a 2D token.
+        """
+        own = grid_step_index(self.input_ids, self._own_place, **self._grids) >= 0
+        scattered = points.new_full((*own.shape, 3), torch.nan)
+        scattered[own] = points
+        return scattered
 
     @property
     def _grids(self) -> dict[str, Any]:

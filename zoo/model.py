@@ -24,7 +24,7 @@ from zoo.geometry.steps import PairCamera, step_cameras
 from zoo.layout import SequenceLayout
 from zoo.media import Media, by_row, given_cameras, runs_of, scene_frames, scene_grid, scenes_of
 from zoo.optim import LearningRates, WarmupCosine
-from zoo.positions import Seconds, TimeIndex
+from zoo.time_index import Seconds, TimeIndex
 from zoo.tiny import TinyQwen25VL
 from zoo.trainable import Trainable
 
@@ -72,16 +72,11 @@ class SpatialModel(Trainable):
     ):
         super().__init__()
         backbone = backbone or TinyQwen25VL()
-        self.encoding, self.time = encoding, time or Seconds()
+        self.encoding, self.time = encoding, self._choose_time(encoding, time)
         self.cameras, self.pair_camera = cameras, pair_camera
-        if encoding is not None and encoding.needs_constant_time and not self.time.constant:
-            raise InputError(
-                f"{type(encoding).__name__} acts on mRoPE's T section, where {type(self.time).__name__} would mix "
-                "time with the camera: set --model.time NoTime"
-            )
         self.qwen, self.processor = backbone.load()
         self.qwen.__class__ = CameraQwen25VL
-        install_camera_attention(self.qwen.model.language_model)
+        install_camera_attention(self.qwen.model.language_model, encoding)
         self.geometry: GeometryEncoder | None = None
         if fusion is not None or cameras == "vggt":
             self.geometry = backbone.geometry() or (geometry() if geometry is not None else None)
@@ -101,6 +96,19 @@ class SpatialModel(Trainable):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.train()
 
+    @staticmethod
+    def _choose_time(encoding: CameraEncoding | None, time: TimeIndex | None) -> TimeIndex:
+        own = None if encoding is None else encoding.time_index
+        if own is not None and time is not None:
+            raise InputError(f"{type(encoding).__name__} is the time: leave --model.time out")
+        chosen = own or time or Seconds()
+        if encoding is not None and encoding.needs_constant_time and not chosen.constant:
+            raise InputError(
+                f"{type(encoding).__name__} acts on mRoPE's T section, where {type(chosen).__name__} would mix "
+                "time with the camera: set --model.time NoTime"
+            )
+        return chosen
+
     def _build(self, fusion: Callable[[int, int], Fusion]) -> Fusion:
         assert self.geometry is not None
         weight = self.qwen.get_input_embeddings().weight
@@ -108,8 +116,12 @@ class SpatialModel(Trainable):
         return built.to(device=weight.device, dtype=weight.dtype)
 
     def _refuse_what_lacks_a_part(self, fuses: bool) -> None:
-        if self.cameras == "vggt" and self.encoding is None:
+        if self.cameras == "vggt" and not self.reads_cameras:
             raise InputError("--model.cameras vggt has no effect without --model.encoding")
+        if self.cameras == "vggt" and self.reads_points:
+            raise InputError(
+                "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
+            )
         if self.cameras == "vggt" and not (self.geometry and self.geometry.gives_cameras):
             raise InputError("--model.cameras vggt needs a --model.geometry that finds them, such as PretrainedVGGT")
         if fuses and not (self.geometry and self.geometry.width):
@@ -128,20 +140,31 @@ class SpatialModel(Trainable):
         return self.fusion is not None and self.fusion.reads_geometry
 
     @property
+    def reads_cameras(self) -> bool:
+        """Whether cameras reach the decoder: its attention, or its positions."""
+        return self.encoding is not None or self.time.needs_cameras
+
+    @property
+    def reads_points(self) -> bool:
+        """Whether the encoding goes by the 3D points that the tokens show."""
+        return self.encoding is not None and any(getattr(m, "reads_points", False) for m in self.encoding.modules())
+
+    @property
     def may_find_cameras(self) -> bool:
         """Whether the encoding's cameras may be the geometry encoder's own: in `predict` where the data has none."""
         predicting = self._trainer is not None and self._trainer.state.fn == "predict"
         able = self.geometry is not None and self.geometry.gives_cameras
-        return self.encoding is not None and able and (self.cameras == "vggt" or predicting)
+        return self.reads_cameras and able and (self.cameras == "vggt" or predicting)
 
     @property
     def needs_cameras(self) -> bool:
-        encoded = self.encoding is not None and not self.may_find_cameras
+        encoded = self.reads_cameras and not self.may_find_cameras
         return encoded or (self.reads_tokens and self.geometry is not None and self.geometry.needs_cameras)
 
     @property
     def needs_depth(self) -> bool:
-        return self.reads_tokens and self.geometry is not None and self.geometry.needs_depth
+        fused = self.reads_tokens and self.geometry is not None and self.geometry.needs_depth
+        return fused or self.reads_points
 
     @property
     def needs_frames(self) -> bool:
@@ -190,6 +213,8 @@ class SpatialModel(Trainable):
         seconds_per_grid: list[float] | Float[Tensor, " V"] | None = None,
         cameras: Cameras | None = None,
         has_camera: Bool[Tensor, "B C"] | None = None,
+        frame_indices: Sequence[Sequence[int]] | None = None,
+        points: Float[Tensor, "tokens 3"] | None = None,
     ) -> dict[str, Any]:
         """What the stock model is called with: fused tokens, position ids, and the encoded cameras.
 
@@ -199,22 +224,25 @@ class SpatialModel(Trainable):
             seconds_per_grid: of each video, for a time index that uses it.
             cameras: of each sequence, one a grid step; `index` is worked out here unless it is given.
             has_camera: the grid steps that have one; None is all.
+            frame_indices: the raw frames that each video shows, for a time index that uses them.
+            points: in the cameras' world, what each 2D token of the batch shows; for an encoding that reads them.
         """
         layout = SequenceLayout(
             self.qwen.config, input_ids, attention_mask, video_grid_thw, image_grid_thw, self.appended
         )
+        if cameras is not None and cameras.index is None:
+            cameras = cameras.with_index(layout.camera_index(has_camera))
         tokens = {"video": videos, "image": images}
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "position_ids": layout.position_ids(self.time, seconds_per_grid),
+            "position_ids": layout.position_ids(self.time, seconds_per_grid, frame_indices, cameras),
             "mm_encoder_outputs": {
                 kind: BaseModelOutputWithPooling(pooler_output=tuple(each)) for kind, each in tokens.items() if each
             },
         }
         if self.encoding is not None and cameras is not None:
-            if cameras.index is None:
-                cameras = cameras.with_index(layout.camera_index(has_camera))
+            cameras = cameras.with_tokens(layout.places(), None if points is None else layout.scatter(points))
             text = self.qwen.config.text_config
             inputs["camera_encoding"] = self.encoding.encode(
                 cameras,
@@ -238,7 +266,7 @@ class SpatialModel(Trainable):
         frames = media.get("frames")
         if scenes and frames is None and self.needs_frames:
             raise InputError(f"{type(self).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        finds = self.encoding is not None and self.cameras == "vggt"
+        finds = self.cameras == "vggt"
         found = self.encode_geometry(
             [] if frames is None else scene_frames(frames, [int(grid[0]) for grid in scene_grids]),
             given_cameras(scenes, scene_grids, cameras),

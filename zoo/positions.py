@@ -15,9 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.time_index import FrameIndex as FrameIndex
 from zoo.time_index import GridSteps, Seconds, TimeIndex
-from zoo.time_index import NoTime as NoTime
 
 PADDED_POSITION = 1  # what transformers 4.51 gives to padding; masked out of the attention
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import InputError
 from zoo.generation import greedy
-from zoo.geometry.steps import step_cameras
+from zoo.geometry.steps import step_cameras, step_points
 from zoo.model import SpatialModel
 
 
@@ -46,8 +47,11 @@ class SpatialVLM(SpatialModel):
         visual = self.encode_pixels(batch["pixel_values_videos"], grids)
         videos = [self.fuse(*scene).flatten(0, 1) for scene in zip(visual, grids, found, strict=True)]
         cameras = has_camera = None
-        if self.encoding is not None:
+        points: list[Tensor] = []
+        if self.reads_cameras:
             cameras, has_camera = step_cameras(found if finds else given, self.pair_camera)
+        if self.reads_points:
+            points = [step_points(scene, self.pair_camera).flatten(0, 2) for scene in given]
         count = len(batch["input_ids"])
         for start in range(0, count, chunk or count):
             rows = slice(start, start + (chunk or count))
@@ -60,6 +64,8 @@ class SpatialVLM(SpatialModel):
                 seconds_per_grid=batch["seconds_per_grid"][scene] if self.time.real_time else None,
                 cameras=None if cameras is None else cameras[scene],
                 has_camera=None if has_camera is None else has_camera[scene],
+                frame_indices=[batch["frame_indices"][i] for i in scene.tolist()],
+                points=torch.cat([points[i] for i in scene.tolist()]) if points else None,
             )
 
     def loss(self, batch: dict[str, Any]) -> Float[Tensor, ""]:

@@ -115,6 +115,8 @@ class CameraEncoding(nn.Module, ABC):
             scene, which room sizes and distances need.
     """
 
+    reads_points: bool = False  # needs the 3D point that each token shows
+
     def __init__(self, reference: Reference | None = "first", scale: Scale = "none") -> None:
         super().__init__()
         self.reference, self.scale = reference, scale

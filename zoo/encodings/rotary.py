@@ -99,6 +99,8 @@ class XYZRoPE(CameraEncoding):
         world: `reference` and `scale`, see `CameraEncoding`.
     """
 
+    reads_points = True
+
     def __init__(
         self, terms: Terms = "qk", shortest: int | float = 0.5, longest: int | float = 32.0, **world: Any
     ) -> None:

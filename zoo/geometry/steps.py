@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.cameras import Cameras, invert_se3
+from zoo.encodings.rays import token_points
+from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 
-PairCamera = Literal["first", "mean"]
+PairCamera = Literal["first", "last", "mean"]
 FRAMES_PER_STEP = 2
 
 
@@ -23,8 +25,8 @@ def step_cameras(
 
     Args:
         scenes: each with a camera a frame, an even number of frames; None is an error like a scene without.
-        pair: the camera of a step is that of the first of its frames, or lies half-way between both: the mean of
-            centres and intrinsics, and the mid-point of the rotations. Where one frame has none it is the other's.
+        pair: the camera of a step is that of the first or the last of its frames, or lies half-way between both: the
+            mean of centres and intrinsics, and the mid-point of the rotations. Where one has none it is the other's.
 
     Raises:
         ValueError: a scene without cameras.
@@ -46,13 +48,29 @@ def step_cameras(
     return Cameras(world_to_camera, intrinsics), has_camera
 
 
+def step_points(scene: SceneGeometry | None, pair: PairCamera = "first") -> Float[Tensor, "t h w 3"]:
+    """The 3D point that each token shows, see `token_points`; of two merged frames, by the depth of the first.
+
+    Raises:
+        ValueError: a scene without cameras or depth.
+    """
+    if scene is None or scene.depth is None:
+        raise ValueError("a scene without depth where the points that tokens show are needed")
+    if pair != "first":
+        raise InputError("points are those of the first frame of a pair: leave --model.pair_camera first")
+    poses, K, present = (each[::FRAMES_PER_STEP] for each in scene.cameras())
+    points = token_points(scene.depth[::FRAMES_PER_STEP], poses, K)
+    return points.where(present[:, None, None, None], torch.nan)
+
+
 def _scene_steps(scene: SceneGeometry | None, pair: PairCamera) -> tuple[Tensor, Tensor, Tensor]:
     scene = scene or SceneGeometry()
     # not unflatten: a sequence of text has no frames
     poses, K, present = (
         each.reshape(len(each) // FRAMES_PER_STEP, FRAMES_PER_STEP, *each.shape[1:]) for each in scene.cameras()
     )
-    alone = torch.where(present[:, 0], 0, 1)  # the first that there is
+    wanted = FRAMES_PER_STEP - 1 if pair == "last" else 0
+    alone = torch.where(present[:, wanted], wanted, FRAMES_PER_STEP - 1 - wanted)
     row = torch.arange(len(poses), device=poses.device)
     step_poses, step_K = poses[row, alone], K[row, alone]
     if pair == "mean":
