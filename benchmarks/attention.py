@@ -1,0 +1,237 @@
+"""What camera encodings cost beside the attention itself: forward, forward and backward, and a decode step.
+
+The layers' projections and RoPE are left out, so the numbers are of attention alone: q, k and v are given, each is
+encoded, plain SDPA runs, and its output is encoded. In the same run, interleaved: SDPA alone; the published layout of
+PRoPE (arXiv 2507.10496) by `prope_attention`; and the same as the paper states it, with einsum over groups of four
+channels and RoPE by concatenation. A decode step is one of a whole decoder, after a prompt of as many visual tokens:
+stock transformers against `CameraAttention` with each kind of cache.
+
+    python -m benchmarks.attention [--views 16] [--tokens 64] [--heads 16] [--head-dim 128] [--device cpu] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+
+from zoo.attention import install_camera_attention
+from zoo.cameras import Cameras, normalise_intrinsics
+from zoo.encodings import EncodedCameras, prope_attention
+from zoo.encodings.multiview import ROPE_BASE
+from zoo.encodings.table import COMBINATIONS
+
+IMAGE = 448  # pixels a side; only the ratio to K matters
+DECODED = 16  # steps a measurement, each one token longer
+ENCODINGS = (  # of those in the table; others cost as one of these does
+    "PRoPE, TSection",
+    "PRoPE, TSection, qk",
+    "PRoPE, Fraction",
+    "PRoPE, LowFrequencies",
+    "PRoPE, Append",
+    "GTA, TSection, learned scale",
+    "CaPE, TSection",
+    "RayEncoding, TSection",
+    "PoseALiBi",
+    "VORoPE",
+    "XYZRoPE",
+    "OnHeads(PRoPE, TSection)",
+    "Stack(PRoPE TSection, PoseALiBi)",
+)
+MRoPE = {128: [16, 24, 24], 64: [8, 12, 12], 32: [4, 4, 8]}  # the released models' quarters of a head, or near
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--views", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64, help="a view, a square number")
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--head-dim", type=int, choices=MRoPE, default=128)
+    parser.add_argument("--layers", type=int, default=4, help="of the decoder whose steps are timed")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
+    size = f"{arguments.views} views x {arguments.tokens} tokens x {arguments.heads} heads x {arguments.head_dim}"
+    print(f"{size}, {arguments.dtype}, {where}, torch {torch.__version__}, {arguments.repeats} repeats\n")
+    table("attention, forward", attentions(arguments, backward=False), "SDPA alone", arguments)
+    table("attention, forward and backward", attentions(arguments, backward=True), "SDPA alone", arguments)
+    table(f"a decode step, {arguments.layers} layers", decoders(arguments), "stock", arguments, divided_by=DECODED)
+
+
+def table(
+    title: str, work: dict[str, Callable[[], object]], baseline: str, arguments: argparse.Namespace, divided_by: int = 1
+) -> None:
+    """Medians of interleaved repeats, their spread, and the median of the ratios to the baseline of the same round."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(arguments.repeats + 1):
+        for name, run in work.items():
+            taken = timed(run, arguments.device) / divided_by
+            if repeat:  # the first time warms up
+                seconds[name].append(taken)
+    print(f"| {title} | ms, median | from | to | ratio |\n|---|---|---|---|---|")
+    for name, values in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(values, seconds[baseline], strict=True))
+        ms = [f"{1e3 * x:.3g}" for x in (statistics.median(values), min(values), max(values))]
+        print(f"| {name} | {' | '.join(ms)} | {ratio:.3f} |", flush=True)
+    print()
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    run()
+    synchronise()
+    return time.perf_counter() - start
+
+
+# ---- attention --------------------------------------------------------------------------------------------
+
+
+def cameras_of(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """World-to-camera poses and intrinsics in pixels."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(1, arguments.views, 1, 1)
+    turn, _ = torch.linalg.qr(torch.randn(arguments.views, 3, 3, dtype=torch.float64))
+    poses[0, :, :3, :3] = turn * torch.linalg.det(turn)[:, None, None]
+    poses[0, :, :3, 3] = torch.randn(arguments.views, 3, dtype=torch.float64)
+    K = torch.tensor([[400.0, 0, 224], [0, 400, 224], [0, 0, 1]]).repeat(1, arguments.views, 1, 1)
+    return poses.to(arguments.device), K.to(arguments.device)
+
+
+def text_model(arguments: argparse.Namespace) -> Qwen2_5_VLTextModel:
+    config = Qwen2_5_VLTextConfig(
+        vocab_size=256,
+        hidden_size=arguments.heads * arguments.head_dim,
+        intermediate_size=2 * arguments.heads * arguments.head_dim,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.heads,
+        num_key_value_heads=arguments.heads,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": MRoPE[arguments.head_dim]},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        attn_implementation="sdpa",
+    )
+    return Qwen2_5_VLTextModel(config).to(arguments.device, getattr(torch, arguments.dtype)).eval()
+
+
+def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace) -> EncodedCameras:
+    encoding = COMBINATIONS[name]()
+    install_camera_attention(model, encoding)
+    poses, K = cameras_of(arguments)
+    index = torch.arange(arguments.views, device=poses.device).repeat_interleave(arguments.tokens)[None]
+    places, points = (torch.rand(*index.shape, n, device=poses.device, dtype=poses.dtype) for n in (2, 3))
+    cameras = Cameras(poses, normalise_intrinsics(K, IMAGE, IMAGE).double(), index).with_tokens(places, points)
+    return encoding.encode(cameras, head_dim=arguments.head_dim, mrope_section=MRoPE[arguments.head_dim])
+
+
+def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Callable[[], object]]:
+    length, dtype = arguments.views * arguments.tokens, getattr(torch, arguments.dtype)
+    shape = (1, length, arguments.heads, arguments.head_dim)
+    q, k, v = (torch.randn(shape, device=arguments.device, dtype=dtype, requires_grad=backward) for _ in range(3))
+    hidden = torch.randn(1, length, arguments.heads * arguments.head_dim, device=arguments.device, dtype=dtype)
+    model = text_model(arguments)
+    ids = torch.arange(length, device=arguments.device).expand(3, 1, -1)
+    rope = model.rotary_emb(hidden, ids)
+    side = round(arguments.tokens**0.5)
+    layout = {"patches_x": side, "patches_y": side, "image_width": IMAGE, "image_height": IMAGE}
+    poses, K = cameras_of(arguments)
+    poses, heads_first = poses.to(torch.float32), [x.transpose(1, 2) for x in (q, k, v)]
+
+    def encoded(name: str) -> Callable[[], Tensor]:
+        whole = encoded_in(model, name, arguments)
+
+        def attend() -> Tensor:
+            acting = whole.at_layer(1, hidden, rope) or EncodedCameras()
+            keys = acting.after_rope(*acting.before_rope(q, k))
+            inputs = [x.transpose(1, 2) for x in (*keys, acting.values(v))]
+            output = F.scaled_dot_product_attention(*inputs, scale=arguments.head_dim**-0.5)
+            return acting.outputs(output.transpose(1, 2))
+
+        return attend
+
+    work: dict[str, Callable[[], Tensor]] = {
+        "SDPA alone": lambda: F.scaled_dot_product_attention(*heads_first),
+        "published layout, einsum": lambda: published(*heads_first, poses, K, side),
+        "published layout, `prope_attention`": lambda: prope_attention(*heads_first, poses, K, **layout),
+    }
+    torch.testing.assert_close(*(work[name]() for name in work if name.startswith("published")), rtol=1e-3, atol=1e-3)
+    work |= {name: encoded(name) for name in ENCODINGS}
+
+    def run(attend: Callable[[], Tensor]) -> None:
+        with torch.set_grad_enabled(backward):
+            output = attend()
+        if backward:
+            torch.autograd.grad(output.sum(), (q, k, v))
+
+    return {name: lambda attend=attend: run(attend) for name, attend in work.items()}
+
+
+def published(q: Tensor, k: Tensor, v: Tensor, V: Tensor, K_px: Tensor, side: int) -> Tensor:
+    """The complete layout as arXiv 2507.10496 states it: equation by equation, out of plain operators."""
+    half, quarter = q.shape[-1] // 2, q.shape[-1] // 4
+    P = torch.eye(4, device=q.device).repeat(*V.shape[:2], 1, 1)
+    P[..., :3, :3] = normalise_intrinsics(K_px, IMAGE, IMAGE)
+    P = P @ V
+    exponent = torch.arange(quarter // 2, device=q.device) / (quarter // 2)
+    place = torch.arange(side, device=q.device)
+    x, y = place.repeat(side), place.repeat_interleave(side)
+    angles = [(at[:, None] * ROPE_BASE**-exponent).repeat(V.shape[1], 1) for at in (x, y)]
+
+    def apply(x: Tensor, matrices: Tensor, sign: int) -> Tensor:
+        groups = x[..., :half].unflatten(2, (V.shape[1], -1)).unflatten(-1, (-1, 4))
+        projected = torch.einsum("bcij,bhctgj->bhctgi", matrices.to(x), groups).flatten(-2).flatten(2, 3)
+        rotated = [rope(x[..., half:][..., :quarter], sign * angles[0]), rope(x[..., -quarter:], sign * angles[1])]
+        return torch.cat((projected, *rotated), -1)
+
+    def rope(x: Tensor, angle: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        cos, sin = angle.cos().to(x), angle.sin().to(x)
+        return torch.cat((a * cos + b * sin, b * cos - a * sin), -1)
+
+    inverse = torch.linalg.inv(P)
+    output = F.scaled_dot_product_attention(apply(q, P.mT, 1), apply(k, inverse, 1), apply(v, inverse, 1))
+    return apply(output, P, -1)
+
+
+# ---- decoding ---------------------------------------------------------------------------------------------
+
+
+def decoders(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """Some steps after a prompt; the cache is cut back each time."""
+    length, dtype = arguments.views * arguments.tokens, getattr(torch, arguments.dtype)
+    prompt = torch.randn(1, length, arguments.heads * arguments.head_dim, device=arguments.device, dtype=dtype)
+    token = prompt[:, :1]
+    work: dict[str, Callable[[], object]] = {}
+    for name in ("stock", "PRoPE, TSection", "PRoPE, Append", "PoseALiBi"):
+        model = text_model(arguments)
+        encoded = None if name == "stock" else encoded_in(model, name, arguments)
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(inputs_embeds=prompt, cache=cache, camera_encoding=encoded)
+        later = None if encoded is None else encoded.decoding()
+
+        def run(model=model, cache=cache, later=later) -> None:
+            with torch.no_grad():
+                for _ in range(DECODED):
+                    model(inputs_embeds=token, cache=cache, camera_encoding=later)
+            cache.crop(-DECODED)
+
+        work[name] = run
+    return work
+
+
+if __name__ == "__main__":
+    main()
