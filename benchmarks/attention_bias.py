@@ -1,0 +1,108 @@
+"""A picture of what each encoding makes attention prefer: docs/attention_bias.png, of views along a real trajectory.
+
+For queries and keys that are alike whatever view they are of, q_i = k_j = e, the stock logit is the same between all
+views; what a camera encoding adds to it is its bias. A panel shows that from the view in a row to the view in a
+column: the mean over many random e, or the spread, in units of the panel's largest; blue is attended to less, red is
+more, or more spread. The last panel is the distance of the poses.
+
+    ZOO_REALDATA=<folder> python -m benchmarks.attention_bias      # 7-Scenes RedKitchen, 40 views of 1,000
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+
+from zoo.cameras import Cameras, invert_se3, nearest_rotation, normalise_intrinsics, pose_distance
+from zoo.encodings import EncodedCameras
+from zoo.encodings.table import COMBINATIONS
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "attention_bias.png"
+MEANS = (
+    "PRoPE, Fraction",
+    "PRoPE, TSection",
+    "GTA, TSection",
+    "CaPE, TSection",
+    "PoseALiBi",
+    "PoseALiBi, rotation",
+)
+SPREADS = ("PRoPE, TSection", "GTA, TSection")
+VIEWS, HEAD_DIM, SECTION, SAMPLES = 40, 128, [16, 24, 24], 512
+CELL, MARGIN, COLUMNS = 4, 18, 3
+
+
+def main() -> None:
+    root = os.environ.get("ZOO_REALDATA")
+    if not root:
+        sys.exit("ZOO_REALDATA must name the folder of real scenes")
+    cameras = red_kitchen(Path(root) / "scenes" / "7scenes_redkitchen")
+    panels = {name: bias(name, cameras).mean(-1) for name in MEANS}
+    panels |= {f"{name}: spread": bias(name, cameras).std(-1) for name in SPREADS}
+    poses = cameras.world_to_camera[0]
+    angle, distance = pose_distance(poses[:, None], poses[None])
+    panels["- angle (rad) - distance (m)"] = -(angle + distance)
+    draw(panels)
+    print(f"{OUTPUT}: {OUTPUT.stat().st_size // 1024} KiB")
+
+
+def red_kitchen(folder: Path) -> Cameras:
+    """A token for each of some views, evenly spaced in time."""
+    camera_to_world = torch.from_numpy(np.loadtxt(folder / "poses_c2w.txt")[:, 1:]).reshape(-1, 4, 4)
+    camera_to_world = camera_to_world[torch.linspace(0, len(camera_to_world) - 1, VIEWS).long()]
+    camera_to_world[:, :3, :3] = nearest_rotation(camera_to_world[:, :3, :3])
+    K_px = torch.tensor([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]], dtype=torch.float64)
+    K = normalise_intrinsics(K_px, 640, 480).expand(1, VIEWS, 3, 3)
+    return Cameras(invert_se3(camera_to_world)[None], K, torch.arange(VIEWS)[None])
+
+
+@torch.no_grad()
+def bias(name: str, cameras: Cameras) -> Tensor:
+    """(views, views, samples): what is added to the logit of tokens of the same content at the same position."""
+    config = Qwen2_5_VLTextConfig(
+        vocab_size=8,
+        hidden_size=2 * HEAD_DIM,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": SECTION},
+    )
+    encoding = COMBINATIONS[name]()
+    encoding.attach(Qwen2_5_VLTextModel(config))
+    encoded = encoding.encode(cameras, head_dim=HEAD_DIM, mrope_section=SECTION, dtype=torch.float64)
+    content = torch.randn(SAMPLES, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    same = content.expand(1, VIEWS, -1, -1)  # each sample a head: RoPE turns all alike, and cancels
+    hidden, angle = torch.zeros(1, VIEWS, 1), torch.zeros(1, VIEWS, HEAD_DIM, dtype=torch.float64)
+    acting = encoded.at_layer(0, hidden, (angle.cos(), angle.sin())) or EncodedCameras()
+    q, k = acting.after_rope(*acting.before_rope(same, same))
+    logits = torch.einsum("ihd,jhd->ijh", q[0], k[0]) - content.square().sum(-1)
+    return logits * HEAD_DIM**-0.5
+
+
+def draw(panels: dict[str, Tensor]) -> None:
+    side = CELL * VIEWS
+    rows = -(-len(panels) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * (side + MARGIN) + MARGIN, rows * (side + 2 * MARGIN) + MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (name, values) in enumerate(panels.items()):
+        x = MARGIN + number % COLUMNS * (side + MARGIN)
+        y = 2 * MARGIN + number // COLUMNS * (side + 2 * MARGIN)
+        values = (values / values.abs().max().clamp(min=1e-9)).numpy()[..., None]
+        blue, red = np.array([33, 102, 172]), np.array([178, 24, 43])
+        pixels = 255 + np.where(values < 0, (blue - 255) * -values, (red - 255) * values)
+        panel = Image.fromarray(pixels.round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(panel, (x, y))
+        pen.rectangle((x - 1, y - 1, x + side, y + side), outline="grey")
+        pen.text((x, y - MARGIN + 3), name, fill="black")
+    sheet.save(OUTPUT, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
