@@ -1,0 +1,158 @@
+"""python main.py score: the table and numbers of a test, and what is said of files that aren't right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from callbacks import MetricsCallback, PredictionsCallback
+from commands.score import score
+from tests.callbacks.toy import Toy, record, trainer
+from zoo.errors import InputError
+from zoo.metrics import Profile
+
+RESULT = ("per_question_type", "acc", "mra", "all", "failed_scenes", "profile")
+
+
+def finished_run(
+    folder: Path, scenes: list[list[dict[str, Any]]] | None = None, profile: Profile = "spatial_mllm"
+) -> Path:
+    """The folder of a run that was tested: metrics.json, predictions.jsonl."""
+    callbacks: tuple[Callback, ...] = (MetricsCallback(profile), PredictionsCallback(profile))
+    trainer(folder, *callbacks).test(Toy(scenes), verbose=False)
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_lines(path: Path, records: list[dict[str, Any]], end: str = "\n") -> Path:
+    path.write_text("\n".join(json.dumps(each) for each in records) + end)
+    return path
+
+
+@pytest.mark.parametrize("profile", ["spatial_mllm", "thinking_in_space"])
+def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, profile: Profile) -> None:
+    run = finished_run(tmp_path / "run", profile=profile)
+    of_the_test = capsys.readouterr().out
+    score([str(run / "predictions.jsonl"), "--profile", profile, "--output", str(tmp_path / "new" / "metrics.json")])
+    said = capsys.readouterr().out
+    table = [line for line in said.split("\n")[1:] if line]  # the title names the file
+    assert len(table) > 15 and all(line in of_the_test for line in table)
+    written, again = (json.loads(file.read_text()) for file in (run / "metrics.json", tmp_path / "new/metrics.json"))
+    assert {key: written[key] for key in RESULT} == {key: again[key] for key in RESULT}
+    assert again["counts"] == {key: written["counts"][key] for key in ("questions", "failed", "unparsable")}
+    assert written["counts"]["failed"] == 18
+
+
+def test_another_profile_gives_other_numbers_and_says_so(tmp_path: Path, capsys) -> None:
+    run = finished_run(tmp_path)
+    score([str(run), "--profile", "thinking_in_space"])  # the run's folder serves as well
+    assert "scored otherwise in the file, by another profile" in capsys.readouterr().out
+    score([str(run)])
+    assert "otherwise" not in capsys.readouterr().out
+
+
+def test_four_fields_are_enough(tmp_path: Path, capsys) -> None:
+    fields = {"question_type": "object_counting", "prediction": "4", "ground_truth": "4"}
+    score([str(write_lines(tmp_path / "other.jsonl", [{"id": 7, **fields}, {"id": "8", **fields, "prediction": "9"}]))])
+    assert "0.500" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cut", [1, 30, 200])
+def test_a_half_written_last_line_is_dropped_with_a_word(tmp_path: Path, capsys, cut: int) -> None:
+    run = finished_run(tmp_path)
+    file = run / "predictions.jsonl"
+    whole = lines(file)
+    content = file.read_bytes()
+    assert b"\xe2\x80\xa8" in content  # characters of several bytes, which a cut can halve
+    file.write_bytes(content[: -1 - cut])
+    score([str(file)])
+    said = capsys.readouterr().out
+    assert f"{len(whole) - 1} questions" in said and f"line {len(whole)}, the last, was cut off" in said
+    file.write_bytes(content[:-1])  # only its end is lost: the line is whole
+    score([str(file)])
+    said = capsys.readouterr().out
+    assert f"{len(whole)} questions" in said and "cut off" not in said
+
+
+def test_a_half_written_line_within_the_file_is_refused(tmp_path: Path) -> None:
+    file = finished_run(tmp_path) / "predictions.jsonl"
+    content = file.read_text().split("\n")
+    content[3] = content[3][:50]
+    file.write_text("\n".join(content))
+    with pytest.raises(InputError, match=r"predictions\.jsonl, line 4: not valid JSON"):
+        score([str(file)])
+
+
+def test_repeated_lines_count_once_and_two_answers_to_a_question_are_refused(tmp_path: Path, capsys) -> None:
+    file = finished_run(tmp_path) / "predictions.jsonl"
+    whole = lines(file)
+    once = len(whole)
+    write_lines(file, [*whole, whole[0], {**whole[5], "versions": {"torch": "3"}}])
+    score([str(file)])
+    said = capsys.readouterr().out
+    assert f"{once} questions" in said and "2 lines repeat an earlier one: dropped" in said
+    write_lines(file, [*whole, {**whole[0], "prediction": "something else"}])
+    refused = rf"line {once + 1}: question {whole[0]['id']} has another prediction in line 1"
+    with pytest.raises(InputError, match=refused):
+        score([str(file)])
+
+
+def test_empty_and_endless_answers_score_zero(tmp_path: Path, capsys) -> None:
+    answers = ["", "4" * 10_000, "word " * 2_000, "4"]
+    rows = [record(str(i), "object_counting", answer, "4") for i, answer in enumerate(answers)]
+    score([str(write_lines(tmp_path / "answers.jsonl", rows)), "--output", str(tmp_path / "metrics.json")])
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["all"]["micro"] == 0.25 and written["counts"]["unparsable"] == 3
+    assert "3 answers could not be parsed" in capsys.readouterr().out
+
+
+def test_half_a_character_in_a_scene_name_can_be_written(tmp_path: Path) -> None:
+    row = record("a", "object_counting", "", "4", scene="toy/\ud83d", error="no video")
+    score([str(write_lines(tmp_path / "answers.jsonl", [row])), "--output", str(tmp_path / "metrics.json")])
+    assert json.loads((tmp_path / "metrics.json").read_text())["counts"]["failed"] == 1
+
+
+GOOD = record("a", "object_counting", "4", "4")
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({**GOOD, "id": None}, "line 2: no id"),
+        ({key: value for key, value in GOOD.items() if key != "prediction"}, "line 2: prediction: absent"),
+        ({**GOOD, "prediction": 4}, "line 2: prediction: 4 is no text"),
+        ({**GOOD, "ground_truth": None}, "line 2: ground_truth: null is no text"),
+        ({**GOOD, "question_type": "riddle"}, "line 2: question_type 'riddle' is none of object_abs_distance"),
+        ({**GOOD, "frames": "all"}, 'line 2: frames: "all" is no list'),
+        ([GOOD], "line 2: not an object"),
+        ("", "line 2: not an object"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, bad: Any, said: str) -> None:
+    file = write_lines(tmp_path / "answers.jsonl", [GOOD, bad, GOOD])
+    with pytest.raises(InputError) as error:
+        score([str(file)])
+    assert str(error.value).startswith(f"{file}, {said}") and "\n" not in str(error.value)
+
+
+def test_files_with_nothing_to_score_are_refused(tmp_path: Path, capsys) -> None:
+    with pytest.raises(InputError, match="nothing.jsonl can't be read: No such file"):
+        score([str(tmp_path / "nothing.jsonl")])
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="holds no answer"):
+        score([str(tmp_path / "empty.jsonl")])
+    unknown = [record("a", "object_counting", "4", "")]
+    with pytest.raises(InputError, match="no answer has a ground_truth"):
+        score([str(write_lines(tmp_path / "asked.jsonl", unknown))])
+    score([str(write_lines(tmp_path / "some.jsonl", [*unknown, record("b", "object_counting", "4", "4")]))])
+    assert "not scored, without a ground truth: 1" in capsys.readouterr().out
+    with pytest.raises(InputError, match="can't be written"):
+        (tmp_path / "file").write_text("")
+        score([str(tmp_path / "some.jsonl"), "--output", str(tmp_path / "file" / "metrics.json")])
