@@ -5,6 +5,10 @@ RUN := .venv/bin/python
 ifneq ($(wildcard ../shared/realdata),)
 export ZOO_REALDATA ?= $(abspath ../shared/realdata)
 endif
+# All golden cases; the repository holds the small ones.
+ifneq ($(wildcard ../shared/golden),)
+export ZOO_GOLDEN ?= $(abspath ../shared/golden)
+endif
 
 .PHONY: install demo test lint clean
 

@@ -51,8 +51,15 @@ def newest_run() -> Path:
     """
     finished = [config.parent for config in RUNS.glob(f"*/{CONFIG}") if (config.parent / FOLDER / LAST).exists()]
     for run in sorted(finished, key=_age):
-        return run
+        if _answers_questions(run):
+            return run
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
+
+
+def _answers_questions(run: Path) -> bool:
+    """Whether the run's model can be tested on questions: a pretrained geometry can't."""
+    model = yaml.safe_load((run / CONFIG).read_text())["model"]["class_path"]
+    return bool(resolve_name(model).answers_questions)
 
 
 def settle(command: str, settings: Any) -> None:

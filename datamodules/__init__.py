@@ -19,23 +19,41 @@ from datamodules.samplers import (
     UniformSampler,
     VGGTPoints,
 )
-from datamodules.sources import Rooms, SceneFolder, SceneSource, SingleVideo, VSIBench
+from datamodules.sources import (
+    SQA3D,
+    Conversations,
+    Mixture,
+    PosedScenes,
+    RealRooms,
+    Rooms,
+    ScanQA,
+    SceneFolder,
+    SceneSource,
+    SingleVideo,
+    VSIBench,
+)
 from datamodules.video_qa import VideoQADataModule
 
 __all__ = [
     "Consecutive",
+    "Conversations",
     "Duplicate",
     "FrameSampler",
     "GivenDepth",
     "MergeAware",
+    "Mixture",
     "Neighbour",
     "Pairing",
     "PixelBounds",
     "PointSource",
     "PoseFarthestSampler",
     "PosePlaneSampler",
+    "PosedScenes",
     "RandomSampler",
+    "RealRooms",
     "Rooms",
+    "SQA3D",
+    "ScanQA",
     "SceneFolder",
     "SceneSource",
     "SceneView",

@@ -112,13 +112,13 @@ class SceneDataset(Dataset):
         scene = self.scenes[index]
         if self.needs_cameras and scene.cameras is None:
             raise InputError(
-                f"{scene.video}: no cameras, so the camera encoding has nothing to act on: put "
-                f"{scene.video.stem}.cameras.json beside it, or take a model without an encoding"
+                f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside it, "
+                "or take a model without a camera encoding"
             )
         if self.needs_depth and scene.depth is None:
             raise InputError(
-                f"{scene.video}: no depth: put a folder {scene.video.stem}.depth of 16-bit images beside it, or take a "
-                "geometry without (--model.geometry.depth false)"
+                f"{scene.video}: no depth, and this model needs it: put a folder {scene.video.stem}.depth of 16-bit "
+                "images beside it (GivenGeometry does without: --model.geometry.depth false)"
             )
         video = Video(scene.video)
         world_to_camera = K = None
@@ -134,7 +134,7 @@ class SceneDataset(Dataset):
         chosen = self.pairing(self.sampler, opened.view(loaded.scene, epoch), self.num_frames)
         loaded.frames = resize_frames(opened.read(chosen), self.bounds, is_folder=video.is_folder)
         loaded.frame_indices = tuple(chosen)
-        loaded.seconds_per_grid = seconds_per_grid(chosen, video.fps)
+        loaded.seconds_per_grid = seconds_per_grid([video.times_s[i] for i in chosen])
         loaded.geometry = opened.geometry(chosen)
         if self.needs_depth and loaded.scene.depth is not None:
             height, width = loaded.frames.shape[-2:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from datamodules.scenes import Scene
@@ -45,6 +45,11 @@ class QuestionFilter:
             if not file.is_file():
                 raise InputError(f"{file} is absent: scene_names is a list, or a text file with a scene a line")
             object.__setattr__(self, "scene_names", file.read_text(encoding="utf-8").split())
+
+    def described(self) -> str:
+        """The conditions in words, for an error; empty where there are none."""
+        given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
+        return "".join(f", with {name}={value}" for name, value in given.items())
 
     def is_chosen(self, scene: str) -> bool:
         """Whether a scene of this name may be asked about."""

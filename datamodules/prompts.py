@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datamodules.scenes import Question
+from datamodules.verbatim import VerbatimQuestion
 
 CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 SHORT_INSTRUCTION = "Please answer the question using a single word or phrase."
@@ -13,8 +14,11 @@ def user_text(question: Question, *, prefix: str = "") -> str:
     """The user's text after the video, worded as Spatial-MLLM does.
 
     A question with options asks for a letter, any other (also one of the user's own) for a word or phrase.
+    Text of a conversation holds its instruction already.
     With `prefix=FRAMES_PREFIX` it is thinking-in-space's wording.
     """
+    if isinstance(question, VerbatimQuestion):
+        return question.question
     lines = [prefix] if prefix else []
     lines.append(question.question)
     if question.options:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from datamodules.collate import Collate
 from datamodules.dataset import SceneDataset
+from datamodules.filters import QuestionFilter
 from datamodules.order import ResumableLoader, TrainingOrder
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FrameSampler, Pairing, UniformSampler
@@ -19,7 +21,6 @@ from datamodules.scenes import Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from zoo.errors import InputError
-from zoo.metrics import QUESTION_TYPES
 
 
 @contextmanager
@@ -46,9 +47,11 @@ class VideoQADataModule(LightningDataModule):
         questions_per_batch: questions answered at once; the scene they ask about is encoded once.
         datasets: keep only these datasets of the source (the first part of a scene's name).
         question_types: keep only questions of these types.
+        scene_names: keep only these scenes; a list, or a text file with one a line.
+        subset: keep so many questions of those that the other filters leave, drawn by `seed`.
         num_workers: processes that read ahead; 0 reads in the main process.
         keep_in_memory: keep the training videos decoded (small data; needs num_workers 0).
-        seed: of the order of training.
+        seed: of the order of training, and of the subset.
         video: for `predict`: a video file or a folder of frames, in place of the source.
         question: for `predict`: what to ask of it.
     """
@@ -66,6 +69,8 @@ class VideoQADataModule(LightningDataModule):
         questions_per_batch: int = 8,
         datasets: list[str] | None = None,
         question_types: list[str] | None = None,
+        scene_names: list[str] | str | None = None,
+        subset: int | None = None,
         num_workers: int = 1,
         keep_in_memory: bool = False,
         seed: int = 0,
@@ -90,10 +95,7 @@ class VideoQADataModule(LightningDataModule):
         self.pixels = pixels or PixelBounds()
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch = questions_per_batch
-        self.datasets, self.question_types = datasets, question_types
-        unknown = set(question_types or ()) - set(QUESTION_TYPES)
-        if unknown:
-            raise InputError(f"no question type {', '.join(sorted(unknown))}; there are {', '.join(QUESTION_TYPES)}")
+        self.filter = QuestionFilter(datasets, question_types, scene_names, subset, seed)
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, seed
 
     def prepare_data(self) -> None:
@@ -110,25 +112,16 @@ class VideoQADataModule(LightningDataModule):
         Raises:
             InputError: none is left.
         """
-        kept = []
         with one_line():
-            scenes = self.source.scenes(split)
-        self.filtered = 0
-        for scene in scenes:
-            questions = tuple(
-                q for q in scene.questions if not self.question_types or q.question_type in self.question_types
-            )
-            if not self._is_chosen(scene.name):
-                continue
-            self.filtered += len(scene.questions) - len(questions)
-            if questions:
-                kept.append(replace(scene, questions=questions))
-        self.missing = {name: count for name, count in self.source.missing.items() if self._is_chosen(name)}
+            kept, self.filtered = self.filter(self.source.scenes(split))
+        self.missing = {name: n for name, n in self.source.missing.items() if self.filter.is_chosen(name)}
+        if self.missing and split == "train":
+            first = next(iter(self.missing))
+            rank_zero_info(f"fit: the videos of {len(self.missing)} training scenes are missing, {first} first")
         if not kept:
-            asked = f" with datasets={self.datasets} question_types={self.question_types}"
             raise InputError(
                 f"{type(self.source).__name__}: the {split} split has no scene that can be read"
-                + (asked if self.datasets or self.question_types else "")
+                + self.filter.described()
                 + (
                     f"; {len(self.missing)} videos are missing, {next(iter(self.missing))} first"
                     if self.missing
@@ -142,9 +135,6 @@ class VideoQADataModule(LightningDataModule):
             )
         return kept
 
-    def _is_chosen(self, scene: str) -> bool:
-        return not self.datasets or scene.split("/")[0] in self.datasets
-
     def _needs(self, what: str) -> bool:
         """Whether the model, if there is one yet, needs cameras, frames or depth."""
         return self.trainer is not None and bool(getattr(self.trainer.lightning_module, f"needs_{what}"))
@@ -156,8 +146,7 @@ class VideoQADataModule(LightningDataModule):
             "num_frames": self.num_frames,
             "sampler": type(self.sampler).__name__,
             "pairing": type(self.pairing).__name__,
-            "datasets": self.datasets,
-            "question_types": self.question_types,
+            **asdict(self.filter),
         }
 
     def _dataset(self, scenes: list[Scene], sampler: FrameSampler, keep: bool = False) -> SceneDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,7 @@ class PretrainedQwen25VL(Backbone):
                 f"{self.path} is no folder: run `hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir {self.path}` "
                 "where there is a network, or name the folder with the weights with --model.backbone.path"
             )
+        self._refuse_spatial_mllm()
         try:
             model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 self.path,
@@ -90,6 +92,12 @@ class PretrainedQwen25VL(Backbone):
         except OSError as error:
             raise self._not_found() from error
         return model.train(), processor  # from_pretrained returns eval mode, and Lightning would keep it
+
+    def _refuse_spatial_mllm(self) -> None:
+        """InputError for a folder of which transformers would load the half that it knows, with a warning."""
+        config = Path(self.path).expanduser() / "config.json"
+        if config.is_file() and "spatial" in str(json.loads(config.read_text()).get("model_type")):
+            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
 
     def _not_found(self) -> InputError:
         where = "is not a folder with a model" if Path(self.path).exists() else "can't be loaded"

@@ -114,7 +114,9 @@ class SequenceLayout:
         places = (visual & self.attention_mask.bool()).nonzero().T
         if self.appended is Appended.NOTHING:
             return places[:, :0], places[:, :0]
-        extra, source, at = [], [], 0
+        extra: list[int] = []
+        source: list[int] = []
+        at = 0
         for run in runs_of(ids, config):
             grid = self.video_grid_thw if run.kind == "video" else self.image_grid_thw
             assert grid is not None

@@ -123,12 +123,19 @@ def given_cameras(
     return found
 
 
-def by_row(scenes: Sequence[Sequence[Run]], geometries: Sequence[SceneGeometry], rows: int) -> list[SceneGeometry]:
-    """The cameras of each sequence, those of its scenes one after the other; none for a sequence of text."""
+def by_row(
+    scenes: Sequence[Sequence[Run]], geometries: Sequence[SceneGeometry | None], rows: int
+) -> list[SceneGeometry]:
+    """The cameras of each sequence, those of its scenes one after the other; none for a sequence of text.
+
+    Raises:
+        ValueError: a scene without cameras.
+    """
+    each = [(geometry or SceneGeometry()).cameras() for geometry in geometries]
     found = []
     for row in range(rows):
-        own = [geometry for scene, geometry in zip(scenes, geometries, strict=True) if scene[0].row == row]
-        own = own or [geometries[0][:0]]
-        poses, K, present = (torch.cat(each) for each in zip(*(geometry.cameras() for geometry in own), strict=True))
+        own = [cameras for scene, cameras in zip(scenes, each, strict=True) if scene[0].row == row]
+        nothing = (each[0][0][:0], each[0][1][:0], each[0][2][:0])
+        poses, K, present = (torch.cat(parts) for parts in zip(*(own or [nothing]), strict=True))
         found.append(SceneGeometry(world_to_camera=poses, K_normalised=K, has_camera=present))
     return found

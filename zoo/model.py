@@ -257,8 +257,9 @@ class SpatialModel(Trainable):
         pixels = {"video": media.get("pixel_values_videos"), "image": media.get("pixel_values")}
         tokens: dict[str, list[Tensor]] = {"video": [], "image": []}
         for kind, values in pixels.items():
-            if values is not None:
-                tokens[kind] = self.encode_pixels(values, grids[kind])
+            grid = grids[kind]
+            if values is not None and grid is not None:
+                tokens[kind] = self.encode_pixels(values, grid)
 
         scenes = scenes_of(runs_of(input_ids, self.qwen.config))
         scene_grids = [scene_grid(scene, grids) for scene in scenes]
@@ -274,7 +275,7 @@ class SpatialModel(Trainable):
         )
         for scene, grid, geometry in zip(scenes, scene_grids, found, strict=True):
             fused = self.fuse(torch.cat([tokens[run.kind][run.number] for run in scene]), grid, geometry)
-            steps = [int(grids[run.kind][run.number, 0]) for run in scene]
+            steps = [int(scene_grid([run], grids)[0]) for run in scene]
             for run, part in zip(scene, fused.split(steps), strict=True):
                 tokens[run.kind][run.number] = part.flatten(0, 1)
         has_camera = None

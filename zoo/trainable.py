@@ -26,10 +26,21 @@ class Trainable(LightningModule):
     scheduler: Callable[[Optimizer, int], LRScheduler]
 
     answers_questions: bool = True  # its validation and test steps return prediction records
-    # what the DataModule must bring for it, beside the pixels
-    needs_cameras: bool = False
-    needs_frames: bool = False
-    needs_depth: bool = False
+
+    @property
+    def needs_cameras(self) -> bool:
+        """Whether the DataModule must bring cameras with every scene."""
+        return False
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether it must bring the frames themselves beside the pixels."""
+        return False
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether it must bring depth."""
+        return False
 
     def trained_names(self) -> set[str]:
         """The parameters that train, by every name they have (lm_head may be tied)."""
@@ -45,6 +56,8 @@ class Trainable(LightningModule):
         super().train(mode)
         frozen = self.learning_rates.frozen()
         for prefix, module in self.named_modules():
+            if not prefix:
+                continue  # this module itself: its eval would come back here
             parts = {part_of(f"{prefix}.{name}") for name, _ in module.named_parameters()}
             if parts and parts <= frozen:
                 module.eval()

@@ -121,14 +121,12 @@ class MergeAware(Pairing):
         return sorted(pairs)  # as there: the neighbours of two views may have passed each other
 
 
-def seconds_per_grid(frames: Sequence[int], frames_per_second: float | None) -> float:
-    """The mean time in seconds from one token's first frame to the next one's; a folder counts as one frame a second.
+def seconds_per_grid(times_s: Sequence[float]) -> float:
+    """The mean time in seconds from one token's first frame to the next one's, from when each frame is shown.
 
     A single token lasts as long as two frames are apart, twice over: what a clip at even steps would have.
     """
-    first = frames[::FRAMES_PER_GRID_STEP]
+    first = times_s[::FRAMES_PER_GRID_STEP]
     if len(first) > 1:
-        steps, span = len(first) - 1, first[-1] - first[0]
-    else:
-        steps, span = 1, FRAMES_PER_GRID_STEP * (frames[-1] - frames[0])
-    return span / (frames_per_second or 1.0) / steps
+        return (first[-1] - first[0]) / (len(first) - 1)
+    return FRAMES_PER_GRID_STEP * (times_s[-1] - times_s[0])

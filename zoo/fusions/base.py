@@ -73,8 +73,8 @@ class Connector(nn.Module):
         self.ln_q = Qwen2_5_VLRMSNorm(inputs, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
         if zero:
-            nn.init.zeros_(self.mlp[2].weight)
-            nn.init.zeros_(self.mlp[2].bias)
+            for parameter in self.mlp[2].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "*rest inputs"]) -> Float[Tensor, "*rest outputs"]:
         return self.mlp(self.ln_q(x))

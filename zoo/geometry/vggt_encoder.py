@@ -64,9 +64,8 @@ class VGGTEncoder(GeometryEncoder):
         """See `GeometryEncoder`; `given` isn't looked at. The first frame of a scene is its world."""
         if cameras and self.vggt.camera_head is None:
             raise InputError(
-                "this VGGT has no camera head (a released Spatial-MLLM holds the aggregator alone): name weights that "
-                "have one, --model.geometry.camera_head facebook/VGGT-1B, or take the data's cameras, "
-                "--model.cameras given"
+                "this VGGT was built without its camera head: give --model.geometry.camera_head facebook/VGGT-1B (of a "
+                "released Spatial-MLLM: --model.backbone.heads [camera]), or take the data's, --model.cameras given"
             )
         found: dict[int, SceneGeometry] = {}
         trained = any(parameter.requires_grad for parameter in self.parameters())

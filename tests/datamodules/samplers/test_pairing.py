@@ -112,9 +112,8 @@ def test_too_few_frames_is_an_error_whatever_the_pairing() -> None:
 
 
 def test_time_is_that_from_token_to_token() -> None:
-    assert seconds_per_grid([0, 10, 20, 30], 10.0) == 2.0
-    assert seconds_per_grid([0, 1, 20, 21, 40, 41], 10.0) == 2.0  # neighbours: the views are 2 s apart
-    assert seconds_per_grid([0, 0, 20, 20, 40, 40], 10.0) == 2.0
-    assert seconds_per_grid([0, 10], 10.0) == 2.0  # one token: as in a clip at even steps
-    assert seconds_per_grid([0, 3, 8, 9], None) == 8.0  # a folder
-    assert seconds_per_grid([5, 5], 30.0) == 0.0
+    assert seconds_per_grid([0.0, 1.0, 2.0, 3.0]) == 2.0
+    assert seconds_per_grid([0.0, 0.1, 2.0, 2.1, 4.0, 4.1]) == 2.0  # neighbours: the views are 2 s apart
+    assert seconds_per_grid([0.0, 0.0, 2.0, 2.0, 4.0, 4.0]) == 2.0
+    assert seconds_per_grid([0.0, 1.0]) == 2.0  # one token: as in a clip at even steps
+    assert seconds_per_grid([5.0, 5.0]) == 0.0
