@@ -1,0 +1,119 @@
+"""The paired bootstrap against a slow and obvious one, what it must cover, and where it must be exactly zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from commands.reports.bootstrap import draw, intervals, observed
+from commands.reports.columns import COLUMNS, MEASURES
+from zoo.metrics import MULTIPLE_CHOICE_TYPES, NUMERIC_TYPES, QUESTION_TYPES
+
+
+def slow_measures(differences: list[float], kinds: list[str]) -> dict[str, float]:
+    """The measures of some questions, one pair, as one would do it by hand."""
+    values: dict[str, float] = {}
+    types = {kind: [d for d, k in zip(differences, kinds, strict=True) if k == kind] for kind in QUESTION_TYPES}
+    for column, among in COLUMNS.items():
+        means = [sum(types[kind]) / len(types[kind]) for kind in among if types[kind]]
+        if means:
+            values[column] = sum(means) / len(means)
+    for group, among in (("acc", MULTIPLE_CHOICE_TYPES), ("mra", NUMERIC_TYPES), ("all", QUESTION_TYPES)):
+        every = [d for kind in among for d in types[kind]]
+        columns = [values[column] for column, kinds_of in COLUMNS.items() if column in values and kinds_of[0] in among]
+        if every:
+            values[f"{group} micro"] = sum(every) / len(every)
+            values[f"{group} macro"] = sum(columns) / len(columns)
+    return values
+
+
+def slow_intervals(differences, kinds, clusters, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Draws clusters one after the other, and writes all of their questions down as often as they come."""
+    names = list(dict.fromkeys(clusters))
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {}
+    for _ in range(resamples):
+        rows: list[int] = []
+        for name in [names[rng.integers(len(names))] for _ in names]:
+            rows += [row for row, cluster in enumerate(clusters) if cluster == name]
+        for measure, value in slow_measures([differences[r] for r in rows], [kinds[r] for r in rows]).items():
+            found.setdefault(measure, []).append(value)
+    return {measure: tuple(np.percentile(values, [2.5, 97.5])) for measure, values in found.items()}
+
+
+def questions(seed: int, count: int, scenes: int, types=QUESTION_TYPES):
+    """Scores of two runs that share the difficulty of a scene."""
+    rng = np.random.default_rng(seed)
+    scene = rng.integers(scenes, size=count)
+    easy = rng.uniform(0.2, 0.8, scenes)[scene]
+    a, b = (rng.uniform(size=count) < easy + lift for lift in (0.0, 0.1))
+    kinds = [types[i] for i in rng.integers(len(types), size=count)]
+    return b.astype(float) - a.astype(float), kinds, [f"scene {i}" for i in scene]
+
+
+@pytest.mark.parametrize("by_scene", [True, False])
+@pytest.mark.parametrize("types", [QUESTION_TYPES, ("room_size_estimation", "object_rel_direction_easy")])
+def test_it_equals_a_slow_bootstrap_with_the_same_draws(by_scene: bool, types) -> None:
+    differences, kinds, scenes = questions(0, 60, 9, types)
+    clusters = scenes if by_scene else list(range(60))
+    fast = intervals(differences[:, None], kinds, clusters, resamples=300, seed=5)[:, :, 0]
+    slow = slow_intervals(differences, kinds, clusters, 300, 5)
+    now = observed(differences[:, None], kinds)[:, 0]
+    for place, measure in enumerate(MEASURES):
+        if measure in slow:
+            np.testing.assert_allclose(fast[:, place], slow[measure], atol=1e-12)
+            np.testing.assert_allclose(now[place], slow_measures(list(differences), kinds)[measure], atol=1e-12)
+        else:
+            assert np.isnan(fast[:, place]).all() and np.isnan(now[place])
+    others = slow_intervals(differences, kinds, clusters, 300, 6)  # the control: other draws, another interval
+    assert any(abs(fast[0, MEASURES.index(measure)] - others[measure][0]) > 1e-6 for measure in others)
+
+
+def test_equal_runs_differ_by_exactly_zero_and_others_do_not() -> None:
+    difference, kinds, scenes = questions(1, 200, 20)
+    pairs = np.stack([np.zeros(200), difference, -difference, difference], 1)
+    for clusters in (scenes, range(200)):
+        low, high = intervals(pairs, kinds, clusters, resamples=500)
+        assert (low[:, 0] == 0).all() and (high[:, 0] == 0).all()
+        assert (low[:, 1] < high[:, 1]).all()
+        np.testing.assert_allclose(low[:, 2], -high[:, 1], atol=1e-12)  # the other way round
+        np.testing.assert_allclose(low[:, 3], low[:, 1], atol=1e-12)
+    assert (observed(pairs, kinds)[:, 0] == 0).all()
+
+
+def test_seeds_and_chunks_decide_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    difference, kinds, scenes = questions(2, 100, 10)
+    first = intervals(difference[:, None], kinds, scenes, resamples=400)
+    np.testing.assert_array_equal(first, intervals(difference[:, None], kinds, scenes, resamples=400))
+    assert (first != intervals(difference[:, None], kinds, scenes, resamples=400, seed=1)).any()
+    monkeypatch.setattr("commands.reports.bootstrap.AT_ONCE", 70)  # seven resamples at a time
+    np.testing.assert_allclose(first, intervals(difference[:, None], kinds, scenes, resamples=400), atol=1e-12)
+
+
+def test_draws_are_as_many_as_there_are_and_all_alike() -> None:
+    times = draw(np.random.default_rng(0), 20_000, 7)
+    assert (times.sum(1) == 7).all()
+    np.testing.assert_allclose(times.mean(0), 1.0, atol=0.03)
+    np.testing.assert_allclose(times.var(0), 6 / 7, atol=0.03)  # of a binomial with n = 7, p = 1/7
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_by_scene_covers_the_truth_where_questions_of_a_scene_go_together(shared: bool) -> None:
+    """Known truth, a mean of 0.1; 40 scenes with 10 questions each. By question the interval is far too short, but
+    where scenes don't matter both cover."""
+    rng, covered = np.random.default_rng(3), {"scene": 0, "question": 0}
+    kinds, scenes = ["object_counting"] * 400, [i // 10 for i in range(400)]
+    truth = 0.1
+    rounds = 150
+    by_scene, noise = rng.normal(truth, 0.2, (40, rounds)), rng.normal(0, 0.2, (400, rounds))
+    differences = np.repeat(by_scene, 10, axis=0) + noise if shared else truth + 2 * noise
+    for name, clusters in (("scene", scenes), ("question", range(400))):
+        low, high = intervals(differences, kinds, clusters, resamples=400)[:, MEASURES.index("all micro")]
+        covered[name] = int(((low <= truth) & (truth <= high)).sum())
+    assert covered["scene"] >= 0.88 * rounds
+    assert (covered["question"] < 0.75 * rounds) if shared else (covered["question"] >= 0.88 * rounds)
+
+
+def test_lists_of_other_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 differences, 2 types, 3 clusters"):
+        intervals(np.zeros((3, 1)), ["object_counting"] * 2, [1, 2, 3])
