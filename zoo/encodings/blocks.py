@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.encodings.base import EncodedCameras
+from zoo.precision import full_precision
 
 TOKENS_AT_ONCE = 256
 
@@ -98,7 +99,7 @@ class _Times(torch.autograd.Function):
         # on a CPU new memory costs more than the product: a few tokens at a time share theirs
         step = len(tokens) if x.is_cuda else TOKENS_AT_ONCE
         # autocast would take the product to half precision, and the poses with it
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             for some, of_some in zip(tokens.split(step), matrices.split(step), strict=True):
                 turned = _groups(source, some).to(matrices.dtype) @ of_some
                 target[some] = turned.to(x.dtype).view(len(some), *target.shape[1:])

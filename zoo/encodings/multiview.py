@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from zoo.cameras import normalise_intrinsics
 from zoo.encodings.prope import projection_matrices
+from zoo.precision import full_precision
 
 ROPE_BASE = 100.0
 
@@ -57,7 +58,7 @@ def prope_attention(
             f"{num_cameras * num_patches} tokens, got {q.shape[2]}"
         )
     K = None if K_px is None else normalise_intrinsics(K_px, image_width, image_height)
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q.device):
         P, P_inverse = projection_matrices(world_to_camera, K)
     dtype = torch.promote_types(torch.promote_types(q.dtype, torch.float32), P.dtype)
     P, inverse_T = P.to(dtype), P_inverse.mT.to(dtype)
@@ -98,7 +99,7 @@ class _Turn(torch.autograd.Function):
         target = out.unflatten(2, (num_cameras, num_patches))
         # on a CPU new memory costs more than the product: one camera after the other uses the same
         step = num_cameras if x.is_cuda else 1
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             for first in range(0, num_cameras, step):
                 groups = source[:, :, first : first + step, :, :half].reshape(*source.shape[:2], step, -1, 4)
                 turned = groups @ matrices[:, None, first : first + step]

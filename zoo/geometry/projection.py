@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.cameras import invert_se3
-from zoo.geometry.precision import full_precision, wide
+from zoo.precision import full_precision, wide
 
 
 def unproject_depth(

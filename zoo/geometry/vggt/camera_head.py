@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.geometry.precision import wide
 from zoo.geometry.vggt.blocks import MLP, Block
+from zoo.precision import wide
 
 ENCODING = 9  # see pose_encoding.py
 

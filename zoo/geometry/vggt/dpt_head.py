@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.geometry.precision import wide
+from zoo.precision import wide
 
 FRAMES_AT_A_TIME = 8  # bounds the memory: the last maps have the size of the images
 POSITION_SCALE = 0.1

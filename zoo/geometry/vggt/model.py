@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.geometry.precision import full_precision
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
 from zoo.geometry.vggt.official import SafetensorsFile, find_weights, load_official, official_state_dict
+from zoo.precision import full_precision
 
 HEADS = ("camera", "depth", "point")
 NOT_BUILT = "track_head."  # the point tracker: not part of this project, skipped on purpose

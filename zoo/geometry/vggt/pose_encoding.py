@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.geometry.precision import wide
+from zoo.precision import wide
 
 
 def pose_encoding_to_cameras(
