@@ -26,6 +26,7 @@ from zoo.errors import input_error
 from zoo.trainable import Trainable
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.13
+warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # frozen parts are, on purpose
 
 
 class ZooCLI(LightningCLI):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,36 @@ def test_fit_test_predict(model: str, run: Run, tmp_path: Path, rooms_root: Path
     question = "What is the size of this room?"
     printed = run("predict", "--config", model, "--data.video", str(video), "--data.question", question)
     assert question in printed
+
+
+def test_a_video_without_cameras_gets_those_of_vggt_and_only_in_predict(
+    run: Run, tmp_path: Path, rooms_root: Path
+) -> None:
+    run("fit", "--config", "prope.yaml", "--model.fusion", "AddFusion")
+    bare = tmp_path / "bare.mp4"
+    bare.write_bytes(next(rooms_root.glob("*/rooms/test_*.mp4")).read_bytes())
+    asked = ["--data.video", str(bare), "--data.question", "What is the size of this room?"]
+    assert "What is the size" in run("predict", *asked)
+    without = ["--data.source", "SceneFolder", "--data.source.root", str(copied_without_cameras(rooms_root, tmp_path))]
+    with pytest.raises(SystemExit, match="no scene of the test split has cameras"):
+        run("test", *without)
+
+    run("fit", "--config", "prope.yaml")  # and without a VGGT there is nothing to act on
+    with pytest.raises(SystemExit, match="cameras"):
+        run("predict", *asked)
+
+
+def test_vggts_own_cameras_need_none_of_the_data(run: Run, tmp_path: Path, rooms_root: Path) -> None:
+    without = ["--data.source", "SceneFolder", "--data.source.root", str(copied_without_cameras(rooms_root, tmp_path))]
+    run("fit", "--config", "prope.yaml", "--model.cameras", "vggt", *without)
+    assert "room_size_estimation" in run("test")
+    with pytest.raises(SystemExit, match="--model.cameras vggt has no effect"):
+        run("fit", "--config", "qwen25_vl.yaml", "--model.cameras", "vggt")
+
+
+def copied_without_cameras(rooms_root: Path, to: Path) -> Path:
+    (source,) = {path.parent.parent for path in rooms_root.glob("*/rooms/test_*.mp4")}
+    return Path(shutil.copytree(source, to / "copied", ignore=shutil.ignore_patterns("*.cameras.json")))
 
 
 def test_a_checkpoint_does_not_override_the_command_line(run: Run, tmp_path: Path, monkeypatch) -> None:
