@@ -1,0 +1,82 @@
+"""python main.py report: runs side by side, as tables or as a page.
+
+    python main.py report runs/*
+    python main.py report runs/* --output report.html
+
+prints scores by question type as the papers' tables have them, means, settings, and the differences from the first run
+with their bootstrap intervals. The page is one file that needs no network: it also has charts, every pair of runs, and
+the single questions. Folders that are no run are named and skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from commands.reports import formats
+from commands.reports.compare import Comparisons, compare
+from commands.reports.page import page
+from commands.reports.paths import camera_paths
+from commands.reports.runs import Run, load_runs
+from commands.reports.tables import Table, first_answered, tables
+from commands.score import write
+from zoo.errors import InputError
+
+Format = Literal["text", "markdown", "latex", "html"]
+SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".html": "html"}
+WRITERS: dict[Format, Callable[[Table], str]] = {
+    "text": formats.text,
+    "markdown": formats.markdown,
+    "latex": formats.latex,
+}
+COMMENTS = {"text": "{}\n", "markdown": "- {}\n", "latex": "% {}\n"}
+
+
+def report(arguments: list[str]) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: what follows `report` on the command line.
+
+    Raises:
+        InputError: none of the folders is a run, or the report can't be written.
+    """
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
+    help = "text, markdown, latex or html; null takes it from the output's suffix, or text"
+    parser.add_argument("--format", type=Format | None, default=None, help=help)
+    parser.add_argument("--output", type=str | None, default=None, help="a file; null prints it (html: report.html)")
+    settings = parser.parse_args(arguments)
+    output = None if settings.output is None else Path(settings.output).expanduser()
+    format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")
+    runs, skipped = load_runs([Path(folder).expanduser() for folder in settings.runs])
+    if not runs:
+        raise InputError(f"nothing to report: {'; '.join(skipped)}")
+    notes = [*(f"skipped: {reason}" for reason in skipped), *(remark for run in runs for remark in run.remarks)]
+    comparisons = compare(runs)
+    if format == "html":
+        paths, absent = camera_paths(runs)
+        notes += absent
+        text = page(runs, comparisons, notes, paths)
+        output = output or Path("report.html")
+    else:
+        text = in_lines(runs, comparisons, notes, format)
+    if output is None:
+        print(text, end="")
+    else:
+        write(output, text)
+        print("".join(f"{note}\n" for note in notes) + f"report: {len(runs)} runs in {output}")
+
+
+def in_lines(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], format: Format) -> str:
+    """The tables, and what is to be said below them."""
+    parts = [WRITERS[format](table) for table in tables(runs, comparisons)]
+    if format == "latex":
+        parts.insert(0, "% needs \\usepackage{booktabs}\n")
+    base = first_answered(runs)
+    refused = [why for (first, second), why in comparisons.refused.items() if first == base and runs[second].answers]
+    said = [*notes, *(f"not compared: {why}" for why in refused)]
+    return "\n".join([*parts, "".join(COMMENTS[format].format(line) for line in said)] if said else parts)

@@ -1,0 +1,73 @@
+// The difference of two runs in each measure, with its intervals.
+
+{
+  const section = document.getElementById("compare");
+  const result = element("div", { class: "wide", id: "differences" });
+  const options = data.runs.map((name, run) => [run, name]);
+  const [first, second] = [0, 1].map(() => choice(options, () => show()));
+
+  function show() {
+    const [a, b] = [Number(first.value), Number(second.value)];
+    if (a === b) return result.replaceChildren("Choose two runs.");
+    const found = data.comparisons.pairs[`${Math.min(a, b)} ${Math.max(a, b)}`];
+    if (typeof found === "string") return result.replaceChildren(`Not compared: ${found}`);
+    const turn = a < b ? (d) => d : (d) => (Array.isArray(d) ? [-d[1], -d[0]] : -d);
+    const rows = found.map(([measure, difference, byQuestion, byScene]) => ({
+      measure: data.comparisons.measures[measure],
+      difference: turn(difference),
+      byQuestion: turn(byQuestion),
+      byScene: byScene && turn(byScene),
+    }));
+    const reach = Math.max(0.01, ...rows.flatMap((row) => [...row.byQuestion, ...(row.byScene ?? [])]).map(Math.abs));
+    const headings = ["Measure", "Difference", "95 % by question", "95 % by scene", ""];
+    result.replaceChildren(
+      element(
+        "table",
+        {},
+        element("thead", {}, element("tr", {}, ...headings.map((text) => element("th", {}, text)))),
+        element("tbody", {}, ...rows.map((row) => tableRow(row, reach))),
+      ),
+    );
+  }
+
+  function tableRow(row, reach) {
+    const interval = (ends) => (ends ? `[${ends.map(signed).join(", ")}]` : "one scene");
+    const cells = [signed(row.difference), interval(row.byQuestion), interval(row.byScene)];
+    return element(
+      "tr",
+      {},
+      element("td", {}, row.measure),
+      ...cells.map((text) => element("td", { class: "number" }, text)),
+      element("td", {}, picture(row, reach)),
+    );
+  }
+
+  function picture(row, reach) {
+    const x = (difference) => 130 + (120 * difference) / reach;
+    const bar = (kind, ends) => svg("line", { class: kind, x1: x(ends[0]), x2: x(ends[1]), y1: 10, y2: 10 });
+    return svg(
+      "svg",
+      { class: "intervals", width: 260, height: 20 },
+      svg("line", { x1: x(0), x2: x(0), y1: 0, y2: 20 }),
+      bar("question", row.byQuestion),
+      ...(row.byScene ? [bar("scene", row.byScene)] : []),
+      svg("circle", { cx: x(row.difference), cy: 10, r: 3.5 }),
+    );
+  }
+
+  const compared = Object.entries(data.comparisons.pairs).find(([, found]) => Array.isArray(found));
+  [first.value, second.value] = compared ? compared[0].split(" ") : [0, Math.min(1, data.runs.length - 1)];
+  const { resamples, seed } = data.bootstrap;
+  section.append(
+    element(
+      "p",
+      { class: "hint" },
+      `How much better the second run is than the first, in points. Paired percentile bootstrap, ` +
+        `${resamples.toLocaleString("en")} resamples, seed ${seed}: of questions (thick), which tells what other questions ` +
+        `about these scenes might have shown, and of scenes with all their questions (thin), which tells it of other scenes.`,
+    ),
+    element("div", { class: "controls" }, labelled("First run", first), labelled("Second run", second)),
+    result,
+  );
+  show();
+}

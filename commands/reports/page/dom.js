@@ -1,0 +1,26 @@
+"use strict";
+// What the other parts share: the data, elements, and how a number is shown.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value);
+  }
+  node.append(...children); // strings become text, never markup
+  return node;
+}
+
+const element = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+const svg = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+const percent = (score) => (100 * score).toFixed(1);
+const signed = (score) => (score > 0 ? "+" : "") + percent(score).replace(/^-0\.0$/, "0.0");
+const runColour = (run) => `hsl(${(210 + 137.5 * run) % 360} 55% 50%)`; // neighbours far apart
+const scoreColour = (score) => `hsl(${110 * score} 60% 45%)`;
+
+const labelled = (text, control) => element("label", {}, text, control);
+const choice = (options, onchange) =>
+  element("select", { onchange }, ...options.map(([value, text]) => element("option", { value }, text)));
