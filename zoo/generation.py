@@ -35,6 +35,12 @@ class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
         return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
 
 
+def stop_tokens(qwen: Qwen2_5_VLForConditionalGeneration) -> list[int]:
+    """The tokens that end an answer; none if the config names none."""
+    eos = qwen.config.text_config.eos_token_id
+    return [eos] if isinstance(eos, int) else list(eos or ())
+
+
 @torch.no_grad()
 def greedy(qwen: CameraQwen25VL, inputs: dict[str, Any], max_new_tokens: int) -> list[list[int]]:
     """New tokens of each left-padded sequence, up to its EOS (included where it came).
@@ -42,9 +48,8 @@ def greedy(qwen: CameraQwen25VL, inputs: dict[str, Any], max_new_tokens: int) ->
     No penalties: Qwen's released generation config has a repetition penalty and samples, which the published
     evaluation does not intend.
     """
-    text = qwen.config.text_config
-    stops = [text.eos_token_id] if isinstance(text.eos_token_id, int) else list(text.eos_token_id or ())
-    padding = text.pad_token_id if text.pad_token_id is not None else next(iter(stops), 0)
+    stops, padding = stop_tokens(qwen), qwen.config.text_config.pad_token_id
+    padding = padding if padding is not None else next(iter(stops), 0)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=padding
     )

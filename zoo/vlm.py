@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import InputError
-from zoo.generation import greedy
 from zoo.geometry.steps import step_cameras, step_points
 from zoo.model import SpatialModel
+from zoo.prefix_cache import Prepare, Reply, answer_questions
+from zoo.shared_prefix import IGNORED, pack, takes_any_mask, visual_tokens
 
 
 def refuse_failed(batch: dict[str, Any]) -> None:
@@ -39,8 +39,8 @@ class SpatialVLM(SpatialModel):
 
     # ---- a batch of scenes --------------------------------------------------------------------------------
 
-    def _sequences(self, batch: dict[str, Any], chunk: int | None = None) -> Iterator[dict[str, Any]]:
-        """Each scene's vision once, then its sequences, `chunk` at a time (all at once if None)."""
+    def _see(self, batch: dict[str, Any]) -> Prepare:
+        """Each scene's vision, once; then what the stock model is called with for any sequences about them."""
         grids, given = batch["video_grid_thw"], batch["geometry"]
         finds = self.may_find_cameras and (self.cameras == "vggt" or None in given)
         found = self.encode_geometry(batch.get("frames", ()), given, finds)
@@ -52,13 +52,11 @@ class SpatialVLM(SpatialModel):
             cameras, has_camera = step_cameras(found if finds else given, self.pair_camera)
         if self.reads_points:
             points = [step_points(scene, self.pair_camera).flatten(0, 2) for scene in given]
-        count = len(batch["input_ids"])
-        for start in range(0, count, chunk or count):
-            rows = slice(start, start + (chunk or count))
-            scene = batch["scene_index"][rows]
-            yield self.prepare(
-                batch["input_ids"][rows],
-                batch["attention_mask"][rows],
+
+        def prepare(ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"], scene: Int[Tensor, " B"]) -> dict[str, Any]:
+            return self.prepare(
+                ids,
+                mask,
                 videos=[videos[i] for i in scene.tolist()],
                 video_grid_thw=grids[scene],
                 seconds_per_grid=batch["seconds_per_grid"][scene] if self.time.real_time else None,
@@ -68,24 +66,42 @@ class SpatialVLM(SpatialModel):
                 points=torch.cat([points[i] for i in scene.tolist()]) if points else None,
             )
 
+        return prepare
+
     def loss(self, batch: dict[str, Any]) -> Float[Tensor, ""]:
-        """Mean cross-entropy (nats) of the supervised tokens; only their logits are computed."""
+        """Mean cross-entropy (nats) of the supervised tokens; only their logits are computed.
+
+        The questions of a scene share one sequence, where the attention's implementation takes the mask for it.
+        """
         refuse_failed(batch)
-        (inputs,) = self._sequences(batch)
+        prepare = self._see(batch)
+        packed = pack(batch, visual_tokens(self.qwen)) if takes_any_mask(self.qwen) else None
+        if packed is None:
+            inputs = prepare(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
+            labels = batch["labels"]
+        else:
+            inputs = prepare(packed.input_ids, packed.attention_mask, packed.scene)
+            inputs, labels = packed.separated(self.qwen, inputs), packed.labels
         hidden = self.qwen.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        targets = batch["labels"][:, 1:]
-        supervised = targets != -100
+        targets = labels[:, 1:]
+        supervised = targets != IGNORED
         logits = self.qwen.lm_head(hidden[supervised])
         return F.cross_entropy(logits.float(), targets[supervised])
 
     def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """A prediction record a question, failed scenes' included (see `datamodules.collate`)."""
-        texts: list[str] = []
+        """A prediction record a question, failed scenes' included (see `datamodules.collate`).
+
+        What the questions of a scene share is read once. A question that can't be answered says so in its `error`.
+        """
+        replies: list[Reply] = []
         if len(batch["input_ids"]):
-            for inputs in self._sequences(batch, batch["questions_per_batch"]):
-                ids = greedy(self.qwen, inputs, self.max_new_tokens)
-                texts += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        answered = [{**record, "prediction": text} for record, text in zip(batch["records"], texts, strict=True)]
+            with torch.no_grad():
+                replies = answer_questions(self.qwen, self._see(batch), batch, self.max_new_tokens)
+        texts = self.processor.tokenizer.batch_decode([reply.ids for reply in replies], skip_special_tokens=True)
+        answered = [
+            {**record, "prediction": text, "error": reply.error}
+            for record, reply, text in zip(batch["records"], replies, texts, strict=True)
+        ]
         return answered + batch["failed"]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
