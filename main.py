@@ -19,6 +19,7 @@ import zoo  # noqa: F401
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from commands.arguments import PARSER_DEFAULTS, TRAINER_DEFAULTS, complete
 from commands.export import ExportingTrainer
+from commands.parser import OneLineParser
 from commands.runs import settle
 from commands.sample import sample
 from datamodules import VideoQADataModule
@@ -62,6 +63,7 @@ def main() -> None:
             Trainable,
             VideoQADataModule,
             trainer_class=ExportingTrainer,
+            parser_class=OneLineParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

@@ -7,16 +7,19 @@ from zoo.encodings.blocks import CameraMatrices, ChannelBlock
 from zoo.encodings.cape import CaPE
 from zoo.encodings.gta import GTA
 from zoo.encodings.matrices import Matrices, MatrixEncoding
-from zoo.encodings.multiview import prope_attention
+from zoo.encodings.multiview import multiview_attention, prope_attention
 from zoo.encodings.on_heads import OnHeads
 from zoo.encodings.on_layers import Alternate, OnLayers
 from zoo.encodings.placements import Fraction, HighFrequencies, LowFrequencies, OnChannels, Placement, TSection
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE, projection_matrices
 from zoo.encodings.rays import RayEmbedding, RayEncoding, token_points
+from zoo.encodings.reference import ReferenceView, saddle_balanced, seen_from
 from zoo.encodings.rotary import VORoPE, XYZRoPE
 from zoo.encodings.stack import Stack
 from zoo.encodings.symmetries import Symmetries
+from zoo.encodings.view_attention import ViewAttention
+from zoo.encodings.views import ViewMixer
 
 __all__ = [
     "Alternate",
@@ -41,13 +44,19 @@ __all__ = [
     "PoseIndex",
     "RayEmbedding",
     "RayEncoding",
+    "ReferenceView",
     "Stack",
     "Symmetries",
     "TSection",
     "VORoPE",
+    "ViewAttention",
+    "ViewMixer",
     "XYZRoPE",
     "ZeroChannels",
+    "multiview_attention",
     "projection_matrices",
     "prope_attention",
+    "saddle_balanced",
+    "seen_from",
     "token_points",
 ]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2_5_VLTextModel
 
-from zoo.cameras import Cameras, Reference, Scale
+from zoo.cameras import Cameras, Scale
+from zoo.encodings.reference import ReferenceView, seen_from
 from zoo.encodings.symmetries import Symmetries
 from zoo.time_index import TimeIndex
 
@@ -109,15 +110,16 @@ class CameraEncoding(nn.Module, ABC):
     """A way to tell attention about cameras. A module, since some encodings learn a number or two.
 
     Args:
-        reference: the view whose frame is the world of a clip; null keeps the data's own world, which text,
-            that has no camera, then can tell.
+        reference: the view whose frame is the world of a clip, see `Cameras.reference_view`; `saddle_balanced` goes
+            by what the views show, see `zoo.encodings.reference`. null keeps the data's own world, which text, that
+            has no camera, then can tell.
         scale: the length that translations are divided by. `none` keeps metres; any other loses the size of the
             scene, which room sizes and distances need.
     """
 
     reads_points: bool = False  # needs the 3D point that each token shows
 
-    def __init__(self, reference: Reference | None = "first", scale: Scale = "none") -> None:
+    def __init__(self, reference: ReferenceView | None = "first", scale: Scale = "none") -> None:
         super().__init__()
         self.reference, self.scale = reference, scale
 
@@ -172,7 +174,4 @@ class CameraEncoding(nn.Module, ABC):
         """
         if cameras.index is None:
             raise ValueError("these cameras say nothing of the tokens: give Cameras an index (B, L)")
-        cameras = cameras.to(dtype=torch.float64)
-        if self.reference is not None:
-            cameras = cameras.canonical(self.reference)
-        return cameras.scaled(self.scale)
+        return seen_from(cameras.to(dtype=torch.float64), self.reference).scaled(self.scale)

@@ -81,15 +81,19 @@ class MatrixEncoding(CameraEncoding):
     ) -> EncodedCameras:
         """See `CameraEncoding.encode`."""
         cameras = self.canonical(cameras)
+        dtype = torch.promote_types(dtype, torch.float32)
+        # of row vectors: x' = M x is x M^T
+        rows = {name: m.mT.to(dtype) for name, m in self.acting(cameras)._asdict().items() if m is not None}
+        assert cameras.index is not None
+        return self.placement.place(cameras.index, rows, head_dim, mrope_section)
+
+    def acting(self, cameras: Cameras) -> Matrices:
+        """The matrices of `parts` and `terms`, of cameras that `canonical` made."""
         if self.parts != "both":
             part = slice(0, 3) if self.parts == "rotation" else slice(3, 4)
             poses = torch.eye(4, dtype=torch.float64, device=cameras.world_to_camera.device)
             poses = poses.expand_as(cameras.world_to_camera).clone()
             poses[..., :3, part] = cameras.world_to_camera[..., :3, part]
             cameras = cameras.with_poses(poses)
-        dtype = torch.promote_types(dtype, torch.float32)
         given = self.matrices(cameras)._asdict()
-        # of row vectors: x' = M x is x M^T
-        rows = {name: m.mT.to(dtype) for name, m in given.items() if m is not None and name in self.terms}
-        assert cameras.index is not None
-        return self.placement.place(cameras.index, rows, head_dim, mrope_section)
+        return Matrices(**{name: m for name, m in given.items() if name in self.terms})

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.cameras import normalise_intrinsics
+from zoo.encodings.matrices import Matrices
 from zoo.encodings.prope import projection_matrices
 from zoo.precision import full_precision
 
@@ -49,7 +50,30 @@ def prope_attention(
     Raises:
         ValueError: heads whose width isn't a multiple of 8, or tokens that aren't C * patches_y * patches_x.
     """
-    num_cameras, num_patches = world_to_camera.shape[1], patches_x * patches_y
+    K = None if K_px is None else normalise_intrinsics(K_px, image_width, image_height)
+    with torch.autocast(q.device.type, enabled=False):
+        P, P_inverse = projection_matrices(world_to_camera, K)
+    matrices = Matrices(q=P.mT, k=P_inverse, v=P_inverse, o=P)
+    return multiview_attention(q, k, v, matrices, patches_x=patches_x, patches_y=patches_y, is_causal=is_causal)
+
+
+def multiview_attention(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H N D"],
+    v: Float[Tensor, "B H N D"],
+    matrices: Matrices,
+    *,
+    patches_x: int,
+    patches_y: int,
+    is_causal: bool = False,
+) -> Float[Tensor, "B H N D"]:
+    """The same layout with any matrices, one a camera, in the place of PRoPE's; a term without any keeps its channels.
+
+    Raises:
+        ValueError: as `prope_attention`.
+    """
+    given = next(each for each in matrices if each is not None)
+    num_cameras, num_patches = given.shape[1], patches_x * patches_y
     if q.shape[-1] % 8:
         raise ValueError(f"PRoPE's layout needs heads with a multiple of 8 channels, got {q.shape[-1]}")
     if q.shape[2] != num_cameras * num_patches:
@@ -57,20 +81,18 @@ def prope_attention(
             f"{num_cameras} cameras of {patches_y} x {patches_x} patches are "
             f"{num_cameras * num_patches} tokens, got {q.shape[2]}"
         )
-    K = None if K_px is None else normalise_intrinsics(K_px, image_width, image_height)
-    with full_precision(q.device):
-        P, P_inverse = projection_matrices(world_to_camera, K)
-    dtype = torch.promote_types(torch.promote_types(q.dtype, torch.float32), P.dtype)
-    P, inverse_T = P.to(dtype), P_inverse.mT.to(dtype)
+    dtype = torch.promote_types(torch.promote_types(q.dtype, torch.float32), given.dtype)
+    identity = torch.eye(4, dtype=dtype, device=given.device).expand_as(given)
+    of_q, of_k, of_v, of_o = (identity if each is None else each.mT.to(dtype) for each in matrices)  # of row vectors
     cos, sin = _image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device)
 
-    def turn(x: Tensor, matrices: Tensor, sin: Tensor) -> Tensor:
-        return _Turn.apply(x.to(dtype), matrices, cos, sin).to(q.dtype)
+    def turn(x: Tensor, rows: Tensor, sin: Tensor) -> Tensor:
+        return _Turn.apply(x.to(dtype), rows, cos, sin).to(q.dtype)
 
     output = F.scaled_dot_product_attention(
-        turn(q, P, sin), turn(k, inverse_T, sin), turn(v, inverse_T, sin), is_causal=is_causal
+        turn(q, of_q, sin), turn(k, of_k, sin), turn(v, of_v, sin), is_causal=is_causal
     )
-    return turn(output, P.mT, -sin)
+    return turn(output, of_o, -sin)
 
 
 def _image_rope(

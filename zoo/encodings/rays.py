@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.cameras import Cameras, Reference, invert_se3
+from zoo.cameras import Cameras, invert_se3
 from zoo.encodings.gta import GTA
+from zoo.encodings.reference import ReferenceView, seen_from
 from zoo.encodings.symmetries import Symmetries
+from zoo.encodings.views import ViewMixer, check_scene
 from zoo.geometry.given import patch_depth, patch_directions, plucker
 
 
@@ -67,7 +69,7 @@ def ray_directions(
     return torch.cat(((places - principal) / focal, torch.ones_like(places[..., :1])), -1)
 
 
-class RayEmbedding(nn.Module):
+class RayEmbedding(ViewMixer):
     """The baseline that encodings are to beat: the ray of each visual token, embedded and added to it.
 
     A perceptron with one hidden layer; its last projection starts at zero, and with it the effect.
@@ -83,7 +85,7 @@ class RayEmbedding(nn.Module):
         self,
         width: int,
         rays: Literal["plucker", "directions"] = "plucker",
-        reference: Reference | None = "first",
+        reference: ReferenceView | None = "first",
     ) -> None:
         super().__init__()
         self.rays, self.reference = rays, reference
@@ -100,28 +102,11 @@ class RayEmbedding(nn.Module):
         grid: tuple[int, int, int] | Int[Tensor, " 3"],
         has_camera: Bool[Tensor, " t"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """The tokens of one video with their rays added.
-
-        Args:
-            tokens: step after step, row after row.
-            cameras: of that video, a batch of one, a camera a step.
-            grid: its (t, h, w) in tokens.
-            has_camera: the steps whose camera means something; the tokens of the others stay as they are.
-
-        Raises:
-            ValueError: not one camera a step, or not t * h * w tokens.
-        """
-        steps, rows, columns = (int(side) for side in grid)
-        if cameras.world_to_camera.shape[:2] != (1, steps) or len(tokens) != steps * rows * columns:
-            raise ValueError(
-                f"{len(tokens)} tokens with cameras {tuple(cameras.world_to_camera.shape[:2])} are no video of "
-                f"{steps} x {rows} x {columns} tokens, with a camera a step"
-            )
+        """The tokens with their rays added, see `ViewMixer.forward`."""
+        _, rows, columns = check_scene(tokens, cameras, grid)
         rays = patch_directions(cameras.K_normalised[0].double(), rows, columns)
         if self.rays == "plucker":
-            cameras = cameras.to(dtype=torch.float64)
-            if self.reference is not None:
-                cameras = cameras.canonical(self.reference)
+            cameras = seen_from(cameras.to(dtype=torch.float64), self.reference)
             camera_to_world = invert_se3(cameras.world_to_camera[0])[:, None, None]
             turned = (camera_to_world[..., :3, :3] @ rays[..., None])[..., 0]
             rays = plucker(turned, camera_to_world[..., :3, 3])

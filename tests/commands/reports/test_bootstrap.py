@@ -18,7 +18,7 @@ def slow_measures(differences: list[float], kinds: list[str]) -> dict[str, float
         means = [sum(types[kind]) / len(types[kind]) for kind in among if types[kind]]
         if means:
             values[column] = sum(means) / len(means)
-    for group, among in (("acc", MULTIPLE_CHOICE_TYPES), ("mra", NUMERIC_TYPES), ("all", QUESTION_TYPES)):
+    for group, among in (("Acc.", MULTIPLE_CHOICE_TYPES), ("MRA", NUMERIC_TYPES), ("All", QUESTION_TYPES)):
         every = [d for kind in among for d in types[kind]]
         columns = [values[column] for column, kinds_of in COLUMNS.items() if column in values and kinds_of[0] in among]
         if every:
@@ -108,7 +108,7 @@ def test_by_scene_covers_the_truth_where_questions_of_a_scene_go_together(shared
     by_scene, noise = rng.normal(truth, 0.2, (40, rounds)), rng.normal(0, 0.2, (400, rounds))
     differences = np.repeat(by_scene, 10, axis=0) + noise if shared else truth + 2 * noise
     for name, clusters in (("scene", scenes), ("question", range(400))):
-        low, high = intervals(differences, kinds, clusters, resamples=400)[:, MEASURES.index("all micro")]
+        low, high = intervals(differences, kinds, clusters, resamples=400)[:, MEASURES.index("All micro")]
         covered[name] = int(((low <= truth) & (truth <= high)).sum())
     assert covered["scene"] >= 0.88 * rounds
     assert (covered["question"] < 0.75 * rounds) if shared else (covered["question"] >= 0.88 * rounds)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rooms_reference import into
 
 from datamodules import VideoQADataModule
 from datamodules.cameras_file import read_cameras
@@ -18,6 +17,7 @@ from datamodules.sources.rooms.real_boxes import RealRoom, bounds, read_rooms
 from datamodules.sources.rooms.real_layout import CLEARANCE_M, draw_real_room
 from datamodules.sources.rooms.scene import Thing
 from datamodules.video import Video
+from tests.datamodules.sources.rooms_reference import into
 from zoo.errors import InputError
 
 TINY = {"size": 16, "frames": 12, "workers": 1}

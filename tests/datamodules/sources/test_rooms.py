@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rooms_reference import real_boxes, real_questions
 
 from datamodules.cameras_file import read_cameras
 from datamodules.scenes import Scene
@@ -22,6 +21,7 @@ from datamodules.sources.rooms import questions as wording
 from datamodules.sources.rooms.questions import direction, relative_angle, things_distance
 from datamodules.sources.rooms.scene import Thing
 from datamodules.video import Video
+from tests.datamodules.sources.rooms_reference import real_boxes, real_questions
 
 SMALL = {"scenes": (3, 1, 1), "workers": 1}
 

@@ -6,13 +6,13 @@ from functools import cache
 
 import numpy as np
 import pytest
-from rooms_reference import closest, look, quadrant
 
 from datamodules.sources.rooms import geometry, layout
 from datamodules.sources.rooms.furniture import CATALOGUE, MOVERS
 from datamodules.sources.rooms.questions import GLIMPSE_SHARE, SEEN_SHARE, ask, direction
 from datamodules.sources.rooms.renderer import SHELL, Rendering, render
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene, save_scene
+from tests.datamodules.sources.rooms_reference import closest, look, quadrant
 
 SIZE, FRAMES = 56, 48
 K_PX = np.array([[35.0, 0, 28], [0, 35.0, 28], [0, 0, 1]])

@@ -1,0 +1,51 @@
+"""Runs to report on: tested by the real callbacks, with answers that are made up."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from callbacks import MetricsCallback, PredictionsCallback
+from tests.callbacks.toy import Toy, record, trainer
+from zoo.metrics import NUMERIC_TYPES, QUESTION_TYPES, Profile
+
+Record = dict[str, Any]
+CONFIG = {
+    "trainer": {"default_root_dir": None},
+    "model": {
+        "class_path": "zoo.PRoPEMLLM",
+        "init_args": {
+            "encoding": {"class_path": "zoo.PRoPE", "init_args": {"scale": None, "reference": "first"}},
+            "fusion": None,
+            "backbone": {"class_path": "zoo.TinyQwen25VL", "init_args": {"layers": 4}},
+        },
+    },
+    "data": {"class_path": "datamodules.VideoQADataModule", "init_args": {"num_frames": 24, "sampler": None}},
+}
+
+
+def answers(count: int, *, seed: int = 0, right: float = 0.3, scenes: int = 5) -> list[Record]:
+    """Questions of all types, the same whatever the seed, and answers that are right with a probability."""
+    rng, records = random.Random(seed), []
+    for i in range(count):
+        kind = QUESTION_TYPES[i % len(QUESTION_TYPES)]
+        truth = str(2 + i % 7) if kind in NUMERIC_TYPES else "ABCD"[i % 4]
+        wrong = str(3 + i % 7) if kind in NUMERIC_TYPES else "none"
+        answer = truth if rng.random() < right else wrong
+        records.append(record(f"q{i:05d}", kind, answer, truth, f"toy/{i % scenes}"))
+    return records
+
+
+def make_run(
+    folder: Path, records: list[Record] | None, config: Any = CONFIG, profile: Profile = "spatial_mllm"
+) -> Path:
+    """A run's folder, tested on the records; not tested if they are None."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    if records is not None:
+        callbacks = (MetricsCallback(profile), PredictionsCallback(profile))
+        trainer(folder, *callbacks).test(Toy([records]), verbose=False)
+    return folder

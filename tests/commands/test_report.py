@@ -1,0 +1,193 @@
+"""python main.py report: the numbers of metrics.json in every format, and what is said of runs that aren't whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands.report import report
+from tests.commands.made_runs import CONFIG, answers, make_run
+from zoo.errors import InputError
+
+COLUMNS = [
+    *("Obj. Count", "Abs. Dist.", "Obj. Size", "Room Size", "Rel. Dist.", "Rel. Dir.", "Route Plan", "Appr. Order"),
+    "Avg.",
+]
+TYPES = (
+    *("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation"),
+    *("object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order"),
+)
+
+
+def expected(folder: Path) -> list[str]:
+    """The published row of a run, from its metrics.json."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    scores = {kind: entry["score"] for kind, entry in metrics["per_question_type"].items()}
+    directions = [score for kind, score in scores.items() if kind.startswith("object_rel_direction")]
+    scores["object_rel_direction"] = sum(directions) / 3
+    row = [f"{100 * scores[kind]:.1f}" for kind in TYPES]
+    means = [metrics[group][mean] for group in ("acc", "mra", "all") for mean in ("micro", "macro")]
+    return [*row, f"{100 * metrics['all']['macro']:.1f}", *(f"{100 * mean:.1f}" for mean in means)]
+
+
+def cells(format: str, line: str) -> list[str]:
+    split = {
+        "text": lambda: re.split(r" {2,}", line.strip()),
+        "markdown": lambda: line.strip("| \n").split(" | "),
+        "latex": lambda: line.replace("$-$", "-").removesuffix(r" \\").split(" & "),
+        "html": lambda: re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", line),
+    }
+    return split[format]()
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "latex", "html"])
+def test_every_format_has_the_numbers_of_metrics_json_in_the_published_order(tmp_path: Path, capsys, format) -> None:
+    runs = [make_run(tmp_path / name, answers(180, seed=i)) for i, name in enumerate(("one", "two"))]
+    capsys.readouterr()
+    report([*map(str, runs), "--format", format, *(["--output", str(tmp_path / "r.html")] if format == "html" else [])])
+    text = (tmp_path / "r.html").read_text() if format == "html" else capsys.readouterr().out
+    rows = [cells(format, line) for line in text.split("\n")]
+    assert ["Run", *COLUMNS] in rows
+    for run in runs:
+        scores, means, *_ = [row[1:] for row in rows if row and row[0] == run.name]
+        assert [*scores, *means[:6]] == expected(run)
+        assert means[6:] == ["180", "0", str(json.loads((run / "metrics.json").read_text())["counts"]["unparsable"])]
+        settings = next(row for row in reversed(rows) if row and row[0] == run.name)
+        said = [cell.replace("\\", "") for cell in settings[1:]]
+        assert said[0] == "PRoPEMLLM" and said[2] == "24" and said[5] == "PRoPE(first)" and said[-1] == "spatial_mllm"
+    assert expected(runs[0]) != expected(runs[1])  # the control: the rows could be told apart
+
+
+def test_two_runs_are_compared_in_every_measure_and_more_in_two(tmp_path: Path, capsys) -> None:
+    names = ("a", "b", "c")
+    runs = [str(make_run(tmp_path / name, answers(90, seed=i))) for i, name in enumerate(names)]
+    capsys.readouterr()
+    report(runs[:2])
+    said = capsys.readouterr().out
+    assert "Differences from a on the same questions" in said and "10,000 resamples" in said
+    assert len(re.findall(r"^b .*\[[+-]\d", said, re.MULTILINE)) == 8 + 6
+    report(runs)
+    assert len(re.findall(r"^[bc] .*\[[+-]\d", capsys.readouterr().out, re.MULTILINE)) == 2 * 2
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles_whatever_a_run_is_called(tmp_path: Path) -> None:
+    names = ("plain", "under_score 50% & $x^2$ #1 ~{a}\\b", "[ab]*<c>|d")
+    runs = [make_run(tmp_path / name, answers(45, seed=i)) for i, name in enumerate(names)]
+    report([*map(str, runs), "--output", str(tmp_path / "tables.tex")])
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{tables.tex}\end{document}"
+    (tmp_path / "paper.tex").write_text(document)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-2000:]
+    (tmp_path / "tables.tex").write_text((tmp_path / "tables.tex").read_text().replace(r"\_", "_"))  # the control
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode != 0
+
+
+def test_what_is_no_run_is_named_and_a_run_without_a_test_is_listed(tmp_path: Path, capsys) -> None:
+    make_run(tmp_path / "good", answers(45))
+    make_run(tmp_path / "untested", None)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    make_run(tmp_path / "torn", None)
+    (tmp_path / "torn" / "config.yaml").write_text("model: [")
+    make_run(tmp_path / "modelless", None, {"data": {}})
+    capsys.readouterr()
+    report([*map(str, sorted(tmp_path.iterdir())), str(tmp_path / "gone"), str(tmp_path / "good")])
+    said = capsys.readouterr().out
+    for reason in (
+        "folder is no run: it has no config.yaml",
+        "notes.txt is no folder",
+        "torn/config.yaml can't be read",
+        "modelless/config.yaml names no model",
+        "gone does not exist",
+    ):
+        assert len(re.findall(f"skipped: .*{re.escape(reason)}", said)) == 1
+    assert f"{tmp_path / 'untested'}: no test yet" in said
+    assert re.search(r"^untested( +-){9}$", said, re.MULTILINE)
+    assert len(re.findall("^good ", said, re.MULTILINE)) == 3  # named twice, reported once
+    with pytest.raises(InputError, match="nothing to report: .*folder is no run"):
+        report([str(tmp_path / "folder")])
+
+
+def test_questions_that_the_scores_are_not_of_are_left_out(tmp_path: Path, capsys) -> None:
+    """A test that was broken off leaves the metrics of the one before, or none; both are said."""
+    runs = [make_run(tmp_path / name, answers(45, seed=i)) for i, name in enumerate(("whole", "again", "first", "cut"))]
+    for run, kept in zip(runs[1:], (3000, 3000, -20), strict=True):
+        file = run / "predictions.jsonl"
+        file.write_bytes(file.read_bytes()[:kept])
+    (tmp_path / "first" / "metrics.json").unlink()
+    (tmp_path / "whole" / "predictions.jsonl").rename(tmp_path / "whole" / "predictions.rank0.jsonl")
+    capsys.readouterr()
+    report([*map(str, runs), "--output", str(tmp_path / "r.html")])
+    said = capsys.readouterr().out
+    assert "whole has no predictions.jsonl" in said
+    assert re.search(
+        "again/predictions.jsonl, *: line .* was cut off|again/predictions.jsonl: line .* was cut off", said
+    )
+    assert "again/predictions.jsonl isn't what metrics.json scores" in said
+    assert re.search(r"first: its test was broken off after \d+ answers", said)
+    assert "cut/predictions.jsonl isn't what metrics.json scores" in said
+    page = (tmp_path / "r.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["answers"] == [None] * 4 and data["questions"] == []
+    assert data["bars"]["Avg."][2] is None and data["bars"]["Avg."][0] is not None
+
+
+def test_damaged_files_of_a_run_are_named_and_the_others_are_reported(tmp_path: Path, capsys) -> None:
+    runs = [make_run(tmp_path / name, answers(45)) for name in ("good", "metrics", "other", "answers")]
+    (runs[1] / "metrics.json").write_text('{"acc"')
+    (runs[2] / "metrics.json").write_text("{}")
+    (runs[3] / "predictions.jsonl").write_text('{"id": 1}\n')
+    report(list(map(str, runs)))
+    said = capsys.readouterr().out
+    assert "metrics/metrics.json can't be read" in said
+    assert "other/metrics.json is not what a test writes" in said
+    assert "answers/predictions.jsonl, line 1: question_type: absent" in said
+    assert len(re.findall(r"^answers +\d", said, re.MULTILINE)) == 2  # its scores are there all the same
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys) -> None:
+    for path in ("x/run", "y/run", "z"):
+        make_run(tmp_path / path, answers(9))
+    report([str(tmp_path / path) for path in ("x/run", "y/run", "z")])
+    said = capsys.readouterr().out
+    assert all(re.search(f"^{name} ", said, re.MULTILINE) for name in ("x/run", "y/run", "z"))
+
+
+def test_the_suffix_decides_the_format_and_a_page_has_a_name(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run", answers(9))
+    report(["run", "--output", "a.md"])
+    report(["run", "--output", "deep/a.tex"])
+    report(["run", "--output", "a.txt"])
+    report(["run", "--format", "html"])
+    assert "report: 1 runs in report.html" in capsys.readouterr().out
+    starts = {"a.md": "**Scores", "deep/a.tex": "% needs", "a.txt": "Scores by", "report.html": "<!doctype html>"}
+    assert {name: Path(name).read_text()[: len(start)] for name, start in starts.items()} == starts
+
+
+def test_settings_are_those_of_the_test_and_weights_those_that_were_loaded(tmp_path: Path, capsys) -> None:
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    parts = config["model"]["init_args"]
+    parts["backbone"] = {"class_path": "zoo.PretrainedQwen25VL", "init_args": {"path": "weights/3b"}}
+    parts["fusion"] = {"class_path": "zoo.AddFusion", "init_args": {"branches": "both", "layers": [1, 2]}}
+    config["trainer"]["default_root_dir"] = "runs/mine"
+    run = make_run(tmp_path / "run", answers(9), config)
+    metrics = json.loads((run / "metrics.json").read_text())
+    data = {"source": "VSIBench", "num_frames": 8, "sampler": "SpaceAwareSampler", "pairing": "Neighbour"}
+    (run / "metrics.json").write_text(
+        json.dumps({**metrics, "data": data, "checkpoint": "runs/mine/checkpoints/a.ckpt"})
+    )
+    report([str(run)])
+    row = capsys.readouterr().out.strip().split("\n")[-1]
+    assert re.split(" {2,}", row) == [
+        *("run", "PRoPEMLLM", "VSIBench", "8", "SpaceAwareSampler", "Neighbour", "PRoPE(first)"),
+        *("AddFusion(both, [1, 2])", "weights/3b", "checkpoints/a.ckpt", "spatial_mllm"),
+    ]

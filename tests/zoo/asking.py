@@ -1,0 +1,102 @@
+"""Small scenes with many questions, and tiny models of every kind to ask them: for tests of the shared prefix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from datamodules.collate import Collate, LoadedScene
+from datamodules.scenes import Question, Scene
+from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, LearningRates, NoTime, TinyQwen25VL, TinyVGGT
+from zoo.encodings import CameraEncoding
+from zoo.encodings.table import COMBINATIONS
+from zoo.generation import greedy
+from zoo.geometry.base import SceneGeometry
+from zoo.tiny import tiny_processor
+from zoo.vlm import SpatialVLM
+
+RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)
+NEW = 6
+TEXTS = (
+    "How many chair(s) are in this room?",
+    "How many table(s) are in this room? Count those that are seen twice once, and say nothing of their colour.",
+    "Which?",
+    "What is the size of this room (in square meters)?",
+    "If I am standing by the bed and facing the lamp, is the door to my left, right, or back?",
+)
+QUESTIONS = tuple(Question(str(i), "object_counting", text, "4" * (i + 1)) for i, text in enumerate(TEXTS))
+VGGT: dict[str, Any] = {"geometry": lambda: TinyVGGT(embed_dim=32, depth=2)}
+# what a `SpatialVLM` is made of
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "AddFusion": {"fusion": AddFusion, **VGGT},
+    "ConcatSplitFusion": {"fusion": ConcatSplitFusion, **VGGT},
+    "CameraTokenFusion, append": {"fusion": CameraTokenFusion, **VGGT},
+    "CameraTokenFusion, add": {"fusion": lambda *widths: CameraTokenFusion(*widths, place="add"), **VGGT},
+    "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "encoding": "PRoPE, Fraction", **VGGT},
+    "PRoPE by VGGT's cameras": {"encoding": "PRoPE, Fraction", "cameras": "vggt", **VGGT},
+    **{name: {"encoding": name} for name in COMBINATIONS},
+}
+
+
+def build(name: str, *, dtype: str = "float32", attention: str = "sdpa", **more: Any) -> SpatialVLM:
+    """Random weights that make answers differ: with the usual ones they repeat a token."""
+    parts = {**MODELS[name], **more}
+    encoding: CameraEncoding | None = COMBINATIONS[parts["encoding"]]() if "encoding" in parts else None
+    if encoding is not None:
+        parts |= {"encoding": encoding, "time": NoTime() if encoding.needs_constant_time else None}
+    backbone = TinyQwen25VL(
+        layers=2,
+        hidden_size=64,
+        heads=2,
+        key_value_heads=1 if name == "plain" else 2,
+        vision_hidden_size=32,
+        dtype=dtype,
+        attn_implementation=attention,
+    )
+    torch.manual_seed(0)
+    model = SpatialVLM(backbone=backbone, learning_rates=RATES, max_new_tokens=NEW, allow_untrained=True, **parts)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+    if encoding is not None:
+        for parameter in encoding.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+    return model.eval()
+
+
+def scene(name: str, questions: tuple[Question, ...] = QUESTIONS, steps: int = 3, seed: int = 0) -> LoadedScene:
+    """Noise, seen by random cameras, with random depth."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 255, (2 * steps, 3, 56, 84), dtype=torch.uint8, generator=generator)
+    skew = torch.randn(2 * steps, 3, 3, generator=generator, dtype=torch.float64)
+    poses = torch.eye(4, dtype=torch.float64).repeat(2 * steps, 1, 1)
+    poses[:, :3, :3] = torch.linalg.matrix_exp(skew - skew.mT)
+    poses[:, :3, 3] = torch.randn(2 * steps, 3, generator=generator, dtype=torch.float64)
+    geometry = SceneGeometry(
+        world_to_camera=poses,
+        K_normalised=torch.diag(torch.tensor([0.8, 1.1, 1.0], dtype=torch.float64)).repeat(2 * steps, 1, 1),
+        depth=torch.rand(2 * steps, 56, 84, generator=generator) + 1,
+    )
+    described = Scene(name, Path(name), questions)
+    return LoadedScene(described, questions, frames, tuple(range(0, 20 * steps, 10)), 1.0, geometry)
+
+
+def batch(model: SpatialVLM, *scenes: LoadedScene, training: bool = False, at_once: int = 8) -> dict[str, Any]:
+    collate = Collate(tiny_processor(), training, at_once, model.appended, model.needs_frames)
+    return collate(list(scenes))
+
+
+@torch.no_grad()
+def one_by_one(model: SpatialVLM, asked: dict[str, Any]) -> list[list[int]]:
+    """The slow reference: transformers' `generate` for each question by itself, from the whole prompt."""
+    prepare, found = model._see(asked), []
+    for row, mask in enumerate(asked["attention_mask"].bool()):
+        ids = asked["input_ids"][row : row + 1, mask]
+        inputs = prepare(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])
+        found += greedy(model.qwen, inputs, model.max_new_tokens)
+    return found

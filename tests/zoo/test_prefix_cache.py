@@ -1,0 +1,339 @@
+"""Answers from a prefix that is read once: token for token those of each question by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, scene
+from zoo import prefix_cache
+from zoo.prefix_cache import CachedPrefix, Reply, answer_questions
+from zoo.shared_prefix import sees
+from zoo.tiny import tiny_processor
+from zoo.vlm import SpatialVLM
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens went through the decoder at a time, while answers were made."""
+    counts: list[int] = []
+
+    def hook(module: nn.Module, _: Any, states: tuple[Tensor, ...] | Tensor) -> None:
+        counts.append(states[0].shape[-2] if isinstance(states, tuple) else states.shape[-2])
+
+    made = build
+
+    def hooked(*args: Any, **kwargs: Any) -> SpatialVLM:
+        model = made(*args, **kwargs)
+        model.qwen.model.language_model.embed_tokens.register_forward_hook(hook)
+        return model
+
+    monkeypatch.setitem(globals(), "build", hooked)
+    return counts
+
+
+def replies(model: SpatialVLM, asked: dict[str, Any]) -> list[Reply]:
+    with torch.no_grad():
+        return answer_questions(model.qwen, model._see(asked), asked, model.max_new_tokens)
+
+
+def ids(model: SpatialVLM, asked: dict[str, Any]) -> list[list[int]]:
+    found = replies(model, asked)
+    assert not any(reply.error for reply in found)
+    return [reply.ids for reply in found]
+
+
+# ---- equal to the question-by-question path -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_are_those_of_each_question_by_itself(name: str) -> None:
+    """Questions of different lengths and scenes of different lengths; two of the questions are the same."""
+    model = build(name)
+    asked = batch(model, scene("a", (*QUESTIONS, QUESTIONS[0])), scene("b", QUESTIONS[1:3], steps=2, seed=1))
+    expected = one_by_one(model, asked)
+    assert ids(model, asked) == expected
+    assert (
+        expected[0] == expected[5] and len({tuple(answer) for answer in expected}) > 4
+    )  # they do depend on what is asked
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_however_many_at_once(at_once: int, read: list[int]) -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"), at_once=at_once)
+    expected = one_by_one(model, asked)
+    read.clear()
+    assert ids(model, asked) == expected
+    lengths = asked["attention_mask"].sum(1)
+    shared = read[0]
+    # the prefix once, the questions once, and all but the last token of each answer
+    assert sum(read) == shared + int((lengths - shared).sum()) + sum(len(answer) - 1 for answer in expected)
+    assert shared > int(tiny_processor().video_token_id in asked["input_ids"][0]) * 18
+
+
+def test_one_question() -> None:
+    model = build("PRoPE, Append")
+    asked = batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[2:3], seed=1))
+    assert ids(model, asked) == one_by_one(model, asked)
+
+
+@pytest.mark.parametrize("name", ["plain", "PoseALiBi"])
+def test_answers_that_end_at_different_times(name: str) -> None:
+    model = build(name)
+    asked = batch(model, scene("a"))
+    free = one_by_one(model, asked)
+    # each of these ends some answer: at its first, third and fourth token, say
+    model.qwen.config.text_config.eos_token_id = [free[0][0], free[1][2], free[3][3]]
+    expected = one_by_one(model, asked)
+    assert len({len(answer) for answer in expected}) > 2 and max(map(len, expected)) == NEW
+    assert ids(model, asked) == expected
+
+
+@pytest.mark.parametrize("name", ["plain", "PRoPE, TSection", "PoseALiBi"])
+def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(name)
+    asked = batch(model, scene("a"))
+    monkeypatch.setattr(prefix_cache, "TOKENS_AT_ONCE", 7)
+    assert ids(model, asked) == one_by_one(model, asked)
+
+
+@pytest.mark.parametrize("name", ["plain", "PRoPE, Fraction", "PRoPE, Append"])
+def test_eager_attention_adds_its_mask(name: str) -> None:
+    model, other = build(name, attention="eager"), build(name)
+    asked = batch(model, scene("a"))
+    assert ids(model, asked) == one_by_one(model, asked) == ids(other, asked)
+
+
+@pytest.mark.parametrize("name", ["plain", "PRoPE, Append"])
+def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str, read: list[int]) -> None:
+    """As flash attention: causal, and nothing else."""
+    masks = []
+
+    def causal(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        masks.append(mask)
+        later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, later[None, None], **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("causal", causal)
+    model = build(name)
+    asked = batch(model, scene("a"))
+    expected = one_by_one(model, asked)
+    model.qwen.model.language_model.config._attn_implementation = "causal"
+    read.clear()
+    assert ids(model, asked) == expected
+    assert masks and all(mask is None for mask in masks)
+    assert read[0] > 18 > max(read[1:][NEW:]) - 60 and len(read) == 1 + len(QUESTIONS) * NEW  # still one prefix
+
+
+def test_what_is_asked_before_it_is_shown_shares_nothing() -> None:
+    """Prompts that part ways before the video: each is read whole."""
+    model = build("PRoPE, Fraction")
+    asked = batch(model, scene("a"))
+    tokenizer = tiny_processor().tokenizer
+    words = tokenizer("Which one?")["input_ids"]
+    rows = [row[mask] for row, mask in zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)]
+    rows = [torch.cat((torch.tensor(words[: 1 + i % 3]), row)) for i, row in enumerate(rows)]
+    pad: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
+    asked["input_ids"] = nn.utils.rnn.pad_sequence(rows, padding_value=tokenizer.pad_token_id, **pad)
+    asked["attention_mask"] = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], **pad)
+    assert ids(model, asked) == one_by_one(model, asked)
+
+
+def test_gradient_checkpointing_in_training_mode_is_an_error() -> None:
+    """Layers that are checkpointed keep no cache: the answers would be to nothing."""
+    model = build("plain", gradient_checkpointing=True)
+    asked = batch(model, scene("a"))
+    assert ids(model, asked) == one_by_one(model, asked)
+    with pytest.raises(ValueError, match="answer in eval mode"):
+        replies(model.train(), asked)
+
+
+# ---- the controls: what the masks and the positions are for -----------------------------------------------
+
+
+def test_questions_that_see_each_other_answer_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    expected = one_by_one(model, asked)
+
+    def all_of_it(qwen: Any, queries: Tensor, keys: Tensor) -> Tensor:
+        return sees(torch.zeros_like(queries), torch.zeros_like(keys))[:, None]
+
+    monkeypatch.setattr(prefix_cache, "attention_mask", all_of_it)
+    assert ids(model, asked) != expected
+
+
+def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    expected = one_by_one(model, asked)
+    original = CachedPrefix._read
+
+    def run_on(self: CachedPrefix, tokens: list[int], places: list[int], *rest: Any) -> Tensor:
+        return original(self, tokens, list(range(len(places))) if len(places) > len(QUESTIONS) else places, *rest)
+
+    monkeypatch.setattr(CachedPrefix, "_read", run_on)
+    assert ids(model, asked) != expected
+
+
+def test_the_cameras_are_in_the_cache() -> None:
+    model = build("PRoPE, Fraction")
+    asked, other = batch(model, scene("a")), scene("a")
+    assert other.geometry is not None and other.geometry.world_to_camera is not None
+    other.geometry.world_to_camera = other.geometry.world_to_camera.flip(0)
+    assert ids(model, asked) != ids(model, batch(model, other))
+
+
+# ---- memory, and precision ----------------------------------------------------------------------------------
+
+
+def test_there_is_one_prefix_in_the_cache_and_it_is_left_as_it_was() -> None:
+    model = build("PRoPE, Append")
+    asked = batch(model, scene("a"))
+    made: list[CachedPrefix] = []
+    original = CachedPrefix.answer
+
+    def spy(self: CachedPrefix, *args: Any) -> list[Reply]:
+        before = [layer.keys.clone() for layer in self.cache.layers]
+        found = original(self, *args)
+        for layer, keys in zip(self.cache.layers, before, strict=True):
+            assert len(layer.keys) == 1 and torch.equal(layer.keys[:, :, : self.length], keys)
+        made.append(self)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachedPrefix, "answer", spy)
+        ids(model, asked)
+    (prefix,) = made
+    tokens = int((asked["attention_mask"].sum(1) - prefix.length).sum()) + len(QUESTIONS) * (NEW - 1)
+    assert prefix.cache.get_seq_length() <= prefix.length + tokens
+
+
+@pytest.mark.parametrize("at_once", [4, 5])
+def test_out_of_memory_halves_the_batch(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a forward pass, when some layers hold more tokens than others."""
+    model = build("PoseALiBi")
+    asked = batch(model, scene("a"), at_once=at_once)
+    expected, failures = one_by_one(model, asked), []
+    prefix = int((asked["input_ids"][0] == tiny_processor().video_token_id).sum())
+    most = int((asked["attention_mask"].sum(1) - prefix).topk(2).values.sum())  # two questions fit
+
+    def short(module: nn.Module, states: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["hidden_states"].shape[1] > most:
+            failures.append(kwargs["hidden_states"].shape[1])
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.qwen.model.language_model.layers[1].self_attn.register_forward_pre_hook(short, with_kwargs=True)
+    assert ids(model, asked) == expected
+    assert len(failures) == 1
+
+
+def test_out_of_memory_for_one_question_is_an_error() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+
+    def short(module: nn.Module, states: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["cache"].get_seq_length():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.qwen.model.language_model.layers[0].self_attn.register_forward_pre_hook(short, with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        replies(model, asked)
+
+
+@pytest.mark.parametrize("name", ["plain", "PRoPE, TSection", "PRoPE, Append", "PoseALiBi"])
+def test_bfloat16_logits_are_as_near_to_float32s_as_each_questions_own(name: str) -> None:
+    """Over 48 questions, the rms error of the first token's logits is at most 1.1 times that of the slow path."""
+
+    def first(model: SpatialVLM, slow: bool) -> Tensor:
+        found: list[Tensor] = []
+        model.max_new_tokens = 1
+        handle = model.qwen.lm_head.register_forward_hook(lambda *each: found.append(each[2].flatten(0, -2)[-8:]))
+        for seed in range(6):
+            asked = batch(model, scene("a", QUESTIONS[:1] * 8, seed=seed))
+            one_by_one(model, asked) if slow else ids(model, asked)
+        handle.remove()
+        return torch.cat(found).float()
+
+    exact = first(build(name), slow=True)
+    model = build(name, dtype="bfloat16")
+    slow, fast = ((first(model, way) - exact).square().mean().sqrt() for way in (True, False))
+    assert 0 < fast < 1.1 * slow
+
+
+# ---- faults -----------------------------------------------------------------------------------------------
+
+
+def spoil(model: SpatialVLM, word: str) -> None:
+    """NaN where this word is read."""
+    (token,) = tiny_processor().tokenizer(word)["input_ids"]
+
+    def hook(module: nn.Module, given: tuple[Tensor], states: Tensor) -> Tensor:
+        return states.masked_fill((given[0] == token)[..., None], torch.nan)
+
+    model.qwen.model.language_model.embed_tokens.register_forward_hook(hook)
+
+
+def test_nan_logits_are_an_error_of_that_question_alone() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    expected = one_by_one(model, asked)
+    spoil(model, "Which")
+    records = model.answers(asked)
+    assert [record["error"] for record in records] == [
+        None, None, "the logits of token 1 of the answer are NaN", None, None
+    ]  # fmt: skip
+    assert records[2]["prediction"] == ""
+    expected[2] = []
+    assert [reply.ids for reply in replies(model, asked)] == expected
+
+
+def test_nan_in_the_middle_of_an_answer_leaves_no_half_of_it() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    expected = one_by_one(model, asked)
+    model.qwen.lm_head.register_forward_hook(
+        lambda *each: each[2] + torch.where(each[2].argmax(-1, True) == expected[1][2], torch.nan, 0)
+    )
+    found = replies(model, asked)
+    assert found[1] == Reply([], "the logits of token 3 of the answer are NaN")
+
+
+def test_nan_in_the_video_fails_every_question() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"), scene("b", seed=1))
+    asked["pixel_values_videos"][:4] = torch.nan
+    errors = [record["error"] for record in model.answers(asked)]
+    assert all(error and "NaN" in error for error in errors[:5]) and errors[5:] == [None] * 5
+
+
+def test_a_prompt_longer_than_the_context() -> None:
+    model = build("plain")
+    long = replace(QUESTIONS[0], id="long", question="How many chairs? " * 200)
+    asked = batch(model, scene("a", (QUESTIONS[0], long, QUESTIONS[1])))
+    lengths = asked["attention_mask"].sum(1).tolist()
+    model.qwen.config.text_config.max_position_embeddings = lengths[1] - 1
+    short = batch(model, scene("a", QUESTIONS[:2]))
+    expected = model.answers(short)
+    first, failed, last = model.answers(asked)
+    assert (
+        failed["error"] == f"the prompt has {lengths[1]} tokens, more than the {lengths[1] - 1} of the model's context"
+    )
+    assert failed["prediction"] == "" and [first, last] == expected
+    model.qwen.config.text_config.max_position_embeddings = lengths[1]
+    assert all(record["error"] is None for record in model.answers(asked))

@@ -1,0 +1,56 @@
+"""The reference view: whose frame is the world of a clip. By position, by the poses, or by what the views show."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from zoo.cameras import Cameras, Reference
+
+ReferenceView = Reference | Literal["saddle_balanced"]
+CHOOSE_FROM = 3  # views at the least; of fewer it is the first
+
+
+def seen_from(cameras: Cameras, reference: ReferenceView | None) -> Cameras:
+    """The cameras in the frame of a reference view, see `Cameras.canonical`; None leaves them in the data's world.
+
+    Raises:
+        ValueError: `saddle_balanced` or `given` where the cameras come without a reference.
+    """
+    if reference is None:
+        return cameras
+    if reference == "saddle_balanced" and cameras.reference is None:
+        raise ValueError("saddle_balanced goes by the tokens of the views: give Cameras the reference that it chose")
+    return cameras.canonical("given" if reference == "saddle_balanced" else reference)
+
+
+@torch.no_grad()
+def saddle_balanced(views: Float[Tensor, "S C"], present: Bool[Tensor, " S"] | None = None) -> Int[Tensor, ""]:
+    """The most middling of the views, by one token each: Depth Anything 3's choice of a reference, arXiv 2511.10647.
+
+    Three numbers a view: its mean cosine similarity to the others, the norm of its token, and the variance over the
+    channels of the token at unit length. Each is spread over 0 to 1, and the view nearest to 1/2 in all three wins,
+    by the sum of distances. There the tokens are DINOv2's class tokens before views see each other; Qwen2.5-VL's
+    tower has none, so the mean of a view's 2D tokens stands for them.
+
+    Args:
+        views: a token a view.
+        present: the views to choose from; None is all. Of fewer than three it is the first.
+    """
+    places = torch.arange(len(views), device=views.device)
+    if present is not None:
+        views, places = views[present], places[present]
+    if len(views) < CHOOSE_FROM:
+        return places[0] if len(places) else torch.zeros((), dtype=torch.long, device=views.device)
+    with torch.autocast(views.device.type, enabled=False):
+        views = views.to(torch.promote_types(views.dtype, torch.float32))
+        norm = views.norm(dim=-1)
+        unit = views / norm[:, None]
+        similarity = ((unit @ unit.T).sum(-1) - 1) / (len(views) - 1)
+        measures = torch.stack((similarity, norm, unit.var(-1)))
+    low, high = measures.amin(1, keepdim=True), measures.amax(1, keepdim=True)
+    middling = ((measures - low) / (high - low + 1e-8) - 0.5).abs().sum(0)
+    return places[middling.argmin()]
