@@ -3,32 +3,23 @@
     python -m benchmarks.room_size                  # both models, both camera paths, three seeds; then the table
     python -m benchmarks.room_size --seeds 0 --paths loop
 
-Each run is `main.py fit` and `main.py test` as a user would call them. The camera-aware model is tested once more with
-every room's cameras exchanged for another room's: what it then loses, it owed to the cameras. What is finished is
-skipped, so the command goes on where it was stopped. Two runs at a time share two cores, one thread each.
+The camera-aware model is tested once more with every room's cameras exchanged for another room's: what it then loses, it
+owed to the cameras. What is done is not made again, see `benchmarks.runs`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
+from benchmarks.runs import QUESTION, Results, Run, make, parser, seeded, spread
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import Split
 from zoo import score_answer
 
 MODELS = {"Qwen25VL": "qwen25_vl.yaml", "PRoPEMLLM": "prope.yaml"}
-QUESTION = "room_size_estimation"
 
 
 class SwappedRooms(Rooms):
@@ -40,64 +31,32 @@ class SwappedRooms(Rooms):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/room_size"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--paths", nargs="+", default=["loop", "local"])
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--jobs", type=int, default=2)
-    options, overrides = parser.parse_known_args()  # what is left over goes to main.py fit
+    options = parser(__doc__, "room_size")
+    options.add_argument("--paths", nargs="+", default=["loop", "local"])
+    options.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    asked, overrides = options.parse_known_args()
+    results = Results(asked.results)
+    plan = [planned(*job, overrides) for job in product(asked.models, asked.paths, asked.seeds)]
+    make(plan, results, asked.out, asked.jobs)
 
-    for path in options.paths:
-        Rooms(path=path).prepare()
-    plan = list(product(options.paths, options.seeds, options.models))
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for done in pool.map(lambda job: run(options, *job, overrides), plan):
-            print(done, flush=True)
-    print(table(options))
-
-
-def run(options: argparse.Namespace, path: str, seed: int, model: str, overrides: list[str]) -> str:
-    """Trains and tests one run unless it is there; returns a line on it."""
-    folder = options.out / f"{model}-{path}-{seed}"
-    swapped = folder / "swapped"
-    started = time.monotonic()
-    if not (folder / "metrics.json").exists():
-        seeded = [f"--{key}={seed}" for key in ("seed_everything", "model.backbone.seed", "data.seed")]
-        command = ["fit", "--config", MODELS[model], *seeded, f"--data.source.path={path}", *overrides]
-        main_py(options, *command, f"--trainer.default_root_dir={folder}")
-        evaluate(options, folder, folder)
-    if model != "Qwen25VL" and not (swapped / "metrics.json").exists():
-        evaluate(
-            options,
-            folder,
-            swapped,
-            "--data.source=benchmarks.room_size.SwappedRooms",
-            f"--data.source.path={path}",
-        )
-    return f"{folder.name}: {score(folder):.3f} ({time.monotonic() - started:.0f} s)"
+    print("| camera path | model | room-size MRA, mean and range over the seeds |\n|---|---|---|")
+    for path in asked.paths:
+        print(f"| `{path}` | best constant answer | {best_constant(path):.3f} |")
+        for model in asked.models:
+            runs = [planned(model, path, seed, overrides) for seed in asked.seeds]
+            for test in runs[0].tests:
+                name = f"{model}, cameras swapped between rooms" if test else model
+                print(f"| `{path}` | {name} | {spread(results.scores(runs, test), len(runs))} |")
 
 
-def evaluate(options: argparse.Namespace, run: Path, out: Path, *extra: str) -> None:
-    checkpoint = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
-    main_py(
-        options,
-        "test",
-        "--config",
-        str(run / "config.yaml"),
-        checkpoint,
-        *extra,
-        f"--trainer.default_root_dir={out}",
-    )
-
-
-def main_py(options: argparse.Namespace, *words: str) -> None:
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
-    subprocess.run([sys.executable, "main.py", *words], check=True, stdout=subprocess.DEVNULL, env=os.environ | threads)
-
-
-def score(folder: Path) -> float:
-    return float(json.loads((folder / "metrics.json").read_text())["per_question_type"][QUESTION]["score"])
+def planned(model: str, path: str, seed: int, overrides: list[str]) -> Run:
+    """A training on one kind of camera path."""
+    on_path = f"--data.source.path={path}"
+    tests: dict[str, tuple[str, ...]] = {"": ()}
+    if model != "Qwen25VL":
+        tests["swapped"] = ("--data.source=benchmarks.room_size.SwappedRooms", on_path)
+    fit = ("--config", MODELS[model], *seeded(seed), on_path, *overrides)
+    return Run(f"{model}-{path}-{seed}", fit, tests)
 
 
 def best_constant(path: str) -> float:
@@ -110,20 +69,6 @@ def best_constant(path: str) -> float:
     ]
     constants = [f"{tenths / 10}" for tenths in range(50, 600)]
     return max(statistics.mean(score_answer(c, truth, QUESTION) for truth in truths) for c in constants)
-
-
-def table(options: argparse.Namespace) -> str:
-    lines = ["| camera path | model | room-size MRA by seed | mean |", "|---|---|---|---|"]
-    for path in options.paths:
-        lines.append(f"| `{path}` | best constant answer | | {best_constant(path):.3f} |")
-        for model in options.models:
-            for part, name in (("", model), ("swapped", f"{model}, cameras swapped between rooms")):
-                folders = [options.out / f"{model}-{path}-{seed}" / part for seed in options.seeds]
-                if all((folder / "metrics.json").exists() for folder in folders):
-                    scores = [score(folder) for folder in folders]
-                    by_seed = ", ".join(f"{value:.3f}" for value in scores)
-                    lines.append(f"| `{path}` | {name} | {by_seed} | {statistics.mean(scores):.3f} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
