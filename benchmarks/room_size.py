@@ -3,8 +3,8 @@
     python -m benchmarks.room_size                  # both models, both camera paths, three seeds; then the table
     python -m benchmarks.room_size --seeds 0 --paths loop
 
-The camera-aware model is tested once more with every room's cameras exchanged for another room's: what it then loses, it
-owed to the cameras. What is done is not made again, see `benchmarks.runs`.
+The camera-aware model is tested once more with every room's cameras exchanged for another room's: what it then loses,
+it owed to the cameras. What is done is not made again, see `benchmarks.runs`.
 """
 
 from __future__ import annotations
