@@ -21,7 +21,8 @@ class Append(Placement):
 
     What the model has stays as it is, with RoPE and all. The projections are learned, and those of the queries and
     of the outputs start at zero, so the untrained model is the stock one. Text neither asks nor is asked there, so
-    a change of world cancels with text in the sequence too.
+    a change of world cancels with text in the sequence too. A batch without any camera appends nothing; beside a view,
+    text is stock but for the order in which wider heads sum up.
 
     Args:
         channels: a head, a multiple of four; of eight for flash attention.
@@ -48,6 +49,8 @@ class Append(Placement):
     ) -> EncodedCameras:
         if not self.layers:
             raise ValueError("Append has no projections before it is attached to a decoder")
+        if not (index >= 0).any():
+            return EncodedCameras(index.shape[1])
         block = ChannelBlock(self.channels, 0, self.channels)
         return AppendedChannels(CameraMatrices(index, block, True, **matrices), index >= 0, self.layers)
 
