@@ -1,10 +1,13 @@
 """Train, test and ask the models of the zoo.
 
-    python main.py fit --config prope.yaml
-    python main.py test
-    python main.py validate | predict | export | sample
+    python main.py fit --config prope.yaml     trains; the run lies in runs/
+    python main.py test                        scores the newest run; validate, predict, export also take it
+    python main.py sample                      chooses frames beforehand
+    python main.py score predictions.jsonl     scores answers without a model
+    python main.py report runs/*               compares runs, as tables or as a page
 
 Configs compose, later ones win: a model, a scale (default scale_tiny.yaml), data (default data_rooms.yaml).
+Each command has its own --help.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsC
 from commands.arguments import PARSER_DEFAULTS, TRAINER_DEFAULTS, complete
 from commands.export import ExportingTrainer
 from commands.parser import OneLineParser
+from commands.report import report
 from commands.runs import settle
 from commands.sample import sample
+from commands.score import score
 from datamodules import VideoQADataModule
-from zoo.errors import input_error
+from zoo.errors import InputError, input_error
 from zoo.trainable import Trainable
+
+COMMANDS = {"sample": sample, "score": score, "report": report}  # that train and test nothing
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.13
 warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # frozen parts are, on purpose
@@ -52,12 +59,16 @@ class ZooCLI(LightningCLI):
 
 
 def main() -> None:
-    if not sys.argv[1:]:
-        sys.exit(__doc__)
+    command = "".join(sys.argv[1:2])
+    if command in ("", "-h", "--help"):
+        print(__doc__)
+        return
     try:
+        if command not in (known := [*ZooCLI.subcommands(), *COMMANDS]):
+            raise InputError(f"there is no command {command}, only {', '.join(known)}")
         sys.argv[1:] = complete(sys.argv[1:])  # the processes of a DDP run start from sys.argv again
-        if sys.argv[1] == "sample":
-            sample(sys.argv[2:])
+        if command in COMMANDS:
+            COMMANDS[command](sys.argv[2:])
             return
         ZooCLI(
             Trainable,
