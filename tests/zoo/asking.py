@@ -15,6 +15,7 @@ from zoo.encodings import CameraEncoding
 from zoo.encodings.table import COMBINATIONS
 from zoo.generation import greedy
 from zoo.geometry.base import SceneGeometry
+from zoo.prefix_cache import Reply, answer_questions
 from zoo.tiny import tiny_processor
 from zoo.vlm import SpatialVLM
 
@@ -42,8 +43,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, *, dtype: str = "float32", attention: str = "sdpa", **more: Any) -> SpatialVLM:
-    """Random weights that make answers differ: with the usual ones they repeat a token."""
+def build(name: str, *, dtype: str = "float32", implementation: str = "sdpa", **more: Any) -> SpatialVLM:
+    """Random weights that make answers differ: with the usual ones, and with attention that is less sharp, they repeat
+    a token whatever was asked."""
     parts = {**MODELS[name], **more}
     encoding: CameraEncoding | None = COMBINATIONS[parts["encoding"]]() if "encoding" in parts else None
     if encoding is not None:
@@ -55,7 +57,7 @@ def build(name: str, *, dtype: str = "float32", attention: str = "sdpa", **more:
         key_value_heads=1 if name == "plain" else 2,
         vision_hidden_size=32,
         dtype=dtype,
-        attn_implementation=attention,
+        attn_implementation=implementation,
     )
     torch.manual_seed(0)
     model = SpatialVLM(backbone=backbone, learning_rates=RATES, max_new_tokens=NEW, allow_untrained=True, **parts)
@@ -63,6 +65,9 @@ def build(name: str, *, dtype: str = "float32", attention: str = "sdpa", **more:
     for parameter in model.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+    for attention in (layer.self_attn for layer in model.qwen.model.language_model.layers):
+        attention.q_proj.weight.data *= 2
+        attention.k_proj.weight.data *= 2
     if encoding is not None:
         for parameter in encoding.parameters():
             nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -89,6 +94,12 @@ def scene(name: str, questions: tuple[Question, ...] = QUESTIONS, steps: int = 3
 def batch(model: SpatialVLM, *scenes: LoadedScene, training: bool = False, at_once: int = 8) -> dict[str, Any]:
     collate = Collate(tiny_processor(), training, at_once, model.appended, model.needs_frames)
     return collate(list(scenes))
+
+
+@torch.no_grad()
+def replies(model: SpatialVLM, asked: dict[str, Any]) -> list[Reply]:
+    """What is tested: from prefixes that are read once."""
+    return answer_questions(model.qwen, model._see(asked), asked, model.max_new_tokens)
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, scene
+from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
 from zoo import prefix_cache
-from zoo.prefix_cache import CachedPrefix, Reply, answer_questions
+from zoo.prefix_cache import CachedPrefix, Reply
 from zoo.shared_prefix import sees
 from zoo.tiny import tiny_processor
 from zoo.vlm import SpatialVLM
@@ -27,28 +26,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens went through the decoder at a time, while answers were made."""
+def tokens_read(model: SpatialVLM) -> list[int]:
+    """Fills with how many tokens go through the decoder at a time."""
     counts: list[int] = []
-
-    def hook(module: nn.Module, _: Any, states: tuple[Tensor, ...] | Tensor) -> None:
-        counts.append(states[0].shape[-2] if isinstance(states, tuple) else states.shape[-2])
-
-    made = build
-
-    def hooked(*args: Any, **kwargs: Any) -> SpatialVLM:
-        model = made(*args, **kwargs)
-        model.qwen.model.language_model.embed_tokens.register_forward_hook(hook)
-        return model
-
-    monkeypatch.setitem(globals(), "build", hooked)
+    model.qwen.model.language_model.layers[0].register_forward_hook(lambda *each: counts.append(each[2].shape[-2]))
     return counts
-
-
-def replies(model: SpatialVLM, asked: dict[str, Any]) -> list[Reply]:
-    with torch.no_grad():
-        return answer_questions(model.qwen, model._see(asked), asked, model.max_new_tokens)
 
 
 def ids(model: SpatialVLM, asked: dict[str, Any]) -> list[list[int]]:
@@ -67,23 +49,22 @@ def test_answers_are_those_of_each_question_by_itself(name: str) -> None:
     asked = batch(model, scene("a", (*QUESTIONS, QUESTIONS[0])), scene("b", QUESTIONS[1:3], steps=2, seed=1))
     expected = one_by_one(model, asked)
     assert ids(model, asked) == expected
-    assert (
-        expected[0] == expected[5] and len({tuple(answer) for answer in expected}) > 4
-    )  # they do depend on what is asked
+    # they do depend on what is asked
+    assert expected[0] == expected[5] and len({tuple(answer) for answer in expected}) > 4
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_however_many_at_once(at_once: int, read: list[int]) -> None:
+def test_however_many_at_once(at_once: int) -> None:
     model = build("plain")
     asked = batch(model, scene("a"), at_once=at_once)
     expected = one_by_one(model, asked)
-    read.clear()
+    read = tokens_read(model)
     assert ids(model, asked) == expected
     lengths = asked["attention_mask"].sum(1)
     shared = read[0]
+    assert shared > int((asked["input_ids"][0] == tiny_processor().video_token_id).sum()) > 0
     # the prefix once, the questions once, and all but the last token of each answer
     assert sum(read) == shared + int((lengths - shared).sum()) + sum(len(answer) - 1 for answer in expected)
-    assert shared > int(tiny_processor().video_token_id in asked["input_ids"][0]) * 18
 
 
 def test_one_question() -> None:
@@ -97,7 +78,7 @@ def test_answers_that_end_at_different_times(name: str) -> None:
     model = build(name)
     asked = batch(model, scene("a"))
     free = one_by_one(model, asked)
-    # each of these ends some answer: at its first, third and fourth token, say
+    # each of these ends some answer, at its first, third and fourth token if not earlier
     model.qwen.config.text_config.eos_token_id = [free[0][0], free[1][2], free[3][3]]
     expected = one_by_one(model, asked)
     assert len({len(answer) for answer in expected}) > 2 and max(map(len, expected)) == NEW
@@ -114,13 +95,13 @@ def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["plain", "PRoPE, Fraction", "PRoPE, Append"])
 def test_eager_attention_adds_its_mask(name: str) -> None:
-    model, other = build(name, attention="eager"), build(name)
+    model, other = build(name, implementation="eager"), build(name)
     asked = batch(model, scene("a"))
     assert ids(model, asked) == one_by_one(model, asked) == ids(other, asked)
 
 
 @pytest.mark.parametrize("name", ["plain", "PRoPE, Append"])
-def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str, read: list[int]) -> None:
+def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str) -> None:
     """As flash attention: causal, and nothing else."""
     masks = []
 
@@ -134,10 +115,11 @@ def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str, rea
     asked = batch(model, scene("a"))
     expected = one_by_one(model, asked)
     model.qwen.model.language_model.config._attn_implementation = "causal"
-    read.clear()
+    read = tokens_read(model)
     assert ids(model, asked) == expected
     assert masks and all(mask is None for mask in masks)
-    assert read[0] > 18 > max(read[1:][NEW:]) - 60 and len(read) == 1 + len(QUESTIONS) * NEW  # still one prefix
+    questions = (asked["attention_mask"].sum(1) - read[0]).tolist()
+    assert read[1:] == [count for question in questions for count in (question, *[1] * (NEW - 1))]  # still one prefix
 
 
 def test_what_is_asked_before_it_is_shown_shares_nothing() -> None:
@@ -154,13 +136,12 @@ def test_what_is_asked_before_it_is_shown_shares_nothing() -> None:
     assert ids(model, asked) == one_by_one(model, asked)
 
 
-def test_gradient_checkpointing_in_training_mode_is_an_error() -> None:
-    """Layers that are checkpointed keep no cache: the answers would be to nothing."""
+def test_gradient_checkpointing_changes_no_answer() -> None:
+    """Nor does training mode: layers that were checkpointed while they answer would keep no cache."""
     model = build("plain", gradient_checkpointing=True)
     asked = batch(model, scene("a"))
-    assert ids(model, asked) == one_by_one(model, asked)
-    with pytest.raises(ValueError, match="answer in eval mode"):
-        replies(model.train(), asked)
+    expected = one_by_one(build("plain"), asked)
+    assert ids(model, asked) == expected == ids(model.train(), asked)
 
 
 # ---- the controls: what the masks and the positions are for -----------------------------------------------
@@ -274,66 +255,3 @@ def test_bfloat16_logits_are_as_near_to_float32s_as_each_questions_own(name: str
     model = build(name, dtype="bfloat16")
     slow, fast = ((first(model, way) - exact).square().mean().sqrt() for way in (True, False))
     assert 0 < fast < 1.1 * slow
-
-
-# ---- faults -----------------------------------------------------------------------------------------------
-
-
-def spoil(model: SpatialVLM, word: str) -> None:
-    """NaN where this word is read."""
-    (token,) = tiny_processor().tokenizer(word)["input_ids"]
-
-    def hook(module: nn.Module, given: tuple[Tensor], states: Tensor) -> Tensor:
-        return states.masked_fill((given[0] == token)[..., None], torch.nan)
-
-    model.qwen.model.language_model.embed_tokens.register_forward_hook(hook)
-
-
-def test_nan_logits_are_an_error_of_that_question_alone() -> None:
-    model = build("plain")
-    asked = batch(model, scene("a"))
-    expected = one_by_one(model, asked)
-    spoil(model, "Which")
-    records = model.answers(asked)
-    assert [record["error"] for record in records] == [
-        None, None, "the logits of token 1 of the answer are NaN", None, None
-    ]  # fmt: skip
-    assert records[2]["prediction"] == ""
-    expected[2] = []
-    assert [reply.ids for reply in replies(model, asked)] == expected
-
-
-def test_nan_in_the_middle_of_an_answer_leaves_no_half_of_it() -> None:
-    model = build("plain")
-    asked = batch(model, scene("a"))
-    expected = one_by_one(model, asked)
-    model.qwen.lm_head.register_forward_hook(
-        lambda *each: each[2] + torch.where(each[2].argmax(-1, True) == expected[1][2], torch.nan, 0)
-    )
-    found = replies(model, asked)
-    assert found[1] == Reply([], "the logits of token 3 of the answer are NaN")
-
-
-def test_nan_in_the_video_fails_every_question() -> None:
-    model = build("plain")
-    asked = batch(model, scene("a"), scene("b", seed=1))
-    asked["pixel_values_videos"][:4] = torch.nan
-    errors = [record["error"] for record in model.answers(asked)]
-    assert all(error and "NaN" in error for error in errors[:5]) and errors[5:] == [None] * 5
-
-
-def test_a_prompt_longer_than_the_context() -> None:
-    model = build("plain")
-    long = replace(QUESTIONS[0], id="long", question="How many chairs? " * 200)
-    asked = batch(model, scene("a", (QUESTIONS[0], long, QUESTIONS[1])))
-    lengths = asked["attention_mask"].sum(1).tolist()
-    model.qwen.config.text_config.max_position_embeddings = lengths[1] - 1
-    short = batch(model, scene("a", QUESTIONS[:2]))
-    expected = model.answers(short)
-    first, failed, last = model.answers(asked)
-    assert (
-        failed["error"] == f"the prompt has {lengths[1]} tokens, more than the {lengths[1] - 1} of the model's context"
-    )
-    assert failed["prediction"] == "" and [first, last] == expected
-    model.qwen.config.text_config.max_position_embeddings = lengths[1]
-    assert all(record["error"] is None for record in model.answers(asked))

@@ -1,0 +1,77 @@
+"""Questions that can't be answered: each says why, and spoils no other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tests.zoo.asking import QUESTIONS, TEXTS, batch, build, one_by_one, replies, scene
+from zoo.prefix_cache import Reply
+from zoo.tiny import tiny_processor
+from zoo.vlm import SpatialVLM
+
+
+def spoil(model: SpatialVLM, question: int) -> None:
+    """NaN where a token is read that only this question has."""
+    words = [set(tiny_processor().tokenizer(text)["input_ids"]) for text in TEXTS]
+    own = words.pop(question).difference(*words)
+
+    def hook(module: nn.Module, given: tuple[Tensor], states: Tensor) -> Tensor:
+        return states.masked_fill((given[0] == min(own))[..., None], torch.nan)
+
+    model.qwen.model.language_model.embed_tokens.register_forward_hook(hook)
+
+
+def test_nan_logits_are_an_error_of_that_question_alone() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    expected = one_by_one(model, asked)
+    spoil(model, 2)
+    records = model.answers(asked)
+    assert [record["error"] for record in records] == [
+        None, None, "the logits of token 1 of the answer are NaN", None, None
+    ]  # fmt: skip
+    assert records[2]["prediction"] == ""
+    expected[2] = []
+    assert [reply.ids for reply in replies(model, asked)] == expected
+
+
+def test_nan_in_the_middle_of_an_answer_leaves_no_half_of_it() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    expected = one_by_one(model, asked)
+    third = expected[1][2]
+    assert third not in expected[1][:2] and third not in expected[3]
+    model.qwen.lm_head.register_forward_hook(
+        lambda *each: each[2] + torch.where(each[2].argmax(-1, True) == third, torch.nan, 0)
+    )
+    found = replies(model, asked)
+    assert found[1] == Reply([], "the logits of token 3 of the answer are NaN")
+    assert found[3] == Reply(expected[3])
+
+
+def test_nan_in_the_video_fails_every_question() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"), scene("b", seed=1))
+    asked["pixel_values_videos"][:4] = torch.nan
+    errors = [record["error"] for record in model.answers(asked)]
+    assert all(error and "NaN" in error for error in errors[:5]) and errors[5:] == [None] * 5
+
+
+def test_a_prompt_longer_than_the_context() -> None:
+    model = build("plain")
+    long = replace(QUESTIONS[0], id="long", question="How many chairs? " * 200)
+    asked = batch(model, scene("a", (QUESTIONS[0], long, QUESTIONS[1])))
+    lengths = asked["attention_mask"].sum(1).tolist()
+    model.qwen.config.text_config.max_position_embeddings = lengths[1] - 1
+    short = batch(model, scene("a", QUESTIONS[:2]))
+    expected = model.answers(short)
+    first, failed, last = model.answers(asked)
+    assert (
+        failed["error"] == f"the prompt has {lengths[1]} tokens, more than the {lengths[1] - 1} of the model's context"
+    )
+    assert failed["prediction"] == "" and [first, last] == expected
+    model.qwen.config.text_config.max_position_embeddings = lengths[1]
+    assert all(record["error"] is None for record in model.answers(asked))
