@@ -100,7 +100,7 @@ class SceneDataset(Dataset):
         try:
             self._fill(loaded, self.open(index), epoch or 0)
         except (OSError, ValueError) as error:
-            loaded.error = str(error)
+            loaded.error = named(scene, error)
         return loaded
 
     def open(self, index: int) -> OpenScene:
@@ -113,7 +113,7 @@ class SceneDataset(Dataset):
         if self.needs_cameras and scene.cameras is None:
             raise InputError(
                 f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside it, "
-                "or take a model without a camera encoding"
+                "or take a model that does without"
             )
         if self.needs_depth and scene.depth is None:
             raise InputError(
@@ -142,3 +142,9 @@ class SceneDataset(Dataset):
             loaded.geometry.depth = read_depth(
                 loaded.scene.depth, chosen, num_frames=video.num_frames, size_hw=(height, width)
             )
+
+
+def named(scene: Scene, error: Exception) -> str:
+    """What went wrong with a scene, in a line that names it once."""
+    said = str(error)
+    return said if scene.name.rpartition("/")[2] in said else f"{scene.name}: {said}"

@@ -88,8 +88,7 @@ class VGGTPretraining(Trainable):
     def _outputs(self, batch: dict[str, Any], dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
         """VGGT's answer and the truth, of all scenes of one shape at a time, with the maps of so many frames."""
         if batch["failed"]:
-            record = batch["failed"][0]
-            raise InputError(f"{record['scene']}: {record['error']}")
+            raise InputError(batch["failed"][0]["error"])
         frames = batch["frames"]
         pairs = []
         for members in same_shape(frames):
