@@ -27,7 +27,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.patch_embed import DINOV2, NUM_REGISTERS
+from zoo.geometry.vggt.patch_embed import DINOV2
 
 SIZES = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "patch_embed": "dinov2_vitl14_reg"},
@@ -143,8 +143,7 @@ def aggregator_flops(arguments: argparse.Namespace, frames: int) -> float:
     tokens = 5 + patches
     flops = size["depth"] * (block(frames * tokens, tokens) + block(frames * tokens, frames * tokens))
     flops += 2 * frames * patches * 3 * 14 * 14 * width
-    if size["patch_embed"] in DINOV2:
-        tokens = 1 + NUM_REGISTERS + patches
+    if size["patch_embed"] in DINOV2:  # it has a class token and four registers of its own
         flops += DINOV2[size["patch_embed"]][1] * block(frames * tokens, tokens)
     return flops
 

@@ -52,7 +52,10 @@ def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     assert outside.processor.tokenizer("How many")["input_ids"]
     whole = released_model(release, dtype="float32")
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
-    with_cameras = released_model(release, heads=["camera"]).geometry.vggt.camera_head
+    geometry = released_model(release).geometry
+    assert geometry.vggt.camera_head is None
+    geometry.want_cameras()
+    with_cameras = geometry.vggt.camera_head
     name = "spatial_encoder.vggt_model.camera_head.pose_branch.fc1.weight"
     assert torch.equal(with_cameras.pose_branch.fc1.weight, official[name].float())
     baseline = Qwen25VL(backbone=PretrainedSpatialMLLM(str(release)))

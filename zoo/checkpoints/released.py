@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from zoo.checkpoints.parts import empty_qwen, empty_vggt, fill_parts
 from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.model import VGGT_1B
-from zoo.geometry.vggt_encoder import Head, VGGTEncoder
+from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.geometry.vggt_encoder import VGGTEncoder, camera_head_of
 from zoo.optim import LearningRates
 from zoo.qwen25_vl import Qwen25VL
 from zoo.spatial_mllm import SpatialMLLM
@@ -91,9 +91,8 @@ class PretrainedSpatialMLLM(Backbone):
     Args:
         path: a hub id (`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`) or a local folder with config,
             safetensors and processor.
-        heads: of VGGT, to build beside its aggregator: `--model.cameras vggt` needs `[camera]`.
         attn_implementation: the attention backend of transformers.
-        dtype: the type in which the weights are kept; VGGT's heads are float32.
+        dtype: the type in which the weights are kept.
     """
 
     pretrained = True
@@ -101,12 +100,11 @@ class PretrainedSpatialMLLM(Backbone):
     def __init__(
         self,
         path: str = "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
-        heads: Sequence[Head] = (),
         attn_implementation: AttentionImplementation = "sdpa",
         dtype: DType = "bfloat16",
     ):
         super().__init__(attn_implementation, dtype)
-        self.path, self.heads = path, heads
+        self.path = path
 
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
         folder = find_folder(self.path)
@@ -119,13 +117,9 @@ class PretrainedSpatialMLLM(Backbone):
 
     def geometry(self) -> GeometryEncoder:
         """The VGGT that the connector was trained on, with the layer that it reads."""
-        config: dict[str, dict[str, Any]] = {"aggregator": self.config.aggregator}
-        for head in self.heads:
-            config[f"{head}_head"] = VGGT_1B[f"{head}_head"] | {"dim_in": 2 * self.config.aggregator["embed_dim"]}
-        vggt = VGGT.from_official(config, Under(self.tensors, OFFICIAL_VGGT), dtype=self.dtype)
-        for head in self.heads:
-            getattr(vggt, f"{head}_head").float()
-        return VGGTEncoder(vggt, self.config.layer)
+        weights = Under(self.tensors, OFFICIAL_VGGT)
+        vggt = VGGT.from_official({"aggregator": self.config.aggregator}, weights, dtype=self.dtype)
+        return ReleasedVGGT(vggt, self.config.layer, weights)
 
     def fill(self, fusion: nn.Module) -> bool:
         """The connector's weights into an `AddFusion`; another fusion keeps its own."""
@@ -133,3 +127,14 @@ class PretrainedSpatialMLLM(Backbone):
             return False
         fill(fusion.connector.state_dict(), Under(self.tensors, OFFICIAL_CONNECTOR), what="connector")
         return True
+
+
+class ReleasedVGGT(VGGTEncoder):
+    """The VGGT of a released Spatial-MLLM, whose camera head is loaded if cameras are wanted."""
+
+    def __init__(self, vggt: VGGT, layer: int, weights: Mapping[str, Tensor]):
+        super().__init__(vggt, layer)
+        self.weights = weights
+
+    def load_camera_head(self) -> CameraHead:
+        return camera_head_of(self.weights, self.width)

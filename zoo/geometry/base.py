@@ -77,6 +77,13 @@ class GeometryEncoder(nn.Module, ABC):
     needs_depth: bool = False
     gives_cameras: bool = False
 
+    def want_cameras(self) -> None:
+        """Gets ready to find cameras: what only they need is loaded. For those that `gives_cameras`.
+
+        Raises:
+            InputError: it can't; naming the remedy.
+        """
+
     @abstractmethod
     def forward(
         self,

@@ -6,23 +6,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.cameras import normalise_intrinsics
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt.camera_head import CameraHead
-from zoo.geometry.vggt.official import WEIGHTS, SafetensorsFile, find_weights, load_official
+from zoo.geometry.vggt.official import find_weights
+from zoo.weights import WEIGHTS, SafetensorsFile, Under, fill
 
 Head = Literal["camera", "depth", "point"]
-NOT_CAMERAS = ("depth_head.", "point_head.", "track_head.")
 
 
 class VGGTEncoder(GeometryEncoder):
@@ -34,24 +34,32 @@ class VGGTEncoder(GeometryEncoder):
     Args:
         vggt: with its weights.
         layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
-        camera_head: a file, folder or hub id with VGGT-1B's camera head, if `vggt` has none and cameras are wanted.
 
     Raises:
-        InputError: no such layer; a camera head that can't be read or doesn't fit.
+        InputError: no such layer.
     """
 
     needs_frames = True
     gives_cameras = True
 
-    def __init__(self, vggt: VGGT, layer: int = -1, camera_head: str | None = None) -> None:
+    def __init__(self, vggt: VGGT, layer: int = -1) -> None:
         super().__init__()
         depth = vggt.aggregator.depth
         if not -depth <= layer < depth:
             raise InputError(f"--model.geometry.layer {layer}: this VGGT has layers 0 to {depth - 1}")
-        if camera_head is not None:
-            vggt.camera_head = load_camera_head(camera_head, 2 * vggt.aggregator.embed_dim)
         self.vggt, self.layer = vggt, layer
         self.width = 2 * vggt.aggregator.embed_dim
+
+    def want_cameras(self) -> None:
+        if self.vggt.camera_head is None:
+            self.vggt.camera_head = self.load_camera_head()
+
+    def load_camera_head(self) -> CameraHead:
+        """The head that belongs to this trunk, float32: poses in bfloat16 would be useless."""
+        raise InputError(
+            "this VGGT has no camera head: build one (--model.geometry.heads [camera]), or take the data's cameras, "
+            "--model.cameras given"
+        )
 
     def forward(
         self,
@@ -64,8 +72,8 @@ class VGGTEncoder(GeometryEncoder):
         """See `GeometryEncoder`; `given` isn't looked at. The first frame of a scene is its world."""
         if cameras and self.vggt.camera_head is None:
             raise InputError(
-                "this VGGT was built without its camera head: give --model.geometry.camera_head facebook/VGGT-1B (of a "
-                "released Spatial-MLLM: --model.backbone.heads [camera]), or take the data's, --model.cameras given"
+                "this VGGT was built without its camera head: ask for its cameras with --model.cameras either (or "
+                "vggt, even where the data has its own), or give the data cameras"
             )
         found: dict[int, SceneGeometry] = {}
         trained = any(parameter.requires_grad for parameter in self.parameters())
@@ -97,22 +105,22 @@ class VGGTEncoder(GeometryEncoder):
 class PretrainedVGGT(VGGTEncoder):
     """VGGT-1B's aggregator with released weights (arXiv 2503.11651).
 
+    Its camera head, of 0.2 billion parameters, is loaded only if cameras are wanted.
+
     Args:
         path: a hub id, a folder with model.safetensors in it, or a .safetensors file.
         layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
-        camera_head: the same, for the camera head; null builds none: it has 0.2 billion parameters, which only
-            `--model.cameras vggt` uses.
-        dtype: of the aggregator; the head is float32, since poses in bfloat16 would be useless.
+        dtype: of the aggregator.
     """
 
     def __init__(
-        self,
-        path: str = "facebook/VGGT-1B",
-        layer: int = -1,
-        camera_head: str | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        self, path: str = "facebook/VGGT-1B", layer: int = -1, dtype: Literal["float32", "bfloat16"] = "float32"
     ) -> None:
-        super().__init__(VGGT.from_pretrained(path, heads=(), dtype=getattr(torch, dtype)), layer, camera_head)
+        super().__init__(VGGT.from_pretrained(path, heads=(), dtype=getattr(torch, dtype)), layer)
+        self.path = path
+
+    def load_camera_head(self) -> CameraHead:
+        return camera_head_of(SafetensorsFile(find_weights(self.path)), self.width)
 
 
 class TinyVGGT(VGGTEncoder):
@@ -168,14 +176,16 @@ class TinyVGGT(VGGTEncoder):
         super().__init__(vggt, layer)
 
 
-def load_camera_head(path: str, dim_in: int) -> CameraHead:
-    """VGGT-1B's camera head alone, out of weights that hold more; dim_in is the width of the tokens."""
+def camera_head_of(vggt: Mapping[str, Tensor], dim_in: int) -> CameraHead:
+    """VGGT-1B's camera head alone, out of official weights that hold more; dim_in is the width of the tokens.
+
+    Raises:
+        InputError: there is none, or it doesn't fit.
+    """
     with torch.device("meta"):
-        holder = nn.ModuleDict({"camera_head": CameraHead(dim_in)})
-    holder.to_empty(device="cpu")
-    load_official(holder, SafetensorsFile(find_weights(path)), skip=("aggregator.", *NOT_CAMERAS))
-    head = holder["camera_head"]
-    assert isinstance(head, CameraHead)
+        head = CameraHead(dim_in)
+    head.to_empty(device=torch.get_default_device())
+    fill(head.state_dict(), Under(vggt, "camera_head."), what="camera head of VGGT (camera_head.*)")
     return head
 
 

@@ -155,22 +155,28 @@ def test_bfloat16_trunk_gives_float32_cameras(encoder: VGGTEncoder) -> None:
 # ---- weights ----------------------------------------------------------------------------------------------
 
 
-def test_a_camera_head_from_other_weights(tmp_path: Path) -> None:
+def test_a_camera_head_is_loaded_if_cameras_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     config["camera_head"] = {"dim_in": 64}  # VGGT-1B's but for the width
-    weights = hash_weights(config)
+    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
+    weights, frames = hash_weights(config), scenes((2, 28, 28))
     save_file(weights, tmp_path / "model.safetensors")
-    bare = VGGTEncoder(hash_model({"aggregator": config["aggregator"]}))
-    frames = scenes((2, 28, 28))
-    with pytest.raises(InputError, match="no camera head .*--model.geometry.camera_head facebook/VGGT-1B"):
-        encode(bare, frames)
-    assert encode(bare, frames, cameras=False)[0].patches is not None
-    headed = VGGTEncoder(bare.vggt, camera_head=str(tmp_path))
-    expected = VGGTEncoder(hash_model(config))
-    assert torch.equal(encode(headed, frames)[0].world_to_camera, encode(expected, frames)[0].world_to_camera)
+    encoder = PretrainedVGGT(str(tmp_path), dtype="bfloat16")
+    assert encoder.vggt.camera_head is None and encode(encoder, frames, cameras=False)[0].patches is not None
+    with pytest.raises(InputError, match="built without its camera head: .*--model.cameras either"):
+        encode(encoder, frames)
+    encoder.want_cameras()
+    expected, found = hash_model(config).camera_head, encoder.vggt.camera_head
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+    assert encode(encoder, frames)[0].world_to_camera.dtype == torch.float32
+    encoder.want_cameras()
+    assert encoder.vggt.camera_head is found  # once
+
     save_file({name: t for name, t in weights.items() if "camera_head" not in name}, tmp_path / "bare.safetensors")
-    with pytest.raises(InputError, match="missing: camera_head"):
-        VGGTEncoder(bare.vggt, camera_head=str(tmp_path / "bare.safetensors"))
+    with pytest.raises(InputError, match=r"camera_head\.\*.* missing: .*token_norm.weight"):
+        PretrainedVGGT(str(tmp_path / "bare.safetensors")).want_cameras()
+    with pytest.raises(InputError, match=r"no camera head: .*--model.geometry.heads \[camera\]"):
+        TinyVGGT(embed_dim=16, num_heads=2, heads=()).want_cameras()
 
 
 def test_tiny_weights_come_from_a_seed_or_a_path(tmp_path: Path) -> None:

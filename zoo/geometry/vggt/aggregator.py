@@ -29,7 +29,7 @@ class Aggregator(nn.Module):
         depth: layers; each is a frame block and a global block.
         num_heads: of the attention; a head's channels must be a multiple of 4.
         mlp_ratio: hidden width of the MLPs over C.
-        num_register_tokens: registers of a frame.
+        num_register_tokens: registers of a frame, and of DINOv2, which has as many of its own.
         patch_embed: `conv` or the name of a DINOv2, see `build_patch_embed`.
         rope_freq: base of RoPE's frequencies.
     """
@@ -55,7 +55,7 @@ class Aggregator(nn.Module):
         self.head_dim = embed_dim // num_heads
         self.rope_freq = rope_freq
         self.patch_start = 1 + num_register_tokens
-        self.patch_embed = build_patch_embed(patch_embed, img_size, patch_size, embed_dim)
+        self.patch_embed = build_patch_embed(patch_embed, img_size, patch_size, embed_dim, num_register_tokens)
         # index 0 is the first frame's, 1 all others'
         self.camera_token = nn.Parameter(1e-6 * torch.randn(1, 2, 1, embed_dim))
         self.register_token = nn.Parameter(1e-6 * torch.randn(1, 2, num_register_tokens, embed_dim))

@@ -29,7 +29,7 @@ class DPTHead(nn.Module):
         patch_size: in pixels.
         features: width of the merged maps.
         out_channels: widths of the four maps.
-        intermediate_layer_idx: the aggregator's layers that they come from.
+        intermediate_layer_idx: the aggregator's layers that they come from, counted from the end where negative.
     """
 
     def __init__(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
-from zoo.geometry.vggt.official import SafetensorsFile, find_weights, load_official, official_state_dict
+from zoo.geometry.vggt.official import find_weights, load_official, official_state_dict
 from zoo.precision import full_precision
+from zoo.weights import SafetensorsFile
 
 HEADS = ("camera", "depth", "point")
 NOT_BUILT = "track_head."  # the point tracker: not part of this project, skipped on purpose
@@ -59,6 +60,9 @@ class VGGT(nn.Module):
         camera_head: arguments of `CameraHead`; None builds no such head.
         depth_head: arguments of `DPTHead`.
         point_head: arguments of `DPTHead`.
+
+    Raises:
+        ValueError: a dense head that reads a layer which isn't there.
     """
 
     def __init__(
@@ -71,8 +75,15 @@ class VGGT(nn.Module):
         super().__init__()
         self.aggregator = Aggregator(**aggregator)
         self.camera_head = None if camera_head is None else CameraHead(**camera_head)
-        self.depth_head = None if depth_head is None else DPTHead(**depth_head)
-        self.point_head = None if point_head is None else DPTHead(**point_head)
+        self.depth_head = self._build_dense_head(depth_head)
+        self.point_head = self._build_dense_head(point_head)
+
+    def _build_dense_head(self, arguments: dict[str, Any] | None) -> DPTHead | None:
+        if arguments is None:
+            return None
+        head = DPTHead(**arguments)
+        head.layers = tuple(layer_index(layer, self.aggregator.depth) for layer in head.layers)
+        return head
 
     @classmethod
     def from_official(
@@ -89,12 +100,25 @@ class VGGT(nn.Module):
         Raises:
             InputError: tensors that are missing, unexpected or misshapen, by name.
         """
-        with torch.device("meta"):
-            model = cls(**config)
         first = next(iter(state_dict.values()), torch.empty(0))
-        model.to(dtype or first.dtype).to_empty(device=first.device)
-        left_out = tuple(f"{head}_head." for head in HEADS if f"{head}_head" not in config)
-        load_official(model, state_dict, skip=(NOT_BUILT, *left_out))
+        return cls._filled(config, state_dict, dtype or first.dtype, dtype or first.dtype, first.device)
+
+    @classmethod
+    def _filled(
+        cls,
+        config: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        trunk: torch.dtype,
+        heads: torch.dtype,
+        device: torch.device,
+    ) -> VGGT:
+        """The model in these dtypes, which takes no more memory on the way than when it is done."""
+        with torch.device("meta"):
+            model = cls(**config).to(heads)
+        model.aggregator.to(trunk)
+        model.to_empty(device=device)
+        left_out = tuple(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None)
+        load_official(model, tensors, skip=(NOT_BUILT, *left_out))
         return model
 
     @classmethod
@@ -119,9 +143,8 @@ class VGGT(nn.Module):
             raise ValueError(f"unknown heads {sorted(unknown)}: choose from {', '.join(HEADS)}")
         names = ["aggregator", *(f"{head}_head" for head in HEADS if head in heads)]
         config = {name: VGGT_1B[name] for name in names}
-        model = cls.from_official(config, SafetensorsFile(find_weights(path)), dtype=torch.float32)
-        model.aggregator.to(dtype)
-        return model
+        tensors = SafetensorsFile(find_weights(path))
+        return cls._filled(config, tensors, dtype, torch.float32, torch.get_default_device())
 
     def official_state_dict(self) -> dict[str, Tensor]:
         """The inverse of `from_official`: tensors by official names."""
@@ -147,9 +170,9 @@ class VGGT(nn.Module):
             ValueError: image sides that aren't multiples of the patch size, integer images, no such layer, a
                 head that the model hasn't got.
         """
-        self._check(images, layers, heads)
+        self._check(images, heads)
         depth = self.aggregator.depth
-        indices = {layer: layer % depth for layer in layers}
+        indices = {layer: layer_index(layer, depth) for layer in layers}
         needed = set(indices.values())
         if "camera" in heads:
             needed.add(depth - 1)
@@ -188,20 +211,24 @@ class VGGT(nn.Module):
         values, confidence = head(tokens, height, width)
         return values.unflatten(0, (batch, frames)), confidence.unflatten(0, (batch, frames))
 
-    def _check(self, images: Tensor, layers: Sequence[int], heads: Collection[str]) -> None:
+    def _check(self, images: Tensor, heads: Collection[str]) -> None:
         height, width = images.shape[-2:]
-        patch, depth = self.aggregator.patch_size, self.aggregator.depth
+        patch = self.aggregator.patch_size
         if height % patch or width % patch or not (height and width):
             raise ValueError(
                 f"VGGT needs image sides in multiples of {patch} pixels, got {height} x {width}: resize them"
             )
         if not images.is_floating_point():
             raise ValueError(f"VGGT needs images in 0..1, got {images.dtype}: divide by 255")
-        wrong = [layer for layer in layers if not -depth <= layer < depth]
-        if wrong:
-            raise ValueError(f"there is no layer {wrong[0]}: the aggregator has {depth}")
         for head in heads:
             if head not in HEADS:
                 raise ValueError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
             if getattr(self, f"{head}_head") is None:
                 raise ValueError(f"this VGGT was built without its {head} head: add {head}_head to its config")
+
+
+def layer_index(layer: int, depth: int) -> int:
+    """The layer counted from the front, which may be given from the end."""
+    if not -depth <= layer < depth:
+        raise ValueError(f"there is no layer {layer}: the aggregator has {depth}")
+    return layer % depth

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.weights import WEIGHTS, fill
-from zoo.weights import SafetensorsFile as SafetensorsFile
 
 DINOV2_PREFIX = "aggregator.patch_embed."
 QKV = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")

@@ -15,7 +15,6 @@ DINOV2 = {  # name: width, layers, heads
     "dinov2_vitb14_reg": (768, 12, 12),
     "dinov2_vitl14_reg": (1024, 24, 16),
 }
-NUM_REGISTERS = 4  # DINOv2's own, which are dropped at its end
 
 
 class DINOv2(Dinov2WithRegistersModel):
@@ -24,7 +23,7 @@ class DINOv2(Dinov2WithRegistersModel):
     def forward(  # type: ignore[override]
         self, images: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, "N patches C"]:
-        return super().forward(pixel_values=images).last_hidden_state[:, 1 + NUM_REGISTERS :]
+        return super().forward(pixel_values=images).last_hidden_state[:, 1 + self.config.num_register_tokens :]
 
 
 class ConvPatchEmbed(nn.Module):
@@ -38,7 +37,7 @@ class ConvPatchEmbed(nn.Module):
         return self.proj(images.to(self.proj.weight.dtype)).flatten(2).mT
 
 
-def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int) -> nn.Module:
+def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int, num_registers: int) -> nn.Module:
     """The module of that name, with random weights.
 
     Args:
@@ -46,6 +45,7 @@ def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int)
         img_size: side in pixels of the square image whose patches DINOv2's position table has.
         patch_size: in pixels.
         embed_dim: width of the tokens.
+        num_registers: DINOv2's own, which are dropped at its end.
 
     Raises:
         ValueError: an unknown name, or a width that isn't the backbone's.
@@ -63,7 +63,7 @@ def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int)
         num_attention_heads=heads,
         image_size=img_size,
         patch_size=patch_size,
-        num_register_tokens=NUM_REGISTERS,
+        num_register_tokens=num_registers,
         layer_norm_eps=1e-6,
     )
     return DINOv2(config)
