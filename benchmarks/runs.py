@@ -49,13 +49,14 @@ class Results:
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def find(self, run: Run, test: str = "") -> dict[str, Any] | None:
-        """The newest result of these very commands: its scores by question type, and the seconds the training took."""
+        """The newest result of these very commands: `scores` by question type and their `macro` mean, `fit_s` seconds."""
         words = _words(run, test)
         return next((line for line in reversed(self.lines) if words.items() <= line.items()), None)
 
     def add(self, run: Run, test: str, fit_s: float, metrics: Mapping[str, Any]) -> None:
         kinds = metrics["per_question_type"].items()
         scores = {kind: round(entry["score"], 5) for kind, entry in kinds if entry["count"]}
+        scores["macro"] = round(metrics["all"]["macro"], 5)
         line = {"run": run.name, **_words(run, test), "fit_s": round(fit_s, 1), "scores": scores}
         with self.lock:
             self.lines.append(line)
@@ -84,6 +85,11 @@ def seeded(seed: int) -> tuple[str, ...]:
     return tuple(f"--{option}={seed}" for option in ("seed_everything", "model.backbone.seed", "data.seed"))
 
 
+def to_do(runs: Sequence[Run], results: Results) -> list[Run]:
+    """Those that lack a result, in the same order."""
+    return [run for run in runs if any(results.find(run, test) is None for test in run.tests)]
+
+
 def make(runs: Sequence[Run], results: Results, out: Path, jobs: int) -> None:
     """Trains and tests what has no result yet, in this order; a line each as it is done.
 
@@ -92,7 +98,7 @@ def make(runs: Sequence[Run], results: Results, out: Path, jobs: int) -> None:
     Raises:
         SystemExit: some have failed.
     """
-    todo = [run for run in runs if any(results.find(run, test) is None for test in run.tests)]
+    todo = to_do(runs, results)
     print(f"{len(todo)} of {len(runs)} runs to make, {jobs} at a time; see {out}/", flush=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failed = 0

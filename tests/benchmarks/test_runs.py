@@ -27,7 +27,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if command == "fit":
             (folder / "checkpoints/last.ckpt").touch()
         scores = {runs.QUESTION: {"score": len(made) / 10, "count": 3}, "object_counting": {"score": 0.0, "count": 0}}
-        (folder / "metrics.json").write_text(json.dumps({"per_question_type": scores}))
+        metrics = {"per_question_type": scores, "all": {"micro": 0.0, "macro": len(made) / 20}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
 
     monkeypatch.setattr(runs, "main_py", main_py)
     return made
@@ -39,7 +40,7 @@ def test_what_is_done_is_not_made_again_here_or_in_a_fresh_clone(tmp_path: Path,
     assert calls == ["fit a", "test a", "test swapped"]
     make(plan, Results(kept), tmp_path / "elsewhere", jobs=1)
     assert len(calls) == 3 and Results(kept).scores(plan) == [0.2] and Results(kept).scores(plan, "swapped") == [0.3]
-    assert set(Results(kept).find(plan[0])["scores"]) == {runs.QUESTION}
+    assert Results(kept).find(plan[0])["scores"] == {runs.QUESTION: 0.2, "macro": 0.1}
 
 
 def test_other_settings_are_another_result_and_another_training(tmp_path: Path, calls: list[str]) -> None:
