@@ -49,7 +49,7 @@ class Results:
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def find(self, run: Run, test: str = "") -> dict[str, Any] | None:
-        """The newest result of these very commands: `scores` by question type and their `macro` mean, `fit_s` seconds."""
+        """The newest result of these very commands: `fit_s` in seconds, `scores` by question type and as `macro` mean."""
         words = _words(run, test)
         return next((line for line in reversed(self.lines) if words.items() <= line.items()), None)
 
@@ -72,7 +72,9 @@ class Results:
 
 def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     """The options that all have; what `parse_known_args` leaves over is meant for `main.py fit`."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--jobs", type=int, default=2, help="runs at a time; they share the cores")
     made.add_argument("--out", type=Path, default=Path("runs/benchmarks") / name, help="folder of the runs")
