@@ -49,7 +49,7 @@ class Results:
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def find(self, run: Run, test: str = "") -> dict[str, Any] | None:
-        """The newest result of these very commands: `fit_s` in seconds, `scores` by question type and as `macro` mean."""
+        """The newest result of these very commands: `fit_s` in seconds, `scores` by type of question and `macro`."""
         words = _words(run, test)
         return next((line for line in reversed(self.lines) if words.items() <= line.items()), None)
 
