@@ -10,10 +10,11 @@ it owed to the cameras. What is done is not made again, see `benchmarks.runs`.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
-from benchmarks.runs import QUESTION, Results, Run, make, parser, seeded, spread
+from benchmarks.runs import QUESTION, Results, Run, make, parse, parser, seeded, spread
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import Split
@@ -34,7 +35,7 @@ def main() -> None:
     options = parser(__doc__, "room_size")
     options.add_argument("--paths", nargs="+", default=["loop", "local"])
     options.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    asked, overrides = options.parse_known_args()
+    asked, overrides = parse(options)
     results = Results(asked.results)
     plan = [planned(*job, overrides) for job in product(asked.models, asked.paths, asked.seeds)]
     make(plan, results, asked.out, asked.jobs)
@@ -49,7 +50,7 @@ def main() -> None:
                 print(f"| `{path}` | {name} | {spread(results.scores(runs, test), len(runs))} |")
 
 
-def planned(model: str, path: str, seed: int, overrides: list[str]) -> Run:
+def planned(model: str, path: str, seed: int, overrides: Sequence[str]) -> Run:
     """A training on one kind of camera path."""
     on_path = f"--data.source.path={path}"
     tests: dict[str, tuple[str, ...]] = {"": ()}

@@ -71,7 +71,7 @@ class Results:
 
 
 def parser(description: str | None, name: str) -> argparse.ArgumentParser:
-    """The options that all have; what `parse_known_args` leaves over is meant for `main.py fit`."""
+    """The options that all have, see `parse`."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -80,6 +80,18 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("runs/benchmarks") / name, help="folder of the runs")
     made.add_argument("--results", type=Path, default=Path(f"benchmarks/results/{name}.jsonl"))
     return made
+
+
+def parse(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, tuple[str, ...]]:
+    """(options, what is left over and meant for `main.py fit`, in words `--option=value`)."""
+    asked, left = made.parse_known_args()
+    words: list[str] = []
+    for word in left:
+        if word.startswith("--") or not words:
+            words.append(word)
+        else:
+            words[-1] += f"={word}"
+    return asked, tuple(words)
 
 
 def seeded(seed: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from benchmarks.runs import QUESTION, Results, Run, main_py, make, parser, pretrain_vggt, seeded, spread, to_do
+from benchmarks.runs import QUESTION, Results, Run, main_py, make, parse, parser, pretrain_vggt, seeded, spread, to_do
 
 MODELS = {"SpatialMLLM": "spatial_mllm.yaml", "ConcatSplitMLLM": "concat_split.yaml", "PRoPEMLLM": "prope.yaml"}
 SAMPLERS = {
@@ -47,7 +47,7 @@ def main() -> None:
     options.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     options.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS))
     options.add_argument("--pairings", nargs="+", default=list(PAIRINGS), choices=list(PAIRINGS))
-    asked, overrides = options.parse_known_args()
+    asked, overrides = parse(options)
     results = Results(asked.results)
     jobs = sorted(product(asked.seeds, asked.models, asked.samplers, asked.pairings), key=is_rest)
     plan = [planned(*job, overrides) for job in jobs]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import runs
-from benchmarks.runs import Results, Run, make, spread
+from benchmarks.runs import Results, Run, make, parse, parser, spread
 
 
 @pytest.fixture
@@ -70,3 +70,9 @@ def test_a_run_that_fails_is_named_and_the_rest_goes_on(tmp_path: Path, calls: l
 def test_a_cell_of_the_table_says_how_many_seeds_it_is_of() -> None:
     assert spread([0.5, 0.25, 0.75], 3) == "0.500 (0.250 to 0.750)"
     assert spread([0.5], 3) == "0.500 (0.500 to 0.500, 1 of 3 seeds)" and spread([], 3) == ""
+
+
+def test_what_no_option_takes_is_for_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["some", "--seeds", "3", "4", "--trainer.max_steps", "5", "--jobs=1", "--seed=7"])
+    asked, overrides = parse(parser("", "some"))
+    assert (asked.seeds, asked.jobs) == ([3, 4], 1) and overrides == ("--trainer.max_steps=5", "--seed=7")
