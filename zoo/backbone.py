@@ -42,7 +42,7 @@ class Backbone(ABC):
         self.dtype = getattr(torch, dtype)
 
     def geometry(self) -> GeometryEncoder | None:
-        """The geometry encoder that came with these weights, if there is one; asked for after `load`."""
+        """The geometry encoder that came with these weights, if there is one; nothing else is loaded for it."""
         return None
 
     def fill(self, fusion: nn.Module) -> bool:

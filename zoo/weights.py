@@ -24,6 +24,7 @@ class SafetensorsFile(Mapping[str, Tensor]):
             self.file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} can't be read as safetensors ({error}): download it again") from error
+        self.files = (path,)
         self.names = list(self.file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
@@ -52,6 +53,7 @@ class Shards(Mapping[str, Tensor]):
             raise InputError(f"{folder / INDEX} can't be read ({error!r}): download it again") from error
         self.file_of = dict(sorted(files.items(), key=lambda item: item[1]))
         self.open: tuple[str, SafetensorsFile] | None = None
+        self.files = tuple(folder / name for name in dict.fromkeys(self.file_of.values()))
         for name in dict.fromkeys(self.file_of.values()):
             if Path(name).name != name or not (folder / name).is_file():
                 raise InputError(f"{folder} lacks {name}, which its index names: the download is not complete")
@@ -78,6 +80,7 @@ class Under(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
         self.tensors, self.prefix = tensors, prefix
+        self.files = files_of(tensors)
         self.names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -88,6 +91,11 @@ class Under(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def files_of(tensors: Mapping[str, Tensor]) -> tuple[Path, ...]:
+    """The files that tensors are read from; none for those in memory."""
+    return getattr(tensors, "files", ())
 
 
 def open_weights(folder: Path) -> Mapping[str, Tensor]:

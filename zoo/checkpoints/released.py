@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,14 +108,24 @@ class PretrainedSpatialMLLM(Backbone):
         super().__init__(attn_implementation, dtype)
         self.path = path
 
+    @cached_property
+    def folder(self) -> Path:
+        return find_folder(self.path)
+
+    @cached_property
+    def config(self) -> ReleasedConfig:
+        return ReleasedConfig(read_config(self.folder))
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return open_weights(self.folder)
+
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
-        folder = find_folder(self.path)
-        self.config, self.tensors = ReleasedConfig(read_config(folder)), open_weights(folder)
         self.config.qwen._attn_implementation = self.attn_implementation
         model = empty_qwen(self.config.qwen, self.dtype)
-        model.config.name_or_path = str(folder)
+        model.config.name_or_path = str(self.folder)
         fill_parts(self.tensors, qwen=model, skip=(OFFICIAL_VGGT, OFFICIAL_CONNECTOR))
-        return model, Processor.from_pretrained(folder)
+        return model, Processor.from_pretrained(self.folder)
 
     def geometry(self) -> GeometryEncoder:
         """The VGGT that the connector was trained on, with the layer that it reads."""

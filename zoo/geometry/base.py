@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from zoo.errors import InputError
 
 
 class SceneGeometry:
@@ -69,6 +73,7 @@ class GeometryEncoder(nn.Module, ABC):
         needs_frames: the data must bring the frames themselves.
         needs_depth: the data must bring depth.
         gives_cameras: it finds cameras itself, so that the data needs none.
+        files: that its weights were read from; none if they come from elsewhere.
     """
 
     width: int = 0
@@ -76,6 +81,15 @@ class GeometryEncoder(nn.Module, ABC):
     needs_frames: bool = False
     needs_depth: bool = False
     gives_cameras: bool = False
+    files: tuple[Path, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """Everything but its weights that makes it say what it says of frames; JSON. For `CachedGeometry`.
+
+        Raises:
+            InputError: it says more than what frames and weights say, or takes no time: nothing to be kept.
+        """
+        raise InputError(f"{type(self).__name__} can't be kept in a cache: leave --model.geometry_cache out")
 
     def want_cameras(self) -> None:
         """Gets ready to find cameras: what only they need is loaded. For those that `gives_cameras`.

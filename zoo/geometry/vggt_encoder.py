@@ -47,8 +47,13 @@ class VGGTEncoder(GeometryEncoder):
         depth = vggt.aggregator.depth
         if not -depth <= layer < depth:
             raise InputError(f"--model.geometry.layer {layer}: this VGGT has layers 0 to {depth - 1}")
-        self.vggt, self.layer = vggt, layer
+        self.vggt, self.layer, self.files = vggt, layer, vggt.files
         self.width = 2 * vggt.aggregator.embed_dim
+
+    def identity(self) -> dict[str, Any]:
+        trunk = self.vggt.aggregator
+        made = {name: self.vggt.config[name] for name in ("aggregator", "camera_head")}
+        return {**made, "layer": self.layer % trunk.depth, "dtype": str(trunk.camera_token.dtype)}
 
     def want_cameras(self) -> None:
         if self.vggt.camera_head is None:

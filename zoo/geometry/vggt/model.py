@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
 from zoo.geometry.vggt.official import find_weights, load_official, official_state_dict
 from zoo.precision import full_precision
-from zoo.weights import SafetensorsFile
+from zoo.weights import SafetensorsFile, files_of
 
 HEADS = ("camera", "depth", "point")
 NOT_BUILT = "track_head."  # the point tracker: not part of this project, skipped on purpose
@@ -61,6 +62,10 @@ class VGGT(nn.Module):
         depth_head: arguments of `DPTHead`.
         point_head: arguments of `DPTHead`.
 
+    Attributes:
+        config: the arguments.
+        files: that the weights were read from, if they were.
+
     Raises:
         ValueError: a dense head that reads a layer which isn't there.
     """
@@ -73,6 +78,9 @@ class VGGT(nn.Module):
         point_head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        heads = {"camera_head": camera_head, "depth_head": depth_head, "point_head": point_head}
+        self.config = {"aggregator": aggregator, **heads}
+        self.files: tuple[Path, ...] = ()
         self.aggregator = Aggregator(**aggregator)
         self.camera_head = None if camera_head is None else CameraHead(**camera_head)
         self.depth_head = self._build_dense_head(depth_head)
@@ -89,7 +97,7 @@ class VGGT(nn.Module):
     def from_official(
         cls, config: dict[str, Any], state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None
     ) -> VGGT:
-        """The model with official weights, on their device.
+        """The model with official weights, on their device; under `torch.device("meta")` its shapes alone, checked.
 
         Args:
             config: arguments of the official modules: {"aggregator": {...}, "camera_head": {...}, ...}.
@@ -101,7 +109,8 @@ class VGGT(nn.Module):
             InputError: tensors that are missing, unexpected or misshapen, by name.
         """
         first = next(iter(state_dict.values()), torch.empty(0))
-        return cls._filled(config, state_dict, dtype or first.dtype, dtype or first.dtype, first.device)
+        device = "meta" if torch.get_default_device().type == "meta" else first.device
+        return cls._filled(config, state_dict, dtype or first.dtype, dtype or first.dtype, torch.device(device))
 
     @classmethod
     def _filled(
@@ -117,6 +126,7 @@ class VGGT(nn.Module):
             model = cls(**config).to(heads)
         model.aggregator.to(trunk)
         model.to_empty(device=device)
+        model.files = files_of(tensors)
         left_out = tuple(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None)
         load_official(model, tensors, skip=(NOT_BUILT, *left_out))
         return model
