@@ -12,6 +12,7 @@ from tests.zoo.geometry.official import HEADS, hash_model, tiny_config, tiny_ima
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt.blocks import Attention
 from zoo.geometry.vggt.dpt_head import FusionBlock, upsample
+from zoo.geometry.vggt.patch_embed import DINOV2
 from zoo.geometry.vggt.rope import patch_rotations, rotate
 
 
@@ -115,6 +116,63 @@ def test_frames_in_chunks_equal_frames_at_once(model: VGGT, monkeypatch: pytest.
     chunked = model(images, heads=("depth",)).depth
     monkeypatch.setattr("zoo.geometry.vggt.dpt_head.FRAMES_AT_A_TIME", 100)
     assert torch.allclose(chunked, model(images, heads=("depth",)).depth, atol=1e-5)
+
+
+# ---- other configs ----------------------------------------------------------------------------------------
+
+DINO = {"patch_embed": "tiny", "img_size": 56}
+CONFIGS: dict[str, dict] = {
+    "one register": {"num_register_tokens": 1},
+    "no register": {"num_register_tokens": 0},
+    "six registers, of DINOv2 as well": {"num_register_tokens": 6, **DINO},
+    "patches of 16": {"patch_size": 16},
+    "patches of 16, DINOv2": {"patch_size": 16, **DINO},
+    "DINOv2 whose table is that of another size": {**DINO, "img_size": 98},
+    "deeper, a narrower MLP": {"depth": 5, "mlp_ratio": 2.0, "rope_freq": 10.0},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_other_configs_of_the_trunk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DINOV2, "tiny", (32, 2, 2))
+    config = tiny_config(**CONFIGS[name])
+    for head in ("depth_head", "point_head"):
+        config[head]["patch_size"] = CONFIGS[name].get("patch_size", 14)
+    model = hash_model(config).requires_grad_(False)
+    shapes = {key: tensor.shape for key, tensor in model.official_state_dict().items()}
+    registers = CONFIGS[name].get("num_register_tokens", 4)
+    assert shapes["aggregator.register_token"] == (1, 2, registers, 32)
+    if "patch_embed" in CONFIGS[name]:
+        assert shapes["aggregator.patch_embed.register_tokens"] == (1, registers, 32)
+        grid = CONFIGS[name]["img_size"] // model.aggregator.patch_size
+        assert shapes["aggregator.patch_embed.pos_embed"] == (1, 1 + grid**2, 32)
+    height, width = 3 * model.aggregator.patch_size, 2 * model.aggregator.patch_size
+    images = tiny_images(2, 3, height, width)
+    both = model(images, layers=range(model.aggregator.depth), heads=HEADS)
+    assert both.patch_start == 1 + registers and both.tokens[0].shape == (2, 3, 1 + registers + 6, 64)
+    assert both.points.shape == (2, 3, height, width, 3) and both.points.isfinite().all()
+    for i in range(2):  # a batch of two is two batches of one
+        alone = model(images[i : i + 1], layers=range(model.aggregator.depth), heads=HEADS)
+        assert all(torch.allclose(both.tokens[k][i], alone.tokens[k][0], atol=1e-5) for k in both.tokens)
+        for each in ("pose_enc", "depth", "points", "points_conf"):
+            assert torch.allclose(getattr(both, each)[i], getattr(alone, each)[0], atol=2e-5), each
+    other = model(images.flip(-1), heads=())  # not a constant
+    assert (other.tokens[-1] - both.tokens[model.aggregator.depth - 1]).abs().max() > 1e-2
+
+
+def test_heads_by_themselves_and_layers_from_the_end(model: VGGT) -> None:
+    images, config = tiny_images(), tiny_config()
+    expected = model(images, heads=HEADS)
+    config["depth_head"]["intermediate_layer_idx"] = [-3, -2, 1, -1]
+    for head, names in (("camera", ["pose_enc"]), ("depth", ["depth", "depth_conf"]), ("point", ["points"])):
+        alone = hash_model({name: config[name] for name in ("aggregator", f"{head}_head")})
+        output = alone(images, heads=(head,))
+        assert all(torch.equal(getattr(output, name), getattr(expected, name)) for name in names)
+        assert sum(value is not None for value in vars(output).values()) == 4  # nothing else
+    for wrong in ([0, 1, 2, 3], [-4, 0, 1, 2]):
+        config["depth_head"]["intermediate_layer_idx"] = wrong
+        with pytest.raises(ValueError, match=f"there is no layer {wrong[-1 if wrong[0] == 0 else 0]}"):
+            VGGT(**config)
 
 
 # ---- against slow references ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.zoo.geometry.official import GOLDEN, HEADS, hash_model, hash_weights, tiny_config, tiny_images
+from tests.zoo.geometry.official import HEADS, HERE, hash_model, hash_weights, tiny_config, tiny_images
 from zoo.errors import InputError
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt import model as vggt_model
@@ -22,7 +22,7 @@ from zoo.geometry.vggt.patch_embed import DINOV2
 @pytest.fixture(scope="module")
 def manifest() -> dict[str, Tensor]:
     """VGGT-1B's tensors on the meta device."""
-    shapes = json.loads((GOLDEN / "vggt/vggt_1b_shapes.json").read_text())["shapes"]
+    shapes = json.loads((HERE / "vggt/vggt_1b_shapes.json").read_text())["shapes"]
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
