@@ -28,7 +28,7 @@ from zoo.encodings import (
 )
 from zoo.errors import InputError
 from zoo.fusions import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion
-from zoo.geometry import GeometryEncoder, GivenGeometry, PretrainedVGGT, TinyVGGT
+from zoo.geometry import GeometryCache, GeometryEncoder, GivenGeometry, PretrainedVGGT, TinyVGGT
 from zoo.geometry_pretraining import VGGTPretraining
 from zoo.metrics import VSIBenchScore, score_answer
 from zoo.optim import LearningRates, WarmupCosine
@@ -55,6 +55,7 @@ __all__ = [
     "FrameIndex",
     "Fusion",
     "GTA",
+    "GeometryCache",
     "GeometryEncoder",
     "GivenGeometry",
     "HighFrequencies",

@@ -1,6 +1,8 @@
 """Where cameras, depth and 3D tokens come from, and the geometry that ties them together."""
 
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.cache import GeometryCache
+from zoo.geometry.cached import CachedGeometry
 from zoo.geometry.given import GivenGeometry
 from zoo.geometry.projection import project_points, unproject_depth
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
@@ -8,6 +10,8 @@ from zoo.geometry.vggt_encoder import PretrainedVGGT, TinyVGGT, VGGTEncoder
 
 __all__ = [
     "VGGT",
+    "CachedGeometry",
+    "GeometryCache",
     "GeometryEncoder",
     "GivenGeometry",
     "PretrainedVGGT",
