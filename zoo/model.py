@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import torch
@@ -20,6 +21,8 @@ from zoo.errors import InputError
 from zoo.fusions import Appended, Fusion
 from zoo.generation import CameraQwen25VL, greedy
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.cache import GeometryCache
+from zoo.geometry.cached import CachedGeometry, first_built
 from zoo.geometry.steps import PairCamera, step_cameras
 from zoo.layout import SequenceLayout
 from zoo.media import Media, by_row, given_cameras, runs_of, scene_frames, scene_grid, scenes_of
@@ -43,6 +46,7 @@ class SpatialModel(Trainable):
         backbone: where Qwen2.5-VL comes from; a tiny random one if not given.
         geometry: where 3D tokens and cameras come from; built only if a fusion or `cameras: vggt` asks for it, and only
             if the backbone does not bring its own.
+        geometry_cache: keeps on disk what a frozen geometry says of a scene's frames; null works it out each time.
         fusion: how 2D and 3D tokens become one sequence; null takes the 2D tokens.
         encoding: how the decoder's attention learns of the cameras; null is the stock attention, bit for bit.
         cameras: whose cameras the encoding gets: those `given` with the data, or `vggt`'s own, of unknown scale.
@@ -59,6 +63,7 @@ class SpatialModel(Trainable):
         self,
         backbone: Backbone | None = None,
         geometry: Callable[[], GeometryEncoder] | None = None,
+        geometry_cache: GeometryCache | None = None,
         fusion: Callable[[int, int], Fusion] | None = None,
         encoding: CameraEncoding | None = None,
         cameras: Literal["given", "vggt"] = "given",
@@ -77,9 +82,12 @@ class SpatialModel(Trainable):
         self.qwen, self.processor = backbone.load()
         self.qwen.__class__ = CameraQwen25VL
         install_camera_attention(self.qwen.model.language_model, encoding)
+        if geometry_cache is not None and learning_rates.geometry:
+            raise InputError("--model.learning_rates.geometry trains what --model.geometry_cache keeps: leave one out")
         self.geometry: GeometryEncoder | None = None
         if fusion is not None or cameras == "vggt":
-            self.geometry = backbone.geometry() or (geometry() if geometry is not None else None)
+            build = partial(first_built, backbone.geometry, geometry)
+            self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         self._refuse_what_lacks_a_part(fusion is not None)
         self.fusion = None if fusion is None else self._build(fusion)
         # a fusion that nobody trained says nothing, whatever the weights around it
