@@ -10,89 +10,76 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from tests.zoo.test_attention import NAMES, PAD, SHAPE, VIDEO, Example, example_for, install, tiny_model
-from zoo.cameras import Cameras
-from zoo.encodings import CameraEncoding
+from tests.zoo.decoder import PAD, VIDEO, Example, install, tiny_model
+from zoo.encodings.table import COMBINATIONS
 from zoo.generation import CameraQwen25VL, greedy
 
-NEW = 5
-BEAMS = [
-    "PRoPE, TSection",
-    "GTA, TSection, learned scale",
-    "PRoPE, Append",
-    "PRoPE, Alternate x and y",
-    "PoseALiBi",
-    "OnHeads(PRoPE, Append)",
-    "Stack(VORoPE, GTA TSection qk)",
-]
+NEW, BEAMS = 4, 2
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def setting(name: str) -> tuple[CameraQwen25VL, CameraEncoding, Example]:
+def setting(name: str) -> tuple[CameraQwen25VL, Example]:
     model = tiny_model()
     model.__class__ = CameraQwen25VL
-    encoding = install(model, name)
-    return model, encoding, example_for(encoding)
+    return model, Example(install(model, name))
 
 
-def prompt(model: CameraQwen25VL, example: Example) -> dict[str, Any]:
-    """As `SpatialVLM` gives it: token ids, and the visual tokens apart."""
+def prompt(example: Example) -> dict[str, Any]:
+    """As `SpatialVLM` gives it: token ids, the visual tokens apart, and the cameras."""
     visual = example.input_ids == VIDEO
     tokens = tuple(row[seen] for row, seen in zip(example.embeddings, visual, strict=True))
     return {
         "input_ids": example.input_ids,
         "attention_mask": example.attention_mask,
-        "position_ids": example.position_ids,
+        "position_ids": example.positions()[0],
         "mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=tokens)},
+        "camera_encoding": example.encoded(),
     }
 
 
 @torch.no_grad()
-def log_probabilities(
-    model: CameraQwen25VL, example: Example, cameras: Cameras | None, encoding: CameraEncoding, sequences: Tensor
-) -> Tensor:
+def log_probabilities(model: CameraQwen25VL, example: Example, sequences: Tensor, stock: bool = False) -> Tensor:
     """Of each new token's successors, by one forward pass of the whole without a cache: (B, new, V)."""
     length, new = example.input_ids.shape[1], sequences.shape[1] - example.input_ids.shape[1]
     embeddings = model.get_input_embeddings()(sequences)
     visual = F.pad(example.input_ids == VIDEO, (0, new))
     embeddings[visual] = F.pad(example.embeddings, (0, 0, 0, new))[visual]
-    after = example.deltas + length + torch.arange(new)
-    encoded = None
-    if cameras is not None:
-        assert cameras.index is not None and cameras.places is not None and cameras.points is not None
-        longer = cameras.with_index(F.pad(cameras.index, (0, new), value=-1))
-        longer = longer.with_tokens(F.pad(cameras.places, (0, 0, 0, new)), F.pad(cameras.points, (0, 0, 0, new)))
-        encoded = encoding.encode(longer, **SHAPE)
+    positions, deltas = example.positions(stock)
+    after = deltas + length + torch.arange(new)
+    cameras = example.cameras()
+    assert cameras.index is not None and cameras.places is not None and cameras.points is not None
+    longer = cameras.with_index(F.pad(cameras.index, (0, new), value=-1))
+    longer = longer.with_tokens(F.pad(cameras.places, (0, 0, 0, new)), F.pad(cameras.points, (0, 0, 0, new)))
     output = model(
         inputs_embeds=embeddings,
         attention_mask=F.pad(example.attention_mask, (0, new), value=1),
-        position_ids=torch.cat((example.position_ids, after.expand(3, -1, -1)), -1),
-        camera_encoding=encoded,
+        position_ids=torch.cat((positions, after.expand(3, -1, -1)), -1),
+        camera_encoding=None if stock else example.encoded(longer),
     )
     return output.logits[:, length - 1 : -1].log_softmax(-1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMBINATIONS)
 def test_each_step_equals_a_forward_of_the_whole(name: str) -> None:
     """A left-padded, ragged batch."""
-    model, encoding, example = setting(name)
-    answers = greedy(model, {**prompt(model, example), "camera_encoding": example.encoded(encoding)}, NEW)
+    model, example = setting(name)
+    answers = greedy(model, prompt(example), NEW)
     sequences = torch.cat((example.input_ids, torch.tensor(answers)), 1)
-    expected = log_probabilities(model, example, example.cameras(), encoding, sequences)
+    expected = log_probabilities(model, example, sequences)
     taken = expected.gather(-1, torch.tensor(answers)[..., None])[..., 0]
     torch.testing.assert_close(taken, expected.amax(-1), rtol=0, atol=1e-5)
-    stock = log_probabilities(model, example, None, encoding, sequences)  # the control
+    stock = log_probabilities(model, example, sequences, stock=True)  # the control
     assert (stock - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", BEAMS)
+@pytest.mark.parametrize("name", COMBINATIONS)
 @torch.no_grad()
 def test_beams_are_scored_with_their_own_cameras(name: str) -> None:
-    model, encoding, example = setting(name)
+    model, example = setting(name)
     found = model.generate(
-        **prompt(model, example),
-        camera_encoding=example.encoded(encoding),
-        num_beams=3,
-        num_return_sequences=3,
+        **prompt(example),
+        num_beams=BEAMS,
+        num_return_sequences=BEAMS,
         max_new_tokens=NEW,
         do_sample=False,
         length_penalty=0.0,
@@ -100,25 +87,24 @@ def test_beams_are_scored_with_their_own_cameras(name: str) -> None:
         return_dict_in_generate=True,
         output_scores=True,
     )
-    scores = found.sequences_scores.view(2, 3)
-    assert found.sequences.shape == (6, example.input_ids.shape[1] + NEW)
-    wrong = []
-    for beam in range(3):
-        sequences = found.sequences.view(2, 3, -1)[:, beam]
-        new = sequences[:, -NEW:]
-        sums = [
-            log_probabilities(model, example, cameras, encoding, sequences).gather(-1, new[..., None]).sum((1, 2))
-            for cameras in (example.cameras(), example.cameras()[[1, 0]].with_index(example.index))
-        ]
-        torch.testing.assert_close(sums[0], scores[:, beam], rtol=0, atol=1e-4)
-        wrong.append((sums[1] - scores[:, beam]).abs().max())
-    assert max(wrong) > 1e-3  # the control: the other sample's cameras
+    scores = found.sequences_scores.view(2, BEAMS)
+    assert found.sequences.shape == (2 * BEAMS, example.input_ids.shape[1] + NEW)
+    stock = []
+    for beam in range(BEAMS):
+        sequences = found.sequences.view(2, BEAMS, -1)[:, beam]
+        new = sequences[:, -NEW:, None]
+        ours, theirs = (
+            log_probabilities(model, example, sequences, off).gather(-1, new).sum((1, 2)) for off in (False, True)
+        )
+        torch.testing.assert_close(ours, scores[:, beam], rtol=0, atol=1e-4)
+        stock.append((theirs - scores[:, beam]).abs().max())
+    assert max(stock) > 1e-3  # the control
 
 
 def test_encodings_that_are_not_repeated_would_be_of_another_batch() -> None:
     """What transformers does with objects it doesn't know: nothing."""
-    model, encoding, example = setting("PRoPE, Fraction")
-    encoded = example.encoded(encoding)
+    model, example = setting("PRoPE, Fraction")
+    encoded = example.encoded()
     _, kwargs = model._expand_inputs_for_generation(3, input_ids=example.input_ids, camera_encoding=encoded)
     assert kwargs["camera_encoding"].num_tokens == encoded.num_tokens
     assert len(kwargs["camera_encoding"].index) == 6 and len(encoded.index) == 2
@@ -127,8 +113,6 @@ def test_encodings_that_are_not_repeated_would_be_of_another_batch() -> None:
 
 
 def test_without_a_cache_it_is_an_error() -> None:
-    model, encoding, example = setting("PRoPE, Fraction")
+    model, example = setting("PRoPE, Fraction")
     with pytest.raises(ValueError, match="use_cache=True"):
-        model.generate(
-            **prompt(model, example), camera_encoding=example.encoded(encoding), use_cache=False, max_new_tokens=2
-        )
+        model.generate(**prompt(example), use_cache=False, max_new_tokens=2)

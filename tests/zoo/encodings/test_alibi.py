@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests.zoo.decoder import tiny_model
 from tests.zoo.encodings.test_prope import (
     EXACT,
     HEAD_DIM,
@@ -19,7 +20,6 @@ from tests.zoo.encodings.test_prope import (
     random_cameras,
     random_sequence,
 )
-from tests.zoo.test_attention import tiny_model
 from zoo.attention import install_camera_attention
 from zoo.cameras import Cameras
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses

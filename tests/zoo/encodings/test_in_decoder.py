@@ -1,165 +1,186 @@
-"""Biases, rotary values, rotary points and rays in a tiny random decoder: backends, cache, padding, training."""
+"""Every row of the table in a tiny random decoder: exact where it must be, never silently off."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.zoo.test_attention import HEAD_DIM, MOVES, MROPE_SECTION, PAD, TOKENS, Example, gradients, logits, tiny_model
-from zoo.attention import install_camera_attention
-from zoo.cameras import Cameras
-from zoo.encodings import (
-    GTA,
-    CameraEncoding,
-    EncodedCameras,
-    PoseALiBi,
-    PRoPE,
-    RayEncoding,
-    Stack,
-    TSection,
-    VORoPE,
-    XYZRoPE,
+from tests.zoo.decoder import (
+    HEAD_DIM,
+    MOVES,
+    WIDTH,
+    Example,
+    every_logit,
+    gradients,
+    install,
+    logits,
+    moved,
+    tiny_model,
 )
-from zoo.generation import CameraQwen25VL
-from zoo.positions import view_places
-from zoo.time_index import NoTime
+from zoo.encodings.table import COMBINATIONS
 
-GRIDS = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}
-ENCODINGS: dict[str, Callable[[], CameraEncoding]] = {
-    "alibi": lambda: PoseALiBi(),
-    "alibi learned": lambda: PoseALiBi("log", slopes="learned"),
-    "vorope": lambda: VORoPE(),
-    "xyzrope": lambda: XYZRoPE("qkvo"),
-    "rays": lambda: RayEncoding(),
-    "vorope, gta": lambda: Stack([VORoPE(), GTA(TSection())]),
-    "alibi, prope": lambda: Stack([PoseALiBi("sum"), PRoPE(TSection())]),
-    "prope, xyzrope, alibi": lambda: Stack([PRoPE(), XYZRoPE(), PoseALiBi()]),
-}
-pytestmark = pytest.mark.parametrize("name", ENCODINGS)
+ROUNDING = 2e-5  # float32, in another order of sums
+pytestmark = pytest.mark.parametrize("name", COMBINATIONS)
 
 
-class Clip(Example):
-    """An example whose encoding is of this file's, and whose tokens have places and points."""
-
-    def __init__(self, name: str, model: nn.Module, side: str = "left", seed: int = 0) -> None:
-        super().__init__(side, NoTime(), seed)
-        self.encoding = ENCODINGS[name]()
-        install_camera_attention(model, None)
-        self.encoding.attach(model.model.language_model)
-        for parameter in self.encoding.parameters():
-            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
-        self.places = view_places(self.input_ids, self.attention_mask, **GRIDS, **TOKENS)
-        points = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        number = (self.index >= 0).cumsum(1).sub(1).clamp(0, 11)
-        self.points = points[torch.arange(2)[:, None], number]
-
-    def cameras(self) -> Cameras:
-        places, points = (x[:, : self.index.shape[1]] for x in (self.places, self.points))
-        return Cameras(self.poses, self.K, self.index).with_tokens(places, points)
-
-    def encoded(self, *_: Any) -> EncodedCameras:
-        return self.encoding.encode(self.cameras(), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# ---- stock, bit for bit -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_text_is_stock_and_cameras_matter(name: str, dtype: torch.dtype) -> None:
-    model = tiny_model().to(dtype)
-    example = Clip(name, model)
-    stock = logits(model, example)
-    moved = logits(model, example, camera_encoding=example.encoded())
-    assert moved.isfinite().all() and (moved - stock).abs().max() > MOVES
-    before = (example.index >= 0).cumsum(1)[example.attention_mask.bool()] == 0
-    torch.testing.assert_close(moved[before], stock[before], rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
-    example.index = torch.full_like(example.index, -1)
-    assert torch.equal(logits(model, example, camera_encoding=example.encoded()), stock)
+def test_cameras_matter_and_nothing_else_does(name: str, dtype: torch.dtype) -> None:
+    stock_model, model = tiny_model().to(dtype), tiny_model().to(dtype)
+    names = list(model.state_dict())
+    encoding = install(model, name)
+    assert list(model.state_dict()) == names
+    example, keeps = Example(encoding), encoding.symmetries
+    stock = logits(stock_model, example, stock=True)
+    assert torch.equal(logits(model, example, stock=True), stock) == keeps.text_stock
+    assert logits(model, example).isfinite().all() and moved(model, example) > MOVES
+    text = Example(encoding, text=True)
+    assert torch.equal(logits(model, text), logits(stock_model, text, stock=True)) == keeps.text_stock
+    if keeps.identity_stock:
+        assert torch.equal(logits(model, example.identities()), stock)
+    if keeps.text_stock and encoding.time_index is None:  # without poses such a time has views all at once
+        assert torch.equal(logits(model, example.without_cameras()), stock)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_backends_agree(name: str) -> None:
+def test_text_before_the_first_view_is_stock(name: str, side: str) -> None:
+    """Bit for bit, unless channels are appended: wider heads sum up in another order."""
+    model = tiny_model()
+    example = Example(install(model, name), side)
+    given, stock = every_logit(model, example), every_logit(model, example, stock=True)
+    real, seen = example.attention_mask.bool(), (example.index >= 0).cumsum(1) > 0
+    before = real & ~seen
+    if example.encoded().decoding() is None:
+        assert torch.equal(given[before], stock[before])
+    torch.testing.assert_close(given[before], stock[before], rtol=0, atol=ROUNDING)
+    assert (given - stock)[real & seen].abs().amax() > MOVES
+
+
+# ---- the attention's backends -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@torch.no_grad()
+def test_backends_agree_for_any_groups_of_heads(name: str, kv_heads: int) -> None:
+    if kv_heads == 1 and name.startswith("OnHeads(PRoPE, TSection)"):
+        pytest.skip("is on the second group")
     results = []
     for implementation in ("sdpa", "eager"):
-        model = tiny_model(implementation)
-        example = Clip(name, model)
-        results.append(logits(model, example, camera_encoding=example.encoded()))
-    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+        model = tiny_model(implementation, kv_heads)
+        example = Example(install(model, name))
+        results.append(logits(model, example))
+        assert moved(model, example) > MOVES
+    torch.testing.assert_close(*results, rtol=0, atol=ROUNDING)
 
 
 @torch.no_grad()
-def test_backends_get_heads_of_one_width_and_the_stock_scale(name: str) -> None:
-    seen: list[tuple[Any, ...]] = []
+def test_backends_get_heads_of_one_width_and_the_stock_arguments(name: str) -> None:
+    """Flash attention and others get the stock scale, and no argument that they don't know."""
+    seen: list[tuple[set[int], dict[str, Any]]] = []
 
     def spy(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> Any:
-        seen.append((q.shape[-1], k.shape[-1], v.shape[-1], kwargs))
+        seen.append(({x.shape[-1] for x in (q, k, v)}, kwargs))
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, **kwargs)
 
     ALL_ATTENTION_FUNCTIONS.register("spy", spy)
     model = tiny_model()
-    example = Clip(name, model)
+    example = Example(install(model, name))
     model.model.language_model.config._attn_implementation = "spy"
     inputs = {key: value for key, value in example.inputs(model).items() if key != "attention_mask"}
+    model(**inputs)
     model(**inputs, camera_encoding=example.encoded())
-    assert len(seen) == 3
-    for q, k, v, kwargs in seen:
-        assert q == k == v and q % 8 == 0 and kwargs["scaling"] == HEAD_DIM**-0.5
-        assert not {"position_bias", "camera_encoding"} & set(kwargs)
-    assert seen[0][0] == HEAD_DIM + 8 * ("alibi" in name)
+    assert len(seen) == 6
+    for widths, kwargs in seen:
+        (width,) = widths
+        assert width % 8 == 0 and kwargs.keys() == seen[0][1].keys() and kwargs["scaling"] == HEAD_DIM**-0.5
+
+
+# ---- batches ----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def test_padding_sides_agree(name: str) -> None:
     model = tiny_model()
-    left, right = (Clip(name, model, side) for side in ("left", "right"))
+    encoding = install(model, name)
+    left, right = Example(encoding, "left"), Example(encoding, "right")
     count = int(right.attention_mask[1].sum())
     right.embeddings[1, :count] = left.embeddings[1, -count:]
-    a, b = (logits(model, each, camera_encoding=each.encoded()) for each in (left, right))
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(model, left), logits(model, right), rtol=0, atol=ROUNDING)
 
 
 @torch.no_grad()
 def test_a_sample_does_not_see_its_batch(name: str) -> None:
-    """Other samples may have more cameras."""
+    """Other samples may be longer, and have more cameras."""
     model = tiny_model()
-    example = Clip(name, model)
-    both = model(**example.inputs(model), camera_encoding=example.encoded()).logits[1]
+    example = Example(install(model, name))
+    both = every_logit(model, example)[1]
     count = int(example.attention_mask[1].sum())
-    inputs = {"inputs_embeds": example.embeddings[1:, -count:], "position_ids": example.position_ids[:, 1:, -count:]}
-    cameras = example.cameras()[1:].with_index(example.index[1:, -count:])
-    assert cameras.places is not None and cameras.points is not None
-    cameras = cameras.with_tokens(cameras.places[:, -count:], cameras.points[:, -count:])
-    encoded = example.encoding.encode(cameras, head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
-    alone = model(**inputs, camera_encoding=encoded).logits[0]
-    torch.testing.assert_close(alone, both[-count:], rtol=0, atol=1e-5)
+    cameras = example.cameras()[1:]
+    assert cameras.places is not None and cameras.points is not None and cameras.index is not None
+    alone = cameras.with_index(cameras.index[:, -count:])
+    alone = alone.with_tokens(cameras.places[:, -count:], cameras.points[:, -count:])
+    positions = example.positions()[0][:, 1:, -count:]
+    embeddings = example.embeddings[1:, -count:]
+    output = model(inputs_embeds=embeddings, position_ids=positions, camera_encoding=example.encoded(alone))
+    torch.testing.assert_close(output.logits[0], both[-count:], rtol=0, atol=ROUNDING)
+
+
+@torch.no_grad()
+def test_static_single_and_missing_cameras_stay_finite(name: str) -> None:
+    model = tiny_model()
+    encoding = install(model, name)
+    static, single, missing, none = (Example(encoding) for _ in range(4))
+    static.poses[:] = static.poses[:, :1].clone()
+    single.poses, single.K = single.poses[:, :1], single.K[:, :1]
+    single.index = single.index.clamp(max=0)
+    missing.index = torch.where(missing.index == 1, -1, missing.index)
+    missing.index[1] = -1
+    for example in (static, single, missing, none.without_cameras(), Example(encoding).identities()):
+        assert logits(model, example).isfinite().all()
+
+
+@torch.no_grad()
+def test_an_offset_of_100_m_is_no_matter(name: str) -> None:
+    """To what is seen from a reference view; the control is what sees the data's own world."""
+    model = tiny_model()
+    encoding = install(model, name)
+    example = Example(encoding)
+    cameras, inputs, real = example.cameras(), example.inputs(model), example.attention_mask.bool()
+    offset = torch.eye(4, dtype=torch.float64)
+    offset[:3, 3] = torch.tensor([100.0, -70.0, 40.0])
+    assert cameras.points is not None
+    far = cameras.with_poses(cameras.world_to_camera @ offset).with_tokens(points=cameras.points - offset[:3, 3])
+    a, b = (model(**inputs, camera_encoding=example.encoded(each)).logits[real] for each in (cameras, far))
+    apart = (a - b).abs().max()
+    assert apart < 1e-5 if encoding.symmetries.canonical else apart > MOVES
+
+
+# ---- the KV cache -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()
 def test_decoding_equals_the_whole_forward(name: str, implementation: str) -> None:
+    """The encoding is needed once: keys and values are cached encoded, text after it needs no camera."""
     model = tiny_model(implementation)
-    example = Clip(name, model)
-    inputs = example.inputs(model)
-    whole = model(**inputs, camera_encoding=example.encoded()).logits
-    split = example.input_ids.shape[1] - 2  # what follows is text in both samples
-    cache = DynamicCache(config=model.config.text_config)
-    example.index = example.index[:, :split]
-    encoded: EncodedCameras | None = example.encoded()
-    later = encoded.decoding() if encoded is not None else None
-    steps = []
+    example = Example(install(model, name))
+    whole, stock = every_logit(model, example), every_logit(model, example, stock=True)
+    inputs, split = example.inputs(model), example.input_ids.shape[1] - 2  # what follows is text in both samples
+    assert (example.index[:, split:] == -1).all()
+    example.index, example.places = example.index[:, :split], example.places[:, :split]
+    encoded = example.encoded()
+    cache, steps = DynamicCache(config=model.config.text_config), []
     for start, stop in ((0, split), (split, split + 1), (split + 1, split + 2)):
         steps.append(
             model(
@@ -167,137 +188,76 @@ def test_decoding_equals_the_whole_forward(name: str, implementation: str) -> No
                 attention_mask=inputs["attention_mask"][:, :stop],
                 position_ids=inputs["position_ids"][..., start:stop],
                 cache=cache,
-                camera_encoding=encoded,
+                camera_encoding=encoded if not start else encoded.decoding(),
             ).logits
         )
-        encoded = later
     real = example.attention_mask.bool()
-    torch.testing.assert_close(torch.cat(steps, 1)[real], whole[real], rtol=0, atol=1e-5)
-    assert (later is not None) == ("alibi" in name)
-
-
-def prompt(example: Example) -> dict[str, Tensor]:
-    """Any words in the place of visual tokens: the cameras make them visual."""
-    words = torch.randint(5, 64, example.input_ids.shape, generator=torch.Generator().manual_seed(4))
-    return {
-        "input_ids": torch.where(example.index >= 0, words, example.input_ids),
-        "attention_mask": example.attention_mask,
-        "position_ids": example.position_ids,
-    }
+    torch.testing.assert_close(torch.cat(steps, 1)[real], whole[real], rtol=0, atol=ROUNDING)
+    assert (whole - stock)[:, split:].abs().max() > MOVES
 
 
 @torch.no_grad()
-def test_generation_equals_forwards_of_the_whole(name: str) -> None:
+def test_nothing_is_transformed_at_decode(name: str) -> None:
     model = tiny_model()
-    model.__class__ = CameraQwen25VL
-    example = Clip(name, model)
-    given, length = prompt(example), example.input_ids.shape[1]
-    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": PAD}
-    found = model.generate(**given, **settings, camera_encoding=example.encoded())
-    assert found.shape == (2, length + 4)
-    for step in range(4):
-        after = example.deltas + length + torch.arange(step)
-        output = model(
-            input_ids=found[:, : length + step],
-            attention_mask=nn.functional.pad(example.attention_mask, (0, step), value=1),
-            position_ids=torch.cat((example.position_ids, after.expand(3, 2, step)), -1),
-            camera_encoding=example.encoding.encode(
-                _longer(example.cameras(), step), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
-            ),
-        ).logits[:, -1]
-        assert torch.equal(output.argmax(-1), found[:, length + step])
+    later = Example(install(model, name)).encoded().decoding()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 1, WIDTH, generator=generator)
+    q, k = (torch.randn(2, 1, heads, HEAD_DIM, generator=generator) for heads in (4, 2))
+    rope = (torch.ones(2, 1, HEAD_DIM), torch.zeros(2, 1, HEAD_DIM))
+    for layer in range(3):
+        acting = None if later is None else later.at_layer(layer, hidden, rope)
+        if acting is None:
+            continue
+        after = acting.after_rope(*acting.before_rope(q, k))
+        appended = acting.values(k).shape[-1] - HEAD_DIM
+        assert appended > 0
+        for out, given in zip((*after, acting.values(k)), (q, k, k), strict=True):
+            assert torch.equal(out, F.pad(given, (0, appended)))
+        assert torch.equal(acting.outputs(after[0]), q)
 
 
-@torch.no_grad()
-def test_beams_of_a_batch_are_those_of_each_sample(name: str) -> None:
-    model = tiny_model()
-    model.__class__ = CameraQwen25VL
-    example = Clip(name, model)
-    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": PAD, "num_beams": 3}
-    given = prompt(example)
-    found = model.generate(**given, **settings, camera_encoding=example.encoded())
-    for sample in range(2):
-        own = {key: x[:, [sample]] if x.ndim == 3 else x[[sample]] for key, x in given.items()}
-        encoded = example.encoding.encode(example.cameras()[[sample]], head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
-        assert torch.equal(model.generate(**own, **settings, camera_encoding=encoded)[0], found[sample])
-
-
-def _longer(cameras: Cameras, by: int) -> Cameras:
-    """With so many tokens of text more."""
-    pad = nn.functional.pad
-    assert cameras.index is not None and cameras.places is not None and cameras.points is not None
-    longer = cameras.with_index(pad(cameras.index, (0, by), value=-1))
-    return longer.with_tokens(pad(cameras.places, (0, 0, 0, by)), pad(cameras.points, (0, 0, 0, by)))
+# ---- training ---------------------------------------------------------------------------------------------
 
 
 def test_checkpointing_gives_equal_gradients(name: str) -> None:
     model = tiny_model().train()
-    example, other = Clip(name, model), Clip(name, model, seed=1)
-    other.encoding = example.encoding
+    encoding = install(model, name)
+    example, other = Example(encoding), Example(encoding, seed=1)
     plain = gradients(model, example)
-    own = [p.grad.clone() for p in example.encoding.parameters() if p.grad is not None]
-    example.encoding.zero_grad()
     model.activation_checkpointing_enable({"use_reentrant": False})
     checkpointed = gradients(model, example, other)
     assert plain.keys() == checkpointed.keys() and len(plain) > 20
-    for key, gradient in plain.items():
-        torch.testing.assert_close(checkpointed[key], gradient, rtol=0, atol=1e-7)
-    for parameter, gradient in zip(example.encoding.parameters(), own, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-7)
-        assert gradient.abs().max() > 1e-5
-    name_of = "model.language_model.layers.0.self_attn.q_proj.weight"
-    example.index = torch.full_like(example.index, -1)  # the control: the gradients know the cameras
-    assert (gradients(model, example)[name_of] - plain[name_of]).abs().max() > 1e-4
+    assert {f"encoding.{each}" for each, _ in encoding.named_parameters()} <= plain.keys()
+    for each, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[each], gradient, rtol=0, atol=1e-7)
+    assert moved(model, example) > MOVES
+    without = gradients(model, example.without_cameras())  # the control: the gradients know the cameras
+    of = "model.language_model.layers.0.self_attn.v_proj.weight"
+    assert (without[of] - plain[of]).abs().max() > MOVES
 
 
 def test_lora(name: str) -> None:
     model = tiny_model()
-    example = Clip(name, model)
-    expected = logits(model, example, camera_encoding=example.encoded())
+    example = Example(install(model, name))
+    expected = logits(model, example)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
-    torch.testing.assert_close(logits(adapted, example, camera_encoding=example.encoded()), expected)
-    assert (logits(adapted, example) - expected).abs().max() > MOVES
+    torch.testing.assert_close(logits(adapted, example), expected)
+    assert moved(adapted, example) > MOVES
+    found = gradients(adapted.train(), example)
+    assert found and all("lora" in each or each.startswith("encoding.") for each in found)
 
 
 @torch.no_grad()
-def test_bfloat16_is_not_much_worse_than_stock(name: str) -> None:
+def test_bfloat16_rounds_little_more_than_stock(name: str) -> None:
+    """At unit scale: over four samples of cameras, at most 1.2 times the stock decoder's own error."""
     errors = []
-    for on in (False, True):
+    for stock in (True, False):
         squares = []
-        for seed in range(8):
+        for seed in range(4):
             model = tiny_model()
-            example = Clip(name, model, seed=seed)
-            given = example.encoded() if on else None
-            exact = logits(model, example, camera_encoding=given)
-            rounded = logits(model.bfloat16(), example, camera_encoding=given).float()
+            example = Example(install(model, name), seed=seed)
+            exact = logits(model, example, stock)
+            rounded = logits(model.bfloat16(), example, stock).float()
             squares.append((rounded - exact).square().mean())
         errors.append(float(torch.stack(squares).mean().sqrt()))
     assert errors[1] < 1.2 * errors[0]
-
-
-@torch.no_grad()
-def test_static_single_and_missing_cameras(name: str) -> None:
-    model = tiny_model()
-    example = Clip(name, model)
-    for spoil in (lambda e: e.poses.copy_(torch.eye(4)), lambda e: e.poses.copy_(e.poses[:, :1].clone())):
-        spoil(example)
-        assert logits(model, example, camera_encoding=example.encoded()).isfinite().all()
-    example = Clip(name, model)
-    example.points[0, 5] = torch.nan
-    example.index = torch.where(example.index == 1, -1, example.index)
-    assert logits(model, example, camera_encoding=example.encoded()).isfinite().all()
-    example.index = torch.where(example.index == 0, 0, -1)
-    assert logits(model, example, camera_encoding=example.encoded()).isfinite().all()
-
-
-@torch.no_grad()
-def test_far_from_the_origin(name: str) -> None:
-    """Poses in float32 with an offset of 100 m: what is lost is their own rounding."""
-    model = tiny_model()
-    example = Clip(name, model)
-    near = logits(model, example, camera_encoding=example.encoded())
-    offset = torch.eye(4, dtype=torch.float64)
-    offset[:3, 3] = torch.tensor([100.0, -70.0, 40.0])
-    example.poses, example.points = example.poses @ offset, example.points - offset[:3, 3]
-    far = logits(model, example, camera_encoding=example.encoded())
-    torch.testing.assert_close(far, near, rtol=0, atol=1e-5)

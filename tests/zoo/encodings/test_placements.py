@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
+from tests.zoo.decoder import MOVES, Example, gradients, install, moved, tiny_model
 from tests.zoo.encodings.attention import Decoder, random_cameras, random_sequence
 from zoo.cameras import Cameras
 from zoo.encodings import (
@@ -137,6 +138,24 @@ def test_only_the_chosen_layers_and_heads_are_touched() -> None:
         heads = Decoder(OnHeads(encoding, [1])).attend(sequence, poses, K)
         torch.testing.assert_close(heads[..., :2, :], stock[..., :2, :], rtol=0, atol=1e-12)
         assert ((heads - stock).abs().amax((0, 1, 2, 4))[2:] > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["PRoPE, Append", "GTA, Append", "OnHeads(PRoPE, Append)"])
+def test_appended_channels_start_at_the_stock_model_and_can_learn(name: str) -> None:
+    model = tiny_model()
+    encoding = install(model, name)
+    example = Example(encoding)
+    assert moved(model, example) > MOVES
+    (append,) = (module for module in encoding.modules() if isinstance(module, Append))
+    append.attach(model.model.language_model)  # as it starts
+    assert moved(model, example) < 1e-5
+    optimizer = torch.optim.SGD(encoding.parameters(), lr=0.1)
+    for _ in range(3):  # only o learns in the first step, and nothing would if v, or o and v, were zero
+        optimizer.zero_grad()
+        gradients(model, example)
+        optimizer.step()
+    assert moved(model, example) > MOVES
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoding.parameters())
 
 
 def test_wrappers_ask_for_what_they_wrap() -> None:

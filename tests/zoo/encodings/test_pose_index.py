@@ -6,55 +6,38 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from tests.zoo.test_attention import HEAD_DIM, MROPE_SECTION, TOKENS, Example, logits, tiny_model
-from zoo.cameras import Cameras
+from tests.zoo.decoder import MOVES, Example, logits, moved, tiny_model
 from zoo.encodings import CameraEncoding, PoseALiBi, PoseIndex, PRoPE, RayEncoding, Stack, TSection, VORoPE, XYZRoPE
 from zoo.errors import InputError
-from zoo.positions import mrope_position_ids
-from zoo.time_index import FrameId, Pose, PosePath, Seconds, TimeIndex
-
-
-class Clip(Example):
-    def with_time(self, time: TimeIndex) -> Clip:
-        cameras = Cameras(self.poses, self.K, self.index)
-        self.position_ids, self.deltas = mrope_position_ids(
-            self.input_ids,
-            self.attention_mask,
-            video_grid_thw=torch.tensor([[3, 4, 4], [2, 4, 4]]),
-            **TOKENS,
-            time_index=time,
-            cameras=cameras,
-            text_after_vision="max_hw",
-        )
-        return self
+from zoo.time_index import FrameId, Pose, PosePath, TimeIndex
 
 
 @pytest.mark.parametrize("index", [Pose(span=9), PosePath("rotation", span=20), Pose(reference="medoid")])
 @torch.no_grad()
-def test_only_the_time_of_visual_tokens_changes(index: Pose | PosePath) -> None:
+def test_only_time_changes(index: Pose | PosePath) -> None:
     encoding = PoseIndex(index)
     assert encoding.time_index is index and not encoding.needs_constant_time
-    stock, posed = Clip().with_time(Seconds()), Clip().with_time(encoding.time_index)
-    assert torch.equal(stock.position_ids[1:], posed.position_ids[1:])
-    text = stock.index < 0
-    assert torch.equal(stock.position_ids[:, text], posed.position_ids[:, text])
-    assert not torch.equal(stock.position_ids[0, ~text], posed.position_ids[0, ~text])
-    t = posed.position_ids[0, 0, posed.index[0] >= 0]
+    example = Example(encoding)
+    posed, stock = (example.positions(stock)[0] for stock in (False, True))
+    before = (example.index >= 0).cumsum(1) == 0
+    assert torch.equal(posed[:, before], stock[:, before])
+    seen = example.index[0] >= 0
+    assert torch.equal(posed[1:, 0, seen], stock[1:, 0, seen])
+    assert not torch.equal(posed[0, 0, seen], stock[0, 0, seen])
+    t = posed[0, 0, seen]
     assert int(t.max() - t.min()) == index.span
 
 
 @torch.no_grad()
 def test_the_attention_stays_stock_but_the_model_sees_the_poses() -> None:
-    model = tiny_model()
-    example = Clip().with_time(PoseIndex().time_index)
-    cameras = Cameras(example.poses, example.K, example.index)
-    encoded = PoseIndex().encode(cameras, head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
+    model, example = tiny_model(), Example(PoseIndex())
     posed = logits(model, example)
-    assert torch.equal(logits(model, example, camera_encoding=encoded), posed)
+    assert torch.equal(model(**example.inputs(model)).logits[example.attention_mask.bool()], posed)
+    encoded = example.encoded()
     assert encoded.decoding() is None and encoded.repeated(2) is encoded
-    assert (posed - logits(model, Clip().with_time(Seconds()))).abs().max() > 1e-3
+    assert moved(model, example) > MOVES
     example.poses = example.poses.flip(1)
-    assert (posed - logits(model, example.with_time(Pose()))).abs().max() > 1e-3
+    assert (posed - logits(model, example)).abs().max() > MOVES
 
 
 def test_one_time_in_a_stack() -> None:
