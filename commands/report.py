@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser
-
+from commands.parser import OneLineParser
 from commands.reports import formats
 from commands.reports.compare import Comparisons, compare
 from commands.reports.page import page
@@ -44,7 +43,7 @@ def report(arguments: list[str]) -> None:
     Raises:
         InputError: none of the folders is a run, or the report can't be written.
     """
-    parser = ArgumentParser(description=__doc__)
+    parser = OneLineParser(prog="main.py report", description=__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
     help = "text, markdown, latex or html; null takes it from the output's suffix, or text"
     parser.add_argument("--format", type=Format | None, default=None, help=help)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jsonargparse import SUPPRESS, ActionConfigFile
-from lightning.pytorch.cli import LightningArgumentParser
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from callbacks.pictures import camera_map, contact_sheet
 from commands.arguments import DEFAULTS
+from commands.parser import OneLineParser
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.selections import FILE, find_selection, write_selection
@@ -108,7 +108,7 @@ def sample(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> Any:
     """The settings, with the DataModule built. A run's config serves as it is: what isn't data is left aside."""
-    parser = LightningArgumentParser(description=__doc__, default_config_files=DEFAULTS)
+    parser = OneLineParser(prog="main.py sample", description=__doc__, default_config_files=DEFAULTS)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config; later ones win")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
     parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")

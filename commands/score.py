@@ -12,10 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from callbacks.table import render
 from callbacks.versions import versions
+from commands.parser import OneLineParser
 from commands.reports.predictions import read_predictions
 from commands.reports.scoring import tally
 from zoo.errors import InputError
@@ -31,7 +30,7 @@ def score(arguments: list[str]) -> None:
     Raises:
         InputError: the file, the line in it, and what is wrong there.
     """
-    parser = ArgumentParser(description=__doc__)
+    parser = OneLineParser(prog="main.py score", description=__doc__)
     parser.add_argument("predictions", type=str, help="the file of answers, predictions.jsonl")
     parser.add_argument("--profile", type=Profile, default="spatial_mllm", help="the official scorer to follow")
     parser.add_argument("--output", type=str | None, default=None, help="also write the scores here, as a metrics.json")
