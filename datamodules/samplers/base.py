@@ -121,9 +121,12 @@ class FrameSampler(ABC):
         if n < FRAMES_PER_GRID_STEP:
             raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
         n = self.count(n)
-        chosen = self.select(scene, n)
-        missing = 0 if self.stops_early else max(0, n - len(chosen))
-        return chosen + [chosen[-1]] * (missing + (len(chosen) + missing) % FRAMES_PER_GRID_STEP)
+        chosen = self.filled(self.select(scene, n), n)
+        return chosen + chosen[-1:] * (len(chosen) % FRAMES_PER_GRID_STEP)
+
+    def filled(self, chosen: list[int], n: int) -> list[int]:
+        """The chosen frames with the last one repeated up to n, unless fewer are what the sampler means."""
+        return chosen if self.stops_early else chosen + chosen[-1:] * (n - len(chosen))
 
     def select(self, scene: SceneView | Video, n: int) -> list[int]:
         """Sorted indices of at most n distinct frames: fewer where there are no more, or the sampler stops early."""
@@ -155,7 +158,7 @@ class FrameSampler(ABC):
             "sampler": settings(self),
             "version": self.version,
             "views": n,
-            "frames": len(scene.pool),
+            "frames": scene.video.num_frames if scene.frames is None else list(scene.frames),
             "video": fingerprint(scene.video.path),
             "depth": None if scene.depth is None else fingerprint(scene.depth),
             "world_to_camera": settings(scene.world_to_camera),

@@ -20,7 +20,9 @@ class Pairing(ABC):
     """Turns the views that a sampler chooses into pairs of frames. To add one: `pair`, and `views` if need be."""
 
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
-        """Frame indices, sorted, two a token; n of them, or as near as the sampler and the video allow.
+        """Frame indices, sorted, two a token; n of them, or as near as the sampler allows.
+
+        A video with too few frames repeats its last view, unless the sampler stops early on purpose.
 
         Raises:
             ValueError: n < 2, or the scene lacks what the sampler needs.
@@ -28,7 +30,7 @@ class Pairing(ABC):
         if n < FRAMES_PER_GRID_STEP:
             raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
         scene = SceneView(scene) if isinstance(scene, Video) else scene
-        views = sampler.select(scene, self.views(n, sampler))
+        views = sampler.filled(sampler.select(scene, self.views(n, sampler)), self.views(n, sampler))
         return self.pair(views, scene if sampler.candidates is None else scene.among(sampler.candidates))
 
     def views(self, n: int, sampler: FrameSampler) -> int:

@@ -63,6 +63,8 @@ def test_whatever_changes_the_choice_makes_it_anew(video: Video, tmp_path: Path)
     assert asked_anew(Counting(3, kept), scene)
     assert asked_anew(Counting(2, kept, candidates=6), scene)
     assert asked_anew(sampler, scene, n=6)
+    assert asked_anew(sampler, SceneView(video, poses, scene.K_normalised, frames=range(0, 12, 2)))
+    assert asked_anew(sampler, SceneView(video, poses, scene.K_normalised, frames=range(1, 12, 2)))
     moved = poses.clone()
     moved[3, 0, 3] = 1e-9
     assert asked_anew(sampler, SceneView(video, moved, scene.K_normalised))
