@@ -45,9 +45,12 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "PRoPE, TSection, rotation": lambda: PRoPE(TSection(), parts="rotation"),
     "PRoPE, TSection, translation": lambda: PRoPE(TSection(), parts="translation"),
     "PRoPE, TSection, scale rms": lambda: PRoPE(TSection(), scale="rms"),
+    "PRoPE, TSection, saddle_balanced": lambda: PRoPE(TSection(), reference="saddle_balanced"),
     "PRoPE, TSection, the data's world": lambda: PRoPE(TSection(), reference=None),
     "GTA, Fraction": lambda: GTA(Fraction(0.0, 0.5)),
     "GTA, TSection": lambda: GTA(TSection()),
+    "GTA, TSection, vo": lambda: GTA(TSection(), terms="vo"),
+    "GTA, TSection, rotation": lambda: GTA(TSection(), parts="rotation"),
     "GTA, TSection, learned scale": lambda: GTA(TSection(), learn_scale=True),
     "GTA, Append": lambda: GTA(Append(8)),
     "CaPE, Fraction": lambda: CaPE(Fraction(0.0, 0.5)),
@@ -66,6 +69,8 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "OnHeads(PRoPE, Append)": lambda: OnHeads(PRoPE(Append(8)), [0]),
     "Stack(GTA Append, PRoPE TSection)": lambda: Stack([GTA(Append(8)), PRoPE(TSection())]),
     "Stack(PRoPE TSection, PoseALiBi)": lambda: Stack([PRoPE(TSection()), PoseALiBi()]),
+    "Stack(PoseALiBi, XYZRoPE, CaPE TSection)": lambda: Stack([PoseALiBi("sum"), XYZRoPE(), CaPE(TSection())]),
+    "Stack(VORoPE, GTA TSection)": lambda: Stack([VORoPE(), GTA(TSection())]),
     "Stack(VORoPE, GTA TSection qk)": lambda: Stack([VORoPE(), GTA(TSection(), terms="qk")]),
 }
 

@@ -61,13 +61,22 @@ class Sequence:
     def shifted(self, by: int) -> Sequence:
         return replace(self, ids=self.ids + by)
 
+    def cameras(self, poses: Tensor, K: Tensor, unit: float = 1.0) -> Cameras:
+        """With all that an encoding may go by: a chosen reference view, a depth, and places and points of tokens."""
+        camera_to_world = invert_se3(poses[:, :1])
+        turned = (camera_to_world[..., :3, :3] @ (unit * self.points)[..., None])[..., 0]
+        chosen = torch.full((len(poses),), poses.shape[1] - 1)
+        depth = torch.full((len(poses),), 2.5 * unit, dtype=torch.float64)
+        cameras = Cameras(poses, K, self.index, reference=chosen, median_depth=depth)
+        return cameras.with_tokens(self.places, turned + camera_to_world[..., :3, 3])
 
-def random_sequence(text: int, seed: int = 1) -> Sequence:
+
+def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
     generator = torch.Generator().manual_seed(seed)
     length = VIEWS * TOKENS + 2 * text
     qkv = [
         torch.randn(2, length, heads, HEAD_DIM, generator=generator, dtype=torch.float64)
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
+        for heads in (HEADS, kv_heads, kv_heads)
     ]
     hidden_states = torch.randn(2, length, HEADS * HEAD_DIM, generator=generator, dtype=torch.float64)
     views = torch.arange(VIEWS).repeat_interleave(TOKENS)
@@ -87,16 +96,17 @@ class Decoder:
 
     Args:
         encoding: what it learns gets random numbers, as if it had been trained; None is stock.
+        kv_heads: of keys and values, for a sequence that has as many.
     """
 
-    def __init__(self, encoding: CameraEncoding | None) -> None:
+    def __init__(self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS) -> None:
         config = Qwen2_5_VLTextConfig(
             vocab_size=8,
             hidden_size=HEADS * HEAD_DIM,
             intermediate_size=8,
             num_hidden_layers=LAYERS,
             num_attention_heads=HEADS,
-            num_key_value_heads=KV_HEADS,
+            num_key_value_heads=kv_heads,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": MROPE_SECTION},
             pad_token_id=None,
         )
@@ -123,10 +133,7 @@ class Decoder:
         """
         encoded, ids = None, sequence.ids
         if self.encoding is not None:
-            camera_to_world = invert_se3(poses[:, :1])
-            turned = (camera_to_world[..., :3, :3] @ (unit * sequence.points)[..., None])[..., 0]
-            points = turned + camera_to_world[..., :3, 3]
-            cameras = Cameras(poses, K, sequence.index).with_tokens(sequence.places, points)
+            cameras = sequence.cameras(poses, K, unit)
             encoded = self.encoding.encode(cameras, **SHAPE, dtype=torch.float64)
             if self.encoding.time_index is not None:
                 ids = in_place_of_time(self.encoding, sequence, cameras)

@@ -6,14 +6,37 @@ Float64, at the level of attention. What is declared exact holds to 1e-10; what 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from tests.zoo.encodings.attention import Decoder, Sequence, random_cameras, random_sequence
-from zoo.encodings import CameraEncoding
+from tests.zoo.encodings.attention import (
+    HEAD_DIM,
+    KV_HEADS,
+    LAYERS,
+    SHAPE,
+    Decoder,
+    Sequence,
+    attend,
+    random_cameras,
+    random_sequence,
+)
+from zoo.encodings import (
+    GTA,
+    CameraEncoding,
+    CaPE,
+    EncodedCameras,
+    OnHeads,
+    PoseALiBi,
+    PRoPE,
+    RayEncoding,
+    XYZRoPE,
+)
 from zoo.encodings.table import COMBINATIONS, DOCUMENT, document
+from zoo.errors import InputError
 
 EXACT, BROKEN, MOVES = 1e-10, 1e-6, 1e-3
 UNIT = 3.0
@@ -27,15 +50,21 @@ def of_the_data(encoding: CameraEncoding) -> CameraEncoding:
     return encoding
 
 
-def sequence_for(encoding: CameraEncoding, text: int) -> Sequence:
-    sequence = random_sequence(text)
+def sequence_for(encoding: CameraEncoding, text: int, kv_heads: int = KV_HEADS) -> Sequence:
+    sequence = random_sequence(text, kv_heads=kv_heads)
     return sequence.constant_time() if encoding.needs_constant_time else sequence
 
 
-def difference(encoding: CameraEncoding, text: int, change: Callable[[Tensor], Tensor], unit: float = 1.0) -> float:
+def difference(
+    encoding: CameraEncoding,
+    text: int,
+    change: Callable[[Tensor], Tensor],
+    unit: float = 1.0,
+    kv_heads: int = KV_HEADS,
+) -> float:
     """How far a change of the poses, and of the scene's unit, moves the outputs."""
     poses, K = random_cameras(2)
-    sequence, decoder = sequence_for(encoding, text), Decoder(encoding)
+    sequence, decoder = sequence_for(encoding, text, kv_heads), Decoder(encoding, kv_heads)
     moved = decoder.attend(sequence, change(poses), K, unit)
     return float((decoder.attend(sequence, poses, K) - moved).abs().max())
 
@@ -58,17 +87,17 @@ def world_text(encoding: CameraEncoding) -> float:
     return difference(of_the_data(encoding), 3, other_world)
 
 
-def canonical(encoding: CameraEncoding) -> float:
-    return difference(encoding, 3, other_world)
+def canonical(encoding: CameraEncoding, kv_heads: int = KV_HEADS) -> float:
+    return difference(encoding, 3, other_world, kv_heads=kv_heads)
 
 
 def scale(encoding: CameraEncoding) -> float:
     return difference(encoding, 3, other_unit, UNIT)
 
 
-def shift(encoding: CameraEncoding) -> float:
+def shift(encoding: CameraEncoding, kv_heads: int = KV_HEADS) -> float:
     poses, K = random_cameras(2)
-    sequence, decoder = sequence_for(encoding, 3), Decoder(encoding)
+    sequence, decoder = sequence_for(encoding, 3, kv_heads), Decoder(encoding, kv_heads)
     return float((decoder.attend(sequence, poses, K) - decoder.attend(sequence.shifted(7), poses, K)).abs().max())
 
 
@@ -119,6 +148,45 @@ def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[Came
         assert measured < EXACT
 
 
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_with_any_groups_of_heads(name: str, kv_heads: int) -> None:
+    encodings = [COMBINATIONS[name]() for _ in range(2)]
+    for encoding, measure in zip(encodings, (canonical, shift), strict=True):
+        if any(isinstance(m, OnHeads) and max(m.key_value_heads) >= kv_heads for m in encoding.modules()):
+            with pytest.raises(InputError, match="the decoder has key_value_heads 0 to 0"):
+                measure(encoding, kv_heads)
+        else:
+            measured = measure(encoding, kv_heads)
+            assert measured < EXACT if getattr(encoding.symmetries, measure.__name__) else measured > BROKEN
+
+
+WITH_SCALE: dict[str, Callable[..., CameraEncoding]] = {
+    "PRoPE": PRoPE,
+    "GTA": GTA,
+    "CaPE": CaPE,
+    "RayEncoding": RayEncoding,
+    "XYZRoPE": XYZRoPE,
+    "PoseALiBi": PoseALiBi,
+}
+
+
+@pytest.mark.parametrize("unit", ["none", "mean", "max", "rms", "median_depth"])
+@pytest.mark.parametrize("name", WITH_SCALE)
+def test_every_scale_makes_the_unit_of_length_no_matter(name: str, unit: str) -> None:
+    encoding = WITH_SCALE[name](scale=unit)
+    assert encoding.symmetries.scale == (unit != "none")
+    assert scale(encoding) < EXACT if unit != "none" else scale(encoding) > BROKEN
+
+
+@pytest.mark.parametrize("view", [None, "first", "middle", "medoid", "saddle_balanced"])
+@pytest.mark.parametrize("name", [name for name in WITH_SCALE if name != "PoseALiBi"])
+def test_every_reference_view_makes_the_world_no_matter_to_text(name: str, view: str | None) -> None:
+    encoding = WITH_SCALE[name](reference=view)
+    assert encoding.symmetries.canonical == (view is not None)
+    assert canonical(encoding) < EXACT if view is not None else canonical(encoding) > BROKEN
+
+
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_it_matters(name: str) -> None:
     """What is silently off would have every symmetry."""
@@ -132,6 +200,49 @@ def test_other_cameras_matter(name: str) -> None:
     """For all but those that go by positions or by points."""
     encoding = COMBINATIONS[name]()
     assert difference(encoding, 3, lambda poses: poses.flip(1)) > MOVES
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_tokens_without_a_camera_pass_bit_by_bit(name: str, dtype: torch.dtype) -> None:
+    """Text, and a view without a camera, beside views that have one; channels that are appended hold zeros."""
+    encoding, sequence = COMBINATIONS[name](), random_sequence(3)
+    decoder = Decoder(encoding)
+    sequence.index = torch.where(sequence.index == 1, -1, sequence.index)
+    encoded = encoding.encode(sequence.cameras(*random_cameras(2)), **SHAPE)
+    q, k, v = (x.to(dtype) for x in sequence.qkv)
+    with torch.no_grad():
+        for layer in range(LAYERS):
+            acting = encoded.at_layer(layer, sequence.hidden_states.to(dtype), decoder.rope(sequence.ids))
+            acting = acting or EncodedCameras()
+            turned = *acting.after_rope(*acting.before_rope(q, k)), acting.values(v)
+            wide_o = F.pad(q, (0, turned[2].shape[-1] - q.shape[-1]))
+            for given, out in zip((q, k, v, q), (*turned, acting.outputs(wide_o)), strict=True):
+                without, appended = out[sequence.index < 0].split((HEAD_DIM, out.shape[-1] - HEAD_DIM), -1)
+                assert out.dtype == dtype
+                assert torch.equal(without, given[sequence.index < 0]) and not appended.any()
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_repeated_for_beams(name: str) -> None:
+    encoding = COMBINATIONS[name]()
+    sequence, decoder = sequence_for(encoding, 2), Decoder(encoding)
+    sequence.index = sequence.index.clone()
+    sequence.index[1, sequence.index[1] == 2] = -1  # samples that are not alike
+    encoded = encoding.encode(sequence.cameras(*random_cameras(2)), **SHAPE, dtype=torch.float64)
+    copies = replace(
+        sequence,
+        qkv=[x.repeat_interleave(3, 0) for x in sequence.qkv],
+        hidden_states=sequence.hidden_states.repeat_interleave(3, 0),
+    )
+    with torch.no_grad():
+        for layer in range(LAYERS):
+            ropes = (decoder.rope(ids) for ids in (sequence.ids, sequence.ids.repeat_interleave(3, 1)))
+            once, thrice = (
+                attend(each, layer, of, rope)
+                for each, of, rope in zip((encoded, encoded.repeated(3)), (sequence, copies), ropes, strict=True)
+            )
+            torch.testing.assert_close(thrice, once.repeat_interleave(3, 0), rtol=0, atol=1e-12)
 
 
 def test_the_document_is_of_these_declarations() -> None:
