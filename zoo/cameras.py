@@ -72,6 +72,12 @@ class Cameras:
         """The cameras of some samples: `samples` is a slice, a mask, or a tensor or list of integers."""
         return self._each(lambda tensor: tensor[samples])
 
+    def span(self, first: int, last: int) -> Cameras:
+        """The cameras first..last - 1 of every sample, without what is known of tokens."""
+        reference = None if self.reference is None else (self.reference - first).clamp(0, last - first - 1)
+        poses, K = self.world_to_camera[:, first:last], self.K_normalised[:, first:last]
+        return Cameras(poses, K, reference=reference, median_depth=self.median_depth)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
         """The same cameras elsewhere, or in another precision; a half precision is taken as float32."""
         dtype = None if dtype is None else _wide(dtype)

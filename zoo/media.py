@@ -101,6 +101,16 @@ def scene_frames(frames: Sequence[Tensor], steps: Sequence[int]) -> list[Tensor]
     return found
 
 
+def step_spans(scenes: Sequence[Sequence[Run]], grids: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    """(row, first, last) of each scene: which grid steps of its sequence are its own, last excluded."""
+    spans, done = [], dict.fromkeys((scene[0].row for scene in scenes), 0)
+    for scene, grid in zip(scenes, grids, strict=True):
+        row, first = scene[0].row, done[scene[0].row]
+        done[row] = first + int(grid[0])
+        spans.append((row, first, done[row]))
+    return spans
+
+
 def given_cameras(
     scenes: Sequence[Sequence[Run]], grids: Sequence[Tensor], cameras: Cameras | None
 ) -> list[SceneGeometry | None]:
@@ -108,12 +118,8 @@ def given_cameras(
     if cameras is None:
         return [None] * len(scenes)
     found: list[SceneGeometry | None] = []
-    done: dict[int, int] = {}
-    for scene, grid in zip(scenes, grids, strict=True):
-        row, steps = scene[0].row, int(grid[0])
-        start = done.get(row, 0)
-        done[row] = start + steps
-        poses, K = cameras.world_to_camera[row, start : start + steps], cameras.K_normalised[row, start : start + steps]
+    for row, first, last in step_spans(scenes, grids):
+        poses, K = cameras.world_to_camera[row, first:last], cameras.K_normalised[row, first:last]
         found.append(
             SceneGeometry(
                 world_to_camera=poses.repeat_interleave(FRAMES_PER_STEP, 0),

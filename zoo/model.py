@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from zoo.attention import install_camera_attention
 from zoo.backbone import Backbone, LoRA
 from zoo.cameras import Cameras
-from zoo.encodings import CameraEncoding
+from zoo.encodings import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import Appended, Fusion
 from zoo.generation import CameraQwen25VL, greedy
@@ -25,7 +25,7 @@ from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, first_built
 from zoo.geometry.steps import PairCamera, step_cameras
 from zoo.layout import SequenceLayout
-from zoo.media import Media, by_row, given_cameras, runs_of, scene_frames, scene_grid, scenes_of
+from zoo.media import Media, by_row, given_cameras, runs_of, scene_frames, scene_grid, scenes_of, step_spans
 from zoo.optim import LearningRates, WarmupCosine
 from zoo.time_index import Seconds, TimeIndex
 from zoo.tiny import TinyQwen25VL
@@ -48,6 +48,8 @@ class SpatialModel(Trainable):
             if the backbone does not bring its own.
         geometry_cache: keeps on disk what a frozen geometry says of a scene's frames; null works it out each time.
         fusion: how 2D and 3D tokens become one sequence; null takes the 2D tokens.
+        views: what the 2D tokens of a scene learn of its cameras before both branches are joined (`ViewAttention`,
+            `RayEmbedding`); without effect before training.
         encoding: how the decoder's attention learns of the cameras; null is the stock attention, bit for bit.
         cameras: whose cameras the encoding gets: those `given` with the data, or `vggt`'s own, of unknown scale.
         pair_camera: the camera of two frames that are merged into one token.
@@ -65,6 +67,7 @@ class SpatialModel(Trainable):
         geometry: Callable[[], GeometryEncoder] | None = None,
         geometry_cache: GeometryCache | None = None,
         fusion: Callable[[int, int], Fusion] | None = None,
+        views: Callable[[int], ViewMixer] | None = None,
         encoding: CameraEncoding | None = None,
         cameras: Literal["given", "vggt"] = "given",
         pair_camera: PairCamera = "first",
@@ -82,14 +85,20 @@ class SpatialModel(Trainable):
         self.qwen, self.processor = backbone.load()
         self.qwen.__class__ = CameraQwen25VL
         install_camera_attention(self.qwen.model.language_model, encoding)
+        width = self.qwen.config.text_config.hidden_size
         if geometry_cache is not None and learning_rates.geometry:
             raise InputError("--model.learning_rates.geometry trains what --model.geometry_cache keeps: leave one out")
         self.geometry: GeometryEncoder | None = None
         if fusion is not None or cameras == "vggt":
             build = partial(first_built, backbone.geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
-        self._refuse_what_lacks_a_part(fusion is not None)
-        self.fusion = None if fusion is None else self._build(fusion)
+        self._refuse_what_lacks_a_part(fusion is not None, views is not None)
+        self.fusion: Fusion | None = None
+        if fusion is not None and self.geometry is not None:
+            self.fusion = self._like_qwen(fusion(width, self.geometry.width))
+        self.views: ViewMixer | None = None
+        if views is not None:
+            self.views = self._like_qwen(views(width if self.fusion is None else self.fusion.flat_width))
         # a fusion that nobody trained says nothing, whatever the weights around it
         self.pretrained = backbone.pretrained and (self.fusion is None or backbone.fill(self.fusion))
         self.learning_rates = learning_rates
@@ -117,15 +126,13 @@ class SpatialModel(Trainable):
             )
         return chosen
 
-    def _build(self, fusion: Callable[[int, int], Fusion]) -> Fusion:
-        assert self.geometry is not None
+    def _like_qwen(self, part: Any) -> Any:
         weight = self.qwen.get_input_embeddings().weight
-        built = fusion(self.qwen.config.text_config.hidden_size, self.geometry.width)
-        return built.to(device=weight.device, dtype=weight.dtype)
+        return part.to(device=weight.device, dtype=weight.dtype)
 
-    def _refuse_what_lacks_a_part(self, fuses: bool) -> None:
-        if self.cameras == "vggt" and not self.reads_cameras:
-            raise InputError("--model.cameras vggt has no effect without --model.encoding")
+    def _refuse_what_lacks_a_part(self, fuses: bool, mixes: bool) -> None:
+        if self.cameras == "vggt" and not (self.reads_cameras or mixes):
+            raise InputError("--model.cameras vggt has no effect without --model.encoding or --model.views")
         if self.cameras == "vggt" and self.reads_points:
             raise InputError(
                 "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
@@ -149,8 +156,8 @@ class SpatialModel(Trainable):
 
     @property
     def reads_cameras(self) -> bool:
-        """Whether cameras reach the decoder: its attention, or its positions."""
-        return self.encoding is not None or self.time.needs_cameras
+        """Whether cameras reach what the decoder sees: the 2D tokens, its attention, or its positions."""
+        return self.views is not None or self.encoding is not None or self.time.needs_cameras
 
     @property
     def reads_points(self) -> bool:
@@ -202,12 +209,33 @@ class SpatialModel(Trainable):
         return list(self.geometry(scaled, given, tokens=self.reads_tokens, cameras=cameras))
 
     def fuse(
-        self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"], geometry: SceneGeometry | None
+        self,
+        visual: Float[Tensor, "N D"],
+        grid_thw: Int[Tensor, " 3"],
+        geometry: SceneGeometry | None,
+        cameras: Cameras | None = None,
+        has_camera: Bool[Tensor, "1 t"] | None = None,
     ) -> Float[Tensor, "t n D"]:
-        """The visual tokens of a scene, step by step."""
+        """The visual tokens of a scene, step by step.
+
+        Args:
+            visual: its 2D tokens.
+            grid_thw: steps, and patches before merging.
+            geometry: what a fusion reads.
+            cameras: of the scene alone, one a step, for a model with `views`.
+            has_camera: the steps that have one; None is all.
+        """
+        mix = None
+        if self.views is not None and cameras is not None:
+            merge = self.qwen.config.vision_config.spatial_merge_size
+            steps, rows, columns = grid_thw.tolist()
+            present = None if has_camera is None else has_camera[0]
+            mix = partial(
+                self.views, cameras=cameras, grid=(steps, rows // merge, columns // merge), has_camera=present
+            )
         if self.fusion is None:
-            return visual.unflatten(0, (int(grid_thw[0]), -1))
-        return self.fusion(visual, grid_thw, geometry)
+            return (visual if mix is None else mix(visual)).unflatten(0, (int(grid_thw[0]), -1))
+        return self.fusion(visual, grid_thw, geometry, mix)
 
     def prepare(
         self,
@@ -281,14 +309,21 @@ class SpatialModel(Trainable):
             given_cameras(scenes, scene_grids, cameras),
             cameras=finds,
         )
-        for scene, grid, geometry in zip(scenes, scene_grids, found, strict=True):
-            fused = self.fuse(torch.cat([tokens[run.kind][run.number] for run in scene]), grid, geometry)
-            steps = [int(scene_grid([run], grids)[0]) for run in scene]
-            for run, part in zip(scene, fused.split(steps), strict=True):
-                tokens[run.kind][run.number] = part.flatten(0, 1)
         has_camera = None
         if finds and found:
             cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.pair_camera)
+        spans = step_spans(scenes, scene_grids)
+        for scene, grid, geometry, (row, first, last) in zip(scenes, scene_grids, found, spans, strict=True):
+            fused = self.fuse(
+                torch.cat([tokens[run.kind][run.number] for run in scene]),
+                grid,
+                geometry,
+                None if cameras is None else cameras[row : row + 1].span(first, last),
+                None if has_camera is None else has_camera[row : row + 1, first:last],
+            )
+            steps = [int(scene_grid([run], grids)[0]) for run in scene]
+            for run, part in zip(scene, fused.split(steps), strict=True):
+                tokens[run.kind][run.number] = part.flatten(0, 1)
         return self.prepare(
             input_ids,
             attention_mask,

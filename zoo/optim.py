@@ -44,7 +44,7 @@ def part_of(name: str) -> str:
         return "geometry"
     if ".visual." in name and ".visual.merger." not in name:
         return "vision"
-    if ".visual.merger." in name or name.startswith("fusion."):
+    if ".visual.merger." in name or name.startswith(("fusion.", "views.")):
         return "connector"
     return "decoder"
 

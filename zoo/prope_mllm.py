@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from zoo.encodings import CameraEncoding
+from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
+from zoo.fusions import ConcatSplitFusion, Fusion
+from zoo.geometry.base import GeometryEncoder
 from zoo.vlm import SpatialVLM
 
 
 class PRoPEMLLM(SpatialVLM):
-    """Qwen2.5-VL whose decoder attends with PRoPE (arXiv 2507.10496) among visual tokens.
+    """2D tokens to one half of the decoder's channels, 3D tokens to the other; PRoPE (arXiv 2507.10496) on the 2D half.
+
+    The views attend to each other by their cameras before both halves are joined, and in the decoder's attention as
+    well where `encoding` says so. Without both it is `ConcatSplitMLLM`.
 
     Args:
-        encoding: `PRoPE` in prope.yaml, or another one; null is the stock attention, bit for bit.
+        encoding: of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
+        views: of the 2D half, `ViewAttention`, or another one, or null.
+        geometry: where the 3D tokens come from; null only with `fusion: null`.
+        fusion: `ConcatSplitFusion`, or another one; null has 2D tokens alone.
         parts: the other arguments of `SpatialVLM`.
     """
 
-    def __init__(self, encoding: CameraEncoding | None, **parts: Any):
-        super().__init__(encoding=encoding, **parts)
+    def __init__(
+        self,
+        encoding: CameraEncoding | None,
+        views: Callable[[int], ViewMixer] | None = ViewAttention,
+        geometry: Callable[[], GeometryEncoder] | None = None,
+        fusion: Callable[[int, int], Fusion] | None = ConcatSplitFusion,
+        **parts: Any,
+    ):
+        super().__init__(encoding=encoding, views=views, geometry=geometry, fusion=fusion, **parts)

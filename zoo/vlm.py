@@ -43,12 +43,15 @@ class SpatialVLM(SpatialModel):
         grids, given = batch["video_grid_thw"], batch["geometry"]
         finds = self.may_find_cameras and (self.cameras == "vggt" or None in given)
         found = self.encode_geometry(batch.get("frames", ()), given, finds)
-        visual = self.encode_pixels(batch["pixel_values_videos"], grids)
-        videos = [self.fuse(*scene).flatten(0, 1) for scene in zip(visual, grids, found, strict=True)]
         cameras = has_camera = None
-        points: list[Tensor] = []
+        seen_by: list[tuple[Any, ...]] = [()] * len(grids)
         if self.reads_cameras:
             cameras, has_camera = step_cameras(found if finds else given, self.pair_camera)
+            counts = grids[:, 0].tolist()
+            seen_by = [(cameras[[i]].span(0, t), has_camera[[i], :t]) for i, t in enumerate(counts)]
+        scenes = zip(self.encode_pixels(batch["pixel_values_videos"], grids), grids, found, seen_by, strict=True)
+        videos = [self.fuse(*scene, *cams).flatten(0, 1) for *scene, cams in scenes]
+        points: list[Tensor] = []
         if self.reads_points:
             points = [step_points(scene, self.pair_camera).flatten(0, 2) for scene in given]
 

@@ -54,7 +54,7 @@ MODELS: dict[str, Callable[[EmptyQwen25VL], SpatialVLM]] = {
     "Qwen25VL": lambda qwen: Qwen25VL(backbone=qwen),
     "SpatialMLLM": lambda qwen: SpatialMLLM(backbone=qwen, geometry=vggt),
     "ConcatSplitMLLM": lambda qwen: ConcatSplitMLLM(backbone=qwen, geometry=vggt),
-    "PRoPEMLLM": lambda qwen: PRoPEMLLM(PRoPE(), backbone=qwen),
+    "PRoPEMLLM": lambda qwen: PRoPEMLLM(PRoPE(), backbone=qwen, geometry=vggt),
 }
 
 

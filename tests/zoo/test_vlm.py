@@ -226,7 +226,7 @@ def test_checkpoints_hold_what_trains_and_nothing_else_loads(build: Callable[[],
 
 
 def test_frozen_parts_stay_in_eval_mode_and_without_gradients() -> None:
-    ours = PRoPEMLLM(PRoPE(), backbone=tiny(), learning_rates=LearningRates(vision=None))
+    ours = PRoPEMLLM(PRoPE(), backbone=tiny(), fusion=None, learning_rates=LearningRates(vision=None))
     ours.train()
     assert not ours.qwen.model.visual.blocks[0].attn.qkv.training
     assert ours.qwen.model.language_model.layers[0].mlp.gate_proj.training

@@ -62,7 +62,10 @@ class ViewAttention(ViewMixer):
         steps, rows, columns = check_scene(tokens, cameras, grid)
         views = torch.arange(steps, device=tokens.device)
         present = torch.ones_like(views, dtype=torch.bool) if has_camera is None else has_camera
-        canonical = self.encoding.canonical(cameras.with_index(views.where(present, -1)[None]))
+        seen = torch.arange(steps, device=cameras.world_to_camera.device)[None]
+        if has_camera is not None:
+            seen = seen.where(has_camera.to(seen.device), -1)
+        canonical = self.encoding.canonical(cameras.with_index(seen))
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         acting = self.encoding.acting(canonical)._asdict()
         matrices = Matrices(**{name: None if m is None else m[:, present].to(dtype) for name, m in acting.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import Enum
 from typing import Literal
 
@@ -107,8 +108,17 @@ class Fusion(nn.Module, ABC):
         """Whether `forward` looks at the geometry."""
         return self.branches != "2d"
 
+    @property
+    def flat_width(self) -> int:
+        """Channels of the 2D branch before both are joined."""
+        return self.width
+
     def forward(
-        self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"], geometry: SceneGeometry | None
+        self,
+        visual: Float[Tensor, "N D"],
+        grid_thw: Int[Tensor, " 3"],
+        geometry: SceneGeometry | None,
+        views: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "t n D"]:
         """The visual tokens of a scene, step by step: those on the 2D grid, then the appended ones.
 
@@ -116,6 +126,7 @@ class Fusion(nn.Module, ABC):
             visual: 2D tokens, N = t h/2 w/2.
             grid_thw: steps and patches before merging; the stills of a scene are a step each.
             geometry: of its 2t frames; may be None if `reads_geometry` is false.
+            views: what happens between the views of the 2D branch, (N, flat_width) to the same, before it is joined.
 
         Raises:
             ValueError: geometry of other frames, or without what this fusion reads.
@@ -123,6 +134,8 @@ class Fusion(nn.Module, ABC):
         flat = self.embed_2d(visual, grid_thw)
         if self.branches == "3d":
             flat = torch.zeros_like(flat)
+        elif views is not None:
+            flat = views(flat.flatten(0, 1)).view_as(flat)
         spatial = flat.new_zeros(1, 1, 1)
         if self.reads_geometry:
             if geometry is None:

@@ -35,9 +35,13 @@ class ConcatSplitFusion(Fusion):
             raise ValueError(f"a decoder of width {width} has no two halves")
         self.axis = axis
         self.appended = Appended.ALL if axis == "token" else Appended.NOTHING
-        share = width // 2 if axis == "channel" else width
+        share = self.flat_width  # the other branch's too
         self.flat = Connector(width, width, share) if axis == "channel" else None
         self.spatial = Connector(MERGED * geometry_width, width, share)
+
+    @property
+    def flat_width(self) -> int:
+        return self.width // 2 if self.axis == "channel" else self.width
 
     def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"]) -> Float[Tensor, "t n a"]:
         flat = super().embed_2d(visual, grid_thw)

@@ -1,0 +1,151 @@
+"""What 2D tokens learn of their cameras before they are joined with 3D ones: stock at the start, never silently off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
+from zoo import (
+    AddFusion,
+    Cameras,
+    ConcatSplitFusion,
+    ConcatSplitMLLM,
+    GivenGeometry,
+    InputError,
+    LoRA,
+    PRoPE,
+    PRoPEMLLM,
+    SpatialVLM,
+)
+from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
+
+GEOMETRY: dict[str, Any] = {"geometry": lambda: GivenGeometry(depth=False)}
+FRAMES = [torch.zeros(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]
+FUSIONS: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "add": AddFusion,
+    "channels": ConcatSplitFusion,
+}
+VIEWS: dict[str, Callable[[int], nn.Module]] = {
+    "PRoPE": lambda width: ViewAttention(width, 16),
+    "GTA": lambda width: ViewAttention(width, 16, GTA(terms="vo")),
+    "CaPE": lambda width: ViewAttention(width, 16, CaPE()),
+    "rays": RayEmbedding,
+}
+
+
+def model(views: Any = None, fusion: str = "channels", dtype: str = "float32", **more: Any) -> SpatialVLM:
+    torch.manual_seed(0)
+    parts = {"views": views, "fusion": FUSIONS[fusion], **(GEOMETRY if fusion != "none" else {}), **more}
+    return SpatialVLM(backbone=tiny(dtype=dtype), learning_rates=RATES, **parts)
+
+
+def woken(ours: SpatialVLM) -> SpatialVLM:
+    """With an output projection that is no longer zero, as after training."""
+    assert ours.views is not None
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in ours.views.named_parameters():
+        if not parameter.any():
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            assert "norm" not in name
+    return ours
+
+
+def batch(fusion: str = "channels") -> dict[str, Any]:
+    return {**sequences(), **({"frames": FRAMES} if fusion != "none" else {})}
+
+
+@pytest.mark.parametrize("fusion", ["none", "add", "channels"])
+@pytest.mark.parametrize("views", VIEWS)
+def test_it_starts_without_effect_and_then_has_one(views: str, fusion: str) -> None:
+    given = batch(fusion)
+    without, ours = model(fusion=fusion), model(VIEWS[views], fusion)
+    expected = without.logits(**given, cameras=cameras())
+    assert torch.equal(ours.logits(**given, cameras=cameras()), expected)
+    real = given["attention_mask"].bool()
+    seen = woken(ours).logits(**given, cameras=cameras())
+    assert (seen - expected)[real].abs().max() > 1e-3
+    other = ours.logits(**given, cameras=cameras(2)) if fusion == "none" else None
+    if other is not None:  # where no 3D token knows the cameras, they reach the logits by this branch alone
+        assert (other - seen)[real].abs().max() > 1e-3
+
+
+def test_prope_mllm_is_concat_split_before_training() -> None:
+    torch.manual_seed(0)
+    plain = ConcatSplitMLLM(backbone=tiny(), learning_rates=RATES, **GEOMETRY)
+    torch.manual_seed(0)
+    ours = PRoPEMLLM(None, backbone=tiny(), learning_rates=RATES, **GEOMETRY)
+    given = batch()
+    assert torch.equal(ours.logits(**given, cameras=cameras()), plain.logits(**given, cameras=cameras()))
+    state = dict(plain.state_dict())
+    assert state.keys() < ours.state_dict().keys() and all("views." in k for k in ours.state_dict().keys() - state)
+    both = PRoPEMLLM(PRoPE(), backbone=tiny(), learning_rates=RATES, **GEOMETRY)  # in the decoder as well
+    assert not torch.equal(both.logits(**given, cameras=cameras()), plain.logits(**given, cameras=cameras()))
+
+
+@pytest.mark.parametrize("variant", [{}, {"lora": LoRA(r=4)}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}])
+def test_it_learns(variant: dict[str, Any]) -> None:
+    ours, given = model(VIEWS["PRoPE"], **variant), batch()
+    assert isinstance(ours.views, ViewAttention)
+    for _ in range(2):  # the output first, since it is zero; then what is behind it
+        ours.zero_grad()
+        ours.logits(**given, cameras=cameras())[given["attention_mask"].bool()].float().square().mean().backward()
+        assert ours.views.o.weight.grad is not None and ours.views.o.weight.grad.abs().max() > 0
+        ours.views.o.weight.data -= ours.views.o.weight.grad
+    assert ours.views.qkv.weight.grad is not None and ours.views.qkv.weight.grad.abs().max() > 0
+
+
+def test_each_video_is_a_scene_of_its_own() -> None:
+    """Views of one sequence don't look at those of another: a batch of two is two batches of one."""
+    ours, given = woken(model(VIEWS["PRoPE"])), batch()
+    together = ours.logits(**given, cameras=cameras())
+    patches = GRID.prod(1).tolist()
+    pixels = given["pixel_values_videos"].split(patches)
+    for i in range(2):
+        mask = given["attention_mask"][i].bool()
+        own = ours.logits(
+            given["input_ids"][i : i + 1, mask],
+            torch.ones(1, int(mask.sum()), dtype=torch.long),
+            pixel_values_videos=pixels[i],
+            video_grid_thw=GRID[i : i + 1],
+            frames=FRAMES[i : i + 1],
+            cameras=cameras()[i : i + 1],
+        )
+        assert torch.allclose(own[0], together[i, mask], atol=2e-5)
+
+
+def test_two_videos_of_one_sequence_have_their_own_cameras() -> None:
+    ours = woken(model(VIEWS["PRoPE"], "none"))
+    ids, mask = (sequences()[name] for name in ("input_ids", "attention_mask"))
+    row = torch.cat([one[real.bool()] for one, real in zip(ids, mask, strict=True)])[None]
+    pixels, poses = sequences()["pixel_values_videos"], cameras().world_to_camera
+    steps = GRID[:, 0].tolist()
+
+    def logits(second: torch.Tensor) -> torch.Tensor:
+        both = torch.cat((poses[0, : steps[0]], second[: steps[1]]))[None]
+        K = torch.eye(3).expand(1, both.shape[1], 3, 3)
+        media = {"pixel_values_videos": pixels, "video_grid_thw": GRID, "cameras": Cameras(both, K)}
+        return ours.logits(row, torch.ones_like(row), **media)[0]
+
+    first, other = logits(poses[1]), logits(poses[1].flip(0))
+    length = int(mask[0].sum())
+    assert torch.equal(first[:length], other[:length])  # the first video's views don't see the second's
+    assert (first[length:] - other[length:]).abs().max() > 1e-3
+
+
+def test_without_the_2d_branch_there_is_nothing_to_tell() -> None:
+    only_3d = lambda *widths: ConcatSplitFusion(*widths, branches="3d")  # noqa: E731
+    torch.manual_seed(0)
+    ours = SpatialVLM(backbone=tiny(), views=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)
+    before = ours.logits(**batch(), cameras=cameras())
+    assert torch.equal(woken(ours).logits(**batch(), cameras=cameras()), before)
+
+
+def test_heads_that_do_not_fit_are_an_error() -> None:
+    with pytest.raises(InputError, match="heads of 24 don't fit"):
+        model(lambda width: ViewAttention(width, 24))
