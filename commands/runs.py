@@ -113,8 +113,9 @@ def _released(parts: Any) -> bool:
 
 def _untrained(parts: Any) -> str | None:
     """The part that released weights know nothing of."""
-    if parts.get("encoding") is not None:
-        return _class(parts.encoding)
+    for part in ("encoding", "views"):
+        if parts.get(part) is not None:
+            return _class(parts[part])
     fusion, fuses = parts.get("fusion"), _class(parts.get("backbone")) == "PretrainedSpatialMLLM"
     return None if fusion is None or (fuses and _class(fusion) == "AddFusion") else _class(fusion)
 
