@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,13 @@ import torch.distributed
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.durable import write_whole
 from callbacks.table import render
 from callbacks.versions import versions
 from zoo.metrics import Profile, VSIBenchScore, is_parsable
 
 Stage = Literal["val", "test"]
+METRICS = "metrics.json"
 
 
 class MetricsCallback(Callback):
@@ -91,7 +92,8 @@ class MetricsCallback(Callback):
                     "data": data.describe() if hasattr(data, "describe") else None,
                     "versions": versions(),
                 }
-                _write_json(Path(trainer.default_root_dir) / "metrics.json", report)
+                text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+                write_whole(Path(trainer.default_root_dir) / METRICS, text)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.score.to(pl_module.device)
@@ -99,6 +101,9 @@ class MetricsCallback(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_validation_start(trainer, pl_module)
+        answered = getattr(getattr(trainer, "datamodule", None), "answered", None)
+        if answered and trainer.is_global_zero:  # by the test that this one goes on with
+            self._add(trainer, list(answered.values()))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
@@ -143,11 +148,3 @@ def _gather(local: Any) -> list[Any]:
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, local)
     return everyone
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all: an interrupted write leaves the former file."""
-    partial = path.with_suffix(".json.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)

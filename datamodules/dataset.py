@@ -22,6 +22,8 @@ from datamodules.video import Video
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 
+TRIES = 2
+
 
 @dataclass
 class OpenScene:
@@ -52,7 +54,8 @@ class OpenScene:
 class SceneDataset(Dataset):
     """Reads scenes: (scene, epoch) for training, which draws some questions, or a scene with all of them.
 
-    A scene that can't be read comes with its `error`, and the rest goes on.
+    A scene that can't be read is tried once more (a network's folder may stall), then comes with its `error`, and the
+    rest goes on.
 
     Args:
         scenes: of a split.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from datamodules.collate import Collate
+from datamodules.collate import Collate, LoadedScene, record
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
-from datamodules.order import ResumableLoader, TrainingOrder
+from datamodules.order import ResumableLoader, TrainingOrder, deal
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FrameSampler, Pairing, UniformSampler
 from datamodules.scenes import Scene
@@ -85,6 +85,8 @@ class VideoQADataModule(LightningDataModule):
         self.source = source or Rooms()
         self.filtered = 0  # questions of the last split read that question_types leaves out
         self.missing: dict[str, int] = {}  # scenes whose video is absent: how many questions they have
+        self.answered: dict[str, dict[str, Any]] = {}  # by id, the records of questions that a test need not ask again
+        self.tested: list[dict[str, Any]] = []  # the record of each question of the test, on whatever process it is
         if video is not None and question is not None:
             self.asked: SceneSource | None = SingleVideo(video, question)
         else:
@@ -177,15 +179,13 @@ class VideoQADataModule(LightningDataModule):
         )
 
     def _scene_loader(self, scenes: list[Scene]) -> DataLoader:
-        """A scene a batch with all its questions; ranks take turns, and none repeats a scene to be even."""
+        """A scene a batch with all its questions, this process's share of them."""
         trainer = self.trainer
         assert trainer is not None
-        if len(scenes) < trainer.world_size:
-            raise InputError(f"{len(scenes)} scene(s) for {trainer.world_size} processes: lower --trainer.devices")
-        own = scenes[trainer.global_rank :: trainer.world_size]
+        own = deal([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
         return DataLoader(
-            self._dataset(own, self.sampler),  # type: ignore[arg-type]
-            batch_size=1,
+            self._dataset(scenes, self.sampler),  # type: ignore[arg-type]
+            batch_sampler=[[scene] for scene in own] or [[]],  # Lightning would leave a process without a batch out
             collate_fn=self._collate(False),
             num_workers=self.num_workers,
         )
@@ -194,8 +194,14 @@ class VideoQADataModule(LightningDataModule):
         return self._scene_loader(self.scenes("val"))
 
     def test_dataloader(self) -> DataLoader:
-        return self._scene_loader(self.scenes("test"))
+        scenes, prompt = self.scenes("test"), self._collate(False).prompt
+        self.tested = [record(LoadedScene(scene, ()), q, prompt(q)) for scene in scenes for q in scene.questions]
+        rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in scenes]
+        return self._scene_loader([scene for scene in rest if scene.questions])
 
     def predict_dataloader(self) -> DataLoader:
-        assert self.asked is not None  # prepare_data has refused already
-        return self._scene_loader(self.asked.scenes("test"))
+        assert self.asked is not None and self.trainer is not None  # prepare_data has refused already
+        if self.trainer.world_size > 1:
+            raise InputError("predict asks about one scene, so it takes one process: lower --trainer.devices")
+        dataset, collate = self._dataset(self.asked.scenes("test"), self.sampler), self._collate(False)
+        return DataLoader(dataset, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""What the answers of a test depend on: a test that was broken off goes on with the same settings only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from torch import Tensor, nn
+
+# of the model and the data, what changes no answer
+CHANGES_NO_ANSWER = {
+    *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
+    *("batch_size", "questions_per_scene", "questions_per_batch", "train_sampler", "num_workers", "keep_in_memory"),
+    *("video", "question", "workers"),
+}
+
+
+def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """By name, as JSON has them: the model's and the data's of the command line, the weights, the questions.
+
+    A trainer that no command line made has the class of its model, and what its DataModule says of itself.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    configs = [callback.config for callback in callbacks if isinstance(callback, SaveConfigCallback)]
+    if configs:
+        chosen = {part: configs[0].as_dict()[part] for part in ("model", "data")}
+    else:
+        described = data.describe() if hasattr(data, "describe") else None
+        chosen = {"model": type(pl_module).__qualname__, "data": described}
+    flat = {key: value for key, value in flatten(chosen).items() if not CHANGES_NO_ANSWER & set(key.split("."))}
+    tested = getattr(data, "tested", ())
+    found = {
+        **flat,
+        "precision": trainer.precision,
+        "weights": fingerprint(pl_module),
+        "questions": _digest(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested),
+        "prompts": _digest(q["prompt"] for q in tested),
+    }
+    return dict(json.loads(json.dumps(found, default=str)))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, each with both of its values."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name)}, now it is {now.get(name)}" for name in names]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings of a config by dotted names, classes and their arguments alike."""
+    if not isinstance(config, dict):
+        # what is a function or a tuple in memory is a path or a list in the file
+        name = f"{config.__module__}.{config.__qualname__}" if callable(config) else config
+        return {prefix: list(name) if isinstance(name, tuple) else name}
+    parts = (
+        flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items() if key != "init_args"
+    )
+    inner = flatten(config["init_args"], prefix) if "init_args" in config else {}
+    return {key: value for part in (*parts, inner) for key, value in part.items()}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """32 hexadecimal digits that stand for all weights: names, types, shapes and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        digest.update(f"{text}\0".encode(errors="backslashreplace"))
+    return digest.hexdigest()

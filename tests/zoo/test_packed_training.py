@@ -1,0 +1,147 @@
+"""Several questions of a scene in one training sequence: loss and gradients are those of a sequence each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from datamodules.collate import LoadedScene
+from tests.zoo import asking
+from tests.zoo.asking import MODELS, QUESTIONS, build, scene
+from zoo import vlm
+from zoo.shared_prefix import IGNORED, PackedScenes, pack, sees, visual_tokens
+from zoo.vlm import SpatialVLM
+
+Learned = tuple[float, dict[str, Tensor]]  # the loss, and the gradient of every parameter that has one
+SCENES = (scene("a", QUESTIONS[1:4]), scene("b", QUESTIONS[:1], steps=2, seed=1))
+
+
+def batch(model: SpatialVLM, *scenes: LoadedScene) -> dict[str, Any]:
+    return asking.batch(model, *scenes, training=True)
+
+
+def learned(model: SpatialVLM, loss: Tensor) -> Learned:
+    model.zero_grad()
+    loss.backward()
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return loss.item(), {name: gradient.clone() for name, gradient in gradients.items()}
+
+
+def packed(model: SpatialVLM, *scenes: LoadedScene) -> Learned:
+    asked = batch(model, *scenes)
+    rows = pack(asked, visual_tokens(model.qwen))
+    assert rows is not None and len(rows.input_ids) == len(scenes) < len(asked["input_ids"])
+    return learned(model, model.loss(asked))
+
+
+def a_row_each(model: SpatialVLM, *scenes: LoadedScene) -> Learned:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vlm, "pack", lambda *_: None)
+        return learned(model, model.loss(batch(model, *scenes)))
+
+
+def alone(model: SpatialVLM, *scenes: LoadedScene) -> Learned:
+    """The slow reference: each question is a batch of its own, weighted by its supervised tokens."""
+    batches = [batch(model, replace(each, questions=(q,))) for each in scenes for q in each.questions]
+    counts = torch.tensor([int((one["labels"] != IGNORED).sum()) for one in batches])
+    losses = torch.stack([model.loss(one) for one in batches])
+    return learned(model, (losses * counts / counts.sum()).sum())
+
+
+def difference(found: Learned, expected: Learned) -> float:
+    """The greatest relative difference: of the loss, of all gradients, and of each parameter's."""
+    (loss, gradients), (reference, references) = found, expected
+    assert gradients.keys() == references.keys() and len(references) > 20
+    apart = {name: float((gradients[name] - references[name]).norm()) for name in references}
+    norms = {name: float(each.norm()) for name, each in references.items()}
+    total = torch.tensor(list(norms.values())).norm()
+    # a gradient that is zero but for rounding, as of a bias of the keys, has no relative difference of its own
+    each = [apart[name] / norm for name, norm in norms.items() if norm > 1e-4 * total]
+    return max(abs(loss - reference) / reference, float(torch.tensor(list(apart.values())).norm() / total), *each)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_and_gradients_are_those_of_a_row_each(name: str) -> None:
+    """A scene with three questions and one with one, of different lengths; answers of different lengths."""
+    model = build(name).train()
+    assert difference(packed(model, *SCENES), a_row_each(model, *SCENES)) < 1e-5
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["plain", "PRoPE on ConcatSplitFusion"])
+def test_loss_and_gradients_are_those_of_each_question_alone(name: str, implementation: str) -> None:
+    model = build(name, implementation=implementation).train()
+    assert difference(packed(model, *SCENES), alone(model, *SCENES)) < 1e-5
+
+
+def test_gradient_checkpointing_keeps_the_mask() -> None:
+    expected = a_row_each(build("PRoPE, Fraction").train(), *SCENES)
+    model = build("PRoPE, Fraction", gradient_checkpointing=True).train()
+    assert difference(packed(model, *SCENES), expected) < 1e-5
+
+
+# ---- the controls: what the mask and the positions are for ---------------------------------------------------
+
+
+def test_without_the_mask_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("plain").train()
+    expected = a_row_each(model, *SCENES)
+
+    def causal(self: PackedScenes, qwen: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        everyone = torch.zeros_like(self.group)
+        return {**separated(self, qwen, inputs), "attention_mask": sees(everyone, everyone)[:, None]}
+
+    separated = PackedScenes.separated
+    monkeypatch.setattr(PackedScenes, "separated", causal)
+    assert difference(packed(model, *SCENES), expected) > 1e-2
+
+
+def test_with_positions_that_run_on_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("plain").train()
+    expected = a_row_each(model, *SCENES)
+    separated = PackedScenes.separated
+    monkeypatch.setattr(
+        PackedScenes, "separated", lambda self, qwen, inputs: separated(self._replace(ahead=0), qwen, inputs)
+    )
+    assert difference(packed(model, *SCENES), expected) > 1e-2
+
+
+# ---- what takes a row each -----------------------------------------------------------------------------------
+
+
+def test_attention_that_takes_no_mask_gets_a_row_each() -> None:
+    """As flash attention: it knows padding, and nothing else."""
+    model = build("plain").train()
+    expected, masks = a_row_each(model, *SCENES), []
+
+    def padded(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **kwargs: Any) -> Any:
+        masks.append(mask)
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() & mask.bool()[:, None, None]
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, seen, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("padded", padded)
+    language_model = model.qwen.model.language_model
+    language_model.config._attn_implementation = "padded"
+    asked = batch(model, *SCENES)
+    found = learned(model, model.loss(asked))
+    assert {mask.shape for mask in masks} == {asked["attention_mask"].shape}
+    assert difference(found, expected) < 1e-5
+
+
+def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
+    """Two answers to one question: only one could learn of the token before it. A question each shares nothing."""
+    model = build("plain")
+    visual = visual_tokens(model.qwen)
+    twice = (QUESTIONS[0], replace(QUESTIONS[0], id="again", ground_truth="7"))
+    assert pack(batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[1:2])), visual) is None
+    rows = pack(batch(model, scene("a", twice)), visual)
+    assert (
+        rows is not None
+        and (rows.labels != IGNORED).sum() == (batch(model, scene("a", twice))["labels"] != IGNORED).sum()
+    )
+    assert difference(packed(model.train(), scene("a", twice)), a_row_each(model, scene("a", twice))) < 1e-5
