@@ -99,13 +99,13 @@ def batch(model: SpatialVLM, *scenes: LoadedScene, training: bool = False, at_on
 @torch.no_grad()
 def replies(model: SpatialVLM, asked: dict[str, Any]) -> list[Reply]:
     """What is tested: from prefixes that are read once."""
-    return answer_questions(model.qwen, model._see(asked), asked, model.max_new_tokens)
+    return answer_questions(model.qwen, model.see(asked), asked, model.max_new_tokens)
 
 
 @torch.no_grad()
 def one_by_one(model: SpatialVLM, asked: dict[str, Any]) -> list[list[int]]:
     """The slow reference: transformers' `generate` for each question by itself, from the whole prompt."""
-    prepare, found = model._see(asked), []
+    prepare, found = model.see(asked), []
     for row, mask in enumerate(asked["attention_mask"].bool()):
         ids = asked["input_ids"][row : row + 1, mask]
         inputs = prepare(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])

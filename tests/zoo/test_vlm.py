@@ -195,7 +195,7 @@ def test_a_scene_is_encoded_once_however_many_questions(monkeypatch: pytest.Monk
 def test_the_loss_is_that_of_the_full_logits() -> None:
     ours = model(PRoPE())
     batch = collated(True)
-    inputs = ours._see(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
+    inputs = ours.see(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
     logits = ours.qwen(**inputs, use_cache=False).logits[:, :-1]
     expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert torch.allclose(ours.loss(batch), expected, atol=1e-6)
