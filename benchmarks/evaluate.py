@@ -1,0 +1,198 @@
+"""Many questions about one video: asked one by one, and from a prefix that is read once; and learned from together.
+
+    python -m benchmarks.evaluate                      # a Qwen2.5-VL of about 100 M parameters with a mid-sized VGGT
+    python -m benchmarks.evaluate --frames 8 --device cuda
+
+One by one is what published evaluation code does: the ViT, VGGT and the prefill of the whole prompt for each question,
+then transformers' `generate`. Random weights, greedy, and as many new tokens each way, since EOS is switched off: the
+answers must be equal, and are compared. Videos are in memory already: decoding is benchmarks/video.py's. Memory is what
+a call adds at its peak, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.memory import GIVE_BACK, peak_growth
+from datamodules.collate import Collate, LoadedScene
+from datamodules.scenes import Question, Scene
+from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
+from zoo.generation import greedy
+from zoo.geometry import VGGT, VGGTEncoder
+from zoo.prefix_cache import answer_questions
+from zoo.tiny import tiny_processor
+
+NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
+TEXTS = (
+    "How many chair(s) are in this room?",
+    "What is the size of this room (in square meters)? If multiple rooms are shown, estimate the size of all of them.",
+    "What is the length of the longest dimension (length, width, or height) of the table, measured in centimeters?",
+    "Measuring from the closest point of each object, what is the distance between the sofa and the lamp (in meters)?",
+    "If I am standing by the bed and facing the lamp, is the door to my left, right, or back?",
+    "What will be the first-time appearance order of the following categories in the video: bed, lamp, door, sofa?",
+)
+VGGT_CONFIG = {
+    "aggregator": {"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_embed": "dinov2_vits14_reg"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--questions", type=int, default=18, help="of a scene; VSI-Bench has 18 on average")
+    parser.add_argument("--learn", type=int, nargs="+", default=[1, 4, 16], help="questions in a training step")
+    parser.add_argument("--height", type=int, default=476)
+    parser.add_argument("--width", type=int, default=644)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--small", action="store_true", help="a tiny model, to see that it works")
+    parser.add_argument("--memory-of", choices=("one by one", "shared"), help="print the memory of one call, no more")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = build(options)
+    if options.memory_of:
+        print(json.dumps(memory(options, model)))
+        return
+    size = sum(parameter.numel() for parameter in model.qwen.parameters()) / 1e6
+    geometry = sum(parameter.numel() for parameter in model.geometry.parameters()) / 1e6
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
+    print(f"\nQwen2.5-VL of {size:.0f} M, VGGT of {geometry:.0f} M parameters, float32, {where}\n")
+    for frames in options.frames:
+        answering(options, model, frames)
+    learning(options, model, min(options.frames))
+
+
+def build(options: argparse.Namespace) -> SpatialMLLM:
+    if options.small:
+        backbone, config = TinyQwen25VL(), {"aggregator": {"embed_dim": 64, "depth": 2, "num_heads": 2}}
+        config["aggregator"]["patch_embed"] = "conv"
+    else:
+        config = VGGT_CONFIG
+        backbone = TinyQwen25VL(
+            layers=12, hidden_size=768, heads=12, key_value_heads=2, vision_layers=12, vision_hidden_size=512
+        )
+    torch.manual_seed(0)
+    rates = LearningRates(decoder=1e-5, connector=1e-5, vision=None, geometry=None)
+    model = SpatialMLLM(
+        backbone=backbone, geometry=lambda: VGGTEncoder(VGGT(**config)), max_new_tokens=NEW_TOKENS, learning_rates=rates
+    )
+    model.qwen.config.text_config.eos_token_id = None
+    return model.eval().to(options.device)
+
+
+def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: int, train: bool = False) -> Any:
+    """A scene of noise with so many questions."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (frames, 3, options.height, options.width)
+    video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
+    asked = tuple(Question(str(i), "object_counting", TEXTS[i % len(TEXTS)], str(i)) for i in range(count))
+    scene = LoadedScene(Scene("noise", Path("noise"), asked), asked, video, tuple(range(frames)))
+    made = Collate(tiny_processor(), train, count, model.appended, model.needs_frames)([scene])
+    return {name: value.to(options.device) if isinstance(value, Tensor) else value for name, value in made.items()}
+
+
+@torch.no_grad()
+def one_by_one(model: SpatialMLLM, asked: dict[str, Any]) -> list[list[int]]:
+    """Everything again for each question."""
+    answers = []
+    for row, mask in enumerate(asked["attention_mask"].bool()):
+        ids = asked["input_ids"][row : row + 1, mask]
+        inputs = model.see(asked)(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])
+        answers += greedy(model.qwen, inputs, NEW_TOKENS)
+    return answers
+
+
+@torch.no_grad()
+def shared(model: SpatialMLLM, asked: dict[str, Any]) -> list[list[int]]:
+    return [reply.ids for reply in answer_questions(model.qwen, model.see(asked), asked, NEW_TOKENS)]
+
+
+WAYS: dict[str, Callable[[SpatialMLLM, dict[str, Any]], list[list[int]]]] = {"one by one": one_by_one, "shared": shared}
+
+
+def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> None:
+    """The table of both ways, and what the shared one spends its time on."""
+    asked = batch(options, model, frames, options.questions)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    found = {}
+    for _ in range(options.repeats):  # the ways take turns: a noisy machine is noisy to both
+        for way, run in WAYS.items():
+            taken, found[way] = timed(lambda run=run: run(model, asked), options.device)
+            seconds[way].append(taken)
+    same = sum(a == b for a, b in zip(found["one by one"], found["shared"], strict=True))
+    mib = {way: memory_in_a_process(options, frames, way) / 2**20 for way in WAYS}
+    tokens = int((asked["input_ids"][0] == model.qwen.config.video_token_id).sum())
+    print(f"{frames} frames, {tokens} visual tokens, {options.questions} questions; {same} answers equal\n")
+    print(
+        "| way | s a scene: median (least to most) | questions a second | memory at the peak, MiB |\n|---|---|---|---|"
+    )
+    for way, each in seconds.items():
+        middle = statistics.median(each)
+        row = (way, f"{middle:.2f} ({min(each):.2f} to {max(each):.2f})", f"{options.questions / middle:.2f}")
+        print(f"| {' | '.join(row)} | {mib[way]:.0f} |", flush=True)
+    times = statistics.median(seconds["one by one"]) / statistics.median(seconds["shared"])
+    with torch.no_grad():
+        see, _ = timed(lambda: model.see(asked), options.device)
+    print(
+        f"\n{times:.1f} times as fast; {mib['shared'] / mib['one by one']:.2f} times the memory; of the shared ", end=""
+    )
+    print(f"{statistics.median(seconds['shared']):.2f} s the ViT, VGGT and fusion take {see:.2f}\n", flush=True)
+
+
+def learning(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> None:
+    """A training step, by how many questions of the scene it learns from."""
+    model.train()
+    print(f"{frames} frames, a training step\n")
+    print("| questions a scene | s a step: median (least to most) | questions a second |\n|---|---|---|")
+    for count in options.learn:
+        asked, taken = batch(options, model, frames, count, train=True), []
+        for _ in range(options.repeats):
+            model.zero_grad()
+            taken.append(timed(lambda asked=asked: model.loss(asked).backward(), options.device)[0])
+        middle = statistics.median(taken)
+        print(f"| {count} | {middle:.2f} ({min(taken):.2f} to {max(taken):.2f}) | {count / middle:.2f} |", flush=True)
+
+
+def timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    result = run()
+    synchronise()
+    return time.perf_counter() - start, result
+
+
+def memory(options: argparse.Namespace, model: SpatialMLLM) -> int:
+    run, (frames,) = WAYS[options.memory_of], options.frames
+    asked = batch(options, model, frames, options.questions)
+    options.height, options.width = 56, 56
+    run(model, batch(options, model, 2, 1))
+    return peak_growth(lambda: run(model, asked), options.device)
+
+
+def memory_in_a_process(options: argparse.Namespace, frames: int, way: str) -> int:
+    command = [sys.executable, "-m", "benchmarks.evaluate", "--memory-of", way, "--frames", str(frames)]
+    for name in ("questions", "height", "width", "device", "threads"):
+        command += [f"--{name}", str(getattr(options, name))]
+    command += ["--small"] if options.small else []
+    done = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
