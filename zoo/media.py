@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
@@ -20,8 +20,8 @@ class Media(TypedDict, total=False):
 
     pixel_values_videos (patches, 1176) and video_grid_thw (V, 3); pixel_values and image_grid_thw likewise for
     stills; frames: a (T, 3, H, W) tensor in 0..1 a video, for models with a geometry encoder, where the stills of a
-    sequence are one scene and each is doubled; seconds_per_grid: one a video, None is 1.0; cameras: of each sequence,
-    one a grid step.
+    sequence are one scene and each is doubled (see `scene_frames`); seconds_per_grid: one a video, None is 1.0;
+    cameras: of each sequence, one a grid step.
     """
 
     pixel_values_videos: Tensor | None
@@ -80,25 +80,45 @@ def scene_grid(scene: Sequence[Run], grids: Mapping[str, Tensor | None]) -> Int[
     return torch.cat((rows[:, :1].sum(0), rows[0, 1:]))
 
 
-def scene_frames(frames: Sequence[Tensor], steps: Sequence[int]) -> list[Tensor]:
-    """The frames of each scene, two a grid step. Stills may come one by one: each is then doubled.
+def scene_frames(
+    frames: Sequence[Tensor], runs: Sequence[Run], grids: Mapping[str, Tensor | None]
+) -> list[Float[Tensor, "T 3 H W"]]:
+    """The frames of each scene, two a grid step.
+
+    Args:
+        frames: an entry a scene, or an entry a video and still, in the order in which they appear. Stills come twice
+            each, or once and are then doubled.
+        runs: what the sequences show.
+        grids: of videos and images.
 
     Raises:
         InputError: other frames than the sequences show.
     """
-    left, found = list(frames), []
-    for count in steps:
-        taken: list[Tensor] = []
-        while left and sum(map(len, taken)) < FRAMES_PER_STEP * count:
-            first = left.pop(0)
-            taken.append(first.repeat_interleave(FRAMES_PER_STEP, 0) if len(first) == 1 else first)
-        if sum(map(len, taken)) != FRAMES_PER_STEP * count:
-            wanted = FRAMES_PER_STEP * count
-            raise InputError(f"a scene of {count} grid steps needs {wanted} frames, got {sum(map(len, taken))}")
-        found.append(torch.cat(taken))
-    if left:
-        raise InputError(f"{len(left)} of {len(frames)} entries of frames belong to nothing that the sequences show")
-    return found
+    scenes = scenes_of(runs)
+    if len(frames) == len(runs):
+        of_run = {run: _two_a_step(each, [run], grids) for run, each in zip(runs, frames, strict=True)}
+        return [torch.cat([of_run[run] for run in scene]) for scene in scenes]
+    if len(frames) != len(scenes):
+        raise InputError(
+            f"{len(frames)} entries of frames, and the sequences show {len(runs)} videos and stills in {len(scenes)} "
+            "scenes: give an entry each"
+        )
+    return [_two_a_step(each, scene, grids) for scene, each in zip(scenes, frames, strict=True)]
+
+
+def _two_a_step(frames: Tensor, scene: Sequence[Run], grids: Mapping[str, Tensor | None]) -> Tensor:
+    steps = int(scene_grid(scene, grids)[0])
+    if scene[0].kind == "image" and len(frames) == steps:
+        frames = frames.repeat_interleave(FRAMES_PER_STEP, 0)
+    if len(frames) != FRAMES_PER_STEP * steps:
+        raise InputError(f"a scene of {steps} grid steps needs {FRAMES_PER_STEP * steps} frames, got {len(frames)}")
+    return frames
+
+
+def refuse_torn(runs: Sequence[Run]) -> None:
+    """InputError where a video lies between the stills of a scene: its cameras would not follow each other."""
+    if [run for scene in scenes_of(runs) for run in scene] != list(runs):
+        raise InputError("a sequence with a video between its stills can't have cameras: put the stills side by side")
 
 
 def step_spans(scenes: Sequence[Sequence[Run]], grids: Sequence[Tensor]) -> list[tuple[int, int, int]]:

@@ -25,7 +25,17 @@ from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, first_built
 from zoo.geometry.steps import PairCamera, step_cameras
 from zoo.layout import SequenceLayout
-from zoo.media import Media, by_row, given_cameras, runs_of, scene_frames, scene_grid, scenes_of, step_spans
+from zoo.media import (
+    Media,
+    by_row,
+    given_cameras,
+    refuse_torn,
+    runs_of,
+    scene_frames,
+    scene_grid,
+    scenes_of,
+    step_spans,
+)
 from zoo.optim import LearningRates, WarmupCosine
 from zoo.time_index import Seconds, TimeIndex
 from zoo.tiny import TinyQwen25VL
@@ -297,7 +307,8 @@ class SpatialModel(Trainable):
             if values is not None and grid is not None:
                 tokens[kind] = self.encode_pixels(values, grid)
 
-        scenes = scenes_of(runs_of(input_ids, self.qwen.config))
+        runs = runs_of(input_ids, self.qwen.config)
+        scenes = scenes_of(runs)
         scene_grids = [scene_grid(scene, grids) for scene in scenes]
         cameras = media.get("cameras")
         frames = media.get("frames")
@@ -305,13 +316,15 @@ class SpatialModel(Trainable):
             raise InputError(f"{type(self).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
         finds = self.cameras == "vggt"
         found = self.encode_geometry(
-            [] if frames is None else scene_frames(frames, [int(grid[0]) for grid in scene_grids]),
+            [] if frames is None else scene_frames(frames, runs, grids),
             given_cameras(scenes, scene_grids, cameras),
             cameras=finds,
         )
         has_camera = None
         if finds and found:
             cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.pair_camera)
+        if cameras is not None:
+            refuse_torn(runs)
         spans = step_spans(scenes, scene_grids)
         for scene, grid, geometry, (row, first, last) in zip(scenes, scene_grids, found, spans, strict=True):
             fused = self.fuse(

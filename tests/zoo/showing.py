@@ -1,0 +1,78 @@
+"""Sequences that show videos and stills, with all that a model is given of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from zoo import SpatialVLM
+
+Sample = list[tuple[Any, ...]]  # ("t", tokens), ("v", steps, rows, columns), ("i", rows, columns), in patches
+SAMPLES: dict[str, Sample] = {
+    "a video": [("t", 5), ("v", 2, 4, 6), ("t", 4)],
+    "two videos": [("t", 2), ("v", 1, 4, 4), ("t", 1), ("v", 3, 2, 4), ("t", 7)],
+    "stills": [("i", 4, 4), ("t", 2), ("i", 4, 4), ("i", 4, 4), ("t", 3)],
+    "stills and videos": [("t", 1), ("v", 1, 2, 2), ("i", 2, 4), ("v", 2, 4, 6), ("t", 3), ("i", 2, 4), ("t", 2)],
+    "text": [("t", 6)],
+}
+
+
+def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict[str, list[Any]]]:
+    """(ids, media in order of appearance); the stills are one scene of each twice, where the first of them comes."""
+    config, generator = model.qwen.config, torch.Generator().manual_seed(seed)
+    ids: list[int] = []
+    found: dict[str, list[Any]] = {}
+    scene: list[Tensor] = []
+    for kind, *what in sample:
+        if kind == "t":
+            ids += torch.randint(5, 200, (what[0],), generator=generator).tolist()
+            continue
+        steps, rows, columns = what if kind == "v" else (1, *what)
+        name, suffix = ("video", "_videos") if kind == "v" else ("image", "")
+        view = rows * columns // 4
+        tokens = steps * (view + len(model.appended.positions(view)))
+        token = getattr(config, f"{name}_token_id")
+        ids += [config.vision_start_token_id, *[token] * tokens, config.vision_end_token_id]
+        pixels = torch.randn(steps * rows * columns, 1176, generator=generator)
+        frames = torch.rand(2 * steps if kind == "v" else 1, 3, 14 * rows, 14 * columns, generator=generator)
+        found.setdefault(f"pixel_values{suffix}", []).append(pixels)
+        found.setdefault(f"{name}_grid_thw", []).append(torch.tensor([steps, rows, columns]))
+        if kind == "v":
+            found.setdefault("seconds_per_grid", []).append(0.5 * len(ids))
+            found.setdefault("frames", []).append([frames])
+        elif scene:
+            scene += [frames, frames]
+        else:
+            found.setdefault("frames", []).append(scene)
+            scene += [frames, frames]
+    if "frames" in found:  # stills of several sizes are refused before their frames are looked at
+        found["frames"] = [torch.cat([f for f in each if f.shape == each[0].shape]) for each in found["frames"]]
+    return torch.tensor(ids), found
+
+
+def batch(model: SpatialVLM, samples: Sequence[Sample], side: str = "left", first_seed: int = 0) -> dict[str, Any]:
+    """What `SpatialVLM.logits` takes; the i-th sample is drawn from the seed first_seed + i, whatever the others are."""
+    each = [show(model, sample, first_seed + i) for i, sample in enumerate(samples)]
+    rows = [ids for ids, _ in each]
+    masks = [torch.ones_like(row) for row in rows]
+    given: dict[str, Any] = {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=0, padding_side=side),
+        "attention_mask": pad_sequence(masks, batch_first=True, padding_side=side),
+    }
+    for name in dict.fromkeys(name for _, media in each for name in media):
+        parts = [part for _, media in each for part in media.get(name, ())]
+        given[name] = torch.stack(parts) if name.endswith("grid_thw") else parts
+        if name.startswith("pixel_values"):
+            given[name] = torch.cat(parts)
+    return given
+
+
+def logits(model: SpatialVLM, given: dict[str, Any], **other: Any) -> list[Tensor]:
+    """Those of each sequence, without its padding."""
+    with torch.no_grad():
+        found = model.logits(**given | other)
+    return [row[mask.bool()] for row, mask in zip(found, given["attention_mask"], strict=True)]

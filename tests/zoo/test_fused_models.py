@@ -1,0 +1,135 @@
+"""Fused models as a whole: samples apart whatever a batch holds, the forms of stills, frozen geometry, positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.zoo.released import build as build_case
+from tests.zoo.released import load_case
+from tests.zoo.showing import SAMPLES, batch, logits
+from zoo import (
+    AddFusion,
+    CameraTokenFusion,
+    ConcatSplitFusion,
+    ConcatSplitMLLM,
+    InputError,
+    SpatialMLLM,
+    SpatialVLM,
+    TinyQwen25VL,
+    TinyVGGT,
+)
+
+
+def tiny(kind: Callable[..., SpatialVLM], **parts: Any) -> SpatialVLM:
+    """A small model whose fusion says something."""
+    backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+    model = kind(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2), **parts)
+    with torch.no_grad():
+        for i, parameter in enumerate(model.fusion.parameters()):
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    return model
+
+
+MODELS: dict[str, Callable[[], SpatialVLM]] = {
+    "official": lambda: build_case(load_case("one_video")[0])[0],
+    "concat on the channel": lambda: tiny(ConcatSplitMLLM),
+    "concat on the token": lambda: tiny(
+        ConcatSplitMLLM, fusion=lambda width, channels: ConcatSplitFusion(width, channels, axis="token")
+    ),
+    "camera token": lambda: tiny(SpatialMLLM, fusion=CameraTokenFusion),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> SpatialVLM:
+    return MODELS[request.param]()
+
+
+# ---- a batch is its samples ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_its_samples(model: SpatialVLM, side: str) -> None:
+    samples = list(SAMPLES.values())
+    together = logits(model, batch(model, samples, side))
+    for i, sample in enumerate(samples):
+        (alone,) = logits(model, batch(model, [sample], first_seed=i))
+        assert torch.allclose(together[i], alone, atol=3e-5), list(SAMPLES)[i]
+    (other,) = logits(model, batch(model, samples[:1], first_seed=1))
+    assert (other - together[0]).abs().max() > 0.05  # negative control: what is shown matters
+
+
+def test_generation_of_a_batch_is_that_of_its_samples(model: SpatialVLM) -> None:
+    samples = list(SAMPLES.values())
+    together = model.generate_ids(**batch(model, samples), max_new_tokens=4)
+    for i, sample in enumerate(samples):
+        assert model.generate_ids(**batch(model, [sample], first_seed=i), max_new_tokens=4) == together[i : i + 1]
+
+
+@pytest.mark.parametrize("sample", ["stills", "stills and videos"])
+def test_stills_may_come_one_by_one_or_as_a_scene_once_or_twice_each(model: SpatialVLM, sample: str) -> None:
+    given = batch(model, [SAMPLES[sample]] * 2)
+    expected = logits(model, given)
+    count = SAMPLES[sample].count(next(each for each in SAMPLES[sample] if each[0] == "i"))
+    stills = [len(frames) == 2 * count and frames.shape[-1] == 56 for frames in given["frames"]]
+    assert sum(stills) == 2  # a scene each
+    pairs = list(zip(given["frames"], stills, strict=True))
+    once = [frames[::2] if still else frames for frames, still in pairs]
+    # an entry each comes in the order in which they are shown, a video between the stills included
+    order = [kind for kind, *_ in SAMPLES[sample] if kind != "t"]
+    doubled: list[torch.Tensor] = []
+    for i in range(2):
+        own = pairs[i * len(pairs) // 2 : (i + 1) * len(pairs) // 2]
+        videos = iter([frames for frames, still in own if not still])
+        parts = iter([part for frames, still in own if still for part in frames.split(2)])
+        doubled += [next(videos if kind == "v" else parts) for kind in order]
+    one_by_one = [frames[:1] if len(frames) == 2 and frames.shape[-1] == 56 else frames for frames in doubled]
+    for form in (once, one_by_one, doubled):
+        assert all(torch.equal(a, b) for a, b in zip(logits(model, given, frames=form), expected, strict=True))
+    swapped = [frames.flip(0) if still else frames for frames, still in pairs]
+    assert not torch.allclose(logits(model, given, frames=swapped)[0], expected[0], atol=1e-3)
+
+
+def test_frames_that_dont_fit_are_refused() -> None:
+    model = MODELS["concat on the channel"]()
+    given = batch(model, [SAMPLES["two videos"]])
+    first, second = given["frames"]
+    for frames, why in (
+        ([first], "1 entries of frames, and the sequences show 2 videos and stills in 2 scenes"),
+        ([first, second[:4]], "needs 6 frames, got 4"),
+        ([first, second, second], "3 entries of frames"),
+        (None, "ConcatSplitMLLM needs the frames of each video"),
+    ):
+        with pytest.raises(InputError, match=why):
+            logits(model, given, frames=frames)
+    with pytest.raises(ValueError, match="a grid of 3 x 2 x 4"):
+        logits(model, given, frames=[first, second[..., :28]])
+    stills = batch(model, [[("i", 4, 4), ("i", 2, 8), ("t", 2)]])
+    with pytest.raises(InputError, match="stills of a sequence are one scene and need one size"):
+        logits(model, stills)
+
+
+def test_time_may_be_a_list_a_tensor_or_left_out(model: SpatialVLM) -> None:
+    given = batch(model, [SAMPLES["two videos"]])
+    seconds = given["seconds_per_grid"]
+    (expected,) = logits(model, given)
+    assert torch.equal(logits(model, given, seconds_per_grid=torch.tensor(seconds))[0], expected)
+    nominal = logits(model, given, seconds_per_grid=None)[0]
+    assert torch.equal(logits(model, given, seconds_per_grid=[1.0, 1.0])[0], nominal)
+    assert not torch.allclose(nominal, expected, atol=1e-3)
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------
+
+
+def test_the_geometry_is_frozen_and_in_eval_even_while_training(model: SpatialVLM) -> None:
+    fresh = tiny(type(model))
+    fresh.train()
+    assert not any(part.training for part in fresh.geometry.modules())
+    assert fresh.fusion.training and fresh.qwen.model.language_model.training
+    assert not any(parameter.requires_grad for parameter in fresh.geometry.parameters())
+    assert not any(name.startswith("geometry.") for name in fresh.trained_names())
