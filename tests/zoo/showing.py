@@ -55,7 +55,7 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
 
 
 def batch(model: SpatialVLM, samples: Sequence[Sample], side: str = "left", first_seed: int = 0) -> dict[str, Any]:
-    """What `SpatialVLM.logits` takes; the i-th sample is drawn from the seed first_seed + i, whatever the others are."""
+    """What `SpatialVLM.logits` takes; each sample has a seed of its own, so that it is the same in any company."""
     each = [show(model, sample, first_seed + i) for i, sample in enumerate(samples)]
     rows = [ids for ids, _ in each]
     masks = [torch.ones_like(row) for row in rows]

@@ -12,7 +12,6 @@ from tests.zoo.released import build as build_case
 from tests.zoo.released import load_case
 from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import (
-    AddFusion,
     CameraTokenFusion,
     ConcatSplitFusion,
     ConcatSplitMLLM,
