@@ -112,6 +112,14 @@ class Cameras:
         """The same cameras with other poses, which are not checked."""
         return self._replaced(world_to_camera=world_to_camera)
 
+    def with_reference(self, reference: Int[Tensor, " B"]) -> Cameras:
+        """The same cameras with the reference view of each sample, see the class."""
+        return self._replaced(reference=reference.to(self.world_to_camera.device))
+
+    def with_median_depth(self, median_depth: Float[Tensor, " B"]) -> Cameras:
+        """The same cameras with the median depth of what each sample's views see, in the unit of the poses."""
+        return self._replaced(median_depth=median_depth.to(self.world_to_camera))
+
     def seen(self) -> Bool[Tensor, "B C"]:
         """Which cameras some token sees through; all of them where there is no index."""
         batch, num_cameras = self.world_to_camera.shape[:2]

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from zoo.attention import install_camera_attention
 from zoo.backbone import Backbone, LoRA
 from zoo.cameras import Cameras
-from zoo.encodings import CameraEncoding, ViewMixer
+from zoo.encodings import CameraEncoding, ViewMixer, balanced_views
 from zoo.errors import InputError
 from zoo.fusions import Appended, Fusion
 from zoo.generation import CameraQwen25VL, greedy
@@ -102,13 +102,17 @@ class SpatialModel(Trainable):
         if fusion is not None or cameras == "vggt":
             build = partial(first_built, backbone.geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
+        self.views: ViewMixer | None = None
         self._refuse_what_lacks_a_part(fusion is not None, views is not None)
         self.fusion: Fusion | None = None
         if fusion is not None and self.geometry is not None:
             self.fusion = self._like_qwen(fusion(width, self.geometry.width))
-        self.views: ViewMixer | None = None
         if views is not None:
             self.views = self._like_qwen(views(width if self.fusion is None else self.fusion.flat_width))
+        if cameras == "vggt" and (self.reads_points or self.scales_by_depth):
+            raise InputError(
+                "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
+            )
         # a fusion that nobody trained says nothing, whatever the weights around it
         self.pretrained = backbone.pretrained and (self.fusion is None or backbone.fill(self.fusion))
         self.learning_rates = learning_rates
@@ -143,10 +147,6 @@ class SpatialModel(Trainable):
     def _refuse_what_lacks_a_part(self, fuses: bool, mixes: bool) -> None:
         if self.cameras == "vggt" and not (self.reads_cameras or mixes):
             raise InputError("--model.cameras vggt has no effect without --model.encoding or --model.views")
-        if self.cameras == "vggt" and self.reads_points:
-            raise InputError(
-                "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
-            )
         if self.cameras == "vggt" and not (self.geometry and self.geometry.gives_cameras):
             raise InputError("--model.cameras vggt needs a --model.geometry that finds them, such as PretrainedVGGT")
         if fuses and not (self.geometry and self.geometry.width):
@@ -172,7 +172,17 @@ class SpatialModel(Trainable):
     @property
     def reads_points(self) -> bool:
         """Whether the encoding goes by the 3D points that the tokens show."""
-        return self.encoding is not None and any(getattr(m, "reads_points", False) for m in self.encoding.modules())
+        return self._some("reads_points", True)
+
+    @property
+    def scales_by_depth(self) -> bool:
+        """Whether lengths are divided by the median depth."""
+        return self._some("scale", "median_depth")
+
+    def _some(self, name: str, value: Any) -> bool:
+        """Whether some part that reads cameras says so of itself."""
+        parts = (m for part in (self.encoding, self.views) if part is not None for m in part.modules())
+        return any(getattr(part, name, None) == value for part in parts)
 
     @property
     def may_find_cameras(self) -> bool:
@@ -189,7 +199,7 @@ class SpatialModel(Trainable):
     @property
     def needs_depth(self) -> bool:
         fused = self.reads_tokens and self.geometry is not None and self.geometry.needs_depth
-        return fused or self.reads_points
+        return fused or self.reads_points or self.scales_by_depth
 
     @property
     def needs_frames(self) -> bool:
@@ -217,6 +227,28 @@ class SpatialModel(Trainable):
             return list(given)
         scaled = [each if each.is_floating_point() else each.float() / 255 for each in frames]
         return list(self.geometry(scaled, given, tokens=self.reads_tokens, cameras=cameras))
+
+    def refer(
+        self,
+        cameras: Cameras,
+        has_camera: Bool[Tensor, "B C"] | None,
+        visual: Sequence[Float[Tensor, "_N D"]],
+        grids: Sequence[Int[Tensor, " 3"]] | Int[Tensor, "V 3"],
+        samples: Sequence[int],
+    ) -> Cameras:
+        """The cameras with the reference views that `saddle_balanced` chooses, if some part goes by them.
+
+        Args:
+            cameras: of each sample.
+            has_camera: the views to choose from; None is all.
+            visual: the 2D tokens of each scene.
+            grids: of each scene.
+            samples: whose views each scene's are.
+        """
+        if not self._some("reference", "saddle_balanced"):
+            return cameras
+        present = cameras.seen() if has_camera is None else has_camera
+        return cameras.with_reference(balanced_views(visual, [int(grid[0]) for grid in grids], samples, present))
 
     def fuse(
         self,
@@ -326,9 +358,13 @@ class SpatialModel(Trainable):
         if cameras is not None:
             refuse_torn(runs)
         spans = step_spans(scenes, scene_grids)
-        for scene, grid, geometry, (row, first, last) in zip(scenes, scene_grids, found, spans, strict=True):
+        visual = [torch.cat([tokens[run.kind][run.number] for run in scene]) for scene in scenes]
+        if cameras is not None:
+            cameras = self.refer(cameras, has_camera, visual, scene_grids, [row for row, _, _ in spans])
+        every = zip(scenes, visual, scene_grids, found, spans, strict=True)
+        for scene, flat, grid, geometry, (row, first, last) in every:
             fused = self.fuse(
-                torch.cat([tokens[run.kind][run.number] for run in scene]),
+                flat,
                 grid,
                 geometry,
                 None if cameras is None else cameras[row : row + 1].span(first, last),

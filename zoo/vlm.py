@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import InputError
-from zoo.geometry.steps import step_cameras, step_points
+from zoo.geometry.steps import median_depths, step_cameras, step_points
 from zoo.model import SpatialModel
 from zoo.prefix_cache import Prepare, Reply, answer_questions
 from zoo.shared_prefix import IGNORED, pack, takes_any_mask, visual_tokens
@@ -45,11 +45,15 @@ class SpatialVLM(SpatialModel):
         found = self.encode_geometry(batch.get("frames", ()), given, finds)
         cameras = has_camera = None
         seen_by: list[tuple[Any, ...]] = [()] * len(grids)
+        visual = self.encode_pixels(batch["pixel_values_videos"], grids)
         if self.reads_cameras:
             cameras, has_camera = step_cameras(found if finds else given, self.pair_camera)
+            cameras = self.refer(cameras, has_camera, visual, grids, list(range(len(grids))))
+            if self.scales_by_depth:
+                cameras = cameras.with_median_depth(median_depths(given))
             counts = grids[:, 0].tolist()
             seen_by = [(cameras[[i]].span(0, t), has_camera[[i], :t]) for i, t in enumerate(counts)]
-        scenes = zip(self.encode_pixels(batch["pixel_values_videos"], grids), grids, found, seen_by, strict=True)
+        scenes = zip(visual, grids, found, seen_by, strict=True)
         videos = [self.fuse(*scene, *cams).flatten(0, 1) for *scene, cams in scenes]
         points: list[Tensor] = []
         if self.reads_points:

@@ -14,7 +14,7 @@ from zoo.encodings.placements import Fraction, HighFrequencies, LowFrequencies, 
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE, projection_matrices
 from zoo.encodings.rays import RayEmbedding, RayEncoding, token_points
-from zoo.encodings.reference import ReferenceView, saddle_balanced, seen_from
+from zoo.encodings.reference import ReferenceView, balanced_views, saddle_balanced, seen_from
 from zoo.encodings.rotary import VORoPE, XYZRoPE
 from zoo.encodings.stack import Stack
 from zoo.encodings.symmetries import Symmetries
@@ -53,6 +53,7 @@ __all__ = [
     "ViewMixer",
     "XYZRoPE",
     "ZeroChannels",
+    "balanced_views",
     "multiview_attention",
     "projection_matrices",
     "prope_attention",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,6 +26,30 @@ def seen_from(cameras: Cameras, reference: ReferenceView | None) -> Cameras:
     if reference == "saddle_balanced" and cameras.reference is None:
         raise ValueError("saddle_balanced goes by the tokens of the views: give Cameras the reference that it chose")
     return cameras.canonical("given" if reference == "saddle_balanced" else reference)
+
+
+def balanced_views(
+    visual: Sequence[Float[Tensor, "_N D"]],
+    steps: Sequence[int],
+    samples: Sequence[int],
+    has_camera: Bool[Tensor, "B C"],
+) -> Int[Tensor, " B"]:
+    """The `saddle_balanced` view of each sample, by the mean of the 2D tokens of each view.
+
+    Args:
+        visual: the tokens of each scene.
+        steps: views of each scene.
+        samples: the sample that each scene belongs to; its views follow those of the sample's scenes before.
+        has_camera: the views to choose from.
+    """
+    views: list[list[Tensor]] = [[] for _ in has_camera]
+    for tokens, count, sample in zip(visual, steps, samples, strict=True):
+        views[sample].extend(tokens.unflatten(0, (count, -1)).mean(1))
+    chosen = torch.zeros(len(has_camera), dtype=torch.long, device=has_camera.device)
+    for sample, own in enumerate(views):
+        if own:
+            chosen[sample] = saddle_balanced(torch.stack(own), has_camera[sample, : len(own)].to(own[0].device))
+    return chosen
 
 
 @torch.no_grad()

@@ -63,6 +63,21 @@ def step_points(scene: SceneGeometry | None, pair: PairCamera = "first") -> Floa
     return points.where(present[:, None, None, None], torch.nan)
 
 
+def median_depths(scenes: Sequence[SceneGeometry | None]) -> Float[Tensor, " B"]:
+    """Of all that the frames of each scene show, in the unit of the poses.
+
+    Raises:
+        InputError: a scene without any depth.
+    """
+    medians = []
+    for scene in scenes:
+        depth = None if scene is None or scene.depth is None else scene.depth[scene.depth > 0]
+        if depth is None or not len(depth):
+            raise InputError("scale: median_depth needs scenes with depth, and one has none: choose another scale")
+        medians.append(depth.median())
+    return torch.stack(medians)
+
+
 def _scene_steps(scene: SceneGeometry | None, pair: PairCamera) -> tuple[Tensor, Tensor, Tensor]:
     scene = scene or SceneGeometry()
     # not unflatten: a sequence of text has no frames
