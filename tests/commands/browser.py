@@ -41,6 +41,13 @@ class Browser:
         os.close(news)
         self._buffer, self._last = b"", 0
         self.errors: list[str] = []  # exceptions of the page, and what it asked of the network
+        try:
+            self._attach(width, height)
+        except Exception:
+            self.close()
+            raise
+
+    def _attach(self, width: int, height: int) -> None:
         pages = self._send("Target.getTargets")["targetInfos"]
         target = next(page["targetId"] for page in pages if page["type"] == "page")
         self._session = self._send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -68,10 +75,13 @@ class Browser:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self) -> None:
-        self._send("Browser.close")
-        self._process.wait(PATIENCE_S)
-        os.close(self._orders)
+        os.close(self._orders)  # it ends when nobody can talk to it any more
         os.close(self._news)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _send(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         self._last += 1

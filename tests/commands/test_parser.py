@@ -140,7 +140,6 @@ def test_a_torn_config_is_named_with_its_line(said: Said) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("fot", "there is no command fot, only fit, validate, test, predict, export, sample, score, report"),
         ("test --config prope.yaml --ckpt_pth x", "ckpt_pth: there is no such option; did you mean ckpt_path?"),
         ("sample --splt val", "splt: there is no such option; did you mean split?"),
         ("sample --data.sampler Uniform", "data.sampler: there is no class Uniform; did you mean UniformSampler?"),
@@ -153,6 +152,11 @@ def test_a_torn_config_is_named_with_its_line(said: Said) -> None:
 )
 def test_every_command_has_it(line: str, expected: str, said: Said) -> None:
     assert said(line) == f"error: {expected}"
+
+
+def test_an_unknown_command_names_the_known(said: Said) -> None:
+    known = ", ".join([*ZooCLI.subcommands(), *main.COMMANDS])
+    assert said("fot") == f"error: there is no command fot, only {known}"
 
 
 def test_a_trainer_that_can_not_be_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,10 @@
-// A small chart a question type: a bar a run, on a scale from 0 to 100 %.
+// A small chart a question type: a bar a run, on a scale from 0 to 100 %; and the colours of the runs in the tables.
 
 {
+  for (const row of document.querySelectorAll("#runs tbody tr")) {
+    const run = data.runs.indexOf(row.cells[0].textContent);
+    if (run >= 0) row.cells[0].prepend(chip(run));
+  }
   const charts = element("div", { class: "charts" });
   for (const [column, scores] of Object.entries(data.bars)) {
     const scored = data.runs.map((_, run) => run).filter((run) => scores[run] !== null);
@@ -18,7 +22,9 @@
         element("span", { class: "value" }, percent(scores[run])),
       ),
     );
-    charts.append(element("figure", {}, element("figcaption", {}, column), ...bars));
+    const ends = ["0", "50", "100"].map((end) => element("span", {}, end));
+    const axis = element("div", { class: "bar axis" }, element("span"), element("span", { class: "ends" }, ...ends));
+    charts.append(element("figure", {}, element("figcaption", {}, column), ...bars, axis));
   }
   document.getElementById("bars").append(charts);
 }

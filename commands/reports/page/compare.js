@@ -19,7 +19,7 @@
       byScene: byScene && turn(byScene),
     }));
     const reach = Math.max(0.01, ...rows.flatMap((row) => [...row.byQuestion, ...(row.byScene ?? [])]).map(Math.abs));
-    const headings = ["Measure", "Difference", "95 % by question", "95 % by scene", ""];
+    const headings = ["Measure", "Difference", "95 % by question", "95 % by scene", axis(reach)];
     result.replaceChildren(
       element(
         "table",
@@ -42,6 +42,11 @@
     );
   }
 
+  function axis(reach) {
+    const ends = [-reach, 0, reach].map((end) => element("span", {}, signed(end)));
+    return element("span", { class: "ends" }, ...ends);
+  }
+
   function picture(row, reach) {
     const x = (difference) => 130 + (120 * difference) / reach;
     const bar = (kind, ends) => svg("line", { class: kind, x1: x(ends[0]), x2: x(ends[1]), y1: 10, y2: 10 });
@@ -62,9 +67,9 @@
     element(
       "p",
       { class: "hint" },
-      `How much better the second run is than the first, in points. Paired percentile bootstrap, ` +
-        `${resamples.toLocaleString("en")} resamples, seed ${seed}: of questions (thick), which tells what other questions ` +
-        `about these scenes might have shown, and of scenes with all their questions (thin), which tells it of other scenes.`,
+      `How much better the second run is than the first, in points, with 95 % intervals of a paired bootstrap ` +
+        `(${resamples.toLocaleString("en")} resamples, seed ${seed}). Thick: of questions, as for others about these scenes. ` +
+        `Thin: of scenes with all their questions, as for other scenes.`,
     ),
     element("div", { class: "controls" }, labelled("First run", first), labelled("Second run", second)),
     result,

@@ -17,7 +17,7 @@ function detail(question) {
     return element(
       "tr",
       {},
-      element("td", {}, data.runs[run]),
+      element("td", {}, chip(run), data.runs[run]),
       element("td", {}, element("div", {}, answer)),
       element("td", {}, question.truth),
       element("td", { class: "number" }, percent(scoreOf(question, run))),
@@ -28,24 +28,21 @@ function detail(question) {
   const prompts = groupBy(runs, (run) => promptOf(question, run));
   const paths = data.paths[data.dataset[runs[0]]][question.scene];
   const choices = paths ? groupBy(runs, (run) => data.answers[run].frames[question.place]) : new Map();
-  return [
+  const said = [
     element("table", {}, element("thead", {}, element("tr", {}, ...headings)), element("tbody", {}, ...rows)),
     ...[...prompts].map(([prompt, same]) =>
       element("div", {}, `Prompt${prompts.size > 1 ? ` of ${names(same)}` : ""}`, element("pre", {}, prompt || "(not kept)")),
     ),
-    element(
-      "div",
-      { class: "paths" },
-      ...[...choices].map(([frames, same]) =>
-        element(
-          "figure",
-          {},
-          element("div", {}, `Camera from above${choices.size > 1 ? `, frames of ${names(same)}` : ""}`),
-          cameraPath(paths, data.frames[frames]),
-        ),
-      ),
-    ),
   ];
+  const seen = [...choices].map(([frames, same]) =>
+    element(
+      "figure",
+      {},
+      element("div", {}, "Camera from above; frames used, blue to orange", ...(choices.size > 1 ? [`, of ${names(same)}`] : [])),
+      cameraPath(paths, data.frames[frames]),
+    ),
+  );
+  return element("div", { class: "sides" }, element("div", {}, ...said), element("div", { class: "paths" }, ...seen));
 }
 
 const names = (runs) => runs.map((run) => data.runs[run]).join(", ");
@@ -66,5 +63,5 @@ function cameraPath(path, frames) {
   });
   const line = svg("polyline", { points: path.xy.map((point) => point.join(",")).join(" ") });
   const scale = svg("text", { x: -90, y: 1085 }, `width of the path: ${path.metres} m, if the poses are metric`);
-  return svg("svg", { class: "path", width: 360, height: 360, viewBox: "-110 -110 1220 1220" }, line, ...marks, scale);
+  return svg("svg", { class: "path", width: 310, height: 310, viewBox: "-110 -110 1220 1220" }, line, ...marks, scale);
 }

@@ -121,7 +121,7 @@ const wasAsked = (question, run) => data.answers[run].prediction[question.place]
   function toggle(row, question) {
     const opened = row.nextElementSibling?.classList.contains("detail");
     for (const former of body.querySelectorAll("tr.detail")) former.remove();
-    if (!opened) row.after(element("tr", { class: "detail" }, element("td", { colspan: columns.length }, ...detail(question))));
+    if (!opened) row.after(element("tr", { class: "detail" }, element("td", { colspan: columns.length }, detail(question))));
   }
 
   if (questions.length) {
