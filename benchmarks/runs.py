@@ -161,9 +161,8 @@ def _try(run: Run, results: Results, folder: Path, threads: int) -> tuple[bool, 
         log = folder / "log.txt"
         return True, f"{run.name} failed: {log.read_text().splitlines()[-1]} (all of it in {log})"
     results_s = time.monotonic() - started
-    scores = (results.find(run, test) for test in run.tests)
-    said = ", ".join(f"{kind} {score:.3f}" for each in scores if each for kind, score in each["scores"].items())
-    return False, f"{run.name}: {said} ({results_s:.0f} s)"
+    scores = [f"{test} {found['scores']['macro']:.3f}" for test in run.tests if (found := results.find(run, test))]
+    return False, f"{run.name}: {', '.join(scores).strip()} ({results_s:.0f} s)"
 
 
 def _make(run: Run, results: Results, folder: Path, threads: int) -> None:

@@ -1,14 +1,16 @@
 """Does merging diverse views hurt? Samplers, pairings and models, each after the same short training on the rooms.
 
-    python -m benchmarks.views                  # the corners of all seeds, then the rest; the tables
+    python -m benchmarks.views                  # the corners of all seeds, then the rest; the table
     python -m benchmarks.views --seeds 0 --samplers uniform pose_farthest --pairings consecutive duplicate
 
 Qwen2.5-VL merges two consecutive chosen frames into one token. The samplers choose few views of a room, evenly in time
 or far apart; the pairings say which two frames meet: consecutive views (official), a view and the next frame, a view
 and itself (half as many views, or twice as many frames), or a view and a frame near it. If it hurts to merge diverse
-views, `consecutive` loses to `duplicate` with the diverse samplers, and does not with `uniform`. Every other setting is
-the same: the same frames in training and in the test, all question types. What is done is not made again, see
-`benchmarks.runs`.
+views, `consecutive` loses to `duplicate` with the diverse samplers, and does not with `uniform`.
+
+Only cameras say how large a room is, so that all models get them: the fused ones as 3D tokens, the rays of both frames
+of a token; PRoPE in attention, the camera of the first. Training and test choose frames by the same rule, and every
+other setting is the same. What is done is not made again, see `benchmarks.runs`.
 """
 
 from __future__ import annotations
@@ -17,9 +19,14 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from benchmarks.runs import QUESTION, Results, Run, main_py, make, parse, parser, pretrain_vggt, seeded, spread, to_do
+from benchmarks.runs import Results, Run, main_py, make, parse, parser, seeded, spread, to_do
 
-MODELS = {"SpatialMLLM": "spatial_mllm.yaml", "ConcatSplitMLLM": "concat_split.yaml", "PRoPEMLLM": "prope.yaml"}
+RAYS = ("--model.geometry=GivenGeometry", "--model.geometry.depth=false")
+MODELS = {
+    "SpatialMLLM": ("--config=spatial_mllm.yaml", *RAYS),
+    "ConcatSplitMLLM": ("--config=concat_split.yaml", *RAYS),
+    "PRoPEMLLM": ("--config=prope.yaml",),
+}
 SAMPLERS = {
     "uniform": ("--data.sampler=UniformSampler",),
     "pose_farthest": ("--data.sampler=PoseFarthestSampler",),
@@ -36,9 +43,8 @@ CORNERS = ("uniform", "pose_farthest"), ("consecutive", "duplicate")
 SHORT = (  # what keeps a run under three minutes on one core
     "--data.num_frames=8",
     "--data.train_sampler=null",
-    "--data.question_types=null",
     "--trainer.limit_val_batches=0",
-    "--trainer.max_steps=300",
+    "--trainer.max_steps=240",
 )
 
 
@@ -51,14 +57,17 @@ def main() -> None:
     results = Results(asked.results)
     jobs = sorted(product(asked.seeds, asked.models, asked.samplers, asked.pairings), key=is_rest)
     plan = [planned(*job, overrides) for job in jobs]
-    if ahead := to_do(plan, results):
-        pretrain_vggt()
-        if any("space_aware" in run.name for run in ahead):
-            select_frames(asked.out / "selections", asked.jobs, overrides)
+    if any("space_aware" in run.name for run in to_do(plan, results)):
+        select_frames(asked.out / "selections", asked.jobs, overrides)
     make(plan, results, asked.out, asked.jobs)
-    for kind in (QUESTION, "macro"):
-        print(f"\n{kind}, mean and range over the seeds\n")
-        print(table(asked.models, asked.samplers, asked.pairings, asked.seeds, results, kind, overrides))
+
+    print(f"| model | sampler | {' | '.join(asked.pairings)} |", "|---" * (len(asked.pairings) + 2) + "|", sep="\n")
+    for model, sampler in product(asked.models, asked.samplers):
+        cells = []
+        for pairing in asked.pairings:
+            runs = [planned(seed, model, sampler, pairing, overrides) for seed in asked.seeds]
+            cells.append(spread(results.scores(runs), len(runs)))
+        print(f"| {model} | {sampler} | {' | '.join(cells)} |")
 
 
 def is_rest(job: tuple[int, str, str, str]) -> bool:
@@ -70,7 +79,7 @@ def is_rest(job: tuple[int, str, str, str]) -> bool:
 def planned(seed: int, model: str, sampler: str, pairing: str, overrides: Sequence[str]) -> Run:
     """A training of one model on one choice of frames."""
     words = (*seeded(seed), *SHORT, *SAMPLERS[sampler], *PAIRINGS[pairing], *overrides)
-    return Run(f"{model}-{sampler}-{pairing}-{seed}", ("--config", MODELS[model], *words))
+    return Run(f"{model}-{sampler}-{pairing}-{seed}", (*MODELS[model], *words))
 
 
 def select_frames(folder: Path, jobs: int, overrides: Sequence[str]) -> None:
@@ -79,20 +88,6 @@ def select_frames(folder: Path, jobs: int, overrides: Sequence[str]) -> None:
     for pairing, split in product(CORNERS[1], ("train", "test")):  # all views, and half as many
         words = ("--split", split, "--workers", str(jobs), "--output", str(folder / pairing / split))
         main_py(folder / "log.txt", 1, "sample", *data, *PAIRINGS[pairing], *words)
-
-
-def table(
-    models: Sequence[str], samplers: Sequence[str], pairings: Sequence[str], seeds: Sequence[int],
-    results: Results, kind: str, overrides: Sequence[str],
-) -> str:  # fmt: skip
-    lines = [f"| model | sampler | {' | '.join(pairings)} |", "|---" * (len(pairings) + 2) + "|"]
-    for model, sampler in product(models, samplers):
-        cells = []
-        for pairing in pairings:
-            runs = [planned(seed, model, sampler, pairing, overrides) for seed in seeds]
-            cells.append(spread(results.scores(runs, kind=kind), len(seeds)))
-        lines.append(f"| {model} | {sampler} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
