@@ -41,6 +41,7 @@ from zoo.time_index import Seconds, TimeIndex
 from zoo.tiny import TinyQwen25VL
 from zoo.trainable import Trainable
 
+CameraSource = Literal["given", "vggt", "either"]
 PUBLISHED = LearningRates()  # Spatial-MLLM's
 
 
@@ -54,14 +55,16 @@ class SpatialModel(Trainable):
 
     Args:
         backbone: where Qwen2.5-VL comes from; a tiny random one if not given.
-        geometry: where 3D tokens and cameras come from; built only if a fusion or `cameras: vggt` asks for it, and only
-            if the backbone does not bring its own.
+        geometry: where 3D tokens and cameras come from; built only if a fusion or `cameras` asks for it, and only if
+            the backbone does not bring its own.
         geometry_cache: keeps on disk what a frozen geometry says of a scene's frames; null works it out each time.
         fusion: how 2D and 3D tokens become one sequence; null takes the 2D tokens.
         views: what the 2D tokens of a scene learn of its cameras before both branches are joined (`ViewAttention`,
             `RayEmbedding`); without effect before training.
         encoding: how the decoder's attention learns of the cameras; null is the stock attention, bit for bit.
-        cameras: whose cameras the encoding gets: those `given` with the data, or `vggt`'s own, of unknown scale.
+        cameras: whose cameras the encoding and the views get: those `given` with the data; `vggt`'s own, of unknown
+            scale; or `either`, the data's where a scene has some, else those that the geometry finds, if it finds any.
+            A model without encoding and views takes no notice of `either`.
         pair_camera: the camera of two frames that are merged into one token.
         time: what the T of mRoPE's position ids means.
         learning_rates: one a part, null to freeze it.
@@ -79,7 +82,7 @@ class SpatialModel(Trainable):
         fusion: Callable[[int, int], Fusion] | None = None,
         views: Callable[[int], ViewMixer] | None = None,
         encoding: CameraEncoding | None = None,
-        cameras: Literal["given", "vggt"] = "given",
+        cameras: CameraSource = "given",
         pair_camera: PairCamera = "first",
         time: TimeIndex | None = None,
         learning_rates: LearningRates = PUBLISHED,
@@ -99,20 +102,20 @@ class SpatialModel(Trainable):
         if geometry_cache is not None and learning_rates.geometry:
             raise InputError("--model.learning_rates.geometry trains what --model.geometry_cache keeps: leave one out")
         self.geometry: GeometryEncoder | None = None
-        if fusion is not None or cameras == "vggt":
+        camera_aware = views is not None or encoding is not None or self.time.needs_cameras
+        finds = cameras == "vggt" or (cameras == "either" and camera_aware)
+        if fusion is not None or finds:
             build = partial(first_built, backbone.geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         self.views: ViewMixer | None = None
-        self._refuse_what_lacks_a_part(fusion is not None, views is not None)
+        self._refuse_what_lacks_a_part(fusion is not None, camera_aware)
+        if finds and self.geometry is not None and self.geometry.gives_cameras:
+            self.geometry.want_cameras()
         self.fusion: Fusion | None = None
         if fusion is not None and self.geometry is not None:
             self.fusion = self._like_qwen(fusion(width, self.geometry.width))
         if views is not None:
             self.views = self._like_qwen(views(width if self.fusion is None else self.fusion.flat_width))
-        if cameras == "vggt" and (self.reads_points or self.scales_by_depth):
-            raise InputError(
-                "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
-            )
         # a fusion that nobody trained says nothing, whatever the weights around it
         self.pretrained = backbone.pretrained and (self.fusion is None or backbone.fill(self.fusion))
         self.learning_rates = learning_rates
@@ -144,9 +147,13 @@ class SpatialModel(Trainable):
         weight = self.qwen.get_input_embeddings().weight
         return part.to(device=weight.device, dtype=weight.dtype)
 
-    def _refuse_what_lacks_a_part(self, fuses: bool, mixes: bool) -> None:
-        if self.cameras == "vggt" and not (self.reads_cameras or mixes):
+    def _refuse_what_lacks_a_part(self, fuses: bool, camera_aware: bool) -> None:
+        if self.cameras == "vggt" and not camera_aware:
             raise InputError("--model.cameras vggt has no effect without --model.encoding or --model.views")
+        if self.cameras == "vggt" and (self.reads_points or self.scales_by_depth):
+            raise InputError(
+                "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
+            )
         if self.cameras == "vggt" and not (self.geometry and self.geometry.gives_cameras):
             raise InputError("--model.cameras vggt needs a --model.geometry that finds them, such as PretrainedVGGT")
         if fuses and not (self.geometry and self.geometry.width):
@@ -186,10 +193,16 @@ class SpatialModel(Trainable):
 
     @property
     def may_find_cameras(self) -> bool:
-        """Whether the encoding's cameras may be the geometry encoder's own: in `predict` where the data has none."""
+        """Whether cameras may be the geometry encoder's own; in `predict` always those of a video that has none."""
         predicting = self._trainer is not None and self._trainer.state.fn == "predict"
         able = self.geometry is not None and self.geometry.gives_cameras
-        return self.reads_cameras and able and (self.cameras == "vggt" or predicting)
+        in_metres = self.reads_points or self.scales_by_depth  # as the data's depth is, and so its cameras
+        return self.reads_cameras and able and not in_metres and (self.cameras != "given" or predicting)
+
+    def lack_cameras(self, given: Sequence[SceneGeometry | None]) -> list[bool]:
+        """Of each scene, whether its cameras are to be found: of all by `vggt`, else where the data has none."""
+        finds = self.may_find_cameras
+        return [finds and (self.cameras == "vggt" or scene is None or not scene.knows_cameras) for scene in given]
 
     @property
     def needs_cameras(self) -> bool:
@@ -344,16 +357,13 @@ class SpatialModel(Trainable):
         scene_grids = [scene_grid(scene, grids) for scene in scenes]
         cameras = media.get("cameras")
         frames = media.get("frames")
-        if scenes and frames is None and self.needs_frames:
+        given = given_cameras(scenes, scene_grids, cameras)
+        finds = any(self.lack_cameras(given))
+        if scenes and frames is None and self.needs_frames and (self.reads_tokens or finds):
             raise InputError(f"{type(self).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        finds = self.cameras == "vggt"
-        found = self.encode_geometry(
-            [] if frames is None else scene_frames(frames, runs, grids),
-            given_cameras(scenes, scene_grids, cameras),
-            cameras=finds,
-        )
+        found = self.encode_geometry([] if frames is None else scene_frames(frames, runs, grids), given, cameras=finds)
         has_camera = None
-        if finds and found:
+        if finds:  # all of them: `cameras` are of the whole batch, or of nothing
             cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.pair_camera)
         if cameras is not None:
             refuse_torn(runs)

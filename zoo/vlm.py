@@ -38,16 +38,17 @@ class SpatialVLM(SpatialModel):
 
     # ---- a batch of scenes --------------------------------------------------------------------------------
 
-    def _see(self, batch: dict[str, Any]) -> Prepare:
+    def see(self, batch: dict[str, Any]) -> Prepare:
         """Each scene's vision, once; then what the stock model is called with for any sequences about them."""
         grids, given = batch["video_grid_thw"], batch["geometry"]
-        finds = self.may_find_cameras and (self.cameras == "vggt" or None in given)
-        found = self.encode_geometry(batch.get("frames", ()), given, finds)
+        lacking = self.lack_cameras(given)
+        found = self.encode_geometry(batch.get("frames", ()), given, cameras=any(lacking))
         cameras = has_camera = None
         seen_by: list[tuple[Any, ...]] = [()] * len(grids)
         visual = self.encode_pixels(batch["pixel_values_videos"], grids)
         if self.reads_cameras:
-            cameras, has_camera = step_cameras(found if finds else given, self.pair_camera)
+            own = [each if lacks else had for each, had, lacks in zip(found, given, lacking, strict=True)]
+            cameras, has_camera = step_cameras(own, self.pair_camera)
             cameras = self.refer(cameras, has_camera, visual, grids, list(range(len(grids))))
             if self.scales_by_depth:
                 cameras = cameras.with_median_depth(median_depths(given))
@@ -80,7 +81,7 @@ class SpatialVLM(SpatialModel):
         The questions of a scene share one sequence, where the attention's implementation takes the mask for it.
         """
         refuse_failed(batch)
-        prepare = self._see(batch)
+        prepare = self.see(batch)
         packed = pack(batch, visual_tokens(self.qwen)) if takes_any_mask(self.qwen) else None
         if packed is None:
             inputs = prepare(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
@@ -102,7 +103,7 @@ class SpatialVLM(SpatialModel):
         replies: list[Reply] = []
         if len(batch["input_ids"]):
             with torch.no_grad():
-                replies = answer_questions(self.qwen, self._see(batch), batch, self.max_new_tokens)
+                replies = answer_questions(self.qwen, self.see(batch), batch, self.max_new_tokens)
         texts = self.processor.tokenizer.batch_decode([reply.ids for reply in replies], skip_special_tokens=True)
         answered = [
             {**record, "prediction": text, "error": reply.error}

@@ -46,6 +46,12 @@ class SceneGeometry:
         """The geometry of some of the frames."""
         return SceneGeometry(**{name: None if value is None else value[frames] for name, value in vars(self).items()})
 
+    @property
+    def knows_cameras(self) -> bool:
+        """Whether the camera of some frame means something."""
+        has = self.world_to_camera is not None and self.K_normalised is not None
+        return has and (self.has_camera is None or bool(self.has_camera.any()))
+
     def cameras(self) -> tuple[Float[Tensor, "S 4 4"], Float[Tensor, "S 3 3"], Bool[Tensor, " S"]]:
         """Poses, intrinsics, and which of them mean something.
 
