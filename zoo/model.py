@@ -116,6 +116,10 @@ class SpatialModel(Trainable):
             self.fusion = self._like_qwen(fusion(width, self.geometry.width))
         if views is not None:
             self.views = self._like_qwen(views(width if self.fusion is None else self.fusion.flat_width))
+        if cameras == "vggt" and (self.reads_points or self.scales_by_depth):
+            raise InputError(
+                "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
+            )
         # a fusion that nobody trained says nothing, whatever the weights around it
         self.pretrained = backbone.pretrained and (self.fusion is None or backbone.fill(self.fusion))
         self.learning_rates = learning_rates
@@ -150,10 +154,6 @@ class SpatialModel(Trainable):
     def _refuse_what_lacks_a_part(self, fuses: bool, camera_aware: bool) -> None:
         if self.cameras == "vggt" and not camera_aware:
             raise InputError("--model.cameras vggt has no effect without --model.encoding or --model.views")
-        if self.cameras == "vggt" and (self.reads_points or self.scales_by_depth):
-            raise InputError(
-                "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
-            )
         if self.cameras == "vggt" and not (self.geometry and self.geometry.gives_cameras):
             raise InputError("--model.cameras vggt needs a --model.geometry that finds them, such as PretrainedVGGT")
         if fuses and not (self.geometry and self.geometry.width):
