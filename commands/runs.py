@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 # what may differ between a run and the model that is asked for without making its weights those of another
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
-    *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype", "geometry_cache"),
+    *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype", "geometry_cache", "cameras"),
 }
 CHANGES_NO_RESULT = {
     *("num_workers", "keep_in_memory", "questions_per_batch", "video", "question", "workers"),
