@@ -12,6 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor, nn
 
+DIGITS = 32  # of a fingerprint: 128 bits
 # of the model and the data, what changes no answer
 CHANGES_NO_ANSWER = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
@@ -65,12 +66,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """32 hexadecimal digits that stand for all weights: names, types, shapes and bytes."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Stands for all weights: their names, types, shapes and bytes (SHA-256; about 4 s for 3 billion in bfloat16)."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor))
-    return digest.hexdigest()
+    return digest.hexdigest()[:DIGITS]
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -78,7 +79,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _digest(texts: Iterable[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{text}\0".encode(errors="backslashreplace"))
-    return digest.hexdigest()
+    return digest.hexdigest()[:DIGITS]

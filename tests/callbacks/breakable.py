@@ -1,0 +1,145 @@
+"""A test of small scenes, in processes that can be killed at any moment: all but the model is the real thing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+
+from callbacks import MetricsCallback, PredictionsCallback
+from datamodules import PixelBounds, SceneSource, VideoQADataModule
+from datamodules.scenes import Question, Scene
+from datamodules.sources.base import Split
+from zoo.fusions import Appended
+from zoo.metrics import QUESTION_TYPES, Profile
+from zoo.tiny import tiny_processor
+
+QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
+BROKEN = 3  # this scene has no video that can be read
+PIXELS = PixelBounds(784, 784, folder_twice=False)
+
+
+class Tiny(SceneSource):
+    """Scenes of two frames."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def prepare(self) -> None:
+        for scene in range(len(QUESTIONS)):
+            folder = self.root / f"scene{scene}"
+            if folder.exists():
+                return
+            folder.mkdir(parents=True)
+            for frame in range(2):
+                Image.fromarray(np.full((28, 28, 3), 9 * scene, np.uint8)).save(folder / f"{frame}.png")
+        for frame in (self.root / f"scene{BROKEN}").iterdir():
+            frame.write_bytes(b"no picture")
+
+    def scenes(self, split: Split) -> list[Scene]:
+        made = []
+        for scene, count in enumerate(QUESTIONS):
+            kinds = [QUESTION_TYPES[(scene + place) % len(QUESTION_TYPES)] for place in range(count)]
+            asked = tuple(
+                Question(f"{scene}-{place}", kind, f"{kind}\u2026", "4" if "object_c" in kind else "A")
+                for place, kind in enumerate(kinds)
+            )
+            made.append(Scene(f"tiny/scene{scene}", self.root / f"scene{scene}", asked))
+        return made
+
+
+class Answers(LightningModule):
+    """Answers by the ids alone, after a while; notes in a log when it starts with a scene."""
+
+    processor, appended, needs_frames, needs_cameras, needs_depth = (
+        tiny_processor(),
+        Appended.NOTHING,
+        False,
+        False,
+        False,
+    )
+
+    def __init__(self, log: Path, seconds: float) -> None:
+        super().__init__()
+        self.log_file, self.seconds = log, seconds
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        asked = batch["records"] + batch["failed"]
+        if asked:
+            with self.log_file.open("a") as log:
+                log.write(f"{self.global_rank} {asked[0]['scene']} {len(asked)}\n")
+            time.sleep(self.seconds * random.random())
+        answered = [{**each, "prediction": "4A"[int(each["id"][-1]) % 2] + "..."} for each in batch["records"]]
+        return answered + batch["failed"]
+
+
+def run(
+    folder: Path,
+    scenes: Path,
+    *callbacks: Callback,
+    processes: int = 1,
+    seconds: float = 0.0,
+    profile: Profile = "spatial_mllm",
+    **data: Any,
+) -> None:
+    """The whole test, in this process (or as one of several, where the environment says which)."""
+    torch.set_num_threads(1)
+    trainer = Trainer(
+        default_root_dir=folder,
+        callbacks=[MetricsCallback(profile), PredictionsCallback(profile), *callbacks],
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    data = {"num_frames": 2, "pixels": PIXELS, "num_workers": 0, **data}
+    trainer.test(Answers(folder / "log", seconds), datamodule=VideoQADataModule(Tiny(scenes), **data))
+
+
+def start(folder: Path, scenes: Path, *, processes: int = 1, **settings: Any) -> list[Any]:
+    """The same in processes of its own, as torchrun starts them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = [
+        multiprocessing.get_context("fork").Process(
+            target=_one, args=(rank, processes, port, folder, scenes), kwargs=settings, daemon=True
+        )
+        for rank in range(processes)
+    ]
+    for process in started:
+        process.start()
+    return started
+
+
+def _one(rank: int, processes: int, port: int, folder: Path, scenes: Path, **settings: Any) -> None:
+    if processes > 1:
+        launched = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": processes, "RANK": rank}
+        local = {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
+        os.environ.update({name: str(value) for name, value in {**launched, **local}.items()})
+    sys.stdout = sys.stderr = (folder / f"output.{rank}").open("w")
+    run(folder, scenes, processes=processes, **settings)
+
+
+def finish(started: list[Any]) -> None:
+    for process in started:
+        process.join(60)
+        assert process.exitcode == 0

@@ -1,0 +1,301 @@
+"""A test that is broken off goes on with what is missing, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import breakable
+import pytest
+import torch
+from breakable import BROKEN, QUESTIONS, Answers, Tiny, finish, run, start
+from lightning.pytorch.callbacks import Callback
+
+from callbacks.durable import JSONLines, sound_records
+from callbacks.predictions import SETTINGS, UNFINISHED
+from datamodules import Duplicate, PoseFarthestSampler, prompts
+from datamodules.dataset import SceneDataset
+from zoo.errors import InputError
+
+RESULTS = ("metrics.json", "predictions.jsonl", SETTINGS)
+SECONDS = 0.1  # that a scene takes at most, where a test is killed
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    Tiny(root).prepare()
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a test leaves that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder, scenes)
+    return results(folder)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    assert not list(folder.glob("predictions.rank*")) and not (folder / UNFINISHED).exists()
+    assert not list(folder.glob("*.partial"))
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def log(folder: Path) -> list[tuple[str, str, int]]:
+    """(process, scene, questions) of each scene that was begun."""
+    path = folder / "log"
+    words = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return [(rank, scene, int(questions)) for rank, scene, questions in words]
+
+
+def on_disk(folder: Path) -> dict[str, dict[str, Any]]:
+    found = sound_records([folder / "predictions.jsonl", *folder.glob("predictions.rank*.jsonl")])
+    return {record["id"]: record for record in found}
+
+
+class StopAfter(Callback):
+    def __init__(self, scenes: int) -> None:
+        self.scenes = scenes
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx + 1 == self.scenes:
+            raise RuntimeError("stopped")
+
+
+def stopped(folder: Path, scenes: Path, after: int, **settings: Any) -> None:
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(folder, scenes, StopAfter(after), **settings)
+
+
+# ---- killed -------------------------------------------------------------------------------------------------
+
+
+def kill(folder: Path, scenes: Path, processes: int, chance: random.Random) -> bool:
+    """Starts the test and kills a process at a random moment, and then the others, as a launcher does; whether it
+    came too late. Nothing that was answered may be lost, but for the scene that each process was at."""
+    before = {key for key, record in on_disk(folder).items() if not record["error"]}
+    begun = len(log(folder))
+    started = start(folder, scenes, processes=processes, seconds=SECONDS)
+    # while it starts up, or so many scenes on
+    more = begun + chance.choice([0, 1, 2, 3])
+    while len(log(folder)) < more and all(process.is_alive() for process in started):
+        time.sleep(0.001)
+    time.sleep(chance.random() * (SECONDS if more > begun else 1.5))
+    for process in chance.sample(started, len(started)):
+        process.kill()
+        process.join()
+        time.sleep(chance.random() * 0.05)
+    if all(process.exitcode == 0 for process in started):
+        return True
+    now = on_disk(folder)
+    assert before <= now.keys()
+    rounds = log(folder)[begun:]
+    for rank in {rank for rank, *_ in rounds}:
+        for _, scene, questions in [each for each in rounds if each[0] == rank][:-1]:
+            assert sum(record["scene"] == scene for record in now.values()) >= questions
+    return False
+
+
+@pytest.mark.parametrize(("processes", "kills"), [([1], 20), ([2, 3, 1], 6)])
+def test_killed_at_random_moments_it_ends_in_the_same_files(
+    processes: list[int], kills: int, scenes: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Whatever number of processes goes on. A test that is done begins anew, in a folder of its own."""
+    chance, left, tests = random.Random(0), kills, 0
+    while left:
+        folder, killed, tests = tmp_path / str(tests), 0, tests + 1
+        while not (folder / SETTINGS).exists():
+            count = processes[left % len(processes)]
+            if not left:
+                finish(start(folder, scenes, processes=count))
+            elif not kill(folder, scenes, count, chance):
+                left, killed = left - 1, killed + count
+        assert results(folder) == whole
+        asked = Counter(scene for _, scene, _ in log(folder))
+        assert len(asked) == len(QUESTIONS)
+        asked.pop(f"tiny/scene{BROKEN}")  # what failed is tried again each time
+        assert asked.total() - len(asked) <= killed  # a scene for each process that was killed
+
+
+def test_answers_that_wait_for_the_end_are_seen_to_be_lost(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control."""
+    append, close = JSONLines.append, JSONLines.close
+    waiting: list[dict[str, Any]] = []
+    monkeypatch.setattr(JSONLines, "append", lambda _, records: waiting.extend(records))
+    monkeypatch.setattr(JSONLines, "close", lambda self: (append(self, waiting), close(self)))
+    run(tmp_path / "whole", scenes)
+    assert len(on_disk(tmp_path / "whole")) == sum(QUESTIONS)
+    with pytest.raises(AssertionError):
+        for seed in range(10):  # some are killed too early to tell
+            kill(tmp_path / "killed", scenes, 1, random.Random(seed))
+
+
+# ---- what is asked again ------------------------------------------------------------------------------------
+
+
+def test_what_is_answered_is_not_asked_again_and_what_failed_is(
+    scenes: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    stopped(tmp_path, scenes, after=6)
+    first = [scene for _, scene, _ in log(tmp_path)]
+    assert first == [f"tiny/scene{i}" for i in range(6)]
+    run(tmp_path, scenes)
+    again = [scene for _, scene, _ in log(tmp_path)[6:]]
+    assert again == [f"tiny/scene{i}" for i in (BROKEN, 6, 7, 8, 9)]
+    assert results(tmp_path) == whole
+
+
+def test_what_failed_for_a_while_is_answered_after_all(
+    scenes: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(SceneDataset, "open", lambda *_: Path("gone").read_bytes())
+        stopped(tmp_path, scenes, after=5)
+    assert all("No such file" in record["error"] for record in on_disk(tmp_path).values())
+    run(tmp_path, scenes)
+    assert results(tmp_path) == whole
+
+
+def test_a_test_that_is_done_is_started_anew(scenes: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    for _ in range(2):
+        run(tmp_path, scenes)
+        assert results(tmp_path) == whole
+    assert len(log(tmp_path)) == 2 * len(QUESTIONS)
+
+
+def test_cut_off_when_all_was_answered_it_asks_nothing(scenes: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Also in two processes, with one scene for both, or none."""
+    run(tmp_path, scenes)
+    for left, processes in ((0, 2), (1, 2), (0, 1)):
+        (tmp_path / SETTINGS).rename(tmp_path / UNFINISHED)
+        kept = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+        kept = [record for record in kept if record["scene"] != "tiny/scene4" or not left]
+        (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
+        begun = len(log(tmp_path))
+        finish(start(tmp_path, scenes, processes=processes))
+        assert results(tmp_path) == whole
+        asked = [scene for _, scene, _ in log(tmp_path)[begun:]]
+        assert sorted(asked) == sorted([f"tiny/scene{BROKEN}"] + ["tiny/scene4"] * left)
+
+
+# ---- other settings -----------------------------------------------------------------------------------------
+
+
+class OtherWeights(Callback):
+    def setup(self, trainer: Any, pl_module: Answers, stage: str) -> None:
+        torch.nn.init.constant_(pl_module.weight, 2)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "data.num_frames was 2, now it is 4": {"num_frames": 4},
+    "data.sampler was UniformSampler, now it is PoseFarthestSampler": {"sampler": PoseFarthestSampler()},
+    "data.pairing was Consecutive, now it is Duplicate": {"pairing": Duplicate()},
+    "data.subset was None, now it is 20; questions was .* now it is": {"subset": 20},
+    "profile was spatial_mllm, now it is thinking_in_space": {"profile": "thinking_in_space"},
+    "weights was .* now it is": {"callback": OtherWeights()},
+    "questions was .* now it is .*; prompts was": {"patched": (breakable, "QUESTIONS", (4, *QUESTIONS[1:]))},
+    "broken off: prompts was .* now it is": {"patched": (prompts, "SHORT_INSTRUCTION", "One word!")},
+}
+
+
+@pytest.mark.parametrize("says", OTHERS)
+def test_other_settings_are_refused_and_named(
+    says: str, scenes: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tmp_path, scenes, after=5)
+    before = on_disk(tmp_path)
+    other = dict(OTHERS[says])
+    callbacks = [other.pop("callback")] if "callback" in other else []
+    with monkeypatch.context() as patch:
+        if "patched" in other:
+            patch.setattr(*other.pop("patched"))
+        with pytest.raises(InputError, match=says) as refused:
+            run(tmp_path, scenes, *callbacks, **other)
+    assert "\n" not in str(refused.value) and str(tmp_path / UNFINISHED) in str(refused.value)
+    assert on_disk(tmp_path) == before and len(log(tmp_path)) == 5
+    run(tmp_path, scenes)  # and with its own settings it goes on
+    assert results(tmp_path) == whole
+
+
+def test_every_process_says_so(scenes: Path, tmp_path: Path) -> None:
+    stopped(tmp_path, scenes, after=5)
+    for rank, process in enumerate(start(tmp_path, scenes, processes=2, num_frames=4)):
+        process.join(60)
+        assert process.exitcode == 1
+        assert "data.num_frames was 2, now it is 4" in (tmp_path / f"output.{rank}").read_text()
+
+
+def test_what_changes_no_answer_is_no_other_setting(scenes: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    stopped(tmp_path, scenes, after=5)
+    run(tmp_path, scenes, num_workers=1, questions_per_batch=3, batch_size=2)
+    assert results(tmp_path) == whole
+
+
+def test_without_the_file_it_is_started_anew(scenes: Path, tmp_path: Path) -> None:
+    stopped(tmp_path, scenes, after=5)
+    (tmp_path / UNFINISHED).unlink()
+    run(tmp_path, scenes, num_frames=4)
+    assert len(log(tmp_path)) == 5 + len(QUESTIONS)
+    assert {len(record["frames"]) for record in on_disk(tmp_path).values() if not record["error"]} == {4}
+
+
+# ---- files that a crash or a full disk leaves ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage", ["half a line", "half a letter", "nothing of it", "no end of line", "zeros", "twice"]
+)
+def test_damaged_lines_cost_what_they_held(damage: str, scenes: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    stopped(tmp_path, scenes, after=3)
+    path = tmp_path / "predictions.jsonl"
+    content = path.read_bytes()
+    last = content.rstrip(b"\n").rfind(b"\n") + 1
+    if damage == "twice":
+        path.write_bytes(content + content[: last // 2] + content)
+    elif damage == "zeros":
+        path.write_bytes(content[:last] + bytes(len(content) - last))
+    else:
+        letter = content.index("\u2026".encode(), last) + 1
+        keep = {"half a line": last + 40, "half a letter": letter, "nothing of it": last, "no end of line": -1}[damage]
+        path.write_bytes(content[:keep])
+    run(tmp_path, scenes)
+    assert results(tmp_path) == whole
+    again = [(scene, questions) for _, scene, questions in log(tmp_path)[3:6]]
+    lost = [] if damage in ("twice", "no end of line") else [("tiny/scene2", 1)]
+    assert again[: len(lost) + 1] == [*lost, (f"tiny/scene{BROKEN}", QUESTIONS[BROKEN])]
+
+
+@pytest.mark.parametrize("size", [0, 700, 3000, 9000, 20000])
+def test_a_full_disk_loses_nothing_that_was_written(
+    size: int, scenes: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """No file can grow beyond `size` bytes: a write takes as much as fits, and the next one fails."""
+    stopped(tmp_path, scenes, after=2)
+    before = on_disk(tmp_path)
+    first = log(tmp_path)
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        try:
+            run(tmp_path, scenes)
+        except InputError as error:
+            os._exit(2 if "File too large; what was written before is kept" in str(error) else 3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (2 if size < len(whole["predictions.jsonl"]) else 0)
+    assert before.keys() <= on_disk(tmp_path).keys()
+    run(tmp_path, scenes)
+    assert results(tmp_path) == whole
+    assert len(log(tmp_path)) <= len(first) + len(QUESTIONS) + 3
