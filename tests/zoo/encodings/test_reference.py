@@ -1,0 +1,211 @@
+"""The saddle-balanced view: the rule, number by number, and in a model that chooses by its own 2D tokens."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.zoo.asking import batch, scene
+from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
+from zoo import NoTime, PRoPE, SpatialVLM, TSection
+from zoo.encodings import GTA, ViewAttention, XYZRoPE, balanced_views, saddle_balanced
+from zoo.errors import InputError
+
+
+def random_views(count: int, seed: int = 0, channels: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.rand(count, 1, generator=generator, dtype=torch.float64) + 0.5
+    return sizes * torch.randn(count, channels, generator=generator, dtype=torch.float64)
+
+
+def by_numbers(views: list[list[float]]) -> int:
+    """The rule with plain numbers."""
+    norms = [sum(x * x for x in view) ** 0.5 for view in views]
+    units = [[x / norm for x in view] for view, norm in zip(views, norms, strict=True)]
+    others = range(len(views))
+    similarity = [
+        statistics.mean(sum(x * y for x, y in zip(units[i], units[j], strict=True)) for j in others if j != i)
+        for i in others
+    ]
+    cost = [0.0] * len(views)
+    for measure in (similarity, norms, [statistics.variance(unit) for unit in units]):
+        low, high = min(measure), max(measure)
+        cost = [c + abs((x - low) / (high - low) - 0.5) for c, x in zip(cost, measure, strict=True)]
+    return cost.index(min(cost))
+
+
+# ---- the rule ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_is_the_rule(seed: int) -> None:
+    views = random_views(3 + seed % 5, seed)
+    chosen = int(saddle_balanced(views))
+    assert chosen == by_numbers(views.tolist())
+    assert int(saddle_balanced(5.0 * views)) == chosen  # their common scale is no matter
+    order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))
+    assert int(order[saddle_balanced(views[order])]) == chosen
+    assert int(saddle_balanced(views.float())) == int(saddle_balanced(views.float().double()))
+
+
+def test_is_not_one_of_the_simpler_ones() -> None:
+    """Each measure counts, and so does the size of one view alone."""
+    chosen = [int(saddle_balanced(random_views(5, seed))) for seed in range(20)]
+    assert len(set(chosen)) == 5
+    louder = []
+    for seed in range(20):
+        views = random_views(5, seed)
+        views[0] *= 10
+        louder.append(int(saddle_balanced(views)))
+    assert louder != chosen
+
+
+def test_only_views_with_a_camera_are_chosen_from() -> None:
+    views, present = random_views(6), torch.tensor([False, True, True, False, True, True])
+    assert int(saddle_balanced(views, present)) == [1, 2, 4, 5][int(saddle_balanced(views[present]))]
+    assert int(saddle_balanced(views, ~present)) == 0  # two are left: the first
+    assert int(saddle_balanced(views[:2])) == 0
+    assert int(saddle_balanced(views, torch.arange(6) == 4)) == 4
+    assert int(saddle_balanced(views, torch.zeros(6, dtype=torch.bool))) == 0
+
+
+def test_views_that_are_all_alike_are_no_trouble() -> None:
+    assert int(saddle_balanced(torch.ones(4, 8))) == 0
+
+
+def test_views_of_a_sample_are_those_of_all_its_scenes() -> None:
+    tokens = random_views(10, channels=4)
+    has_camera = torch.tensor([[True, True, True, True, False], [True] * 5, [True] * 5])
+    # sample 0: a scene of 3 steps of two tokens and one of a step; sample 1: text; sample 2: 2 steps of a token
+    chosen = balanced_views([tokens[:6], tokens[6:8], tokens[8:]], [3, 1, 2], [0, 0, 2], has_camera)
+    views = tokens[:8].view(4, 2, 4).mean(1)
+    assert chosen.tolist() == [int(saddle_balanced(views)), 0, 0]
+
+
+# ---- in a model -------------------------------------------------------------------------------------------
+
+
+def model(**parts: Any) -> SpatialVLM:
+    torch.manual_seed(0)
+    return SpatialVLM(backbone=tiny(), learning_rates=RATES, allow_untrained=True, **parts).eval()
+
+
+def videos() -> dict[str, Any]:
+    """Two, in the first of which the third view is chosen; the second has two views."""
+    given = sequences()
+    pixels = torch.randn(given["pixel_values_videos"].shape, generator=torch.Generator().manual_seed(2))
+    return {**given, "pixel_values_videos": pixels}
+
+
+def balanced(**more: Any) -> dict[str, Any]:
+    return {"encoding": PRoPE(TSection(), reference="saddle_balanced", **more), "time": NoTime()}
+
+
+@torch.no_grad()
+def test_a_model_chooses_by_its_own_2d_tokens() -> None:
+    ours, given = model(**balanced()), videos()
+    real = given["attention_mask"].bool()
+    expected = []
+    for tokens, grid in zip(ours.encode_pixels(given["pixel_values_videos"], GRID), GRID, strict=True):
+        expected.append(int(saddle_balanced(tokens.unflatten(0, (int(grid[0]), -1)).mean(1))))
+    assert expected == [2, 0]
+    found = ours.logits(**given, cameras=cameras())[real]
+    ours.encoding.reference = "given"  # type: ignore[union-attr]
+    by_hand = cameras().with_reference(torch.tensor(expected))
+    torch.testing.assert_close(ours.logits(**given, cameras=by_hand)[real], found, rtol=0, atol=0)
+    ours.encoding.reference = "first"  # type: ignore[union-attr]
+    assert (ours.logits(**given, cameras=cameras())[real] - found).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_the_world_is_no_matter_and_other_cameras_are() -> None:
+    ours, given = model(**balanced()), sequences()
+    real = given["attention_mask"].bool()
+    here = cameras().to(dtype=torch.float64)
+    there = here.with_poses(here.world_to_camera @ cameras(7).world_to_camera[:, :1].double())
+    found, moved, other = (ours.logits(**given, cameras=each)[real] for each in (here, there, cameras(2)))
+    torch.testing.assert_close(moved, found, rtol=0, atol=1e-5)
+    assert (other - found).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_text_alone_is_stock() -> None:
+    stock, ours = model(time=NoTime()), model(**balanced())
+    words = torch.tensor([stock.processor.tokenizer("How many chair(s) are in this room?")["input_ids"]])
+    for media in ({}, {"cameras": cameras()[:1]}):
+        given = {"input_ids": words, "attention_mask": torch.ones_like(words), **media}
+        assert torch.equal(ours.logits(**given), stock.logits(**given))
+
+
+@torch.no_grad()
+def test_the_views_among_each_other_go_by_it_too() -> None:
+    """A translation alone shows which view the world is of."""
+
+    def rule(width: int) -> ViewAttention:
+        return ViewAttention(width, 16, GTA(parts="translation", reference="saddle_balanced"))
+
+    ours, given = model(views=rule), videos()
+    assert ours.views is not None
+    torch.nn.init.normal_(ours.views.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
+    found = ours.logits(**given, cameras=cameras())
+    ours.views.encoding.reference = "first"  # type: ignore[union-attr]
+    moved = (ours.logits(**given, cameras=cameras()) - found).abs().amax(-1)
+    assert moved[0].max() > 1e-4 and moved[1].max() == 0
+
+
+@torch.no_grad()
+def test_scenes_of_a_batch_have_their_own() -> None:
+    """As the data comes in training: scenes of different lengths, each as if alone."""
+    ours = model(**balanced())
+    scenes = [scene("a", steps=4), scene("b", steps=5, seed=1)]
+    asked = batch(ours, *scenes)
+    prepare = ours.see(asked)
+    rows = torch.tensor([0, len(scenes[0].questions)])
+    together = prepare(asked["input_ids"][rows], asked["attention_mask"][rows], torch.tensor([0, 1]))
+    for row, each in enumerate(scenes):
+        alone = batch(ours, each)
+        ids, mask = alone["input_ids"][:1], alone["attention_mask"][:1]
+        single = ours.see(alone)(ids, mask, torch.tensor([0]))
+        expected = ours.qwen(**single, use_cache=False).logits[mask.bool()]
+        found = ours.qwen(**together, use_cache=False).logits[row][asked["attention_mask"][rows[row]].bool()]
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+# ---- the depth of the data --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["PRoPE", "XYZRoPE", "views"])
+@torch.no_grad()
+def test_the_median_depth_of_the_data_is_a_unit(part: str) -> None:
+    """The same scene in other units is the same to the model; in metres it isn't."""
+    for scale in ("median_depth", "none"):
+        if part == "views":
+            ours = model(views=lambda width, scale=scale: ViewAttention(width, 16, PRoPE(scale=scale)))
+            torch.nn.init.normal_(ours.views.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
+        elif part == "PRoPE":
+            ours = model(encoding=PRoPE(TSection(), scale=scale), time=NoTime())
+        else:
+            ours = model(encoding=XYZRoPE(scale=scale))
+        assert ours.needs_depth == (scale == "median_depth" or part == "XYZRoPE")
+        metres, feet = scene("a"), scene("a")
+        feet.geometry.world_to_camera[:, :3, 3] *= 3.28  # type: ignore[union-attr, index]
+        feet.geometry.depth *= 3.28  # type: ignore[union-attr, operator]
+        logits = []
+        for each in (metres, feet):
+            asked = batch(ours, each)
+            prepared = ours.see(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])
+            logits.append(ours.qwen(**prepared, use_cache=False).logits)
+        apart = (logits[0] - logits[1]).abs().max()
+        assert apart < 1e-4 if scale == "median_depth" else apart > 1e-3
+
+
+def test_without_depth_it_is_an_error() -> None:
+    ours = model(encoding=PRoPE(TSection(), scale="median_depth"), time=NoTime())
+    bare = scene("a")
+    bare.geometry.depth = None  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="median_depth needs scenes with depth"):
+        ours.see(batch(ours, bare))
