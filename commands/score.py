@@ -38,11 +38,16 @@ def score(arguments: list[str]) -> None:
     path = Path(settings.predictions).expanduser()
     if path.is_dir():
         path /= "predictions.jsonl"
+    parts = sorted(path.parent.glob("predictions.rank*.jsonl")) if path.name == "predictions.jsonl" else []
+    if parts and not (path.exists() and path.stat().st_size):
+        raise InputError(f"{path} holds no answer: its test was broken off, test again to go on; or score {parts[0]}")
     predictions = read_predictions(path)
     result = tally(predictions.answers, settings.profile)
     if not result.counts["questions"]:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
     remarks = list(predictions.remarks)
+    if parts:
+        remarks.append(f"its test was broken off: not scored is what {', '.join(part.name for part in parts)} hold")
     if result.without_truth:
         remarks.append(f"not scored, without a ground truth: {result.without_truth}")
     recorded = [(answer.recorded, result.scores.get(answer.id)) for answer in predictions.answers]

@@ -142,6 +142,17 @@ def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, bad: Any, sai
     assert str(error.value).startswith(f"{file}, {said}") and "\n" not in str(error.value)
 
 
+def test_a_test_of_several_processes_that_was_broken_off_is_not_taken_for_whole(tmp_path: Path, capsys) -> None:
+    run = finished_run(tmp_path)
+    (run / "predictions.rank1.jsonl").write_text("")
+    capsys.readouterr()
+    score([str(run)])
+    assert "broken off: not scored is what predictions.rank1.jsonl hold" in capsys.readouterr().out
+    (run / "predictions.jsonl").write_text("")
+    with pytest.raises(InputError, match="broken off, test again to go on; or score .*predictions.rank1.jsonl"):
+        score([str(run)])
+
+
 def test_files_with_nothing_to_score_are_refused(tmp_path: Path, capsys) -> None:
     with pytest.raises(InputError, match="nothing.jsonl can't be read: No such file"):
         score([str(tmp_path / "nothing.jsonl")])
