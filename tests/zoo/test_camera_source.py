@@ -1,0 +1,165 @@
+"""--model.cameras: those given with the data, VGGT's own, or either; and who isn't bothered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from datamodules.collate import LoadedScene
+from tests.zoo.asking import VGGT, batch, build, scene
+from tests.zoo.test_vlm import RATES, cameras, sequences, tiny
+from zoo import (
+    AddFusion,
+    Cameras,
+    ConcatSplitFusion,
+    GivenGeometry,
+    InputError,
+    Pose,
+    PRoPE,
+    Qwen25VL,
+    SpatialMLLM,
+    SpatialVLM,
+    TinyVGGT,
+    XYZRoPE,
+)
+from zoo.geometry import SceneGeometry
+
+KINDS = ["PRoPE by VGGT's cameras", "PRoPE on ConcatSplitFusion"]  # without and with 3D tokens
+
+
+def model(kind: str, source: str) -> SpatialVLM:
+    """The same weights whatever the source, and a camera head whose fields of view are sound."""
+    ours = build(kind, cameras=source)
+    last = ours.geometry.vggt.camera_head.pose_branch.fc2 if ours.geometry is not None else None
+    if last is not None:
+        with torch.no_grad():
+            last.weight[7:].mul_(0.01)
+            last.bias[7:] = 0.25
+    return ours
+
+
+def without_cameras(loaded: LoadedScene) -> LoadedScene:
+    loaded.geometry = None
+    return loaded
+
+
+def one() -> LoadedScene:
+    return scene("a")
+
+
+def other() -> LoadedScene:
+    return scene("b", steps=2, seed=1)
+
+
+@torch.no_grad()
+def logits(ours: SpatialVLM, *scenes: LoadedScene) -> list[Tensor]:
+    """Those of every question, without padding."""
+    asked = batch(ours, *scenes)
+    found = ours.qwen(**ours.see(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])).logits
+    return [row[mask.bool()] for row, mask in zip(found, asked["attention_mask"], strict=True)]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.allclose(x, y, atol=1e-4) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_either_is_the_datas_where_it_has_them_and_vggts_elsewhere(kind: str) -> None:
+    given, found, either = (model(kind, source) for source in ("given", "vggt", "either"))
+    with_data, with_vggt = logits(given, one()), logits(found, one())
+    assert equal(logits(either, one()), with_data)
+    assert equal(logits(either, without_cameras(one())), with_vggt)
+    assert equal(logits(found, without_cameras(one())), with_vggt)  # it doesn't look at the data's
+    assert not equal(with_data, with_vggt)
+    mixed = logits(either, one(), without_cameras(other()))
+    assert equal(mixed, [*with_data, *logits(found, other())])
+    mixed = logits(either, without_cameras(one()), other())
+    assert equal(mixed, [*with_vggt, *logits(given, other())])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cameras_that_say_nothing_count_as_none(kind: str) -> None:
+    either, unknown, depth_alone = model(kind, "either"), one(), one()
+    unknown.geometry.has_camera = torch.zeros(6, dtype=torch.bool)
+    depth_alone.geometry = SceneGeometry(depth=depth_alone.geometry.depth)
+    expected = logits(either, without_cameras(one()))
+    assert equal(logits(either, unknown), expected) and equal(logits(either, depth_alone), expected)
+    some = one()
+    some.geometry.has_camera = torch.tensor([False] * 4 + [True] * 2)
+    assert not equal(logits(either, some), expected)
+
+
+def test_what_the_data_must_bring() -> None:
+    for source, needs in (("given", True), ("vggt", False), ("either", False)):
+        ours = model("PRoPE on ConcatSplitFusion", source)
+        assert ours.needs_cameras == needs and ours.needs_frames, source
+    with pytest.raises(ValueError, match="without cameras where cameras are needed"):
+        logits(model("PRoPE on ConcatSplitFusion", "given"), without_cameras(one()))
+    ours = SpatialVLM(backbone=tiny(), encoding=PRoPE(), cameras="either", geometry=GivenGeometry)
+    assert ours.needs_cameras  # there is nobody to find them
+    by_depth = SpatialVLM(backbone=tiny(), encoding=XYZRoPE(), cameras="either", **VGGT)
+    assert by_depth.needs_cameras and by_depth.needs_depth  # VGGT's are in another unit than the depth
+
+
+class Refuses(TinyVGGT):
+    """A geometry whose cameras must not be asked for."""
+
+    def want_cameras(self) -> None:
+        raise AssertionError("a camera head in vain")
+
+
+def nothing() -> TinyVGGT:
+    raise AssertionError("a geometry in vain")
+
+
+def test_models_without_cameras_are_not_bothered() -> None:
+    plain = Qwen25VL(backbone=tiny(), cameras="either", geometry=nothing)
+    assert plain.geometry is None and not plain.needs_frames and not plain.needs_cameras
+    for kind, fusion in ((SpatialMLLM, AddFusion), (SpatialVLM, ConcatSplitFusion)):
+        fused = kind(
+            backbone=tiny(), fusion=fusion, cameras="either", geometry=lambda: Refuses(embed_dim=16, num_heads=2)
+        )
+        assert not fused.needs_cameras and fused.needs_frames
+    assert SpatialVLM(backbone=tiny(), encoding=PRoPE(), geometry=nothing).geometry is None  # the default: given
+    with pytest.raises(AssertionError, match="geometry in vain"):
+        SpatialVLM(backbone=tiny(), time=Pose(), cameras="either", geometry=nothing)  # positions go by cameras
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({}, "--model.cameras vggt has no effect without --model.encoding"),
+        ({"encoding": PRoPE()}, "needs a --model.geometry that finds them"),
+        ({"encoding": PRoPE(), "geometry": GivenGeometry}, "needs a --model.geometry that finds them"),
+        ({"encoding": XYZRoPE(), **VGGT}, "goes by the data's depth"),
+    ],
+)
+def test_vggts_cameras_that_nobody_gives_or_reads_are_refused(parts: dict[str, Any], why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        SpatialVLM(backbone=tiny(), cameras="vggt", **parts)
+    SpatialVLM(backbone=tiny(), cameras="either", **parts)  # which asks for less
+
+
+def test_in_memory_the_choice_is_the_same() -> None:
+    """`SpatialVLM.logits`, where cameras come a grid step."""
+    given = sequences()
+    frames = [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in given["video_grid_thw"]]
+    parts: dict[str, Any] = {"learning_rates": RATES, **VGGT}
+    found, either = (
+        SpatialVLM(backbone=tiny(), encoding=PRoPE(), cameras=source, **parts) for source in ("vggt", "either")
+    )
+    for ours in (found, either):
+        with torch.no_grad():
+            ours.geometry.vggt.camera_head.pose_branch.fc2.bias[7:] = 0.25
+    with torch.no_grad():
+        own: Cameras = cameras()
+        by_data = SpatialVLM(backbone=tiny(), encoding=PRoPE()).logits(**given, cameras=own)
+        by_vggt = found.logits(**given, frames=frames, cameras=own)
+        assert torch.equal(either.logits(**given, cameras=own), by_data)  # and no frames are asked for
+        assert torch.equal(either.logits(**given, frames=frames), by_vggt)
+        assert (by_data - by_vggt)[given["attention_mask"].bool()].abs().max() > 1e-3
+        with pytest.raises(InputError, match="needs the frames of each video"):
+            either.logits(**given)
