@@ -15,6 +15,8 @@ from zoo.model import SpatialModel
 from zoo.prefix_cache import Prepare, Reply, answer_questions
 from zoo.shared_prefix import IGNORED, pack, takes_any_mask, visual_tokens
 
+TRIES = 2  # at answering the questions of a scene
+
 
 def refuse_failed(batch: dict[str, Any]) -> None:
     """InputError where a scene of the batch could not be read: a test goes on without it, training must not."""
@@ -111,6 +113,17 @@ class SpatialVLM(SpatialModel):
         ]
         return answered + batch["failed"]
 
+    def answers_or_errors(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """`answers`; where the model fails on what it is shown, it is tried once more, then each question says why."""
+        said = ""
+        for _ in range(TRIES):
+            try:
+                return self.answers(batch)
+            except (OSError, ValueError, torch.OutOfMemoryError) as error:
+                said = str(error)
+            torch.cuda.empty_cache()  # here the failed pass has let go of its tensors
+        return [{**record, "prediction": "", "error": said} for record in batch["records"]] + batch["failed"]
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
@@ -119,10 +132,10 @@ class SpatialVLM(SpatialModel):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        return self.answers(batch)
+        return self.answers_or_errors(batch)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        return self.answers(batch)
+        return self.answers_or_errors(batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         refuse_failed(batch)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +77,47 @@ def test_a_prompt_longer_than_the_context() -> None:
     assert failed["prediction"] == "" and [first, last] == expected
     model.qwen.config.text_config.max_position_embeddings = lengths[1]
     assert all(record["error"] is None for record in model.answers(asked))
+
+
+def fails(model: SpatialVLM, times: int, error: Exception) -> list[str]:
+    """The model's vision tower fails so many times; fills with a mark for each time it is called."""
+    called: list[str] = []
+
+    def hook(*_: Any) -> None:
+        called.append("x")
+        if len(called) <= times:
+            raise error
+
+    model.qwen.model.visual.register_forward_pre_hook(hook)
+    return called
+
+
+SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def test_a_scene_on_which_the_model_fails_once_is_answered() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    expected = model.answers(asked)
+    called = fails(model, 1, SHORT)
+    assert model.test_step(asked, 0) == expected and len(called) == 2
+
+
+def test_a_scene_on_which_it_fails_twice_says_why() -> None:
+    model = build("plain")
+    asked, broken = batch(model, scene("a")), replace(scene("b"), error="b.mp4: no frames")
+    called = fails(model, 2, SHORT)
+    failed = model.test_step(batch(model, scene("a"), broken), 0)
+    assert [record["error"] for record in failed] == [str(SHORT)] * 5 + ["b.mp4: no frames"] * 5
+    assert [record["prediction"] for record in failed] == [""] * 10 and len(called) == 2
+    assert all(record["error"] is None for record in model.validation_step(asked, 0))  # and the next one is answered
+
+
+def test_a_bug_stops_the_run_and_so_does_any_failure_of_predict() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    fails(model, 9, TypeError("a bug"))
+    with pytest.raises(TypeError, match="a bug"):
+        model.test_step(asked, 0)
+    with pytest.raises(TypeError, match="a bug"):
+        model.predict_step(asked, 0)
