@@ -14,6 +14,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
+from callbacks.predictions import UNFINISHED
+from callbacks.settings import flatten
 from zoo.errors import InputError
 
 RUNS = Path("runs")
@@ -93,7 +95,7 @@ def settle(command: str, settings: Any) -> None:
         _check(command, checkpoint, settings)
     if folder is None:
         run = None if checkpoint is None else run_of(checkpoint)
-        folder = run or _new(_name(settings), command)
+        folder = run or _broken_off(command, checkpoint, settings) or _new(_name(settings), command)
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
     if settings.trainer.logger in (None, True):
@@ -166,22 +168,12 @@ def _check(command: str, checkpoint: Path, settings: Any) -> None:
 
 def _changed(trained: Any, asked: Any) -> set[str]:
     """The settings of model and data in which two configs differ, but for what changes no result."""
-    flat = [_flat({key: config[key] for key in ("model", "data", "seed_everything")}) for config in (trained, asked)]
+    flat = [flatten({key: config[key] for key in ("model", "data", "seed_everything")}) for config in (trained, asked)]
     return {
         key
         for key in flat[0].keys() | flat[1].keys()
         if flat[0].get(key) != flat[1].get(key) and key.rpartition(".")[2] not in CHANGES_NO_RESULT
     }
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict):
-        # what is a function or a tuple in memory is a path or a list in the file
-        name = f"{config.__module__}.{config.__qualname__}" if callable(config) else config
-        return {prefix: list(name) if isinstance(name, tuple) else name}
-    parts = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items() if key != "init_args")
-    inner = _flat(config["init_args"], prefix) if "init_args" in config else {}
-    return {key: value for part in (*parts, inner) for key, value in part.items()}
 
 
 def _same_model(run: Path, settings: Any) -> bool:
@@ -197,6 +189,19 @@ def _architecture(model: Any) -> Any:
 
 def _name(settings: Any) -> str:
     return str(settings.model.class_path.rpartition(".")[2])
+
+
+def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
+    """The folder of the same test, of weights that lie in no run, that was broken off: the newest one."""
+    if command != "test" or "ZOO_RUN" in os.environ:
+        return None
+    for unfinished in sorted(RUNS.glob(f"*/{UNFINISHED}"), key=lambda path: -path.stat().st_mtime):
+        run = unfinished.parent
+        tested = yaml.safe_load((run / CONFIG).read_text()) if (run / CONFIG).exists() else {}
+        of_these = tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
+        if tested and of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
+            return run
+    return None
 
 
 def _new(model: str, command: str) -> Path:
