@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -47,14 +48,18 @@ def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], colu
 
 
 def covered_voxels(scene: SceneView, chosen: Sequence[int]) -> VoxelGrid | None:
-    """The voxels that the chosen frames see, and last those that 128 candidates see; None without depth and cameras."""
+    """The voxels that the chosen frames see, and last those that 128 candidates see.
+
+    None without cameras and depth, or where the depth can't be read: a picture is no reason to stop.
+    """
     if scene.depth is None or scene.world_to_camera is None or scene.K_normalised is None:
         return None
     every = scene.among(CANDIDATES)
     frames = sorted({*every.pool, *chosen})
-    maps = GivenDepth().points(
-        SceneView(scene.video, scene.world_to_camera, scene.K_normalised, scene.depth, frames=frames)
-    )
+    try:
+        maps = GivenDepth().points(replace(scene, frames=frames))
+    except (OSError, ValueError):
+        return None
     grid = voxel_grid(maps.points, maps.confidence)
     everything = np.unique(np.concatenate(grid.sets), axis=0)
     return VoxelGrid([*(grid.sets[frames.index(frame)] for frame in chosen), everything], grid.origin, grid.size)

@@ -21,7 +21,7 @@ from callbacks.pictures import camera_map, contact_sheet
 from commands.arguments import DEFAULTS
 from commands.parser import OneLineParser
 from datamodules import VideoQADataModule
-from datamodules.dataset import SceneDataset
+from datamodules.dataset import SceneDataset, named
 from datamodules.selections import FILE, find_selection, write_selection
 from datamodules.sources.base import Split
 from zoo.errors import InputError
@@ -50,11 +50,11 @@ class SelectScenes(Dataset):
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        name = self.scenes.scenes[index].name
+        scene = self.scenes.scenes[index]
         try:
-            return name, self._select(index)
+            return scene.name, self._select(index)
         except (OSError, ValueError) as error:
-            return name, str(error)
+            return scene.name, named(scene, error)
 
     def _select(self, index: int) -> str:
         scene, sampler, pairing = self.scenes.scenes[index], self.scenes.sampler, self.scenes.pairing
@@ -66,7 +66,7 @@ class SelectScenes(Dataset):
         found = find_selection(file, key)
         if found is None:
             write_selection(file, scene.name, sampler.select(view, views), key, made_by)
-        if self.plot and not (found is not None and (file.parent / "frames.jpg").exists()):
+        if self.plot:  # anew each time: the pairing or the look of them may be another, and it is quick
             frames = pairing(sampler, view, self.scenes.num_frames)
             contact_sheet(opened.read(frames), frames).save(file.parent / "frames.jpg", quality=90)
             if view.world_to_camera is not None:
@@ -98,7 +98,7 @@ def sample(arguments: list[str]) -> None:
             outcomes[outcome].append(name)
         else:
             outcomes.setdefault("failed", []).append(name)
-            tqdm.write(f"{name}: {outcome}", file=sys.stderr)
+            tqdm.write(outcome, file=sys.stderr)
     counts = [f"{len(names)} {outcome}" for outcome, names in outcomes.items()]
     missing = f"; {len(data.missing)} videos are missing" if data.missing else ""
     print(f"sample: {type(data.sampler).__name__} on {len(scenes)} scenes: {', '.join(counts)}{missing}; see {output}/")

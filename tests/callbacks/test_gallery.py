@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def test_more_views_cover_more(rooms: SceneDataset) -> None:
         shares.append(len(np.unique(np.concatenate(seen), axis=0)) / len(everything))
     assert 0 < shares[0] < shares[1] < shares[2] == 1
     assert covered_voxels(SceneView(scene.video, scene.world_to_camera), [0]) is None
+
+
+def test_depth_that_cannot_be_read_stops_no_run(rooms: SceneDataset, tmp_path: Path) -> None:
+    whole = rooms.open(0).view(rooms.scenes[0])
+    broken = replace(whole, depth=tmp_path)  # no image in it
+    assert covered_voxels(broken, [0]) is None and covered_voxels(whole, [0]) is not None
+    assert (np.asarray(camera_map(broken, [0, 9])) != np.asarray(camera_map(whole, [0, 9]))).any()
 
 
 class Nothing(LightningModule):
