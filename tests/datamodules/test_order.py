@@ -1,11 +1,14 @@
-"""The order of training: all scenes once an epoch, no two ranks the same, and resumable anywhere."""
+"""The order of training: all scenes once an epoch, no two ranks the same, resumable anywhere; scenes dealt out."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
+import torch
 from torch.utils.data import Dataset
 
-from datamodules.order import ResumableLoader, TrainingOrder
+from datamodules.order import ResumableLoader, TrainingOrder, deal
 
 
 class Pairs(Dataset):
@@ -66,3 +69,45 @@ def test_going_on_with_other_settings_is_an_error_that_names_them() -> None:
     state = loader().state_dict()
     with pytest.raises(ValueError, match="trained with seed 3, now it is 4"):
         ResumableLoader(Pairs(), batch_sampler=TrainingOrder(11, 2, seed=4)).load_state_dict(state)
+
+
+LOADS = [
+    pytest.param(loads, processes, id=f"{len(loads)} on {processes}")
+    for loads, processes in (
+        ([], 2),
+        ([5], 3),
+        ([3, 9, 1, 4, 18, 2, 7, 5, 6, 2], 3),
+        ([7, 7, 6, 6, 5, 5, 4, 4, 4], 4),  # Graham's worst case: 15 where 12 is best
+        ([2, 2, 2, 3, 3], 2),
+    )
+]
+
+
+@pytest.mark.parametrize(("loads", "processes"), LOADS)
+def test_scenes_are_dealt_out_once_and_evenly(loads: list[int], processes: int) -> None:
+    """Beside the best of all ways to deal them."""
+    shares = deal(loads, processes)
+    assert sorted(scene for share in shares for scene in share) == list(range(len(loads)))
+    assert len(shares) == processes and all(share == sorted(share) for share in shares)
+    assert shares == deal(loads, processes)
+    most = max(sum(loads[scene] for scene in share) for share in shares)
+    if len(loads) < 10:  # who takes the first is a matter of names
+        best = min(greatest([0, *way][: len(loads)], loads, processes) for way in product(range(processes), repeat=8))
+    else:
+        best = -(-sum(loads) // processes)
+    assert best <= most and 3 * processes * most <= (4 * processes - 1) * best
+
+
+def greatest(way: list[int], loads: list[int], processes: int) -> int:
+    """Of all processes, the most that one has to do, if `way` says who takes each scene."""
+    return max(sum(load for load, who in zip(loads, way, strict=True) if who == one) for one in range(processes))
+
+
+def test_a_benchmark_is_even_to_a_question_where_turns_are_not() -> None:
+    """288 scenes of 1 to 49 questions, as VSI-Bench has about."""
+    loads = torch.randint(1, 50, (288,), generator=torch.Generator().manual_seed(0)).tolist()
+    for processes in (2, 3, 8):
+        shares = [[loads[scene] for scene in share] for share in deal(loads, processes)]
+        assert max(map(sum, shares)) - min(map(sum, shares)) <= 1
+        turns = [sum(loads[process::processes]) for process in range(processes)]
+        assert max(turns) - min(turns) > 50
