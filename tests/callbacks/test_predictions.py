@@ -4,6 +4,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from toy import Toy, golden_scenes, record, trainer
 
+from callbacks.metrics import MetricsCallback
 from callbacks.predictions import PredictionsCallback
 from zoo.metrics import score_answer
 
@@ -74,3 +75,26 @@ def test_predict_prints_answers_and_adds_them(tmp_path, capsys):
     assert [line["id"] for line in written] == ["mine", "bad"]
     assert [line["score"] for line in written] == [None, None]
     assert written[0]["prediction"] == "23.5 m² ✓"
+
+
+LONG = {
+    "digits": "7" * 10_000,
+    "words": "about four " * 1000,
+    "tags": "<answer>" * 1250,
+    "half a pair": "4 \ud83d",
+    "nothing": "",
+    "lines": "\n" * 10_000,
+    "points": "." * 10_000,
+}
+
+
+@pytest.mark.parametrize("answer", LONG)
+def test_whatever_a_model_says_is_kept_and_scored(tmp_path, answer):
+    kinds = ("object_counting", "route_planning")
+    scenes = [[record(kind, kind, LONG[answer], {"route_planning": "A"}.get(kind, "4")) for kind in kinds]]
+    trainer(tmp_path, PredictionsCallback(), MetricsCallback()).test(Toy(scenes))
+    assert [line["prediction"] for line in lines(tmp_path)] == [LONG[answer]] * 2
+    assert [line["score"] for line in lines(tmp_path)] == [0.0, 0.0]
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["counts"]["questions"] == 2 and written["counts"]["failed"] == 0
+    assert written["counts"]["unparsable"] == 2

@@ -1,0 +1,83 @@
+"""Files that a crash leaves whole, and lines that are there once they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from callbacks.durable import JSONLines, lines, sound_records, write_whole
+from zoo.errors import InputError
+
+RECORDS = [
+    {"id": "a", "prediction": "23.5 m² ✓\u2028"},
+    {"id": "b", "prediction": ""},
+    {"id": "c", "prediction": "\ud800"},
+]
+
+
+def test_lines_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    file = JSONLines(tmp_path / "lines.jsonl")
+    for record in RECORDS:
+        file.append([record])
+        assert sound_records([tmp_path / "lines.jsonl"])[-1] == record  # at once
+    file.append([])
+    file.close()
+    assert sound_records([tmp_path / "lines.jsonl"]) == RECORDS
+    assert (tmp_path / "lines.jsonl").read_bytes() == lines(RECORDS).encode(errors="backslashreplace")
+
+
+def test_a_line_is_on_the_disk_and_not_only_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    JSONLines(tmp_path / "lines.jsonl").append(RECORDS)
+    write_whole(tmp_path / "whole", "text")
+    assert synced == [(tmp_path / "lines.jsonl").stat().st_size, 4]
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_half_a_line_is_cut_off_before_more_is_added(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    content = lines(RECORDS[:2]).encode()
+    path.write_bytes(content[:-cut])
+    file = JSONLines(path)
+    file.append(RECORDS[2:])
+    assert sound_records([path]) == [RECORDS[0], RECORDS[2]]
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [RECORDS[0], RECORDS[2]]
+
+
+def test_what_is_no_record_is_passed_over_and_the_first_of_an_id_is_kept(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_bytes(lines(RECORDS[:1]).encode() + b'\n7\n[]\n{"id": 1}\n{"no": "id"}\n\xff\n\0\0\0\n{"id": "b"')
+    two.write_text(lines([{"id": "a", "prediction": "another"}, RECORDS[1]]))
+    assert sound_records([one, tmp_path / "none.jsonl", two]) == RECORDS[:2]
+
+
+def test_a_write_that_is_cut_off_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder/whole.json"
+    write_whole(path, "former")
+    monkeypatch.setattr(os, "fsync", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_whole(path, "half of it")
+    assert path.read_text() == "former"
+    monkeypatch.undo()
+    write_whole(path, "new")
+    assert path.read_text() == "new" and not list(path.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize("write", [lambda path: write_whole(path, "text"), JSONLines], ids=["whole", "lines"])
+def test_what_cannot_be_written_is_one_line_that_says_so(write, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    with pytest.raises(InputError, match=r"/here can't be written: Is a directory; what was written before is kept"):
+        write(tmp_path / "here")
+
+
+def test_a_full_disk_is_one_line_that_says_so(tmp_path: Path) -> None:
+    file = JSONLines(tmp_path / "lines.jsonl")
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        os.dup2(full.fileno(), file._file.fileno())
+    with pytest.raises(InputError, match=r"lines.jsonl can't be written: No space left on device"):
+        file.append(RECORDS)
+    file.close()  # has nothing left to write

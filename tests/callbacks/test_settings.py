@@ -1,0 +1,110 @@
+"""What the answers of a test depend on, and what they don't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import Namespace
+from lightning import LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from torch import nn
+from toy import trainer
+
+from callbacks.settings import differences, fingerprint, settings_of
+from datamodules import UniformSampler
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 0,
+    "model": {
+        "class_path": "zoo.PRoPEMLLM",
+        "init_args": {
+            "backbone": {"class_path": "zoo.TinyQwen25VL", "init_args": {"layers": 2, "attn_implementation": "sdpa"}},
+            "encoding": {"class_path": "zoo.PRoPE", "init_args": {"terms": "qkvo", "size": (1, 2)}},
+            "learning_rates": {"decoder": 1e-4},
+            "max_new_tokens": 32,
+        },
+    },
+    "data": {
+        "class_path": "datamodules.VideoQADataModule",
+        "init_args": {"num_frames": 16, "num_workers": 1, "sampler": UniformSampler, "train_sampler": None},
+    },
+    "trainer": {"devices": 1},
+}
+
+
+class Model(LightningModule):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(sizes))
+
+
+def settings(config: dict[str, Any], model: Model | None = None, **more: Any) -> dict[str, Any]:
+    save = SaveConfigCallback(LightningArgumentParser(), Namespace(config))
+    return settings_of(trainer(Path("nowhere"), save, **more), model or Model(2, 2))
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    def change(config: Any, keys: list[str]) -> Any:
+        return {**config, keys[0]: change(config[keys[0]], keys[1:])} if keys else value
+
+    return change(CONFIG, path.split("."))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("model.init_args.encoding.init_args.terms", "qk", ["model.encoding.terms was qkvo, now it is qk"]),
+        ("model.init_args.backbone.init_args.layers", 3, ["model.backbone.layers was 2, now it is 3"]),
+        ("model.init_args.max_new_tokens", 8, ["model.max_new_tokens was 32, now it is 8"]),
+        ("data.init_args.num_frames", 8, ["data.num_frames was 16, now it is 8"]),
+        (
+            "model.init_args.encoding",
+            {"class_path": "zoo.GTA", "init_args": {"terms": "qkvo"}},
+            [
+                "model.encoding.class_path was zoo.PRoPE, now it is zoo.GTA",
+                "model.encoding.size was [1, 2], now it is None",
+            ],
+        ),
+    ],
+)
+def test_what_changes_answers_is_named(path: str, value: Any, says: list[str]) -> None:
+    assert differences(settings(CONFIG), settings(changed(path, value))) == says
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.init_args.learning_rates", {"decoder": 1.0, "vision": 2.0}),
+        ("model.init_args.backbone.init_args.attn_implementation", "eager"),
+        ("data.init_args.num_workers", 4),
+        ("data.init_args.train_sampler", {"class_path": "datamodules.RandomSampler"}),
+        ("trainer.devices", 8),
+    ],
+)
+def test_what_changes_none_is_left_out(path: str, value: Any) -> None:
+    assert settings(CONFIG) == settings(changed(path, value))
+
+
+def test_precision_and_weights_count() -> None:
+    assert differences(settings(CONFIG), settings(CONFIG, precision="bf16-mixed")) == [
+        "precision was 32-true, now it is bf16-mixed"
+    ]
+    (weights,) = differences(settings(CONFIG), settings(CONFIG, Model(2, 3)))
+    assert weights.startswith("weights was ")
+
+
+def test_a_fingerprint_is_of_names_types_shapes_and_every_number() -> None:
+    model = Model(4, 6)
+    other = Model(4, 6)
+    assert fingerprint(model) == fingerprint(other)
+    bits = other.weight.detach().view(torch.int32)
+    bits[3, 5] += 1  # one unit in the last place
+    different = [other, Model(6, 4), Model(4, 6).bfloat16(), nn.Sequential(Model(4, 6))]
+    assert len({fingerprint(each) for each in (model, *different)}) == 1 + len(different)
+    other.load_state_dict(model.state_dict())
+    assert fingerprint(model) == fingerprint(other)
+    other.register_buffer("scale", torch.tensor(2.0))  # of no dimension
+    assert fingerprint(model) != fingerprint(other)
