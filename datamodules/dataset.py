@@ -99,11 +99,13 @@ class SceneDataset(Dataset):
         if epoch is not None:
             draw = random.Random(f"{self.seed}/{epoch}/{scene.name}")
             questions = tuple(draw.sample(questions, min(self.questions_per_scene, len(questions))))
-        loaded = LoadedScene(scene, questions)
-        try:
-            self._fill(loaded, self.open(index), epoch or 0)
-        except (OSError, ValueError) as error:
-            loaded.error = named(scene, error)
+        for _ in range(TRIES):
+            loaded = LoadedScene(scene, questions)
+            try:
+                self._fill(loaded, self.open(index), epoch or 0)
+                break
+            except (OSError, ValueError) as error:
+                loaded.error = named(scene, error)
         return loaded
 
     def open(self, index: int) -> OpenScene:

@@ -15,7 +15,7 @@ from datamodules.scenes import Question, Scene
 
 
 @pytest.mark.parametrize(
-    ("failures", "calls", "error"), [(0, 1, None), (1, 2, None), (2, 2, "stalled"), (9, 2, "stalled")]
+    ("failures", "calls", "error"), [(0, 1, None), (1, 2, None), (2, 2, "a/b: stalled"), (9, 2, "a/b: stalled")]
 )
 @pytest.mark.parametrize("kind", [OSError, ValueError])
 def test_a_scene_is_tried_twice(
