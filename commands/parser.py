@@ -95,8 +95,8 @@ class OneLineParser(LightningArgumentParser):
             own = (option.removeprefix(f"{part}.") for option in options_of(self) if option.startswith(f"{part}."))
             return OptionError(part, f"expected options of its own, not {found[1]}", _listed(own))
         if part and (found := NO_VALUE.search(message)):
-            problem = f"expected {spell(found[1] or found[3])}, not {found[2] or found[4]}"
-            return OptionError(part, problem, _listed(classes(message)))
+            types, value = found.group(1, 2) if found[1] else found.group(3, 4)
+            return OptionError(part, f"expected {spell(types)}, not {value or 'nothing'}", _listed(classes(message)))
         if message.startswith(NO_SETTINGS):
             return InputError("holds no settings")
         if message.startswith(NO_YAML):

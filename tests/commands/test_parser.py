@@ -73,6 +73,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("--quite.unlike 1", "quite.unlike: there is no such option; see main.py fit --help"),
         # of a wrong kind
         ("--data.num_frames four", "data.num_frames: expected int, not four"),
+        ("--data.num_frames ''", "data.num_frames: expected int, not nothing"),
         ("--data.source.moving maybe", "data.source.moving: expected bool, not maybe"),
         ("--data.path lokal", "data.source.path: expected 'loop', 'local', not lokal"),
         ("--data.question_types room_size", "data.question_types: expected list[str] or null, not room_size"),
