@@ -1,0 +1,95 @@
+"""`main.py test`, broken off and run again: the same folder, the same results, and no mixture."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_cli import Run, run, the_run  # noqa: F401 - a fixture
+from zoo import SpatialVLM
+
+RESULTS = ("metrics.json", "predictions.jsonl", "predictions.settings.json")
+
+
+class PulledPlug(Exception):
+    pass
+
+
+def break_off(run: Run, patch: pytest.MonkeyPatch, *words: str, after: int = 1) -> None:  # noqa: F811
+    """Runs a test that ends with an exception after some scenes."""
+    step = SpatialVLM.test_step
+
+    def pulled(self: SpatialVLM, batch: dict[str, Any], batch_idx: int) -> Any:
+        if batch_idx == after:
+            raise PulledPlug
+        return step(self, batch, batch_idx)
+
+    with patch.context() as context:
+        context.setattr(SpatialVLM, "test_step", pulled)
+        with pytest.raises(PulledPlug):
+            run("test", *words)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    assert not (folder / "predictions.unfinished.json").exists()
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    run("fit", "--config", "prope.yaml")
+    folder = the_run(tmp_path)
+    run("test")
+    whole = results(folder)
+    break_off(run, monkeypatch)
+    assert not (folder / "metrics.json").exists()  # that of the former test would not be of these predictions
+    kept = (folder / "predictions.jsonl").read_text().splitlines()
+    assert whole["predictions.jsonl"].decode().splitlines()[: len(kept)] == kept and len(kept) > 3
+
+    for words, says in (
+        (["--data.num_frames", "6"], "data.num_frames was 4, now it is 6"),
+        (["--trainer.precision", "bf16-mixed"], "precision was 32-true, now it is bf16-mixed"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: runs/{folder.name}/predictions.unfinished.json: .*{says}"):
+            run("test", *words)
+    checkpoint = folder / "checkpoints/last.ckpt"
+    shutil.copy(checkpoint, tmp_path / "former.ckpt")
+    other = torch.load(checkpoint, weights_only=False)
+    next(iter(other["state_dict"].values())).view(-1)[0] += 1
+    torch.save(other, checkpoint)
+    with pytest.raises(
+        SystemExit, match="broken off: weights was .*, now it is .*Go on with those, or remove that file"
+    ):
+        run("test")
+    shutil.copy(tmp_path / "former.ckpt", checkpoint)
+
+    asked: list[str] = []
+    step = SpatialVLM.test_step
+    monkeypatch.setattr(
+        SpatialVLM,
+        "test_step",
+        lambda self, batch, i: asked.append(batch["records"][0]["scene"]) or step(self, batch, i),
+    )
+    printed = run("test", "--data.num_workers", "0", "--data.questions_per_batch", "3", logged=True)
+    questions = len(whole["predictions.jsonl"].splitlines())
+    assert f"test: goes on, {len(kept)} of {questions} questions are answered already" in printed
+    assert results(folder) == whole and len(asked) == 2
+    run("test")
+    assert results(folder) == whole and len(asked) == 2 + 3  # what is done is done anew
+
+
+def test_a_test_without_a_run_is_found_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    words = ["--config", "qwen25_vl.yaml", "--model.allow_untrained", "true"]
+    break_off(run, monkeypatch, *words)
+    folder = the_run(tmp_path)
+    kept = (folder / "predictions.jsonl").read_text().splitlines()
+    break_off(run, monkeypatch, *words, "--data.num_frames", "6")
+    (other,) = set((tmp_path / "runs").iterdir()) - {folder}  # another test, in a folder of its own
+    assert f"test: run runs/{folder.name}," in run("test", *words, logged=True)
+    assert (folder / "predictions.jsonl").read_text().splitlines()[: len(kept)] == kept and results(folder)
+    assert not (other / "metrics.json").exists()
+    break_off(run, monkeypatch, *words)
+    assert len(list((tmp_path / "runs").iterdir())) == 3  # one that is done is not begun again in its folder
