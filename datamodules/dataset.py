@@ -141,12 +141,18 @@ class SceneDataset(Dataset):
         loaded.frame_indices = tuple(chosen)
         loaded.seconds_per_grid = seconds_per_grid([video.times_s[i] for i in chosen])
         loaded.geometry = opened.geometry(chosen)
+        poses = opened.world_to_camera
+        if self.needs_cameras and poses is not None and poses[chosen].isnan().flatten(1).any(1).all():
+            raise InputError(
+                f"{loaded.scene.cameras}: none of the frames {chosen} has a pose: take a sampler that chooses by poses"
+            )
         if self.needs_depth and loaded.scene.depth is not None:
             height, width = loaded.frames.shape[-2:]
             loaded.geometry = loaded.geometry or SceneGeometry()
-            loaded.geometry.depth = read_depth(
-                loaded.scene.depth, chosen, num_frames=video.num_frames, size_hw=(height, width)
-            )
+            depth = read_depth(loaded.scene.depth, chosen, num_frames=video.num_frames, size_hw=(height, width))
+            if not (depth > 0).any():
+                raise InputError(f"{loaded.scene.depth}: empty, no pixel of frames {chosen} has depth: write it again")
+            loaded.geometry.depth = depth
 
 
 def named(scene: Scene, error: Exception) -> str:

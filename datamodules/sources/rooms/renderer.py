@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Int16, UInt8
 
-from datamodules.sources.rooms.raycast import cast, place
+from datamodules.sources.rooms.raycast import Placed, cast, place
 from datamodules.sources.rooms.scene import RoomScene, load_scene
 from datamodules.sources.rooms.shading import shade
 
@@ -40,16 +40,13 @@ def render(
     world_to_camera: the poses of just these frames (OpenCV axes, metres). K_px: in pixels, without skew.
     frames: their indices in the video, which place what moves; None is 0..T-1.
     """
-    index = np.arange(len(world_to_camera)) if frames is None else np.asarray(frames, int)
-    camera_to_room = np.linalg.inv(world_to_camera @ np.linalg.inv(scene.room_from_world()))
-    placed = place(scene, index, camera_to_room)
-    rays = _rays(camera_to_room, K_px, height, width)
-    depth, winner = cast(placed, rays, K_px, height, width)
-    rgb = np.empty((len(index), height, width, 3), np.uint8)
-    for start in range(0, len(index), BLOCK):
+    hits = _cast(scene, world_to_camera, K_px, height, width, frames)
+    rays, depth, winner = hits.rays, hits.depth, hits.winner
+    rgb = np.empty((len(depth), height, width, 3), np.uint8)
+    for start in range(0, len(depth), BLOCK):
         block = slice(start, start + BLOCK)
-        rgb[block] = shade(scene, placed, block, rays[:, block], depth[block], winner[block], K_px[0, 0])
-    ids = np.append(placed.thing_of_part, SHELL).astype(np.int16)[winner]
+        rgb[block] = shade(scene, hits.placed, block, rays[:, block], depth[block], winner[block], K_px[0, 0])
+    ids = np.append(hits.placed.thing_of_part, SHELL).astype(np.int16)[winner]
     return Rendering(rgb, depth, ids)
 
 
@@ -58,7 +55,21 @@ def render_scene_file(scene_json: str | Path, frames: Sequence[int] | None = Non
 
     frames: indices of raw frames, in any order; None is all. Raises ValueError, naming the file.
     """
-    path = Path(scene_json)
+    return render(*_read(Path(scene_json), frames))
+
+
+def render_depth(scene_json: str | Path, frames: Sequence[int] | None = None) -> Float32[np.ndarray, "T H W"]:
+    """Depth in metres along the optical axis of frames of a written scene, without their colours.
+
+    Arguments and errors as `render_scene_file`.
+    """
+    return _cast(*_read(Path(scene_json), frames)).depth
+
+
+def _read(
+    path: Path, frames: Sequence[int] | None
+) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"], Float64[np.ndarray, "3 3"], int, int, list[int]]:
+    """What `render` takes, of a written scene."""
     scene = load_scene(path)
     cameras = json.loads(path.with_name(path.name.removesuffix(".scene.json") + ".cameras.json").read_text())
     poses = np.array(cameras["world_to_camera"])
@@ -66,12 +77,32 @@ def render_scene_file(scene_json: str | Path, frames: Sequence[int] | None = Non
     absent = [frame for frame in picked if not 0 <= frame < len(poses)]
     if absent:
         raise ValueError(f"{path}: there is no frame {absent[0]}, the scene has frames 0 to {len(poses) - 1}")
-    return render(scene, poses[picked], np.array(cameras["K_px"]), cameras["height"], cameras["width"], picked)
+    return scene, poses[picked], np.array(cameras["K_px"]), cameras["height"], cameras["width"], picked
 
 
-def render_depth(scene_json: str | Path, frames: Sequence[int] | None = None) -> Float32[np.ndarray, "T H W"]:
-    """Depth in metres along the optical axis of frames of a written scene; see `render_scene_file`."""
-    return render_scene_file(scene_json, frames).depth
+@dataclass(frozen=True)
+class _Hits:
+    """The rays of T frames, how far each goes, and which part it hits; the parts where they were."""
+
+    placed: Placed
+    rays: Float32[np.ndarray, "3 T H W"]
+    depth: Float32[np.ndarray, "T H W"]
+    winner: Int16[np.ndarray, "T H W"]
+
+
+def _cast(
+    scene: RoomScene,
+    world_to_camera: Float64[np.ndarray, "T 4 4"],
+    K_px: Float64[np.ndarray, "3 3"],
+    height: int,
+    width: int,
+    frames: Sequence[int] | None,
+) -> _Hits:
+    index = np.arange(len(world_to_camera)) if frames is None else np.asarray(frames, int)
+    camera_to_room = np.linalg.inv(world_to_camera @ np.linalg.inv(scene.room_from_world()))
+    placed = place(scene, index, camera_to_room)
+    rays = _rays(camera_to_room, K_px, height, width)
+    return _Hits(placed, rays, *cast(placed, rays, K_px, height, width))
 
 
 def _rays(

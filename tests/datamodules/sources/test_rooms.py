@@ -16,7 +16,7 @@ import torch
 
 from datamodules.cameras_file import read_cameras
 from datamodules.scenes import Scene
-from datamodules.sources.rooms import Rooms, render_scene_file, source, writer
+from datamodules.sources.rooms import Rooms, render_depth, render_scene_file, source, writer
 from datamodules.sources.rooms import questions as wording
 from datamodules.sources.rooms.questions import direction, relative_angle, things_distance
 from datamodules.sources.rooms.scene import Thing
@@ -84,6 +84,8 @@ def test_the_video_shows_what_was_rendered(rooms: Rooms) -> None:
         assert np.abs(shown - rendered).mean() < 5  # of 255: H.264 and half the colour's resolution
         assert np.abs(shown - rendered).mean((1, 2, 3)).max() < 12
         assert np.abs(shown - rendered[::-1]).mean() > 15  # the control: other frames are far
+        depth = render_scene_file(description(scene), [40, 3]).depth
+        assert np.array_equal(render_depth(description(scene), [40, 3]), depth)
 
 
 def test_made_once(rooms: Rooms) -> None:
