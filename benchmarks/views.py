@@ -8,8 +8,8 @@ or far apart; the pairings say which two frames meet: consecutive views (officia
 and itself (half as many views, or twice as many frames), or a view and a frame near it. If it hurts to merge diverse
 views, `consecutive` loses to `duplicate` with the diverse samplers, and does not with `uniform`.
 
-Only cameras say how large a room is, so that all models get them: the fused ones as 3D tokens, the rays of both frames
-of a token; PRoPE in attention, the camera of the first. Training and test choose frames by the same rule, and every
+Only cameras and depth say how large a room is, so that all models get them as 3D tokens, which see both frames of a
+token; PRoPE acts in attention, by the camera of the first. Training and test choose frames by the same rule, and every
 other setting is the same. What is done is not made again, see `benchmarks.runs`.
 """
 
@@ -21,11 +21,11 @@ from pathlib import Path
 
 from benchmarks.runs import Results, Run, main_py, make, parse, parser, seeded, spread, to_do
 
-RAYS = ("--model.geometry=GivenGeometry", "--model.geometry.depth=false")
+GIVEN = ("--model.geometry=GivenGeometry", "--model.geometry.depth=true")
 MODELS = {
-    "SpatialMLLM": ("--config=spatial_mllm.yaml", *RAYS),
-    "ConcatSplitMLLM": ("--config=concat_split.yaml", *RAYS),
-    "PRoPEMLLM": ("--config=prope.yaml",),
+    "SpatialMLLM": ("--config=spatial_mllm.yaml", *GIVEN),
+    "ConcatSplitMLLM": ("--config=concat_split.yaml", *GIVEN),
+    "PRoPEMLLM": ("--config=prope.yaml", *GIVEN),
 }
 SAMPLERS = {
     "uniform": ("--data.sampler=UniformSampler",),
