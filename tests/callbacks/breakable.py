@@ -113,30 +113,43 @@ def run(
     trainer.test(Answers(folder / "log", seconds), datamodule=VideoQADataModule(Tiny(scenes), **data))
 
 
-def start(folder: Path, scenes: Path, *, processes: int = 1, **settings: Any) -> list[Any]:
-    """The same in processes of its own, as torchrun starts them."""
+def start(folder: Path, scenes: Path, *, processes: int = 1, launcher: str = "torchrun", **settings: Any) -> list[Any]:
+    """The same in processes of its own, as torchrun or SLURM starts them."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    environments = [LAUNCHERS[launcher](rank, processes, port) for rank in range(processes)]
     started = [
         multiprocessing.get_context("fork").Process(
-            target=_one, args=(rank, processes, port, folder, scenes), kwargs=settings, daemon=True
+            target=_one, args=(rank, processes, environment, folder, scenes), kwargs=settings, daemon=True
         )
-        for rank in range(processes)
+        for rank, environment in enumerate(environments)
     ]
     for process in started:
         process.start()
     return started
 
 
-def _one(rank: int, processes: int, port: int, folder: Path, scenes: Path, **settings: Any) -> None:
+def _one(rank: int, processes: int, environment: dict[str, Any], folder: Path, scenes: Path, **settings: Any) -> None:
     if processes > 1:
-        launched = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": processes, "RANK": rank}
-        local = {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
-        os.environ.update({name: str(value) for name, value in {**launched, **local}.items()})
+        os.environ.update({name: str(value) for name, value in environment.items()})
     sys.stdout = sys.stderr = (folder / f"output.{rank}").open("w")
     run(folder, scenes, processes=processes, **settings)
+
+
+# what each launcher says to a process of it, all on one machine
+LAUNCHERS = {
+    "torchrun": lambda rank, processes, port: {
+        **{"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0},
+        **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes},
+    },
+    "SLURM": lambda rank, processes, port: {
+        **{"SLURM_JOB_ID": 1, "SLURM_JOB_NAME": "test", "SLURM_NODELIST": "localhost", "SLURM_NODEID": 0},
+        **{"SLURM_NTASKS": processes, "SLURM_NTASKS_PER_NODE": processes, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+        "MASTER_PORT": port,
+    },
+}
 
 
 def finish(started: list[Any]) -> None:

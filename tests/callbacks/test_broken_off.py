@@ -142,6 +142,18 @@ def test_answers_that_wait_for_the_end_are_seen_to_be_lost(
             kill(tmp_path / "killed", scenes, 1, random.Random(seed))
 
 
+@pytest.mark.parametrize(("launcher", "processes"), [("torchrun", 2), ("torchrun", 3), ("SLURM", 2)])
+def test_any_number_of_processes_leaves_the_same_files(
+    launcher: str, processes: int, scenes: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    finish(start(tmp_path, scenes, processes=processes, launcher=launcher))
+    assert results(tmp_path) == whole
+    begun = log(tmp_path)
+    assert len({scene for _, scene, _ in begun}) == len(begun) == len(QUESTIONS)  # none twice, none lost
+    loads = [sum(questions for rank, _, questions in begun if rank == str(one)) for one in range(processes)]
+    assert sum(loads) == sum(QUESTIONS) and max(loads) - min(loads) <= 1
+
+
 # ---- what is asked again ------------------------------------------------------------------------------------
 
 
