@@ -29,7 +29,7 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
     scene: list[Tensor] = []
     for kind, *what in sample:
         if kind == "t":
-            ids += torch.randint(5, 200, (what[0],), generator=generator).tolist()
+            ids += torch.randint(10, 200, (what[0],), generator=generator).tolist()
             continue
         steps, rows, columns = what if kind == "v" else (1, *what)
         name, suffix = ("video", "_videos") if kind == "v" else ("image", "")
@@ -42,7 +42,8 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
         found.setdefault(f"pixel_values{suffix}", []).append(pixels)
         found.setdefault(f"{name}_grid_thw", []).append(torch.tensor([steps, rows, columns]))
         if kind == "v":
-            found.setdefault("seconds_per_grid", []).append(0.5 * len(ids))
+            before = found.setdefault("seconds_per_grid", [])
+            before.append(1.5 + len(before))
             found.setdefault("frames", []).append([frames])
         elif scene:
             scene += [frames, frames]

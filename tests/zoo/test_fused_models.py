@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.zoo import asking
 from tests.zoo.released import build as build_case
 from tests.zoo.released import load_case
 from tests.zoo.showing import SAMPLES, batch, logits
@@ -16,11 +17,15 @@ from zoo import (
     ConcatSplitFusion,
     ConcatSplitMLLM,
     InputError,
+    Qwen25VL,
+    Seconds,
     SpatialMLLM,
     SpatialVLM,
     TinyQwen25VL,
     TinyVGGT,
 )
+from zoo.fusions import Appended
+from zoo.layout import SequenceLayout
 
 
 def tiny(kind: Callable[..., SpatialVLM], **parts: Any) -> SpatialVLM:
@@ -33,12 +38,14 @@ def tiny(kind: Callable[..., SpatialVLM], **parts: Any) -> SpatialVLM:
     return model
 
 
+def on_the_token(width: int, channels: int) -> ConcatSplitFusion:
+    return ConcatSplitFusion(width, channels, axis="token")
+
+
 MODELS: dict[str, Callable[[], SpatialVLM]] = {
     "official": lambda: build_case(load_case("one_video")[0])[0],
     "concat on the channel": lambda: tiny(ConcatSplitMLLM),
-    "concat on the token": lambda: tiny(
-        ConcatSplitMLLM, fusion=lambda width, channels: ConcatSplitFusion(width, channels, axis="token")
-    ),
+    "concat on the token": lambda: tiny(ConcatSplitMLLM, fusion=on_the_token),
     "camera token": lambda: tiny(SpatialMLLM, fusion=CameraTokenFusion),
 }
 
@@ -132,3 +139,65 @@ def test_the_geometry_is_frozen_and_in_eval_even_while_training(model: SpatialVL
     assert fresh.fusion.training and fresh.qwen.model.language_model.training
     assert not any(parameter.requires_grad for parameter in fresh.geometry.parameters())
     assert not any(name.startswith("geometry.") for name in fresh.trained_names())
+
+
+# ---- tokens of their own ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("appended", [Appended.ALL, Appended.ONE])
+def test_appended_tokens_share_positions_and_have_no_camera(appended: Appended) -> None:
+    """Without them a sequence is as the plain model has it, the text after the video included."""
+    model = MODELS["concat on the token" if appended is Appended.ALL else "camera token"]()
+    plain = Qwen25VL(backbone=TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32))
+    samples = list(SAMPLES.values())
+    layouts = []
+    for each in (model, plain):
+        given = batch(each, samples)
+        grids = given["video_grid_thw"], given["image_grid_thw"]
+        layout = SequenceLayout(
+            each.qwen.config, given["input_ids"], given["attention_mask"], *grids, appended=each.appended
+        )
+        layouts.append((given, layout.position_ids(Seconds(), given["seconds_per_grid"]), layout.camera_index()))
+    (longer, positions, cameras), (shorter, expected, expected_cameras) = layouts
+    config = model.qwen.config
+    for row, sample in enumerate(samples):
+        own, shared = [], []  # columns of what the plain model has too; (appended, the 2D token it goes with)
+        column = int(longer["attention_mask"][row].argmax())
+        for kind, *what in sample:
+            if kind == "t":
+                own += range(column, column + what[0])
+                column += what[0]
+                continue
+            steps, view = (what[0] if kind == "v" else 1), what[-2] * what[-1] // 4
+            own.append(column)
+            column += 1
+            for _ in range(steps):
+                own += range(column, column + view)
+                extra = range(view if appended is Appended.ALL else 1)
+                shared += [(column + view + i, column + i) for i in extra]
+                column += view + len(extra)
+            own.append(column)
+            column += 1
+        assert column == longer["input_ids"].shape[1] and len(own) == int(shorter["attention_mask"][row].sum())
+        real = shorter["attention_mask"][row].bool()
+        assert torch.equal(positions[:, row, own], expected[:, row, real])
+        assert torch.equal(cameras[row, own], expected_cameras[row, real])
+        for extra, beside in shared:
+            assert torch.equal(positions[:, row, extra], positions[:, row, beside]) and cameras[row, extra] == -1
+            assert longer["input_ids"][row, extra] in (config.video_token_id, config.image_token_id)
+        assert bool(shared) == (sample != SAMPLES["text"]) and (expected_cameras[row] >= 0).any() == bool(shared)
+
+
+@pytest.mark.parametrize("encoding", [None, "PRoPE, Fraction"])
+def test_appended_tokens_of_scenes_with_many_questions(encoding: str | None) -> None:
+    """As the DataModule brings them: answers from a shared prefix are those of each question by itself."""
+    parts: dict[str, Any] = {} if encoding is None else {"encoding": encoding}
+    fusion = asking.build("ConcatSplitFusion", fusion=on_the_token, **parts)
+    asked = asking.batch(fusion, asking.scene("a"), asking.scene("b", steps=2, seed=1))
+    assert [reply.ids for reply in asking.replies(fusion, asked)] == asking.one_by_one(fusion, asked)
+    assert fusion.loss(asking.batch(fusion, asking.scene("a"), training=True)).isfinite()
+    ids = asked["input_ids"].clone()
+    places = (ids[0] == fusion.qwen.config.video_token_id).nonzero()
+    ids[0, places[-1]] = 20  # a placeholder too few
+    with pytest.raises(InputError, match="have 35 placeholders for 36 visual tokens"):
+        asking.one_by_one(fusion, asked | {"input_ids": ids})

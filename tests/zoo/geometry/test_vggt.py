@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -56,6 +57,31 @@ def test_only_what_is_asked_for_comes_out_and_is_the_same(model: VGGT) -> None:
     default = model(images)
     assert list(default.tokens) == [-1] and torch.equal(default.pose_enc, everything.pose_enc)
     assert default.depth is None
+
+
+def alive(shape: tuple[int, ...]) -> int:
+    """Tensors of this shape that something holds."""
+    return sum(type(each) is Tensor and tuple(each.shape) == shape for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("depth", [3, 9])
+def test_what_was_not_asked_for_is_not_kept(depth: int) -> None:
+    """However deep it is: the tokens of a block or two, and the outputs that were asked for."""
+    model = VGGT(tiny_config(depth=depth)["aggregator"]).requires_grad_(False)
+    images, tokens, most = tiny_images(2, 3, 28, 56), 5 + 8, {"tokens": 0, "outputs": 0}
+
+    def watch(*_: object) -> None:
+        most["tokens"] = max(most["tokens"], alive((6, tokens, 32)) + alive((2, 3 * tokens, 32)))
+        most["outputs"] = max(most["outputs"], alive((2, 3, tokens, 64)))
+
+    for block in (*model.aggregator.frame_blocks, *model.aggregator.global_blocks):
+        block.register_forward_hook(watch)
+    model(images, layers=(-1,), heads=())
+    assert most["outputs"] == 0 and 2 <= most["tokens"] <= 5
+    model(images, layers=(0, -1), heads=())
+    assert most["outputs"] == 1 and most["tokens"] <= 5
+    model(images, layers=range(depth), heads=())
+    assert most["outputs"] == depth - 1 and most["tokens"] <= 5  # the official way, for a control
 
 
 def test_shapes(model: VGGT) -> None:
