@@ -93,9 +93,9 @@ class GeometryEncoder(nn.Module, ABC):
         """Everything but its weights that makes it say what it says of frames; JSON. For `CachedGeometry`.
 
         Raises:
-            InputError: it says more than what frames and weights say, or takes no time: nothing to be kept.
+            InputError: it says more than what frames and weights say, or takes no time.
         """
-        raise InputError(f"{type(self).__name__} can't be kept in a cache: leave --model.geometry_cache out")
+        raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
     def want_cameras(self) -> None:
         """Gets ready to find cameras: what only they need is loaded. For those that `gives_cameras`.
