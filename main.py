@@ -3,6 +3,7 @@
     python main.py fit --config prope.yaml     trains; the run lies in runs/
     python main.py test                        scores the newest run; validate, predict, export also take it
     python main.py sample                      chooses frames beforehand
+    python main.py geometry                    finds out 3D tokens and cameras beforehand
     python main.py score predictions.jsonl     scores answers without a model
     python main.py report runs/*               compares runs, as tables or as a page
 
@@ -19,12 +20,14 @@ import datamodules  # noqa: F401 - makes short class paths known
 import zoo  # noqa: F401
 from commands.arguments import complete
 from commands.cli import ZooCLI
+from commands.geometry import geometry
 from commands.report import report
 from commands.sample import sample
 from commands.score import score
 from zoo.errors import InputError, input_error
 
-COMMANDS = {"sample": sample, "score": score, "report": report}  # of one file each; the others are Lightning's
+# of one file each; the others are Lightning's
+COMMANDS = {"sample": sample, "geometry": geometry, "score": score, "report": report}
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.13
 warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # frozen parts are, on purpose

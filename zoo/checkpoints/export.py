@@ -17,6 +17,7 @@ from zoo.checkpoints.config import released_config
 from zoo.checkpoints.folders import CONFIG, find_folder, read_config
 from zoo.checkpoints.names import CONNECTOR, LM_HEAD, OFFICIAL_VGGT, QWEN, VGGT_MODEL, model_names, official_name
 from zoo.errors import InputError
+from zoo.geometry import CachedGeometry
 from zoo.model import SpatialModel
 from zoo.weights import INDEX, WEIGHTS, open_weights
 
@@ -32,7 +33,8 @@ def export_model(
     What the folder that the weights came from holds besides goes along: processor files, VGGT's heads and tracker.
 
     Args:
-        model: a Qwen2.5-VL or a Spatial-MLLM; LoRA is merged in what is written, the model stays as it is.
+        model: a Qwen2.5-VL or a Spatial-MLLM; LoRA is merged in what is written, the model stays as it is. A geometry
+            behind a cache is loaded.
         out: a new or empty folder.
         dtype: of the weights; None is that in which they came from their folder, else the model's.
         shard_bytes: the largest file.
@@ -42,6 +44,8 @@ def export_model(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already and not empty: export into a new folder")
+    if isinstance(model.geometry, CachedGeometry):
+        model.geometry = model.geometry.encoder()
     tensors = OfficialTensors(model)
     name = model.qwen.config.name_or_path
     source = find_folder(name) if name else None

@@ -77,7 +77,7 @@ class GeometryCache:
         try:
             with safe_open(path, framework="pt") as file:
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-                sound = (file.metadata() or {}).get("checksum") == checksum(packed)
+                sound = file.metadata() == labelled(entry, packed)
         except (OSError, SafetensorError):  # absent or cut short
             return None
         if not sound:
@@ -93,7 +93,7 @@ class GeometryCache:
             InputError: it alone is over the limit.
             OSError: it can't be written; what was there before is still there.
         """
-        content = save(packed, {"checksum": checksum(packed), "entry": json.dumps(entry, sort_keys=True)})
+        content = save(packed, labelled(entry, packed))
         self._make_room(len(content))
         write_whole(self.file(entry), content)
 
@@ -141,6 +141,11 @@ class GeometryCache:
 def digest(content: Any) -> str:
     """A name for JSON-like content: equal for equal content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def labelled(entry: Description, packed: Packed) -> dict[str, str]:
+    """What a file says of itself: what it depends on, and its checksum."""
+    return {"entry": json.dumps({**entry, "checksum": checksum(packed)}, sort_keys=True)}
 
 
 def checksum(tensors: Packed) -> str:

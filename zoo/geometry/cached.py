@@ -19,7 +19,7 @@ from zoo.precision import full_precision
 VERSION = 1  # raised when encoders come to say something else by the same weights, so that no entry is stale
 KINDS = {
     "tokens": ("patches", "camera_tokens"),
-    "cameras": ("world_to_camera", "K_normalised", "has_camera"),
+    "cameras": ("world_to_camera", "K_normalised", "has_camera", "depth"),
 }  # each an entry of its own
 EXACT = 1e-6  # of bytes / 255 in float32, whichever way it was divided
 
@@ -44,6 +44,7 @@ class CachedGeometry(GeometryEncoder):
         cache: where entries are kept.
 
     Attributes:
+        folder: of the cache.
         made: scenes that the encoder was asked for.
         unwritten: why the last entry that couldn't be written wasn't; the run goes on without it.
 
@@ -53,12 +54,14 @@ class CachedGeometry(GeometryEncoder):
 
     def __init__(self, build: Recipe, cache: GeometryCache) -> None:
         super().__init__()
-        self._build, self._cache, self._wants_cameras = build, cache, False
+        self._build, self._cache, self._wants_cameras, self._wants_depth = build, cache, False, False
+        self.folder = cache.folder
         with torch.device("meta"):
             outline = self._built()
         self.width, self.files = outline.width, outline.files
         self.needs_cameras, self.needs_frames = outline.needs_cameras, outline.needs_frames
         self.needs_depth, self.gives_cameras = outline.needs_depth, outline.gives_cameras
+        self.gives_depth = outline.gives_depth
         self._identity = {"class": type(outline).__qualname__, **outline.identity()}
         self._from_files = bool(self.files) and all(tensor.is_meta for tensor in outline.parameters())
         self._outline = [outline]  # in lists: no modules of this one
@@ -79,6 +82,8 @@ class CachedGeometry(GeometryEncoder):
                 encoder = self._built()
                 if self._wants_cameras:
                     encoder.want_cameras()
+                if self._wants_depth:
+                    encoder.want_depth()
             self._loaded.append(encoder.requires_grad_(False).eval())
         return self._loaded[0]
 
@@ -88,6 +93,14 @@ class CachedGeometry(GeometryEncoder):
             encoder.want_cameras()
         with torch.device("meta"):
             self._outline[0].want_cameras()  # says now if it can't
+
+    def want_depth(self) -> None:
+        self._wants_depth = True
+        for encoder in self._loaded:
+            encoder.want_depth()
+        with torch.device("meta"):
+            self._outline[0].want_depth()
+        self._identity |= self._outline[0].identity()
 
     @cached_property
     def _weights(self) -> list[str]:
@@ -150,7 +163,7 @@ class CachedGeometry(GeometryEncoder):
         except OSError as error:
             self.unwritten = error
             warnings.warn(
-                f"{self._cache.folder}: geometry can't be kept ({error.strerror}), so it will be found out again",
+                f"{self.folder}: geometry can't be kept ({error.strerror}), so it will be found out again",
                 stacklevel=2,
             )
 

@@ -1,0 +1,261 @@
+"""The geometry cache: what its two precisions cost, and what it saves.
+
+    python -m benchmarks.geometry_cache errors
+    python -m benchmarks.geometry_cache speed --size small --frames 16 --height 476 --width 644
+
+`errors` compares, on rooms, a fused model that reads 3D tokens from a cache with the same one that works them out: the
+tokens, the cameras, and the logits of the questions' tokens. The connector is random, with outputs as large as the 2D
+tokens, as an untrained one adds nothing. The cache keeps cameras exactly; what they would be if they were found from
+the kept camera tokens is shown beside. The control has the tokens of another room. VGGT is a tiny one that first
+learns these rooms by heart, in two minutes: of random weights the cameras mean nothing.
+
+`speed` times, in turns, VGGT with random weights on noise, writing what it says, and reading that again; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from benchmarks.vggt import SIZES
+from datamodules import Rooms, VideoQADataModule
+from datamodules.collate import Collate, LoadedScene
+from datamodules.dataset import SceneDataset
+from datamodules.resize import PixelBounds
+from zoo import AddFusion, GeometryCache, SpatialMLLM, TinyVGGT, VGGTPretraining
+from zoo.cameras import invert_se3, pose_distance
+from zoo.geometry import VGGT, CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras
+
+DTYPES = ("bfloat16", "float8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    errors = commands.add_parser("errors")
+    errors.set_defaults(run=measure_errors)
+    errors.add_argument("--vggt", help="a run of geometry_tiny.yaml, in place of one that learns the rooms by heart")
+    errors.add_argument("--steps", type=int, default=160, help="of learning")
+    errors.add_argument("--rooms", default="cache/rooms", help="where the rooms are, or are to be made")
+    errors.add_argument("--scenes", type=int, default=4)
+    errors.add_argument("--frames", type=int, default=8)
+    speed = commands.add_parser("speed")
+    speed.set_defaults(run=measure_speed)
+    speed.add_argument("--size", choices=SIZES, default="small")
+    speed.add_argument("--frames", type=int, default=16)
+    speed.add_argument("--height", type=int, default=476)
+    speed.add_argument("--width", type=int, default=644)
+    speed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    speed.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of VGGT")
+    speed.add_argument("--folder", help="where entries go: the disk that is meant; a temporary folder without")
+    speed.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=getattr(arguments, "folder", None)) as folder:
+        arguments.run(arguments, folder)
+
+
+# ---- errors -------------------------------------------------------------------------------------------------
+
+
+def measure_errors(arguments: argparse.Namespace, folder: str) -> None:
+    scenes = rooms(arguments)
+    vggt = arguments.vggt or learn(scenes, arguments.steps, f"{folder}/vggt")
+    with torch.no_grad():
+        show_errors(scenes, vggt, folder)
+
+
+def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
+    model = SpatialMLLM(geometry=lambda: TinyVGGT(vggt)).eval()
+    plain = model.geometry
+    assert isinstance(plain, VGGTEncoder) and model.fusion is not None
+    behind = {dtype: CachedGeometry(lambda: plain, GeometryCache(f"{folder}/{dtype}", dtype=dtype)) for dtype in DTYPES}
+    collate = Collate(model.processor, False, keep_frames=True)
+    batches = [collate([replace(scene, questions=scene.questions[:1])]) for scene in scenes]
+    equal_branches(model, batches[0])
+    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in (*DTYPES, "another room")}
+    for batch, other in zip(batches, batches[1:] + batches[:1], strict=True):
+        (exact,), frames = geometry_of(plain, batch), batch["frames"]
+        expected = logits_of(model, batch)
+        for name in found:
+            if name == "another room":
+                (kept,) = geometry_of(plain, other)
+                model.geometry = Says(kept)
+            else:
+                model.geometry = behind[name]
+                (kept,) = geometry_of(behind[name], batch)
+            compare(found[name], plain, kept, exact, (frames[0].shape[-2], frames[0].shape[-1]))
+            compare_logits(found[name], logits_of(model, batch), expected)
+            model.geometry = plain
+    print(f"{len(batches)} rooms, {len(scenes[0].frame_indices)} frames\n")
+    print(f"| | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
+    for row in found["float8"]:
+        print(f"| {row} | {' | '.join(f'{summary(row, each[row]):.3g}' for each in found.values())} |")
+
+
+class Says(GeometryEncoder):
+    """Says the same of every scene."""
+
+    needs_frames = True
+
+    def __init__(self, scene: SceneGeometry) -> None:
+        super().__init__()
+        self.scene = scene
+
+    def forward(self, frames: Any, given: Any, **_: Any) -> list[SceneGeometry]:
+        return [self.scene] * len(frames)
+
+
+def rooms(arguments: argparse.Namespace) -> list[LoadedScene]:
+    source = Rooms(scenes=(2, 2, max(2, arguments.scenes)), root=arguments.rooms)
+    data = VideoQADataModule(source=source, num_frames=arguments.frames)
+    data.prepare_data()
+    bounds = PixelBounds(min_pixels=784, max_pixels=65536, folder_twice=False)
+    scenes = data.scenes("test")[: arguments.scenes]
+    loaded = SceneDataset(scenes, data.sampler, data.num_frames, bounds, needs_cameras=True, needs_depth=True)
+    return [loaded[i] for i in range(len(scenes))]
+
+
+def learn(scenes: list[LoadedScene], steps: int, folder: str) -> str:
+    """The run of a tiny VGGT that learned some scenes by heart."""
+    torch.manual_seed(0)
+    model = VGGTPretraining(TinyVGGT(heads=("camera", "depth", "point")), dense_frames=1)
+    seen = {"frames": [s.frames for s in scenes], "geometry": [s.geometry for s in scenes], "failed": []}
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+    )
+    trainer.fit(model, DataLoader([seen] * steps, batch_size=None), DataLoader([seen], batch_size=None))
+    return folder
+
+
+def equal_branches(model: SpatialMLLM, batch: dict[str, Any]) -> None:
+    """A random last layer of the connector, by which 3D tokens are as large as the 2D tokens."""
+    assert isinstance(model.fusion, AddFusion)
+    last, grid = model.fusion.connector.mlp[2], batch["video_grid_thw"][0]
+    nn.init.normal_(last.weight, std=last.weight.shape[1] ** -0.5, generator=torch.Generator().manual_seed(0))
+    (visual,) = model.encode_pixels(batch["pixel_values_videos"], batch["video_grid_thw"])
+    (scene,) = model.encode_geometry(batch["frames"], [None], False)
+    assert scene is not None
+    last.weight.mul_(visual.std() / model.fusion.embed_3d(scene, grid, visual.dtype).std())
+
+
+def geometry_of(encoder: nn.Module, batch: dict[str, Any]) -> list[SceneGeometry]:
+    return encoder([frames.float() / 255 for frames in batch["frames"]], [None])
+
+
+def logits_of(model: SpatialMLLM, batch: dict[str, Any]) -> Tensor:
+    """Those of the tokens after the video: the question's, and the answer's first."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    inputs = model.see(batch)(ids, mask, batch["scene_index"])
+    last = int((ids[0] == model.qwen.config.video_token_id).nonzero()[-1])
+    return model.qwen(**inputs, use_cache=False).logits[0, last + 1 :]
+
+
+def compare(
+    found: dict[str, list[float]],
+    vggt: VGGTEncoder,
+    kept: SceneGeometry,
+    exact: SceneGeometry,
+    size_hw: tuple[int, int],
+) -> None:
+    assert kept.patches is not None and exact.patches is not None
+    found["3D tokens: RMS error over RMS"].append(rms(kept.patches.float() - exact.patches) / rms(exact.patches))
+    for name, pair in {
+        "cameras as kept": (kept.world_to_camera, exact.world_to_camera),
+        "cameras from kept tokens": (cameras_of(vggt, kept, size_hw), cameras_of(vggt, exact, size_hw)),
+    }.items():
+        angle, distance = pose_distance(*(poses.double() for poses in pair if poses is not None))
+        assert exact.world_to_camera is not None
+        spread = invert_se3(exact.world_to_camera.double())[:, :3, 3].std(0).norm()
+        found[f"{name}: rotation, degrees, median"] += (angle * 180 / math.pi).tolist()
+        found[f"{name}: rotation, degrees, largest"] += (angle * 180 / math.pi).tolist()
+        found[f"{name}: centre over the centres' spread, median"] += (distance / spread).tolist()
+
+
+def cameras_of(vggt: VGGTEncoder, scene: SceneGeometry, size_hw: tuple[int, int]) -> Tensor:
+    """Poses by the camera head, from the scene's camera tokens."""
+    assert scene.camera_tokens is not None and vggt.vggt.camera_head is not None
+    return pose_encoding_to_cameras(vggt.vggt.camera_head(scene.camera_tokens.float()[None])[-1], size_hw)[0][0]
+
+
+def compare_logits(found: dict[str, list[float]], kept: Tensor, exact: Tensor) -> None:
+    found["logits: RMS error over standard deviation"].append(rms(kept - exact) / float(exact.std()))
+    found["logits: KL divergence, nats, mean"] += (
+        F.kl_div(kept.log_softmax(-1), exact.log_softmax(-1), log_target=True, reduction="none").sum(-1).tolist()
+    )
+    found["logits: most likely token another, share"] += (kept.argmax(-1) != exact.argmax(-1)).float().tolist()
+
+
+def rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def summary(row: str, values: list[float]) -> float:
+    if "largest" in row:
+        return max(values)
+    return statistics.median(values) if "median" in row else statistics.fmean(values)
+
+
+# ---- speed --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measure_speed(arguments: argparse.Namespace, folder: str) -> None:
+    torch.manual_seed(0)
+    head = {"dim_in": 2 * SIZES[arguments.size]["embed_dim"], "trunk_depth": 2}
+    vggt = VGGT(SIZES[arguments.size], camera_head=head)
+    vggt.aggregator.to(getattr(torch, arguments.dtype))
+    encoder = VGGTEncoder(vggt).to(arguments.device).eval()
+    size = (arguments.frames, 3, arguments.height, arguments.width)
+    caches = {dtype: GeometryCache(f"{folder}/{dtype}", dtype=dtype) for dtype in DTYPES}
+    times: dict[str, list[float]] = defaultdict(list)
+    for repeat in range(arguments.repeats + 1):  # the first warms up
+        frames = torch.randint(0, 256, size).to(arguments.device) / 255
+        spent = {"VGGT": timed(lambda: encoder([frames], [None]), arguments.device)}  # noqa: B023
+        for dtype, cache in caches.items():
+            behind = CachedGeometry(lambda: encoder, cache)
+            behind.entries(frames, tokens=True, cameras=True)  # its weights are looked at once a run
+            made = timed(lambda: behind([frames], [None]), arguments.device)  # noqa: B023
+            spent[f"{dtype}, written, VGGT included"] = made
+            spent[f"{dtype}, read"] = timed(lambda: behind([frames], [None]), arguments.device)  # noqa: B023
+        for name, seconds in spent.items():
+            if repeat:
+                times[name].append(seconds)
+    print(f"VGGT {arguments.size}, {arguments.frames} x {arguments.height} x {arguments.width}, {arguments.device}\n")
+    print("| | s a scene | MB a scene |\n|---|---|---|")
+    for name, each in times.items():
+        dtype = name.partition(",")[0]
+        files = list(Path(folder, dtype).glob("*.safetensors")) if dtype in DTYPES else []
+        size_mb = f"{sum(f.stat().st_size for f in files) / (arguments.repeats + 1) / 1e6:.3g}" if files else ""
+        print(f"| {name} | {statistics.median(each):.3f} | {size_mb} |")
+
+
+def timed(call: Any, device: str) -> float:
+    start = time.perf_counter()
+    call()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

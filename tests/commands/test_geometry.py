@@ -1,0 +1,162 @@
+"""python main.py geometry: what it finds out, keeps and says; and runs that then never load a VGGT."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import main
+from commands.geometry import geometry, this_process
+from tests.conftest import ROOMS
+from zoo import TinyVGGT
+from zoo.errors import InputError
+from zoo.geometry import VGGTEncoder
+from zoo.geometry.vggt.aggregator import Aggregator
+
+VGGT = {"embed_dim": 16, "num_heads": 2}
+Run = Callable[..., str]
+ALIKE = ("--data.train_sampler", "null")  # the same frames in each epoch
+
+
+@pytest.fixture
+def run(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
+    """Runs main.py in an empty folder on the small rooms, with a small VGGT from a file; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    weights = TinyVGGT(**VGGT).vggt.official_state_dict()
+    Path("vggt").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, "vggt/model.safetensors")
+    data = {"source.root": rooms_root, "source.scenes": list(ROOMS), "num_frames": 4, "question_types": "null"}
+    words = [word for name, value in data.items() for word in (f"--data.{name}", str(value))]
+    vggt = [
+        word for name, value in {"path": "vggt", **VGGT}.items() for word in (f"--model.geometry.{name}", str(value))
+    ]
+
+    def call(command: str, *more: str, config: str = "spatial_mllm.yaml") -> str:
+        monkeypatch.delenv("ZOO_RUN", raising=False)
+        monkeypatch.setattr(sys, "argv", ["main.py", command, "--config", config, *words, *vggt, *more])
+        main.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+SMALL = [
+    *("--model.backbone.layers", "2", "--model.backbone.hidden_size", "64", "--model.backbone.heads", "2"),
+    *("--model.backbone.key_value_heads", "1", "--model.backbone.vision_hidden_size", "32"),
+    *("--data.batch_size", "2", "--trainer.max_steps", "3", "--trainer.limit_val_batches", "0"),
+]
+
+
+def entries() -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in Path("cache/geometry").glob("*.safetensors")}
+
+
+def test_it_fills_and_goes_on_where_it_was(run: Run) -> None:
+    assert "geometry: tokens of 3 scenes: 3 made, 0 kept; see cache/geometry/" in run("geometry")
+    one, two, _ = sorted(Path("cache/geometry").glob("*.safetensors"))
+    whole = one.read_bytes(), two.read_bytes()
+    one.unlink()
+    two.write_bytes(whole[1][:-100])  # cut short
+    assert "2 made, 1 kept" in run("geometry", "--workers", "1")
+    assert (one.read_bytes(), two.read_bytes()) == whole
+    assert "tokens and cameras of 3 scenes: 3 made, 0 kept" in run(
+        "geometry", "--model.cameras", "either", "--model.time", "Pose"
+    )
+    assert len(entries()) == 6  # the tokens were there
+    assert "tokens of 2 scenes: 2 made" in run("geometry", "--split", "val", "--model.geometry_cache.dtype", "float8")
+
+
+def test_processes_share_the_scenes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+    with monkeypatch.context() as torchrun:
+        for name, value in zip(names, (1, 1, 2, 0, 2, 7), strict=True):
+            torchrun.setenv(name, str(value))
+        assert this_process() == (1, 1, 2) and "of 1 scenes: 1 made, 0 kept" in run("geometry")
+        torchrun.setenv("RANK", "0")
+        assert "of 2 scenes: 2 made, 0 kept" in run("geometry")
+    assert this_process() == (0, 0, 1) and "of 3 scenes: 0 made, 3 kept" in run("geometry")
+
+
+def test_a_full_cache_never_loads_vggt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training reads what the command found out; nothing is made or looked for beside it."""
+    fill = ("geometry", *ALIKE, "--split", "train")
+    assert "6 made" in run(*fill)
+    filled = set(entries())
+    made: list[str] = []
+    build = VGGTEncoder.__init__
+
+    def spy(self: VGGTEncoder, *arguments: object) -> None:
+        build(self, *arguments)
+        made.extend({tensor.device.type for tensor in self.parameters()})
+
+    monkeypatch.setattr(VGGTEncoder, "__init__", spy)
+    monkeypatch.setattr(Aggregator, "forward", None)
+    run("fit", *SMALL, *ALIKE, "--model.geometry_cache.folder", "cache/geometry")
+    assert made and set(made) == {"meta"} and set(entries()) == filled
+    (folder,) = Path("runs").iterdir()
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert state and not any(name.startswith("geometry.") for name in state)
+
+    geometry(["--config", str(folder / "config.yaml"), "--split", "train"])  # a run's config serves as it is
+    assert set(entries()) == filled
+    # the control: one is not there, and the spies see it
+    Path("cache/geometry", next(iter(filled))).unlink()
+    with pytest.raises(TypeError):
+        run(*fill)
+    assert set(made) == {"meta", "cpu"}
+
+
+def test_what_it_refuses(run: Run, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="RandomSampler draws other frames each epoch.*--data.train_sampler null"):
+        run("geometry", "--split", "train")
+    with pytest.raises(SystemExit, match="this model reads no geometry: name one that does"):
+        run("geometry", "--model.fusion", "null")
+    with pytest.raises(SystemExit, match="raise --model.geometry_cache.limit_gb"):
+        run("geometry", "--model.geometry_cache.limit_gb", "0.000008")  # one scene, and not two
+    with pytest.raises(SystemExit, match="2 of 2 scenes have no geometry: see above"):
+        run("geometry", "--split", "val", "--model.geometry_cache.limit_gb", "0.000001")
+    assert "one scene takes" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_it_and_what_was_written_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.geometry import cache
+
+    written: list[Path] = []
+    write = cache.write_whole
+
+    def until_full(path: Path, content: bytes) -> None:
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(cache, "write_whole", until_full)
+    with (
+        pytest.warns(UserWarning, match="can't be kept"),
+        pytest.raises(SystemExit, match="No space left.*run it again"),
+    ):
+        run("geometry")
+    monkeypatch.setattr(cache, "write_whole", write)
+    assert "2 made, 1 kept" in run("geometry")  # the other written file knows the weights
+
+
+def test_scenes_that_fail_are_named_and_the_rest_goes_on(run: Run, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    forward, seen = Aggregator.forward, []
+
+    def fails_once(self: Aggregator, *arguments: object) -> object:
+        seen.append(1)
+        if len(seen) == 2:
+            raise InputError("frames of a wrong kind")
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Aggregator, "forward", fails_once)
+    with pytest.raises(SystemExit, match="1 of 3 scenes have no geometry"):
+        run("geometry")
+    said = capsys.readouterr()
+    assert "2 made, 0 kept, 1 failed" in said.out and "frames of a wrong kind" in said.err
+    assert "1 made, 2 kept" in run("geometry")
