@@ -1,0 +1,144 @@
+"""From frames to a batch as the official inference and training code has them: frames, pixels, grids, ids, labels."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoProcessor
+
+from datamodules import collate
+from datamodules.collate import Collate
+from datamodules.dataset import OpenScene, SceneDataset
+from datamodules.resize import PixelBounds
+from datamodules.samplers import UniformSampler
+from datamodules.scenes import Question, Scene
+from datamodules.video import Video
+from tests.golden.synth import synth_video
+from zoo.positions import mrope_position_ids
+
+GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
+TRAINING = PixelBounds(min_pixels=293216, max_pixels=324576, kernel="pillow")
+
+
+def cases(group: str) -> list[str]:
+    return sorted(path.stem for path in (GOLDEN / group).glob("*.safetensors"))
+
+
+def load(group: str, case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return json.loads((GOLDEN / f"{group}/{case}.json").read_text()), load_file(GOLDEN / f"{group}/{case}.safetensors")
+
+
+class Synthetic(Video):
+    """A video that needs no decoder."""
+
+    def __init__(self, frames: Tensor, is_folder: bool) -> None:
+        self.frames, self.is_folder = frames, is_folder
+        self.num_frames, _, self.height, self.width = frames.shape
+        self.times_s = [i / 30 for i in range(self.num_frames)]
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        return self.frames[list(indices)]
+
+
+class Synthetics(SceneDataset):
+    """Scenes of such videos."""
+
+    def __init__(self, videos: Sequence[Synthetic], questions: Sequence[Question], frames: int, bounds: PixelBounds):
+        scenes = [Scene(f"s/{i}", Path(f"{i}.mp4"), (question,)) for i, question in enumerate(questions)]
+        super().__init__(scenes, UniformSampler(), frames, bounds, needs_cameras=False)
+        self.videos = videos
+
+    def open(self, index: int) -> OpenScene:
+        return OpenScene(self.videos[index], None, None, None)
+
+
+@pytest.fixture(scope="module")
+def processor(realdata: Path) -> Any:
+    return AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
+
+
+def check_pixels(batch: dict[str, Any], t: dict[str, Tensor]) -> None:
+    pixels = batch["pixel_values_videos"]
+    assert list(pixels.shape) == t["pixel_values_videos_shape"].tolist()
+    rows = pixels[t["pixel_values_videos_row_index"]]
+    assert torch.allclose(rows, t["pixel_values_videos_rows"], atol=2e-6, rtol=0)
+    assert torch.allclose(pixels.double().mean(0), t["pixel_values_videos_column_mean"], atol=2e-6, rtol=0)
+    assert not torch.allclose(rows.roll(1, 1), t["pixel_values_videos_rows"], atol=1e-2)  # negative control
+
+
+def check_frames(frames: Tensor, t: dict[str, Tensor], number: int) -> None:
+    name = f"video_tchw_{number}"
+    assert list(frames.shape) == t[f"{name}_shape"].tolist()
+    whole = t.get(f"{name}_u8")
+    if whole is not None:
+        assert torch.equal(frames, whole)
+    else:
+        assert torch.equal(frames[..., ::9, ::7], t[f"{name}_u8_strided"])
+
+
+@pytest.mark.parametrize("case", cases("preprocess"))
+def test_a_batch_of_the_official_inference(case: str, processor: Any) -> None:
+    meta, t = load("preprocess", case)
+    questions = [
+        Question(str(i), row["question_type"], row["question"], row["ground_truth"], tuple(row.get("options") or ()))
+        for i, row in enumerate(meta["questions"])
+    ]
+    videos = [
+        Synthetic(synth_video(v["synth_seed"], v["total_frames"], v["height"], v["width"]), "folder" in meta["source"])
+        for v in meta["videos"]
+    ]
+    scenes = Synthetics(videos, questions, 2 * round(meta["nframes"] / 2), PixelBounds())
+    loaded = [scenes[i] for i in range(len(scenes))]
+    assert [list(each.frame_indices) for each in loaded] == meta["frame_indices"]
+    for number, each in enumerate(loaded):
+        check_frames(each.frames, t, number)
+    batch = Collate(processor, training=False, keep_frames=True)(loaded)
+    assert torch.equal(batch["video_grid_thw"], t["video_grid_thw"])
+    assert torch.equal(batch["input_ids"], t["input_ids"]) and torch.equal(batch["attention_mask"], t["attention_mask"])
+    check_pixels(batch, t)
+    assert all(torch.equal(frames, each.frames) for frames, each in zip(batch["frames"], loaded, strict=True))
+
+
+def of_training(case: str) -> bool:
+    """Whether a case has one video; its stills and texts have no scenes here."""
+    return [sample["kind"] for sample in load("preprocess_train", case)[0]["samples"]] == ["video"]
+
+
+@pytest.mark.parametrize("case", [case for case in cases("preprocess_train") if of_training(case)])
+def test_a_batch_of_the_official_training(case: str, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta, t = load("preprocess_train", case)
+    (clip,) = meta["samples"]
+    monkeypatch.setattr(collate, "user_text", lambda question: clip["q"].removeprefix("<video>"))  # worded by itself
+    video = synth_video(clip["synth_seed"], clip["T"], clip["H"], clip["W"])
+    data = meta["data_args"]
+    wanted = round(clip["T"] / clip["fps"] / data["base_interval"])
+    count = min(max(wanted, data["video_min_frames"]), data["video_max_frames"])
+    chosen = torch.linspace(0, clip["T"] - 1, count).long().tolist()  # the script's own choice, the last one repeated
+    chosen += chosen[-1:] * (count % 2)
+    scenes = Synthetics([Synthetic(video[chosen], False)], [Question("0", "", "", clip["a"])], len(chosen), TRAINING)
+    loaded = scenes[0]
+    check_frames(loaded.frames, t, 0)
+    batch = Collate(processor, training=True)([loaded])
+    check_pixels(batch, t)
+    for name in ("input_ids", "labels", "video_grid_thw"):
+        assert torch.equal(batch[name], t[name]), name
+    assert torch.equal(batch["attention_mask"], t["attention_mask"].long())
+    ids = {name: processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    positions, _ = mrope_position_ids(
+        batch["input_ids"],
+        batch["attention_mask"],
+        video_grid_thw=batch["video_grid_thw"],
+        seconds_per_grid=[2 / (data["video_frame_fps"] or count * clip["fps"] / clip["T"])],  # nominal, or real
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+    )
+    assert torch.equal(positions, t["position_ids"])
