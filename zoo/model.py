@@ -23,7 +23,7 @@ from zoo.generation import CameraQwen25VL, greedy
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, first_built
-from zoo.geometry.steps import PairCamera, step_cameras
+from zoo.geometry.steps import PairCamera, median_depths, step_cameras, step_points
 from zoo.layout import SequenceLayout
 from zoo.media import (
     Media,
@@ -116,10 +116,10 @@ class SpatialModel(Trainable):
             self.fusion = self._like_qwen(fusion(width, self.geometry.width))
         if views is not None:
             self.views = self._like_qwen(views(width if self.fusion is None else self.fusion.flat_width))
-        if cameras == "vggt" and (self.reads_points or self.scales_by_depth):
-            raise InputError(
-                "this encoding goes by the data's depth, so by its cameras too: leave --model.cameras given"
-            )
+        if cameras == "vggt" and self.goes_by_depth and self.geometry is not None:
+            if not self.geometry.gives_depth:
+                raise InputError("this encoding goes by depth, which --model.geometry does not find: take the data's")
+            self.geometry.want_depth()
         # a fusion that nobody trained says nothing, whatever the weights around it
         self.pretrained = backbone.pretrained and (self.fusion is None or backbone.fill(self.fusion))
         self.learning_rates = learning_rates
@@ -186,6 +186,11 @@ class SpatialModel(Trainable):
         """Whether lengths are divided by the median depth."""
         return self._some("scale", "median_depth")
 
+    @property
+    def goes_by_depth(self) -> bool:
+        """Whether something goes by depth in the unit of the cameras, and so by whichever came with them."""
+        return self.reads_points or self.scales_by_depth
+
     def _some(self, name: str, value: Any) -> bool:
         """Whether some part that reads cameras says so of itself."""
         parts = (m for part in (self.encoding, self.views) if part is not None for m in part.modules())
@@ -196,8 +201,8 @@ class SpatialModel(Trainable):
         """Whether cameras may be the geometry encoder's own; in `predict` always those of a video that has none."""
         predicting = self._trainer is not None and self._trainer.state.fn == "predict"
         able = self.geometry is not None and self.geometry.gives_cameras
-        in_metres = self.reads_points or self.scales_by_depth  # as the data's depth is, and so its cameras
-        return self.reads_cameras and able and not in_metres and (self.cameras != "given" or predicting)
+        asked = self.cameras == "vggt" or (not self.goes_by_depth and (self.cameras == "either" or predicting))
+        return self.reads_cameras and able and asked
 
     def lack_cameras(self, given: Sequence[SceneGeometry | None]) -> list[bool]:
         """Of each scene, whether its cameras are to be found: of all by `vggt`, else where the data has none."""
@@ -212,7 +217,7 @@ class SpatialModel(Trainable):
     @property
     def needs_depth(self) -> bool:
         fused = self.reads_tokens and self.geometry is not None and self.geometry.needs_depth
-        return fused or self.reads_points or self.scales_by_depth
+        return fused or (self.goes_by_depth and self.cameras != "vggt")
 
     @property
     def needs_frames(self) -> bool:
@@ -262,6 +267,10 @@ class SpatialModel(Trainable):
             return cameras
         present = cameras.seen() if has_camera is None else has_camera
         return cameras.with_reference(balanced_views(visual, [int(grid[0]) for grid in grids], samples, present))
+
+    def points_of(self, scenes: Sequence[SceneGeometry | None]) -> list[Float[Tensor, "_tokens 3"]] | None:
+        """What each 2D token of each scene shows, if the encoding goes by it."""
+        return [step_points(each, self.pair_camera).flatten(0, 2) for each in scenes] if self.reads_points else None
 
     def fuse(
         self,
@@ -363,8 +372,14 @@ class SpatialModel(Trainable):
             raise InputError(f"{type(self).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
         found = self.encode_geometry([] if frames is None else scene_frames(frames, runs, grids), given, cameras=finds)
         has_camera = None
+        points = None
         if finds:  # all of them: `cameras` are of the whole batch, or of nothing
             cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.pair_camera)
+            points = self.points_of(found)
+            if self.scales_by_depth:
+                depths = torch.ones(len(input_ids), device=input_ids.device)
+                depths[[scene[0].row for scene in scenes]] = median_depths(found)
+                cameras = cameras.with_median_depth(depths)
         if cameras is not None:
             refuse_torn(runs)
         spans = step_spans(scenes, scene_grids)
@@ -393,6 +408,7 @@ class SpatialModel(Trainable):
             seconds_per_grid=media.get("seconds_per_grid"),
             cameras=cameras,
             has_camera=has_camera,
+            points=None if points is None else torch.cat(points),
         )
 
     def logits(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import InputError
-from zoo.geometry.steps import median_depths, step_cameras, step_points
+from zoo.geometry.steps import median_depths, step_cameras
 from zoo.model import SpatialModel
 from zoo.prefix_cache import Prepare, Reply, answer_questions
 from zoo.shared_prefix import IGNORED, pack, takes_any_mask, visual_tokens
@@ -45,22 +45,20 @@ class SpatialVLM(SpatialModel):
         grids, given = batch["video_grid_thw"], batch["geometry"]
         lacking = self.lack_cameras(given)
         found = self.encode_geometry(batch.get("frames", ()), given, cameras=any(lacking))
-        cameras = has_camera = None
+        cameras = has_camera = points = None
         seen_by: list[tuple[Any, ...]] = [()] * len(grids)
         visual = self.encode_pixels(batch["pixel_values_videos"], grids)
         if self.reads_cameras:
             own = [each if lacks else had for each, had, lacks in zip(found, given, lacking, strict=True)]
             cameras, has_camera = step_cameras(own, self.pair_camera)
             cameras = self.refer(cameras, has_camera, visual, grids, list(range(len(grids))))
+            points = self.points_of(own)
             if self.scales_by_depth:
-                cameras = cameras.with_median_depth(median_depths(given))
+                cameras = cameras.with_median_depth(median_depths(own))
             counts = grids[:, 0].tolist()
             seen_by = [(cameras[[i]].span(0, t), has_camera[[i], :t]) for i, t in enumerate(counts)]
         scenes = zip(visual, grids, found, seen_by, strict=True)
         videos = [self.fuse(*scene, *cams).flatten(0, 1) for *scene, cams in scenes]
-        points: list[Tensor] = []
-        if self.reads_points:
-            points = [step_points(scene, self.pair_camera).flatten(0, 2) for scene in given]
 
         def prepare(ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"], scene: Int[Tensor, " B"]) -> dict[str, Any]:
             return self.prepare(

@@ -79,6 +79,7 @@ class GeometryEncoder(nn.Module, ABC):
         needs_frames: the data must bring the frames themselves.
         needs_depth: the data must bring depth.
         gives_cameras: it finds cameras itself, so that the data needs none.
+        gives_depth: it may find depth along with them, in their unit.
         files: that its weights were read from; none if they come from elsewhere.
     """
 
@@ -87,6 +88,7 @@ class GeometryEncoder(nn.Module, ABC):
     needs_frames: bool = False
     needs_depth: bool = False
     gives_cameras: bool = False
+    gives_depth: bool = False
     files: tuple[Path, ...] = ()
 
     def identity(self) -> dict[str, Any]:
@@ -99,6 +101,13 @@ class GeometryEncoder(nn.Module, ABC):
 
     def want_cameras(self) -> None:
         """Gets ready to find cameras: what only they need is loaded. For those that `gives_cameras`.
+
+        Raises:
+            InputError: it can't; naming the remedy.
+        """
+
+    def want_depth(self) -> None:
+        """Finds depth as well wherever it finds cameras, from now on. For those that `gives_depth`.
 
         Raises:
             InputError: it can't; naming the remedy.

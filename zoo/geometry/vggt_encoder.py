@@ -19,6 +19,8 @@ from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.geometry.vggt.dpt_head import DPTHead
+from zoo.geometry.vggt.model import VGGT_1B, layer_index
 from zoo.geometry.vggt.official import find_weights
 from zoo.weights import WEIGHTS, SafetensorsFile, Under, fill
 
@@ -41,9 +43,11 @@ class VGGTEncoder(GeometryEncoder):
 
     needs_frames = True
     gives_cameras = True
+    gives_depth = True
 
     def __init__(self, vggt: VGGT, layer: int = -1) -> None:
         super().__init__()
+        self.finds_depth = False
         depth = vggt.aggregator.depth
         if not -depth <= layer < depth:
             raise InputError(f"--model.geometry.layer {layer}: this VGGT has layers 0 to {depth - 1}")
@@ -52,12 +56,25 @@ class VGGTEncoder(GeometryEncoder):
 
     def identity(self) -> dict[str, Any]:
         trunk = self.vggt.aggregator
-        made = {name: self.vggt.config[name] for name in ("aggregator", "camera_head")}
+        heads = ("camera_head", "depth_head") if self.finds_depth else ("camera_head",)
+        made = {name: self.vggt.config[name] for name in ("aggregator", *heads)}
         return {**made, "layer": self.layer % trunk.depth, "dtype": str(trunk.camera_token.dtype)}
 
     def want_cameras(self) -> None:
         if self.vggt.camera_head is None:
             self.vggt.camera_head = self.load_camera_head()
+
+    def want_depth(self) -> None:
+        if self.vggt.depth_head is None:
+            self.vggt.depth_head = self.load_depth_head()
+        self.finds_depth = True
+
+    def load_depth_head(self) -> DPTHead:
+        """As `load_camera_head`."""
+        raise InputError(
+            "this VGGT has no depth head: build one (--model.geometry.heads [camera,depth]), or take the data's depth, "
+            "--model.cameras given"
+        )
 
     def load_camera_head(self) -> CameraHead:
         """The head that belongs to this trunk, float32: poses in bfloat16 would be useless."""
@@ -93,7 +110,8 @@ class VGGTEncoder(GeometryEncoder):
         height, width = images.shape[-2:]
         patch = self.vggt.aggregator.patch_size
         check_size(height, width, patch)
-        output = self.vggt(images, layers=(self.layer,) if tokens else (), heads=("camera",) if cameras else ())
+        heads = ("camera", "depth") if self.finds_depth else ("camera",)
+        output = self.vggt(images, layers=(self.layer,) if tokens else (), heads=heads if cameras else ())
         say: dict[str, Tensor] = {}
         if tokens:
             every = output.tokens[self.layer]
@@ -104,13 +122,15 @@ class VGGTEncoder(GeometryEncoder):
             say["world_to_camera"], say["K_normalised"], say["has_camera"] = sound_cameras(
                 output.pose_enc, (height, width)
             )
+            if output.depth is not None:
+                say["depth"] = output.depth[..., 0]
         return [SceneGeometry(**{name: value[i] for name, value in say.items()}) for i in range(len(images))]
 
 
 class PretrainedVGGT(VGGTEncoder):
     """VGGT-1B's aggregator with released weights (arXiv 2503.11651).
 
-    Its camera head, of 0.2 billion parameters, is loaded only if cameras are wanted.
+    Its camera head, of 0.2 billion parameters, is loaded only if cameras are wanted, its depth head if depth is.
 
     Args:
         path: a hub id, a folder with model.safetensors in it, or a .safetensors file.
@@ -126,6 +146,9 @@ class PretrainedVGGT(VGGTEncoder):
 
     def load_camera_head(self) -> CameraHead:
         return camera_head_of(SafetensorsFile(find_weights(self.path)), self.width)
+
+    def load_depth_head(self) -> DPTHead:
+        return depth_head_of(SafetensorsFile(find_weights(self.path)), self.vggt.aggregator.depth)
 
 
 class TinyVGGT(VGGTEncoder):
@@ -191,6 +214,16 @@ def camera_head_of(vggt: Mapping[str, Tensor], dim_in: int) -> CameraHead:
         head = CameraHead(dim_in)
     head.to_empty(device=torch.get_default_device())
     fill(head.state_dict(), Under(vggt, "camera_head."), what="camera head of VGGT (camera_head.*)")
+    return head
+
+
+def depth_head_of(vggt: Mapping[str, Tensor], depth: int) -> DPTHead:
+    """VGGT-1B's depth head alone, as `camera_head_of`; depth is the number of layers of the trunk."""
+    with torch.device("meta"):
+        head = DPTHead(**VGGT_1B["depth_head"])
+    head.to_empty(device=torch.get_default_device())
+    head.layers = tuple(layer_index(layer, depth) for layer in head.layers)
+    fill(head.state_dict(), Under(vggt, "depth_head."), what="depth head of VGGT (depth_head.*)")
     return head
 
 

@@ -1,8 +1,9 @@
-"""The saddle-balanced view: the rule, number by number, and in a model that chooses by its own 2D tokens."""
+"""What an encoding gets from the model around it: the saddle-balanced view of its 2D tokens, depth, and points."""
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from tests.zoo.asking import batch, scene
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
-from zoo import NoTime, PRoPE, SpatialVLM, TSection
-from zoo.encodings import GTA, ViewAttention, XYZRoPE, balanced_views, saddle_balanced
+from zoo import GeometryCache, NoTime, PRoPE, SpatialVLM, TinyVGGT, TSection
+from zoo.encodings import GTA, CameraEncoding, ViewAttention, XYZRoPE, balanced_views, saddle_balanced
 from zoo.errors import InputError
+from zoo.geometry.steps import step_cameras, step_points
 
 
 def random_views(count: int, seed: int = 0, channels: int = 6) -> Tensor:
@@ -209,3 +211,60 @@ def test_without_depth_it_is_an_error() -> None:
     bare.geometry.depth = None  # type: ignore[union-attr]
     with pytest.raises(InputError, match="median_depth needs scenes with depth"):
         ours.see(batch(ours, bare))
+
+
+# ---- VGGT's depth -----------------------------------------------------------------------------------------
+
+
+def vggt() -> TinyVGGT:
+    """Random, with a field of view of a radian; all that it finds is deterministic."""
+    encoder = TinyVGGT(embed_dim=32, depth=2, num_heads=2, features=8, heads=("camera", "depth"))
+    last = encoder.vggt.camera_head.pose_branch.fc2  # type: ignore[union-attr]
+    if not last.bias.is_meta:
+        last.weight.data[7:], last.bias.data[7:] = 0.0, 0.25  # four steps add up
+    return encoder
+
+
+def by_vggt(encoding: CameraEncoding, **more: Any) -> SpatialVLM:
+    return model(encoding=encoding, cameras="vggt", geometry=vggt, **more)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@torch.no_grad()
+def test_points_may_be_vggts(kept: bool, tmp_path: Path) -> None:
+    """Its depth on its rays, in its own unit: what the encoding gets is what its own points would give."""
+    cache = {"geometry_cache": GeometryCache(str(tmp_path))} if kept else {}
+    for _ in range(1 + kept):  # found, and read again
+        ours = by_vggt(XYZRoPE(), **cache)
+        assert not ours.needs_depth and not ours.needs_cameras and ours.needs_frames
+        shown = scene("a")
+        asked = batch(ours, shown)
+        assert ours.geometry is not None
+        (found,) = ours.geometry([asked["frames"][0].float() / 255], [None], tokens=False)
+        assert found.depth is not None and found.depth.shape == (6, 56, 84) and found.depth.min() > 0
+        inputs = ours.see(asked)(asked["input_ids"][:1], asked["attention_mask"][:1], torch.tensor([0]))
+        points = step_points(found).flatten(0, 2)
+        assert points.isfinite().all()
+        cameras = step_cameras([found])[0]
+        index = torch.where(asked["input_ids"][:1] == ours.qwen.config.video_token_id, 0, -1)
+        index[index == 0] = torch.arange(3).repeat_interleave(6)
+        places = torch.full((*index.shape, 3), torch.nan, dtype=points.dtype)
+        places[index >= 0] = points
+        expected = XYZRoPE().encode(
+            cameras.with_index(index).with_tokens(points=places), head_dim=32, mrope_section=[4, 6, 6]
+        )
+        torch.testing.assert_close(inputs["camera_encoding"].cos, expected.cos, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_unit_may_be_vggts_depth_and_the_logits_find_both() -> None:
+    frames = {"frames": [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]}
+    for encoding in (XYZRoPE(), GTA(scale="median_depth")):
+        ours, given = by_vggt(encoding), sequences()
+        moved = ours.logits(**given, **frames) - model().logits(**given)
+        assert moved.isfinite().all() and moved[given["attention_mask"].bool()].abs().max() > 1e-3
+
+
+def test_a_geometry_without_depth_is_refused() -> None:
+    with pytest.raises(InputError, match="has no depth head: build one"):
+        model(encoding=XYZRoPE(), cameras="vggt", geometry=lambda: TinyVGGT(embed_dim=32, depth=2, num_heads=2))
