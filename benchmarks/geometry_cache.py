@@ -78,6 +78,7 @@ def measure_errors(arguments: argparse.Namespace, folder: str) -> None:
 
 
 def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
+    torch.manual_seed(0)
     model = SpatialMLLM(geometry=lambda: TinyVGGT(vggt)).eval()
     plain = model.geometry
     assert isinstance(plain, VGGTEncoder) and model.fusion is not None
