@@ -1,4 +1,4 @@
-"""Hundreds of questions about rooms and a real scene, answered from a shared prefix as each by itself: for `-m slow`."""
+"""Hundreds of questions about rooms and a real scene, from a shared prefix as each by itself: for `pytest -m slow`."""
 
 from __future__ import annotations
 
