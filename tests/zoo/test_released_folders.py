@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from tests.zoo.released import (
     tiny_release,
     write_release,
 )
-from zoo import InputError, LoRA, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL
+from tests.zoo.showing import SAMPLES, batch, logits
+from zoo import AddFusion, InputError, LoRA, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL, TinyVGGT
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
+from zoo.checkpoints.folders import read_config
 from zoo.geometry.vggt.patch_embed import DINOV2
 from zoo.weights import open_weights
 
@@ -60,6 +63,36 @@ def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     assert torch.equal(with_cameras.pose_branch.fc1.weight, official[name].float())
     baseline = Qwen25VL(backbone=PretrainedSpatialMLLM(str(release)))
     assert torch.equal(baseline.qwen.lm_head.weight, inside.qwen.lm_head.weight)
+
+
+def test_switches_of_the_fusion_need_no_retraining(release: Path) -> None:
+    config, official = tiny_release()
+    given = batch(load_spatial_mllm(config, official), [SAMPLES["a video"]])
+
+    def of(**switches: str) -> Tensor:
+        fusion = partial(AddFusion, **switches)
+        backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
+        model = SpatialMLLM(backbone=backbone, geometry=TinyVGGT, fusion=fusion)
+        assert model.pretrained
+        return logits(model, given)[0]
+
+    official_way, flat, deep = of(), of(branches="2d"), of(branches="3d")
+    baseline = Qwen25VL(backbone=PretrainedSpatialMLLM(str(release), dtype="float32"))
+    without = {name: value for name, value in given.items() if name != "frames"}
+    assert torch.equal(flat, logits(baseline, without)[0])  # the 2D branch is the Qwen2.5-VL in it
+    for other in (flat, deep, of(pair="mean"), of(pair="first")):
+        assert not torch.allclose(other, official_way, atol=1e-3)
+    expected = logits(load_spatial_mllm(config, {name: t.float() for name, t in official.items()}), given)[0]
+    assert torch.equal(official_way, expected)
+
+
+def test_a_folder_is_read_as_well_as_tensors_in_memory(release: Path) -> None:
+    config, official = tiny_release()
+    inside, outside = (
+        load_spatial_mllm(config, official),
+        load_spatial_mllm(read_config(release), open_weights(release)),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
 
 
 def test_a_shard_is_read_when_it_is_asked_for(release: Path) -> None:
@@ -162,7 +195,7 @@ def test_lora_is_merged_and_the_model_stays(tmp_path: Path) -> None:
 
 
 def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
-    from zoo import ConcatSplitMLLM, TinyVGGT
+    from zoo import ConcatSplitMLLM
 
     backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
     model = ConcatSplitMLLM(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2))
@@ -175,8 +208,6 @@ def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:
-    from zoo import TinyVGGT
-
     backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
     model = SpatialMLLM(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2, layer=-2))
     torch.nn.init.normal_(model.fusion.connector.mlp[2].weight)
