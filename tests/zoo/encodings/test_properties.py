@@ -24,6 +24,7 @@ from tests.zoo.encodings.attention import (
     random_cameras,
     random_sequence,
 )
+from zoo.cameras import Cameras, invert_se3
 from zoo.encodings import (
     GTA,
     CameraEncoding,
@@ -35,6 +36,8 @@ from zoo.encodings import (
     RayEncoding,
     XYZRoPE,
 )
+from zoo.encodings.alibi import DistanceChannels
+from zoo.encodings.matrices import Matrices
 from zoo.encodings.table import COMBINATIONS, DOCUMENT, document
 from zoo.errors import InputError
 
@@ -200,6 +203,42 @@ def test_other_cameras_matter(name: str) -> None:
     """For all but those that go by positions or by points."""
     encoding = COMBINATIONS[name]()
     assert difference(encoding, 3, lambda poses: poses.flip(1)) > MOVES
+
+
+class CameraToWorldCaPE(CaPE):
+    """A control: poses the other way round, as others had them."""
+
+    def matrices(self, cameras: Cameras) -> Matrices:
+        return super().matrices(cameras.with_poses(invert_se3(cameras.world_to_camera)))
+
+
+def test_cape_needs_world_to_camera() -> None:
+    assert world_views(CaPE()) < EXACT
+    assert world_views(CameraToWorldCaPE()) > BROKEN
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_autocast_does_not_round_cameras(name: str) -> None:
+    """Training in bf16-mixed: matrices, biases and angles are those of float32. What is projected may be rounded."""
+    encoding, sequence = COMBINATIONS[name](), random_sequence(2)
+    decoder = Decoder(encoding)
+    encoding.float()
+    q, k, v = (x.float() for x in sequence.qkv)
+    poses, K = random_cameras(2)
+    far = poses.clone()
+    far[..., :3, 3] *= 100  # in bfloat16 such a pose would be off by 0.4
+    results = []
+    for on in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            encoded = encoding.encode(sequence.cameras(far, K), **SHAPE)
+            acting = encoded.at_layer(0, sequence.hidden_states.float(), decoder.rope(sequence.ids)) or EncodedCameras()
+            turned = (*acting.after_rope(*acting.before_rope(q, k)), acting.values(v))
+            results.append([x[..., :HEAD_DIM] for x in turned])
+            if isinstance(acting, DistanceChannels):  # the bias itself
+                results[-1].append(turned[0][..., HEAD_DIM:])
+    for exact, under in zip(*results, strict=True):
+        assert under.dtype == torch.float32 and torch.equal(under, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

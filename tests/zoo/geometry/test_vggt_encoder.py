@@ -179,6 +179,27 @@ def test_a_camera_head_is_loaded_if_cameras_are_wanted(tmp_path: Path, monkeypat
         TinyVGGT(embed_dim=16, num_heads=2, heads=()).want_cameras()
 
 
+def test_a_depth_head_is_loaded_if_depth_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    for module in ("vggt.model", "vggt_encoder"):
+        monkeypatch.setattr(f"zoo.geometry.{module}.VGGT_1B", config)
+    config["camera_head"] = {"dim_in": 64}
+    save_file(hash_weights(config), tmp_path / "model.safetensors")
+    encoder, frames = PretrainedVGGT(str(tmp_path)), scenes((2, 28, 28))
+    encoder.want_cameras()
+    identity = encoder.identity()
+    assert encode(encoder, frames)[0].depth is None
+    encoder.want_depth()
+    assert encoder.identity() != identity
+    (found,) = encode(encoder, frames)
+    whole = hash_model(config)
+    expected = whole(frames[0][None], layers=(), heads=("depth",)).depth[0, ..., 0]
+    torch.testing.assert_close(found.depth, expected)
+    assert encode(encoder, frames, cameras=False)[0].depth is None
+    with pytest.raises(InputError, match=r"no depth head: .*--model.geometry.heads \[camera,depth\]"):
+        TinyVGGT(embed_dim=16, num_heads=2).want_depth()
+
+
 def test_tiny_weights_come_from_a_seed_or_a_path(tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     first, again, other = (TinyVGGT(seed=seed, embed_dim=32) for seed in (0, 0, 1))
