@@ -75,7 +75,7 @@ def settle(command: str, settings: Any) -> None:
         InputError: a checkpoint that is not there or is of another model. Nothing is ever tested with weights
             that were not meant.
     """
-    if _name(settings) in ("Trainable", "SpatialModel", "SpatialVLM"):
+    if _name(settings) in ("Trainable", "SpatialParts", "SpatialModel", "SpatialVLM"):
         raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
     asked, folder = settings.ckpt_path, settings.trainer.default_root_dir
     parts = settings.model.init_args

@@ -30,7 +30,7 @@ class SpatialVLM(SpatialModel):
     Args:
         max_new_tokens: the longest answer.
         allow_untrained: answer questions even with random weights.
-        parts: what the model is made of, see `SpatialModel`.
+        parts: what the model is made of, see `SpatialParts`.
     """
 
     def __init__(self, *, max_new_tokens: int = 32, allow_untrained: bool = False, **parts: Any):
