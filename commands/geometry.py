@@ -4,10 +4,10 @@
     torchrun --nproc-per-node 4 main.py geometry --config spatial_mllm.yaml --config data_vsibench.yaml
 
 takes the options of the run that it is for and finds out what that run's model reads of a geometry: its VGGT's 3D
-tokens, its cameras, or both. The rest of the model is not built. The run then reads them with
---model.geometry_cache.folder cache/geometry, and loads no VGGT. What is there already is kept, so that a command that
-was broken off goes on where it was; processes (torchrun, SLURM) share the scenes. Scenes that fail are listed, and the
-rest goes on.
+tokens, its cameras (with depth where an encoding goes by that), or both. The rest of the model is not built. The run
+then reads them with --model.geometry_cache.folder cache/geometry, and loads no VGGT. What is there already is kept, so
+that a command that was broken off goes on where it was; processes (torchrun, SLURM) share the scenes. Scenes that fail
+are listed, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -149,6 +150,8 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
     encoder = CachedGeometry(build, parts.geometry_cache or GeometryCache())
     if wanted["cameras"]:
         encoder.want_cameras()
+        if model.cameras == "vggt" and goes_by_depth([model.get("encoding"), model.get("views")]):
+            encoder.want_depth()
     return parser.instantiate_classes(settings), encoder, wanted
 
 
@@ -167,6 +170,18 @@ def parts_of(model: Namespace) -> Any:
 
 
 def finds_cameras(model: Namespace, time: TimeIndex | None) -> bool:
-    """Whether it may ask for cameras, as `SpatialModel` has it."""
+    """Whether it may ask for cameras, as `SpatialParts` has it."""
     reads = any(model.get(part) is not None for part in ("encoding", "views")) or (time and time.needs_cameras)
     return bool(model.cameras == "vggt" or (model.cameras == "either" and reads))
+
+
+def goes_by_depth(part: Any) -> bool:
+    """Whether the settings of a part hold one that `SpatialParts.goes_by_depth` asks for."""
+    if isinstance(part, Namespace):
+        part = part.as_dict()
+    if isinstance(part, list):
+        return any(map(goes_by_depth, part))
+    if not isinstance(part, dict):
+        return False
+    reads_points = "class_path" in part and getattr(resolve_name(part["class_path"]), "reads_points", False)
+    return reads_points or part.get("scale") == "median_depth" or any(map(goes_by_depth, part.values()))

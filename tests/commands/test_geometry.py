@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from safetensors.torch import save_file
 
 import main
-from commands.geometry import geometry, this_process
+from commands.geometry import geometry, goes_by_depth, this_process
 from tests.conftest import ROOMS
-from zoo import TinyVGGT
+from zoo import PRoPE, TinyVGGT, XYZRoPE
 from zoo.errors import InputError
 from zoo.geometry import VGGTEncoder
 from zoo.geometry.vggt.aggregator import Aggregator
@@ -69,6 +70,14 @@ def test_it_fills_and_goes_on_where_it_was(run: Run) -> None:
     )
     assert len(entries()) == 6  # the tokens were there
     assert "tokens of 2 scenes: 2 made" in run("geometry", "--split", "val", "--model.geometry_cache.dtype", "float8")
+
+
+def test_which_models_go_by_depth() -> None:
+    inner = {"class_path": "zoo.PRoPE", "init_args": {"scale": "median_depth"}}
+    assert goes_by_depth([None, {"class_path": "zoo.Stack", "init_args": {"encodings": [inner]}}])
+    assert goes_by_depth(Namespace(class_path="zoo.XYZRoPE", init_args=Namespace(scale="none")))
+    assert not goes_by_depth([None, Namespace(class_path="zoo.PRoPE", init_args=Namespace(scale="none"))])
+    assert XYZRoPE.reads_points and PRoPE(scale="median_depth").scale == "median_depth"  # what a model looks for
 
 
 def test_processes_share_the_scenes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

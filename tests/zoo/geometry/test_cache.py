@@ -104,6 +104,25 @@ def test_tokens_and_cameras_are_found_out_apart(cached) -> None:
     assert ask(encoder) == []  # a batch of text
 
 
+def test_depth_comes_with_the_cameras(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    heads = {"heads": ("camera", "depth"), "features": 8}
+    save_vggt(TinyVGGT(**SIZES, **heads), path)
+    plain = TinyVGGT(str(path), **SIZES, **heads)
+    plain.want_depth()
+    (exact,) = plain([frames()], [None])
+    encoders = [
+        CachedGeometry(lambda: TinyVGGT(str(path), **SIZES, **heads), GeometryCache(str(tmp_path / "cache")))
+        for _ in range(3)
+    ]
+    (without,) = ask(encoders[0], frames(), tokens=False)
+    for encoder in encoders[1:]:
+        encoder.want_depth()
+        (found,) = ask(encoder, frames(), tokens=False)
+        assert torch.equal(found.depth, exact.depth) and torch.equal(found.world_to_camera, exact.world_to_camera)
+    assert without.depth is None and [encoder.made for encoder in encoders] == [1, 1, 0]
+
+
 def test_only_what_is_missing_is_asked_for(cached) -> None:
     encoder = cached()
     ask(encoder, frames(seed=0), frames(seed=1))
