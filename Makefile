@@ -29,7 +29,7 @@ lint: install
 	.venv/bin/mypy
 
 test: lint  ## lint, types, tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 clean:
 	rm -rf .venv cache runs

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(["zoo", "datamodules", "callbacks", "commands"], "beartype.beartype")
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # two workers have a core each
 
 ROOMS = (6, 2, 3)  # scenes of each split
 
