@@ -67,17 +67,22 @@ def test_the_newest_run_is_exported(run: Run) -> None:
     assert not torch.equal(logits(model), logits(Qwen25VL(backbone=TinyQwen25VL(**SIZES))))
     with pytest.raises(SystemExit, match="out is there already and not empty"):
         run("export", "--out", "out")
+    (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
+    run("export", "--config", "qwen25_vl.yaml", *tiny(), "--ckpt_path", str(checkpoint), "--out", "named")
+    assert Path("named/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
     run("export", "--out", "half", "--dtype", "bfloat16")
     assert {tensor.dtype for tensor in load_file("half/model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_adapters_are_merged(run: Run) -> None:
     rates = [word for part in ("vision", "connector") for word in (f"--model.learning_rates.{part}", "0")]
-    run("fit", "--config", "prope.yaml", *tiny(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
+    attention = ["--config", "prope.yaml", "--model.fusion", "null", "--model.views", "null"]  # it has no weights
+    run("fit", *attention, *tiny(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
     assert "without PRoPE" in run("export", "--out", "out")
     frozen = LearningRates(decoder=0.1, connector=0.0, vision=0.0)
     backbone = TinyQwen25VL(**SIZES)
-    model = trained(PRoPEMLLM(PRoPE(), backbone=backbone, lora=LoRA(r=4), learning_rates=frozen))
+    model = PRoPEMLLM(PRoPE(), views=None, fusion=None, backbone=backbone, lora=LoRA(r=4), learning_rates=frozen)
+    trained(model)
     assert torch.allclose(logits(exported()), logits(model), atol=1e-4)
     untrained = logits(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
     assert not torch.allclose(untrained, logits(model), atol=1e-2)
