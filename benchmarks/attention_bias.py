@@ -3,7 +3,7 @@
 For queries and keys that are alike whatever view they are of, q_i = k_j = e, the stock logit is the same between all
 views; what a camera encoding adds to it is its bias. A panel shows that from the view in a row to the view in a
 column: the mean over many random e, or the spread, in units of the panel's largest; blue is attended to less, red is
-more, or more spread. The last panel is the distance of the poses.
+more, or more spread. Tokens are those in the middle of their views. The last panel is the distance of the poses.
 
     ZOO_REALDATA=<folder> python -m benchmarks.attention_bias      # 7-Scenes RedKitchen, 40 views of 1,000
 """
@@ -19,10 +19,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from zoo.cameras import Cameras, invert_se3, nearest_rotation, normalise_intrinsics, pose_distance
 from zoo.encodings import EncodedCameras
 from zoo.encodings.table import COMBINATIONS
+from zoo.time_index import GridSteps
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "attention_bias.png"
 MEANS = (
@@ -30,12 +32,17 @@ MEANS = (
     "PRoPE, TSection",
     "GTA, TSection",
     "CaPE, TSection",
+    "RayEncoding, TSection",
+    "XYZRoPE",
     "PoseALiBi",
     "PoseALiBi, rotation",
+    "PoseIndex, Pose",
+    "PoseIndex, PosePath",
 )
 SPREADS = ("PRoPE, TSection", "GTA, TSection")
 VIEWS, HEAD_DIM, SECTION, SAMPLES = 40, 128, [16, 24, 24], 512
-CELL, MARGIN, COLUMNS = 4, 18, 3
+CELL, MARGIN, COLUMNS = 4, 18, 4
+NO_DEPTH = 65535  # what 7-Scenes writes where there is none
 
 
 def main() -> None:
@@ -53,13 +60,19 @@ def main() -> None:
 
 
 def red_kitchen(folder: Path) -> Cameras:
-    """A token for each of some views, evenly spaced in time."""
+    """A token for each of some views, evenly spaced in time, that have depth: every tenth frame has."""
     camera_to_world = torch.from_numpy(np.loadtxt(folder / "poses_c2w.txt")[:, 1:]).reshape(-1, 4, 4)
-    camera_to_world = camera_to_world[torch.linspace(0, len(camera_to_world) - 1, VIEWS).long()]
+    frames = 10 * torch.linspace(0, len(camera_to_world) // 10 - 1, VIEWS).long()
+    camera_to_world = camera_to_world[frames]
     camera_to_world[:, :3, :3] = nearest_rotation(camera_to_world[:, :3, :3])
     K_px = torch.tensor([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]], dtype=torch.float64)
     K = normalise_intrinsics(K_px, 640, 480).expand(1, VIEWS, 3, 3)
-    return Cameras(invert_se3(camera_to_world)[None], K, torch.arange(VIEWS)[None])
+    middle = [Image.open(folder / "depth" / f"{frame:06}.png").crop((304, 224, 336, 256)) for frame in frames.tolist()]
+    depth_mm = torch.from_numpy(np.stack([np.asarray(each).astype(np.float64) for each in middle])).flatten(1)
+    depth_m = depth_mm.where(depth_mm < NO_DEPTH, torch.nan).nanmedian(1).values / 1000
+    ahead = camera_to_world[:, :3, 3] + depth_m[:, None] * camera_to_world[:, :3, 2]
+    cameras = Cameras(invert_se3(camera_to_world)[None], K, torch.arange(VIEWS)[None])
+    return cameras.with_tokens(torch.zeros(1, VIEWS, 2), ahead[None])
 
 
 @torch.no_grad()
@@ -77,11 +90,18 @@ def bias(name: str, cameras: Cameras) -> Tensor:
     encoding = COMBINATIONS[name]()
     encoding.attach(Qwen2_5_VLTextModel(config))
     encoded = encoding.encode(cameras, head_dim=HEAD_DIM, mrope_section=SECTION, dtype=torch.float64)
+    angle = torch.zeros(1, VIEWS, HEAD_DIM // 2, dtype=torch.float64)
+    if encoding.time_index is not None:
+        steps = torch.arange(VIEWS)
+        posed = {"world_to_camera": cameras.world_to_camera[0], "has_camera": steps >= 0}
+        time = encoding.time_index(GridSteps(0 * steps, steps, torch.ones(VIEWS), 2, **posed))
+        angle[0, :, : SECTION[0]] = time[:, None] * 1e6 ** (-torch.arange(SECTION[0]) / (HEAD_DIM // 2))
+    rope = torch.cat((angle.cos(),) * 2, -1), torch.cat((angle.sin(),) * 2, -1)
     content = torch.randn(SAMPLES, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    same = content.expand(1, VIEWS, -1, -1)  # each sample a head: RoPE turns all alike, and cancels
-    hidden, angle = torch.zeros(1, VIEWS, 1), torch.zeros(1, VIEWS, HEAD_DIM, dtype=torch.float64)
-    acting = encoded.at_layer(0, hidden, (angle.cos(), angle.sin())) or EncodedCameras()
-    q, k = acting.after_rope(*acting.before_rope(same, same))
+    same = content.expand(1, VIEWS, -1, -1)  # each sample a head
+    acting = encoded.at_layer(0, torch.zeros(1, VIEWS, 1), rope) or EncodedCameras()
+    q, k = apply_rotary_pos_emb(*(x.transpose(1, 2) for x in acting.before_rope(same, same)), *rope)
+    q, k = acting.after_rope(q.transpose(1, 2), k.transpose(1, 2))
     logits = torch.einsum("ihd,jhd->ijh", q[0], k[0]) - content.square().sum(-1)
     return logits * HEAD_DIM**-0.5
 

@@ -114,7 +114,7 @@ class CameraEncoding(nn.Module, ABC):
             by what the views show, see `zoo.encodings.reference`. null keeps the data's own world, which text, that
             has no camera, then can tell.
         scale: the length that translations are divided by. `none` keeps metres; any other loses the size of the
-            scene, which room sizes and distances need.
+            scene, which room sizes and distances need. VGGT's poses have lost it: their unit is another in each scene.
     """
 
     reads_points: bool = False  # needs the 3D point that each token shows

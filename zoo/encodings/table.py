@@ -115,10 +115,13 @@ Tied, the four pairs turn at their geometric mean, and everything is exact but t
 
 ![what each encoding adds to the logits between 40 views of a real trajectory](attention_bias.png)
 
-Between tokens of the same content, along 40 views of 7-Scenes RedKitchen, from `python -m benchmarks.attention_bias`.
-On average over contents the matrices of PRoPE, GTA and CaPE prefer views that look the same way, and know nothing of
-distance: the trace of a relative pose is that of its rotation. Translations are in the spread over contents, so what
-they do is for the model to learn. `PoseALiBi` prefers near views from the start, by the distance that it is given.
+Between tokens of the same content in the middle of their views, along 40 views of 7-Scenes RedKitchen, from
+`python -m benchmarks.attention_bias`: what a view in a row attends to less, in blue. On average over contents the
+matrices of PRoPE, GTA, CaPE and rays prefer views that look the same way, and know nothing of distance: the trace of a
+relative pose is that of its rotation. Translations are in the spread over contents, so what they do is for the model to
+learn. `PoseALiBi` prefers near views from the start, by the distance that it is given; `XYZRoPE` tokens that show the
+same place. The distance to a reference view as a `PoseIndex` brings views together that are not (the rings); the length
+of the path keeps apart what the camera saw again. What `VORoPE` turns are values: it prefers nothing.
 """
 
 
