@@ -12,12 +12,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor, nn
 
+from zoo.geometry import CachedGeometry
+
 DIGITS = 32  # of a fingerprint: 128 bits
 # of the model and the data, what changes no answer
 CHANGES_NO_ANSWER = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
     *("batch_size", "questions_per_scene", "questions_per_batch", "train_sampler", "num_workers", "keep_in_memory"),
-    *("video", "question", "workers"),
+    *("video", "question", "workers", "limit_gb"),
 }
 
 
@@ -35,6 +37,9 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         described = data.describe() if hasattr(data, "describe") else None
         chosen = {"model": type(pl_module).__qualname__, "data": described}
     flat = {key: value for key, value in flatten(chosen).items() if not CHANGES_NO_ANSWER & set(key.split("."))}
+    geometry = getattr(pl_module, "geometry", None)
+    if isinstance(geometry, CachedGeometry):  # its weights are no part of the model
+        flat["geometry_weights"] = geometry.weights
     tested = getattr(data, "tested", ())
     found = {
         **flat,

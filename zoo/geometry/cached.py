@@ -103,7 +103,8 @@ class CachedGeometry(GeometryEncoder):
         self._identity |= self._outline[0].identity()
 
     @cached_property
-    def _weights(self) -> list[str]:
+    def weights(self) -> list[str]:
+        """Digests that stand for the encoder's weights: of their files, or of their numbers."""
         if self._from_files:
             return [self._cache.fingerprint(file) for file in self.files]
         return [numbers_digest(self.encoder())]
@@ -113,7 +114,7 @@ class CachedGeometry(GeometryEncoder):
         every = {
             "frames": pixels_digest(frames),
             "encoder": self._identity,
-            "weights": self._weights,
+            "weights": self.weights,
             "dtype": self._cache.dtype,
             "version": VERSION,
         }

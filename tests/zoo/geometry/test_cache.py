@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from callbacks.settings import differences, settings_of
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.geometry.official import hash_model, tiny_config
@@ -452,6 +454,20 @@ def test_a_model_is_the_same_whether_its_encoder_is_loaded_or_not(weights: Path,
             {name: tensor for name, tensor in plain.state_dict().items() if name in plain.trained_names()}
         ),
     )
+
+
+def test_answers_of_another_vggt_are_told_apart_though_it_is_not_loaded(weights: Path, tmp_path: Path) -> None:
+    """A test that was broken off goes on with the same weights only."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    cache = GeometryCache(str(tmp_path / "cache"))
+
+    def settings() -> dict:
+        return settings_of(trainer, model_of("AddFusion", weights, cache))
+
+    before = settings()
+    assert settings() == before
+    alter(weights, "aggregator.camera_token")
+    assert [line.split()[0] for line in differences(before, settings())] == ["geometry_weights"]
 
 
 def test_export_loads_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
