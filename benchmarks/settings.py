@@ -1,0 +1,162 @@
+"""The settings of the ablation as words of the command line, and the order in which they are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from benchmarks.runs import QUESTION, Results, Run, seeded
+
+BUDGET = ("--data.num_frames=16", "--trainer.max_steps=300", "--trainer.limit_val_batches=0")
+SEEDS, PATHS = (0, 1, 2), ("loop", "local")
+
+TESTS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "focal +1 %": ("--data.source=benchmarks.perturbed.WrongIntrinsics", "--data.source.error=0.01"),
+    "focal +5 %": ("--data.source=benchmarks.perturbed.WrongIntrinsics", "--data.source.error=0.05"),
+    "focal +20 %": ("--data.source=benchmarks.perturbed.WrongIntrinsics", "--data.source.error=0.2"),
+    "views shuffled": ("--data.pairing=benchmarks.perturbed.ShuffledSteps",),
+    "frame ids shuffled": ("--data=benchmarks.perturbed.ShuffledFrameIds",),
+    "cameras of another room": ("--data.source=benchmarks.room_size.SwappedRooms",),
+}
+INTRINSICS = ("focal +1 %", "focal +5 %", "focal +20 %")
+MOVING = ("--data.source.moving=true", "--data.question_types=[obj_appearance_order]")
+VGGT = (
+    "--config=concat_split.yaml",
+    "--model.geometry_cache=GeometryCache",
+    "--model.geometry_cache.folder=cache/geometry",
+    "--data.train_sampler=null",  # the same frames each epoch, so that VGGT sees each room once
+)
+RAYS = ("--model.geometry=GivenGeometry", "--model.geometry.depth=false")
+STOCK = ("--config=qwen25_vl.yaml",)
+BARE = ("--config=prope.yaml", "--model.fusion=null", "--model.views=null", "--model.encoding=null")  # 2D tokens alone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model of the ablation.
+
+    Attributes:
+        words: of its `fit`, what all have left out.
+        tests: what the trained model is tested on as well, names of `TESTS`.
+        core: it is made first, and on both camera paths.
+        kind: of question that its score is of.
+    """
+
+    words: tuple[str, ...]
+    tests: tuple[str, ...] = ()
+    core: bool = False
+    kind: str = QUESTION
+
+
+def encoded(name: str, *more: str, **arguments: Any) -> tuple[str, ...]:
+    """The words for an encoding and its arguments."""
+    options = [f"--model.encoding.{key}={_word(value)}" for key, value in arguments.items()]
+    return (*BARE, f"--model.encoding={name}", *options, *more)
+
+
+def viewed(name: str, **arguments: Any) -> tuple[str, ...]:
+    """The words for what the views learn of their cameras before the decoder."""
+    return (f"--model.views={name}", *(f"--model.views.{key}={_word(value)}" for key, value in arguments.items()))
+
+
+def part(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": arguments}
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+NO_TIME = "--model.time=NoTime"
+FRAME_ID = "--model.time=FrameId"
+CONNECTOR = viewed("ViewAttention", encoding="PRoPE")
+T_SECTION, LOW_W, LOW_H = part("TSection"), part("LowFrequencies", section="w"), part("LowFrequencies", section="h")
+
+# the order is that in which they are made, and that of the table
+SETTINGS: dict[str, Setting] = {
+    "none": Setting(STOCK, ("views shuffled",), core=True),
+    "PRoPE": Setting(encoded("PRoPE"), (*INTRINSICS, "views shuffled", "cameras of another room"), core=True),
+    "PRoPE on the connector": Setting((*BARE, *CONNECTOR), INTRINSICS, core=True),
+    "PRoPE on both": Setting(encoded("PRoPE", *CONNECTOR), core=True),
+    "rays added": Setting((*BARE, *viewed("RayEmbedding")), INTRINSICS, core=True),
+    "GTA": Setting(encoded("GTA"), core=True),
+    "CaPE": Setting(encoded("CaPE"), core=True),
+    "PoseALiBi": Setting(encoded("PoseALiBi"), core=True),
+    "PRoPE, T section": Setting(encoded("PRoPE", NO_TIME, placement="TSection"), core=True),
+    "PRoPE, a quarter of the channels": Setting(encoded("PRoPE", placement=part("Fraction", stop=0.25)), core=True),
+    "PRoPE, low frequencies": Setting(encoded("PRoPE", placement=LOW_W), core=True),
+    "PRoPE, high frequencies": Setting(encoded("PRoPE", placement=part("HighFrequencies", section="w")), core=True),
+    "PRoPE, appended channels": Setting(encoded("PRoPE", placement="Append"), core=True),
+    "PRoPE, rotation": Setting(encoded("PRoPE", parts="rotation"), core=True),
+    "PRoPE, translation": Setting(encoded("PRoPE", parts="translation"), core=True),
+    "PRoPE, qk": Setting(encoded("PRoPE", terms="qk"), core=True),
+    "PRoPE, vo": Setting(encoded("PRoPE", terms="vo"), core=True),
+    "none, no time": Setting((*STOCK, NO_TIME)),
+    "PRoPE, no time": Setting(encoded("PRoPE", NO_TIME)),
+    "frame ids": Setting((*STOCK, FRAME_ID), ("views shuffled", "frame ids shuffled")),
+    "frame ids and PRoPE": Setting(encoded("PRoPE", FRAME_ID), ("views shuffled", "frame ids shuffled")),
+    "pose index": Setting((*STOCK, "--model.time=Pose")),
+    "pose index, rotation": Setting((*STOCK, "--model.time=Pose", "--model.time.measure=rotation")),
+    "pose index, centre": Setting((*STOCK, "--model.time=Pose", "--model.time.measure=centre")),
+    "pose path": Setting((*STOCK, "--model.time=PosePath")),
+    "PRoPE, data world": Setting((*BARE, f"--model.encoding={_word(part('PRoPE', reference=None))}")),
+    "PRoPE, middle view": Setting(encoded("PRoPE", reference="middle")),
+    "PRoPE, medoid": Setting(encoded("PRoPE", reference="medoid")),
+    "PRoPE, saddle-balanced view": Setting(encoded("PRoPE", reference="saddle_balanced")),
+    "PRoPE, unit of mean distance": Setting(encoded("PRoPE", scale="mean")),
+    "GTA, translations x 100": Setting(encoded("GTA", translation_scale=100)),
+    "GTA, translations x 0.01": Setting(encoded("GTA", translation_scale=0.01)),
+    "GTA, learned scale": Setting(encoded("GTA", learn_scale=True)),
+    "PoseALiBi, rotation": Setting(encoded("PoseALiBi", measure="rotation")),
+    "PoseALiBi, learned slopes": Setting(encoded("PoseALiBi", slopes="learned")),
+    "RayEncoding": Setting(encoded("RayEncoding")),
+    "VORoPE": Setting(encoded("VORoPE")),
+    "VORoPE and GTA": Setting(encoded("Stack", encodings=[part("VORoPE"), part("GTA")])),
+    "PRoPE, x and y in turns": Setting(encoded("PRoPE", placement=part("Alternate", placements=[LOW_W, LOW_H]))),
+    "PRoPE, every other layer": Setting(encoded("OnLayers", encoding="PRoPE")),
+    "PRoPE, one of two groups of heads": Setting(encoded("OnHeads", encoding="PRoPE", key_value_heads=[0])),
+    "directions added": Setting((*BARE, *viewed("RayEmbedding", rays="directions"))),
+    "rays as 3D tokens": Setting(("--config=concat_split.yaml", *RAYS), INTRINSICS),
+    "rays as 3D tokens and PRoPE": Setting(("--config=concat_split.yaml", *RAYS, "--model.encoding=PRoPE")),
+    "camera token alone": Setting(("--config=spatial_mllm.yaml", *RAYS, "--model.fusion=CameraTokenFusion")),
+    "VGGT tokens": Setting(VGGT),
+    "VGGT tokens and PRoPE": Setting((*VGGT, "--model.encoding=PRoPE")),
+    "VGGT tokens and PRoPE by VGGT cameras": Setting((*VGGT, "--model.encoding=PRoPE", "--model.cameras=vggt")),
+    "XYZRoPE": Setting(encoded("XYZRoPE")),
+    "moving: none": Setting((*STOCK, *MOVING), ("views shuffled",), kind="obj_appearance_order"),
+    "moving: none, no time": Setting((*STOCK, NO_TIME, *MOVING), kind="obj_appearance_order"),
+    "moving: PRoPE": Setting(encoded("PRoPE", *MOVING), ("views shuffled",), kind="obj_appearance_order"),
+    "moving: PRoPE, no time": Setting(encoded("PRoPE", NO_TIME, *MOVING), kind="obj_appearance_order"),
+}
+
+
+def planned(
+    settings: Sequence[str], paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str] = ()
+) -> list[Run]:
+    """The runs in the order in which they are made: what answers most comes first, all settings of a seed together."""
+    rounds = (("loop", True), ("loop", False), ("local", True))
+    return [
+        run(name, path, seed, overrides)
+        for (path, core), seed, name in product(rounds, seeds, settings)
+        if path in paths and SETTINGS[name].core == core
+    ]
+
+
+def run(name: str, path: str, seed: int, overrides: Sequence[str] = ()) -> Run:
+    """One training of a setting, and its tests."""
+    setting, on_path = SETTINGS[name], f"--data.source.path={path}"
+    tests = {}
+    for test in ("", *setting.tests):
+        again = (on_path,) if TESTS[test] and TESTS[test][0].startswith("--data.source=") else ()
+        tests[test] = (*TESTS[test], *again)
+    folder = "".join(c if c.isalnum() else "-" for c in name)
+    return Run(f"{folder}-{path}-{seed}", (*setting.words, *BUDGET, *seeded(seed), on_path, *overrides), tests)
+
+
+def scored(results: Results, name: str, path: str, test: str = "") -> list[float]:
+    """One a seed, of those that are done."""
+    return results.scores([run(name, path, seed) for seed in SEEDS], test, SETTINGS[name].kind)
