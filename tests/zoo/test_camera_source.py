@@ -101,7 +101,7 @@ def test_what_the_data_must_bring() -> None:
     ours = SpatialVLM(backbone=tiny(), encoding=PRoPE(), cameras="either", geometry=GivenGeometry)
     assert ours.needs_cameras  # there is nobody to find them
     by_depth = SpatialVLM(backbone=tiny(), encoding=XYZRoPE(), cameras="either", **VGGT)
-    assert by_depth.needs_cameras and by_depth.needs_depth  # VGGT's are in another unit than the depth
+    assert by_depth.needs_cameras and by_depth.needs_depth  # VGGT's are in another unit than the data's depth
 
 
 class Refuses(TinyVGGT):
@@ -134,7 +134,7 @@ def test_models_without_cameras_are_not_bothered() -> None:
         ({}, "--model.cameras vggt has no effect without --model.encoding"),
         ({"encoding": PRoPE()}, "needs a --model.geometry that finds them"),
         ({"encoding": PRoPE(), "geometry": GivenGeometry}, "needs a --model.geometry that finds them"),
-        ({"encoding": XYZRoPE(), **VGGT}, "goes by the data's depth"),
+        ({"encoding": XYZRoPE(), **VGGT}, "this VGGT has no depth head"),
     ],
 )
 def test_vggts_cameras_that_nobody_gives_or_reads_are_refused(parts: dict[str, Any], why: str) -> None:
