@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from datamodules.collate import LoadedScene
@@ -125,6 +126,7 @@ def test_attention_that_takes_no_mask_gets_a_row_each() -> None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, seen, **kwargs)
 
     ALL_ATTENTION_FUNCTIONS.register("padded", padded)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("padded", flash_attention_mask)
     language_model = model.qwen.model.language_model
     language_model.config._attn_implementation = "padded"
     asked = batch(model, *SCENES)

@@ -60,19 +60,17 @@ class ViewAttention(ViewMixer):
     ) -> Float[Tensor, "N D"]:
         """See `ViewMixer.forward`."""
         steps, rows, columns = check_scene(tokens, cameras, grid)
-        views = torch.arange(steps, device=tokens.device)
-        present = torch.ones_like(views, dtype=torch.bool) if has_camera is None else has_camera
-        seen = torch.arange(steps, device=cameras.world_to_camera.device)[None]
-        if has_camera is not None:
-            seen = seen.where(has_camera.to(seen.device), -1)
-        canonical = self.encoding.canonical(cameras.with_index(seen))
+        every = torch.arange(steps, device=cameras.world_to_camera.device)
+        present = every if has_camera is None else every[has_camera.to(every.device)]
+        index = every if has_camera is None else every.where(has_camera.to(every.device), -1)
+        canonical = self.encoding.canonical(cameras.with_index(index[None]))
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         acting = self.encoding.acting(canonical)._asdict()
         matrices = Matrices(**{name: None if m is None else m[:, present].to(dtype) for name, m in acting.items()})
 
-        x = tokens.unflatten(0, (steps, -1))
+        x, present = tokens.unflatten(0, (steps, -1)), present.to(tokens.device)
         seeing = x[present].flatten(0, 1)
         q, k, v = self.qkv(self.norm(seeing)).unflatten(-1, (3, -1, self.head_dim)).permute(1, 2, 0, 3)[:, None]
         mixed = multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows)
         added = self.o(mixed[0].transpose(0, 1).flatten(1)).to(tokens.dtype)
-        return x.index_put((views[present],), (seeing + added).unflatten(0, (-1, rows * columns))).flatten(0, 1)
+        return x.index_copy(0, present, (seeing + added).unflatten(0, (-1, rows * columns))).flatten(0, 1)

@@ -124,7 +124,7 @@ def test_refusals(rooms: list[Scene]) -> None:
         VGGTPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
     with pytest.raises(InputError, match="dense_frames 0"):
         model(dense_frames=0)
-    failed = batch(rooms[:1]) | {"failed": [{"scene": "rooms/a", "error": "a.mp4: truncated"}]}
+    failed = batch(rooms[:1]) | {"failed": [{"scene": "rooms/a", "error": "rooms/a: a.mp4: truncated"}]}
     with pytest.raises(InputError, match="^rooms/a: a.mp4: truncated$"):
         model().training_step(failed, 0)
     odd = batch(rooms[:1])
