@@ -19,7 +19,7 @@ from benchmarks.dots import draw
 from benchmarks.runs import Results, make, parse, parser, pretrain_vggt, spread, to_do
 from benchmarks.settings import BUDGET, PATHS, SEEDS, SETTINGS, VGGT, planned, run, scored
 
-RESULTS = Path(__file__).parent / "results" / "ablate.jsonl"
+RESULTS, COSTS = Path(__file__).parent / "results/ablate.jsonl", Path(__file__).with_name("attention.md")
 DOCUMENT, PLOT = Path(__file__).with_name("encodings.md"), Path(__file__).with_name("encodings.png")
 
 TEXT = """# Camera encodings beside each other on the rooms
@@ -39,6 +39,12 @@ spot, whatever the room's size. What each row is in words of the command line: `
 What a model goes by, it loses when that is wrong. Nothing is trained again.
 
 {otherwise}
+
+## What attention costs with them
+
+    python -m benchmarks.attention | tee benchmarks/attention.md
+
+{costs}
 """
 
 
@@ -75,7 +81,14 @@ def document(results: Results) -> str:
     every = planned(list(SETTINGS), PATHS, SEEDS)
     done = len(every) - len(to_do(every, results))
     plot = "![the same as dots, with the range over the seeds](encodings.png)\n\n" if PLOT.exists() else ""
-    filled = {"table": table(results), "otherwise": otherwise(results), "plot": plot, "budget": " ".join(BUDGET)}
+    costs = COSTS.read_text().strip() if COSTS.exists() else "Not measured yet."
+    filled = {
+        "costs": costs,
+        "table": table(results),
+        "otherwise": otherwise(results),
+        "plot": plot,
+        "budget": " ".join(BUDGET),
+    }
     return TEXT.format(done=done, all=len(every), **filled)
 
 
