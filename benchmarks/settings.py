@@ -40,7 +40,7 @@ class Setting:
     """A model of the ablation.
 
     Attributes:
-        words: of its `fit`, what all have left out.
+        words: of its `fit`, without those that all settings have.
         tests: what the trained model is tested on as well, names of `TESTS`.
         core: it is made first, and on both camera paths.
         kind: of question that its score is of.
