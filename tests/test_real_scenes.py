@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import main
 from datamodules.cameras_file import write_cameras
@@ -99,3 +100,95 @@ def test_a_split_without_any_cameras_is_refused_before_it_is_read(realdata: Path
     with pytest.raises(SystemExit, match="no scene of the test split has cameras.*redkitchen.cameras.json") as end:
         test_command("--config", "prope.yaml", "--data.source", "SceneFolder", "--data.source.root", str(root))
     assert issubclass(InputError, ValueError) and "\n" not in str(end.value)
+
+
+# ---- every sampler and pairing on the real scenes, by the whole command
+
+SAMPLERS = {
+    "uniform": ["UniformSampler"],
+    "random": ["RandomSampler"],
+    "pose_farthest": ["PoseFarthestSampler", "--data.sampler.start", "medoid"],
+    "pose_plane": ["PosePlaneSampler"],
+    "space_aware": ["SpaceAwareSampler", "--data.sampler.geometry", "GivenDepth"],
+}
+PAIRINGS = {
+    "consecutive": ["Consecutive"],
+    "neighbour": ["Neighbour"],
+    "duplicate": ["Duplicate"],
+    "duplicate_views": ["Duplicate", "--data.pairing.keep", "views"],
+    "merge_aware": ["MergeAware"],
+}
+QUICK = list(zip(SAMPLERS, PAIRINGS, strict=True))  # each sampler once, each pairing once
+REST = [pytest.param(s, p, marks=pytest.mark.slow) for s in SAMPLERS for p in PAIRINGS if (s, p) not in QUICK]
+
+
+@pytest.fixture(scope="module")
+def real_scenes(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RedKitchen, every tenth frame with poses and depth; an ARKitScenes video and one of photos, without."""
+    root, scenes = tmp_path_factory.mktemp("real"), realdata / "scenes"
+    kitchen = scenes / "7scenes_redkitchen"
+    (root / "real").mkdir()
+    for name, source in {
+        "redkitchen": kitchen / "rgb",
+        "redkitchen.depth": kitchen / "depth",
+        "47334096.mp4": scenes / "arkitscenes_47334096/47334096_28frames_1fps.mp4",
+        "bedroom.mp4": scenes / "vggt_room/room.mp4",
+    }.items():
+        (root / "real" / name).symlink_to(source)
+    rows = torch.from_numpy(np.loadtxt(kitchen / "poses_c2w.txt"))[::10]
+    K_px = torch.from_numpy(np.loadtxt(kitchen / "camera-intrinsics.txt"))
+    poses = invert_se3(rows[:, 1:].reshape(-1, 4, 4))
+    write_cameras(root / "real/redkitchen.cameras.json", poses, K_px, width=640, height=480)
+    row = {"question_type": "room_size_estimation", "question": "How large is this room?", "ground_truth": "12.0"}
+    with (root / "test.jsonl").open("w") as file:
+        for i, name in enumerate(("redkitchen", "47334096", "bedroom")):
+            file.write(json.dumps({"id": i, "dataset": "real", "scene_name": name, "options": None, **row}) + "\n")
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:.*frames to choose from")
+@pytest.mark.parametrize(("sampler", "pairing"), [*QUICK, *REST])
+def test_every_sampler_and_pairing(sampler: str, pairing: str, real_scenes: Path, test_command) -> None:
+    metrics, lines = test_command(
+        *("--config", "qwen25_vl.yaml", "--data.source", "SceneFolder", "--data.source.root", str(real_scenes)),
+        *("--data.sampler", *SAMPLERS[sampler], "--data.pairing", *PAIRINGS[pairing], "--model.max_new_tokens", "1"),
+    )
+    by_scene = {line["scene"].partition("/")[2]: line for line in lines}
+    assert metrics["counts"]["questions"] == len(by_scene) == 3
+    needs_geometry = sampler in ("pose_farthest", "pose_plane", "space_aware")
+    for name, line in by_scene.items():
+        if needs_geometry and name != "redkitchen":
+            assert f"{name}.mp4: no " in line["error"] and line["score"] == 0  # pose or depth; the rest goes on
+            continue
+        first, second = line["frames"][::2], line["frames"][1::2]
+        assert line["error"] is None and len(line["frames"]) == (8 if pairing == "duplicate_views" else 4)
+        assert line["frames"] == sorted(line["frames"]) and len(set(first)) == len(first) > 1
+        if pairing.startswith("duplicate"):
+            assert first == second
+        elif pairing == "neighbour":
+            last = {"redkitchen": 99, "47334096": 27}.get(name, first[-1] + 1)
+            assert second == [min(frame + 1, last) for frame in first]
+        else:
+            assert first != second
+    assert metrics["counts"]["failed"] == (2 if needs_geometry else 0)
+
+
+def test_the_150_questions_about_the_size_of_arkitscenes_rooms(realdata: Path, tmp_path: Path, test_command) -> None:
+    """VSI-Bench's real questions of all 288 scenes, with four real frames, made small, in the place of 150 videos."""
+    root, small = tmp_path / "vsibench", tmp_path / "small"
+    (root / "arkitscenes").mkdir(parents=True)
+    small.mkdir()
+    for frame in sorted((realdata / "scenes/arkitscenes_47334096/frames").iterdir())[::7]:
+        with Image.open(frame) as image:
+            image.resize((56, 84)).save(small / f"{frame.stem}.png")
+    (root / "test.jsonl").symlink_to(realdata / "vsibench/test.jsonl")
+    for line in (realdata / "vsibench/arkitscenes_room_size.jsonl").open():
+        (root / f"arkitscenes/{json.loads(line)['scene_name']}").symlink_to(small)
+    metrics, lines = test_command(
+        *("--config", "qwen25_vl.yaml", "--config", "data_vsibench.yaml", "--data.source.root", str(root)),
+        *("--data.datasets", "[arkitscenes]", "--data.question_types", "[room_size_estimation]"),
+        *("--model.max_new_tokens", "1"),
+    )
+    entry = metrics["per_question_type"]["room_size_estimation"]
+    assert entry["count"] == metrics["counts"]["questions"] == len(lines) == 150 and metrics["counts"]["missing"] == 0
+    assert len({line["scene"] for line in lines}) == 150 and not any(line["error"] for line in lines)

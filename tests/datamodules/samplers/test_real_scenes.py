@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from datamodules.samplers import (
     SpaceAwareSampler,
     UniformSampler,
 )
+from datamodules.samplers.poses import pose_matrix
+from datamodules.trajectories.base import upright_turns
 from datamodules.video import Video
 from zoo.cameras import invert_se3, nearest_rotation, normalise_intrinsics
 
@@ -61,3 +64,27 @@ def test_space_aware_views_see_more_of_the_kitchen_than_the_others(kitchen: Scen
 
     shares = {name: share(sampler) for name, sampler in SAMPLERS.items()}
     assert max(shares, key=shares.__getitem__) == "space-aware" and shares["space-aware"] > shares["uniform"] + 0.05
+
+
+@pytest.mark.parametrize(
+    "name", ["arkits_47204578", "scene0149_00", "scene0645_00", "spp_5748ce6f01", "spp_bcd2436daf"]
+)
+def test_pose_samplers_spread_views_along_vsibenchs_own_trajectories(name: str, realdata: Path) -> None:
+    (file,) = (realdata / "scenes/vsibench_trajectories").glob(f"{name}*.json")
+    camera_to_world = torch.tensor(json.loads(file.read_text())["gt"]["poses"], dtype=torch.float64).reshape(-1, 4, 4)
+    camera_to_world[:, :3, :3] = nearest_rotation(camera_to_world[:, :3, :3])
+    video = Video.__new__(Video)
+    video.num_frames, video.path = len(camera_to_world), file
+    scene = SceneView(video, invert_se3(camera_to_world))
+    distances = pose_matrix(camera_to_world.numpy())
+    np.fill_diagonal(distances, np.inf)
+
+    def apart(sampler: FrameSampler) -> float:
+        """The distance of the two closest views."""
+        chosen = sampler(scene, 16)
+        return float(distances[np.ix_(chosen, chosen)].min())
+
+    assert apart(PoseFarthestSampler()) > 1.5 * apart(UniformSampler()) and apart(PosePlaneSampler()) > apart(
+        UniformSampler()
+    )
+    assert upright_turns(scene.world_to_camera) == 0  # its pictures are upright
