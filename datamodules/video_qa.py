@@ -133,7 +133,8 @@ class VideoQADataModule(LightningDataModule):
         if self._needs("cameras") and all(scene.cameras is None for scene in kept):
             raise InputError(
                 f"{type(self.source).__name__}: no scene of the {split} split has cameras, so the camera encoding has "
-                f"nothing to act on: put {kept[0].video.stem}.cameras.json beside {kept[0].video} and so on"
+                f"nothing to act on: put {kept[0].video.stem}.cameras.json beside {kept[0].video} and so on, or let "
+                "VGGT find them, --model.geometry PretrainedVGGT --model.cameras either"
             )
         return kept
 
