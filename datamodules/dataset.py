@@ -118,8 +118,8 @@ class SceneDataset(Dataset):
         if self.needs_cameras and scene.cameras is None:
             raise InputError(
                 f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside it, "
-                "let VGGT find them (--model.geometry PretrainedVGGT --model.cameras either), or take a model that does "
-                "without"
+                "let VGGT find them (--model.geometry PretrainedVGGT --model.cameras either), or take a model that "
+                "does without"
             )
         if self.needs_depth and scene.depth is None:
             raise InputError(
