@@ -222,7 +222,10 @@ def test_an_encoding_without_cameras_says_so(run: Run, tmp_path: Path, rooms_roo
     video = tmp_path / "clip.mp4"
     video.write_bytes(next(rooms_root.glob("*/rooms/test_*.mp4")).read_bytes())
     words = ["--data.video", str(video), "--data.question", "How big?", "--model.allow_untrained", "true"]
-    with pytest.raises(SystemExit, match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, or take"):
+    with pytest.raises(
+        SystemExit,
+        match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, let VGGT find them .*, or take",
+    ):
         run("predict", "--config", "prope.yaml", *words)
     assert "How big?" in run("predict", "--config", "qwen25_vl.yaml", *words)
 
