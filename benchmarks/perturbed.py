@@ -14,7 +14,6 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -68,14 +67,19 @@ class ShuffledSteps(Consecutive):
 class ShuffledFrameIds(VideoQADataModule):
     """Frame ids in an order that the scene's name draws; the frames, and their cameras, stay in theirs."""
 
-    def _collate(self, training: bool) -> Any:
-        return partial(_with_shuffled_ids, super()._collate(training))
+    def _collate(self, training: bool) -> Collate:
+        collate = super()._collate(training)
+        collate.__class__ = CollateShuffledIds
+        return collate
 
 
-def _with_shuffled_ids(collate: Collate, scenes: Sequence[LoadedScene]) -> dict[str, Any]:
-    for loaded in scenes:
-        loaded.frame_indices = tuple(shuffled_pairs(loaded.frame_indices, loaded.scene.name))
-    return collate(scenes)
+class CollateShuffledIds(Collate):
+    """What `ShuffledFrameIds` makes batches with."""
+
+    def __call__(self, scenes: list[LoadedScene]) -> dict[str, Any]:
+        for loaded in scenes:
+            loaded.frame_indices = tuple(shuffled_pairs(loaded.frame_indices, loaded.scene.name))
+        return super().__call__(scenes)
 
 
 def shuffled_pairs(frames: Sequence[int], seed: str) -> list[int]:
