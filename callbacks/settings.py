@@ -7,14 +7,12 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from torch import Tensor, nn
 
 from zoo.geometry import CachedGeometry
+from zoo.weights import DIGITS, fingerprint
 
-DIGITS = 32  # of a fingerprint: 128 bits
 # of the model and the data, what changes no answer
 CHANGES_NO_ANSWER = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
@@ -68,19 +66,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     )
     inner = flatten(config["init_args"], prefix) if "init_args" in config else {}
     return {key: value for part in (*parts, inner) for key, value in part.items()}
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Stands for all weights: their names, types, shapes and bytes (SHA-256; about 4 s for 3 billion in bfloat16)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()[:DIGITS]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.weights import raw_bytes
 
 Packed = dict[str, Tensor]  # as it lies on disk
 Description = Mapping[str, Any]  # everything that an entry depends on; JSON
@@ -155,11 +156,6 @@ def checksum(tensors: Packed) -> str:
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode(), value)
         value = zlib.crc32(raw_bytes(tensor), value)
     return f"{value:08x}"
-
-
-def raw_bytes(tensor: Tensor) -> Any:
-    """A tensor's memory, row by row; without a copy where it lies so already, on the CPU."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -9,12 +9,13 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
-from zoo.geometry.cache import Description, GeometryCache, Packed, pack, raw_bytes, unpack
+from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
 from zoo.precision import full_precision
+from zoo.weights import fingerprint, raw_bytes
 
 VERSION = 1  # raised when encoders come to say something else by the same weights, so that no entry is stale
 KINDS = {
@@ -107,7 +108,7 @@ class CachedGeometry(GeometryEncoder):
         """Digests that stand for the encoder's weights: of their files, or of their numbers."""
         if self._from_files:
             return [self._cache.fingerprint(file) for file in self.files]
-        return [numbers_digest(self.encoder())]
+        return [fingerprint(self.encoder())]
 
     def entries(self, frames: Float[Tensor, "S 3 H W"], *, tokens: bool, cameras: bool) -> dict[str, Description]:
         """What each entry that is wanted of a scene depends on."""
@@ -194,13 +195,4 @@ def pixels_digest(frames: Float[Tensor, "S 3 H W"]) -> str:
     pixels = counts.to(torch.uint8) if were_bytes else frames
     found = hashlib.sha256(f"{pixels.dtype} {tuple(pixels.shape)};".encode())
     found.update(raw_bytes(pixels))
-    return found.hexdigest()
-
-
-def numbers_digest(module: nn.Module) -> str:
-    """Names a module's weights by content."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(raw_bytes(tensor))
     return found.hexdigest()
