@@ -74,9 +74,12 @@ class Cameras:
 
     def span(self, first: int, last: int) -> Cameras:
         """The cameras first..last - 1 of every sample, without what is known of tokens."""
-        reference = None if self.reference is None else (self.reference - first).clamp(0, last - first - 1)
-        poses, K = self.world_to_camera[:, first:last], self.K_normalised[:, first:last]
-        return Cameras(poses, K, reference=reference, median_depth=self.median_depth)
+        return self._replaced(
+            world_to_camera=self.world_to_camera[:, first:last],
+            K_normalised=self.K_normalised[:, first:last],
+            reference=None if self.reference is None else (self.reference - first).clamp(0, last - first - 1),
+            **dict.fromkeys(("index", "places", "points")),
+        )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
         """The same cameras elsewhere, or in another precision; a half precision is taken as float32."""
@@ -216,7 +219,7 @@ class Cameras:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Cameras:
         return self._replaced(**{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})
 
-    def _replaced(self, **tensors: Tensor) -> Cameras:
+    def _replaced(self, **tensors: Tensor | None) -> Cameras:
         """A copy that isn't checked again: on a GPU each check would wait for all work before it."""
         other = copy(self)
         vars(other).update(tensors)

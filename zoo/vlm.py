@@ -55,8 +55,9 @@ class SpatialVLM(SpatialModel):
             points = self.points_of(own)
             if self.scales_by_depth:
                 cameras = cameras.with_median_depth(median_depths(own))
-            counts = grids[:, 0].tolist()
-            seen_by = [(cameras[[i]].span(0, t), has_camera[[i], :t]) for i, t in enumerate(counts)]
+            if self.views is not None:
+                counts = grids[:, 0].tolist()
+                seen_by = [(cameras[[i]].span(0, t), has_camera[[i], :t]) for i, t in enumerate(counts)]
         scenes = zip(visual, grids, found, seen_by, strict=True)
         videos = [self.fuse(*scene, *cams).flatten(0, 1) for *scene, cams in scenes]
 
