@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
+from benchmarks.measure import timed
 from zoo.attention import install_camera_attention
 from zoo.cameras import Cameras, normalise_intrinsics
 from zoo.encodings import EncodedCameras, prope_attention
@@ -86,15 +86,6 @@ def table(
         ms = [f"{1e3 * x:.3g}" for x in (statistics.median(values), min(values), max(values))]
         print(f"| {name} | {' | '.join(ms)} | {ratio:.3f} |", flush=True)
     print()
-
-
-def timed(run: Callable[[], object], device: str) -> float:
-    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronise()
-    start = time.perf_counter()
-    run()
-    synchronise()
-    return time.perf_counter() - start
 
 
 # ---- attention --------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.memory import GIVE_BACK, peak_growth
+from benchmarks.measure import GIVE_BACK, peak_growth, timed
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
@@ -127,11 +126,14 @@ def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> N
     """The table of both ways, and what the shared one spends its time on."""
     asked = batch(options, model, frames, options.questions)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    found = {}
+    found: dict[str, list[list[int]]] = {}
+
+    def answer(way: str) -> None:
+        found[way] = WAYS[way](model, asked)
+
     for _ in range(options.repeats):  # the ways take turns: a noisy machine is noisy to both
-        for way, run in WAYS.items():
-            taken, found[way] = timed(lambda run=run: run(model, asked), options.device)
-            seconds[way].append(taken)
+        for way in WAYS:
+            seconds[way].append(timed(lambda way=way: answer(way), options.device))
     same = sum(a == b for a, b in zip(found["one by one"], found["shared"], strict=True))
     mib = {way: memory_in_a_process(options, frames, way) / 2**20 for way in WAYS}
     tokens = int((asked["input_ids"][0] == model.qwen.config.video_token_id).sum())
@@ -145,7 +147,7 @@ def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> N
         print(f"| {' | '.join(row)} | {mib[way]:.0f} |", flush=True)
     times = statistics.median(seconds["one by one"]) / statistics.median(seconds["shared"])
     with torch.no_grad():
-        see, _ = timed(lambda: model.see(asked), options.device)
+        see = timed(lambda: model.see(asked), options.device)
     print(
         f"\n{times:.1f} times as fast; {mib['shared'] / mib['one by one']:.2f} times the memory; of the shared ", end=""
     )
@@ -161,18 +163,9 @@ def learning(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> No
         asked, taken = batch(options, model, frames, count, train=True), []
         for _ in range(options.repeats):
             model.zero_grad()
-            taken.append(timed(lambda asked=asked: model.loss(asked).backward(), options.device)[0])
+            taken.append(timed(lambda asked=asked: model.loss(asked).backward(), options.device))
         middle = statistics.median(taken)
         print(f"| {count} | {middle:.2f} ({min(taken):.2f} to {max(taken):.2f}) | {count / middle:.2f} |", flush=True)
-
-
-def timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
-    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronise()
-    start = time.perf_counter()
-    result = run()
-    synchronise()
-    return time.perf_counter() - start, result
 
 
 def memory(options: argparse.Namespace, model: SpatialMLLM) -> int:

@@ -18,7 +18,6 @@ import argparse
 import math
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from benchmarks.measure import timed
 from benchmarks.vggt import SIZES
 from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import Collate, LoadedScene
@@ -248,14 +248,6 @@ def measure_speed(arguments: argparse.Namespace, folder: str) -> None:
         files = list(Path(folder, dtype).glob("*.safetensors")) if dtype in DTYPES else []
         size_mb = f"{sum(f.stat().st_size for f in files) / (arguments.repeats + 1) / 1e6:.3g}" if files else ""
         print(f"| {name} | {statistics.median(each):.3f} | {size_mb} |")
-
-
-def timed(call: Any, device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ plain matrix product of the same FLOPs, dtype and threads. Times are medians of 
 measured in a process of its own, as the growth of the resident set (CPU) or of the allocator's peak (CUDA).
 On a CPU in float32, and in bfloat16 where it has that; on CUDA in bfloat16 by flash attention alone.
 
-python benchmarks/vggt.py [--frames 1 4 16 32] [--size large] [--dtypes float32] [--device cpu] [--threads 2]
+python -m benchmarks.vggt [--frames 1 4 16 32] [--size large] [--dtypes float32] [--device cpu] [--threads 2]
 
 A row takes 3 x repeats + 2 forwards, of 0.9, 3.6, 18 and 46 TFLOP. On two cores: --frames 1 4 --repeats 5, then
 --frames 16 32 --repeats 1.
@@ -16,19 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.measure import GIVE_BACK, peak_growth, timed
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.patch_embed import DINOV2
 
@@ -172,23 +170,22 @@ def product(arguments: argparse.Namespace, frames: int, flops: float) -> Callabl
     return run
 
 
-def timed(run: Callable[[], object], device: str) -> float:
-    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronise()
-    start = time.perf_counter()
-    run()
-    synchronise()
-    return time.perf_counter() - start
-
-
 def memory_in_a_process(arguments: argparse.Namespace, frames: int, keep: str) -> int | None:
     """Bytes of activations, or None if there aren't as many."""
-    command = [sys.executable, __file__, "--memory-of", keep, "--frames", str(frames), "--dtypes", arguments.dtype]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.vggt",
+        "--memory-of",
+        keep,
+        "--frames",
+        str(frames),
+        "--dtypes",
+        arguments.dtype,
+    ]
     for name in ("size", "height", "width", "device", "threads"):
         command += [f"--{name}", str(getattr(arguments, name))]
-    # freed blocks go back to the system at once: else the resident set would count them
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
     if done.returncode == -signal.SIGKILL or "out of memory" in done.stderr or "can't allocate memory" in done.stderr:
         return None
     if done.returncode:
@@ -204,23 +201,7 @@ def memory_of_one_forward(arguments: argparse.Namespace) -> int:
     with torch.inference_mode(), attention(arguments):
         # what is set up once: kernels, threads
         model(images[:, :1, :, :28, :28], layers=(-1,), heads=())
-        if arguments.device == "cuda":
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            kept = model(images, layers=layers, heads=())
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-            before = resident("VmRSS")
-            kept = model(images, layers=layers, heads=())
-            peak = resident("VmHWM")
-    assert len(kept.tokens) == len(layers)
-    return peak - before
-
-
-def resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", status).group(1))
+        return peak_growth(lambda: model(images, layers=layers, heads=()), arguments.device)
 
 
 if __name__ == "__main__":
