@@ -15,6 +15,7 @@ from zoo.encodings.prope import projection_matrices
 from zoo.precision import full_precision
 
 ROPE_BASE = 100.0
+CACHED = 2**17  # numbers that stay near a CPU core
 
 
 def prope_attention(
@@ -119,13 +120,14 @@ class _Turn(torch.autograd.Function):
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         source = x.unflatten(2, (num_cameras, num_patches))  # B H C T D
         target = out.unflatten(2, (num_cameras, num_patches))
-        # on a CPU new memory costs more than the product: one camera after the other uses the same
-        step = num_cameras if x.is_cuda else 1
+        # on a CPU new memory costs more than the product: a few cameras after the other use the same
+        step = num_cameras if x.is_cuda else max(1, CACHED * num_cameras // max(1, x.numel()))
         with full_precision(x.device):
             for first in range(0, num_cameras, step):
-                groups = source[:, :, first : first + step, :, :half].reshape(*source.shape[:2], step, -1, 4)
-                turned = groups @ matrices[:, None, first : first + step]
-                target[:, :, first : first + step, :, :half] = turned.view(*source.shape[:2], step, num_patches, half)
+                some = slice(first, first + step)
+                part = source[:, :, some, :, :half]
+                groups = part.reshape(*part.shape[:3], -1, 4)
+                target[:, :, some, :, :half] = (groups @ matrices[:, None, some]).view(part.shape)
         for axis in (0, 1):
             first = half + axis * half // 2
             middle, last = first + half // 4, first + half // 2

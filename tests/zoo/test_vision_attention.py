@@ -1,0 +1,86 @@
+"""The vision tower with one attention call a length of window is the stock tower."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo import vision_attention
+from zoo.tiny import TinyQwen25VL
+from zoo.vision_attention import install_window_attention, windows_by_length
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+# one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
+GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]], "small": [[1, 2, 2]]}
+
+
+def towers(implementation: str = "sdpa") -> tuple[nn.Module, nn.Module]:
+    stock = TinyQwen25VL(attn_implementation=implementation).load()[0].model.visual  # type: ignore[arg-type]
+    ours = copy.deepcopy(stock)
+    install_window_attention(ours)
+    return stock, ours
+
+
+def seen(tower: nn.Module, grid: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
+    grid_thw = torch.tensor(grid)
+    pixels = torch.randn(int(grid_thw.prod(1).sum()), 1176, generator=torch.Generator().manual_seed(0))
+    tokens = tower(pixels, grid_thw=grid_thw).pooler_output
+    tower.zero_grad()
+    tokens.square().sum().backward()
+    return tokens.detach(), {name: p.grad for name, p in tower.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_the_stock_tower(grid: list[list[int]], implementation: str) -> None:
+    stock, ours = towers(implementation)
+    tokens, gradients = seen(stock, grid)
+    same, same_gradients = seen(ours, grid)
+    torch.testing.assert_close(same, tokens, rtol=0, atol=1e-5)
+    assert same_gradients.keys() == gradients.keys() and len(gradients) > 10
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_windows_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: windows of several lengths taken as they come would be other windows."""
+    stock, ours = towers()
+    tokens, _ = seen(stock, GRIDS["mixed"])
+
+    def as_they_come(lengths: Tensor) -> tuple[None, list[tuple[int, int]]]:
+        return None, windows_by_length(lengths)[1]
+
+    monkeypatch.setattr(vision_attention, "windows_by_length", as_they_come)
+    assert (seen(ours, GRIDS["mixed"])[0] - tokens).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_calls_are_by_length(grid: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    stock_sdpa = nn.functional.scaled_dot_product_attention
+
+    def counted(*args: Tensor, **kwargs: object) -> Tensor:
+        calls.append(len(args[0]))
+        return stock_sdpa(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+    stock, ours = towers()
+    with torch.no_grad():
+        seen_by = []
+        for tower in (stock, ours):
+            calls.clear()
+            grid_thw = torch.tensor(grid)
+            tower(torch.zeros(int(grid_thw.prod(1).sum()), 1176), grid_thw=grid_thw)
+            seen_by.append(list(calls))
+    assert sum(seen_by[0]) == sum(seen_by[1]) == len(seen_by[0])  # every window, and stock makes a call for each
+    assert len(seen_by[1]) <= 6 * len(ours.blocks)  # type: ignore[arg-type]
+
+
+def test_windows_by_length() -> None:
+    order, shapes = windows_by_length(torch.tensor([2, 1, 2, 3]))
+    assert shapes == [(1, 1), (2, 2), (1, 3)]
+    assert order is not None and order.tolist() == [2, 0, 1, 3, 4, 5, 6, 7]
+    assert windows_by_length(torch.tensor([4, 4])) == (None, [(2, 4)])
