@@ -1,6 +1,7 @@
 """The measured parts of docs/questions.md, filled in between their marks from the results of the ablation.
 
-    <!-- settings: none; PRoPE -->           a table of settings, each beside the first
+    <!-- settings: none; PRoPE -->           a table of settings, each beside the first on `loop` paths
+    <!-- local: none; PRoPE -->              the same on `local` paths
     <!-- tests: PRoPE / views shuffled -->   a table of trained models that were tested otherwise
     <!-- end -->
 
@@ -18,7 +19,7 @@ from benchmarks.runs import Results, spread
 from benchmarks.settings import PATHS, SEEDS, SETTINGS, run, scored
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "questions.md"
-BLOCK = re.compile(r"(<!-- (settings|tests):(.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (settings|local|tests):(.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str, results: Results) -> str:
@@ -32,27 +33,28 @@ def filled(text: str, results: Results) -> str:
 
 def _block(kind: str, listed: str, results: Results) -> str:
     names = [" ".join(name.split()) for name in listed.split(";")]
-    if kind == "settings":
-        lines, needed = _compared(names, results), names
-        head = ["", *(f"`{path}`" for path in PATHS), f"`loop`, beside *{names[0]}*"]
+    path = "local" if kind == "local" else "loop"
+    if kind != "tests":
+        lines, needed = _compared(names, path, results), names
+        head = ["", *(f"`{each}`" for each in PATHS), f"`{path}`, beside *{names[0]}*"]
     else:
         pairs = [tuple(name.split(" / ")) for name in names]
         lines, needed = [_otherwise(name, test, results) for name, test in pairs], [name for name, _ in pairs]
         head = ["", "tested with", "`loop`", "beside as trained"]
     table = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *filter(None, lines), ""] if any(lines) else []
-    missing = dict.fromkeys(name for name in needed if not _done(name, results))
+    missing = dict.fromkeys(name for name in needed if not _done(name, path, results))
     if missing:
         words = " ".join(shlex.quote(name) for name in missing)
-        table += ["Not measured yet:", "", f"    python -m benchmarks.ablate --settings {words}", ""]
+        table += ["Not measured yet:", "", f"    python -m benchmarks.ablate --paths {path} --settings {words}", ""]
     return "\n".join(["", *table, ""])
 
 
-def _compared(names: list[str], results: Results) -> list[str]:
-    """A line a setting; how much it is above the first, and whether the seeds of the two overlap."""
-    lines, base = [], scored(results, names[0], "loop")
+def _compared(names: list[str], path: str, results: Results) -> list[str]:
+    """A line a setting; how much it is above the first on that path, and whether the seeds of the two overlap."""
+    lines, base = [], scored(results, names[0], path)
     for name in names:
-        cells = [spread(scored(results, name, path), len(SEEDS)) for path in PATHS]
-        ours, verdict = scored(results, name, "loop"), ""
+        cells = [spread(scored(results, name, each), len(SEEDS)) for each in PATHS]
+        ours, verdict = scored(results, name, path), ""
         if ours and base and name != names[0]:
             apart = min(ours) > max(base) or max(ours) < min(base)
             verdict = f"{statistics.mean(ours) - statistics.mean(base):+.3f}{'' if apart else ', the seeds overlap'}"
@@ -70,6 +72,6 @@ def _otherwise(name: str, test: str, results: Results) -> str:
     return f"| {name} | {test} | {spread(scores, len(SEEDS))} | {change:+.3f} |"
 
 
-def _done(name: str, results: Results) -> bool:
-    runs = [run(name, "loop", seed) for seed in SEEDS]
+def _done(name: str, path: str, results: Results) -> bool:
+    runs = [run(name, path, seed) for seed in SEEDS]
     return all(results.find(each, test) is not None for each in runs for test in each.tests)

@@ -31,6 +31,8 @@ VGGT = (
     "--data.train_sampler=null",  # the same frames each epoch, so that VGGT sees each room once
 )
 RAYS = ("--model.geometry=GivenGeometry", "--model.geometry.depth=false")
+POINTS = ("--config=concat_split.yaml", "--model.geometry=GivenGeometry")
+SHAPE = (*POINTS, "--model.geometry.unit=scene")  # what VGGT would say if it never erred
 STOCK = ("--config=qwen25_vl.yaml",)
 BARE = ("--config=prope.yaml", "--model.fusion=null", "--model.views=null", "--model.encoding=null")  # 2D tokens alone
 
@@ -42,14 +44,21 @@ class Setting:
     Attributes:
         words: of its `fit`, without those that all settings have.
         tests: what the trained model is tested on as well, names of `TESTS`.
-        core: it is made first, and on both camera paths.
+        core: it is made first.
+        hard: one of those that might see the size on `local` paths, where a camera's own way says nothing of it.
         kind: of question that its score is of.
     """
 
     words: tuple[str, ...]
     tests: tuple[str, ...] = ()
     core: bool = False
+    hard: bool = False
     kind: str = QUESTION
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The camera paths that it is made on."""
+        return PATHS if self.core or self.hard else PATHS[:1]
 
 
 def encoded(name: str, *more: str, **arguments: Any) -> tuple[str, ...]:
@@ -126,7 +135,12 @@ SETTINGS: dict[str, Setting] = {
     "VGGT tokens": Setting(VGGT),
     "VGGT tokens and PRoPE": Setting((*VGGT, "--model.encoding=PRoPE")),
     "VGGT tokens and PRoPE by VGGT cameras": Setting((*VGGT, "--model.encoding=PRoPE", "--model.cameras=vggt")),
-    "XYZRoPE": Setting(encoded("XYZRoPE")),
+    "XYZRoPE": Setting(encoded("XYZRoPE"), hard=True),
+    "XYZRoPE, qkvo": Setting(encoded("XYZRoPE", terms="qkvo"), hard=True),
+    "points as 3D tokens": Setting(POINTS, hard=True),
+    "shape as 3D tokens": Setting(SHAPE, hard=True),
+    "shape as 3D tokens and PRoPE": Setting((*SHAPE, "--model.encoding=PRoPE"), hard=True),
+    "shape as 3D tokens and XYZRoPE": Setting((*SHAPE, "--model.encoding=XYZRoPE"), hard=True),
     "moving: none": Setting((*STOCK, *MOVING), ("views shuffled",), kind="obj_appearance_order"),
     "moving: none, no time": Setting((*STOCK, NO_TIME, *MOVING), kind="obj_appearance_order"),
     "moving: PRoPE": Setting(encoded("PRoPE", *MOVING), ("views shuffled",), kind="obj_appearance_order"),
@@ -138,11 +152,11 @@ def planned(
     settings: Sequence[str], paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str] = ()
 ) -> list[Run]:
     """The runs in the order in which they are made: what answers most comes first, all settings of a seed together."""
-    rounds = (("loop", True), ("loop", False), ("local", True))
+    rounds = (("loop", True), ("loop", False), ("local", True), ("local", False))
     return [
         run(name, path, seed, overrides)
         for (path, core), seed, name in product(rounds, seeds, settings)
-        if path in paths and SETTINGS[name].core == core
+        if path in paths and path in SETTINGS[name].paths and SETTINGS[name].core == core
     ]
 
 

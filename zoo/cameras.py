@@ -72,14 +72,26 @@ class Cameras:
         """The cameras of some samples: `samples` is a slice, a mask, or a tensor or list of integers."""
         return self._each(lambda tensor: tensor[samples])
 
-    def span(self, first: int, last: int) -> Cameras:
-        """The cameras first..last - 1 of every sample, without what is known of tokens."""
+    def span(self, first: Int[Tensor, " B"] | int, count: int) -> Cameras:
+        """So many cameras of each sample from its first on, without what is known of tokens.
+
+        Where a sample has fewer, its last one stands in for those that it lacks.
+        """
+        sample, view = self.spanned(first, count)
         return self._replaced(
-            world_to_camera=self.world_to_camera[:, first:last],
-            K_normalised=self.K_normalised[:, first:last],
-            reference=None if self.reference is None else (self.reference - first).clamp(0, last - first - 1),
+            world_to_camera=self.world_to_camera[sample, view],
+            K_normalised=self.K_normalised[sample, view],
+            reference=None if self.reference is None else (self.reference - view[:, 0]).clamp(0, count - 1),
             **dict.fromkeys(("index", "places", "points")),
         )
+
+    def spanned(self, first: Int[Tensor, " B"] | int, count: int) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B count"]]:
+        """The indices (sample, view) of what `span` takes."""
+        batch, num_cameras = self.world_to_camera.shape[:2]
+        device = self.world_to_camera.device
+        start = torch.as_tensor(first, device=device).expand(batch)
+        view = start[:, None] + torch.arange(count, device=device)
+        return torch.arange(batch, device=device)[:, None], view.clamp(max=num_cameras - 1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
         """The same cameras elsewhere, or in another precision; a half precision is taken as float32."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
@@ -129,6 +129,17 @@ def step_spans(scenes: Sequence[Sequence[Run]], grids: Sequence[Tensor]) -> list
         done[row] = first + int(grid[0])
         spans.append((row, first, done[row]))
     return spans
+
+
+def scene_cameras(
+    cameras: Cameras, has_camera: Bool[Tensor, "B C"] | None, spans: Sequence[tuple[int, int, int]]
+) -> tuple[Cameras, Bool[Tensor, "scenes steps"] | None]:
+    """The cameras of each scene as a sample of its own, and which of them mean something; see `step_spans`."""
+    device = cameras.world_to_camera.device
+    row, first, last = torch.tensor(spans, device=device).unbind(1)
+    of_row, longest = cameras[row], int((last - first).max())
+    present = None if has_camera is None else has_camera[row][of_row.spanned(first, longest)]
+    return of_row.span(first, longest), present
 
 
 def given_cameras(

@@ -24,6 +24,7 @@ from zoo.media import (
     given_cameras,
     refuse_torn,
     runs_of,
+    scene_cameras,
     scene_frames,
     scene_grid,
     scenes_of,
@@ -84,32 +85,44 @@ class SpatialModel(SpatialParts):
 
     def fuse(
         self,
-        visual: Float[Tensor, "N D"],
-        grid_thw: Int[Tensor, " 3"],
-        geometry: SceneGeometry | None,
+        visual: Sequence[Float[Tensor, "_N D"]],
+        grids: Sequence[Int[Tensor, " 3"]] | Int[Tensor, "V 3"],
+        geometry: Sequence[SceneGeometry | None],
         cameras: Cameras | None = None,
-        has_camera: Bool[Tensor, "1 t"] | None = None,
-    ) -> Float[Tensor, "t n D"]:
-        """The visual tokens of a scene, step by step.
+        has_camera: Bool[Tensor, "V C"] | None = None,
+    ) -> list[Float[Tensor, "_t _n D"]]:
+        """The visual tokens of each scene, step by step; scenes of one grid are one long scene for the fusion.
 
         Args:
-            visual: its 2D tokens.
-            grid_thw: steps, and patches before merging.
-            geometry: what a fusion reads.
-            cameras: of the scene alone, one a step, for a model with `views`.
+            visual: 2D tokens of each scene.
+            grids: of each scene: steps, and patches before merging.
+            geometry: of each scene, what a fusion reads.
+            cameras: of each scene, one a step, for a model with `views`.
             has_camera: the steps that have one; None is all.
         """
-        mix = None
-        if self.views is not None and cameras is not None:
-            merge = self.qwen.config.vision_config.spatial_merge_size
-            steps, rows, columns = grid_thw.tolist()
-            present = None if has_camera is None else has_camera[0]
-            mix = partial(
-                self.views, cameras=cameras, grid=(steps, rows // merge, columns // merge), has_camera=present
-            )
-        if self.fusion is None:
-            return (visual if mix is None else mix(visual)).unflatten(0, (int(grid_thw[0]), -1))
-        return self.fusion(visual, grid_thw, geometry, mix)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, grid in enumerate(grids):
+            groups.setdefault(tuple(grid.tolist()), []).append(i)
+        fused: dict[int, Tensor] = {}
+        for (steps, *sides), members in groups.items():
+            mix = None
+            if self.views is not None and cameras is not None:
+                merge = self.qwen.config.vision_config.spatial_merge_size
+                mix = partial(
+                    self.views,
+                    cameras=cameras[members].span(0, steps),
+                    grid=(steps, *(side // merge for side in sides)),
+                    has_camera=None if has_camera is None else has_camera[members, :steps],
+                )
+            tokens = torch.cat([visual[i] for i in members])
+            if self.fusion is None:
+                joined = (tokens if mix is None else mix(tokens)).unflatten(0, (steps * len(members), -1))
+            else:
+                known = [each for i in members if (each := geometry[i]) is not None and self.fusion.reads_geometry]
+                read = SceneGeometry.joined(known) if len(known) == len(members) else None
+                joined = self.fusion(tokens, torch.tensor([steps * len(members), *sides]), read, mix)
+            fused |= dict(zip(members, joined.split(steps), strict=True))
+        return [fused[i] for i in range(len(visual))]
 
     def prepare(
         self,
@@ -196,17 +209,11 @@ class SpatialModel(SpatialParts):
         visual = [torch.cat([tokens[run.kind][run.number] for run in scene]) for scene in scenes]
         if cameras is not None:
             cameras = self.refer(cameras, has_camera, visual, scene_grids, [row for row, _, _ in spans])
-        every = zip(scenes, visual, scene_grids, found, spans, strict=True)
-        for scene, flat, grid, geometry, (row, first, last) in every:
-            fused = self.fuse(
-                flat,
-                grid,
-                geometry,
-                None if cameras is None else cameras[row : row + 1].span(first, last),
-                None if has_camera is None else has_camera[row : row + 1, first:last],
-            )
+        per_scene = () if cameras is None or not scenes else scene_cameras(cameras, has_camera, spans)
+        fused = self.fuse(visual, scene_grids, found, *per_scene)
+        for scene, tokens_of in zip(scenes, fused, strict=True):
             steps = [int(scene_grid([run], grids)[0]) for run in scene]
-            for run, part in zip(scene, fused.split(steps), strict=True):
+            for run, part in zip(scene, tokens_of.split(steps), strict=True):
                 tokens[run.kind][run.number] = part.flatten(0, 1)
         return self.prepare(
             input_ids,

@@ -46,7 +46,6 @@ class SpatialVLM(SpatialModel):
         lacking = self.lack_cameras(given)
         found = self.encode_geometry(batch.get("frames", ()), given, cameras=any(lacking))
         cameras = has_camera = points = None
-        seen_by: list[tuple[Any, ...]] = [()] * len(grids)
         visual = self.encode_pixels(batch["pixel_values_videos"], grids)
         if self.reads_cameras:
             own = [each if lacks else had for each, had, lacks in zip(found, given, lacking, strict=True)]
@@ -55,11 +54,7 @@ class SpatialVLM(SpatialModel):
             points = self.points_of(own)
             if self.scales_by_depth:
                 cameras = cameras.with_median_depth(median_depths(own))
-            if self.views is not None:
-                counts = grids[:, 0].tolist()
-                seen_by = [(cameras[[i]].span(0, t), has_camera[[i], :t]) for i, t in enumerate(counts)]
-        scenes = zip(visual, grids, found, seen_by, strict=True)
-        videos = [self.fuse(*scene, *cams).flatten(0, 1) for *scene, cams in scenes]
+        videos = [each.flatten(0, 1) for each in self.fuse(visual, grids, found, cameras, has_camera)]
 
         def prepare(ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"], scene: Int[Tensor, " B"]) -> dict[str, Any]:
             return self.prepare(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.zoo.encodings.attention import random_cameras
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import (
     AddFusion,
@@ -23,6 +24,9 @@ from zoo import (
     SpatialVLM,
 )
 from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
+from zoo.geometry import SceneGeometry
+
+WIDTH = 64  # of `tiny`
 
 GEOMETRY: dict[str, Any] = {"geometry": lambda: GivenGeometry(depth=False)}
 FRAMES = [torch.zeros(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]
@@ -136,6 +140,38 @@ def test_two_videos_of_one_sequence_have_their_own_cameras() -> None:
     length = int(mask[0].sum())
     assert torch.equal(first[:length], other[:length])  # the first video's views don't see the second's
     assert (first[length:] - other[length:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("views", VIEWS)
+def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: str, ragged: bool) -> None:
+    ours = woken(model(VIEWS[views], fusion))
+    generator = torch.Generator().manual_seed(1)
+    grids = torch.tensor([[3, 2, 4], [2, 4, 4], [3, 2, 4], [3, 2, 4]])
+    visual = [torch.randn(int(g.prod()) // 4, WIDTH, generator=generator) for g in grids]
+    poses = Cameras(random_cameras(4, 3)[0].float(), torch.eye(3).expand(4, 3, 3, 3))
+    present = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).bool() if ragged else torch.ones(4, 3).bool()
+    frames = [torch.zeros(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in grids]
+    of_frames = [
+        SceneGeometry(
+            world_to_camera=poses.world_to_camera[i, : len(f) // 2].repeat_interleave(2, 0),
+            K_normalised=poses.K_normalised[i, : len(f) // 2].repeat_interleave(2, 0),
+        )
+        for i, f in enumerate(frames)
+    ]
+    found = ours.encode_geometry(frames, of_frames, cameras=False)
+    with torch.no_grad():
+        together = ours.fuse(visual, grids, found, poses, present)
+        for i, (steps, _, _) in enumerate(grids.tolist()):
+            one = slice(i, i + 1)
+            (alone,) = ours.fuse(visual[one], grids[one], found[one], poses[one].span(0, steps), present[one, :steps])
+            assert together[i].shape == alone.shape == (steps, len(visual[i]) // steps, WIDTH)
+            torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-5)
+        # the control: another scene of the same grid is another one
+        others = ours.fuse(visual, grids, found, poses[[2, 1, 0, 3]], present)
+    assert (others[0] - together[0]).abs().max() > 1e-3
+    torch.testing.assert_close(others[3], together[3], rtol=0, atol=1e-5)
 
 
 def test_without_the_2d_branch_there_is_nothing_to_tell() -> None:

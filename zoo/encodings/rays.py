@@ -13,7 +13,7 @@ from zoo.cameras import Cameras, invert_se3
 from zoo.encodings.gta import GTA
 from zoo.encodings.reference import ReferenceView, seen_from
 from zoo.encodings.symmetries import Symmetries
-from zoo.encodings.views import ViewMixer, check_scene
+from zoo.encodings.views import ViewMixer, check_scenes
 from zoo.geometry.given import patch_depth, patch_directions, plucker
 
 
@@ -100,19 +100,19 @@ class RayEmbedding(ViewMixer):
         tokens: Float[Tensor, "N D"],
         cameras: Cameras,
         grid: tuple[int, int, int] | Int[Tensor, " 3"],
-        has_camera: Bool[Tensor, " t"] | None = None,
+        has_camera: Bool[Tensor, "B t"] | None = None,
     ) -> Float[Tensor, "N D"]:
         """The tokens with their rays added, see `ViewMixer.forward`."""
-        _, rows, columns = check_scene(tokens, cameras, grid)
-        rays = patch_directions(cameras.K_normalised[0].double(), rows, columns)
+        _, rows, columns = check_scenes(tokens, cameras, grid)
+        rays = patch_directions(cameras.K_normalised.flatten(0, 1).double(), rows, columns)
         if self.rays == "plucker":
             cameras = seen_from(cameras.to(dtype=torch.float64), self.reference)
-            camera_to_world = invert_se3(cameras.world_to_camera[0])[:, None, None]
+            camera_to_world = invert_se3(cameras.world_to_camera.flatten(0, 1))[:, None, None]
             turned = (camera_to_world[..., :3, :3] @ rays[..., None])[..., 0]
             rays = plucker(turned, camera_to_world[..., :3, 3])
         added = self.embed(rays.to(next(self.parameters()).dtype))
         if has_camera is not None:
-            added = added * has_camera[:, None, None, None]
+            added = added * has_camera.flatten()[:, None, None, None]
         return tokens + added.flatten(0, 2).to(tokens.dtype)
 
 

@@ -12,7 +12,7 @@ from zoo.encodings.matrices import Matrices, MatrixEncoding
 from zoo.encodings.multiview import multiview_attention
 from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEncoding
-from zoo.encodings.views import ViewMixer, check_scene
+from zoo.encodings.views import ViewMixer, check_scenes
 from zoo.errors import InputError
 
 
@@ -56,21 +56,35 @@ class ViewAttention(ViewMixer):
         tokens: Float[Tensor, "N D"],
         cameras: Cameras,
         grid: tuple[int, int, int] | Int[Tensor, " 3"],
-        has_camera: Bool[Tensor, " t"] | None = None,
+        has_camera: Bool[Tensor, "B t"] | None = None,
     ) -> Float[Tensor, "N D"]:
         """See `ViewMixer.forward`."""
-        steps, rows, columns = check_scene(tokens, cameras, grid)
-        every = torch.arange(steps, device=cameras.world_to_camera.device)
-        present = every if has_camera is None else every[has_camera.to(every.device)]
-        index = every if has_camera is None else every.where(has_camera.to(every.device), -1)
-        canonical = self.encoding.canonical(cameras.with_index(index[None]))
+        steps, rows, columns = check_scenes(tokens, cameras, grid)
+        device = cameras.world_to_camera.device
+        every = torch.arange(steps, device=device).expand(len(cameras), steps)
+        present = torch.ones_like(every, dtype=torch.bool) if has_camera is None else has_camera.to(device)
+        canonical = self.encoding.canonical(cameras.with_index(every.where(present, -1)))
         dtype = torch.promote_types(tokens.dtype, torch.float32)
-        acting = self.encoding.acting(canonical)._asdict()
-        matrices = Matrices(**{name: None if m is None else m[:, present].to(dtype) for name, m in acting.items()})
+        acting = {
+            name: None if m is None else m.to(dtype) for name, m in self.encoding.acting(canonical)._asdict().items()
+        }
 
-        x, present = tokens.unflatten(0, (steps, -1)), present.to(tokens.device)
-        seeing = x[present].flatten(0, 1)
-        q, k, v = self.qkv(self.norm(seeing)).unflatten(-1, (3, -1, self.head_dim)).permute(1, 2, 0, 3)[:, None]
+        x = tokens.unflatten(0, (len(cameras), steps, rows * columns))
+        if present.all():
+            return (x + self._mixed(x, Matrices(**acting), rows, columns)).flatten(0, 2)
+        scenes = []
+        for i, scene in enumerate(x):  # they differ in what they attend to
+            views = present[i].nonzero()[:, 0]
+            own = Matrices(**{name: None if m is None else m[i : i + 1, views] for name, m in acting.items()})
+            views = views.to(x.device)
+            seeing = scene[None, views]
+            scenes.append(scene.index_copy(0, views, (seeing + self._mixed(seeing, own, rows, columns))[0]))
+        return torch.stack(scenes).flatten(0, 2)
+
+    def _mixed(
+        self, x: Float[Tensor, "B t n D"], matrices: Matrices, rows: int, columns: int
+    ) -> Float[Tensor, "B t n D"]:
+        """What is added to each token."""
+        q, k, v = self.qkv(self.norm(x)).flatten(1, 2).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         mixed = multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows)
-        added = self.o(mixed[0].transpose(0, 1).flatten(1)).to(tokens.dtype)
-        return x.index_copy(0, present, (seeing + added).unflatten(0, (-1, rows * columns))).flatten(0, 1)
+        return self.o(mixed.transpose(1, 2).flatten(2)).to(x.dtype).view_as(x)

@@ -26,27 +26,28 @@ class ViewMixer(nn.Module, ABC):
         tokens: Float[Tensor, "N D"],
         cameras: Cameras,
         grid: tuple[int, int, int] | Int[Tensor, " 3"],
-        has_camera: Bool[Tensor, " t"] | None = None,
+        has_camera: Bool[Tensor, "B t"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """The tokens of one scene with what the branch adds to them.
+        """The tokens of B scenes of one grid with what the branch adds to them; no scene knows of another.
 
         Args:
-            tokens: step after step, row after row.
-            cameras: of that scene, a batch of one, a camera a step.
-            grid: its (t, h, w) in tokens.
+            tokens: scene after scene, step after step, row after row.
+            cameras: of each scene, a camera a step.
+            grid: the (t, h, w) of a scene in tokens.
             has_camera: the steps whose camera means something; the tokens of the others stay as they are, bit for bit.
 
         Raises:
-            ValueError: not one camera a step, or not t * h * w tokens.
+            ValueError: not one camera a step, or not B * t * h * w tokens.
         """
 
 
-def check_scene(tokens: Tensor, cameras: Cameras, grid: tuple[int, int, int] | Tensor) -> tuple[int, int, int]:
-    """(t, h, w), if the tokens and the cameras are those of such a scene; else a ValueError."""
+def check_scenes(tokens: Tensor, cameras: Cameras, grid: tuple[int, int, int] | Tensor) -> tuple[int, int, int]:
+    """(t, h, w), if the tokens and the cameras are those of such scenes; else a ValueError."""
     steps, rows, columns = (int(side) for side in grid)
-    if cameras.world_to_camera.shape[:2] != (1, steps) or len(tokens) != steps * rows * columns:
+    scenes, views = cameras.world_to_camera.shape[:2]
+    if views != steps or len(tokens) != scenes * steps * rows * columns:
         raise ValueError(
-            f"{len(tokens)} tokens with cameras {tuple(cameras.world_to_camera.shape[:2])} are no scene of "
-            f"{steps} x {rows} x {columns} tokens, with a camera a step"
+            f"{len(tokens)} tokens with cameras {(scenes, views)} are no scenes of {steps} x {rows} x {columns} "
+            "tokens, with a camera a step"
         )
     return steps, rows, columns

@@ -82,7 +82,10 @@ class Connector(nn.Module):
 
 
 class Fusion(nn.Module, ABC):
-    """Joins the two branches of a scene. A new one: a file in this folder with `embed_3d` and `join`.
+    """Joins the two branches of a scene, each step by itself. A new one: a file in this folder, `embed_3d` and `join`.
+
+    Since a step knows of no other, scenes of one grid are fused as one long scene. What happens between the views of a
+    scene is for `views`.
 
     Args:
         width: D, the decoder's.

@@ -63,6 +63,13 @@ class SceneGeometry:
             raise ValueError("a scene without cameras where cameras are needed")
         return poses, K, torch.ones(len(poses), dtype=torch.bool, device=poses.device) if present is None else present
 
+    @classmethod
+    def joined(cls, scenes: Sequence[SceneGeometry]) -> SceneGeometry:
+        """The frames of several scenes of one size, one after the other; what one of them doesn't say is left out."""
+        said = zip(*(vars(scene).values() for scene in scenes), strict=True)
+        joined = [None if any(value is None for value in values) else torch.cat(values) for values in said]
+        return cls(**dict(zip(vars(scenes[0]), joined, strict=True)))
+
     def to(self, device: torch.device | str) -> SceneGeometry:
         """The same on another device."""
         return SceneGeometry(

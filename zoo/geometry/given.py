@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +19,7 @@ RAY, POINT = 6, 4  # channels
 
 
 class GivenGeometry(GeometryEncoder):
-    """Rays and points for 3D tokens; nothing is learned. World and unit: the first frame with a camera, and metres.
+    """Rays and points for 3D tokens; nothing is learned. The world is the first frame with a camera.
 
     A patch's channels are the ray through its centre as Plücker coordinates, a unit direction d and the moment
     o x d about the origin (o is the camera's centre; arXiv 2402.14817 uses them so), and with depth the 3D point that
@@ -31,15 +32,20 @@ class GivenGeometry(GeometryEncoder):
 
     Args:
         depth: make use of the data's depth as well.
+        unit: of lengths in the tokens. "scene" is the mean distance of the scene's points from the first camera, as
+            VGGT has it: such tokens know the scene's shape and not its size, as VGGT's would if it never erred.
+            Cameras stay in the data's unit.
         patch_size: in pixels; the vision tower's, so that both branches have one grid.
     """
 
     needs_cameras = True
     needs_frames = True  # for their size
 
-    def __init__(self, depth: bool = True, patch_size: int = 14) -> None:
+    def __init__(self, depth: bool = True, unit: Literal["metres", "scene"] = "metres", patch_size: int = 14) -> None:
         super().__init__()
-        self.needs_depth = depth
+        if unit == "scene" and not depth:
+            raise InputError("--model.geometry.unit scene goes by the scene's points: set --model.geometry.depth true")
+        self.needs_depth, self.unit = depth, unit
         self.patch_size = patch_size
         self.width = RAY + POINT if depth else RAY
 
@@ -70,11 +76,11 @@ class GivenGeometry(GeometryEncoder):
             poses = first_as_world(given.world_to_camera, present)
             say = {"world_to_camera": poses.to(wide(given.world_to_camera).dtype), "K_normalised": given.K_normalised}
             if tokens:
-                say |= self._tokens(poses, given, (height, width), wide(frames).dtype)
+                say |= self._tokens(number, poses, given, (height, width), wide(frames).dtype)
         return SceneGeometry(**say, has_camera=present, depth=given.depth)
 
     def _tokens(
-        self, poses: Tensor, given: SceneGeometry, size_hw: tuple[int, int], dtype: torch.dtype
+        self, number: int, poses: Tensor, given: SceneGeometry, size_hw: tuple[int, int], dtype: torch.dtype
     ) -> dict[str, Tensor]:
         assert given.K_normalised is not None
         rows, columns = (side // self.patch_size for side in size_hw)
@@ -83,13 +89,18 @@ class GivenGeometry(GeometryEncoder):
         through = patch_directions(given.K_normalised.double(), rows, columns)
         through = through.flatten(1, 2) @ camera_to_world[:, :3, :3].mT
         through = through.unflatten(1, (rows, columns))
+        depth = through.new_zeros(through.shape[:3])
+        if self.needs_depth and given.depth is not None:
+            depth = patch_depth(given.depth, self.patch_size).to(depth.dtype)
+        known = (depth > 0)[..., None]
+        if given.has_camera is not None:
+            known = known & given.has_camera[:, None, None, None]
+        if self.unit == "scene":
+            length = mean_distance(centre[:, None, None] + depth[..., None] * through, known, number)
+            centre, depth = centre / length, depth / length
         patches = [plucker(through, centre[:, None, None])]
         camera = [plucker(camera_to_world[:, :3, 2], centre)]
         if self.needs_depth:
-            depth = through.new_zeros(through.shape[:3])
-            if given.depth is not None:
-                depth = patch_depth(given.depth, self.patch_size).to(depth.dtype)
-            known = (depth > 0)[..., None]
             point = centre[:, None, None] + depth[..., None] * through
             patches.append(torch.cat((point, torch.ones_like(point[..., :1])), -1) * known)
             camera.append(torch.cat((centre, torch.ones_like(centre[..., :1])), -1))
@@ -104,6 +115,20 @@ def _without_cameras(number: int) -> InputError:
         f"scene {number} of the batch comes without cameras: put <scene>.cameras.json beside its video, or let VGGT "
         "find them, --model.geometry PretrainedVGGT"
     )
+
+
+def mean_distance(points: Float[Tensor, "S h w 3"], known: Bool[Tensor, "S h w 1"], number: int) -> Float[Tensor, ""]:
+    """Of the known points of scene `number` from the origin.
+
+    Raises:
+        InputError: nothing is known.
+    """
+    if not known.any():
+        raise InputError(
+            f"scene {number} of the batch comes without depth, which --model.geometry.unit scene goes by: put "
+            "<scene>.depth beside its video, or take metres"
+        )
+    return points.norm(dim=-1)[known[..., 0]].mean()
 
 
 def first_as_world(

@@ -152,7 +152,7 @@ def test_embedding_leaves_steps_without_a_camera_alone() -> None:
     poses, K = random_cameras(1, views=3)
     tokens = torch.randn(12, 16, dtype=torch.float64)
     present = torch.tensor([True, False, True])
-    out = embedding("plucker")(tokens, Cameras(poses, K), (3, 2, 2), present)
+    out = embedding("plucker")(tokens, Cameras(poses, K), (3, 2, 2), present[None])
     assert torch.equal(out[4:8], tokens[4:8])
     assert ((out - tokens).abs().amax(-1)[[0, 3, 8, 11]] > 1e-3).all()
     with pytest.raises(Exception, match="12 tokens with cameras"):

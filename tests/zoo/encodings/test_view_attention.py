@@ -62,7 +62,7 @@ def scene(**more: Any) -> Cameras:
 
 @torch.no_grad()
 def run(module: ViewAttention, cameras: Cameras, tokens: Tensor | None = None, *present: Tensor) -> Tensor:
-    return module(random_tokens() if tokens is None else tokens, cameras, GRID, *present)
+    return module(random_tokens() if tokens is None else tokens, cameras, GRID, *(each[None] for each in present))
 
 
 # ---- the definition ---------------------------------------------------------------------------------------

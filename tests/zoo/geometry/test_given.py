@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ def scene(poses: Tensor, depth: Tensor | None = None, has_camera: Tensor | None 
     )
 
 
-def encode(given: SceneGeometry | None, **options: bool) -> SceneGeometry:
+def encode(given: SceneGeometry | None, **options: Any) -> SceneGeometry:
     return GivenGeometry(**options)([FRAMES], [given])[0]
 
 
@@ -138,6 +140,29 @@ def test_without_depth() -> None:
     assert torch.equal(rays.patches, encode(scene(poses, some_depth())).patches[..., :6])
     unknown = encode(scene(poses))  # depth is wanted, but this scene has none
     assert GivenGeometry().width == 10 == unknown.patches.shape[-1] and not unknown.patches[..., 6:].any()
+
+
+@pytest.mark.parametrize("present", [None, torch.tensor([False, True, True])])
+def test_in_units_of_the_scene_a_larger_one_looks_the_same(present: Tensor | None) -> None:
+    poses, depth = random_poses(3), some_depth()
+    larger = poses.clone()
+    larger[:, :3, 3] *= 7
+    one, other = scene(poses, depth, present), scene(larger, 7 * depth, present)
+    found, scaled = encode(one, unit="scene"), encode(other, unit="scene")
+    assert (found.patches - scaled.patches).abs().max() < 1e-12
+    assert (found.camera_tokens - scaled.camera_tokens).abs().max() < 1e-12
+    points = found.patches[..., 6:9][found.patches[..., 9] == 1]
+    assert abs(points.norm(dim=-1).mean() - 1) < 1e-12
+    # cameras are metric still, and so are the tokens where nothing else is asked for
+    assert torch.equal(scaled.world_to_camera, encode(other).world_to_camera)
+    assert (encode(one).patches - encode(other).patches).abs().max() > 1
+
+
+def test_a_unit_needs_depth() -> None:
+    with pytest.raises(InputError, match="scene 0 of the batch comes without depth, which --model.geometry.unit"):
+        encode(scene(random_poses(3)), unit="scene")
+    with pytest.raises(InputError, match="set --model.geometry.depth true"):
+        GivenGeometry(depth=False, unit="scene")
 
 
 def test_precision_follows_the_frames_and_autocast_is_ignored() -> None:
