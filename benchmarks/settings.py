@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.runs import QUESTION, Results, Run, seeded
 
-BUDGET = ("--data.num_frames=16", "--trainer.max_steps=300", "--trainer.limit_val_batches=0")
+BUDGET = ("--data.num_frames=16", "--trainer.max_steps=200", "--trainer.limit_val_batches=0")
 SEEDS, PATHS = (0, 1, 2), ("loop", "local")
 
 TESTS: dict[str, tuple[str, ...]] = {
