@@ -80,7 +80,10 @@ def test_what_is_made_first() -> None:
     assert len(core) >= 12
     first = plan[: len(core)]
     assert first == [run(name, "loop", 0) for name in core]
-    assert plan[-1] == run(core[-1], "local", 2)
+    hard = [name for name, setting in SETTINGS.items() if setting.hard]
+    assert plan[-1] == run(hard[-1], "local", 2)
+    on_local = {name for name in SETTINGS if run(name, "local", 0) in plan}
+    assert on_local == {*core, *hard}
     assert planned(["PRoPE"], ["local"], [1], ["--x=1"])[0].fit[-1] == "--x=1"
 
 
@@ -158,7 +161,10 @@ def test_documents_say_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     filled = questions.filled(block, results)
     assert "| none | 0.220 (0.200 to 0.240) |  | -0.500 |" in filled and "old" not in filled
     assert "| GTA | 0.700 (0.680 to 0.720) |  | -0.020, the seeds overlap |" in filled
-    assert "    python -m benchmarks.ablate --settings CaPE VORoPE\n" in filled
+    assert "    python -m benchmarks.ablate --paths loop --settings CaPE VORoPE\n" in filled
+    local = questions.filled(block.replace("settings", "local"), results)
+    assert "| none | 0.220 (0.200 to 0.240) |  |  |" in local and "`local`, beside *PRoPE*" in local
+    assert "    python -m benchmarks.ablate --paths local --settings PRoPE GTA none CaPE VORoPE\n" in local
     assert questions.filled(filled, results) == filled
     tests = "<!-- tests: PRoPE / focal +1 %; none / views shuffled -->\n<!-- end -->"
     assert "| PRoPE | focal +1 % | 0.620 (0.600 to 0.640) | -0.100 |" in questions.filled(tests, results)
