@@ -18,12 +18,17 @@ from transformers import Qwen2_5_VLProcessor as Processor
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 
-AttentionImplementation = Literal["sdpa", "eager", "flash_attention_2"]
+AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
 DType = Literal["float32", "bfloat16"]
 
 
 class Backbone(ABC):
     """A recipe for a Qwen2.5-VL and its processor; nothing is loaded before `load` is called.
+
+    Args:
+        attn_implementation: the attention backend of transformers. `flex_attention`, of the decoder alone, needs a GPU
+            to train; several questions of a scene in one sequence cost it only the blocks that they see.
+        dtype: the type in which the weights are kept.
 
     Attributes:
         pretrained: whether the weights mean anything before training. A model with random weights refuses
@@ -38,7 +43,9 @@ class Backbone(ABC):
                 "attn_implementation=flash_attention_2 needs flash-attn, which is not installed: "
                 "pip install flash-attn --no-build-isolation on a CUDA machine, or choose sdpa"
             )
-        self.attn_implementation = attn_implementation
+        self.attention: AttentionImplementation = attn_implementation
+        # transformers refuses FlexAttention for Qwen2.5-VL as a whole; its decoder takes it, see `attend`
+        self.attn_implementation = "sdpa" if attn_implementation == "flex_attention" else attn_implementation
         self.dtype = getattr(torch, dtype)
 
     def geometry(self) -> GeometryEncoder | None:
@@ -48,6 +55,11 @@ class Backbone(ABC):
     def fill(self, fusion: nn.Module) -> bool:
         """Fills in the fusion that came with these weights; whether there was one."""
         return False
+
+    def attend(self, qwen: Qwen2_5_VLForConditionalGeneration) -> None:
+        """Makes the decoder of the loaded model attend as asked."""
+        if self.attention == "flex_attention":
+            qwen.model.language_model.config._attn_implementation = self.attention
 
     @abstractmethod
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
@@ -59,8 +71,7 @@ class PretrainedQwen25VL(Backbone):
 
     Args:
         path: a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
-        attn_implementation: the attention backend of transformers.
-        dtype: the type in which the weights are kept.
+        attn_implementation, dtype: see `Backbone`.
     """
 
     pretrained = True

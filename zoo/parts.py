@@ -81,6 +81,7 @@ class SpatialParts(Trainable):
         self.encoding, self.time = encoding, self._choose_time(encoding, time)
         self.cameras, self.pair_camera = cameras, pair_camera
         self.qwen, self.processor = backbone.load()
+        backbone.attend(self.qwen)
         self.qwen.__class__ = CameraQwen25VL
         install_camera_attention(self.qwen.model.language_model, encoding)
         install_window_attention(self.qwen.model.visual)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -50,23 +51,42 @@ def sees(queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]) -> Bool[Tensor, 
 
 def takes_any_mask(qwen: Qwen2_5_VLForConditionalGeneration) -> bool:
     """Whether the model's attention can let each token see what it is told to; flash attention can't."""
-    return _implementation(qwen) in ("sdpa", "eager")
+    return _implementation(qwen) in ("sdpa", "eager", "flex_attention")
 
 
 def attention_mask(
     qwen: Qwen2_5_VLForConditionalGeneration, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]
-) -> Shaped[Tensor, "B 1 T K"]:
-    """`sees` as the model takes a mask that is ready.
+) -> Shaped[Tensor, "B 1 T K"] | BlockMask:
+    """`sees` as the model takes a mask that is ready: FlexAttention leaves out the blocks where nobody sees anybody.
 
     Raises:
         ValueError: attention that takes none.
     """
     if not takes_any_mask(qwen):
         raise ValueError(f"{_implementation(qwen)} takes no mask of its own: give it one question a sequence")
+    if _implementation(qwen) == "flex_attention":
+        return block_mask(queries, keys)
     seen = sees(queries, keys)[:, None]
     if _implementation(qwen) == "sdpa":
         return seen
     return torch.zeros_like(seen, dtype=qwen.dtype).masked_fill(~seen, torch.finfo(qwen.dtype).min)  # is added
+
+
+def block_mask(queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]) -> BlockMask:
+    """`sees` block by block, for FlexAttention; on a GPU no T x K tensor is made on the way."""
+    (batch, rows), columns = queries.shape, keys.shape[1]
+    skipped = columns - rows
+    return create_block_mask(
+        lambda b, head, query, key: (
+            (key <= query + skipped) & ((keys[b, key] == PREFIX) | (keys[b, key] == queries[b, query]))
+        ),
+        batch,
+        None,
+        rows,
+        columns,
+        device=str(queries.device),
+        _compile=queries.is_cuda,
+    )
 
 
 def visual_tokens(qwen: Qwen2_5_VLForConditionalGeneration) -> tuple[int, int]:

@@ -182,7 +182,7 @@ class TinyQwen25VL(Backbone):
             vision_end_token_id=ids("<|vision_end|>"),
             tie_word_embeddings=True,
         )
-        self.config._attn_implementation = attn_implementation
+        self.config._attn_implementation = self.attn_implementation
 
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
         default = torch.get_default_dtype()

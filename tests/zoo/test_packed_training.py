@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention
+from torch.nn.attention.flex_attention import create_mask
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -15,7 +17,7 @@ from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from zoo import vlm
-from zoo.shared_prefix import IGNORED, PackedScenes, pack, sees, visual_tokens
+from zoo.shared_prefix import IGNORED, PackedScenes, block_mask, pack, sees, takes_any_mask, visual_tokens
 from zoo.vlm import SpatialVLM
 
 Learned = tuple[float, dict[str, Tensor]]  # the loss, and the gradient of every parameter that has one
@@ -78,6 +80,36 @@ def test_loss_and_gradients_are_those_of_a_row_each(name: str) -> None:
 def test_loss_and_gradients_are_those_of_each_question_alone(name: str, implementation: str) -> None:
     model = build(name, implementation=implementation).train()
     assert difference(packed(model, *SCENES), alone(model, *SCENES)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["plain", "PRoPE on ConcatSplitFusion"])
+def test_flex_attention_by_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not compiled, and on the CPU, where torch refuses its gradients though the uncompiled ones are there."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    model, reference = build(name, implementation="flex_attention").train(), build(name).train()
+    assert takes_any_mask(model.qwen) and model.qwen.config.vision_config._attn_implementation == "sdpa"
+    with torch.compiler.set_stance("force_eager"):
+        assert difference(packed(model, *SCENES), alone(reference, *SCENES)) < 1e-5
+        assert difference(a_row_each(model, *SCENES), alone(reference, *SCENES)) < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention is compiled for a GPU, and there is none")
+def test_flex_attention_on_a_gpu() -> None:
+    model = build("PRoPE on ConcatSplitFusion", implementation="flex_attention").train().cuda()
+    reference = build("PRoPE on ConcatSplitFusion").train().cuda()
+    asked = [
+        {k: v.cuda() if isinstance(v, Tensor) else v for k, v in batch(m, *SCENES).items()} for m in (model, reference)
+    ]
+    found, expected = (learned(m, m.loss(b)) for m, b in zip((model, reference), asked, strict=True))
+    assert difference(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize("queries", [slice(0, None), slice(-4, None)])
+def test_blocks_say_who_sees_whom(queries: slice) -> None:
+    groups = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 2, 3, 3, 3]])
+    mask = block_mask(groups[:, queries], groups)
+    seen = create_mask(mask.mask_mod, 2, 1, groups[:, queries].shape[1], 8, device="cpu")[:, 0]
+    assert torch.equal(seen, sees(groups[:, queries], groups)) and not seen.all()
 
 
 def test_gradient_checkpointing_keeps_the_mask() -> None:

@@ -100,6 +100,14 @@ def test_eager_attention_adds_its_mask(name: str) -> None:
     assert ids(model, asked) == one_by_one(model, asked) == ids(other, asked)
 
 
+@pytest.mark.parametrize("name", ["plain", "PRoPE, Fraction", "PRoPE, Append"])
+def test_flex_attention_takes_blocks(name: str) -> None:
+    model, other = build(name, implementation="flex_attention"), build(name)
+    asked = batch(model, scene("a"))
+    with torch.compiler.set_stance("force_eager"):
+        assert ids(model, asked) == ids(other, asked)
+
+
 @pytest.mark.parametrize("name", ["plain", "PRoPE, Append"])
 def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str) -> None:
     """As flash attention: causal, and nothing else."""
