@@ -72,7 +72,8 @@ class PredictionsCallback(Callback):
         folder = Path(trainer.default_root_dir)
         settings = {"profile": self.profile, **settings_of(trainer, pl_module)}
         if self._kept:
-            differing = differences(json.loads((folder / UNFINISHED).read_text(encoding="utf-8")), settings)
+            before = json.loads((folder / UNFINISHED).read_text(encoding="utf-8"))
+            differing = differences(before, settings, {record["scene"] for record in self._kept})
             if differing:
                 return (
                     f"{folder / UNFINISHED}: this test was begun with other settings and broken off: "

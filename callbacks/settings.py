@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -13,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from zoo.geometry import CachedGeometry
 from zoo.weights import DIGITS, fingerprint
 
+FILES = "files of "  # a scene
 # of the model and the data, what changes no answer
 CHANGES_NO_ANSWER = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
@@ -22,7 +23,8 @@ CHANGES_NO_ANSWER = {
 
 
 def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """By name, as JSON has them: the model's and the data's of the command line, the weights, the questions.
+    """By name, as JSON has them: the model's and the data's of the command line, the weights, the questions, and the
+    files that are read for them: videos, cameras, depth, chosen frames.
 
     A trainer that no command line made has the class of its model, and what its DataModule says of itself.
     """
@@ -45,13 +47,16 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         "weights": fingerprint(pl_module),
         "questions": _digest(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested),
         "prompts": _digest(q["prompt"] for q in tested),
+        **{f"{FILES}{scene}": _digest(files) for scene, files in getattr(data, "tested_files", {}).items()},
     }
     return dict(json.loads(json.dumps(found, default=str)))
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, each with both of its values."""
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Collection[str]) -> list[str]:
+    """What differs, each with both of its values; the files of a scene count where a question of it is `answered`."""
+    every = {**before, **now}
+    counts = [name for name in every if not name.startswith(FILES) or name.removeprefix(FILES) in answered]
+    names = [name for name in counts if before.get(name) != now.get(name)]
     return [f"{name} was {before.get(name)}, now it is {now.get(name)}" for name in names]
 
 

@@ -33,7 +33,8 @@ def render(
     Args:
         result: as `VSIBenchScore.compute()` returns.
         counts: "questions", "failed", "unparsable", and "filtered" if questions of other types were left out.
-        failed_scenes: "scene", "error" and "questions" of each scene that could not be read.
+        failed_scenes: "scene", "error" and "questions" of each scene that could not be read, or whose questions could
+            not be answered; a scene comes once for each error.
         title: stands above the table.
         missing: scenes whose video is absent, and how many questions each has.
         terminal: colours and rules; plain characters (a Markdown table) if False; as stdout is if None.
@@ -58,8 +59,8 @@ def render(
     lines = [title, *(line.rstrip() for line in capture.get().splitlines() if line.strip())]
     lines.append(f"{_plural(counts['questions'], 'question')}{unparsable if counts['unparsable'] else ''}")
     if failed_scenes:
-        scenes = _plural(len(failed_scenes), "scene")
-        lines.append(f"{scenes} failed, with {_plural(counts['failed'], 'question')} that score 0:")
+        scenes = _plural(len({each["scene"] for each in failed_scenes}), "scene")
+        lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
         lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed_scenes]
     if counts.get("filtered"):
         lines.append(f"{_plural(counts['filtered'], 'question')} of other types left out (--data.question_types)")

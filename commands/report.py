@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from callbacks.durable import write_whole
 from commands.parser import OneLineParser
 from commands.reports import formats
 from commands.reports.compare import Comparisons, compare
@@ -21,7 +22,6 @@ from commands.reports.page import page
 from commands.reports.paths import camera_paths
 from commands.reports.runs import Run, load_runs
 from commands.reports.tables import Table, first_answered, tables
-from commands.score import write
 from zoo.errors import InputError
 
 Format = Literal["text", "markdown", "latex", "html"]
@@ -66,7 +66,7 @@ def report(arguments: list[str]) -> None:
     if output is None:
         print(text, end="")
     else:
-        write(output, text)
+        write_whole(output, text)
         print("".join(f"{note}\n" for note in notes) + f"report: {len(runs)} runs in {output}")
 
 

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from callbacks.durable import write_whole
 from callbacks.table import render
 from callbacks.versions import versions
 from commands.parser import OneLineParser
@@ -66,17 +67,4 @@ def score(arguments: list[str]) -> None:
             "predictions": str(path),
             "versions": versions(),
         }
-        write(Path(settings.output).expanduser(), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a result, its folder as well.
-
-    Raises:
-        InputError: it can't be written there.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # an answer may hold half a surrogate pair
-    except OSError as error:
-        raise InputError(f"{path} can't be written: {error.strerror}") from error
+        write_whole(Path(settings.output).expanduser(), json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -7,13 +7,13 @@ A batch is a dict of
     frame_indices: which raw frames each scene shows;
     geometry: what came with each scene's data, a camera a frame; frames, if wanted: uint8 (T, 3, H, W) each;
     records: a prediction record a row, without the prediction yet;
-    failed: complete records of the questions of scenes that could not be read;
+    failed: complete records of the questions of scenes that could not be read, and of those that can't be asked;
     questions_per_batch: how many questions are answered at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,7 +76,14 @@ class Collate:
 
     def __call__(self, scenes: list[LoadedScene]) -> dict[str, Any]:
         failed = [record(s, q, prompt="") for s in scenes if s.error is not None for q in s.questions]
-        scenes = [scene for scene in scenes if scene.error is None]
+        sound = [scene for scene in scenes if scene.error is None]
+        scenes = []
+        for scene in sound:
+            refused = {q.id: said for q in scene.questions if (said := self._refused(q))}
+            failed += [{**record(scene, q, ""), "error": refused[q.id]} for q in scene.questions if q.id in refused]
+            asked = tuple(q for q in scene.questions if q.id not in refused)
+            if asked or not refused:
+                scenes.append(replace(scene, questions=asked))
         batch: dict[str, Any] = {
             "failed": [{**each, "prediction": ""} for each in failed],
             "questions_per_batch": self.questions_per_batch,
@@ -102,6 +109,13 @@ class Collate:
                 record(scene, question, prompt) for prompt, (_, scene, question) in zip(prompts, rows, strict=True)
             ],
         }
+
+    def _refused(self, question: Question) -> str | None:
+        """Why a question can't be asked, if it can't: the tokenizer would read marks in its text as the chat's own."""
+        text = f"{user_text(question)}\n{question.ground_truth}"
+        added = self.processor.tokenizer.added_tokens_decoder.values()
+        held = [str(token) for token in added if token.special and str(token) in text]
+        return f"question {question.id} holds {held[0]}, a mark of the chat: take it out" if held else None
 
     def prompt(self, question: Question) -> str:
         """The text of the chat up to where the answer starts; the video comes before the question."""

@@ -19,7 +19,7 @@ from datamodules.samplers import Consecutive, FrameSampler, Pairing, SceneView
 from datamodules.samplers.pairing import seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video
-from zoo.errors import InputError
+from zoo.errors import SCENE_FAULTS, InputError
 from zoo.geometry.base import SceneGeometry
 
 TRIES = 2
@@ -104,7 +104,7 @@ class SceneDataset(Dataset):
             try:
                 self._fill(loaded, self.open(index), epoch or 0)
                 break
-            except (OSError, ValueError) as error:
+            except SCENE_FAULTS as error:
                 loaded.error = named(scene, error)
         return loaded
 
@@ -158,5 +158,5 @@ class SceneDataset(Dataset):
 
 def named(scene: Scene, error: Exception) -> str:
     """What went wrong with a scene, in a line that names it once."""
-    said = str(error)
+    said = str(error) or type(error).__name__
     return said if scene.name.rpartition("/")[2] in said else f"{scene.name}: {said}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
@@ -18,6 +19,7 @@ from datamodules.order import ResumableLoader, TrainingOrder, deal
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FrameSampler, Pairing, UniformSampler
 from datamodules.scenes import Scene
+from datamodules.selections import fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from zoo.errors import InputError
@@ -78,6 +80,15 @@ class VideoQADataModule(LightningDataModule):
         question: str | None = None,
     ):
         super().__init__()
+        counts = {
+            "num_frames": num_frames,
+            "batch_size": batch_size,
+            "questions_per_scene": questions_per_scene,
+            "questions_per_batch": questions_per_batch,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise InputError(f"--data.{name} {count}: at least 1")
         if keep_in_memory and num_workers:
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
         if (video is None) != (question is None):
@@ -87,6 +98,7 @@ class VideoQADataModule(LightningDataModule):
         self.missing: dict[str, int] = {}  # scenes whose video is absent: how many questions they have
         self.answered: dict[str, dict[str, Any]] = {}  # by id, the records of questions that a test need not ask again
         self.tested: list[dict[str, Any]] = []  # the record of each question of the test, on whatever process it is
+        self.tested_files: dict[str, list[str]] = {}  # what identifies the files that it reads of each scene
         if video is not None and question is not None:
             self.asked: SceneSource | None = SingleVideo(video, question)
         else:
@@ -197,8 +209,14 @@ class VideoQADataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         scenes, prompt = self.scenes("test"), self._collate(False).prompt
         self.tested = [record(LoadedScene(scene, ()), q, prompt(q)) for scene in scenes for q in scene.questions]
+        self.tested_files = {scene.name: [fingerprint(file) for file in self._files(scene)] for scene in scenes}
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in scenes]
         return self._scene_loader([scene for scene in rest if scene.questions])
+
+    def _files(self, scene: Scene) -> list[Path]:
+        """What frames, cameras and depth of a scene are read from, as far as it is there."""
+        own = (scene.video, scene.cameras, scene.depth)
+        return [file for file in (*own, *self.sampler.reads(scene.name)) if file is not None and file.exists()]
 
     def predict_dataloader(self) -> DataLoader:
         assert self.asked is not None and self.trainer is not None  # prepare_data has refused already

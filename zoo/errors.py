@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# what goes wrong with one scene, be it its files or what a model makes of them: it is recorded, and the rest goes on.
+# Any other error is a bug.
+SCENE_FAULTS = (OSError, ValueError, LookupError, RuntimeError, MemoryError)
+
 
 class InputError(ValueError):
     """Something that was given or is missing stops the run: one line that names it and the remedy.

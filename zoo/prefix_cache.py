@@ -63,10 +63,12 @@ class CachedPrefix:
             some = questions[len(replies) : len(replies) + at_once]
             try:
                 found = self._together(some, max_new_tokens)
-            except torch.OutOfMemoryError:
-                if len(some) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
                     raise
-                at_once = len(some) // 2
+                if len(some) == 1:
+                    replies.append(Reply([], f"no memory for this question alone: {error}"))
+                at_once = max(1, len(some) // 2)
                 continue
             if len(some) > 1 and any(reply.error for reply in found):
                 # zero times NaN is NaN: one question's keys and values spoil what must not see them
@@ -92,10 +94,10 @@ class CachedPrefix:
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.qwen.lm_head(hidden)
-            broken, tokens = logits.isnan().any(-1).tolist(), logits.argmax(-1).tolist()
+            broken, tokens = (~logits.amax(-1).isfinite()).tolist(), logits.argmax(-1).tolist()
             for number, token, is_broken in zip(going, tokens, broken, strict=True):
                 if is_broken:
-                    errors[number] = f"the logits of token {step + 1} of the answer are NaN"
+                    errors[number] = f"the logits of token {step + 1} of the answer are not finite"
                 else:
                     answers[number].append(token)
             going = [number for number in going if number not in errors and answers[number][-1] not in stops]
@@ -132,6 +134,11 @@ class CachedPrefix:
         return torch.cat(hidden)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Of the GPU or of the machine: torch has an error of its own for the first only."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
 def answer_questions(
     qwen: Qwen2_5_VLForConditionalGeneration,
     prepare: Prepare,
@@ -153,8 +160,11 @@ def answer_questions(
     replies: dict[int, Reply] = {}
     scenes: dict[int, list[int]] = {}
     for row, scene in enumerate(batch["scene_index"].tolist()):
-        if len(prompts[row]) > context:
-            said = f"the prompt has {len(prompts[row])} tokens, more than the {context} of the model's context"
+        if len(prompts[row]) + max_new_tokens > context:
+            said = (
+                f"the prompt has {len(prompts[row])} tokens and its answer up to {max_new_tokens}, more than the "
+                f"{context} of the model's context"
+            )
             replies[row] = Reply([], said)
         else:
             scenes.setdefault(scene, []).append(row)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.errors import InputError
+from zoo.errors import SCENE_FAULTS, InputError
 from zoo.geometry.steps import median_depths, step_cameras
 from zoo.model import SpatialModel
 from zoo.prefix_cache import Prepare, Reply, answer_questions
@@ -22,6 +22,17 @@ def refuse_failed(batch: dict[str, Any]) -> None:
     """InputError where a scene of the batch could not be read: a test goes on without it, training must not."""
     if batch["failed"]:
         raise InputError(batch["failed"][0]["error"])
+
+
+def refuse_long(batch: dict[str, Any], context: int) -> None:
+    """InputError where a question with its video and answer is longer than the model's context (in tokens)."""
+    lengths = batch["attention_mask"].sum(1)
+    if int(lengths.max()) > context:
+        name = batch["records"][int(lengths.argmax())]["id"]
+        raise InputError(
+            f"question {name} has {int(lengths.max())} tokens, more than the {context} of the model's context: lower "
+            "--data.num_frames or --data.pixels.max_pixels"
+        )
 
 
 class SpatialVLM(SpatialModel):
@@ -77,6 +88,7 @@ class SpatialVLM(SpatialModel):
         The questions of a scene share one sequence, where the attention's implementation takes the mask for it.
         """
         refuse_failed(batch)
+        refuse_long(batch, self.qwen.config.text_config.max_position_embeddings)
         prepare = self.see(batch)
         packed = pack(batch, visual_tokens(self.qwen)) if takes_any_mask(self.qwen) else None
         if packed is None:
@@ -113,8 +125,10 @@ class SpatialVLM(SpatialModel):
         for _ in range(TRIES):
             try:
                 return self.answers(batch)
-            except (OSError, ValueError, torch.OutOfMemoryError) as error:
-                said = str(error)
+            except torch.AcceleratorError:  # a GPU that failed answers nothing more: the run goes on after a restart
+                raise
+            except SCENE_FAULTS as error:
+                said = str(error) or type(error).__name__
             torch.cuda.empty_cache()  # here the failed pass has let go of its tensors
         return [{**record, "prediction": "", "error": said} for record in batch["records"]] + batch["failed"]
 

@@ -167,6 +167,10 @@ class FrameSampler(ABC):
         made_by["sampler"].pop("cache", None)  # where it lies changes no frame
         return digest(made_by), made_by
 
+    def reads(self, scene_name: str) -> list[Path]:
+        """Files that a choice is read from, beside the scene's own; a sampler that has some overrides this."""
+        return []
+
     def count(self, n: int) -> int:
         """How many frames n asks for; a sampler that rounds it overrides this."""
         return n if self.candidates is None else min(n, self.candidates)

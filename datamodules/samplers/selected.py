@@ -40,9 +40,11 @@ class SelectedFrames(FrameSampler):
             raise ValueError(f"{file}: {len(frames)} frames were chosen, {n} are asked for: choose anew")
         return frames
 
+    def reads(self, scene_name: str) -> list[Path]:
+        folder, name = Path(self.folder).expanduser(), Path(scene_name)
+        file, short = folder / name / FILE, folder / name.name / FILE
+        return [short if short.exists() and not file.exists() else file]
+
     def _read(self, scene: SceneView) -> tuple[Path, list[int]]:
-        folder, name = Path(self.folder).expanduser(), Path(scene.scene_name)
-        file = folder / name / FILE
-        if not file.exists() and (folder / name.name / FILE).exists():
-            file = folder / name.name / FILE
+        (file,) = self.reads(scene.scene_name)
         return file, read_selection(file)["selected_frames"]

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from collections import Counter
@@ -13,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import breakable
+import numpy as np
 import pytest
 import torch
 from breakable import BROKEN, QUESTIONS, Answers, Tiny, finish, run, start
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 
 from callbacks.durable import JSONLines, sound_records
 from callbacks.predictions import SETTINGS, UNFINISHED
 from datamodules import Duplicate, PoseFarthestSampler, prompts
 from datamodules.dataset import SceneDataset
+from datamodules.samplers import SelectedFrames
+from datamodules.selections import FILE, write_selection
 from zoo.errors import InputError
 
 RESULTS = ("metrics.json", "predictions.jsonl", SETTINGS)
@@ -239,6 +244,33 @@ def test_other_settings_are_refused_and_named(
     assert on_disk(tmp_path) == before and len(log(tmp_path)) == 5
     run(tmp_path, scenes)  # and with its own settings it goes on
     assert results(tmp_path) == whole
+
+
+def test_other_files_of_a_scene_are_refused_unless_none_of_it_is_answered(scenes: Path, tmp_path: Path) -> None:
+    """As of a video that was replaced; one that could not be read may be mended."""
+    own, folder = tmp_path / "scenes", tmp_path / "run"
+    shutil.copytree(scenes, own)
+    stopped(folder, own, after=5)
+    frame = own / "scene0" / "0.png"
+    before = frame.read_bytes()
+    Image.fromarray(np.full((28, 28, 3), 200, np.uint8)).save(frame)
+    with pytest.raises(InputError, match="broken off: files of tiny/scene0 was [0-9a-f]+, now it is [0-9a-f]+. Go on"):
+        run(folder, own)
+    frame.write_bytes(before)
+    for broken in (own / f"scene{BROKEN}").iterdir():
+        broken.write_bytes(before)
+    run(folder, own)
+    assert not any(record["error"] for record in on_disk(folder).values())
+
+
+def test_frames_that_were_chosen_anew_are_other_files(scenes: Path, tmp_path: Path) -> None:
+    for scene in range(len(QUESTIONS)):
+        write_selection(tmp_path / f"scene{scene}" / FILE, f"tiny/scene{scene}", [0, 1])
+    chosen, folder = SelectedFrames(str(tmp_path)), tmp_path / "run"
+    stopped(folder, scenes, after=5, sampler=chosen)
+    write_selection(tmp_path / "scene1" / FILE, "tiny/scene1", [0, 0])
+    with pytest.raises(InputError, match="broken off: files of tiny/scene1 was"):
+        run(folder, scenes, sampler=chosen)
 
 
 def test_every_process_says_so(scenes: Path, tmp_path: Path) -> None:

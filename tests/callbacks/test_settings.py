@@ -71,7 +71,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     ],
 )
 def test_what_changes_answers_is_named(path: str, value: Any, says: list[str]) -> None:
-    assert differences(settings(CONFIG), settings(changed(path, value))) == says
+    assert differences(settings(CONFIG), settings(changed(path, value)), ()) == says
 
 
 @pytest.mark.parametrize(
@@ -89,10 +89,10 @@ def test_what_changes_none_is_left_out(path: str, value: Any) -> None:
 
 
 def test_precision_and_weights_count() -> None:
-    assert differences(settings(CONFIG), settings(CONFIG, precision="bf16-mixed")) == [
+    assert differences(settings(CONFIG), settings(CONFIG, precision="bf16-mixed"), ()) == [
         "precision was 32-true, now it is bf16-mixed"
     ]
-    (weights,) = differences(settings(CONFIG), settings(CONFIG, Model(2, 3)))
+    (weights,) = differences(settings(CONFIG), settings(CONFIG, Model(2, 3)), ())
     assert weights.startswith("weights was ")
 
 

@@ -113,6 +113,20 @@ def test_empty_and_endless_answers_score_zero(tmp_path: Path, capsys) -> None:
     assert "3 answers could not be parsed" in capsys.readouterr().out
 
 
+def test_a_full_disk_leaves_the_former_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_lines(tmp_path / "answers.jsonl", [record("a", "object_counting", "4", "4")])
+    output = tmp_path / "scores.json"
+    output.write_text("the former scores")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("callbacks.durable.os.fsync", full)
+    with pytest.raises(InputError, match="scores.json can't be written: No space left on device"):
+        score([str(file), "--output", str(output)])
+    assert output.read_text() == "the former scores"
+
+
 def test_half_a_character_in_a_scene_name_can_be_written(tmp_path: Path) -> None:
     row = record("a", "object_counting", "", "4", scene="toy/\ud83d", error="no video")
     score([str(write_lines(tmp_path / "answers.jsonl", [row])), "--output", str(tmp_path / "metrics.json")])

@@ -44,6 +44,20 @@ def test_the_tiny_template_renders_what_the_real_one_does() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
+def test_a_question_with_a_mark_of_the_chat_is_refused_and_spoils_no_other(training: bool) -> None:
+    """Its <|video_pad|> would count as a visual token, and fail every question of its scene."""
+    build = Collate(tiny_processor(), training)
+    marked = Question("c", "object_counting", "How many <|video_pad|>?", "4")
+    found, alone = build([scene("a", A, marked, B), scene("b", marked)]), build([scene("a", A, B)])
+    assert [record["id"] for record in found["records"]] == ["a", "b"]
+    assert torch.equal(found["input_ids"], alone["input_ids"]) and len(found["video_grid_thw"]) == 1
+    said = "question c holds <|video_pad|>, a mark of the chat: take it out"
+    assert [(record["scene"], record["error"]) for record in found["failed"]] == [("a", said), ("b", said)]
+    fine = Question("d", "object_counting", "How many <b>chairs</b> | tables?", "4")
+    assert not build([scene("a", fine)])["failed"]
+
+
+@pytest.mark.parametrize("training", [False, True])
 def test_real_and_tiny_templates_agree_on_any_chat(training: bool, realdata: Path) -> None:
     real = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     for question in (A, B):

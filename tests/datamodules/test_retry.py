@@ -17,7 +17,7 @@ from datamodules.scenes import Question, Scene
 @pytest.mark.parametrize(
     ("failures", "calls", "error"), [(0, 1, None), (1, 2, None), (2, 2, "a/b: stalled"), (9, 2, "a/b: stalled")]
 )
-@pytest.mark.parametrize("kind", [OSError, ValueError])
+@pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, IndexError])
 def test_a_scene_is_tried_twice(
     failures: int, calls: int, error: str | None, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

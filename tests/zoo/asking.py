@@ -11,11 +11,13 @@ from torch import nn
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, LearningRates, NoTime, TinyQwen25VL, TinyVGGT
-from zoo.encodings import CameraEncoding
+from zoo.encodings import CameraEncoding, ViewAttention
 from zoo.encodings.table import COMBINATIONS
 from zoo.generation import greedy
+from zoo.geometry import GivenGeometry
 from zoo.geometry.base import SceneGeometry
 from zoo.prefix_cache import Reply, answer_questions
+from zoo.time_index import FrameId, FrameIndex, Pose, PosePath
 from zoo.tiny import tiny_processor
 from zoo.vlm import SpatialVLM
 
@@ -38,7 +40,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "CameraTokenFusion, append": {"fusion": CameraTokenFusion, **VGGT},
     "CameraTokenFusion, add": {"fusion": lambda *widths: CameraTokenFusion(*widths, place="add"), **VGGT},
     "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "encoding": "PRoPE, Fraction", **VGGT},
+    "prope.yaml": {
+        "geometry": lambda: GivenGeometry(depth=False),
+        "fusion": ConcatSplitFusion,
+        "views": lambda width: ViewAttention(width, 16),
+        "encoding": "PRoPE, Fraction",
+    },
     "PRoPE by VGGT's cameras": {"encoding": "PRoPE, Fraction", "cameras": "vggt", **VGGT},
+    **{time.__name__: {"time": time()} for time in (FrameIndex, FrameId, Pose, PosePath)},
     **{name: {"encoding": name} for name in COMBINATIONS},
 }
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.zoo.asking import QUESTIONS, TEXTS, batch, build, one_by_one, replies, scene
+from tests.zoo.asking import NEW, QUESTIONS, TEXTS, batch, build, one_by_one, replies, scene
+from zoo.errors import InputError
 from zoo.prefix_cache import Reply
 from zoo.tiny import tiny_processor
 from zoo.vlm import SpatialVLM
@@ -33,7 +34,7 @@ def test_nan_logits_are_an_error_of_that_question_alone() -> None:
     spoil(model, 2)
     records = model.answers(asked)
     assert [record["error"] for record in records] == [
-        None, None, "the logits of token 1 of the answer are NaN", None, None
+        None, None, "the logits of token 1 of the answer are not finite", None, None
     ]  # fmt: skip
     assert records[2]["prediction"] == ""
     expected[2] = []
@@ -50,8 +51,25 @@ def test_nan_in_the_middle_of_an_answer_leaves_no_half_of_it() -> None:
         lambda *each: each[2] + torch.where(each[2].argmax(-1, True) == third, torch.nan, 0)
     )
     found = replies(model, asked)
-    assert found[1] == Reply([], "the logits of token 3 of the answer are NaN")
+    assert found[1] == Reply([], "the logits of token 3 of the answer are not finite")
     assert found[3] == Reply(expected[3])
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+def test_infinite_logits_are_no_answer(value: float) -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    model.qwen.lm_head.register_forward_hook(lambda *each: torch.full_like(each[2], value))
+    assert replies(model, asked) == [Reply([], "the logits of token 1 of the answer are not finite")] * 5
+
+
+def test_a_token_that_is_ruled_out_is_no_error() -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    expected = one_by_one(model, asked)
+    token = next(i for i in range(99) if all(i not in answer for answer in expected))
+    model.qwen.lm_head.register_forward_hook(lambda *each: each[2].index_fill(-1, torch.tensor([token]), -torch.inf))
+    assert replies(model, asked) == [Reply(answer) for answer in expected]
 
 
 def test_nan_in_the_video_fails_every_question() -> None:
@@ -59,7 +77,7 @@ def test_nan_in_the_video_fails_every_question() -> None:
     asked = batch(model, scene("a"), scene("b", seed=1))
     asked["pixel_values_videos"][:4] = torch.nan
     errors = [record["error"] for record in model.answers(asked)]
-    assert all(error and "NaN" in error for error in errors[:5]) and errors[5:] == [None] * 5
+    assert all(error and "not finite" in error for error in errors[:5]) and errors[5:] == [None] * 5
 
 
 def test_a_prompt_longer_than_the_context() -> None:
@@ -67,16 +85,28 @@ def test_a_prompt_longer_than_the_context() -> None:
     long = replace(QUESTIONS[0], id="long", question="How many chairs? " * 200)
     asked = batch(model, scene("a", (QUESTIONS[0], long, QUESTIONS[1])))
     lengths = asked["attention_mask"].sum(1).tolist()
-    model.qwen.config.text_config.max_position_embeddings = lengths[1] - 1
+    context = lengths[1] + NEW - 1
+    model.qwen.config.text_config.max_position_embeddings = context
     short = batch(model, scene("a", QUESTIONS[:2]))
     expected = model.answers(short)
     first, failed, last = model.answers(asked)
-    assert (
-        failed["error"] == f"the prompt has {lengths[1]} tokens, more than the {lengths[1] - 1} of the model's context"
+    assert failed["error"] == (
+        f"the prompt has {lengths[1]} tokens and its answer up to {NEW}, more than the {context} of the model's context"
     )
     assert failed["prediction"] == "" and [first, last] == expected
-    model.qwen.config.text_config.max_position_embeddings = lengths[1]
+    model.qwen.config.text_config.max_position_embeddings = context + 1
     assert all(record["error"] is None for record in model.answers(asked))
+
+
+def test_training_on_a_sequence_longer_than_the_context_is_an_error() -> None:
+    model = build("plain").train()
+    learned = batch(model, scene("a"), training=True)
+    longest = int(learned["attention_mask"].sum(1).max())
+    model.qwen.config.text_config.max_position_embeddings = longest - 1
+    with pytest.raises(InputError, match=f"has {longest} tokens, more than the {longest - 1} of the model's context"):
+        model.loss(learned)
+    model.qwen.config.text_config.max_position_embeddings = longest
+    assert model.loss(learned).isfinite()
 
 
 def fails(model: SpatialVLM, times: int, error: Exception) -> list[str]:
@@ -101,6 +131,27 @@ def test_a_scene_on_which_the_model_fails_once_is_answered() -> None:
     expected = model.answers(asked)
     called = fails(model, 1, SHORT)
     assert model.test_step(asked, 0) == expected and len(called) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("The size of tensor a must match"), torch.linalg.LinAlgError("singular"), MemoryError()]
+)
+def test_whatever_fails_with_one_scene_is_said_of_it(error: Exception) -> None:
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    fails(model, 2, error)
+    said = str(error) or "MemoryError"
+    assert [record["error"] for record in model.test_step(asked, 0)] == [said] * 5
+    assert all(record["error"] is None for record in model.test_step(asked, 0))
+
+
+def test_a_broken_gpu_stops_the_run() -> None:
+    """It would fail with every scene that is left, and a run that goes on finds them unanswered."""
+    model = build("plain")
+    asked = batch(model, scene("a"))
+    fails(model, 1, torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    with pytest.raises(torch.AcceleratorError):
+        model.test_step(asked, 0)
 
 
 def test_a_scene_on_which_it_fails_twice_says_why() -> None:

@@ -26,7 +26,7 @@ function detail(question) {
   });
   const headings = ["Run", "Answer", "Truth", "Score (%)", "Frames"].map((text) => element("th", {}, text));
   const prompts = groupBy(runs, (run) => promptOf(question, run));
-  const paths = data.paths[data.dataset[runs[0]]][question.scene];
+  const paths = runs.map((run) => data.paths[data.dataset[run]]?.[question.scene]).find((path) => path);
   const choices = paths ? groupBy(runs, (run) => data.answers[run].frames[question.place]) : new Map();
   const said = [
     element("table", {}, element("thead", {}, element("tr", {}, ...headings)), element("tbody", {}, ...rows)),

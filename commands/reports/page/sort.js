@@ -14,7 +14,7 @@ function sortable(heading, sort) {
 
 function compareValues(a, b, direction) {
   if (a === null || b === null) return (a === null) - (b === null);
-  return direction * (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+  return direction * (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true }));
 }
 
 // 1 for ascending, -1 for descending: the other way than before, or as suits the values

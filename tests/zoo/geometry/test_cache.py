@@ -467,7 +467,7 @@ def test_answers_of_another_vggt_are_told_apart_though_it_is_not_loaded(weights:
     before = settings()
     assert settings() == before
     alter(weights, "aggregator.camera_token")
-    assert [line.split()[0] for line in differences(before, settings())] == ["geometry_weights"]
+    assert [line.split()[0] for line in differences(before, settings(), ())] == ["geometry_weights"]
 
 
 def test_export_loads_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
