@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from callbacks.predictions import SETTINGS
 from commands.reports.columns import GROUPS
 from commands.reports.predictions import Answer, read_predictions
 from commands.reports.scoring import tally
@@ -36,6 +37,7 @@ class Run:
     answers: tuple[Answer, ...]
     scores: Mapping[str, float]
     remarks: tuple[str, ...]
+    weights: str = ""  # the fingerprint of those that were tested
 
     def setting(self, *path: str) -> Any:
         """What stands in the config at a path that leaves `init_args` out; None where nothing does."""
@@ -82,7 +84,15 @@ def load_run(folder: Path, name: str) -> Run:
     except InputError as error:
         answers, scores = (), {}
         remarks.append(str(error))
-    return Run(name, folder, config, metrics, answers, scores, tuple(remarks))
+    return Run(name, folder, config, metrics, answers, scores, tuple(remarks), _weights(folder))
+
+
+def _weights(folder: Path) -> str:
+    """The fingerprint that a finished test leaves beside its answers."""
+    try:
+        return str(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["weights"])
+    except (OSError, ValueError, LookupError):
+        return ""
 
 
 def _metrics(path: Path) -> dict[str, Any] | None:

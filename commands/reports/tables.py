@@ -27,7 +27,8 @@ Cell = str | int | float | Interval | None
 
 SETTINGS = (
     *("Run", "Model", "Data", "Frames", "Sampler", "Pairing"),
-    *("Encoding", "Fusion", "Weights", "Checkpoint", "Profile"),
+    *("Encoding", "Views", "Fusion", "Geometry", "Cameras", "Time"),
+    *("Weights", "Checkpoint", "Fingerprint", "Profile"),
 )
 
 
@@ -140,10 +141,13 @@ def _settings(run: Run) -> tuple[Cell, ...]:
         tested.get("num_frames") or run.setting("data", "num_frames"),
         data("sampler"),
         data("pairing"),
-        spell(run.setting("model", "encoding")),
-        spell(run.setting("model", "fusion")),
+        *(spell(run.setting("model", part)) for part in ("encoding", "views", "fusion")),
+        _class(run.setting("model", "geometry")),
+        str(run.setting("model", "cameras") or ""),
+        spell(run.setting("model", "time")),
         str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
         _checkpoint(run),
+        run.weights,
         str((run.metrics or {}).get("profile", "no test yet")),
     )
 

@@ -178,6 +178,9 @@ def test_settings_are_those_of_the_test_and_weights_those_that_were_loaded(tmp_p
     parts = config["model"]["init_args"]
     parts["backbone"] = {"class_path": "zoo.PretrainedQwen25VL", "init_args": {"path": "weights/3b"}}
     parts["fusion"] = {"class_path": "zoo.AddFusion", "init_args": {"branches": "both", "layers": [1, 2]}}
+    parts["views"] = {"class_path": "zoo.ViewAttention", "init_args": {"head_dim": 32, "encoding": None}}
+    parts["geometry"] = {"class_path": "zoo.GivenGeometry", "init_args": {"depth": False}}
+    parts |= {"cameras": "given", "time": {"class_path": "zoo.NoTime"}}
     config["trainer"]["default_root_dir"] = "runs/mine"
     run = make_run(tmp_path / "run", answers(9), config)
     metrics = json.loads((run / "metrics.json").read_text())
@@ -185,9 +188,12 @@ def test_settings_are_those_of_the_test_and_weights_those_that_were_loaded(tmp_p
     (run / "metrics.json").write_text(
         json.dumps({**metrics, "data": data, "checkpoint": "runs/mine/checkpoints/a.ckpt"})
     )
+    fingerprint = json.loads((run / "predictions.settings.json").read_text())["weights"]
+    assert len(fingerprint) > 8
     report([str(run)])
     row = capsys.readouterr().out.strip().split("\n")[-1]
     assert re.split(" {2,}", row) == [
         *("run", "PRoPEMLLM", "VSIBench", "8", "SpaceAwareSampler", "Neighbour", "PRoPE(first)"),
-        *("AddFusion(both, [1, 2])", "weights/3b", "checkpoints/a.ckpt", "spatial_mllm"),
+        *("ViewAttention(32)", "AddFusion(both, [1, 2])", "GivenGeometry", "given", "NoTime"),
+        *("weights/3b", "checkpoints/a.ckpt", fingerprint, "spatial_mllm"),
     ]

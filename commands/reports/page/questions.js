@@ -34,7 +34,7 @@ const wasAsked = (question, run) => data.answers[run].prediction[question.place]
     scene: element("input", { type: "search", list: "scenes", oninput: update }),
     text: element("input", { type: "search", oninput: update }),
   };
-  const labels = { type: "Type", run: "Run", score: "Score", scene: "Scene", text: "Text of question or answer" };
+  const labels = { type: "Type", run: "Run", score: "Score", scene: "Scene", text: "Text of question, truth or answer" };
   const scenes = [...new Set(questions.map((question) => question.scene))];
   const count = element("span", { id: "count" });
   const turnPage = (pages) => () => ((state.start += pages * PAGE), show());
@@ -76,7 +76,7 @@ const wasAsked = (question, run) => data.answers[run].prediction[question.place]
       if (every.every((each) => each === every[0])) return false;
     } else if (!scores.some(SCORES[score.value])) return false;
     const wanted = text.value.toLowerCase();
-    const read = () => [question.question, ...runs.map((each) => answerOf(question, each))];
+    const read = () => [question.id, question.question, question.truth, ...runs.map((each) => answerOf(question, each))];
     return !wanted || read().some((each) => each.toLowerCase().includes(wanted));
   }
 
