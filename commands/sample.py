@@ -17,6 +17,7 @@ from jsonargparse import SUPPRESS, ActionConfigFile
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from callbacks.durable import write_whole
 from callbacks.pictures import camera_map, contact_sheet
 from commands.arguments import DEFAULTS
 from commands.parser import OneLineParser
@@ -24,7 +25,7 @@ from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset, named
 from datamodules.selections import FILE, find_selection, write_selection
 from datamodules.sources.base import Split
-from zoo.errors import InputError
+from zoo.errors import SCENE_FAULTS, InputError
 
 OTHERS = (
     *("model", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "weights_only"),
@@ -53,7 +54,7 @@ class SelectScenes(Dataset):
         scene = self.scenes.scenes[index]
         try:
             return scene.name, self._select(index)
-        except (OSError, ValueError) as error:
+        except SCENE_FAULTS as error:
             return scene.name, named(scene, error)
 
     def _select(self, index: int) -> str:
@@ -100,7 +101,11 @@ def sample(arguments: list[str]) -> None:
             outcomes.setdefault("failed", []).append(name)
             tqdm.write(outcome, file=sys.stderr)
     counts = [f"{len(names)} {outcome}" for outcome, names in outcomes.items()]
-    missing = f"; {len(data.missing)} videos are missing" if data.missing else ""
+    missing = ""
+    if data.missing:
+        file = output / "missing.txt"
+        write_whole(file, "".join(f"{name}\n" for name in data.missing))
+        missing = f"; {len(data.missing)} videos are missing, see {file}"
     print(f"sample: {type(data.sampler).__name__} on {len(scenes)} scenes: {', '.join(counts)}{missing}; see {output}/")
     if "failed" in outcomes:
         raise InputError(f"{len(outcomes['failed'])} of {len(scenes)} scenes have no selection: see above")

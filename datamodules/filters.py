@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from datamodules.scenes import Scene
+from datamodules.sources.base import Missing
 from zoo.errors import InputError
 from zoo.metrics import QUESTION_TYPES
 
@@ -57,6 +58,24 @@ class QuestionFilter:
         if self.datasets and dataset not in self.datasets:
             return False
         return not self.scene_names or scene in self.scene_names or own in self.scene_names
+
+    def left_of(self, missing: Missing) -> dict[str, int]:
+        """How many questions of absent scenes meet the conditions, scenes without any left out; not the `subset`."""
+        kinds = self.question_types
+        counts = {
+            name: sum(n for kind, n in asked.items() if not kinds or kind in kinds)
+            for name, asked in missing.items()
+            if self.is_chosen(name)
+        }
+        return {name: count for name, count in counts.items() if count}
+
+    def unmatched(self, names: Iterable[str]) -> list[str]:
+        """The conditions that no scene of these names meets, in words: mistyped ones, or those of another split."""
+        known = [(dataset, own) for dataset, _, own in (name.partition("/") for name in names)]
+        datasets = {dataset for dataset, _ in known}
+        scenes = {name for dataset, own in known for name in (f"{dataset}/{own}", own)}
+        given = (("datasets", self.datasets, datasets), ("scene_names", self.scene_names, scenes))
+        return [f"--data.{option} {name}" for option, asked, there in given for name in set(asked or ()) - there]
 
     def __call__(self, scenes: Sequence[Scene]) -> tuple[list[Scene], int]:
         """(scenes with the questions left, without those that have none; how many questions were left out).

@@ -22,6 +22,7 @@ from torch import Tensor
 
 FILE = "selected_frames.json"
 ENDS = 1 << 16  # bytes of a file's head and tail that identify it, beside its size
+PICTURE_ENDS = 1 << 12  # of each file of a folder; a PNG ends in a checksum of all of its pixels
 
 
 def digest(content: Any) -> str:
@@ -30,20 +31,21 @@ def digest(content: Any) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """What identifies a file by content: its size, head and tail; a folder: its files' names, sizes and the first one.
+    """What identifies a file by content: its size, head and tail; a folder: the same of its files, and their names.
 
     Reading a whole video would take longer than decoding what is wanted of it. A copy has the fingerprint of its
     original; a file that was written again at another size, or with another head or tail, has another one.
     """
     found = hashlib.blake2b(digest_size=16)
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    ends = PICTURE_ENDS if path.is_dir() else ENDS
     for file in files:
-        found.update(f"{file.name if path.is_dir() else ''}/{file.stat().st_size};".encode())
-    for file in files[:1]:
+        size = file.stat().st_size
+        found.update(f"{file.name if path.is_dir() else ''}/{size};".encode())
         with file.open("rb") as stream:
-            found.update(stream.read(ENDS))
-            stream.seek(max(0, file.stat().st_size - ENDS))
-            found.update(stream.read(ENDS))
+            found.update(stream.read(ends))
+            stream.seek(max(0, size - ends))
+            found.update(stream.read(ends))
     return found.hexdigest()
 
 

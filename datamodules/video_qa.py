@@ -127,8 +127,11 @@ class VideoQADataModule(LightningDataModule):
             InputError: none is left.
         """
         with one_line():
-            kept, self.filtered = self.filter(self.source.scenes(split))
-        self.missing = {name: n for name, n in self.source.missing.items() if self.filter.is_chosen(name)}
+            every = self.source.scenes(split)
+        kept, self.filtered = self.filter(every)
+        self.missing = self.filter.left_of(self.source.missing)
+        if unmatched := self.filter.unmatched([*(scene.name for scene in every), *self.source.missing]):
+            rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
         if self.missing and split == "train":
             first = next(iter(self.missing))
             rank_zero_info(f"fit: the videos of {len(self.missing)} training scenes are missing, {first} first")

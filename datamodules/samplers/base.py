@@ -143,14 +143,17 @@ class FrameSampler(ABC):
             chosen = found
         if len(chosen) < n and not self.stops_early:
             warnings.warn(  # once a video: the same text is not shown twice
-                f"{scene.video.path}: only {len(chosen)} frames to choose from, {n} were asked for", stacklevel=2
+                f"{scene.scene_name}: only {len(chosen)} frames to choose from, {n} were asked for", stacklevel=2
             )
         return chosen
 
     def _select(self, scene: SceneView, n: int) -> list[int]:
-        if self.candidates is not None:
-            scene = scene.among(self.candidates)
+        scene = self.among(scene)
         return sorted(scene.pool[i] for i in self.choose(scene, n))
+
+    def among(self, scene: SceneView) -> SceneView:
+        """The scene with the frames that this sampler chooses among."""
+        return scene if self.candidates is None else scene.among(self.candidates)
 
     def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
         """A digest of all that a selection depends on, and the same in words: no two selections share one."""

@@ -31,11 +31,11 @@ class Pairing(ABC):
             raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
         scene = SceneView(scene) if isinstance(scene, Video) else scene
         views = sampler.filled(sampler.select(scene, self.views(n, sampler)), self.views(n, sampler))
-        return self.pair(views, scene if sampler.candidates is None else scene.among(sampler.candidates))
+        return self.pair(views, sampler.among(scene))
 
     def views(self, n: int, sampler: FrameSampler) -> int:
         """How many views the sampler is asked for, where n frames are wanted."""
-        return n // FRAMES_PER_GRID_STEP
+        return min(n // FRAMES_PER_GRID_STEP, sampler.candidates or n)
 
     @abstractmethod
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
@@ -78,7 +78,7 @@ class Duplicate(Pairing):
         self.keep = keep
 
     def views(self, n: int, sampler: FrameSampler) -> int:
-        return super().views(n, sampler) if self.keep == "frames" else n
+        return super().views(n, sampler) if self.keep == "frames" else min(n, sampler.candidates or n)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         return [view for view in views for _ in range(FRAMES_PER_GRID_STEP)]

@@ -26,6 +26,16 @@ class SelectedFrames(FrameSampler):
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
+    def among(self, scene: SceneView) -> SceneView:
+        """With the candidates of the sampler that chose: a pairing may count by them."""
+        (file,) = self.reads(scene.scene_name)
+        made_by = read_selection(file).get("made_by") or {}
+        candidates = (made_by.get("sampler") or {}).get("candidates")
+        return scene.among(candidates) if candidates else scene
+
+    def _select(self, scene: SceneView, n: int) -> list[int]:
+        return sorted(self.choose(scene, n))  # frames of the video, not places among the candidates
+
     def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
         _, made_by = super().key(scene, n)
         made_by["selected_frames"] = self._read(scene)[1]

@@ -19,6 +19,7 @@ from typing import Any
 
 from datamodules.depth import find_depth
 from datamodules.scenes import Question, Scene
+from datamodules.sources.base import Missing, by_type
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.metrics import MULTIPLE_CHOICE_TYPES, QUESTION_TYPES
 
@@ -56,8 +57,8 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
 
 def read_layout(
     root: str | Path, annotations: str | Path, left_out: Container[str] = ()
-) -> tuple[list[Scene], dict[str, int]]:
-    """(scenes in the order of the file, number of questions of each scene whose video is absent).
+) -> tuple[list[Scene], Missing]:
+    """(scenes in the order of the file, those whose video is absent).
 
     Args:
         annotations: a file name in `root`, or an absolute path.
@@ -67,14 +68,14 @@ def read_layout(
     """
     root = Path(root)
     scenes: list[Scene] = []
-    missing: dict[str, int] = {}
+    missing: Missing = {}
     for name, asked in read_questions(root / annotations).items():
         questions = [question for question in asked if question.id not in left_out]
         if not questions:
             continue
         video = find_video(root, name)
         if video is None:
-            missing[name] = len(questions)
+            missing[name] = by_type(questions)
             continue
         scenes.append(Scene(name, video, tuple(questions), find_cameras(video), find_depth(video)))
     return scenes, missing

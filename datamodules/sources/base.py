@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
-from datamodules.scenes import Scene
+from datamodules.scenes import Question, Scene
 
 Split = Literal["train", "val", "test"]
+Missing = dict[str, Counter[str]]  # of each scene: questions by type
+
+
+def by_type(questions: Iterable[Question]) -> Counter[str]:
+    """How many questions there are of each type."""
+    return Counter(question.question_type for question in questions)
 
 
 class SceneSource(ABC):
     """A dataset of videos with questions. A new one is a file in this folder with these two methods.
 
     `missing` holds, once `scenes` has been called, the scenes whose video, or what else belongs to them, is absent
-    and how many questions each of them has: they are counted and listed in the results, never silently dropped.
+    and how many questions of each type each of them has: they are counted and listed in the results, never silently
+    dropped.
     """
 
     def __init__(self) -> None:
-        self.missing: dict[str, int] = {}
+        self.missing: Missing = {}
 
     def prepare(self) -> None:  # noqa: B027 - most datasets are simply there
         """Make or check the data on disk; runs once, on rank zero, before `scenes`. Calling it again is cheap.

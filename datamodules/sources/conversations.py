@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from datamodules.depth import find_depth
 from datamodules.scenes import Question, Scene
 from datamodules.sources.annotations import find_cameras, find_video, read_jsonl
-from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.base import Missing, SceneSource, Split, by_type
 from datamodules.verbatim import VerbatimQuestion
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.errors import InputError
@@ -68,7 +69,7 @@ class Conversations(SceneSource):
             if isinstance(video, str):
                 questions.setdefault(video, []).extend(asked)
             else:
-                self.missing[NO_VIDEO] = self.missing.get(NO_VIDEO, 0) + len(asked)
+                self.missing.setdefault(NO_VIDEO, Counter()).update(by_type(asked))
         if not questions:
             raise ValueError(f"{self.path}: no row has a video")
         return list_scenes(self.videos, questions, self.missing)
@@ -91,20 +92,23 @@ def only_for_training(source: SceneSource, split: Split) -> None:
         )
 
 
-def list_scenes(root: Path, questions: dict[str, list[Question]], missing: dict[str, int]) -> list[Scene]:
+def list_scenes(root: Path, questions: dict[str, list[Question]], missing: Missing) -> list[Scene]:
     """The scenes of videos by their names in a folder; those that aren't there are added to `missing`.
 
     A scene's name is its video's without the suffix, and of an absolute path the last two parts.
     """
-    scenes = []
+    scenes: list[Scene] = []
+    paths: dict[str, Path] = {}
     for named, asked in questions.items():
         path = Path(named)
         bare = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
         name = "/".join(bare.parts[-2:]) if path.is_absolute() else bare.as_posix()
         found = root / path if (root / path).is_file() else find_video(root, str(bare))
         if found is None:
-            missing[name] = missing.get(name, 0) + len(asked)
+            missing.setdefault(name, Counter()).update(by_type(asked))
             continue
+        if paths.setdefault(name, found) != found:
+            raise ValueError(f"{paths[name]} and {found} would both be the scene {name}: name them relative to videos")
         scenes.append(Scene(name, found, tuple(asked), find_cameras(found), find_depth(found)))
     return scenes
 

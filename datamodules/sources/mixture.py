@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -77,15 +78,15 @@ class Mixture(SceneSource):
         parts = [source.scenes("train") for source in self.sources]
         self.missing = {}
         for source in self.sources:
-            for name, count in source.missing.items():
-                self.missing[name] = self.missing.get(name, 0) + count
+            for name, counts in source.missing.items():
+                self.missing.setdefault(name, Counter()).update(counts)
         if self.weights is None:
             return [scene for part in parts for scene in part]
         if empty := [i for i, part in enumerate(parts) if not part]:
             raise ValueError(f"Mixture: part {empty[0] + 1} has no scene whose video is there")
         longest = max(len(part) / weight for part, weight in zip(parts, self.weights, strict=True))
-        counts = [round(longest * weight) for weight in self.weights]
-        return [scene for part, n in zip(parts, counts, strict=True) for scene in repeated(part, n, self.seed)]
+        wanted = [round(longest * weight) for weight in self.weights]
+        return [scene for part, n in zip(parts, wanted, strict=True) for scene in repeated(part, n, self.seed)]
 
 
 def repeated(scenes: Sequence[Scene], count: int, seed: int) -> list[Scene]:

@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.cameras_file import write_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import find_video, read_questions
-from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.base import SceneSource, Split, by_type
 from datamodules.sources.lock import locked
 from datamodules.sources.progress import progress
 from datamodules.sources.rooms.writer import SPLITS
@@ -24,6 +24,8 @@ from datamodules.trajectories.base import Match
 from datamodules.video import Video
 
 TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+# how a file that is not what it should be shows itself
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 VERSION = 1  # of what the settings lead to: raise it with every change to the cameras
 
 
@@ -85,17 +87,19 @@ class PosedScenes(SceneSource):
         files = [file for split in SPLITS if (file := self.questions / f"{split}.jsonl").is_file()]
         names = {name: None for file in files for name in read_questions(file)}  # a set in order
         there = [name for name in names if (self.root / _scene(name)).is_dir()]
-        if all(self._is_made(name) for name in there):
+        if all(self._is_current(name) for name in there):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", "another process reads these poses: waiting for it"):
-            new = [name for name in there if not self._is_made(name)]
+            new = [name for name in there if not self._is_current(name)]
             with progress("reading poses", len(new)) as advance:
                 for name in new:
                     try:
                         self._make(name)
-                    except (OSError, ValueError) as error:
-                        print(f"{name}: left out, its cameras can't be had: {error}", file=sys.stderr, flush=True)
+                    except UNREADABLE as error:
+                        self._cameras(name).unlink(missing_ok=True)  # of files that are no longer there
+                        said = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+                        print(f"{name}: left out, its cameras can't be had: {said}", file=sys.stderr, flush=True)
                     advance()
 
     def scenes(self, split: Split) -> list[Scene]:
@@ -107,7 +111,7 @@ class PosedScenes(SceneSource):
         for name, questions in read_questions(file).items():
             video = find_video(self.videos or self.folder, name)
             if video is None or not self._is_made(name):
-                self.missing[name] = len(questions)
+                self.missing[name] = by_type(questions)
                 continue
             depth = self.folder / f"{name}.depth"
             scenes.append(Scene(name, video, tuple(questions), self._cameras(name), depth if depth.is_dir() else None))
@@ -125,9 +129,25 @@ class PosedScenes(SceneSource):
         except OSError:  # absent or empty
             return False
 
+    def _is_current(self, name: str) -> bool:
+        """Whether they were made of the files that are there now."""
+        stamp = self._stamp(name)
+        return self._is_made(name) and stamp.exists() and stamp.read_text() == self._raw_files(name)
+
+    def _stamp(self, name: str) -> Path:
+        return self.folder / f"{name}.made_of"
+
+    def _raw_files(self, name: str) -> str:
+        """How many files the scene is made of, their size, and when the last one changed."""
+        found = [file.stat() for file in (self.root / _scene(name)).rglob("*") if file.is_file()]
+        if self.videos is not None and (video := find_video(self.videos, name)) is not None:
+            found.append(video.stat())
+        newest = max((each.st_mtime_ns for each in found), default=0)
+        return f"{len(found)} {sum(each.st_size for each in found)} {newest}"
+
     def _make(self, name: str) -> None:
         """Writes what belongs to a scene, its cameras last: they say that all is there."""
-        raw = self.root / _scene(name)
+        raw, made_of = self.root / _scene(name), self._raw_files(name)
         if self.videos is None:
             self._cameras(name).parent.mkdir(parents=True, exist_ok=True)
             trajectory = self._place_frames(name, _checked(self.poses.read(raw)))
@@ -136,6 +156,9 @@ class PosedScenes(SceneSource):
             trajectory = _of_video(Video(video), _checked(self.poses.read_track(raw)), self.clock)
         else:
             return  # counted where the scenes are listed
+        if unknown := int((~trajectory.known).sum()):
+            print(f"{name}: {unknown} of {len(trajectory)} frames have no pose", file=sys.stderr, flush=True)
+        self._stamp(name).write_text(made_of)
         partial = self._cameras(name).with_suffix(".partial")
         write_cameras(
             partial, trajectory.world_to_camera, trajectory.K_px, width=trajectory.width, height=trajectory.height,
@@ -146,6 +169,9 @@ class PosedScenes(SceneSource):
     def _place_frames(self, name: str, trajectory: Trajectory) -> Trajectory:
         """Links to the frames that have a pose, upright; the cameras that belong to them."""
         posed = trajectory.only(trajectory.known)
+        if unknown := len(trajectory) - len(posed):
+            said = f"{name}: {unknown} of {len(trajectory)} frames have no pose, and are left out"
+            print(said, file=sys.stderr, flush=True)
         _place(posed.frames, self.folder / name, posed.quarter_turns)
         if posed.depth:
             _place(posed.depth, self.folder / f"{name}.depth", posed.quarter_turns)
@@ -154,7 +180,14 @@ class PosedScenes(SceneSource):
 
 def _checked(trajectory: Trajectory) -> Trajectory:
     if not trajectory.known.any():
-        raise ValueError("none of its poses is finite")
+        raise ValueError("none of its pictures has a pose that is finite and near in time")
+    K = trajectory.K_px[trajectory.known]
+    inside = (K[:, :2, 2] > 0) & (K[:, :2, 2] < K.new_tensor([trajectory.width, trajectory.height]))
+    if not (K.isfinite().all() and inside.all()):
+        raise ValueError(
+            f"its intrinsics are not those of pictures of {trajectory.width} x {trajectory.height}: focal length and "
+            f"principal point {K[0, 0, 0]:.4g}, {K[0, 1, 1]:.4g}, {K[0, 0, 2]:.4g}, {K[0, 1, 2]:.4g}"
+        )
     return trajectory
 
 

@@ -34,9 +34,10 @@ class ScanQA(SceneSource):
         questions: dict[str, list[Question]] = {}
         for number, row in enumerate(_load(self.path), start=1):
             try:
-                question = Question(str(row["question_id"]), "", row["question"], str(row["answers"][0]))
+                text = row["question"].strip()
+                question = Question(str(row["question_id"]), "", text, str(row["answers"][0]))
                 questions.setdefault(f"scannet/{row['scene_id']}", []).append(question)
-            except (KeyError, IndexError, TypeError) as error:
+            except (LookupError, TypeError, AttributeError) as error:
                 fields = "scene_id, question_id, question and answers"
                 raise ValueError(f"{self.path}: question {number} lacks one of {fields} ({error})") from error
         self.missing = {}
@@ -74,7 +75,7 @@ class SQA3D(SceneSource):
                 text = f"{row['situation'].strip()} {row['question'].strip()}"
                 question = Question(str(row["question_id"]), "", text, str(answer_of[row["question_id"]]))
                 questions.setdefault(f"scannet/{row['scene_id']}", []).append(question)
-        except (KeyError, IndexError, TypeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             fields = "scene_id, question_id, situation, question, or an answer"
             raise ValueError(f"{self.questions}, {self.answers}: a question lacks {fields} ({error})") from error
         self.missing = {}

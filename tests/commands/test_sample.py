@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from commands.arguments import complete
 from commands.sample import sample
-from datamodules.samplers import SelectedFrames
+from datamodules.samplers import SceneView, SelectedFrames, UniformSampler
 from datamodules.video import Video
 from tests.conftest import ROOMS
 from zoo.errors import InputError
@@ -88,6 +90,37 @@ def test_scenes_that_fail_are_named_and_the_rest_goes_on(run, capsys: pytest.Cap
     said = capsys.readouterr()
     assert "2 made, 0 kept, 1 failed" in said.out and said.err.count("\n") == 1
     assert "selected_frames.json: can't be read" in said.err and len(chosen("again")) == 2
+
+
+def test_a_scene_that_takes_too_much_memory_does_not_end_it(
+    run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    choose, called = UniformSampler.choose, []
+
+    def short(self: UniformSampler, scene: SceneView, n: int) -> list[int]:
+        called.append(scene.name)
+        if len(called) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return choose(self, scene, n)
+
+    monkeypatch.setattr(UniformSampler, "choose", short)
+    with pytest.raises(InputError, match="1 of 3 scenes have no selection"):
+        run("--data.sampler", "UniformSampler", "--output", "views")
+    assert f"{called[0].rpartition('/')[2]}" in capsys.readouterr().err and len(chosen("views")) == 2
+
+
+def test_missing_videos_are_listed(rooms_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (layout,) = (file.parent for file in rooms_root.rglob("test.jsonl"))
+    shutil.copytree(layout, tmp_path / "rooms")
+    first = sorted((tmp_path / "rooms").rglob("*.mp4"))[0]
+    gone = [json.loads(line) for line in (tmp_path / "rooms/test.jsonl").read_text().splitlines()][0]
+    (tmp_path / "rooms" / gone["dataset"] / f"{gone['scene_name']}.mp4").unlink()
+    assert first.parent.name == gone["dataset"]
+    words = ["--data.source", "SceneFolder", "--data.source.root", str(tmp_path / "rooms")]
+    output = tmp_path / "views"
+    sample(complete(["sample", *words, "--data.num_frames", "6", "--output", str(output)])[1:])
+    assert f"1 videos are missing, see {output / 'missing.txt'}" in capsys.readouterr().out
+    assert (output / "missing.txt").read_text() == f"{gone['dataset']}/{gone['scene_name']}\n"
 
 
 def test_a_config_of_a_run_serves_as_it_is(run) -> None:

@@ -107,7 +107,7 @@ def test_any_sampler_any_video(pairing: Pairing, sampler: FrameSampler) -> None:
 
 @pytest.mark.parametrize("pairing", EVERY, ids=lambda p: f"{type(p).__name__}-{'-'.join(map(str, vars(p).values()))}")
 def test_a_video_that_is_too_short_repeats_its_last_view_and_says_so(pairing: Pairing) -> None:
-    with pytest.warns(UserWarning, match=r"clip.mp4: only 3 frames to choose from, (8|16) were asked for"):
+    with pytest.warns(UserWarning, match=r"clip: only 3 frames to choose from, (8|16) were asked for"):
         frames = pairing(UniformSampler(), scene(3), 16)
     assert set(frames) == {0, 1, 2} and frames[-6:] == [2] * 6
     stops = Chosen(0, 2)
@@ -127,3 +127,10 @@ def test_time_is_that_from_token_to_token() -> None:
     assert seconds_per_grid([0.0, 0.0, 2.0, 2.0, 4.0, 4.0]) == 2.0
     assert seconds_per_grid([0.0, 1.0]) == 2.0  # one token: as in a clip at even steps
     assert seconds_per_grid([5.0, 5.0]) == 0.0
+
+
+@pytest.mark.parametrize("pairing", EVERY)
+def test_few_candidates_make_few_frames_whatever_the_pairing(pairing: Pairing) -> None:
+    """And no last view again and again in the place of more."""
+    frames = pairing(UniformSampler("linspace_floor", candidates=4), scene(128), 16)
+    assert len(frames) in (4, 8) and max(frames.count(frame) for frame in frames) <= 2

@@ -38,5 +38,5 @@ def test_anew_each_epoch_seed_and_video_but_reproducibly() -> None:
 
 
 def test_a_short_video_repeats_its_last_frame() -> None:
-    with pytest.warns(UserWarning, match="clip.mp4: only 3 frames to choose from, 6 were asked for"):
+    with pytest.warns(UserWarning, match="clip: only 3 frames to choose from, 6 were asked for"):
         assert RandomSampler()(clip(3), 6) == [0, 1, 2, 2, 2, 2]

@@ -11,7 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.samplers import FrameSampler, PoseFarthestSampler, SceneView, SelectedFrames, SpaceAwareSampler
+from datamodules.samplers import (
+    Consecutive,
+    FrameSampler,
+    MergeAware,
+    Neighbour,
+    Pairing,
+    PoseFarthestSampler,
+    SceneView,
+    SelectedFrames,
+    SpaceAwareSampler,
+)
 from datamodules.samplers.points import GivenDepth, PointMaps, PointSource
 from datamodules.selections import FILE, fingerprint, read_selection, settings, write_selection
 from datamodules.video import Video
@@ -77,6 +87,10 @@ def test_whatever_changes_the_choice_makes_it_anew(video: Video, tmp_path: Path)
     (depth / "0.png").write_bytes(b"one")
     with_depth = SceneView(video, poses, scene.K_normalised, depth)
     assert asked_anew(sampler, with_depth) and not asked_anew(sampler, with_depth)
+    (depth / "1.png").write_bytes(b"one")
+    assert asked_anew(sampler, with_depth) and not asked_anew(sampler, with_depth)
+    (depth / "1.png").write_bytes(b"two")  # not the first one, and of equal size
+    assert asked_anew(sampler, with_depth)
     (depth / "0.png").write_bytes(b"two")
     assert asked_anew(sampler, with_depth)
     Image.new("RGB", (8, 6), "red").save(video.path / "000.png")
@@ -183,3 +197,15 @@ def test_files_that_do_not_fit_are_one_line_with_their_name(
         (tmp_path / "chosen/kitchen" / FILE).write_text(content)
     with pytest.raises(ValueError, match=rf"kitchen.*selected_frames.json: .*{said}"):
         SelectedFrames(str(tmp_path / "chosen"))(video, 4)
+
+
+@pytest.mark.parametrize(
+    "pairing", [Consecutive(), Neighbour(), MergeAware(), MergeAware(step=2), MergeAware(of="video")]
+)
+def test_what_is_read_back_is_paired_as_what_was_chosen(pairing: Pairing, video: Video, tmp_path: Path) -> None:
+    """Neighbours may be counted among the candidates, which the file has to know."""
+    sampler, scene = Counting(2, None, candidates=6), SceneView(video, name="a/kitchen")
+    views = pairing.views(4, sampler)
+    key, made_by = sampler.key(scene, views)
+    write_selection(tmp_path / "a/kitchen" / FILE, "a/kitchen", sampler.select(scene, views), key, made_by)
+    assert pairing(SelectedFrames(str(tmp_path)), scene, 4) == pairing(sampler, scene, 4)

@@ -92,7 +92,7 @@ def test_layout_finds_videos_folders_and_cameras_and_counts_what_is_missing(tmp_
         (tmp_path / "d" / f"{name}.cameras.json").touch()
 
     scenes, missing = read_layout(tmp_path, "test.jsonl")
-    assert missing == {"d/gone": 2}
+    assert missing == {"d/gone": {"object_counting": 2}}
     found = {scene.name: (scene.video.name, scene.cameras and scene.cameras.name) for scene in scenes}
     assert found == {
         "d/file": ("file.webm", "file.cameras.json"),
@@ -100,4 +100,4 @@ def test_layout_finds_videos_folders_and_cameras_and_counts_what_is_missing(tmp_
         "d/both": ("both.mov", None),  # a file goes before a folder
         "d/3.1": ("3.1.mp4", "3.1.cameras.json"),
     }
-    assert sum(len(scene.questions) for scene in scenes) + sum(missing.values()) == len(rows)
+    assert sum(len(scene.questions) for scene in scenes) + sum(counts.total() for counts in missing.values()) == len(rows)

@@ -17,6 +17,7 @@ from datamodules.scenes import Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA
 from datamodules.sources.conversations import NO_VIDEO
 from datamodules.verbatim import VerbatimQuestion
+from tests.datamodules.sources.listing import totals
 from zoo.errors import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden/preprocess_train"
@@ -65,9 +66,9 @@ def test_questions_of_one_video_are_one_scene(tmp_path, name):
     left, right = scenes["scannet/scene0001_00"].questions
     assert (left.id, right.id, right.question) == ("data-6.1", "data-6.2", "And right?")
     assert scenes["scannet/scene0001_00"].video == tmp_path / "scannet/scene0001_00"
-    assert source.missing == {NO_VIDEO: 2, "scannet/gone": 1}
+    assert totals(source) == {NO_VIDEO: 2, "scannet/gone": 1}
     asked = sum(len(scene.questions) for scene in scenes.values())
-    assert asked + sum(source.missing.values()) == sum(len(row["conversations"]) // 2 for row in ROWS)
+    assert asked + sum(totals(source).values()) == sum(len(row["conversations"]) // 2 for row in ROWS)
 
 
 def test_the_data_module_counts_what_has_no_video(tmp_path):
@@ -83,7 +84,7 @@ def test_videos_may_lie_elsewhere_and_have_cameras(tmp_path):
     first, second, _ = Conversations(str(path), videos=str(tmp_path / "videos")).scenes("train")
     assert first.cameras == tmp_path / "videos/scannet/scene0000_00.cameras.json" and second.cameras is None
     nowhere = Conversations(str(path))
-    assert nowhere.scenes("train") == [] and sum(nowhere.missing.values()) == 8
+    assert nowhere.scenes("train") == [] and sum(totals(nowhere).values()) == 8
 
     absolute = write(tmp_path, [says("?", "!", video=str(tmp_path / "videos/scannet/scene0000_00.mp4"))], "abs.jsonl")
     (scene,) = Conversations(str(absolute)).scenes("train")
@@ -202,7 +203,7 @@ def test_scanqa(tmp_path):
             ("What is next to door 2?", "a brown cabinet"),
         ]
     }
-    assert source.missing == {"scannet/scene0001_00": 1}
+    assert totals(source) == {"scannet/scene0001_00": 1}
     assert user_text(scenes[0].questions[0]) == f"What is next to door 0?\n{SHORT}"
     path.write_text(json.dumps([rows[0] | {"answers": []}]))
     with pytest.raises(ValueError, match=r"train\.json: question 1 lacks one of scene_id"):
@@ -244,3 +245,27 @@ def test_sqa3d(tmp_path):
         source.scenes("train")
     with pytest.raises(ValueError, match="SQA3D is for training"):
         source.scenes("test")
+
+
+def test_two_videos_of_one_name_are_refused(tmp_path):
+    """They would share a file of chosen frames."""
+    videos = [tmp_path / part / "s" / "v.mp4" for part in "ab"]
+    for video in videos:
+        video.parent.mkdir(parents=True)
+        video.touch()
+    rows = [
+        {"video": str(video), "conversations": [{"from": "human", "value": "<video>?"}, {"from": "gpt", "value": "!"}]}
+        for video in videos
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="would both be the scene s/v"):
+        Conversations(str(tmp_path / "rows.jsonl"), str(tmp_path)).scenes("train")
+
+
+@pytest.mark.parametrize("field", ["situation", "question"])
+def test_sqa3d_without_a_text(field, tmp_path):
+    row = {"scene_id": "s", "situation": "I stand.", "question": "Where?", "question_id": 1, field: None}
+    (tmp_path / "q.json").write_text(json.dumps({"questions": [row]}))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}]}))
+    with pytest.raises(ValueError, match=r"q\.json.*: a question lacks scene_id"):
+        SQA3D(str(tmp_path / "q.json"), str(tmp_path / "a.json"), str(tmp_path)).scenes("train")

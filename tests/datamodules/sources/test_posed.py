@@ -32,6 +32,7 @@ from datamodules.trajectories import (
 )
 from datamodules.trajectories.rotations import to_quaternion
 from datamodules.video import Video
+from tests.datamodules.sources.listing import totals
 from zoo.cameras import invert_se3, nearest_rotation
 
 FOCAL, CENTRE, WIDTH, HEIGHT = 585.0, (320.0, 240.0), 640, 480
@@ -330,11 +331,15 @@ def broken(folder: Path, spoil: str) -> None:
         if not (spoil == "fewer poses" and number == 2):
             np.savetxt(folder / f"pose/{number}.txt", pose)
     if spoil != "no intrinsics":
-        np.savetxt(folder / "intrinsic/intrinsic_color.txt", np.diag([8.0, 8, 1, 1]))
+        K = np.diag([np.nan if spoil == "no focal length" else 8.0, 8, 1, 1])
+        K[:2, 2] = (648, 484) if spoil == "other size" else (4, 3)
+        np.savetxt(folder / "intrinsic/intrinsic_color.txt", K)
 
 
 REASONS = {
-    "nan": "none of its poses is finite",
+    "nan": "none of its pictures has a pose that is finite",
+    "other size": "its intrinsics are not those of pictures of 8 x 6: focal length and principal point 8, 8, 648, 484",
+    "no focal length": "its intrinsics are not those of pictures",
     "stretched": "rotation 0 is off orthonormal",
     "no intrinsics": "intrinsic_color.txt",
 }
@@ -352,7 +357,8 @@ def test_a_broken_scene_is_named_and_counted_and_the_rest_goes_on(tmp_path, caps
         (line,) = (line for line in said.splitlines() if line.startswith(f"raw/{spoil}: left out"))
         assert reason in line
     scenes = source.scenes("test")
-    assert source.missing == {f"raw/{name}": 1 for name in (*REASONS, "absent")}
+    assert totals(source) == {f"raw/{name}": 1 for name in (*REASONS, "absent")}
+    assert "raw/some nan: 1 of 3 frames have no pose, and are left out" in said and "raw/fine" not in said
     frames = {scene.name: cameras_of(scene)[0].num_frames for scene in scenes}
     assert frames == {"raw/some nan": 2, "raw/fewer poses": 2, "raw/fine": 3}
 
@@ -367,7 +373,7 @@ def test_what_was_made_is_not_made_again_and_what_was_cut_short_is(tmp_path, cap
     whole, made = b.read_bytes(), a.stat().st_mtime_ns
     b.write_bytes(whole[:-40])
     again = posed(tmp_path, ScanNet())
-    assert [scene.name for scene in again.scenes("test")] == ["raw/a"] and again.missing == {"raw/b": 1}
+    assert [scene.name for scene in again.scenes("test")] == ["raw/a"] and totals(again) == {"raw/b": 1}
     again.prepare()
     assert b.read_bytes() == whole and a.stat().st_mtime_ns == made
     assert len(again.scenes("test")) == 2 and again.missing == {}
@@ -376,7 +382,36 @@ def test_what_was_made_is_not_made_again_and_what_was_cut_short_is(tmp_path, cap
     assert other.folder != source.folder
     other.prepare()
     assert "transforms.json" in capsys.readouterr().err
-    assert other.scenes("test") == [] and sum(other.missing.values()) == 2
+    assert other.scenes("test") == [] and sum(totals(other).values()) == 2
+
+
+def test_raw_files_that_changed_are_read_anew(tmp_path):
+    broken(tmp_path / "raw/a", "fine")
+    broken(tmp_path / "raw/b", "fine")
+    ask(tmp_path / "raw", "a", "b")
+    source = posed(tmp_path, ScanNet())
+    source.prepare()
+    a, b = (scene.cameras for scene in source.scenes("test"))
+    before, made = a.read_bytes(), b.stat().st_mtime_ns
+    pose = np.eye(4)
+    pose[0, 3] = 7
+    np.savetxt(tmp_path / "raw/a/pose/1.txt", pose)
+    source.prepare()
+    assert a.read_bytes() != before and b.stat().st_mtime_ns == made
+    (tmp_path / "raw/a/intrinsic/intrinsic_color.txt").unlink()  # what can't be read any more is not there
+    source.prepare()
+    assert [scene.name for scene in source.scenes("test")] == ["raw/b"]
+
+
+@pytest.mark.parametrize("content", ['{"frames": [5]}', '{"frames": null}', "[]", '{"w": Infinity, "frames": []}'])
+def test_a_file_of_another_kind_costs_its_scene_alone(content, tmp_path, capsys):
+    (tmp_path / "raw/a").mkdir(parents=True)
+    (tmp_path / "raw/a/transforms.json").write_text(content)
+    ask(tmp_path / "raw", "a")
+    source = posed(tmp_path, Nerfstudio())
+    source.prepare()
+    assert "raw/a: left out, its cameras can't be had: " in capsys.readouterr().err
+    assert source.scenes("test") == [] and totals(source) == {"raw/a": 1}
 
 
 def test_two_at_once_make_it_once(tmp_path, monkeypatch, capsys):
@@ -408,7 +443,7 @@ def test_a_video_that_does_not_fit_is_named(tmp_path, capsys, kitchen):
     ask(tmp_path / "raw", ID)
     source = posed(tmp_path, ARKitScenes(), videos=str(tmp_path / "videos"))
     source.prepare()
-    assert source.scenes("test") == [] and source.missing == {f"raw/{ID}": 1}  # no video at all
+    assert source.scenes("test") == [] and totals(source) == {f"raw/{ID}": 1}  # no video at all
 
     (tmp_path / f"videos/raw/{ID}").mkdir(parents=True)
     Image.new("RGB", (480, 640)).save(tmp_path / f"videos/raw/{ID}/0.png")

@@ -15,6 +15,7 @@ from datamodules.sources.single import SingleVideo
 from datamodules.sources.vsibench import VSIBench
 from datamodules.video import Video
 from datamodules.video_qa import VideoQADataModule
+from tests.datamodules.sources.listing import totals
 
 REALDATA = os.environ.get("ZOO_REALDATA")
 needs_realdata = pytest.mark.skipif(not REALDATA, reason="ZOO_REALDATA is unset: no VSI-Bench questions")
@@ -38,7 +39,7 @@ def test_the_whole_benchmark_with_one_video(root):
     (scene,) = source.scenes("test")
     assert scene.name == f"arkitscenes/{SCENE}" and scene.cameras is None
     assert len(scene.questions) == 37
-    assert len(source.missing) == 287 and sum(source.missing.values()) == 5130 - 37
+    assert len(source.missing) == 287 and sum(totals(source).values()) == 5130 - 37
     assert Video(scene.video).num_frames == 28
     assert scene.questions[0].question == "How many table(s) are in this room?"
     assert Counter(question.question_type for question in scene.questions)["room_size_estimation"] == 1
@@ -60,7 +61,7 @@ def test_annotations_may_lie_elsewhere(root):
     elsewhere = Path(str(REALDATA)) / "vsibench/arkitscenes_room_size.jsonl"
     source = VSIBench(str(root), annotations=str(elsewhere))
     assert [len(scene.questions) for scene in source.scenes("test")] == [1]
-    assert sum(source.missing.values()) == 149
+    assert sum(totals(source).values()) == 149
 
 
 def whole(folder: Path) -> Path:
@@ -193,3 +194,18 @@ def test_a_single_video_that_is_absent(tmp_path):
     (tmp_path / "clip.mp4").touch()
     with pytest.raises(FileNotFoundError, match="k.json: no such cameras file"):
         SingleVideo(str(tmp_path / "clip.mp4"), "?", cameras=str(tmp_path / "k.json")).prepare()
+
+
+@needs_realdata
+def test_missing_questions_are_those_that_would_be_asked(root, caplog):
+    data = VideoQADataModule(
+        VSIBench(str(root)), datasets=["arkitscenes", "scanet"], question_types=["room_size_estimation"]
+    )
+    with caplog.at_level("INFO"):
+        assert sum(len(scene.questions) for scene in data.scenes("test")) == 1
+    assert len(data.missing) == sum(data.missing.values()) == 149
+    assert "test: no scene meets --data.datasets scanet" in caplog.text
+    only = VideoQADataModule(VSIBench(str(root)), scene_names=[SCENE, "nosuch", f"arkitscenes/{SCENE}"])
+    with caplog.at_level("INFO"):
+        only.scenes("test")
+    assert caplog.text.rstrip().endswith("test: no scene meets --data.scene_names nosuch")
