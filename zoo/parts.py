@@ -24,7 +24,7 @@ from zoo.optim import LearningRates, WarmupCosine
 from zoo.time_index import Seconds, TimeIndex
 from zoo.tiny import TinyQwen25VL
 from zoo.trainable import Trainable
-from zoo.vision_attention import install_window_attention
+from zoo.vision_tower import install_fast_vision
 
 CameraSource = Literal["given", "vggt", "either"]
 PUBLISHED = LearningRates()  # Spatial-MLLM's
@@ -84,7 +84,7 @@ class SpatialParts(Trainable):
         backbone.attend(self.qwen)
         self.qwen.__class__ = CameraQwen25VL
         install_camera_attention(self.qwen.model.language_model, encoding)
-        install_window_attention(self.qwen.model.visual)
+        install_fast_vision(self.qwen.model.visual)
         width = self.qwen.config.text_config.hidden_size
         if geometry_cache is not None and learning_rates.geometry:
             raise InputError("--model.learning_rates.geometry trains what --model.geometry_cache keeps: leave one out")

@@ -8,7 +8,7 @@ frame turned by `yaw` about z and moved by `origin`: both are arbitrary, so coor
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class RoomScene:
 
 def save_scene(scene: RoomScene, path: Path) -> None:
     """Write a scene as JSON; numbers keep all their digits, so that reading gives back an equal scene."""
-    path.write_text(json.dumps(asdict(scene), separators=(",", ":")))
+    path.write_text(json.dumps(scene, default=vars, separators=(",", ":")))
 
 
 def load_scene(path: Path) -> RoomScene:

@@ -100,4 +100,6 @@ def test_layout_finds_videos_folders_and_cameras_and_counts_what_is_missing(tmp_
         "d/both": ("both.mov", None),  # a file goes before a folder
         "d/3.1": ("3.1.mp4", "3.1.cameras.json"),
     }
-    assert sum(len(scene.questions) for scene in scenes) + sum(counts.total() for counts in missing.values()) == len(rows)
+    assert sum(len(scene.questions) for scene in scenes) + sum(counts.total() for counts in missing.values()) == len(
+        rows
+    )

@@ -1,4 +1,4 @@
-"""The vision tower with one attention call a length of window is the stock tower."""
+"""The vision tower with its patches as a product and one attention call a length of window is the stock tower."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo import vision_attention
+from zoo import vision_tower
 from zoo.tiny import TinyQwen25VL
-from zoo.vision_attention import install_window_attention, windows_by_length
+from zoo.vision_tower import PatchProduct, WindowAttention, install_fast_vision, windows_by_length
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
@@ -20,7 +20,10 @@ GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]]
 def towers(implementation: str = "sdpa") -> tuple[nn.Module, nn.Module]:
     stock = TinyQwen25VL(attn_implementation=implementation).load()[0].model.visual  # type: ignore[arg-type]
     ours = copy.deepcopy(stock)
-    install_window_attention(ours)
+    install_fast_vision(ours)
+    swapped = [type(module) for module in ours.modules() if isinstance(module, PatchProduct | WindowAttention)]
+    assert swapped == [PatchProduct, *[WindowAttention] * (len(swapped) - 1)] and len(swapped) > 1
+    assert ours.state_dict().keys() == stock.state_dict().keys()
     return stock, ours
 
 
@@ -40,7 +43,7 @@ def test_the_stock_tower(grid: list[list[int]], implementation: str) -> None:
     tokens, gradients = seen(stock, grid)
     same, same_gradients = seen(ours, grid)
     torch.testing.assert_close(same, tokens, rtol=0, atol=1e-5)
-    assert same_gradients.keys() == gradients.keys() and len(gradients) > 10
+    assert same_gradients.keys() == gradients.keys() and "patch_embed.proj.weight" in gradients
     for name, gradient in gradients.items():
         torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
@@ -53,7 +56,7 @@ def test_windows_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def as_they_come(lengths: Tensor) -> tuple[None, list[tuple[int, int]]]:
         return None, windows_by_length(lengths)[1]
 
-    monkeypatch.setattr(vision_attention, "windows_by_length", as_they_come)
+    monkeypatch.setattr(vision_tower, "windows_by_length", as_they_come)
     assert (seen(ours, GRIDS["mixed"])[0] - tokens).abs().max() > 1e-3
 
 
