@@ -66,6 +66,11 @@ class OneLineParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": Help, **kwargs})
 
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        if isinstance(args, list):  # jsonargparse 4.53 gives a part's parser the text None for what was null
+            args = [f"{word.removesuffix('=None')}=null" if word.endswith("=None") else word for word in args]
+        return super().parse_args(args, *others, **kwargs)
+
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().parse_path(path, *args, **kwargs)

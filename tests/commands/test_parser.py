@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 import main
@@ -122,6 +123,28 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 )
 def test_a_mistake_is_one_line_that_names_it_and_the_remedy(line: str, expected: str, said: Said) -> None:
     assert said(f"fit --config prope.yaml {line}") == f"error: {expected}"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "model.learning_rates.decoder",
+        "model.encoding.reference",
+        "model.views.encoding.reference",
+        "data.source.workers",
+    ],
+)
+def test_null_is_nothing_however_deep_the_option(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--model.views", "ViewAttention", "--model.views.encoding", "PRoPE", f"--{option}", "null"]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", "prope.yaml", *words, "--print_config"])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    found = yaml.safe_load(capsys.readouterr().out)
+    for part in option.split("."):
+        found = found.get("init_args", found)[part]
+    assert end.value.code == 0 and found is None
 
 
 def test_a_class_that_has_no_such_part_or_is_of_another_kind_lists_those_that_fit(said: Said) -> None:
