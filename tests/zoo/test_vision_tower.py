@@ -1,4 +1,4 @@
-"""The vision tower with its patches as a product and one attention call a length of window is the stock tower."""
+"""The vision tower with one attention call a length of window, and another gradient of its patches, is the stock one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo import vision_tower
 from zoo.tiny import TinyQwen25VL
-from zoo.vision_tower import PatchProduct, WindowAttention, install_fast_vision, windows_by_length
+from zoo.vision_tower import PatchEmbedding, WindowAttention, install_fast_vision, windows_by_length
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
@@ -21,8 +21,8 @@ def towers(implementation: str = "sdpa") -> tuple[nn.Module, nn.Module]:
     stock = TinyQwen25VL(attn_implementation=implementation).load()[0].model.visual  # type: ignore[arg-type]
     ours = copy.deepcopy(stock)
     install_fast_vision(ours)
-    swapped = [type(module) for module in ours.modules() if isinstance(module, PatchProduct | WindowAttention)]
-    assert swapped == [PatchProduct, *[WindowAttention] * (len(swapped) - 1)] and len(swapped) > 1
+    swapped = [type(module) for module in ours.modules() if isinstance(module, PatchEmbedding | WindowAttention)]
+    assert swapped == [PatchEmbedding, *[WindowAttention] * (len(swapped) - 1)] and len(swapped) > 1
     assert ours.state_dict().keys() == stock.state_dict().keys()
     return stock, ours
 
@@ -42,10 +42,23 @@ def test_the_stock_tower(grid: list[list[int]], implementation: str) -> None:
     stock, ours = towers(implementation)
     tokens, gradients = seen(stock, grid)
     same, same_gradients = seen(ours, grid)
+    if implementation == "sdpa":
+        assert torch.equal(same, tokens)
     torch.testing.assert_close(same, tokens, rtol=0, atol=1e-5)
     assert same_gradients.keys() == gradients.keys() and "patch_embed.proj.weight" in gradients
     for name, gradient in gradients.items():
         torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_the_gradient_of_the_patches_is_the_convolutions() -> None:
+    """In float64, of the pixels as well, which nothing here asks for."""
+    stock, ours = (tower.patch_embed.double() for tower in towers())
+    seen_by = []
+    for embedding in (stock, ours):
+        pixels = torch.randn(5, 1176, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        embedding(pixels).square().sum().backward()
+        seen_by.append((pixels.grad, embedding.proj.weight.grad))
+    torch.testing.assert_close(seen_by[1], seen_by[0], rtol=1e-10, atol=1e-10)
 
 
 def test_windows_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
