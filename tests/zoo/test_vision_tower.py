@@ -1,4 +1,4 @@
-"""The vision tower with one attention call a length of window, and another gradient of its patches, is the stock one."""
+"""The tower with one attention call a length of window, and another gradient of its patches, is the stock tower."""
 
 from __future__ import annotations
 
