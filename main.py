@@ -1,7 +1,9 @@
 """Train, test and ask the models of the zoo.
 
     python main.py fit --config prope.yaml     trains; the run lies in runs/
-    python main.py test                        scores the newest run; validate, predict, export also take it
+    python main.py test                        scores the newest run; validate also takes it
+    python main.py predict --data.video clip.mp4 --data.question "How large is this room?"   asks it
+    python main.py export --out folder         writes it as official weights
     python main.py sample                      chooses frames beforehand
     python main.py geometry                    finds out 3D tokens and cameras beforehand
     python main.py score predictions.jsonl     scores answers without a model
@@ -13,6 +15,7 @@ commands has its own --help.
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 
@@ -31,6 +34,8 @@ COMMANDS = {"sample": sample, "geometry": geometry, "score": score, "report": re
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.13
 warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # frozen parts are, on purpose
+# it advertises another logger in each run
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda said: "litlogger" not in said.getMessage())
 
 
 def main() -> None:

@@ -49,7 +49,8 @@ class Checkpoint(callbacks.Checkpoint):
         self._save_last(trainer)
 
     def _save_last(self, trainer: Trainer) -> None:
-        if trainer.global_step != self._saved_step:  # several batches share a step where gradients accumulate
+        # several batches share a step where gradients accumulate, and before the first one nothing is trained
+        if trainer.global_step not in (0, self._saved_step):
             self._saved_step = trainer.global_step
             trainer.save_checkpoint(Path(trainer.default_root_dir, FOLDER, LAST))
 

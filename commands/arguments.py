@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from difflib import get_close_matches
 from pathlib import Path
 
 from callbacks.checkpoint import FOLDER, LAST
+from commands.model_help import with_model
 from commands.runs import CONFIG, newest_run, refuse_unreadable, run_of
 from datamodules import VideoQADataModule
 from zoo.errors import InputError
 
+MISSPELT = 0.85  # how alike a word is to the name of an option that it stands for
 CONFIGS = Path(__file__).parent.parent / "configs"
 DEFAULTS = [str(CONFIGS / f"{name}.yaml") for name in ("model_default", "data_rooms", "scale_tiny")]
 EVALUATION = ("validate", "test", "predict", "export")
@@ -35,6 +38,7 @@ def complete(arguments: list[str]) -> list[str]:
     for i, word in enumerate(words[:-1]):
         if word in ("--config", "-c"):
             words[i + 1] = str(find_config(words[i + 1]))
+    words = with_model(words)
     checkpoint = value_of("--ckpt_path", words)
     if checkpoint and checkpoint != "last":
         refuse_unreadable(Path(checkpoint))  # before Lightning opens it to parse its settings
@@ -73,7 +77,8 @@ def for_source(word: str) -> str:
     """An option of the dataset may leave `source` out: `--data.moving` is `--data.source.moving`."""
     start, dot, option = word.partition("--data.")
     known = {*inspect.signature(VideoQADataModule).parameters, "help", "class_path", "init_args"}
-    if start or not dot or option.split("=")[0].split(".")[0] in known:
+    name = option.split("=")[0].split(".")[0]
+    if start or not dot or get_close_matches(name, known, cutoff=MISSPELT):
         return word
     return f"--data.source.{option}"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
@@ -53,6 +54,10 @@ class ZooCLI(LightningCLI):
         settle(command, settings)
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [progress_bar()]
+
+    def after_fit(self) -> None:
+        if self.model.answers_questions:
+            rank_zero_info(f"{self.trainer.default_root_dir} is trained: python main.py test scores it")
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         try:

@@ -20,6 +20,7 @@ from zoo.errors import InputError
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+BASES = ("Trainable", "SpatialParts", "SpatialModel", "SpatialVLM")  # no models, but what models are made of
 # what may differ between a run and the model that is asked for without making its weights those of another
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
@@ -60,8 +61,22 @@ def newest_run() -> Path:
 
 def _answers_questions(run: Path) -> bool:
     """Whether the run's model can be tested on questions: a pretrained geometry can't."""
-    model = yaml.safe_load((run / CONFIG).read_text())["model"]["class_path"]
-    return bool(resolve_name(model).answers_questions)
+    return bool(resolve_name(config_of(run)["model"]["class_path"]).answers_questions)
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """The settings of a run, from its folder.
+
+    Raises:
+        InputError: they can't be read, or aren't those of a run.
+    """
+    try:
+        config: Any = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{run / CONFIG} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InputError(f"{run / CONFIG} names no model")
+    return config
 
 
 def settle(command: str, settings: Any) -> None:
@@ -75,7 +90,7 @@ def settle(command: str, settings: Any) -> None:
         InputError: a checkpoint that is not there or is of another model. Nothing is ever tested with weights
             that were not meant.
     """
-    if _name(settings) in ("Trainable", "SpatialParts", "SpatialModel", "SpatialVLM"):
+    if _name(settings) in BASES:
         raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
     asked, folder = settings.ckpt_path, settings.trainer.default_root_dir
     parts = settings.model.init_args
@@ -139,10 +154,7 @@ def _last(settings: Any, folder: Path | None) -> Path:
         if _same_model(run, settings):
             if (run / FOLDER / LAST).exists():
                 return run / FOLDER / LAST
-            raise InputError(
-                f"the newest run of this {_name(settings)}, {run}, was broken off before its first checkpoint: remove "
-                "it, or name the checkpoint that is meant with --ckpt_path"
-            )
+            rank_zero_info(f"{run} is passed over: it has no checkpoint")
     raise InputError(
         f"no run of this {_name(settings)} under {folder or RUNS}/ has a checkpoint: train it first (python main.py "
         "fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
@@ -158,7 +170,7 @@ def _check(command: str, checkpoint: Path, settings: Any) -> None:
             "take the model from there"
         )
     if run is not None and command == "fit":
-        changed = sorted(_changed(yaml.safe_load((run / CONFIG).read_text()), settings.as_dict()))
+        changed = sorted(_changed(config_of(run), settings.as_dict()))
         if changed:
             raise InputError(
                 f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
@@ -177,7 +189,7 @@ def _changed(trained: Any, asked: Any) -> set[str]:
 
 
 def _same_model(run: Path, settings: Any) -> bool:
-    trained = yaml.safe_load((run / CONFIG).read_text())["model"]
+    trained = config_of(run)["model"]
     return bool(_architecture(trained) == _architecture(settings.model.as_dict()))
 
 
@@ -197,7 +209,7 @@ def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | 
         return None
     for unfinished in sorted(RUNS.glob(f"*/{UNFINISHED}"), key=lambda path: -path.stat().st_mtime):
         run = unfinished.parent
-        tested = yaml.safe_load((run / CONFIG).read_text()) if (run / CONFIG).exists() else {}
+        tested = config_of(run) if (run / CONFIG).exists() else {}
         of_these = tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
         if tested and of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
             return run

@@ -105,7 +105,7 @@ def sample(arguments: list[str]) -> None:
     if data.missing:
         file = output / "missing.txt"
         write_whole(file, "".join(f"{name}\n" for name in data.missing))
-        missing = f"; {len(data.missing)} videos are missing, see {file}"
+        missing = f"; videos that are missing: {len(data.missing)}, see {file}"
     print(f"sample: {type(data.sampler).__name__} on {len(scenes)} scenes: {', '.join(counts)}{missing}; see {output}/")
     if "failed" in outcomes:
         raise InputError(f"{len(outcomes['failed'])} of {len(scenes)} scenes have no selection: see above")

@@ -47,7 +47,7 @@ def read_cameras(
     if not known.any():
         raise ValueError(f"{path}: no frame has a pose: leave the file out, or write it again")
     _require(path, "pose is not a rigid transform: its last row must be 0 0 0 1", _ends_in_unit_row(poses))
-    poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], what=f"{path}, by frame")
+    poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], str(path), "frame")
     poses[~known] = torch.nan
 
     K_px = _matrices(path, "K_px", content["K_px"], 3)

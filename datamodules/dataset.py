@@ -109,7 +109,8 @@ class SceneDataset(Dataset):
         return loaded
 
     def open(self, index: int) -> OpenScene:
-        """The video and the cameras of a scene, found sound.
+        """The video and the cameras of a scene, found sound, whether or not the model reads the cameras: one that
+        does and one that doesn't are to be asked the same questions.
 
         Raises OSError or ValueError, in one line, where they are not."""
         if index in self._kept:
@@ -118,8 +119,8 @@ class SceneDataset(Dataset):
         if self.needs_cameras and scene.cameras is None:
             raise InputError(
                 f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside it, "
-                "let VGGT find them (--model.geometry PretrainedVGGT --model.cameras either), or take a model that "
-                "does without"
+                "train with a VGGT that finds them (--model.geometry PretrainedVGGT --model.cameras either), or take a "
+                "model that does without (--config qwen25_vl.yaml)"
             )
         if self.needs_depth and scene.depth is None:
             raise InputError(

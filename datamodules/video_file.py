@@ -65,7 +65,9 @@ class VideoFile:
         except (av.FFmpegError, OSError) as error:
             if not path.exists():
                 raise VideoError(f"{path}: no such video file or folder of frames") from error
-            raise VideoError(f"{path}: not a video, or cut short ({error.strerror})") from error
+            raise VideoError(
+                f"{path}: not a video, or cut short ({error.strerror}): copy or export it again"
+            ) from error
         upright = first.height, first.width
         self.height, self.width = upright[::-1] if _quarter_turns(first) % 2 else upright
         self.fps = float(rate) if rate else None

@@ -134,13 +134,13 @@ class VideoQADataModule(LightningDataModule):
             rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
         if self.missing and split == "train":
             first = next(iter(self.missing))
-            rank_zero_info(f"fit: the videos of {len(self.missing)} training scenes are missing, {first} first")
+            rank_zero_info(f"fit: videos of training scenes that are missing: {len(self.missing)}, {first} first")
         if not kept:
             raise InputError(
                 f"{type(self.source).__name__}: the {split} split has no scene that can be read"
                 + self.filter.described()
                 + (
-                    f"; {len(self.missing)} videos are missing, {next(iter(self.missing))} first"
+                    f"; videos that are missing: {len(self.missing)}, {next(iter(self.missing))} first"
                     if self.missing
                     else ""
                 )
@@ -148,8 +148,8 @@ class VideoQADataModule(LightningDataModule):
         if self._needs("cameras") and all(scene.cameras is None for scene in kept):
             raise InputError(
                 f"{type(self.source).__name__}: no scene of the {split} split has cameras, so the camera encoding has "
-                f"nothing to act on: put {kept[0].video.stem}.cameras.json beside {kept[0].video} and so on, or let "
-                "VGGT find them, --model.geometry PretrainedVGGT --model.cameras either"
+                f"nothing to act on: put {kept[0].video.stem}.cameras.json beside {kept[0].video} and so on, or "
+                "train with a VGGT that finds them, --model.geometry PretrainedVGGT --model.cameras either"
             )
         return kept
 

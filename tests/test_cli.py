@@ -206,6 +206,10 @@ def test_nothing_untrained_is_ever_tested(run: Run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no such checkpoint"):
         run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
     run("fit", "--config", "qwen25_vl.yaml")
+    checkpoint = the_run(tmp_path) / "checkpoints/last.ckpt"
+    torch.save(torch.load(checkpoint, weights_only=False) | {"global_step": 0}, checkpoint)
+    with pytest.raises(SystemExit, match="this model has random weights"):
+        run("test")
     with pytest.raises(SystemExit, match="no run of this PRoPEMLLM"):  # a run of another model does not count
         run("test", "--config", "prope.yaml", "--ckpt_path", "last")
 
@@ -224,7 +228,7 @@ def test_an_encoding_without_cameras_says_so(run: Run, tmp_path: Path, rooms_roo
     words = ["--data.video", str(video), "--data.question", "How big?", "--model.allow_untrained", "true"]
     with pytest.raises(
         SystemExit,
-        match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, let VGGT find them .*, or take",
+        match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, train with a VGGT that finds them .*, or take",
     ):
         run("predict", "--config", "prope.yaml", *words)
     assert "How big?" in run("predict", "--config", "qwen25_vl.yaml", *words)
@@ -241,14 +245,20 @@ def test_going_on_with_other_settings_is_refused(run: Run, tmp_path: Path) -> No
     assert config.read_text() == before
 
 
-def test_a_run_without_a_checkpoint_is_not_passed_over(run: Run, tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_is_passed_over_and_said_so(run: Run, tmp_path: Path) -> None:
     run("fit", "--config", "prope.yaml")
-    checkpoint = the_run(tmp_path) / "checkpoints/last.ckpt"
+    trained = the_run(tmp_path)
+    checkpoint = trained / "checkpoints/last.ckpt"
     broken = tmp_path / "runs/broken-off"
     broken.mkdir()
-    (broken / "config.yaml").write_text((checkpoint.parents[1] / "config.yaml").read_text())
-    with pytest.raises(SystemExit, match="runs/broken-off, was broken off before its first checkpoint"):
-        run("fit", "--config", "prope.yaml", "--ckpt_path", "last")
+    (broken / "config.yaml").write_text((trained / "config.yaml").read_text())
+    said = run("fit", "--config", "prope.yaml", "--ckpt_path", "last", logged=True)
+    assert "runs/broken-off is passed over: it has no checkpoint" in said
+    assert f"fit: run runs/{trained.name}, checkpoint runs/{trained.name}/checkpoints/last.ckpt" in said
+    (broken / "config.yaml").write_text("model: [")
+    with pytest.raises(SystemExit, match="runs/broken-off/config.yaml can't be read: "):
+        run("test", "--config", "prope.yaml")
+    shutil.rmtree(broken)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="last.ckpt is cut short"):
         run("test", "--ckpt_path", str(checkpoint))

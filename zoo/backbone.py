@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers import Qwen2_5_VLProcessor as Processor
 
 from zoo.errors import InputError
+from zoo.folders import find_folder, read_config
 from zoo.geometry.base import GeometryEncoder
 
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
@@ -86,36 +86,21 @@ class PretrainedQwen25VL(Backbone):
         self.path = path
 
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
-        if self.path.startswith((".", "/", "~", "weights/")) and not Path(self.path).expanduser().is_dir():
-            raise InputError(
-                f"{self.path} is no folder: run `hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir {self.path}` "
-                "where there is a network, or name the folder with the weights with --model.backbone.path"
-            )
-        self._refuse_spatial_mllm()
+        folder = find_folder(self.path, "Qwen/Qwen2.5-VL-3B-Instruct")
+        if "spatial" in str(read_config(folder).get("model_type")):  # transformers would load half of it, and warn
+            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
         try:
             model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                self.path,
-                dtype=self.dtype,
-                attn_implementation=self.attn_implementation,
-                use_safetensors=True,
+                folder, dtype=self.dtype, attn_implementation=self.attn_implementation, use_safetensors=True
             )
-            processor = AutoProcessor.from_pretrained(self.path)
-        except OSError as error:
-            raise self._not_found() from error
+            processor = AutoProcessor.from_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder} is no whole Qwen2.5-VL ({_first_line(error)}): download it again") from error
         return model.train(), processor  # from_pretrained returns eval mode, and Lightning would keep it
 
-    def _refuse_spatial_mllm(self) -> None:
-        """InputError for a folder of which transformers would load the half that it knows, with a warning."""
-        config = Path(self.path).expanduser() / "config.json"
-        if config.is_file() and "spatial" in str(json.loads(config.read_text()).get("model_type")):
-            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
 
-    def _not_found(self) -> InputError:
-        where = "is not a folder with a model" if Path(self.path).exists() else "can't be loaded"
-        return InputError(
-            f"{self.path} {where}: run `hf download {self.path} --local-dir weights/{Path(self.path).name}` where "
-            f"there is a network, then set --model.backbone.path weights/{Path(self.path).name}"
-        )
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".:")
 
 
 @dataclass
@@ -147,4 +132,10 @@ class LoRA:
         config = LoraConfig(
             r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(self.targets)
         )
-        inject_adapter_in_model(config, decoder)
+        try:
+            inject_adapter_in_model(config, decoder)
+        except ValueError as error:  # it has no layers of these names
+            layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
+            raise InputError(
+                f"--model.lora.targets {self.targets}: take some of {', '.join(sorted(layers))}"
+            ) from error

@@ -293,12 +293,15 @@ def pose_distance(
     return torch.atan2(sine, cosine), (centre_a - centre_b).norm(dim=-1)
 
 
-def nearest_rotation(R: Float[Tensor, "*batch 3 3"], what: str = "poses") -> Float[Tensor, "*batch 3 3"]:
+def nearest_rotation(
+    R: Float[Tensor, "*batch 3 3"], what: str = "poses", each: str = "pose"
+) -> Float[Tensor, "*batch 3 3"]:
     """The rotations nearest to nearly orthonormal matrices (in the Frobenius norm, by SVD).
 
     Args:
         R: matrices with max |R^T R - I| <= 1e-2.
         what: what they belong to, for the error: the name of a file, for example.
+        each: what one of them is called there.
 
     Raises:
         ValueError: naming `what` and the first matrix that is not finite, further off, or a reflection.
@@ -318,6 +321,6 @@ def nearest_rotation(R: Float[Tensor, "*batch 3 3"], what: str = "poses") -> Flo
             reason = f"is off orthonormal by {off:.2g}, more than {ROTATION_TOLERANCE:g}: is it a rotation?"
         else:
             reason = "is a reflection (its determinant is -1): check the axes"
-        raise ValueError(f"{what}: rotation {first} {reason}")
+        raise ValueError(f"{what}: {each} {first}: the rotation {reason}")
     U, _, Vh = torch.linalg.svd(wide)
     return (U @ Vh).to(R.dtype)

@@ -171,4 +171,4 @@ class SpatialVLM(SpatialModel):
         self.can_answer = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.can_answer = True
+        self.can_answer = self.can_answer or checkpoint["global_step"] > 0

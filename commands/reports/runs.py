@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from callbacks.predictions import SETTINGS
 from commands.reports.columns import GROUPS
 from commands.reports.predictions import Answer, read_predictions
 from commands.reports.scoring import tally
-from commands.runs import CONFIG
+from commands.runs import CONFIG, config_of
 from zoo.errors import InputError
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
@@ -70,12 +68,7 @@ def load_run(folder: Path, name: str) -> Run:
         raise InputError(f"{folder} is no folder" if folder.exists() else f"{folder} does not exist")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is no run: it has no {CONFIG}")
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{folder / CONFIG} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise InputError(f"{folder / CONFIG} names no model")
+    config = config_of(folder)
     metrics, remarks = None, []
     try:
         metrics = _metrics(folder / METRICS)

@@ -44,10 +44,10 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
         where = f"{path}:{number}"
         absent = [field for field in REQUIRED if row.get(field) is None]
         if absent:
-            raise ValueError(f"{where}: missing {', '.join(absent)}")
+            raise ValueError(f"{where}: missing {', '.join(absent)}: a question has {', '.join(REQUIRED)}")
         question = _question(row, where)
         if question.id in line_of_id:
-            raise ValueError(f"{where}: id {question.id} is taken by line {line_of_id[question.id]}")
+            raise ValueError(f"{where}: id {question.id} is taken by line {line_of_id[question.id]}: give each its own")
         line_of_id[question.id] = number
         scenes.setdefault(f"{row['dataset']}/{row['scene_name']}", []).append(question)
     if not scenes:

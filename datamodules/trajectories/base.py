@@ -198,14 +198,17 @@ def rigid(R: Float64[Tensor, "N 3 3"], t: Float64[Tensor, "N 3"]) -> Float64[Ten
     return poses
 
 
-def from_camera_to_world(camera_to_world: Float64[Tensor, "N 4 4"], what: str) -> Float64[Tensor, "N 4 4"]:
+def from_camera_to_world(
+    camera_to_world: Float64[Tensor, "N 4 4"], what: str, each: str = "frame"
+) -> Float64[Tensor, "N 4 4"]:
     """World-to-camera poses; one that isn't finite becomes NaN.
 
     Raises:
-        ValueError: naming `what`, a rotation that is none (off by more than 1e-2).
+        ValueError: naming `what`, and the `each` whose rotation is none (off by more than 1e-2).
     """
-    known = camera_to_world.isfinite().flatten(1).all(1)
-    poses = torch.full_like(camera_to_world, torch.nan)
-    rotations = nearest_rotation(camera_to_world[known, :3, :3], what)
-    poses[known] = invert_se3(rigid(rotations, camera_to_world[known, :3, 3]))
+    unknown = ~camera_to_world.isfinite().flatten(1).all(1)
+    rotations = camera_to_world[:, :3, :3].clone()
+    rotations[unknown] = torch.eye(3, dtype=rotations.dtype)
+    poses = invert_se3(rigid(nearest_rotation(rotations, what, each), camera_to_world[:, :3, 3]))
+    poses[unknown] = torch.nan
     return poses

@@ -57,7 +57,7 @@ class Nerfstudio(PoseFormat):
         matrices = torch.eye(4, dtype=torch.float64).repeat(len(poses), 1, 1)
         matrices[:, :3] = torch.stack(poses)
         width, height = sizes.pop()
-        world_to_camera = from_camera_to_world(matrices @ OPENCV_FROM_OPENGL, f"{file}, by frame")
+        world_to_camera = from_camera_to_world(matrices @ OPENCV_FROM_OPENGL, str(file))
         return Trajectory(world_to_camera, torch.stack(K_px), width, height, None, tuple(frames))
 
 

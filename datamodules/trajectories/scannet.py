@@ -33,7 +33,7 @@ class ScanNet(PoseFormat):
         height, width = image_size(next(iter(frames.values())))
         depth = tuple(folder / "depth" / f"{number}.png" for number in frames)
         return Trajectory(
-            from_camera_to_world(torch.from_numpy(poses), f"{folder / 'pose'}, by frame"),
+            from_camera_to_world(torch.from_numpy(poses), str(folder / "pose")),
             K_px.expand(len(frames), 3, 3), width, height, None, tuple(frames.values()),
             depth if all(image.is_file() for image in depth) else (),
         )  # fmt: skip

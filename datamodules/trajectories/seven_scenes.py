@@ -39,7 +39,7 @@ class SevenScenes(PoseFormat):
         height, width = image_size(frames[0])
         depth = tuple(folder / f"{stem}.depth.png" for stem in stems)
         return Trajectory(
-            from_camera_to_world(torch.from_numpy(poses), f"{folder}, by frame"),
+            from_camera_to_world(torch.from_numpy(poses), str(folder)),
             intrinsics(*self.K_px).expand(len(frames), 3, 3), width, height, None, tuple(frames),
             depth if all(image.is_file() for image in depth) else (),
         )  # fmt: skip

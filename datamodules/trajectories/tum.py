@@ -67,7 +67,7 @@ def read_tum(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(f"{file}: no poses in it: a line is `time tx ty tz qx qy qz qw`")
     rows = torch.from_numpy(table[np.argsort(table[:, 0], kind="stable")])
     camera_to_world = rigid(from_quaternion(rows[:, 4:]), rows[:, 1:4])
-    return rows[:, 0], from_camera_to_world(camera_to_world, f"{file}, by row")
+    return rows[:, 0], from_camera_to_world(camera_to_world, str(file), "row")
 
 
 def read_list(file: Path) -> list[tuple[float, str]]:

@@ -80,8 +80,8 @@ def changed(frame: int, row: int, column: int, value: float) -> list:
 BAD = {
     "nan": ({"world_to_camera": changed(3, 0, 3, math.nan)}, "frame 3: world_to_camera holds NaN"),
     "infinite": ({"world_to_camera": changed(2, 1, 1, math.inf)}, "frame 2: world_to_camera holds NaN"),
-    "not a rotation": ({"world_to_camera": changed(4, 0, 0, 2.0)}, "rotation 4 is off orthonormal"),
-    "mirrored": ({"world_to_camera": MIRROR.tolist()}, "rotation 0 is a reflection"),
+    "not a rotation": ({"world_to_camera": changed(4, 0, 0, 2.0)}, "frame 4: the rotation is off orthonormal"),
+    "mirrored": ({"world_to_camera": MIRROR.tolist()}, "frame 0: the rotation is a reflection"),
     "last row": ({"world_to_camera": changed(1, 3, 2, 0.5)}, "frame 1: pose is not a rigid transform"),
     "transposed": ({"world_to_camera": poses().mT.tolist()}, "frame 0: pose is not a rigid transform"),
     "too few": ({"world_to_camera": poses()[:4].tolist()}, "4 poses for a video of 5 frames"),

@@ -265,8 +265,8 @@ def test_what_is_no_rotation() -> None:
     ):
         bad = good.clone()
         bad[1] = spoil(bad[1])
-        with pytest.raises(ValueError, match=f"kitchen.cameras.json: rotation 1 .*{reason}"):
-            nearest_rotation(bad, "kitchen.cameras.json")
+        with pytest.raises(ValueError, match=f"kitchen.cameras.json: frame 1: the rotation .*{reason}"):
+            nearest_rotation(bad, "kitchen.cameras.json", "frame")
 
 
 # ---- intrinsics -------------------------------------------------------------------------------------------

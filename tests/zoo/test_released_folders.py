@@ -27,7 +27,7 @@ from tests.zoo.released import (
 from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import AddFusion, InputError, LoRA, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL, TinyVGGT
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
-from zoo.checkpoints.folders import read_config
+from zoo.folders import read_config
 from zoo.geometry.vggt.patch_embed import DINOV2
 from zoo.weights import open_weights
 
@@ -111,7 +111,7 @@ def test_a_hub_id_is_downloaded_without_pickle_and_code(release: Path, monkeypat
         asked[repository] = allow_patterns
         return str(release)
 
-    monkeypatch.setattr("zoo.checkpoints.folders.snapshot_download", download)
+    monkeypatch.setattr("zoo.folders.snapshot_download", download)
     PretrainedSpatialMLLM().load()
     assert asked == {"Diankun/Spatial-MLLM-v1.1-Instruct-135K": ["*.json", "*.safetensors", "*.txt", "*.jinja"]}
 
@@ -269,7 +269,7 @@ import re, sys
 from pathlib import Path
 from tests.zoo.released import read_release, released_model
 from zoo.checkpoints import load_spatial_mllm
-from zoo.checkpoints.folders import read_config
+from zoo.folders import read_config
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 folder = Path(sys.argv[1])

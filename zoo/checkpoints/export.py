@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo.checkpoints.config import released_config
-from zoo.checkpoints.folders import CONFIG, find_folder, read_config
 from zoo.checkpoints.names import CONNECTOR, LM_HEAD, OFFICIAL_VGGT, QWEN, VGGT_MODEL, model_names, official_name
 from zoo.errors import InputError
+from zoo.folders import CONFIG, find_folder, read_config
 from zoo.geometry import CachedGeometry
 from zoo.model import SpatialModel
 from zoo.weights import INDEX, WEIGHTS, open_weights
@@ -48,7 +48,7 @@ def export_model(
         model.geometry = model.geometry.encoder()
     tensors = OfficialTensors(model)
     name = model.qwen.config.name_or_path
-    source = find_folder(name) if name else None
+    source = find_folder(name, name) if name else None
     out.mkdir(parents=True, exist_ok=True)
     written = write_shards(_with_the_rest(tensors, source, dtype), out, shard_bytes)
     config = released_config(model, None if source is None else read_config(source))

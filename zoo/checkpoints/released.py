@@ -14,9 +14,9 @@ from transformers import Qwen2_5_VLProcessor as Processor
 
 from zoo.backbone import AttentionImplementation, Backbone, DType
 from zoo.checkpoints.config import ReleasedConfig
-from zoo.checkpoints.folders import find_folder, read_config
 from zoo.checkpoints.names import OFFICIAL_CONNECTOR, OFFICIAL_VGGT
 from zoo.checkpoints.parts import empty_qwen, empty_vggt, fill_parts
+from zoo.folders import find_folder, read_config
 from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.vggt import VGGT
@@ -110,7 +110,7 @@ class PretrainedSpatialMLLM(Backbone):
 
     @cached_property
     def folder(self) -> Path:
-        return find_folder(self.path)
+        return find_folder(self.path, "Diankun/Spatial-MLLM-v1.1-Instruct-135K")
 
     @cached_property
     def config(self) -> ReleasedConfig:

@@ -340,7 +340,7 @@ REASONS = {
     "nan": "none of its pictures has a pose that is finite",
     "other size": "its intrinsics are not those of pictures of 8 x 6: focal length and principal point 8, 8, 648, 484",
     "no focal length": "its intrinsics are not those of pictures",
-    "stretched": "rotation 0 is off orthonormal",
+    "stretched": "frame 0: the rotation is off orthonormal",
     "no intrinsics": "intrinsic_color.txt",
 }
 

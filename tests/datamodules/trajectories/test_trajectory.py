@@ -248,7 +248,7 @@ BAD = {
             f, frames=[{"file_path": "a_2.png", "transform_matrix": np.diag([2.0, 1, 1, 1]).tolist()}]
         ),
         ValueError,
-        "transforms.json, by frame: rotation 0 is off orthonormal",
+        "transforms.json: frame 0: the rotation is off orthonormal",
     ),
 }
 

@@ -124,16 +124,16 @@ def test_a_local_file_or_folder(tiny_1b: dict[str, Tensor], tmp_path: Path, name
 
 
 def test_a_hub_id(tiny_1b: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_file(tiny_1b, tmp_path / "downloaded.safetensors")
+    save_file(tiny_1b, tmp_path / "model.safetensors")
     asked = []
 
-    def download(repository: str, file: str) -> str:
-        asked.append((repository, file))
-        return str(tmp_path / "downloaded.safetensors")
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked.append((repository, allow_patterns))
+        return str(tmp_path)
 
-    monkeypatch.setattr("zoo.geometry.vggt.official.hf_hub_download", download)
+    monkeypatch.setattr("zoo.geometry.vggt.official.snapshot_download", download)
     VGGT.from_pretrained()
-    assert asked == [("facebook/VGGT-1B", "model.safetensors")]
+    assert asked == [("facebook/VGGT-1B", ["model.safetensors"])]
 
 
 def test_files_that_wont_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
@@ -110,7 +110,7 @@ def find_weights(path: str) -> Path:
     if local.exists():
         raise InputError(f"{path} is neither a .safetensors file nor a folder with {WEIGHTS} in it")
     try:
-        return Path(hf_hub_download(path, WEIGHTS))
+        return Path(snapshot_download(path, allow_patterns=[WEIGHTS])) / WEIGHTS  # which does not try again and again
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{path} is no local file or folder, and can't be loaded from the hub: run "

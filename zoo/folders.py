@@ -1,4 +1,4 @@
-"""Released folders: where they are, and the config in them."""
+"""Released weights: in which folder they are, here or on the hub, and the config in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ CONFIG = "config.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
 
 
-def find_folder(path: str) -> Path:
+def find_folder(path: str, released: str, option: str = "--model.backbone.path") -> Path:
     """The folder that a local path or a hub id stands for; what the hub has is downloaded, without pickle or code.
+
+    Args:
+        released: a hub id that would do, for the error.
+        option: what names the folder, for the error.
 
     Raises:
         InputError: there is none, with the command that downloads it.
@@ -25,9 +29,11 @@ def find_folder(path: str) -> Path:
     if local.is_dir():
         return local
     name = local.name or path
-    remedy = f"where there is a network, then set --model.backbone.path weights/{name}"
+    remedy = f"where there is a network, then set {option} weights/{name}"
     if path.startswith((".", "/", "~", "weights/")):
-        raise InputError(f"{path} is no folder: run `hf download <hub id> --local-dir weights/{name}` {remedy}")
+        raise InputError(
+            f"{path} is no folder: run `hf download <hub id, such as {released}> --local-dir weights/{name}` {remedy}"
+        )
     try:
         return Path(snapshot_download(path, allow_patterns=FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
