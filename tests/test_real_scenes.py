@@ -173,6 +173,7 @@ def test_every_sampler_and_pairing(sampler: str, pairing: str, real_scenes: Path
     assert metrics["counts"]["failed"] == (2 if needs_geometry else 0)
 
 
+@pytest.mark.timeout(900)  # a minute on an idle core
 def test_the_150_questions_about_the_size_of_arkitscenes_rooms(realdata: Path, tmp_path: Path, test_command) -> None:
     """VSI-Bench's real questions of all 288 scenes, with four real frames, made small, in the place of 150 videos."""
     root, small = tmp_path / "vsibench", tmp_path / "small"
