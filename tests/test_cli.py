@@ -228,7 +228,7 @@ def test_an_encoding_without_cameras_says_so(run: Run, tmp_path: Path, rooms_roo
     words = ["--data.video", str(video), "--data.question", "How big?", "--model.allow_untrained", "true"]
     with pytest.raises(
         SystemExit,
-        match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, train with a VGGT that finds them .*, or take",
+        match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, train with a VGGT that .*, or take",
     ):
         run("predict", "--config", "prope.yaml", *words)
     assert "How big?" in run("predict", "--config", "qwen25_vl.yaml", *words)
