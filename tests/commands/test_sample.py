@@ -119,7 +119,7 @@ def test_missing_videos_are_listed(rooms_root: Path, tmp_path: Path, capsys: pyt
     words = ["--data.source", "SceneFolder", "--data.source.root", str(tmp_path / "rooms")]
     output = tmp_path / "views"
     sample(complete(["sample", *words, "--data.num_frames", "6", "--output", str(output)])[1:])
-    assert f"1 videos are missing, see {output / 'missing.txt'}" in capsys.readouterr().out
+    assert f"videos that are missing: 1, see {output / 'missing.txt'}" in capsys.readouterr().out
     assert (output / "missing.txt").read_text() == f"{gone['dataset']}/{gone['scene_name']}\n"
 
 

@@ -225,7 +225,7 @@ def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:
 
 def test_folders_that_wont_do(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, remedy in (
-        ("weights/nowhere", "hf download <hub id> --local-dir weights/nowhere"),
+        ("weights/nowhere", "hf download <hub id, such as .*> --local-dir weights/nowhere"),
         ("no/such/id", "hf download no/such/id --local-dir weights/id"),
     ):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
