@@ -82,7 +82,10 @@ class PatchEmbedding(Qwen2_5_VisionPatchEmbed):
     """Qwen2.5-VL's patch embedding, bit for bit; the gradient is that of the product which it amounts to."""
 
     def forward(self, hidden_states: Float[Tensor, "N pixels"]) -> Float[Tensor, "N D"]:
-        return _PatchConvolution.apply(hidden_states.to(self.proj.weight.dtype), self.proj.weight)
+        weight, device = self.proj.weight, hidden_states.device.type
+        # what the convolution would be cast to: the gradient has no autocast around it
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        return _PatchConvolution.apply(hidden_states.to(dtype), weight.to(dtype))
 
 
 class _PatchConvolution(torch.autograd.Function):

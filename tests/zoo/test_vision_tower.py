@@ -61,6 +61,23 @@ def test_the_gradient_of_the_patches_is_the_convolutions() -> None:
     torch.testing.assert_close(seen_by[1], seen_by[0], rtol=1e-10, atol=1e-10)
 
 
+def test_under_autocast_it_is_stock_and_its_gradient_no_further_from_exact() -> None:
+    stock, ours = (tower.patch_embed for tower in towers())
+    exact = copy.deepcopy(stock)
+    pixels = torch.randn(64, 1176, generator=torch.Generator().manual_seed(0))
+    seen_by = []
+    for embedding in (stock, ours, exact):
+        with torch.autocast("cpu", torch.bfloat16, enabled=embedding is not exact):
+            tokens = embedding(pixels)
+        tokens.float().square().sum().backward()
+        seen_by.append((tokens, embedding.proj.weight.grad))
+    (stock_tokens, _), (our_tokens, our_gradient), _ = seen_by
+    assert torch.equal(our_tokens, stock_tokens) and our_tokens.dtype == torch.bfloat16
+    assert our_gradient.dtype == torch.float32
+    of_stock, of_ours = ((gradient - seen_by[2][1]).square().mean().sqrt() for _, gradient in seen_by[:2])
+    assert of_ours < 1.1 * of_stock
+
+
 def test_windows_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: windows of several lengths taken as they come would be other windows."""
     stock, ours = towers()
