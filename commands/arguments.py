@@ -6,6 +6,7 @@ import inspect
 from difflib import get_close_matches
 from pathlib import Path
 
+import datamodules
 from callbacks.checkpoint import FOLDER, LAST
 from commands.model_help import with_model
 from commands.runs import CONFIG, newest_run, refuse_unreadable, run_of
@@ -78,9 +79,15 @@ def for_source(word: str) -> str:
     start, dot, option = word.partition("--data.")
     known = {*inspect.signature(VideoQADataModule).parameters, "help", "class_path", "init_args"}
     name = option.split("=")[0].split(".")[0]
-    if start or not dot or get_close_matches(name, known, cutoff=MISSPELT):
-        return word
-    return f"--data.source.{option}"
+    misspelt = name not in _of_sources() and get_close_matches(name, known, cutoff=MISSPELT)
+    return word if start or not dot or name in known or misspelt else f"--data.source.{option}"
+
+
+def _of_sources() -> set[str]:
+    """The options that some dataset has."""
+    every = [getattr(datamodules, name) for name in datamodules.__all__]
+    sources = [part for part in every if inspect.isclass(part) and issubclass(part, datamodules.SceneSource)]
+    return {option for source in sources for option in inspect.signature(source).parameters}
 
 
 def find_config(name: str) -> Path:

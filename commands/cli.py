@@ -56,7 +56,7 @@ class ZooCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [progress_bar()]
 
     def after_fit(self) -> None:
-        if self.model.answers_questions:
+        if self.model.answers_questions and self.trainer.global_step:
             rank_zero_info(f"{self.trainer.default_root_dir} is trained: python main.py test scores it")
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:

@@ -15,7 +15,7 @@ OPTION = "--model.help"
 
 
 def with_model(words: list[str]) -> list[str]:
-    """The words with the configs' model after a bare `--model.help`.
+    """The words with the configs' model for a bare `--model.help`.
 
     Raises:
         SystemExit: no config names one; the models are printed.
@@ -23,12 +23,16 @@ def with_model(words: list[str]) -> list[str]:
     bare = [i for i, word in enumerate(words) if word == OPTION and words[i + 1 : i + 2] in ([], *_options(words))]
     if not bare:
         return words
-    named = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config", "-c")]
-    models = [found for path in named if (found := _model_of(Path(path)))]
+    pairs = list(zip(words[:-1], words[1:], strict=True))
+    models = [found for word, path in pairs if word in ("--config", "-c") and (found := _model_of(Path(path)))]
+    models += [model for word, model in pairs if word == "--model"]
     if not models:
         print(_menu())
         raise SystemExit(0)
-    return [f"{word}={models[-1]}" if i in bare else word for i, word in enumerate(words)]
+    return [
+        *(word for i, word in enumerate(words) if i not in bare),
+        f"{OPTION}={models[-1]}",
+    ]  # the last word: it ends
 
 
 def _options(words: list[str]) -> list[list[str]]:
@@ -36,8 +40,12 @@ def _options(words: list[str]) -> list[list[str]]:
 
 
 def _model_of(config: Path) -> str | None:
-    model = (yaml.safe_load(config.read_text()) or {}).get("model") or {}
-    return model if isinstance(model, str) else model.get("class_path")
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
+        return None
+    model = content.get("model") if isinstance(content, dict) else None
+    return model.get("class_path") if isinstance(model, dict) else model
 
 
 def _menu() -> str:

@@ -61,7 +61,8 @@ def newest_run() -> Path:
 
 def _answers_questions(run: Path) -> bool:
     """Whether the run's model can be tested on questions: a pretrained geometry can't."""
-    return bool(resolve_name(config_of(run)["model"]["class_path"]).answers_questions)
+    model = config_of(run)["model"].get("class_path", "")
+    return bool(model) and bool(resolve_name(model).answers_questions)
 
 
 def config_of(run: Path) -> dict[str, Any]:
@@ -151,10 +152,10 @@ def _age(run: Path) -> float:
 def _last(settings: Any, folder: Path | None) -> Path:
     runs = [config.parent for config in RUNS.glob(f"*/{CONFIG}")] if folder is None else [folder]
     for run in sorted((run for run in runs if (run / CONFIG).exists()), key=_age):
-        if _same_model(run, settings):
-            if (run / FOLDER / LAST).exists():
-                return run / FOLDER / LAST
+        if not (run / FOLDER / LAST).exists():
             rank_zero_info(f"{run} is passed over: it has no checkpoint")
+        elif _same_model(run, settings):
+            return run / FOLDER / LAST
     raise InputError(
         f"no run of this {_name(settings)} under {folder or RUNS}/ has a checkpoint: train it first (python main.py "
         "fit with the same configs), give --ckpt_path, or --model.allow_untrained true"

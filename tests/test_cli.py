@@ -256,12 +256,14 @@ def test_a_run_without_a_checkpoint_is_passed_over_and_said_so(run: Run, tmp_pat
     assert "runs/broken-off is passed over: it has no checkpoint" in said
     assert f"fit: run runs/{trained.name}, checkpoint runs/{trained.name}/checkpoints/last.ckpt" in said
     (broken / "config.yaml").write_text("model: [")
-    with pytest.raises(SystemExit, match="runs/broken-off/config.yaml can't be read: "):
-        run("test", "--config", "prope.yaml")
+    run("test", "--config", "prope.yaml")
     shutil.rmtree(broken)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="last.ckpt is cut short"):
         run("test", "--ckpt_path", str(checkpoint))
+    (trained / "config.yaml").write_text("model: [")
+    with pytest.raises(SystemExit, match=f"runs/{trained.name}/config.yaml can't be read: "):
+        run("test", "--config", "prope.yaml")
 
 
 def test_questions_that_are_left_out_are_counted(run: Run, tmp_path: Path) -> None:

@@ -127,6 +127,9 @@ class LoRA:
                 f"--model.lora.r {self.r}: a rank is at least 1; leave lora out to train the decoder whole"
             )
 
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--model.lora.dropout {self.dropout}: a share of the inputs, at least 0 and less than 1")
+
     def apply(self, decoder: nn.Module) -> None:
         """Puts the adapters into the decoder in place; only they stay trainable."""
         config = LoraConfig(

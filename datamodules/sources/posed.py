@@ -148,6 +148,7 @@ class PosedScenes(SceneSource):
     def _make(self, name: str) -> None:
         """Writes what belongs to a scene, its cameras last: they say that all is there."""
         raw, made_of = self.root / _scene(name), self._raw_files(name)
+        self._cameras(name).unlink(missing_ok=True)  # those of other files
         if self.videos is None:
             self._cameras(name).parent.mkdir(parents=True, exist_ok=True)
             trajectory = self._place_frames(name, _checked(self.poses.read(raw)))

@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 import main
+from commands.arguments import for_source
 from commands.cli import ZooCLI
 from commands.parser import closest
 
@@ -145,6 +146,40 @@ def test_null_is_nothing_however_deep_the_option(
     for part in option.split("."):
         found = found.get("init_args", found)[part]
     assert end.value.code == 0 and found is None
+
+
+@pytest.mark.parametrize("option", ["moving", "videos", "questions", "root", "path"])
+def test_an_option_of_a_dataset_finds_it(option: str) -> None:
+    assert for_source(f"--data.{option}=x") == f"--data.source.{option}=x"
+    assert for_source(f"--data.source.{option}") == f"--data.source.{option}"
+
+
+@pytest.mark.parametrize("option", ["num_frames", "num_frame", "question", "video", "sampler.candidates"])
+def test_an_option_of_the_data_keeps_its_name_even_misspelt(option: str) -> None:
+    assert for_source(f"--data.{option}") == f"--data.{option}"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("--model.help", "--model.help PRoPEMLLM        2D tokens to one half"),
+        ("--config torn.yaml --model.help", "--model.help PRoPEMLLM        2D tokens to one half"),
+        ("--config concat_split.yaml --model.help", "Help for --model.help=zoo.ConcatSplitMLLM"),
+        ("--config concat_split.yaml --model.help --config prope.yaml", "Help for --model.help=zoo.PRoPEMLLM"),
+        ("--config concat_split.yaml --model.help Qwen25VL", "Help for --model.help=zoo.Qwen25VL"),
+        ("--config concat_split.yaml --model PRoPEMLLM --model.help", "Help for --model.help=zoo.PRoPEMLLM"),
+    ],
+)
+def test_the_help_of_a_model_is_that_of_the_configs(
+    line: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn.yaml").write_text(CONFIGS["torn.yaml"])
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *line.split()])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and named in said and "SpatialVLM " not in said
 
 
 def test_a_class_that_has_no_such_part_or_is_of_another_kind_lists_those_that_fit(said: Said) -> None:

@@ -110,7 +110,10 @@ def find_weights(path: str) -> Path:
     if local.exists():
         raise InputError(f"{path} is neither a .safetensors file nor a folder with {WEIGHTS} in it")
     try:
-        return Path(snapshot_download(path, allow_patterns=[WEIGHTS])) / WEIGHTS  # which does not try again and again
+        downloaded = Path(snapshot_download(path, allow_patterns=[WEIGHTS])) / WEIGHTS  # does not try again and again
+        if not downloaded.is_file():
+            raise FileNotFoundError(downloaded)
+        return downloaded
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{path} is no local file or folder, and can't be loaded from the hub: run "
