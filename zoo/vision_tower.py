@@ -84,7 +84,8 @@ class PatchEmbedding(Qwen2_5_VisionPatchEmbed):
     def forward(self, hidden_states: Float[Tensor, "N pixels"]) -> Float[Tensor, "N D"]:
         weight, device = self.proj.weight, hidden_states.device.type
         # what the convolution would be cast to: the gradient has no autocast around it
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        casts = device != "meta" and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if casts else weight.dtype
         return _PatchConvolution.apply(hidden_states.to(dtype), weight.to(dtype))
 
 
