@@ -6,11 +6,11 @@ import inspect
 from difflib import get_close_matches
 from pathlib import Path
 
-import datamodules
 from callbacks.checkpoint import FOLDER, LAST
+from commands.menus import on_the_menus
 from commands.model_help import with_model
 from commands.runs import CONFIG, newest_run, refuse_unreadable, run_of
-from datamodules import VideoQADataModule
+from datamodules import SceneSource, VideoQADataModule
 from zoo.errors import InputError
 
 MISSPELT = 0.85  # how alike a word is to the name of an option that it stands for
@@ -77,17 +77,17 @@ def value_of(option: str, words: list[str]) -> str | None:
 def for_source(word: str) -> str:
     """An option of the dataset may leave `source` out: `--data.moving` is `--data.source.moving`."""
     start, dot, option = word.partition("--data.")
+    if start or not dot:
+        return word
     known = {*inspect.signature(VideoQADataModule).parameters, "help", "class_path", "init_args"}
     name = option.split("=")[0].split(".")[0]
     misspelt = name not in _of_sources() and get_close_matches(name, known, cutoff=MISSPELT)
-    return word if start or not dot or name in known or misspelt else f"--data.source.{option}"
+    return word if name in known or misspelt else f"--data.source.{option}"
 
 
 def _of_sources() -> set[str]:
     """The options that some dataset has."""
-    every = [getattr(datamodules, name) for name in datamodules.__all__]
-    sources = [part for part in every if inspect.isclass(part) and issubclass(part, datamodules.SceneSource)]
-    return {option for source in sources for option in inspect.signature(source).parameters}
+    return {option for source in on_the_menus(SceneSource) for option in inspect.signature(source).parameters}
 
 
 def find_config(name: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-import zoo
+from commands.menus import on_the_menus
 from commands.runs import BASES
 from zoo.trainable import Trainable
 
@@ -20,23 +20,16 @@ def with_model(words: list[str]) -> list[str]:
     Raises:
         SystemExit: no config names one; the models are printed.
     """
-    bare = [i for i, word in enumerate(words) if word == OPTION and words[i + 1 : i + 2] in ([], *_options(words))]
-    if not bare:
+    pairs = list(zip(words, [*words[1:], "-"], strict=True))
+    others = [word for word, following in pairs if word != OPTION or not following.startswith("-")]
+    if len(others) == len(words):
         return words
-    pairs = list(zip(words[:-1], words[1:], strict=True))
     models = [found for word, path in pairs if word in ("--config", "-c") and (found := _model_of(Path(path)))]
     models += [model for word, model in pairs if word == "--model"]
     if not models:
         print(_menu())
         raise SystemExit(0)
-    return [
-        *(word for i, word in enumerate(words) if i not in bare),
-        f"{OPTION}={models[-1]}",
-    ]  # the last word: it ends
-
-
-def _options(words: list[str]) -> list[list[str]]:
-    return [[word] for word in words if word.startswith("-")]
+    return [*others, f"{OPTION}={models[-1]}"]  # what follows it is not read
 
 
 def _model_of(config: Path) -> str | None:
@@ -49,9 +42,8 @@ def _model_of(config: Path) -> str | None:
 
 
 def _menu() -> str:
-    every = [getattr(zoo, name) for name in zoo.__all__]
-    models = [part for part in every if inspect.isclass(part) and issubclass(part, Trainable)]
-    what = {model.__name__: (inspect.getdoc(model) or "").partition("\n")[0] for model in models}
-    width = max(map(len, what))
-    lines = [f"    {OPTION} {name:{width}}  {said}" for name, said in what.items() if name not in BASES]
+    models = [model for model in on_the_menus(Trainable) if model.__name__ not in BASES]
+    docs = {model.__name__: inspect.getdoc(model) or "" for model in models}
+    width = max(map(len, docs))
+    lines = [f"    {OPTION} {name:{width}}  {''.join(doc.splitlines()[:1])}" for name, doc in docs.items()]
     return "\n".join(["The options of a model, or of that which a --config names:", *lines])

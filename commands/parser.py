@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable
@@ -12,8 +11,7 @@ from typing import Any, NoReturn
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
-import datamodules
-import zoo
+from commands.menus import on_the_menus
 from zoo.errors import InputError, input_error
 
 ALIKE, FEW = 0.65, 16  # how alike names are if one may be meant by the other; how many are worth a list
@@ -139,8 +137,7 @@ def closest(word: str, names: Iterable[str]) -> Guess:
 
 def classes(message: str) -> set[str]:
     """The classes on the menus that an argument takes, by the types that a report names; all where it names none."""
-    menus = [getattr(menu, name) for menu in (zoo, datamodules) for name in menu.__all__]
-    parts = [part for part in menus if inspect.isclass(part) and not inspect.isabstract(part)]
+    parts = on_the_menus()
 
     def fits(part: type) -> bool:
         return any(re.search(rf"\b{base.__module__}\.{base.__qualname__}\b", message) for base in part.__mro__[:-1])

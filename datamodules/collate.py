@@ -14,6 +14,7 @@ A batch is a dict of
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -110,11 +111,15 @@ class Collate:
             ],
         }
 
+    @cached_property
+    def _marks(self) -> list[str]:
+        """The chat's own, such as <|im_end|>: the tokenizer makes their table anew each time that it is asked."""
+        return [str(token) for token in self.processor.tokenizer.added_tokens_decoder.values() if token.special]
+
     def _refused(self, question: Question) -> str | None:
         """Why a question can't be asked, if it can't: the tokenizer would read marks in its text as the chat's own."""
         text = f"{user_text(question)}\n{question.ground_truth}"
-        added = self.processor.tokenizer.added_tokens_decoder.values()
-        held = [str(token) for token in added if token.special and str(token) in text]
+        held = [mark for mark in self._marks if mark in text]
         return f"question {question.id} holds {held[0]}, a mark of the chat: take it out" if held else None
 
     def prompt(self, question: Question) -> str:

@@ -15,12 +15,11 @@ CONFIG = "config.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
 
 
-def find_folder(path: str, released: str, option: str = "--model.backbone.path") -> Path:
+def find_folder(path: str, released: str) -> Path:
     """The folder that a local path or a hub id stands for; what the hub has is downloaded, without pickle or code.
 
     Args:
         released: a hub id that would do, for the error.
-        option: what names the folder, for the error.
 
     Raises:
         InputError: there is none, with the command that downloads it.
@@ -29,18 +28,30 @@ def find_folder(path: str, released: str, option: str = "--model.backbone.path")
     if local.is_dir():
         return local
     name = local.name or path
-    remedy = f"where there is a network, then set {option} weights/{name}"
+    remedy = f"where there is a network, then set --model.backbone.path weights/{name}"
     if path.startswith((".", "/", "~", "weights/")):
         raise InputError(
             f"{path} is no folder: run `hf download <hub id, such as {released}> --local-dir weights/{name}` {remedy}"
         )
     try:
-        return Path(snapshot_download(path, allow_patterns=FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return download(path, FILES)
+    except FileNotFoundError as error:
         raise InputError(
             f"{path} is no folder, and can't be loaded from the hub: run `hf download {path} --local-dir "
             f"weights/{name}` {remedy}"
         ) from error
+
+
+def download(hub_id: str, files: list[str]) -> Path:
+    """The folder of a hub's repository, with such files as it has of these; no network is an error at once.
+
+    Raises:
+        FileNotFoundError: there is no such repository, here or there.
+    """
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"{hub_id}: {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

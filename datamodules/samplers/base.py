@@ -176,6 +176,10 @@ class FrameSampler(ABC):
 
     def count(self, n: int) -> int:
         """How many frames n asks for; a sampler that rounds it overrides this."""
+        return self.at_most(n)
+
+    def at_most(self, n: int) -> int:
+        """n, or the number of candidates if that is less."""
         return n if self.candidates is None else min(n, self.candidates)
 
     @abstractmethod

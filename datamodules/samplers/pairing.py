@@ -35,7 +35,7 @@ class Pairing(ABC):
 
     def views(self, n: int, sampler: FrameSampler) -> int:
         """How many views the sampler is asked for, where n frames are wanted."""
-        return min(n // FRAMES_PER_GRID_STEP, sampler.candidates or n)
+        return sampler.at_most(n // FRAMES_PER_GRID_STEP)
 
     @abstractmethod
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
@@ -78,7 +78,7 @@ class Duplicate(Pairing):
         self.keep = keep
 
     def views(self, n: int, sampler: FrameSampler) -> int:
-        return super().views(n, sampler) if self.keep == "frames" else min(n, sampler.candidates or n)
+        return super().views(n, sampler) if self.keep == "frames" else sampler.at_most(n)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         return [view for view in views for _ in range(FRAMES_PER_GRID_STEP)]

@@ -97,7 +97,6 @@ class PosedScenes(SceneSource):
                     try:
                         self._make(name)
                     except UNREADABLE as error:
-                        self._cameras(name).unlink(missing_ok=True)  # of files that are no longer there
                         said = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
                         print(f"{name}: left out, its cameras can't be had: {said}", file=sys.stderr, flush=True)
                     advance()
@@ -147,8 +146,8 @@ class PosedScenes(SceneSource):
 
     def _make(self, name: str) -> None:
         """Writes what belongs to a scene, its cameras last: they say that all is there."""
+        self._cameras(name).unlink(missing_ok=True)  # those of files that have changed
         raw, made_of = self.root / _scene(name), self._raw_files(name)
-        self._cameras(name).unlink(missing_ok=True)  # those of other files
         if self.videos is None:
             self._cameras(name).parent.mkdir(parents=True, exist_ok=True)
             trajectory = self._place_frames(name, _checked(self.poses.read(raw)))

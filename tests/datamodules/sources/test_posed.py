@@ -363,13 +363,20 @@ def test_a_broken_scene_is_named_and_counted_and_the_rest_goes_on(tmp_path, caps
     assert frames == {"raw/some nan": 2, "raw/fewer poses": 2, "raw/fine": 3}
 
 
-def test_what_was_made_is_not_made_again_and_what_was_cut_short_is(tmp_path, capsys):
+def two_scenes(tmp_path: Path) -> tuple[PosedScenes, Path, Path]:
+    """Sound ones, with their cameras made; the files of both."""
     broken(tmp_path / "raw/a", "fine")
     broken(tmp_path / "raw/b", "fine")
     ask(tmp_path / "raw", "a", "b")
     source = posed(tmp_path, ScanNet())
     source.prepare()
     a, b = (scene.cameras for scene in source.scenes("test"))
+    assert a is not None and b is not None
+    return source, a, b
+
+
+def test_what_was_made_is_not_made_again_and_what_was_cut_short_is(tmp_path, capsys):
+    source, a, b = two_scenes(tmp_path)
     whole, made = b.read_bytes(), a.stat().st_mtime_ns
     b.write_bytes(whole[:-40])
     again = posed(tmp_path, ScanNet())
@@ -386,12 +393,7 @@ def test_what_was_made_is_not_made_again_and_what_was_cut_short_is(tmp_path, cap
 
 
 def test_raw_files_that_changed_are_read_anew(tmp_path):
-    broken(tmp_path / "raw/a", "fine")
-    broken(tmp_path / "raw/b", "fine")
-    ask(tmp_path / "raw", "a", "b")
-    source = posed(tmp_path, ScanNet())
-    source.prepare()
-    a, b = (scene.cameras for scene in source.scenes("test"))
+    source, a, b = two_scenes(tmp_path)
     before, made = a.read_bytes(), b.stat().st_mtime_ns
     pose = np.eye(4)
     pose[0, 3] = 7

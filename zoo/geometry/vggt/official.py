@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from zoo.errors import InputError
+from zoo.folders import download
 from zoo.weights import WEIGHTS, fill
 
 DINOV2_PREFIX = "aggregator.patch_embed."
@@ -110,11 +109,11 @@ def find_weights(path: str) -> Path:
     if local.exists():
         raise InputError(f"{path} is neither a .safetensors file nor a folder with {WEIGHTS} in it")
     try:
-        downloaded = Path(snapshot_download(path, allow_patterns=[WEIGHTS])) / WEIGHTS  # does not try again and again
+        downloaded = download(path, [WEIGHTS]) / WEIGHTS
         if not downloaded.is_file():
             raise FileNotFoundError(downloaded)
         return downloaded
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except FileNotFoundError as error:
         raise InputError(
             f"{path} is no local file or folder, and can't be loaded from the hub: run "
             "`hf download facebook/VGGT-1B model.safetensors --local-dir weights/vggt-1b` "
