@@ -114,7 +114,7 @@ def make(runs: Sequence[Run], results: Results, out: Path, jobs: int) -> None:
     """
     todo = to_do(runs, results)
     print(f"{len(todo)} of {len(runs)} runs to make, {jobs} at a time; see {out}/", flush=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     failed = 0
     with ThreadPoolExecutor(jobs) as pool:
         for error, said in pool.map(lambda run: _try(run, results, out / run.name, threads), todo):

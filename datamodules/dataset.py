@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -33,9 +34,18 @@ class OpenScene:
     world_to_camera: Float[Tensor, "N 4 4"] | None  # of every raw frame, float64; NaN where it isn't known
     K_normalised: Float[Tensor, "N 3 3"] | None
     raw: UInt8[Tensor, "N 3 H W"] | None
+    depths: dict[int, Float32[Tensor, "H W"]] = field(default_factory=dict)  # of raw frames, where those are kept
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
         return self.video.read(indices) if self.raw is None else self.raw[list(indices)]
+
+    def read_depth(self, file: Path, indices: Sequence[int], size_hw: tuple[int, int]) -> Float32[Tensor, "T H W"]:
+        """See `datamodules.depth.read_depth`; each frame's once."""
+        known = {} if self.raw is None else self.depths
+        absent = [i for i in dict.fromkeys(indices) if i not in known]
+        if absent:
+            known.update(zip(absent, read_depth(file, absent, num_frames=self.video.num_frames, size_hw=size_hw)))
+        return torch.stack([known[i] for i in indices])
 
     def view(self, scene: Scene, epoch: int = 0) -> SceneView:
         """What a sampler may look at."""
@@ -65,7 +75,7 @@ class SceneDataset(Dataset):
         needs_depth: likewise.
         questions_per_scene: how many questions training draws of a scene, anew each epoch.
         seed: of that draw.
-        keep: keep decoded videos in memory.
+        keep: keep decoded videos in memory, and what is read of their depth.
         pairing: which frames share a token; consecutive ones if None.
     """
 
@@ -151,7 +161,7 @@ class SceneDataset(Dataset):
         if self.needs_depth and loaded.scene.depth is not None:
             height, width = loaded.frames.shape[-2:]
             loaded.geometry = loaded.geometry or SceneGeometry()
-            depth = read_depth(loaded.scene.depth, chosen, num_frames=video.num_frames, size_hw=(height, width))
+            depth = opened.read_depth(loaded.scene.depth, chosen, (height, width))
             if not (depth > 0).any():
                 raise InputError(f"{loaded.scene.depth}: empty, no pixel of frames {chosen} has depth: write it again")
             loaded.geometry.depth = depth

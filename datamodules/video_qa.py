@@ -52,7 +52,7 @@ class VideoQADataModule(LightningDataModule):
         scene_names: keep only these scenes; a list, or a text file with one a line.
         subset: keep so many questions of those that the other filters leave, drawn by `seed`.
         num_workers: processes that read ahead; 0 reads in the main process.
-        keep_in_memory: keep the training videos decoded (small data; needs num_workers 0).
+        keep_in_memory: keep the training videos decoded, and their depth once read (small data; needs num_workers 0).
         seed: of the order of training, and of the subset.
         video: for `predict`: a video file or a folder of frames, in place of the source.
         question: for `predict`: what to ask of it.

@@ -10,6 +10,7 @@ import torch
 from datamodules import PixelBounds, Rooms
 from datamodules.cameras_file import read_cameras
 from datamodules.dataset import SceneDataset
+from datamodules.depth import read_depth
 from datamodules.samplers import (
     Consecutive,
     Duplicate,
@@ -80,3 +81,26 @@ def test_any_sampler_chooses_among_candidates(sampler: str, rooms_root: Path) ->
     assert set(merged) <= pool and len(merged) == 8
     raw = dataset(rooms_root, few, MergeAware(of="video"))[0].frame_indices
     assert not set(raw) <= pool
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_kept_scenes_read_the_depth_of_a_frame_once(
+    keep: bool, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(file: Path, indices: list[int], **more: object) -> torch.Tensor:
+        asked.extend(indices)
+        return read_depth(file, indices, **more)
+
+    monkeypatch.setattr("datamodules.dataset.read_depth", counted)
+    scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")[:1]
+    kept = SceneDataset(
+        scenes, RandomSampler(), 8, TINY, needs_cameras=True, needs_depth=True, keep=keep, pairing=Duplicate()
+    )
+    for epoch in range(3):
+        loaded = kept[0, epoch]
+        frames = list(loaded.frame_indices)
+        expected = read_depth(scenes[0].depth, frames, num_frames=48, size_hw=(56, 56))
+        assert torch.equal(loaded.geometry.depth, expected)
+    assert (len(asked) == len(set(asked))) is keep  # without keeping, later epochs read some again
