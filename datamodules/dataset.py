@@ -44,7 +44,8 @@ class OpenScene:
         known = {} if self.raw is None else self.depths
         absent = [i for i in dict.fromkeys(indices) if i not in known]
         if absent:
-            known.update(zip(absent, read_depth(file, absent, num_frames=self.video.num_frames, size_hw=size_hw)))
+            maps = read_depth(file, absent, num_frames=self.video.num_frames, size_hw=size_hw)
+            known.update(zip(absent, maps, strict=True))
         return torch.stack([known[i] for i in indices])
 
     def view(self, scene: Scene, epoch: int = 0) -> SceneView:

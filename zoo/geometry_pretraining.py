@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from zoo.errors import InputError
 from zoo.fusions import Appended
 from zoo.geometry import TinyVGGT, VGGTEncoder
-from zoo.geometry.vggt.losses import Targets, errors, losses, targets
+from zoo.geometry.vggt.losses import Targets, errors, losses, targets, unlearned
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
 from zoo.geometry.vggt.official import WEIGHTS
 from zoo.geometry.vggt_encoder import check_size, same_shape
@@ -46,7 +46,8 @@ class VGGTPretraining(Trainable):
     is nothing lost by that, since their frames don't show the size; a model that is to know it needs the data's
     cameras (`GivenGeometry`, or a camera encoding).
 
-    Logs `val/rotation_deg`, `val/centre` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`.
+    Logs `val/rotation_deg`, `val/centre` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`, and as
+    `val/unlearned/...` what they are of an answer that says the same of any scene.
 
     Args:
         geometry: what is trained, all of its heads; a `TinyVGGT` with all three if not given.
@@ -120,7 +121,9 @@ class VGGTPretraining(Trainable):
 
     def _measure(self, batch: dict[str, Any], stage: str) -> list[Any]:
         for output, truth in self._outputs(batch):
-            for name, each in errors(output, truth).items():
+            found, unlearned_of = errors(output, truth), errors(unlearned(truth), truth)
+            named = found | {f"unlearned/{name}": unlearned_of[name] for name in found}
+            for name, each in named.items():
                 self.log(
                     f"{stage}/{name}", each.mean(), on_step=False, on_epoch=True, batch_size=len(each), sync_dist=True
                 )
@@ -134,12 +137,13 @@ class VGGTPretraining(Trainable):
 
     def _report(self, stage: str) -> None:
         logged = self.trainer.callback_metrics
-        said = [
-            text.format(float(logged[f"{stage}/{name}"]))
-            for name, text in ERRORS.items()
-            if f"{stage}/{name}" in logged
-        ]
-        self.print(f"{stage}: {', '.join(said)}")
+        for who, title in (("", stage), ("unlearned/", "a camera that stays where it is, one depth everywhere")):
+            said = [
+                text.format(float(logged[f"{stage}/{who}{name}"]))
+                for name, text in ERRORS.items()
+                if f"{stage}/{who}{name}" in logged
+            ]
+            self.print(f"{title}: {', '.join(said)}")
 
     @rank_zero_only
     def on_train_end(self) -> None:

@@ -5,8 +5,9 @@ from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry
 from zoo.geometry.given import GivenGeometry
 from zoo.geometry.projection import project_points, unproject_depth
+from zoo.geometry.tiny_vggt import TinyVGGT
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
-from zoo.geometry.vggt_encoder import PretrainedVGGT, TinyVGGT, VGGTEncoder
+from zoo.geometry.vggt_encoder import PretrainedVGGT, VGGTEncoder
 
 __all__ = [
     "VGGT",

@@ -1,13 +1,8 @@
-"""VGGT as a geometry encoder: with VGGT-1B's weights, or a tiny one.
-
---model.geometry PretrainedVGGT --model.geometry.path weights/vggt-1b
---model.geometry TinyVGGT --model.geometry.path runs/vggt_tiny
-"""
+"""VGGT as a geometry encoder: --model.geometry PretrainedVGGT --model.geometry.path weights/vggt-1b."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,9 +17,7 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
 from zoo.geometry.vggt.model import VGGT_1B, layer_index
 from zoo.geometry.vggt.official import find_weights
-from zoo.weights import WEIGHTS, SafetensorsFile, Under, fill
-
-Head = Literal["camera", "depth", "point"]
+from zoo.weights import SafetensorsFile, Under, fill
 
 
 class VGGTEncoder(GeometryEncoder):
@@ -149,59 +142,6 @@ class PretrainedVGGT(VGGTEncoder):
 
     def load_depth_head(self) -> DPTHead:
         return depth_head_of(SafetensorsFile(find_weights(self.path)), self.vggt.aggregator.depth)
-
-
-class TinyVGGT(VGGTEncoder):
-    """A VGGT of a few million parameters, for small frames: random, or pretrained by geometry_tiny.yaml.
-
-    Args:
-        path: a run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, which say
-            nothing of geometry.
-        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
-        embed_dim: width of the aggregator; its tokens have twice as many channels.
-        depth: layers of the aggregator.
-        num_heads: of its attention.
-        features: width of the dense heads.
-        heads: those to build; the pretraining needs them all.
-        seed: of the random weights.
-
-    Raises:
-        InputError: a path without weights, or with those of another size.
-    """
-
-    def __init__(
-        self,
-        path: str | None = None,
-        layer: int = -1,
-        embed_dim: int = 128,
-        depth: int = 4,
-        num_heads: int = 4,
-        features: int = 16,
-        heads: Sequence[Head] = ("camera",),
-        seed: int = 0,
-    ) -> None:
-        dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
-        dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
-        every: dict[str, dict[str, Any]] = {
-            "camera_head": {"dim_in": 2 * embed_dim, "trunk_depth": 2, "num_heads": num_heads},
-            "depth_head": dense | {"output_dim": 2, "activation": "exp"},
-            "point_head": dense | {"output_dim": 4, "activation": "inv_log"},
-        }
-        config = {"aggregator": dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_embed="conv")}
-        config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
-        if path is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                vggt = VGGT(**config)
-        else:
-            local = Path(path).expanduser()
-            if not local.is_file() and not (local / WEIGHTS).is_file():
-                raise InputError(
-                    f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or "
-                    "name the run that did with --model.geometry.path"
-                )
-            vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
-        super().__init__(vggt, layer)
 
 
 def camera_head_of(vggt: Mapping[str, Tensor], dim_in: int) -> CameraHead:

@@ -77,7 +77,12 @@ def test_it_learns_what_it_sees_and_leaves_weights_to_load(
     assert before["val/rotation_deg"] > 30 and after["val/rotation_deg"] < 12
     assert after["val/depth_relative"] < 0.75 * before["val/depth_relative"]
     assert after["val/centre"] < before["val/centre"] / 3
+    still = before["val/unlearned/rotation_deg"]
+    assert after["val/unlearned/rotation_deg"] == still > 2 * after["val/rotation_deg"]
     said = capsys.readouterr().out
+    assert (
+        f"stays where it is, one depth everywhere: rotation off by {before['val/unlearned/rotation_deg']:.1f}" in said
+    )
     assert f"rotation off by {after['val/rotation_deg']:.1f} degrees" in said and "model.safetensors" in said
 
     tokens = TinyVGGT(str(tmp_path), embed_dim=32, num_heads=2)

@@ -219,6 +219,20 @@ def test_tiny_weights_come_from_a_seed_or_a_path(tmp_path: Path) -> None:
         TinyVGGT(str(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tiny_one_begins_with_unturned_cameras_that_it_can_learn_from(seed: int) -> None:
+    vggt = TinyVGGT(seed=seed, embed_dim=64).vggt
+    pose_enc = vggt(tiny_images(1, 3, 28, 28, seed=seed), layers=()).pose_enc
+    assert torch.allclose(pose_enc, pose_enc.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]).expand_as(pose_enc), atol=0.35)
+    pose_enc[..., 7:].sum().backward()
+    assert vggt.camera_head.pose_branch.fc2.bias.grad[7:].abs().min() > 0
+    with torch.no_grad():  # control: below 0 it learns nothing
+        vggt.camera_head.pose_branch.fc2.bias[7:] = -1.0
+    vggt.zero_grad()
+    vggt(tiny_images(1, 3, 28, 28, seed=seed), layers=()).pose_enc[..., 7:].sum().backward()
+    assert not vggt.camera_head.pose_branch.fc2.bias.grad[7:].any()
+
+
 def test_released_weights_are_vggt_1b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its architecture shrunk: the true one is accounted for in test_vggt_weights.py."""
     config = tiny_config()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.geometry import SceneGeometry, VGGTOutput
-from zoo.geometry.vggt.losses import ALPHA, HUBER, camera_loss, dense_loss, errors, losses, targets
+from zoo.geometry.vggt.losses import ALPHA, HUBER, camera_loss, dense_loss, errors, losses, targets, unlearned
 from zoo.geometry.vggt.pose_encoding import quaternion_to_rotation, rotation_to_quaternion
 
 HEIGHT, WIDTH = 4, 6
@@ -191,3 +191,19 @@ def test_a_single_frame_has_no_pose_error() -> None:
     truth = targets([scene(frames=1)])
     assert set(errors(perfect(truth), truth)) == {"depth_relative"}
     assert losses(perfect(truth), truth)["camera"].isfinite()
+
+
+def test_who_has_not_looked_is_off_by_what_there_is_to_see() -> None:
+    truth = targets([scene(), scene(1)])
+    found = errors(unlearned(truth), truth)
+    R = quaternion_to_rotation(truth.pose_enc[..., 3:7])
+    cosines = (R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    assert torch.allclose(found["rotation_deg"], cosines.acos().rad2deg()[:, 1:].mean(1), atol=0.1)
+    centres = (-R.mT @ truth.pose_enc[..., :3, None]).norm(dim=(-2, -1))
+    assert torch.allclose(found["centre"], centres[:, 1:].mean(1), atol=1e-4)
+
+    def off(depth: float) -> Tensor:
+        return torch.stack([(1 - depth / d[d > 0]).abs().mean() for d in truth.depth])
+
+    assert torch.allclose(found["depth_relative"], off(float(truth.depth[truth.known].median())), atol=1e-5)
+    assert (errors(perfect(truth), truth)["rotation_deg"] < 0.1).all()  # control: who has looked is not

@@ -142,3 +142,15 @@ def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
         known = truth.known.flatten(1)
         found["depth_relative"] = (relative.flatten(1) * known).sum(1) / known.sum(1)
     return found
+
+
+def unlearned(truth: Targets) -> VGGTOutput:
+    """The answer of one who hasn't looked: a camera that stays where it is, and one depth everywhere, the true median.
+
+    Its `errors` are what those of a model are to be held against.
+    """
+    still = torch.zeros_like(truth.pose_enc)
+    still[..., 6] = 1  # the real part of a quaternion
+    still[..., 7:] = truth.pose_enc[..., 7:]
+    median = truth.depth[truth.known].median()
+    return VGGTOutput({}, 0, pose_enc=still, depth=torch.full_like(truth.depth, float(median))[..., None])

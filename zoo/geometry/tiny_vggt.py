@@ -1,0 +1,84 @@
+"""A VGGT for small frames: --model.geometry TinyVGGT --model.geometry.path runs/vggt_tiny."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from zoo.errors import InputError
+from zoo.geometry.vggt import VGGT
+from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.geometry.vggt.official import find_weights
+from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.weights import WEIGHTS, SafetensorsFile
+
+Head = Literal["camera", "depth", "point"]
+
+
+class TinyVGGT(VGGTEncoder):
+    """A VGGT of a few million parameters, for small frames: random, or pretrained by geometry_tiny.yaml.
+
+    Args:
+        path: a run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, which say
+            nothing of geometry.
+        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
+        embed_dim: width of the aggregator; its tokens have twice as many channels.
+        depth: layers of the aggregator.
+        num_heads: of its attention.
+        features: width of the dense heads.
+        heads: those to build; the pretraining needs them all.
+        seed: of the random weights.
+
+    Raises:
+        InputError: a path without weights, or with those of another size.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        layer: int = -1,
+        embed_dim: int = 128,
+        depth: int = 4,
+        num_heads: int = 4,
+        features: int = 16,
+        heads: Sequence[Head] = ("camera",),
+        seed: int = 0,
+    ) -> None:
+        dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
+        dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
+        every: dict[str, dict[str, Any]] = {
+            "camera_head": {"dim_in": 2 * embed_dim, "trunk_depth": 2, "num_heads": num_heads},
+            "depth_head": dense | {"output_dim": 2, "activation": "exp"},
+            "point_head": dense | {"output_dim": 4, "activation": "inv_log"},
+        }
+        config = {"aggregator": dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_embed="conv")}
+        config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
+        if path is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                vggt = VGGT(**config)
+            if vggt.camera_head is not None:
+                start_unturned(vggt.camera_head)
+        else:
+            local = Path(path).expanduser()
+            if not local.is_file() and not (local / WEIGHTS).is_file():
+                raise InputError(
+                    f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or "
+                    "name the run that did with --model.geometry.path"
+                )
+            vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
+        super().__init__(vggt, layer)
+
+
+def start_unturned(head: CameraHead, steps: int = 4) -> None:
+    """Has an untrained head begin with unturned cameras whose field of view is a radian, after so many steps.
+
+    From random weights the field of view falls below 0 as often as not, where it is cut off and learns nothing more.
+    """
+    last = head.pose_branch.fc2
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.copy_(last.bias.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]) / steps)
