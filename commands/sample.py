@@ -86,6 +86,10 @@ def sample(arguments: list[str]) -> None:
     """
     settings = parse(arguments)
     data, split = settings.data, settings.split
+    if data.asked is not None:
+        raise InputError("--data.video is for predict: sample takes a source, such as --data.source SceneFolder")
+    if settings.workers < 0:
+        raise InputError(f"--workers {settings.workers}: at least 0, which works in the main process")
     data.prepare_data()
     scenes = SceneDataset(
         data.scenes(split), data.sampler, data.num_frames, data.pixels, needs_cameras=False, pairing=data.pairing
@@ -101,9 +105,9 @@ def sample(arguments: list[str]) -> None:
             outcomes.setdefault("failed", []).append(name)
             tqdm.write(outcome, file=sys.stderr)
     counts = [f"{len(names)} {outcome}" for outcome, names in outcomes.items()]
-    missing = ""
+    missing, file = "", output / "missing.txt"
+    file.unlink(missing_ok=True)  # of an earlier run
     if data.missing:
-        file = output / "missing.txt"
         write_whole(file, "".join(f"{name}\n" for name in data.missing))
         missing = f"; videos that are missing: {len(data.missing)}, see {file}"
     print(f"sample: {type(data.sampler).__name__} on {len(scenes)} scenes: {', '.join(counts)}{missing}; see {output}/")

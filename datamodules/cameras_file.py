@@ -4,13 +4,15 @@
      "world_to_camera": [[[...], [...], [...], [0, 0, 0, 1]], ...], "times_s": [0.0, ...]}
 
 World-to-camera, OpenCV axes (x right, y down, z forward), metres; null for a frame whose pose is not known. K_px,
-in pixels of the upright video, is one 3x3 for all frames or one for each; times_s is optional.
+in pixels of the upright video, is one 3x3 for all frames or one for each. times_s is optional: when the pictures of
+a folder were taken; a video file says so itself.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,21 @@ def read_cameras(
     fine = (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0) & _ends_in_unit_row(K_px)
     _require(path, "K_px needs positive focal lengths and a last row of 0 0 1", fine)
     return poses, normalise_intrinsics(K_px, width, height).expand(num_frames, 3, 3)
+
+
+def read_times(path: str | Path, num_frames: int) -> list[float] | None:
+    """When each raw frame was taken, in seconds; None where the file doesn't say.
+
+    Raises:
+        ValueError: one line with the file: times that aren't a number a frame, or that go back.
+    """
+    times_s = _load(Path(path)).get("times_s")
+    if times_s is None:
+        return None
+    numbers = isinstance(times_s, list) and all(isinstance(time_s, (int, float)) for time_s in times_s)
+    if not numbers or len(times_s) != num_frames or any(b < a for a, b in pairwise(times_s)):
+        raise ValueError(f"{path}: times_s must be {num_frames} rising numbers, one a frame: write it again")
+    return [float(time_s) for time_s in times_s]
 
 
 def write_cameras(
@@ -112,7 +129,9 @@ def _matrices(path: Path, key: str, rows: Any, side: int) -> Float64[Tensor, "N 
     if matrices.shape[1:] != (side, side):
         shape = tuple(matrices.shape)
         raise ValueError(f"{path}: {key} must hold {side}x{side} matrices, it has shape {shape}")
-    _require(path, f"{key} holds NaN or infinite numbers", matrices.isfinite().all(-1).all(-1))
+    _require(
+        path, f"{key} holds NaN or infinite numbers (what isn't known is null)", matrices.isfinite().all(-1).all(-1)
+    )
     return matrices
 
 

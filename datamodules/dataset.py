@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.cameras_file import read_cameras
+from datamodules.cameras_file import read_cameras, read_times
 from datamodules.collate import LoadedScene
 from datamodules.depth import read_depth
 from datamodules.resize import PixelBounds, resize_frames
@@ -34,6 +34,7 @@ class OpenScene:
     world_to_camera: Float[Tensor, "N 4 4"] | None  # of every raw frame, float64; NaN where it isn't known
     K_normalised: Float[Tensor, "N 3 3"] | None
     raw: UInt8[Tensor, "N 3 H W"] | None
+    times_s: list[float]  # when each raw frame was taken
     depths: dict[int, Float32[Tensor, "H W"]] = field(default_factory=dict)  # of raw frames, where those are kept
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
@@ -142,7 +143,11 @@ class SceneDataset(Dataset):
         world_to_camera = K = None
         if scene.cameras is not None:
             world_to_camera, K = read_cameras(scene.cameras, video.num_frames, video.height, video.width)
-        opened = OpenScene(video, world_to_camera, K, video.read(range(video.num_frames)) if self.keep else None)
+        times_s = video.times_s
+        if video.is_folder and scene.cameras is not None:
+            times_s = read_times(scene.cameras, video.num_frames) or times_s
+        raw = video.read(range(video.num_frames)) if self.keep else None
+        opened = OpenScene(video, world_to_camera, K, raw, times_s)
         if self.keep:
             self._kept[index] = opened
         return opened
@@ -152,7 +157,7 @@ class SceneDataset(Dataset):
         chosen = self.pairing(self.sampler, opened.view(loaded.scene, epoch), self.num_frames)
         loaded.frames = resize_frames(opened.read(chosen), self.bounds, is_folder=video.is_folder)
         loaded.frame_indices = tuple(chosen)
-        loaded.seconds_per_grid = seconds_per_grid([video.times_s[i] for i in chosen])
+        loaded.seconds_per_grid = seconds_per_grid([opened.times_s[i] for i in chosen])
         loaded.geometry = opened.geometry(chosen)
         poses = opened.world_to_camera
         if self.needs_cameras and poses is not None and poses[chosen].isnan().flatten(1).any(1).all():

@@ -71,9 +71,9 @@ class QuestionFilter:
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
         """The conditions that no scene of these names meets, in words: mistyped ones, or those of another split."""
-        known = [(dataset, own) for dataset, _, own in (name.partition("/") for name in names)]
-        datasets = {dataset for dataset, _ in known}
-        scenes = {name for dataset, own in known for name in (f"{dataset}/{own}", own)}
+        known = list(names)
+        datasets = {name.partition("/")[0] for name in known}
+        scenes = {called for name in known for called in (name, name.partition("/")[2])}
         given = (("datasets", self.datasets, datasets), ("scene_names", self.scene_names, scenes))
         return [f"--data.{option} {name}" for option, asked, there in given for name in set(asked or ()) - there]
 

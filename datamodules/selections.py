@@ -89,6 +89,8 @@ def read_selection(path: Path) -> dict[str, Any]:
     frames = content.get("selected_frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(type(frame) is int and frame >= 0 for frame in frames):
         raise ValueError(f"{path}: selected_frames must be a list of frame numbers: make it again")
+    if not isinstance(content.get("made_by") or {}, dict):
+        raise ValueError(f"{path}: made_by must say how they were chosen, or be left out: make it again")
     if content.get("num_frames", len(frames)) != len(frames):
         raise ValueError(f"{path}: {len(frames)} frames where it says {content['num_frames']}: make it again")
     return content
@@ -101,8 +103,11 @@ def write_selection(
     content = {"scene_name": scene_name, "selected_frames": list(frames), "num_frames": len(frames), "key": key}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    partial.write_text(json.dumps({**content, "made_by": dict(made_by or {})}), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps({**content, "made_by": dict(made_by or {})}), encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def find_selection(path: Path, key: str) -> list[int] | None:

@@ -18,6 +18,7 @@ from datamodules.filters import QuestionFilter
 from datamodules.order import ResumableLoader, TrainingOrder, deal
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FrameSampler, Pairing, UniformSampler
+from datamodules.samplers.base import FRAMES_PER_GRID_STEP
 from datamodules.scenes import Scene
 from datamodules.selections import fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
@@ -86,9 +87,15 @@ class VideoQADataModule(LightningDataModule):
             "questions_per_scene": questions_per_scene,
             "questions_per_batch": questions_per_batch,
         }
+        least = {"num_frames": FRAMES_PER_GRID_STEP}  # they make one step of the grid
         for name, count in counts.items():
-            if count < 1:
-                raise InputError(f"--data.{name} {count}: at least 1")
+            if count < least.get(name, 1):
+                raise InputError(f"--data.{name} {count}: at least {least.get(name, 1)}")
+        for name, chooses in (("sampler", sampler), ("train_sampler", train_sampler)):
+            if chooses is not None and chooses.candidates is not None and chooses.candidates < FRAMES_PER_GRID_STEP:
+                raise InputError(
+                    f"--data.{name}.candidates {chooses.candidates}: at least {FRAMES_PER_GRID_STEP}, or null for all"
+                )
         if keep_in_memory and num_workers:
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
         if (video is None) != (question is None):
@@ -127,14 +134,13 @@ class VideoQADataModule(LightningDataModule):
             InputError: none is left.
         """
         with one_line():
-            every = self.source.scenes(split)
-        kept, self.filtered = self.filter(every)
+            kept, self.filtered, names = self.source.kept(split, self.filter)
         self.missing = self.filter.left_of(self.source.missing)
-        if unmatched := self.filter.unmatched([*(scene.name for scene in every), *self.source.missing]):
+        if unmatched := self.filter.unmatched([*names, *self.source.missing]):
             rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
         if self.missing and split == "train":
             first = next(iter(self.missing))
-            rank_zero_info(f"fit: videos of training scenes that are missing: {len(self.missing)}, {first} first")
+            rank_zero_info(f"train: videos of scenes that are missing: {len(self.missing)}, {first} first")
         if not kept:
             raise InputError(
                 f"{type(self.source).__name__}: the {split} split has no scene that can be read"

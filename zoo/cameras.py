@@ -264,6 +264,19 @@ def normalise_intrinsics(
     return normalised
 
 
+def intrinsics_in_pixels(
+    K_normalised: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
+) -> Float[Tensor, "*batch 3 3"]:
+    """The inverse of `normalise_intrinsics`: in pixels of an image of this size, from its corner."""
+    K_px = torch.zeros_like(K_normalised)
+    K_px[..., 0, 0] = K_normalised[..., 0, 0] * width
+    K_px[..., 1, 1] = K_normalised[..., 1, 1] * height
+    K_px[..., 0, 2] = (K_normalised[..., 0, 2] + 0.5) * width
+    K_px[..., 1, 2] = (K_normalised[..., 1, 2] + 0.5) * height
+    K_px[..., 2, 2] = 1.0
+    return K_px
+
+
 def invert_se3(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
     """The inverse of rigid transforms in closed form: (R, t) -> (R^T, -R^T t)."""
     rotation, translation = M[..., :3, :3], M[..., :3, 3:]

@@ -121,10 +121,11 @@ class FrameSampler(ABC):
         if n < FRAMES_PER_GRID_STEP:
             raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
         n = self.count(n)
-        chosen = self.filled(self.select(scene, n), n)
+        scene = SceneView(scene) if isinstance(scene, Video) else scene
+        chosen = self.filled(self.select(scene, n), n, scene)
         return chosen + chosen[-1:] * (len(chosen) % FRAMES_PER_GRID_STEP)
 
-    def filled(self, chosen: list[int], n: int) -> list[int]:
+    def filled(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
         """The chosen frames with the last one repeated up to n, unless fewer are what the sampler means."""
         return chosen if self.stops_early else chosen + chosen[-1:] * (n - len(chosen))
 
@@ -142,8 +143,10 @@ class FrameSampler(ABC):
                 write_selection(kept, scene.scene_name, found, key, made_by)
             chosen = found
         if len(chosen) < n and not self.stops_early:
-            warnings.warn(  # once a video: the same text is not shown twice
-                f"{scene.scene_name}: only {len(chosen)} frames to choose from, {n} were asked for", stacklevel=2
+            warnings.warn(  # once a video: the same text is not shown twice from one place
+                f"{scene.scene_name}: only {len(chosen)} frames to choose from, {n} were asked for: the last one is "
+                "repeated",
+                stacklevel=1,
             )
         return chosen
 
@@ -168,7 +171,7 @@ class FrameSampler(ABC):
             "K_normalised": settings(scene.K_normalised),
         }
         made_by["sampler"].pop("cache", None)  # where it lies changes no frame
-        return digest(made_by), made_by
+        return digest(made_by), {**made_by, "stops_early": self.stops_early}
 
     def reads(self, scene_name: str) -> list[Path]:
         """Files that a choice is read from, beside the scene's own; a sampler that has some overrides this."""

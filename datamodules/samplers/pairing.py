@@ -14,6 +14,7 @@ from typing import Literal
 
 from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler, SceneView
 from datamodules.video import Video
+from zoo.errors import InputError
 
 
 class Pairing(ABC):
@@ -30,7 +31,7 @@ class Pairing(ABC):
         if n < FRAMES_PER_GRID_STEP:
             raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
         scene = SceneView(scene) if isinstance(scene, Video) else scene
-        views = sampler.filled(sampler.select(scene, self.views(n, sampler)), self.views(n, sampler))
+        views = sampler.filled(sampler.select(scene, self.views(n, sampler)), self.views(n, sampler), scene)
         return self.pair(views, sampler.among(scene))
 
     def views(self, n: int, sampler: FrameSampler) -> int:
@@ -102,11 +103,18 @@ class MergeAware(Pairing):
         step: int = 1,
         of: Literal["candidates", "video"] = "candidates",
     ) -> None:
+        if step < 1:
+            raise InputError(f"--data.pairing.step {step}: at least 1")
         self.side, self.step, self.of = side, step, of
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         frames = scene.pool if self.of == "candidates" else list(range(scene.video.num_frames))
         place = {frame: i for i, frame in enumerate(frames)}
+        if strange := set(views) - place.keys():
+            raise ValueError(
+                f"{scene.scene_name}: frame {min(strange)} was chosen and is no candidate, so that no candidate is "
+                "beside it: take --data.pairing.of video"
+            )
         draw = random.Random(f"{scene.epoch}/{scene.video.path.name}")
         pairs: list[int] = []
         for i, view in enumerate(views):

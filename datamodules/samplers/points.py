@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from datamodules.depth import read_depth
 from datamodules.samplers.base import SceneView
 from datamodules.selections import fingerprint
+from zoo.cameras import intrinsics_in_pixels
 from zoo.geometry import VGGT, pose_encoding_to_cameras, unproject_depth
+from zoo.geometry.projection import by_index
 from zoo.geometry.vggt.official import find_weights
 
 VGGT_WIDTH = 518  # pixels, Spatial-MLLM's
@@ -63,6 +65,9 @@ class GivenDepth(PointSource):
     def __init__(self, longest_side: int = 256) -> None:
         self.longest_side = longest_side
 
+    def identity(self) -> str:
+        return "2"  # raised when the same depth comes to give other points
+
     def points(self, scene: SceneView) -> PointMaps:
         video = scene.video
         if scene.depth is None or scene.K_normalised is None:
@@ -77,9 +82,7 @@ class GivenDepth(PointSource):
             raise ValueError(f"{scene.depth}: empty, no pixel of {len(depth)} frames has a depth: write it again")
         last = len(scene.K_normalised) - 1  # a frame beyond has no pose, and so no point
         K = scene.K_normalised[[min(frame, last) for frame in scene.pool]]
-        K_px = torch.zeros_like(K)
-        K_px[:, 0, 0], K_px[:, 1, 1], K_px[:, 2, 2] = K[:, 0, 0] * width, K[:, 1, 1] * height, 1.0
-        K_px[:, 0, 2], K_px[:, 1, 2] = (K[:, 0, 2] + 0.5) * width, (K[:, 1, 2] + 0.5) * height
+        K_px = by_index(intrinsics_in_pixels(K, width, height))
         points = unproject_depth(depth[..., None], poses.float(), K_px.float())
         filled &= ~poses.isnan().flatten(1).any(1)[:, None, None]
         return PointMaps(points, filled.float())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamodules.samplers.base import FrameSampler, SceneView
-from datamodules.selections import FILE, digest, read_selection
+from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler, SceneView
+from datamodules.selections import FILE, digest, fingerprint, read_selection
 
 
 class SelectedFrames(FrameSampler):
@@ -17,20 +17,19 @@ class SelectedFrames(FrameSampler):
     Args:
         folder: where they lie.
 
-    A scene without such a file, or whose file names frames that the video hasn't got or more than are asked for, is a
-    ValueError that names it.
+    A scene without such a file is a ValueError that names it, as is one whose file names frames that the video hasn't
+    got, was chosen of another video, or for another number of frames.
     """
 
     stops_early = True  # the official ones may hold fewer
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self._fingerprints: dict[Path, str] = {}  # of each video once, not in each epoch
 
     def among(self, scene: SceneView) -> SceneView:
         """With the candidates of the sampler that chose: a pairing may count by them."""
-        (file,) = self.reads(scene.scene_name)
-        made_by = read_selection(file).get("made_by") or {}
-        candidates = (made_by.get("sampler") or {}).get("candidates")
+        candidates = self._made_by(scene).get("sampler", {}).get("candidates")
         return scene.among(candidates) if candidates else scene
 
     def _select(self, scene: SceneView, n: int) -> list[int]:
@@ -38,23 +37,40 @@ class SelectedFrames(FrameSampler):
 
     def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
         _, made_by = super().key(scene, n)
-        made_by["selected_frames"] = self._read(scene)[1]
+        made_by["selected_frames"] = read_selection(self.reads(scene.scene_name)[0])["selected_frames"]
         return digest(made_by), made_by
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        file, frames = self._read(scene)
+        (file,) = self.reads(scene.scene_name)
+        frames, made_by = read_selection(file)["selected_frames"], self._made_by(scene)
         if max(frames) >= len(scene.pool):
             total = len(scene.pool)
             raise ValueError(f"{file}: frame {max(frames)} of a video of {total} frames: it is of another video")
-        if len(frames) > n:
-            raise ValueError(f"{file}: {len(frames)} frames were chosen, {n} are asked for: choose anew")
+        if "video" in made_by and made_by["video"] != self._fingerprint(scene.video.path):
+            raise ValueError(f"{file}: chosen of another video than {scene.video.path} as it is now: choose anew")
+        asked, among = made_by.get("views", n), len(self.among(scene).pool)
+        if len(frames) > n or (n - asked >= FRAMES_PER_GRID_STEP and asked < among):
+            raise ValueError(f"{file}: {max(asked, len(frames))} frames were chosen, {n} are asked for: choose anew")
         return frames
+
+    def filled(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
+        """As the sampler that chose would have done; the official files may hold fewer on purpose."""
+        made_by = self._made_by(scene)
+        if made_by.get("stops_early", True):
+            return chosen
+        return chosen + chosen[-1:] * (min(n, made_by["sampler"].get("candidates") or n) - len(chosen))
 
     def reads(self, scene_name: str) -> list[Path]:
         folder, name = Path(self.folder).expanduser(), Path(scene_name)
         file, short = folder / name / FILE, folder / name.name / FILE
         return [short if short.exists() and not file.exists() else file]
 
-    def _read(self, scene: SceneView) -> tuple[Path, list[int]]:
+    def _fingerprint(self, video: Path) -> str:
+        if video not in self._fingerprints:
+            self._fingerprints[video] = fingerprint(video)
+        return self._fingerprints[video]
+
+    def _made_by(self, scene: SceneView) -> dict[str, Any]:
+        """What `FrameSampler.key` says of the sampler that chose; nothing of official files."""
         (file,) = self.reads(scene.scene_name)
-        return file, read_selection(file)["selected_frames"]
+        return read_selection(file).get("made_by") or {}

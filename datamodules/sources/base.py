@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from datamodules.scenes import Question, Scene
+
+if TYPE_CHECKING:
+    from datamodules.filters import QuestionFilter
 
 Split = Literal["train", "val", "test"]
 Missing = dict[str, Counter[str]]  # of each scene: questions by type
@@ -16,6 +19,14 @@ Missing = dict[str, Counter[str]]  # of each scene: questions by type
 def by_type(questions: Iterable[Question]) -> Counter[str]:
     """How many questions there are of each type."""
     return Counter(question.question_type for question in questions)
+
+
+class Chosen(NamedTuple):
+    """Scenes that a filter leaves, how many questions it leaves out of those it is about, and the names of all."""
+
+    scenes: list[Scene]
+    left_out: int
+    names: list[str]
 
 
 class SceneSource(ABC):
@@ -41,3 +52,8 @@ class SceneSource(ABC):
         """The scenes of a split in a fixed order, the same on every rank.
 
         Raises FileNotFoundError or ValueError, in one line, for a split that is absent or can't be understood."""
+
+    def kept(self, split: Split, chosen: QuestionFilter) -> Chosen:
+        """What a filter leaves of the scenes; a source that shows some scenes more often than others overrides this."""
+        scenes = self.scenes(split)
+        return Chosen(*chosen(scenes), [scene.name for scene in scenes])

@@ -6,11 +6,15 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from datamodules.scenes import Scene
-from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.base import Chosen, SceneSource, Split
 from datamodules.sources.conversations import Conversations
 from zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from datamodules.filters import QuestionFilter
 
 
 @dataclass
@@ -75,7 +79,18 @@ class Mixture(SceneSource):
                 raise ValueError(f"Mixture: there is no {split} split: name its source as `evaluation`")
             scenes, self.missing = self.evaluation.scenes(split), self.evaluation.missing
             return scenes
-        parts = [source.scenes("train") for source in self.sources]
+        return self._weighted([source.scenes("train") for source in self.sources])
+
+    def kept(self, split: Split, chosen: QuestionFilter) -> Chosen:
+        """The weights are those of what the filter leaves; its `subset` is drawn last."""
+        if split != "train":
+            return super().kept(split, chosen)
+        parts = [source.kept("train", replace(chosen, subset=None)) for source in self.sources]
+        scenes, cut = chosen(self._weighted([part.scenes for part in parts], chosen.described()))
+        return Chosen(scenes, cut + sum(part.left_out for part in parts), [n for part in parts for n in part.names])
+
+    def _weighted(self, parts: Sequence[list[Scene]], described: str = "") -> list[Scene]:
+        """The scenes of all parts, those of a part as often as its weight asks for."""
         self.missing = {}
         for source in self.sources:
             for name, counts in source.missing.items():
@@ -83,7 +98,7 @@ class Mixture(SceneSource):
         if self.weights is None:
             return [scene for part in parts for scene in part]
         if empty := [i for i, part in enumerate(parts) if not part]:
-            raise ValueError(f"Mixture: part {empty[0] + 1} has no scene whose video is there")
+            raise ValueError(f"Mixture: part {empty[0] + 1} has no scene whose video is there{described}")
         longest = max(len(part) / weight for part, weight in zip(parts, self.weights, strict=True))
         wanted = [round(longest * weight) for weight in self.weights]
         return [scene for part, n in zip(parts, wanted, strict=True) for scene in repeated(part, n, self.seed)]

@@ -138,7 +138,8 @@ class PosedScenes(SceneSource):
 
     def _raw_files(self, name: str) -> str:
         """How many files the scene is made of, their size, and when the last one changed."""
-        found = [file.stat() for file in (self.root / _scene(name)).rglob("*") if file.is_file()]
+        folders = os.walk(self.root / _scene(name), followlinks=True)
+        found = [file.stat() for folder, _, names in folders for own in names if (file := Path(folder, own)).is_file()]
         if self.videos is not None and (video := find_video(self.videos, name)) is not None:
             found.append(video.stat())
         newest = max((each.st_mtime_ns for each in found), default=0)

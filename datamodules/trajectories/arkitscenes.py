@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules.trajectories.base import (
     PoseFormat,
     Trajectory,
+    all_or_none,
     intrinsics,
     read_numbers,
     rigid,
@@ -65,7 +66,7 @@ class ARKitScenes(PoseFormat):
             self.read_track(folder).at(times_s, TOLERANCE_S),
             K_px=_nearest_in_time(_pincams(folder / f"{self.frames}_intrinsics")[2], np.array(times_s)),
             frames=tuple(frames),
-            depth=depth if all(image.is_file() for image in depth) else (),
+            depth=all_or_none(depth),
         )
 
 

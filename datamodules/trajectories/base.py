@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -131,6 +132,15 @@ class Trajectory:
             frames=tuple(frame for frame, k in zip(self.frames, keep, strict=False) if k),
             depth=tuple(image for image, k in zip(self.depth, keep, strict=False) if k),
         )
+
+
+def all_or_none(depth: Sequence[Path]) -> tuple[Path, ...]:
+    """The depth images if all are there; a scene with some of them says that it goes without."""
+    absent = [image for image in depth if not image.is_file()]
+    if absent and len(absent) < len(depth):
+        said = f"{absent[0]}: absent, as are {len(absent)} of {len(depth)} depth images: the scene goes without depth"
+        print(said, file=sys.stderr, flush=True)
+    return () if absent else tuple(depth)
 
 
 class PoseFormat(ABC):

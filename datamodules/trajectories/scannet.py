@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, read_numbers
+from datamodules.trajectories.base import PoseFormat, Trajectory, all_or_none, from_camera_to_world, read_numbers
 from datamodules.video import IMAGE_SUFFIXES, image_size
 
 
@@ -35,7 +35,7 @@ class ScanNet(PoseFormat):
         return Trajectory(
             from_camera_to_world(torch.from_numpy(poses), str(folder / "pose")),
             K_px.expand(len(frames), 3, 3), width, height, None, tuple(frames.values()),
-            depth if all(image.is_file() for image in depth) else (),
+            all_or_none(depth),
         )  # fmt: skip
 
 

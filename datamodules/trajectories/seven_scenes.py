@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics
+from datamodules.trajectories.base import PoseFormat, Trajectory, all_or_none, from_camera_to_world, intrinsics
 from datamodules.trajectories.scannet import matrix
 from datamodules.video import IMAGE_SUFFIXES, image_size
 
@@ -41,5 +41,5 @@ class SevenScenes(PoseFormat):
         return Trajectory(
             from_camera_to_world(torch.from_numpy(poses), str(folder)),
             intrinsics(*self.K_px).expand(len(frames), 3, 3), width, height, None, tuple(frames),
-            depth if all(image.is_file() for image in depth) else (),
+            all_or_none(depth),
         )  # fmt: skip

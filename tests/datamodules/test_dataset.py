@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from datamodules import PixelBounds, Rooms
-from datamodules.cameras_file import read_cameras
+from datamodules.cameras_file import read_cameras, write_cameras
 from datamodules.dataset import SceneDataset
 from datamodules.depth import read_depth
 from datamodules.samplers import (
@@ -25,6 +26,7 @@ from datamodules.samplers import (
     SpaceAwareSampler,
     UniformSampler,
 )
+from datamodules.scenes import Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
 
@@ -104,3 +106,23 @@ def test_kept_scenes_read_the_depth_of_a_frame_once(
         expected = read_depth(scenes[0].depth, frames, num_frames=48, size_hw=(56, 56))
         assert torch.equal(loaded.geometry.depth, expected)
     assert (len(asked) == len(set(asked))) is keep  # without keeping, later epochs read some again
+
+
+def test_pictures_of_a_folder_have_the_times_of_their_cameras(tmp_path: Path) -> None:
+    """Poses that were not known have left gaps: the times say so, a frame a second would not."""
+    folder, times_s = tmp_path / "clip", [0.0, 0.1, 0.2, 7.0, 7.1, 7.2, 7.3, 7.4]
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (56, 56)).save(folder / f"{i}.png")
+    K_px = torch.tensor([[[50.0, 0, 28], [0, 50, 28], [0, 0, 1]]])
+
+    def steps(**times: list[float]) -> float | str:
+        write_cameras(tmp_path / "clip.cameras.json", torch.eye(4).repeat(8, 1, 1), K_px, width=56, height=56, **times)
+        scene = Scene("mine/clip", folder, (), tmp_path / "clip.cameras.json")
+        loaded = SceneDataset([scene], UniformSampler(), 8, TINY, needs_cameras=True)[0]
+        return loaded.error or loaded.seconds_per_grid
+
+    assert steps(times_s=times_s) == pytest.approx(7.3 / 3)  # the first of four pairs at 0.0, the last at 7.3
+    assert steps() == 2.0  # control: a frame a second
+    assert "times_s must be 8 rising numbers" in steps(times_s=times_s[::-1])
+    assert "times_s must be 8 rising numbers" in steps(times_s=times_s[1:])

@@ -57,7 +57,7 @@ class Synthetics(SceneDataset):
         self.videos = videos
 
     def open(self, index: int) -> OpenScene:
-        return OpenScene(self.videos[index], None, None, None)
+        return OpenScene(self.videos[index], None, None, None, self.videos[index].times_s)
 
 
 @pytest.fixture(scope="module")

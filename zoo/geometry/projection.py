@@ -41,6 +41,16 @@ def unproject_depth(
     return world.unflatten(-2, (height, width))
 
 
+def by_index(K_px: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Intrinsics for `unproject_depth` of such as count from the picture's corner, as all data's do.
+
+    A pixel's depth is that which is seen through its middle, half a pixel from its corner.
+    """
+    shifted = K_px.clone()
+    shifted[..., :2, 2] -= 0.5
+    return shifted
+
+
 def project_points(
     points: Float[Tensor, "*#batch N 3"],
     world_to_camera: Float[Tensor, "*#batch 4 4"],

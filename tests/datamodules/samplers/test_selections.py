@@ -25,6 +25,7 @@ from datamodules.samplers import (
 from datamodules.samplers.points import GivenDepth, PointMaps, PointSource
 from datamodules.selections import FILE, fingerprint, read_selection, settings, write_selection
 from datamodules.video import Video
+from zoo.errors import InputError
 
 
 @pytest.fixture
@@ -187,6 +188,9 @@ def test_official_files_are_read_and_ours_have_their_fields(video: Video, tmp_pa
         ('{"selected_frames": [1, 2], "num_frames": 3}', "2 frames where it says 3"),
         ('{"selected_frames": [1, 12]}', "frame 12 of a video of 12 frames"),
         ('{"selected_frames": [1, 2, 3, 4, 5]}', "5 frames were chosen, 4 are asked for"),
+        ('{"selected_frames": [1, 2], "made_by": {"views": 2}}', "2 frames were chosen, 4 are asked for"),
+        ('{"selected_frames": [1, 2], "made_by": {"video": "5f0c"}}', "chosen of another video than"),
+        ('{"selected_frames": [1, 2], "made_by": [1]}', "made_by must say"),
     ],
 )
 def test_files_that_do_not_fit_are_one_line_with_their_name(
@@ -209,3 +213,26 @@ def test_what_is_read_back_is_paired_as_what_was_chosen(pairing: Pairing, video:
     key, made_by = sampler.key(scene, views)
     write_selection(tmp_path / "a/kitchen" / FILE, "a/kitchen", sampler.select(scene, views), key, made_by)
     assert pairing(SelectedFrames(str(tmp_path)), scene, 4) == pairing(sampler, scene, 4)
+
+
+@pytest.mark.parametrize("pairing", [Consecutive(), Neighbour(), MergeAware()])
+def test_a_short_video_is_filled_up_as_by_the_sampler_that_chose(
+    pairing: Pairing, video: Video, tmp_path: Path
+) -> None:
+    scene, chosen = SceneView(video, name="a/kitchen"), SelectedFrames(str(tmp_path))
+    for sampler in (Counting(2, None), Counting(2, None, candidates=6)):
+        views = pairing.views(40, sampler)  # of 12 frames
+        key, made_by = sampler.key(scene, views)
+        write_selection(tmp_path / "a/kitchen" / FILE, "a/kitchen", sampler.select(scene, views), key, made_by)
+        assert pairing(chosen, scene, 40) == pairing(sampler, scene, 40)
+
+
+def test_a_view_that_is_no_candidate_has_no_neighbour_among_them(video: Video, tmp_path: Path) -> None:
+    made_by = {"sampler": {"candidates": 3}}
+    write_selection(tmp_path / "a/kitchen" / FILE, "a/kitchen", [0, 4], "key", made_by)
+    scene, chosen = SceneView(video, name="a/kitchen"), SelectedFrames(str(tmp_path))
+    with pytest.raises(ValueError, match="frame 4 was chosen and is no candidate.*--data.pairing.of video"):
+        MergeAware()(chosen, scene, 4)
+    assert MergeAware(of="video")(chosen, scene, 4) == [0, 1, 3, 4]
+    with pytest.raises(InputError, match="step 0: at least 1"):
+        MergeAware(step=0)

@@ -102,6 +102,14 @@ def test_given_depth_covers_the_wall_with_half_of_the_frames(corridor: SceneView
     assert GivenDepth(longest_side=4).points(corridor).points.shape == (8, 3, 4, 3)
 
 
+def test_given_depth_is_seen_through_the_middle_of_a_pixel(corridor: SceneView) -> None:
+    """A centred camera sees as far to the left as to the right, at whatever size its depth is taken."""
+    for side in (8, 4):
+        points = GivenDepth(longest_side=side).points(corridor).points[0]
+        assert torch.allclose(points[..., 0], -points[..., 0].flip(1), atol=1e-6)
+        assert points[0, -1, 0] == pytest.approx(2.0 * (0.5 - 0.5 / side))  # 2 m ahead
+
+
 def test_frames_without_a_pose_see_nothing(corridor: SceneView) -> None:
     poses = corridor.world_to_camera.clone()
     poses[2] = torch.nan

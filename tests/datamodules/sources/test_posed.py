@@ -7,6 +7,7 @@ frame, must be the depth found there.
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -361,6 +362,21 @@ def test_a_broken_scene_is_named_and_counted_and_the_rest_goes_on(tmp_path, caps
     assert "raw/some nan: 1 of 3 frames have no pose, and are left out" in said and "raw/fine" not in said
     frames = {scene.name: cameras_of(scene)[0].num_frames for scene in scenes}
     assert frames == {"raw/some nan": 2, "raw/fewer poses": 2, "raw/fine": 3}
+
+
+def test_a_scene_with_some_of_its_depth_says_that_it_goes_without(tmp_path, capsys):
+    for name, count in (("all", 3), ("some", 2), ("none", 0)):
+        broken(tmp_path / "raw" / name, "fine")
+        shutil.rmtree(tmp_path / "raw" / name / "depth")
+        (tmp_path / "raw" / name / "depth").mkdir()
+        for i in range(count):
+            Image.fromarray(np.full((6, 8), 900, np.uint16)).save(tmp_path / f"raw/{name}/depth/{i}.png")
+    ask(tmp_path / "raw", "all", "some", "none")
+    source = posed(tmp_path, ScanNet())
+    source.prepare()
+    said = capsys.readouterr().err
+    assert "some/depth/2.png: absent, as are 1 of 3 depth images" in said and said.count("absent") == 1
+    assert [scene.depth is not None for scene in source.scenes("test")] == [True, False, False]
 
 
 def two_scenes(tmp_path: Path) -> tuple[PosedScenes, Path, Path]:

@@ -15,16 +15,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.cameras import invert_se3, pose_distance
+from zoo.cameras import intrinsics_in_pixels, invert_se3, pose_distance
 from zoo.geometry.base import SceneGeometry
-from zoo.geometry.projection import unproject_depth
+from zoo.geometry.projection import by_index, unproject_depth
 from zoo.geometry.vggt.model import VGGTOutput
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding, pose_encoding_to_cameras
 
 ALPHA = 0.2  # the weight of the confidence's logarithm, as in DUSt3R (arXiv 2312.14132)
 HUBER = 0.1  # radians, or units of the scene
 REFINEMENT_DECAY = 0.6  # an earlier step of the camera head counts so much less than the next
-HALF_PIXEL = 0.5  # a pixel's depth is seen through its middle, and `unproject_depth` takes pixels by their index
 
 
 @dataclass(eq=False)
@@ -58,12 +57,8 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
     K = torch.stack([scene.K_normalised for scene in scenes if scene.K_normalised is not None]).double()
     height, width = depth.shape[-2:]
     poses = poses @ invert_se3(poses[:, :1])
-    K_px = K.clone()
-    K_px[..., 0, 0], K_px[..., 1, 1] = K[..., 0, 0] * width, K[..., 1, 1] * height
-    K_px[..., 0, 2], K_px[..., 1, 2] = (K[..., 0, 2] + 0.5) * width, (K[..., 1, 2] + 0.5) * height
-    by_index = K_px.clone()
-    by_index[..., :2, 2] -= HALF_PIXEL
-    points = unproject_depth(depth[..., None], poses.float(), by_index.float())
+    K_px = intrinsics_in_pixels(K, width, height)
+    points = unproject_depth(depth[..., None], poses.float(), by_index(K_px).float())
 
     known = depth > 0
     count = known.flatten(1).sum(1)
