@@ -21,6 +21,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from datamodules.sources.rooms.rendered import cores
+
 QUESTION = "room_size_estimation"
 VGGT = Path("runs/vggt_tiny/model.safetensors")
 
@@ -114,7 +116,7 @@ def make(runs: Sequence[Run], results: Results, out: Path, jobs: int) -> None:
     """
     todo = to_do(runs, results)
     print(f"{len(todo)} of {len(runs)} runs to make, {jobs} at a time; see {out}/", flush=True)
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, cores() // jobs)
     failed = 0
     with ThreadPoolExecutor(jobs) as pool:
         for error, said in pool.map(lambda run: _try(run, results, out / run.name, threads), todo):
@@ -127,7 +129,7 @@ def make(runs: Sequence[Run], results: Results, out: Path, jobs: int) -> None:
 def pretrain_vggt(out: Path = VGGT.parent) -> None:
     """Makes the tiny VGGT that the fused models load, in some ten minutes, unless it is there."""
     if not VGGT.exists():
-        main_py(out / "log.txt", os.cpu_count() or 1, "fit", "--config", "geometry_tiny.yaml")
+        main_py(out / "log.txt", cores(), "fit", "--config", "geometry_tiny.yaml")
 
 
 def main_py(log: Path, threads: int, *words: str) -> None:

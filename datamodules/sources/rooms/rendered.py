@@ -39,7 +39,7 @@ class RenderedScenes(SceneSource):
     def __init__(self, folder: Path, counts: dict[Split, int], workers: int | None) -> None:
         super().__init__()
         self.folder, self.counts = folder, counts
-        self.workers = workers or _cores()
+        self.workers = workers or cores()
 
     @abstractmethod
     def work(self, folder: Path) -> Make:
@@ -85,7 +85,7 @@ class RenderedScenes(SceneSource):
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
