@@ -37,12 +37,12 @@ class SelectedFrames(FrameSampler):
 
     def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
         _, made_by = super().key(scene, n)
-        made_by["selected_frames"] = read_selection(self.reads(scene.scene_name)[0])["selected_frames"]
+        made_by["selected_frames"] = self._read(scene)[1]["selected_frames"]
         return digest(made_by), made_by
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        (file,) = self.reads(scene.scene_name)
-        frames, made_by = read_selection(file)["selected_frames"], self._made_by(scene)
+        file, content = self._read(scene)
+        frames, made_by = content["selected_frames"], content.get("made_by") or {}
         if max(frames) >= len(scene.pool):
             total = len(scene.pool)
             raise ValueError(f"{file}: frame {max(frames)} of a video of {total} frames: it is of another video")
@@ -72,5 +72,8 @@ class SelectedFrames(FrameSampler):
 
     def _made_by(self, scene: SceneView) -> dict[str, Any]:
         """What `FrameSampler.key` says of the sampler that chose; nothing of official files."""
+        return self._read(scene)[1].get("made_by") or {}
+
+    def _read(self, scene: SceneView) -> tuple[Path, dict[str, Any]]:
         (file,) = self.reads(scene.scene_name)
-        return read_selection(file).get("made_by") or {}
+        return file, read_selection(file)
