@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.samplers import GivenDepth, SceneView
 from datamodules.samplers.base import FRAMES_PER_GRID_STEP
 from datamodules.samplers.coverage import VoxelGrid, voxel_grid
+from datamodules.samplers.points import PointMaps, PointSource
 from zoo.cameras import invert_se3
 
 THUMBNAIL = 160  # pixels along a frame's longer side
@@ -47,40 +48,57 @@ def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], colu
     return sheet
 
 
-def covered_voxels(scene: SceneView, chosen: Sequence[int]) -> VoxelGrid | None:
-    """The voxels that the chosen frames see, and last those that 128 candidates see.
+def what_is_seen(
+    scene: SceneView, chosen: Sequence[int], geometry: PointSource | None = None
+) -> tuple[list[int], PointMaps] | None:
+    """The chosen frames and 128 candidates, and what each sees.
 
-    None without cameras and depth, or where the depth can't be read: a picture is no reason to stop.
+    None without a geometry and without cameras and depth that came with the scene, or where those can't be read: a
+    picture is no reason to stop.
     """
-    if scene.depth is None or scene.world_to_camera is None or scene.K_normalised is None:
+    if geometry is None and (scene.depth is None or scene.world_to_camera is None or scene.K_normalised is None):
         return None
-    every = scene.among(CANDIDATES)
-    frames = sorted({*every.pool, *chosen})
+    frames = sorted({*scene.among(CANDIDATES).pool, *chosen})
     try:
-        maps = GivenDepth().points(replace(scene, frames=frames))
+        return frames, (geometry or GivenDepth()).points(replace(scene, frames=frames))
     except (OSError, ValueError):
         return None
+
+
+def covered_voxels(maps: PointMaps, places: Sequence[int]) -> VoxelGrid:
+    """The voxels that the frames at these places of the maps see, and last those that any frame of the maps sees."""
     grid = voxel_grid(maps.points, maps.confidence)
     everything = np.unique(np.concatenate(grid.sets), axis=0)
-    return VoxelGrid([*(grid.sets[frames.index(frame)] for frame in chosen), everything], grid.origin, grid.size)
+    return VoxelGrid([*(grid.sets[place] for place in places), everything], grid.origin, grid.size)
 
 
-def camera_map(scene: SceneView, chosen: Sequence[int], title: str = "") -> Image.Image:
+def camera_map(
+    scene: SceneView, chosen: Sequence[int], title: str = "", geometry: PointSource | None = None
+) -> Image.Image:
     """The camera's path from above, the chosen views with their frusta and numbers, and the voxels: seen or not.
 
     Above is where the cameras' tops point on average. A column of voxels is the darker the more of them there are, and
     blue as far as the chosen frames see them.
 
+    Args:
+        geometry: whose points and cameras are drawn, such as a sampler chose by; None is those that came with the data.
+
     Raises:
         ValueError: no frame has a pose.
     """
-    every = SceneView(scene.video, scene.world_to_camera)
-    camera_to_world = invert_se3(every.poses).numpy()
+    seen = what_is_seen(scene, chosen, geometry)
+    maps = None if seen is None else seen[1]
+    if seen is None or maps is None or maps.world_to_camera is None:
+        every = SceneView(scene.video, scene.world_to_camera)
+        frames, poses, K_normalised = every.pool, every.poses, scene.K_normalised
+    else:
+        frames, poses, K_normalised = seen[0], maps.world_to_camera, maps.K_normalised
+    camera_to_world = invert_se3(poses.double()).numpy()
     known = np.isfinite(camera_to_world).all((1, 2))
     plane = _from_above(camera_to_world[known])
     centres = camera_to_world[:, :3, 3] @ plane.T
-    views = [frame for frame in dict.fromkeys(chosen) if known[frame]]
-    grid = covered_voxels(scene, views)
+    views = {frame: frames.index(frame) for frame in dict.fromkeys(chosen) if known[frames.index(frame)]}
+    grid = None if maps is None else covered_voxels(maps, list(views.values()))
     corners = [centres[known]]
     if grid is not None:
         cells = (grid.origin + (grid.sets[-1] + 0.5) * grid.size).astype(np.float64) @ plane.T
@@ -97,23 +115,23 @@ def camera_map(scene: SceneView, chosen: Sequence[int], title: str = "") -> Imag
 
     image = Image.new("RGB", (size, size), PAPER)
     draw = ImageDraw.Draw(image)
-    caption = f"{title}  {len(views)} views of {len(centres)} frames"
+    caption = f"{title}  {len(views)} views of {scene.video.num_frames} frames"
     if grid is not None:
         caption += f", {_draw_voxels(draw, grid, pixel(cells), scale):.0%} of the voxels"
     for start, end in zip(np.flatnonzero(known)[:-1], np.flatnonzero(known)[1:], strict=True):
         if end == start + 1:  # no line across frames without a pose
             draw.line([*pixel(centres[start]), *pixel(centres[end])], fill=FAINT if grid is None else INK, width=FINER)
     font = ImageFont.load_default(11 * FINER)
-    for order, frame in enumerate(views):
-        K = torch.eye(3) if scene.K_normalised is None else scene.K_normalised[frame]
+    for order, (frame, place) in enumerate(views.items()):
+        K = torch.eye(3) if K_normalised is None else K_normalised[place]
         rays = np.array([[(edge - float(K[0, 2])) / float(K[0, 0]), 0.0, 1.0] for edge in (-0.5, 0.5)])
-        ends = centres[frame] + frustum * rays @ camera_to_world[frame, :3, :3].T @ plane.T
+        ends = centres[place] + frustum * rays @ camera_to_world[place, :3, :3].T @ plane.T
         colour = _colour(order, len(views))
-        corner = [tuple(point) for point in pixel(np.stack((centres[frame], *ends)))]
+        corner = [tuple(point) for point in pixel(np.stack((centres[place], *ends)))]
         draw.polygon(corner, outline=colour, width=2 * FINER)
-        x, y = pixel(centres[frame])
+        x, y = pixel(centres[place])
         draw.ellipse([x - 3 * FINER, y - 3 * FINER, x + 3 * FINER, y + 3 * FINER], fill=colour)
-        x, y = pixel(centres[frame] + 1.3 * (ends.mean(0) - centres[frame]))  # ahead: cameras turn on the spot
+        x, y = pixel(centres[place] + 1.3 * (ends.mean(0) - centres[place]))  # ahead: cameras turn on the spot
         draw.text((x, y), str(frame), colour, font, anchor="mm", stroke_width=FINER, stroke_fill=PAPER)
     _draw_scale(draw, caption.strip(), scale, span, size)
     return image.resize((MAP, MAP), Image.Resampling.LANCZOS)

@@ -41,7 +41,8 @@ class SelectScenes(Dataset):
     Args:
         scenes: with the sampler and the pairing that are meant.
         output: folder of the selections.
-        plot: also draw a contact sheet, frames.jpg, and the camera's path, path.png, where there are poses.
+        plot: also draw a contact sheet, frames.jpg, and the camera's path, path.png, where there are poses or the
+            sampler has a geometry, which then runs also for a selection that is kept.
     """
 
     def __init__(self, scenes: SceneDataset, output: Path, plot: bool) -> None:
@@ -70,8 +71,9 @@ class SelectScenes(Dataset):
         if self.plot:  # anew each time: the pairing or the look of them may be another, and it is quick
             frames = pairing(sampler, view, self.scenes.num_frames)
             contact_sheet(opened.read(frames), frames).save(file.parent / "frames.jpg", quality=90)
-            if view.world_to_camera is not None:
-                camera_map(view, frames, type(sampler).__name__).save(file.parent / "path.png")
+            if view.world_to_camera is not None or sampler.geometry is not None:
+                path = camera_map(view, frames, type(sampler).__name__, sampler.geometry)
+                path.save(file.parent / "path.png")
         return MADE if found is None else KEPT
 
 

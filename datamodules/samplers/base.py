@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from datamodules.selections import digest, find_selection, fingerprint, settings, write_selection
 from datamodules.video import Video
+
+if TYPE_CHECKING:
+    from datamodules.samplers.points import PointSource  # which imports this file
 
 FRAMES_PER_GRID_STEP = 2  # Qwen2.5-VL merges two consecutive frames into one step of its token grid
 
@@ -96,6 +99,7 @@ class FrameSampler(ABC):
 
     Attributes:
         candidates: choose among so many frames at even steps; None is all.
+        geometry: gives the points that it chooses by; None for one that doesn't look at any.
         stops_early: it may choose fewer than asked for though there are more.
         cache: folder where selections are kept, for a sampler that takes its time and does not draw at random; None
             keeps none.
@@ -103,6 +107,7 @@ class FrameSampler(ABC):
     """
 
     candidates: int | None = None
+    geometry: PointSource | None = None
     stops_early: bool = False
     cache: str | None = None
     version: int = 1

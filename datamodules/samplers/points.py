@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from datamodules.depth import read_depth
 from datamodules.samplers.base import SceneView
 from datamodules.selections import fingerprint
-from zoo.cameras import intrinsics_in_pixels
+from datamodules.trajectories import Trajectory
+from zoo.cameras import intrinsics_in_pixels, normalise_intrinsics
 from zoo.geometry import VGGT, pose_encoding_to_cameras, unproject_depth
 from zoo.geometry.projection import by_index
 from zoo.geometry.vggt.official import find_weights
@@ -33,10 +34,14 @@ class PointMaps:
     Attributes:
         points: in one world, in any unit.
         confidence: 0 where a pixel has no point.
+        world_to_camera: where in that world each frame is, NaN where that isn't known; None for a source without poses.
+        K_normalised: its intrinsics, see `zoo.cameras.normalise_intrinsics`.
     """
 
     points: Float[Tensor, "T H W 3"]
     confidence: Float[Tensor, "T H W"]
+    world_to_camera: Float[Tensor, "T 4 4"] | None = None
+    K_normalised: Float[Tensor, "T 3 3"] | None = None
 
 
 class PointSource(ABC):
@@ -85,7 +90,7 @@ class GivenDepth(PointSource):
         K_px = by_index(intrinsics_in_pixels(K, width, height))
         points = unproject_depth(depth[..., None], poses.float(), K_px.float())
         filled &= ~poses.isnan().flatten(1).any(1)[:, None, None]
-        return PointMaps(points, filled.float())
+        return PointMaps(points, filled.float(), poses, K)
 
 
 class VGGTPoints(PointSource):
@@ -117,26 +122,38 @@ class VGGTPoints(PointSource):
         return fingerprint(self._file)
 
     def points(self, scene: SceneView) -> PointMaps:
-        images = vggt_images(list(scene.video.read(scene.pool)))
+        frames = list(scene.video.read(scene.pool))
+        images = vggt_images(frames)
         model = self._loaded()
         device = next(model.parameters()).device
-        heads = ("point",) if self.head == "point" else ("camera", "depth")
         with torch.inference_mode():
-            out = model(images[None].to(device), layers=(), heads=heads)
+            out = model(images[None].to(device), layers=(), heads=("camera", self.head))
+            assert out.pose_enc is not None
+            height, width = images.shape[-2:]
+            world_to_camera, K_px = pose_encoding_to_cameras(out.pose_enc[0], (height, width))
             if out.points is not None and out.points_conf is not None:
-                return PointMaps(out.points[0].float().cpu(), out.points_conf[0].float().cpu())
-            assert out.pose_enc is not None and out.depth is not None and out.depth_conf is not None
-            world_to_camera, K_px = pose_encoding_to_cameras(out.pose_enc[0], (images.shape[-2], images.shape[-1]))
-            points = unproject_depth(out.depth[0], world_to_camera, K_px)
-        return PointMaps(points.float().cpu(), out.depth_conf[0].float().cpu())
+                points, confidence = out.points[0], out.points_conf[0]
+            else:
+                assert out.depth is not None and out.depth_conf is not None
+                points, confidence = unproject_depth(out.depth[0], world_to_camera, K_px), out.depth_conf[0]
+        lying = is_portrait(frames[0])
+        upright = Trajectory(world_to_camera.double().cpu(), K_px.double().cpu(), width, height, quarter_turns=lying)
+        upright = upright.turned()
+        K_normalised = normalise_intrinsics(upright.K_px, upright.width, upright.height)
+        return PointMaps(points.float().cpu(), confidence.float().cpu(), upright.world_to_camera, K_normalised)
 
     def _loaded(self) -> VGGT:
         if self._model is None:
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             dtype = self.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-            heads = ("point",) if self.head == "point" else ("camera", "depth")
+            heads = ("camera", self.head)
             self._model = VGGT.from_pretrained(str(self._file), heads, getattr(torch, dtype)).to(device).eval()
         return self._model
+
+
+def is_portrait(frame: UInt8[Tensor, "3 H W"]) -> bool:
+    """Whether VGGT gets a frame turned by a quarter."""
+    return frame.shape[1] > frame.shape[2]
 
 
 def vggt_images(frames: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "T 3 H W"]:
@@ -156,7 +173,7 @@ def vggt_images(frames: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "T 3 
 
 def _resized(frame: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "3 h w"]:
     image = Image.fromarray(frame.permute(1, 2, 0).numpy())
-    if image.height > image.width:
+    if is_portrait(frame):
         image = image.rotate(-90, expand=True)
     height = round(image.height * (VGGT_WIDTH / image.width) / VGGT_PATCH) * VGGT_PATCH
     image = image.resize((VGGT_WIDTH, height), Image.Resampling.BICUBIC)

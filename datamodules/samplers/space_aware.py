@@ -24,6 +24,8 @@ class SpaceAwareSampler(FrameSampler):
         cache: folder where selections are kept; null keeps none.
     """
 
+    geometry: PointSource
+
     def __init__(
         self,
         geometry: PointSource | None = None,

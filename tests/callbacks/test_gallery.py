@@ -15,10 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from callbacks.gallery import GalleryCallback
-from callbacks.pictures import camera_map, contact_sheet, covered_voxels
+from callbacks.pictures import camera_map, contact_sheet, covered_voxels, what_is_seen
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
-from datamodules.samplers import PoseFarthestSampler, SceneView
+from datamodules.samplers import GivenDepth, PoseFarthestSampler, SceneView
+from datamodules.samplers.points import PointMaps, PointSource
 from datamodules.video import Video
 from tests.conftest import ROOMS
 
@@ -66,19 +67,38 @@ def test_the_map_shows_where_cameras_are_seen_from_above() -> None:
 
 def test_more_views_cover_more(rooms: SceneDataset) -> None:
     scene = rooms.open(0).view(rooms.scenes[0])
+    frames, maps = what_is_seen(scene, [])
+    assert frames == list(range(48))
     shares = []
     for count in (2, 6, 48):
-        *seen, everything = covered_voxels(scene, list(range(0, 48, 48 // count))).sets
+        *seen, everything = covered_voxels(maps, list(range(0, 48, 48 // count))).sets
         shares.append(len(np.unique(np.concatenate(seen), axis=0)) / len(everything))
     assert 0 < shares[0] < shares[1] < shares[2] == 1
-    assert covered_voxels(SceneView(scene.video, scene.world_to_camera), [0]) is None
+    assert what_is_seen(SceneView(scene.video, scene.world_to_camera), [0]) is None
 
 
 def test_depth_that_cannot_be_read_stops_no_run(rooms: SceneDataset, tmp_path: Path) -> None:
     whole = rooms.open(0).view(rooms.scenes[0])
     broken = replace(whole, depth=tmp_path)  # no image in it
-    assert covered_voxels(broken, [0]) is None and covered_voxels(whole, [0]) is not None
+    assert what_is_seen(broken, [0]) is None and what_is_seen(whole, [0]) is not None
     assert (np.asarray(camera_map(broken, [0, 9])) != np.asarray(camera_map(whole, [0, 9]))).any()
+
+
+def test_a_video_without_cameras_is_drawn_as_the_samplers_geometry_saw_it(rooms: SceneDataset) -> None:
+    whole = rooms.open(0).view(rooms.scenes[0])
+
+    class Seen(PointSource):
+        """Knows the video's cameras and depth by itself, as VGGT would."""
+
+        def points(self, scene: SceneView) -> PointMaps:
+            return GivenDepth().points(replace(whole, frames=scene.frames))
+
+    bare = SceneView(whole.video)
+    drawn = np.asarray(camera_map(bare, [0, 20], geometry=Seen()))
+    assert np.array_equal(drawn, np.asarray(camera_map(whole, [0, 20])))
+    assert not np.array_equal(drawn, np.asarray(camera_map(whole, [0, 10])))
+    with pytest.raises(ValueError, match="no frame has a pose"):
+        camera_map(bare, [0, 20])
 
 
 class Nothing(LightningModule):

@@ -150,13 +150,10 @@ def test_golden_frames_for_vggt(case: str, sizes: list[tuple[int, int]], seeds: 
     assert torch.equal(strided, tensors["images_u8_strided"])
 
 
-@pytest.mark.parametrize(("head", "dtype"), [("point", "float32"), ("point", "bfloat16"), ("depth", "float32")])
-def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
-    folder, weights = tmp_path / "clip", tmp_path / "model.safetensors"
-    folder.mkdir()
+def vggt_points(tmp_path: Path, head: str = "point", dtype: str = "float32") -> VGGTPoints:
+    """VGGT's points by small random weights."""
+    weights = tmp_path / "model.safetensors"
     weights.touch()
-    for i, frame in enumerate(synth_video(1, 3, 14, 259)):
-        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
     dense = {"dim_in": 128, "features": 16, "out_channels": [16, 16, 16, 16], "intermediate_layer_idx": [0, 1, 2, 3]}
     torch.manual_seed(0)
     source = VGGTPoints(str(weights), head, device="cpu", dtype=dtype)
@@ -167,9 +164,37 @@ def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
         point_head={**dense, "output_dim": 4, "activation": "inv_log"},
     ).eval()
     source._model.aggregator.to(getattr(torch, dtype))
-    maps = source.points(SceneView(Video(folder), frames=[0, 2]))
+    return source
+
+
+def video_of(folder: Path, frames: torch.Tensor) -> Video:
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return Video(folder)
+
+
+@pytest.mark.parametrize(("head", "dtype"), [("point", "float32"), ("point", "bfloat16"), ("depth", "float32")])
+def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
+    source = vggt_points(tmp_path, head, dtype)
+    video = video_of(tmp_path / "clip", synth_video(1, 3, 14, 259))
+    maps = source.points(SceneView(video, frames=[0, 2]))
     assert maps.points.shape == (2, 28, 518, 3) and maps.points.isfinite().all() and maps.confidence.min() >= 1
+    assert maps.world_to_camera.shape == (2, 4, 4) and maps.K_normalised.shape == (2, 3, 3)
     sampler = SpaceAwareSampler(Maps(maps.points, maps.confidence), cache=None)
-    assert sampler(SceneView(Video(folder), frames=[0, 1]), 2) == [0, 1]
+    assert sampler(SceneView(video, frames=[0, 1]), 2) == [0, 1]
     with pytest.raises(InputError, match="nowhere is no local file or folder"):
         VGGTPoints(str(tmp_path / "nowhere"))
+
+
+def test_vggts_cameras_of_portrait_frames_are_upright(tmp_path: Path) -> None:
+    """It sees them turned clockwise, so that what is up to it is left to them."""
+    source = vggt_points(tmp_path, "depth")
+    frames = synth_video(1, 2, 518, 28)
+    upright = source.points(SceneView(video_of(tmp_path / "portrait", frames)))
+    lying = source.points(SceneView(video_of(tmp_path / "lying", frames.rot90(-1, (2, 3)))))
+    assert torch.equal(upright.points, lying.points)
+    for axis, sign, other in ((0, 1, 1), (1, -1, 0), (2, 1, 2)):
+        assert torch.equal(upright.world_to_camera[:, axis], sign * lying.world_to_camera[:, other])
+    assert torch.equal(upright.K_normalised.diagonal(dim1=1, dim2=2), lying.K_normalised[:, [1, 0, 2], [1, 0, 2]])
+    assert not torch.equal(upright.world_to_camera, lying.world_to_camera)
