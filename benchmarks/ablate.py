@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import questions
 from benchmarks.dots import draw
 from benchmarks.runs import Results, make, parse, parser, pretrain_vggt, spread, to_do
-from benchmarks.settings import BUDGET, PATHS, SEEDS, SETTINGS, VGGT, planned, run, scored
+from benchmarks.settings import BUDGET, CACHED, PATHS, SEEDS, SETTINGS, planned, run, scored
 
 RESULTS, COSTS = Path(__file__).parent / "results/ablate.jsonl", Path(__file__).with_name("attention.md")
 DOCUMENT, PLOT = Path(__file__).with_name("encodings.md"), Path(__file__).with_name("encodings.png")
@@ -58,7 +58,7 @@ def main() -> None:
     plan = planned(asked.settings, asked.paths, asked.seeds, overrides)
     try:
         if not asked.write:
-            if any(set(VGGT) <= set(each.fit) for each in to_do(plan, results)):
+            if any(set(CACHED) <= set(each.fit) for each in to_do(plan, results)):
                 pretrain_vggt()
             make(plan, results, asked.out, asked.jobs)
     finally:

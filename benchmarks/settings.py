@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.runs import QUESTION, Results, Run, seeded
 
-BUDGET = ("--data.num_frames=16", "--trainer.max_steps=200", "--trainer.limit_val_batches=0")
+BUDGET = ("--data.num_frames=16", "--trainer.max_steps=100", "--trainer.limit_val_batches=0")
 SEEDS, PATHS = (0, 1, 2), ("loop", "local")
 
 TESTS: dict[str, tuple[str, ...]] = {
@@ -24,12 +24,9 @@ TESTS: dict[str, tuple[str, ...]] = {
 }
 INTRINSICS = ("focal +1 %", "focal +5 %", "focal +20 %")
 MOVING = ("--data.source.moving=true", "--data.question_types=[obj_appearance_order]")
-VGGT = (
-    "--config=concat_split.yaml",
-    "--model.geometry_cache=GeometryCache",
-    "--model.geometry_cache.folder=cache/geometry",
-    "--data.train_sampler=null",  # the same frames each epoch, so that VGGT sees each room once
-)
+FIXED = "--data.train_sampler=null"  # the same frames each epoch, so that VGGT sees each room once
+CACHED = ("--model.geometry_cache=GeometryCache", "--model.geometry_cache.folder=cache/geometry", FIXED)
+VGGT = ("--config=concat_split.yaml", *CACHED)
 RAYS = ("--model.geometry=GivenGeometry", "--model.geometry.depth=false")
 POINTS = ("--config=concat_split.yaml", "--model.geometry=GivenGeometry")
 SHAPE = (*POINTS, "--model.geometry.unit=scene")  # what VGGT would say if it never erred
@@ -132,7 +129,9 @@ SETTINGS: dict[str, Setting] = {
     "rays as 3D tokens": Setting(("--config=concat_split.yaml", *RAYS), INTRINSICS),
     "rays as 3D tokens and PRoPE": Setting(("--config=concat_split.yaml", *RAYS, "--model.encoding=PRoPE")),
     "camera token alone": Setting(("--config=spatial_mllm.yaml", *RAYS, "--model.fusion=CameraTokenFusion")),
+    "none, the same frames each epoch": Setting((*STOCK, FIXED)),
     "VGGT tokens": Setting(VGGT),
+    "VGGT tokens added": Setting(("--config=spatial_mllm.yaml", *CACHED)),
     "VGGT tokens and PRoPE": Setting((*VGGT, "--model.encoding=PRoPE")),
     "VGGT tokens and PRoPE by VGGT cameras": Setting((*VGGT, "--model.encoding=PRoPE", "--model.cameras=vggt")),
     "XYZRoPE": Setting(encoded("XYZRoPE"), hard=True),

@@ -14,6 +14,8 @@ from zoo import InputError, SpatialVLM
 from zoo.checkpoints import export_model
 from zoo.trainable import Trainable
 
+OFFICIAL = {"branches": "both", "pair": "concat"}  # how the official code fuses
+
 
 class ExportingTrainer(Trainer):
     """A Trainer that also has the subcommand `export`."""
@@ -46,5 +48,9 @@ class ExportingTrainer(Trainer):
             checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
             model.load_state_dict(checkpoint["state_dict"])
         export_model(model, Path(out), None if dtype is None else getattr(torch, dtype))
-        beside = "" if model.encoding is None else f", without {type(model.encoding).__name__}, which is no weight"
+        left_out = [type(model.encoding).__name__] if model.encoding is not None else []
+        if model.fusion is not None:
+            chosen = {"branches": model.fusion.branches, "pair": model.fusion.pair}
+            left_out += [f"{name}: {chosen[name]}" for name, usual in OFFICIAL.items() if chosen[name] != usual]
+        beside = f", without {', '.join(left_out)}, which is no weight" if left_out else ""
         rank_zero_info(f"export: {out}{beside}")

@@ -103,9 +103,10 @@ def settle(command: str, settings: Any) -> None:
     elif asked is not None:
         checkpoint = Path(asked)
     elif command in ("validate", "test", "predict") and released and untrained and not may_be_untrained:
+        own = "; those of a Spatial-MLLM are for --model.backbone PretrainedSpatialMLLM"
         raise InputError(
             f"{untrained} was not trained into the released weights: give --ckpt_path, or --model.allow_untrained true "
-            "to score them all the same"
+            f"to score them all the same{own if untrained == 'AddFusion' else ''}"
         )
     if checkpoint is not None:
         _check(command, checkpoint, settings)

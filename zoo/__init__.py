@@ -1,8 +1,8 @@
 """The menu of the zoo: every public class, so that class paths stay short and stable."""
 
-from zoo.backbone import Backbone, LoRA, PretrainedQwen25VL
+from zoo.backbone import Backbone, LoRA
 from zoo.cameras import Cameras
-from zoo.checkpoints import PretrainedSpatialMLLM
+from zoo.checkpoints import PretrainedQwen25VL, PretrainedSpatialMLLM
 from zoo.concat_split import ConcatSplitMLLM
 from zoo.encodings import (
     GTA,

@@ -1,4 +1,4 @@
-"""Where Qwen2.5-VL comes from: a hub id, a local folder, or a tiny random one built in code (`zoo.tiny`)."""
+"""Where Qwen2.5-VL comes from: released weights (`zoo.checkpoints`), or tiny random ones (`zoo.tiny`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers import Qwen2_5_VLProcessor as Processor
 
 from zoo.errors import InputError
-from zoo.folders import find_folder, read_config
 from zoo.geometry.base import GeometryEncoder
 
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
@@ -64,43 +62,6 @@ class Backbone(ABC):
     @abstractmethod
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
         """The model in training mode on the current device, and its processor."""
-
-
-class PretrainedQwen25VL(Backbone):
-    """Released weights.
-
-    Args:
-        path: a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
-        attn_implementation, dtype: see `Backbone`.
-    """
-
-    pretrained = True
-
-    def __init__(
-        self,
-        path: str = "Qwen/Qwen2.5-VL-3B-Instruct",
-        attn_implementation: AttentionImplementation = "sdpa",
-        dtype: DType = "bfloat16",
-    ):
-        super().__init__(attn_implementation, dtype)
-        self.path = path
-
-    def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
-        folder = find_folder(self.path, "Qwen/Qwen2.5-VL-3B-Instruct")
-        if "spatial" in str(read_config(folder).get("model_type")):  # transformers would load half of it, and warn
-            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
-        try:
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                folder, dtype=self.dtype, attn_implementation=self.attn_implementation, use_safetensors=True
-            )
-            processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{folder} is no whole Qwen2.5-VL ({_first_line(error)}): download it again") from error
-        return model.train(), processor  # from_pretrained returns eval mode, and Lightning would keep it
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".:")
 
 
 @dataclass

@@ -17,6 +17,7 @@ from zoo.errors import InputError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DIGITS = 32  # of a fingerprint: 128 bits
 LISTED = 10  # names of each kind that an error shows
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class SafetensorsFile(Mapping[str, Tensor]):
@@ -28,10 +29,13 @@ class SafetensorsFile(Mapping[str, Tensor]):
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} can't be read as safetensors ({error}): download it again") from error
         self.files = (path,)
-        self.names = list(self.file.keys())
+        self.names = dict.fromkeys(self.file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
         return self.file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -51,14 +55,15 @@ class Shards(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            files: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (OSError, ValueError, KeyError) as error:
+            files = json.loads((folder / INDEX).read_text())["weight_map"]
+            self.file_of: dict[str, str] = dict(sorted(files.items(), key=lambda item: item[1]))
+            named = {name: Path(name).name for name in self.file_of.values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / INDEX} can't be read ({error!r}): download it again") from error
-        self.file_of = dict(sorted(files.items(), key=lambda item: item[1]))
         self.open: tuple[str, SafetensorsFile] | None = None
-        self.files = tuple(folder / name for name in dict.fromkeys(self.file_of.values()))
-        for name in dict.fromkeys(self.file_of.values()):
-            if Path(name).name != name or not (folder / name).is_file():
+        self.files = tuple(folder / name for name in named)
+        for name, inside in named.items():
+            if inside != name or not (folder / name).is_file():
                 raise InputError(f"{folder} lacks {name}, which its index names: the download is not complete")
 
     def __getitem__(self, name: str) -> Tensor:
@@ -66,10 +71,21 @@ class Shards(Mapping[str, Tensor]):
         if self.open is None or self.open[0] != shard:
             self.open = None  # the last one's memory goes before the next one's comes
             self.open = shard, SafetensorsFile(self.folder / shard)
+            beyond = [each for each in self.open[1] if self.file_of.get(each) != shard]
+            if beyond:
+                raise InputError(
+                    f"{self.folder / shard} has {len(beyond)} tensors that the index doesn't place there: "
+                    f"{_listed(beyond)}; download both again"
+                )
         try:
             return self.open[1][name]
         except SafetensorError as error:
-            raise InputError(f"{self.folder / shard} has no {name}, though the index says so ({error})") from error
+            raise InputError(
+                f"{self.folder / shard} has no {name}, though the index says so ({error}): download both again"
+            ) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.file_of
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.file_of)
@@ -84,16 +100,24 @@ class Under(Mapping[str, Tensor]):
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
         self.tensors, self.prefix = tensors, prefix
         self.files = files_of(tensors)
-        self.names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+        self.names = dict.fromkeys(name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[self.prefix + name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def in_full(tensors: Mapping[str, Tensor], name: str) -> str:
+    """The name of a tensor in the file that it is read from."""
+    return in_full(tensors.tensors, tensors.prefix + name) if isinstance(tensors, Under) else name
 
 
 def files_of(tensors: Mapping[str, Tensor]) -> tuple[Path, ...]:
@@ -111,7 +135,7 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
         return Shards(folder)
     if (folder / WEIGHTS).is_file():
         return SafetensorsFile(folder / WEIGHTS)
-    raise InputError(f"{folder} holds neither {INDEX} nor {WEIGHTS}: only safetensors are read")
+    raise InputError(f"{folder} holds neither {INDEX} nor {WEIGHTS}: download it again; only safetensors are read")
 
 
 def fill(
@@ -134,32 +158,41 @@ def fill(
         skip: prefixes of official names that the model has no use for.
 
     Raises:
-        InputError: naming what is missing, unexpected, or has another shape. Some may be loaded by then.
+        InputError: naming what is missing, unexpected, there twice, or of another shape or type than a weight's. Some
+            may be loaded by then.
     """
     missing = dict.fromkeys(official_name(name) for name in state)
-    unexpected, misshapen = [], []
+    places = set(missing)
+    problems: dict[str, list[str]] = {
+        kind: [] for kind in ("missing", "unexpected", "under two names", "misshapen", "no floating-point numbers")
+    }
     for name in tensors:
         if name.startswith(skip):
             continue
         ours = current_names(name)
         official = official_name(ours[0])  # the file's name may be that of another version
         if official not in missing:
-            unexpected.append(name)
+            problems["under two names" if official in places else "unexpected"].append(in_full(tensors, name))
             continue
         del missing[official]
         tensor, targets = tensors[name], [state[part] for part in ours]
         shape = list(targets[0].shape)
         shape[0] *= len(targets)
         if list(tensor.shape) != shape:
-            misshapen.append(f"{name} {list(tensor.shape)} instead of {shape}")
+            problems["misshapen"].append(f"{in_full(tensors, name)} {list(tensor.shape)} instead of {shape}")
+            continue
+        if tensor.dtype not in FLOATS:  # quantised: the numbers alone are not the weights
+            problems["no floating-point numbers"].append(f"{in_full(tensors, name)} {tensor.dtype}")
             continue
         with torch.no_grad():
             for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
                 target.copy_(part)
-    problems = {"missing": list(missing), "unexpected": unexpected, "misshapen": misshapen}
+    problems["missing"] = [in_full(tensors, name) for name in missing]
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names)
-        raise InputError(f"the weights don't fit this {what}: {found}; check the config and the file")
+        files = files_of(tensors) or ("the weights",)
+        where = files[0] if len(files) == 1 else files[0].parent
+        raise InputError(f"the weights don't fit this {what}: {found}; check the config and {where}")
 
 
 def _listed(names: list[str]) -> str:

@@ -65,7 +65,7 @@ def test_a_setting_is_understood(name: str, parsed) -> None:
     assert (
         data["source"]["init_args"]["path"] == "local" and data["seed"] == parts["backbone"]["init_args"]["seed"] == 7
     )
-    assert config["trainer"]["max_steps"] == 200 and data["num_frames"] == 16
+    assert config["trainer"]["max_steps"] == 100 and data["num_frames"] == 16
     given = {part: (parts.get(part) or {}).get("class_path") for part in ("encoding", "views", "time", "fusion")}
     words = dict(word.split("=", 1) for word in SETTINGS[name].words)  # the last one counts
     asked = [part for part in ("encoding", "views") if words.get(f"--model.{part}", "null") != "null"]

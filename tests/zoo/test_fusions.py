@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.golden.weights import init_
 from tests.zoo.released import GOLDEN
-from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion
+from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion, InputError
 from zoo.fusions import Appended, merge_spatial
 from zoo.geometry import SceneGeometry
 
@@ -228,3 +228,14 @@ def test_what_is_missing_is_said(name: str) -> None:
         build(name)(VISUAL, GRID, SceneGeometry())
     with pytest.raises(ValueError, match="needs 6 frames|8 camera tokens for 3 steps"):
         build(name)(VISUAL, GRID, scene(8))
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["add", "concat on the channel", "concat on the token"])
+def test_frames_of_another_size_are_refused_even_with_as_many_patches(name: str) -> None:
+    fusion, turned = build(name), draw(6, 6, 4, CHANNELS, seed=1)
+    with pytest.raises(InputError, match="3D tokens of 6 x 4 patches a frame under 2D tokens of 4 x 6"):
+        fusion(VISUAL, GRID, SceneGeometry(patches=turned))
+    assert fusion(VISUAL, GRID, scene()).isfinite().all()

@@ -1,6 +1,14 @@
 """Official checkpoints in and out: Qwen2.5-VL and Spatial-MLLM, in memory or as a released folder."""
 
 from zoo.checkpoints.export import OfficialTensors, export_model
-from zoo.checkpoints.released import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
+from zoo.checkpoints.pretrained import PretrainedQwen25VL, PretrainedSpatialMLLM
+from zoo.checkpoints.released import load_qwen25_vl, load_spatial_mllm
 
-__all__ = ["OfficialTensors", "PretrainedSpatialMLLM", "export_model", "load_qwen25_vl", "load_spatial_mllm"]
+__all__ = [
+    "OfficialTensors",
+    "PretrainedQwen25VL",
+    "PretrainedSpatialMLLM",
+    "export_model",
+    "load_qwen25_vl",
+    "load_spatial_mllm",
+]

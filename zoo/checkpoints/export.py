@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,11 +18,13 @@ from zoo.checkpoints.config import released_config
 from zoo.checkpoints.names import CONNECTOR, LM_HEAD, OFFICIAL_VGGT, QWEN, VGGT_MODEL, model_names, official_name
 from zoo.errors import InputError
 from zoo.folders import CONFIG, find_folder, read_config
+from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
 from zoo.model import SpatialModel
 from zoo.weights import INDEX, WEIGHTS, open_weights
 
 SHARD_BYTES = 5 * 10**9  # as transformers 4.51
+EMBEDDINGS = "model.embed_tokens.weight"  # which a tied lm_head equals
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 
 
@@ -40,16 +43,45 @@ def export_model(
         shard_bytes: the largest file.
 
     Raises:
-        InputError: the folder holds something, or the model has learned what no official model has.
+        InputError: the folder holds something or can't be written, that of the weights is gone, or the model has
+            learned what no official model has. What was written by then is removed.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already and not empty: export into a new folder")
     if isinstance(model.geometry, CachedGeometry):
         model.geometry = model.geometry.encoder()
     tensors = OfficialTensors(model)
+    source = _source(model)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(model, tensors, source, out, dtype, shard_bytes)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise InputError(f"{out} can't be written ({error})") from error
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _source(model: SpatialModel) -> Path | None:
+    """The folder that the weights came from."""
     name = model.qwen.config.name_or_path
-    source = find_folder(name, name) if name else None
-    out.mkdir(parents=True, exist_ok=True)
+    if not name:
+        return None
+    try:
+        return find_folder(name, name)
+    except InputError as error:
+        raise InputError(f"{name}, where the weights came from, is gone: its processor files belong to them") from error
+
+
+def _write(
+    model: SpatialModel,
+    tensors: OfficialTensors,
+    source: Path | None,
+    out: Path,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+) -> None:
     written = write_shards(_with_the_rest(tensors, source, dtype), out, shard_bytes)
     config = released_config(model, None if source is None else read_config(source))
     if source is None or dtype is not None:
@@ -93,6 +125,11 @@ class OfficialTensors(Mapping[str, Tensor]):
                 f"{type(model).__name__} can't be exported, only what is a Qwen2.5-VL or a Spatial-MLLM in all its "
                 f"weights: {why}"
             )
+        if model.geometry is not None and not isinstance(model.fusion, AddFusion):
+            raise InputError(
+                f"{type(model).__name__} with {type(model.fusion).__name__} can't be exported: the official model has "
+                "the connector of AddFusion"
+            )
         self.names = list(dict.fromkeys(official_name(name) for name in self.state))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -127,6 +164,8 @@ def _with_the_rest(
         if ours in tensors:
             done.add(ours)
             yield ours, tensors[ours].to(dtype or old[name].dtype)
+        elif name == LM_HEAD:  # tied: the source holds it twice, so does the copy
+            yield name, tensors[EMBEDDINGS].to(dtype or old[name].dtype, copy=True)
         elif has_vggt and name.startswith(OFFICIAL_VGGT):
             yield name, old[name].to(dtype or old[name].dtype)
     for name in tensors:

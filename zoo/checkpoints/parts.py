@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
@@ -61,7 +62,8 @@ def fill_parts(
     """Fills those parts of a Spatial-MLLM that are given.
 
     Args:
-        tensors: by official names; a tied lm_head, VGGT's tracker, and heads that `vggt` lacks are left alone.
+        tensors: by official names; VGGT's tracker, and heads that `vggt` lacks, are left alone. So is a tied lm_head,
+            but it is warned of where it differs from the embeddings, which the official code takes for both.
         qwen: a Qwen2.5-VL.
         vggt: a `VGGT`.
         connector: of `AddFusion`.
@@ -86,6 +88,18 @@ def fill_parts(
         skip += tuple(OFFICIAL_VGGT + head for head in (NOT_BUILT, *lacking))
     what = "Qwen2.5-VL" if vggt is None and connector is None else "Spatial-MLLM"
     fill(state, tensors, current_names=model_names, official_name=official_name, skip=skip, what=what)
+    if qwen is not None and qwen.config.tie_word_embeddings and LM_HEAD in tensors:
+        _compare_tied_head(tensors[LM_HEAD], qwen.get_input_embeddings().weight)
+
+
+def _compare_tied_head(head: Tensor, embeddings: Tensor) -> None:
+    if head.shape != embeddings.shape:
+        raise InputError(
+            f"{LM_HEAD} {list(head.shape)} is tied to embeddings of {list(embeddings.shape)}: set tie_word_embeddings "
+            "to false in the config, or mend the file"
+        )
+    if not embeddings.is_meta and not torch.equal(head.to(embeddings), embeddings):
+        rank_zero_warn(f"{LM_HEAD} is tied to the embeddings by the config, and differs from them: it is not read")
 
 
 def _refuse_v1(tensors: Mapping[str, Tensor]) -> None:

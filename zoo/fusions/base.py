@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
+from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 
 TEMPORAL_MERGE, SPATIAL_MERGE = 2, 2  # Qwen2.5-VL's: frames, and patches a side, that make one 2D token
@@ -163,9 +164,19 @@ class Fusion(nn.Module, ABC):
     def merged_patches(
         self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
     ) -> Float[Tensor, "t n merged"]:
-        """The 3D tokens under each 2D token, see `merge_spatial`."""
+        """The 3D tokens under each 2D token, see `merge_spatial`.
+
+        Raises:
+            InputError: the geometry is of frames of another size.
+        """
         if geometry.patches is None:
             raise ValueError(f"{type(self).__name__} needs 3D tokens, and this geometry has none")
+        grid, wanted = geometry.patches.shape[1:3], grid_thw[1:].tolist()
+        if list(grid) != wanted:
+            raise InputError(
+                f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {wanted[0]} x {wanted[1]}: "
+                "give the geometry encoder the frames in the size in which Qwen2.5-VL sees them"
+            )
         patches = self.paired(geometry.patches.to(dtype).flatten(1, 2))
         return merge_spatial(patches, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))
 

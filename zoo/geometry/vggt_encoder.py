@@ -17,7 +17,7 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
 from zoo.geometry.vggt.model import VGGT_1B, layer_index
 from zoo.geometry.vggt.official import find_weights
-from zoo.weights import SafetensorsFile, Under, fill
+from zoo.weights import SafetensorsFile, Under, fill, in_full
 
 
 class VGGTEncoder(GeometryEncoder):
@@ -150,21 +150,31 @@ def camera_head_of(vggt: Mapping[str, Tensor], dim_in: int) -> CameraHead:
     Raises:
         InputError: there is none, or it doesn't fit.
     """
+    weights = _head(vggt, "camera")
     with torch.device("meta"):
         head = CameraHead(dim_in)
     head.to_empty(device=torch.get_default_device())
-    fill(head.state_dict(), Under(vggt, "camera_head."), what="camera head of VGGT (camera_head.*)")
+    fill(head.state_dict(), weights, what="camera head of VGGT (camera_head.*)")
     return head
 
 
 def depth_head_of(vggt: Mapping[str, Tensor], depth: int) -> DPTHead:
     """VGGT-1B's depth head alone, as `camera_head_of`; depth is the number of layers of the trunk."""
+    weights = _head(vggt, "depth")
     with torch.device("meta"):
         head = DPTHead(**VGGT_1B["depth_head"])
     head.to_empty(device=torch.get_default_device())
     head.layers = tuple(layer_index(layer, depth) for layer in head.layers)
-    fill(head.state_dict(), Under(vggt, "depth_head."), what="depth head of VGGT (depth_head.*)")
+    fill(head.state_dict(), weights, what="depth head of VGGT (depth_head.*)")
     return head
+
+
+def _head(vggt: Mapping[str, Tensor], name: str) -> Under:
+    weights = Under(vggt, f"{name}_head.")
+    if not weights:
+        where = str(weights.files[0].parent) if weights.files else "these weights"
+        raise InputError(f"{where}: no {name} head ({in_full(weights, '')}*): take the data's, --model.cameras given")
+    return weights
 
 
 def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:

@@ -19,6 +19,7 @@ from zoo.precision import full_precision
 from zoo.weights import SafetensorsFile, files_of
 
 HEADS = ("camera", "depth", "point")
+BRIGHTEST = 2.0  # images are in 0..1, and resizing overshoots a little
 NOT_BUILT = "track_head."  # the point tracker: not part of this project, skipped on purpose
 VGGT_1B: dict[str, dict[str, Any]] = {  # facebook/VGGT-1B; everything else is a default
     "aggregator": {"img_size": 518, "patch_size": 14, "embed_dim": 1024},
@@ -230,6 +231,8 @@ class VGGT(nn.Module):
             )
         if not images.is_floating_point():
             raise ValueError(f"VGGT needs images in 0..1, got {images.dtype}: divide by 255")
+        if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
+            raise ValueError(f"VGGT needs images in 0..1, got values up to {float(images.amax()):.4g}: divide by 255")
         for head in heads:
             if head not in HEADS:
                 raise ValueError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")

@@ -107,7 +107,10 @@ def find_weights(path: str) -> Path:
     if (local / WEIGHTS).is_file():
         return local / WEIGHTS
     if local.exists():
-        raise InputError(f"{path} is neither a .safetensors file nor a folder with {WEIGHTS} in it")
+        raise InputError(
+            f"{path} is neither a .safetensors file nor a folder with {WEIGHTS} in it: download it again, "
+            f"`hf download facebook/VGGT-1B {WEIGHTS} --local-dir {path if local.is_dir() else 'weights/vggt-1b'}`"
+        )
     try:
         downloaded = download(path, [WEIGHTS]) / WEIGHTS
         if not downloaded.is_file():

@@ -1,0 +1,227 @@
+"""What is wrong with a released folder is said in a line that names it: nothing is made up, and nothing passed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tests.zoo.released import TINY_DINO, read_release, released_model, tiny_release, write_release
+from zoo import CameraTokenFusion, InputError, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL, TinyVGGT
+from zoo.checkpoints import PretrainedSpatialMLLM, export_model
+from zoo.geometry.vggt.patch_embed import DINOV2
+
+NORM, HEAD = "model.norm.weight", "lm_head.weight"
+SIZES = dict(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+
+
+@pytest.fixture(autouse=True)
+def tiny_dino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    write_release(tmp_path / "release", *tiny_release())
+    return tmp_path / "release"
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    """A Qwen2.5-VL in one file."""
+    export_model(Qwen25VL(backbone=TinyQwen25VL(**SIZES)), tmp_path / "qwen")
+    return tmp_path / "qwen"
+
+
+def said(error: pytest.ExceptionInfo[InputError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def with_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+# ---- weights ------------------------------------------------------------------------------------------------------
+
+
+def test_a_qwen_folder_is_what_transformers_reads(qwen: Path) -> None:
+    ours, processor = PretrainedQwen25VL(str(qwen), dtype="float32").load()
+    stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen, dtype=torch.float32)
+    named = zip(ours.state_dict().items(), stock.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in named)
+    assert ours.training and ours.config.to_diff_dict().keys() >= {"text_config", "vision_config"}
+    assert ours.config.text_config.to_dict() == stock.config.text_config.to_dict()
+    assert ours.config.vision_config.to_dict() == stock.config.vision_config.to_dict()
+    assert processor.tokenizer("How many")["input_ids"]
+
+
+FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "missing": (lambda t: t.pop(NORM), f"1 missing: {NORM}"),
+    "unexpected": (lambda t: t.update(other=torch.ones(2)), "1 unexpected: other"),
+    "misshapen": (lambda t: t.update({NORM: torch.ones(3)}), rf"1 misshapen: {NORM} \[3\] instead of \[64\]"),
+    "quantised": (
+        lambda t: t.update({NORM: torch.ones(64, dtype=torch.int8)}),
+        f"1 no floating-point numbers: {NORM} torch.int8",
+    ),
+    "twice": (
+        lambda t: t.update({"model.language_model.norm.weight": torch.ones(64)}),
+        "1 under two names: model",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_qwen_folder_whose_weights_dont_fit_is_refused(qwen: Path, fault: str) -> None:
+    spoil, message = FAULTS[fault]
+    tensors = load_file(qwen / "model.safetensors")
+    spoil(tensors)
+    save_file(tensors, qwen / "model.safetensors")
+    with pytest.raises(InputError, match=f"this Qwen2.5-VL: {message}") as error:
+        PretrainedQwen25VL(str(qwen)).load()
+    assert said(error).endswith(f"check the config and {qwen / 'model.safetensors'}")
+
+
+def test_the_names_in_an_error_are_those_in_the_file(release: Path) -> None:
+    config, tensors = tiny_release()
+    for gone in ("connector.mlp.0.weight", "spatial_encoder.vggt_model.aggregator.camera_token"):
+        write_release(release, config, {name: tensor for name, tensor in tensors.items() if name != gone})
+        with pytest.raises(InputError, match=f"1 missing: {gone}; check the config and {release}$"):
+            released_model(release)
+
+
+def test_tensors_that_the_index_does_not_place_are_an_error(release: Path) -> None:
+    shard = release / "model-00002-of-00003.safetensors"
+    save_file(load_file(shard) | {"another": torch.ones(2)}, shard)
+    with pytest.raises(InputError, match="00002-of-00003.safetensors has 1 tensors that the index doesn't.*another"):
+        released_model(release)
+
+
+def test_a_spatial_mllm_is_not_read_as_a_qwen(release: Path) -> None:
+    for model_type in ("spatial-mllm", "qwen2_5_vl"):
+        with_config(release, model_type=model_type)
+        with pytest.raises(InputError, match="is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM"):
+            PretrainedQwen25VL(str(release)).load()
+
+
+def test_a_head_that_is_tied_and_there_all_the_same(release: Path, tmp_path: Path) -> None:
+    config, tensors = tiny_release()
+    assert config["tie_word_embeddings"]
+    both = tensors | {HEAD: tensors["model.embed_tokens.weight"].clone()}
+    write_release(release, config, both)
+    export_model(released_model(release), tmp_path / "out")
+    written = read_release(tmp_path / "out")
+    assert written.keys() == both.keys() and torch.equal(written[HEAD], both[HEAD])
+    write_release(release, config, both | {HEAD: both[HEAD] + 1})
+    with pytest.warns(UserWarning, match="differs from them: it is not read"):
+        model = released_model(release)
+    assert torch.equal(model.qwen.lm_head.weight, tensors["model.embed_tokens.weight"])
+    write_release(release, config, both | {HEAD: torch.ones(2, 2)})
+    with pytest.raises(InputError, match=r"lm_head.weight \[2, 2\] is tied to embeddings of"):
+        released_model(release)
+
+
+def test_a_release_without_a_camera_head_names_the_remedy(release: Path) -> None:
+    config, tensors = tiny_release()
+    write_release(release, config, {name: t for name, t in tensors.items() if "camera_head" not in name})
+    with pytest.raises(InputError, match=r"release: no camera head \(spatial.*\.\*\): .*--model.cameras given"):
+        released_model(release).geometry.want_cameras()
+
+
+# ---- index, config, processor -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", "{}", '{"weight_map": null}', '{"weight_map": []}', '{"weight_map": {"a": 1}}']
+)
+def test_an_index_of_another_form(release: Path, index: str) -> None:
+    (release / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match="model.safetensors.index.json can't be read .*download it again") as error:
+        released_model(release)
+    said(error)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vggt_aggregator": {"heads": 3}},
+        {"vggt_aggregator": {"patch_embed": "conv", "num_heads": 5}},
+        {"vocab_size": 100},
+        {"num_attention_heads": 3},
+        {"vision_config": "large"},
+        {"connector_config": {"spatial_embeds_layer_idx": 30}},
+    ],
+)
+def test_a_config_that_makes_no_sense(release: Path, changes: dict[str, Any]) -> None:
+    with_config(release, **changes)
+    with pytest.raises(InputError, match="release/config.json|check the config and .*release$") as error:
+        released_model(release)
+    assert "--model.geometry.layer" not in said(error)
+
+
+def test_a_config_that_is_a_list(release: Path) -> None:
+    (release / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="config.json holds no settings but a list"):
+        released_model(release)
+
+
+@pytest.mark.parametrize("backbone", [PretrainedQwen25VL, PretrainedSpatialMLLM])
+def test_a_folder_without_its_processor(qwen: Path, release: Path, backbone: type) -> None:
+    folder = qwen if backbone is PretrainedQwen25VL else release
+    for file, message in (("preprocessor_config.json", "no whole processor"), ("tokenizer.json", "no tokenizer.json")):
+        (folder / "processor_config.json").unlink(missing_ok=True)
+        (folder / file).unlink(missing_ok=True)
+        with pytest.raises(InputError, match=f"{folder} has {message}.*: download it again") as error:
+            backbone(str(folder)).load()
+        said(error)
+
+
+# ---- export -------------------------------------------------------------------------------------------------------
+
+
+def spatial(**parts: Any) -> SpatialMLLM:
+    def geometry() -> TinyVGGT:
+        return TinyVGGT(embed_dim=32, depth=4, num_heads=2)
+
+    return SpatialMLLM(backbone=TinyQwen25VL(**SIZES), geometry=geometry, **parts)
+
+
+def test_another_connector_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="SpatialMLLM with CameraTokenFusion can't be exported: .*AddFusion"):
+        export_model(spatial(fusion=CameraTokenFusion), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = Qwen25VL(backbone=TinyQwen25VL(**SIZES)), tmp_path / "out"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/out can't be written"):
+        export_model(model, tmp_path / "file/out")
+    for fault, raised in ((OSError("No space left on device"), InputError), (KeyboardInterrupt(), KeyboardInterrupt)):
+
+        def full(*_: Any, fault: BaseException = fault) -> None:
+            raise fault
+
+        monkeypatch.setattr("zoo.checkpoints.export._write_json", full)
+        with pytest.raises(raised):
+            export_model(model, out)
+        assert not out.exists()
+    monkeypatch.undo()
+    export_model(model, out)
+    assert (out / "model.safetensors").exists()
+
+
+def test_a_source_that_is_gone_is_named(release: Path, tmp_path: Path) -> None:
+    model = released_model(release)
+    release.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="release, where the weights came from, is gone"):
+        export_model(model, tmp_path / "out")

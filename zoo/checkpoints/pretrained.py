@@ -1,0 +1,177 @@
+"""Released folders as backbones: read shard by shard, and nothing that is missing goes unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLProcessor as Processor
+
+from zoo.backbone import AttentionImplementation, Backbone, DType
+from zoo.checkpoints.config import ReleasedConfig
+from zoo.checkpoints.names import OFFICIAL_CONNECTOR, OFFICIAL_VGGT
+from zoo.checkpoints.parts import empty_qwen, fill_parts
+from zoo.errors import InputError
+from zoo.folders import CONFIG, find_folder, read_config
+from zoo.fusions import AddFusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.vggt import VGGT
+from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.geometry.vggt_encoder import VGGTEncoder, camera_head_of
+from zoo.weights import Under, fill, open_weights
+
+TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+
+
+class Pretrained(Backbone):
+    """The Qwen2.5-VL in a released folder.
+
+    Args:
+        path: a hub id or a local folder with config, safetensors and processor.
+        attn_implementation, dtype: see `Backbone`.
+
+    Attributes:
+        released: a hub id that would do, for errors.
+        beside: prefixes of the folder's tensors that are of other parts.
+    """
+
+    pretrained = True
+    released: str
+    beside: tuple[str, ...] = ()
+
+    def __init__(self, path: str, attn_implementation: AttentionImplementation, dtype: DType):
+        super().__init__(attn_implementation, dtype)
+        self.path = path
+
+    @cached_property
+    def folder(self) -> Path:
+        return find_folder(self.path, self.released)
+
+    @cached_property
+    def config(self) -> ReleasedConfig:
+        with described_by(self.folder):
+            return ReleasedConfig(read_config(self.folder))
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return open_weights(self.folder)
+
+    def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
+        """See `Backbone`.
+
+        Raises:
+            InputError: no such folder; a config that makes no sense; tensors that are missing, unexpected or misshapen;
+                no processor.
+        """
+        config = self.config.qwen
+        config._attn_implementation = self.attn_implementation
+        with described_by(self.folder):
+            model = empty_qwen(config, self.dtype)
+        model.config.name_or_path = str(self.folder)
+        fill_parts(self.tensors, qwen=model, skip=self.beside)
+        return model, read_processor(self.folder)
+
+
+class PretrainedQwen25VL(Pretrained):
+    """Released weights.
+
+    Args:
+        path: a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
+        attn_implementation, dtype: see `Backbone`.
+    """
+
+    released = "Qwen/Qwen2.5-VL-3B-Instruct"
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
+        fuses = any(name.startswith((OFFICIAL_VGGT, OFFICIAL_CONNECTOR)) for name in self.tensors)
+        if fuses or "spatial" in str(read_config(self.folder).get("model_type")):
+            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
+        return super().load()
+
+
+class PretrainedSpatialMLLM(Pretrained):
+    """A released Spatial-MLLM v1.1: Qwen2.5-VL, and with it VGGT and the connector for a model that fuses them.
+
+    Args:
+        path: a hub id (`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`) or a local folder with config,
+            safetensors and processor.
+        attn_implementation: the attention backend of transformers.
+        dtype: the type in which the weights are kept.
+    """
+
+    released = "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
+    beside = (OFFICIAL_VGGT, OFFICIAL_CONNECTOR)
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    def geometry(self) -> GeometryEncoder:
+        """The VGGT that the connector was trained on, with the layer that it reads."""
+        weights = Under(self.tensors, OFFICIAL_VGGT)
+        with described_by(self.folder):
+            vggt = VGGT.from_official({"aggregator": self.config.aggregator}, weights, dtype=self.dtype)
+        layer, depth = self.config.layer, vggt.aggregator.depth
+        if not -depth <= layer < depth:
+            raise InputError(
+                f"{self.folder / CONFIG}: spatial_embeds_layer_idx {layer}, and its VGGT has layers 0 to {depth - 1}"
+            )
+        return ReleasedVGGT(vggt, layer, weights)
+
+    def fill(self, fusion: nn.Module) -> bool:
+        """The connector's weights into an `AddFusion`; another fusion keeps its own."""
+        if not isinstance(fusion, AddFusion):
+            return False
+        fill(fusion.connector.state_dict(), Under(self.tensors, OFFICIAL_CONNECTOR), what="connector")
+        return True
+
+
+class ReleasedVGGT(VGGTEncoder):
+    """The VGGT of a released Spatial-MLLM, whose camera head is loaded if cameras are wanted."""
+
+    def __init__(self, vggt: VGGT, layer: int, weights: Mapping[str, Tensor]):
+        super().__init__(vggt, layer)
+        self.weights = weights
+
+    def load_camera_head(self) -> CameraHead:
+        return camera_head_of(self.weights, self.width)
+
+
+@contextmanager
+def described_by(folder: Path) -> Iterator[None]:
+    """What a config that makes no sense raises, in transformers or in VGGT, as an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, AssertionError, LookupError, StrictDataclassError) as error:
+        raise InputError(f"{folder / CONFIG} makes no sense ({_first_line(error)}): download it again") from error
+
+
+def read_processor(folder: Path) -> Processor:
+    """The tokenizer and what else makes a model's input.
+
+    Raises:
+        InputError: some of its files aren't there or can't be read. transformers makes up a tokenizer without words.
+    """
+    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
+        raise InputError(f"{folder} has no tokenizer.json, nor vocab.json with merges.txt: download it again")
+    try:
+        return Processor.from_pretrained(folder)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{folder} has no whole processor ({_first_line(error)}): download it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".:")
