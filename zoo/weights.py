@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from zoo.errors import InputError
 
@@ -166,7 +167,7 @@ def fill(
     problems: dict[str, list[str]] = {
         kind: [] for kind in ("missing", "unexpected", "under two names", "misshapen", "no floating-point numbers")
     }
-    for name in tensors:
+    for name in tqdm(tensors, f"loading {what}", unit=" tensors", delay=2, leave=False, disable=None):
         if name.startswith(skip):
             continue
         ours = current_names(name)
