@@ -93,7 +93,9 @@ class OneLineParser(LightningArgumentParser):
             advice = _advice(closest(found[1], names), _listed(names, "give its name or its import path"))
             return OptionError(part or message.partition(":")[0].lstrip("-"), f"there is no class {found[1]}", advice)
         if found := NO_PART.search(message):
-            return OptionError(part, f"there is nothing here that has the option {found[1]}", _listed(classes(message)))
+            return OptionError(
+                part, f"no class is named yet that could have the option {found[1]}", _listed(classes(message))
+            )
         if part and (found := NO_GROUP.search(message)):
             own = (option.removeprefix(f"{part}.") for option in options_of(self) if option.startswith(f"{part}."))
             return OptionError(part, f"expected options of its own, not {found[1]}", _listed(own))

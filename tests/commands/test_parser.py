@@ -188,7 +188,9 @@ def test_a_class_that_has_no_such_part_or_is_of_another_kind_lists_those_that_fi
         "error: model: expected Trainable or null, not zoo.PRoPE; " + models
     )
     text = said("fit --config qwen25_vl.yaml --model.encoding.scale none")
-    assert text.startswith("error: model.encoding: there is nothing here that has the option scale; known: CaPE, GTA")
+    assert text.startswith(
+        "error: model.encoding: no class is named yet that could have the option scale; known: CaPE, GTA"
+    )
 
 
 def test_a_torn_config_is_named_with_its_line(said: Said) -> None:
