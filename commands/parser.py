@@ -12,6 +12,7 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 from commands.menus import on_the_menus
+from commands.nulls import refuse_nulls
 from zoo.errors import InputError, input_error
 
 ALIKE, FEW = 0.65, 16  # how alike names are if one may be meant by the other; how many are worth a list
@@ -74,6 +75,10 @@ class OneLineParser(LightningArgumentParser):
             return super().parse_path(path, *args, **kwargs)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+
+    def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:
+        refuse_nulls(cfg[cfg.subcommand] if "subcommand" in cfg else cfg)
+        return super().instantiate_classes(cfg, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         within = re.match(r'Parser key "([\w.]+)"', message)

@@ -1,11 +1,15 @@
-"""One thread: these models are so small that threads waiting for each other would be most of the time."""
+"""One thread: these models are so small that threads waiting for each other would be most of the time. And a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.zoo.geometry.caching import SIZES, save_vggt
+from zoo.geometry import CachedGeometry, GeometryCache, TinyVGGT
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -14,3 +18,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "vggt" / "model.safetensors"
+    path.parent.mkdir()
+    save_vggt(TinyVGGT(**SIZES), path)
+    return path
+
+
+@pytest.fixture
+def cached(weights: Path, tmp_path: Path) -> Callable[..., CachedGeometry]:
+    """A new one each time it is called, as in another run, on the same folder."""
+
+    def new(path: Path = weights, layer: int = -1, **cache: object) -> CachedGeometry:
+        keep = GeometryCache(str(tmp_path / "cache"), **cache)
+        return CachedGeometry(lambda: TinyVGGT(str(path), layer=layer, **SIZES), keep)
+
+    return new

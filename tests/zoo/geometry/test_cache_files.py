@@ -1,0 +1,165 @@
+"""The files of the geometry cache: nothing damaged, nothing lost, and never more than asked for."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.zoo.geometry.caching import ask, entries, frames, same
+from zoo.errors import InputError
+from zoo.geometry import GeometryCache
+from zoo.geometry import cache as on_disk
+from zoo.geometry.cache import PARTIAL, pack
+
+FORK = multiprocessing.get_context("fork")
+
+
+# ---- nothing damaged, nothing lost --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:5],
+        lambda content: b"",
+        lambda content: content[:-7] + bytes([content[-7] ^ 1]) + content[-6:],
+        lambda content: content[:-64] + bytes(64),
+        lambda content: content + b"\n",
+        lambda content: os.urandom(1000),
+    ],
+    ids=["a byte short", "half", "a stump", "empty", "a bit", "zeros", "longer", "noise"],
+)
+def test_a_damaged_entry_is_made_again(cached, damage) -> None:
+    (expected,) = ask(cached(), frames(), cameras=False)
+    (path,) = entries(cached())
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    (again,) = ask(encoder := cached(), frames(), cameras=False)
+    assert encoder.made == 1 and same(again, expected) and path.read_bytes() == whole
+
+
+def test_killed_while_writing(cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a process ends, an entry is there whole or not at all, and what was written before stays."""
+
+    def slowly(path: Path, content: bytes) -> None:
+        with path.open("wb", buffering=0) as file:
+            for start in range(0, len(content), 1 << 18):
+                file.write(content[start : start + (1 << 18)])
+                time.sleep(0.001)
+
+    monkeypatch.setattr(Path, "write_bytes", slowly)
+    cache = GeometryCache(cached().folder)
+    packed = pack({"patches": torch.randn(8, 64, 64, 64)}, "bfloat16")
+
+    def write() -> None:
+        for number in range(10_000):
+            cache.put({"number": number}, packed)
+
+    cut_short = 0
+    for attempt in range(8):
+        process = FORK.Process(target=write)
+        process.start()
+        time.sleep(0.1 + 0.013 * attempt)
+        process.kill()
+        process.join()
+        partial = list(cache.path.glob(f"*{PARTIAL}"))
+        cut_short += len(partial)
+        for number in range(len(list(cache.path.glob("*.safetensors")))):
+            assert all(map(torch.equal, cache.get({"number": number}).values(), packed.values()))
+        for path in partial:
+            os.utime(path, (0, 0))  # as if it had been abandoned long ago
+    assert cut_short > 0  # the kills did come in the middle
+    GeometryCache(cache.folder).put({"number": -1}, packed)
+    assert not list(cache.path.glob(f"*{PARTIAL}"))
+
+
+def test_two_processes_fill_one_folder(cached) -> None:
+    scenes = [frames(seed=seed) for seed in range(6)]
+    barrier, results = FORK.Barrier(2), FORK.SimpleQueue()
+
+    def fill(order: int) -> None:
+        encoder = cached()
+        barrier.wait()
+        for scene in scenes[::order]:
+            (found,) = ask(encoder, scene)
+            results.put((order, found.patches.float().sum().item()))
+
+    processes = [FORK.Process(target=fill, args=(order,)) for order in (1, -1)]
+    for process in processes:
+        process.start()
+    said = [results.get() for _ in range(12)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    sums = [[value for order, value in said if order == mine] for mine in (1, -1)]
+    assert sums[0] == sums[1][::-1] and len(set(sums[0])) == 6
+    assert len(entries(encoder := cached())) == 12  # tokens and cameras of six
+    ask(encoder, *scenes)
+    assert encoder.made == 0 and not list(Path(encoder.folder).glob(f"*{PARTIAL}"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_run_goes_on_where_nothing_can_be_written(cached, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    (before,) = ask(cached(), frames())
+
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(on_disk, "write_whole", refuse)
+    encoder = cached()
+    with pytest.warns(UserWarning, match=f"geometry can't be kept \\({os.strerror(code)}"):
+        (found,) = ask(encoder, frames(seed=1))
+    assert encoder.unwritten.errno == code and found.patches is not None
+    assert same(*ask(encoder, frames()), before) and encoder.made == 1  # nothing was lost
+
+
+# ---- the limit ----------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
+    packed = pack({"patches": torch.randn(1, 10, 10, 500)}, "bfloat16")
+    cache = GeometryCache(str(tmp_path), limit_gb=350_000 / 1e9)  # three of 100 kB
+    names = "abcde"
+
+    def put(name: str) -> None:
+        cache.put({"name": name}, packed)
+        time.sleep(0.02)  # times of files are coarse
+
+    def there() -> str:
+        return "".join(name for name in names if cache.file({"name": name}).exists())
+
+    for name in "abc":
+        put(name)
+    assert there() == "abc"
+    assert cache.get({"name": "a"}) is not None
+    time.sleep(0.02)
+    put("d")
+    assert there() == "acd"  # b, although a is older
+    put("e")
+    assert there() == "ade"
+    with pytest.raises(InputError, match=r"one scene takes 0.0001 GB: raise --model.geometry_cache.limit_gb 5e-05"):
+        GeometryCache(str(tmp_path), limit_gb=5e-5).put({"name": "f"}, packed)
+    assert there() == "ade"
+    with pytest.raises(InputError, match="limit_gb 0.0"):
+        GeometryCache(limit_gb=0.0)
+
+
+def test_the_folder_is_never_over_its_limit(tmp_path: Path) -> None:
+    """Entries far smaller than the limit: not every one is followed by a look at the folder."""
+    packed = pack({"patches": torch.randn(1, 1, 1, 500)}, "bfloat16")
+    limit = 200_000
+    cache, looks, most = GeometryCache(str(tmp_path), limit_gb=limit / 1e9), 0, 0
+    for number in range(400):
+        seen = cache._unseen
+        cache.put({"number": number}, packed)
+        looks += cache._unseen < seen
+        most = max(most, sum(path.stat().st_size for path in tmp_path.iterdir()))
+    assert 0.9 * limit < most <= limit and looks < 300

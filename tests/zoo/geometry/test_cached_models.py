@@ -1,0 +1,160 @@
+"""Models whose geometry is cached: the same answers, and no VGGT where all is there."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from callbacks.settings import differences, settings_of
+from datamodules.collate import LoadedScene
+from tests.zoo import asking
+from tests.zoo.geometry.caching import SIZES, alter, ask, frames
+from tests.zoo.released import TINY_DINO, tiny_release, write_release
+from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, SpatialVLM
+from zoo.checkpoints import export_model
+from zoo.errors import InputError
+from zoo.geometry import CachedGeometry, GeometryCache, GivenGeometry, TinyVGGT
+from zoo.geometry.vggt.aggregator import Aggregator
+from zoo.geometry.vggt.patch_embed import DINOV2
+
+
+def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> SpatialVLM:
+    """One of `asking.MODELS`. Its weights are the same with and without a cache, and its geometry matters."""
+    model = asking.build(name, geometry=lambda: TinyVGGT(str(weights), **SIZES), geometry_cache=cache)
+    generator = torch.Generator().manual_seed(2)
+    for part, parameter in model.named_parameters():
+        if parameter.ndim == 2 and not part.startswith("geometry."):
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+    if cache is None:
+        model.geometry = TinyVGGT(str(weights), **SIZES).requires_grad_(False)
+    return model
+
+
+def logits_of(model: SpatialVLM, *scenes: LoadedScene) -> Tensor:
+    batch = asking.batch(model, *scenes)
+    inputs = model.see(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
+    with torch.no_grad():
+        return model.qwen(**inputs, use_cache=False).logits
+
+
+def test_logits_with_and_without(weights: Path, tmp_path: Path) -> None:
+    one, other = asking.scene("one"), asking.scene("other", seed=1)
+    plain = logits_of(model_of("AddFusion", weights), one)
+    spread = plain.std()
+    errors = {}
+    for dtype in ("bfloat16", "float8"):
+        cache = GeometryCache(str(tmp_path / "cache"), dtype=dtype)
+        made, read = (logits_of(model_of("AddFusion", weights, cache), one) for _ in range(2))
+        assert torch.equal(made, read)
+        errors[dtype] = (made - plain).square().mean().sqrt() / spread
+    assert 0 < errors["bfloat16"] < 2**-7 < errors["float8"] < 0.2
+    swapped = asking.scene("swapped")
+    swapped.frames = other.frames
+    model = model_of("AddFusion", weights)
+    tokens = model.geometry([each.float() / 255 for each in (one.frames, other.frames)], [None] * 2)
+    model.geometry.forward = lambda *_, **__: [tokens[1]]  # the 3D tokens of another scene
+    assert (logits_of(model, one) - plain).square().mean().sqrt() / spread > 0.2
+
+
+def test_cameras_of_a_cache_are_exact(weights: Path, tmp_path: Path) -> None:
+    scene, cache = asking.scene("one"), GeometryCache(str(tmp_path / "cache"))
+    models = [model_of("PRoPE by VGGT's cameras", weights, each) for each in (None, cache, cache)]
+    plain, made, read = (logits_of(model, scene) for model in models)
+    assert torch.equal(plain, made) and torch.equal(plain, read)
+    assert [model.geometry.made for model in models[1:]] == [1, 0]
+
+
+# ---- no VGGT where all is there -----------------------------------------------------------------------------
+
+
+def test_nothing_is_loaded_or_read_where_all_is_there(cached, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, hashed = [], []
+    digest, build = hashlib.file_digest, TinyVGGT.__init__
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
+    monkeypatch.setattr(
+        TinyVGGT, "__init__", lambda *a, **k: built.append(torch.get_default_device().type) or build(*a, **k)
+    )
+    ask(cached(), frames())
+    assert built == ["meta", "cpu"] and hashed == [str(weights)]
+    built.clear(), hashed.clear()
+    monkeypatch.setattr(Aggregator, "forward", None)
+    generator = torch.get_rng_state()
+    encoder = cached()
+    ask(encoder, frames())
+    assert built == ["meta"] and not hashed and torch.equal(generator, torch.get_rng_state())
+    with pytest.raises(TypeError):  # the spy sees what does load it
+        ask(encoder, frames(seed=1))
+    assert built == ["meta", "cpu"]
+
+
+def test_a_model_is_the_same_whether_its_encoder_is_loaded_or_not(weights: Path, tmp_path: Path) -> None:
+    model = model_of("AddFusion", weights, GeometryCache(str(tmp_path / "cache")))
+    names = list(model.state_dict())
+    with torch.inference_mode():
+        model.answers(asking.batch(model, asking.scene("one")))
+    assert model.geometry.made == 1 and list(model.state_dict()) == names
+    assert not any(name.startswith("geometry.") for name in names)
+    loss = model.train().loss(asking.batch(model, asking.scene("other", seed=1), training=True))
+    loss.backward()
+    assert model.geometry.made == 2 and all(p.grad is None for p in model.geometry.encoder().parameters())
+    plain = model_of("AddFusion", weights)
+    assert model.trained_names() == plain.trained_names()
+    (
+        plain.load_state_dict(model.state_dict()),
+        model.load_state_dict(
+            {name: tensor for name, tensor in plain.state_dict().items() if name in plain.trained_names()}
+        ),
+    )
+
+
+def test_answers_of_another_vggt_are_told_apart_though_it_is_not_loaded(weights: Path, tmp_path: Path) -> None:
+    """A test that was broken off goes on with the same weights only."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    cache = GeometryCache(str(tmp_path / "cache"))
+
+    def settings() -> dict:
+        return settings_of(trainer, model_of("AddFusion", weights, cache))
+
+    before = settings()
+    assert settings() == before
+    alter(weights, "aggregator.camera_token")
+    assert [line.split()[0] for line in differences(before, settings(), ())] == ["geometry_weights"]
+
+
+def test_export_loads_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
+    write_release(tmp_path / "release", *tiny_release())
+    written = []
+    for name, cache in (("plain", None), ("cached", GeometryCache(str(tmp_path / "cache")))):
+        backbone = PretrainedSpatialMLLM(str(tmp_path / "release"), dtype="float32")
+        model = SpatialMLLM(geometry=TinyVGGT, backbone=backbone, geometry_cache=cache)
+        export_model(model, tmp_path / name)
+        written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert written[0] == written[1] and any("safetensors" in name for name in written[0])
+    # the VGGT of a release is found before anything else of it is loaded
+    backbone = PretrainedSpatialMLLM(str(tmp_path / "release"), dtype="float32")
+    encoder = CachedGeometry(backbone.geometry, GeometryCache(str(tmp_path / "cache")))
+    encoder.want_cameras()
+    (found,) = ask(encoder, frames(2, 28, 28))
+    assert found.world_to_camera is not None and len(encoder.files) == 3
+
+
+def test_what_cant_be_kept_is_said(weights: Path, tmp_path: Path) -> None:
+    cache = GeometryCache(str(tmp_path))
+    with pytest.raises(InputError, match="GivenGeometry has nothing that a cache would save"):
+        CachedGeometry(GivenGeometry, cache)
+    with pytest.raises(InputError, match="geometry_cache: say with --model.geometry"):
+        CachedGeometry(lambda: None, cache)
+    with pytest.raises(InputError, match="learning_rates.geometry trains what --model.geometry_cache keeps"):
+        SpatialMLLM(lambda: TinyVGGT(**SIZES), learning_rates=LearningRates(geometry=1e-5), geometry_cache=cache)
+    with pytest.raises(InputError, match="has no camera head"):
+        CachedGeometry(lambda: TinyVGGT(**SIZES, heads=()), cache).want_cameras()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CachedGeometry(lambda: TinyVGGT(**SIZES), cache).want_cameras()
