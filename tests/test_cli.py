@@ -288,8 +288,17 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 4])  # an epoch has 3 steps
-@pytest.mark.parametrize("extra", [[], ["--model.lora.r", "4"]], ids=["whole", "lora"])
+LORA = ["--model.lora.r", "4"]
+
+
+@pytest.mark.parametrize(  # an epoch has 3 steps
+    ("stop_after", "extra"),
+    [
+        *(pytest.param(steps, [], id=f"whole-{steps}") for steps in (2, 3, 4)),
+        pytest.param(3, LORA, id="lora-3"),
+        *(pytest.param(steps, LORA, id=f"lora-{steps}", marks=pytest.mark.slow) for steps in (2, 4)),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     stop_after: int, extra: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
