@@ -53,16 +53,17 @@ def what_is_seen(
 ) -> tuple[list[int], PointMaps] | None:
     """The chosen frames and 128 candidates, and what each sees.
 
-    None without a geometry and without cameras and depth that came with the scene, or where those can't be read: a
-    picture is no reason to stop.
+    None without a geometry and without cameras and depth that came with the scene, or where those can't be read or the
+    geometry knows no cameras: a picture is no reason to stop.
     """
     if geometry is None and (scene.depth is None or scene.world_to_camera is None or scene.K_normalised is None):
         return None
     frames = sorted({*scene.among(CANDIDATES).pool, *chosen})
     try:
-        return frames, (geometry or GivenDepth()).points(replace(scene, frames=frames))
+        maps = (geometry or GivenDepth()).points(replace(scene, frames=frames))
     except (OSError, ValueError):
         return None
+    return None if maps.world_to_camera is None else (frames, maps)
 
 
 def covered_voxels(maps: PointMaps, places: Sequence[int]) -> VoxelGrid:
@@ -86,18 +87,18 @@ def camera_map(
     Raises:
         ValueError: no frame has a pose.
     """
-    seen = what_is_seen(scene, chosen, geometry)
-    maps = None if seen is None else seen[1]
-    if seen is None or maps is None or maps.world_to_camera is None:
-        every = SceneView(scene.video, scene.world_to_camera)
-        frames, poses, K_normalised = every.pool, every.poses, scene.K_normalised
+    every = SceneView(scene.video, scene.world_to_camera)
+    frames, maps = what_is_seen(scene, chosen, geometry) or (every.pool, None)
+    if maps is None or maps.world_to_camera is None:
+        poses, K_normalised = every.poses, scene.K_normalised
     else:
-        frames, poses, K_normalised = seen[0], maps.world_to_camera, maps.K_normalised
+        poses, K_normalised = maps.world_to_camera, maps.K_normalised
     camera_to_world = invert_se3(poses.double()).numpy()
     known = np.isfinite(camera_to_world).all((1, 2))
     plane = _from_above(camera_to_world[known])
     centres = camera_to_world[:, :3, 3] @ plane.T
-    views = {frame: frames.index(frame) for frame in dict.fromkeys(chosen) if known[frames.index(frame)]}
+    places = {frame: place for place, frame in enumerate(frames)}
+    views = {frame: places[frame] for frame in dict.fromkeys(chosen) if known[places[frame]]}
     grid = None if maps is None else covered_voxels(maps, list(views.values()))
     corners = [centres[known]]
     if grid is not None:

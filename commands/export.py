@@ -50,7 +50,7 @@ class ExportingTrainer(Trainer):
         export_model(model, Path(out), None if dtype is None else getattr(torch, dtype))
         left_out = [type(model.encoding).__name__] if model.encoding is not None else []
         if model.fusion is not None:
-            chosen = {"branches": model.fusion.branches, "pair": model.fusion.pair}
-            left_out += [f"{name}: {chosen[name]}" for name, usual in OFFICIAL.items() if chosen[name] != usual]
+            chosen = {name: getattr(model.fusion, name) for name in OFFICIAL}
+            left_out += [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL[name]]
         beside = f", without {', '.join(left_out)}, which is no weight" if left_out else ""
         rank_zero_info(f"export: {out}{beside}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,28 @@ LISTED = 10  # names of each kind that an error shows
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class SafetensorsFile(Mapping[str, Tensor]):
+class Stored(Mapping[str, Tensor]):
+    """Tensors that are read when they are asked for, and not before.
+
+    Attributes:
+        names: of all of them, in the order in which they are best read.
+        files: that they are read from; none for those in memory.
+    """
+
+    names: Collection[str]
+    files: tuple[Path, ...]
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class SafetensorsFile(Stored):
     """The tensors of a file, each read when it is asked for: the file is never in memory as a whole."""
 
     def __init__(self, path: Path) -> None:
@@ -35,17 +56,8 @@ class SafetensorsFile(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.file.get_tensor(name)
 
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
-        return name in self.names
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-class Shards(Mapping[str, Tensor]):
+class Shards(Stored):
     """The tensors of a folder with an index, shard by shard; at most one shard is open.
 
     Raises:
@@ -61,6 +73,7 @@ class Shards(Mapping[str, Tensor]):
             named = {name: Path(name).name for name in self.file_of.values()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / INDEX} can't be read ({error!r}): download it again") from error
+        self.names = self.file_of.keys()
         self.open: tuple[str, SafetensorsFile] | None = None
         self.files = tuple(folder / name for name in named)
         for name, inside in named.items():
@@ -85,17 +98,8 @@ class Shards(Mapping[str, Tensor]):
                 f"{self.folder / shard} has no {name}, though the index says so ({error}): download both again"
             ) from error
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.file_of
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.file_of)
-
-    def __len__(self) -> int:
-        return len(self.file_of)
-
-
-class Under(Mapping[str, Tensor]):
+class Under(Stored):
     """The tensors whose names start with a prefix, named without it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
@@ -106,15 +110,6 @@ class Under(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[self.prefix + name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
 
 def in_full(tensors: Mapping[str, Tensor], name: str) -> str:
     """The name of a tensor in the file that it is read from."""
@@ -124,6 +119,12 @@ def in_full(tensors: Mapping[str, Tensor], name: str) -> str:
 def files_of(tensors: Mapping[str, Tensor]) -> tuple[Path, ...]:
     """The files that tensors are read from; none for those in memory."""
     return getattr(tensors, "files", ())
+
+
+def place_of(tensors: Mapping[str, Tensor]) -> str:
+    """The file that tensors are read from, or the folder of several, for an error."""
+    files = files_of(tensors)
+    return str(files[0] if len(files) == 1 else files[0].parent) if files else "the weights"
 
 
 def open_weights(folder: Path) -> Mapping[str, Tensor]:
@@ -191,9 +192,7 @@ def fill(
     problems["missing"] = [in_full(tensors, name) for name in missing]
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names)
-        files = files_of(tensors) or ("the weights",)
-        where = files[0] if len(files) == 1 else files[0].parent
-        raise InputError(f"the weights don't fit this {what}: {found}; check the config and {where}")
+        raise InputError(f"the weights don't fit this {what}: {found}; check the config and {place_of(tensors)}")
 
 
 def _listed(names: list[str]) -> str:

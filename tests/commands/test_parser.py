@@ -14,10 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 import main
 from commands.arguments import for_source
 from commands.cli import ZooCLI
-from commands.nulls import takes_null
 from commands.parser import closest
-from datamodules import Rooms, VideoQADataModule
-from zoo import Qwen25VL
 
 Said = Callable[[str], str]
 CONFIGS = {
@@ -275,28 +272,3 @@ def test_help_helps(line: str, named: str, monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit) as end:
         main.main()
     assert end.value.code == 0 and named in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("line", "option"),
-    [
-        ("fit --config qwen25_vl.yaml --data.num_frames null", "data.num_frames"),
-        ("fit --config qwen25_vl.yaml --data.source.size null", "data.source.size"),
-        ("fit --config spatial_mllm.yaml --model.fusion.pair null", "model.fusion.pair"),  # by way of its base
-        ("sample --data.num_frames null", "data.num_frames"),
-    ],
-)
-def test_a_null_where_none_is_taken(
-    line: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["main.py", *line.split()])
-    with pytest.raises(SystemExit) as end:
-        main.main()
-    assert str(end.value.code) == f"error: {option}: null, where it needs a value; leave it out for the default"
-
-
-def test_a_null_that_is_taken() -> None:
-    for part, name in ((Qwen25VL, "encoding"), (VideoQADataModule, "train_sampler"), (Rooms, "workers"), (str, "any")):
-        assert takes_null(part, name)
-    assert not takes_null(VideoQADataModule, "num_frames")

@@ -13,24 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.zoo.released import TINY_DINO, read_release, released_model, tiny_release, write_release
+from tests.zoo.released import read_release, released_model, tiny_release, write_release
 from zoo import CameraTokenFusion, InputError, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL, TinyVGGT
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model
-from zoo.geometry.vggt.patch_embed import DINOV2
+from zoo.weights import open_weights
 
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
 SIZES = dict(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 
 
-@pytest.fixture(autouse=True)
-def tiny_dino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
-
-
-@pytest.fixture
-def release(tmp_path: Path) -> Path:
-    write_release(tmp_path / "release", *tiny_release())
-    return tmp_path / "release"
+pytestmark = pytest.mark.usefixtures("tiny_dino")
 
 
 @pytest.fixture
@@ -49,6 +41,47 @@ def said(error: pytest.ExceptionInfo[InputError]) -> str:
 def with_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
+
+
+# ---- files that are absent or torn --------------------------------------------------------------------------------
+
+
+def test_folders_that_wont_do(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, remedy in (
+        ("weights/nowhere", "hf download <hub id, such as .*> --local-dir weights/nowhere"),
+        ("no/such/id", "hf download no/such/id --local-dir weights/id"),
+    ):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(InputError, match=remedy) as error:
+            PretrainedSpatialMLLM(path).load()
+        assert "\n" not in str(error.value)
+    shard, index = release / "model-00002-of-00003.safetensors", release / "model.safetensors.index.json"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="model-00002-of-00003.safetensors can't be read as safetensors"):
+        released_model(release)
+    shard.unlink()
+    with pytest.raises(InputError, match="lacks model-00002-of-00003.safetensors"):
+        released_model(release)
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(InputError, match="lacks ../elsewhere"):
+        released_model(release)
+    index.unlink()
+    (release / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(InputError, match="only safetensors are read"):
+        released_model(release)
+    (release / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json can't be read"):
+        released_model(release)
+
+
+def test_an_index_that_lies_is_an_error(release: Path) -> None:
+    index = release / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["absent"] = "model-00002-of-00003.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="has no absent, though the index says so .*: download both again"):
+        open_weights(release)["absent"]
 
 
 # ---- weights ------------------------------------------------------------------------------------------------------

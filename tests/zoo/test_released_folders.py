@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.zoo.released import (
-    TINY_DINO,
     load_case,
     media,
     official_weights,
@@ -28,19 +27,9 @@ from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import AddFusion, InputError, LoRA, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL, TinyVGGT
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
 from zoo.folders import read_config
-from zoo.geometry.vggt.patch_embed import DINOV2
 from zoo.weights import open_weights
 
-
-@pytest.fixture(autouse=True)
-def tiny_dino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
-
-
-@pytest.fixture
-def release(tmp_path: Path) -> Path:
-    write_release(tmp_path / "release", *tiny_release())
-    return tmp_path / "release"
+pytestmark = pytest.mark.usefixtures("tiny_dino")
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -218,47 +207,6 @@ def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:
     with torch.no_grad():
         tokens = [each.geometry(images, [None], cameras=False)[0].patches for each in (model, again)]
     assert torch.equal(*tokens)
-
-
-# ---- folders that won't do -----------------------------------------------------------------------------------------
-
-
-def test_folders_that_wont_do(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path, remedy in (
-        ("weights/nowhere", "hf download <hub id, such as .*> --local-dir weights/nowhere"),
-        ("no/such/id", "hf download no/such/id --local-dir weights/id"),
-    ):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        with pytest.raises(InputError, match=remedy) as error:
-            PretrainedSpatialMLLM(path).load()
-        assert "\n" not in str(error.value)
-    shard, index = release / "model-00002-of-00003.safetensors", release / "model.safetensors.index.json"
-    content = shard.read_bytes()
-    shard.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="model-00002-of-00003.safetensors can't be read as safetensors"):
-        released_model(release)
-    shard.unlink()
-    with pytest.raises(InputError, match="lacks model-00002-of-00003.safetensors"):
-        released_model(release)
-    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
-    with pytest.raises(InputError, match="lacks ../elsewhere"):
-        released_model(release)
-    index.unlink()
-    (release / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(InputError, match="only safetensors are read"):
-        released_model(release)
-    (release / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json can't be read"):
-        released_model(release)
-
-
-def test_an_index_that_lies_is_an_error(release: Path) -> None:
-    index = release / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["absent"] = "model-00002-of-00003.safetensors"
-    index.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="has no absent, though the index says so .*: download both again"):
-        open_weights(release)["absent"]
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------

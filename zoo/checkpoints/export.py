@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,38 @@ def export_model(
         model.geometry = model.geometry.encoder()
     tensors = OfficialTensors(model)
     source = _source(model)
+    with whole_or_absent(out):
+        written = write_shards(_with_the_rest(tensors, source, dtype), out, shard_bytes)
+        config = released_config(model, None if source is None else read_config(source))
+        if source is None or dtype is not None:
+            config["torch_dtype"] = str(written).removeprefix("torch.")
+        _write_json(out / CONFIG, config)
+        if source is not None:
+            for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
+                if path.name not in (CONFIG, INDEX):
+                    shutil.copyfile(path, out / path.name)
+            return
+        ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        _write_json(out / "generation_config.json", ids)
+        if model.processor is not None:
+            model.processor.save_pretrained(out)
+            model.processor.image_processor.save_pretrained(out)  # where transformers 4.51 looks
+
+
+@contextmanager
+def whole_or_absent(folder: Path) -> Iterator[None]:
+    """Makes the folder, and removes it with all that is in it if what writes there is broken off.
+
+    Raises:
+        InputError: it can't be written.
+    """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(model, tensors, source, out, dtype, shard_bytes)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(out, ignore_errors=True)
-        raise InputError(f"{out} can't be written ({error})") from error
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise InputError(f"{folder} can't be written ({error})") from error
         raise
 
 
@@ -72,31 +97,6 @@ def _source(model: SpatialModel) -> Path | None:
         return find_folder(name, name)
     except InputError as error:
         raise InputError(f"{name}, where the weights came from, is gone: its processor files belong to them") from error
-
-
-def _write(
-    model: SpatialModel,
-    tensors: OfficialTensors,
-    source: Path | None,
-    out: Path,
-    dtype: torch.dtype | None,
-    shard_bytes: int,
-) -> None:
-    written = write_shards(_with_the_rest(tensors, source, dtype), out, shard_bytes)
-    config = released_config(model, None if source is None else read_config(source))
-    if source is None or dtype is not None:
-        config["torch_dtype"] = str(written).removeprefix("torch.")
-    _write_json(out / CONFIG, config)
-    if source is not None:
-        for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
-            if path.name not in (CONFIG, INDEX):
-                shutil.copyfile(path, out / path.name)
-        return
-    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(out / "generation_config.json", ids)
-    if model.processor is not None:
-        model.processor.save_pretrained(out)
-        model.processor.image_processor.save_pretrained(out)  # where transformers 4.51 looks
 
 
 class OfficialTensors(Mapping[str, Tensor]):

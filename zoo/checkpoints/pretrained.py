@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.geometry.vggt.model import layer_index
 from zoo.geometry.vggt_encoder import VGGTEncoder, camera_head_of
 from zoo.weights import Under, fill, open_weights
 
@@ -53,9 +55,13 @@ class Pretrained(Backbone):
         return find_folder(self.path, self.released)
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        return read_config(self.folder)
+
+    @cached_property
     def config(self) -> ReleasedConfig:
         with described_by(self.folder):
-            return ReleasedConfig(read_config(self.folder))
+            return ReleasedConfig(self.settings)
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -94,7 +100,7 @@ class PretrainedQwen25VL(Pretrained):
 
     def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
         fuses = any(name.startswith((OFFICIAL_VGGT, OFFICIAL_CONNECTOR)) for name in self.tensors)
-        if fuses or "spatial" in str(read_config(self.folder).get("model_type")):
+        if fuses or "spatial" in str(self.settings.get("model_type")):
             raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
         return super().load()
 
@@ -122,12 +128,8 @@ class PretrainedSpatialMLLM(Pretrained):
         weights = Under(self.tensors, OFFICIAL_VGGT)
         with described_by(self.folder):
             vggt = VGGT.from_official({"aggregator": self.config.aggregator}, weights, dtype=self.dtype)
-        layer, depth = self.config.layer, vggt.aggregator.depth
-        if not -depth <= layer < depth:
-            raise InputError(
-                f"{self.folder / CONFIG}: spatial_embeds_layer_idx {layer}, and its VGGT has layers 0 to {depth - 1}"
-            )
-        return ReleasedVGGT(vggt, layer, weights)
+            layer_index(self.config.layer, vggt.aggregator.depth)  # the encoder's own error blames an option
+        return ReleasedVGGT(vggt, self.config.layer, weights)
 
     def fill(self, fusion: nn.Module) -> bool:
         """The connector's weights into an `AddFusion`; another fusion keeps its own."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +17,9 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
 from zoo.geometry.vggt.model import VGGT_1B, layer_index
 from zoo.geometry.vggt.official import find_weights
-from zoo.weights import SafetensorsFile, Under, fill, in_full
+from zoo.weights import SafetensorsFile, Under, fill, in_full, place_of
+
+Head = TypeVar("Head", CameraHead, DPTHead)
 
 
 class VGGTEncoder(GeometryEncoder):
@@ -150,31 +152,27 @@ def camera_head_of(vggt: Mapping[str, Tensor], dim_in: int) -> CameraHead:
     Raises:
         InputError: there is none, or it doesn't fit.
     """
-    weights = _head(vggt, "camera")
-    with torch.device("meta"):
-        head = CameraHead(dim_in)
-    head.to_empty(device=torch.get_default_device())
-    fill(head.state_dict(), weights, what="camera head of VGGT (camera_head.*)")
-    return head
+    return _filled(lambda: CameraHead(dim_in), vggt, "camera")
 
 
 def depth_head_of(vggt: Mapping[str, Tensor], depth: int) -> DPTHead:
     """VGGT-1B's depth head alone, as `camera_head_of`; depth is the number of layers of the trunk."""
-    weights = _head(vggt, "depth")
-    with torch.device("meta"):
-        head = DPTHead(**VGGT_1B["depth_head"])
-    head.to_empty(device=torch.get_default_device())
+    head = _filled(lambda: DPTHead(**VGGT_1B["depth_head"]), vggt, "depth")
     head.layers = tuple(layer_index(layer, depth) for layer in head.layers)
-    fill(head.state_dict(), weights, what="depth head of VGGT (depth_head.*)")
     return head
 
 
-def _head(vggt: Mapping[str, Tensor], name: str) -> Under:
+def _filled(build: Callable[[], Head], vggt: Mapping[str, Tensor], name: str) -> Head:
     weights = Under(vggt, f"{name}_head.")
     if not weights:
-        where = str(weights.files[0].parent) if weights.files else "these weights"
-        raise InputError(f"{where}: no {name} head ({in_full(weights, '')}*): take the data's, --model.cameras given")
-    return weights
+        raise InputError(
+            f"{place_of(weights)}: no {name} head ({in_full(weights, '')}*): take the data's, --model.cameras given"
+        )
+    with torch.device("meta"):
+        head = build()
+    head.to_empty(device=torch.get_default_device())
+    fill(head.state_dict(), weights, what=f"{name} head of VGGT ({name}_head.*)")
+    return head
 
 
 def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:

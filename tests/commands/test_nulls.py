@@ -1,0 +1,38 @@
+"""A null where a class takes none is one line with the option; where one is taken, it is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from commands.nulls import takes_null
+from datamodules import Rooms, VideoQADataModule
+from zoo import Qwen25VL
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("fit --config qwen25_vl.yaml --data.num_frames null", "data.num_frames"),
+        ("fit --config qwen25_vl.yaml --data.source.size null", "data.source.size"),
+        ("fit --config spatial_mllm.yaml --model.fusion.pair null", "model.fusion.pair"),  # by way of its base
+        ("sample --data.num_frames null", "data.num_frames"),
+    ],
+)
+def test_a_null_where_none_is_taken(
+    line: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", *line.split()])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert str(end.value.code) == f"error: {option}: null, where it needs a value; leave it out for the default"
+
+
+def test_a_null_that_is_taken() -> None:
+    for part, name in ((Qwen25VL, "encoding"), (VideoQADataModule, "train_sampler"), (Rooms, "workers"), (str, "any")):
+        assert takes_null(part, name)
+    assert not takes_null(VideoQADataModule, "num_frames")
