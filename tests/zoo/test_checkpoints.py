@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tests.zoo.released import (
     GOLDEN,
-    TINY_DINO,
     build,
     load_case,
     official_weights,
@@ -22,14 +21,11 @@ from zoo import InputError
 from zoo.checkpoints import OfficialTensors, load_qwen25_vl, load_spatial_mllm
 from zoo.checkpoints.config import ReleasedConfig
 from zoo.checkpoints.names import current_name, model_names, official_name, released_name
-from zoo.geometry.vggt.patch_embed import DINOV2
 
 HERE = Path(__file__).parents[1] / "golden"
 
 
-@pytest.fixture(autouse=True)
-def tiny_dino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
+pytestmark = pytest.mark.usefixtures("tiny_dino")
 
 
 # ---- the released checkpoints, by their manifests --------------------------------------------------------------

@@ -15,13 +15,11 @@ from callbacks.settings import differences, settings_of
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
-from tests.zoo.released import TINY_DINO, tiny_release, write_release
 from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, SpatialVLM
 from zoo.checkpoints import export_model
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, GeometryCache, GivenGeometry, TinyVGGT
 from zoo.geometry.vggt.aggregator import Aggregator
-from zoo.geometry.vggt.patch_embed import DINOV2
 
 
 def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> SpatialVLM:
@@ -127,18 +125,16 @@ def test_answers_of_another_vggt_are_told_apart_though_it_is_not_loaded(weights:
     assert [line.split()[0] for line in differences(before, settings(), ())] == ["geometry_weights"]
 
 
-def test_export_loads_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
-    write_release(tmp_path / "release", *tiny_release())
+def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
     written = []
     for name, cache in (("plain", None), ("cached", GeometryCache(str(tmp_path / "cache")))):
-        backbone = PretrainedSpatialMLLM(str(tmp_path / "release"), dtype="float32")
+        backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
         model = SpatialMLLM(geometry=TinyVGGT, backbone=backbone, geometry_cache=cache)
         export_model(model, tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert written[0] == written[1] and any("safetensors" in name for name in written[0])
     # the VGGT of a release is found before anything else of it is loaded
-    backbone = PretrainedSpatialMLLM(str(tmp_path / "release"), dtype="float32")
+    backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
     encoder = CachedGeometry(backbone.geometry, GeometryCache(str(tmp_path / "cache")))
     encoder.want_cameras()
     (found,) = ask(encoder, frames(2, 28, 28))
