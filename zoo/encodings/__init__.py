@@ -3,8 +3,9 @@
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.append import Append
 from zoo.encodings.base import CameraEncoding, EncodedCameras, ZeroChannels
-from zoo.encodings.blocks import CameraMatrices, ChannelBlock
+from zoo.encodings.blocks import CameraMatrices
 from zoo.encodings.cape import CaPE
+from zoo.encodings.channels import ChannelBlock
 from zoo.encodings.gta import GTA
 from zoo.encodings.matrices import Matrices, MatrixEncoding
 from zoo.encodings.multiview import multiview_attention, prope_attention

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLTextModel
 
 from zoo.encodings.base import QK, EncodedCameras, Rope, ZeroChannels
-from zoo.encodings.blocks import CameraMatrices, ChannelBlock
+from zoo.encodings.blocks import CameraMatrices
+from zoo.encodings.channels import ChannelBlock
 from zoo.encodings.placements import Placement, RowMatrices
 from zoo.errors import InputError
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.encodings.base import EncodedCameras
+from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient
 from zoo.precision import full_precision
-
-TOKENS_AT_ONCE = 256
-
-
-class ChannelBlock:
-    """Groups of four neighbouring channels: `width` channels from `start` on in each of `parts` equal parts of a head.
-
-    With two parts the groups stand in pairs, (c, c + 1, c + 2, c + 3) and the same plus D/2: with one matrix for both
-    that is P x I_2 on four of RoPE's pairs. Channels that others appended to a head are left alone.
-    """
-
-    def __init__(self, head_dim: int, start: int, width: int, parts: int = 1) -> None:
-        self.head_dim, self.start, self.width, self.parts = head_dim, start, width, parts
-
-    def view(self, x: Shaped[Tensor, "*rest E"]) -> Shaped[Tensor, "*rest parts width"]:
-        """The channels, without a copy."""
-        return x[..., : self.head_dim].unflatten(-1, (self.parts, -1)).narrow(-1, self.start, self.width)
 
 
 class CameraMatrices(EncodedCameras):
@@ -56,64 +43,81 @@ class CameraMatrices(EncodedCameras):
         self.block = block
         self.in_rope_frame = in_rope_frame
         self.index, self.matrices = index, {"q": q, "k": k, "v": v, "o": o}
-        sample, token = (index >= 0).nonzero(as_tuple=True)
-        self.tokens = sample * index.shape[1] + token  # those that have a camera, in the flattened batch
-        camera = index[sample, token]
-        self.q, self.k, self.v, self.o = (None if m is None else m[sample, camera] for m in (q, k, v, o))
+        self.stretches = list(stretches(index))
+        firsts = [torch.arange(some.start, some.stop, some.step, device=index.device) for some in self.stretches]
+        cameras = [(token // index.shape[1], index.flatten()[token]) for token in firsts]
+        self.of_stretches = {
+            name: [block.along_diagonal(m[some]) for some in cameras]
+            for name, m in self.matrices.items()
+            if m is not None
+        }
 
     def repeated(self, copies: int) -> CameraMatrices:
         matrices = {name: None if m is None else m.repeat_interleave(copies, 0) for name, m in self.matrices.items()}
         return CameraMatrices(self.index.repeat_interleave(copies, 0), self.block, self.in_rope_frame, **matrices)
 
     def before_rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return (q, k) if self.in_rope_frame else (self._times(q, self.q), self._times(k, self.k))
+        return (q, k) if self.in_rope_frame else (self._times(q, "q"), self._times(k, "k"))
 
     def after_rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return (self._times(q, self.q), self._times(k, self.k)) if self.in_rope_frame else (q, k)
+        return (self._times(q, "q"), self._times(k, "k")) if self.in_rope_frame else (q, k)
 
     def values(self, v: Tensor) -> Tensor:
-        return self._times(v, self.v)
+        return self._times(v, "v")
 
     def outputs(self, o: Tensor) -> Tensor:
-        return self._times(o, self.o)
+        return self._times(o, "o")
 
-    def _times(
-        self, x: Float[Tensor, "B L heads D"], matrices: Float[Tensor, "N 4 4"] | None
-    ) -> Float[Tensor, "B L heads D"]:
-        return x if matrices is None else _Times.apply(x, matrices, self.tokens, self.block)
+    def _times(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
+        matrices = self.of_stretches.get(term)
+        return _Times.apply(x, self.block.slices, self.stretches, *matrices) if matrices else x
+
+
+def stretches(index: Int[Tensor, "B L"]) -> Iterator[slice]:
+    """Where tokens with a camera stand side by side, in the flattened batch.
+
+    Args:
+        index: the camera of each token, -1 for none.
+
+    Yields:
+        A slice of tokens; with its step, a divisor of its length, the camera changes at most.
+    """
+    sample = torch.arange(len(index), device=index.device)[:, None]
+    camera = torch.where(index >= 0, sample * (index.max() + 1) + index, -1)
+    runs = zip(*(x.tolist() for x in camera.flatten().unique_consecutive(return_counts=True)), strict=True)
+    start = 0
+    for seen, some in groupby(runs, key=lambda run: run[0] >= 0):
+        lengths = [length for _, length in some]
+        if seen:
+            yield slice(start, start + sum(lengths), math.gcd(*lengths))
+        start += sum(lengths)
 
 
 class _Times(torch.autograd.Function):
-    """x with the groups of four channels of some tokens multiplied by matrices.
-
-    A function of its own because the gradient is the same map, with the matrices transposed: one copy of x,
-    and what changes written into it, either way.
-    """
+    """x with some channels of some stretches of tokens multiplied by matrices."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrices: Tensor, tokens: Tensor, block: ChannelBlock) -> Tensor:
-        ctx.save_for_backward(x if matrices.requires_grad else None, matrices, tokens)
-        ctx.block = block
+    def forward(ctx: Any, x: Tensor, channels: list[slice], stretches: list[slice], *matrices: Tensor) -> Tensor:
+        ctx.save_for_backward(x if any(m.requires_grad for m in matrices) else None, *matrices)
+        ctx.channels, ctx.stretches = channels, stretches
         out = x.clone(memory_format=torch.contiguous_format)
-        source, target = (block.view(each).flatten(0, 1) for each in (x, out))
-        # on a CPU new memory costs more than the product: a few tokens at a time share theirs
-        step = len(tokens) if x.is_cuda else TOKENS_AT_ONCE
         # autocast would take the product to half precision, and the poses with it
         with full_precision(x.device):
-            for some, of_some in zip(tokens.split(step), matrices.split(step), strict=True):
-                turned = _groups(source, some).to(matrices.dtype) @ of_some
-                target[some] = turned.to(x.dtype).view(len(some), *target.shape[1:])
+            for source, target, some in zip(_tokens(x, stretches), _tokens(out, stretches), matrices, strict=True):
+                multiply(source, target, channels, some)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        x, matrices, tokens = ctx.saved_tensors
-        grad_matrices = None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *matrices = ctx.saved_tensors
+        of_matrices: list[Tensor | None] = [None] * len(matrices)
         if x is not None:
-            groups, grad = (_groups(ctx.block.view(each).flatten(0, 1), tokens) for each in (x, grads[0]))
-            grad_matrices = groups.to(matrices.dtype).mT @ grad.to(matrices.dtype)
-        return _Times.apply(grads[0], matrices.mT, tokens, ctx.block), grad_matrices, None, None
+            both = zip(_tokens(x, ctx.stretches), _tokens(grads[0], ctx.stretches), matrices, strict=True)
+            of_matrices = [multiply_gradient(tokens, grad, ctx.channels, m) for tokens, grad, m in both]
+        grad_x = _Times.apply(grads[0], ctx.channels, ctx.stretches, *(m.mT for m in matrices))
+        return grad_x, None, None, *of_matrices
 
 
-def _groups(channels: Float[Tensor, "BL heads parts width"], tokens: Int[Tensor, " N"]) -> Float[Tensor, "N groups 4"]:
-    return channels[tokens].flatten(1).unflatten(1, (-1, 4))
+def _tokens(x: Float[Tensor, "B L heads E"], stretches: list[slice]) -> Iterator[Float[Tensor, "N heads E"]]:
+    flat = x.flatten(0, 1)
+    return (flat[some.start : some.stop] for some in stretches)

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.cameras import normalise_intrinsics
+from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient, turn
 from zoo.encodings.matrices import Matrices
 from zoo.encodings.prope import projection_matrices
 from zoo.precision import full_precision
 
 ROPE_BASE = 100.0
-CACHED = 2**17  # numbers that stay near a CPU core
 
 
 def prope_attention(
@@ -84,11 +84,12 @@ def multiview_attention(
         )
     dtype = torch.promote_types(torch.promote_types(q.dtype, torch.float32), given.dtype)
     identity = torch.eye(4, dtype=dtype, device=given.device).expand_as(given)
-    of_q, of_k, of_v, of_o = (identity if each is None else each.mT.to(dtype) for each in matrices)  # of row vectors
+    rows = ((identity if each is None else each.mT.to(dtype)).flatten(0, 1) for each in matrices)  # of row vectors
+    of_q, of_k, of_v, of_o = map(_half(q).along_diagonal, rows)
     cos, sin = _image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device)
 
     def turn(x: Tensor, rows: Tensor, sin: Tensor) -> Tensor:
-        return _Turn.apply(x.to(dtype), rows, cos, sin).to(q.dtype)
+        return _Layout.apply(x.to(dtype), rows, cos, sin).to(q.dtype)
 
     output = F.scaled_dot_product_attention(
         turn(q, of_q, sin), turn(k, of_k, sin), turn(v, of_v, sin), is_causal=is_causal
@@ -98,51 +99,38 @@ def multiview_attention(
 
 def _image_rope(
     patches_x: int, patches_y: int, num_frequencies: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Float[Tensor, "2 T F"], Float[Tensor, "2 T F"]]:
-    """Cosine and sine of the angles of each patch, for x and for y."""
+) -> tuple[Float[Tensor, "2 T 1 F"], Float[Tensor, "2 T 1 F"]]:
+    """Cosine and sine of the angles that each patch's pairs turn by, for x and for y."""
     exponent = torch.arange(num_frequencies, dtype=torch.float64, device=device) / num_frequencies
     y, x = torch.meshgrid(torch.arange(patches_y, device=device), torch.arange(patches_x, device=device), indexing="ij")
-    angle = torch.stack((x.flatten(), y.flatten()))[..., None] * ROPE_BASE**-exponent
+    angle = -torch.stack((x.flatten(), y.flatten()))[..., None, None] * ROPE_BASE**-exponent
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-class _Turn(torch.autograd.Function):
-    """The layout's linear map of one tensor, written piece by piece into one output.
-
-    New tensors are what it costs: plain operators would make one a piece and another to concatenate them, and
-    as many again for the gradient, which is the same map with matrices transposed and angles negated.
-    """
+class _Layout(torch.autograd.Function):
+    """The layout's linear map of one tensor: matrices on half of the channels, turns on the others."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrices: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(x if matrices.requires_grad else None, matrices, cos, sin)
-        num_cameras, num_patches, half = matrices.shape[1], cos.shape[1], x.shape[-1] // 2
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        source = x.unflatten(2, (num_cameras, num_patches))  # B H C T D
-        target = out.unflatten(2, (num_cameras, num_patches))
-        # on a CPU new memory costs more than the product: a few cameras after the other use the same
-        step = num_cameras if x.is_cuda else max(1, CACHED * num_cameras // max(1, x.numel()))
+        source = x.transpose(1, 2)  # token after token, which attention's projections are as well
+        target = torch.empty_like(source, memory_format=torch.contiguous_format)
         with full_precision(x.device):
-            for first in range(0, num_cameras, step):
-                some = slice(first, first + step)
-                part = source[:, :, some, :, :half]
-                groups = part.reshape(*part.shape[:3], -1, 4)
-                target[:, :, some, :, :half] = (groups @ matrices[:, None, some]).view(part.shape)
+            multiply(source.flatten(0, 1), target.flatten(0, 1), _half(x).slices, matrices)
+        of_source, of_target = (each.unflatten(1, (-1, cos.shape[1])) for each in (source, target))  # B C T H D
         for axis in (0, 1):
-            first = half + axis * half // 2
-            middle, last = first + half // 4, first + half // 2
-            a, b = source[..., first:middle], source[..., middle:last]
-            torch.mul(a, cos[axis], out=target[..., first:middle]).addcmul_(b, sin[axis])
-            torch.mul(b, cos[axis], out=target[..., middle:last]).addcmul_(a, sin[axis], value=-1)
-        return out
+            turn(of_source, of_target, (2 + axis) * x.shape[-1] // 4, cos[axis], sin[axis])
+        return target.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, matrices, cos, sin = ctx.saved_tensors
-        grad_x = _Turn.apply(grads[0], matrices.mT, cos, -sin)
         grad_matrices = None
         if x is not None:
-            half, split = x.shape[-1] // 2, (matrices.shape[1], cos.shape[1])
-            groups = (t[..., :half].unflatten(2, split).unflatten(-1, (-1, 4)) for t in (x, grads[0]))
-            grad_matrices = torch.einsum("bhctgi,bhctgj->bcij", *groups)
-        return grad_x, grad_matrices, None, None
+            tokens, grad = (each.transpose(1, 2).flatten(0, 1) for each in (x, grads[0]))
+            grad_matrices = multiply_gradient(tokens, grad, _half(x).slices, matrices)
+        return _Layout.apply(grads[0], matrices.mT, cos, -sin), grad_matrices, None, None
+
+
+def _half(x: Float[Tensor, "B H N D"]) -> ChannelBlock:
+    return ChannelBlock(x.shape[-1], 0, x.shape[-1] // 2)

@@ -88,4 +88,5 @@ class SomeHeads(EncodedCameras):
 
 def _where(heads: Bool[Tensor, "heads 1"], changed: Tensor, stock: Tensor) -> Tensor:
     """Of one width with what was changed: appended channels are zeros elsewhere, or taken off."""
-    return torch.where(heads, changed, F.pad(stock, (0, changed.shape[-1] - stock.shape[-1])))
+    appended = changed.shape[-1] - stock.shape[-1]
+    return torch.where(heads, changed, F.pad(stock, (0, appended)) if appended else stock)

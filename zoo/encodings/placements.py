@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLTextModel
 
 from zoo.encodings.base import EncodedCameras
-from zoo.encodings.blocks import CameraMatrices, ChannelBlock
+from zoo.encodings.blocks import CameraMatrices
+from zoo.encodings.channels import ChannelBlock
 from zoo.errors import InputError
 
 RowMatrices = Mapping[str, Float[Tensor, "B C 4 4"]]
@@ -81,7 +81,7 @@ class OnChannels(Placement):
 
     def channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
         """The channels as a list: four after four are what one 4 x 4 matrix acts on."""
-        return self.block(head_dim, mrope_section).view(torch.arange(head_dim)).flatten().tolist()
+        return [c for some in self.block(head_dim, mrope_section).slices for c in range(some.start, some.stop)]
 
 
 class Fraction(OnChannels):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.encodings.base import QK, CameraEncoding, EncodedCameras
+from zoo.encodings.channels import turn
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 
@@ -175,8 +176,27 @@ class Rotation(EncodedCameras):
         return self._turn(o, -self.sin) if "vo" in self.terms else o
 
     def _turn(self, x: Float[Tensor, "B L heads D"], sin: Float[Tensor, "B L F"]) -> Float[Tensor, "B L heads D"]:
-        cos, sin, pairs = self.cos[:, :, None], sin[:, :, None], sin.shape[-1]
-        # another encoding may have appended channels: they follow the model's own
-        a, b, appended = x.split((pairs, pairs, x.shape[-1] - 2 * pairs), -1)
-        turned = (a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype)
-        return torch.cat((*turned, appended), -1)
+        dtype = torch.promote_types(x.dtype, sin.dtype)
+        return _Turn.apply(*(each.to(dtype) for each in (x, self.cos[:, :, None], sin[:, :, None]))).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """x with its pairs of channels (c, c + D/2) turned; another encoding may have appended channels that follow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(x if cos.requires_grad or sin.requires_grad else None, cos, sin)
+        out, width = torch.empty_like(x, memory_format=torch.contiguous_format), 2 * cos.shape[-1]
+        turn(x, out, 0, cos, sin)
+        out[..., width:] = x[..., width:]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, cos, sin = ctx.saved_tensors
+        of_cos = of_sin = None
+        if x is not None:
+            (a, b), (grad_a, grad_b) = (each[..., : 2 * cos.shape[-1]].chunk(2, -1) for each in (x, grads[0]))
+            of_cos = (grad_a * a + grad_b * b).sum_to_size(cos.shape)
+            of_sin = (grad_b * a - grad_a * b).sum_to_size(sin.shape)
+        return _Turn.apply(grads[0], cos, -sin), of_cos, of_sin

@@ -1,0 +1,109 @@
+"""The fast paths on channels against the definition, token by token, with their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.encodings import CameraMatrices, ChannelBlock
+from zoo.encodings.blocks import stretches
+from zoo.encodings.channels import FEW_ROWS, multiply
+from zoo.encodings.rotary import Rotation
+
+HEAD_DIM, HEADS = 80, 3
+BLOCKS = [ChannelBlock(HEAD_DIM, 0, 40), ChannelBlock(HEAD_DIM, 4, 36, parts=2), ChannelBlock(HEAD_DIM, 76, 4)]
+VIDEO = [-1, -1, *[0] * 4, *[1] * 4, *[2] * 4, -1]
+MIXED = [0, 0, 0, -1, 2, 1, 1, 1, 1, -1, -1, 0, 2, 2, -1]
+INDICES = {"video": [VIDEO, VIDEO], "mixed": [MIXED, VIDEO], "none": [[-1] * 15, VIDEO], "full": [[0] * 15, [1] * 15]}
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def defined(x: Tensor, matrices: Tensor, index: Tensor, block: ChannelBlock) -> Tensor:
+    """Group after group of four channels, each a row vector times its camera's matrix."""
+    out = x.clone()
+    for sample, token in (index >= 0).nonzero().tolist():
+        for part in range(block.parts):
+            start = block.start + part * HEAD_DIM // block.parts
+            for c in range(start, start + block.width, 4):
+                group = x[sample, token, :, c : c + 4]
+                out[sample, token, :, c : c + 4] = group @ matrices[sample, index[sample, token]]
+    return out
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("name", INDICES)
+def test_equals_the_definition(name: str, block: ChannelBlock) -> None:
+    index, matrices = torch.tensor(INDICES[name]), random(2, 3, 4, 4)
+    encoded = CameraMatrices(index, block, True, v=matrices)
+    for appended in (0, 8):
+        x = random(2, 15, HEADS, HEAD_DIM + appended, seed=1)
+        other_order = x.transpose(1, 2).contiguous().transpose(1, 2)  # as after RoPE
+        expected = defined(x, matrices, index, block)
+        assert (expected - x).abs().max() > 0.1
+        for same in (x, other_order):
+            kept = same.clone()
+            torch.testing.assert_close(encoded.values(same), expected, rtol=0, atol=1e-13)
+            assert torch.equal(same, kept)
+
+
+@pytest.mark.parametrize("tokens", [1, 2 * FEW_ROWS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_and_many_tokens_a_matrix(tokens: int, dtype: torch.dtype) -> None:
+    x, matrices, block = random(3 * tokens, 1, HEAD_DIM, dtype=dtype), random(3, 4, 4, dtype=torch.float32), BLOCKS[0]
+    out = x.clone()
+    with torch.autocast("cpu", enabled=False):
+        multiply(x, out, block.slices, block.along_diagonal(matrices))
+    index = torch.arange(3).repeat_interleave(tokens)[None]
+    expected = defined(x[None].double(), matrices[None].double(), index, block)[0]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_autocast_does_not_round_the_matrices() -> None:
+    matrices = random(3, 4, 4, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wide = BLOCKS[0].along_diagonal(matrices)
+        assert (matrices @ torch.eye(4)).dtype == torch.bfloat16  # the control
+    assert wide.dtype == torch.float32 and torch.equal(wide[:, 4:8, 4:8], matrices) and not wide[:, :4, 4:].any()
+
+
+def test_a_video_is_one_stretch_with_a_step_a_camera() -> None:
+    assert list(stretches(torch.tensor([VIDEO]))) == [slice(2, 14, 4)]
+    assert list(stretches(torch.tensor([VIDEO[2:-1], VIDEO[2:-1]]))) == [slice(0, 24, 4)]  # each with its own cameras
+    assert list(stretches(torch.full((2, 3), -1))) == []
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_a_step_of_a_stretch_has_one_camera(name: str) -> None:
+    index = torch.tensor(INDICES[name])
+    camera = torch.where(index >= 0, index + 3 * torch.arange(2)[:, None], -1).flatten()
+    seen = torch.zeros_like(camera, dtype=torch.bool)
+    for some in stretches(index):
+        inside = camera[some.start : some.stop].unflatten(0, (-1, some.step))
+        assert (inside == inside[:, :1]).all() and (inside >= 0).all()
+        seen[some.start : some.stop] = True
+    assert torch.equal(seen, camera >= 0)
+
+
+def matrices_on(x: Tensor, matrices: Tensor) -> Tensor:
+    index = torch.tensor([[0, 0, -1, 1, 1], [-1, 1, 0, 0, -1]])
+    return CameraMatrices(index, ChannelBlock(8, 0, 4, parts=2), True, o=matrices).outputs(x)
+
+
+def turns_on(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return Rotation(cos, sin, "qkvo").outputs(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [(matrices_on, [(2, 5, 2, 10), (2, 2, 4, 4)]), (turns_on, [(2, 5, 2, 10), (2, 5, 4), (2, 5, 4)])],
+)
+def test_gradients(function: Callable[..., Tensor], shapes: list[tuple[int, ...]]) -> None:
+    inputs = [random(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    assert torch.autograd.gradcheck(function, inputs)
