@@ -3,8 +3,11 @@
 The layers' projections and RoPE are left out, so the numbers are of attention alone: q, k and v are given, each is
 encoded, plain SDPA runs, and its output is encoded. In the same run, interleaved: SDPA alone; the published layout of
 PRoPE (arXiv 2507.10496) by `prope_attention`; and the same as the paper states it, with einsum over groups of four
-channels and RoPE by concatenation. A decode step is one of a whole decoder, after a prompt of as many visual tokens:
-stock transformers against `CameraAttention` with each kind of cache.
+channels and RoPE by concatenation. Then a whole decoder, with all that its layers do: its pass over a prompt of as many
+visual tokens, and a step after it, stock transformers against `CameraAttention` with each kind of cache.
+
+On a CPU most of what is left of the cost is new memory, which the C library gives back to the system and asks for
+again: with MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000 in the environment it keeps it.
 
     python -m benchmarks.attention [--views 16] [--tokens 64] [--heads 16] [--head-dim 128] [--device cpu] [--threads 2]
 """
@@ -67,7 +70,9 @@ def main() -> None:
     print(f"{size}, {arguments.dtype}, {where}, torch {torch.__version__}, {arguments.repeats} repeats\n")
     table("attention, forward", attentions(arguments, backward=False), "SDPA alone", arguments)
     table("attention, forward and backward", attentions(arguments, backward=True), "SDPA alone", arguments)
-    table(f"a decode step, {arguments.layers} layers", decoders(arguments), "stock", arguments, divided_by=DECODED)
+    prompts, steps = decoders(arguments)
+    table(f"a decoder of {arguments.layers} layers, the prompt", prompts, "stock", arguments)
+    table(f"a decoder of {arguments.layers} layers, a step", steps, "stock", arguments, divided_by=DECODED)
 
 
 def table(
@@ -145,7 +150,7 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
         whole = encoded_in(model, name, arguments)
 
         def attend() -> Tensor:
-            acting = whole.at_layer(1, hidden, rope) or EncodedCameras()
+            acting = whole.at_layer(0, hidden, rope) or EncodedCameras()
             keys = acting.after_rope(*acting.before_rope(q, k))
             inputs = [x.transpose(1, 2) for x in (*keys, acting.values(v))]
             output = F.scaled_dot_product_attention(*inputs, scale=arguments.head_dim**-0.5)
@@ -197,31 +202,34 @@ def published(q: Tensor, k: Tensor, v: Tensor, V: Tensor, K_px: Tensor, side: in
     return apply(output, P, -1)
 
 
-# ---- decoding ---------------------------------------------------------------------------------------------
+# ---- in the decoder ---------------------------------------------------------------------------------------
 
 
-def decoders(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Some steps after a prompt; the cache is cut back each time."""
+def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
+    """A pass over a prompt of visual tokens, and some steps after it, for which the cache is cut back each time."""
     length, dtype = arguments.views * arguments.tokens, getattr(torch, arguments.dtype)
     prompt = torch.randn(1, length, arguments.heads * arguments.head_dim, device=arguments.device, dtype=dtype)
-    token = prompt[:, :1]
-    work: dict[str, Callable[[], object]] = {}
+    prompts: dict[str, Callable[[], object]] = {}
+    steps: dict[str, Callable[[], object]] = {}
     for name in ("stock", "PRoPE, TSection", "PRoPE, Append", "PoseALiBi"):
         model = text_model(arguments)
         encoded = None if name == "stock" else encoded_in(model, name, arguments)
         cache = DynamicCache(config=model.config)
-        with torch.no_grad():
-            model(inputs_embeds=prompt, cache=cache, camera_encoding=encoded)
         later = None if encoded is None else encoded.decoding()
 
-        def run(model=model, cache=cache, later=later) -> None:
+        def read(model=model, cache=None, encoded=encoded) -> None:
+            with torch.no_grad():
+                model(inputs_embeds=prompt, cache=cache, use_cache=cache is not None, camera_encoding=encoded)
+
+        def decode(model=model, cache=cache, later=later) -> None:
             with torch.no_grad():
                 for _ in range(DECODED):
-                    model(inputs_embeds=token, cache=cache, camera_encoding=later)
+                    model(inputs_embeds=prompt[:, :1], cache=cache, camera_encoding=later)
             cache.crop(-DECODED)
 
-        work[name] = run
-    return work
+        read(cache=cache)
+        prompts[name], steps[name] = read, decode
+    return prompts, steps
 
 
 if __name__ == "__main__":
