@@ -15,6 +15,8 @@ from zoo.encodings.base import EncodedCameras
 from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient
 from zoo.precision import full_precision
 
+SHORT = 128  # tokens: stretches that are shorter are taken together, which costs a copy but no call each
+
 
 class CameraMatrices(EncodedCameras):
     """A 4 x 4 matrix a token on groups of four channels: row vectors times q, k, v and o, each optional.
@@ -43,10 +45,8 @@ class CameraMatrices(EncodedCameras):
         self.block = block
         self.in_rope_frame = in_rope_frame
         self.index, self.matrices = index, {"q": q, "k": k, "v": v, "o": o}
-        self.stretches = list(stretches(index))
-        firsts = [torch.arange(some.start, some.stop, some.step, device=index.device) for some in self.stretches]
-        cameras = [(token // index.shape[1], index.flatten()[token]) for token in firsts]
-        self.of_stretches = {
+        self.tokens, cameras = _side_by_side(index)
+        self.of_tokens = {
             name: [block.along_diagonal(m[some]) for some in cameras]
             for name, m in self.matrices.items()
             if m is not None
@@ -69,8 +69,8 @@ class CameraMatrices(EncodedCameras):
         return self._times(o, "o")
 
     def _times(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
-        matrices = self.of_stretches.get(term)
-        return _Times.apply(x, self.block.slices, self.stretches, *matrices) if matrices else x
+        matrices = self.of_tokens.get(term)
+        return _Times.apply(x, self.block.slices, self.tokens, *matrices) if matrices else x
 
 
 def stretches(index: Int[Tensor, "B L"]) -> Iterator[slice]:
@@ -93,18 +93,35 @@ def stretches(index: Int[Tensor, "B L"]) -> Iterator[slice]:
         start += sum(lengths)
 
 
+def _side_by_side(index: Int[Tensor, "B L"]) -> tuple[list[slice | Tensor], list[tuple[Tensor, Tensor]]]:
+    """Which tokens of the flattened batch to take at once, and the samples and numbers of their cameras in turn."""
+    found = list(stretches(index))
+    step = math.gcd(*(some.step for some in found))
+    tokens: list[slice | Tensor] = [slice(some.start, some.stop) for some in found]
+    steps = [list(range(some.start, some.stop, some.step)) for some in found]
+    if sum(some.stop - some.start for some in found) < SHORT * len(found):
+        every = [token for some in found for token in range(some.start, some.stop)]
+        tokens, steps = [torch.tensor(every, device=index.device)], [every[::step]]
+    firsts = [torch.tensor(each, device=index.device) for each in steps]
+    return tokens, [(first // index.shape[1], index.flatten()[first]) for first in firsts]
+
+
 class _Times(torch.autograd.Function):
-    """x with some channels of some stretches of tokens multiplied by matrices."""
+    """x with some channels of some tokens multiplied by matrices."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, channels: list[slice], stretches: list[slice], *matrices: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, channels: list[slice], tokens: list[slice | Tensor], *matrices: Tensor) -> Tensor:
         ctx.save_for_backward(x if any(m.requires_grad for m in matrices) else None, *matrices)
-        ctx.channels, ctx.stretches = channels, stretches
+        ctx.channels, ctx.tokens = channels, tokens
         out = x.clone(memory_format=torch.contiguous_format)
+        source, target = x.flatten(0, 1), out.flatten(0, 1)
         # autocast would take the product to half precision, and the poses with it
         with full_precision(x.device):
-            for source, target, some in zip(_tokens(x, stretches), _tokens(out, stretches), matrices, strict=True):
-                multiply(source, target, channels, some)
+            for some, of_some in zip(tokens, matrices, strict=True):
+                written = target[some]  # a view of a slice, else a copy
+                multiply(source[some], written, channels, of_some)
+                if not isinstance(some, slice):
+                    target[some] = written
         return out
 
     @staticmethod
@@ -112,12 +129,10 @@ class _Times(torch.autograd.Function):
         x, *matrices = ctx.saved_tensors
         of_matrices: list[Tensor | None] = [None] * len(matrices)
         if x is not None:
-            both = zip(_tokens(x, ctx.stretches), _tokens(grads[0], ctx.stretches), matrices, strict=True)
-            of_matrices = [multiply_gradient(tokens, grad, ctx.channels, m) for tokens, grad, m in both]
-        grad_x = _Times.apply(grads[0], ctx.channels, ctx.stretches, *(m.mT for m in matrices))
+            source, grad = x.flatten(0, 1), grads[0].flatten(0, 1)
+            of_matrices = [
+                multiply_gradient(source[some], grad[some], ctx.channels, of_some)
+                for some, of_some in zip(ctx.tokens, matrices, strict=True)
+            ]
+        grad_x = _Times.apply(grads[0], ctx.channels, ctx.tokens, *(m.mT for m in matrices))
         return grad_x, None, None, *of_matrices
-
-
-def _tokens(x: Float[Tensor, "B L heads E"], stretches: list[slice]) -> Iterator[Float[Tensor, "N heads E"]]:
-    flat = x.flatten(0, 1)
-    return (flat[some.start : some.stop] for some in stretches)

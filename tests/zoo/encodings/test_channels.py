@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.encodings import CameraMatrices, ChannelBlock
+from zoo.encodings import CameraMatrices, ChannelBlock, blocks
 from zoo.encodings.blocks import stretches
 from zoo.encodings.channels import FEW_ROWS, multiply
 from zoo.encodings.rotary import Rotation
@@ -36,9 +36,12 @@ def defined(x: Tensor, matrices: Tensor, index: Tensor, block: ChannelBlock) -> 
     return out
 
 
+@pytest.mark.parametrize("short", [0, blocks.SHORT])
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("name", INDICES)
-def test_equals_the_definition(name: str, block: ChannelBlock) -> None:
+def test_equals_the_definition(name: str, block: ChannelBlock, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretch by stretch, or all that are short at once."""
+    monkeypatch.setattr(blocks, "SHORT", short)
     index, matrices = torch.tensor(INDICES[name]), random(2, 3, 4, 4)
     encoded = CameraMatrices(index, block, True, v=matrices)
     for appended in (0, 8):
@@ -100,10 +103,14 @@ def turns_on(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return Rotation(cos, sin, "qkvo").outputs(x)
 
 
+@pytest.mark.parametrize("short", [0, blocks.SHORT])
 @pytest.mark.parametrize(
     ("function", "shapes"),
     [(matrices_on, [(2, 5, 2, 10), (2, 2, 4, 4)]), (turns_on, [(2, 5, 2, 10), (2, 5, 4), (2, 5, 4)])],
 )
-def test_gradients(function: Callable[..., Tensor], shapes: list[tuple[int, ...]]) -> None:
+def test_gradients(
+    function: Callable[..., Tensor], shapes: list[tuple[int, ...]], short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "SHORT", short)
     inputs = [random(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
     assert torch.autograd.gradcheck(function, inputs)

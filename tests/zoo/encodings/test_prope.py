@@ -95,7 +95,7 @@ def change_of_world(placement: OnChannels, reference: str | None, *, text: int, 
     for V in (poses, poses @ world):
         encoded = encode(PRoPE(placement, reference=reference), V, K, index)
         if drop:
-            del encoded.of_stretches[drop]
+            del encoded.of_tokens[drop]
         outputs.append(attend(encoded, qkv, ids))
     return float((outputs[0] - outputs[1]).abs().max())
 
