@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
+    if round(arguments.tokens**0.5) ** 2 != arguments.tokens:
+        parser.error(f"--tokens: {arguments.tokens} tokens a view are no square")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
@@ -163,7 +165,9 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
         "published layout, einsum": lambda: published(*heads_first, poses, K, side),
         "published layout, `prope_attention`": lambda: prope_attention(*heads_first, poses, K, **layout),
     }
-    torch.testing.assert_close(*(work[name]() for name in work if name.startswith("published")), rtol=1e-3, atol=1e-3)
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1
+    same = [work[name]() for name in work if name.startswith("published")]
+    torch.testing.assert_close(*same, rtol=tolerance, atol=tolerance)
     work |= {name: encoded(name) for name in ENCODINGS}
 
     def run(attend: Callable[[], Tensor]) -> None:

@@ -76,7 +76,8 @@ def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> 
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     assert data["source"]["init_args"]["moving"] is True and data["source"]["init_args"]["path"] == "local"
     assert data["num_frames"] == 4 and model["lora"]["r"] == 16 and config["checkpoint"]["monitor"] == "val/all/macro"
-    assert model["learning_rates"] == {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None}
+    rates = {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None, "encoding": 8e-4}
+    assert model["learning_rates"] == rates
     assert model["encoding"]["init_args"]["placement"]["class_path"] == "zoo.TSection"
 
 

@@ -21,7 +21,8 @@ class Media(TypedDict, total=False):
     pixel_values_videos (patches, 1176) and video_grid_thw (V, 3); pixel_values and image_grid_thw likewise for
     stills; frames: a (T, 3, H, W) tensor in 0..1 a video, for models with a geometry encoder, where the stills of a
     sequence are one scene and each is doubled (see `scene_frames`); seconds_per_grid: one a video, None is 1.0;
-    cameras: of each sequence, one a grid step.
+    frame_indices: the raw frames that each video shows, for a model whose time goes by them; cameras: of each
+    sequence, one a grid step.
     """
 
     pixel_values_videos: Tensor | None
@@ -30,6 +31,7 @@ class Media(TypedDict, total=False):
     image_grid_thw: Tensor | None
     frames: list[Tensor] | None
     seconds_per_grid: list[float] | Tensor | None
+    frame_indices: Sequence[Sequence[int]] | None
     cameras: Cameras | None
 
 

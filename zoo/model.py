@@ -184,17 +184,19 @@ class SpatialModel(SpatialParts):
             if values is not None and grid is not None:
                 tokens[kind] = self.encode_pixels(values, grid)
 
+        cameras = media.get("cameras")
+        if cameras is not None and len(cameras) != len(input_ids):
+            raise InputError(f"cameras of {len(cameras)} sequences, but there are {len(input_ids)}: give them of each")
         runs = runs_of(input_ids, self.qwen.config)
         scenes = scenes_of(runs)
         scene_grids = [scene_grid(scene, grids) for scene in scenes]
-        cameras = media.get("cameras")
         frames = media.get("frames")
         given = given_cameras(scenes, scene_grids, cameras)
         finds = any(self.lack_cameras(given))
         if scenes and frames is None and self.needs_frames and (self.reads_tokens or finds):
             raise InputError(f"{type(self).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
         found = self.encode_geometry([] if frames is None else scene_frames(frames, runs, grids), given, cameras=finds)
-        has_camera = None
+        has_camera = None if cameras is None or cameras.index is None else cameras.seen()
         points = None
         if finds:  # all of them: `cameras` are of the whole batch, or of nothing
             cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.pair_camera)
@@ -223,6 +225,7 @@ class SpatialModel(SpatialParts):
             images=tokens["image"],
             image_grid_thw=grids["image"],
             seconds_per_grid=media.get("seconds_per_grid"),
+            frame_indices=media.get("frame_indices"),
             cameras=cameras,
             has_camera=has_camera,
             points=None if points is None else torch.cat(points),

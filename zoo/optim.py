@@ -1,4 +1,4 @@
-"""What is trained, and how fast: four parts with a learning rate each, and a cosine with warm-up."""
+"""What is trained, and how fast: five parts with a learning rate each, and a cosine with warm-up."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ class LearningRates:
     (`visual.merger`) belongs to the connector, and trains although the tower is frozen.
 
     Args:
-        decoder: the language model, its embeddings, and what a camera encoding learns.
+        decoder: the language model and its embeddings.
         connector: whatever turns vision or geometry into the decoder's tokens.
         vision: Qwen2.5-VL's vision tower.
         geometry: the geometry encoder.
+        encoding: what a camera encoding learns: slopes, a scale, appended channels. They start from nothing, so a rate
+            for pretrained weights would hardly move them; the default is one that is usual for LoRA.
     """
 
     decoder: float | None = 7e-6
     connector: float | None = 2e-5
     vision: float | None = None
     geometry: float | None = None
+    encoding: float | None = 2e-4
 
     def frozen(self) -> set[str]:
         """The parts that don't train."""
@@ -46,7 +49,7 @@ def part_of(name: str) -> str:
         return "vision"
     if ".visual.merger." in name or name.startswith(("fusion.", "views.")):
         return "connector"
-    return "decoder"
+    return "encoding" if name.startswith("encoding.") else "decoder"
 
 
 def freeze(module: nn.Module, rates: LearningRates) -> None:
@@ -62,7 +65,8 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """Optimizer groups of the trainable parameters: one a part, biases in a group of their own.
 
-    Biases are not decayed; norm weights are, as in the official trainer (Hugging Face's rule for RMSNorm).
+    Biases are not decayed; norm weights are, as in the official trainer (Hugging Face's rule for RMSNorm). Nor is what
+    an encoding learns: a scale of 1 or a slope is no weight that had better be small.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
@@ -73,7 +77,7 @@ def parameter_groups(
             "params": parameters,
             "lr": getattr(rates, part),
             "name": part + ("/bias" if is_bias else ""),
-            **({"weight_decay": 0.0} if is_bias else {}),
+            **({"weight_decay": 0.0} if is_bias or part == "encoding" else {}),
         }
         for (part, is_bias), parameters in groups.items()
     ]

@@ -149,7 +149,7 @@ class FrameId(_Spread):
 
     def values(self, steps: GridSteps) -> Float[Tensor, " N"]:
         if steps.frame is None:
-            raise ValueError("FrameId goes by the raw indices of the frames: give mrope_position_ids frame_indices")
+            raise ValueError("FrameId goes by the raw indices of the frames: give frame_indices, those of each video")
         return steps.frame
 
 
@@ -170,7 +170,7 @@ class PoseTimeIndex(_Spread):
 
     def values(self, steps: GridSteps) -> Float[Tensor, " N"]:
         if steps.world_to_camera is None or steps.has_camera is None:
-            raise ValueError(f"{type(self).__name__} goes by the cameras: give mrope_position_ids cameras")
+            raise ValueError(f"{type(self).__name__} goes by the cameras: give cameras, one a grid step")
         known = steps.has_camera
         if not known.any():
             return steps.step.new_zeros(len(known), dtype=torch.float64)

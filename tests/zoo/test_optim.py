@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo.checkpoints.names import current_name
+from zoo.encodings import GTA
 from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups, part_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/manifests/optimizer_groups_3b.json").read_text())
@@ -53,6 +54,15 @@ def test_a_part_without_a_rate_is_frozen_and_in_no_group() -> None:
         "decoder",
         "decoder/bias",
     ]
+
+
+def test_what_an_encoding_learns_has_a_rate_of_its_own_and_no_decay() -> None:
+    encoding = GTA(learn_scale=True)
+    module = nn.ModuleDict({"encoding": encoding, "qwen": nn.Linear(2, 2, bias=False)})
+    decoder, learned = parameter_groups(module.named_parameters(), LearningRates(encoding=1e-2))[::-1]
+    assert learned["params"] == [encoding.log_scale]
+    assert (learned["lr"], learned["weight_decay"]) == (1e-2, 0.0)
+    assert decoder["lr"] == 7e-6 and "weight_decay" not in decoder
 
 
 @pytest.mark.parametrize(("total", "fraction"), [(100, 0.03), (10, 0.0)])

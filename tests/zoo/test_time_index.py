@@ -66,7 +66,7 @@ def test_each_video_has_a_range_of_its_own() -> None:
 
 
 def test_frame_errors_name_the_trouble() -> None:
-    with pytest.raises(ValueError, match="give mrope_position_ids frame_indices"):
+    with pytest.raises(ValueError, match="give frame_indices"):
         times(FrameId())
     with pytest.raises(ValueError, match="one list a video"):
         times(FrameId(), frame_indices=[range(12), range(12)])

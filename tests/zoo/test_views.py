@@ -104,6 +104,24 @@ def test_it_learns(variant: dict[str, Any]) -> None:
     assert ours.views.qkv.weight.grad is not None and ours.views.qkv.weight.grad.abs().max() > 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("views", VIEWS)
+def test_a_view_that_the_index_leaves_out_is_left_out(views: str) -> None:
+    """Whoever gives an index says with it which views have a camera: the others' poses are placeholders."""
+    ours, given = woken(model(VIEWS[views], "none")), batch("none")
+    every = ours.logits(**given, cameras=cameras())
+    shown = given["input_ids"] == ours.qwen.config.video_token_id
+    index = torch.where(shown, (shown.cumsum(1) - 1) // 4, -1)  # the first video has four tokens a view
+    index[1] = torch.where(shown[1], (shown[1].cumsum(0) - 1) // 6, -1)
+    assert torch.equal(ours.logits(**given, cameras=cameras().with_index(index)), every)
+    known = cameras().with_index(index.masked_fill(index == 1, -1))
+    poses = known.world_to_camera.clone()
+    poses[:, 1] = cameras(5).world_to_camera[:, 1]
+    without = ours.logits(**given, cameras=known)
+    assert torch.equal(ours.logits(**given, cameras=known.with_poses(poses)), without)
+    assert (without - every).abs().max() > 1e-3
+
+
 def test_each_video_is_a_scene_of_its_own() -> None:
     """Views of one sequence don't look at those of another: a batch of two is two batches of one."""
     ours, given = woken(model(VIEWS["PRoPE"])), batch()

@@ -14,8 +14,10 @@ from transformers import Qwen2_5_VLTextModel
 from zoo.cameras import Cameras, Scale
 from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, ZeroChannels
 from zoo.encodings.symmetries import Symmetries
+from zoo.errors import check_choice
 from zoo.pose_distances import PoseMeasure, pose_distances
 
+Slopes = Literal["fixed", "learned"]
 WIDTH = 8  # attention kernels want heads that are a multiple of this wide
 
 
@@ -38,10 +40,12 @@ class PoseALiBi(CameraEncoding):
         self,
         measure: PoseMeasure = "euclidean",
         translation_weight: int | float = 1.0,
-        slopes: Literal["fixed", "learned"] = "fixed",
+        slopes: Slopes = "fixed",
         scale: Scale = "none",
     ) -> None:
         super().__init__(reference=None, scale=scale)
+        check_choice("measure", measure, PoseMeasure)
+        check_choice("slopes", slopes, Slopes)
         self.measure, self.translation_weight = measure, translation_weight
         self.slopes = slopes
         self.learned: nn.Parameter | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,18 +37,23 @@ class Append(Placement):
         if channels < 4 or channels % 4:
             raise InputError(f"appended channels come in groups of four, not {channels}")
         self.channels = channels
-        self.layers = nn.ModuleList()
+        self.layers: nn.ModuleDict | None = None
 
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
         config = language_model.config
         sizes = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        layers = [AppendedProjections(*sizes, self.channels) for _ in range(config.num_hidden_layers)]
-        self.layers = nn.ModuleList(layers).to(language_model.device)
+        layers = {str(i): AppendedProjections(*sizes, self.channels) for i in range(config.num_hidden_layers)}
+        self.layers = nn.ModuleDict(layers).to(language_model.device)
+
+    def keep(self, acts_in: Callable[[int], bool]) -> None:
+        """Drops the projections of the other layers, once it is attached."""
+        assert self.layers is not None
+        self.layers = nn.ModuleDict({name: layer for name, layer in self.layers.items() if acts_in(int(name))})
 
     def place(
         self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]
     ) -> EncodedCameras:
-        if not self.layers:
+        if self.layers is None:
             raise ValueError("Append has no projections before it is attached to a decoder")
         if not (index >= 0).any():
             return EncodedCameras(index.shape[1])
@@ -75,12 +80,12 @@ class AppendedProjections(nn.Module):
 class AppendedChannels(EncodedCameras):
     """The forward pass of all layers: one camera for each token, extra channels by the layer."""
 
-    def __init__(self, cameras: CameraMatrices, visual: Bool[Tensor, "B L"], layers: nn.ModuleList) -> None:
+    def __init__(self, cameras: CameraMatrices, visual: Bool[Tensor, "B L"], layers: nn.ModuleDict) -> None:
         super().__init__(cameras.num_tokens)
         self.cameras, self.visual, self.layers = cameras, visual, layers
 
     def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras:
-        projections = self.layers[layer]
+        projections = self.layers[str(layer)]
         assert isinstance(projections, AppendedProjections)
         return _AtLayer(self.cameras, self.visual, hidden_states, projections)
 

@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLTextModel
 from zoo.cameras import Cameras, Scale
 from zoo.encodings.reference import ReferenceView, seen_from
 from zoo.encodings.symmetries import Symmetries
+from zoo.errors import check_choice
 from zoo.time_index import TimeIndex
 
 QK = tuple[Float[Tensor, "B L H E"], Float[Tensor, "B L G E"]]
@@ -118,9 +119,13 @@ class CameraEncoding(nn.Module, ABC):
     """
 
     reads_points: bool = False  # needs the 3D point that each token shows
+    goes_by_cameras: bool = True  # and not by positions alone
 
     def __init__(self, reference: ReferenceView | None = "first", scale: Scale = "none") -> None:
         super().__init__()
+        if reference is not None:
+            check_choice("reference", reference, ReferenceView)
+        check_choice("scale", scale, Scale)
         self.reference, self.scale = reference, scale
 
     @property
@@ -137,6 +142,14 @@ class CameraEncoding(nn.Module, ABC):
     @abstractmethod
     def symmetries(self) -> Symmetries:
         """What holds exactly; the property tests take it at its word."""
+
+    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """The channels of a head that it turns or multiplies, each with its term (q, k, v or o); appended ones apart.
+
+        Raises:
+            InputError: heads that don't fit.
+        """
+        return set()
 
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
         """Makes what depends on the decoder's shape, such as learned numbers a head; called once, before training.

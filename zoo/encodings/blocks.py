@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient
-from zoo.precision import full_precision
+from zoo.precision import exact_products
 
 SHORT = 128  # tokens: stretches that are shorter are taken together, which costs a copy but no call each
 
@@ -70,7 +70,7 @@ class CameraMatrices(EncodedCameras):
 
     def _times(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
         matrices = self.of_tokens.get(term)
-        return _Times.apply(x, self.block.slices, self.tokens, *matrices) if matrices else x
+        return _Multiplied.apply(x, self.block.slices, self.tokens, *matrices) if matrices else x
 
 
 def stretches(index: Int[Tensor, "B L"]) -> Iterator[slice]:
@@ -80,8 +80,11 @@ def stretches(index: Int[Tensor, "B L"]) -> Iterator[slice]:
         index: the camera of each token, -1 for none.
 
     Yields:
-        A slice of tokens; with its step, a divisor of its length, the camera changes at most.
+        Slices of tokens. The step says how many of its neighbours have one camera: it divides the slice into parts
+        of one camera each.
     """
+    if not index.numel():
+        return
     sample = torch.arange(len(index), device=index.device)[:, None]
     camera = torch.where(index >= 0, sample * (index.max() + 1) + index, -1)
     runs = zip(*(x.tolist() for x in camera.flatten().unique_consecutive(return_counts=True)), strict=True)
@@ -106,7 +109,7 @@ def _side_by_side(index: Int[Tensor, "B L"]) -> tuple[list[slice | Tensor], list
     return tokens, [(first // index.shape[1], index.flatten()[first]) for first in firsts]
 
 
-class _Times(torch.autograd.Function):
+class _Multiplied(torch.autograd.Function):
     """x with some channels of some tokens multiplied by matrices."""
 
     @staticmethod
@@ -115,8 +118,7 @@ class _Times(torch.autograd.Function):
         ctx.channels, ctx.tokens = channels, tokens
         out = x.clone(memory_format=torch.contiguous_format)
         source, target = x.flatten(0, 1), out.flatten(0, 1)
-        # autocast would take the product to half precision, and the poses with it
-        with full_precision(x.device):
+        with exact_products(x.device):
             for some, of_some in zip(tokens, matrices, strict=True):
                 written = target[some]  # a view of a slice, else a copy
                 multiply(source[some], written, channels, of_some)
@@ -134,5 +136,5 @@ class _Times(torch.autograd.Function):
                 multiply_gradient(source[some], grad[some], ctx.channels, of_some)
                 for some, of_some in zip(ctx.tokens, matrices, strict=True)
             ]
-        grad_x = _Times.apply(grads[0], ctx.channels, ctx.tokens, *(m.mT for m in matrices))
+        grad_x = _Multiplied.apply(grads[0], ctx.channels, ctx.tokens, *(m.mT for m in matrices))
         return grad_x, None, None, *of_matrices

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.cameras import Cameras
-from zoo.encodings.matrices import Matrices, MatrixEncoding
+from zoo.encodings.matrices import Matrices, MatrixEncoding, Parts, Terms
 from zoo.encodings.placements import Placement
 from zoo.encodings.prope import projection_matrices
 from zoo.errors import InputError
@@ -29,15 +29,17 @@ class GTA(MatrixEncoding):
     def __init__(
         self,
         placement: Placement | None = None,
-        terms: Literal["qkvo", "qk", "vo"] = "qkvo",
-        parts: Literal["both", "rotation", "translation"] = "both",
+        terms: Terms = "qkvo",
+        parts: Parts = "both",
         translation_scale: int | float = 1.0,
         learn_scale: bool = False,
         **world: Any,
     ) -> None:
         super().__init__(placement, terms, parts, **world)
-        if translation_scale <= 0:
+        if not 0 < translation_scale < math.inf:
             raise InputError(f"translation_scale must be positive, not {translation_scale}: parts=rotation has none")
+        if learn_scale and parts == "rotation":
+            raise InputError("learn_scale has nothing to learn: parts=rotation leaves translations out")
         self.translation_scale = translation_scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(translation_scale))) if learn_scale else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.encodings.placements import Fraction, Placement
 from zoo.encodings.symmetries import Symmetries
+from zoo.errors import check_choice
 
 
 class Matrices(NamedTuple):
@@ -24,6 +26,10 @@ class Matrices(NamedTuple):
     k: Float[Tensor, "B C 4 4"] | None = None
     v: Float[Tensor, "B C 4 4"] | None = None
     o: Float[Tensor, "B C 4 4"] | None = None
+
+
+Terms = Literal["qkvo", "qk", "vo"]
+Parts = Literal["both", "rotation", "translation"]
 
 
 class MatrixEncoding(CameraEncoding):
@@ -39,11 +45,13 @@ class MatrixEncoding(CameraEncoding):
     def __init__(
         self,
         placement: Placement | None = None,
-        terms: Literal["qkvo", "qk", "vo"] = "qkvo",
-        parts: Literal["both", "rotation", "translation"] = "both",
+        terms: Terms = "qkvo",
+        parts: Parts = "both",
         **world: Any,
     ) -> None:
         super().__init__(**world)
+        check_choice("terms", terms, Terms)
+        check_choice("parts", parts, Parts)
         self.placement = placement or Fraction(0.0, 0.5)
         self.terms, self.parts = terms, parts
 
@@ -53,20 +61,25 @@ class MatrixEncoding(CameraEncoding):
 
     @property
     def needs_constant_time(self) -> bool:
-        return self.placement.needs_constant_time
+        return self.placement.needs_constant_time and "qk" in self.terms
 
     @property
     def symmetries(self) -> Symmetries:
-        place, relative = self.placement, self.parts != "translation"
+        place, relative, beside_rope = self.placement, self.parts != "translation", "qk" in self.terms
+        keeps_world = relative and (place.keeps_world or not beside_rope)  # RoPE leaves values and outputs alone
         return Symmetries(
-            world_views=relative and place.keeps_world,
-            world_text=relative and place.keeps_world and place.leaves_text,
+            world_views=keeps_world,
+            world_text=keeps_world and place.leaves_text,
             canonical=self.reference is not None or (relative and place.leaves_text),
             scale=self.scale != "none" or self.parts == "rotation",
-            shift=place.keeps_shift,
+            shift=place.keeps_shift or not beside_rope,
             identity_stock=place.keeps_stock and place.keeps_rope,
             text_stock=place.keeps_rope,
         )
+
+    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """See `CameraEncoding.acts_on`."""
+        return set(product(self.terms, self.placement.head_channels(head_dim, mrope_section)))
 
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
         self.placement.attach(language_model)

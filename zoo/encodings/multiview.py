@@ -13,7 +13,7 @@ from zoo.cameras import normalise_intrinsics
 from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient, turn
 from zoo.encodings.matrices import Matrices
 from zoo.encodings.prope import projection_matrices
-from zoo.precision import full_precision
+from zoo.precision import exact_products
 
 ROPE_BASE = 100.0
 
@@ -88,19 +88,19 @@ def multiview_attention(
     of_q, of_k, of_v, of_o = map(_half(q).along_diagonal, rows)
     cos, sin = _image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device)
 
-    def turn(x: Tensor, rows: Tensor, sin: Tensor) -> Tensor:
+    def mapped(x: Tensor, rows: Tensor, sin: Tensor) -> Tensor:
         return _Layout.apply(x.to(dtype), rows, cos, sin).to(q.dtype)
 
     output = F.scaled_dot_product_attention(
-        turn(q, of_q, sin), turn(k, of_k, sin), turn(v, of_v, sin), is_causal=is_causal
+        mapped(q, of_q, sin), mapped(k, of_k, sin), mapped(v, of_v, sin), is_causal=is_causal
     )
-    return turn(output, of_o, -sin)
+    return mapped(output, of_o, -sin)
 
 
 def _image_rope(
     patches_x: int, patches_y: int, num_frequencies: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "2 T 1 F"], Float[Tensor, "2 T 1 F"]]:
-    """Cosine and sine of the angles that each patch's pairs turn by, for x and for y."""
+    """Cosine and sine of the angles that each patch's pairs turn by, for x and for y: backwards, as published."""
     exponent = torch.arange(num_frequencies, dtype=torch.float64, device=device) / num_frequencies
     y, x = torch.meshgrid(torch.arange(patches_y, device=device), torch.arange(patches_x, device=device), indexing="ij")
     angle = -torch.stack((x.flatten(), y.flatten()))[..., None, None] * ROPE_BASE**-exponent
@@ -115,7 +115,7 @@ class _Layout(torch.autograd.Function):
         ctx.save_for_backward(x if matrices.requires_grad else None, matrices, cos, sin)
         source = x.transpose(1, 2)  # token after token, which attention's projections are as well
         target = torch.empty_like(source, memory_format=torch.contiguous_format)
-        with full_precision(x.device):
+        with exact_products(x.device):
             multiply(source.flatten(0, 1), target.flatten(0, 1), _half(x).slices, matrices)
         of_source, of_target = (each.unflatten(1, (-1, cos.shape[1])) for each in (source, target))  # B C T H D
         for axis in (0, 1):

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras
+from zoo.encodings.append import Append
 from zoo.encodings.base import CameraEncoding, EncodedCameras, Rope
 from zoo.encodings.placements import Placement, RowMatrices
 from zoo.encodings.symmetries import Symmetries
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.time_index import TimeIndex
 
 
@@ -38,8 +39,15 @@ class Wrapped(CameraEncoding):
     def symmetries(self) -> Symmetries:
         return self.encoding.symmetries
 
+    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """See `CameraEncoding.acts_on`: as if it acted in all layers and heads."""
+        return self.encoding.acts_on(head_dim, mrope_section)
+
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
         self.encoding.attach(language_model)
+
+
+Every = Literal["even", "odd"]
 
 
 class OnLayers(Wrapped):
@@ -50,14 +58,17 @@ class OnLayers(Wrapped):
         layers: their numbers, from 0, or every other one.
     """
 
-    def __init__(self, encoding: CameraEncoding, layers: list[int] | Literal["even", "odd"] = "even") -> None:
+    def __init__(self, encoding: CameraEncoding, layers: list[int] | Every = "even") -> None:
         super().__init__(encoding)
+        if isinstance(layers, str):
+            check_choice("layers", layers, Every)
         self.layers = layers
 
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
         if not isinstance(self.layers, str):
             check_numbers("layers", self.layers, language_model.config.num_hidden_layers)
         super().attach(language_model)
+        keep_layers(self.encoding, self.acts_in)
 
     def encode(self, cameras: Cameras, **decoder: Any) -> EncodedCameras:
         """See `CameraEncoding.encode`."""
@@ -89,8 +100,12 @@ class Alternate(Placement):
             setattr(self, name, all(getattr(p, name) for p in placements))
 
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
-        for placement in self.each:
+        for turn, placement in enumerate(self.each):
             placement.attach(language_model)
+            keep_layers(placement, lambda layer, turn=turn: layer % len(self.each) == turn)  # type: ignore[misc]
+
+    def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
+        return [c for placement in self.each for c in placement.head_channels(head_dim, mrope_section)]
 
     def place(
         self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]
@@ -122,6 +137,13 @@ class ByLayer(EncodedCameras):
 
     def repeated(self, copies: int) -> ByLayer:
         return ByLayer([None if e is None else e.repeated(copies) for e in self.each], self.choose)
+
+
+def keep_layers(part: nn.Module, acts_in: Callable[[int], bool]) -> None:
+    """Takes the projections out of layers where they never act: nothing would train them, which DDP refuses."""
+    for module in part.modules():
+        if isinstance(module, Append):
+            module.keep(acts_in)
 
 
 def check_numbers(name: str, chosen: list[int], count: int) -> None:

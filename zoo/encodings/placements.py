@@ -13,8 +13,9 @@ from transformers import Qwen2_5_VLTextModel
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.blocks import CameraMatrices
 from zoo.encodings.channels import ChannelBlock
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 
+Section = Literal["t", "h", "w"]
 RowMatrices = Mapping[str, Float[Tensor, "B C 4 4"]]
 
 
@@ -39,6 +40,10 @@ class Placement(nn.Module, ABC):
 
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
         """See `CameraEncoding.attach`."""
+
+    def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
+        """Those of a head's own that it acts on, four after four as one 4 x 4 matrix takes them; errors as `place`."""
+        return []
 
     @abstractmethod
     def place(
@@ -79,8 +84,7 @@ class OnChannels(Placement):
     ) -> CameraMatrices:
         return CameraMatrices(index, self.block(head_dim, mrope_section), not self.before_rope, **matrices)
 
-    def channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
-        """The channels as a list: four after four are what one 4 x 4 matrix acts on."""
+    def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
         return [c for some in self.block(head_dim, mrope_section).slices for c in range(some.start, some.stop)]
 
 
@@ -141,8 +145,9 @@ class Frequencies(OnChannels):
 
     before_rope = True
 
-    def __init__(self, count: int = 4, section: Literal["t", "h", "w"] = "w", tied: bool = False) -> None:
+    def __init__(self, count: int = 4, section: Section = "w", tied: bool = False) -> None:
         super().__init__()
+        check_choice("section", section, Section)
         if count < 4 or count % 4:
             raise InputError(f"one matrix takes four frequencies: a multiple of four, not {count}")
         self.count, self.section, self.tied = count, section, tied

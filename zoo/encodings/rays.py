@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from zoo.cameras import Cameras, invert_se3
 from zoo.encodings.gta import GTA
 from zoo.encodings.reference import ReferenceView, seen_from
-from zoo.encodings.symmetries import Symmetries
+from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.encodings.views import ViewMixer, check_scenes
+from zoo.errors import check_choice
 from zoo.geometry.given import patch_depth, patch_directions, plucker
+
+Rays = Literal["plucker", "directions"]
 
 
 class RayEncoding(GTA):
@@ -29,7 +32,9 @@ class RayEncoding(GTA):
 
     @property
     def symmetries(self) -> Symmetries:
-        return replace(super().symmetries, identity_stock=False)  # but for a ray through the middle
+        kept = super().symmetries
+        turned = self.parts != "translation"  # but for a ray through the middle
+        return replace(kept, identity_stock=kept.identity_stock and not turned)
 
     def canonical(self, cameras: Cameras) -> Cameras:
         """One camera a token.
@@ -50,7 +55,10 @@ def ray_cameras(cameras: Cameras) -> Cameras:
         raise ValueError("rays go by where in their view the tokens are: give view_places to Cameras.with_tokens")
     sample = torch.arange(len(cameras), device=cameras.index.device)[:, None]
     camera = cameras.index.clamp(min=0)
-    z = ray_directions(cameras.K_normalised[sample, camera], cameras.places)
+    K = cameras.K_normalised[sample, camera]
+    # the camera of a token that has none may be anything
+    K = torch.where((cameras.index >= 0)[..., None, None], K, torch.eye(3, dtype=K.dtype, device=K.device))
+    z = ray_directions(K, cameras.places)
     z = z / z.norm(dim=-1, keepdim=True)
     x = torch.stack((z[..., 2], torch.zeros_like(z[..., 0]), -z[..., 0]), -1)  # the camera's y axis times z
     x = x / x.norm(dim=-1, keepdim=True)
@@ -84,16 +92,24 @@ class RayEmbedding(ViewMixer):
     def __init__(
         self,
         width: int,
-        rays: Literal["plucker", "directions"] = "plucker",
+        rays: Rays = "plucker",
         reference: ReferenceView | None = "first",
     ) -> None:
         super().__init__()
+        check_choice("rays", rays, Rays)
+        if reference is not None:
+            check_choice("reference", reference, ReferenceView)
         self.rays, self.reference = rays, reference
         self.embed = nn.Sequential(nn.Linear(6 if rays == "plucker" else 3, width), nn.GELU(), nn.Linear(width, width))
         last = self.embed[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+
+    @property
+    def symmetries(self) -> ViewSymmetries:
+        posed = self.rays == "plucker"
+        return ViewSymmetries(not posed, canonical=not posed or self.reference is not None, scale=not posed)
 
     def forward(
         self,

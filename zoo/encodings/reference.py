@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.cameras import Cameras, Reference
+from zoo.cameras import Cameras
 
-ReferenceView = Reference | Literal["saddle_balanced"]
+ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 CHOOSE_FROM = 3  # views at the least; of fewer it is the first
 
 
@@ -19,7 +19,7 @@ def seen_from(cameras: Cameras, reference: ReferenceView | None) -> Cameras:
     """The cameras in the frame of a reference view, see `Cameras.canonical`; None leaves them in the data's world.
 
     Raises:
-        ValueError: `saddle_balanced` or `given` where the cameras come without a reference.
+        ValueError: `saddle_balanced` where the cameras come without a reference.
     """
     if reference is None:
         return cameras

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from itertools import product
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +14,9 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.encodings.base import QK, CameraEncoding, EncodedCameras
 from zoo.encodings.channels import turn
+from zoo.encodings.matrices import Terms
 from zoo.encodings.symmetries import Symmetries
-from zoo.errors import InputError
-
-Terms = Literal["qk", "vo", "qkvo"]
+from zoo.errors import InputError, check_choice
 
 
 class VORoPE(CameraEncoding):
@@ -29,8 +29,14 @@ class VORoPE(CameraEncoding):
     the same channels, or a change of world no longer cancels there.
     """
 
+    goes_by_cameras = False
+
     def __init__(self) -> None:
         super().__init__(reference=None)
+
+    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """See `CameraEncoding.acts_on`."""
+        return set(product("vo", range(head_dim)))
 
     @property
     def symmetries(self) -> Symmetries:
@@ -106,9 +112,14 @@ class XYZRoPE(CameraEncoding):
         self, terms: Terms = "qk", shortest: int | float = 0.5, longest: int | float = 32.0, **world: Any
     ) -> None:
         super().__init__(**world)
+        check_choice("terms", terms, Terms)
         if not 0 < shortest <= longest:
             raise InputError(f"wavelengths go from shortest to longest, 0 < {shortest} <= {longest} is not so")
         self.terms, self.shortest, self.longest = terms, shortest, longest
+
+    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """See `CameraEncoding.acts_on`."""
+        return set(product(self.terms, range(head_dim)))
 
     @property
     def symmetries(self) -> Symmetries:

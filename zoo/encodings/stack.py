@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
+from itertools import combinations
 from operator import and_
 from typing import Any
 
@@ -18,11 +20,15 @@ from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 from zoo.time_index import TimeIndex
 
+RELEASED = 128, (16, 24, 24)  # channels of a head, mRoPE's sections
+
 
 class Stack(CameraEncoding):
     """Several encodings at once, one after the other; each has its own reference view and scale.
 
-    What all of them keep holds for the stack if they act on different channels, heads or layers, or add to logits.
+    It keeps what all of them keep, but for the world where two act on the same channels: relative poses cancel for the
+    one that acts last, and not for one around it that goes by cameras (`VORoPE` does not). On which channels they act
+    is told for the heads of the released models, as if all acted in every head and layer.
 
     Args:
         encodings: in the order in which they act on q, k and v; on the outputs in the opposite order. One that
@@ -37,9 +43,12 @@ class Stack(CameraEncoding):
             raise InputError("an encoding on Append comes first in a Stack, and alone of its kind")
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
             raise InputError("a Stack may hold one PoseIndex: there is one time")
-        if sum(encoding.time_index is not None for encoding in encodings) > 1:
-            raise InputError("positions have one time: a Stack takes one encoding that puts itself in its place")
         self.each = tuple(encodings)
+        if self.needs_constant_time and self.time_index is not None and not self.time_index.constant:
+            raise InputError(
+                "a Stack may not hold a PoseIndex, by which each view has another time, beside an encoding on mRoPE's "
+                "T section, which needs one time for all: give that encoding another placement"
+            )
         self.encodings = nn.ModuleList(encodings)  # registers what they learn
 
     @property
@@ -52,7 +61,14 @@ class Stack(CameraEncoding):
 
     @property
     def symmetries(self) -> Symmetries:
-        return reduce(and_, (encoding.symmetries for encoding in self.each))
+        kept = reduce(and_, (encoding.symmetries for encoding in self.each))
+        if any(outer.goes_by_cameras and _meet(outer, inner) for outer, inner in combinations(self.each, 2)):
+            kept = replace(kept, world_views=False, world_text=False)
+        return kept
+
+    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """See `CameraEncoding.acts_on`."""
+        return set().union(*(encoding.acts_on(head_dim, mrope_section) for encoding in self.each))
 
     def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
         for encoding in self.each:
@@ -97,6 +113,13 @@ class Stacked(EncodedCameras):
         for e in reversed(self.each):
             o = e.outputs(o)
         return o
+
+
+def _meet(outer: CameraEncoding, inner: CameraEncoding) -> bool:
+    try:
+        return not outer.acts_on(*RELEASED).isdisjoint(inner.acts_on(*RELEASED))
+    except InputError:  # it is made for other heads
+        return True
 
 
 def _stacked(each: list[EncodedCameras | None]) -> EncodedCameras | None:

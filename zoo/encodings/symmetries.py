@@ -32,3 +32,20 @@ class Symmetries:
     def __and__(self, other: Symmetries) -> Symmetries:
         """What both keep."""
         return Symmetries(*(getattr(self, f.name) and getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class ViewSymmetries:
+    """What holds exactly for a branch beside the 2D tokens, before the decoder: no text is there, and no causal mask.
+
+    Attributes:
+        world_views: a common change of world, V -> V G, cancels, with the data's own cameras.
+        canonical: it does, since the cameras are seen from a reference view.
+        scale: a common factor on all translations cancels.
+        order: a permutation of the views, the reference view fixed, permutes the result and nothing else.
+    """
+
+    world_views: bool
+    canonical: bool
+    scale: bool
+    order: bool = True

@@ -7,7 +7,7 @@ The property tests run over the same `COMBINATIONS` and take the same declaratio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from zoo.encodings.on_layers import Alternate, OnLayers
 from zoo.encodings.placements import Fraction, HighFrequencies, LowFrequencies, TSection
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE
-from zoo.encodings.rays import RayEncoding
+from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.rotary import VORoPE, XYZRoPE
 from zoo.encodings.stack import Stack
-from zoo.encodings.symmetries import Symmetries
+from zoo.encodings.symmetries import Symmetries, ViewSymmetries
+from zoo.encodings.view_attention import ViewAttention
+from zoo.encodings.views import ViewMixer
 from zoo.time_index import Pose, PosePath
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "encodings.md"
@@ -40,6 +42,8 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "PRoPE, HighFrequencies tied": lambda: PRoPE(HighFrequencies(4, "w", tied=True)),
     "PRoPE, Alternate x and y": lambda: PRoPE(Alternate([LowFrequencies(4, "w"), LowFrequencies(4, "h")])),
     "PRoPE, Append": lambda: PRoPE(Append(8)),
+    "PRoPE, Fraction, vo": lambda: PRoPE(Fraction(0.0, 0.5), terms="vo"),
+    "PRoPE, LowFrequencies, vo": lambda: PRoPE(LowFrequencies(4, "w"), terms="vo"),
     "PRoPE, TSection, qk": lambda: PRoPE(TSection(), terms="qk"),
     "PRoPE, TSection, vo": lambda: PRoPE(TSection(), terms="vo"),
     "PRoPE, TSection, rotation": lambda: PRoPE(TSection(), parts="rotation"),
@@ -56,6 +60,7 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "CaPE, Fraction": lambda: CaPE(Fraction(0.0, 0.5)),
     "CaPE, TSection": lambda: CaPE(TSection()),
     "RayEncoding, TSection": lambda: RayEncoding(TSection()),
+    "RayEncoding, TSection, translation": lambda: RayEncoding(TSection(), parts="translation"),
     "PoseALiBi": lambda: PoseALiBi(),
     "PoseALiBi, rotation": lambda: PoseALiBi("rotation"),
     "PoseALiBi, learned slopes": lambda: PoseALiBi("log", slopes="learned"),
@@ -72,6 +77,25 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "Stack(PoseALiBi, XYZRoPE, CaPE TSection)": lambda: Stack([PoseALiBi("sum"), XYZRoPE(), CaPE(TSection())]),
     "Stack(VORoPE, GTA TSection)": lambda: Stack([VORoPE(), GTA(TSection())]),
     "Stack(VORoPE, GTA TSection qk)": lambda: Stack([VORoPE(), GTA(TSection(), terms="qk")]),
+    "Stack(GTA TSection, PRoPE TSection)": lambda: Stack([GTA(TSection()), PRoPE(TSection())]),
+    "Stack(GTA TSection qk, PRoPE TSection vo)": lambda: Stack(
+        [GTA(TSection(), terms="qk"), PRoPE(TSection(), terms="vo")]
+    ),
+}
+
+VIEW_MIXERS: dict[str, Callable[[int], ViewMixer]] = {
+    "ViewAttention(PRoPE)": lambda width: ViewAttention(width, 16, PRoPE()),
+    "ViewAttention(PRoPE, qk)": lambda width: ViewAttention(width, 16, PRoPE(terms="qk")),
+    "ViewAttention(PRoPE, vo)": lambda width: ViewAttention(width, 16, PRoPE(terms="vo")),
+    "ViewAttention(PRoPE, rotation)": lambda width: ViewAttention(width, 16, PRoPE(parts="rotation")),
+    "ViewAttention(PRoPE, translation)": lambda width: ViewAttention(width, 16, PRoPE(parts="translation")),
+    "ViewAttention(PRoPE, scale rms)": lambda width: ViewAttention(width, 16, PRoPE(scale="rms")),
+    "ViewAttention(PRoPE, the data's world)": lambda width: ViewAttention(width, 16, PRoPE(reference=None)),
+    "ViewAttention(GTA)": lambda width: ViewAttention(width, 16, GTA()),
+    "ViewAttention(CaPE)": lambda width: ViewAttention(width, 16, CaPE()),
+    "RayEmbedding": lambda width: RayEmbedding(width),
+    "RayEmbedding, the data's world": lambda width: RayEmbedding(width, reference=None),
+    "RayEmbedding, directions": lambda width: RayEmbedding(width, "directions"),
 }
 
 HEADINGS = {
@@ -83,6 +107,7 @@ HEADINGS = {
     "per_token": "a camera a token",
     "identity_stock": "identity cameras are stock",
     "text_stock": "text alone is stock",
+    "order": "order of views",
 }
 
 RELEASED_FREQUENCIES = 1e6 ** -(torch.arange(64) / 64)  # Qwen2.5-VL: 64 pairs a head
@@ -97,6 +122,9 @@ every cell in float64, at the level of attention: what is marked holds to 1e-10,
 
 {columns}
 
+A translation without its rotation (`parts: translation`) is no group action, V_i V_j^-1 isn't what two views see of
+each other: a change of world shows, whatever the placement, unless the cameras are seen from a reference view.
+
 A placement on the T section needs `--model.time NoTime`: one time for all views of a clip. Text sees the world's frame,
 so with text in the sequence the world cancels only where the cameras are seen from a reference view of the clip, which
 is the default, or where text never meets the camera (`Append`).
@@ -110,6 +138,15 @@ off by at most n times
 {misfits}
 
 Tied, the four pairs turn at their geometric mean, and everything is exact but the stock model.
+
+## On the connector
+
+What tells the 2D tokens of the views about their cameras before the decoder sees them (`--model.views`). Without
+training it adds nothing, bit for bit.
+
+{view_table}
+
+{view_columns}
 
 ## What attention prefers
 
@@ -132,10 +169,6 @@ def declared() -> dict[str, Symmetries]:
 
 def document() -> str:
     """The text of docs/encodings.md."""
-    names = [field.name for field in fields(Symmetries)]
-    lines = [["encoding, placement", *(HEADINGS[name] for name in names)], ["---"] + [":-:"] * len(names)]
-    for combination, symmetries in declared().items():
-        lines.append([combination, *("yes" if getattr(symmetries, name) else "" for name in names)])
     misfits = [
         f"| `{kind.__name__}({count}, {section!r})` | "
         f"{kind(count, section).misfit(RELEASED_FREQUENCIES, RELEASED_SECTION):.1g} |"
@@ -144,16 +177,28 @@ def document() -> str:
         for count in (4, 8)
     ]
     return TEXT.format(
-        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
-        columns=columns(),
+        table=table("encoding, placement", declared()),
+        columns=columns(Symmetries),
+        view_table=table("branch", {name: make(32).symmetries for name, make in VIEW_MIXERS.items()}),
+        view_columns=columns(ViewSymmetries),
         misfits="\n".join(misfits),
     )
 
 
-def columns() -> str:
-    """What the columns mean, from the docstring of `Symmetries`."""
-    assert Symmetries.__doc__ is not None
-    lines = Symmetries.__doc__.split("Attributes:\n")[1].strip().splitlines()
+def table(of: str, rows: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:
+    """A row each, with a yes for what it keeps."""
+    first = next(iter(rows))
+    names = [field.name for field in fields(rows[first])]
+    lines = [[of, *(HEADINGS[name] for name in names)], ["---"] + [":-:"] * len(names)]
+    for row, symmetries in rows.items():
+        lines.append([row, *("yes" if getattr(symmetries, name) else "" for name in names)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def columns(kind: type[Symmetries] | type[ViewSymmetries]) -> str:
+    """What the columns mean, from the docstring of the declarations."""
+    assert kind.__doc__ is not None
+    lines = kind.__doc__.split("Attributes:\n")[1].strip().splitlines()
     names = {f"{name}:": f"- *{heading}*:" for name, heading in HEADINGS.items()}
     return "\n".join(" ".join(names.get(word, word) for word in line.split()) for line in lines)
 

@@ -12,6 +12,7 @@ from zoo.encodings.matrices import Matrices, MatrixEncoding
 from zoo.encodings.multiview import multiview_attention
 from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEncoding
+from zoo.encodings.symmetries import ViewSymmetries
 from zoo.encodings.views import ViewMixer, check_scenes
 from zoo.errors import InputError
 
@@ -36,7 +37,7 @@ class ViewAttention(ViewMixer):
 
     def __init__(self, width: int, head_dim: int = 32, encoding: MatrixEncoding | None = None) -> None:
         super().__init__()
-        if head_dim % 8 or width % head_dim:
+        if head_dim < 8 or head_dim % 8 or width % head_dim:
             raise InputError(
                 f"the views' attention has {width} channels: heads of {head_dim} don't fit, choose a head_dim that "
                 "is a multiple of 8 and divides them"
@@ -50,6 +51,12 @@ class ViewAttention(ViewMixer):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.o = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.o.weight)  # it alone, or nothing would ever learn
+
+    @property
+    def symmetries(self) -> ViewSymmetries:
+        relative = self.encoding.parts != "translation"
+        scale = self.encoding.scale != "none" or self.encoding.parts == "rotation"
+        return ViewSymmetries(relative, canonical=relative or self.reference is not None, scale=scale)
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.cameras import Cameras
 from zoo.encodings.reference import ReferenceView
+from zoo.encodings.symmetries import ViewSymmetries
 
 
 class ViewMixer(nn.Module, ABC):
@@ -19,6 +20,11 @@ class ViewMixer(nn.Module, ABC):
     """
 
     reference: ReferenceView | None
+
+    @property
+    @abstractmethod
+    def symmetries(self) -> ViewSymmetries:
+        """What holds exactly; the property tests take it at its word."""
 
     @abstractmethod
     def forward(

@@ -12,6 +12,7 @@ from zoo.encodings import CameraMatrices, ChannelBlock, blocks
 from zoo.encodings.blocks import stretches
 from zoo.encodings.channels import FEW_ROWS, multiply
 from zoo.encodings.rotary import Rotation
+from zoo.precision import exact_products
 
 HEAD_DIM, HEADS = 80, 3
 BLOCKS = [ChannelBlock(HEAD_DIM, 0, 40), ChannelBlock(HEAD_DIM, 4, 36, parts=2), ChannelBlock(HEAD_DIM, 76, 4)]
@@ -74,6 +75,20 @@ def test_autocast_does_not_round_the_matrices() -> None:
         wide = BLOCKS[0].along_diagonal(matrices)
         assert (matrices @ torch.eye(4)).dtype == torch.bfloat16  # the control
     assert wide.dtype == torch.float32 and torch.equal(wide[:, 4:8, 4:8], matrices) and not wide[:, :4, 4:].any()
+
+
+def test_products_are_exact_whatever_is_allowed_around_them() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with exact_products(torch.device("cpu")):
+                assert torch.get_float32_matmul_precision() == "highest"
+                assert (torch.eye(4) @ torch.eye(4)).dtype == torch.float32
+            assert (torch.eye(4) @ torch.eye(4)).dtype == torch.bfloat16
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_video_is_one_stretch_with_a_step_a_camera() -> None:

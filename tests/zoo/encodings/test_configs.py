@@ -35,7 +35,7 @@ def test_one_encoding() -> None:
     prope = build(part("PRoPE", placement=part("TSection"), terms="qk", reference="medoid", scale="rms"))
     assert isinstance(prope, PRoPE) and isinstance(prope.placement, TSection)
     assert (prope.terms, prope.parts, prope.reference, prope.scale) == ("qk", "both", "medoid", "rms")
-    gta = build(part("GTA", learn_scale=True, translation_scale=0.5, parts="rotation", reference=None))
+    gta = build(part("GTA", learn_scale=True, translation_scale=0.5, parts="both", reference=None))
     assert isinstance(gta, GTA) and gta.log_scale is not None and gta.reference is None
     cape = build(part("CaPE", placement=part("Append", channels=16), scale="max"))
     assert isinstance(cape, CaPE) and (cape.terms, cape.scale) == ("qk", "max")

@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
+import jaxtyping
 import pytest
 import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from tests.zoo.decoder import MOVES, Example, gradients, install, moved, tiny_model
 from tests.zoo.encodings.attention import Decoder, random_cameras, random_sequence
+from zoo.attention import install_camera_attention
 from zoo.cameras import Cameras
 from zoo.encodings import (
     GTA,
     Alternate,
     Append,
+    CameraEncoding,
     Fraction,
     HighFrequencies,
     LowFrequencies,
     OnChannels,
     OnHeads,
     OnLayers,
+    PoseALiBi,
     PoseIndex,
     PRoPE,
     Stack,
     TSection,
+    XYZRoPE,
 )
+from zoo.errors import InputError
 
 
 def test_a_fraction_is_a_range_of_neighbours() -> None:
-    assert Fraction().channels(16, [2, 3, 3]) == list(range(8))
-    assert Fraction(0.25, 0.75).channels(16, [2, 3, 3]) == list(range(4, 12))
+    assert Fraction().head_channels(16, [2, 3, 3]) == list(range(8))
+    assert Fraction(0.25, 0.75).head_channels(16, [2, 3, 3]) == list(range(4, 12))
 
 
 def test_the_t_section_comes_in_whole_rope_pairs() -> None:
-    assert TSection().channels(32, [4, 4, 8]) == [0, 1, 2, 3, 16, 17, 18, 19]
-    channels = TSection().channels(128, [16, 24, 24])  # the released models
+    assert TSection().head_channels(32, [4, 4, 8]) == [0, 1, 2, 3, 16, 17, 18, 19]
+    channels = TSection().head_channels(128, [16, 24, 24])  # the released models
     assert channels == [*range(16), *range(64, 80)]
 
 
 def test_frequencies_are_of_one_section_on_the_same_pairs() -> None:
     section = [16, 24, 24]  # the released models
-    assert sorted(LowFrequencies(4, "w").channels(128, section)) == [*range(60, 64), *range(124, 128)]
-    assert sorted(HighFrequencies(8, "h").channels(128, section)) == [*range(16, 24), *range(80, 88)]
-    channels = LowFrequencies(8, "t").channels(128, section)
+    assert sorted(LowFrequencies(4, "w").head_channels(128, section)) == [*range(60, 64), *range(124, 128)]
+    assert sorted(HighFrequencies(8, "h").head_channels(128, section)) == [*range(16, 24), *range(80, 88)]
+    channels = LowFrequencies(8, "t").head_channels(128, section)
     assert channels == [*range(8, 12), *range(12, 16), *range(72, 76), *range(76, 80)]
 
 
@@ -85,7 +94,7 @@ def test_tied_frequencies_are_one_for_each_four_pairs() -> None:
 )
 def test_matrices_act_on_these_channels_alone(placement: OnChannels) -> None:
     """Also where others have appended channels."""
-    chosen = placement.channels(32, [4, 6, 6])
+    chosen = placement.head_channels(32, [4, 6, 6])
     x = torch.randn(2, 5, 3, 36, generator=torch.Generator().manual_seed(0))
     doubled = placement.place(
         torch.zeros(2, 5, dtype=torch.long), {"v": 2 * torch.eye(4).expand(2, 1, 4, 4)}, 32, [4, 6, 6]
@@ -157,8 +166,57 @@ def test_appended_channels_start_at_the_stock_model_and_can_learn(name: str) -> 
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoding.parameters())
 
 
+@pytest.mark.parametrize(
+    ("encoding", "layers"),
+    [
+        (OnLayers(PRoPE(Append(8)), "odd"), ["1"]),
+        (OnLayers(PRoPE(Append(8)), [0, 2]), ["0", "2"]),
+        (PRoPE(Alternate([Append(8), TSection()])), ["0", "2"]),
+        (OnLayers(PRoPE(Alternate([TSection(), Append(8)])), "even"), []),
+    ],
+)
+def test_layers_that_append_nothing_have_no_projections(encoding: CameraEncoding, layers: list[str]) -> None:
+    """Nothing would train them, which distributed training refuses."""
+    model = tiny_model()
+    install_camera_attention(model.model.language_model, encoding)
+    (append,) = (module for module in encoding.modules() if isinstance(module, Append))
+    assert append.layers is not None and list(append.layers) == layers
+    for module in append.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight)
+    for parameter in append.parameters():
+        parameter.data = parameter + 0.1
+    gradients(model, Example(encoding))
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoding.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PRoPE(terms="kq"), "terms is one of qkvo, qk, vo, not 'kq'"),
+        (lambda: PRoPE(parts="rotations"), "parts is one of both, rotation, translation, not 'rotations'"),
+        (lambda: PRoPE(reference="last"), "reference is one of first, middle, medoid, saddle_balanced, not 'last'"),
+        (lambda: PRoPE(scale="metres"), "scale is one of none, mean, max, rms, median_depth, not 'metres'"),
+        (lambda: XYZRoPE("ov"), "terms is one of"),
+        (lambda: PoseALiBi("angle"), "measure is one of"),
+        (lambda: PoseALiBi(slopes="learn"), "slopes is one of fixed, learned, not 'learn'"),
+        (lambda: OnLayers(PRoPE(), "all"), "layers is one of even, odd, not 'all'"),
+        (lambda: LowFrequencies(4, "x"), "section is one of t, h, w, not 'x'"),
+        (lambda: GTA(parts="rotation", learn_scale=True), "learn_scale has nothing to learn"),
+        (lambda: GTA(translation_scale=float("nan")), "translation_scale must be positive, not nan"),
+    ],
+)
+def test_choices_that_there_are_not(build: Callable[[], object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python, where no type checker looks; the command line has one."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(InputError, match=re.escape(message)):
+        build()
+
+
 def test_wrappers_ask_for_what_they_wrap() -> None:
-    stack = Stack([PoseIndex(), PRoPE(TSection())])
-    assert stack.needs_constant_time and stack.time_index is not None
+    assert Stack([PoseALiBi(), PRoPE(TSection())]).needs_constant_time
+    assert Stack([PoseIndex(), PRoPE(TSection(), terms="vo")]).time_index is not None
+    with pytest.raises(InputError, match="needs one time for all: give that encoding another placement"):
+        Stack([PoseIndex(), PRoPE(TSection())])
     plain = Stack([OnHeads(PRoPE(), [0])])
     assert not plain.needs_constant_time and plain.time_index is None

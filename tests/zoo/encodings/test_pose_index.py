@@ -46,7 +46,8 @@ def test_one_time_in_a_stack() -> None:
     assert Stack([PRoPE(), PoseALiBi()]).time_index is None
     with pytest.raises(InputError, match="there is one time"):
         Stack([PoseIndex(), PoseIndex()])
-    assert Stack([PRoPE(TSection()), PoseIndex()]).needs_constant_time  # the model then refuses, as with any time
+    with pytest.raises(InputError, match="needs one time for all"):
+        Stack([PRoPE(TSection()), PoseIndex()])
 
 
 @pytest.mark.parametrize(

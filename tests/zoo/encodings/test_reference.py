@@ -116,8 +116,8 @@ def test_a_model_chooses_by_its_own_2d_tokens() -> None:
         expected.append(int(saddle_balanced(tokens.unflatten(0, (int(grid[0]), -1)).mean(1))))
     assert expected == [2, 0]
     found = ours.logits(**given, cameras=cameras())[real]
-    ours.encoding.reference = "given"  # type: ignore[union-attr]
-    by_hand = cameras().with_reference(torch.tensor(expected))
+    ours.encoding.reference = None  # type: ignore[union-attr]
+    by_hand = cameras().to(dtype=torch.float64).with_reference(torch.tensor(expected)).canonical("given")
     torch.testing.assert_close(ours.logits(**given, cameras=by_hand)[real], found, rtol=0, atol=0)
     ours.encoding.reference = "first"  # type: ignore[union-attr]
     assert (ours.logits(**given, cameras=cameras())[real] - found).abs().max() > 1e-4

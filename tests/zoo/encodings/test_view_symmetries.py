@@ -1,0 +1,98 @@
+"""What the branches beside the 2D tokens declare is what is measured, in both directions, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.zoo.encodings.attention import random_cameras
+from tests.zoo.encodings.test_view_attention import EXACT, GRID, MOVES, WIDTH, permuted, random_tokens, scene
+from zoo.cameras import Cameras
+from zoo.encodings.symmetries import ViewSymmetries
+from zoo.encodings.table import VIEW_MIXERS
+from zoo.encodings.views import ViewMixer
+
+
+def trained(name: str) -> ViewMixer:
+    torch.manual_seed(0)
+    mixer = VIEW_MIXERS[name](WIDTH).double()
+    for parameter in mixer.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return mixer
+
+
+def of_the_data(mixer: ViewMixer) -> ViewMixer:
+    """With the cameras as they come."""
+    for module in mixer.modules():
+        if hasattr(module, "reference"):
+            module.reference = None  # type: ignore[assignment]
+    return mixer
+
+
+@torch.no_grad()
+def mixed(mixer: ViewMixer, cameras: Cameras, tokens: Tensor | None = None) -> Tensor:
+    return mixer(random_tokens() if tokens is None else tokens, cameras, GRID)
+
+
+def change(mixer: ViewMixer, other: Cameras) -> float:
+    return float((mixed(mixer, other) - mixed(mixer, scene())).abs().max())
+
+
+def moved_world() -> Cameras:
+    return scene().with_poses(scene().world_to_camera @ random_cameras(1, 1, seed=5)[0])
+
+
+def world_views(mixer: ViewMixer) -> float:
+    return change(of_the_data(mixer), moved_world())
+
+
+def canonical(mixer: ViewMixer) -> float:
+    return change(mixer, moved_world())
+
+
+def scale(mixer: ViewMixer) -> float:
+    poses = scene().world_to_camera.clone()
+    poses[..., :3, 3] *= 3.28
+    return change(mixer, scene().with_poses(poses))
+
+
+def order(mixer: ViewMixer) -> float:
+    """The cameras are seen from one of them beforehand: which one doesn't change with the order."""
+    mixer, cameras, to = of_the_data(mixer), scene().canonical("middle"), torch.tensor([2, 0, 3, 1])
+    other = Cameras(cameras.world_to_camera[:, to], cameras.K_normalised[:, to])
+    found = mixed(mixer, other, permuted(random_tokens(), to))
+    return float((found - permuted(mixed(mixer, cameras), to)).abs().max())
+
+
+@pytest.mark.parametrize("measure", [world_views, canonical, scale, order])
+@pytest.mark.parametrize("name", VIEW_MIXERS)
+def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[ViewMixer], float]) -> None:
+    mixer = trained(name)
+    declared, measured = getattr(mixer.symmetries, measure.__name__), measure(mixer)
+    assert measured < EXACT if declared else measured > MOVES
+    assert {field.name for field in fields(ViewSymmetries)} == {"world_views", "canonical", "scale", "order"}
+
+
+@pytest.mark.parametrize("name", VIEW_MIXERS)
+def test_cameras_matter_and_untrained_they_do_not(name: str) -> None:
+    other = Cameras(random_cameras(1, 4, seed=9)[0], scene().K_normalised * torch.tensor([1.3, 1.0, 1.0])[:, None])
+    assert change(trained(name), other) > MOVES
+    tokens = random_tokens()
+    assert torch.equal(mixed(VIEW_MIXERS[name](WIDTH).double(), scene(), tokens), tokens)
+
+
+def test_an_order_that_is_a_position_shows() -> None:
+    """The control: a branch that numbers the views."""
+    mixer = trained("ViewAttention(GTA)")
+    forward = mixer.forward
+
+    def numbered(tokens: Tensor, *scene: object) -> Tensor:
+        return forward(tokens + torch.arange(len(tokens))[:, None], *scene)  # type: ignore[arg-type]
+
+    mixer.forward = numbered  # type: ignore[method-assign]
+    assert order(mixer) > MOVES
