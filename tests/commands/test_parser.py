@@ -81,8 +81,8 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("--data.question_types room_size", "data.question_types: expected list[str] or null, not room_size"),
         (
             "--model.learning_rates 1e-4",
-            "model.learning_rates: expected options of its own, not 1e-4; known: connector, decoder, encoding, geometry, "
-            "vision",
+            "model.learning_rates: expected options of its own, not 1e-4; known: connector, decoder, encoding, "
+            "geometry, vision",
         ),
         ("--model.lora.r four", "model.lora.r: expected int, not four"),
         ("--metrics.profile vsi", "metrics.profile: expected 'spatial_mllm', 'thinking_in_space', not vsi"),
