@@ -1,8 +1,8 @@
-"""Linear maps of a token's channels, written straight into a new tensor: 4 x 4 matrices, and turns of pairs.
+"""What matrices and rotations do to the channels of a token: `multiply` by 4 x 4 matrices, `turn_pairs` by angles.
 
-New memory, and products of narrow matrices, are what encodings cost. Plain operators make a tensor a step and another
-to put the pieces together; here each map writes its piece where it belongs, and its gradient is the same map with the
-matrices transposed or the angles negated.
+Both write into a tensor that is there. Out of plain operators each step would make one, and another to put the pieces
+together, and new memory is most of what an encoding costs. The gradient of either is the same map, with the matrices
+transposed or the angles negated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 WIDTH = 32  # channels that are multiplied at once: matrix libraries are slow on four
-FEW_ROWS = 256  # fewer for a matrix: many small products are made at once only into a tensor of their own
+FEW_ROWS = 256  # with fewer for each matrix there are many: bmm takes them one by one if its result has gaps
 
 
 class ChannelBlock:
@@ -86,7 +86,7 @@ def _rows(x: Float[Tensor, "N heads E"], matrices: Float[Tensor, "n w w"]) -> Fl
     return x.reshape(len(matrices), len(x) // max(1, len(matrices)) * x.shape[1], x.shape[2])
 
 
-def turn(
+def turn_pairs(
     source: Float[Tensor, "*rest E"],
     target: Float[Tensor, "*rest E"],
     first: int,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.cameras import normalise_intrinsics
-from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient, turn
+from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient, turn_pairs
 from zoo.encodings.matrices import Matrices
 from zoo.encodings.prope import projection_matrices
 from zoo.precision import exact_products
@@ -119,7 +119,7 @@ class _Layout(torch.autograd.Function):
             multiply(source.flatten(0, 1), target.flatten(0, 1), _half(x).slices, matrices)
         of_source, of_target = (each.unflatten(1, (-1, cos.shape[1])) for each in (source, target))  # B C T H D
         for axis in (0, 1):
-            turn(of_source, of_target, (2 + axis) * x.shape[-1] // 4, cos[axis], sin[axis])
+            turn_pairs(of_source, of_target, (2 + axis) * x.shape[-1] // 4, cos[axis], sin[axis])
         return target.transpose(1, 2)
 
     @staticmethod

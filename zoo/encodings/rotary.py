@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.encodings.base import QK, CameraEncoding, EncodedCameras
-from zoo.encodings.channels import turn
+from zoo.encodings.channels import turn_pairs
 from zoo.encodings.matrices import Terms
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError, check_choice
@@ -198,7 +198,7 @@ class _Turn(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(x if cos.requires_grad or sin.requires_grad else None, cos, sin)
         out, width = torch.empty_like(x, memory_format=torch.contiguous_format), 2 * cos.shape[-1]
-        turn(x, out, 0, cos, sin)
+        turn_pairs(x, out, 0, cos, sin)
         out[..., width:] = x[..., width:]
         return out
 

@@ -1,0 +1,32 @@
+"""The benchmark of attention runs at any size and precision; what it finds is no matter here."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from benchmarks import attention
+
+SMALL = ["--views", "2", "--tokens", "4", "--heads", "2", "--head-dim", "32", "--layers", "1", "--repeats", "1"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_encoding_has_a_row_in_each_table(
+    dtype: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["attention", *SMALL, "--device", "cpu", "--threads", "1", "--dtype", dtype])
+    attention.main()
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ") and "ms, median" not in line]
+    names = [row[0].removeprefix("| ") for row in rows]
+    assert all(names.count(name) >= 2 for name in attention.ENCODINGS) and names.count("stock") == 2
+    assert all(float(row[-1].removesuffix(" |")) > 0 for row in rows)
+    assert [row[-1] for row in rows if row[0] in ("| SDPA alone", "| stock")] == ["1.000 |"] * 4
+
+
+def test_a_view_is_a_square(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["attention", "--tokens", "5"])
+    with pytest.raises(SystemExit):
+        attention.main()
+    assert "--tokens: 5 tokens a view are no square" in capsys.readouterr().err
