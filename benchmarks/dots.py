@@ -13,24 +13,26 @@ COLOURS = ((178, 24, 43), (33, 102, 172), (120, 120, 120))
 NAMES_PX, PLOT_PX, ROW_PX, MARGIN_PX, TEXT_PX = 640, 900, 36, 60, 24
 
 
-def draw(rows: Scores, series: Sequence[str], limits: tuple[float, float], output: Path) -> None:
+def draw(rows: Scores, series: Sequence[str], limits: tuple[float, float], label: str, output: Path) -> None:
     """Draws the rows that have scores, and names the series above.
 
     Args:
         rows: the scores of each row, by series.
         series: in the order of their colours.
         limits: of the axis.
+        label: what the axis counts.
     """
     rows = {name: row for name, row in rows.items() if any(row.values())}
     low, high = limits
-    height = 2 * MARGIN_PX + ROW_PX * max(1, len(rows))
+    height = 2 * MARGIN_PX + ROW_PX * max(1, len(rows)) + TEXT_PX
     sheet = Image.new("RGB", (NAMES_PX + PLOT_PX + MARGIN_PX, height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=TEXT_PX)
 
     def across(score: float) -> float:
         return NAMES_PX + PLOT_PX * (score - low) / (high - low)
 
-    bottom = height - MARGIN_PX
+    bottom = height - MARGIN_PX - TEXT_PX
+    pen.text((NAMES_PX + PLOT_PX / 2, height - 12), label, fill="black", font=font, anchor="ms")
     for tenth in range(round(10 * low), round(10 * high) + 1):
         x = across(tenth / 10)
         pen.line((x, MARGIN_PX, x, bottom), fill=(225, 225, 225))
