@@ -155,7 +155,7 @@ def made_up(folder: Path) -> Results:
 def test_documents_say_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
     results = made_up(tmp_path)
     text = ablate.document(results)
-    assert "| none | 0.220 (0.200 to 0.240) |  | 102 |" in text and "1 of 3 seeds" in text
+    assert "| none | 0.220 (0.200 to 0.240) |  | 101 |" in text and "1 of 3 seeds" in text
     assert "| PRoPE | views shuffled | 0.320 (0.300 to 0.340) | 0.720 (0.700 to 0.740) |" in text
     block = "<!-- settings: PRoPE; GTA; none; CaPE; VORoPE -->\nold\n<!-- end -->"
     filled = questions.filled(block, results)
@@ -201,6 +201,6 @@ def test_a_command_at_full_size_is_understood(words: str, parsed) -> None:
 
 def test_the_plot_is_small(tmp_path: Path) -> None:
     rows = {name: {path: [0.1, 0.3, 0.4] for path in PATHS} for name in SETTINGS}
-    draw(rows, PATHS, (0.0, 1.0), tmp_path / "dots.png")
+    draw(rows, PATHS, (0.0, 1.0), "MRA", tmp_path / "dots.png")
     assert 10_000 < (tmp_path / "dots.png").stat().st_size < 200_000
-    draw({"nothing yet": {"loop": []}}, PATHS, (0.0, 1.0), tmp_path / "empty.png")
+    draw({"nothing yet": {"loop": []}}, PATHS, (0.0, 1.0), "MRA", tmp_path / "empty.png")
