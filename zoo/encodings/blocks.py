@@ -102,7 +102,7 @@ def _side_by_side(index: Int[Tensor, "B L"]) -> tuple[list[slice | Tensor], list
     step = math.gcd(*(some.step for some in found))
     tokens: list[slice | Tensor] = [slice(some.start, some.stop) for some in found]
     steps = [list(range(some.start, some.stop, some.step)) for some in found]
-    if sum(some.stop - some.start for some in found) < SHORT * len(found):
+    if len(found) > 1 and sum(some.stop - some.start for some in found) < SHORT * len(found):
         every = [token for some in found for token in range(some.start, some.stop)]
         tokens, steps = [torch.tensor(every, device=index.device)], [every[::step]]
     firsts = [torch.tensor(each, device=index.device) for each in steps]
