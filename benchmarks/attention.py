@@ -160,8 +160,10 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
 
         return attend
 
+    copied = torch.Tensor.clone  # what no encoding that leaves its inputs alone can do without
     work: dict[str, Callable[[], Tensor]] = {
         "SDPA alone": lambda: F.scaled_dot_product_attention(*heads_first),
+        "SDPA, and a copy of q, k, v and o": lambda: F.scaled_dot_product_attention(*map(copied, heads_first)).clone(),
         "published layout, einsum": lambda: published(*heads_first, poses, K, side),
         "published layout, `prope_attention`": lambda: prope_attention(*heads_first, poses, K, **layout),
     }
