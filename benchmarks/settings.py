@@ -151,7 +151,7 @@ def planned(
     settings: Sequence[str], paths: Sequence[str], seeds: Sequence[int], overrides: Sequence[str] = ()
 ) -> list[Run]:
     """The runs in the order in which they are made: what answers most comes first, all settings of a seed together."""
-    rounds = (("loop", True), ("loop", False), ("local", True), ("local", False))
+    rounds = (("loop", True), ("loop", False), ("local", False), ("local", True))
     return [
         run(name, path, seed, overrides)
         for (path, core), seed, name in product(rounds, seeds, settings)

@@ -81,7 +81,7 @@ def test_what_is_made_first() -> None:
     first = plan[: len(core)]
     assert first == [run(name, "loop", 0) for name in core]
     hard = [name for name, setting in SETTINGS.items() if setting.hard]
-    assert plan[-1] == run(hard[-1], "local", 2)
+    assert plan[-1] == run(core[-1], "local", 2)
     on_local = {name for name in SETTINGS if run(name, "local", 0) in plan}
     assert on_local == {*core, *hard}
     assert planned(["PRoPE"], ["local"], [1], ["--x=1"])[0].fit[-1] == "--x=1"
