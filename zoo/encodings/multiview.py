@@ -52,7 +52,7 @@ def prope_attention(
         ValueError: heads whose width isn't a multiple of 8, or tokens that aren't C * patches_y * patches_x.
     """
     K = None if K_px is None else normalise_intrinsics(K_px, image_width, image_height)
-    with torch.autocast(q.device.type, enabled=False):
+    with exact_products(q.device):
         P, P_inverse = projection_matrices(world_to_camera, K)
     matrices = Matrices(q=P.mT, k=P_inverse, v=P_inverse, o=P)
     return multiview_attention(q, k, v, matrices, patches_x=patches_x, patches_y=patches_y, is_causal=is_causal)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.precision import full_precision, wide
 
 ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 CHOOSE_FROM = 3  # views at the least; of fewer it is the first
@@ -70,8 +71,8 @@ def saddle_balanced(views: Float[Tensor, "S C"], present: Bool[Tensor, " S"] | N
         views, places = views[present], places[present]
     if len(views) < CHOOSE_FROM:
         return places[0] if len(places) else torch.zeros((), dtype=torch.long, device=views.device)
-    with torch.autocast(views.device.type, enabled=False):
-        views = views.to(torch.promote_types(views.dtype, torch.float32))
+    with full_precision(views.device):
+        views = wide(views)
         norm = views.norm(dim=-1)
         unit = views / norm[:, None]
         similarity = ((unit @ unit.T).sum(-1) - 1) / (len(views) - 1)

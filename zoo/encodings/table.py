@@ -25,7 +25,7 @@ from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.rotary import VORoPE, XYZRoPE
-from zoo.encodings.stack import Stack
+from zoo.encodings.stack import RELEASED, Stack
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.encodings.view_attention import ViewAttention
 from zoo.encodings.views import ViewMixer
@@ -110,8 +110,8 @@ HEADINGS = {
     "order": "order of views",
 }
 
-RELEASED_FREQUENCIES = 1e6 ** -(torch.arange(64) / 64)  # Qwen2.5-VL: 64 pairs a head
-RELEASED_SECTION = (16, 24, 24)
+HEAD_DIM, SECTION = RELEASED
+FREQUENCIES = 1e6 ** -(2 * torch.arange(HEAD_DIM // 2) / HEAD_DIM)  # of the released models' RoPE, one a pair
 
 TEXT = """# Camera encodings, and what they keep exactly
 
@@ -125,9 +125,9 @@ every cell in float64, at the level of attention: what is marked holds to 1e-10,
 A translation without its rotation (`parts: translation`) is no group action, V_i V_j^-1 isn't what two views see of
 each other: a change of world shows, whatever the placement, unless the cameras are seen from a reference view.
 
-A placement on the T section needs `--model.time NoTime`: one time for all views of a clip. Text sees the world's frame,
-so with text in the sequence the world cancels only where the cameras are seen from a reference view of the clip, which
-is the default, or where text never meets the camera (`Append`).
+On the T section queries and keys need `--model.time NoTime`: one time for all views of a clip. Text sees the world's
+frame, so with text in the sequence the world cancels only where the cameras are seen from a reference view of the clip,
+which is the default, or where text never meets the camera (`Append`).
 
 `LowFrequencies` and `HighFrequencies` put one matrix on four of RoPE's pairs, which turn at four speeds. Untied, RoPE
 and the camera don't quite commute: for two tokens that are n positions apart in that section, what the matrices see is
@@ -170,8 +170,7 @@ def declared() -> dict[str, Symmetries]:
 def document() -> str:
     """The text of docs/encodings.md."""
     misfits = [
-        f"| `{kind.__name__}({count}, {section!r})` | "
-        f"{kind(count, section).misfit(RELEASED_FREQUENCIES, RELEASED_SECTION):.1g} |"
+        f"| `{kind.__name__}({count}, {section!r})` | {kind(count, section).misfit(FREQUENCIES, SECTION):.1g} |"
         for kind in (LowFrequencies, HighFrequencies)
         for section in ("t", "h", "w")
         for count in (4, 8)

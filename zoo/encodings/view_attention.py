@@ -55,8 +55,8 @@ class ViewAttention(ViewMixer):
     @property
     def symmetries(self) -> ViewSymmetries:
         relative = self.encoding.parts != "translation"
-        scale = self.encoding.scale != "none" or self.encoding.parts == "rotation"
-        return ViewSymmetries(relative, canonical=relative or self.reference is not None, scale=scale)
+        canonical = relative or self.reference is not None
+        return ViewSymmetries(relative, canonical, scale=self.encoding.symmetries.scale)
 
     def forward(
         self,

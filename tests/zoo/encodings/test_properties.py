@@ -27,20 +27,13 @@ from tests.zoo.encodings.attention import (
 from zoo.cameras import Cameras, invert_se3
 from zoo.encodings import (
     GTA,
-    Alternate,
     CameraEncoding,
     CaPE,
     EncodedCameras,
-    Fraction,
-    LowFrequencies,
     OnHeads,
-    OnLayers,
     PoseALiBi,
     PRoPE,
     RayEncoding,
-    Stack,
-    TSection,
-    VORoPE,
     XYZRoPE,
 )
 from zoo.encodings.alibi import DistanceChannels
@@ -156,27 +149,6 @@ def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[Came
         assert measured == 0
     else:
         assert measured < EXACT
-
-
-@pytest.mark.parametrize(
-    ("stack", "keeps_world"),
-    [
-        ([GTA(), VORoPE()], False),  # values turned by position come between the cameras
-        ([VORoPE(), GTA()], True),
-        ([PRoPE(), GTA()], False),
-        ([PRoPE(), PRoPE(TSection())], False),
-        ([PRoPE(Fraction(0, 0.25)), GTA(Fraction(0.75, 1.0))], True),
-        ([GTA(terms="vo"), OnLayers(GTA(terms="qk"))], True),
-        ([GTA(Alternate([LowFrequencies(4, "w", tied=True), Fraction()])), OnHeads(GTA(), [0])], False),
-    ],
-)
-def test_a_stack_keeps_the_world_where_its_encodings_do_not_meet(
-    stack: list[CameraEncoding], keeps_world: bool
-) -> None:
-    encoding = Stack(stack)
-    assert encoding.symmetries.world_views == keeps_world
-    measured = world_views(encoding)
-    assert measured < EXACT if keeps_world else measured > BROKEN
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
