@@ -21,9 +21,10 @@ from torch import Tensor
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from zoo.cameras import Cameras, invert_se3, nearest_rotation, normalise_intrinsics, pose_distance
+from zoo.cameras import Cameras, normalise_intrinsics
 from zoo.encodings import EncodedCameras
 from zoo.encodings.table import COMBINATIONS
+from zoo.poses import invert_se3, nearest_rotation, pose_distance
 from zoo.time_index import GridSteps
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "attention_bias.png"
@@ -88,7 +89,7 @@ def bias(name: str, cameras: Cameras) -> Tensor:
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": SECTION},
     )
     encoding = COMBINATIONS[name]()
-    encoding.attach(Qwen2_5_VLTextModel(config))
+    encoding.attach(Qwen2_5_VLTextModel(config), layers=range(config.num_hidden_layers))
     encoded = encoding.encode(cameras, head_dim=HEAD_DIM, mrope_section=SECTION, dtype=torch.float64)
     angle = torch.zeros(1, VIEWS, HEAD_DIM // 2, dtype=torch.float64)
     if encoding.time_index is not None:

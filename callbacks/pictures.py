@@ -15,7 +15,7 @@ from datamodules.samplers import GivenDepth, SceneView
 from datamodules.samplers.base import FRAMES_PER_GRID_STEP
 from datamodules.samplers.coverage import VoxelGrid, voxel_grid
 from datamodules.samplers.points import PointMaps, PointSource
-from zoo.cameras import invert_se3
+from zoo.poses import invert_se3
 
 THUMBNAIL = 160  # pixels along a frame's longer side
 GAP, LABEL = 6, 16

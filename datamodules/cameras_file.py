@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from zoo.cameras import nearest_rotation, normalise_intrinsics
+from zoo.cameras import normalise_intrinsics
+from zoo.poses import nearest_rotation
 
 
 def read_cameras(

@@ -14,7 +14,7 @@ from PIL import Image
 import main
 from datamodules.cameras_file import write_cameras
 from zoo import InputError
-from zoo.cameras import invert_se3
+from zoo.poses import invert_se3
 
 
 @pytest.fixture

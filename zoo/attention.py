@@ -106,4 +106,4 @@ def install_camera_attention(language_model: nn.Module, encoding: CameraEncoding
     for attention in attentions:
         attention.__class__ = CameraAttention
     if encoding is not None:
-        encoding.attach(language_model)
+        encoding.attach(language_model, range(len(attentions)))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.cameras import invert_se3, pose_distance
+from zoo.poses import invert_se3, pose_distance
 
 PoseMeasure = Literal["rotation", "centre", "euclidean", "sum", "log"]
 

@@ -18,7 +18,7 @@ from datamodules.samplers.poses import (
     pose_matrix,
     pose_plane,
 )
-from zoo.cameras import invert_se3
+from zoo.poses import invert_se3
 
 Translation = Literal["centre", "world_to_camera"]
 PREFILTER = 3  # points that the grid leaves for each that is chosen

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from datamodules.trajectories.rotations import slerp
-from zoo.cameras import invert_se3, nearest_rotation
+from zoo.poses import invert_se3, nearest_rotation
 
 Match = Literal["slerp", "nearest"]
 SAME_TIME_S = 1e-6

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from zoo.cameras import nearest_rotation
+from zoo.poses import nearest_rotation
 
 NEARLY_EQUAL = 1e-6  # radians between two unit quaternions: below, the chord is the arc
 

@@ -14,8 +14,8 @@ from datamodules.cameras_file import read_cameras
 from datamodules.depth import find_depth, read_depth
 from datamodules.sources.annotations import read_layout
 from tests.conftest import ROOMS
-from zoo.cameras import invert_se3
 from zoo.geometry import project_points, unproject_depth
+from zoo.poses import invert_se3
 
 
 def write_depth(folder: Path, millimetres: np.ndarray) -> Path:

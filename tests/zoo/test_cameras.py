@@ -12,7 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor
 
-from zoo.cameras import Cameras, invert_se3, nearest_rotation, normalise_intrinsics, pose_distance
+from zoo.cameras import Cameras, normalise_intrinsics
 
 
 def rotation(axis: Tensor, angle: float) -> Tensor:
@@ -195,78 +195,6 @@ def test_a_camera_that_stands_still_has_a_floor(scale: Any) -> None:
     poses[0, :, :3, 3] += 1e-6 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scaled = Cameras(poses, eye_intrinsics(1, 4)).canonical().scaled(scale).world_to_camera
     assert scaled.isfinite().all() and scaled[..., :3, 3].abs().max() < 1e-3
-
-
-# ---- poses ------------------------------------------------------------------------------------------------
-
-
-def test_invert_se3_is_the_inverse() -> None:
-    poses = random_poses(4, 3, scale=10.0)
-    torch.testing.assert_close(invert_se3(poses), torch.linalg.inv(poses), rtol=0, atol=1e-12)
-    assert torch.equal(invert_se3(torch.eye(4)), torch.eye(4))
-
-
-def test_autocast_does_not_round_poses() -> None:
-    poses = random_poses(4, scale=10.0).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inverse, (angle, distance) = invert_se3(poses), pose_distance(poses[0], poses[1])
-        rounded = poses[..., :3, :3].mT @ poses[..., :3, 3:]  # the control
-        canonical = Cameras(poses[None], eye_intrinsics(1, 4).float()).canonical().world_to_camera
-    assert rounded.dtype == torch.bfloat16 and inverse.dtype == torch.float32
-    torch.testing.assert_close(inverse, torch.linalg.inv(poses), rtol=0, atol=1e-5)
-    for value, exact in zip((angle, distance), pose_distance(poses[0], poses[1]), strict=True):
-        assert torch.equal(value, exact)
-    assert torch.equal(canonical, Cameras(poses[None], eye_intrinsics(1, 4).float()).canonical().world_to_camera)
-
-
-@pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-3, 1.0, 3.0, math.pi - 1e-6, math.pi])
-def test_pose_distance_angle(angle: float) -> None:
-    a = random_poses(1)[0]
-    b = a.clone()
-    b[:3, :3] = rotation(torch.tensor([0.3, -2.0, 1.0]), angle) @ a[:3, :3]
-    measured, _ = pose_distance(a, b)
-    assert abs(float(measured) - angle) < 1e-14 + 1e-9 * angle
-    single = float(pose_distance(a.float(), b.float())[0])
-    assert abs(single - angle) < 1e-6
-    if angle == 1e-3:  # the control: acos of the trace in float32 has no digits left here
-        relative = a[:3, :3].float() @ b[:3, :3].float().T
-        assert abs(float(((relative.trace() - 1) / 2).clamp(-1, 1).acos()) - angle) > 1e-5
-
-
-def test_pose_distance_of_centres_broadcasts_and_ignores_the_world() -> None:
-    poses, world = random_poses(5), random_poses(1, seed=2)[0]
-    angle, distance = pose_distance(poses[:, None], poses[None])
-    assert angle.shape == distance.shape == (5, 5)
-    centres = torch.linalg.inv(poses)[:, :3, 3]
-    torch.testing.assert_close(distance, torch.cdist(centres, centres), rtol=0, atol=1e-7)
-    moved = pose_distance(poses[:, None] @ world, poses[None] @ world)
-    torch.testing.assert_close(angle, moved[0], rtol=0, atol=1e-7)
-    torch.testing.assert_close(distance, moved[1], rtol=0, atol=1e-12)
-
-
-def test_nearest_rotation() -> None:
-    exact = random_poses(3)[:, :3, :3]
-    noise = 4e-4 * torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    near = nearest_rotation(exact + noise)
-    torch.testing.assert_close(near @ near.mT, eye_intrinsics(3), rtol=0, atol=1e-14)
-    assert torch.linalg.det(near).min() > 0
-    assert (near - exact).abs().max() < 2 * noise.abs().max()
-    torch.testing.assert_close(nearest_rotation(near), near, rtol=0, atol=1e-14)
-    assert nearest_rotation(exact.float()).dtype == torch.float32
-
-
-def test_what_is_no_rotation() -> None:
-    good = random_poses(3)[:, :3, :3]
-    for spoil, reason in (
-        (lambda R: R * 1.02, "off orthonormal by 0.04"),
-        (lambda R: R * -1, "is a reflection"),
-        (lambda R: R * float("nan"), "NaN or infinite"),
-        (lambda R: R * 0, "off orthonormal by 1"),
-    ):
-        bad = good.clone()
-        bad[1] = spoil(bad[1])
-        with pytest.raises(ValueError, match=f"kitchen.cameras.json: frame 1: the rotation .*{reason}"):
-            nearest_rotation(bad, "kitchen.cameras.json", "frame")
 
 
 # ---- intrinsics -------------------------------------------------------------------------------------------

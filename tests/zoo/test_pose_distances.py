@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.zoo.test_cameras import random_poses, rotation
-from zoo.cameras import pose_distance
 from zoo.pose_distances import PoseMeasure, path_length, pose_distances, se3_log, so3_log
+from zoo.poses import pose_distance
 
 MEASURES: list[PoseMeasure] = ["rotation", "centre", "euclidean", "sum", "log"]
 ANGLES = [0.0, 1e-12, 1e-8, 1e-4, 0.0199, 0.0201, 0.5, math.pi / 2, 3.0, math.pi - 1e-4, math.pi - 1e-8]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tests.zoo.test_cameras import eye_intrinsics, random_poses
 from tests.zoo.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
-from zoo.cameras import Cameras, pose_distance
+from zoo.cameras import Cameras
 from zoo.errors import InputError
+from zoo.poses import pose_distance
 from zoo.positions import grid_step_index, mrope_position_ids, view_places
 from zoo.time_index import FrameId, Pose, PosePath, TimeIndex
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -60,7 +60,7 @@ class PoseALiBi(CameraEncoding):
             shift=True,
         )
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         if self.slopes == "learned":
             heads = language_model.config.num_attention_heads
             self.learned = nn.Parameter(torch.zeros(heads, device=language_model.device))

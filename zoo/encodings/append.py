@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,16 +39,11 @@ class Append(Placement):
         self.channels = channels
         self.layers: nn.ModuleDict | None = None
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         config = language_model.config
         sizes = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        layers = {str(i): AppendedProjections(*sizes, self.channels) for i in range(config.num_hidden_layers)}
-        self.layers = nn.ModuleDict(layers).to(language_model.device)
-
-    def keep(self, acts_in: Callable[[int], bool]) -> None:
-        """Drops the projections of the other layers, once it is attached."""
-        assert self.layers is not None
-        self.layers = nn.ModuleDict({name: layer for name, layer in self.layers.items() if acts_in(int(name))})
+        made = {str(i): AppendedProjections(*sizes, self.channels) for i in layers}
+        self.layers = nn.ModuleDict(made).to(language_model.device)
 
     def place(
         self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]

@@ -7,7 +7,7 @@ nothing else of the attention: it works with every backend, and what enters the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float
@@ -151,8 +151,12 @@ class CameraEncoding(nn.Module, ABC):
         """
         return set()
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         """Makes what depends on the decoder's shape, such as learned numbers a head; called once, before training.
+
+        Args:
+            language_model: the decoder.
+            layers: the numbers of those in which the encoding acts. What is made for another would never be trained.
 
         Raises:
             InputError: a decoder that the encoding doesn't fit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -81,8 +81,8 @@ class MatrixEncoding(CameraEncoding):
         """See `CameraEncoding.acts_on`."""
         return set(product(self.terms, self.placement.head_channels(head_dim, mrope_section)))
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
-        self.placement.attach(language_model)
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+        self.placement.attach(language_model, layers)
 
     def encode(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class OnHeads(Wrapped):
         super().__init__(encoding)
         self.key_value_heads = key_value_heads
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         config = language_model.config
         queries, keys = config.num_attention_heads, config.num_key_value_heads
         check_numbers("key_value_heads", self.key_value_heads, keys)
@@ -36,7 +37,7 @@ class OnHeads(Wrapped):
         chosen = chosen[:, None].to(language_model.device)
         self.of_keys = nn.Buffer(chosen, persistent=False)
         self.of_queries = nn.Buffer(chosen.repeat_interleave(queries // keys, 0), persistent=False)
-        super().attach(language_model)
+        super().attach(language_model, layers)
 
     def encode(self, cameras: Cameras, **decoder: Any) -> EncodedCameras:
         """See `CameraEncoding.encode`."""

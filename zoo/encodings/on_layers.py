@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float, Int
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras
-from zoo.encodings.append import Append
 from zoo.encodings.base import CameraEncoding, EncodedCameras, Rope
 from zoo.encodings.placements import Placement, RowMatrices
 from zoo.encodings.symmetries import Symmetries
@@ -43,8 +42,8 @@ class Wrapped(CameraEncoding):
         """See `CameraEncoding.acts_on`: as if it acted in all layers and heads."""
         return self.encoding.acts_on(head_dim, mrope_section)
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
-        self.encoding.attach(language_model)
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+        self.encoding.attach(language_model, layers)
 
 
 Every = Literal["even", "odd"]
@@ -64,11 +63,10 @@ class OnLayers(Wrapped):
             check_choice("layers", layers, Every)
         self.layers = layers
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         if not isinstance(self.layers, str):
             check_numbers("layers", self.layers, language_model.config.num_hidden_layers)
-        super().attach(language_model)
-        keep_layers(self.encoding, self.acts_in)
+        super().attach(language_model, list(filter(self.acts_in, layers)))
 
     def encode(self, cameras: Cameras, **decoder: Any) -> EncodedCameras:
         """See `CameraEncoding.encode`."""
@@ -99,10 +97,9 @@ class Alternate(Placement):
         for name in ("keeps_world", "keeps_shift", "leaves_text", "keeps_stock", "keeps_rope"):
             setattr(self, name, all(getattr(p, name) for p in placements))
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         for turn, placement in enumerate(self.each):
-            placement.attach(language_model)
-            keep_layers(placement, lambda layer, turn=turn: layer % len(self.each) == turn)  # type: ignore[misc]
+            placement.attach(language_model, [layer for layer in layers if layer % len(self.each) == turn])
 
     def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
         return [c for placement in self.each for c in placement.head_channels(head_dim, mrope_section)]
@@ -137,13 +134,6 @@ class ByLayer(EncodedCameras):
 
     def repeated(self, copies: int) -> ByLayer:
         return ByLayer([None if e is None else e.repeated(copies) for e in self.each], self.choose)
-
-
-def keep_layers(part: nn.Module, acts_in: Callable[[int], bool]) -> None:
-    """Takes the projections out of layers where they never act: nothing would train them, which DDP refuses."""
-    for module in part.modules():
-        if isinstance(module, Append):
-            module.keep(acts_in)
 
 
 def check_numbers(name: str, chosen: list[int], count: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from jaxtyping import Float, Int
@@ -38,7 +38,7 @@ class Placement(nn.Module, ABC):
     keeps_stock: bool = True
     keeps_rope: bool = True
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         """See `CameraEncoding.attach`."""
 
     def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
@@ -75,7 +75,7 @@ class OnChannels(Placement):
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         """The channels; arguments and errors as `place`."""
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         config = language_model.config
         self.block(config.hidden_size // config.num_attention_heads, config.rope_parameters["mrope_section"])
 
@@ -164,8 +164,8 @@ class Frequencies(OnChannels):
             raise InputError(f"mRoPE's {self.section} section has {width} frequencies, fewer than {self.count}")
         return ChannelBlock(head_dim, self.first(start, start + width), self.count, parts=2)
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
-        super().attach(language_model)
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+        super().attach(language_model, layers)
         if self.tied:
             rotary, section = language_model.rotary_emb, language_model.config.rope_parameters["mrope_section"]
             for frequencies in (rotary.inv_freq, rotary.original_inv_freq):

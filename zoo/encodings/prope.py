@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.cameras import Cameras, invert_se3
+from zoo.cameras import Cameras
 from zoo.encodings.matrices import Matrices, MatrixEncoding
+from zoo.poses import invert_se3
 
 
 def projection_matrices(

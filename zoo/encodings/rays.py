@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.cameras import Cameras, invert_se3
+from zoo.cameras import Cameras
 from zoo.encodings.gta import GTA
 from zoo.encodings.reference import ReferenceView, seen_from
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.encodings.views import ViewMixer, check_scenes
 from zoo.errors import check_choice
 from zoo.geometry.given import patch_depth, patch_directions, plucker
+from zoo.poses import invert_se3
 
 Rays = Literal["plucker", "directions"]
 

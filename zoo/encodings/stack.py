@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import combinations
@@ -70,9 +70,9 @@ class Stack(CameraEncoding):
         """See `CameraEncoding.acts_on`."""
         return set().union(*(encoding.acts_on(head_dim, mrope_section) for encoding in self.each))
 
-    def attach(self, language_model: Qwen2_5_VLTextModel) -> None:
+    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         for encoding in self.each:
-            encoding.attach(language_model)
+            encoding.attach(language_model, layers)
 
     def encode(self, cameras: Cameras, **decoder: Any) -> Stacked:
         return Stacked([encoding.encode(cameras, **decoder) for encoding in self.each])

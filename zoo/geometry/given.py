@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.cameras import invert_se3
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.vggt_encoder import check_size
+from zoo.poses import invert_se3
 from zoo.precision import full_precision, wide
 
 RAY, POINT = 6, 4  # channels

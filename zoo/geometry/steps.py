@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.cameras import Cameras, invert_se3
+from zoo.cameras import Cameras
 from zoo.encodings.rays import token_points
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
+from zoo.poses import invert_se3
 
 PairCamera = Literal["first", "last", "mean"]
 FRAMES_PER_STEP = 2

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from datamodules.samplers import FrameSampler, PoseFarthestSampler, PosePlaneSampler, SceneView
 from datamodules.samplers.poses import farthest, pose_matrix, pose_plane
 from datamodules.video import Video
-from zoo.cameras import invert_se3
+from zoo.poses import invert_se3
 
 GOLDEN = Path(__file__).parents[2] / "golden/pose_sampling"
 CASES = ("line20", "loop64", "rot50_noisy", "static8", "walk40")

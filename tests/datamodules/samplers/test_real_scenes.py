@@ -27,7 +27,8 @@ from datamodules.samplers import (
 from datamodules.samplers.poses import pose_matrix
 from datamodules.trajectories.base import upright_turns
 from datamodules.video import Video
-from zoo.cameras import invert_se3, nearest_rotation, normalise_intrinsics
+from zoo.cameras import normalise_intrinsics
+from zoo.poses import invert_se3, nearest_rotation
 
 SAMPLERS = {
     "uniform": UniformSampler(),

@@ -24,7 +24,7 @@ from datamodules.trajectories import (
 )
 from datamodules.trajectories.rotations import to_quaternion
 from datamodules.video import Video
-from zoo.cameras import invert_se3, nearest_rotation
+from zoo.poses import invert_se3, nearest_rotation
 
 FOCAL, CENTRE, WIDTH, HEIGHT = 585.0, (320.0, 240.0), 640, 480
 PICKED = range(300, 360, 10)  # the frames whose pictures and depth there are, every tenth

@@ -16,7 +16,7 @@ from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, Seve
 from datamodules.trajectories.base import intrinsics, rigid, upright_turns
 from datamodules.trajectories.rotations import from_axis_angle
 from datamodules.trajectories.tum import read_tum
-from zoo.cameras import invert_se3
+from zoo.poses import invert_se3
 
 WIDTH, HEIGHT = 64, 48
 

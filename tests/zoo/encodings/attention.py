@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from zoo.cameras import Cameras, invert_se3
+from zoo.cameras import Cameras
 from zoo.encodings import CameraEncoding, EncodedCameras
+from zoo.poses import invert_se3
 from zoo.time_index import GridSteps
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS, WIDTH = 32, [4, 4, 8], 4, 2, 2, 24
@@ -113,7 +114,7 @@ class Decoder:
         model = Qwen2_5_VLTextModel(config)
         self.encoding = encoding
         if encoding is not None:
-            encoding.attach(model)
+            encoding.attach(model, range(LAYERS))
             generator = torch.Generator().manual_seed(3)
             for parameter in encoding.double().parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)

@@ -155,7 +155,7 @@ def test_appended_channels_start_at_the_stock_model_and_can_learn(name: str) -> 
     example = Example(encoding)
     assert moved(model, example) > MOVES
     (append,) = (module for module in encoding.modules() if isinstance(module, Append))
-    append.attach(model.model.language_model)  # as it starts
+    append.attach(model.model.language_model, range(model.config.text_config.num_hidden_layers))  # as it starts
     assert moved(model, example) < 1e-5
     optimizer = torch.optim.SGD(encoding.parameters(), lr=0.1)
     for _ in range(3):  # only o learns in the first step, and nothing would if v, or o and v, were zero

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from zoo.cameras import Cameras, invert_se3
+from zoo.cameras import Cameras
 from zoo.encodings import EncodedCameras, Fraction, OnChannels, PRoPE, TSection, projection_matrices
+from zoo.poses import invert_se3
 from zoo.time_index import NoTime
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS = 32, [4, 6, 6], 4, 2

@@ -24,7 +24,7 @@ from tests.zoo.encodings.attention import (
     random_cameras,
     random_sequence,
 )
-from zoo.cameras import Cameras, invert_se3
+from zoo.cameras import Cameras
 from zoo.encodings import (
     GTA,
     CameraEncoding,
@@ -40,6 +40,7 @@ from zoo.encodings.alibi import DistanceChannels
 from zoo.encodings.matrices import Matrices
 from zoo.encodings.table import COMBINATIONS, DOCUMENT, document
 from zoo.errors import InputError
+from zoo.poses import invert_se3
 
 EXACT, BROKEN, MOVES = 1e-10, 1e-6, 1e-3
 UNIT = 3.0

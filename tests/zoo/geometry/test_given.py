@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.cameras import Cameras, invert_se3
+from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.geometry import GivenGeometry, SceneGeometry, project_points
 from zoo.geometry.vggt.pose_encoding import quaternion_to_rotation
+from zoo.poses import invert_se3
 
 HEIGHT, WIDTH = 28, 42
 K = torch.tensor([[0.7, 0, 0.05], [0, 0.9, -0.1], [0, 0, 1]], dtype=torch.float64)

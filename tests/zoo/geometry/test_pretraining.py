@@ -17,11 +17,11 @@ from datamodules.depth import read_depth
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
-from zoo.cameras import invert_se3, pose_distance
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
 from zoo.geometry_pretraining import VGGTPretraining
 from zoo.optim import LearningRates
+from zoo.poses import invert_se3, pose_distance
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,81 @@
+"""Rigid poses: inverse, distance and nearest rotation, in float64, float32 and under autocast."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.zoo.test_cameras import eye_intrinsics, random_poses, rotation
+from zoo.cameras import Cameras
+from zoo.poses import invert_se3, nearest_rotation, pose_distance
+
+
+def test_invert_se3_is_the_inverse() -> None:
+    poses = random_poses(4, 3, scale=10.0)
+    torch.testing.assert_close(invert_se3(poses), torch.linalg.inv(poses), rtol=0, atol=1e-12)
+    assert torch.equal(invert_se3(torch.eye(4)), torch.eye(4))
+
+
+def test_autocast_does_not_round_poses() -> None:
+    poses = random_poses(4, scale=10.0).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inverse, (angle, distance) = invert_se3(poses), pose_distance(poses[0], poses[1])
+        rounded = poses[..., :3, :3].mT @ poses[..., :3, 3:]  # the control
+        canonical = Cameras(poses[None], eye_intrinsics(1, 4).float()).canonical().world_to_camera
+    assert rounded.dtype == torch.bfloat16 and inverse.dtype == torch.float32
+    torch.testing.assert_close(inverse, torch.linalg.inv(poses), rtol=0, atol=1e-5)
+    for value, exact in zip((angle, distance), pose_distance(poses[0], poses[1]), strict=True):
+        assert torch.equal(value, exact)
+    assert torch.equal(canonical, Cameras(poses[None], eye_intrinsics(1, 4).float()).canonical().world_to_camera)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-3, 1.0, 3.0, math.pi - 1e-6, math.pi])
+def test_pose_distance_angle(angle: float) -> None:
+    a = random_poses(1)[0]
+    b = a.clone()
+    b[:3, :3] = rotation(torch.tensor([0.3, -2.0, 1.0]), angle) @ a[:3, :3]
+    measured, _ = pose_distance(a, b)
+    assert abs(float(measured) - angle) < 1e-14 + 1e-9 * angle
+    single = float(pose_distance(a.float(), b.float())[0])
+    assert abs(single - angle) < 1e-6
+    if angle == 1e-3:  # the control: acos of the trace in float32 has no digits left here
+        relative = a[:3, :3].float() @ b[:3, :3].float().T
+        assert abs(float(((relative.trace() - 1) / 2).clamp(-1, 1).acos()) - angle) > 1e-5
+
+
+def test_pose_distance_of_centres_broadcasts_and_ignores_the_world() -> None:
+    poses, world = random_poses(5), random_poses(1, seed=2)[0]
+    angle, distance = pose_distance(poses[:, None], poses[None])
+    assert angle.shape == distance.shape == (5, 5)
+    centres = torch.linalg.inv(poses)[:, :3, 3]
+    torch.testing.assert_close(distance, torch.cdist(centres, centres), rtol=0, atol=1e-7)
+    moved = pose_distance(poses[:, None] @ world, poses[None] @ world)
+    torch.testing.assert_close(angle, moved[0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(distance, moved[1], rtol=0, atol=1e-12)
+
+
+def test_nearest_rotation() -> None:
+    exact = random_poses(3)[:, :3, :3]
+    noise = 4e-4 * torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near = nearest_rotation(exact + noise)
+    torch.testing.assert_close(near @ near.mT, eye_intrinsics(3), rtol=0, atol=1e-14)
+    assert torch.linalg.det(near).min() > 0
+    assert (near - exact).abs().max() < 2 * noise.abs().max()
+    torch.testing.assert_close(nearest_rotation(near), near, rtol=0, atol=1e-14)
+    assert nearest_rotation(exact.float()).dtype == torch.float32
+
+
+def test_what_is_no_rotation() -> None:
+    good = random_poses(3)[:, :3, :3]
+    for spoil, reason in (
+        (lambda R: R * 1.02, "off orthonormal by 0.04"),
+        (lambda R: R * -1, "is a reflection"),
+        (lambda R: R * float("nan"), "NaN or infinite"),
+        (lambda R: R * 0, "off orthonormal by 1"),
+    ):
+        bad = good.clone()
+        bad[1] = spoil(bad[1])
+        with pytest.raises(ValueError, match=f"kitchen.cameras.json: frame 1: the rotation .*{reason}"):
+            nearest_rotation(bad, "kitchen.cameras.json", "frame")
