@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import zoo.cameras
 from tests.zoo.test_cameras import eye_intrinsics, random_poses, rotation
 from zoo.cameras import Cameras
 from zoo.poses import invert_se3, nearest_rotation, pose_distance
@@ -79,3 +80,8 @@ def test_what_is_no_rotation() -> None:
         bad[1] = spoil(bad[1])
         with pytest.raises(ValueError, match=f"kitchen.cameras.json: frame 1: the rotation .*{reason}"):
             nearest_rotation(bad, "kitchen.cameras.json", "frame")
+
+
+def test_poses_are_found_beside_cameras_too() -> None:
+    """Users' scripts import them from there."""
+    assert zoo.cameras.invert_se3 is invert_se3 and zoo.cameras.pose_distance is pose_distance
