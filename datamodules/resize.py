@@ -55,7 +55,8 @@ class PixelBounds:
     Tiny models set their own bounds, so that small frames are not blown up to the official minimum.
 
     Args:
-        min_pixels, max_pixels: of a frame.
+        min_pixels: of a frame, at least.
+        max_pixels: of a frame, at most.
         total_pixels: of a whole clip: long clips get smaller frames.
         folder_twice: frames of a folder are resized to multiples of 56 first, as officially.
         kernel: whose bicubic filter: "torchvision", of the official inference, or "pillow", of the official

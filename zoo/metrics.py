@@ -119,6 +119,9 @@ class VSIBenchScore(Metric):
     any backend and which no change of precision touches: two halves of a 128-bit hash of the id, the index
     of the question type, the bits of the float64 score.
 
+    Args:
+        profile: whose scoring, of two that differ in how they read an answer, see `score_answer`.
+
     Raises:
         ValueError: unknown profile or question type, or lists of unequal length.
     """

@@ -27,13 +27,16 @@ def pose_distances(
 
     With w the angle between them (radians), t the distance of their centres, and lambda the weight:
     `rotation` is w; `centre` lambda t; `euclidean` sqrt(w^2 + lambda^2 t^2); `sum` w + lambda t; `log` the
-    Frobenius norm of log(V_a V_b^-1), sqrt(2 |omega|^2 + lambda^2 |u|^2), a geodesic of SE(3) that follows the
-    turn. No gradient reaches the poses.
+    Frobenius norm of log(V_a V_b^-1), sqrt(2 |omega|^2 + lambda^2 |u|^2), the length of the screw motion
+    between them. No gradient reaches the poses.
 
     Args:
         world_to_camera_a, world_to_camera_b: rigid poses.
         measure: see above.
         translation_weight: lambda, radians that a unit of length (a metre, for metric poses) counts as.
+
+    Raises:
+        ValueError: an unknown measure.
     """
     if measure not in get_args(PoseMeasure):
         raise ValueError(f"unknown pose measure {measure!r}: one of {', '.join(get_args(PoseMeasure))}")

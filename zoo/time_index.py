@@ -1,7 +1,7 @@
 """What the time of a video's token means: the T of mRoPE's position ids, which RoPE turns by.
 
 Position ids are integers, as in the stock model: what comes out as a fraction is rounded (`Seconds` takes the
-floor, as Qwen2.5-VL does), so views nearer to each other than half a position share one.
+floor, as Qwen2.5-VL does), so views less than a position apart may share one.
 """
 
 from __future__ import annotations
@@ -185,10 +185,12 @@ class Pose(PoseTimeIndex):
     position, and so do a turn and a step of equal size.
 
     Args:
-        measure: what the distance is, see `zoo.pose_distances.pose_distances`.
+        measure: what the distance is, by the angle w (radians) and the distance of centres t (in metres, times
+            translation_weight): `rotation` w, `centre` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
+            the logarithm of the relative pose.
         translation_weight: radians that a metre counts as.
         span: the position of the view furthest from the reference, which is at 0.
-        reference: see `Cameras.reference_view`.
+        reference: the `first` or `middle` view with a camera, or the `medoid`, nearest to the others.
     """
 
     def __init__(
@@ -214,7 +216,9 @@ class PosePath(PoseTimeIndex):
     stands still.
 
     Args:
-        measure: the length of a leg of the path, see `zoo.pose_distances.pose_distances`.
+        measure: the length of a leg of the path, by the angle w (radians) and the distance of centres t (in metres,
+            times translation_weight): `rotation` w, `centre` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the
+            norm of the logarithm of the relative pose.
         translation_weight: radians that a metre counts as.
         span: the position of the last step.
     """

@@ -155,7 +155,7 @@ def made_up(folder: Path) -> Results:
 def test_documents_say_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
     results = made_up(tmp_path)
     text = ablate.document(results)
-    assert "| none | 0.220 (0.200 to 0.240) |  | 101 |" in text and "1 of 3 seeds" in text
+    assert "| none | 0.220 (0.200 to 0.240) |  |\n" in text and "1 of 3 seeds" in text and "101 s" in text
     assert "| PRoPE | views shuffled | 0.320 (0.300 to 0.340) | 0.720 (0.700 to 0.740) |" in text
     block = "<!-- settings: PRoPE; GTA; none; CaPE; VORoPE -->\nold\n<!-- end -->"
     filled = questions.filled(block, results)
@@ -189,13 +189,16 @@ def test_a_proof_names_tests_that_are_there() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(line.split(maxsplit=1)[1], marks=() if number % 8 == 0 else pytest.mark.slow)
-        for number, line in enumerate(re.findall(r"^    \$TRAIN .*", questions.DOCUMENT.read_text(), re.MULTILINE))
+        pytest.param(line, marks=() if number % 8 == 0 else pytest.mark.slow)
+        for number, line in enumerate(re.findall(r"^    (\$T.*)", questions.DOCUMENT.read_text(), re.MULTILINE))
     ],
 )
 def test_a_command_at_full_size_is_understood(words: str, parsed) -> None:
-    (train,) = re.findall(r'TRAIN="python main.py (.*)"', questions.DOCUMENT.read_text())
-    config = parsed(*train.split(), *words.split())
+    for name, meaning in re.findall(
+        r'^    (\w+)="(?:python main.py )?(.*?)"', questions.DOCUMENT.read_text(), re.MULTILINE
+    ):
+        words = words.replace(f"${name}", meaning)
+    config = parsed(*words.split())
     assert config["model"]["init_args"]["backbone"]["class_path"] == "zoo.PretrainedQwen25VL"
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import docstring_parser
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
+import callbacks
+import datamodules
 import main
+import zoo
 from commands.arguments import for_source
 from commands.cli import ZooCLI
 from commands.parser import closest
@@ -273,3 +278,16 @@ def test_help_helps(line: str, named: str, monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit) as end:
         main.main()
     assert end.value.code == 0 and named in capsys.readouterr().out
+
+
+OURS = (zoo, datamodules, callbacks)
+PARTS = [part for package in OURS for part in map(vars(package).get, package.__all__) if isinstance(part, type)]
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if not issubclass(part, Exception | SaveConfigCallback)])
+def test_every_option_of_a_part_says_what_it_is(part: type) -> None:
+    """Which `a, b: ...` in a docstring does not: the help has no text for either."""
+    ours = [kind for kind in part.__mro__ if kind.__module__.split(".")[0] in [package.__name__ for package in OURS]]
+    explained = {entry.arg_name for kind in ours for entry in docstring_parser.parse(kind.__doc__ or "").params}
+    options = inspect.signature(part).parameters.values()
+    assert {p.name for p in options if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} <= explained

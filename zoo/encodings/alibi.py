@@ -24,12 +24,15 @@ WIDTH = 8  # attention kernels want heads that are a multiple of this wide
 class PoseALiBi(CameraEncoding):
     """logit -= m_h d(c_i, c_j) between visual tokens i and j in head h; nothing where one of them is text.
 
-    ALiBi (arXiv 2108.12409) with the distance of cameras in the place of the distance in the text. Exact with
-    every attention backend and the KV cache, without a matrix of all pairs of tokens: see `DistanceChannels`.
+    ALiBi (arXiv 2108.12409) with the distance of cameras in the place of the distance in the text. It needs no matrix
+    of all pairs of tokens, so that any attention backend and the KV cache take it, and is as exact as queries are in
+    their precision: see `DistanceChannels`.
     Only the relative pose counts, so no reference view is needed. No gradient reaches the poses.
 
     Args:
-        measure: d, see `zoo.pose_distances.pose_distances`.
+        measure: d, by the angle w (radians) and the distance of centres t (in metres, times
+            translation_weight): `rotation` w, `centre` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
+            the logarithm of the relative pose.
         translation_weight: radians that a metre (or `scale`) counts as.
         slopes: `fixed` takes m_h = 2^(-8 h / H), h = 1 ... H, ALiBi's. `learned` starts all of them at 0, that is
             at the stock model, and trains one a head, shared by all layers; it may become negative.

@@ -1,7 +1,8 @@
 """The seam of every camera encoding: built once a forward pass, then shared by all layers of the decoder.
 
 An encoding turns `Cameras` into an `EncodedCameras`, which acts on queries, keys, values and outputs, and on
-nothing else of the attention: it works with every backend, and what enters the KV cache is encoded already.
+nothing else of the attention: it works with every backend, and what enters the KV cache is encoded already. (What
+`PoseIndex` changes are position ids, and tied frequencies those of RoPE.)
 """
 
 from __future__ import annotations
@@ -111,11 +112,13 @@ class CameraEncoding(nn.Module, ABC):
     """A way to tell attention about cameras. A module, since some encodings learn a number or two.
 
     Args:
-        reference: the view whose frame is the world of a clip, see `Cameras.reference_view`; `saddle_balanced` goes
-            by what the views show, see `zoo.encodings.reference`. null keeps the data's own world, which text, that
-            has no camera, then can tell.
-        scale: the length that translations are divided by. `none` keeps metres; any other loses the size of the
-            scene, which room sizes and distances need. VGGT's poses have lost it: their unit is another in each scene.
+        reference: the view whose frame is the world of a clip: the `first` or `middle` one with a camera; the `medoid`,
+            nearest to the others in angle and distance; `saddle_balanced`, the most balanced by what its tokens hold.
+            null keeps the data's own world, which text, that has no camera, then can tell.
+        scale: the length that translations are divided by: the `mean`, `rms` or `max` distance of the camera centres
+            from their mean, or the `median_depth` of what the views see (of data with depth). `none` keeps metres; any
+            other loses the size of the scene, which room sizes and distances need. VGGT's poses have lost it: their
+            unit is another in each scene.
     """
 
     reads_points: bool = False  # needs the 3D point that each token shows

@@ -42,6 +42,8 @@ class MatrixEncoding(CameraEncoding):
         world: `reference` and `scale`, see `CameraEncoding`.
     """
 
+    reads_intrinsics: bool = False
+
     def __init__(
         self,
         placement: Placement | None = None,
@@ -57,7 +59,15 @@ class MatrixEncoding(CameraEncoding):
 
     @abstractmethod
     def matrices(self, cameras: Cameras) -> Matrices:
-        """The matrices of cameras in float64, as this encoding sees them."""
+        """What a camera does to column vectors of four channels, q' = M_q q and so on; float64.
+
+        `symmetries` takes it that M_q^T M_k and M_o M_v between two views depend on V_i V_j^-1 alone, and that identity
+        cameras give identities: override it where that isn't so.
+
+        Args:
+            cameras: seen from the reference view, in the unit of `scale`, with `parts` of their poses. A term that
+                isn't of `terms` is left out afterwards.
+        """
 
     @property
     def needs_constant_time(self) -> bool:
@@ -73,6 +83,7 @@ class MatrixEncoding(CameraEncoding):
             canonical=self.reference is not None or (relative and place.leaves_text),
             scale=self.scale != "none" or self.parts == "rotation",
             shift=place.keeps_shift or not beside_rope,
+            intrinsics=not self.reads_intrinsics,
             identity_stock=place.keeps_stock and place.keeps_rope,
             text_stock=place.keeps_rope,
         )

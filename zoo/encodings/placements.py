@@ -89,12 +89,13 @@ class OnChannels(Placement):
 
 
 class Fraction(OnChannels):
-    """A range of raw head channels, after RoPE, as other projects have it.
+    """A range of raw head channels, after RoPE, which has turned them: the first half holds one channel of each pair.
 
     This keeps the invariance to a change of world, and breaks RoPE's own to a shift of all positions.
 
     Args:
-        start, stop: the range, in fractions of the head's width.
+        start: where the range begins, as a fraction of the head's width.
+        stop: where it ends.
     """
 
     keeps_shift = False
@@ -175,7 +176,8 @@ class Frequencies(OnChannels):
     def misfit(self, frequencies: Float[Tensor, " F"], mrope_section: Sequence[int]) -> float:
         """How far RoPE is from one angle for each four pairs, in radians a position between two tokens.
 
-        In the spectral norm, what the camera's matrices see of RoPE differs by no more from what commutes.
+        Half of the widest range of frequencies that one matrix takes. In the spectral norm, RoPE's turn between two
+        tokens differs by no more than that, times the positions between them, from one that commutes with cameras.
 
         Args:
             frequencies: of RoPE, radians a position.

@@ -39,6 +39,8 @@ class PRoPE(MatrixEncoding):
     Text has no camera (P = I), that is, it sits in the world's frame: only canonical cameras make that exact.
     """
 
+    reads_intrinsics = True
+
     def matrices(self, cameras: Cameras) -> Matrices:
         P, P_inverse = projection_matrices(cameras.world_to_camera, cameras.K_normalised)
         return Matrices(q=P.mT, k=P_inverse, v=P_inverse, o=P)

@@ -24,12 +24,14 @@ Rays = Literal["plucker", "directions"]
 class RayEncoding(GTA):
     """GTA with a frame a token: from the camera's centre, z along the token's ray. Arguments as `GTA`.
 
-    Relative ray encoding (UCPE, arXiv 2512.07237): x is the camera's y axis (down) times z, y is z times x, so
+    Relative ray encoding (UCPE, arXiv 2512.07237): x is the camera's y axis (down) cross z, y is z cross x, so
     that the frame of a ray through the middle is the camera's own. Two tokens see the rigid transform from ray to
     ray, which tells where in their views they are as well, with the intrinsics. Of UCPE it is the relative part
     alone: not its absolute orientation (pitch and roll as an added map), nor its adapter beside the attention;
     and other lenses than pinholes would need their rays in the place of K^-1 [u, v, 1].
     """
+
+    reads_intrinsics = True
 
     @property
     def symmetries(self) -> Symmetries:
@@ -110,7 +112,8 @@ class RayEmbedding(ViewMixer):
     @property
     def symmetries(self) -> ViewSymmetries:
         posed = self.rays == "plucker"
-        return ViewSymmetries(not posed, canonical=not posed or self.reference is not None, scale=not posed)
+        canonical = not posed or self.reference is not None
+        return ViewSymmetries(not posed, canonical, scale=not posed, intrinsics=False)
 
     def forward(
         self,

@@ -89,7 +89,9 @@ class RelativeRoPE(EncodedCameras):
 
 
 class XYZRoPE(CameraEncoding):
-    """Visual tokens turned by the 3D point that they show, as by position ids x, y and z, beside RoPE.
+    """Visual tokens turned by the 3D point that they show, as by position ids x, y and z, beside RoPE; needs depth.
+
+    The points come from the data's depth and cameras, or with `--model.cameras vggt` from a geometry that finds depth.
 
     With p the point from the reference view, the angles are 2 pi p / lambda. They add to RoPE's on the same pairs
     of channels (c, c + D/2): y goes with the rows on mRoPE's H section, x with the columns on W, z, the depth, on
@@ -102,8 +104,12 @@ class XYZRoPE(CameraEncoding):
 
     Args:
         terms: queries and keys; values, with the inverse on outputs; or both.
-        shortest, longest: wavelengths in metres (or `scale`).
+        shortest: the first wavelength of a section, in metres (or `scale`).
+        longest: the last one.
         world: `reference` and `scale`, see `CameraEncoding`.
+
+    Raises:
+        InputError: wavelengths that don't go from the shortest to the longest.
     """
 
     reads_points = True

@@ -12,8 +12,9 @@ class Symmetries:
     Attributes:
         world_views: a common change of world, V -> V G, cancels among visual tokens, with the data's own cameras.
         world_text: it does with text in the sequence too.
-        canonical: it does, text included, since the cameras are seen from a reference view.
+        canonical: it does as configured, text included: from the encoding's own reference view, if it has one.
         scale: a common factor on all translations cancels.
+        intrinsics: they are not read.
         shift: a common shift of all position ids cancels, as it does in the stock decoder.
         per_token: cameras given one a token act as the same cameras given one an image.
         identity_stock: identity cameras leave every bit of the stock decoder.
@@ -25,6 +26,7 @@ class Symmetries:
     canonical: bool
     scale: bool
     shift: bool
+    intrinsics: bool = True
     per_token: bool = True
     identity_stock: bool = True
     text_stock: bool = True
@@ -40,12 +42,14 @@ class ViewSymmetries:
 
     Attributes:
         world_views: a common change of world, V -> V G, cancels, with the data's own cameras.
-        canonical: it does, since the cameras are seen from a reference view.
+        canonical: it does as configured: from the branch's own reference view, if it has one.
         scale: a common factor on all translations cancels.
+        intrinsics: they are not read.
         order: a permutation of the views, the reference view fixed, permutes the result and nothing else.
     """
 
     world_views: bool
     canonical: bool
     scale: bool
+    intrinsics: bool
     order: bool = True

@@ -101,8 +101,9 @@ VIEW_MIXERS: dict[str, Callable[[int], ViewMixer]] = {
 HEADINGS = {
     "world_views": "world, views only",
     "world_text": "world, with text",
-    "canonical": "world, seen from a reference view",
+    "canonical": "world, as configured",
     "scale": "unit of length",
+    "intrinsics": "intrinsics",
     "shift": "shift of positions",
     "per_token": "a camera a token",
     "identity_stock": "identity cameras are stock",
@@ -127,11 +128,13 @@ each other: a change of world shows, whatever the placement, unless the cameras 
 
 On the T section queries and keys need `--model.time NoTime`: one time for all views of a clip. Text sees the world's
 frame, so with text in the sequence the world cancels only where the cameras are seen from a reference view of the clip,
-which is the default, or where text never meets the camera (`Append`).
+which is the default, where text never meets the camera (`Append`), or where only distances between views or positions
+count (`PoseALiBi`, `PoseIndex`, `VORoPE`). `XYZRoPE` reads no intrinsics, but its points were found with them.
 
 `LowFrequencies` and `HighFrequencies` put one matrix on four of RoPE's pairs, which turn at four speeds. Untied, RoPE
-and the camera don't quite commute: for two tokens that are n positions apart in that section, what the matrices see is
-off by at most n times
+and the camera don't quite commute: RoPE's turn between two tokens that are n positions apart in that section is off
+from one that does by at most n times the number below, in the spectral norm. A change of world moves q^T k by at most
+that, times the norms of what the cameras' matrices make of q and k, before and after, added up.
 
 | placement (released models: 128 channels a head, sections 16, 24, 24) | radians a position |
 |---|---|
@@ -153,12 +156,13 @@ training it adds nothing, bit for bit.
 ![what each encoding adds to the logits between 40 views of a real trajectory](attention_bias.png)
 
 Between tokens of the same content in the middle of their views, along 40 views of 7-Scenes RedKitchen, from
-`python -m benchmarks.attention_bias`: what a view in a row attends to less, in blue. On average over contents the
-matrices of PRoPE, GTA, CaPE and rays prefer views that look the same way, and know nothing of distance: the trace of a
-relative pose is that of its rotation. Translations are in the spread over contents, so what they do is for the model to
-learn. `PoseALiBi` prefers near views from the start, by the distance that it is given; `XYZRoPE` tokens that show the
-same place. The distance to a reference view as a `PoseIndex` brings views together that are not (the rings); the length
-of the path keeps apart what the camera saw again. What `VORoPE` turns are values: it prefers nothing.
+`ZOO_REALDATA=<folder> python -m benchmarks.attention_bias`: what a view in a row attends to less, in blue. On average
+over contents the matrices of PRoPE, GTA, CaPE and rays prefer views that look the same way, and know nothing of
+distance: the trace of a relative pose is that of its rotation. Translations are in the spread over contents, so what
+they do is for the model to learn. `PoseALiBi` prefers near views from the start, by the distance that it is given;
+`XYZRoPE` tokens that show the same place. The distance to a reference view as a `PoseIndex` brings views together that
+are not (the rings); the length of the path keeps apart what the camera saw again. What `VORoPE` turns are values: it
+prefers nothing.
 """
 
 

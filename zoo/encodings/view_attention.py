@@ -1,4 +1,4 @@
-"""The `connector` placement: views attend to each other, by their cameras, before the decoder sees them."""
+"""Views attend to each other by their cameras on the connector, that is, before the decoder sees them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ViewAttention(ViewMixer):
     """x + o(attention(norm(x))) over all 2D tokens of a scene, in PRoPE's complete published layout.
 
     Every token sees every other one, whichever view comes first: there is no causal mask, so a permutation of the
-    views permutes the result and nothing else. A change of world cancels, as between views always; no text is here
-    to see it. The output projection o starts at zero, and with it the effect. Steps without a camera neither look nor
-    are looked at.
+    views permutes the result and nothing else. A change of world cancels, no text is here to see it; with
+    `parts: translation` alone that takes a reference view. The output projection o starts at zero, and with it the
+    effect. Steps without a camera neither look nor are looked at.
 
     Args:
         width: D, of the tokens.
@@ -56,7 +56,8 @@ class ViewAttention(ViewMixer):
     def symmetries(self) -> ViewSymmetries:
         relative = self.encoding.parts != "translation"
         canonical = relative or self.reference is not None
-        return ViewSymmetries(relative, canonical, scale=self.encoding.symmetries.scale)
+        kept = self.encoding.symmetries
+        return ViewSymmetries(relative, canonical, kept.scale, kept.intrinsics)
 
     def forward(
         self,

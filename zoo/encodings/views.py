@@ -13,7 +13,7 @@ from zoo.encodings.symmetries import ViewSymmetries
 
 
 class ViewMixer(nn.Module, ABC):
-    """A branch beside the 2D tokens that reads the cameras; without effect before training. A fusion holds it.
+    """A branch beside the 2D tokens that reads the cameras; without effect before training.
 
     Attributes:
         reference: the view whose frame is the world; None is the data's own world.

@@ -99,6 +99,13 @@ def scale(encoding: CameraEncoding) -> float:
     return difference(encoding, 3, other_unit, UNIT)
 
 
+def intrinsics(encoding: CameraEncoding) -> float:
+    poses, K = random_cameras(2)
+    sequence, decoder = sequence_for(encoding, 3), Decoder(encoding)
+    wrong = K * torch.tensor([1.2, 1.0, 1.0])[:, None]
+    return float((decoder.attend(sequence, poses, K) - decoder.attend(sequence, poses, wrong)).abs().max())
+
+
 def shift(encoding: CameraEncoding, kv_heads: int = KV_HEADS) -> float:
     poses, K = random_cameras(2)
     sequence, decoder = sequence_for(encoding, 3, kv_heads), Decoder(encoding, kv_heads)
@@ -135,7 +142,7 @@ def from_stock(encoding: CameraEncoding, sequence: Sequence, poses: Tensor, K: T
     return 0.0 if torch.equal(outputs, stock) else max(float((outputs - stock).abs().max()), 1e-300)
 
 
-PROPERTIES = [world_views, world_text, canonical, scale, shift, per_token, identity_stock, text_stock]
+PROPERTIES = [world_views, world_text, canonical, scale, intrinsics, shift, per_token, identity_stock, text_stock]
 
 
 @pytest.mark.parametrize("measure", PROPERTIES)
