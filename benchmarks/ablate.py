@@ -26,12 +26,15 @@ TEXT = """# Camera encodings beside each other on the rooms
 
 This file is made by `python -m benchmarks.ablate` from `benchmarks/results/ablate.jsonl`: {done} of {all} trainings.
 
-Each is the tiny model of `scale_tiny.yaml` after the same short training (`{budget}`) on one core ({seconds} at
-the median, two at a time, some beside other work), tested on 150 held-out rooms: the mean over three seeds, which change
-the weights and the order of the rooms, with the least and the greatest. Room-size MRA, of which the best constant answer has 0.345;
-but for the rows on what moves: there it is the accuracy of the order of appearance, which guessing gets right in a
-quarter of the cases. On `loop` paths the camera goes around the room; on `local` ones around a spot, whatever the
-room's size. What each row is in words of the command line: `benchmarks/settings.py`.
+Each is the tiny model of `scale_tiny.yaml` after the same short training, tested on 150 held-out rooms:
+
+    {budget}
+
+on one core, in {seconds} at the median, two at a time and some of them beside other work. A row has the mean over three
+seeds, which change the weights and the order of the rooms, with the least and the greatest. Room-size MRA, of which the
+best constant answer has 0.345; but for the rows on what moves: there it is the accuracy of the order of appearance,
+which guessing gets right in a quarter of the cases. On `loop` paths the camera goes around the room; on `local` ones
+around a spot, whatever the room's size. What each row is in words of the command line: `benchmarks/settings.py`.
 
 {table}
 
