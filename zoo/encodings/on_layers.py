@@ -25,6 +25,7 @@ class Wrapped(CameraEncoding):
         if encoding.time_index is not None:
             raise InputError(f"{type(encoding).__name__} acts on position ids, which all layers and heads share")
         self.encoding = encoding
+        self.goes_by_cameras = encoding.goes_by_cameras
 
     @property
     def needs_constant_time(self) -> bool:

@@ -44,6 +44,7 @@ class Stack(CameraEncoding):
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
             raise InputError("a Stack may hold one PoseIndex: there is one time")
         self.each = tuple(encodings)
+        self.goes_by_cameras = any(encoding.goes_by_cameras for encoding in encodings)
         if self.needs_constant_time and self.time_index is not None and not self.time_index.constant:
             raise InputError(
                 "a Stack may not hold a PoseIndex, by which each view has another time, beside an encoding on mRoPE's "

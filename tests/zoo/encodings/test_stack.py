@@ -25,6 +25,8 @@ from zoo.encodings import (
     [
         ([GTA(), VORoPE()], False),  # values turned by position come between the cameras
         ([VORoPE(), GTA()], True),
+        ([OnLayers(VORoPE()), GTA()], True),
+        ([Stack([VORoPE()]), GTA()], True),
         ([PRoPE(), GTA()], False),
         ([PRoPE(), PRoPE(TSection())], False),
         ([PRoPE(Fraction(0, 0.25)), GTA(Fraction(0.75, 1.0))], True),

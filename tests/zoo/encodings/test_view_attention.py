@@ -181,16 +181,6 @@ def test_a_permutation_of_the_views_permutes_the_result(name: str) -> None:
     assert apart > MOVES if name == "translation" else apart < EXACT
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_intrinsics_count_for_prope_alone(name: str) -> None:
-    """They are normalised by the image: an image twice as large has the same, a wrong focal length has not."""
-    module, cameras = attention(rule(name)), scene()
-    wrong = cameras.K_normalised.clone()
-    wrong[:, 1:, 0, 0] *= 1.2
-    moved = (run(module, Cameras(cameras.world_to_camera, wrong)) - run(module, cameras)).abs().max()
-    assert moved > MOVES if name.startswith("PRoPE") else moved == 0
-
-
 @pytest.mark.parametrize("scale", ["none", "mean", "max", "rms", "median_depth"])
 def test_a_scale_makes_the_unit_no_matter(scale: Any) -> None:
     depth = torch.tensor([2.0], dtype=torch.float64)
