@@ -83,5 +83,5 @@ def test_what_is_no_rotation() -> None:
 
 
 def test_poses_are_found_beside_cameras_too() -> None:
-    """Users' scripts import them from there."""
+    """Users' scripts import these two from there."""
     assert zoo.cameras.invert_se3 is invert_se3 and zoo.cameras.pose_distance is pose_distance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float, Int
@@ -67,7 +67,7 @@ class OnLayers(Wrapped):
     def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         if not isinstance(self.layers, str):
             check_numbers("layers", self.layers, language_model.config.num_hidden_layers)
-        super().attach(language_model, list(filter(self.acts_in, layers)))
+        super().attach(language_model, check_any(filter(self.acts_in, layers), self.encoding))
 
     def encode(self, cameras: Cameras, **decoder: Any) -> EncodedCameras:
         """See `CameraEncoding.encode`."""
@@ -100,7 +100,8 @@ class Alternate(Placement):
 
     def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         for turn, placement in enumerate(self.each):
-            placement.attach(language_model, [layer for layer in layers if layer % len(self.each) == turn])
+            own = (layer for layer in layers if layer % len(self.each) == turn)
+            placement.attach(language_model, check_any(own, placement))
 
     def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
         return [c for placement in self.each for c in placement.head_channels(head_dim, mrope_section)]
@@ -141,3 +142,11 @@ def check_numbers(name: str, chosen: list[int], count: int) -> None:
     """InputError if some of the chosen numbers aren't of 0 to count - 1."""
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
         raise InputError(f"the decoder has {name} 0 to {count - 1}, not {chosen}")
+
+
+def check_any(layers: Iterable[int], part: nn.Module) -> list[int]:
+    """The layers; an InputError if there are none, in which the part would silently do nothing."""
+    own = list(layers)
+    if not own:
+        raise InputError(f"no layer is left for {type(part).__name__} to act in: see the layers that others take")
+    return own

@@ -14,8 +14,8 @@ class Symmetries:
         world_text: it does with text in the sequence too.
         canonical: it does as configured, text included: from the encoding's own reference view, if it has one.
         scale: a common factor on all translations cancels.
-        intrinsics: they are not read.
         shift: a common shift of all position ids cancels, as it does in the stock decoder.
+        intrinsics: they are not read.
         per_token: cameras given one a token act as the same cameras given one an image.
         identity_stock: identity cameras leave every bit of the stock decoder.
         text_stock: a batch without cameras does.

@@ -126,6 +126,10 @@ def test_layers_heads_and_stacks_that_do_not_fit() -> None:
         Decoder(OnLayers(PRoPE(), [2]))
     with pytest.raises(ValueError, match=r"key_value_heads 0 to 1, not \[0, 2\]"):
         Decoder(OnHeads(PRoPE(), [0, 2]))
+    with pytest.raises(ValueError, match="no layer is left for PRoPE to act in"):
+        Decoder(OnLayers(OnLayers(PRoPE(), "odd"), "even"))
+    with pytest.raises(ValueError, match="no layer is left for Append to act in"):
+        Decoder(OnLayers(PRoPE(Alternate([TSection(), Append(8)])), "even"))
     with pytest.raises(ValueError, match="comes first in a Stack"):
         Stack([PRoPE(), GTA(Append())])
     with pytest.raises(ValueError, match="PoseIndex acts on position ids"):
@@ -172,7 +176,6 @@ def test_appended_channels_start_at_the_stock_model_and_can_learn(name: str) -> 
         (OnLayers(PRoPE(Append(8)), "odd"), ["1"]),
         (OnLayers(PRoPE(Append(8)), [0, 2]), ["0", "2"]),
         (PRoPE(Alternate([Append(8), TSection()])), ["0", "2"]),
-        (OnLayers(PRoPE(Alternate([TSection(), Append(8)])), "even"), []),
     ],
 )
 def test_layers_that_append_nothing_have_no_projections(encoding: CameraEncoding, layers: list[str]) -> None:
