@@ -26,7 +26,7 @@ from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from benchmarks.measure import timed
 from zoo.attention import install_camera_attention
-from zoo.cameras import Cameras, normalise_intrinsics
+from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings import EncodedCameras, prope_attention
 from zoo.encodings.multiview import ROPE_BASE
 from zoo.encodings.table import COMBINATIONS
@@ -34,19 +34,19 @@ from zoo.encodings.table import COMBINATIONS
 IMAGE = 448  # pixels a side; only the ratio to K matters
 DECODED = 16  # steps a measurement, each one token longer
 ENCODINGS = (  # of those in the table; others cost as one of these does
-    "PRoPE, TSection",
-    "PRoPE, TSection, qk",
-    "PRoPE, Fraction",
+    "PRoPE, TemporalSection",
+    "PRoPE, TemporalSection, qk",
+    "PRoPE, ChannelRange",
     "PRoPE, LowFrequencies",
-    "PRoPE, Append",
-    "GTA, TSection, learned scale",
-    "CaPE, TSection",
-    "RayEncoding, TSection",
+    "PRoPE, ExtraChannels",
+    "GTA, TemporalSection, learned scale",
+    "CaPE, TemporalSection",
+    "RayEncoding, TemporalSection",
     "PoseALiBi",
-    "VORoPE",
-    "XYZRoPE",
-    "OnHeads(PRoPE, TSection)",
-    "Stack(PRoPE TSection, PoseALiBi)",
+    "ValueRoPE",
+    "PointRoPE",
+    "HeadSubset(PRoPE, TemporalSection)",
+    "Compose(PRoPE TemporalSection, PoseALiBi)",
 )
 MRoPE = {128: [16, 24, 24], 64: [8, 12, 12], 32: [4, 4, 8]}  # the released models' quarters of a head, or near
 
@@ -131,7 +131,7 @@ def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namesp
     poses, K = cameras_of(arguments)
     index = torch.arange(arguments.views, device=poses.device).repeat_interleave(arguments.tokens)[None]
     places, points = (torch.rand(*index.shape, n, device=poses.device, dtype=poses.dtype) for n in (2, 3))
-    cameras = Cameras(poses, normalise_intrinsics(K, IMAGE, IMAGE).double(), index).with_tokens(places, points)
+    cameras = Cameras(poses, normalize_intrinsics(K, IMAGE, IMAGE).double(), index).with_tokens(places, points)
     return encoding.encode(cameras, head_dim=arguments.head_dim, mrope_section=MRoPE[arguments.head_dim])
 
 
@@ -156,7 +156,7 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
             keys = acting.after_rope(*acting.before_rope(q, k))
             inputs = [x.transpose(1, 2) for x in (*keys, acting.values(v))]
             output = F.scaled_dot_product_attention(*inputs, scale=arguments.head_dim**-0.5)
-            return acting.outputs(output.transpose(1, 2))
+            return acting.transform_outputs(output.transpose(1, 2))
 
         return attend
 
@@ -185,7 +185,7 @@ def published(q: Tensor, k: Tensor, v: Tensor, V: Tensor, K_px: Tensor, side: in
     """The complete layout as arXiv 2507.10496 states it: equation by equation, out of plain operators."""
     half, quarter = q.shape[-1] // 2, q.shape[-1] // 4
     P = torch.eye(4, device=q.device).repeat(*V.shape[:2], 1, 1)
-    P[..., :3, :3] = normalise_intrinsics(K_px, IMAGE, IMAGE)
+    P[..., :3, :3] = normalize_intrinsics(K_px, IMAGE, IMAGE)
     P = P @ V
     exponent = torch.arange(quarter // 2, device=q.device) / (quarter // 2)
     place = torch.arange(side, device=q.device)
@@ -217,11 +217,11 @@ def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], obje
     prompt = torch.randn(1, length, arguments.heads * arguments.head_dim, device=arguments.device, dtype=dtype)
     prompts: dict[str, Callable[[], object]] = {}
     steps: dict[str, Callable[[], object]] = {}
-    for name in ("stock", "PRoPE, TSection", "PRoPE, Append", "PoseALiBi"):
+    for name in ("stock", "PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi"):
         model = text_model(arguments)
         encoded = None if name == "stock" else encoded_in(model, name, arguments)
         cache = DynamicCache(config=model.config)
-        later = None if encoded is None else encoded.decoding()
+        later = None if encoded is None else encoded.for_decode_step()
 
         def read(model=model, cache=None, encoded=encoded) -> None:
             with torch.no_grad():

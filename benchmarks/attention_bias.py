@@ -21,26 +21,26 @@ from torch import Tensor
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from zoo.cameras import Cameras, normalise_intrinsics
+from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings import EncodedCameras
 from zoo.encodings.table import COMBINATIONS
 from zoo.poses import invert_se3, nearest_rotation, pose_distance
-from zoo.time_index import GridSteps
+from zoo.time_index import TemporalPatches
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "attention_bias.png"
 MEANS = (
-    "PRoPE, Fraction",
-    "PRoPE, TSection",
-    "GTA, TSection",
-    "CaPE, TSection",
-    "RayEncoding, TSection",
-    "XYZRoPE",
+    "PRoPE, ChannelRange",
+    "PRoPE, TemporalSection",
+    "GTA, TemporalSection",
+    "CaPE, TemporalSection",
+    "RayEncoding, TemporalSection",
+    "PointRoPE",
     "PoseALiBi",
     "PoseALiBi, rotation",
     "PoseIndex, Pose",
-    "PoseIndex, PosePath",
+    "PoseIndex, PathLengthIndex",
 )
-SPREADS = ("PRoPE, TSection", "GTA, TSection")
+SPREADS = ("PRoPE, TemporalSection", "GTA, TemporalSection")
 VIEWS, HEAD_DIM, SECTION, SAMPLES = 40, 128, [16, 24, 24], 512
 CELL, MARGIN, COLUMNS = 4, 18, 4
 NO_DEPTH = 65535  # what 7-Scenes writes where there is none
@@ -67,7 +67,7 @@ def red_kitchen(folder: Path) -> Cameras:
     camera_to_world = camera_to_world[frames]
     camera_to_world[:, :3, :3] = nearest_rotation(camera_to_world[:, :3, :3])
     K_px = torch.tensor([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]], dtype=torch.float64)
-    K = normalise_intrinsics(K_px, 640, 480).expand(1, VIEWS, 3, 3)
+    K = normalize_intrinsics(K_px, 640, 480).expand(1, VIEWS, 3, 3)
     middle = [Image.open(folder / "depth" / f"{frame:06}.png").crop((304, 224, 336, 256)) for frame in frames.tolist()]
     depth_mm = torch.from_numpy(np.stack([np.asarray(each).astype(np.float64) for each in middle])).flatten(1)
     depth_m = depth_mm.where(depth_mm < NO_DEPTH, torch.nan).nanmedian(1).values / 1000
@@ -89,13 +89,13 @@ def bias(name: str, cameras: Cameras) -> Tensor:
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": SECTION},
     )
     encoding = COMBINATIONS[name]()
-    encoding.attach(Qwen2_5_VLTextModel(config), layers=range(config.num_hidden_layers))
+    encoding.bind_to_decoder(Qwen2_5_VLTextModel(config), layers=range(config.num_hidden_layers))
     encoded = encoding.encode(cameras, head_dim=HEAD_DIM, mrope_section=SECTION, dtype=torch.float64)
     angle = torch.zeros(1, VIEWS, HEAD_DIM // 2, dtype=torch.float64)
     if encoding.time_index is not None:
         steps = torch.arange(VIEWS)
         posed = {"world_to_camera": cameras.world_to_camera[0], "has_camera": steps >= 0}
-        time = encoding.time_index(GridSteps(0 * steps, steps, torch.ones(VIEWS), 2, **posed))
+        time = encoding.time_index(TemporalPatches(0 * steps, steps, torch.ones(VIEWS), 2, **posed))
         angle[0, :, : SECTION[0]] = time[:, None] * 1e6 ** (-torch.arange(SECTION[0]) / (HEAD_DIM // 2))
     rope = torch.cat((angle.cos(),) * 2, -1), torch.cat((angle.sin(),) * 2, -1)
     content = torch.randn(SAMPLES, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -120,7 +120,7 @@ def draw(panels: dict[str, Tensor]) -> None:
         pixels = 255 + np.where(values < 0, (blue - 255) * -values, (red - 255) * values)
         panel = Image.fromarray(pixels.round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
         sheet.paste(panel, (x, y))
-        pen.rectangle((x - 1, y - 1, x + side, y + side), outline="grey")
+        pen.rectangle((x - 1, y - 1, x + side, y + side), outline="gray")
         pen.text((x, y - MARGIN + 3), name, fill="black")
     sheet.save(OUTPUT, optimize=True)
 

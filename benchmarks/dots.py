@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 Scores = Mapping[str, Mapping[str, Sequence[float]]]  # of a row, by series: one a seed
-COLOURS = ((178, 24, 43), (33, 102, 172), (120, 120, 120))
+COLORS = ((178, 24, 43), (33, 102, 172), (120, 120, 120))
 NAMES_PX, PLOT_PX, ROW_PX, MARGIN_PX, TEXT_PX = 640, 900, 36, 60, 24
 
 
@@ -18,7 +18,7 @@ def draw(rows: Scores, series: Sequence[str], limits: tuple[float, float], label
 
     Args:
         rows: the scores of each row, by series.
-        series: in the order of their colours.
+        series: in the order of their colors.
         limits: of the axis.
         label: what the axis counts.
     """
@@ -37,18 +37,18 @@ def draw(rows: Scores, series: Sequence[str], limits: tuple[float, float], label
         x = across(tenth / 10)
         pen.line((x, MARGIN_PX, x, bottom), fill=(225, 225, 225))
         pen.text((x, bottom + 8), f"{tenth / 10:.1f}", fill="black", font=font, anchor="ma")
-    for number, (name, colour) in enumerate(zip(series, COLOURS, strict=False)):
+    for number, (name, color) in enumerate(zip(series, COLORS, strict=False)):
         x = NAMES_PX + 160 * number
-        pen.ellipse((x, 22, x + 14, 36), fill=colour)
+        pen.ellipse((x, 22, x + 14, 36), fill=color)
         pen.text((x + 24, 29), name, fill="black", font=font, anchor="lm")
     for number, (name, row) in enumerate(rows.items()):
         y = MARGIN_PX + ROW_PX * (number + 0.5)
         pen.text((NAMES_PX - 16, y), name, fill="black", font=font, anchor="rm")
-        for place, (each, colour) in enumerate(zip(series, COLOURS, strict=False)):
+        for place, (each, color) in enumerate(zip(series, COLORS, strict=False)):
             scores = row.get(each)
             if scores:
                 at = y + 8 * (place - (len(series) - 1) / 2)
-                pen.line((across(min(scores)), at, across(max(scores)), at), fill=colour, width=4)
+                pen.line((across(min(scores)), at, across(max(scores)), at), fill=color, width=4)
                 x = across(statistics.mean(scores))
-                pen.ellipse((x - 7, at - 7, x + 7, at + 7), fill=colour)
+                pen.ellipse((x - 7, at - 7, x + 7, at + 7), fill=color)
     sheet.quantize(32).save(output, optimize=True)

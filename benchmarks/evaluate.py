@@ -100,7 +100,7 @@ def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: i
     video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
     asked = tuple(Question(str(i), "object_counting", TEXTS[i % len(TEXTS)], str(i)) for i in range(count))
     scene = LoadedScene(Scene("noise", Path("noise"), asked), asked, video, tuple(range(frames)))
-    made = Collate(tiny_processor(), train, count, model.appended, model.needs_frames)([scene])
+    made = Collate(tiny_processor(), train, count, model.appended, model.requires_frames)([scene])
     return {name: value.to(options.device) if isinstance(value, Tensor) else value for name, value in made.items()}
 
 
@@ -110,14 +110,14 @@ def one_by_one(model: SpatialMLLM, asked: dict[str, Any], count: int | None = No
     answers = []
     for row, mask in enumerate(asked["attention_mask"].bool()[:count]):
         ids = asked["input_ids"][row : row + 1, mask]
-        inputs = model.see(asked)(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])
+        inputs = model.encode_scenes(asked)(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])
         answers += greedy(model.qwen, inputs, NEW_TOKENS)
     return answers
 
 
 @torch.no_grad()
 def shared(model: SpatialMLLM, asked: dict[str, Any], count: int | None = None) -> list[list[int]]:
-    return [reply.ids for reply in answer_questions(model.qwen, model.see(asked), asked, NEW_TOKENS)]
+    return [reply.ids for reply in answer_questions(model.qwen, model.encode_scenes(asked), asked, NEW_TOKENS)]
 
 
 WAYS: dict[str, Callable[..., list[list[int]]]] = {"one by one": one_by_one, "shared": shared}
@@ -164,7 +164,7 @@ def parts(options: argparse.Namespace, model: SpatialMLLM, asked: dict[str, Any]
         ),
         "VGGT": timed(lambda: model.encode_geometry(asked["frames"], asked["geometry"], cameras=False), options.device),
     }
-    prepare = model.see(asked)
+    prepare = model.encode_scenes(asked)
     prompt = asked["input_ids"][0][asked["attention_mask"][0].bool()]
     end = int((prompt == model.qwen.config.video_token_id).nonzero()[-1]) + 2
     ids = prompt[None, :end]

@@ -109,7 +109,7 @@ def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
 class Says(GeometryEncoder):
     """Says the same of every scene."""
 
-    needs_frames = True
+    requires_frames = True
 
     def __init__(self, scene: SceneGeometry) -> None:
         super().__init__()
@@ -123,9 +123,9 @@ def rooms(arguments: argparse.Namespace) -> list[LoadedScene]:
     source = Rooms(scenes=(2, 2, max(2, arguments.scenes)), root=arguments.rooms)
     data = VideoQADataModule(source=source, num_frames=arguments.frames)
     data.prepare_data()
-    bounds = PixelBounds(min_pixels=784, max_pixels=65536, folder_twice=False)
+    bounds = PixelBounds(min_pixels=784, max_pixels=65536, legacy_folder_resize=False)
     scenes = data.scenes("test")[: arguments.scenes]
-    loaded = SceneDataset(scenes, data.sampler, data.num_frames, bounds, needs_cameras=True, needs_depth=True)
+    loaded = SceneDataset(scenes, data.sampler, data.num_frames, bounds, requires_cameras=True, requires_depth=True)
     return [loaded[i] for i in range(len(scenes))]
 
 
@@ -166,7 +166,7 @@ def geometry_of(encoder: nn.Module, batch: dict[str, Any]) -> list[SceneGeometry
 def logits_of(model: SpatialMLLM, batch: dict[str, Any]) -> Tensor:
     """Those of the tokens after the video: the question's, and the answer's first."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    inputs = model.see(batch)(ids, mask, batch["scene_index"])
+    inputs = model.encode_scenes(batch)(ids, mask, batch["scene_index"])
     last = int((ids[0] == model.qwen.config.video_token_id).nonzero()[-1])
     return model.qwen(**inputs, use_cache=False).logits[0, last + 1 :]
 
@@ -189,7 +189,7 @@ def compare(
         spread = invert_se3(exact.world_to_camera.double())[:, :3, 3].std(0).norm()
         found[f"{name}: rotation, degrees, median"] += (angle * 180 / math.pi).tolist()
         found[f"{name}: rotation, degrees, largest"] += (angle * 180 / math.pi).tolist()
-        found[f"{name}: centre over the centres' spread, median"] += (distance / spread).tolist()
+        found[f"{name}: center over the centers' spread, median"] += (distance / spread).tolist()
 
 
 def cameras_of(vggt: VGGTEncoder, scene: SceneGeometry, size_hw: tuple[int, int]) -> Tensor:

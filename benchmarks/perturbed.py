@@ -1,7 +1,7 @@
 """What a trained model is tested on to see what it goes by: wrong intrinsics, views or their frame ids out of order.
 
     python main.py test --data.source benchmarks.perturbed.WrongIntrinsics --data.source.error 0.05
-    python main.py test --data.pairing benchmarks.perturbed.ShuffledSteps
+    python main.py test --data.frame_pairing benchmarks.perturbed.ShuffledSteps
     python main.py test --data benchmarks.perturbed.ShuffledFrameIds
 
 Nothing is trained again, and the weights are the same.

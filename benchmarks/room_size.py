@@ -52,7 +52,7 @@ def main() -> None:
 
 def planned(model: str, path: str, seed: int, overrides: Sequence[str]) -> Run:
     """A training on one kind of camera path."""
-    on_path = f"--data.source.path={path}"
+    on_path = f"--data.source.trajectory={path}"
     tests: dict[str, tuple[str, ...]] = {"": ()}
     if model != "Qwen25VL":
         tests["swapped"] = ("--data.source=benchmarks.room_size.SwappedRooms", on_path)

@@ -22,7 +22,7 @@ import av
 import numpy as np
 import torch
 
-from datamodules.samplers import PoseFarthestSampler, PosePlaneSampler, SceneView, maximum_coverage, voxelise
+from datamodules.samplers import PoseFarthestSampler, PosePlaneSampler, SceneView, maximum_coverage, voxelize
 from datamodules.samplers.base import even_steps
 from datamodules.samplers.points import vggt_images
 from datamodules.video import Video
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     points, confidence = room(arguments.frames, arguments.height, arguments.width)
-    arrays, tuples = voxelise(points, confidence), sets_of_tuples(points, confidence)
+    arrays, tuples = voxelize(points, confidence), sets_of_tuples(points, confidence)
     assert [set(map(tuple, voxels.tolist())) for voxels in arrays] == tuples
     assert maximum_coverage(arrays, arguments.views) == greedy(tuples, arguments.views)
     sizes = [len(voxels) for voxels in arrays]
@@ -56,10 +56,10 @@ def main() -> None:
         candidates = even_steps(video.num_frames, arguments.frames)
         work: dict[str, Callable[[], Any]] = {
             "voxels, sets of tuples": lambda: sets_of_tuples(points, confidence),
-            "voxels": lambda: voxelise(points, confidence),
+            "voxels": lambda: voxelize(points, confidence),
             "picks, sets of tuples": lambda: greedy(tuples, arguments.views),
             "picks": lambda: maximum_coverage(arrays, arguments.views),
-            "voxels and picks": lambda: maximum_coverage(voxelise(points, confidence), arguments.views),
+            "voxels and picks": lambda: maximum_coverage(voxelize(points, confidence), arguments.views),
             f"decoding {len(candidates)} candidates of a {arguments.clip_seconds} s clip": lambda: video.read(
                 candidates
             ),
@@ -127,14 +127,14 @@ def room(frames: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tens
     points = np.empty((frames, height, width, 3), np.float32)
     confidence = np.empty((frames, height, width), np.float32)
     for i, turn in enumerate(np.linspace(0, 2 * np.pi, frames)):
-        centre = ROOM_M / 2 + np.array([1.5 * np.cos(turn), 1.2 * np.sin(turn), -0.1])
+        center = ROOM_M / 2 + np.array([1.5 * np.cos(turn), 1.2 * np.sin(turn), -0.1])
         heading = turn + np.pi + 0.8 * np.sin(3 * turn)
         ahead = np.array([np.cos(heading), np.sin(heading), -0.15])
         right = np.array([np.sin(heading), -np.cos(heading), 0.0])
         rays = ahead + 1.2 * (u[..., None] * right + v[..., None] * np.array([0.0, 0.0, -1.0]))
-        reach = np.where(rays > 0, ROOM_M - centre, -centre) / np.where(rays == 0, 1e-9, rays)
+        reach = np.where(rays > 0, ROOM_M - center, -center) / np.where(rays == 0, 1e-9, rays)
         depth = reach.min(-1) * (1 - 0.15 * (np.sin(9 * u + turn) * np.sin(7 * v) > 0.5))  # furniture
-        points[i] = centre + depth[..., None] * rays
+        points[i] = center + depth[..., None] * rays
         confidence[i] = 1 + 5 * np.exp(-depth / 2) + 0.2 * rng.random((height, width))
     points += rng.normal(scale=0.01, size=points.shape).astype(np.float32)
     return torch.from_numpy(points), torch.from_numpy(confidence)

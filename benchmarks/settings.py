@@ -18,20 +18,25 @@ TESTS: dict[str, tuple[str, ...]] = {
     "focal +1 %": ("--data.source=benchmarks.perturbed.WrongIntrinsics", "--data.source.error=0.01"),
     "focal +5 %": ("--data.source=benchmarks.perturbed.WrongIntrinsics", "--data.source.error=0.05"),
     "focal +20 %": ("--data.source=benchmarks.perturbed.WrongIntrinsics", "--data.source.error=0.2"),
-    "views shuffled": ("--data.pairing=benchmarks.perturbed.ShuffledSteps",),
+    "views shuffled": ("--data.frame_pairing=benchmarks.perturbed.ShuffledSteps",),
     "frame ids shuffled": ("--data=benchmarks.perturbed.ShuffledFrameIds",),
     "cameras of another room": ("--data.source=benchmarks.room_size.SwappedRooms",),
 }
 INTRINSICS = ("focal +1 %", "focal +5 %", "focal +20 %")
-MOVING = ("--data.source.moving=true", "--data.question_types=[obj_appearance_order]")
+MOVING = ("--data.source.dynamic_objects=true", "--data.question_types=[obj_appearance_order]")
 FIXED = "--data.train_sampler=null"  # the same frames each epoch, so that VGGT sees each room once
 CACHED = ("--model.geometry_cache=GeometryCache", "--model.geometry_cache.folder=cache/geometry", FIXED)
 VGGT = ("--config=concat_split.yaml", *CACHED)
-RAYS = ("--model.geometry=GivenGeometry", "--model.geometry.depth=false")
-POINTS = ("--config=concat_split.yaml", "--model.geometry=GivenGeometry")
+RAYS = ("--model.geometry=DatasetGeometry", "--model.geometry.depth=false")
+POINTS = ("--config=concat_split.yaml", "--model.geometry=DatasetGeometry")
 SHAPE = (*POINTS, "--model.geometry.unit=scene")  # what VGGT would say if it never erred
 STOCK = ("--config=qwen25_vl.yaml",)
-BARE = ("--config=prope.yaml", "--model.fusion=null", "--model.views=null", "--model.encoding=null")  # 2D tokens alone
+BARE = (
+    "--config=prope.yaml",
+    "--model.fusion=null",
+    "--model.view_mixer=null",
+    "--model.camera_encoding=null",
+)  # 2D tokens alone
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,16 @@ class Setting:
 
 def encoded(name: str, *more: str, **arguments: Any) -> tuple[str, ...]:
     """The words for an encoding and its arguments."""
-    options = [f"--model.encoding.{key}={_word(value)}" for key, value in arguments.items()]
-    return (*BARE, f"--model.encoding={name}", *options, *more)
+    options = [f"--model.camera_encoding.{key}={_word(value)}" for key, value in arguments.items()]
+    return (*BARE, f"--model.camera_encoding={name}", *options, *more)
 
 
 def viewed(name: str, **arguments: Any) -> tuple[str, ...]:
     """The words for what the views learn of their cameras before the decoder."""
-    return (f"--model.views={name}", *(f"--model.views.{key}={_word(value)}" for key, value in arguments.items()))
+    return (
+        f"--model.view_mixer={name}",
+        *(f"--model.view_mixer.{key}={_word(value)}" for key, value in arguments.items()),
+    )
 
 
 def part(name: str, **arguments: Any) -> dict[str, Any]:
@@ -77,10 +85,14 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-NO_TIME = "--model.time=NoTime"
-FRAME_ID = "--model.time=FrameId"
+NO_TIME = "--model.time_index=ConstantIndex"
+FRAME_ID = "--model.time_index=FrameNumberIndex"
 CONNECTOR = viewed("ViewAttention", encoding="PRoPE")
-T_SECTION, LOW_W, LOW_H = part("TSection"), part("LowFrequencies", section="w"), part("LowFrequencies", section="h")
+T_SECTION, LOW_W, LOW_H = (
+    part("TemporalSection"),
+    part("LowFrequencies", section="w"),
+    part("LowFrequencies", section="h"),
+)
 
 # the order is that in which they are made, and that of the table
 SETTINGS: dict[str, Setting] = {
@@ -92,24 +104,28 @@ SETTINGS: dict[str, Setting] = {
     "GTA": Setting(encoded("GTA"), core=True),
     "CaPE": Setting(encoded("CaPE"), core=True),
     "PoseALiBi": Setting(encoded("PoseALiBi"), core=True),
-    "PRoPE, T section": Setting(encoded("PRoPE", NO_TIME, placement="TSection"), core=True),
-    "PRoPE, a quarter of the channels": Setting(encoded("PRoPE", placement=part("Fraction", stop=0.25)), core=True),
+    "PRoPE, T section": Setting(encoded("PRoPE", NO_TIME, placement="TemporalSection"), core=True),
+    "PRoPE, a quarter of the channels": Setting(encoded("PRoPE", placement=part("ChannelRange", stop=0.25)), core=True),
     "PRoPE, low frequencies": Setting(encoded("PRoPE", placement=LOW_W), core=True),
     "PRoPE, high frequencies": Setting(encoded("PRoPE", placement=part("HighFrequencies", section="w")), core=True),
-    "PRoPE, appended channels": Setting(encoded("PRoPE", placement="Append"), core=True),
+    "PRoPE, appended channels": Setting(encoded("PRoPE", placement="ExtraChannels"), core=True),
     "PRoPE, rotation": Setting(encoded("PRoPE", parts="rotation"), core=True),
     "PRoPE, translation": Setting(encoded("PRoPE", parts="translation"), core=True),
-    "PRoPE, qk": Setting(encoded("PRoPE", terms="qk"), core=True),
-    "PRoPE, vo": Setting(encoded("PRoPE", terms="vo"), core=True),
+    "PRoPE, qk": Setting(encoded("PRoPE", apply_to="qk"), core=True),
+    "PRoPE, vo": Setting(encoded("PRoPE", apply_to="vo"), core=True),
     "none, no time": Setting((*STOCK, NO_TIME)),
     "PRoPE, no time": Setting(encoded("PRoPE", NO_TIME)),
     "frame ids": Setting((*STOCK, FRAME_ID), ("views shuffled", "frame ids shuffled")),
     "frame ids and PRoPE": Setting(encoded("PRoPE", FRAME_ID), ("views shuffled", "frame ids shuffled")),
-    "pose index": Setting((*STOCK, "--model.time=Pose")),
-    "pose index, rotation": Setting((*STOCK, "--model.time=Pose", "--model.time.measure=rotation")),
-    "pose index, centre": Setting((*STOCK, "--model.time=Pose", "--model.time.measure=centre")),
-    "pose path": Setting((*STOCK, "--model.time=PosePath")),
-    "PRoPE, data world": Setting((*BARE, f"--model.encoding={_word(part('PRoPE', reference=None))}")),
+    "pose index": Setting((*STOCK, "--model.time_index=PoseDistanceIndex")),
+    "pose index, rotation": Setting(
+        (*STOCK, "--model.time_index=PoseDistanceIndex", "--model.time_index.measure=rotation")
+    ),
+    "pose index, center": Setting(
+        (*STOCK, "--model.time_index=PoseDistanceIndex", "--model.time_index.measure=center")
+    ),
+    "pose path": Setting((*STOCK, "--model.time_index=PathLengthIndex")),
+    "PRoPE, data world": Setting((*BARE, f"--model.camera_encoding={_word(part('PRoPE', reference=None))}")),
     "PRoPE, middle view": Setting(encoded("PRoPE", reference="middle")),
     "PRoPE, medoid": Setting(encoded("PRoPE", reference="medoid")),
     "PRoPE, saddle-balanced view": Setting(encoded("PRoPE", reference="saddle_balanced")),
@@ -120,26 +136,28 @@ SETTINGS: dict[str, Setting] = {
     "PoseALiBi, rotation": Setting(encoded("PoseALiBi", measure="rotation")),
     "PoseALiBi, learned slopes": Setting(encoded("PoseALiBi", slopes="learned")),
     "RayEncoding": Setting(encoded("RayEncoding")),
-    "VORoPE": Setting(encoded("VORoPE")),
-    "VORoPE and GTA": Setting(encoded("Stack", encodings=[part("VORoPE"), part("GTA")])),
-    "PRoPE, x and y in turns": Setting(encoded("PRoPE", placement=part("Alternate", placements=[LOW_W, LOW_H]))),
-    "PRoPE, every other layer": Setting(encoded("OnLayers", encoding="PRoPE")),
-    "PRoPE, one of two groups of heads": Setting(encoded("OnHeads", encoding="PRoPE", key_value_heads=[0])),
+    "ValueRoPE": Setting(encoded("ValueRoPE")),
+    "ValueRoPE and GTA": Setting(encoded("Compose", encodings=[part("ValueRoPE"), part("GTA")])),
+    "PRoPE, x and y in turns": Setting(encoded("PRoPE", placement=part("AlternateAxes", placements=[LOW_W, LOW_H]))),
+    "PRoPE, every other layer": Setting(encoded("LayerSubset", encoding="PRoPE")),
+    "PRoPE, one of two groups of heads": Setting(encoded("HeadSubset", encoding="PRoPE", key_value_heads=[0])),
     "directions added": Setting((*BARE, *viewed("RayEmbedding", rays="directions"))),
     "rays as 3D tokens": Setting(("--config=concat_split.yaml", *RAYS), INTRINSICS),
-    "rays as 3D tokens and PRoPE": Setting(("--config=concat_split.yaml", *RAYS, "--model.encoding=PRoPE")),
+    "rays as 3D tokens and PRoPE": Setting(("--config=concat_split.yaml", *RAYS, "--model.camera_encoding=PRoPE")),
     "camera token alone": Setting(("--config=spatial_mllm.yaml", *RAYS, "--model.fusion=CameraTokenFusion")),
     "none, the same frames each epoch": Setting((*STOCK, FIXED)),
     "VGGT tokens": Setting(VGGT),
     "VGGT tokens added": Setting(("--config=spatial_mllm.yaml", *CACHED)),
-    "VGGT tokens and PRoPE": Setting((*VGGT, "--model.encoding=PRoPE")),
-    "VGGT tokens and PRoPE by VGGT cameras": Setting((*VGGT, "--model.encoding=PRoPE", "--model.cameras=vggt")),
-    "XYZRoPE": Setting(encoded("XYZRoPE"), hard=True),
-    "XYZRoPE, qkvo": Setting(encoded("XYZRoPE", terms="qkvo"), hard=True),
+    "VGGT tokens and PRoPE": Setting((*VGGT, "--model.camera_encoding=PRoPE")),
+    "VGGT tokens and PRoPE by VGGT cameras": Setting(
+        (*VGGT, "--model.camera_encoding=PRoPE", "--model.camera_source=predicted")
+    ),
+    "PointRoPE": Setting(encoded("PointRoPE"), hard=True),
+    "PointRoPE, qkvo": Setting(encoded("PointRoPE", apply_to="qkvo"), hard=True),
     "points as 3D tokens": Setting(POINTS, hard=True),
     "shape as 3D tokens": Setting(SHAPE, hard=True),
-    "shape as 3D tokens and PRoPE": Setting((*SHAPE, "--model.encoding=PRoPE"), hard=True),
-    "shape as 3D tokens and XYZRoPE": Setting((*SHAPE, "--model.encoding=XYZRoPE"), hard=True),
+    "shape as 3D tokens and PRoPE": Setting((*SHAPE, "--model.camera_encoding=PRoPE"), hard=True),
+    "shape as 3D tokens and PointRoPE": Setting((*SHAPE, "--model.camera_encoding=PointRoPE"), hard=True),
     "moving: none": Setting((*STOCK, *MOVING), ("views shuffled",), kind="obj_appearance_order"),
     "moving: none, no time": Setting((*STOCK, NO_TIME, *MOVING), kind="obj_appearance_order"),
     "moving: PRoPE": Setting(encoded("PRoPE", *MOVING), ("views shuffled",), kind="obj_appearance_order"),
@@ -161,7 +179,7 @@ def planned(
 
 def run(name: str, path: str, seed: int, overrides: Sequence[str] = ()) -> Run:
     """One training of a setting, and its tests."""
-    setting, on_path = SETTINGS[name], f"--data.source.path={path}"
+    setting, on_path = SETTINGS[name], f"--data.source.trajectory={path}"
     tests = {}
     for test in ("", *setting.tests):
         again = (on_path,) if TESTS[test] and TESTS[test][0].startswith("--data.source=") else ()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.runs import Results, Run, main_py, make, parse, parser, seeded, spread, to_do
 
-GIVEN = ("--model.geometry=GivenGeometry", "--model.geometry.depth=true")
+GIVEN = ("--model.geometry=DatasetGeometry", "--model.geometry.depth=true")
 MODELS = {
     "SpatialMLLM": ("--config=spatial_mllm.yaml", *GIVEN),
     "ConcatSplitMLLM": ("--config=concat_split.yaml", *GIVEN),
@@ -30,14 +30,14 @@ MODELS = {
 SAMPLERS = {
     "uniform": ("--data.sampler=UniformSampler",),
     "pose_farthest": ("--data.sampler=PoseFarthestSampler",),
-    "space_aware": ("--data.sampler=SpaceAwareSampler", "--data.sampler.geometry=GivenDepth"),
+    "space_aware": ("--data.sampler=SpaceAwareSampler", "--data.sampler.geometry=DatasetDepth"),
 }
 PAIRINGS = {
-    "consecutive": ("--data.pairing=Consecutive",),
-    "duplicate": ("--data.pairing=Duplicate",),
-    "neighbour": ("--data.pairing=Neighbour",),
-    "merge_aware": ("--data.pairing=MergeAware", "--data.pairing.step=2"),
-    "duplicate_views": ("--data.pairing=Duplicate", "--data.pairing.keep=views"),  # twice the frames
+    "consecutive": ("--data.frame_pairing=Consecutive",),
+    "duplicate": ("--data.frame_pairing=Duplicate",),
+    "neighbor": ("--data.frame_pairing=Neighbor",),
+    "merge_aware": ("--data.frame_pairing=OffsetNeighbor", "--data.frame_pairing.step=2"),
+    "duplicate_views": ("--data.frame_pairing=Duplicate", "--data.frame_pairing.keep=views"),  # twice the frames
 }
 CORNERS = ("uniform", "pose_farthest"), ("consecutive", "duplicate")
 SHORT = (  # what keeps a run under three minutes on one core
@@ -72,8 +72,8 @@ def main() -> None:
 
 def is_rest(job: tuple[int, str, str, str]) -> bool:
     """Sorts the corners first: they answer the question, the rest says what happens in between."""
-    _, _, sampler, pairing = job
-    return sampler not in CORNERS[0] or pairing not in CORNERS[1]
+    _, _, sampler, frame_pairing = job
+    return sampler not in CORNERS[0] or frame_pairing not in CORNERS[1]
 
 
 def planned(seed: int, model: str, sampler: str, pairing: str, overrides: Sequence[str]) -> Run:

@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.pictures import camera_map, contact_sheet
+from callbacks.visualization import camera_map, contact_sheet
 
 
 class GalleryCallback(Callback):

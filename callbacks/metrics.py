@@ -11,9 +11,9 @@ import torch.distributed
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from callbacks.durable import write_whole
 from callbacks.table import render
 from callbacks.versions import versions
+from zoo.atomic_io import write_whole
 from zoo.metrics import Profile, VSIBenchScore, is_parsable
 
 Stage = Literal["val", "test"]
@@ -32,12 +32,12 @@ class MetricsCallback(Callback):
     without a ground truth are not scored.
 
     Args:
-        profile: the official scorer to follow, see `zoo.metrics`.
+        scorer: the official scorer to follow, see `zoo.metrics`.
     """
 
-    def __init__(self, profile: Profile = "spatial_mllm") -> None:
-        self.profile = profile
-        self.score = VSIBenchScore(profile)
+    def __init__(self, scorer: Profile = "spatial_mllm") -> None:
+        self.scorer = scorer
+        self.score = VSIBenchScore(scorer)
         self._reset()
 
     def _reset(self) -> None:
@@ -56,7 +56,7 @@ class MetricsCallback(Callback):
         for record in records:
             if record["error"]:
                 self._failed[record["id"]] = (record["scene"], record["error"])
-            elif not is_parsable(record["prediction"], record["question_type"], self.profile):
+            elif not is_parsable(record["prediction"], record["question_type"], self.scorer):
                 self._unparsable.add(record["id"])
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
@@ -80,14 +80,14 @@ class MetricsCallback(Callback):
         }
         scenes = _by_scene(failed)
         if trainer.is_global_zero:
-            pl_module.print(render(result, counts, scenes, title=f"{stage} ({self.profile})", missing=missing))
+            pl_module.print(render(result, counts, scenes, title=f"{stage} ({self.scorer})", missing=missing))
             if stage == "test":
                 report: dict[str, Any] = {
                     **result,
                     "counts": counts,
                     "failed_scenes": scenes,
                     "missing_scenes": missing,
-                    "profile": self.profile,
+                    "scorer": self.scorer,
                     "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
                     "data": data.describe() if hasattr(data, "describe") else None,
                     "versions": versions(),

@@ -11,10 +11,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.durable import JSONLines, lines, sound_records, write_whole
 from callbacks.metrics import METRICS
 from callbacks.settings import differences, settings_of
 from callbacks.versions import versions
+from zoo.atomic_io import JSONLines, lines, sound_records, write_whole
 from zoo.errors import InputError
 from zoo.metrics import Profile, score_answer
 
@@ -36,11 +36,11 @@ class PredictionsCallback(Callback):
     error), its `score` (0 if the scene failed, null without a ground truth) and `versions`.
 
     Args:
-        profile: the official scorer to follow, see `zoo.metrics`.
+        scorer: the official scorer to follow, see `zoo.metrics`.
     """
 
-    def __init__(self, profile: Profile = "spatial_mllm") -> None:
-        self.profile = profile
+    def __init__(self, scorer: Profile = "spatial_mllm") -> None:
+        self.scorer = scorer
         self._versions = versions()
         self._kept: list[dict[str, Any]] = []  # what an earlier, unfinished test has answered
         self._file: JSONLines | None = None
@@ -70,7 +70,7 @@ class PredictionsCallback(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         """Leaves the files as a test starts from them; or says why it must not go on with what is there."""
         folder = Path(trainer.default_root_dir)
-        settings = {"profile": self.profile, **settings_of(trainer, pl_module)}
+        settings = {"scorer": self.scorer, **settings_of(trainer, pl_module)}
         if self._kept:
             before = json.loads((folder / UNFINISHED).read_text(encoding="utf-8"))
             differing = differences(before, settings, {record["scene"] for record in self._kept})
@@ -137,7 +137,7 @@ class PredictionsCallback(Callback):
         if not record["ground_truth"]:
             return None
         answer = "" if record["error"] else record["prediction"]
-        return score_answer(answer, record["ground_truth"], record["question_type"], self.profile)
+        return score_answer(answer, record["ground_truth"], record["question_type"], self.scorer)
 
     def _release(self) -> None:
         if self._file is not None:

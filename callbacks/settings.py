@@ -18,7 +18,7 @@ FILES = "files of "  # a scene
 CHANGES_NO_ANSWER = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
     *("batch_size", "questions_per_scene", "questions_per_batch", "train_sampler", "num_workers", "keep_in_memory"),
-    *("video", "question", "workers", "limit_gb"),
+    *("video", "question", "workers", "max_size_gb"),
 }
 
 

@@ -37,7 +37,7 @@ def render(
             not be answered; a scene comes once for each error.
         title: stands above the table.
         missing: scenes whose video is absent, and how many questions each has.
-        terminal: colours and rules; plain characters (a Markdown table) if False; as stdout is if None.
+        terminal: colors and rules; plain characters (a Markdown table) if False; as stdout is if None.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)

@@ -7,13 +7,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from callbacks.checkpoint import FOLDER, LAST
-from commands.menus import on_the_menus
 from commands.model_help import with_model
+from commands.registry import registered_classes
 from commands.runs import CONFIG, newest_run, refuse_unreadable, run_of
 from datamodules import SceneSource, VideoQADataModule
 from zoo.errors import InputError
 
-MISSPELT = 0.85  # how alike a word is to the name of an option that it stands for
+MISSPELLED = 0.85  # how alike a word is to the name of an option that it stands for
 CONFIGS = Path(__file__).parent.parent / "configs"
 DEFAULTS = [str(CONFIGS / f"{name}.yaml") for name in ("model_default", "data_rooms", "scale_tiny")]
 EVALUATION = ("validate", "test", "predict", "export")
@@ -26,7 +26,7 @@ TRAINER_DEFAULTS = {
 }
 
 
-def complete(arguments: list[str]) -> list[str]:
+def preprocess_argv(arguments: list[str]) -> list[str]:
     """Bare config names become paths in `configs/`, options of the dataset find it, and an evaluation without a
     config gets that of the newest run.
 
@@ -35,7 +35,7 @@ def complete(arguments: list[str]) -> list[str]:
     """
     words: list[str] = []
     for argument in arguments:
-        words += argument.split("=", 1) if argument.startswith("--config=") else [for_source(argument)]
+        words += argument.split("=", 1) if argument.startswith("--config=") else [expand_dataset_option(argument)]
     for i, word in enumerate(words[:-1]):
         if word in ("--config", "-c"):
             words[i + 1] = str(find_config(words[i + 1]))
@@ -74,20 +74,20 @@ def value_of(option: str, words: list[str]) -> str | None:
     return None
 
 
-def for_source(word: str) -> str:
-    """An option of the dataset may leave `source` out: `--data.moving` is `--data.source.moving`."""
+def expand_dataset_option(word: str) -> str:
+    """An option of the dataset may leave `source` out: `--data.dynamic_objects` is `--data.source.dynamic_objects`."""
     start, dot, option = word.partition("--data.")
     if start or not dot:
         return word
     known = {*inspect.signature(VideoQADataModule).parameters, "help", "class_path", "init_args"}
     name = option.split("=")[0].split(".")[0]
-    misspelt = name not in _of_sources() and get_close_matches(name, known, cutoff=MISSPELT)
-    return word if name in known or misspelt else f"--data.source.{option}"
+    misspelled = name not in _of_sources() and get_close_matches(name, known, cutoff=MISSPELLED)
+    return word if name in known or misspelled else f"--data.source.{option}"
 
 
 def _of_sources() -> set[str]:
     """The options that some dataset has."""
-    return {option for source in on_the_menus(SceneSource) for option in inspect.signature(source).parameters}
+    return {option for source in registered_classes(SceneSource) for option in inspect.signature(source).parameters}
 
 
 def find_config(name: str) -> Path:

@@ -13,7 +13,7 @@ from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsC
 from commands.arguments import PARSER_DEFAULTS, TRAINER_DEFAULTS
 from commands.export import ExportingTrainer
 from commands.parser import OneLineParser
-from commands.runs import settle
+from commands.runs import resolve_run
 from datamodules import VideoQADataModule
 from zoo.errors import InputError
 from zoo.trainable import Trainable
@@ -42,7 +42,7 @@ class ZooCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionsCallback, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(GalleryCallback, "gallery")
-        parser.link_arguments("metrics.profile", "predictions.profile")
+        parser.link_arguments("metrics.scorer", "predictions.scorer")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -51,7 +51,7 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         command = str(self.subcommand)
         settings = self.config[command]
-        settle(command, settings)
+        resolve_run(command, settings)
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [progress_bar()]
 

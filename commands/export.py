@@ -14,7 +14,7 @@ from zoo import InputError, SpatialVLM
 from zoo.checkpoints import export_model
 from zoo.trainable import Trainable
 
-OFFICIAL = {"branches": "both", "pair": "concat"}  # how the official code fuses
+OFFICIAL = {"active_branches": "both", "temporal_merge": "concat"}  # how the official code fuses
 
 
 class ExportingTrainer(Trainer):
@@ -48,7 +48,7 @@ class ExportingTrainer(Trainer):
             checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
             model.load_state_dict(checkpoint["state_dict"])
         export_model(model, Path(out), None if dtype is None else getattr(torch, dtype))
-        left_out = [type(model.encoding).__name__] if model.encoding is not None else []
+        left_out = [type(model.camera_encoding).__name__] if model.camera_encoding is not None else []
         if model.fusion is not None:
             chosen = {name: getattr(model.fusion, name) for name in OFFICIAL}
             left_out += [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL[name]]

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
-from commands.menus import on_the_menus
-from commands.nulls import refuse_nulls
+from commands.null_values import reject_nulls
+from commands.registry import registered_classes
 from zoo.errors import InputError, input_error
 
 ALIKE, FEW = 0.65, 16  # how alike names are if one may be meant by the other; how many are worth a list
@@ -77,7 +77,7 @@ class OneLineParser(LightningArgumentParser):
             raise InputError(f"{path}: {error}") from error
 
     def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:
-        refuse_nulls(cfg[cfg.subcommand] if "subcommand" in cfg else cfg)
+        reject_nulls(cfg[cfg.subcommand] if "subcommand" in cfg else cfg)
         return super().instantiate_classes(cfg, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -144,7 +144,7 @@ def closest(word: str, names: Iterable[str]) -> Guess:
 
 def classes(message: str) -> set[str]:
     """The classes on the menus that an argument takes, by the types that a report names; all where it names none."""
-    parts = on_the_menus()
+    parts = registered_classes()
 
     def fits(part: type) -> bool:
         return any(re.search(rf"\b{base.__module__}\.{base.__qualname__}\b", message) for base in part.__mro__[:-1])

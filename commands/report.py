@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from callbacks.durable import write_whole
 from commands.parser import OneLineParser
 from commands.reports import formats
 from commands.reports.compare import Comparisons, compare
@@ -22,6 +21,7 @@ from commands.reports.page import page
 from commands.reports.paths import camera_paths
 from commands.reports.runs import Run, load_runs
 from commands.reports.tables import Table, first_answered, tables
+from zoo.atomic_io import write_whole
 from zoo.errors import InputError
 
 Format = Literal["text", "markdown", "latex", "html"]

@@ -24,7 +24,7 @@ BASES = ("Trainable", "SpatialParts", "SpatialModel", "SpatialVLM")  # no models
 # what may differ between a run and the model that is asked for without making its weights those of another
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
-    *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype", "geometry_cache", "cameras"),
+    *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype", "geometry_cache", "camera_source"),
 }
 CHANGES_NO_RESULT = {
     *("num_workers", "keep_in_memory", "questions_per_batch", "video", "question", "workers"),
@@ -80,7 +80,7 @@ def config_of(run: Path) -> dict[str, Any]:
     return config
 
 
-def settle(command: str, settings: Any) -> None:
+def resolve_run(command: str, settings: Any) -> None:
     """Decides the run's folder and the checkpoint, in the parsed settings of a subcommand, in place.
 
     `fit` gets a new folder, or goes on in that of the checkpoint. An evaluation of random weights takes the newest
@@ -132,7 +132,7 @@ def _released(parts: Any) -> bool:
 
 def _untrained(parts: Any) -> str | None:
     """The part that released weights know nothing of."""
-    for part in ("encoding", "views"):
+    for part in ("camera_encoding", "view_mixer"):
         if parts.get(part) is not None:
             return _class(parts[part])
     fusion, fuses = parts.get("fusion"), _class(parts.get("backbone")) == "PretrainedSpatialMLLM"

@@ -1,6 +1,6 @@
 """python main.py score: scores a file of answers without a model.
 
-    python main.py score runs/PRoPEMLLM-20261125-012048/predictions.jsonl --profile thinking_in_space
+    python main.py score runs/PRoPEMLLM-20261125-012048/predictions.jsonl --scorer thinking_in_space
 
 prints the table that a test prints. The file holds a JSON object a line, with at least `id`, `question_type`,
 `prediction` and `ground_truth`: the predictions.jsonl of a run, also of one that was broken off, or of any other model.
@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from callbacks.durable import write_whole
 from callbacks.table import render
 from callbacks.versions import versions
 from commands.parser import OneLineParser
 from commands.reports.predictions import read_predictions
 from commands.reports.scoring import tally
+from zoo.atomic_io import write_whole
 from zoo.errors import InputError
 from zoo.metrics import Profile
 
@@ -33,7 +33,7 @@ def score(arguments: list[str]) -> None:
     """
     parser = OneLineParser(prog="main.py score", description=__doc__)
     parser.add_argument("predictions", type=str, help="the file of answers, predictions.jsonl")
-    parser.add_argument("--profile", type=Profile, default="spatial_mllm", help="the official scorer to follow")
+    parser.add_argument("--scorer", type=Profile, default="spatial_mllm", help="the official scorer to follow")
     parser.add_argument("--output", type=str | None, default=None, help="also write the scores here, as a metrics.json")
     settings = parser.parse_args(arguments)
     path = Path(settings.predictions).expanduser()
@@ -43,7 +43,7 @@ def score(arguments: list[str]) -> None:
     if parts and not (path.exists() and path.stat().st_size):
         raise InputError(f"{path} holds no answer: its test was broken off, test again to go on; or score {parts[0]}")
     predictions = read_predictions(path)
-    result = tally(predictions.answers, settings.profile)
+    result = tally(predictions.answers, settings.scorer)
     if not result.counts["questions"]:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
     remarks = list(predictions.remarks)
@@ -54,8 +54,8 @@ def score(arguments: list[str]) -> None:
     recorded = [(answer.recorded, result.scores.get(answer.id)) for answer in predictions.answers]
     others = sum(before is not None and now is not None and abs(before - now) > 1e-6 for before, now in recorded)
     if others:
-        remarks.append(f"scored otherwise in the file, by another profile or version: {others}")
-    print(render(result.result, result.counts, result.failed_scenes, title=f"{path} ({settings.profile})"))
+        remarks.append(f"scored otherwise in the file, by another scorer or version: {others}")
+    print(render(result.result, result.counts, result.failed_scenes, title=f"{path} ({settings.scorer})"))
     for remark in remarks:
         print(remark)
     if settings.output:
@@ -63,7 +63,7 @@ def score(arguments: list[str]) -> None:
             **result.result,
             "counts": result.counts,
             "failed_scenes": result.failed_scenes,
-            "profile": settings.profile,
+            "scorer": settings.scorer,
             "predictions": str(path),
             "versions": versions(),
         }

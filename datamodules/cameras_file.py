@@ -3,7 +3,7 @@
     {"width": 640, "height": 480, "K_px": [[585, 0, 320], [0, 585, 240], [0, 0, 1]],
      "world_to_camera": [[[...], [...], [...], [0, 0, 0, 1]], ...], "times_s": [0.0, ...]}
 
-World-to-camera, OpenCV axes (x right, y down, z forward), metres; null for a frame whose pose is not known. K_px,
+World-to-camera, OpenCV axes (x right, y down, z forward), meters; null for a frame whose pose is not known. K_px,
 in pixels of the upright video, is one 3x3 for all frames or one for each. times_s is optional: when the pictures of
 a folder were taken; a video file says so itself.
 """
@@ -20,16 +20,16 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from zoo.cameras import normalise_intrinsics
+from zoo.cameras import normalize_intrinsics
 from zoo.poses import nearest_rotation
 
 
 def read_cameras(
     path: str | Path, num_frames: int, height: int, width: int
 ) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
-    """(world_to_camera, K_normalised), one of each for every raw frame; all NaN is a pose that is not known.
+    """(world_to_camera, K_normalized), one of each for every raw frame; all NaN is a pose that is not known.
 
-    Rotations are projected to SO(3); K_normalised is as `zoo.cameras.normalise_intrinsics` has it.
+    Rotations are projected to SO(3); K_normalized is as `zoo.cameras.normalize_intrinsics` has it.
 
     Args:
         num_frames, height, width: of the video that the cameras belong to, in frames and pixels.
@@ -58,7 +58,7 @@ def read_cameras(
         raise ValueError(f"{path}: {len(K_px)} intrinsics for {num_frames} frames: give one, or one a frame")
     fine = (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0) & _ends_in_unit_row(K_px)
     _require(path, "K_px needs positive focal lengths and a last row of 0 0 1", fine)
-    return poses, normalise_intrinsics(K_px, width, height).expand(num_frames, 3, 3)
+    return poses, normalize_intrinsics(K_px, width, height).expand(num_frames, 3, 3)
 
 
 def read_times(path: str | Path, num_frames: int) -> list[float] | None:

@@ -24,11 +24,11 @@ from transformers import Qwen2_5_VLProcessor
 
 from datamodules.prompts import user_text
 from datamodules.scenes import Question, Scene
-from zoo.fusions import Appended
+from zoo.fusions import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 
 IGNORED = -100  # torch's cross-entropy skips this label
-# sizes, colours and frame choice are settled before: the processor only normalises and cuts patches
+# sizes, colors and frame choice are settled before: the processor only normalizes and cuts patches
 PATCHES_ONLY = {
     "do_resize": False,
     "do_sample_frames": False,
@@ -72,7 +72,7 @@ class Collate:
     processor: Qwen2_5_VLProcessor
     training: bool
     questions_per_batch: int = 8
-    appended: Appended = Appended.NOTHING
+    appended: ExtraTokens = ExtraTokens.NOTHING
     keep_frames: bool = False
 
     def __call__(self, scenes: list[LoadedScene]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Collate:
         return steps * (view + len(self.appended.positions(view)))
 
     def _ids(self, prompt: str, question: Question, tokens: int) -> tuple[Tensor, Tensor]:
-        """(input ids, labels): the placeholder repeated once a visual token, the answer labelled."""
+        """(input ids, labels): the placeholder repeated once a visual token, the answer labeled."""
         tokenizer, pad = self.processor.tokenizer, self.processor.video_token_id
         ids = []
         for token in tokenizer(prompt)["input_ids"]:

@@ -16,8 +16,8 @@ from datamodules.cameras_file import read_cameras, read_times
 from datamodules.collate import LoadedScene
 from datamodules.depth import read_depth
 from datamodules.resize import PixelBounds, resize_frames
-from datamodules.samplers import Consecutive, FrameSampler, Pairing, SceneView
-from datamodules.samplers.pairing import seconds_per_grid
+from datamodules.samplers import Consecutive, FramePairing, FrameSampler, SceneView
+from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from zoo.errors import SCENE_FAULTS, InputError
@@ -32,7 +32,7 @@ class OpenScene:
 
     video: Video
     world_to_camera: Float[Tensor, "N 4 4"] | None  # of every raw frame, float64; NaN where it isn't known
-    K_normalised: Float[Tensor, "N 3 3"] | None
+    K_normalized: Float[Tensor, "N 3 3"] | None
     raw: UInt8[Tensor, "N 3 H W"] | None
     times_s: list[float]  # when each raw frame was taken
     depths: dict[int, Float32[Tensor, "H W"]] = field(default_factory=dict)  # of raw frames, where those are kept
@@ -51,16 +51,16 @@ class OpenScene:
 
     def view(self, scene: Scene, epoch: int = 0) -> SceneView:
         """What a sampler may look at."""
-        return SceneView(self.video, self.world_to_camera, self.K_normalised, scene.depth, epoch, name=scene.name)
+        return SceneView(self.video, self.world_to_camera, self.K_normalized, scene.depth, epoch, name=scene.name)
 
     def geometry(self, indices: Sequence[int]) -> SceneGeometry | None:
         """The cameras of some frames; an unknown pose is an identity that says so."""
-        if self.world_to_camera is None or self.K_normalised is None:
+        if self.world_to_camera is None or self.K_normalized is None:
             return None
-        poses, K = self.world_to_camera[list(indices)], self.K_normalised[list(indices)]
+        poses, K = self.world_to_camera[list(indices)], self.K_normalized[list(indices)]
         known = poses.isfinite().flatten(1).all(1)
         poses = torch.where(known[:, None, None], poses, torch.eye(4, dtype=poses.dtype))
-        return SceneGeometry(world_to_camera=poses, K_normalised=K, has_camera=known)
+        return SceneGeometry(world_to_camera=poses, K_normalized=K, has_camera=known)
 
 
 class SceneDataset(Dataset):
@@ -73,12 +73,12 @@ class SceneDataset(Dataset):
         scenes: of a split.
         sampler: chooses num_frames frames of each.
         bounds: of the frames' size.
-        needs_cameras: a scene without is an error.
-        needs_depth: likewise.
+        requires_cameras: a scene without is an error.
+        requires_depth: likewise.
         questions_per_scene: how many questions training draws of a scene, anew each epoch.
         seed: of that draw.
         keep: keep decoded videos in memory, and what is read of their depth.
-        pairing: which frames share a token; consecutive ones if None.
+        frame_pairing: which frames share a token; consecutive ones if None.
     """
 
     def __init__(
@@ -87,16 +87,16 @@ class SceneDataset(Dataset):
         sampler: FrameSampler,
         num_frames: int,
         bounds: PixelBounds,
-        needs_cameras: bool,
-        needs_depth: bool = False,
+        requires_cameras: bool,
+        requires_depth: bool = False,
         questions_per_scene: int = 1,
         seed: int = 0,
         keep: bool = False,
-        pairing: Pairing | None = None,
+        frame_pairing: FramePairing | None = None,
     ):
-        self.pairing = pairing or Consecutive()
+        self.frame_pairing = frame_pairing or Consecutive()
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
-        self.needs_cameras, self.needs_depth = needs_cameras, needs_depth
+        self.requires_cameras, self.requires_depth = requires_cameras, requires_depth
         self.questions_per_scene, self.seed = questions_per_scene, seed
         self.keep = keep
         self._kept: dict[int, OpenScene] = {}
@@ -117,7 +117,7 @@ class SceneDataset(Dataset):
                 self._fill(loaded, self.open(index), epoch or 0)
                 break
             except SCENE_FAULTS as error:
-                loaded.error = named(scene, error)
+                loaded.error = format_scene_error(scene, error)
         return loaded
 
     def open(self, index: int) -> OpenScene:
@@ -128,16 +128,17 @@ class SceneDataset(Dataset):
         if index in self._kept:
             return self._kept[index]
         scene = self.scenes[index]
-        if self.needs_cameras and scene.cameras is None:
+        if self.requires_cameras and scene.cameras is None:
             raise InputError(
                 f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside it, "
-                "train with a VGGT that finds them (--model.geometry PretrainedVGGT --model.cameras either), or take a "
+                "train with a VGGT that finds them (--model.geometry PretrainedVGGT "
+                "--model.camera_source auto), or take a "
                 "model that does without (--config qwen25_vl.yaml)"
             )
-        if self.needs_depth and scene.depth is None:
+        if self.requires_depth and scene.depth is None:
             raise InputError(
                 f"{scene.video}: no depth, and this model needs it: put a folder {scene.video.stem}.depth of 16-bit "
-                "images beside it (GivenGeometry does without: --model.geometry.depth false)"
+                "images beside it (DatasetGeometry does without: --model.geometry.depth false)"
             )
         video = Video(scene.video)
         world_to_camera = K = None
@@ -154,17 +155,17 @@ class SceneDataset(Dataset):
 
     def _fill(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
         video = opened.video
-        chosen = self.pairing(self.sampler, opened.view(loaded.scene, epoch), self.num_frames)
+        chosen = self.frame_pairing(self.sampler, opened.view(loaded.scene, epoch), self.num_frames)
         loaded.frames = resize_frames(opened.read(chosen), self.bounds, is_folder=video.is_folder)
         loaded.frame_indices = tuple(chosen)
         loaded.seconds_per_grid = seconds_per_grid([opened.times_s[i] for i in chosen])
         loaded.geometry = opened.geometry(chosen)
         poses = opened.world_to_camera
-        if self.needs_cameras and poses is not None and poses[chosen].isnan().flatten(1).any(1).all():
+        if self.requires_cameras and poses is not None and poses[chosen].isnan().flatten(1).any(1).all():
             raise InputError(
                 f"{loaded.scene.cameras}: none of the frames {chosen} has a pose: take a sampler that chooses by poses"
             )
-        if self.needs_depth and loaded.scene.depth is not None:
+        if self.requires_depth and loaded.scene.depth is not None:
             height, width = loaded.frames.shape[-2:]
             loaded.geometry = loaded.geometry or SceneGeometry()
             depth = opened.read_depth(loaded.scene.depth, chosen, (height, width))
@@ -173,7 +174,7 @@ class SceneDataset(Dataset):
             loaded.geometry.depth = depth
 
 
-def named(scene: Scene, error: Exception) -> str:
+def format_scene_error(scene: Scene, error: Exception) -> str:
     """What went wrong with a scene, in a line that names it once."""
     said = str(error) or type(error).__name__
     return said if scene.name.rpartition("/")[2] in said else f"{scene.name}: {said}"

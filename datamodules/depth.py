@@ -1,6 +1,6 @@
 """Depth maps of a scene's raw frames: a folder of images, or rendered again from a room's description.
 
-    <root>/<dataset>/<scene_name>.depth/           one 16-bit PNG in millimetres a raw frame, in natural order,
+    <root>/<dataset>/<scene_name>.depth/           one 16-bit PNG in millimeters a raw frame, in natural order,
                                                    0 or 65535 where there is none, as in 7-Scenes and ScanNet
     <root>/<dataset>/<scene_name>.scene.json       what the embedded rooms have
 
@@ -23,7 +23,7 @@ from datamodules.video import natural_key
 
 RENDERED = ".scene.json"
 NOTHING = (0, 65535)  # what depth cameras write where they saw nothing
-MILLIMETRES = 1000
+MILLIMETERS = 1000
 
 
 def find_depth(video: Path) -> Path | None:
@@ -38,7 +38,7 @@ def find_depth(video: Path) -> Path | None:
 def read_depth(
     path: str | Path, indices: Sequence[int], *, num_frames: int, size_hw: tuple[int, int]
 ) -> Float32[Tensor, "T H W"]:
-    """Depth in metres of some raw frames, in that order; 0 where there is none.
+    """Depth in meters of some raw frames, in that order; 0 where there is none.
 
     Resized by taking the nearest pixel: a mean over an edge would be the depth of nothing.
 
@@ -87,10 +87,10 @@ def _image(file: Path) -> Float32[np.ndarray, "H W"]:
     except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
         raise ValueError(f"{file}: unreadable depth image: write it again") from error
     if not mode.startswith("I"):  # Pillow's name for 16 and 32 bits
-        raise ValueError(f"{file}: depth must be a 16-bit PNG in millimetres, this image has mode {mode}")
-    metres = (pixels / MILLIMETRES).astype(np.float32)
-    metres[np.isin(pixels, NOTHING)] = 0
-    return metres
+        raise ValueError(f"{file}: depth must be a 16-bit PNG in millimeters, this image has mode {mode}")
+    meters = (pixels / MILLIMETERS).astype(np.float32)
+    meters[np.isin(pixels, NOTHING)] = 0
+    return meters
 
 
 def _size(image: np.ndarray) -> str:

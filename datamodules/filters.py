@@ -59,7 +59,7 @@ class QuestionFilter:
             return False
         return not self.scene_names or scene in self.scene_names or own in self.scene_names
 
-    def left_of(self, missing: Missing) -> dict[str, int]:
+    def matching(self, missing: Missing) -> dict[str, int]:
         """How many questions of absent scenes meet the conditions, scenes without any left out; not the `subset`."""
         kinds = self.question_types
         counts = {

@@ -76,7 +76,7 @@ class ResumableLoader(DataLoader):
         self.batch_sampler.served = state["served"]
 
 
-def deal(loads: Sequence[int], processes: int) -> list[list[int]]:
+def balance_across_ranks(loads: Sequence[int], processes: int) -> list[list[int]]:
     """Which scenes each process takes, in their order, so that all have about as much to do; no scene twice.
 
     The greatest load first, each to who has least so far: at most 4/3 of the best (Graham 1969, "Bounds on

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from datamodules.raw_question import RawQuestion
 from datamodules.scenes import Question
-from datamodules.verbatim import VerbatimQuestion
 
 CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 SHORT_INSTRUCTION = "Please answer the question using a single word or phrase."
@@ -17,7 +17,7 @@ def user_text(question: Question, *, prefix: str = "") -> str:
     Text of a conversation holds its instruction already.
     With `prefix=FRAMES_PREFIX` it is thinking-in-space's wording.
     """
-    if isinstance(question, VerbatimQuestion):
+    if isinstance(question, RawQuestion):
         return question.question
     lines = [prefix] if prefix else []
     lines.append(question.question)

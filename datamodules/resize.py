@@ -58,16 +58,16 @@ class PixelBounds:
         min_pixels: of a frame, at least.
         max_pixels: of a frame, at most.
         total_pixels: of a whole clip: long clips get smaller frames.
-        folder_twice: frames of a folder are resized to multiples of 56 first, as officially.
-        kernel: whose bicubic filter: "torchvision", of the official inference, or "pillow", of the official
+        legacy_folder_resize: frames of a folder are resized to multiples of 56 first, as officially.
+        resize_backend: whose bicubic filter: "torchvision", of the official inference, or "pillow", of the official
             training; they differ by a level here and there.
     """
 
     min_pixels: int = 128 * PATCH_FACTOR**2
     max_pixels: int = 768 * PATCH_FACTOR**2
     total_pixels: int = 115_200 * PATCH_FACTOR**2
-    folder_twice: bool = True
-    kernel: Literal["torchvision", "pillow"] = "torchvision"
+    legacy_folder_resize: bool = True
+    resize_backend: Literal["torchvision", "pillow"] = "torchvision"
 
     def frame_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
         """(height, width) in pixels of a resized frame of a clip of num_frames frames."""
@@ -87,11 +87,11 @@ def resize_frames(
         bounds: the official ones by default.
         is_folder: the frames come from a folder of images. The official code resizes those twice, first to
             multiples of 56 with Pillow: 480 x 640 gives 504 x 616 from a folder, 476 x 644 from a video file.
-            `PixelBounds(folder_twice=False)` treats both alike.
+            `PixelBounds(legacy_folder_resize=False)` treats both alike.
     """
     bounds = bounds or PixelBounds()
     num_frames, _, height, width = frames.shape
-    if is_folder and bounds.folder_twice:
+    if is_folder and bounds.legacy_folder_resize:
         first = smart_resize(
             height, width, factor=FOLDER_FACTOR, min_pixels=FOLDER_MIN_PIXELS, max_pixels=FOLDER_MAX_PIXELS
         )
@@ -99,7 +99,7 @@ def resize_frames(
     size = bounds.frame_size(frames.shape[-2], frames.shape[-1], num_frames)
     if size == tuple(frames.shape[-2:]):
         return frames
-    resize = _resize_pillow if bounds.kernel == "pillow" else _resize_bicubic
+    resize = _resize_pillow if bounds.resize_backend == "pillow" else _resize_bicubic
     return torch.cat([resize(chunk, size) for chunk in frames.split(CHUNK)])
 
 

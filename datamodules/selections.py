@@ -83,7 +83,9 @@ def read_selection(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: can't be read ({error.strerror}): make it with python main.py sample") from error
+        raise ValueError(
+            f"{path}: can't be read ({error.strerror}): make it with python main.py select-frames"
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: cut short, or no JSON ({error}): make it again") from error
     frames = content.get("selected_frames") if isinstance(content, dict) else None

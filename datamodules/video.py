@@ -3,7 +3,7 @@
     video = Video("kitchen.mp4")
     frames = video.read([0, 40, 80])  # uint8 (3, 3, H, W)
 
-`num_frames` counts what is in the file, not what its header claims. Rotation metadata is honoured: height,
+`num_frames` counts what is in the file, not what its header claims. Rotation metadata is honored: height,
 width and frames are upright. Of a file only what the wanted frames depend on is decoded (`datamodules.video_file`).
 """
 

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from datamodules.collate import Collate, LoadedScene, record
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
-from datamodules.order import ResumableLoader, TrainingOrder, deal
+from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
 from datamodules.resize import PixelBounds
-from datamodules.samplers import Consecutive, FrameSampler, Pairing, UniformSampler
-from datamodules.samplers.base import FRAMES_PER_GRID_STEP
+from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
+from datamodules.samplers.base import TEMPORAL_PATCH_SIZE
 from datamodules.scenes import Scene
 from datamodules.selections import fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
@@ -27,7 +27,7 @@ from zoo.errors import InputError
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
+def as_input_error() -> Iterator[None]:
     """What a source says of its files is meant for the user."""
     try:
         yield
@@ -43,7 +43,7 @@ class VideoQADataModule(LightningDataModule):
         num_frames: frames of each video; two make one grid step.
         sampler: which frames.
         train_sampler: which frames in training, if others, such as `RandomSampler`.
-        pairing: which two frames share a token; consecutive ones if not given.
+        frame_pairing: which two frames share a token; consecutive ones if not given.
         pixels: bounds of a frame's size.
         batch_size: scenes in a training batch, on each process.
         questions_per_scene: questions of a scene in a training step, drawn anew each epoch.
@@ -65,7 +65,7 @@ class VideoQADataModule(LightningDataModule):
         num_frames: int = 16,
         sampler: FrameSampler | None = None,
         train_sampler: FrameSampler | None = None,
-        pairing: Pairing | None = None,
+        frame_pairing: FramePairing | None = None,
         pixels: PixelBounds | None = None,
         batch_size: int = 1,
         questions_per_scene: int = 1,
@@ -87,14 +87,14 @@ class VideoQADataModule(LightningDataModule):
             "questions_per_scene": questions_per_scene,
             "questions_per_batch": questions_per_batch,
         }
-        least = {"num_frames": FRAMES_PER_GRID_STEP}  # they make one step of the grid
+        least = {"num_frames": TEMPORAL_PATCH_SIZE}  # they make one step of the grid
         for name, count in counts.items():
             if count < least.get(name, 1):
                 raise InputError(f"--data.{name} {count}: at least {least.get(name, 1)}")
         for name, chooses in (("sampler", sampler), ("train_sampler", train_sampler)):
-            if chooses is not None and chooses.candidates is not None and chooses.candidates < FRAMES_PER_GRID_STEP:
+            if chooses is not None and chooses.candidates is not None and chooses.candidates < TEMPORAL_PATCH_SIZE:
                 raise InputError(
-                    f"--data.{name}.candidates {chooses.candidates}: at least {FRAMES_PER_GRID_STEP}, or null for all"
+                    f"--data.{name}.candidates {chooses.candidates}: at least {TEMPORAL_PATCH_SIZE}, or null for all"
                 )
         if keep_in_memory and num_workers:
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
@@ -112,7 +112,7 @@ class VideoQADataModule(LightningDataModule):
             self.asked = None
         self.num_frames, self.sampler = num_frames, sampler or UniformSampler()
         self.train_sampler = train_sampler or self.sampler
-        self.pairing = pairing or Consecutive()
+        self.frame_pairing = frame_pairing or Consecutive()
         self.pixels = pixels or PixelBounds()
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch = questions_per_batch
@@ -124,7 +124,7 @@ class VideoQADataModule(LightningDataModule):
             raise InputError('predict needs --data.video clip.mp4 --data.question "What is the size of this room?"')
         if self.asked is not None and self.trainer is not None and self.trainer.state.fn != "predict":
             raise InputError(f"--data.video is for predict, not for {self.trainer.state.fn}")
-        with one_line():
+        with as_input_error():
             (self.asked or self.source).prepare()
 
     def scenes(self, split: Split) -> list[Scene]:
@@ -133,9 +133,9 @@ class VideoQADataModule(LightningDataModule):
         Raises:
             InputError: none is left.
         """
-        with one_line():
-            kept, self.filtered, names = self.source.kept(split, self.filter)
-        self.missing = self.filter.left_of(self.source.missing)
+        with as_input_error():
+            kept, self.filtered, names = self.source.filtered_split(split, self.filter)
+        self.missing = self.filter.matching(self.source.missing)
         if unmatched := self.filter.unmatched([*names, *self.source.missing]):
             rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
         if self.missing and split == "train":
@@ -155,13 +155,13 @@ class VideoQADataModule(LightningDataModule):
             raise InputError(
                 f"{type(self.source).__name__}: no scene of the {split} split has cameras, so the camera encoding has "
                 f"nothing to act on: put {kept[0].video.stem}.cameras.json beside {kept[0].video} and so on, or "
-                "train with a VGGT that finds them, --model.geometry PretrainedVGGT --model.cameras either"
+                "train with a VGGT that finds them, --model.geometry PretrainedVGGT --model.camera_source auto"
             )
         return kept
 
     def _needs(self, what: str) -> bool:
         """Whether the model, if there is one yet, needs cameras, frames or depth."""
-        return self.trainer is not None and bool(getattr(self.trainer.lightning_module, f"needs_{what}"))
+        return self.trainer is not None and bool(getattr(self.trainer.lightning_module, f"requires_{what}"))
 
     def describe(self) -> dict[str, Any]:
         """What the results of a run on this data are to be read with."""
@@ -169,7 +169,7 @@ class VideoQADataModule(LightningDataModule):
             "source": type(self.source).__name__,
             "num_frames": self.num_frames,
             "sampler": type(self.sampler).__name__,
-            "pairing": type(self.pairing).__name__,
+            "frame_pairing": type(self.frame_pairing).__name__,
             **asdict(self.filter),
         }
 
@@ -179,17 +179,17 @@ class VideoQADataModule(LightningDataModule):
             sampler,
             self.num_frames,
             self.pixels,
-            needs_cameras=self._needs("cameras"),
-            needs_depth=self._needs("depth"),
+            requires_cameras=self._needs("cameras"),
+            requires_depth=self._needs("depth"),
             questions_per_scene=self.questions_per_scene,
             seed=self.seed,
             keep=keep,
-            pairing=self.pairing,
+            frame_pairing=self.frame_pairing,
         )
 
     def _collate(self, training: bool) -> Collate:
         model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return Collate(model.processor, training, self.questions_per_batch, model.appended, model.needs_frames)
+        return Collate(model.processor, training, self.questions_per_batch, model.appended, model.requires_frames)
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
@@ -204,7 +204,7 @@ class VideoQADataModule(LightningDataModule):
         """A scene a batch with all its questions, this process's share of them."""
         trainer = self.trainer
         assert trainer is not None
-        own = deal([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
+        own = balance_across_ranks([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
         return DataLoader(
             self._dataset(scenes, self.sampler),  # type: ignore[arg-type]
             batch_sampler=[[scene] for scene in own] or [[]],  # Lightning would leave a process without a batch out

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import main
-from datamodules.samplers import GivenDepth, SceneView
+from datamodules.samplers import DatasetDepth, SceneView
 from datamodules.samplers.points import PointMaps, PointSource
 from datamodules.video import Video
 
@@ -24,7 +24,7 @@ class Unsure(PointSource):
     """Points as they are, but of the scene `unsure` none that it is sure of: what VGGT says of a blurred clip."""
 
     def points(self, scene: SceneView) -> PointMaps:
-        maps = GivenDepth(56).points(scene)
+        maps = DatasetDepth(56).points(scene)
         return PointMaps(maps.points, maps.confidence * (0.05 if scene.scene_name == "mine/unsure" else 1.0))
 
 
@@ -47,12 +47,12 @@ def write_nan(poses: list) -> None:
     poses[7][0][3] = float("nan")
 
 
-def depth_images(clip: Path, count: int, millimetres: int) -> None:
+def depth_images(clip: Path, count: int, millimeters: int) -> None:
     clip.with_name(f"{clip.stem}.scene.json").unlink()
     folder = clip.with_name(f"{clip.stem}.depth")
     folder.mkdir()
     for i in range(count):
-        Image.fromarray(np.full((56, 56), millimetres, np.uint16)).save(folder / f"{i:03d}.png")
+        Image.fromarray(np.full((56, 56), millimeters, np.uint16)).save(folder / f"{i:03d}.png")
 
 
 def cut(clip: Path) -> None:
@@ -115,7 +115,7 @@ def run_test(monkeypatch: pytest.MonkeyPatch, root: Path, *words: str) -> tuple[
     monkeypatch.setattr(
         sys,
         "argv",
-        ["main.py", "test", "--config", "spatial_mllm.yaml", "--model.geometry", "GivenGeometry"]
+        ["main.py", "test", "--config", "spatial_mllm.yaml", "--model.geometry", "DatasetGeometry"]
         + ["--data.source", "SceneFolder", "--data.source.root", str(root), "--data.question_types", "null"]
         + ["--model.allow_untrained", "true", "--data.num_frames", "4", "--trainer.default_root_dir", "run", *words],
     )

@@ -66,19 +66,36 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> None:
     words = [
-        *("--data.moving", "true", "--data.path=local", "--data.num_frames", "4", "--model.lora.r", "16"),
+        *(
+            "--data.dynamic_objects",
+            "true",
+            "--data.trajectory=local",
+            "--data.num_frames",
+            "4",
+            "--model.lora.r",
+            "16",
+        ),
         *("--model.learning_rates.decoder", "1e-4", "--model.learning_rates.vision", "0"),
-        *("--model.encoding.placement", "TSection", "--model.time", "NoTime", "--checkpoint.monitor", "val/all/macro"),
+        *(
+            "--model.camera_encoding.placement",
+            "TemporalSection",
+            "--model.time_index",
+            "ConstantIndex",
+            "--checkpoint.monitor",
+            "val/all/macro",
+        ),
     ]
     with pytest.raises(SystemExit):
         run("fit", "--config=prope", *words, "--print_config", sized=False)
     config = yaml.safe_load(capsys.readouterr().out)
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    assert data["source"]["init_args"]["moving"] is True and data["source"]["init_args"]["path"] == "local"
+    assert (
+        data["source"]["init_args"]["dynamic_objects"] is True and data["source"]["init_args"]["trajectory"] == "local"
+    )
     assert data["num_frames"] == 4 and model["lora"]["r"] == 16 and config["checkpoint"]["monitor"] == "val/all/macro"
     rates = {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None, "encoding": 8e-4}
     assert model["learning_rates"] == rates
-    assert model["encoding"]["init_args"]["placement"]["class_path"] == "zoo.TSection"
+    assert model["camera_encoding"]["init_args"]["placement"]["class_path"] == "zoo.TemporalSection"
 
 
 @pytest.mark.parametrize("words", [["fit", "--help"], ["fit", "--model.help", "PRoPEMLLM"], ["fit", "--data.help"]])
@@ -138,10 +155,10 @@ def test_a_video_without_cameras_gets_those_of_vggt_and_only_in_predict(
 
 def test_vggts_own_cameras_need_none_of_the_data(run: Run, tmp_path: Path, rooms_root: Path) -> None:
     without = ["--data.source", "SceneFolder", "--data.source.root", str(copied_without_cameras(rooms_root, tmp_path))]
-    run("fit", *PROPE_BY_VGGT, "--model.cameras", "vggt", *without)
+    run("fit", *PROPE_BY_VGGT, "--model.camera_source", "predicted", *without)
     assert "room_size_estimation" in run("test")
-    with pytest.raises(SystemExit, match="--model.cameras vggt has no effect"):
-        run("fit", "--config", "qwen25_vl.yaml", "--model.cameras", "vggt")
+    with pytest.raises(SystemExit, match="--model.camera_source predicted has no effect"):
+        run("fit", "--config", "qwen25_vl.yaml", "--model.camera_source", "predicted")
 
 
 def copied_without_cameras(rooms_root: Path, to: Path) -> Path:
@@ -239,8 +256,12 @@ def test_going_on_with_other_settings_is_refused(run: Run, tmp_path: Path) -> No
     run("fit", "--config", "prope.yaml")
     config = the_run(tmp_path) / "config.yaml"
     before = config.read_text()
-    for setting, value in (("data.num_frames", "6"), ("model.learning_rates.decoder", "1e-5"), ("data.path", "local")):
-        named = setting.replace("data.path", "data.source.path")
+    for setting, value in (
+        ("data.num_frames", "6"),
+        ("model.learning_rates.decoder", "1e-5"),
+        ("data.trajectory", "local"),
+    ):
+        named = setting.replace("data.trajectory", "data.source.trajectory")
         with pytest.raises(SystemExit, match=f"was trained with another {named}"):
             run("fit", "--config", "prope.yaml", "--ckpt_path", "last", f"--{setting}", value)
     assert config.read_text() == before

@@ -48,13 +48,13 @@ def test_models_scales_and_data_compose(command: str, model: str, others: list[s
     parts, data = config["model"]["init_args"], config["data"]["init_args"]
     backbone, geometry = parts["backbone"], parts["geometry"]
     is_real = bool(WEIGHTS.keys() & set(others))
-    assert data["pixels"]["folder_twice"] == is_real == (data["train_sampler"] is None)  # nothing tiny leaks
+    assert data["pixels"]["legacy_folder_resize"] == is_real == (data["train_sampler"] is None)  # nothing tiny leaks
     if is_real:
         assert backbone["init_args"]["path"] == WEIGHTS[others[0]]
         assert geometry["init_args"]["path"] == "facebook/VGGT-1B"
     else:
         # the demo of the camera-aware model needs no VGGT made before it
-        expected = "zoo.GivenGeometry" if model == "prope.yaml" else "zoo.TinyVGGT"
+        expected = "zoo.DatasetGeometry" if model == "prope.yaml" else "zoo.TinyVGGT"
         assert (backbone["class_path"], geometry["class_path"]) == ("zoo.TinyQwen25VL", expected)
 
 

@@ -68,7 +68,7 @@ def test_prope_on_videos_without_cameras(run: Run, monkeypatch: pytest.MonkeyPat
     lines = [json.loads(line) for line in predictions.read_text().splitlines()]
     assert len(lines) == len(heads) == 3 and not any(line["error"] for line in lines)
     with pytest.raises(SystemExit, match="no scene of the test split has cameras"):
-        run("test", "prope.yaml", *few, "--ckpt_path", str(checkpoint), "--model.cameras", "given")
+        run("test", "prope.yaml", *few, "--ckpt_path", str(checkpoint), "--model.camera_source", "dataset")
 
 
 @pytest.mark.parametrize("model", ["qwen25_vl.yaml", "spatial_mllm.yaml"])

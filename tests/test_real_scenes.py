@@ -109,14 +109,14 @@ SAMPLERS = {
     "random": ["RandomSampler"],
     "pose_farthest": ["PoseFarthestSampler", "--data.sampler.start", "medoid"],
     "pose_plane": ["PosePlaneSampler"],
-    "space_aware": ["SpaceAwareSampler", "--data.sampler.geometry", "GivenDepth"],
+    "space_aware": ["SpaceAwareSampler", "--data.sampler.geometry", "DatasetDepth"],
 }
 PAIRINGS = {
     "consecutive": ["Consecutive"],
-    "neighbour": ["Neighbour"],
+    "neighbor": ["Neighbor"],
     "duplicate": ["Duplicate"],
-    "duplicate_views": ["Duplicate", "--data.pairing.keep", "views"],
-    "merge_aware": ["MergeAware"],
+    "duplicate_views": ["Duplicate", "--data.frame_pairing.keep", "views"],
+    "merge_aware": ["OffsetNeighbor"],
 }
 QUICK = list(zip(SAMPLERS, PAIRINGS, strict=True))  # each sampler once, each pairing once
 REST = [pytest.param(s, p, marks=pytest.mark.slow) for s in SAMPLERS for p in PAIRINGS if (s, p) not in QUICK]
@@ -151,7 +151,14 @@ def real_scenes(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_every_sampler_and_pairing(sampler: str, pairing: str, real_scenes: Path, test_command) -> None:
     metrics, lines = test_command(
         *("--config", "qwen25_vl.yaml", "--data.source", "SceneFolder", "--data.source.root", str(real_scenes)),
-        *("--data.sampler", *SAMPLERS[sampler], "--data.pairing", *PAIRINGS[pairing], "--model.max_new_tokens", "1"),
+        *(
+            "--data.sampler",
+            *SAMPLERS[sampler],
+            "--data.frame_pairing",
+            *PAIRINGS[pairing],
+            "--model.max_new_tokens",
+            "1",
+        ),
     )
     by_scene = {line["scene"].partition("/")[2]: line for line in lines}
     assert metrics["counts"]["questions"] == len(by_scene) == 3
@@ -165,7 +172,7 @@ def test_every_sampler_and_pairing(sampler: str, pairing: str, real_scenes: Path
         assert line["frames"] == sorted(line["frames"]) and len(set(first)) == len(first) > 1
         if pairing.startswith("duplicate"):
             assert first == second
-        elif pairing == "neighbour":
+        elif pairing == "neighbor":
             last = {"redkitchen": 99, "47334096": 27, "bedroom": 7}[name]
             assert second == [min(frame + 1, last) for frame in first]
         else:

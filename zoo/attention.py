@@ -86,7 +86,7 @@ class CameraAttention(Qwen2_5_VLAttention):
             position_ids=position_ids,
             **kwargs,
         )
-        output = camera_encoding.outputs(output)
+        output = camera_encoding.transform_outputs(output)
         return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 
 
@@ -106,4 +106,4 @@ def install_camera_attention(language_model: nn.Module, encoding: CameraEncoding
     for attention in attentions:
         attention.__class__ = CameraAttention
     if encoding is not None:
-        encoding.attach(language_model, range(len(attentions)))
+        encoding.bind_to_decoder(language_model, range(len(attentions)))

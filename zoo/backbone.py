@@ -50,7 +50,7 @@ class Backbone(ABC):
         """The geometry encoder that came with these weights, if there is one; nothing else is loaded for it."""
         return None
 
-    def fill(self, fusion: nn.Module) -> bool:
+    def load_fusion(self, fusion: nn.Module) -> bool:
         """Fills in the fusion that came with these weights; whether there was one."""
         return False
 

@@ -1,7 +1,7 @@
 """Cameras and every pose convention of the project, stated once.
 
-Poses are world-to-camera, x_camera = V x_world, with OpenCV axes (x right, y down, z forward), in metres
-where the source is metric. Intrinsics are normalised by the image size, without skew: fx/W, fy/H, cx/W - 1/2,
+Poses are world-to-camera, x_camera = V x_world, with OpenCV axes (x right, y down, z forward), in meters
+where the source is metric. Intrinsics are normalized by the image size, without skew: fx/W, fy/H, cx/W - 1/2,
 cy/H - 1/2.
 """
 
@@ -31,7 +31,7 @@ class Cameras:
 
     Args:
         world_to_camera: rigid poses (see the module), one a camera.
-        K_normalised: intrinsics normalised by the image size, see `normalise_intrinsics`.
+        K_normalized: intrinsics normalized by the image size, see `normalize_intrinsics`.
         index: the camera that each token belongs to, -1 for none (text, padding, a view without a camera).
         reference: a reference view a sample that something else chose, such as a model by its tokens.
         median_depth: of what a sample's views see, in the unit of the poses.
@@ -43,24 +43,24 @@ class Cameras:
     def __init__(
         self,
         world_to_camera: Float[Tensor, "B C 4 4"],
-        K_normalised: Float[Tensor, "B C 3 3"],
+        K_normalized: Float[Tensor, "B C 3 3"],
         index: Int[Tensor, "B L"] | None = None,
         *,
         reference: Int[Tensor, " B"] | None = None,
         median_depth: Float[Tensor, " B"] | None = None,
     ) -> None:
-        shape, K_shape = tuple(world_to_camera.shape), tuple(K_normalised.shape)
+        shape, K_shape = tuple(world_to_camera.shape), tuple(K_normalized.shape)
         if len(shape) != 4 or shape[2:] != (4, 4) or K_shape != (*shape[:2], 3, 3):
             raise ValueError(f"cameras need shapes (B, C, 4, 4) and (B, C, 3, 3), got {shape} and {K_shape}")
-        if not (world_to_camera.isfinite().all() and K_normalised.isfinite().all()):
+        if not (world_to_camera.isfinite().all() and K_normalized.isfinite().all()):
             raise ValueError("cameras hold NaN or infinite numbers: leave out the views without a pose")
-        dtype = _wide(torch.promote_types(world_to_camera.dtype, K_normalised.dtype))
+        dtype = _wide(torch.promote_types(world_to_camera.dtype, K_normalized.dtype))
         self.world_to_camera = world_to_camera.to(dtype)
-        self.K_normalised = K_normalised.to(dtype)
+        self.K_normalized = K_normalized.to(dtype)
         self.reference = reference
         self.median_depth = None if median_depth is None else median_depth.to(dtype)
         self.index: Int[Tensor, "B L"] | None = None
-        self.places: Float[Tensor, "B L 2"] | None = None
+        self.patch_centers: Float[Tensor, "B L 2"] | None = None
         self.points: Float[Tensor, "B L 3"] | None = None
         if index is not None:
             self.index = self.with_index(index).index
@@ -81,9 +81,9 @@ class Cameras:
         sample, view = self.spanned(first, count)
         return self._replaced(
             world_to_camera=self.world_to_camera[sample, view],
-            K_normalised=self.K_normalised[sample, view],
+            K_normalized=self.K_normalized[sample, view],
             reference=None if self.reference is None else (self.reference - view[:, 0]).clamp(0, count - 1),
-            **dict.fromkeys(("index", "places", "points")),
+            **dict.fromkeys(("index", "patch_centers", "points")),
         )
 
     def spanned(self, first: Int[Tensor, " B"] | int, count: int) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B count"]]:
@@ -112,15 +112,15 @@ class Cameras:
         return self._replaced(index=index.to(self.world_to_camera.device))
 
     def with_tokens(
-        self, places: Float[Tensor, "B L 2"] | None = None, points: Float[Tensor, "B L 3"] | None = None
+        self, patch_centers: Float[Tensor, "B L 2"] | None = None, points: Float[Tensor, "B L 3"] | None = None
     ) -> Cameras:
         """The same cameras with more about each token, for the encodings that go by it.
 
         Args:
-            places: the centre of a token in its view, see `zoo.positions.view_places`.
+            places: the center of a token in its view, see `zoo.positions.view_patch_centers`.
             points: what it shows, in the world and the unit of the poses; NaN where that isn't known.
         """
-        given = {"places": places, "points": points}
+        given = {"patch_centers": patch_centers, "points": points}
         like = self.world_to_camera
         return self._replaced(**{name: x.to(like) for name, x in given.items() if x is not None})
 
@@ -136,7 +136,7 @@ class Cameras:
         """The same cameras with the median depth of what each sample's views see, in the unit of the poses."""
         return self._replaced(median_depth=median_depth.to(self.world_to_camera))
 
-    def seen(self) -> Bool[Tensor, "B C"]:
+    def used_mask(self) -> Bool[Tensor, "B C"]:
         """Which cameras some token sees through; all of them where there is no index."""
         batch, num_cameras = self.world_to_camera.shape[:2]
         if self.index is None:
@@ -160,7 +160,7 @@ class Cameras:
             if self.reference is None:
                 raise ValueError("the reference view is to be 'given', but these cameras come without one")
             return self.reference
-        seen = self.seen()
+        seen = self.used_mask()
         if choice == "first":
             return seen.int().argmax(1)
         if choice == "middle":
@@ -196,7 +196,7 @@ class Cameras:
     def scaled(self, scale: Scale) -> Cameras:
         """The same cameras with translations in another unit; `none` leaves them as they are, metric.
 
-        The unit is the `mean`, `max` or `rms` distance of the seen cameras' centres from their mean, or the
+        The unit is the `mean`, `max` or `rms` distance of the seen cameras' centers from their mean, or the
         `median_depth` that came with the cameras; at least `SCALE_FLOOR`, for a camera that stands still.
 
         Raises:
@@ -209,10 +209,10 @@ class Cameras:
                 raise ValueError("the scale is to be the median depth, but these cameras come without one")
             unit = self.median_depth.double()
         else:
-            seen = self.seen()[..., None]
+            seen = self.used_mask()[..., None]
             count = seen.sum(1).clamp(min=1)
-            centres = invert_se3(self.world_to_camera.double())[..., :3, 3] * seen
-            distance = ((centres - (centres.sum(1) / count)[:, None]) * seen).norm(dim=-1)
+            centers = invert_se3(self.world_to_camera.double())[..., :3, 3] * seen
+            distance = ((centers - (centers.sum(1) / count)[:, None]) * seen).norm(dim=-1)
             if scale == "mean":
                 unit = distance.sum(1) / count[:, 0]
             elif scale == "rms":
@@ -243,12 +243,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def normalise_intrinsics(
+def normalize_intrinsics(
     K_px: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Intrinsics in pixels -> normalised by the image size; any skew is dropped.
+    """Intrinsics in pixels -> normalized by the image size; any skew is dropped.
 
-    The identity is then the camera that sees 53 degrees both ways around a centred principal point.
+    The identity is then the camera that sees 53 degrees both ways around a centerd principal point.
     As in PRoPE, arXiv 2507.10496.
 
     Raises:
@@ -256,23 +256,23 @@ def normalise_intrinsics(
     """
     if not (width > 0 and height > 0):
         raise ValueError(f"the size of an image must be positive, got {width} x {height}")
-    normalised = torch.zeros_like(K_px)
-    normalised[..., 0, 0] = K_px[..., 0, 0] / width
-    normalised[..., 1, 1] = K_px[..., 1, 1] / height
-    normalised[..., 0, 2] = K_px[..., 0, 2] / width - 0.5
-    normalised[..., 1, 2] = K_px[..., 1, 2] / height - 0.5
-    normalised[..., 2, 2] = 1.0
-    return normalised
+    normalized = torch.zeros_like(K_px)
+    normalized[..., 0, 0] = K_px[..., 0, 0] / width
+    normalized[..., 1, 1] = K_px[..., 1, 1] / height
+    normalized[..., 0, 2] = K_px[..., 0, 2] / width - 0.5
+    normalized[..., 1, 2] = K_px[..., 1, 2] / height - 0.5
+    normalized[..., 2, 2] = 1.0
+    return normalized
 
 
 def intrinsics_in_pixels(
-    K_normalised: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
+    K_normalized: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
 ) -> Float[Tensor, "*batch 3 3"]:
-    """The inverse of `normalise_intrinsics`: in pixels of an image of this size, from its corner."""
-    K_px = torch.zeros_like(K_normalised)
-    K_px[..., 0, 0] = K_normalised[..., 0, 0] * width
-    K_px[..., 1, 1] = K_normalised[..., 1, 1] * height
-    K_px[..., 0, 2] = (K_normalised[..., 0, 2] + 0.5) * width
-    K_px[..., 1, 2] = (K_normalised[..., 1, 2] + 0.5) * height
+    """The inverse of `normalize_intrinsics`: in pixels of an image of this size, from its corner."""
+    K_px = torch.zeros_like(K_normalized)
+    K_px[..., 0, 0] = K_normalized[..., 0, 0] * width
+    K_px[..., 1, 1] = K_normalized[..., 1, 1] * height
+    K_px[..., 0, 2] = (K_normalized[..., 0, 2] + 0.5) * width
+    K_px[..., 1, 2] = (K_normalized[..., 1, 2] + 0.5) * height
     K_px[..., 2, 2] = 1.0
     return K_px

@@ -22,7 +22,7 @@ class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
         # transformers repeats tensors for beam search, and leaves what it does not know as it is
         encoding = kwargs.get("camera_encoding")
         if encoding is not None and expand_size > 1:
-            kwargs["camera_encoding"] = encoding.repeated(expand_size)
+            kwargs["camera_encoding"] = encoding.repeat_interleave(expand_size)
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
@@ -31,7 +31,7 @@ class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
             if kwargs.get("use_cache") is False:
                 raise ValueError("a camera encoding is of the prompt alone: generate with use_cache=True")
             # What is decoded is text, without a camera; keys and values in the cache are encoded already.
-            kwargs["camera_encoding"] = encoding.decoding()
+            kwargs["camera_encoding"] = encoding.for_decode_step()
         return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
 
 

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.errors import InputError
-from zoo.fusions import Appended
+from zoo.fusions import ExtraTokens
 from zoo.geometry import TinyVGGT, VGGTEncoder
-from zoo.geometry.vggt.losses import Targets, errors, losses, targets, unlearned
+from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
 from zoo.geometry.vggt.official import WEIGHTS
 from zoo.geometry.vggt_encoder import check_size, same_shape
@@ -28,7 +28,7 @@ from zoo.trainable import Trainable
 RATES = LearningRates(geometry=1e-3)
 ERRORS = {
     "rotation_deg": "rotation off by {:.1f} degrees",
-    "centre": "camera centres by {:.3f} of the points' mean distance",
+    "center": "camera centers by {:.3f} of the points' mean distance",
     "depth_relative": "depth by {:.1%}",
 }
 
@@ -44,9 +44,9 @@ class VGGTPretraining(Trainable):
     At the end of `fit` the run's folder has a model.safetensors by the official names, which `TinyVGGT(path=<run>)`
     loads. What it has learned is the shape of a scene and not its size, see the losses. On the embedded rooms there
     is nothing lost by that, since their frames don't show the size; a model that is to know it needs the data's
-    cameras (`GivenGeometry`, or a camera encoding).
+    cameras (`DatasetGeometry`, or a camera encoding).
 
-    Logs `val/rotation_deg`, `val/centre` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`, and as
+    Logs `val/rotation_deg`, `val/center` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`, and as
     `val/unlearned/...` what they are of an answer that says the same of any scene.
 
     Args:
@@ -59,8 +59,8 @@ class VGGTPretraining(Trainable):
     """
 
     answers_questions = False
-    needs_cameras = needs_frames = needs_depth = True
-    appended = Appended.NOTHING
+    requires_cameras = requires_frames = requires_depth = True
+    appended = ExtraTokens.NOTHING
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class VGGTPretraining(Trainable):
 
     def _measure(self, batch: dict[str, Any], stage: str) -> list[Any]:
         for output, truth in self._outputs(batch):
-            found, unlearned_of = errors(output, truth), errors(unlearned(truth), truth)
+            found, unlearned_of = errors(output, truth), errors(constant_baseline(truth), truth)
             named = found | {f"unlearned/{name}": unlearned_of[name] for name in found}
             for name, each in named.items():
                 self.log(

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.errors import InputError
-from zoo.fusions import Appended
-from zoo.media import runs_of
-from zoo.positions import grid_step_index, mrope_position_ids, view_places
+from zoo.fusions import ExtraTokens
+from zoo.media import find_media_spans
+from zoo.positions import grid_step_index, mrope_position_ids, view_patch_centers
 from zoo.time_index import TimeIndex
 
 
@@ -37,7 +37,7 @@ class SequenceLayout:
         attention_mask: Int[Tensor, "B L"],
         video_grid_thw: Int[Tensor, "V 3"] | None,
         image_grid_thw: Int[Tensor, "I 3"] | None,
-        appended: Appended = Appended.NOTHING,
+        appended: ExtraTokens = ExtraTokens.NOTHING,
     ) -> None:
         self.config, self.input_ids, self.attention_mask = config, input_ids, attention_mask
         self.video_grid_thw, self.image_grid_thw, self.appended = video_grid_thw, image_grid_thw, appended
@@ -60,8 +60,8 @@ class SequenceLayout:
             seconds_per_grid=seconds_per_grid,
             tokens_per_second=self.config.vision_config.tokens_per_second,
             time_index=time,
-            frame_indices=frame_indices if time.needs_frames else None,
-            cameras=cameras if time.needs_cameras else None,
+            frame_indices=frame_indices if time.requires_frames else None,
+            cameras=cameras if time.requires_cameras else None,
         )
         extra, source = self._extra
         positions[:, *extra] = positions[:, *source]
@@ -74,9 +74,9 @@ class SequenceLayout:
             index[~has_camera.gather(1, index.clamp(min=0)) & (index >= 0)] = -1
         return index
 
-    def places(self) -> Float[Tensor, "B L 2"]:
-        """Where in its view the centre of each 2D token is, see `view_places`."""
-        return view_places(self.input_ids, self._own_place, **self._grids)
+    def patch_centers(self) -> Float[Tensor, "B L 2"]:
+        """Where in its view the center of each 2D token is, see `view_patch_centers`."""
+        return view_patch_centers(self.input_ids, self._own_place, **self._grids)
 
     def scatter(self, points: Float[Tensor, "tokens 3"]) -> Float[Tensor, "B L 3"]:
         """What is known of each 2D token of the batch, in its place; NaN elsewhere.
@@ -112,12 +112,12 @@ class SequenceLayout:
         ids, config = self.input_ids, self.config
         visual = (ids == config.video_token_id) | (ids == config.image_token_id)
         places = (visual & self.attention_mask.bool()).nonzero().T
-        if self.appended is Appended.NOTHING:
+        if self.appended is ExtraTokens.NOTHING:
             return places[:, :0], places[:, :0]
         extra: list[int] = []
         source: list[int] = []
         at = 0
-        for run in runs_of(ids, config):
+        for run in find_media_spans(ids, config):
             grid = self.video_grid_thw if run.kind == "video" else self.image_grid_thw
             assert grid is not None
             steps, height, width = grid[run.number].tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.geometry.steps import FRAMES_PER_STEP
+from zoo.geometry.temporal_patches import TEMPORAL_PATCH_SIZE
 
 
 class Media(TypedDict, total=False):
@@ -35,7 +35,7 @@ class Media(TypedDict, total=False):
     cameras: Cameras | None
 
 
-class Run(NamedTuple):
+class MediaSpan(NamedTuple):
     """A video or a still in a batch of sequences: the placeholders that follow each other in a row."""
 
     row: int
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     number: int  # among the videos, or among the images, of the batch
 
 
-def runs_of(input_ids: Int[Tensor, "B L"], config: Any) -> list[Run]:
+def find_media_spans(input_ids: Int[Tensor, "B L"], config: Any) -> list[MediaSpan]:
     """The videos and stills of a batch, in the order in which they appear; `config` is Qwen2.5-VL's."""
     kinds = {config.video_token_id: "video", config.image_token_id: "image"}
     count = dict.fromkeys(kinds.values(), 0)
@@ -51,20 +51,20 @@ def runs_of(input_ids: Int[Tensor, "B L"], config: Any) -> list[Run]:
     for row, column in (input_ids[:, :-1] == config.vision_start_token_id).nonzero().tolist():
         kind = kinds.get(int(input_ids[row, column + 1]))
         if kind is not None:
-            runs.append(Run(row, kind, count[kind]))
+            runs.append(MediaSpan(row, kind, count[kind]))
             count[kind] += 1
     return runs
 
 
-def scenes_of(runs: Sequence[Run]) -> list[list[Run]]:
+def scenes_of(runs: Sequence[MediaSpan]) -> list[list[MediaSpan]]:
     """What one geometry belongs to: each video; all stills of a sequence together, as Spatial-MLLM has it."""
-    scenes: dict[tuple[int, str, int], list[Run]] = {}
+    scenes: dict[tuple[int, str, int], list[MediaSpan]] = {}
     for run in runs:
         scenes.setdefault((run.row, run.kind, run.number if run.kind == "video" else 0), []).append(run)
     return list(scenes.values())
 
 
-def scene_grid(scene: Sequence[Run], grids: Mapping[str, Tensor | None]) -> Int[Tensor, " 3"]:
+def scene_grid(scene: Sequence[MediaSpan], grids: Mapping[str, Tensor | None]) -> Int[Tensor, " 3"]:
     """Steps, and patches a column and a row, of a scene; a still is a step.
 
     Raises:
@@ -83,7 +83,7 @@ def scene_grid(scene: Sequence[Run], grids: Mapping[str, Tensor | None]) -> Int[
 
 
 def scene_frames(
-    frames: Sequence[Tensor], runs: Sequence[Run], grids: Mapping[str, Tensor | None]
+    frames: Sequence[Tensor], runs: Sequence[MediaSpan], grids: Mapping[str, Tensor | None]
 ) -> list[Float[Tensor, "T 3 H W"]]:
     """The frames of each scene, two a grid step.
 
@@ -108,22 +108,22 @@ def scene_frames(
     return [_two_a_step(each, scene, grids) for scene, each in zip(scenes, frames, strict=True)]
 
 
-def _two_a_step(frames: Tensor, scene: Sequence[Run], grids: Mapping[str, Tensor | None]) -> Tensor:
+def _two_a_step(frames: Tensor, scene: Sequence[MediaSpan], grids: Mapping[str, Tensor | None]) -> Tensor:
     steps = int(scene_grid(scene, grids)[0])
     if scene[0].kind == "image" and len(frames) == steps:
-        frames = frames.repeat_interleave(FRAMES_PER_STEP, 0)
-    if len(frames) != FRAMES_PER_STEP * steps:
-        raise InputError(f"a scene of {steps} grid steps needs {FRAMES_PER_STEP * steps} frames, got {len(frames)}")
+        frames = frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+    if len(frames) != TEMPORAL_PATCH_SIZE * steps:
+        raise InputError(f"a scene of {steps} grid steps needs {TEMPORAL_PATCH_SIZE * steps} frames, got {len(frames)}")
     return frames
 
 
-def refuse_torn(runs: Sequence[Run]) -> None:
+def refuse_torn(runs: Sequence[MediaSpan]) -> None:
     """InputError where a video lies between the stills of a scene: its cameras would not follow each other."""
     if [run for scene in scenes_of(runs) for run in scene] != list(runs):
         raise InputError("a sequence with a video between its stills can't have cameras: put the stills side by side")
 
 
-def step_spans(scenes: Sequence[Sequence[Run]], grids: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+def step_spans(scenes: Sequence[Sequence[MediaSpan]], grids: Sequence[Tensor]) -> list[tuple[int, int, int]]:
     """(row, first, last) of each scene: which grid steps of its sequence are its own, last excluded."""
     spans, done = [], dict.fromkeys((scene[0].row for scene in scenes), 0)
     for scene, grid in zip(scenes, grids, strict=True):
@@ -145,25 +145,25 @@ def scene_cameras(
 
 
 def given_cameras(
-    scenes: Sequence[Sequence[Run]], grids: Sequence[Tensor], cameras: Cameras | None
+    scenes: Sequence[Sequence[MediaSpan]], grids: Sequence[Tensor], cameras: Cameras | None
 ) -> list[SceneGeometry | None]:
     """The cameras of each scene, a frame, from those of the sequences, a grid step."""
     if cameras is None:
         return [None] * len(scenes)
     found: list[SceneGeometry | None] = []
     for row, first, last in step_spans(scenes, grids):
-        poses, K = cameras.world_to_camera[row, first:last], cameras.K_normalised[row, first:last]
+        poses, K = cameras.world_to_camera[row, first:last], cameras.K_normalized[row, first:last]
         found.append(
             SceneGeometry(
-                world_to_camera=poses.repeat_interleave(FRAMES_PER_STEP, 0),
-                K_normalised=K.repeat_interleave(FRAMES_PER_STEP, 0),
+                world_to_camera=poses.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
+                K_normalized=K.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
             )
         )
     return found
 
 
 def by_row(
-    scenes: Sequence[Sequence[Run]], geometries: Sequence[SceneGeometry | None], rows: int
+    scenes: Sequence[Sequence[MediaSpan]], geometries: Sequence[SceneGeometry | None], rows: int
 ) -> list[SceneGeometry]:
     """The cameras of each sequence, those of its scenes one after the other; none for a sequence of text.
 
@@ -176,5 +176,5 @@ def by_row(
         own = [cameras for scene, cameras in zip(scenes, each, strict=True) if scene[0].row == row]
         nothing = (each[0][0][:0], each[0][1][:0], each[0][2][:0])
         poses, K, present = (torch.cat(parts) for parts in zip(*(own or [nothing]), strict=True))
-        found.append(SceneGeometry(world_to_camera=poses, K_normalised=K, has_camera=present))
+        found.append(SceneGeometry(world_to_camera=poses, K_normalized=K, has_camera=present))
     return found

@@ -16,14 +16,14 @@ from zoo.encodings import balanced_views
 from zoo.errors import InputError
 from zoo.generation import greedy
 from zoo.geometry.base import SceneGeometry
-from zoo.geometry.steps import median_depths, step_cameras, step_points
+from zoo.geometry.temporal_patches import median_depths, step_cameras, step_points
 from zoo.layout import SequenceLayout
 from zoo.media import (
     Media,
     by_row,
+    find_media_spans,
     given_cameras,
     refuse_torn,
-    runs_of,
     scene_cameras,
     scene_frames,
     scene_grid,
@@ -52,12 +52,12 @@ class SpatialModel(SpatialParts):
             given: what came with the data.
             cameras: whether the encoder is to find cameras.
         """
-        if self.geometry is None or not (self.reads_tokens or cameras):
+        if self.geometry is None or not (self.uses_geometry_tokens or cameras):
             return list(given)
         scaled = [each if each.is_floating_point() else each.float() / 255 for each in frames]
-        return list(self.geometry(scaled, given, tokens=self.reads_tokens, cameras=cameras))
+        return list(self.geometry(scaled, given, tokens=self.uses_geometry_tokens, cameras=cameras))
 
-    def refer(
+    def set_reference_views(
         self,
         cameras: Cameras,
         has_camera: Bool[Tensor, "B C"] | None,
@@ -76,12 +76,12 @@ class SpatialModel(SpatialParts):
         """
         if not self._some("reference", "saddle_balanced"):
             return cameras
-        present = cameras.seen() if has_camera is None else has_camera
+        present = cameras.used_mask() if has_camera is None else has_camera
         return cameras.with_reference(balanced_views(visual, [int(grid[0]) for grid in grids], samples, present))
 
-    def points_of(self, scenes: Sequence[SceneGeometry | None]) -> list[Float[Tensor, "_tokens 3"]] | None:
+    def token_points(self, scenes: Sequence[SceneGeometry | None]) -> list[Float[Tensor, "_tokens 3"]] | None:
         """What each 2D token of each scene shows, if the encoding goes by it."""
-        return [step_points(each, self.pair_camera).flatten(0, 2) for each in scenes] if self.reads_points else None
+        return [step_points(each, self.merged_camera).flatten(0, 2) for each in scenes] if self.uses_points else None
 
     def fuse(
         self,
@@ -106,10 +106,10 @@ class SpatialModel(SpatialParts):
         fused: dict[int, Tensor] = {}
         for (steps, *sides), members in groups.items():
             mix = None
-            if self.views is not None and cameras is not None:
+            if self.view_mixer is not None and cameras is not None:
                 merge = self.qwen.config.vision_config.spatial_merge_size
                 mix = partial(
-                    self.views,
+                    self.view_mixer,
                     cameras=cameras[members].span(0, steps),
                     grid=(steps, *(side // merge for side in sides)),
                     has_camera=None if has_camera is None else has_camera[members, :steps],
@@ -118,7 +118,7 @@ class SpatialModel(SpatialParts):
             if self.fusion is None:
                 joined = (tokens if mix is None else mix(tokens)).unflatten(0, (steps * len(members), -1))
             else:
-                known = [each for i in members if (each := geometry[i]) is not None and self.fusion.reads_geometry]
+                known = [each for i in members if (each := geometry[i]) is not None and self.fusion.uses_geometry]
                 read = SceneGeometry.joined(known) if len(known) == len(members) else None
                 joined = self.fusion(tokens, torch.tensor([steps * len(members), *sides]), read, mix)
             fused |= dict(zip(members, joined.split(steps), strict=True))
@@ -159,15 +159,15 @@ class SpatialModel(SpatialParts):
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "position_ids": layout.position_ids(self.time, seconds_per_grid, frame_indices, cameras),
+            "position_ids": layout.position_ids(self.time_index, seconds_per_grid, frame_indices, cameras),
             "mm_encoder_outputs": {
                 kind: BaseModelOutputWithPooling(pooler_output=tuple(each)) for kind, each in tokens.items() if each
             },
         }
-        if self.encoding is not None and cameras is not None:
-            cameras = cameras.with_tokens(layout.places(), None if points is None else layout.scatter(points))
+        if self.camera_encoding is not None and cameras is not None:
+            cameras = cameras.with_tokens(layout.patch_centers(), None if points is None else layout.scatter(points))
             text = self.qwen.config.text_config
-            inputs["camera_encoding"] = self.encoding.encode(
+            inputs["camera_encoding"] = self.camera_encoding.encode(
                 cameras,
                 head_dim=text.hidden_size // text.num_attention_heads,
                 mrope_section=text.rope_parameters["mrope_section"],
@@ -187,21 +187,21 @@ class SpatialModel(SpatialParts):
         cameras = media.get("cameras")
         if cameras is not None and len(cameras) != len(input_ids):
             raise InputError(f"cameras of {len(cameras)} sequences, but there are {len(input_ids)}: give them of each")
-        runs = runs_of(input_ids, self.qwen.config)
+        runs = find_media_spans(input_ids, self.qwen.config)
         scenes = scenes_of(runs)
         scene_grids = [scene_grid(scene, grids) for scene in scenes]
         frames = media.get("frames")
         given = given_cameras(scenes, scene_grids, cameras)
-        finds = any(self.lack_cameras(given))
-        if scenes and frames is None and self.needs_frames and (self.reads_tokens or finds):
+        finds = any(self.requires_predicted_cameras(given))
+        if scenes and frames is None and self.requires_frames and (self.uses_geometry_tokens or finds):
             raise InputError(f"{type(self).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
         found = self.encode_geometry([] if frames is None else scene_frames(frames, runs, grids), given, cameras=finds)
-        has_camera = None if cameras is None or cameras.index is None else cameras.seen()
+        has_camera = None if cameras is None or cameras.index is None else cameras.used_mask()
         points = None
         if finds:  # all of them: `cameras` are of the whole batch, or of nothing
-            cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.pair_camera)
-            points = self.points_of(found)
-            if self.scales_by_depth:
+            cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.merged_camera)
+            points = self.token_points(found)
+            if self.uses_median_depth:
                 depths = torch.ones(len(input_ids), device=input_ids.device)
                 depths[[scene[0].row for scene in scenes]] = median_depths(found)
                 cameras = cameras.with_median_depth(depths)
@@ -210,7 +210,7 @@ class SpatialModel(SpatialParts):
         spans = step_spans(scenes, scene_grids)
         visual = [torch.cat([tokens[run.kind][run.number] for run in scene]) for scene in scenes]
         if cameras is not None:
-            cameras = self.refer(cameras, has_camera, visual, scene_grids, [row for row, _, _ in spans])
+            cameras = self.set_reference_views(cameras, has_camera, visual, scene_grids, [row for row, _, _ in spans])
         per_scene = () if cameras is None or not scenes else scene_cameras(cameras, has_camera, spans)
         fused = self.fuse(visual, scene_grids, found, *per_scene)
         for scene, tokens_of in zip(scenes, fused, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.poses import invert_se3, pose_distance
 
-PoseMeasure = Literal["rotation", "centre", "euclidean", "sum", "log"]
+PoseMeasure = Literal["rotation", "center", "euclidean", "sum", "log"]
 
 
 @torch.no_grad()
@@ -25,15 +25,15 @@ def pose_distances(
 ) -> Float[Tensor, "*batch"]:
     """One number for how far poses are apart, with broadcasting; exactly 0 between equal poses.
 
-    With w the angle between them (radians), t the distance of their centres, and lambda the weight:
-    `rotation` is w; `centre` lambda t; `euclidean` sqrt(w^2 + lambda^2 t^2); `sum` w + lambda t; `log` the
+    With w the angle between them (radians), t the distance of their centers, and lambda the weight:
+    `rotation` is w; `center` lambda t; `euclidean` sqrt(w^2 + lambda^2 t^2); `sum` w + lambda t; `log` the
     Frobenius norm of log(V_a V_b^-1), sqrt(2 |omega|^2 + lambda^2 |u|^2), the length of the screw motion
     between them. No gradient reaches the poses.
 
     Args:
         world_to_camera_a, world_to_camera_b: rigid poses.
         measure: see above.
-        translation_weight: lambda, radians that a unit of length (a metre, for metric poses) counts as.
+        translation_weight: lambda, radians that a unit of length (a meter, for metric poses) counts as.
 
     Raises:
         ValueError: an unknown measure.
@@ -45,13 +45,13 @@ def pose_distances(
         omega, u = se3_log(a @ invert_se3(b)).split(3, -1)
         distance = (2 * omega.square().sum(-1) + translation_weight**2 * u.square().sum(-1)).sqrt()
     else:
-        angle, centres = pose_distance(a, b)
-        centres = translation_weight * centres
+        angle, centers = pose_distance(a, b)
+        centers = translation_weight * centers
         distance = {
             "rotation": lambda: angle,
-            "centre": lambda: centres,
-            "euclidean": lambda: torch.hypot(angle, centres),
-            "sum": lambda: angle + centres,
+            "center": lambda: centers,
+            "euclidean": lambda: torch.hypot(angle, centers),
+            "sum": lambda: angle + centers,
         }[measure]()
     # R R^T is the identity up to rounding only, and a bias of 1e-16 is not the stock model
     return distance.masked_fill((a == b).all(-1).all(-1), 0.0)

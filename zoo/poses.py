@@ -30,15 +30,15 @@ def pose_distance(
 
     Returns:
         The angle of the relative rotation in radians, 0 to pi, by atan2: the usual acos of the trace loses
-        half of the digits near 0 and pi. And the distance of the camera centres, in the poses' unit.
+        half of the digits near 0 and pi. And the distance of the camera centers, in the poses' unit.
     """
     # not a matrix product, which autocast would take to half precision
     relative = (world_to_camera_a[..., :3, None, :3] * world_to_camera_b[..., None, :3, :3]).sum(-1)
     skew = relative - relative.mT
     sine = torch.stack((skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]), -1).norm(dim=-1) / 2
     cosine = (relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-    centre_a, centre_b = invert_se3(world_to_camera_a)[..., :3, 3], invert_se3(world_to_camera_b)[..., :3, 3]
-    return torch.atan2(sine, cosine), (centre_a - centre_b).norm(dim=-1)
+    center_a, center_b = invert_se3(world_to_camera_a)[..., :3, 3], invert_se3(world_to_camera_b)[..., :3, 3]
+    return torch.atan2(sine, cosine), (center_a - center_b).norm(dim=-1)
 
 
 def nearest_rotation(

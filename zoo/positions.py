@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.time_index import GridSteps, Seconds, TimeIndex
+from zoo.time_index import TemporalPatches, TimeIndex, TimestampIndex
 
 PADDED_POSITION = 1  # what transformers 4.51 gives to padding; masked out of the attention
 
@@ -62,12 +62,12 @@ def mrope_position_ids(
         seconds_per_grid: seconds of a grid step, one a video; None is the time index's nominal value (1.0).
         tokens_per_second: positions a second.
         spatial_merge_size: patches that are merged into a token, a side.
-        time_index: what time means; None is `Seconds()`.
+        time_index: what time means; None is `TimestampIndex()`.
         text_after_vision: where text goes on after a video: after the highest position in it (`max_thw`, the
             checkpoints'), or at start + max(h, w), whatever its length in time (`max_hw`, transformers 5).
-        frame_indices: the raw indices of the frames of each video, for a time index that `needs_frames`; a video
+        frame_indices: the raw indices of the frames of each video, for a time index that `requires_frames`; a video
             whose last frame was doubled, to fill its last step, may leave that one out.
-        cameras: of each sample, one a grid step unless they have an `index`, for one that `needs_cameras`.
+        cameras: of each sample, one a grid step unless they have an `index`, for one that `requires_cameras`.
 
     Returns:
         The position ids, 1 in padding; and deltas: what follows a row of length L has position L + delta.
@@ -78,7 +78,7 @@ def mrope_position_ids(
     """
     if text_after_vision not in ("max_thw", "max_hw"):
         raise ValueError(f"text_after_vision is 'max_thw' or 'max_hw', not {text_after_vision!r}")
-    time_index = time_index or Seconds()
+    time_index = time_index or TimestampIndex()
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     media = _find_media(
         input_ids, mask, image_grid_thw, video_grid_thw, spatial_merge_size,
@@ -140,7 +140,7 @@ def grid_step_index(
     return index
 
 
-def view_places(
+def view_patch_centers(
     input_ids: Int[Tensor, "B L"],
     attention_mask: Shaped[Tensor, "B L"] | None = None,
     *,
@@ -151,9 +151,9 @@ def view_places(
     video_token_id: int,
     vision_start_token_id: int,
 ) -> Float[Tensor, "B L 2"]:
-    """Where in its view the centre of each visual token is: (x, y) from -1/2 to 1/2, right and down; 0 for text.
+    """Where in its view the center of each visual token is: (x, y) from -1/2 to 1/2, right and down; 0 for text.
 
-    In the units of `zoo.cameras.normalise_intrinsics`. Arguments and errors as `mrope_position_ids`.
+    In the units of `zoo.cameras.normalize_intrinsics`. Arguments and errors as `mrope_position_ids`.
     """
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     media = _find_media(
@@ -209,7 +209,7 @@ def _steps_before(media: _Media) -> Int[Tensor, " M"]:
 
 def _video_steps(
     media: _Media, seconds_per_grid: int | float | Sequence[int | float] | Tensor, tokens_per_second: int | float
-) -> GridSteps:
+) -> TemporalPatches:
     videos = media.grid[media.is_video, 0]
     if isinstance(seconds_per_grid, int | float):
         seconds_per_grid = [seconds_per_grid] * len(videos)
@@ -217,10 +217,10 @@ def _video_steps(
     if seconds.shape != videos.shape:
         raise ValueError(f"seconds_per_grid needs one number a video ({len(videos)}), got {tuple(seconds.shape)}")
     video, step = _owners(videos)
-    return GridSteps(video, step, seconds[video], tokens_per_second)
+    return TemporalPatches(video, step, seconds[video], tokens_per_second)
 
 
-def _frames_of_steps(steps: GridSteps, frame_indices: Sequence[Sequence[int]]) -> Float[Tensor, " N"]:
+def _frames_of_steps(steps: TemporalPatches, frame_indices: Sequence[Sequence[int]]) -> Float[Tensor, " N"]:
     """The mean raw index of the frames of each step."""
     counts = torch.bincount(steps.video).tolist()
     if len(counts) != len(frame_indices):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def wide(tensor: Tensor) -> Tensor:
+def to_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32; float64 stays float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -21,10 +21,10 @@ def full_precision(device: torch.device) -> AbstractContextManager:
 
 
 @contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
+def highest_matmul_precision(device: torch.device) -> Iterator[None]:
     """`full_precision`, and float32 products that are exact whatever `torch.set_float32_matmul_precision` allows.
 
-    Lightning suggests `high` where a GPU has TF32: of a pose that keeps ten bits, centimetres at ten metres.
+    Lightning suggests `high` where a GPU has TF32: of a pose that keeps ten bits, centimeters at ten meters.
     """
     allowed = torch.get_float32_matmul_precision()
     with full_precision(device):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from zoo.generation import stop_tokens
-from zoo.shared_prefix import PREFIX, attention_mask, shared_length, takes_any_mask, visual_tokens
+from zoo.shared_prefix import PREFIX, attention_mask, shared_length, supports_custom_mask, visual_tokens
 
 TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
 
@@ -45,7 +45,7 @@ class CachedPrefix:
         self.length = inputs["input_ids"].shape[1]
         self.following = int(inputs["position_ids"].amax()) + 1
         encoding = inputs.get("camera_encoding")
-        self.encoding = None if encoding is None else encoding.decoding()  # what follows is text
+        self.encoding = None if encoding is None else encoding.for_decode_step()  # what follows is text
         self.groups = torch.full_like(inputs["input_ids"], PREFIX)
 
     def answer(self, questions: Sequence[Sequence[int]], max_new_tokens: int, at_once: int) -> list[Reply]:
@@ -56,7 +56,7 @@ class CachedPrefix:
             max_new_tokens: the longest answer.
             at_once: so many questions at a time, or fewer where the memory of the GPU is short.
         """
-        if not takes_any_mask(self.qwen):
+        if not supports_custom_mask(self.qwen):
             at_once = 1
         replies: list[Reply] = []
         while len(replies) < len(questions):

@@ -18,8 +18,8 @@ class PRoPEMLLM(SpatialVLM):
     well where `encoding` says so. Without both it is `ConcatSplitMLLM`.
 
     Args:
-        encoding: of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
-        views: of the 2D half, `ViewAttention`, or another one, or null.
+        camera_encoding: of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
+        view_mixer: of the 2D half, `ViewAttention`, or another one, or null.
         geometry: where the 3D tokens come from; null only with `fusion: null`.
         fusion: `ConcatSplitFusion`, or another one; null has 2D tokens alone.
         parts: the other arguments of `SpatialVLM`.
@@ -27,10 +27,12 @@ class PRoPEMLLM(SpatialVLM):
 
     def __init__(
         self,
-        encoding: CameraEncoding | None,
-        views: Callable[[int], ViewMixer] | None = ViewAttention,
+        camera_encoding: CameraEncoding | None,
+        view_mixer: Callable[[int], ViewMixer] | None = ViewAttention,
         geometry: Callable[[], GeometryEncoder] | None = None,
         fusion: Callable[[int, int], Fusion] | None = ConcatSplitFusion,
         **parts: Any,
     ):
-        super().__init__(encoding=encoding, views=views, geometry=geometry, fusion=fusion, **parts)
+        super().__init__(
+            camera_encoding=camera_encoding, view_mixer=view_mixer, geometry=geometry, fusion=fusion, **parts
+        )

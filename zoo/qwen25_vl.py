@@ -15,7 +15,7 @@ class Qwen25VL(SpatialVLM):
     """
 
     def __init__(self, **parts: Any):
-        for part, model in (("encoding", "PRoPEMLLM"), ("fusion", "SpatialMLLM")):
+        for part, model in (("camera_encoding", "PRoPEMLLM"), ("fusion", "SpatialMLLM")):
             if parts.get(part) is not None:
                 raise InputError(f"Qwen25VL is the baseline without {part}: take {model} for one")
         super().__init__(**parts)

@@ -37,7 +37,7 @@ def shared_length(prompts: Sequence[Sequence[int]], visual: Collection[int]) -> 
     return 0 if any(token in visual for prompt in prompts for token in prompt[length:]) else length
 
 
-def sees(queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]) -> Bool[Tensor, "B T K"]:
+def prefix_causal_mask(queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]) -> Bool[Tensor, "B T K"]:
     """Which token attends to which: to the prefix and to its own group, and to nothing that comes later.
 
     Args:
@@ -49,7 +49,7 @@ def sees(queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]) -> Bool[Tensor, 
     return earlier & ((keys == PREFIX)[:, None] | (keys[:, None] == queries[:, :, None]))
 
 
-def takes_any_mask(qwen: Qwen2_5_VLForConditionalGeneration) -> bool:
+def supports_custom_mask(qwen: Qwen2_5_VLForConditionalGeneration) -> bool:
     """Whether the model's attention can let each token see what it is told to; flash attention can't."""
     return _implementation(qwen) in ("sdpa", "eager", "flex_attention")
 
@@ -62,11 +62,11 @@ def attention_mask(
     Raises:
         ValueError: attention that takes none.
     """
-    if not takes_any_mask(qwen):
+    if not supports_custom_mask(qwen):
         raise ValueError(f"{_implementation(qwen)} takes no mask of its own: give it one question a sequence")
     if _implementation(qwen) == "flex_attention":
         return block_mask(queries, keys)
-    seen = sees(queries, keys)[:, None]
+    seen = prefix_causal_mask(queries, keys)[:, None]
     if _implementation(qwen) == "sdpa":
         return seen
     return torch.zeros_like(seen, dtype=qwen.dtype).masked_fill(~seen, torch.finfo(qwen.dtype).min)  # is added
@@ -112,15 +112,15 @@ class PackedScenes(NamedTuple):
     attention_mask: Int[Tensor, "S L"]
     labels: Int[Tensor, "S L"]
     group: Int[Tensor, "S L"]
-    ahead: Int[Tensor, "S L"]
+    position_offset: Int[Tensor, "S L"]
 
-    def separated(self, qwen: Qwen2_5_VLForConditionalGeneration, inputs: dict[str, Any]) -> dict[str, Any]:
+    def with_question_masks(self, qwen: Qwen2_5_VLForConditionalGeneration, inputs: dict[str, Any]) -> dict[str, Any]:
         """What `SpatialModel.prepare` makes of these rows, but each question for itself: its positions and its mask."""
         mask = attention_mask(qwen, self.group, self.group)
-        return {**inputs, "position_ids": inputs["position_ids"] - self.ahead, "attention_mask": mask}
+        return {**inputs, "position_ids": inputs["position_ids"] - self.position_offset, "attention_mask": mask}
 
 
-def pack(batch: dict[str, Any], visual: Collection[int]) -> PackedScenes | None:
+def pack_questions(batch: dict[str, Any], visual: Collection[int]) -> PackedScenes | None:
     """The sequences of a training batch, those of a scene in one; None where there is nothing to be shared.
 
     Args:
@@ -141,7 +141,7 @@ def pack(batch: dict[str, Any], visual: Collection[int]) -> PackedScenes | None:
         if not length:
             return None
         packed.append(_in_one(members, length))
-    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED, "group": -1, "ahead": 0}
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED, "group": -1, "position_offset": 0}
     columns = {name: [row[name] for row in packed] for name in fill}
     padded = {name: pad_sequence(rows, batch_first=True, padding_value=fill[name]) for name, rows in columns.items()}
     return PackedScenes(torch.tensor(list(scenes), device=batch["input_ids"].device), **padded)
@@ -151,13 +151,18 @@ def _in_one(members: Sequence[tuple[Tensor, Tensor]], length: int) -> dict[str, 
     """(ids, labels) that share `length` tokens as one row."""
     ids, labels = members[0][0][:length], members[0][1][:length]
     parts = [
-        {"input_ids": ids, "labels": labels, "group": torch.full_like(ids, PREFIX), "ahead": torch.zeros_like(ids)}
+        {
+            "input_ids": ids,
+            "labels": labels,
+            "group": torch.full_like(ids, PREFIX),
+            "position_offset": torch.zeros_like(ids),
+        }
     ]
-    ahead = 0
+    position_offset = 0
     for number, (ids, labels) in enumerate(members, PREFIX + 1):
         own = ids[length:]
-        group, before = torch.full_like(own, number), torch.full_like(own, ahead)
-        parts.append({"input_ids": own, "labels": labels[length:], "group": group, "ahead": before})
-        ahead += len(own)
+        group, before = torch.full_like(own, number), torch.full_like(own, position_offset)
+        parts.append({"input_ids": own, "labels": labels[length:], "group": group, "position_offset": before})
+        position_offset += len(own)
     row = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {**row, "attention_mask": torch.ones_like(row["input_ids"])}

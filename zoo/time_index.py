@@ -1,6 +1,6 @@
 """What the time of a video's token means: the T of mRoPE's position ids, which RoPE turns by.
 
-Position ids are integers, as in the stock model: what comes out as a fraction is rounded (`Seconds` takes the
+Position ids are integers, as in the stock model: what comes out as a fraction is rounded (`TimestampIndex` takes the
 floor, as Qwen2.5-VL does), so views less than a position apart may share one.
 """
 
@@ -17,10 +17,10 @@ from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.pose_distances import PoseMeasure, path_length, pose_distances
 
-STILL = 1e-4  # radians or metres (or frames): what differs by less is rounding, not to be spread over a range
+STILL = 1e-4  # radians or meters (or frames): what differs by less is rounding, not to be spread over a range
 
 
-class GridSteps(NamedTuple):
+class TemporalPatches(NamedTuple):
     """The N grid steps of the videos of a batch, one video after the other: what a time index may go by.
 
     Attributes:
@@ -41,7 +41,7 @@ class GridSteps(NamedTuple):
     world_to_camera: Float[Tensor, "N 4 4"] | None = None
     has_camera: Bool[Tensor, " N"] | None = None
 
-    def only(self, chosen: Bool[Tensor, " N"]) -> GridSteps:
+    def only(self, chosen: Bool[Tensor, " N"]) -> TemporalPatches:
         """Some of the steps."""
         each: dict[str, Any] = {name: x[chosen] for name, x in self._asdict().items() if isinstance(x, Tensor)}
         return self._replace(**each)
@@ -54,18 +54,18 @@ class TimeIndex(ABC):
         seconds_per_grid: the nominal seconds of a grid step, where the caller doesn't give any.
         real_time: whether a model should give the clip's own seconds a grid step.
         constant: all views of a video have the same time: RoPE on the T section cancels among them.
-        needs_frames: goes by the raw indices of the frames.
-        needs_cameras: goes by the cameras.
+        requires_frames: goes by the raw indices of the frames.
+        requires_cameras: goes by the cameras.
     """
 
     seconds_per_grid: int | float = 1.0
     real_time: bool = False
     constant: bool = False
-    needs_frames: bool = False
-    needs_cameras: bool = False
+    requires_frames: bool = False
+    requires_cameras: bool = False
 
     @abstractmethod
-    def __call__(self, steps: GridSteps) -> Int[Tensor, " N"]:
+    def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         """The position of each step.
 
         Raises:
@@ -73,7 +73,7 @@ class TimeIndex(ABC):
         """
 
 
-class Seconds(TimeIndex):
+class TimestampIndex(TimeIndex):
     """floor(k * tokens_per_second * seconds_per_grid), as Qwen2.5-VL.
 
     Args:
@@ -86,24 +86,24 @@ class Seconds(TimeIndex):
         self.seconds_per_grid = seconds_per_grid
         self.real_time = real_time
 
-    def __call__(self, steps: GridSteps) -> Int[Tensor, " N"]:
+    def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         # float32 and this order of the products: the floor has to fall as it did in training
         return (steps.step * steps.seconds * steps.tokens_per_second).long()
 
 
-class FrameIndex(TimeIndex):
+class StepIndex(TimeIndex):
     """k: a grid step is one position, as Qwen2-VL; what 0.5 seconds a step amounts to."""
 
-    def __call__(self, steps: GridSteps) -> Int[Tensor, " N"]:
+    def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         return steps.step
 
 
-class NoTime(TimeIndex):
+class ConstantIndex(TimeIndex):
     """0: all views of a video have the same time, as in a static scene. Stills start one after another."""
 
     constant = True
 
-    def __call__(self, steps: GridSteps) -> Int[Tensor, " N"]:
+    def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         return torch.zeros_like(steps.step)
 
 
@@ -120,10 +120,10 @@ class _Spread(TimeIndex):
         self.span = span
 
     @abstractmethod
-    def values(self, steps: GridSteps) -> Float[Tensor, " N"]:
+    def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
         """The number of each step of one video."""
 
-    def __call__(self, steps: GridSteps) -> Int[Tensor, " N"]:
+    def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         positions = torch.zeros_like(steps.step)
         for video in steps.video.unique():
             here = steps.video == video
@@ -136,7 +136,7 @@ class _Spread(TimeIndex):
         return positions
 
 
-class FrameId(_Spread):
+class FrameNumberIndex(_Spread):
     """The raw index of the frame in its video, spread over 0 to `span`: steps far apart in the clip stay so.
 
     Of frames that are merged into one step, the mean.
@@ -145,18 +145,20 @@ class FrameId(_Spread):
         span: the position of the latest step; the earliest is at 0.
     """
 
-    needs_frames = True
+    requires_frames = True
 
-    def values(self, steps: GridSteps) -> Float[Tensor, " N"]:
+    def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
         if steps.frame is None:
-            raise ValueError("FrameId goes by the raw indices of the frames: give frame_indices, those of each video")
+            raise ValueError(
+                "FrameNumberIndex goes by the raw indices of the frames: give frame_indices, those of each video"
+            )
         return steps.frame
 
 
 class PoseTimeIndex(_Spread):
     """A number that the poses give; a step without a camera has that of the step before (or the first one known)."""
 
-    needs_cameras = True
+    requires_cameras = True
 
     def __init__(
         self, measure: PoseMeasure = "euclidean", translation_weight: int | float = 1.0, span: int = 32
@@ -168,7 +170,7 @@ class PoseTimeIndex(_Spread):
     def of_poses(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
         """The number of each pose of one video."""
 
-    def values(self, steps: GridSteps) -> Float[Tensor, " N"]:
+    def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
         if steps.world_to_camera is None or steps.has_camera is None:
             raise ValueError(f"{type(self).__name__} goes by the cameras: give cameras, one a grid step")
         known = steps.has_camera
@@ -178,17 +180,17 @@ class PoseTimeIndex(_Spread):
         return self.of_poses(steps.world_to_camera[known])[last_known]
 
 
-class Pose(PoseTimeIndex):
+class PoseDistanceIndex(PoseTimeIndex):
     """The distance of a step's pose to that of a reference view, spread over 0 to `span`.
 
     One number can't tell poses apart: views on either side of the reference, at the same distance, get the same
     position, and so do a turn and a step of equal size.
 
     Args:
-        measure: what the distance is, by the angle w (radians) and the distance of centres t (in metres, times
-            translation_weight): `rotation` w, `centre` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
+        measure: what the distance is, by the angle w (radians) and the distance of centers t (in meters, times
+            translation_weight): `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
             the logarithm of the relative pose.
-        translation_weight: radians that a metre counts as.
+        translation_weight: radians that a meter counts as.
         span: the position of the view furthest from the reference, which is at 0.
         reference: the `first` or `middle` view with a camera, or the `medoid`, nearest to the others.
     """
@@ -209,17 +211,17 @@ class Pose(PoseTimeIndex):
         return pose_distances(world_to_camera, world_to_camera[view], self.measure, self.translation_weight)
 
 
-class PosePath(PoseTimeIndex):
+class PathLengthIndex(PoseTimeIndex):
     """The length of the camera's path up to a step, spread over 0 to `span`: time by movement, not by the clock.
 
     It never goes back, so a view seen twice has two positions. Noisy poses lengthen the path where the camera
     stands still.
 
     Args:
-        measure: the length of a leg of the path, by the angle w (radians) and the distance of centres t (in metres,
-            times translation_weight): `rotation` w, `centre` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the
+        measure: the length of a leg of the path, by the angle w (radians) and the distance of centers t (in meters,
+            times translation_weight): `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the
             norm of the logarithm of the relative pose.
-        translation_weight: radians that a metre counts as.
+        translation_weight: radians that a meter counts as.
         span: the position of the last step.
     """
 

@@ -25,7 +25,7 @@ SPECIAL_TOKENS = [
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 ]
 VISION = dict(patch_size=14, temporal_patch_size=2, merge_size=2)
-NORMALISATION = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
+NORMALIZATION = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
 INITIALIZER_RANGE = 0.06  # the released 0.02 suits widths of thousands: here it only delays the start
 
 # ChatML as Qwen2.5-VL writes it: the default system prompt comes first unless the chat brings its own.
@@ -99,8 +99,8 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
         show_progress=False,
     )
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**VISION, **NORMALISATION),
-        video_processor=Qwen2VLVideoProcessor(**VISION, **NORMALISATION),
+        image_processor=Qwen2VLImageProcessor(**VISION, **NORMALIZATION),
+        video_processor=Qwen2VLVideoProcessor(**VISION, **NORMALIZATION),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     )

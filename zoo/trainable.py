@@ -28,17 +28,17 @@ class Trainable(LightningModule):
     answers_questions: bool = True  # its validation and test steps return prediction records
 
     @property
-    def needs_cameras(self) -> bool:
+    def requires_cameras(self) -> bool:
         """Whether the DataModule must bring cameras with every scene."""
         return False
 
     @property
-    def needs_frames(self) -> bool:
+    def requires_frames(self) -> bool:
         """Whether it must bring the frames themselves beside the pixels."""
         return False
 
     @property
-    def needs_depth(self) -> bool:
+    def requires_depth(self) -> bool:
         """Whether it must bring depth."""
         return False
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import SCENE_FAULTS, InputError
-from zoo.geometry.steps import median_depths, step_cameras
+from zoo.geometry.temporal_patches import median_depths, step_cameras
 from zoo.model import SpatialModel
 from zoo.prefix_cache import Prepare, Reply, answer_questions
-from zoo.shared_prefix import IGNORED, pack, takes_any_mask, visual_tokens
+from zoo.shared_prefix import IGNORED, pack_questions, supports_custom_mask, visual_tokens
 
 TRIES = 2  # at answering the questions of a scene
 
@@ -51,19 +51,19 @@ class SpatialVLM(SpatialModel):
 
     # ---- a batch of scenes --------------------------------------------------------------------------------
 
-    def see(self, batch: dict[str, Any]) -> Prepare:
+    def encode_scenes(self, batch: dict[str, Any]) -> Prepare:
         """Each scene's vision, once; then what the stock model is called with for any sequences about them."""
         grids, given = batch["video_grid_thw"], batch["geometry"]
-        lacking = self.lack_cameras(given)
+        lacking = self.requires_predicted_cameras(given)
         found = self.encode_geometry(batch.get("frames", ()), given, cameras=any(lacking))
         cameras = has_camera = points = None
         visual = self.encode_pixels(batch["pixel_values_videos"], grids)
-        if self.reads_cameras:
+        if self.uses_cameras:
             own = [each if lacks else had for each, had, lacks in zip(found, given, lacking, strict=True)]
-            cameras, has_camera = step_cameras(own, self.pair_camera)
-            cameras = self.refer(cameras, has_camera, visual, grids, list(range(len(grids))))
-            points = self.points_of(own)
-            if self.scales_by_depth:
+            cameras, has_camera = step_cameras(own, self.merged_camera)
+            cameras = self.set_reference_views(cameras, has_camera, visual, grids, list(range(len(grids))))
+            points = self.token_points(own)
+            if self.uses_median_depth:
                 cameras = cameras.with_median_depth(median_depths(own))
         videos = [each.flatten(0, 1) for each in self.fuse(visual, grids, found, cameras, has_camera)]
 
@@ -73,7 +73,7 @@ class SpatialVLM(SpatialModel):
                 mask,
                 videos=[videos[i] for i in scene.tolist()],
                 video_grid_thw=grids[scene],
-                seconds_per_grid=batch["seconds_per_grid"][scene] if self.time.real_time else None,
+                seconds_per_grid=batch["seconds_per_grid"][scene] if self.time_index.real_time else None,
                 cameras=None if cameras is None else cameras[scene],
                 has_camera=None if has_camera is None else has_camera[scene],
                 frame_indices=[batch["frame_indices"][i] for i in scene.tolist()],
@@ -89,21 +89,21 @@ class SpatialVLM(SpatialModel):
         """
         refuse_failed(batch)
         refuse_long(batch, self.qwen.config.text_config.max_position_embeddings)
-        prepare = self.see(batch)
-        packed = pack(batch, visual_tokens(self.qwen)) if takes_any_mask(self.qwen) else None
+        prepare = self.encode_scenes(batch)
+        packed = pack_questions(batch, visual_tokens(self.qwen)) if supports_custom_mask(self.qwen) else None
         if packed is None:
             inputs = prepare(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
             labels = batch["labels"]
         else:
             inputs = prepare(packed.input_ids, packed.attention_mask, packed.scene)
-            inputs, labels = packed.separated(self.qwen, inputs), packed.labels
+            inputs, labels = packed.with_question_masks(self.qwen, inputs), packed.labels
         hidden = self.qwen.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         supervised = targets != IGNORED
         logits = self.qwen.lm_head(hidden[supervised])
         return F.cross_entropy(logits.float(), targets[supervised])
 
-    def answers(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """A prediction record a question, failed scenes' included (see `datamodules.collate`).
 
         What the questions of a scene share is read once. A question that can't be answered says so in its `error`.
@@ -111,7 +111,7 @@ class SpatialVLM(SpatialModel):
         replies: list[Reply] = []
         if len(batch["input_ids"]):
             with torch.no_grad():
-                replies = answer_questions(self.qwen, self.see(batch), batch, self.max_new_tokens)
+                replies = answer_questions(self.qwen, self.encode_scenes(batch), batch, self.max_new_tokens)
         texts = self.processor.tokenizer.batch_decode([reply.ids for reply in replies], skip_special_tokens=True)
         answered = [
             {**record, "prediction": text, "error": reply.error}
@@ -119,12 +119,12 @@ class SpatialVLM(SpatialModel):
         ]
         return answered + batch["failed"]
 
-    def answers_or_errors(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict_batch_with_retry(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """`answers`; where the model fails on what it is shown, it is tried once more, then each question says why."""
         said = ""
         for _ in range(TRIES):
             try:
-                return self.answers(batch)
+                return self.predict_batch(batch)
             except torch.AcceleratorError:  # a GPU that failed answers nothing more: the run goes on after a restart
                 raise
             except SCENE_FAULTS as error:
@@ -140,14 +140,14 @@ class SpatialVLM(SpatialModel):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        return self.answers_or_errors(batch)
+        return self.predict_batch_with_retry(batch)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        return self.answers_or_errors(batch)
+        return self.predict_batch_with_retry(batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         refuse_failed(batch)
-        return self.answers(batch)
+        return self.predict_batch(batch)
 
     # ---- what is refused ----------------------------------------------------------------------------------------
 

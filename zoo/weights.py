@@ -21,7 +21,7 @@ LISTED = 10  # names of each kind that an error shows
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class Stored(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Tensor]):
     """Tensors that are read when they are asked for, and not before.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stored(Mapping[str, Tensor]):
         return len(self.names)
 
 
-class SafetensorsFile(Stored):
+class SafetensorsFile(LazyTensors):
     """The tensors of a file, each read when it is asked for: the file is never in memory as a whole."""
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class SafetensorsFile(Stored):
         return self.file.get_tensor(name)
 
 
-class Shards(Stored):
+class Shards(LazyTensors):
     """The tensors of a folder with an index, shard by shard; at most one shard is open.
 
     Raises:
@@ -99,7 +99,7 @@ class Shards(Stored):
             ) from error
 
 
-class Under(Stored):
+class PrefixView(LazyTensors):
     """The tensors whose names start with a prefix, named without it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
@@ -111,9 +111,9 @@ class Under(Stored):
         return self.tensors[self.prefix + name]
 
 
-def in_full(tensors: Mapping[str, Tensor], name: str) -> str:
+def full_name(tensors: Mapping[str, Tensor], name: str) -> str:
     """The name of a tensor in the file that it is read from."""
-    return in_full(tensors.tensors, tensors.prefix + name) if isinstance(tensors, Under) else name
+    return full_name(tensors.tensors, tensors.prefix + name) if isinstance(tensors, PrefixView) else name
 
 
 def files_of(tensors: Mapping[str, Tensor]) -> tuple[Path, ...]:
@@ -121,7 +121,7 @@ def files_of(tensors: Mapping[str, Tensor]) -> tuple[Path, ...]:
     return getattr(tensors, "files", ())
 
 
-def place_of(tensors: Mapping[str, Tensor]) -> str:
+def source_path(tensors: Mapping[str, Tensor]) -> str:
     """The file that tensors are read from, or the folder of several, for an error."""
     files = files_of(tensors)
     return str(files[0] if len(files) == 1 else files[0].parent) if files else "the weights"
@@ -140,7 +140,7 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
     raise InputError(f"{folder} holds neither {INDEX} nor {WEIGHTS}: download it again; only safetensors are read")
 
 
-def fill(
+def load_into(
     state: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     *,
@@ -174,25 +174,25 @@ def fill(
         ours = current_names(name)
         official = official_name(ours[0])  # the file's name may be that of another version
         if official not in missing:
-            problems["under two names" if official in places else "unexpected"].append(in_full(tensors, name))
+            problems["under two names" if official in places else "unexpected"].append(full_name(tensors, name))
             continue
         del missing[official]
         tensor, targets = tensors[name], [state[part] for part in ours]
         shape = list(targets[0].shape)
         shape[0] *= len(targets)
         if list(tensor.shape) != shape:
-            problems["misshapen"].append(f"{in_full(tensors, name)} {list(tensor.shape)} instead of {shape}")
+            problems["misshapen"].append(f"{full_name(tensors, name)} {list(tensor.shape)} instead of {shape}")
             continue
-        if tensor.dtype not in FLOATS:  # quantised: the numbers alone are not the weights
-            problems["no floating-point numbers"].append(f"{in_full(tensors, name)} {tensor.dtype}")
+        if tensor.dtype not in FLOATS:  # quantized: the numbers alone are not the weights
+            problems["no floating-point numbers"].append(f"{full_name(tensors, name)} {tensor.dtype}")
             continue
         with torch.no_grad():
             for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
                 target.copy_(part)
-    problems["missing"] = [in_full(tensors, name) for name in missing]
+    problems["missing"] = [full_name(tensors, name) for name in missing]
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names)
-        raise InputError(f"the weights don't fit this {what}: {found}; check the config and {place_of(tensors)}")
+        raise InputError(f"the weights don't fit this {what}: {found}; check the config and {source_path(tensors)}")
 
 
 def _listed(names: list[str]) -> str:

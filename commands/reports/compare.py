@@ -52,9 +52,9 @@ def refuse_other_questions(a: Run, b: Run) -> None:
             asked = [str(getattr(question, what)) for question in (answer, second[id])]
             if asked[0] != asked[1]:
                 raise InputError(f"question {id} has another {what} in {a.name} than in {b.name}: {' | '.join(asked)}")
-    profiles = [run.metrics["profile"] for run in (a, b) if run.metrics]
-    if profiles[0] != profiles[1]:
-        raise InputError(f"{a.name} and {b.name} were scored by different profiles: {' and '.join(profiles)}")
+    scorers = [run.metrics["scorer"] for run in (a, b) if run.metrics]
+    if scorers[0] != scorers[1]:
+        raise InputError(f"{a.name} and {b.name} were scored by different scorers: {' and '.join(scorers)}")
 
 
 def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:

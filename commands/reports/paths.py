@@ -24,7 +24,7 @@ SIDE = 1000  # of the square that a path lies in
 class CameraPaths:
     """A path for each scene of each dataset, and which dataset each run was tested on.
 
-    A path is {"frames": [...], "xy": [[x, y], ...], "metres": side of the square}, as seen from above, where the
+    A path is {"frames": [...], "xy": [[x, y], ...], "meters": side of the square}, as seen from above, where the
     cameras' tops point on average; x and y are 0..1000, y downwards. Only frames whose pose is known are in it.
     """
 
@@ -81,12 +81,12 @@ def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> dict[str, An
         return None
     poses = np.array([world_to_camera[frame] for frame in kept], float)
     rotation, translation = poses[:, :3, :3], poses[:, :3, 3]
-    centres = -np.einsum("nij,ni->nj", rotation, translation)
-    level = centres @ _level_axes(-rotation[:, 1].mean(0)).T  # OpenCV's y, the second row, points down
+    centers = -np.einsum("nij,ni->nj", rotation, translation)
+    level = centers @ _level_axes(-rotation[:, 1].mean(0)).T  # OpenCV's y, the second row, points down
     low, high = level.min(0), level.max(0)
     side = max(float((high - low).max()), 1e-6)
     xy = ((level - (low + high) / 2) / side * (1, -1) + 0.5) * SIDE
-    return {"frames": kept, "xy": xy.round().astype(int).tolist(), "metres": round(side, 2)}
+    return {"frames": kept, "xy": xy.round().astype(int).tolist(), "meters": round(side, 2)}
 
 
 def _level_axes(up: Float[np.ndarray, 3]) -> Float[np.ndarray, "2 3"]:

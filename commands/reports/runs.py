@@ -96,7 +96,7 @@ def _metrics(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
-    if not isinstance(content, dict) or not {"per_question_type", "profile", *GROUPS} <= content.keys():
+    if not isinstance(content, dict) or not {"per_question_type", "scorer", *GROUPS} <= content.keys():
         raise InputError(f"{path} is not what a test writes: test the run again")
     return content
 
@@ -117,7 +117,7 @@ def _answers(
         count = len(predictions.answers)
         remarks.append(f"{folder}: its test was broken off after {count} answers (python main.py score {path})")
         return (), {}, remarks
-    found = tally(predictions.answers, metrics["profile"])
+    found = tally(predictions.answers, metrics["scorer"])
     if not _same(found.result["per_question_type"], metrics["per_question_type"]):
         remarks.append(
             f"{path} isn't what {METRICS} scores (another test was broken off?): its questions are left out; python "
@@ -146,7 +146,7 @@ def _name(folder: Path, all_folders: Sequence[Path]) -> str:
 
 
 def spell(part: Any) -> str:
-    """A part of a config in a word or two, such as `PRoPE(Fraction(0.0, 0.5), first)`; "" for null."""
+    """A part of a config in a word or two, such as `PRoPE(ChannelRange(0.0, 0.5), first)`; "" for null."""
     if isinstance(part, Mapping):
         if "class_path" not in part:
             return ", ".join(f"{key} {spell(value)}" for key, value in part.items() if value is not None)

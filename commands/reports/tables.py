@@ -26,7 +26,7 @@ Cell = str | int | float | Interval | None
 
 
 SETTINGS = (
-    *("Run", "Model", "Data", "Frames", "Sampler", "Pairing"),
+    *("Run", "Model", "Data", "Frames", "Sampler", "FramePairing"),
     *("Encoding", "Views", "Fusion", "Geometry", "Cameras", "Time"),
     *("Weights", "Checkpoint", "Fingerprint", "Profile"),
 )
@@ -141,14 +141,14 @@ def _settings(run: Run) -> tuple[Cell, ...]:
         tested.get("num_frames") or run.setting("data", "num_frames"),
         data("sampler"),
         data("pairing"),
-        *(spell(run.setting("model", part)) for part in ("encoding", "views", "fusion")),
+        *(spell(run.setting("model", part)) for part in ("camera_encoding", "view_mixer", "fusion")),
         _class(run.setting("model", "geometry")),
-        str(run.setting("model", "cameras") or ""),
-        spell(run.setting("model", "time")),
+        str(run.setting("model", "camera_source") or ""),
+        spell(run.setting("model", "time_index")),
         str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
         _checkpoint(run),
         run.weights,
-        str((run.metrics or {}).get("profile", "no test yet")),
+        str((run.metrics or {}).get("scorer", "no test yet")),
     )
 
 

@@ -1,9 +1,9 @@
 """Frame samplers: which frames of a video a model sees, and which two of them share a token."""
 
 from datamodules.samplers.base import FrameSampler, SceneView
-from datamodules.samplers.coverage import maximum_coverage, voxelise
-from datamodules.samplers.pairing import Consecutive, Duplicate, MergeAware, Neighbour, Pairing
-from datamodules.samplers.points import GivenDepth, PointSource, VGGTPoints
+from datamodules.samplers.coverage import maximum_coverage, voxelize
+from datamodules.samplers.frame_pairing import Consecutive, Duplicate, FramePairing, Neighbor, OffsetNeighbor
+from datamodules.samplers.points import DatasetDepth, PointSource, VGGTPoints
 from datamodules.samplers.pose_farthest import PoseFarthestSampler, PosePlaneSampler
 from datamodules.samplers.random import RandomSampler
 from datamodules.samplers.selected import SelectedFrames
@@ -14,10 +14,10 @@ __all__ = [
     "Consecutive",
     "Duplicate",
     "FrameSampler",
-    "GivenDepth",
-    "MergeAware",
-    "Neighbour",
-    "Pairing",
+    "DatasetDepth",
+    "OffsetNeighbor",
+    "Neighbor",
+    "FramePairing",
     "PointSource",
     "PoseFarthestSampler",
     "PosePlaneSampler",
@@ -28,5 +28,5 @@ __all__ = [
     "UniformSampler",
     "VGGTPoints",
     "maximum_coverage",
-    "voxelise",
+    "voxelize",
 ]

@@ -21,7 +21,7 @@ from datamodules.video import Video
 if TYPE_CHECKING:
     from datamodules.samplers.points import PointSource  # which imports this file
 
-FRAMES_PER_GRID_STEP = 2  # Qwen2.5-VL merges two consecutive frames into one step of its token grid
+TEMPORAL_PATCH_SIZE = 2  # Qwen2.5-VL merges two consecutive frames into one step of its token grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class SceneView:
     Attributes:
         video: the video.
         world_to_camera: the pose of each raw frame, NaN where it has none; None where the data has no poses.
-        K_normalised: its intrinsics, see `zoo.cameras.normalise_intrinsics`.
+        K_normalized: its intrinsics, see `zoo.cameras.normalize_intrinsics`.
         depth: where depth maps of the raw frames lie, see `datamodules.depth`.
         epoch: of training; what draws at random draws anew in each.
         frames: the raw frames that may be chosen, sorted; None is all of them.
@@ -43,7 +43,7 @@ class SceneView:
 
     video: Video
     world_to_camera: Float[Tensor, "N 4 4"] | None = None
-    K_normalised: Float[Tensor, "N 3 3"] | None = None
+    K_normalized: Float[Tensor, "N 3 3"] | None = None
     depth: Path | None = None
     epoch: int = 0
     frames: Sequence[int] | None = None
@@ -123,12 +123,12 @@ class FrameSampler(ABC):
         Raises:
             ValueError: n < 2, or the scene lacks what the sampler needs.
         """
-        if n < FRAMES_PER_GRID_STEP:
-            raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
+        if n < TEMPORAL_PATCH_SIZE:
+            raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
         n = self.count(n)
         scene = SceneView(scene) if isinstance(scene, Video) else scene
         chosen = self.filled(self.select(scene, n), n, scene)
-        return chosen + chosen[-1:] * (len(chosen) % FRAMES_PER_GRID_STEP)
+        return chosen + chosen[-1:] * (len(chosen) % TEMPORAL_PATCH_SIZE)
 
     def filled(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
         """The chosen frames with the last one repeated up to n, unless fewer are what the sampler means."""
@@ -173,7 +173,7 @@ class FrameSampler(ABC):
             "video": fingerprint(scene.video.path),
             "depth": None if scene.depth is None else fingerprint(scene.depth),
             "world_to_camera": settings(scene.world_to_camera),
-            "K_normalised": settings(scene.K_normalised),
+            "K_normalized": settings(scene.K_normalized),
         }
         made_by["sampler"].pop("cache", None)  # where it lies changes no frame
         return digest(made_by), {**made_by, "stops_early": self.stops_early}

@@ -38,7 +38,7 @@ class VoxelGrid:
     size: float
 
 
-def voxelise(
+def voxelize(
     points: Float[Tensor, "T H W 3"] | Float[np.ndarray, "T H W 3"],
     confidence: Float[Tensor, "T H W"] | Float[np.ndarray, "T H W"],
 ) -> list[Voxels]:

@@ -18,7 +18,7 @@ from datamodules.depth import read_depth
 from datamodules.samplers.base import SceneView
 from datamodules.selections import fingerprint
 from datamodules.trajectories import Trajectory
-from zoo.cameras import intrinsics_in_pixels, normalise_intrinsics
+from zoo.cameras import intrinsics_in_pixels, normalize_intrinsics
 from zoo.geometry import VGGT, pose_encoding_to_cameras, unproject_depth
 from zoo.geometry.projection import by_index
 from zoo.geometry.vggt.official import find_weights
@@ -35,13 +35,13 @@ class PointMaps:
         points: in one world, in any unit.
         confidence: 0 where a pixel has no point.
         world_to_camera: where in that world each frame is, NaN where that isn't known; None for a source without poses.
-        K_normalised: its intrinsics, see `zoo.cameras.normalise_intrinsics`.
+        K_normalized: its intrinsics, see `zoo.cameras.normalize_intrinsics`.
     """
 
     points: Float[Tensor, "T H W 3"]
     confidence: Float[Tensor, "T H W"]
     world_to_camera: Float[Tensor, "T 4 4"] | None = None
-    K_normalised: Float[Tensor, "T 3 3"] | None = None
+    K_normalized: Float[Tensor, "T 3 3"] | None = None
 
 
 class PointSource(ABC):
@@ -60,7 +60,7 @@ class PointSource(ABC):
         return ""
 
 
-class GivenDepth(PointSource):
+class DatasetDepth(PointSource):
     """Depth and cameras that came with the scene. Frames without a pose see nothing.
 
     Args:
@@ -75,7 +75,7 @@ class GivenDepth(PointSource):
 
     def points(self, scene: SceneView) -> PointMaps:
         video = scene.video
-        if scene.depth is None or scene.K_normalised is None:
+        if scene.depth is None or scene.K_normalized is None:
             what = "depth" if scene.depth is None else "cameras"
             raise ValueError(f"{video.path}: no {what} came with it: give some, or take VGGTPoints for the geometry")
         poses = scene.poses
@@ -85,8 +85,8 @@ class GivenDepth(PointSource):
         filled = depth.isfinite() & (depth > 0)
         if not filled.any():
             raise ValueError(f"{scene.depth}: empty, no pixel of {len(depth)} frames has a depth: write it again")
-        last = len(scene.K_normalised) - 1  # a frame beyond has no pose, and so no point
-        K = scene.K_normalised[[min(frame, last) for frame in scene.pool]]
+        last = len(scene.K_normalized) - 1  # a frame beyond has no pose, and so no point
+        K = scene.K_normalized[[min(frame, last) for frame in scene.pool]]
         K_px = by_index(intrinsics_in_pixels(K, width, height))
         points = unproject_depth(depth[..., None], poses.float(), K_px.float())
         filled &= ~poses.isnan().flatten(1).any(1)[:, None, None]
@@ -139,8 +139,8 @@ class VGGTPoints(PointSource):
         lying = is_portrait(frames[0])
         upright = Trajectory(world_to_camera.double().cpu(), K_px.double().cpu(), width, height, quarter_turns=lying)
         upright = upright.turned()
-        K_normalised = normalise_intrinsics(upright.K_px, upright.width, upright.height)
-        return PointMaps(points.float().cpu(), confidence.float().cpu(), upright.world_to_camera, K_normalised)
+        K_normalized = normalize_intrinsics(upright.K_px, upright.width, upright.height)
+        return PointMaps(points.float().cpu(), confidence.float().cpu(), upright.world_to_camera, K_normalized)
 
     def _loaded(self) -> VGGT:
         if self._model is None:

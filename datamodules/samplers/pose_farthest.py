@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.samplers.poses import (
-    Normalise,
+    Normalize,
     farthest,
     medoid,
     one_a_cell,
@@ -20,20 +20,20 @@ from datamodules.samplers.poses import (
 )
 from zoo.poses import invert_se3
 
-Translation = Literal["centre", "world_to_camera"]
+Translation = Literal["center", "world_to_camera"]
 PREFILTER = 3  # points that the grid leaves for each that is chosen
 
 
 class PoseFarthestSampler(FrameSampler):
     """Farthest-point sampling of camera poses: always the frame whose pose is farthest from those chosen.
 
-    The distance is that of the camera centres plus the angle between the views. Frames without a pose are never
+    The distance is that of the camera centers plus the angle between the views. Frames without a pose are never
     chosen. Source: the Spatial-MLLM fork's `fps` sampling, pick for pick.
 
     Args:
-        normalise: centres and angles are divided by their largest value ("max") or their standard deviation ("std").
+        normalize: centers and angles are divided by their largest value ("max") or their standard deviation ("std").
         start: the first view is the "first" frame, the "medoid" (least distance from all), or one at "random".
-        translation: "centre" compares where the cameras are. "world_to_camera" compares the translation of
+        translation: "center" compares where the cameras are. "world_to_camera" compares the translation of
             world-to-camera poses, which mixes place and direction; the fork did so with VGGT's poses, and it is here to
             repeat its results.
         seed: of a random start, which also depends on the epoch and the video's name.
@@ -42,18 +42,18 @@ class PoseFarthestSampler(FrameSampler):
 
     def __init__(
         self,
-        normalise: Normalise = "max",
+        normalize: Normalize = "max",
         start: Literal["first", "medoid", "random"] = "first",
-        translation: Translation = "centre",
+        translation: Translation = "center",
         seed: int = 0,
         candidates: int | None = None,
     ) -> None:
-        self.normalise, self.start, self.translation = normalise, start, translation
+        self.normalize, self.start, self.translation = normalize, start, translation
         self.seed, self.candidates = seed, candidates
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
         places, poses = valid_poses(scene, self.translation)
-        distances = pose_matrix(poses, self.normalise)
+        distances = pose_matrix(poses, self.normalize)
         if self.start == "random":
             start = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}").randrange(len(places))
         else:
@@ -70,7 +70,7 @@ class PosePlaneSampler(FrameSampler):
     Args:
         mode: "grid" takes a point a cell, far cells first; "farthest" is farthest-point sampling in the plane; "hybrid"
             is that among three times as many points, a cell each.
-        normalise: both axes are divided by their largest value ("max") or their standard deviation ("std").
+        normalize: both axes are divided by their largest value ("max") or their standard deviation ("std").
         start: of farthest-point sampling: the point "farthest" from the origin, the "medoid", or the "first" one.
         skip_first: never choose the first frame, which is the origin.
         density: cells a point.
@@ -81,20 +81,20 @@ class PosePlaneSampler(FrameSampler):
     def __init__(
         self,
         mode: Literal["grid", "hybrid", "farthest"] = "hybrid",
-        normalise: Normalise = "std",
+        normalize: Normalize = "std",
         start: Literal["farthest", "medoid", "first"] = "farthest",
         skip_first: bool = False,
         density: float = 1.5,
-        translation: Translation = "centre",
+        translation: Translation = "center",
         candidates: int | None = None,
     ) -> None:
-        self.mode, self.normalise, self.start = mode, normalise, start
+        self.mode, self.normalize, self.start = mode, normalize, start
         self.skip_first, self.density, self.translation = skip_first, density, translation
         self.candidates = candidates
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
         places, poses = valid_poses(scene, self.translation)
-        return [places[i] for i in self._spread(pose_plane(poses, self.normalise), n)]
+        return [places[i] for i in self._spread(pose_plane(poses, self.normalize), n)]
 
     def _spread(self, plane: Float[np.ndarray, "N 2"], n: int) -> list[int]:
         among = list(range(len(plane)))

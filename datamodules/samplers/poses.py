@@ -1,6 +1,6 @@
 """Poses as points: how far they are apart, and choosing them far apart.
 
-What the Spatial-MLLM fork's samplers compute, vectorised; the operations and their order are theirs where rounding
+What the Spatial-MLLM fork's samplers compute, vectorized; the operations and their order are theirs where rounding
 decides between equally far poses, so that the picks are the same.
 """
 
@@ -12,20 +12,20 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-Normalise = Literal["max", "std"]
+Normalize = Literal["max", "std"]
 ROWS = 128  # of the matrix of distances, computed at once: bounds the memory
 
 
-def pose_matrix(camera_to_world: Float[np.ndarray, "N 4 4"], normalise: Normalise = "max") -> Float[np.ndarray, "N N"]:
+def pose_matrix(camera_to_world: Float[np.ndarray, "N 4 4"], normalize: Normalize = "max") -> Float[np.ndarray, "N N"]:
     """The distance of each pose from each: that of their translations plus the angle between their rotations.
 
     Args:
-        camera_to_world: poses in float64; their translations are the camera centres.
-        normalise: "max" divides both parts by their largest value; "std" by their standard deviation over all pairs,
+        camera_to_world: poses in float64; their translations are the camera centers.
+        normalize: "max" divides both parts by their largest value; "std" by their standard deviation over all pairs,
             scaled so that the two weights have mean 1 (both are 1 where one part is the same for all pairs).
     """
     translation, rotation = _translations(camera_to_world[:, :3, 3]), _angles(camera_to_world[:, :3, :3])
-    if normalise == "max":
+    if normalize == "max":
         return _by_max(translation) + _by_max(rotation)
     pairs = np.triu(np.ones(translation.shape, bool), 1)
     deviations = [np.sqrt(np.var(part[pairs])) if pairs.any() else 0.0 for part in (translation, rotation)]
@@ -36,17 +36,17 @@ def pose_matrix(camera_to_world: Float[np.ndarray, "N 4 4"], normalise: Normalis
     return alpha * translation + beta * rotation
 
 
-def pose_plane(camera_to_world: Float[np.ndarray, "N 4 4"], normalise: Normalise = "std") -> Float[np.ndarray, "N 2"]:
+def pose_plane(camera_to_world: Float[np.ndarray, "N 4 4"], normalize: Normalize = "std") -> Float[np.ndarray, "N 2"]:
     """How far each pose is from the first: of their translations, and as an angle.
 
     Args:
-        camera_to_world: poses in float64; their translations are the camera centres.
-        normalise: divides both by their largest value ("max") or their standard deviation ("std"), unless that is 0.
+        camera_to_world: poses in float64; their translations are the camera centers.
+        normalize: divides both by their largest value ("max") or their standard deviation ("std"), unless that is 0.
     """
     away = camera_to_world[:, :3, 3] - camera_to_world[0, :3, 3]
     rotations = nearest_rotations(camera_to_world[:, :3, :3])
     plane = np.stack((np.sqrt(np.vecdot(away, away)), _quaternion_angles(rotations[0].T @ rotations)), -1)
-    scale = plane.max(0) if normalise == "max" else plane.std(0)
+    scale = plane.max(0) if normalize == "max" else plane.std(0)
     return plane / np.where(scale > 1e-6, scale, 1.0)
 
 
@@ -72,7 +72,7 @@ def medoid(distances: Float[np.ndarray, "N N"]) -> int:
 
 
 def one_a_cell(plane: Float[np.ndarray, "N 2"], among: Sequence[int], k: int, density: float) -> list[int]:
-    """One point a cell of a square grid, the one nearest to the cell's centre; the cells far from the origin first.
+    """One point a cell of a square grid, the one nearest to the cell's center; the cells far from the origin first.
 
     Args:
         among: the points that count.
@@ -84,15 +84,15 @@ def one_a_cell(plane: Float[np.ndarray, "N 2"], among: Sequence[int], k: int, de
     low, span = points.min(0), np.ptp(points, 0)
     span = np.where(span < 1e-6, 1.0, span)
     cells = np.clip(((points - low) / span * (side - 1e-6)).astype(int), 0, side - 1)
-    off_centre = (points - low) / span * side - (cells + 0.5)
-    off_centre = np.sqrt(np.vecdot(off_centre, off_centre))
+    off_center = (points - low) / span * side - (cells + 0.5)
+    off_center = np.sqrt(np.vecdot(off_center, off_center))
     far = np.sqrt(np.vecdot(points, points))
 
     members: dict[tuple[int, int], list[int]] = {}
     for place, cell in enumerate(map(tuple, cells.tolist())):
         members.setdefault(cell, []).append(place)
     ordered = sorted(members.values(), key=lambda places: -far[places].mean())
-    chosen = [places[int(off_centre[places].argmin())] for places in ordered[:k]]
+    chosen = [places[int(off_center[places].argmin())] for places in ordered[:k]]
     rest = sorted(set(range(len(among))) - set(chosen), key=lambda place: -far[place])
     return [among[place] for place in [*chosen, *rest[: k - len(chosen)]]]
 

@@ -1,11 +1,11 @@
-"""Frames that were chosen before, by `python main.py sample` or by Spatial-MLLM's scripts."""
+"""Frames that were chosen before, by `python main.py select-frames` or by Spatial-MLLM's scripts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler, SceneView
+from datamodules.samplers.base import TEMPORAL_PATCH_SIZE, FrameSampler, SceneView
 from datamodules.selections import FILE, digest, fingerprint, read_selection
 
 
@@ -49,7 +49,7 @@ class SelectedFrames(FrameSampler):
         if "video" in made_by and made_by["video"] != self._fingerprint(scene.video.path):
             raise ValueError(f"{file}: chosen of another video than {scene.video.path} as it is now: choose anew")
         asked, among = made_by.get("views", n), len(self.among(scene).pool)
-        if len(frames) > n or (n - asked >= FRAMES_PER_GRID_STEP and asked < among):
+        if len(frames) > n or (n - asked >= TEMPORAL_PATCH_SIZE and asked < among):
             raise ValueError(f"{file}: {max(asked, len(frames))} frames were chosen, {n} are asked for: choose anew")
         return frames
 

@@ -17,7 +17,7 @@ class SpaceAwareSampler(FrameSampler):
     taken adds most voxels to those before it. Selections are kept on disk, so that geometry is computed once a video.
 
     Args:
-        geometry: what gives the points: `VGGTPoints`, as officially, or `GivenDepth`.
+        geometry: what gives the points: `VGGTPoints`, as officially, or `DatasetDepth`.
         when_covered: once no frame adds a voxel, "stop" with fewer frames than asked for, as the official code does, or
             "fill" up with the candidates farthest in time from those chosen.
         candidates: choose among so many frames at even steps; null is all.

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler, SceneView, even_steps
+from datamodules.samplers.base import TEMPORAL_PATCH_SIZE, FrameSampler, SceneView, even_steps
 from zoo.errors import InputError
 
 Rule = Literal["qwen_vl_utils", "linspace_floor", "floor_128"]
@@ -32,7 +32,7 @@ class UniformSampler(FrameSampler):
 
     def count(self, n: int) -> int:
         if self.rule == "qwen_vl_utils":
-            n = round(n / FRAMES_PER_GRID_STEP) * FRAMES_PER_GRID_STEP
+            n = round(n / TEMPORAL_PATCH_SIZE) * TEMPORAL_PATCH_SIZE
         return super().count(n)
 
     def choose(self, scene: SceneView, n: int) -> list[int]:

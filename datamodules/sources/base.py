@@ -53,7 +53,7 @@ class SceneSource(ABC):
 
         Raises FileNotFoundError or ValueError, in one line, for a split that is absent or can't be understood."""
 
-    def kept(self, split: Split, chosen: QuestionFilter) -> Chosen:
+    def filtered_split(self, split: Split, chosen: QuestionFilter) -> Chosen:
         """What a filter leaves of the scenes; a source that shows some scenes more often than others overrides this."""
         scenes = self.scenes(split)
         return Chosen(*chosen(scenes), [scene.name for scene in scenes])

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.depth import find_depth
+from datamodules.raw_question import RawQuestion
 from datamodules.scenes import Question, Scene
 from datamodules.sources.annotations import find_cameras, find_video, read_jsonl
 from datamodules.sources.base import Missing, SceneSource, Split, by_type
-from datamodules.verbatim import VerbatimQuestion
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.errors import InputError
 from zoo.metrics import QUESTION_TYPES
@@ -141,6 +141,6 @@ def _questions(row: dict[str, Any], where: str, name: str) -> list[Question]:
     kind = kind if kind in QUESTION_TYPES else ""
     pairs = list(zip(said[::2], said[1::2], strict=True))
     return [
-        VerbatimQuestion(name if len(pairs) == 1 else f"{name}.{turn}", kind, MEDIUM.sub("", question, count=1), answer)
+        RawQuestion(name if len(pairs) == 1 else f"{name}.{turn}", kind, MEDIUM.sub("", question, count=1), answer)
         for turn, ((_, question), (_, answer)) in enumerate(pairs, start=1)
     ]

@@ -81,11 +81,11 @@ class Mixture(SceneSource):
             return scenes
         return self._weighted([source.scenes("train") for source in self.sources])
 
-    def kept(self, split: Split, chosen: QuestionFilter) -> Chosen:
+    def filtered_split(self, split: Split, chosen: QuestionFilter) -> Chosen:
         """The weights are those of what the filter leaves; its `subset` is drawn last."""
         if split != "train":
-            return super().kept(split, chosen)
-        parts = [source.kept("train", replace(chosen, subset=None)) for source in self.sources]
+            return super().filtered_split(split, chosen)
+        parts = [source.filtered_split("train", replace(chosen, subset=None)) for source in self.sources]
         scenes, cut = chosen(self._weighted([part.scenes for part in parts], chosen.described()))
         return Chosen(scenes, cut + sum(part.left_out for part in parts), [n for part in parts for n in part.names])
 
@@ -101,10 +101,10 @@ class Mixture(SceneSource):
             raise ValueError(f"Mixture: part {empty[0] + 1} has no scene whose video is there{described}")
         longest = max(len(part) / weight for part, weight in zip(parts, self.weights, strict=True))
         wanted = [round(longest * weight) for weight in self.weights]
-        return [scene for part, n in zip(parts, wanted, strict=True) for scene in repeated(part, n, self.seed)]
+        return [scene for part, n in zip(parts, wanted, strict=True) for scene in resample_scenes(part, n, self.seed)]
 
 
-def repeated(scenes: Sequence[Scene], count: int, seed: int) -> list[Scene]:
+def resample_scenes(scenes: Sequence[Scene], count: int, seed: int) -> list[Scene]:
     """`count` scenes, each of `scenes` as often as any other but for one; a repeated one deals out its questions."""
     times, rest = divmod(count, len(scenes))
     once_more = set(random.Random(seed).sample(range(len(scenes)), rest))

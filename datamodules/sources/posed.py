@@ -30,7 +30,7 @@ VERSION = 1  # of what the settings lead to: raise it with every change to the c
 
 
 @dataclass(frozen=True)
-class Clock:
+class TimestampMatching:
     """How a video's frames find their poses.
 
     Args:
@@ -70,14 +70,14 @@ class PosedScenes(SceneSource):
         poses: PoseFormat,
         questions: str | None = None,
         videos: str | None = None,
-        clock: Clock | None = None,
+        clock: TimestampMatching | None = None,
         cache: str = "cache/posed",
     ) -> None:
         super().__init__()
         self.root, self.poses = Path(root).expanduser(), poses
         self.questions = Path(questions).expanduser() if questions else self.root
         self.videos = Path(videos).expanduser() if videos else None
-        self.clock = clock or Clock()
+        self.clock = clock or TimestampMatching()
         settings = [VERSION, str(self.root.resolve()), type(poses).__name__, vars(poses)]
         settings += [str(self.videos.resolve()), vars(self.clock)] if self.videos else []
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -192,7 +192,7 @@ def _checked(trajectory: Trajectory) -> Trajectory:
     return trajectory
 
 
-def _of_video(video: Video, trajectory: Trajectory, clock: Clock) -> Trajectory:
+def _of_video(video: Video, trajectory: Trajectory, clock: TimestampMatching) -> Trajectory:
     """The cameras of a video's frames, which are upright already."""
     if trajectory.times_s is None:
         raise ValueError("its poses have no times to match a video with: take its frames (`videos: null`)")

@@ -27,14 +27,14 @@ QUARTER_TURN = torch.tensor([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0,
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Poses in the project's convention: world-to-camera, OpenCV axes, the dataset's unit (metres).
+    """Poses in the project's convention: world-to-camera, OpenCV axes, the dataset's unit (meters).
 
     Attributes:
         world_to_camera: NaN where a pose is not known.
         K_px: in pixels of a picture of `width` x `height`, one for each pose.
         times_s: of each pose, rising; None where the dataset has no times.
         frames: the picture of each pose; empty where poses are known by their times only.
-        depth: the depth image of each picture (16 bits, millimetres); empty where there is none.
+        depth: the depth image of each picture (16 bits, millimeters); empty where there is none.
         quarter_turns: counter-clockwise turns that make the pictures upright; the poses are those before them.
     """
 
@@ -62,7 +62,7 @@ class Trajectory:
             times_s: on the clock of `self.times_s`.
             tolerance_s: how far the poses that a time is matched with may lie from it.
             match: "slerp" goes between the poses before and after: rotations on the shortest arc, camera
-                centres on a line; before the first and after the last it takes the nearest, as it does at a gap.
+                centers on a line; before the first and after the last it takes the nearest, as it does at a gap.
                 "nearest" takes the nearest anywhere.
 
         Raises:

@@ -16,8 +16,8 @@ class ScanNet(PoseFormat):
 
     <scene>/color/N.jpg
     <scene>/pose/N.txt                      4x4 camera-to-world; what isn't finite was not tracked
-    <scene>/intrinsic/intrinsic_color.txt   4x4, in pixels of the colour frames
-    <scene>/depth/N.png                     optional, millimetres
+    <scene>/intrinsic/intrinsic_color.txt   4x4, in pixels of the color frames
+    <scene>/depth/N.png                     optional, millimeters
     """
 
     def read(self, folder: Path) -> Trajectory:

@@ -17,7 +17,7 @@ class SevenScenes(PoseFormat):
 
         <scene>/frame-000000.color.png
         <scene>/frame-000000.pose.txt      4x4 camera-to-world
-        <scene>/frame-000000.depth.png     optional, millimetres, 65535 where there is none
+        <scene>/frame-000000.depth.png     optional, millimeters, 65535 where there is none
 
     Args:
         K_px: fx, fy, cx, cy in pixels; the data set states one camera for all.

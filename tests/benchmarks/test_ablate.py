@@ -48,7 +48,7 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 ALL_KINDS = (  # of words; the others are like one of these
     "PRoPE on both",
     "PRoPE, data world",
-    "VORoPE and GTA",
+    "ValueRoPE and GTA",
     "PRoPE, x and y in turns",
     "VGGT tokens and PRoPE by VGGT cameras",
     "camera token alone",
@@ -63,13 +63,19 @@ def test_a_setting_is_understood(name: str, parsed) -> None:
     config = parsed("fit", *planned_run.fit)
     parts, data = config["model"]["init_args"], config["data"]["init_args"]
     assert (
-        data["source"]["init_args"]["path"] == "local" and data["seed"] == parts["backbone"]["init_args"]["seed"] == 7
+        data["source"]["init_args"]["trajectory"] == "local"
+        and data["seed"] == parts["backbone"]["init_args"]["seed"] == 7
     )
     assert config["trainer"]["max_steps"] == 100 and data["num_frames"] == 16
-    given = {part: (parts.get(part) or {}).get("class_path") for part in ("encoding", "views", "time", "fusion")}
+    given = {
+        part: (parts.get(part) or {}).get("class_path")
+        for part in ("camera_encoding", "view_mixer", "time_index", "fusion")
+    }
     words = dict(word.split("=", 1) for word in SETTINGS[name].words)  # the last one counts
-    asked = [part for part in ("encoding", "views") if words.get(f"--model.{part}", "null") != "null"]
-    assert asked == [part for part in ("encoding", "views") if given[part] is not None]  # nothing is left over
+    asked = [part for part in ("camera_encoding", "view_mixer") if words.get(f"--model.{part}", "null") != "null"]
+    assert asked == [
+        part for part in ("camera_encoding", "view_mixer") if given[part] is not None
+    ]  # nothing is left over
 
 
 def test_what_is_made_first() -> None:
@@ -157,14 +163,14 @@ def test_documents_say_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     text = ablate.document(results)
     assert "| none | 0.220 (0.200 to 0.240) |  |\n" in text and "1 of 3 seeds" in text and "101 s" in text
     assert "| PRoPE | views shuffled | 0.320 (0.300 to 0.340) | 0.720 (0.700 to 0.740) |" in text
-    block = "<!-- settings: PRoPE; GTA; none; CaPE; VORoPE -->\nold\n<!-- end -->"
+    block = "<!-- settings: PRoPE; GTA; none; CaPE; ValueRoPE -->\nold\n<!-- end -->"
     filled = questions.filled(block, results)
     assert "| none | 0.220 (0.200 to 0.240) |  | -0.500 |" in filled and "old" not in filled
     assert "| GTA | 0.700 (0.680 to 0.720) |  | -0.020, the seeds overlap |" in filled
-    assert "    python -m benchmarks.ablate --paths loop --settings CaPE VORoPE\n" in filled
+    assert "    python -m benchmarks.ablate --paths loop --settings CaPE ValueRoPE\n" in filled
     local = questions.filled(block.replace("settings", "local"), results)
     assert "| none | 0.220 (0.200 to 0.240) |  |  |" in local and "`local`, beside *PRoPE*" in local
-    assert "    python -m benchmarks.ablate --paths local --settings PRoPE GTA none CaPE VORoPE\n" in local
+    assert "    python -m benchmarks.ablate --paths local --settings PRoPE GTA none CaPE ValueRoPE\n" in local
     assert questions.filled(filled, results) == filled
     tests = "<!-- tests: PRoPE / focal +1 %; none / views shuffled -->\n<!-- end -->"
     assert "| PRoPE | focal +1 % | 0.620 (0.600 to 0.640) | -0.100 |" in questions.filled(tests, results)

@@ -45,9 +45,10 @@ def test_runs_differ_in_how_frames_are_chosen_alone(
         data = found["data"]["init_args"]
         assert data["seed"] == 3 and data["num_frames"] == 8 and data["train_sampler"] is None
         assert found["model"]["class_path"].endswith(model)
-        chosen.append([data.pop(part)["class_path"].rpartition(".")[2] for part in ("sampler", "pairing")])
+        chosen.append([data.pop(part)["class_path"].rpartition(".")[2] for part in ("sampler", "frame_pairing")])
         rest.append(found)
     assert chosen == [
-        ["UniformSampler", "Consecutive"], ["SpaceAwareSampler", "MergeAware"], ["PoseFarthestSampler", "Duplicate"],
+        ["UniformSampler", "Consecutive"], ["SpaceAwareSampler", "OffsetNeighbor"], ["PoseFarthestSampler",
+        "Duplicate"],
     ]  # fmt: skip
     assert rest[0] == rest[1] == rest[2]

@@ -21,13 +21,13 @@ from callbacks import MetricsCallback, PredictionsCallback
 from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
-from zoo.fusions import Appended
+from zoo.fusions import ExtraTokens
 from zoo.metrics import QUESTION_TYPES, Profile
 from zoo.tiny import tiny_processor
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
 BROKEN = 3  # this scene has no video that can be read
-PIXELS = PixelBounds(784, 784, folder_twice=False)
+PIXELS = PixelBounds(784, 784, legacy_folder_resize=False)
 
 
 class Tiny(SceneSource):
@@ -63,9 +63,9 @@ class Tiny(SceneSource):
 class Answers(LightningModule):
     """Answers by the ids alone, after a while; notes in a log when it starts with a scene."""
 
-    processor, appended, needs_frames, needs_cameras, needs_depth = (
+    processor, appended, requires_frames, requires_cameras, requires_depth = (
         tiny_processor(),
-        Appended.NOTHING,
+        ExtraTokens.NOTHING,
         False,
         False,
         False,
@@ -92,14 +92,14 @@ def run(
     *callbacks: Callback,
     processes: int = 1,
     seconds: float = 0.0,
-    profile: Profile = "spatial_mllm",
+    scorer: Profile = "spatial_mllm",
     **data: Any,
 ) -> None:
     """The whole test, in this process (or as one of several, where the environment says which)."""
     torch.set_num_threads(1)
     trainer = Trainer(
         default_root_dir=folder,
-        callbacks=[MetricsCallback(profile), PredictionsCallback(profile), *callbacks],
+        callbacks=[MetricsCallback(scorer), PredictionsCallback(scorer), *callbacks],
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",

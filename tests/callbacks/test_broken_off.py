@@ -21,12 +21,12 @@ from breakable import BROKEN, QUESTIONS, Answers, Tiny, finish, run, start
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from callbacks.durable import JSONLines, sound_records
 from callbacks.predictions import SETTINGS, UNFINISHED
 from datamodules import Duplicate, PoseFarthestSampler, prompts
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import SelectedFrames
 from datamodules.selections import FILE, write_selection
+from zoo.atomic_io import JSONLines, sound_records
 from zoo.errors import InputError
 
 RESULTS = ("metrics.json", "predictions.jsonl", SETTINGS)
@@ -218,9 +218,9 @@ class OtherWeights(Callback):
 OTHERS: dict[str, dict[str, Any]] = {
     "data.num_frames was 2, now it is 4": {"num_frames": 4},
     "data.sampler was UniformSampler, now it is PoseFarthestSampler": {"sampler": PoseFarthestSampler()},
-    "data.pairing was Consecutive, now it is Duplicate": {"pairing": Duplicate()},
+    "data.frame_pairing was Consecutive, now it is Duplicate": {"frame_pairing": Duplicate()},
     "data.subset was None, now it is 20; questions was .* now it is": {"subset": 20},
-    "profile was spatial_mllm, now it is thinking_in_space": {"profile": "thinking_in_space"},
+    "scorer was spatial_mllm, now it is thinking_in_space": {"scorer": "thinking_in_space"},
     "weights was .* now it is": {"callback": OtherWeights()},
     "questions was .* now it is .*; prompts was": {"patched": (breakable, "QUESTIONS", (4, *QUESTIONS[1:]))},
     "broken off: prompts was .* now it is": {"patched": (prompts, "SHORT_INSTRUCTION", "One word!")},

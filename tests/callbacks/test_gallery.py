@@ -15,21 +15,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from callbacks.gallery import GalleryCallback
-from callbacks.pictures import camera_map, contact_sheet, covered_voxels, what_is_seen
+from callbacks.visualization import camera_map, compute_coverage, contact_sheet, covered_voxels
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
-from datamodules.samplers import GivenDepth, PoseFarthestSampler, SceneView
+from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
 from datamodules.samplers.points import PointMaps, PointSource
 from datamodules.video import Video
 from tests.conftest import ROOMS
 
-TINY = PixelBounds(784, 65536, folder_twice=False)
+TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 
 
 @pytest.fixture
 def rooms(rooms_root: Path) -> SceneDataset:
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("val")
-    return SceneDataset(scenes, PoseFarthestSampler(), 6, TINY, needs_cameras=False)
+    return SceneDataset(scenes, PoseFarthestSampler(), 6, TINY, requires_cameras=False)
 
 
 def test_a_contact_sheet_holds_every_frame_in_its_place() -> None:
@@ -39,7 +39,7 @@ def test_a_contact_sheet_holds_every_frame_in_its_place() -> None:
     sheet = np.asarray(contact_sheet(frames, range(6), columns=4)).astype(int)
     for i in range(6):
         expected = np.where(np.arange(3) == i % 3, 200, 0)
-        assert (np.abs(sheet - expected).max(-1) <= 2).sum() >= 2 * 160 * 80  # two frames have each colour
+        assert (np.abs(sheet - expected).max(-1) <= 2).sum() >= 2 * 160 * 80  # two frames have each color
     assert sheet.shape[0] > 2 * 80 and sheet.shape[1] > 4 * 160
 
 
@@ -67,20 +67,20 @@ def test_the_map_shows_where_cameras_are_seen_from_above() -> None:
 
 def test_more_views_cover_more(rooms: SceneDataset) -> None:
     scene = rooms.open(0).view(rooms.scenes[0])
-    frames, maps = what_is_seen(scene, [])
+    frames, maps = compute_coverage(scene, [])
     assert frames == list(range(48))
     shares = []
     for count in (2, 6, 48):
         *seen, everything = covered_voxels(maps, list(range(0, 48, 48 // count))).sets
         shares.append(len(np.unique(np.concatenate(seen), axis=0)) / len(everything))
     assert 0 < shares[0] < shares[1] < shares[2] == 1
-    assert what_is_seen(SceneView(scene.video, scene.world_to_camera), [0]) is None
+    assert compute_coverage(SceneView(scene.video, scene.world_to_camera), [0]) is None
 
 
 def test_depth_that_cannot_be_read_stops_no_run(rooms: SceneDataset, tmp_path: Path) -> None:
     whole = rooms.open(0).view(rooms.scenes[0])
     broken = replace(whole, depth=tmp_path)  # no image in it
-    assert what_is_seen(broken, [0]) is None and what_is_seen(whole, [0]) is not None
+    assert compute_coverage(broken, [0]) is None and compute_coverage(whole, [0]) is not None
     assert (np.asarray(camera_map(broken, [0, 9])) != np.asarray(camera_map(whole, [0, 9]))).any()
 
 
@@ -91,7 +91,7 @@ def test_a_video_without_cameras_is_drawn_as_the_samplers_geometry_saw_it(rooms:
         """Knows the video's cameras and depth by itself, as VGGT would."""
 
         def points(self, scene: SceneView) -> PointMaps:
-            return GivenDepth().points(replace(whole, frames=scene.frames))
+            return DatasetDepth().points(replace(whole, frames=scene.frames))
 
     bare = SceneView(whole.video)
     drawn = np.asarray(camera_map(bare, [0, 20], geometry=Seen()))
@@ -135,7 +135,7 @@ def test_a_scene_that_cannot_be_read_has_no_picture(tmp_path: Path) -> None:
         '"ground_truth": "1", "options": null}\n'
     )
     broken = SceneDataset(
-        SceneFolder(str(tmp_path)).scenes("test"), PoseFarthestSampler(), 4, TINY, needs_cameras=False
+        SceneFolder(str(tmp_path)).scenes("test"), PoseFarthestSampler(), 4, TINY, requires_cameras=False
     )
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
     validate(GalleryCallback(), broken, logger)

@@ -12,9 +12,9 @@ from zoo.metrics import VSIBenchScore
 HEADING = "question type"
 
 
-def expected(scenes, profile="spatial_mllm"):
+def expected(scenes, scorer="spatial_mllm"):
     records = [each for scene in scenes for each in scene]
-    metric = VSIBenchScore(profile)
+    metric = VSIBenchScore(scorer)
     keys = ("prediction", "ground_truth", "question_type", "id")
     metric.update(*([each[key] for each in records] for key in keys))
     return metric.compute()
@@ -33,7 +33,7 @@ def test_a_test_run_prints_one_table_and_writes_metrics_json(tmp_path, capsys):
 
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert {key: written[key] for key in result} == result
-    assert written["profile"] == "spatial_mllm"
+    assert written["scorer"] == "spatial_mllm"
     assert written["counts"]["questions"] == sum(len(scene) for scene in scenes)
     assert written["counts"]["failed"] == 18
     assert written["failed_scenes"] == [

@@ -13,15 +13,15 @@ def lines(folder, name="predictions.jsonl"):
     return [json.loads(line) for line in (folder / name).read_text().split("\n") if line]
 
 
-@pytest.mark.parametrize("profile", ["spatial_mllm", "thinking_in_space"])
-def test_a_line_a_question(tmp_path, profile):
+@pytest.mark.parametrize("scorer", ["spatial_mllm", "thinking_in_space"])
+def test_a_line_a_question(tmp_path, scorer):
     scenes = golden_scenes()
-    trainer(tmp_path, PredictionsCallback(profile)).test(Toy(scenes))
+    trainer(tmp_path, PredictionsCallback(scorer)).test(Toy(scenes))
     written, records = lines(tmp_path), [each for scene in scenes for each in scene]
     assert len(written) == len(records)
     for line, each in zip(written, records, strict=True):
         assert {key: line[key] for key in each} == each
-        score = score_answer(each["prediction"], each["ground_truth"], each["question_type"], profile)
+        score = score_answer(each["prediction"], each["ground_truth"], each["question_type"], scorer)
         assert line["score"] == (0.0 if each["error"] else score)
         assert line["versions"]["torch"]
 

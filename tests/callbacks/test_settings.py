@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {
         "class_path": "zoo.PRoPEMLLM",
         "init_args": {
             "backbone": {"class_path": "zoo.TinyQwen25VL", "init_args": {"layers": 2, "attn_implementation": "sdpa"}},
-            "encoding": {"class_path": "zoo.PRoPE", "init_args": {"terms": "qkvo", "size": (1, 2)}},
+            "encoding": {"class_path": "zoo.PRoPE", "init_args": {"apply_to": "qkvo", "size": (1, 2)}},
             "learning_rates": {"decoder": 1e-4},
             "max_new_tokens": 32,
         },
@@ -56,13 +56,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("model.init_args.encoding.init_args.terms", "qk", ["model.encoding.terms was qkvo, now it is qk"]),
+        ("model.init_args.encoding.init_args.apply_to", "qk", ["model.encoding.apply_to was qkvo, now it is qk"]),
         ("model.init_args.backbone.init_args.layers", 3, ["model.backbone.layers was 2, now it is 3"]),
         ("model.init_args.max_new_tokens", 8, ["model.max_new_tokens was 32, now it is 8"]),
         ("data.init_args.num_frames", 8, ["data.num_frames was 16, now it is 8"]),
         (
             "model.init_args.encoding",
-            {"class_path": "zoo.GTA", "init_args": {"terms": "qkvo"}},
+            {"class_path": "zoo.GTA", "init_args": {"apply_to": "qkvo"}},
             [
                 "model.encoding.class_path was zoo.PRoPE, now it is zoo.GTA",
                 "model.encoding.size was [1, 2], now it is None",

@@ -23,7 +23,7 @@ class Browser:
     """One page of a browser; `close` ends it.
 
     Args:
-        folder: of its profile.
+        folder: of its scorer.
         width, height: of the window, in pixels.
     """
 

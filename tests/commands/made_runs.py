@@ -18,7 +18,7 @@ CONFIG = {
     "model": {
         "class_path": "zoo.PRoPEMLLM",
         "init_args": {
-            "encoding": {"class_path": "zoo.PRoPE", "init_args": {"scale": None, "reference": "first"}},
+            "camera_encoding": {"class_path": "zoo.PRoPE", "init_args": {"scale": None, "reference": "first"}},
             "fusion": None,
             "backbone": {"class_path": "zoo.TinyQwen25VL", "init_args": {"layers": 4}},
         },
@@ -40,12 +40,12 @@ def answers(count: int, *, seed: int = 0, right: float = 0.3, scenes: int = 5) -
 
 
 def make_run(
-    folder: Path, records: list[Record] | None, config: Any = CONFIG, profile: Profile = "spatial_mllm"
+    folder: Path, records: list[Record] | None, config: Any = CONFIG, scorer: Profile = "spatial_mllm"
 ) -> Path:
     """A run's folder, tested on the records; not tested if they are None."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if records is not None:
-        callbacks = (MetricsCallback(profile), PredictionsCallback(profile))
+        callbacks = (MetricsCallback(scorer), PredictionsCallback(scorer))
         trainer(folder, *callbacks).test(Toy([records]), verbose=False)
     return folder

@@ -76,12 +76,12 @@ def test_the_newest_run_is_exported(run: Run) -> None:
 
 def test_adapters_are_merged(run: Run) -> None:
     rates = [word for part in ("vision", "connector") for word in (f"--model.learning_rates.{part}", "0")]
-    attention = ["--config", "prope.yaml", "--model.fusion", "null", "--model.views", "null"]  # it has no weights
+    attention = ["--config", "prope.yaml", "--model.fusion", "null", "--model.view_mixer", "null"]  # it has no weights
     run("fit", *attention, *tiny(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
     assert "without PRoPE" in run("export", "--out", "out")
     frozen = LearningRates(decoder=0.1, connector=0.0, vision=0.0)
     backbone = TinyQwen25VL(**SIZES)
-    model = PRoPEMLLM(PRoPE(), views=None, fusion=None, backbone=backbone, lora=LoRA(r=4), learning_rates=frozen)
+    model = PRoPEMLLM(PRoPE(), view_mixer=None, fusion=None, backbone=backbone, lora=LoRA(r=4), learning_rates=frozen)
     trained(model)
     assert torch.allclose(logits(exported()), logits(model), atol=1e-4)
     untrained = logits(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))

@@ -17,7 +17,7 @@ import callbacks
 import datamodules
 import main
 import zoo
-from commands.arguments import for_source
+from commands.arguments import expand_dataset_option
 from commands.cli import ZooCLI
 from commands.parser import closest
 
@@ -26,8 +26,8 @@ CONFIGS = {
     "option.yaml": "data: {init_args: {nm_frames: 4}}",
     "group.yaml": "model: {init_args: {learning_rates: {decodr: 1e-4}}}",
     "trainer.yaml": "trainer: {max_stps: 4}",
-    "class.yaml": "model: {init_args: {encoding: PROPE}}",
-    "part.yaml": "data: {init_args: {source: {class_path: Rooms, init_args: {moveing: true}}}}",
+    "class.yaml": "model: {init_args: {camera_encoding: PROPE}}",
+    "part.yaml": "data: {init_args: {source: {class_path: Rooms, init_args: {dynamic_object: true}}}}",
     "torn.yaml": "model: [\n",
     "prose.yaml": "just words",
     "empty.yaml": "",
@@ -59,7 +59,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        # misspelt, at every level
+        # misspelled, at every level
         ("--trainer.maxsteps 3", "trainer.maxsteps: there is no such option; did you mean trainer.max_steps?"),
         ("--trainr.max_steps 3", "trainr.max_steps: there is no such option; did you mean trainer.max_steps?"),
         ("--max_steps 3", "max_steps: there is no such option; did you mean trainer.max_steps?"),
@@ -69,20 +69,23 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             "model.learning_rate.decoder: there is no such option; did you mean model.learning_rates.decoder?",
         ),
         (
-            "--model.encoding.placment TSection",
-            "model.encoding.placment: there is no such option; did you mean model.encoding.placement?",
+            "--model.camera_encoding.placment TemporalSection",
+            "model.camera_encoding.placment: there is no such option; did you mean model.camera_encoding.placement?",
         ),
         ("--data.nm_frames 4", "data.nm_frames: there is no such option; did you mean data.num_frames?"),
         ("--data.num-frames 4", "data.num-frames: there is no such option; did you mean data.num_frames?"),
-        ("--data.moveing true", "data.source.moveing: there is no such option; did you mean data.source.moving?"),
+        (
+            "--data.dynamic_object true",
+            "data.source.dynamic_object: there is no such option; did you mean data.source.dynamic_objects?",
+        ),
         ("--model.lora.rank 4", "model.lora.rank: there is no such option; known: alpha, dropout, r, targets"),
         ("--checkpoint.moniter x", "checkpoint.moniter: there is no such option; did you mean checkpoint.monitor?"),
         ("--quite.unlike 1", "quite.unlike: there is no such option; see main.py fit --help"),
         # of a wrong kind
         ("--data.num_frames four", "data.num_frames: expected int, not four"),
         ("--data.num_frames ''", "data.num_frames: expected int, not nothing"),
-        ("--data.source.moving maybe", "data.source.moving: expected bool, not maybe"),
-        ("--data.path lokal", "data.source.path: expected 'loop', 'local', not lokal"),
+        ("--data.source.dynamic_objects maybe", "data.source.dynamic_objects: expected bool, not maybe"),
+        ("--data.trajectory lokal", "data.source.trajectory: expected 'loop', 'local', not lokal"),
         ("--data.question_types room_size", "data.question_types: expected list[str] or null, not room_size"),
         (
             "--model.learning_rates 1e-4",
@@ -90,14 +93,14 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             "geometry, vision",
         ),
         ("--model.lora.r four", "model.lora.r: expected int, not four"),
-        ("--metrics.profile vsi", "metrics.profile: expected 'spatial_mllm', 'thinking_in_space', not vsi"),
+        ("--metrics.scorer vsi", "metrics.scorer: expected 'spatial_mllm', 'thinking_in_space', not vsi"),
         # no such class
         ("--model PROPE", "model: there is no class PROPE; did you mean PRoPEMLLM?"),
-        ("--model.encoding PROPE", "model.encoding: there is no class PROPE; did you mean PRoPE?"),
+        ("--model.camera_encoding PROPE", "model.camera_encoding: there is no class PROPE; did you mean PRoPE?"),
         ("--data.sampler SpaceAware", "data.sampler: there is no class SpaceAware; did you mean SpaceAwareSampler?"),
         (
-            "--model.encoding.placement TSecton",
-            "model.encoding.placement: there is no class TSecton; did you mean TSection?",
+            "--model.camera_encoding.placement TemporalSecton",
+            "model.camera_encoding.placement: there is no class TemporalSecton; did you mean TemporalSection?",
         ),
         (
             "--model.optimizer Addam",
@@ -112,10 +115,10 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             "model.learning_rates.decoder?",
         ),
         ("--config trainer.yaml", "trainer.max_stps: there is no such option; did you mean trainer.max_steps?"),
-        ("--config class.yaml", "class.yaml: model.encoding: there is no class PROPE; did you mean PRoPE?"),
+        ("--config class.yaml", "class.yaml: model.camera_encoding: there is no class PROPE; did you mean PRoPE?"),
         (
             "--config part.yaml",
-            "part.yaml: data.source.moveing: there is no such option; did you mean data.source.moving?",
+            "part.yaml: data.source.dynamic_object: there is no such option; did you mean data.source.dynamic_objects?",
         ),
         ("--config prose.yaml", "prose.yaml: holds no settings"),
         ("--config empty.yaml", "empty.yaml: holds no settings"),
@@ -136,15 +139,15 @@ def test_a_mistake_is_one_line_that_names_it_and_the_remedy(line: str, expected:
     "option",
     [
         "model.learning_rates.decoder",
-        "model.encoding.reference",
-        "model.views.encoding.reference",
+        "model.camera_encoding.reference",
+        "model.view_mixer.encoding.reference",
         "data.source.workers",
     ],
 )
 def test_null_is_nothing_however_deep_the_option(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ["--model.views", "ViewAttention", "--model.views.encoding", "PRoPE", f"--{option}", "null"]
+    words = ["--model.view_mixer", "ViewAttention", "--model.view_mixer.encoding", "PRoPE", f"--{option}", "null"]
     monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", "prope.yaml", *words, "--print_config"])
     with pytest.raises(SystemExit) as end:
         main.main()
@@ -154,15 +157,15 @@ def test_null_is_nothing_however_deep_the_option(
     assert end.value.code == 0 and found is None
 
 
-@pytest.mark.parametrize("option", ["moving", "videos", "questions", "root", "path"])
+@pytest.mark.parametrize("option", ["dynamic_objects", "videos", "questions", "root", "path"])
 def test_an_option_of_a_dataset_finds_it(option: str) -> None:
-    assert for_source(f"--data.{option}=x") == f"--data.source.{option}=x"
-    assert for_source(f"--data.source.{option}") == f"--data.source.{option}"
+    assert expand_dataset_option(f"--data.{option}=x") == f"--data.source.{option}=x"
+    assert expand_dataset_option(f"--data.source.{option}") == f"--data.source.{option}"
 
 
 @pytest.mark.parametrize("option", ["num_frames", "num_frame", "question", "video", "sampler.candidates"])
-def test_an_option_of_the_data_keeps_its_name_even_misspelt(option: str) -> None:
-    assert for_source(f"--data.{option}") == f"--data.{option}"
+def test_an_option_of_the_data_keeps_its_name_even_misspelled(option: str) -> None:
+    assert expand_dataset_option(f"--data.{option}") == f"--data.{option}"
 
 
 @pytest.mark.parametrize(
@@ -193,9 +196,9 @@ def test_a_class_that_has_no_such_part_or_is_of_another_kind_lists_those_that_fi
     assert said("fit --model zoo.PRoPE").startswith(
         "error: model: expected Trainable or null, not zoo.PRoPE; " + models
     )
-    text = said("fit --config qwen25_vl.yaml --model.encoding.scale none")
+    text = said("fit --config qwen25_vl.yaml --model.camera_encoding.scale none")
     assert text.startswith(
-        "error: model.encoding: no class is named yet that could have the option scale; known: CaPE, GTA"
+        "error: model.camera_encoding: no class is named yet that could have the option scale; known: CaPE, Compose, GTA"
     )
 
 
@@ -208,11 +211,14 @@ def test_a_torn_config_is_named_with_its_line(said: Said) -> None:
     ("line", "expected"),
     [
         ("test --config prope.yaml --ckpt_pth x", "ckpt_pth: there is no such option; did you mean ckpt_path?"),
-        ("sample --splt val", "splt: there is no such option; did you mean split?"),
-        ("sample --data.sampler Uniform", "data.sampler: there is no class Uniform; did you mean UniformSampler?"),
-        ("sample --split tst", "split: expected 'train', 'val', 'test', not tst"),
+        ("select-frames --splt val", "splt: there is no such option; did you mean split?"),
+        (
+            "select-frames --data.sampler Uniform",
+            "data.sampler: there is no class Uniform; did you mean UniformSampler?",
+        ),
+        ("select-frames --split tst", "split: expected 'train', 'val', 'test', not tst"),
         ("score", "the following arguments are required: predictions; see main.py score --help"),
-        ("score a --profile foo", "profile: expected 'spatial_mllm', 'thinking_in_space', not foo"),
+        ("score a --scorer foo", "scorer: expected 'spatial_mllm', 'thinking_in_space', not foo"),
         ("report", "the following arguments are required: runs; see main.py report --help"),
         ("report runs --fromat html", "fromat: there is no such option; did you mean format?"),
     ],
@@ -266,10 +272,10 @@ def test_the_help_names_every_command(words: list[str], monkeypatch: pytest.Monk
     [
         ("fit --help", "--trainer.max_steps"),
         ("fit --model.help PRoPEMLLM", "--model.learning_rates.decoder"),
-        ("fit --data.source.help Rooms", "--source.moving"),
-        ("fit --model.encoding.help PRoPE", "--encoding.placement"),
-        ("sample --help", "--split"),
-        ("score --help", "--profile"),
+        ("fit --data.source.help Rooms", "--source.dynamic_objects"),
+        ("fit --model.camera_encoding.help PRoPE", "--camera_encoding.placement"),
+        ("select-frames --help", "--split"),
+        ("score --help", "--scorer"),
         ("report --help", "--format"),
     ],
 )

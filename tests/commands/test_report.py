@@ -178,13 +178,13 @@ def test_settings_are_those_of_the_test_and_weights_those_that_were_loaded(tmp_p
     parts = config["model"]["init_args"]
     parts["backbone"] = {"class_path": "zoo.PretrainedQwen25VL", "init_args": {"path": "weights/3b"}}
     parts["fusion"] = {"class_path": "zoo.AddFusion", "init_args": {"branches": "both", "layers": [1, 2]}}
-    parts["views"] = {"class_path": "zoo.ViewAttention", "init_args": {"head_dim": 32, "encoding": None}}
-    parts["geometry"] = {"class_path": "zoo.GivenGeometry", "init_args": {"depth": False}}
-    parts |= {"cameras": "given", "time": {"class_path": "zoo.NoTime"}}
+    parts["view_mixer"] = {"class_path": "zoo.ViewAttention", "init_args": {"head_dim": 32, "encoding": None}}
+    parts["geometry"] = {"class_path": "zoo.DatasetGeometry", "init_args": {"depth": False}}
+    parts |= {"camera_source": "dataset", "time_index": {"class_path": "zoo.ConstantIndex"}}
     config["trainer"]["default_root_dir"] = "runs/mine"
     run = make_run(tmp_path / "run", answers(9), config)
     metrics = json.loads((run / "metrics.json").read_text())
-    data = {"source": "VSIBench", "num_frames": 8, "sampler": "SpaceAwareSampler", "pairing": "Neighbour"}
+    data = {"source": "VSIBench", "num_frames": 8, "sampler": "SpaceAwareSampler", "pairing": "Neighbor"}
     (run / "metrics.json").write_text(
         json.dumps({**metrics, "data": data, "checkpoint": "runs/mine/checkpoints/a.ckpt"})
     )
@@ -193,7 +193,7 @@ def test_settings_are_those_of_the_test_and_weights_those_that_were_loaded(tmp_p
     report([str(run)])
     row = capsys.readouterr().out.strip().split("\n")[-1]
     assert re.split(" {2,}", row) == [
-        *("run", "PRoPEMLLM", "VSIBench", "8", "SpaceAwareSampler", "Neighbour", "PRoPE(first)"),
-        *("ViewAttention(32)", "AddFusion(both, [1, 2])", "GivenGeometry", "given", "NoTime"),
+        *("run", "PRoPEMLLM", "VSIBench", "8", "SpaceAwareSampler", "Neighbor", "PRoPE(first)"),
+        *("ViewAttention(32)", "AddFusion(both, [1, 2])", "DatasetGeometry", "dataset", "ConstantIndex"),
         *("weights/3b", "checkpoints/a.ckpt", fingerprint, "spatial_mllm"),
     ]

@@ -25,7 +25,7 @@ FRAMES = ([0, 16, 31, 47], [5, 6], [0, 16, 31, 47])  # of each run
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     try:
-        started = Browser(tmp_path_factory.mktemp("profile"))
+        started = Browser(tmp_path_factory.mktemp("scorer"))
     except (OSError, RuntimeError, TimeoutError) as error:
         pytest.skip(f"Chromium does not start here: {error}")
     yield started

@@ -15,14 +15,14 @@ from tests.callbacks.toy import Toy, record, trainer
 from zoo.errors import InputError
 from zoo.metrics import Profile
 
-RESULT = ("per_question_type", "acc", "mra", "all", "failed_scenes", "profile")
+RESULT = ("per_question_type", "acc", "mra", "all", "failed_scenes", "scorer")
 
 
 def finished_run(
-    folder: Path, scenes: list[list[dict[str, Any]]] | None = None, profile: Profile = "spatial_mllm"
+    folder: Path, scenes: list[list[dict[str, Any]]] | None = None, scorer: Profile = "spatial_mllm"
 ) -> Path:
     """The folder of a run that was tested: metrics.json, predictions.jsonl."""
-    callbacks: tuple[Callback, ...] = (MetricsCallback(profile), PredictionsCallback(profile))
+    callbacks: tuple[Callback, ...] = (MetricsCallback(scorer), PredictionsCallback(scorer))
     trainer(folder, *callbacks).test(Toy(scenes), verbose=False)
     return folder
 
@@ -36,11 +36,11 @@ def write_lines(path: Path, records: list[dict[str, Any]], end: str = "\n") -> P
     return path
 
 
-@pytest.mark.parametrize("profile", ["spatial_mllm", "thinking_in_space"])
-def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, profile: Profile) -> None:
-    run = finished_run(tmp_path / "run", profile=profile)
+@pytest.mark.parametrize("scorer", ["spatial_mllm", "thinking_in_space"])
+def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, scorer: Profile) -> None:
+    run = finished_run(tmp_path / "run", scorer=scorer)
     of_the_test = capsys.readouterr().out
-    score([str(run / "predictions.jsonl"), "--profile", profile, "--output", str(tmp_path / "new" / "metrics.json")])
+    score([str(run / "predictions.jsonl"), "--scorer", scorer, "--output", str(tmp_path / "new" / "metrics.json")])
     said = capsys.readouterr().out
     table = [line for line in said.split("\n")[1:] if line]  # the title names the file
     assert len(table) > 15 and all(line in of_the_test for line in table)
@@ -52,8 +52,8 @@ def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, 
 
 def test_another_profile_gives_other_numbers_and_says_so(tmp_path: Path, capsys) -> None:
     run = finished_run(tmp_path)
-    score([str(run), "--profile", "thinking_in_space"])  # the run's folder serves as well
-    assert "scored otherwise in the file, by another profile" in capsys.readouterr().out
+    score([str(run), "--scorer", "thinking_in_space"])  # the run's folder serves as well
+    assert "scored otherwise in the file, by another scorer" in capsys.readouterr().out
     score([str(run)])
     assert "otherwise" not in capsys.readouterr().out
 
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_the_former_scores(tmp_path: Path, monkeypatch: pytes
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("callbacks.durable.os.fsync", full)
+    monkeypatch.setattr("zoo.atomic_io.os.fsync", full)
     with pytest.raises(InputError, match="scores.json can't be written: No space left on device"):
         score([str(file), "--output", str(output)])
     assert output.read_text() == "the former scores"

@@ -53,7 +53,7 @@ def test_round_trip(tmp_path):
     assert json.loads(path.read_text())["times_s"][1] == 1 / 30
 
 
-def test_one_K_serves_all_frames_and_is_normalised(tmp_path):
+def test_one_K_serves_all_frames_and_is_normalized(tmp_path):
     _, K = read(write(tmp_path / "a.cameras.json"))
     expected = torch.tensor([[60 / 64, 0, 30 / 64 - 0.5], [0, 58 / 48, 25 / 48 - 0.5], [0, 0, 1]], dtype=torch.float64)
     assert K.shape == (N, 3, 3) and torch.equal(K, expected.expand(N, 3, 3))
@@ -143,7 +143,7 @@ def test_malformed_files(tmp_path, text, reason):
 
 @pytest.mark.skipif("ZOO_REALDATA" not in os.environ, reason="ZOO_REALDATA is unset: no real poses")
 def test_real_poses_of_seven_scenes(tmp_path):
-    """Real rotations are off by some 4e-4: accepted and projected, camera centres as stated."""
+    """Real rotations are off by some 4e-4: accepted and projected, camera centers as stated."""
     root = Path(os.environ["ZOO_REALDATA"]) / "scenes/7scenes_redkitchen"
     rows = [line.split() for line in (root / "poses_c2w.txt").read_text().splitlines() if line[0] != "#"]
     numbers = torch.tensor([[float(x) for x in row[1:]] for row in rows], dtype=torch.float64)
@@ -153,6 +153,6 @@ def test_real_poses_of_seven_scenes(tmp_path):
     path = tmp_path / "redkitchen.cameras.json"
     write_cameras(path, torch.linalg.inv(camera_to_world), K_px, width=video.width, height=video.height)
     world_to_camera, K = read_cameras(path, video.num_frames, video.height, video.width)
-    centres = invert_se3(world_to_camera)[:, :3, 3]
-    assert (centres - camera_to_world[:, :3, 3]).norm(dim=1).max() < 5e-3  # metres
+    centers = invert_se3(world_to_camera)[:, :3, 3]
+    assert (centers - camera_to_world[:, :3, 3]).norm(dim=1).max() < 5e-3  # meters
     assert torch.allclose(K[0].diagonal(), torch.tensor([585 / 640, 585 / 480, 1], dtype=torch.float64))

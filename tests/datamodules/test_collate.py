@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 from datamodules import collate
 from datamodules.collate import IGNORED, Collate, LoadedScene
 from datamodules.scenes import Question, Scene
-from zoo.fusions import Appended
+from zoo.fusions import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 from zoo.tiny import tiny_processor
 
@@ -24,7 +24,7 @@ PROMPTS = Path(__file__).parents[1] / "golden/preprocess/prompts.json"
 def scene(name: str, *questions: Question, size: tuple[int, int] = (56, 84), frames: int = 4) -> LoadedScene:
     pixels = torch.randint(0, 255, (frames, 3, *size), dtype=torch.uint8)
     geometry = SceneGeometry(
-        world_to_camera=torch.eye(4).repeat(frames, 1, 1), K_normalised=torch.eye(3).repeat(frames, 1, 1)
+        world_to_camera=torch.eye(4).repeat(frames, 1, 1), K_normalized=torch.eye(3).repeat(frames, 1, 1)
     )
     described = Scene(name, Path(name), questions)
     return LoadedScene(described, questions, pixels, tuple(range(frames)), 1.0, geometry)
@@ -130,7 +130,7 @@ def test_geometry_and_frames_come_scene_by_scene_and_only_what_is_wanted() -> No
     assert [tuple(each.shape) for each in batch["frames"]] == [(6, 3, 56, 84), (2, 3, 56, 84)]
 
 
-@pytest.mark.parametrize(("appended", "view"), [(Appended.NOTHING, 6), (Appended.ONE, 7), (Appended.ALL, 12)])
-def test_what_a_fusion_appends_has_placeholders(appended: Appended, view: int) -> None:
+@pytest.mark.parametrize(("appended", "view"), [(ExtraTokens.NOTHING, 6), (ExtraTokens.ONE, 7), (ExtraTokens.ALL, 12)])
+def test_what_a_fusion_appends_has_placeholders(appended: ExtraTokens, view: int) -> None:
     batch = Collate(tiny_processor(), training=True, appended=appended)([scene("a", A, frames=4)])
     assert (batch["input_ids"] == tiny_processor().video_token_id).sum() == 2 * view

@@ -14,12 +14,12 @@ from datamodules.dataset import SceneDataset
 from datamodules.depth import read_depth
 from datamodules.samplers import (
     Consecutive,
+    DatasetDepth,
     Duplicate,
+    FramePairing,
     FrameSampler,
-    GivenDepth,
-    MergeAware,
-    Neighbour,
-    Pairing,
+    Neighbor,
+    OffsetNeighbor,
     PoseFarthestSampler,
     PosePlaneSampler,
     RandomSampler,
@@ -30,26 +30,26 @@ from datamodules.scenes import Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
 
-TINY = PixelBounds(784, 65536, folder_twice=False)
+TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 PAIRINGS = {
     "consecutive": Consecutive(),
-    "neighbour": Neighbour(),
+    "neighbor": Neighbor(),
     "duplicate": Duplicate(),
     "duplicate_views": Duplicate("views"),
-    "merge_aware": MergeAware(step=2),
+    "merge_aware": OffsetNeighbor(step=2),
 }
 SAMPLERS = {
     "uniform": UniformSampler,
     "random": RandomSampler,
-    "space_aware": lambda candidates=None: SpaceAwareSampler(GivenDepth(28), candidates=candidates, cache=None),
+    "space_aware": lambda candidates=None: SpaceAwareSampler(DatasetDepth(28), candidates=candidates, cache=None),
     "pose_farthest": PoseFarthestSampler,
     "pose_plane": PosePlaneSampler,
 }
 
 
-def dataset(rooms_root: Path, sampler: FrameSampler, pairing: Pairing) -> SceneDataset:
+def dataset(rooms_root: Path, sampler: FrameSampler, pairing: FramePairing) -> SceneDataset:
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")
-    return SceneDataset(scenes, sampler, 8, TINY, needs_cameras=True, needs_depth=True, pairing=pairing)
+    return SceneDataset(scenes, sampler, 8, TINY, requires_cameras=True, requires_depth=True, frame_pairing=pairing)
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
@@ -62,9 +62,9 @@ def test_cameras_depth_and_times_follow_the_frames(sampler: str, pairing: str, r
     assert torch.equal(loaded.frames, video.read(chosen))  # 56 x 56 stay as they are
     poses, K = read_cameras(loaded.scene.cameras, video.num_frames, video.height, video.width)
     assert torch.equal(loaded.geometry.world_to_camera, poses[chosen])
-    assert torch.equal(loaded.geometry.K_normalised, K[chosen])
+    assert torch.equal(loaded.geometry.K_normalized, K[chosen])
     everything = SceneDataset(
-        scenes.scenes, UniformSampler(), 48, TINY, needs_cameras=True, needs_depth=True
+        scenes.scenes, UniformSampler(), 48, TINY, requires_cameras=True, requires_depth=True
     )[0]  # fmt: skip
     assert torch.equal(loaded.geometry.depth, everything.geometry.depth[chosen])
     assert not torch.equal(loaded.geometry.depth, everything.geometry.depth[[i - 1 for i in chosen]])  # control
@@ -79,9 +79,9 @@ def test_any_sampler_chooses_among_candidates(sampler: str, rooms_root: Path) ->
     chosen = [dataset(rooms_root, each, Consecutive())[0].frame_indices for each in (every, few)]
     assert len(set(chosen[1])) == 8 and set(chosen[1]) <= pool
     assert not set(chosen[0]) <= pool  # control: among all frames it takes others
-    merged = dataset(rooms_root, few, MergeAware())[0].frame_indices  # its neighbours are candidates too
+    merged = dataset(rooms_root, few, OffsetNeighbor())[0].frame_indices  # its neighbors are candidates too
     assert set(merged) <= pool and len(merged) == 8
-    raw = dataset(rooms_root, few, MergeAware(of="video"))[0].frame_indices
+    raw = dataset(rooms_root, few, OffsetNeighbor(of="video"))[0].frame_indices
     assert not set(raw) <= pool
 
 
@@ -98,7 +98,14 @@ def test_kept_scenes_read_the_depth_of_a_frame_once(
     monkeypatch.setattr("datamodules.dataset.read_depth", counted)
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")[:1]
     kept = SceneDataset(
-        scenes, RandomSampler(), 8, TINY, needs_cameras=True, needs_depth=True, keep=keep, pairing=Duplicate()
+        scenes,
+        RandomSampler(),
+        8,
+        TINY,
+        requires_cameras=True,
+        requires_depth=True,
+        keep=keep,
+        frame_pairing=Duplicate(),
     )
     for epoch in range(3):
         loaded = kept[0, epoch]
@@ -119,7 +126,7 @@ def test_pictures_of_a_folder_have_the_times_of_their_cameras(tmp_path: Path) ->
     def steps(**times: list[float]) -> float | str:
         write_cameras(tmp_path / "clip.cameras.json", torch.eye(4).repeat(8, 1, 1), K_px, width=56, height=56, **times)
         scene = Scene("mine/clip", folder, (), tmp_path / "clip.cameras.json")
-        loaded = SceneDataset([scene], UniformSampler(), 8, TINY, needs_cameras=True)[0]
+        loaded = SceneDataset([scene], UniformSampler(), 8, TINY, requires_cameras=True)[0]
         return loaded.error or loaded.seconds_per_grid
 
     assert steps(times_s=times_s) == pytest.approx(7.3 / 3)  # the first of four pairs at 0.0, the last at 7.3

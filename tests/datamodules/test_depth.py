@@ -18,9 +18,9 @@ from zoo.geometry import project_points, unproject_depth
 from zoo.poses import invert_se3
 
 
-def write_depth(folder: Path, millimetres: np.ndarray) -> Path:
+def write_depth(folder: Path, millimeters: np.ndarray) -> Path:
     folder.mkdir()
-    for i, image in enumerate(millimetres):
+    for i, image in enumerate(millimeters):
         Image.fromarray(image.astype(np.uint16)).save(folder / f"frame_{i}.png")
     return folder
 
@@ -55,7 +55,7 @@ def test_rooms_come_with_depth_that_agrees_with_their_cameras(rooms_root: Path) 
     assert torch.equal(read_depth(scene.depth, [4, 3], num_frames=48, size_hw=(56, 56)), depth.flip(0))
 
 
-def test_images_are_millimetres_in_natural_order(tmp_path: Path) -> None:
+def test_images_are_millimeters_in_natural_order(tmp_path: Path) -> None:
     values = np.arange(11)[:, None, None] * 1000 + np.arange(12).reshape(3, 4) + 1
     values[10, 0, :2] = 0, 65535
     folder = write_depth(tmp_path / "kitchen.depth", values)

@@ -71,8 +71,8 @@ def test_a_subset_depends_on_the_seed_alone():
 
 
 def test_conditions_that_make_no_sense():
-    with pytest.raises(InputError, match="no question type colour; there are object_abs_distance"):
-        QuestionFilter(question_types=["colour"])
+    with pytest.raises(InputError, match="no question type color; there are object_abs_distance"):
+        QuestionFilter(question_types=["color"])
     with pytest.raises(InputError, match="a subset of 0 questions is none"):
         QuestionFilter(subset=0)
     with pytest.raises(InputError, match="gone.txt is absent: scene_names is a list"):

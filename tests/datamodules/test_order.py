@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.order import ResumableLoader, TrainingOrder, deal
+from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
 
 
 class Pairs(Dataset):
@@ -86,10 +86,10 @@ LOADS = [
 @pytest.mark.parametrize(("loads", "processes"), LOADS)
 def test_scenes_are_dealt_out_once_and_evenly(loads: list[int], processes: int) -> None:
     """Beside the best of all ways to deal them."""
-    shares = deal(loads, processes)
+    shares = balance_across_ranks(loads, processes)
     assert sorted(scene for share in shares for scene in share) == list(range(len(loads)))
     assert len(shares) == processes and all(share == sorted(share) for share in shares)
-    assert shares == deal(loads, processes)
+    assert shares == balance_across_ranks(loads, processes)
     most = max(sum(loads[scene] for scene in share) for share in shares)
     if len(loads) < 10:  # who takes the first is a matter of names
         best = min(greatest([0, *way][: len(loads)], loads, processes) for way in product(range(processes), repeat=8))
@@ -107,7 +107,7 @@ def test_a_benchmark_is_even_to_a_question_where_turns_are_not() -> None:
     """288 scenes of 1 to 49 questions, as VSI-Bench has about."""
     loads = torch.randint(1, 50, (288,), generator=torch.Generator().manual_seed(0)).tolist()
     for processes in (2, 3, 8):
-        shares = [[loads[scene] for scene in share] for share in deal(loads, processes)]
+        shares = [[loads[scene] for scene in share] for share in balance_across_ranks(loads, processes)]
         assert max(map(sum, shares)) - min(map(sum, shares)) <= 1
         turns = [sum(loads[process::processes]) for process in range(processes)]
         assert max(turns) - min(turns) > 50

@@ -25,7 +25,7 @@ from tests.golden.synth import synth_video
 from zoo.positions import mrope_position_ids
 
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
-TRAINING = PixelBounds(min_pixels=293216, max_pixels=324576, kernel="pillow")
+TRAINING = PixelBounds(min_pixels=293216, max_pixels=324576, resize_backend="pillow")
 
 
 def cases(group: str) -> list[str]:
@@ -53,7 +53,7 @@ class Synthetics(SceneDataset):
 
     def __init__(self, videos: Sequence[Synthetic], questions: Sequence[Question], frames: int, bounds: PixelBounds):
         scenes = [Scene(f"s/{i}", Path(f"{i}.mp4"), (question,)) for i, question in enumerate(questions)]
-        super().__init__(scenes, UniformSampler(), frames, bounds, needs_cameras=False)
+        super().__init__(scenes, UniformSampler(), frames, bounds, requires_cameras=False)
         self.videos = videos
 
     def open(self, index: int) -> OpenScene:

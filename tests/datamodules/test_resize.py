@@ -69,7 +69,7 @@ def test_pixels_of_the_official_inference(name):
     assert torch.equal(resized[..., ::9, ::7], expected)
 
 
-TRAINING = PixelBounds(min_pixels=293216, max_pixels=324576, kernel="pillow")
+TRAINING = PixelBounds(min_pixels=293216, max_pixels=324576, resize_backend="pillow")
 
 
 @pytest.mark.parametrize("name", ["video_small_up", "odd_frames_real_fps", "batch_video_and_text"])
@@ -103,7 +103,7 @@ def test_a_folder_is_resized_twice_unless_switched_off():
     frames = synth_video(1, 2, 480, 640)
     assert resize_frames(frames).shape[2:] == (476, 644)
     assert resize_frames(frames, is_folder=True).shape[2:] == (504, 616)
-    once = resize_frames(frames, PixelBounds(folder_twice=False), is_folder=True)
+    once = resize_frames(frames, PixelBounds(legacy_folder_resize=False), is_folder=True)
     assert torch.equal(once, resize_frames(frames))
 
 

@@ -10,14 +10,14 @@ from torch import nn
 
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
-from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, LearningRates, NoTime, TinyQwen25VL, TinyVGGT
+from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, ConstantIndex, LearningRates, TinyQwen25VL, TinyVGGT
 from zoo.encodings import CameraEncoding, ViewAttention
 from zoo.encodings.table import COMBINATIONS
 from zoo.generation import greedy
-from zoo.geometry import GivenGeometry
+from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
 from zoo.prefix_cache import Reply, answer_questions
-from zoo.time_index import FrameId, FrameIndex, Pose, PosePath
+from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, StepIndex
 from zoo.tiny import tiny_processor
 from zoo.vlm import SpatialVLM
 
@@ -25,7 +25,7 @@ RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)
 NEW = 6
 TEXTS = (
     "How many chair(s) are in this room?",
-    "How many table(s) are in this room? Count those that are seen twice once, and say nothing of their colour.",
+    "How many table(s) are in this room? Count those that are seen twice once, and say nothing of their color.",
     "Which?",
     "What is the size of this room (in square meters)?",
     "If I am standing by the bed and facing the lamp, is the door to my left, right, or back?",
@@ -38,17 +38,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "AddFusion": {"fusion": AddFusion, **VGGT},
     "ConcatSplitFusion": {"fusion": ConcatSplitFusion, **VGGT},
     "CameraTokenFusion, append": {"fusion": CameraTokenFusion, **VGGT},
-    "CameraTokenFusion, add": {"fusion": lambda *widths: CameraTokenFusion(*widths, place="add"), **VGGT},
-    "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "encoding": "PRoPE, Fraction", **VGGT},
+    "CameraTokenFusion, add": {"fusion": lambda *widths: CameraTokenFusion(*widths, mode="add"), **VGGT},
+    "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "camera_encoding": "PRoPE, ChannelRange", **VGGT},
     "prope.yaml": {
-        "geometry": lambda: GivenGeometry(depth=False),
+        "geometry": lambda: DatasetGeometry(depth=False),
         "fusion": ConcatSplitFusion,
-        "views": lambda width: ViewAttention(width, 16),
-        "encoding": "PRoPE, Fraction",
+        "view_mixer": lambda width: ViewAttention(width, 16),
+        "camera_encoding": "PRoPE, ChannelRange",
     },
-    "PRoPE by VGGT's cameras": {"encoding": "PRoPE, Fraction", "cameras": "vggt", **VGGT},
-    **{time.__name__: {"time": time()} for time in (FrameIndex, FrameId, Pose, PosePath)},
-    **{name: {"encoding": name} for name in COMBINATIONS},
+    "PRoPE by VGGT's cameras": {"camera_encoding": "PRoPE, ChannelRange", "camera_source": "predicted", **VGGT},
+    **{
+        time.__name__: {"time_index": time()}
+        for time in (StepIndex, FrameNumberIndex, PoseDistanceIndex, PathLengthIndex)
+    },
+    **{name: {"camera_encoding": name} for name in COMBINATIONS},
 }
 
 
@@ -56,9 +59,12 @@ def build(name: str, *, dtype: str = "float32", implementation: str = "sdpa", **
     """Random weights that make answers differ: with the usual ones, and with attention that is less sharp, they repeat
     a token whatever was asked."""
     parts = {**MODELS[name], **more}
-    encoding: CameraEncoding | None = COMBINATIONS[parts["encoding"]]() if "encoding" in parts else None
+    encoding: CameraEncoding | None = COMBINATIONS[parts["camera_encoding"]]() if "camera_encoding" in parts else None
     if encoding is not None:
-        parts |= {"encoding": encoding, "time": NoTime() if encoding.needs_constant_time else None}
+        parts |= {
+            "camera_encoding": encoding,
+            "time_index": ConstantIndex() if encoding.requires_constant_time else None,
+        }
     backbone = TinyQwen25VL(
         layers=2,
         hidden_size=64,
@@ -93,7 +99,7 @@ def scene(name: str, questions: tuple[Question, ...] = QUESTIONS, steps: int = 3
     poses[:, :3, 3] = torch.randn(2 * steps, 3, generator=generator, dtype=torch.float64)
     geometry = SceneGeometry(
         world_to_camera=poses,
-        K_normalised=torch.diag(torch.tensor([0.8, 1.1, 1.0], dtype=torch.float64)).repeat(2 * steps, 1, 1),
+        K_normalized=torch.diag(torch.tensor([0.8, 1.1, 1.0], dtype=torch.float64)).repeat(2 * steps, 1, 1),
         depth=torch.rand(2 * steps, 56, 84, generator=generator) + 1,
     )
     described = Scene(name, Path(name), questions)
@@ -101,20 +107,20 @@ def scene(name: str, questions: tuple[Question, ...] = QUESTIONS, steps: int = 3
 
 
 def batch(model: SpatialVLM, *scenes: LoadedScene, training: bool = False, at_once: int = 8) -> dict[str, Any]:
-    collate = Collate(tiny_processor(), training, at_once, model.appended, model.needs_frames)
+    collate = Collate(tiny_processor(), training, at_once, model.appended, model.requires_frames)
     return collate(list(scenes))
 
 
 @torch.no_grad()
 def replies(model: SpatialVLM, asked: dict[str, Any]) -> list[Reply]:
     """What is tested: from prefixes that are read once."""
-    return answer_questions(model.qwen, model.see(asked), asked, model.max_new_tokens)
+    return answer_questions(model.qwen, model.encode_scenes(asked), asked, model.max_new_tokens)
 
 
 @torch.no_grad()
 def one_by_one(model: SpatialVLM, asked: dict[str, Any]) -> list[list[int]]:
     """The slow reference: transformers' `generate` for each question by itself, from the whole prompt."""
-    prepare, found = model.see(asked), []
+    prepare, found = model.encode_scenes(asked), []
     for row, mask in enumerate(asked["attention_mask"].bool()):
         ids = asked["input_ids"][row : row + 1, mask]
         inputs = prepare(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])

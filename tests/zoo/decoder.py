@@ -12,8 +12,8 @@ from zoo.attention import install_camera_attention
 from zoo.cameras import Cameras
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
 from zoo.encodings.table import COMBINATIONS
-from zoo.positions import grid_step_index, mrope_position_ids, view_places
-from zoo.time_index import NoTime, TimeIndex
+from zoo.positions import grid_step_index, mrope_position_ids, view_patch_centers
+from zoo.time_index import ConstantIndex, TimeIndex
 
 PAD, START, END, VIDEO = 0, 1, 2, 3
 HEAD_DIM, MROPE_SECTION, WIDTH = 32, [4, 4, 8], 128
@@ -89,7 +89,7 @@ class Example:
         self.attention_mask = (self.input_ids != PAD).long()
         self.layout: dict[str, Any] = {**TOKENS, **({} if text else GRIDS)}
         self.index = grid_step_index(self.input_ids, self.attention_mask, **self.layout)
-        self.places = view_places(self.input_ids, self.attention_mask, **self.layout)
+        self.patch_centers = view_patch_centers(self.input_ids, self.attention_mask, **self.layout)
         self.embeddings = torch.randn(*self.input_ids.shape, WIDTH, generator=generator)
         Q, R = torch.linalg.qr(torch.randn(2, 3, 3, 3, generator=generator, dtype=torch.float64))
         Q = Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
@@ -100,9 +100,9 @@ class Example:
 
     def cameras(self) -> Cameras:
         # what a token shows goes by its place and its view, on whichever side the padding is
-        points = torch.cat((self.places, self.index[..., None] + 1.0), -1) / 3
+        points = torch.cat((self.patch_centers, self.index[..., None] + 1.0), -1) / 3
         chosen = torch.full((2,), self.poses.shape[1] - 1)  # as a model chooses by what the views show
-        return Cameras(self.poses, self.K, self.index, reference=chosen).with_tokens(self.places, points)
+        return Cameras(self.poses, self.K, self.index, reference=chosen).with_tokens(self.patch_centers, points)
 
     def encoded(self, cameras: Cameras | None = None) -> EncodedCameras:
         return self.encoding.encode(self.cameras() if cameras is None else cameras, **SHAPE)
@@ -124,7 +124,7 @@ class Example:
             stock: with the model's own time, if the encoding is another one.
         """
         own = None if stock else self.encoding.time_index
-        time: TimeIndex | None = NoTime() if self.encoding.needs_constant_time else own
+        time: TimeIndex | None = ConstantIndex() if self.encoding.requires_constant_time else own
         cameras = Cameras(self.poses, self.K, self.index) if own is not None else None
         return mrope_position_ids(self.input_ids, self.attention_mask, **self.layout, time_index=time, cameras=cameras)
 

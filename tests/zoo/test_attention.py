@@ -39,7 +39,7 @@ def test_an_encoding_of_other_tokens_is_an_error() -> None:
     model, example = tiny_model(), Example()
     install_camera_attention(model)
     inputs = example.inputs(model)
-    example.index, example.places = example.index[:, :-1], example.places[:, :-1]
+    example.index, example.patch_centers = example.index[:, :-1], example.patch_centers[:, :-1]
     with pytest.raises(ValueError, match="camera encoding is of 18 tokens, not 19"):
         model(**inputs, camera_encoding=example.encoded())
 

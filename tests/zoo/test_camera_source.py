@@ -1,4 +1,4 @@
-"""--model.cameras: those given with the data, VGGT's own, or either; and who isn't bothered."""
+"""--model.camera_source: those given with the data, VGGT's own, or either; and who isn't bothered."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from zoo import (
     AddFusion,
     Cameras,
     ConcatSplitFusion,
-    GivenGeometry,
+    DatasetGeometry,
     InputError,
-    Pose,
+    PointRoPE,
+    PoseDistanceIndex,
     PRoPE,
     Qwen25VL,
     SpatialMLLM,
     SpatialVLM,
     TinyVGGT,
-    XYZRoPE,
 )
 from zoo.geometry import SceneGeometry
 
@@ -32,7 +32,7 @@ KINDS = ["PRoPE by VGGT's cameras", "PRoPE on ConcatSplitFusion"]  # without and
 
 def model(kind: str, source: str) -> SpatialVLM:
     """The same weights whatever the source, and a camera head whose fields of view are sound."""
-    ours = build(kind, cameras=source)
+    ours = build(kind, camera_source=source)
     last = ours.geometry.vggt.camera_head.pose_branch.fc2 if ours.geometry is not None else None
     if last is not None:
         with torch.no_grad():
@@ -58,7 +58,9 @@ def other() -> LoadedScene:
 def logits(ours: SpatialVLM, *scenes: LoadedScene) -> list[Tensor]:
     """Those of every question, without padding."""
     asked = batch(ours, *scenes)
-    found = ours.qwen(**ours.see(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])).logits
+    found = ours.qwen(
+        **ours.encode_scenes(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])
+    ).logits
     return [row[mask.bool()] for row, mask in zip(found, asked["attention_mask"], strict=True)]
 
 
@@ -68,7 +70,7 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_either_is_the_datas_where_it_has_them_and_vggts_elsewhere(kind: str) -> None:
-    given, found, either = (model(kind, source) for source in ("given", "vggt", "either"))
+    given, found, either = (model(kind, source) for source in ("dataset", "predicted", "auto"))
     with_data, with_vggt = logits(given, one()), logits(found, one())
     assert equal(logits(either, one()), with_data)
     assert equal(logits(either, without_cameras(one())), with_vggt)
@@ -82,7 +84,7 @@ def test_either_is_the_datas_where_it_has_them_and_vggts_elsewhere(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cameras_that_say_nothing_count_as_none(kind: str) -> None:
-    either, unknown, depth_alone = model(kind, "either"), one(), one()
+    either, unknown, depth_alone = model(kind, "auto"), one(), one()
     unknown.geometry.has_camera = torch.zeros(6, dtype=torch.bool)
     depth_alone.geometry = SceneGeometry(depth=depth_alone.geometry.depth)
     expected = logits(either, without_cameras(one()))
@@ -93,21 +95,21 @@ def test_cameras_that_say_nothing_count_as_none(kind: str) -> None:
 
 
 def test_what_the_data_must_bring() -> None:
-    for source, needs in (("given", True), ("vggt", False), ("either", False)):
+    for source, needs in (("dataset", True), ("predicted", False), ("auto", False)):
         ours = model("PRoPE on ConcatSplitFusion", source)
-        assert ours.needs_cameras == needs and ours.needs_frames, source
+        assert ours.requires_cameras == needs and ours.requires_frames, source
     with pytest.raises(ValueError, match="without cameras where cameras are needed"):
-        logits(model("PRoPE on ConcatSplitFusion", "given"), without_cameras(one()))
-    ours = SpatialVLM(backbone=tiny(), encoding=PRoPE(), cameras="either", geometry=GivenGeometry)
-    assert ours.needs_cameras  # there is nobody to find them
-    by_depth = SpatialVLM(backbone=tiny(), encoding=XYZRoPE(), cameras="either", **VGGT)
-    assert by_depth.needs_cameras and by_depth.needs_depth  # VGGT's are in another unit than the data's depth
+        logits(model("PRoPE on ConcatSplitFusion", "dataset"), without_cameras(one()))
+    ours = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source="auto", geometry=DatasetGeometry)
+    assert ours.requires_cameras  # there is nobody to find them
+    by_depth = SpatialVLM(backbone=tiny(), camera_encoding=PointRoPE(), camera_source="auto", **VGGT)
+    assert by_depth.requires_cameras and by_depth.requires_depth  # VGGT's are in another unit than the data's depth
 
 
 class Refuses(TinyVGGT):
     """A geometry whose cameras must not be asked for."""
 
-    def want_cameras(self) -> None:
+    def enable_camera_head(self) -> None:
         raise AssertionError("a camera head in vain")
 
 
@@ -116,31 +118,33 @@ def nothing() -> TinyVGGT:
 
 
 def test_models_without_cameras_are_not_bothered() -> None:
-    plain = Qwen25VL(backbone=tiny(), cameras="either", geometry=nothing)
-    assert plain.geometry is None and not plain.needs_frames and not plain.needs_cameras
+    plain = Qwen25VL(backbone=tiny(), camera_source="auto", geometry=nothing)
+    assert plain.geometry is None and not plain.requires_frames and not plain.requires_cameras
     for kind, fusion in ((SpatialMLLM, AddFusion), (SpatialVLM, ConcatSplitFusion)):
         fused = kind(
-            backbone=tiny(), fusion=fusion, cameras="either", geometry=lambda: Refuses(embed_dim=16, num_heads=2)
+            backbone=tiny(), fusion=fusion, camera_source="auto", geometry=lambda: Refuses(embed_dim=16, num_heads=2)
         )
-        assert not fused.needs_cameras and fused.needs_frames
-    assert SpatialVLM(backbone=tiny(), encoding=PRoPE(), geometry=nothing).geometry is None  # the default: given
+        assert not fused.requires_cameras and fused.requires_frames
+    assert SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), geometry=nothing).geometry is None  # the default: given
     with pytest.raises(AssertionError, match="geometry in vain"):
-        SpatialVLM(backbone=tiny(), time=Pose(), cameras="either", geometry=nothing)  # positions go by cameras
+        SpatialVLM(
+            backbone=tiny(), time_index=PoseDistanceIndex(), camera_source="auto", geometry=nothing
+        )  # positions go by cameras
 
 
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ({}, "--model.cameras vggt has no effect without --model.encoding"),
-        ({"encoding": PRoPE()}, "needs a --model.geometry that finds them"),
-        ({"encoding": PRoPE(), "geometry": GivenGeometry}, "needs a --model.geometry that finds them"),
-        ({"encoding": XYZRoPE(), **VGGT}, "this VGGT has no depth head"),
+        ({}, "--model.camera_source predicted has no effect without --model.camera_encoding"),
+        ({"camera_encoding": PRoPE()}, "needs a --model.geometry that finds them"),
+        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.geometry that finds them"),
+        ({"camera_encoding": PointRoPE(), **VGGT}, "this VGGT has no depth head"),
     ],
 )
 def test_vggts_cameras_that_nobody_gives_or_reads_are_refused(parts: dict[str, Any], why: str) -> None:
     with pytest.raises(InputError, match=why):
-        SpatialVLM(backbone=tiny(), cameras="vggt", **parts)
-    SpatialVLM(backbone=tiny(), cameras="either", **parts)  # which asks for less
+        SpatialVLM(backbone=tiny(), camera_source="predicted", **parts)
+    SpatialVLM(backbone=tiny(), camera_source="auto", **parts)  # which asks for less
 
 
 def test_in_memory_the_choice_is_the_same() -> None:
@@ -149,14 +153,15 @@ def test_in_memory_the_choice_is_the_same() -> None:
     frames = [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in given["video_grid_thw"]]
     parts: dict[str, Any] = {"learning_rates": RATES, **VGGT}
     found, either = (
-        SpatialVLM(backbone=tiny(), encoding=PRoPE(), cameras=source, **parts) for source in ("vggt", "either")
+        SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source=source, **parts)
+        for source in ("predicted", "auto")
     )
     for ours in (found, either):
         with torch.no_grad():
             ours.geometry.vggt.camera_head.pose_branch.fc2.bias[7:] = 0.25
     with torch.no_grad():
         own: Cameras = cameras()
-        by_data = SpatialVLM(backbone=tiny(), encoding=PRoPE()).logits(**given, cameras=own)
+        by_data = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE()).logits(**given, cameras=own)
         by_vggt = found.logits(**given, frames=frames, cameras=own)
         assert torch.equal(either.logits(**given, cameras=own), by_data)  # and no frames are asked for
         assert torch.equal(either.logits(**given, frames=frames), by_vggt)

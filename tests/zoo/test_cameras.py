@@ -12,7 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor
 
-from zoo.cameras import Cameras, normalise_intrinsics
+from zoo.cameras import Cameras, normalize_intrinsics
 
 
 def rotation(axis: Tensor, angle: float) -> Tensor:
@@ -51,9 +51,9 @@ def eye_intrinsics(*shape: int) -> Tensor:
 )
 def test_never_less_than_float32(given: torch.dtype, kept: torch.dtype) -> None:
     cameras = Cameras(random_poses(2, 3).to(given), eye_intrinsics(2, 3).to(given))
-    assert cameras.world_to_camera.dtype == cameras.K_normalised.dtype == kept
+    assert cameras.world_to_camera.dtype == cameras.K_normalized.dtype == kept
     moved = cameras.to(dtype=torch.bfloat16)
-    assert moved.world_to_camera.dtype == moved.K_normalised.dtype == torch.float32
+    assert moved.world_to_camera.dtype == moved.K_normalized.dtype == torch.float32
 
 
 def test_lightning_moves_but_does_not_round() -> None:
@@ -127,7 +127,7 @@ def test_reference_views_are_among_those_that_are_seen() -> None:
     """A ragged batch: the second sample has views 1, 2 and 4 alone."""
     index = torch.tensor([[0, 1, 2, 3, 4, -1], [1, 2, 2, 4, -1, -1]])
     cameras = Cameras(random_poses(2, 5), eye_intrinsics(2, 5), index)
-    assert cameras.seen().tolist() == [[True] * 5, [False, True, True, False, True]]
+    assert cameras.used_mask().tolist() == [[True] * 5, [False, True, True, False, True]]
     assert cameras.reference_view("first").tolist() == [0, 1]
     assert cameras.reference_view("middle").tolist() == [2, 2]
     alone = Cameras(cameras.world_to_camera[1:, [1, 2, 4]], eye_intrinsics(1, 3)).reference_view("medoid")
@@ -170,18 +170,18 @@ def other_unit(poses: Tensor, factor: float) -> Tensor:
 @pytest.mark.parametrize("scale", ["mean", "max", "rms", "median_depth"])
 def test_a_scale_makes_the_unit_no_matter(scale: Any) -> None:
     poses, depth = random_poses(2, 5), torch.tensor([2.0, 3.0], dtype=torch.float64)
-    metres = Cameras(poses, eye_intrinsics(2, 5), median_depth=depth)
+    meters = Cameras(poses, eye_intrinsics(2, 5), median_depth=depth)
     feet = Cameras(other_unit(poses, 3.28), eye_intrinsics(2, 5), median_depth=3.28 * depth)
-    scaled = metres.scaled(scale)
+    scaled = meters.scaled(scale)
     torch.testing.assert_close(scaled.world_to_camera, feet.scaled(scale).world_to_camera, rtol=0, atol=1e-12)
     assert not torch.allclose(scaled.world_to_camera, poses, atol=1e-2)
-    assert torch.equal(metres.scaled("none").world_to_camera, poses)
-    assert torch.equal(metres.world_to_camera, poses)  # what was given is left alone
+    assert torch.equal(meters.scaled("none").world_to_camera, poses)
+    assert torch.equal(meters.world_to_camera, poses)  # what was given is left alone
 
 
-def test_scales_are_of_the_centres_that_are_seen() -> None:
+def test_scales_are_of_the_centers_that_are_seen() -> None:
     poses = torch.eye(4, dtype=torch.float64).repeat(1, 4, 1, 1)
-    poses[0, :, 0, 3] = torch.tensor([1.0, -1.0, 3.0, 1000.0])  # centres -1, 1, -3; their mean is -1
+    poses[0, :, 0, 3] = torch.tensor([1.0, -1.0, 3.0, 1000.0])  # centers -1, 1, -3; their mean is -1
     cameras = Cameras(poses, eye_intrinsics(1, 4), torch.tensor([[0, 1, 2, 2, -1]]))
     for scale, unit in (("mean", 4 / 3), ("max", 2.0), ("rms", (8 / 3) ** 0.5)):
         torch.testing.assert_close(cameras.scaled(scale).world_to_camera, other_unit(poses, 1 / unit))
@@ -200,12 +200,12 @@ def test_a_camera_that_stands_still_has_a_floor(scale: Any) -> None:
 # ---- intrinsics -------------------------------------------------------------------------------------------
 
 
-def test_normalised_intrinsics_do_not_know_the_size() -> None:
+def test_normalized_intrinsics_do_not_know_the_size() -> None:
     K = torch.tensor([[500.0, 3.0, 310.0], [0.0, 510.0, 250.0], [0.0, 0.0, 1.0]])
-    normalised = normalise_intrinsics(K, 640, 480)
+    normalized = normalize_intrinsics(K, 640, 480)
     expected = torch.tensor([[500 / 640, 0, 310 / 640 - 0.5], [0, 510 / 480, 250 / 480 - 0.5], [0, 0, 1.0]])
-    torch.testing.assert_close(normalised, expected)
+    torch.testing.assert_close(normalized, expected)
     half = K * torch.tensor([0.5, 0.5, 1.0])[:, None]
-    torch.testing.assert_close(normalise_intrinsics(half, 320, 240), normalised)
+    torch.testing.assert_close(normalize_intrinsics(half, 320, 240), normalized)
     with pytest.raises(ValueError, match="must be positive, got 0 x 480"):
-        normalise_intrinsics(K, 0, 480)
+        normalize_intrinsics(K, 0, 480)

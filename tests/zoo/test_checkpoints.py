@@ -97,13 +97,13 @@ def test_names_of_transformers_5_and_a_tied_head_that_is_there(case: str) -> Non
     model, official = build(meta)
     newer = {current_name(name): tensor for name, tensor in official.items()}
     assert newer.keys() != official.keys()
-    tied = "lm_head.weight" not in official
-    if tied:
+    shared_frequency = "lm_head.weight" not in official
+    if shared_frequency:
         newer["lm_head.weight"] = official["model.embed_tokens.weight"]
     again = load_spatial_mllm(meta["config"], newer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert (again.qwen.lm_head.weight is again.qwen.get_input_embeddings().weight) == tied
-    if not tied:
+    assert (again.qwen.lm_head.weight is again.qwen.get_input_embeddings().weight) == shared_frequency
+    if not shared_frequency:
         del newer["lm_head.weight"]
         with pytest.raises(InputError, match="1 missing: lm_head.weight;"):
             load_spatial_mllm(meta["config"], newer)

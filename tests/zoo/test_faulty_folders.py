@@ -102,7 +102,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda t: t.pop(NORM), f"1 missing: {NORM}"),
     "unexpected": (lambda t: t.update(other=torch.ones(2)), "1 unexpected: other"),
     "misshapen": (lambda t: t.update({NORM: torch.ones(3)}), rf"1 misshapen: {NORM} \[3\] instead of \[64\]"),
-    "quantised": (
+    "quantized": (
         lambda t: t.update({NORM: torch.ones(64, dtype=torch.int8)}),
         f"1 no floating-point numbers: {NORM} torch.int8",
     ),
@@ -166,8 +166,8 @@ def test_a_head_that_is_tied_and_there_all_the_same(release: Path, tmp_path: Pat
 def test_a_release_without_a_camera_head_names_the_remedy(release: Path) -> None:
     config, tensors = tiny_release()
     write_release(release, config, {name: t for name, t in tensors.items() if "camera_head" not in name})
-    with pytest.raises(InputError, match=r"release: no camera head \(spatial.*\.\*\): .*--model.cameras given"):
-        released_model(release).geometry.want_cameras()
+    with pytest.raises(InputError, match=r"release: no camera head \(spatial.*\.\*\): .*--model.camera_source dataset"):
+        released_model(release).geometry.enable_camera_head()
 
 
 # ---- index, config, processor -------------------------------------------------------------------------------------

@@ -18,13 +18,13 @@ from zoo import (
     ConcatSplitMLLM,
     InputError,
     Qwen25VL,
-    Seconds,
     SpatialMLLM,
     SpatialVLM,
+    TimestampIndex,
     TinyQwen25VL,
     TinyVGGT,
 )
-from zoo.fusions import Appended
+from zoo.fusions import ExtraTokens
 from zoo.layout import SequenceLayout
 
 
@@ -144,10 +144,10 @@ def test_the_geometry_is_frozen_and_in_eval_even_while_training(model: SpatialVL
 # ---- tokens of their own ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("appended", [Appended.ALL, Appended.ONE])
-def test_appended_tokens_share_positions_and_have_no_camera(appended: Appended) -> None:
+@pytest.mark.parametrize("appended", [ExtraTokens.ALL, ExtraTokens.ONE])
+def test_appended_tokens_share_positions_and_have_no_camera(appended: ExtraTokens) -> None:
     """Without them a sequence is as the plain model has it, the text after the video included."""
-    model = MODELS["concat on the token" if appended is Appended.ALL else "camera token"]()
+    model = MODELS["concat on the token" if appended is ExtraTokens.ALL else "camera token"]()
     plain = Qwen25VL(backbone=TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32))
     samples = list(SAMPLES.values())
     layouts = []
@@ -157,7 +157,7 @@ def test_appended_tokens_share_positions_and_have_no_camera(appended: Appended) 
         layout = SequenceLayout(
             each.qwen.config, given["input_ids"], given["attention_mask"], *grids, appended=each.appended
         )
-        layouts.append((given, layout.position_ids(Seconds(), given["seconds_per_grid"]), layout.camera_index()))
+        layouts.append((given, layout.position_ids(TimestampIndex(), given["seconds_per_grid"]), layout.camera_index()))
     (longer, positions, cameras), (shorter, expected, expected_cameras) = layouts
     config = model.qwen.config
     for row, sample in enumerate(samples):
@@ -173,7 +173,7 @@ def test_appended_tokens_share_positions_and_have_no_camera(appended: Appended) 
             column += 1
             for _ in range(steps):
                 own += range(column, column + view)
-                extra = range(view if appended is Appended.ALL else 1)
+                extra = range(view if appended is ExtraTokens.ALL else 1)
                 shared += [(column + view + i, column + i) for i in extra]
                 column += view + len(extra)
             own.append(column)
@@ -188,10 +188,10 @@ def test_appended_tokens_share_positions_and_have_no_camera(appended: Appended) 
         assert bool(shared) == (sample != SAMPLES["text"]) and (expected_cameras[row] >= 0).any() == bool(shared)
 
 
-@pytest.mark.parametrize("encoding", [None, "PRoPE, Fraction"])
+@pytest.mark.parametrize("encoding", [None, "PRoPE, ChannelRange"])
 def test_appended_tokens_of_scenes_with_many_questions(encoding: str | None) -> None:
     """As the DataModule brings them: answers from a shared prefix are those of each question by itself."""
-    parts: dict[str, Any] = {} if encoding is None else {"encoding": encoding}
+    parts: dict[str, Any] = {} if encoding is None else {"camera_encoding": encoding}
     fusion = asking.build("ConcatSplitFusion", fusion=on_the_token, **parts)
     asked = asking.batch(fusion, asking.scene("a"), asking.scene("b", steps=2, seed=1))
     assert [reply.ids for reply in asking.replies(fusion, asked)] == asking.one_by_one(fusion, asked)

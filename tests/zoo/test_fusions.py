@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.golden.weights import init_
 from tests.zoo.released import GOLDEN
 from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion, InputError
-from zoo.fusions import Appended, merge_spatial
+from zoo.fusions import ExtraTokens, merge_spatial
 from zoo.geometry import SceneGeometry
 
 CASES = sorted(path.stem for path in (GOLDEN / "connector").glob("*.safetensors"))
@@ -24,7 +24,7 @@ FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
     "concat on the channel": (ConcatSplitFusion, {}),
     "concat on the token": (ConcatSplitFusion, {"axis": "token"}),
     "camera token appended": (CameraTokenFusion, {}),
-    "camera token added": (CameraTokenFusion, {"place": "add"}),
+    "camera token added": (CameraTokenFusion, {"mode": "add"}),
 }
 
 
@@ -126,8 +126,8 @@ def test_tokens_that_dont_lie_on_the_grid_are_refused() -> None:
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_each_branch_alone(name: str) -> None:
-    both, flat, spatial = (build(name, branches=branches) for branches in ("both", "2d", "3d"))
-    assert (both.reads_geometry, flat.reads_geometry, spatial.reads_geometry) == (True, False, True)
+    both, flat, spatial = (build(name, active_branches=active_branches) for active_branches in ("both", "2d", "3d"))
+    assert (both.uses_geometry, flat.uses_geometry, spatial.uses_geometry) == (True, False, True)
     other = draw(18, WIDTH, seed=8)
     alone = flat(VISUAL, GRID, None)
     assert torch.equal(alone, flat(VISUAL, GRID, scene())) and not torch.equal(alone, flat(other, GRID, None))
@@ -143,7 +143,7 @@ def test_each_branch_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["add", "camera token added"])
 def test_the_2d_branch_of_a_sum_is_the_plain_model(name: str) -> None:
-    assert torch.equal(build(name, branches="2d")(VISUAL, GRID, None).flatten(0, 1), VISUAL)
+    assert torch.equal(build(name, active_branches="2d")(VISUAL, GRID, None).flatten(0, 1), VISUAL)
     kind, options = FUSIONS[name]
     fresh = kind(WIDTH, CHANNELS, **options)
     assert torch.equal(fresh(VISUAL, GRID, scene()).flatten(0, 1), VISUAL)  # and so is an untrained one
@@ -155,17 +155,17 @@ def test_the_2d_branch_of_a_sum_is_the_plain_model(name: str) -> None:
 def test_halves_of_the_channels_and_places_in_the_sequence() -> None:
     channel = build("concat on the channel")(VISUAL, GRID, scene())
     assert channel.shape == (3, 6, WIDTH)
-    flat, deep = (build("concat on the channel", branches=each)(VISUAL, GRID, scene()) for each in ("2d", "3d"))
+    flat, deep = (build("concat on the channel", active_branches=each)(VISUAL, GRID, scene()) for each in ("2d", "3d"))
     half = WIDTH // 2
     assert not flat[..., half:].any() and not deep[..., :half].any()
     assert torch.equal(channel, torch.cat((flat[..., :half], deep[..., half:]), -1))
     token = build("concat on the token")(VISUAL, GRID, scene())
-    assert token.shape == (3, 12, WIDTH) and build("concat on the token").appended is Appended.ALL
+    assert token.shape == (3, 12, WIDTH) and build("concat on the token").appended is ExtraTokens.ALL
     assert torch.equal(token[:, :6].flatten(0, 1), VISUAL)  # the 2D tokens are as they were
     appended = build("camera token appended")(VISUAL, GRID, scene())
-    assert appended.shape == (3, 7, WIDTH) and build("camera token appended").appended is Appended.ONE
+    assert appended.shape == (3, 7, WIDTH) and build("camera token appended").appended is ExtraTokens.ONE
     assert torch.equal(appended[:, :6].flatten(0, 1), VISUAL)
-    assert build("camera token added").appended is build("add").appended is Appended.NOTHING
+    assert build("camera token added").appended is build("add").appended is ExtraTokens.NOTHING
     with pytest.raises(ValueError, match="width 15 has no two halves"):
         ConcatSplitFusion(15, CHANNELS)
 
@@ -192,7 +192,7 @@ def test_the_camera_token_alone_is_kept(place: str) -> None:
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_what_becomes_of_the_two_frames_of_a_pair(name: str) -> None:
-    concat, mean, first = (build(name, pair=pair) for pair in ("concat", "mean", "first"))
+    concat, mean, first = (build(name, temporal_merge=pair) for pair in ("concat", "mean", "first"))
     assert concat.state_dict().keys() == mean.state_dict().keys() == first.state_dict().keys()
     geometry = scene()
 

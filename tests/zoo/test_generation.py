@@ -47,9 +47,9 @@ def log_probabilities(model: CameraQwen25VL, example: Example, sequences: Tensor
     positions, deltas = example.positions(stock)
     after = deltas + length + torch.arange(new)
     cameras = example.cameras()
-    assert cameras.index is not None and cameras.places is not None and cameras.points is not None
+    assert cameras.index is not None and cameras.patch_centers is not None and cameras.points is not None
     longer = cameras.with_index(F.pad(cameras.index, (0, new), value=-1))
-    longer = longer.with_tokens(F.pad(cameras.places, (0, 0, 0, new)), F.pad(cameras.points, (0, 0, 0, new)))
+    longer = longer.with_tokens(F.pad(cameras.patch_centers, (0, 0, 0, new)), F.pad(cameras.points, (0, 0, 0, new)))
     output = model(
         inputs_embeds=embeddings,
         attention_mask=F.pad(example.attention_mask, (0, new), value=1),
@@ -103,7 +103,7 @@ def test_beams_are_scored_with_their_own_cameras(name: str) -> None:
 
 def test_encodings_that_are_not_repeated_would_be_of_another_batch() -> None:
     """What transformers does with objects it doesn't know: nothing."""
-    model, example = setting("PRoPE, Fraction")
+    model, example = setting("PRoPE, ChannelRange")
     encoded = example.encoded()
     _, kwargs = model._expand_inputs_for_generation(3, input_ids=example.input_ids, camera_encoding=encoded)
     assert kwargs["camera_encoding"].num_tokens == encoded.num_tokens
@@ -113,6 +113,6 @@ def test_encodings_that_are_not_repeated_would_be_of_another_batch() -> None:
 
 
 def test_without_a_cache_it_is_an_error() -> None:
-    model, example = setting("PRoPE, Fraction")
+    model, example = setting("PRoPE, ChannelRange")
     with pytest.raises(ValueError, match="use_cache=True"):
         model.generate(**prompt(example), use_cache=False, max_new_tokens=2)

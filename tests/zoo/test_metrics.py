@@ -105,11 +105,11 @@ def test_unparsable_answers_score_zero(profile):
 
 
 def test_unknown_names_are_errors_that_name_them():
-    for call in (lambda: score_answer("1", "1", "room_colour"), lambda: is_parsable("1", "room_colour")):
-        with pytest.raises(ValueError, match="room_colour"):
+    for call in (lambda: score_answer("1", "1", "room_color"), lambda: is_parsable("1", "room_color")):
+        with pytest.raises(ValueError, match="room_color"):
             call()
-    with pytest.raises(ValueError, match="room_colour"):
-        VSIBenchScore().update(["1"], ["1"], ["room_colour"])
+    with pytest.raises(ValueError, match="room_color"):
+        VSIBenchScore().update(["1"], ["1"], ["room_color"])
     with pytest.raises(ValueError, match="length"):
         VSIBenchScore().update(["1", "2"], ["1"], ["object_counting"])
     with pytest.raises(ValueError, match="length"):

@@ -17,7 +17,15 @@ from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from zoo import vlm
-from zoo.shared_prefix import IGNORED, PackedScenes, block_mask, pack, sees, takes_any_mask, visual_tokens
+from zoo.shared_prefix import (
+    IGNORED,
+    PackedScenes,
+    block_mask,
+    pack_questions,
+    prefix_causal_mask,
+    supports_custom_mask,
+    visual_tokens,
+)
 from zoo.vlm import SpatialVLM
 
 Learned = tuple[float, dict[str, Tensor]]  # the loss, and the gradient of every parameter that has one
@@ -37,14 +45,14 @@ def learned(model: SpatialVLM, loss: Tensor) -> Learned:
 
 def packed(model: SpatialVLM, *scenes: LoadedScene) -> Learned:
     asked = batch(model, *scenes)
-    rows = pack(asked, visual_tokens(model.qwen))
+    rows = pack_questions(asked, visual_tokens(model.qwen))
     assert rows is not None and len(rows.input_ids) == len(scenes) < len(asked["input_ids"])
     return learned(model, model.loss(asked))
 
 
 def a_row_each(model: SpatialVLM, *scenes: LoadedScene) -> Learned:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vlm, "pack", lambda *_: None)
+        patch.setattr(vlm, "pack_questions", lambda *_: None)
         return learned(model, model.loss(batch(model, *scenes)))
 
 
@@ -87,7 +95,7 @@ def test_flex_attention_by_blocks(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """Not compiled, and on the CPU, where torch refuses its gradients though the uncompiled ones are there."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     model, reference = build(name, implementation="flex_attention").train(), build(name).train()
-    assert takes_any_mask(model.qwen) and model.qwen.config.vision_config._attn_implementation == "sdpa"
+    assert supports_custom_mask(model.qwen) and model.qwen.config.vision_config._attn_implementation == "sdpa"
     with torch.compiler.set_stance("force_eager"):
         assert difference(packed(model, *SCENES), alone(reference, *SCENES)) < 1e-5
         assert difference(a_row_each(model, *SCENES), alone(reference, *SCENES)) < 1e-5
@@ -109,12 +117,12 @@ def test_blocks_say_who_sees_whom(queries: slice) -> None:
     groups = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 2, 3, 3, 3]])
     mask = block_mask(groups[:, queries], groups)
     seen = create_mask(mask.mask_mod, 2, 1, groups[:, queries].shape[1], 8, device="cpu")[:, 0]
-    assert torch.equal(seen, sees(groups[:, queries], groups)) and not seen.all()
+    assert torch.equal(seen, prefix_causal_mask(groups[:, queries], groups)) and not seen.all()
 
 
 def test_gradient_checkpointing_keeps_the_mask() -> None:
-    expected = a_row_each(build("PRoPE, Fraction").train(), *SCENES)
-    model = build("PRoPE, Fraction", gradient_checkpointing=True).train()
+    expected = a_row_each(build("PRoPE, ChannelRange").train(), *SCENES)
+    model = build("PRoPE, ChannelRange", gradient_checkpointing=True).train()
     assert difference(packed(model, *SCENES), expected) < 1e-5
 
 
@@ -127,19 +135,24 @@ def test_without_the_mask_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def causal(self: PackedScenes, qwen: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         everyone = torch.zeros_like(self.group)
-        return {**separated(self, qwen, inputs), "attention_mask": sees(everyone, everyone)[:, None]}
+        return {
+            **with_question_masks(self, qwen, inputs),
+            "attention_mask": prefix_causal_mask(everyone, everyone)[:, None],
+        }
 
-    separated = PackedScenes.separated
-    monkeypatch.setattr(PackedScenes, "separated", causal)
+    with_question_masks = PackedScenes.with_question_masks
+    monkeypatch.setattr(PackedScenes, "with_question_masks", causal)
     assert difference(packed(model, *SCENES), expected) > 1e-2
 
 
 def test_with_positions_that_run_on_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("plain").train()
     expected = a_row_each(model, *SCENES)
-    separated = PackedScenes.separated
+    with_question_masks = PackedScenes.with_question_masks
     monkeypatch.setattr(
-        PackedScenes, "separated", lambda self, qwen, inputs: separated(self._replace(ahead=0), qwen, inputs)
+        PackedScenes,
+        "with_question_masks",
+        lambda self, qwen, inputs: with_question_masks(self._replace(position_offset=0), qwen, inputs),
     )
     assert difference(packed(model, *SCENES), expected) > 1e-2
 
@@ -172,8 +185,8 @@ def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
     model = build("plain")
     visual = visual_tokens(model.qwen)
     twice = (QUESTIONS[0], replace(QUESTIONS[0], id="again", ground_truth="7"))
-    assert pack(batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[1:2])), visual) is None
-    rows = pack(batch(model, scene("a", twice)), visual)
+    assert pack_questions(batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[1:2])), visual) is None
+    rows = pack_questions(batch(model, scene("a", twice)), visual)
     assert (
         rows is not None
         and (rows.labels != IGNORED).sum() == (batch(model, scene("a", twice))["labels"] != IGNORED).sum()

@@ -12,7 +12,7 @@ from tests.zoo.test_cameras import random_poses, rotation
 from zoo.pose_distances import PoseMeasure, path_length, pose_distances, se3_log, so3_log
 from zoo.poses import pose_distance
 
-MEASURES: list[PoseMeasure] = ["rotation", "centre", "euclidean", "sum", "log"]
+MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 ANGLES = [0.0, 1e-12, 1e-8, 1e-4, 0.0199, 0.0201, 0.5, math.pi / 2, 3.0, math.pi - 1e-4, math.pi - 1e-8]
 AXIS = torch.tensor([0.3, -2.0, 1.0], dtype=torch.float64)
 
@@ -54,7 +54,7 @@ def test_measures_equal_their_definition(measure: PoseMeasure) -> None:
         twist[:, 3:] *= 0.3
         expected = torch.stack([_twist_matrix(each).norm() for each in twist])
     else:
-        expected = {"rotation": w, "centre": 0.3 * t, "euclidean": (w**2 + 0.09 * t**2) ** 0.5, "sum": w + 0.3 * t}[
+        expected = {"rotation": w, "center": 0.3 * t, "euclidean": (w**2 + 0.09 * t**2) ** 0.5, "sum": w + 0.3 * t}[
             measure
         ]
     torch.testing.assert_close(pose_distances(a, b, measure, 0.3), expected, rtol=0, atol=1e-12)
@@ -74,7 +74,7 @@ def test_a_distance_that_does_not_know_the_world(measure: PoseMeasure) -> None:
     moved = poses @ world
     torch.testing.assert_close(pose_distances(moved[:, None], moved[None], measure), distance, rtol=0, atol=1e-10)
     assert distance[0, 1] > 0.1
-    if measure == "centre":  # the control: a change on the other side, as of camera-to-world poses
+    if measure == "center":  # the control: a change on the other side, as of camera-to-world poses
         wrong = world @ poses
         assert (pose_distances(wrong[:, None], wrong[None], measure) - distance).abs().max() > 0.1
 

@@ -46,12 +46,12 @@ def test_pose_distance_angle(angle: float) -> None:
         assert abs(float(((relative.trace() - 1) / 2).clamp(-1, 1).acos()) - angle) > 1e-5
 
 
-def test_pose_distance_of_centres_broadcasts_and_ignores_the_world() -> None:
+def test_pose_distance_of_centers_broadcasts_and_ignores_the_world() -> None:
     poses, world = random_poses(5), random_poses(1, seed=2)[0]
     angle, distance = pose_distance(poses[:, None], poses[None])
     assert angle.shape == distance.shape == (5, 5)
-    centres = torch.linalg.inv(poses)[:, :3, 3]
-    torch.testing.assert_close(distance, torch.cdist(centres, centres), rtol=0, atol=1e-7)
+    centers = torch.linalg.inv(poses)[:, :3, 3]
+    torch.testing.assert_close(distance, torch.cdist(centers, centers), rtol=0, atol=1e-7)
     moved = pose_distance(poses[:, None] @ world, poses[None] @ world)
     torch.testing.assert_close(angle, moved[0], rtol=0, atol=1e-7)
     torch.testing.assert_close(distance, moved[1], rtol=0, atol=1e-12)

@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from zoo.positions import grid_step_index, mrope_position_ids
-from zoo.time_index import FrameIndex, NoTime, Seconds
+from zoo.time_index import ConstantIndex, StepIndex, TimestampIndex
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rope_index"
 PAD, START, END, IMAGE, VIDEO = 0, 1, 2, 3, 4
@@ -46,7 +46,7 @@ def test_equals_the_official_positions(case: str, key: str) -> None:
         image_token_id=meta["token_ids"]["image"],
         video_token_id=meta["token_ids"]["video"],
         vision_start_token_id=meta["token_ids"]["vision_start"],
-        time_index=FrameIndex() if key == "pos_train2" else None,  # the trainer's rule for Qwen2-VL
+        time_index=StepIndex() if key == "pos_train2" else None,  # the trainer's rule for Qwen2-VL
     )
     assert torch.equal(ids, tensors[key])
     official = tensors.get(key.replace("pos_", "delta_"))
@@ -55,8 +55,8 @@ def test_equals_the_official_positions(case: str, key: str) -> None:
 
 # ---- an obvious slow version ------------------------------------------------------------------------------
 
-Run = tuple[int, int, int, int]  # the token (IMAGE or VIDEO) and (t, h, w) before merging
-Sample = list[int | Run]  # a number of text tokens, or a run
+MediaSpan = tuple[int, int, int, int]  # the token (IMAGE or VIDEO) and (t, h, w) before merging
+Sample = list[int | MediaSpan]  # a number of text tokens, or a run
 
 
 def write_batch(samples: list[Sample], side: str) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
@@ -126,11 +126,11 @@ def slow_positions(
     return positions, torch.tensor(deltas), index
 
 
-TIMES = {"seconds": Seconds(), "index": FrameIndex(), "none": NoTime()}
+TIMES = {"seconds": TimestampIndex(), "index": StepIndex(), "none": ConstantIndex()}
 
 
 def random_samples(rng: random.Random, tokens: tuple[int, ...] = (IMAGE, VIDEO)) -> list[Sample]:
-    def run() -> Run:
+    def run() -> MediaSpan:
         token = rng.choice(tokens)
         return token, 1 if token == IMAGE else rng.randint(1, 5), 2 * rng.randint(1, 3), 2 * rng.randint(1, 3)
 
@@ -185,9 +185,9 @@ def test_a_row_of_padding_only() -> None:
 
 def test_nominal_seconds_where_none_are_given() -> None:
     ids, mask, grids = write_batch([[1, (VIDEO, 4, 2, 2), 1]], "left")
-    half = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=Seconds(0.5))[0]
-    assert torch.equal(half, mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=FrameIndex())[0])
-    given = mrope_position_ids(ids, mask, **grids, **TOKENS, seconds_per_grid=[1.0], time_index=Seconds(0.5))
+    half = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=TimestampIndex(0.5))[0]
+    assert torch.equal(half, mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=StepIndex())[0])
+    given = mrope_position_ids(ids, mask, **grids, **TOKENS, seconds_per_grid=[1.0], time_index=TimestampIndex(0.5))
     assert torch.equal(given[0], mrope_position_ids(ids, mask, **grids, **TOKENS)[0])
     assert not torch.equal(given[0], half)
 

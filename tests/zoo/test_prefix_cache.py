@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
 from zoo import prefix_cache
 from zoo.prefix_cache import CachedPrefix, Reply
-from zoo.shared_prefix import sees
+from zoo.shared_prefix import prefix_causal_mask
 from zoo.tiny import tiny_processor
 from zoo.vlm import SpatialVLM
 
@@ -68,7 +68,7 @@ def test_however_many_at_once(at_once: int) -> None:
 
 
 def test_one_question() -> None:
-    model = build("PRoPE, Append")
+    model = build("PRoPE, ExtraChannels")
     asked = batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[2:3], seed=1))
     assert ids(model, asked) == one_by_one(model, asked)
 
@@ -85,7 +85,7 @@ def test_answers_that_end_at_different_times(name: str) -> None:
     assert ids(model, asked) == expected
 
 
-@pytest.mark.parametrize("name", ["plain", "PRoPE, TSection", "PoseALiBi"])
+@pytest.mark.parametrize("name", ["plain", "PRoPE, TemporalSection", "PoseALiBi"])
 def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name)
     asked = batch(model, scene("a"))
@@ -93,14 +93,14 @@ def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.M
     assert ids(model, asked) == one_by_one(model, asked)
 
 
-@pytest.mark.parametrize("name", ["plain", "PRoPE, Fraction", "PRoPE, Append"])
+@pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange", "PRoPE, ExtraChannels"])
 def test_eager_attention_adds_its_mask(name: str) -> None:
     model, other = build(name, implementation="eager"), build(name)
     asked = batch(model, scene("a"))
     assert ids(model, asked) == one_by_one(model, asked) == ids(other, asked)
 
 
-@pytest.mark.parametrize("name", ["plain", "PRoPE, Fraction", "PRoPE, Append"])
+@pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange", "PRoPE, ExtraChannels"])
 def test_flex_attention_takes_blocks(name: str) -> None:
     model, other = build(name, implementation="flex_attention"), build(name)
     asked = batch(model, scene("a"))
@@ -108,7 +108,7 @@ def test_flex_attention_takes_blocks(name: str) -> None:
         assert ids(model, asked) == ids(other, asked)
 
 
-@pytest.mark.parametrize("name", ["plain", "PRoPE, Append"])
+@pytest.mark.parametrize("name", ["plain", "PRoPE, ExtraChannels"])
 def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str) -> None:
     """As flash attention: causal, and nothing else."""
     masks = []
@@ -132,7 +132,7 @@ def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str) -> 
 
 def test_what_is_asked_before_it_is_shown_shares_nothing() -> None:
     """Prompts that part ways before the video: each is read whole."""
-    model = build("PRoPE, Fraction")
+    model = build("PRoPE, ChannelRange")
     asked = batch(model, scene("a"))
     tokenizer = tiny_processor().tokenizer
     words = tokenizer("Which one?")["input_ids"]
@@ -161,7 +161,7 @@ def test_questions_that_see_each_other_answer_otherwise(monkeypatch: pytest.Monk
     expected = one_by_one(model, asked)
 
     def all_of_it(qwen: Any, queries: Tensor, keys: Tensor) -> Tensor:
-        return sees(torch.zeros_like(queries), torch.zeros_like(keys))[:, None]
+        return prefix_causal_mask(torch.zeros_like(queries), torch.zeros_like(keys))[:, None]
 
     monkeypatch.setattr(prefix_cache, "attention_mask", all_of_it)
     assert ids(model, asked) != expected
@@ -181,7 +181,7 @@ def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.Monk
 
 
 def test_the_cameras_are_in_the_cache() -> None:
-    model = build("PRoPE, Fraction")
+    model = build("PRoPE, ChannelRange")
     asked, other = batch(model, scene("a")), scene("a")
     assert other.geometry is not None and other.geometry.world_to_camera is not None
     other.geometry.world_to_camera = other.geometry.world_to_camera.flip(0)
@@ -192,7 +192,7 @@ def test_the_cameras_are_in_the_cache() -> None:
 
 
 def test_there_is_one_prefix_in_the_cache_and_it_is_left_as_it_was() -> None:
-    model = build("PRoPE, Append")
+    model = build("PRoPE, ExtraChannels")
     asked = batch(model, scene("a"))
     made: list[CachedPrefix] = []
     original = CachedPrefix.answer
@@ -252,7 +252,7 @@ def test_out_of_memory_for_one_question_is_an_error() -> None:
     assert replies(model, asked) == [Reply([], said)] * 5
 
 
-@pytest.mark.parametrize("name", ["plain", "PRoPE, TSection", "PRoPE, Append", "PoseALiBi"])
+@pytest.mark.parametrize("name", ["plain", "PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi"])
 def test_bfloat16_logits_are_as_near_to_float32s_as_each_questions_own(name: str) -> None:
     """Over 48 questions, the rms error of the first token's logits is at most 1.1 times that of the slow path."""
 

@@ -32,7 +32,7 @@ def test_nan_logits_are_an_error_of_that_question_alone() -> None:
     asked = batch(model, scene("a"))
     expected = one_by_one(model, asked)
     spoil(model, 2)
-    records = model.answers(asked)
+    records = model.predict_batch(asked)
     assert [record["error"] for record in records] == [
         None, None, "the logits of token 1 of the answer are not finite", None, None
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def test_nan_in_the_video_fails_every_question() -> None:
     model = build("plain")
     asked = batch(model, scene("a"), scene("b", seed=1))
     asked["pixel_values_videos"][:4] = torch.nan
-    errors = [record["error"] for record in model.answers(asked)]
+    errors = [record["error"] for record in model.predict_batch(asked)]
     assert all(error and "not finite" in error for error in errors[:5]) and errors[5:] == [None] * 5
 
 
@@ -88,14 +88,14 @@ def test_a_prompt_longer_than_the_context() -> None:
     context = lengths[1] + NEW - 1
     model.qwen.config.text_config.max_position_embeddings = context
     short = batch(model, scene("a", QUESTIONS[:2]))
-    expected = model.answers(short)
-    first, failed, last = model.answers(asked)
+    expected = model.predict_batch(short)
+    first, failed, last = model.predict_batch(asked)
     assert failed["error"] == (
         f"the prompt has {lengths[1]} tokens and its answer up to {NEW}, more than the {context} of the model's context"
     )
     assert failed["prediction"] == "" and [first, last] == expected
     model.qwen.config.text_config.max_position_embeddings = context + 1
-    assert all(record["error"] is None for record in model.answers(asked))
+    assert all(record["error"] is None for record in model.predict_batch(asked))
 
 
 def test_training_on_a_sequence_longer_than_the_context_is_an_error() -> None:
@@ -128,7 +128,7 @@ SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.
 def test_a_scene_on_which_the_model_fails_once_is_answered() -> None:
     model = build("plain")
     asked = batch(model, scene("a"))
-    expected = model.answers(asked)
+    expected = model.predict_batch(asked)
     called = fails(model, 1, SHORT)
     assert model.test_step(asked, 0) == expected and len(called) == 2
 

@@ -26,7 +26,7 @@ from tests.zoo.released import (
 from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import AddFusion, InputError, LoRA, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL, TinyVGGT
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
-from zoo.folders import read_config
+from zoo.hub import read_config
 from zoo.weights import open_weights
 
 pytestmark = pytest.mark.usefixtures("tiny_dino")
@@ -46,7 +46,7 @@ def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
     geometry = released_model(release).geometry
     assert geometry.vggt.camera_head is None
-    geometry.want_cameras()
+    geometry.enable_camera_head()
     with_cameras = geometry.vggt.camera_head
     name = "spatial_encoder.vggt_model.camera_head.pose_branch.fc1.weight"
     assert torch.equal(with_cameras.pose_branch.fc1.weight, official[name].float())
@@ -65,11 +65,11 @@ def test_switches_of_the_fusion_need_no_retraining(release: Path) -> None:
         assert model.pretrained
         return logits(model, given)[0]
 
-    official_way, flat, deep = of(), of(branches="2d"), of(branches="3d")
+    official_way, flat, deep = of(), of(active_branches="2d"), of(active_branches="3d")
     baseline = Qwen25VL(backbone=PretrainedSpatialMLLM(str(release), dtype="float32"))
     without = {name: value for name, value in given.items() if name != "frames"}
     assert torch.equal(flat, logits(baseline, without)[0])  # the 2D branch is the Qwen2.5-VL in it
-    for other in (flat, deep, of(pair="mean"), of(pair="first")):
+    for other in (flat, deep, of(temporal_merge="mean"), of(temporal_merge="first")):
         assert not torch.allclose(other, official_way, atol=1e-3)
     expected = logits(load_spatial_mllm(config, {name: t.float() for name, t in official.items()}), given)[0]
     assert torch.equal(official_way, expected)
@@ -100,7 +100,7 @@ def test_a_hub_id_is_downloaded_without_pickle_and_code(release: Path, monkeypat
         asked[repository] = allow_patterns
         return str(release)
 
-    monkeypatch.setattr("zoo.folders.snapshot_download", download)
+    monkeypatch.setattr("zoo.hub.snapshot_download", download)
     PretrainedSpatialMLLM().load()
     assert asked == {"Diankun/Spatial-MLLM-v1.1-Instruct-135K": ["*.json", "*.safetensors", "*.txt", "*.jinja"]}
 
@@ -216,7 +216,7 @@ import re, sys
 from pathlib import Path
 from tests.zoo.released import read_release, released_model
 from zoo.checkpoints import load_spatial_mllm
-from zoo.folders import read_config
+from zoo.hub import read_config
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 folder = Path(sys.argv[1])

@@ -14,8 +14,8 @@ from tests.zoo.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
 from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.poses import pose_distance
-from zoo.positions import grid_step_index, mrope_position_ids, view_places
-from zoo.time_index import FrameId, Pose, PosePath, TimeIndex
+from zoo.positions import grid_step_index, mrope_position_ids, view_patch_centers
+from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
 
 STEPS = 6
 ONE_VIDEO: list[Sample] = [[2, (VIDEO, STEPS, 2, 2), 3]]  # a token a step
@@ -34,7 +34,7 @@ def cameras(poses: Tensor, index: Tensor | None = None) -> Cameras:
 
 
 def track(*x: float) -> Tensor:
-    """Cameras that look the same way, with centres (x, 0, 0)."""
+    """Cameras that look the same way, with centers (x, 0, 0)."""
     poses = torch.eye(4, dtype=torch.float64).repeat(1, len(x), 1, 1)
     poses[0, :, 0, 3] = -torch.tensor(x, dtype=torch.float64)
     return poses
@@ -44,15 +44,15 @@ def track(*x: float) -> Tensor:
 
 
 def test_frame_ids_follow_the_frames() -> None:
-    even = times(FrameId(span=10), frame_indices=[range(0, 2 * STEPS)])
+    even = times(FrameNumberIndex(span=10), frame_indices=[range(0, 2 * STEPS)])
     assert even.tolist() == [0, 2, 4, 6, 8, 10]
-    bunched = times(FrameId(span=100), frame_indices=[[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 100, 100]])
+    bunched = times(FrameNumberIndex(span=100), frame_indices=[[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 100, 100]])
     assert bunched.tolist() == [0, 1, 2, 3, 4, 100]
-    backwards = times(FrameId(span=10), frame_indices=[range(2 * STEPS, 0, -1)])
+    backwards = times(FrameNumberIndex(span=10), frame_indices=[range(2 * STEPS, 0, -1)])
     assert backwards.tolist() == even.tolist()[::-1]
-    single = times(FrameId(span=10), frame_indices=[range(STEPS)])  # a step a frame: nothing was merged
+    single = times(FrameNumberIndex(span=10), frame_indices=[range(STEPS)])  # a step a frame: nothing was merged
     assert single.tolist() == even.tolist()
-    odd = times(FrameId(span=10), frame_indices=[range(0, 2 * STEPS - 1)])  # the last frame was doubled
+    odd = times(FrameNumberIndex(span=10), frame_indices=[range(0, 2 * STEPS - 1)])  # the last frame was doubled
     assert odd[:-1].tolist() == [0, 2, 4, 6, 8] and odd[-1] == 10
 
 
@@ -60,7 +60,7 @@ def test_each_video_has_a_range_of_its_own() -> None:
     samples: list[Sample] = [[1, (VIDEO, 2, 2, 2), 1, (VIDEO, 3, 2, 2), 1], [2, (VIDEO, 2, 2, 2)]]
     ids, mask, grids = write_batch(samples, "right")
     frames = [[5, 5, 9, 9], [0, 0, 10, 10, 40, 40], [7, 7, 8, 8]]
-    t = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=FrameId(8), frame_indices=frames)[0][0]
+    t = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=FrameNumberIndex(8), frame_indices=frames)[0][0]
     start = 2
     assert t[0, ids[0] == VIDEO].tolist() == [start, start + 8, start + 8 + 4, start + 8 + 4 + 2, start + 8 + 4 + 8]
     assert t[1, ids[1] == VIDEO].tolist() == [3, 11]
@@ -68,13 +68,13 @@ def test_each_video_has_a_range_of_its_own() -> None:
 
 def test_frame_errors_name_the_trouble() -> None:
     with pytest.raises(ValueError, match="give frame_indices"):
-        times(FrameId())
+        times(FrameNumberIndex())
     with pytest.raises(ValueError, match="one list a video"):
-        times(FrameId(), frame_indices=[range(12), range(12)])
+        times(FrameNumberIndex(), frame_indices=[range(12), range(12)])
     with pytest.raises(ValueError, match="video 0 has 6 grid steps, but frame_indices has 5 frames"):
-        times(FrameId(), frame_indices=[range(5)])
+        times(FrameNumberIndex(), frame_indices=[range(5)])
     with pytest.raises(InputError, match="span of 0"):
-        FrameId(0)
+        FrameNumberIndex(0)
 
 
 # ---- poses ------------------------------------------------------------------------------------------------
@@ -82,25 +82,28 @@ def test_frame_errors_name_the_trouble() -> None:
 
 def test_path_and_distance_on_a_track() -> None:
     there_and_back = cameras(track(0, 1, 2, 3, 2, 0))
-    assert times(PosePath(span=6), cameras=there_and_back).tolist() == [0, 1, 2, 3, 4, 6]
-    assert times(Pose(span=6), cameras=there_and_back).tolist() == [0, 2, 4, 6, 4, 0]
-    two_sides = times(Pose(span=6, reference="middle"), cameras=cameras(track(0, 1, 2, 3, 4, 6)))
+    assert times(PathLengthIndex(span=6), cameras=there_and_back).tolist() == [0, 1, 2, 3, 4, 6]
+    assert times(PoseDistanceIndex(span=6), cameras=there_and_back).tolist() == [0, 2, 4, 6, 4, 0]
+    two_sides = times(PoseDistanceIndex(span=6, reference="middle"), cameras=cameras(track(0, 1, 2, 3, 4, 6)))
     assert two_sides.tolist() == [6, 4, 2, 0, 2, 6]  # no injection: both ends look alike
-    medoid = times(Pose(span=3, reference="medoid"), cameras=cameras(track(0, 0, 1, 0, 0, 3)))
+    medoid = times(PoseDistanceIndex(span=3, reference="medoid"), cameras=cameras(track(0, 0, 1, 0, 0, 3)))
     assert medoid.tolist() == [0, 0, 1, 0, 0, 3]
 
 
 def test_measures_reach_the_index() -> None:
     poses = random_poses(1, STEPS)
     angle, distance = pose_distance(poses[0, :1], poses[0])
-    for measure, values in (("rotation", angle), ("centre", distance), ("sum", angle + 0.2 * distance)):
+    for measure, values in (("rotation", angle), ("center", distance), ("sum", angle + 0.2 * distance)):
         expected = (values / values.max() * 1000).round().long()
         weight = 0.2 if measure == "sum" else 1.0
-        found = times(Pose(measure, weight, span=1000), cameras=cameras(poses))  # type: ignore[arg-type]
+        found = times(PoseDistanceIndex(measure, weight, span=1000), cameras=cameras(poses))  # type: ignore[arg-type]
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("time", [Pose(), Pose("log", reference="medoid"), PosePath(), PosePath("rotation")])
+@pytest.mark.parametrize(
+    "time",
+    [PoseDistanceIndex(), PoseDistanceIndex("log", reference="medoid"), PathLengthIndex(), PathLengthIndex("rotation")],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_index_knows_the_world(time: TimeIndex, dtype: torch.dtype) -> None:
     poses, world = random_poses(1, STEPS), random_poses(1, 1, seed=4, scale=3.0)
@@ -114,10 +117,10 @@ def test_even_steps_are_no_matter_of_rounding() -> None:
     poses = track(0, 1, 2, 3, 4, 8)
     for seed in range(5):
         moved = poses @ random_poses(1, 1, seed=seed)
-        assert times(PosePath(span=4), cameras=cameras(moved.float())).tolist() == [0, 1, 1, 2, 2, 4]
+        assert times(PathLengthIndex(span=4), cameras=cameras(moved.float())).tolist() == [0, 1, 1, 2, 2, 4]
 
 
-@pytest.mark.parametrize("time", [Pose(), PosePath()])
+@pytest.mark.parametrize("time", [PoseDistanceIndex(), PathLengthIndex()])
 def test_static_single_and_missing_cameras(time: TimeIndex) -> None:
     static = random_poses(1, 1).expand(1, STEPS, 4, 4).clone()
     assert times(time, cameras=cameras(static)).tolist() == [0] * STEPS
@@ -150,14 +153,18 @@ def test_cameras_go_to_their_sample_and_step() -> None:
         ids, mask, grids = write_batch(samples, side)
         layout = {**grids, **TOKENS}
         given = cameras(poses)
-        t = mrope_position_ids(ids, mask, **layout, time_index=PosePath(), cameras=given)[0][0]
+        t = mrope_position_ids(ids, mask, **layout, time_index=PathLengthIndex(), cameras=given)[0][0]
         indexed = given.with_index(grid_step_index(ids, mask, **layout))
-        assert torch.equal(t, mrope_position_ids(ids, mask, **layout, time_index=PosePath(), cameras=indexed)[0][0])
+        assert torch.equal(
+            t, mrope_position_ids(ids, mask, **layout, time_index=PathLengthIndex(), cameras=indexed)[0][0]
+        )
         index = indexed.index
         assert index is not None
         for row, first, count in ((0, 0, 3), (0, 4, 4), (1, 0, 5)):
             alone = times(
-                PosePath(), [[(VIDEO, count, 2, 2)]], cameras=cameras(poses[row : row + 1, first : first + count])
+                PathLengthIndex(),
+                [[(VIDEO, count, 2, 2)]],
+                cameras=cameras(poses[row : row + 1, first : first + count]),
             )
             here = torch.stack([t[row, index[row] == first + k][0] for k in range(count)])
             assert torch.equal(here - here[0], alone)
@@ -166,20 +173,20 @@ def test_cameras_go_to_their_sample_and_step() -> None:
 
 
 def test_camera_errors_name_the_trouble() -> None:
-    with pytest.raises(ValueError, match="PosePath goes by the cameras"):
-        times(PosePath())
+    with pytest.raises(ValueError, match="PathLengthIndex goes by the cameras"):
+        times(PathLengthIndex())
     with pytest.raises(ValueError, match="has 6 grid steps, but cameras for 5"):
-        times(Pose(), cameras=cameras(random_poses(1, 5)))
+        times(PoseDistanceIndex(), cameras=cameras(random_poses(1, 5)))
 
 
 # ---- places -----------------------------------------------------------------------------------------------
 
 
-def test_places_are_the_centres_of_the_patches() -> None:
+def test_places_are_the_centers_of_the_patches() -> None:
     samples: list[Sample] = [[2, (VIDEO, 2, 4, 6), 1, (IMAGE, 1, 2, 4), 1], [3, (VIDEO, 1, 2, 2)]]
     for side in ("left", "right"):
         ids, mask, grids = write_batch(samples, side)
-        places = view_places(ids, mask, **grids, **TOKENS)
+        places = view_patch_centers(ids, mask, **grids, **TOKENS)
         expected = [[x, y] for _ in range(2) for y in (-0.25, 0.25) for x in (-1 / 3, 0, 1 / 3)]
         torch.testing.assert_close(places[0, ids[0] == VIDEO], torch.tensor(expected))
         assert places[0, ids[0] == IMAGE].tolist() == [[-0.25, 0.0], [0.25, 0.0]]

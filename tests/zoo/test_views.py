@@ -16,7 +16,7 @@ from zoo import (
     Cameras,
     ConcatSplitFusion,
     ConcatSplitMLLM,
-    GivenGeometry,
+    DatasetGeometry,
     InputError,
     LoRA,
     PRoPE,
@@ -28,7 +28,7 @@ from zoo.geometry import SceneGeometry
 
 WIDTH = 64  # of `tiny`
 
-GEOMETRY: dict[str, Any] = {"geometry": lambda: GivenGeometry(depth=False)}
+GEOMETRY: dict[str, Any] = {"geometry": lambda: DatasetGeometry(depth=False)}
 FRAMES = [torch.zeros(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]
 FUSIONS: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -37,7 +37,7 @@ FUSIONS: dict[str, Callable[..., Any] | None] = {
 }
 VIEWS: dict[str, Callable[[int], nn.Module]] = {
     "PRoPE": lambda width: ViewAttention(width, 16),
-    "GTA": lambda width: ViewAttention(width, 16, GTA(terms="vo")),
+    "GTA": lambda width: ViewAttention(width, 16, GTA(apply_to="vo")),
     "CaPE": lambda width: ViewAttention(width, 16, CaPE()),
     "rays": RayEmbedding,
 }
@@ -45,15 +45,15 @@ VIEWS: dict[str, Callable[[int], nn.Module]] = {
 
 def model(views: Any = None, fusion: str = "channels", dtype: str = "float32", **more: Any) -> SpatialVLM:
     torch.manual_seed(0)
-    parts = {"views": views, "fusion": FUSIONS[fusion], **(GEOMETRY if fusion != "none" else {}), **more}
+    parts = {"view_mixer": views, "fusion": FUSIONS[fusion], **(GEOMETRY if fusion != "none" else {}), **more}
     return SpatialVLM(backbone=tiny(dtype=dtype), learning_rates=RATES, **parts)
 
 
 def woken(ours: SpatialVLM) -> SpatialVLM:
     """With an output projection that is no longer zero, as after training."""
-    assert ours.views is not None
+    assert ours.view_mixer is not None
     generator = torch.Generator().manual_seed(3)
-    for name, parameter in ours.views.named_parameters():
+    for name, parameter in ours.view_mixer.named_parameters():
         if not parameter.any():
             parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
             assert "norm" not in name
@@ -87,7 +87,7 @@ def test_prope_mllm_is_concat_split_before_training() -> None:
     given = batch()
     assert torch.equal(ours.logits(**given, cameras=cameras()), plain.logits(**given, cameras=cameras()))
     state = dict(plain.state_dict())
-    assert state.keys() < ours.state_dict().keys() and all("views." in k for k in ours.state_dict().keys() - state)
+    assert state.keys() < ours.state_dict().keys() and all("view_mixer." in k for k in ours.state_dict().keys() - state)
     both = PRoPEMLLM(PRoPE(), backbone=tiny(), learning_rates=RATES, **GEOMETRY)  # in the decoder as well
     assert not torch.equal(both.logits(**given, cameras=cameras()), plain.logits(**given, cameras=cameras()))
 
@@ -95,13 +95,13 @@ def test_prope_mllm_is_concat_split_before_training() -> None:
 @pytest.mark.parametrize("variant", [{}, {"lora": LoRA(r=4)}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}])
 def test_it_learns(variant: dict[str, Any]) -> None:
     ours, given = model(VIEWS["PRoPE"], **variant), batch()
-    assert isinstance(ours.views, ViewAttention)
+    assert isinstance(ours.view_mixer, ViewAttention)
     for _ in range(2):  # the output first, since it is zero; then what is behind it
         ours.zero_grad()
         ours.logits(**given, cameras=cameras())[given["attention_mask"].bool()].float().square().mean().backward()
-        assert ours.views.o.weight.grad is not None and ours.views.o.weight.grad.abs().max() > 0
-        ours.views.o.weight.data -= ours.views.o.weight.grad
-    assert ours.views.qkv.weight.grad is not None and ours.views.qkv.weight.grad.abs().max() > 0
+        assert ours.view_mixer.o.weight.grad is not None and ours.view_mixer.o.weight.grad.abs().max() > 0
+        ours.view_mixer.o.weight.data -= ours.view_mixer.o.weight.grad
+    assert ours.view_mixer.qkv.weight.grad is not None and ours.view_mixer.qkv.weight.grad.abs().max() > 0
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
     of_frames = [
         SceneGeometry(
             world_to_camera=poses.world_to_camera[i, : len(f) // 2].repeat_interleave(2, 0),
-            K_normalised=poses.K_normalised[i, : len(f) // 2].repeat_interleave(2, 0),
+            K_normalized=poses.K_normalized[i, : len(f) // 2].repeat_interleave(2, 0),
         )
         for i, f in enumerate(frames)
     ]
@@ -193,9 +193,9 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
 
 
 def test_without_the_2d_branch_there_is_nothing_to_tell() -> None:
-    only_3d = lambda *widths: ConcatSplitFusion(*widths, branches="3d")  # noqa: E731
+    only_3d = lambda *widths: ConcatSplitFusion(*widths, active_branches="3d")  # noqa: E731
     torch.manual_seed(0)
-    ours = SpatialVLM(backbone=tiny(), views=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)
+    ours = SpatialVLM(backbone=tiny(), view_mixer=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)
     before = ours.logits(**batch(), cameras=cameras())
     assert torch.equal(woken(ours).logits(**batch(), cameras=cameras()), before)
 

@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 from zoo import (
     Cameras,
+    ConstantIndex,
     InputError,
     LearningRates,
     LoRA,
-    NoTime,
     PRoPE,
     PRoPEMLLM,
     Qwen25VL,
+    TemporalSection,
     TinyQwen25VL,
-    TSection,
 )
 from zoo.positions import mrope_position_ids
 from zoo.vlm import SpatialVLM
@@ -33,7 +33,7 @@ def tiny(**kwargs) -> TinyQwen25VL:
 
 def model(encoding: PRoPE | None = None, **kwargs) -> SpatialVLM:
     backbone = tiny(dtype=kwargs.pop("dtype", "float32"))
-    return SpatialVLM(backbone=backbone, encoding=encoding, learning_rates=RATES, **kwargs)
+    return SpatialVLM(backbone=backbone, camera_encoding=encoding, learning_rates=RATES, **kwargs)
 
 
 def sequences(padding: str = "left") -> dict:
@@ -89,10 +89,10 @@ def test_without_an_encoding_it_is_the_stock_model_bit_for_bit(attention: str) -
     assert torch.equal(ours.logits(**batch), with_cameras)  # the baseline takes no notice of cameras
 
 
-@pytest.mark.parametrize("placement", [None, TSection()])
-def test_identity_cameras_change_nothing_and_others_do(placement: TSection | None) -> None:
-    time = NoTime()
-    stock, ours = model(time=time), model(PRoPE(placement), time=time)
+@pytest.mark.parametrize("placement", [None, TemporalSection()])
+def test_identity_cameras_change_nothing_and_others_do(placement: TemporalSection | None) -> None:
+    time = ConstantIndex()
+    stock, ours = model(time_index=time), model(PRoPE(placement), time_index=time)
     batch = sequences()
     reference = stock.logits(**batch)
     assert torch.equal(ours.logits(**batch), reference)
@@ -186,24 +186,24 @@ def test_a_scene_is_encoded_once_however_many_questions(monkeypatch: pytest.Monk
     monkeypatch.setattr(SpatialVLM, "encode_pixels", lambda self, p, g: (calls.append(len(g)), encode(self, p, g))[1])
     batch = collated(False)
     batch["questions_per_batch"] = 1
-    one_by_one = [record["prediction"] for record in ours.answers(batch)]
+    one_by_one = [record["prediction"] for record in ours.predict_batch(batch)]
     batch["questions_per_batch"] = 8
-    assert [record["prediction"] for record in ours.answers(batch)] == one_by_one
+    assert [record["prediction"] for record in ours.predict_batch(batch)] == one_by_one
     assert len(one_by_one) == 4 and calls == [2, 2]
 
 
 def test_the_loss_is_that_of_the_full_logits() -> None:
     ours = model(PRoPE())
     batch = collated(True)
-    inputs = ours.see(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
+    inputs = ours.encode_scenes(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
     logits = ours.qwen(**inputs, use_cache=False).logits[:, :-1]
     expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert torch.allclose(ours.loss(batch), expected, atol=1e-6)
 
 
 def test_time_in_the_cameras_channels_is_an_error() -> None:
-    with pytest.raises(InputError, match="--model.time NoTime"):
-        model(PRoPE(TSection()))
+    with pytest.raises(InputError, match="--model.time_index ConstantIndex"):
+        model(PRoPE(TemporalSection()))
 
 
 @pytest.mark.parametrize("build", [lambda: model(PRoPE()), lambda: model(PRoPE(), lora=LoRA(r=4))])

@@ -18,9 +18,9 @@ from torch import Tensor
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.names import CONNECTOR, LM_HEAD, OFFICIAL_VGGT, QWEN, VGGT_MODEL, model_names, official_name
 from zoo.errors import InputError
-from zoo.folders import CONFIG, find_folder, read_config
 from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
+from zoo.hub import CONFIG, find_folder, read_config
 from zoo.model import SpatialModel
 from zoo.weights import INDEX, WEIGHTS, open_weights
 

@@ -24,7 +24,7 @@ from zoo.checkpoints.names import (
 from zoo.errors import InputError
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.model import HEADS, NOT_BUILT
-from zoo.weights import fill
+from zoo.weights import load_into
 
 
 def empty_qwen(config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
@@ -87,7 +87,7 @@ def fill_parts(
         lacking = [f"{head}_head." for head in HEADS if getattr(vggt, f"{head}_head") is None]
         skip += tuple(OFFICIAL_VGGT + head for head in (NOT_BUILT, *lacking))
     what = "Qwen2.5-VL" if vggt is None and connector is None else "Spatial-MLLM"
-    fill(state, tensors, current_names=model_names, official_name=official_name, skip=skip, what=what)
+    load_into(state, tensors, current_names=model_names, official_name=official_name, skip=skip, what=what)
     if qwen is not None and qwen.config.tie_word_embeddings and LM_HEAD in tensors:
         _compare_tied_head(tensors[LM_HEAD], qwen.get_input_embeddings().weight)
 

@@ -18,14 +18,14 @@ from zoo.checkpoints.config import ReleasedConfig
 from zoo.checkpoints.names import OFFICIAL_CONNECTOR, OFFICIAL_VGGT
 from zoo.checkpoints.parts import empty_qwen, fill_parts
 from zoo.errors import InputError
-from zoo.folders import CONFIG, find_folder, read_config
 from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.model import layer_index
 from zoo.geometry.vggt_encoder import VGGTEncoder, camera_head_of
-from zoo.weights import Under, fill, open_weights
+from zoo.hub import CONFIG, find_folder, read_config
+from zoo.weights import PrefixView, load_into, open_weights
 
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
@@ -125,17 +125,17 @@ class PretrainedSpatialMLLM(Pretrained):
 
     def geometry(self) -> GeometryEncoder:
         """The VGGT that the connector was trained on, with the layer that it reads."""
-        weights = Under(self.tensors, OFFICIAL_VGGT)
+        weights = PrefixView(self.tensors, OFFICIAL_VGGT)
         with described_by(self.folder):
             vggt = VGGT.from_official({"aggregator": self.config.aggregator}, weights, dtype=self.dtype)
             layer_index(self.config.layer, vggt.aggregator.depth)  # the encoder's own error blames an option
         return ReleasedVGGT(vggt, self.config.layer, weights)
 
-    def fill(self, fusion: nn.Module) -> bool:
+    def load_fusion(self, fusion: nn.Module) -> bool:
         """The connector's weights into an `AddFusion`; another fusion keeps its own."""
         if not isinstance(fusion, AddFusion):
             return False
-        fill(fusion.connector.state_dict(), Under(self.tensors, OFFICIAL_CONNECTOR), what="connector")
+        load_into(fusion.connector.state_dict(), PrefixView(self.tensors, OFFICIAL_CONNECTOR), what="connector")
         return True
 
 

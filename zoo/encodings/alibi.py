@@ -30,10 +30,10 @@ class PoseALiBi(CameraEncoding):
     Only the relative pose counts, so no reference view is needed. No gradient reaches the poses.
 
     Args:
-        measure: d, by the angle w (radians) and the distance of centres t (in metres, times
-            translation_weight): `rotation` w, `centre` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
+        measure: d, by the angle w (radians) and the distance of centers t (in meters, times
+            translation_weight): `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
             the logarithm of the relative pose.
-        translation_weight: radians that a metre (or `scale`) counts as.
+        translation_weight: radians that a meter (or `scale`) counts as.
         slopes: `fixed` takes m_h = 2^(-8 h / H), h = 1 ... H, ALiBi's. `learned` starts all of them at 0, that is
             at the stock model, and trains one a head, shared by all layers; it may become negative.
         scale: the length that distances are divided by, see `CameraEncoding`.
@@ -63,7 +63,7 @@ class PoseALiBi(CameraEncoding):
             shift=True,
         )
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         if self.slopes == "learned":
             heads = language_model.config.num_attention_heads
             self.learned = nn.Parameter(torch.zeros(heads, device=language_model.device))
@@ -80,7 +80,7 @@ class PoseALiBi(CameraEncoding):
         if self.slopes == "learned" and self.learned is None:
             raise ValueError("PoseALiBi has to be attached to a decoder before it can learn its slopes")
         cameras = self.canonical(cameras)
-        if not cameras.seen().any():
+        if not cameras.used_mask().any():
             return EncodedCameras()
         pose, poses = distinct_poses(cameras)
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
@@ -117,10 +117,10 @@ class DistanceChannels(EncodedCameras):
         self.rows = distances.gather(1, rows) * seen
         self.marks = F.one_hot(pose.clamp(min=0), distances.shape[-1]) * seen
 
-    def decoding(self) -> ZeroChannels:
+    def for_decode_step(self) -> ZeroChannels:
         return ZeroChannels(self.distances.shape[-1])
 
-    def repeated(self, copies: int) -> DistanceChannels:
+    def repeat_interleave(self, copies: int) -> DistanceChannels:
         pose, distances = (x.repeat_interleave(copies, 0) for x in (self.pose, self.distances))
         return DistanceChannels(pose, distances, self.slopes)
 
@@ -133,7 +133,7 @@ class DistanceChannels(EncodedCameras):
     def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
         return F.pad(v, (0, self.distances.shape[-1]))
 
-    def outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
+    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
         return o[..., : -self.distances.shape[-1]]
 
 
@@ -152,7 +152,7 @@ def distinct_poses(cameras: Cameras) -> tuple[Int[Tensor, "B L"], Float[Tensor, 
     assert index is not None
     same = (poses[:, :, None] == poses[:, None]).all(-1).all(-1)
     first = same.int().argmax(-1)  # the first camera of the same pose stands for all of them
-    chosen = torch.zeros_like(first).scatter_reduce(1, first, cameras.seen().to(first), "amax").bool()
+    chosen = torch.zeros_like(first).scatter_reduce(1, first, cameras.used_mask().to(first), "amax").bool()
     number = chosen.cumsum(1) - 1
     distinct = torch.eye(4, dtype=poses.dtype, device=poses.device).repeat(len(poses), int(chosen.sum(1).max()), 1, 1)
     sample, camera = chosen.nonzero(as_tuple=True)

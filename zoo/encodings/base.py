@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras, Scale
-from zoo.encodings.reference import ReferenceView, seen_from
+from zoo.encodings.reference import ReferenceView, to_reference_frame
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import check_choice
 from zoo.time_index import TimeIndex
@@ -51,11 +51,11 @@ class EncodedCameras:
         """
         return self
 
-    def decoding(self) -> EncodedCameras | None:
+    def for_decode_step(self) -> EncodedCameras | None:
         """What later decode steps need, which hold text only; None where the cache holds all that is needed."""
         return None
 
-    def repeated(self, copies: int) -> EncodedCameras:
+    def repeat_interleave(self, copies: int) -> EncodedCameras:
         """The same for a batch in which each sample stands `copies` times in a row, as beam search has it.
 
         Raises:
@@ -79,7 +79,7 @@ class EncodedCameras:
         """Values as the attention, and the KV cache, are to get them."""
         return v
 
-    def outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
+    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
         """The attention's outputs as the output projection is to get them."""
         return o
 
@@ -95,7 +95,7 @@ class ZeroChannels(EncodedCameras):
         super().__init__()
         self.channels = channels
 
-    def repeated(self, copies: int) -> ZeroChannels:
+    def repeat_interleave(self, copies: int) -> ZeroChannels:
         return self
 
     def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
@@ -104,7 +104,7 @@ class ZeroChannels(EncodedCameras):
     def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
         return F.pad(v, (0, self.channels))
 
-    def outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
+    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
         return o[..., : -self.channels]
 
 
@@ -115,14 +115,14 @@ class CameraEncoding(nn.Module, ABC):
         reference: the view whose frame is the world of a clip: the `first` or `middle` one with a camera; the `medoid`,
             nearest to the others in angle and distance; `saddle_balanced`, the most balanced by what its tokens hold.
             null keeps the data's own world, which text, that has no camera, then can tell.
-        scale: the length that translations are divided by: the `mean`, `rms` or `max` distance of the camera centres
-            from their mean, or the `median_depth` of what the views see (of data with depth). `none` keeps metres; any
+        scale: the length that translations are divided by: the `mean`, `rms` or `max` distance of the camera centers
+            from their mean, or the `median_depth` of what the views see (of data with depth). `none` keeps meters; any
             other loses the size of the scene, which room sizes and distances need. VGGT's poses have lost it: their
             unit is another in each scene.
     """
 
-    reads_points: bool = False  # needs the 3D point that each token shows
-    goes_by_cameras: bool = True  # and not by positions alone
+    uses_points: bool = False  # needs the 3D point that each token shows
+    uses_cameras: bool = True  # and not by positions alone
 
     def __init__(self, reference: ReferenceView | None = "first", scale: Scale = "none") -> None:
         super().__init__()
@@ -132,8 +132,8 @@ class CameraEncoding(nn.Module, ABC):
         self.reference, self.scale = reference, scale
 
     @property
-    def needs_constant_time(self) -> bool:
-        """Whether all views of a clip must have the same time position (`NoTime`)."""
+    def requires_constant_time(self) -> bool:
+        """Whether all views of a clip must have the same time position (`ConstantIndex`)."""
         return False
 
     @property
@@ -146,7 +146,7 @@ class CameraEncoding(nn.Module, ABC):
     def symmetries(self) -> Symmetries:
         """What holds exactly; the property tests take it at its word."""
 
-    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+    def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
         """The channels of a head that it turns or multiplies, each with its term (q, k, v or o); appended ones apart.
 
         Raises:
@@ -154,7 +154,7 @@ class CameraEncoding(nn.Module, ABC):
         """
         return set()
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         """Makes what depends on the decoder's shape, such as learned numbers a head; called once, before training.
 
         Args:
@@ -194,4 +194,4 @@ class CameraEncoding(nn.Module, ABC):
         """
         if cameras.index is None:
             raise ValueError("these cameras say nothing of the tokens: give Cameras an index (B, L)")
-        return seen_from(cameras.to(dtype=torch.float64), self.reference).scaled(self.scale)
+        return to_reference_frame(cameras.to(dtype=torch.float64), self.reference).scaled(self.scale)

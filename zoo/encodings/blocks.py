@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient
-from zoo.precision import exact_products
+from zoo.precision import highest_matmul_precision
 
 SHORT = 128  # tokens: stretches that are shorter are taken together, which costs a copy but no call each
 
@@ -52,7 +52,7 @@ class CameraMatrices(EncodedCameras):
             if m is not None
         }
 
-    def repeated(self, copies: int) -> CameraMatrices:
+    def repeat_interleave(self, copies: int) -> CameraMatrices:
         matrices = {name: None if m is None else m.repeat_interleave(copies, 0) for name, m in self.matrices.items()}
         return CameraMatrices(self.index.repeat_interleave(copies, 0), self.block, self.in_rope_frame, **matrices)
 
@@ -65,7 +65,7 @@ class CameraMatrices(EncodedCameras):
     def values(self, v: Tensor) -> Tensor:
         return self._times(v, "v")
 
-    def outputs(self, o: Tensor) -> Tensor:
+    def transform_outputs(self, o: Tensor) -> Tensor:
         return self._times(o, "o")
 
     def _times(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
@@ -80,7 +80,7 @@ def stretches(index: Int[Tensor, "B L"]) -> Iterator[slice]:
         index: the camera of each token, -1 for none.
 
     Yields:
-        Slices of tokens. The step says how many of its neighbours have one camera: it divides the slice into parts
+        Slices of tokens. The step says how many of its neighbors have one camera: it divides the slice into parts
         of one camera each.
     """
     if not index.numel():
@@ -118,7 +118,7 @@ class _Multiplied(torch.autograd.Function):
         ctx.channels, ctx.tokens = channels, tokens
         out = x.clone(memory_format=torch.contiguous_format)
         source, target = x.flatten(0, 1), out.flatten(0, 1)
-        with exact_products(x.device):
+        with highest_matmul_precision(x.device):
             for some, of_some in zip(tokens, matrices, strict=True):
                 written = target[some]  # a view of a slice, else a copy
                 multiply(source[some], written, channels, of_some)

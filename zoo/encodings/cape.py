@@ -16,12 +16,12 @@ class CaPE(MatrixEncoding):
     The logit then sees (P_j P_i^-1)^T, so a change of world V -> V G cancels; with camera-to-world it would not.
 
     Args:
-        placement: the channels; None is `Fraction(0, 0.5)`.
+        placement: the channels; None is `ChannelRange(0, 0.5)`.
         world: `reference` and `scale`, see `CameraEncoding`.
     """
 
     def __init__(self, placement: Placement | None = None, **world: Any) -> None:
-        super().__init__(placement, terms="qk", **world)
+        super().__init__(placement, apply_to="qk", **world)
 
     def matrices(self, cameras: Cameras) -> Matrices:
         V, V_inverse = projection_matrices(cameras.world_to_camera)

@@ -18,7 +18,7 @@ FEW_ROWS = 256  # with fewer for each matrix there are many: bmm takes them one 
 
 
 class ChannelBlock:
-    """Groups of four neighbouring channels: `width` channels from `start` on in each of `parts` equal parts of a head.
+    """Groups of four neighboring channels: `width` channels from `start` on in each of `parts` equal parts of a head.
 
     With two parts the groups stand in pairs, (c, c + 1, c + 2, c + 3) and the same plus D/2: with one matrix for both
     that is P x I_2 on four of RoPE's pairs. Channels that others appended to a head are left alone.
@@ -51,7 +51,7 @@ def multiply(
     """Writes source times matrices, in the precision of these, into some channels of target.
 
     Args:
-        source, target: tokens, N / n neighbours for each matrix; the target is contiguous.
+        source, target: tokens, N / n neighbors for each matrix; the target is contiguous.
         channels: see `ChannelBlock.slices`.
         matrices: of row vectors, from `ChannelBlock.along_diagonal`.
     """

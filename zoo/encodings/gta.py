@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zoo.cameras import Cameras
-from zoo.encodings.matrices import Matrices, MatrixEncoding, Parts, Terms
+from zoo.encodings.matrices import ApplyTo, Matrices, MatrixEncoding, PoseComponent
 from zoo.encodings.placements import Placement
 from zoo.encodings.prope import projection_matrices
 from zoo.errors import InputError
@@ -21,25 +21,27 @@ class GTA(MatrixEncoding):
     The factor conjugates V by diag(s, s, s, 1): what is invariant stays so.
 
     Args:
-        placement, terms, parts, world: see `PRoPE`.
-        translation_scale: s; the unit of translations is a metre before it, unless `scale` says otherwise.
+        placement, apply_to, pose_component, world: see `PRoPE`.
+        translation_scale: s; the unit of translations is a meter before it, unless `scale` says otherwise.
         learn_scale: learn log s, one number for all layers, from there on.
     """
 
     def __init__(
         self,
         placement: Placement | None = None,
-        terms: Terms = "qkvo",
-        parts: Parts = "both",
+        apply_to: ApplyTo = "qkvo",
+        pose_component: PoseComponent = "both",
         translation_scale: int | float = 1.0,
         learn_scale: bool = False,
         **world: Any,
     ) -> None:
-        super().__init__(placement, terms, parts, **world)
+        super().__init__(placement, apply_to, pose_component, **world)
         if not 0 < translation_scale < math.inf:
-            raise InputError(f"translation_scale must be positive, not {translation_scale}: parts=rotation has none")
-        if learn_scale and parts == "rotation":
-            raise InputError("learn_scale has nothing to learn: parts=rotation leaves translations out")
+            raise InputError(
+                f"translation_scale must be positive, not {translation_scale}: pose_component=rotation has none"
+            )
+        if learn_scale and pose_component == "rotation":
+            raise InputError("learn_scale has nothing to learn: pose_component=rotation leaves translations out")
         self.translation_scale = translation_scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(translation_scale))) if learn_scale else None
 

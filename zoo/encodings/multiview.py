@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.cameras import normalise_intrinsics
+from zoo.cameras import normalize_intrinsics
 from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient, turn_pairs
 from zoo.encodings.matrices import Matrices
 from zoo.encodings.prope import projection_matrices
-from zoo.precision import exact_products
+from zoo.precision import highest_matmul_precision
 
 ROPE_BASE = 100.0
 
@@ -51,8 +51,8 @@ def prope_attention(
     Raises:
         ValueError: heads whose width isn't a multiple of 8, or tokens that aren't C * patches_y * patches_x.
     """
-    K = None if K_px is None else normalise_intrinsics(K_px, image_width, image_height)
-    with exact_products(q.device):
+    K = None if K_px is None else normalize_intrinsics(K_px, image_width, image_height)
+    with highest_matmul_precision(q.device):
         P, P_inverse = projection_matrices(world_to_camera, K)
     matrices = Matrices(q=P.mT, k=P_inverse, v=P_inverse, o=P)
     return multiview_attention(q, k, v, matrices, patches_x=patches_x, patches_y=patches_y, is_causal=is_causal)
@@ -115,7 +115,7 @@ class _Layout(torch.autograd.Function):
         ctx.save_for_backward(x if matrices.requires_grad else None, matrices, cos, sin)
         source = x.transpose(1, 2)  # token after token, which attention's projections are as well
         target = torch.empty_like(source, memory_format=torch.contiguous_format)
-        with exact_products(x.device):
+        with highest_matmul_precision(x.device):
             multiply(source.flatten(0, 1), target.flatten(0, 1), _half(x).slices, matrices)
         of_source, of_target = (each.unflatten(1, (-1, cos.shape[1])) for each in (source, target))  # B C T H D
         for axis in (0, 1):

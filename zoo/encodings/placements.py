@@ -23,7 +23,7 @@ class Placement(nn.Module, ABC):
     """Where the matrices of the cameras act. A module, since some placements learn.
 
     Attributes:
-        needs_constant_time: exact only if all views of a clip have the same time.
+        requires_constant_time: exact only if all views of a clip have the same time.
         keeps_world: RoPE doesn't come between the cameras: their relative poses alone count.
         keeps_shift: cameras don't come between RoPE's turns: relative positions alone count.
         leaves_text: text and views attend to each other as in the stock decoder.
@@ -31,14 +31,14 @@ class Placement(nn.Module, ABC):
         keeps_rope: RoPE's frequencies are the pretrained ones.
     """
 
-    needs_constant_time: bool = False
+    requires_constant_time: bool = False
     keeps_world: bool = True
     keeps_shift: bool = True
     leaves_text: bool = False
     keeps_stock: bool = True
     keeps_rope: bool = True
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         """See `CameraEncoding.attach`."""
 
     def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
@@ -62,7 +62,7 @@ class Placement(nn.Module, ABC):
         """
 
 
-class OnChannels(Placement):
+class ChannelPlacement(Placement):
     """On some of the channels that a head has.
 
     Attributes:
@@ -75,7 +75,7 @@ class OnChannels(Placement):
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         """The channels; arguments and errors as `place`."""
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         config = language_model.config
         self.block(config.hidden_size // config.num_attention_heads, config.rope_parameters["mrope_section"])
 
@@ -88,7 +88,7 @@ class OnChannels(Placement):
         return [c for some in self.block(head_dim, mrope_section).slices for c in range(some.start, some.stop)]
 
 
-class Fraction(OnChannels):
+class ChannelRange(ChannelPlacement):
     """A range of raw head channels, after RoPE, which has turned them: the first half holds one channel of each pair.
 
     This keeps the invariance to a change of world, and breaks RoPE's own to a shift of all positions.
@@ -113,7 +113,7 @@ class Fraction(OnChannels):
         return ChannelBlock(head_dim, start, stop - start)
 
 
-class TSection(OnChannels):
+class TemporalSection(ChannelPlacement):
     """The channels of mRoPE's T section, in RoPE's pairs (c, c + D/2), before RoPE.
 
     If all views of a clip have one time, RoPE turns all of its tokens there by the same angles, which cancel:
@@ -122,7 +122,7 @@ class TSection(OnChannels):
     """
 
     before_rope = True
-    needs_constant_time = True
+    requires_constant_time = True
 
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         width = mrope_section[0]
@@ -131,28 +131,28 @@ class TSection(OnChannels):
         return ChannelBlock(head_dim, 0, width, parts=2)
 
 
-class Frequencies(OnChannels):
+class Frequencies(ChannelPlacement):
     """Some frequencies of one mRoPE section, on RoPE's pairs (c, c + D/2), before RoPE: P x I_2 on four pairs.
 
     RoPE turns the four pairs of a group by different angles, so it commutes with the camera only nearly: the
-    invariance to a shift of all positions is exact, that to a change of world is off by `misfit`. If the four are
-    tied to one frequency, both are exact, but RoPE is no longer the pretrained one, for text neither.
+    invariance to a shift of all positions is exact, that to a change of world is off by `commutation_error`. If the
+    four are tied to one frequency, both are exact, but RoPE is no longer the pretrained one, for text neither.
 
     Args:
         count: how many frequencies, a multiple of four.
         section: of mRoPE.
-        tied: give the four pairs of a group their geometric mean.
+        shared_frequency: give the four pairs of a group their geometric mean.
     """
 
     before_rope = True
 
-    def __init__(self, count: int = 4, section: Section = "w", tied: bool = False) -> None:
+    def __init__(self, count: int = 4, section: Section = "w", shared_frequency: bool = False) -> None:
         super().__init__()
         check_choice("section", section, Section)
         if count < 4 or count % 4:
             raise InputError(f"one matrix takes four frequencies: a multiple of four, not {count}")
-        self.count, self.section, self.tied = count, section, tied
-        self.keeps_world, self.keeps_rope = tied, not tied
+        self.count, self.section, self.shared_frequency = count, section, shared_frequency
+        self.keeps_world, self.keeps_rope = shared_frequency, not shared_frequency
 
     @abstractmethod
     def first(self, start: int, stop: int) -> int:
@@ -165,15 +165,15 @@ class Frequencies(OnChannels):
             raise InputError(f"mRoPE's {self.section} section has {width} frequencies, fewer than {self.count}")
         return ChannelBlock(head_dim, self.first(start, start + width), self.count, parts=2)
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
-        super().attach(language_model, layers)
-        if self.tied:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+        super().bind_to_decoder(language_model, layers)
+        if self.shared_frequency:
             rotary, section = language_model.rotary_emb, language_model.config.rope_parameters["mrope_section"]
             for frequencies in (rotary.inv_freq, rotary.original_inv_freq):
                 fours = self._fours(frequencies, section)
                 fours.copy_(fours.log().mean(-1, keepdim=True).exp().expand_as(fours))
 
-    def misfit(self, frequencies: Float[Tensor, " F"], mrope_section: Sequence[int]) -> float:
+    def commutation_error(self, frequencies: Float[Tensor, " F"], mrope_section: Sequence[int]) -> float:
         """How far RoPE is from one angle for each four pairs, in radians a position between two tokens.
 
         Half of the widest range of frequencies that one matrix takes. In the spectral norm, RoPE's turn between two

@@ -9,26 +9,27 @@ import torch
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.encodings.symmetries import Symmetries
-from zoo.time_index import Pose, PoseTimeIndex
+from zoo.time_index import PoseDistanceIndex, PoseTimeIndex
 
 
 class PoseIndex(CameraEncoding):
     """RoPE by the pose: the T of mRoPE's position ids is a pose index, an integer from 0 to its span.
 
     The attention itself stays stock: `encode` does nothing, and the model takes `time_index` in the place of its
-    own. The same as `--model.time Pose` or `PosePath`, put where the other encodings are. It is about the steps
-    of a video: stills follow each other as in the stock model.
+    own. The same as `--model.time_index PoseDistanceIndex` or `PathLengthIndex`, put where the other encodings are. It
+    is about the steps of a video: stills follow each other as in the stock model.
 
     One number does not tell poses apart: by the distance to a reference view, views on opposite sides of it share
     an index; by the length of the path, a view that is seen twice has two.
 
     Args:
-        index: `Pose`, the distance to a reference view (the default), or `PosePath`, the length of the path.
+        index: `PoseDistanceIndex`, the distance to a reference view (the default), or `PathLengthIndex`, the length
+            of the path.
     """
 
     def __init__(self, index: PoseTimeIndex | None = None) -> None:
         super().__init__(reference=None)
-        self.index = index or Pose()
+        self.index = index or PoseDistanceIndex()
 
     @property
     def time_index(self) -> PoseTimeIndex:
@@ -40,7 +41,7 @@ class PoseIndex(CameraEncoding):
             world_views=True,
             world_text=True,
             canonical=True,
-            scale=self.index.measure in ("rotation", "centre"),
+            scale=self.index.measure in ("rotation", "center"),
             shift=True,
             identity_stock=False,  # without a pose to tell apart, all views have one time
         )

@@ -12,17 +12,17 @@ from zoo.poses import invert_se3
 
 
 def projection_matrices(
-    world_to_camera: Float[Tensor, "*batch 4 4"], K_normalised: Float[Tensor, "*batch 3 3"] | None = None
+    world_to_camera: Float[Tensor, "*batch 4 4"], K_normalized: Float[Tensor, "*batch 3 3"] | None = None
 ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 4 4"]]:
     """P = lift(K) V and P^-1 = V^-1 lift(K)^-1, both in closed form; without K, P is V (the rule of GTA).
 
     lift(K) is the 4 x 4 identity with K, which has no skew, in its upper left corner.
     """
     V, V_inverse = world_to_camera, invert_se3(world_to_camera)
-    if K_normalised is None:
+    if K_normalized is None:
         return V, V_inverse
-    fx, fy = K_normalised[..., 0, 0], K_normalised[..., 1, 1]
-    cx, cy = K_normalised[..., 0, 2], K_normalised[..., 1, 2]
+    fx, fy = K_normalized[..., 0, 0], K_normalized[..., 1, 1]
+    cx, cy = K_normalized[..., 0, 2], K_normalized[..., 1, 2]
     return _lift(fx, fy, cx, cy) @ V, V_inverse @ _lift(1 / fx, 1 / fy, -cx / fx, -cy / fy)
 
 
@@ -39,8 +39,8 @@ class PRoPE(MatrixEncoding):
     Text has no camera (P = I), that is, it sits in the world's frame: only canonical cameras make that exact.
     """
 
-    reads_intrinsics = True
+    uses_intrinsics = True
 
     def matrices(self, cameras: Cameras) -> Matrices:
-        P, P_inverse = projection_matrices(cameras.world_to_camera, cameras.K_normalised)
+        P, P_inverse = projection_matrices(cameras.world_to_camera, cameras.K_normalized)
         return Matrices(q=P.mT, k=P_inverse, v=P_inverse, o=P)

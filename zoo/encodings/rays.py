@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from zoo.cameras import Cameras
 from zoo.encodings.gta import GTA
-from zoo.encodings.reference import ReferenceView, seen_from
+from zoo.encodings.reference import ReferenceView, to_reference_frame
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
-from zoo.encodings.views import ViewMixer, check_scenes
+from zoo.encodings.view_mixer import ViewMixer, check_scenes
 from zoo.errors import check_choice
-from zoo.geometry.given import patch_depth, patch_directions, plucker
+from zoo.geometry.dataset_geometry import patch_depth, patch_directions, plucker
 from zoo.poses import invert_se3
 
 Rays = Literal["plucker", "directions"]
 
 
 class RayEncoding(GTA):
-    """GTA with a frame a token: from the camera's centre, z along the token's ray. Arguments as `GTA`.
+    """GTA with a frame a token: from the camera's center, z along the token's ray. Arguments as `GTA`.
 
     Relative ray encoding (UCPE, arXiv 2512.07237): x is the camera's y axis (down) cross z, y is z cross x, so
     that the frame of a ray through the middle is the camera's own. Two tokens see the rigid transform from ray to
@@ -31,12 +31,12 @@ class RayEncoding(GTA):
     and other lenses than pinholes would need their rays in the place of K^-1 [u, v, 1].
     """
 
-    reads_intrinsics = True
+    uses_intrinsics = True
 
     @property
     def symmetries(self) -> Symmetries:
         kept = super().symmetries
-        turned = self.parts != "translation"  # but for a ray through the middle
+        turned = self.pose_component != "translation"  # but for a ray through the middle
         return replace(kept, identity_stock=kept.identity_stock and not turned)
 
     def canonical(self, cameras: Cameras) -> Cameras:
@@ -49,19 +49,21 @@ class RayEncoding(GTA):
 
 
 def ray_cameras(cameras: Cameras) -> Cameras:
-    """A camera for each token that has one: turned, about its centre, to look along the token's ray.
+    """A camera for each token that has one: turned, about its center, to look along the token's ray.
 
     Raises:
         ValueError: cameras that don't say where in their views the tokens are.
     """
-    if cameras.index is None or cameras.places is None:
-        raise ValueError("rays go by where in their view the tokens are: give view_places to Cameras.with_tokens")
+    if cameras.index is None or cameras.patch_centers is None:
+        raise ValueError(
+            "rays go by where in their view the tokens are: give view_patch_centers to Cameras.with_tokens"
+        )
     sample = torch.arange(len(cameras), device=cameras.index.device)[:, None]
     camera = cameras.index.clamp(min=0)
-    K = cameras.K_normalised[sample, camera]
+    K = cameras.K_normalized[sample, camera]
     # the camera of a token that has none may be anything
     K = torch.where((cameras.index >= 0)[..., None, None], K, torch.eye(3, dtype=K.dtype, device=K.device))
-    z = ray_directions(K, cameras.places)
+    z = ray_directions(K, cameras.patch_centers)
     z = z / z.norm(dim=-1, keepdim=True)
     x = torch.stack((z[..., 2], torch.zeros_like(z[..., 0]), -z[..., 0]), -1)  # the camera's y axis times z
     x = x / x.norm(dim=-1, keepdim=True)
@@ -73,10 +75,10 @@ def ray_cameras(cameras: Cameras) -> Cameras:
 
 
 def ray_directions(
-    K_normalised: Float[Tensor, "*batch 3 3"], places: Float[Tensor, "*batch 2"]
+    K_normalized: Float[Tensor, "*batch 3 3"], places: Float[Tensor, "*batch 2"]
 ) -> Float[Tensor, "*batch 3"]:
-    """K^-1 [u, v, 1] in the camera's frame, one unit deep. Places in the units of K, see `view_places`."""
-    focal, principal = K_normalised.diagonal(dim1=-2, dim2=-1)[..., :2], K_normalised[..., :2, 2]
+    """K^-1 [u, v, 1] in the camera's frame, one unit deep. Places in the units of K, see `view_patch_centers`."""
+    focal, principal = K_normalized.diagonal(dim1=-2, dim2=-1)[..., :2], K_normalized[..., :2, 2]
     return torch.cat(((places - principal) / focal, torch.ones_like(places[..., :1])), -1)
 
 
@@ -124,9 +126,9 @@ class RayEmbedding(ViewMixer):
     ) -> Float[Tensor, "N D"]:
         """The tokens with their rays added, see `ViewMixer.forward`."""
         _, rows, columns = check_scenes(tokens, cameras, grid)
-        rays = patch_directions(cameras.K_normalised.flatten(0, 1).double(), rows, columns)
+        rays = patch_directions(cameras.K_normalized.flatten(0, 1).double(), rows, columns)
         if self.rays == "plucker":
-            cameras = seen_from(cameras.to(dtype=torch.float64), self.reference)
+            cameras = to_reference_frame(cameras.to(dtype=torch.float64), self.reference)
             camera_to_world = invert_se3(cameras.world_to_camera.flatten(0, 1))[:, None, None]
             turned = (camera_to_world[..., :3, :3] @ rays[..., None])[..., 0]
             rays = plucker(turned, camera_to_world[..., :3, 3])
@@ -139,7 +141,7 @@ class RayEmbedding(ViewMixer):
 def token_points(
     depth: Float[Tensor, "S H W"],
     world_to_camera: Float[Tensor, "S 4 4"],
-    K_normalised: Float[Tensor, "S 3 3"],
+    K_normalized: Float[Tensor, "S 3 3"],
     token_px: int = 28,
 ) -> Float[Tensor, "S h w 3"]:
     """The 3D point that each token shows, for `Cameras.with_tokens`: on its ray, at its median depth; float64.
@@ -148,12 +150,12 @@ def token_points(
         depth: a map a grid step (of frames that are merged, the one whose camera the step has), along z; 0 where
             there is none. A token without any depth gets NaN.
         world_to_camera: a pose a step.
-        K_normalised: intrinsics a step.
+        K_normalized: intrinsics a step.
         token_px: the side of a token in pixels.
     """
     median = patch_depth(depth.double(), token_px)
     median = median.where(median > 0, torch.nan)
-    through = patch_directions(K_normalised.double(), *median.shape[1:])
+    through = patch_directions(K_normalized.double(), *median.shape[1:])
     camera_to_world = invert_se3(world_to_camera.double())[:, None, None]
     seen = (camera_to_world[..., :3, :3] @ (median[..., None] * through)[..., None])[..., 0]
     return seen + camera_to_world[..., :3, 3]

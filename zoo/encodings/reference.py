@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.precision import full_precision, wide
+from zoo.precision import full_precision, to_float32
 
 ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 CHOOSE_FROM = 3  # views at the least; of fewer it is the first
 
 
-def seen_from(cameras: Cameras, reference: ReferenceView | None) -> Cameras:
+def to_reference_frame(cameras: Cameras, reference: ReferenceView | None) -> Cameras:
     """The cameras in the frame of a reference view, see `Cameras.canonical`; None leaves them in the data's world.
 
     Raises:
@@ -72,7 +72,7 @@ def saddle_balanced(views: Float[Tensor, "S C"], present: Bool[Tensor, " S"] | N
     if len(views) < CHOOSE_FROM:
         return places[0] if len(places) else torch.zeros((), dtype=torch.long, device=views.device)
     with full_precision(views.device):
-        views = wide(views)
+        views = to_float32(views)
         norm = views.norm(dim=-1)
         unit = views / norm[:, None]
         similarity = ((unit @ unit.T).sum(-1) - 1) / (len(views) - 1)

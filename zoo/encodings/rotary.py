@@ -14,28 +14,28 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.encodings.base import QK, CameraEncoding, EncodedCameras
 from zoo.encodings.channels import turn_pairs
-from zoo.encodings.matrices import Terms
+from zoo.encodings.matrices import ApplyTo
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError, check_choice
 
 
-class VORoPE(CameraEncoding):
+class ValueRoPE(CameraEncoding):
     """v' = R v and o' = R^-1 o for visual tokens, with RoPE's own rotations R: outputs see relative positions too.
 
     What GTA found to help (arXiv 2310.10375): RoPE turns q and k alone, so the values that a token takes
     in say nothing of where they come from. The rotations are those of the stock decoder (mRoPE) from the first
     token with a camera on, so that text, which isn't turned, sees no absolute position. It goes by positions
-    alone: cameras only say which tokens are visual. In a `Stack` it comes before what turns values by cameras on
+    alone: cameras only say which tokens are visual. In a `Compose` it comes before what turns values by cameras on
     the same channels, or a change of world no longer cancels there.
     """
 
-    goes_by_cameras = False
+    uses_cameras = False
 
     def __init__(self) -> None:
         super().__init__(reference=None)
 
-    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
-        """See `CameraEncoding.acts_on`."""
+    def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """See `CameraEncoding.touched_channels`."""
         return set(product("vo", range(head_dim)))
 
     @property
@@ -70,7 +70,7 @@ class RelativeRoPE(EncodedCameras):
         super().__init__(index.shape[1])
         self.index, self.dtype = index, dtype
 
-    def repeated(self, copies: int) -> RelativeRoPE:
+    def repeat_interleave(self, copies: int) -> RelativeRoPE:
         return RelativeRoPE(self.index.repeat_interleave(copies, 0), self.dtype)
 
     def at_layer(
@@ -88,23 +88,24 @@ class RelativeRoPE(EncodedCameras):
         return Rotation(cos.where(seen[..., None], 1.0), sin.where(seen[..., None], 0.0), "vo")
 
 
-class XYZRoPE(CameraEncoding):
+class PointRoPE(CameraEncoding):
     """Visual tokens turned by the 3D point that they show, as by position ids x, y and z, beside RoPE; needs depth.
 
-    The points come from the data's depth and cameras, or with `--model.cameras vggt` from a geometry that finds depth.
+    The points come from the data's depth and cameras, or with `--model.camera_source predicted` from a geometry that
+    finds depth.
 
     With p the point from the reference view, the angles are 2 pi p / lambda. They add to RoPE's on the same pairs
     of channels (c, c + D/2): y goes with the rows on mRoPE's H section, x with the columns on W, z, the depth, on
     T. Within a section the wavelengths lambda are spread evenly in their logarithm: mRoPE's own frequencies there
-    are made for tens of thousands of tokens, and would hardly tell metres apart.
+    are made for tens of thousands of tokens, and would hardly tell meters apart.
 
     Two tokens see the difference of their points, so a common translation cancels but a rotation doesn't: only
-    the reference view makes it blind to the world. Text sits in the reference view's centre, and so does, for
+    the reference view makes it blind to the world. Text sits in the reference view's center, and so does, for
     want of anything better, a visual token without a point or a camera.
 
     Args:
-        terms: queries and keys; values, with the inverse on outputs; or both.
-        shortest: the first wavelength of a section, in metres (or `scale`).
+        apply_to: queries and keys; values, with the inverse on outputs; or both.
+        shortest: the first wavelength of a section, in meters (or `scale`).
         longest: the last one.
         world: `reference` and `scale`, see `CameraEncoding`.
 
@@ -112,20 +113,20 @@ class XYZRoPE(CameraEncoding):
         InputError: wavelengths that don't go from the shortest to the longest.
     """
 
-    reads_points = True
+    uses_points = True
 
     def __init__(
-        self, terms: Terms = "qk", shortest: int | float = 0.5, longest: int | float = 32.0, **world: Any
+        self, apply_to: ApplyTo = "qk", shortest: int | float = 0.5, longest: int | float = 32.0, **world: Any
     ) -> None:
         super().__init__(**world)
-        check_choice("terms", terms, Terms)
+        check_choice("apply_to", apply_to, ApplyTo)
         if not 0 < shortest <= longest:
             raise InputError(f"wavelengths go from shortest to longest, 0 < {shortest} <= {longest} is not so")
-        self.terms, self.shortest, self.longest = terms, shortest, longest
+        self.apply_to, self.shortest, self.longest = apply_to, shortest, longest
 
-    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
-        """See `CameraEncoding.acts_on`."""
-        return set(product(self.terms, range(head_dim)))
+    def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """See `CameraEncoding.touched_channels`."""
+        return set(product(self.apply_to, range(head_dim)))
 
     @property
     def symmetries(self) -> Symmetries:
@@ -153,7 +154,7 @@ class XYZRoPE(CameraEncoding):
         """
         cameras = self.canonical(cameras)
         if cameras.points is None or cameras.index is None:
-            raise ValueError("XYZRoPE goes by the points that tokens show: give them to Cameras.with_tokens")
+            raise ValueError("PointRoPE goes by the points that tokens show: give them to Cameras.with_tokens")
         seen = (cameras.index >= 0) & cameras.points.isfinite().all(-1)
         points = cameras.points.where(seen[..., None], 0.0)
         angles = []
@@ -163,7 +164,7 @@ class XYZRoPE(CameraEncoding):
             angles.append(2 * math.pi * points[..., coordinate, None] / wavelength)
         angle = torch.cat(angles, -1)
         dtype = torch.promote_types(dtype, torch.float32)
-        return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.terms)
+        return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.apply_to)
 
 
 class Rotation(EncodedCameras):
@@ -173,24 +174,24 @@ class Rotation(EncodedCameras):
 
     Args:
         cos, sin: of the angle of each pair.
-        terms: what is turned.
+        apply_to: what is turned.
     """
 
-    def __init__(self, cos: Float[Tensor, "B L F"], sin: Float[Tensor, "B L F"], terms: Terms) -> None:
+    def __init__(self, cos: Float[Tensor, "B L F"], sin: Float[Tensor, "B L F"], apply_to: ApplyTo) -> None:
         super().__init__(cos.shape[1])
-        self.cos, self.sin, self.terms = cos, sin, terms
+        self.cos, self.sin, self.apply_to = cos, sin, apply_to
 
-    def repeated(self, copies: int) -> Rotation:
-        return Rotation(self.cos.repeat_interleave(copies, 0), self.sin.repeat_interleave(copies, 0), self.terms)
+    def repeat_interleave(self, copies: int) -> Rotation:
+        return Rotation(self.cos.repeat_interleave(copies, 0), self.sin.repeat_interleave(copies, 0), self.apply_to)
 
     def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
-        return (self._turn(q, self.sin), self._turn(k, self.sin)) if "qk" in self.terms else (q, k)
+        return (self._turn(q, self.sin), self._turn(k, self.sin)) if "qk" in self.apply_to else (q, k)
 
     def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
-        return self._turn(v, self.sin) if "vo" in self.terms else v
+        return self._turn(v, self.sin) if "vo" in self.apply_to else v
 
-    def outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
-        return self._turn(o, -self.sin) if "vo" in self.terms else o
+    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
+        return self._turn(o, -self.sin) if "vo" in self.apply_to else o
 
     def _turn(self, x: Float[Tensor, "B L heads D"], sin: Float[Tensor, "B L F"]) -> Float[Tensor, "B L heads D"]:
         dtype = torch.promote_types(x.dtype, sin.dtype)

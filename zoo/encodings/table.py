@@ -14,81 +14,87 @@ from pathlib import Path
 import torch
 
 from zoo.encodings.alibi import PoseALiBi
-from zoo.encodings.append import Append
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.cape import CaPE
+from zoo.encodings.compose import RELEASED, Compose
+from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.gta import GTA
-from zoo.encodings.on_heads import OnHeads
-from zoo.encodings.on_layers import Alternate, OnLayers
-from zoo.encodings.placements import Fraction, HighFrequencies, LowFrequencies, TSection
+from zoo.encodings.head_subset import HeadSubset
+from zoo.encodings.layer_subset import AlternateAxes, LayerSubset
+from zoo.encodings.placements import ChannelRange, HighFrequencies, LowFrequencies, TemporalSection
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEmbedding, RayEncoding
-from zoo.encodings.rotary import VORoPE, XYZRoPE
-from zoo.encodings.stack import RELEASED, Stack
+from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.encodings.view_attention import ViewAttention
-from zoo.encodings.views import ViewMixer
-from zoo.time_index import Pose, PosePath
+from zoo.encodings.view_mixer import ViewMixer
+from zoo.time_index import PathLengthIndex, PoseDistanceIndex
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "encodings.md"
 
 COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
-    "PRoPE, Fraction": lambda: PRoPE(Fraction(0.0, 0.5)),
-    "PRoPE, TSection": lambda: PRoPE(TSection()),
+    "PRoPE, ChannelRange": lambda: PRoPE(ChannelRange(0.0, 0.5)),
+    "PRoPE, TemporalSection": lambda: PRoPE(TemporalSection()),
     "PRoPE, LowFrequencies": lambda: PRoPE(LowFrequencies(4, "w")),
     "PRoPE, HighFrequencies": lambda: PRoPE(HighFrequencies(4, "w")),
-    "PRoPE, LowFrequencies tied": lambda: PRoPE(LowFrequencies(4, "w", tied=True)),
-    "PRoPE, HighFrequencies tied": lambda: PRoPE(HighFrequencies(4, "w", tied=True)),
-    "PRoPE, Alternate x and y": lambda: PRoPE(Alternate([LowFrequencies(4, "w"), LowFrequencies(4, "h")])),
-    "PRoPE, Append": lambda: PRoPE(Append(8)),
-    "PRoPE, Fraction, vo": lambda: PRoPE(Fraction(0.0, 0.5), terms="vo"),
-    "PRoPE, LowFrequencies, vo": lambda: PRoPE(LowFrequencies(4, "w"), terms="vo"),
-    "PRoPE, TSection, qk": lambda: PRoPE(TSection(), terms="qk"),
-    "PRoPE, TSection, vo": lambda: PRoPE(TSection(), terms="vo"),
-    "PRoPE, TSection, rotation": lambda: PRoPE(TSection(), parts="rotation"),
-    "PRoPE, TSection, translation": lambda: PRoPE(TSection(), parts="translation"),
-    "PRoPE, TSection, scale rms": lambda: PRoPE(TSection(), scale="rms"),
-    "PRoPE, TSection, saddle_balanced": lambda: PRoPE(TSection(), reference="saddle_balanced"),
-    "PRoPE, TSection, the data's world": lambda: PRoPE(TSection(), reference=None),
-    "GTA, Fraction": lambda: GTA(Fraction(0.0, 0.5)),
-    "GTA, TSection": lambda: GTA(TSection()),
-    "GTA, TSection, vo": lambda: GTA(TSection(), terms="vo"),
-    "GTA, TSection, rotation": lambda: GTA(TSection(), parts="rotation"),
-    "GTA, TSection, learned scale": lambda: GTA(TSection(), learn_scale=True),
-    "GTA, Append": lambda: GTA(Append(8)),
-    "CaPE, Fraction": lambda: CaPE(Fraction(0.0, 0.5)),
-    "CaPE, TSection": lambda: CaPE(TSection()),
-    "RayEncoding, TSection": lambda: RayEncoding(TSection()),
-    "RayEncoding, TSection, translation": lambda: RayEncoding(TSection(), parts="translation"),
+    "PRoPE, LowFrequencies shared": lambda: PRoPE(LowFrequencies(4, "w", shared_frequency=True)),
+    "PRoPE, HighFrequencies shared": lambda: PRoPE(HighFrequencies(4, "w", shared_frequency=True)),
+    "PRoPE, AlternateAxes x and y": lambda: PRoPE(AlternateAxes([LowFrequencies(4, "w"), LowFrequencies(4, "h")])),
+    "PRoPE, ExtraChannels": lambda: PRoPE(ExtraChannels(8)),
+    "PRoPE, ChannelRange, vo": lambda: PRoPE(ChannelRange(0.0, 0.5), apply_to="vo"),
+    "PRoPE, LowFrequencies, vo": lambda: PRoPE(LowFrequencies(4, "w"), apply_to="vo"),
+    "PRoPE, TemporalSection, qk": lambda: PRoPE(TemporalSection(), apply_to="qk"),
+    "PRoPE, TemporalSection, vo": lambda: PRoPE(TemporalSection(), apply_to="vo"),
+    "PRoPE, TemporalSection, rotation": lambda: PRoPE(TemporalSection(), pose_component="rotation"),
+    "PRoPE, TemporalSection, translation": lambda: PRoPE(TemporalSection(), pose_component="translation"),
+    "PRoPE, TemporalSection, scale rms": lambda: PRoPE(TemporalSection(), scale="rms"),
+    "PRoPE, TemporalSection, saddle_balanced": lambda: PRoPE(TemporalSection(), reference="saddle_balanced"),
+    "PRoPE, TemporalSection, the data's world": lambda: PRoPE(TemporalSection(), reference=None),
+    "GTA, ChannelRange": lambda: GTA(ChannelRange(0.0, 0.5)),
+    "GTA, TemporalSection": lambda: GTA(TemporalSection()),
+    "GTA, TemporalSection, vo": lambda: GTA(TemporalSection(), apply_to="vo"),
+    "GTA, TemporalSection, rotation": lambda: GTA(TemporalSection(), pose_component="rotation"),
+    "GTA, TemporalSection, learned scale": lambda: GTA(TemporalSection(), learn_scale=True),
+    "GTA, ExtraChannels": lambda: GTA(ExtraChannels(8)),
+    "CaPE, ChannelRange": lambda: CaPE(ChannelRange(0.0, 0.5)),
+    "CaPE, TemporalSection": lambda: CaPE(TemporalSection()),
+    "RayEncoding, TemporalSection": lambda: RayEncoding(TemporalSection()),
+    "RayEncoding, TemporalSection, translation": lambda: RayEncoding(TemporalSection(), pose_component="translation"),
     "PoseALiBi": lambda: PoseALiBi(),
     "PoseALiBi, rotation": lambda: PoseALiBi("rotation"),
     "PoseALiBi, learned slopes": lambda: PoseALiBi("log", slopes="learned"),
-    "PoseIndex, Pose": lambda: PoseIndex(Pose()),
-    "PoseIndex, PosePath": lambda: PoseIndex(PosePath()),
-    "VORoPE": lambda: VORoPE(),
-    "XYZRoPE": lambda: XYZRoPE(),
-    "XYZRoPE, qkvo": lambda: XYZRoPE("qkvo"),
-    "OnLayers(PRoPE, TSection)": lambda: OnLayers(PRoPE(TSection()), "odd"),
-    "OnHeads(PRoPE, TSection)": lambda: OnHeads(PRoPE(TSection()), [1]),
-    "OnHeads(PRoPE, Append)": lambda: OnHeads(PRoPE(Append(8)), [0]),
-    "Stack(GTA Append, PRoPE TSection)": lambda: Stack([GTA(Append(8)), PRoPE(TSection())]),
-    "Stack(PRoPE TSection, PoseALiBi)": lambda: Stack([PRoPE(TSection()), PoseALiBi()]),
-    "Stack(PoseALiBi, XYZRoPE, CaPE TSection)": lambda: Stack([PoseALiBi("sum"), XYZRoPE(), CaPE(TSection())]),
-    "Stack(VORoPE, GTA TSection)": lambda: Stack([VORoPE(), GTA(TSection())]),
-    "Stack(VORoPE, GTA TSection qk)": lambda: Stack([VORoPE(), GTA(TSection(), terms="qk")]),
-    "Stack(GTA TSection, PRoPE TSection)": lambda: Stack([GTA(TSection()), PRoPE(TSection())]),
-    "Stack(GTA TSection qk, PRoPE TSection vo)": lambda: Stack(
-        [GTA(TSection(), terms="qk"), PRoPE(TSection(), terms="vo")]
+    "PoseIndex, Pose": lambda: PoseIndex(PoseDistanceIndex()),
+    "PoseIndex, PathLengthIndex": lambda: PoseIndex(PathLengthIndex()),
+    "ValueRoPE": lambda: ValueRoPE(),
+    "PointRoPE": lambda: PointRoPE(),
+    "PointRoPE, qkvo": lambda: PointRoPE("qkvo"),
+    "LayerSubset(PRoPE, TemporalSection)": lambda: LayerSubset(PRoPE(TemporalSection()), "odd"),
+    "HeadSubset(PRoPE, TemporalSection)": lambda: HeadSubset(PRoPE(TemporalSection()), [1]),
+    "HeadSubset(PRoPE, ExtraChannels)": lambda: HeadSubset(PRoPE(ExtraChannels(8)), [0]),
+    "Compose(GTA ExtraChannels, PRoPE TemporalSection)": lambda: Compose(
+        [GTA(ExtraChannels(8)), PRoPE(TemporalSection())]
+    ),
+    "Compose(PRoPE TemporalSection, PoseALiBi)": lambda: Compose([PRoPE(TemporalSection()), PoseALiBi()]),
+    "Compose(PoseALiBi, PointRoPE, CaPE TemporalSection)": lambda: Compose(
+        [PoseALiBi("sum"), PointRoPE(), CaPE(TemporalSection())]
+    ),
+    "Compose(ValueRoPE, GTA TemporalSection)": lambda: Compose([ValueRoPE(), GTA(TemporalSection())]),
+    "Compose(ValueRoPE, GTA TemporalSection qk)": lambda: Compose([ValueRoPE(), GTA(TemporalSection(), apply_to="qk")]),
+    "Compose(GTA TemporalSection, PRoPE TemporalSection)": lambda: Compose(
+        [GTA(TemporalSection()), PRoPE(TemporalSection())]
+    ),
+    "Compose(GTA TemporalSection qk, PRoPE TemporalSection vo)": lambda: Compose(
+        [GTA(TemporalSection(), apply_to="qk"), PRoPE(TemporalSection(), apply_to="vo")]
     ),
 }
 
 VIEW_MIXERS: dict[str, Callable[[int], ViewMixer]] = {
     "ViewAttention(PRoPE)": lambda width: ViewAttention(width, 16, PRoPE()),
-    "ViewAttention(PRoPE, qk)": lambda width: ViewAttention(width, 16, PRoPE(terms="qk")),
-    "ViewAttention(PRoPE, vo)": lambda width: ViewAttention(width, 16, PRoPE(terms="vo")),
-    "ViewAttention(PRoPE, rotation)": lambda width: ViewAttention(width, 16, PRoPE(parts="rotation")),
-    "ViewAttention(PRoPE, translation)": lambda width: ViewAttention(width, 16, PRoPE(parts="translation")),
+    "ViewAttention(PRoPE, qk)": lambda width: ViewAttention(width, 16, PRoPE(apply_to="qk")),
+    "ViewAttention(PRoPE, vo)": lambda width: ViewAttention(width, 16, PRoPE(apply_to="vo")),
+    "ViewAttention(PRoPE, rotation)": lambda width: ViewAttention(width, 16, PRoPE(pose_component="rotation")),
+    "ViewAttention(PRoPE, translation)": lambda width: ViewAttention(width, 16, PRoPE(pose_component="translation")),
     "ViewAttention(PRoPE, scale rms)": lambda width: ViewAttention(width, 16, PRoPE(scale="rms")),
     "ViewAttention(PRoPE, the data's world)": lambda width: ViewAttention(width, 16, PRoPE(reference=None)),
     "ViewAttention(GTA)": lambda width: ViewAttention(width, 16, GTA()),
@@ -123,13 +129,15 @@ every cell in float64, at the level of attention: what is marked holds to 1e-10,
 
 {columns}
 
-A translation without its rotation (`parts: translation`) is no group action, V_i V_j^-1 isn't what two views see of
-each other: a change of world shows, whatever the placement, unless the cameras are seen from a reference view.
+A translation without its rotation (`pose_component: translation`) is no group action, V_i V_j^-1 isn't what two views
+see of each other: a change of world shows, whatever the placement, unless the cameras are seen from a reference view.
 
-On the T section queries and keys need `--model.time NoTime`: one time for all views of a clip. Text sees the world's
+On the T section queries and keys need `--model.time_index ConstantIndex`: one time for all views of a clip. Text sees
+the world's
 frame, so with text in the sequence the world cancels only where the cameras are seen from a reference view of the clip,
-which is the default, where text never meets the camera (`Append`), or where only distances between views or positions
-count (`PoseALiBi`, `PoseIndex`, `VORoPE`). `XYZRoPE` reads no intrinsics, but its points were found with them.
+which is the default, where text never meets the camera (`ExtraChannels`), or where only distances between views or
+positions
+count (`PoseALiBi`, `PoseIndex`, `ValueRoPE`). `PointRoPE` reads no intrinsics, but its points were found with them.
 
 `LowFrequencies` and `HighFrequencies` put one matrix on four of RoPE's pairs, which turn at four speeds. Untied, RoPE
 and the camera don't quite commute: RoPE's turn between two tokens that are n positions apart in that section is off
@@ -144,7 +152,7 @@ Tied, the four pairs turn at their geometric mean, and everything is exact but t
 
 ## On the connector
 
-What tells the 2D tokens of the views about their cameras before the decoder sees them (`--model.views`). Without
+What tells the 2D tokens of the views about their cameras before the decoder sees them (`--model.view_mixer`). Without
 training it adds nothing, bit for bit.
 
 {view_table}
@@ -160,8 +168,9 @@ Between tokens of the same content in the middle of their views, along 40 views 
 over contents the matrices of PRoPE, GTA, CaPE and rays prefer views that look the same way, and know nothing of
 distance: the trace of a relative pose is that of its rotation. Translations are in the spread over contents, so what
 they do is for the model to learn. `PoseALiBi` prefers near views from the start, by the distance that it is given;
-`XYZRoPE` tokens that show the same place. The distance to a reference view as a `PoseIndex` brings views together that
-are not (the rings); the length of the path keeps apart what the camera saw again. What `VORoPE` turns are values: it
+`PointRoPE` tokens that show the same place. The distance to a reference view as a `PoseIndex` brings views together
+that
+are not (the rings); the length of the path keeps apart what the camera saw again. What `ValueRoPE` turns are values: it
 prefers nothing.
 """
 
@@ -174,7 +183,8 @@ def declared() -> dict[str, Symmetries]:
 def document() -> str:
     """The text of docs/encodings.md."""
     misfits = [
-        f"| `{kind.__name__}({count}, {section!r})` | {kind(count, section).misfit(FREQUENCIES, SECTION):.1g} |"
+        f"| `{kind.__name__}({count}, {section!r})` "
+        f"| {kind(count, section).commutation_error(FREQUENCIES, SECTION):.1g} |"
         for kind in (LowFrequencies, HighFrequencies)
         for section in ("t", "h", "w")
         for count in (4, 8)

@@ -13,7 +13,7 @@ from zoo.encodings.multiview import multiview_attention
 from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEncoding
 from zoo.encodings.symmetries import ViewSymmetries
-from zoo.encodings.views import ViewMixer, check_scenes
+from zoo.encodings.view_mixer import ViewMixer, check_scenes
 from zoo.errors import InputError
 
 
@@ -22,13 +22,14 @@ class ViewAttention(ViewMixer):
 
     Every token sees every other one, whichever view comes first: there is no causal mask, so a permutation of the
     views permutes the result and nothing else. A change of world cancels, no text is here to see it; with
-    `parts: translation` alone that takes a reference view. The output projection o starts at zero, and with it the
-    effect. Steps without a camera neither look nor are looked at.
+    `pose_component: translation` alone that takes a reference view. The output projection o starts at zero, and with
+    it the effect. Steps without a camera neither look nor are looked at.
 
     Args:
         width: D, of the tokens.
         head_dim: channels of a head, a multiple of 8 that divides the width.
-        encoding: the rule: `PRoPE` if not given, `GTA`, `CaPE`, with their terms, parts, reference and scale. Its
+        encoding: the rule: `PRoPE` if not given, `GTA`, `CaPE`, with their apply_to, pose_component, reference and
+        scale. Its
             placement is not asked for: the layout is the published one, see `multiview_attention`.
 
     Raises:
@@ -54,7 +55,7 @@ class ViewAttention(ViewMixer):
 
     @property
     def symmetries(self) -> ViewSymmetries:
-        relative = self.encoding.parts != "translation"
+        relative = self.encoding.pose_component != "translation"
         canonical = relative or self.reference is not None
         kept = self.encoding.symmetries
         return ViewSymmetries(relative, canonical, kept.scale, kept.intrinsics)
@@ -74,7 +75,8 @@ class ViewAttention(ViewMixer):
         canonical = self.encoding.canonical(cameras.with_index(every.where(present, -1)))
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         acting = {
-            name: None if m is None else m.to(dtype) for name, m in self.encoding.acting(canonical)._asdict().items()
+            name: None if m is None else m.to(dtype)
+            for name, m in self.encoding.active_matrices(canonical)._asdict().items()
         }
 
         x = tokens.unflatten(0, (len(cameras), steps, rows * columns))

@@ -1,8 +1,8 @@
 """Fusions of 2D and 3D tokens: one file each beside `base.py`."""
 
 from zoo.fusions.add import AddFusion
-from zoo.fusions.base import Appended, Fusion, merge_spatial
+from zoo.fusions.base import ExtraTokens, Fusion, merge_spatial
 from zoo.fusions.camera_token import CameraTokenFusion
 from zoo.fusions.concat_split import ConcatSplitFusion
 
-__all__ = ["AddFusion", "Appended", "CameraTokenFusion", "ConcatSplitFusion", "Fusion", "merge_spatial"]
+__all__ = ["AddFusion", "ExtraTokens", "CameraTokenFusion", "ConcatSplitFusion", "Fusion", "merge_spatial"]

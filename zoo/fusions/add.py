@@ -20,7 +20,7 @@ class AddFusion(Fusion):
     Args:
         width: D, the decoder's.
         geometry_width: C, of the 3D tokens.
-        options: `branches` and `pair`, see `Fusion`.
+        options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 
     def __init__(self, width: int, geometry_width: int, **options: Any) -> None:

@@ -15,17 +15,17 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 
-TEMPORAL_MERGE, SPATIAL_MERGE = 2, 2  # Qwen2.5-VL's: frames, and patches a side, that make one 2D token
-MERGED = TEMPORAL_MERGE * SPATIAL_MERGE**2
+TEMPORAL_PATCH_SIZE, SPATIAL_MERGE = 2, 2  # Qwen2.5-VL's: frames, and patches a side, that make one 2D token
+MERGED = TEMPORAL_PATCH_SIZE * SPATIAL_MERGE**2
 
-Branches = Literal["both", "2d", "3d"]
-Pair = Literal["concat", "mean", "first"]
+ActiveBranches = Literal["both", "2d", "3d"]
+TemporalMerge = Literal["concat", "mean", "first"]
 
 
 def merge_spatial(
     tokens: Float[Tensor, "S patches C"],
     grid_thw: Int[Tensor, "1 3"],
-    temporal_merge: int = TEMPORAL_MERGE,
+    temporal_merge: int = TEMPORAL_PATCH_SIZE,
     spatial_merge: int = SPATIAL_MERGE,
 ) -> Float[Tensor, "N merged"]:
     """The patch tokens of each 2D token side by side: N = t h/2 w/2 rows of C * temporal * spatial^2 channels.
@@ -50,7 +50,7 @@ def merge_spatial(
     return tokens.reshape(blocks).permute(0, 2, 4, 3, 5, 6, 1).flatten(3).flatten(0, 2)
 
 
-class Appended(Enum):
+class ExtraTokens(Enum):
     """The tokens that follow the 2D tokens of each view; each shares the position of one of these."""
 
     NOTHING = "nothing"
@@ -59,7 +59,7 @@ class Appended(Enum):
 
     def positions(self, tokens: int) -> range:
         """Of each appended token, the 2D token of its view (there are `tokens`) whose position it has."""
-        return {Appended.NOTHING: range(0), Appended.ONE: range(1), Appended.ALL: range(tokens)}[self]
+        return {ExtraTokens.NOTHING: range(0), ExtraTokens.ONE: range(1), ExtraTokens.ALL: range(tokens)}[self]
 
 
 class Connector(nn.Module):
@@ -91,26 +91,33 @@ class Fusion(nn.Module, ABC):
     Args:
         width: D, the decoder's.
         geometry_width: C, of the 3D tokens.
-        branches: which of them reaches the decoder, the other one's tokens are zero: what does a trained model owe
-            to which? Needs no retraining.
-        pair: what becomes of the 3D tokens of the two frames that Qwen2.5-VL merges into one token: both side by side
-            (the published way), or both replaced by their mean or by the first. The weights stay the same.
+        active_branches: which of them reaches the decoder, the other one's tokens are zero: what does a trained
+            model owe to which? Needs no retraining.
+        temporal_merge: what becomes of the 3D tokens of the two frames that Qwen2.5-VL merges into one token: both
+            side by side (the published way), or both replaced by their mean or by the first. The weights stay the same.
 
     Attributes:
         appended: what follows the 2D tokens.
     """
 
-    appended: Appended = Appended.NOTHING
+    appended: ExtraTokens = ExtraTokens.NOTHING
 
-    def __init__(self, width: int, geometry_width: int, *, branches: Branches = "both", pair: Pair = "concat") -> None:
+    def __init__(
+        self,
+        width: int,
+        geometry_width: int,
+        *,
+        active_branches: ActiveBranches = "both",
+        temporal_merge: TemporalMerge = "concat",
+    ) -> None:
         super().__init__()
         self.width, self.geometry_width = width, geometry_width
-        self.branches, self.pair = branches, pair
+        self.active_branches, self.temporal_merge = active_branches, temporal_merge
 
     @property
-    def reads_geometry(self) -> bool:
+    def uses_geometry(self) -> bool:
         """Whether `forward` looks at the geometry."""
-        return self.branches != "2d"
+        return self.active_branches != "2d"
 
     @property
     def flat_width(self) -> int:
@@ -129,19 +136,19 @@ class Fusion(nn.Module, ABC):
         Args:
             visual: 2D tokens, N = t h/2 w/2.
             grid_thw: steps and patches before merging; the stills of a scene are a step each.
-            geometry: of its 2t frames; may be None if `reads_geometry` is false.
+            geometry: of its 2t frames; may be None if `uses_geometry` is false.
             views: what happens between the views of the 2D branch, (N, flat_width) to the same, before it is joined.
 
         Raises:
             ValueError: geometry of other frames, or without what this fusion reads.
         """
         flat = self.embed_2d(visual, grid_thw)
-        if self.branches == "3d":
+        if self.active_branches == "3d":
             flat = torch.zeros_like(flat)
         elif views is not None:
             flat = views(flat.flatten(0, 1)).view_as(flat)
         spatial = flat.new_zeros(1, 1, 1)
-        if self.reads_geometry:
+        if self.uses_geometry:
             if geometry is None:
                 raise ValueError(f"{type(self).__name__} needs the geometry of the scene")
             spatial = self.embed_3d(geometry, grid_thw, visual.dtype)
@@ -181,9 +188,9 @@ class Fusion(nn.Module, ABC):
         return merge_spatial(patches, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))
 
     def paired(self, tokens: Float[Tensor, "S ..."]) -> Float[Tensor, "S ..."]:
-        """The tokens of each pair of frames as `pair` has them."""
-        if self.pair == "concat":
+        """The tokens of each pair of frames as `temporal_merge` has them."""
+        if self.temporal_merge == "concat":
             return tokens
-        pairs = tokens.unflatten(0, (-1, TEMPORAL_MERGE))
-        one = pairs.mean(1, keepdim=True) if self.pair == "mean" else pairs[:, :1]
+        pairs = tokens.unflatten(0, (-1, TEMPORAL_PATCH_SIZE))
+        one = pairs.mean(1, keepdim=True) if self.temporal_merge == "mean" else pairs[:, :1]
         return one.expand_as(pairs).flatten(0, 1)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.fusions.base import TEMPORAL_MERGE, Appended, Connector, Fusion
+from zoo.fusions.base import TEMPORAL_PATCH_SIZE, Connector, ExtraTokens, Fusion
 from zoo.geometry.base import SceneGeometry
 
 
@@ -18,30 +18,30 @@ class CameraTokenFusion(Fusion):
     Args:
         width: D, the decoder's.
         geometry_width: C, of the camera tokens.
-        place: "append": a token that follows the 2D tokens of its view, at the position of the first of them; "add":
+        mode: "append": a token that follows the 2D tokens of its view, at the position of the first of them; "add":
             added to each 2D token of its view, zero before training.
-        options: `branches` and `pair`, see `Fusion`.
+        options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 
     def __init__(
-        self, width: int, geometry_width: int, place: Literal["append", "add"] = "append", **options: Any
+        self, width: int, geometry_width: int, mode: Literal["append", "add"] = "append", **options: Any
     ) -> None:
         super().__init__(width, geometry_width, **options)
-        self.place = place
-        self.appended = Appended.ONE if place == "append" else Appended.NOTHING
-        self.connector = Connector(TEMPORAL_MERGE * geometry_width, width, width, zero=place == "add")
+        self.mode = mode
+        self.appended = ExtraTokens.ONE if mode == "append" else ExtraTokens.NOTHING
+        self.connector = Connector(TEMPORAL_PATCH_SIZE * geometry_width, width, width, zero=mode == "add")
 
     def embed_3d(
         self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
     ) -> Float[Tensor, "t 1 D"]:
         if geometry.camera_tokens is None:
             raise ValueError(f"{type(self).__name__} needs camera tokens, and this geometry has none")
-        pairs = self.paired(geometry.camera_tokens.to(dtype)).unflatten(0, (-1, TEMPORAL_MERGE))
+        pairs = self.paired(geometry.camera_tokens.to(dtype)).unflatten(0, (-1, TEMPORAL_PATCH_SIZE))
         if len(pairs) != int(grid_thw[0]):
             raise ValueError(f"{len(geometry.camera_tokens)} camera tokens for {int(grid_thw[0])} steps of two frames")
         return self.connector(pairs.flatten(1))[:, None]
 
     def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t 1 #D"]) -> Float[Tensor, "t tokens D"]:
-        if self.place == "add":
+        if self.mode == "add":
             return flat + spatial
         return torch.cat((flat, spatial.expand(len(flat), 1, self.width)), dim=1)

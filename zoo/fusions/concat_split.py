@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.fusions.base import MERGED, Appended, Connector, Fusion
+from zoo.fusions.base import MERGED, Connector, ExtraTokens, Fusion
 from zoo.geometry.base import SceneGeometry
 
 
@@ -21,7 +21,7 @@ class ConcatSplitFusion(Fusion):
         axis: "channel": the 2D tokens by an MLP to half of the decoder's width, the 3D tokens by another to the other
             half. "token": the 3D tokens, by an MLP to the whole width, follow the 2D tokens of their view as tokens of
             their own, at the same positions and without a camera: VGGT's features carry it already.
-        options: `branches` and `pair`, see `Fusion`.
+        options: `active_branches` and `temporal_merge`, see `Fusion`.
 
     Raises:
         ValueError: an odd width with `axis="channel"`.
@@ -34,7 +34,7 @@ class ConcatSplitFusion(Fusion):
         if width % 2 and axis == "channel":
             raise ValueError(f"a decoder of width {width} has no two halves")
         self.axis = axis
-        self.appended = Appended.ALL if axis == "token" else Appended.NOTHING
+        self.appended = ExtraTokens.ALL if axis == "token" else ExtraTokens.NOTHING
         share = self.flat_width  # the other branch's too
         self.flat = Connector(width, width, share) if axis == "channel" else None
         self.spatial = Connector(MERGED * geometry_width, width, share)

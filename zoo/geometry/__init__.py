@@ -3,7 +3,7 @@
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry
-from zoo.geometry.given import GivenGeometry
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.projection import project_points, unproject_depth
 from zoo.geometry.tiny_vggt import TinyVGGT
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
@@ -14,7 +14,7 @@ __all__ = [
     "CachedGeometry",
     "GeometryCache",
     "GeometryEncoder",
-    "GivenGeometry",
+    "DatasetGeometry",
     "PretrainedVGGT",
     "SceneGeometry",
     "TinyVGGT",

@@ -22,8 +22,8 @@ class SceneGeometry:
     Args:
         patches: 3D tokens on the grid of a frame's patches.
         camera_tokens: one more token a frame, which sums up its camera.
-        world_to_camera: a pose a frame, OpenCV axes, float32 or better; in metres where the source is metric.
-        K_normalised: intrinsics a frame, see `zoo.cameras.normalise_intrinsics`.
+        world_to_camera: a pose a frame, OpenCV axes, float32 or better; in meters where the source is metric.
+        K_normalized: intrinsics a frame, see `zoo.cameras.normalize_intrinsics`.
         has_camera: the frames whose camera means something; the others hold an identity. None is all of them.
         depth: along the camera's z axis, in the poses' unit; 0 where there is none.
     """
@@ -34,12 +34,12 @@ class SceneGeometry:
         patches: Float[Tensor, "S h w D"] | None = None,
         camera_tokens: Float[Tensor, "S D"] | None = None,
         world_to_camera: Float[Tensor, "S 4 4"] | None = None,
-        K_normalised: Float[Tensor, "S 3 3"] | None = None,
+        K_normalized: Float[Tensor, "S 3 3"] | None = None,
         has_camera: Bool[Tensor, " S"] | None = None,
         depth: Float[Tensor, "S H W"] | None = None,
     ) -> None:
         self.patches, self.camera_tokens = patches, camera_tokens
-        self.world_to_camera, self.K_normalised, self.has_camera = world_to_camera, K_normalised, has_camera
+        self.world_to_camera, self.K_normalized, self.has_camera = world_to_camera, K_normalized, has_camera
         self.depth = depth
 
     def __getitem__(self, frames: slice) -> SceneGeometry:
@@ -49,7 +49,7 @@ class SceneGeometry:
     @property
     def knows_cameras(self) -> bool:
         """Whether the camera of some frame means something."""
-        has = self.world_to_camera is not None and self.K_normalised is not None
+        has = self.world_to_camera is not None and self.K_normalized is not None
         return has and (self.has_camera is None or bool(self.has_camera.any()))
 
     def cameras(self) -> tuple[Float[Tensor, "S 4 4"], Float[Tensor, "S 3 3"], Bool[Tensor, " S"]]:
@@ -58,7 +58,7 @@ class SceneGeometry:
         Raises:
             ValueError: there are no cameras.
         """
-        poses, K, present = self.world_to_camera, self.K_normalised, self.has_camera
+        poses, K, present = self.world_to_camera, self.K_normalized, self.has_camera
         if poses is None or K is None:
             raise ValueError("a scene without cameras where cameras are needed")
         return poses, K, torch.ones(len(poses), dtype=torch.bool, device=poses.device) if present is None else present
@@ -82,20 +82,20 @@ class GeometryEncoder(nn.Module, ABC):
 
     Attributes:
         width: D, channels of its tokens; 0 if it gives none.
-        needs_cameras: the data must bring a camera for each frame.
-        needs_frames: the data must bring the frames themselves.
-        needs_depth: the data must bring depth.
-        gives_cameras: it finds cameras itself, so that the data needs none.
-        gives_depth: it may find depth along with them, in their unit.
+        requires_cameras: the data must bring a camera for each frame.
+        requires_frames: the data must bring the frames themselves.
+        requires_depth: the data must bring depth.
+        predicts_cameras: it finds cameras itself, so that the data needs none.
+        predicts_depth: it may find depth along with them, in their unit.
         files: that its weights were read from; none if they come from elsewhere.
     """
 
     width: int = 0
-    needs_cameras: bool = False
-    needs_frames: bool = False
-    needs_depth: bool = False
-    gives_cameras: bool = False
-    gives_depth: bool = False
+    requires_cameras: bool = False
+    requires_frames: bool = False
+    requires_depth: bool = False
+    predicts_cameras: bool = False
+    predicts_depth: bool = False
     files: tuple[Path, ...] = ()
 
     def identity(self) -> dict[str, Any]:
@@ -106,15 +106,15 @@ class GeometryEncoder(nn.Module, ABC):
         """
         raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
-    def want_cameras(self) -> None:
-        """Gets ready to find cameras: what only they need is loaded. For those that `gives_cameras`.
+    def enable_camera_head(self) -> None:
+        """Gets ready to find cameras: what only they need is loaded. For those that `predicts_cameras`.
 
         Raises:
             InputError: it can't; naming the remedy.
         """
 
-    def want_depth(self) -> None:
-        """Finds depth as well wherever it finds cameras, from now on. For those that `gives_depth`.
+    def enable_depth_head(self) -> None:
+        """Finds depth as well wherever it finds cameras, from now on. For those that `predicts_depth`.
 
         Raises:
             InputError: it can't; naming the remedy.

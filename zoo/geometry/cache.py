@@ -49,7 +49,7 @@ class GeometryCache:
         folder: where the entries lie.
         dtype: of 3D tokens; poses and intrinsics are kept as they are. `float8` (e4m3, a scale a token) takes half the
             space; what it costs is in benchmarks/README.md.
-        limit_gb: the most that all entries may take, in 1e9 bytes. Each further process may go over it by a 64th.
+        max_size_gb: the most that all entries may take, in 1e9 bytes. Each further process may go over it by a 64th.
 
     Raises:
         InputError: a limit that nothing fits in.
@@ -57,11 +57,11 @@ class GeometryCache:
 
     folder: str = "cache/geometry"
     dtype: Literal["bfloat16", "float8"] = "bfloat16"
-    limit_gb: float = 100.0
+    max_size_gb: float = 100.0
 
     def __post_init__(self) -> None:
-        if not self.limit_gb > 0:
-            raise InputError(f"--model.geometry_cache.limit_gb {self.limit_gb}: nothing fits in there")
+        if not self.max_size_gb > 0:
+            raise InputError(f"--model.geometry_cache.max_size_gb {self.max_size_gb}: nothing fits in there")
         self._unseen = math.inf  # bytes written since the folder was last looked at
 
     @property
@@ -78,7 +78,7 @@ class GeometryCache:
         try:
             with safe_open(path, framework="pt") as file:
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-                sound = file.metadata() == labelled(entry, packed)
+                sound = file.metadata() == metadata(entry, packed)
         except (OSError, SafetensorError):  # absent or cut short
             return None
         if not sound:
@@ -94,15 +94,15 @@ class GeometryCache:
             InputError: it alone is over the limit.
             OSError: it can't be written; what was there before is still there.
         """
-        content = save(packed, labelled(entry, packed))
+        content = save(packed, metadata(entry, packed))
         self._make_room(len(content))
         write_whole(self.file(entry), content)
 
     def _make_room(self, size: int) -> None:
-        limit = int(self.limit_gb * 1e9)
+        limit = int(self.max_size_gb * 1e9)
         if size > limit:
             raise InputError(
-                f"one scene takes {size / 1e9:.3g} GB: raise --model.geometry_cache.limit_gb {self.limit_gb:g}"
+                f"one scene takes {size / 1e9:.3g} GB: raise --model.geometry_cache.max_size_gb {self.max_size_gb:g}"
             )
         self._unseen += size
         if self._unseen <= limit // SHARE:
@@ -144,7 +144,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def labelled(entry: Description, packed: Packed) -> dict[str, str]:
+def metadata(entry: Description, packed: Packed) -> dict[str, str]:
     """What a file says of itself: what it depends on, and its checksum."""
     return {"entry": json.dumps({**entry, "checksum": checksum(packed)}, sort_keys=True)}
 

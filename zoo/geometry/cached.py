@@ -20,7 +20,7 @@ from zoo.weights import fingerprint, raw_bytes
 VERSION = 1  # raised when encoders come to say something else by the same weights, so that no entry is stale
 KINDS = {
     "tokens": ("patches", "camera_tokens"),
-    "cameras": ("world_to_camera", "K_normalised", "has_camera", "depth"),
+    "cameras": ("world_to_camera", "K_normalized", "has_camera", "depth"),
 }  # each an entry of its own
 EXACT = 1e-6  # of bytes / 255 in float32, whichever way it was divided
 
@@ -60,15 +60,15 @@ class CachedGeometry(GeometryEncoder):
         with torch.device("meta"):
             outline = self._built()
         self.width, self.files = outline.width, outline.files
-        self.needs_cameras, self.needs_frames = outline.needs_cameras, outline.needs_frames
-        self.needs_depth, self.gives_cameras = outline.needs_depth, outline.gives_cameras
-        self.gives_depth = outline.gives_depth
+        self.requires_cameras, self.requires_frames = outline.requires_cameras, outline.requires_frames
+        self.requires_depth, self.predicts_cameras = outline.requires_depth, outline.predicts_cameras
+        self.predicts_depth = outline.predicts_depth
         self._identity = {"class": type(outline).__qualname__, **outline.identity()}
         self._from_files = bool(self.files) and all(tensor.is_meta for tensor in outline.parameters())
         self._outline = [outline]  # in lists: no modules of this one
         self._loaded: list[GeometryEncoder] = []
-        self.made = 0
-        self.unwritten: OSError | None = None
+        self.num_computed = 0
+        self.write_error: OSError | None = None
 
     def _built(self) -> GeometryEncoder:
         encoder = self._build()
@@ -82,25 +82,25 @@ class CachedGeometry(GeometryEncoder):
             with torch.inference_mode(False):  # it stays, and may be needed for training later
                 encoder = self._built()
                 if self._wants_cameras:
-                    encoder.want_cameras()
+                    encoder.enable_camera_head()
                 if self._wants_depth:
-                    encoder.want_depth()
+                    encoder.enable_depth_head()
             self._loaded.append(encoder.requires_grad_(False).eval())
         return self._loaded[0]
 
-    def want_cameras(self) -> None:
+    def enable_camera_head(self) -> None:
         self._wants_cameras = True
         for encoder in self._loaded:
-            encoder.want_cameras()
+            encoder.enable_camera_head()
         with torch.device("meta"):
-            self._outline[0].want_cameras()  # says now if it can't
+            self._outline[0].enable_camera_head()  # says now if it can't
 
-    def want_depth(self) -> None:
+    def enable_depth_head(self) -> None:
         self._wants_depth = True
         for encoder in self._loaded:
-            encoder.want_depth()
+            encoder.enable_depth_head()
         with torch.device("meta"):
-            self._outline[0].want_depth()
+            self._outline[0].enable_depth_head()
         self._identity |= self._outline[0].identity()
 
     @cached_property
@@ -149,7 +149,7 @@ class CachedGeometry(GeometryEncoder):
         encoder = self.encoder().to(device)
         with torch.no_grad(), full_precision(device):
             scenes = encoder(frames, given, tokens="tokens" in kinds, cameras="cameras" in kinds)
-        self.made += len(scenes)
+        self.num_computed += len(scenes)
         fields = [{name: value for name, value in vars(scene).items() if value is not None} for scene in scenes]
         return [
             {
@@ -163,7 +163,7 @@ class CachedGeometry(GeometryEncoder):
         try:
             self._cache.put(entry, packed)
         except OSError as error:
-            self.unwritten = error
+            self.write_error = error
             warnings.warn(
                 f"{self.folder}: geometry can't be kept ({error.strerror}), so it will be found out again",
                 stacklevel=2,
@@ -180,7 +180,7 @@ class CachedGeometry(GeometryEncoder):
         return all(self._cache.file(entry).exists() for entry in entries.values())
 
 
-def first_built(*recipes: Recipe | None) -> GeometryEncoder | None:
+def build_first_available(*recipes: Recipe | None) -> GeometryEncoder | None:
     """What the first recipe makes that makes something."""
     return next((encoder for recipe in recipes if recipe is not None and (encoder := recipe()) is not None), None)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.poses import invert_se3
-from zoo.precision import full_precision, wide
+from zoo.precision import full_precision, to_float32
 
 
 def unproject_depth(
@@ -23,11 +23,11 @@ def unproject_depth(
 
     Args:
         depth: distance along the camera's z axis. Where it isn't positive the point means nothing (at 0 it is
-            the camera's centre); with infinite focal lengths the points lie on the optical axis.
+            the camera's center); with infinite focal lengths the points lie on the optical axis.
         world_to_camera: rigid poses.
         K_px: intrinsics in pixels of the depth map, without skew.
     """
-    depth, world_to_camera, K_px = wide(depth), wide(world_to_camera), wide(K_px)
+    depth, world_to_camera, K_px = to_float32(depth), to_float32(world_to_camera), to_float32(K_px)
     height, width = depth.shape[-3:-1]
     u = torch.arange(width, dtype=K_px.dtype, device=depth.device)
     v = torch.arange(height, dtype=K_px.dtype, device=depth.device)
@@ -62,7 +62,7 @@ def project_points(
         Pixel coordinates, and the points in the camera's frame. What isn't in front of the camera (z <= 0)
         gets coordinates as well, which mean nothing: look at z.
     """
-    points, world_to_camera, K_px = wide(points), wide(world_to_camera), wide(K_px)
+    points, world_to_camera, K_px = to_float32(points), to_float32(world_to_camera), to_float32(K_px)
     with full_precision(points.device):
         in_camera = points @ world_to_camera[..., :3, :3].mT + world_to_camera[..., None, :3, 3]
         on_plane = in_camera / in_camera[..., 2:]

@@ -61,7 +61,7 @@ class TinyVGGT(VGGTEncoder):
                 torch.manual_seed(seed)
                 vggt = VGGT(**config)
             if vggt.camera_head is not None:
-                start_unturned(vggt.camera_head)
+                init_identity_pose(vggt.camera_head)
         else:
             local = Path(path).expanduser()
             if not local.is_file() and not (local / WEIGHTS).is_file():
@@ -73,7 +73,7 @@ class TinyVGGT(VGGTEncoder):
         super().__init__(vggt, layer)
 
 
-def start_unturned(head: CameraHead, steps: int = 4) -> None:
+def init_identity_pose(head: CameraHead, steps: int = 4) -> None:
     """Has an untrained head begin with unturned cameras whose field of view is a radian, after so many steps.
 
     From random weights the field of view falls below 0 as often as not, where it is cut off and learns nothing more.

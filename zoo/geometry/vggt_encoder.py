@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.cameras import normalise_intrinsics
+from zoo.cameras import normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
@@ -17,7 +17,7 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
 from zoo.geometry.vggt.model import VGGT_1B, layer_index
 from zoo.geometry.vggt.official import find_weights
-from zoo.weights import SafetensorsFile, Under, fill, in_full, place_of
+from zoo.weights import PrefixView, SafetensorsFile, full_name, load_into, source_path
 
 Head = TypeVar("Head", CameraHead, DPTHead)
 
@@ -36,13 +36,13 @@ class VGGTEncoder(GeometryEncoder):
         InputError: no such layer.
     """
 
-    needs_frames = True
-    gives_cameras = True
-    gives_depth = True
+    requires_frames = True
+    predicts_cameras = True
+    predicts_depth = True
 
     def __init__(self, vggt: VGGT, layer: int = -1) -> None:
         super().__init__()
-        self.finds_depth = False
+        self.depth_enabled = False
         depth = vggt.aggregator.depth
         if not -depth <= layer < depth:
             raise InputError(f"--model.geometry.layer {layer}: this VGGT has layers 0 to {depth - 1}")
@@ -51,31 +51,31 @@ class VGGTEncoder(GeometryEncoder):
 
     def identity(self) -> dict[str, Any]:
         trunk = self.vggt.aggregator
-        heads = ("camera_head", "depth_head") if self.finds_depth else ("camera_head",)
+        heads = ("camera_head", "depth_head") if self.depth_enabled else ("camera_head",)
         made = {name: self.vggt.config[name] for name in ("aggregator", *heads)}
         return {**made, "layer": self.layer % trunk.depth, "dtype": str(trunk.camera_token.dtype)}
 
-    def want_cameras(self) -> None:
+    def enable_camera_head(self) -> None:
         if self.vggt.camera_head is None:
             self.vggt.camera_head = self.load_camera_head()
 
-    def want_depth(self) -> None:
+    def enable_depth_head(self) -> None:
         if self.vggt.depth_head is None:
             self.vggt.depth_head = self.load_depth_head()
-        self.finds_depth = True
+        self.depth_enabled = True
 
     def load_depth_head(self) -> DPTHead:
         """As `load_camera_head`."""
         raise InputError(
             "this VGGT has no depth head: build one (--model.geometry.heads [camera,depth]), or take the data's depth, "
-            "--model.cameras given"
+            "--model.camera_source dataset"
         )
 
     def load_camera_head(self) -> CameraHead:
         """The head that belongs to this trunk, float32: poses in bfloat16 would be useless."""
         raise InputError(
             "this VGGT has no camera head: build one (--model.geometry.heads [camera]), or take the data's cameras, "
-            "--model.cameras given"
+            "--model.camera_source dataset"
         )
 
     def forward(
@@ -89,7 +89,7 @@ class VGGTEncoder(GeometryEncoder):
         """See `GeometryEncoder`; `given` isn't looked at. The first frame of a scene is its world."""
         if cameras and self.vggt.camera_head is None:
             raise InputError(
-                "this VGGT was built without its camera head: ask for its cameras with --model.cameras either (or "
+                "this VGGT was built without its camera head: ask for its cameras with --model.camera_source auto (or "
                 "vggt, even where the data has its own), or give the data cameras"
             )
         found: dict[int, SceneGeometry] = {}
@@ -105,7 +105,7 @@ class VGGTEncoder(GeometryEncoder):
         height, width = images.shape[-2:]
         patch = self.vggt.aggregator.patch_size
         check_size(height, width, patch)
-        heads = ("camera", "depth") if self.finds_depth else ("camera",)
+        heads = ("camera", "depth") if self.depth_enabled else ("camera",)
         output = self.vggt(images, layers=(self.layer,) if tokens else (), heads=heads if cameras else ())
         say: dict[str, Tensor] = {}
         if tokens:
@@ -114,7 +114,7 @@ class VGGTEncoder(GeometryEncoder):
             grid = (height // patch, width // patch)
             say["patches"] = every[:, :, output.patch_start :].unflatten(2, grid)
         if cameras:
-            say["world_to_camera"], say["K_normalised"], say["has_camera"] = sound_cameras(
+            say["world_to_camera"], say["K_normalized"], say["has_camera"] = valid_cameras(
                 output.pose_enc, (height, width)
             )
             if output.depth is not None:
@@ -163,15 +163,16 @@ def depth_head_of(vggt: Mapping[str, Tensor], depth: int) -> DPTHead:
 
 
 def _filled(build: Callable[[], Head], vggt: Mapping[str, Tensor], name: str) -> Head:
-    weights = Under(vggt, f"{name}_head.")
+    weights = PrefixView(vggt, f"{name}_head.")
     if not weights:
         raise InputError(
-            f"{place_of(weights)}: no {name} head ({in_full(weights, '')}*): take the data's, --model.cameras given"
+            f"{source_path(weights)}: no {name} head ({full_name(weights, '')}*): take the data's, "
+            f"--model.camera_source dataset"
         )
     with torch.device("meta"):
         head = build()
     head.to_empty(device=torch.get_default_device())
-    fill(head.state_dict(), weights, what=f"{name} head of VGGT ({name}_head.*)")
+    load_into(head.state_dict(), weights, what=f"{name} head of VGGT ({name}_head.*)")
     return head
 
 
@@ -192,10 +193,10 @@ def check_size(height: int, width: int, patch: int) -> None:
         )
 
 
-def sound_cameras(
+def valid_cameras(
     pose_enc: Float[Tensor, "B S 9"], size_hw: tuple[int, int]
 ) -> tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"], Bool[Tensor, "B S"]]:
-    """(world_to_camera, K_normalised, has_camera) of pose encodings; identities where a camera means nothing.
+    """(world_to_camera, K_normalized, has_camera) of pose encodings; identities where a camera means nothing.
 
     That is a field of view of 0, which the head can give and which is an infinite focal length; one of pi or more;
     a rotation of length 0; and what isn't finite.
@@ -206,7 +207,7 @@ def sound_cameras(
     # put right before as well as after: an infinity that is only masked out still spoils the gradients
     harmless = pose_enc.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
     world_to_camera, K_px = pose_encoding_to_cameras(torch.where(sound[..., None], pose_enc, harmless), size_hw)
-    K = normalise_intrinsics(K_px, size_hw[1], size_hw[0])
+    K = normalize_intrinsics(K_px, size_hw[1], size_hw[0])
     keep = sound[..., None, None]
     identity = torch.eye(4, dtype=K.dtype, device=K.device)
     return torch.where(keep, world_to_camera, identity), torch.where(keep, K, identity[:3, :3]), sound

@@ -1,4 +1,4 @@
-// A small chart a question type: a bar a run, on a scale from 0 to 100 %; and the colours of the runs in the tables.
+// A small chart a question type: a bar a run, on a scale from 0 to 100 %; and the colors of the runs in the tables.
 
 {
   for (const row of document.querySelectorAll("#runs tbody tr")) {
@@ -17,7 +17,7 @@
         element(
           "span",
           { class: "track" },
-          element("div", { class: "fill", style: `width:${100 * scores[run]}%;background:${runColour(run)}` }),
+          element("div", { class: "fill", style: `width:${100 * scores[run]}%;background:${runColor(run)}` }),
         ),
         element("span", { class: "value" }, percent(scores[run])),
       ),

@@ -71,7 +71,7 @@
         `(${resamples.toLocaleString("en")} resamples, seed ${seed}). Thick: of questions, as for others about these scenes. ` +
         `Thin: of scenes with all their questions, as for other scenes.`,
     ),
-    element("div", { class: "controls" }, labelled("First run", first), labelled("Second run", second)),
+    element("div", { class: "controls" }, labeled("First run", first), labeled("Second run", second)),
     result,
   );
   show();

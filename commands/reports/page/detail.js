@@ -58,10 +58,10 @@ function cameraPath(path, frames) {
   const used = [...new Set(frames)].filter((frame) => places.has(frame));
   const marks = used.flatMap((frame, order) => {
     const [cx, cy] = places.get(frame);
-    const colour = `hsl(${220 - (200 * order) / Math.max(1, used.length - 1)} 65% 50%)`; // blue first, orange last
-    return [svg("circle", { cx, cy, r: 14, fill: colour }), svg("text", { x: cx + 18, y: cy - 14 }, String(frame))];
+    const color = `hsl(${220 - (200 * order) / Math.max(1, used.length - 1)} 65% 50%)`; // blue first, orange last
+    return [svg("circle", { cx, cy, r: 14, fill: color }), svg("text", { x: cx + 18, y: cy - 14 }, String(frame))];
   });
   const line = svg("polyline", { points: path.xy.map((point) => point.join(",")).join(" ") });
-  const scale = svg("text", { x: -90, y: 1085 }, `width of the path: ${path.metres} m, if the poses are metric`);
+  const scale = svg("text", { x: -90, y: 1085 }, `width of the path: ${path.meters} m, if the poses are metric`);
   return svg("svg", { class: "path", width: 310, height: 310, viewBox: "-110 -110 1220 1220" }, line, ...marks, scale);
 }

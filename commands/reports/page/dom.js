@@ -18,11 +18,11 @@ const svg = (tag, attributes = {}, ...children) =>
 
 const percent = (score) => (100 * score).toFixed(1);
 const signed = (score) => (score > 0 ? "+" : "") + percent(score).replace(/^-0\.0$/, "0.0");
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]; // Okabe & Ito: for every eye
-const runColour = (run) => COLOURS[run] ?? `hsl(${(137.5 * run) % 360} 45% 50%)`; // neighbours far apart
-const chip = (run) => element("span", { class: "chip", style: `background:${runColour(run)}` });
-const scoreColour = (score) => `hsl(${110 * score} 60% 45%)`;
+const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]; // Okabe & Ito: for every eye
+const runColor = (run) => COLORS[run] ?? `hsl(${(137.5 * run) % 360} 45% 50%)`; // neighbors far apart
+const chip = (run) => element("span", { class: "chip", style: `background:${runColor(run)}` });
+const scoreColor = (score) => `hsl(${110 * score} 60% 45%)`;
 
-const labelled = (text, control) => element("label", {}, text, control);
+const labeled = (text, control) => element("label", {}, text, control);
 const choice = (options, onchange) =>
   element("select", { onchange }, ...options.map(([value, text]) => element("option", { value }, text)));

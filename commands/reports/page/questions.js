@@ -113,7 +113,7 @@ const wasAsked = (question, run) => data.answers[run].prediction[question.place]
     const score = scoreOf(question, run);
     const failed = data.answers[run].error[question.place] >= 0;
     const answer = failed ? "failed" : answerOf(question, run).trim().slice(0, 200) || "(empty)";
-    const dot = element("span", { class: "score", style: `background:${scoreColour(score)}` });
+    const dot = element("span", { class: "score", style: `background:${scoreColor(score)}` });
     const shown = [dot, answer, element("small", {}, percent(score).replace(".0", ""))];
     return element("td", { class: "answer", title: answer }, ...shown);
   }
@@ -126,7 +126,7 @@ const wasAsked = (question, run) => data.answers[run].prediction[question.place]
 
   if (questions.length) {
     section.append(
-      element("div", { class: "controls" }, ...Object.keys(controls).map((name) => labelled(labels[name], controls[name]))),
+      element("div", { class: "controls" }, ...Object.keys(controls).map((name) => labeled(labels[name], controls[name]))),
       element("datalist", { id: "scenes" }, ...scenes.map((value) => element("option", { value }))),
       element("div", { class: "controls" }, back, on, count),
       element("div", { class: "wide" }, table),

@@ -1,8 +1,8 @@
 """Procedurally rendered furnished rooms with exact ground truth: the embedded dataset.
 
 scene.py     a room as plain data          layout.py     draws one: room, path, furniture
-furniture.py the catalogue                 paths.py      camera motion
-textures.py  the texture atlas             renderer.py   colour, depth, object ids
+furniture.py the catalog                 paths.py      camera motion
+textures.py  the texture atlas             renderer.py   color, depth, object ids
 geometry.py  exact distances of boxes      questions.py  VSI-Bench's questions and their answers
 writer.py    a scene on disk               source.py     the dataset on disk
 rendered.py  made once, by many processes

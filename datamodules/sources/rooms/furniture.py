@@ -1,4 +1,4 @@
-"""The catalogue: what each category of furniture looks like and how big it may be. Names are VSI-Bench's."""
+"""The catalog: what each category of furniture looks like and how big it may be. Names are VSI-Bench's."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 from datamodules.sources.rooms import textures
 from datamodules.sources.rooms.scene import Material, Part, Vector
 
-# x0, x1, y0, y1, z0, z1 as fractions of the bounding box (back at y = 0, front at y = 1), and which colour
+# x0, x1, y0, y1, z0, z1 as fractions of the bounding box (back at y = 0, front at y = 1), and which color
 Recipe = tuple[tuple[float | int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Category:
-    """Length, depth and height are drawn between smallest and largest, in units (metres before scaling)."""
+    """Length, depth and height are drawn between smallest and largest, in units (meters before scaling)."""
 
     name: str
     place: Literal["floor", "wall", "hung", "ceiling"]  # wall: stands with its back to a wall; hung: on a wall
     smallest: Vector
     largest: Vector
-    colours: tuple[Vector, ...]  # hue, saturation, value of each colour of the recipe
+    colors: tuple[Vector, ...]  # hue, saturation, value of each color of the recipe
     recipe: Recipe
     bottom: tuple[float, float] = (0.0, 0.0)  # of what hangs: height of its lower edge, in units
 
 
-def _legs(top: float, thick: float, colour: int) -> Recipe:
+def _legs(top: float, thick: float, color: int) -> Recipe:
     low, high = (0.0, thick), (1 - thick, 1.0)
-    return tuple((*x, *y, 0.0, top, colour) for x in (low, high) for y in (low, high))
+    return tuple((*x, *y, 0.0, top, color) for x in (low, high) for y in (low, high))
 
 
 WOOD, DARK, WHITE, STEEL = (0.08, 0.5, 0.55), (0.6, 0.15, 0.13), (0.1, 0.03, 0.93), (0.58, 0.06, 0.68)
@@ -135,10 +135,10 @@ MOVERS = (
 
 
 def draw_parts(category: Category, size: Vector, rng: np.random.Generator) -> tuple[Part, ...]:
-    """The boxes of one piece of a category, `size` metres big, in colours and textures of its own."""
+    """The boxes of one piece of a category, `size` meters big, in colors and textures of its own."""
     jitter = rng.uniform([-0.03, 0.7, 0.75], [0.03, 1.3, 1.15])
     materials = []
-    for hue, saturation, value in category.colours:
+    for hue, saturation, value in category.colors:
         hsv = np.array([hue + jitter[0], saturation * jitter[1], value * jitter[2]])
         hsv += rng.uniform(-1, 1, 3) * [0.015, 0.06, 0.05]
         dark = hsv * [1, 1, rng.uniform(0.5, 0.85)]
@@ -147,10 +147,10 @@ def draw_parts(category: Category, size: Vector, rng: np.random.Generator) -> tu
         materials.append(Material(pattern, (rgb(hsv), rgb(dark)), period, _phase(rng)))
     extent = np.array(size)
     parts = []
-    for x0, x1, y0, y1, z0, z1, colour in category.recipe:
+    for x0, x1, y0, y1, z0, z1, color in category.recipe:
         low, high = np.array([x0, y0, z0]), np.array([x1, y1, z1])
-        centre = tuple(((low + high - 1) / 2 * extent).tolist())
-        parts.append(Part(centre, tuple(((high - low) * extent).tolist()), materials[int(colour)]))
+        center = tuple(((low + high - 1) / 2 * extent).tolist())
+        parts.append(Part(center, tuple(((high - low) * extent).tolist()), materials[int(color)]))
     return tuple(parts)
 
 

@@ -1,6 +1,6 @@
 """Exact geometry of boxes that stand upright: an oriented box is a rectangle in plan times an interval in z.
 
-Arrays hold one box a row: centre (…, 3) and size (…, 3) in metres, yaw (…) in radians.
+Arrays hold one box a row: center (…, 3) and size (…, 3) in meters, yaw (…) in radians.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ Array = np.ndarray
 
 
 def footprint(
-    centre: Float64[Array, "*b 3"], size: Float64[Array, "*b 3"], yaw: Float64[Array, "*b"]
+    center: Float64[Array, "*b 3"], size: Float64[Array, "*b 3"], yaw: Float64[Array, "*b"]
 ) -> Float64[Array, "*b 4 2"]:
     """The corners in plan, counter-clockwise."""
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) * size[..., None, :2]
     cos, sin = np.cos(yaw)[..., None], np.sin(yaw)[..., None]
     x, y = corners[..., 0], corners[..., 1]
-    return np.stack([cos * x - sin * y, sin * x + cos * y], -1) + centre[..., None, :2]
+    return np.stack([cos * x - sin * y, sin * x + cos * y], -1) + center[..., None, :2]
 
 
 def footprints_overlap(a: Float64[Array, "*#b 4 2"], b: Float64[Array, "*#b 4 2"]) -> Bool[Array, "*#b"]:
@@ -33,28 +33,28 @@ def footprints_overlap(a: Float64[Array, "*#b 4 2"], b: Float64[Array, "*#b 4 2"
 
 
 def box_distance(
-    centre_a: Float64[Array, "*b 3"], size_a: Float64[Array, "*b 3"], yaw_a: Float64[Array, "*b"],
-    centre_b: Float64[Array, "*b 3"], size_b: Float64[Array, "*b 3"], yaw_b: Float64[Array, "*b"],
+    center_a: Float64[Array, "*b 3"], size_a: Float64[Array, "*b 3"], yaw_a: Float64[Array, "*b"],
+    center_b: Float64[Array, "*b 3"], size_b: Float64[Array, "*b 3"], yaw_b: Float64[Array, "*b"],
 ) -> Float64[Array, "*b"]:  # fmt: skip
-    """Metres between the closest points of two solid boxes, 0 if they meet.
+    """Meters between the closest points of two solid boxes, 0 if they meet.
 
     In plan and in z the closest points can be chosen independently; two convex polygons that don't meet are
     closest at a corner of one of them.
     """
-    a, b = footprint(centre_a, size_a, yaw_a), footprint(centre_b, size_b, yaw_b)
+    a, b = footprint(center_a, size_a, yaw_a), footprint(center_b, size_b, yaw_b)
     plan = np.minimum(_corners_to_sides(a, b), _corners_to_sides(b, a))
     plan = np.where(footprints_overlap(a, b), 0.0, plan)
     reach = (size_a[..., 2] + size_b[..., 2]) / 2
-    height = np.maximum(np.abs(centre_a[..., 2] - centre_b[..., 2]) - reach, 0.0)
+    height = np.maximum(np.abs(center_a[..., 2] - center_b[..., 2]) - reach, 0.0)
     return np.hypot(plan, height)
 
 
 def point_distance(
-    points: Float64[Array, "n 3"], centre: Float64[Array, " 3"], size: Float64[Array, " 3"], yaw: float
+    points: Float64[Array, "n 3"], center: Float64[Array, " 3"], size: Float64[Array, " 3"], yaw: float
 ) -> Float64[Array, " n"]:
-    """Metres from points to a solid box, 0 inside."""
+    """Meters from points to a solid box, 0 inside."""
     cos, sin = np.cos(yaw), np.sin(yaw)
-    offset = points - centre
+    offset = points - center
     local = np.stack(
         [cos * offset[:, 0] + sin * offset[:, 1], -sin * offset[:, 0] + cos * offset[:, 1], offset[:, 2]], 1
     )

@@ -1,8 +1,8 @@
 """Draws a room: its size, its scale, its surfaces, the camera's way through it and the furniture.
 
 A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height
-and the `loop` path alike. So a `loop` video is exactly as likely at any scale: metres can't be read off its
-frames, only off the cameras. A `local` path has its radius in metres: there a frame says next to nothing of
+and the `loop` path alike. So a `loop` video is exactly as likely at any scale: meters can't be read off its
+frames, only off the cameras. A `local` path has its radius in meters: there a frame says next to nothing of
 the scale, and the parallax of the whole video says how big the room is against that radius.
 """
 
@@ -19,20 +19,20 @@ from datamodules.sources.rooms.furniture import CATALOGUE, MOVERS, Category, dra
 from datamodules.sources.rooms.paths import Ring, walk
 from datamodules.sources.rooms.scene import RoomScene, Thing, Vector
 
-AREA_UNITS = (14.0, 26.0)  # before scaling, log-uniform; times SCALE squared this is 5 to 58 square metres
-SCALE = (0.62, 1.5)  # metres a unit, log-uniform
+AREA_UNITS = (14.0, 26.0)  # before scaling, log-uniform; times SCALE squared this is 5 to 58 square meters
+SCALE = (0.62, 1.5)  # meters a unit, log-uniform
 LOCAL_RADIUS_M = (0.3, 0.8)
 
 
 def draw_scene(
-    path: Literal["loop", "local"], moving: bool, frames: int, rng: np.random.Generator
+    trajectory: Literal["loop", "local"], dynamic_objects: bool, frames: int, rng: np.random.Generator
 ) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
     """A scene and its world-to-camera poses."""
     unit = _log_uniform(*SCALE, rng)
     area, aspect = _log_uniform(*AREA_UNITS, rng), _log_uniform(1.0, 1.25, rng)
     sides = np.array([np.sqrt(area * aspect), np.sqrt(area / aspect)])[rng.permutation(2)]
     size = np.array([*sides, rng.uniform(2.3, 3.2)]) * unit
-    camera_from_room = walk(_ring(path, size, unit, rng), frames, rng)
+    camera_from_room = walk(_ring(trajectory, size, unit, rng), frames, rng)
     eyes = np.linalg.inv(camera_from_room)[:, :3, 3]
 
     wall = draw_surface((0.0, 0.0, 0.6), (1.0, 0.45, 1.0), unit, rng)
@@ -45,16 +45,16 @@ def draw_scene(
         _vector(size), (*walls, floor, ceiling), (), _vector(light),
         _vector(rng.uniform(-10, 10, 3)), float(rng.uniform(-np.pi, np.pi)),
     )  # fmt: skip
-    movers, lanes = _movers(size, unit, eyes, rng) if moving else ([], [])
+    movers, lanes = _movers(size, unit, eyes, rng) if dynamic_objects else ([], [])
     furniture = _furnish(lanes, size, unit, eyes, rng)
     scene = replace(scene, things=(*furniture, *movers))
     return scene, camera_from_room @ scene.room_from_world()
 
 
-def _ring(path: str, size: np.ndarray, unit: float, rng: np.random.Generator) -> Ring:
+def _ring(trajectory: str, size: np.ndarray, unit: float, rng: np.random.Generator) -> Ring:
     height = min(unit * rng.uniform(1.2, 1.75), size[2] - 0.3 * unit)
     half = size[:2] / 2
-    if path == "loop":
+    if trajectory == "loop":
         inset = unit * rng.uniform(0.45, 0.55)
         reach = half - np.minimum(inset, half * 0.6)
         return Ring((0.0, 0.0, height), (float(reach[0]), float(reach[1])), rng.uniform(6.0, 12.0))
@@ -107,10 +107,10 @@ def _place(
             category.place, 0
         )
         z = min(z, 0.97 * size[2] - extent[2]) if category.place == "hung" else z
-        centre = np.array([x, y, max(z, 0.0) + extent[2] / 2])
-        if _free(centre, extent, yaw, things, gap) and _clear(centre, extent, yaw, eyes, 0.2 * unit):
+        center = np.array([x, y, max(z, 0.0) + extent[2] / 2])
+        if _free(center, extent, yaw, things, gap) and _clear(center, extent, yaw, eyes, 0.2 * unit):
             return Thing(
-                category.name, _vector(centre), _vector(extent), float(yaw),
+                category.name, _vector(center), _vector(extent), float(yaw),
                 draw_parts(category, _vector(extent), rng),
             )  # fmt: skip
     return None
@@ -130,14 +130,14 @@ def _movers(
             ends = rng.uniform(-1, 1, (2, 2)) * (size[:2] / 2 - wide[:2] / 2)
             length = float(np.linalg.norm(ends[1] - ends[0]))
             heading = float(np.arctan2(*(ends[1] - ends[0])[::-1]))
-            swept, centre = wide + [length, 0, 0], np.array([*ends.mean(0), extent[2] / 2])
-            if length < 0.7 * unit or not _free(centre, swept, heading, lanes, 0.03 * unit):
+            swept, center = wide + [length, 0, 0], np.array([*ends.mean(0), extent[2] / 2])
+            if length < 0.7 * unit or not _free(center, swept, heading, lanes, 0.03 * unit):
                 continue
             track = _drive(ends, heading, len(eyes), rng)
             first = _vector(np.array([track[0][0], track[0][1], extent[2] / 2]))
             parts = draw_parts(category, _vector(extent), rng)
             movers.append(Thing(category.name, first, _vector(extent), track[0][2], parts, tuple(track)))
-            lanes.append(Thing("lane", _vector(centre), _vector(swept), heading, ()))
+            lanes.append(Thing("lane", _vector(center), _vector(swept), heading, ()))
             break
     return movers, lanes
 
@@ -154,19 +154,19 @@ def _drive(ends: np.ndarray, heading: float, frames: int, rng: np.random.Generat
     return [(float(x), float(y), float(angle)) for (x, y), angle in zip(place, yaw, strict=True)]
 
 
-def _free(centre: np.ndarray, extent: np.ndarray, yaw: float, things: list[Thing], gap: float) -> bool:
+def _free(center: np.ndarray, extent: np.ndarray, yaw: float, things: list[Thing], gap: float) -> bool:
     """Whether a box keeps a gap to all things (to their footprints, where they overlap in height)."""
     if not things:
         return True
-    other = np.array([thing.centre for thing in things]), np.array([thing.size for thing in things])
-    high = np.abs(other[0][:, 2] - centre[2]) < (other[1][:, 2] + extent[2]) / 2 + gap
-    mine = geometry.footprint(centre, extent + 2 * gap, np.array(yaw))[None]
+    other = np.array([thing.center for thing in things]), np.array([thing.size for thing in things])
+    high = np.abs(other[0][:, 2] - center[2]) < (other[1][:, 2] + extent[2]) / 2 + gap
+    mine = geometry.footprint(center, extent + 2 * gap, np.array(yaw))[None]
     theirs = geometry.footprint(*other, np.array([thing.yaw for thing in things]))
     return not (high & geometry.footprints_overlap(mine, theirs)).any()
 
 
-def _clear(centre: np.ndarray, extent: np.ndarray, yaw: float, eyes: np.ndarray, distance: float) -> bool:
-    return bool(geometry.point_distance(eyes, centre, extent, yaw).min() > distance)
+def _clear(center: np.ndarray, extent: np.ndarray, yaw: float, eyes: np.ndarray, distance: float) -> bool:
+    return bool(geometry.point_distance(eyes, center, extent, yaw).min() > distance)
 
 
 def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:

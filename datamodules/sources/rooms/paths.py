@@ -16,13 +16,13 @@ from jaxtyping import Float64
 class Ring:
     """A rounded rectangle in the room's frame; squareness 2 is an ellipse, more is nearer a rectangle."""
 
-    centre: tuple[float, float, float]  # metres; z is the mean height of the camera
-    reach: tuple[float, float]  # half its length and width, metres
+    center: tuple[float, float, float]  # meters; z is the mean height of the camera
+    reach: tuple[float, float]  # half its length and width, meters
     squareness: float
 
 
 def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarray, "T 4 4"]:
-    """Poses along a ring, as camera-from-room (OpenCV axes, metres); the camera stays within `ring.reach`."""
+    """Poses along a ring, as camera-from-room (OpenCV axes, meters); the camera stays within `ring.reach`."""
     speed = rng.gamma(3.0, size=frames - 1) * (1 + 0.6 * smooth_noise(frames - 1, 6, rng))
     turn = np.zeros(frames - 1)
     for _ in range(rng.integers(1, 3)):  # stand and look around
@@ -42,7 +42,7 @@ def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarra
     radius = radius * (np.abs(cos) ** ring.squareness + np.abs(sin) ** ring.squareness) ** -power
     reach_x, reach_y = ring.reach
     bob = 0.04 * min(ring.reach) * smooth_noise(frames, 8, rng)
-    eyes = np.stack([reach_x * radius * cos, reach_y * radius * sin, bob], 1) + ring.centre
+    eyes = np.stack([reach_x * radius * cos, reach_y * radius * sin, bob], 1) + ring.center
 
     # look across the ring, with a bias to one side and a slowly wandering gaze; what a pause adds fades away
     pauses = np.concatenate([[0.0], np.cumsum(turn)])

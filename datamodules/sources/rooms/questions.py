@@ -22,9 +22,9 @@ SEEN_SHARE = 0.004  # of a frame's pixels: a thing that covers more in some fram
 GLIMPSE_SHARE = 0.001  # what covers less than this isn't yet in the picture
 ORDER_GAP = 2  # frames between two first appearances that are asked about
 MIN_DISTANCE_M = 0.3
-DISTANCE_MARGIN_M, DISTANCE_MARGIN = 0.15, 0.15  # nearest against second nearest: metres and share
+DISTANCE_MARGIN_M, DISTANCE_MARGIN = 0.15, 0.15  # nearest against second nearest: meters and share
 ANGLE_MARGIN = np.deg2rad(12)  # to the borders between two directions
-STAND_APART_M = 0.5  # between the centres of the things of a question about directions
+STAND_APART_M = 0.5  # between the centers of the things of a question about directions
 
 ROOM = (
     "What is the size of this room (in square meters)? \n"
@@ -80,14 +80,14 @@ def ask(scene: RoomScene, ids: Int16[np.ndarray, "T H W"], rng: np.random.Genera
 
 def relative_angle(standing: Thing, facing: Thing, asked: Thing) -> float:
     """Radians from the direction faced to that of the asked thing, positive to the left, in -pi..pi."""
-    at = np.array(standing.centre[:2])
-    ahead, there = np.array(facing.centre[:2]) - at, np.array(asked.centre[:2]) - at
+    at = np.array(standing.center[:2])
+    ahead, there = np.array(facing.center[:2]) - at, np.array(asked.center[:2]) - at
     return float(np.arctan2(ahead[0] * there[1] - ahead[1] * there[0], ahead @ there))
 
 
 def things_distance(a: Thing, b: Thing) -> float:
-    """Metres between the closest points of two things' bounding boxes."""
-    placed = [np.array([value]) for thing in (a, b) for value in (thing.centre, thing.size, thing.yaw)]
+    """Meters between the closest points of two things' bounding boxes."""
+    placed = [np.array([value]) for thing in (a, b) for value in (thing.center, thing.size, thing.yaw)]
     return float(geometry.box_distance(*placed)[0])
 
 
@@ -158,7 +158,7 @@ def _directions(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
     triples: dict[str, dict[str, tuple[str, ...]]] = {level: {} for level in DIRECTIONS}
     for names in _shuffled(permutations(known.single, 3), rng)[:80]:
         standing, facing, asked = (known.single[name] for name in names)
-        places = np.array([thing.centre[:2] for thing in (standing, facing, asked)])
+        places = np.array([thing.center[:2] for thing in (standing, facing, asked)])
         if min(np.linalg.norm(a - b) for a, b in combinations(places, 2)) < STAND_APART_M:
             continue
         angle = relative_angle(standing, facing, asked)

@@ -20,16 +20,16 @@ TINY = np.float32(1e-30)  # added to what may be zero, and nothing to anything e
 class Placed:
     """The n things of a scene in T frames and, last, as thing n with part m, the room, seen from inside.
 
-    Distances are metres; a thing's own frame has its origin in the centre of its bounding box.
+    Distances are meters; a thing's own frame has its origin in the center of its bounding box.
     """
 
-    centre: Float64[np.ndarray, "boxes T 3"]  # in the room's frame
+    center: Float64[np.ndarray, "boxes T 3"]  # in the room's frame
     cos: Float32[np.ndarray, "boxes T"]  # of the yaw
     sin: Float32[np.ndarray, "boxes T"]
     half: Float64[np.ndarray, "boxes 3"]  # of the size
     eye: Float32[np.ndarray, "3 boxes T"]  # the camera in the thing's own frame
     thing_of_part: Int[np.ndarray, " parts_but_the_room"]
-    part_centre: Float32[np.ndarray, "parts 3"]  # in the thing's own frame
+    part_center: Float32[np.ndarray, "parts 3"]  # in the thing's own frame
     part_half: Float32[np.ndarray, "parts 3"]
     room_to_camera: Float64[np.ndarray, "T 4 4"]
 
@@ -42,7 +42,7 @@ class Placed:
 def place(scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float64[np.ndarray, "T 4 4"]) -> Placed:
     """Where everything is in some frames, given by their raw indices and their poses in the room's frame."""
     tracks = [np.array(thing.track)[frames] if thing.track else None for thing in scene.things]
-    still = [(*thing.centre, thing.yaw) for thing in scene.things] + [(0, 0, scene.size[2] / 2, 0)]
+    still = [(*thing.center, thing.yaw) for thing in scene.things] + [(0, 0, scene.size[2] / 2, 0)]
     pose = np.tile(np.array(still, float)[:, None], (1, len(frames), 1))  # x, y, z, yaw
     for number, track in enumerate(tracks):
         if track is not None:
@@ -56,11 +56,11 @@ def place(scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float
         size / 2,
         np.zeros((3, *pose.shape[:2]), np.float32),
         np.repeat(np.arange(len(scene.things)), [len(thing.parts) for thing in scene.things]),
-        np.array([*(part.centre for part in parts), (0, 0, 0)], np.float32),
+        np.array([*(part.center for part in parts), (0, 0, 0)], np.float32),
         np.array([*(part.size for part in parts), scene.size], np.float32) / 2,
         np.linalg.inv(camera_to_room),
     )
-    placed.eye[:] = placed.turn(np.moveaxis(camera_to_room[:, :3, 3] - placed.centre, -1, 0))
+    placed.eye[:] = placed.turn(np.moveaxis(camera_to_room[:, :3, 3] - placed.center, -1, 0))
     return placed
 
 
@@ -71,7 +71,7 @@ def cast(
     height: int,
     width: int,
 ) -> tuple[Float32[np.ndarray, "T H W"], Int16[np.ndarray, "T H W"]]:
-    """Nearest hit of every ray: its depth in metres and the index of the part hit, m for the room."""
+    """Nearest hit of every ray: its depth in meters and the index of the part hit, m for the room."""
     pixels = height * width
     flat = rays.reshape(3, -1)
     walls = placed.part_half[-1][:, None, None, None]
@@ -93,16 +93,16 @@ def cast(
         x, y, z = flat[:, where]
         cos, sin = np.repeat(placed.cos[thing, seen], counts), np.repeat(placed.sin[thing, seen], counts)
         inverse = 1 / (np.stack([cos * x + sin * y, cos * y - sin * x, z]) + TINY)
-        centre = np.repeat(-placed.eye[:, thing, seen], counts, axis=1) * inverse
+        center = np.repeat(-placed.eye[:, thing, seen], counts, axis=1) * inverse
         reach = np.abs(inverse)
-        enter, leave = _slabs(centre, reach * placed.half[thing].astype(np.float32)[:, None])
+        enter, leave = _slabs(center, reach * placed.half[thing].astype(np.float32)[:, None])
         keep = np.flatnonzero((enter < leave) & (leave > NEAR_M) & (enter < depth[where]))
         if not len(keep):
             continue
-        where, inverse, centre, reach = where[keep], inverse[:, keep], centre[:, keep], reach[:, keep]
+        where, inverse, center, reach = where[keep], inverse[:, keep], center[:, keep], reach[:, keep]
         nearest, by = depth[where], winner[where]
         for part in np.flatnonzero(placed.thing_of_part == thing):
-            middle = centre + placed.part_centre[part][:, None] * inverse
+            middle = center + placed.part_center[part][:, None] * inverse
             enter, leave = _slabs(middle, placed.part_half[part][:, None] * reach)
             hit = (enter < leave) & (enter > NEAR_M) & (enter < nearest)
             np.copyto(nearest, enter, where=hit)
@@ -117,7 +117,7 @@ def covered(placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width
     corner = (signs * placed.half[:-1, None, :])[:, None]  # (n, 1, 8, 3)
     cos, sin = placed.cos[:-1, :, None], placed.sin[:-1, :, None]
     x, y = cos * corner[..., 0] - sin * corner[..., 1], sin * corner[..., 0] + cos * corner[..., 1]
-    points = np.stack([x, y, np.broadcast_to(corner[..., 2], x.shape)], -1) + placed.centre[:-1, :, None]
+    points = np.stack([x, y, np.broadcast_to(corner[..., 2], x.shape)], -1) + placed.center[:-1, :, None]
     view = placed.room_to_camera
     x, y, z = np.moveaxis(np.einsum("tij,ntcj->ntci", view[:, :3, :3], points) + view[:, None, :3, 3], -1, 0)
     safe = np.maximum(z, NEAR_M)

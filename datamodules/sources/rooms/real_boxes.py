@@ -1,7 +1,7 @@
 """Real rooms as boxes: the room sizes and object boxes from which VSI-Bench's answers were made.
 
 <folder>/<dataset>_meta_info_val.json   data/meta_info of thinking-in-space: for each scene its `room_size` in
-                                        square metres and `object_bbox` {category: [boxes]}, metres, z up
+                                        square meters and `object_bbox` {category: [boxes]}, meters, z up
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class RealRoom:
 
     dataset: str
     name: str
-    area: float  # square metres of floor
+    area: float  # square meters of floor
     categories: tuple[str, ...]
-    centres: Float64[np.ndarray, "n 3"]
+    centers: Float64[np.ndarray, "n 3"]
     sizes: Float64[np.ndarray, "n 3"]
     yaws: Float64[np.ndarray, " n"]
 
@@ -57,17 +57,17 @@ def read_rooms(folder: str | Path) -> list[RealRoom]:
 def _room(dataset: str, name: str, scene: dict[str, Any]) -> RealRoom:
     named = [(category, _standing(box)) for category, boxes in scene["object_bbox"].items() for box in boxes]
     boxes = [box for _, box in named]
-    centres = np.array([centre for centre, _, _ in boxes]).reshape(-1, 3)
+    centers = np.array([center for center, _, _ in boxes]).reshape(-1, 3)
     sizes = np.array([size for _, size, _ in boxes]).reshape(-1, 3)
     yaws = np.array([yaw for _, _, yaw in boxes])
     turn = _main_direction(sizes, yaws)
     cos, sin = np.cos(turn), np.sin(turn)
-    centres[:, :2] = centres[:, :2] @ np.array([[cos, -sin], [sin, cos]])
-    return RealRoom(dataset, name, float(scene["room_size"]), tuple(c for c, _ in named), centres, sizes, yaws - turn)
+    centers[:, :2] = centers[:, :2] @ np.array([[cos, -sin], [sin, cos]])
+    return RealRoom(dataset, name, float(scene["room_size"]), tuple(c for c, _ in named), centers, sizes, yaws - turn)
 
 
 def _standing(box: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
-    """(centre, size, yaw): z is along the axis that points up; a box that leans is replaced by its upright hull."""
+    """(center, size, yaw): z is along the axis that points up; a box that leans is replaced by its upright hull."""
     axes, lengths = np.array(box["normalizedAxes"], float).reshape(3, 3), np.array(box["axesLengths"], float)
     low, high = np.array(box["min"], float), np.array(box["max"], float)
     up = int(np.abs(axes[:, 2]).argmax())
@@ -86,5 +86,5 @@ def _main_direction(sizes: np.ndarray, yaws: np.ndarray) -> float:
 
 def bounds(room: RealRoom) -> tuple[Float64[np.ndarray, " 2"], Float64[np.ndarray, " 2"]]:
     """Lowest and highest x and y of all boxes' footprints."""
-    corners = geometry.footprint(room.centres, room.sizes, room.yaws).reshape(-1, 2)
+    corners = geometry.footprint(room.centers, room.sizes, room.yaws).reshape(-1, 2)
     return corners.min(0), corners.max(0)

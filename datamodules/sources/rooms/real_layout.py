@@ -49,7 +49,7 @@ def draw_real_room(
     aspect = np.clip(extent[0] / extent[1], 1 / MAX_ASPECT, MAX_ASPECT)
     sides = np.array([np.sqrt(room.area * aspect), np.sqrt(room.area / aspect)])
     floor = _floor(room)
-    top = (room.centres[:, 2] + room.sizes[:, 2] / 2).max(initial=floor) - floor
+    top = (room.centers[:, 2] + room.sizes[:, 2] / 2).max(initial=floor) - floor
     size = np.array([*sides, max(rng.uniform(*CEILING_M), top + WALL_GAP_M)])
 
     things = _furnish(room, low, extent, floor, size, rng)
@@ -69,17 +69,17 @@ def draw_real_room(
 
 def _varied(room: RealRoom, rng: np.random.Generator) -> RealRoom:
     scale = np.exp(rng.uniform(-0.15, 0.15))
-    centres, sizes, yaws = room.centres * scale, room.sizes * scale, room.yaws
+    centers, sizes, yaws = room.centers * scale, room.sizes * scale, room.yaws
     if rng.random() < 0.5:  # a mirror
-        centres, yaws = centres * [-1, 1, 1], -yaws
+        centers, yaws = centers * [-1, 1, 1], -yaws
     if rng.random() < 0.5:  # a quarter turn
-        centres, yaws = centres[:, [1, 0, 2]] * [-1, 1, 1], yaws + np.pi / 2
-    return replace(room, area=room.area * scale**2, centres=centres, sizes=sizes, yaws=yaws)
+        centers, yaws = centers[:, [1, 0, 2]] * [-1, 1, 1], yaws + np.pi / 2
+    return replace(room, area=room.area * scale**2, centers=centers, sizes=sizes, yaws=yaws)
 
 
 def _floor(room: RealRoom) -> float:
     """The height of the floor: the lower edge of what stands lowest."""
-    bottoms = room.centres[:, 2] - room.sizes[:, 2] / 2
+    bottoms = room.centers[:, 2] - room.sizes[:, 2] / 2
     standing = [KNOWN[name].place in ("floor", "wall") if name in KNOWN else False for name in room.categories]
     return float(bottoms[standing].min() if any(standing) else bottoms.min(initial=0.0))
 
@@ -92,17 +92,17 @@ def _furnish(
     slack = size[:2] - extent * shrink
     shift = rng.uniform(-0.5, 0.5, 2) * slack
     things = []
-    for category, centre, box, yaw in zip(room.categories, room.centres, room.sizes, room.yaws, strict=True):
+    for category, center, box, yaw in zip(room.categories, room.centers, room.sizes, room.yaws, strict=True):
         box = np.maximum(box, THINNEST_M)
         looks = _looks(category)
-        plan = (centre[:2] - low - extent / 2) * shrink + shift
+        plan = (center[:2] - low - extent / 2) * shrink + shift
         box, yaw = _facing(looks, box, yaw, plan)
         reach = geometry.footprint(np.zeros(3), box, np.array(yaw)).max(0)
         limit = size[:2] / 2 - reach - WALL_GAP_M
         if (limit < 0).any() or box[2] > size[2]:
             continue
         plan = np.clip(plan, -limit, limit)
-        z = np.clip(centre[2] - floor, box[2] / 2, size[2] - box[2] / 2)
+        z = np.clip(center[2] - floor, box[2] / 2, size[2] - box[2] / 2)
         placed = np.array([*plan, z])
         things.append(
             Thing(category, _vector(placed), _vector(box), float(yaw), draw_parts(looks, _vector(box), rng))
@@ -111,7 +111,7 @@ def _furnish(
 
 
 def _looks(name: str) -> Category:
-    """How a category is drawn; one that the catalogue doesn't know is a box with a front, in a colour of its own."""
+    """How a category is drawn; one that the catalog doesn't know is a box with a front, in a color of its own."""
     known = KNOWN.get(LOOKS_LIKE.get(name, name))
     if known:
         return known
@@ -148,7 +148,7 @@ def _way(
 
 
 def _is_clear(thing: Thing, eyes: np.ndarray) -> bool:
-    distance = geometry.point_distance(eyes, np.array(thing.centre), np.array(thing.size), thing.yaw)
+    distance = geometry.point_distance(eyes, np.array(thing.center), np.array(thing.size), thing.yaw)
     return bool(distance.min() > CLEARANCE_M)
 
 

@@ -17,7 +17,7 @@ from datamodules.sources.rooms.source import check_rendering, folder_of
 from datamodules.sources.rooms.writer import SPLITS, draw_intrinsics, write_rendered
 from zoo.errors import InputError
 
-VERSION = 1  # of what the settings lead to: raise it with every change to the scenes or the questions
+VERSION = 2  # of what the settings lead to: raise it with every change to the scenes or the questions
 DATASET = "layouts"  # of the training and validation scenes; those of the test have their real names
 HELD_OUT = 5  # every fifth real room of the training datasets is for validation
 
@@ -110,6 +110,6 @@ def _digest(rooms: list[RealRoom]) -> str:
     found = hashlib.sha256()
     for room in rooms:
         found.update(f"{room.dataset}/{room.name}/{room.area}/{room.categories}".encode())
-        for values in (room.centres, room.sizes, room.yaws):
+        for values in (room.centers, room.sizes, room.yaws):
             found.update(values.tobytes())
     return found.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Colour, depth and object ids of a furnished room: the nearest hit of a ray through each pixel's centre."""
+"""Color, depth and object ids of a furnished room: the nearest hit of a ray through each pixel's center."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCK = 8  # frames that are shaded together: few enough to stay in the processo
 
 @dataclass(frozen=True)
 class Rendering:
-    """T frames: sRGB colour, depth in metres along the optical axis, index of the thing seen or SHELL."""
+    """T frames: sRGB color, depth in meters along the optical axis, index of the thing seen or SHELL."""
 
     rgb: UInt8[np.ndarray, "T H W 3"]
     depth: Float32[np.ndarray, "T H W"]
@@ -37,7 +37,7 @@ def render(
 ) -> Rendering:
     """Render some frames of a scene.
 
-    world_to_camera: the poses of just these frames (OpenCV axes, metres). K_px: in pixels, without skew.
+    world_to_camera: the poses of just these frames (OpenCV axes, meters). K_px: in pixels, without skew.
     frames: their indices in the video, which place what moves; None is 0..T-1.
     """
     hits = _cast(scene, world_to_camera, K_px, height, width, frames)
@@ -59,7 +59,7 @@ def render_scene_file(scene_json: str | Path, frames: Sequence[int] | None = Non
 
 
 def render_depth(scene_json: str | Path, frames: Sequence[int] | None = None) -> Float32[np.ndarray, "T H W"]:
-    """Depth in metres along the optical axis of frames of a written scene, without their colours.
+    """Depth in meters along the optical axis of frames of a written scene, without their colors.
 
     Arguments and errors as `render_scene_file`.
     """
@@ -108,7 +108,7 @@ def _cast(
 def _rays(
     camera_to_room: Float64[np.ndarray, "T 4 4"], K_px: Float64[np.ndarray, "3 3"], height: int, width: int
 ) -> Float32[np.ndarray, "3 T H W"]:
-    """Directions in the room's frame, one metre deep: the length along a ray is the depth."""
+    """Directions in the room's frame, one meter deep: the length along a ray is the depth."""
     rays = np.ones((3, height, width))
     rays[0] = (np.arange(width) + 0.5 - K_px[0, 2]) / K_px[0, 0]
     rays[1] = (np.arange(height)[:, None] + 0.5 - K_px[1, 2]) / K_px[1, 1]

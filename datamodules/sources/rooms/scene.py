@@ -1,6 +1,6 @@
 """A furnished room as plain data: all that is needed to render it again and to know the truth about it.
 
-Lengths are metres, angles radians. The room's own frame has its origin in the middle of the floor, x and y
+Lengths are meters, angles radians. The room's own frame has its origin in the middle of the floor, x and y
 along the walls and z up; things stand in that frame. The world, in which the cameras are given, is the room's
 frame turned by `yaw` about z and moved by `origin`: both are arbitrary, so coordinates alone say nothing.
 """
@@ -20,19 +20,19 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Material:
-    """Two colours mixed by a pattern (an index into the texture atlas) that repeats every `period` metres."""
+    """Two colors mixed by a pattern (an index into the texture atlas) that repeats every `period` meters."""
 
     pattern: int
-    colours: tuple[Vector, Vector]  # RGB in 0..1
+    colors: tuple[Vector, Vector]  # RGB in 0..1
     period: float
     phase: tuple[float, float]  # in periods
 
 
 @dataclass(frozen=True)
 class Part:
-    """A box of a thing; `centre` is relative to the thing's centre, along the thing's axes."""
+    """A box of a thing; `center` is relative to the thing's center, along the thing's axes."""
 
-    centre: Vector
+    center: Vector
     size: Vector
     material: Material
 
@@ -41,12 +41,12 @@ class Part:
 class Thing:
     """A piece of furniture: its oriented bounding box, which its parts fill exactly. Its front is at +y.
 
-    `track` is empty for what stands still; for what moves it has (x, y, yaw) of every frame, and `centre` and
+    `track` is empty for what stands still; for what moves it has (x, y, yaw) of every frame, and `center` and
     `yaw` are those of frame 0.
     """
 
     category: str
-    centre: Vector
+    center: Vector
     size: Vector
     yaw: float
     parts: tuple[Part, ...]
@@ -66,7 +66,7 @@ class RoomScene:
 
     @property
     def area(self) -> float:
-        """Square metres of floor."""
+        """Square meters of floor."""
         return self.size[0] * self.size[1]
 
     def room_from_world(self) -> Float64[np.ndarray, "4 4"]:
@@ -97,13 +97,13 @@ def load_scene(path: Path) -> RoomScene:
 
 
 def _material(raw: dict[str, Any]) -> Material:
-    first, second = raw["colours"]
+    first, second = raw["colors"]
     return Material(raw["pattern"], (tuple(first), tuple(second)), raw["period"], tuple(raw["phase"]))
 
 
 def _thing(raw: dict[str, Any]) -> Thing:
     parts = tuple(
-        Part(tuple(part["centre"]), tuple(part["size"]), _material(part["material"])) for part in raw["parts"]
+        Part(tuple(part["center"]), tuple(part["size"]), _material(part["material"])) for part in raw["parts"]
     )
     track = tuple(tuple(step) for step in raw["track"])
-    return Thing(raw["category"], tuple(raw["centre"]), tuple(raw["size"]), raw["yaw"], parts, track)
+    return Thing(raw["category"], tuple(raw["center"]), tuple(raw["size"]), raw["yaw"], parts, track)

@@ -1,6 +1,6 @@
-"""Colour of what the rays hit: textured, matt surfaces under one lamp.
+"""Color of what the rays hit: textured, matt surfaces under one lamp.
 
-The lamp's light doesn't fade with distance, which would tell metres.
+The lamp's light doesn't fade with distance, which would tell meters.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def shade(
     winner: Int16[np.ndarray, "T H W"],
     focal_px: float,
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """sRGB colour of a block of frames. depth, winner: what `raycast.cast` gives for these frames."""
+    """sRGB color of a block of frames. depth, winner: what `raycast.cast` gives for these frames."""
     frames = rays.shape[1]
     part = winner.ravel().astype(np.intp)
     room = len(placed.thing_of_part)
     thing = np.append(placed.thing_of_part, len(placed.half) - 1)[part]
     pair = thing * frames + np.repeat(np.arange(frames), rays[0, 0].size)
-    lamp = placed.turn(np.moveaxis(np.array(scene.light) - placed.centre, -1, 0)).astype(np.float32)
+    lamp = placed.turn(np.moveaxis(np.array(scene.light) - placed.center, -1, 0)).astype(np.float32)
     cos, sin = placed.cos[:, block].ravel()[pair], placed.sin[:, block].ravel()[pair]
     eye = placed.eye[:, :, block].reshape(3, -1).take(pair, 1)
     lamp = lamp[:, :, block].reshape(3, -1).take(pair, 1)
@@ -39,7 +39,7 @@ def shade(
     ray = np.stack([cos * x + sin * y, cos * y - sin * x, z])
     hit = depth.ravel() * ray + eye
     towards = lamp - hit
-    hit -= placed.part_centre.T.take(part, 1)
+    hit -= placed.part_center.T.take(part, 1)
     face = np.abs(hit) / placed.part_half.T.take(part, 1)
     on_x, on_z = (face[0] > face[1]) & (face[0] > face[2]), face[2] >= np.maximum(face[0], face[1])
 
@@ -65,9 +65,9 @@ def shade(
     pattern = np.array([entry.pattern for entry in materials])[surface]
     value = textures.atlas().ravel()[textures.texel(pattern, level, u, v)]
 
-    colours = np.array([entry.colours for entry in materials], np.float32)
-    dark = colours[:, 0].take(surface, 0)
-    rgb = dark + (colours[:, 1] - colours[:, 0]).take(surface, 0) * value[:, None]
+    colors = np.array([entry.colors for entry in materials], np.float32)
+    dark = colors[:, 0].take(surface, 0)
+    rgb = dark + (colors[:, 1] - colors[:, 0]).take(surface, 0) * value[:, None]
     rgb *= 255 * light[:, None]
     return np.clip(rgb + 0.5, 0, 255).astype(np.uint8).reshape(*depth.shape, 3)
 

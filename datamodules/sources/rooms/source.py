@@ -13,19 +13,19 @@ from datamodules.sources.rooms.rendered import Make, RenderedScenes
 from datamodules.sources.rooms.writer import DATASET, SPLITS, Settings, write_scene
 from zoo.errors import InputError
 
-VERSION = 7  # of what the settings lead to: raise it with every change to the scenes or the questions
+VERSION = 8  # of what the settings lead to: raise it with every change to the scenes or the questions
 
 
 class Rooms(RenderedScenes):
     """Furnished rooms, rendered on first use, with cameras, depth and the questions that VSI-Bench asks.
 
-    A scene depends on the seed, its split and its number alone. Metres can't be read off a frame: see
+    A scene depends on the seed, its split and its number alone. Meters can't be read off a frame: see
     `datamodules.sources.rooms.layout`. Depth is rendered again when wanted: see `render_depth`.
 
     Args:
-        path: how the camera moves: "loop", around the room as in a scan, or "local", around a spot with a
+        trajectory: how the camera moves: "loop", around the room as in a scan, or "local", around a spot with a
             radius of 0.3 to 0.8 m, which says nothing about the size of the room.
-        moving: adds one or two things that drive around, for the questions about time.
+        dynamic_objects: adds one or two things that drive around, for the questions about time.
         scenes: how many scenes to make for training, validation and test.
         size: width and height of a frame in pixels, even.
         frames: raw frames of each video.
@@ -38,8 +38,8 @@ class Rooms(RenderedScenes):
 
     def __init__(
         self,
-        path: Literal["loop", "local"] = "loop",
-        moving: bool = False,
+        trajectory: Literal["loop", "local"] = "loop",
+        dynamic_objects: bool = False,
         scenes: tuple[int, int, int] = (1500, 150, 150),
         size: int = 56,
         frames: int = 48,
@@ -47,12 +47,12 @@ class Rooms(RenderedScenes):
         root: str = "cache/rooms",
         workers: int | None = None,
     ) -> None:
-        if path not in ("loop", "local"):
-            raise InputError(f'Rooms: path is "loop" or "local", not {path!r}')
+        if trajectory not in ("loop", "local"):
+            raise InputError(f'Rooms: trajectory is "loop" or "local", not {trajectory!r}')
         if len(scenes) != 3 or min(scenes) < 0:
             raise InputError(f"Rooms: scenes are three counts (train, val, test), not {scenes}")
         check_rendering("Rooms", size, frames, seed, workers)
-        self.settings = Settings(path, moving, size, frames, seed)
+        self.settings = Settings(trajectory, dynamic_objects, size, frames, seed)
         counts = dict(zip(SPLITS, scenes, strict=True))
         key = json.dumps([VERSION, asdict(self.settings), counts], sort_keys=True)
         super().__init__(folder_of(key, root), counts, workers)
@@ -71,7 +71,7 @@ def folder_of(key: str, root: str) -> Path:
 def check_rendering(source: str, size: int, frames: int, seed: int, workers: int | None) -> None:
     """Raises InputError for settings of rendering that make no sense."""
     if size < 16 or size % 2:
-        raise InputError(f"{source}: size {size} must be even (H.264 halves the colour's resolution) and at least 16")
+        raise InputError(f"{source}: size {size} must be even (H.264 halves the color's resolution) and at least 16")
     if frames < 12 or seed < 0:
         raise InputError(f"{source}: at least 12 frames and a seed of at least 0 are needed, not {frames} and {seed}")
     if workers is not None and workers < 1:

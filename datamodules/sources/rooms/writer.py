@@ -29,8 +29,8 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class Settings:
     """What a scene depends on, besides its split and index."""
 
-    path: Literal["loop", "local"]
-    moving: bool
+    trajectory: Literal["loop", "local"]
+    dynamic_objects: bool
     size: int
     frames: int
     seed: int
@@ -40,8 +40,8 @@ def write_scene(folder: Path, settings: Settings, split: Split, index: int) -> s
     """Makes scene number `index` of a split in <folder>/rooms/ and returns its questions as lines of JSON."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
     K_px = draw_intrinsics(settings.size, rng)
-    scene, world_to_camera = draw_scene(settings.path, settings.moving, settings.frames, rng)
-    prefix = f"{DATASET}-{settings.path}-{split}-{index:05d}"
+    scene, world_to_camera = draw_scene(settings.trajectory, settings.dynamic_objects, settings.frames, rng)
+    prefix = f"{DATASET}-{settings.trajectory}-{split}-{index:05d}"
     return write_rendered(folder, (DATASET, f"{split}_{index:05d}"), scene, world_to_camera, K_px, prefix, rng)
 
 

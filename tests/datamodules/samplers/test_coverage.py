@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datamodules.samplers import maximum_coverage, voxelise
+from datamodules.samplers import maximum_coverage, voxelize
 from datamodules.samplers.coverage import voxel_grid
 
 GOLDEN = Path(__file__).parents[2] / "golden/sa_sampling"
@@ -64,9 +64,9 @@ def test_golden_voxels_and_picks(case: str) -> None:
 def test_golden_needs_the_median_and_the_twentieth() -> None:
     tensors, _ = golden("walk32")
     points, confidence = tensors["world_points"][0], tensors["world_points_conf"][0]
-    expected = as_sets(voxelise(points, confidence))
-    assert as_sets(voxelise(points.double(), confidence)) != as_sets(voxelise(points, torch.ones_like(confidence)))
-    assert as_sets(voxelise(points[..., [1, 0, 2]], confidence)) != expected  # negative control: axes swapped
+    expected = as_sets(voxelize(points, confidence))
+    assert as_sets(voxelize(points.double(), confidence)) != as_sets(voxelize(points, torch.ones_like(confidence)))
+    assert as_sets(voxelize(points[..., [1, 0, 2]], confidence)) != expected  # negative control: axes swapped
 
 
 def test_golden_sets() -> None:
@@ -112,8 +112,8 @@ def test_voxels_are_those_of_the_rule_as_it_reads(seed: int) -> None:
     if seed == 4:
         points[1, 2] = np.nan
         points[2, 3, 4, 1] = np.inf
-    assert as_sets(voxelise(points, confidence)) == sets_of_tuples(points, confidence)
-    assert as_sets(voxelise(torch.from_numpy(points), torch.from_numpy(confidence))) == sets_of_tuples(
+    assert as_sets(voxelize(points, confidence)) == sets_of_tuples(points, confidence)
+    assert as_sets(voxelize(torch.from_numpy(points), torch.from_numpy(confidence))) == sets_of_tuples(
         points, confidence
     )
 
@@ -122,17 +122,17 @@ def test_a_flat_scene_is_cut_along_its_other_sides() -> None:
     points = np.zeros((2, 3, 4, 3), np.float32)
     points[..., 0], points[..., 1] = np.arange(4), np.arange(3)[:, None]
     points[1, ..., 0] += 4
-    sets = as_sets(voxelise(points, np.ones((2, 3, 4), np.float32)))
+    sets = as_sets(voxelize(points, np.ones((2, 3, 4), np.float32)))
     assert len(sets[0]) == len(sets[1]) == 12 and not sets[0] & sets[1]
-    one = voxelise(np.ones((2, 3, 4, 3), np.float32), np.ones((2, 3, 4), np.float32))
+    one = voxelize(np.ones((2, 3, 4, 3), np.float32), np.ones((2, 3, 4), np.float32))
     assert as_sets(one) == [{(0, 0, 0)}] * 2
 
 
 def test_nothing_is_confident() -> None:
     points = np.random.default_rng(0).normal(size=(3, 4, 5, 3)).astype(np.float32)
-    assert as_sets(voxelise(points, np.full((3, 4, 5), 0.1, np.float32))) == [set()] * 3
-    assert as_sets(voxelise(np.full_like(points, np.nan), np.ones((3, 4, 5), np.float32))) == [set()] * 3
+    assert as_sets(voxelize(points, np.full((3, 4, 5), 0.1, np.float32))) == [set()] * 3
+    assert as_sets(voxelize(np.full_like(points, np.nan), np.ones((3, 4, 5), np.float32))) == [set()] * 3
     unsure = np.full((3, 4, 5), np.nan, np.float32)
-    assert as_sets(voxelise(points, unsure)) == [set()] * 3
+    assert as_sets(voxelize(points, unsure)) == [set()] * 3
     unsure[0] = 1  # and what isn't a number stands for none
-    assert [len(voxels) > 0 for voxels in voxelise(points, unsure)] == [True, False, False]
+    assert [len(voxels) > 0 for voxels in voxelize(points, unsure)] == [True, False, False]

@@ -40,8 +40,8 @@ def random_poses(count: int, seed: int = 0) -> torch.Tensor:
 def test_golden_distances(case: str) -> None:
     tensors = load_file(GOLDEN / f"{case}.safetensors")
     poses = tensors["poses_c2w"].numpy()
-    for name, normalise in (("dist_max_norm", "max"), ("dist_data_driven", "std")):
-        np.testing.assert_allclose(pose_matrix(poses, normalise), tensors[name].numpy(), rtol=1e-12, atol=1e-12)
+    for name, normalize in (("dist_max_norm", "max"), ("dist_data_driven", "std")):
+        np.testing.assert_allclose(pose_matrix(poses, normalize), tensors[name].numpy(), rtol=1e-12, atol=1e-12)
     away, turned = (tensors[f"farness_{part}"].numpy() for part in ("trans_np_scale_None", "rot_np"))
     plane = pose_plane(poses, "max")
     np.testing.assert_allclose(plane[:, 0] * max(away.max(), 1e-6), away, atol=1e-12)
@@ -71,7 +71,7 @@ def test_golden_picks(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["loop64", "walk40"])  # rotations that invert exactly
-def test_golden_picks_by_camera_centres(case: str) -> None:
+def test_golden_picks_by_camera_centers(case: str) -> None:
     """The same picks from world-to-camera poses; taken by their translations they are others."""
     poses = invert_se3(load_file(GOLDEN / f"{case}.safetensors")["poses_c2w"])
     differ = 0

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.pictures import covered_voxels, what_is_seen
+from callbacks.visualization import compute_coverage, covered_voxels
 from datamodules.samplers import (
     Consecutive,
+    DatasetDepth,
     Duplicate,
     FrameSampler,
-    GivenDepth,
-    MergeAware,
-    Neighbour,
+    Neighbor,
+    OffsetNeighbor,
     PoseFarthestSampler,
     PosePlaneSampler,
     RandomSampler,
@@ -27,13 +27,13 @@ from datamodules.samplers import (
 from datamodules.samplers.poses import pose_matrix
 from datamodules.trajectories.base import upright_turns
 from datamodules.video import Video
-from zoo.cameras import normalise_intrinsics
+from zoo.cameras import normalize_intrinsics
 from zoo.poses import invert_se3, nearest_rotation
 
 SAMPLERS = {
     "uniform": UniformSampler(),
     "random": RandomSampler(),
-    "space-aware": SpaceAwareSampler(GivenDepth(128), cache=None),
+    "space-aware": SpaceAwareSampler(DatasetDepth(128), cache=None),
     "pose-farthest": PoseFarthestSampler(start="medoid"),
     "pose-plane": PosePlaneSampler(),
 }
@@ -45,21 +45,21 @@ def kitchen(realdata: Path) -> SceneView:
     folder = realdata / "scenes/7scenes_redkitchen"
     poses = torch.from_numpy(np.loadtxt(folder / "poses_c2w.txt"))[::10, 1:].reshape(-1, 4, 4).clone()
     poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3])
-    K = normalise_intrinsics(torch.from_numpy(np.loadtxt(folder / "camera-intrinsics.txt")), 640, 480)
+    K = normalize_intrinsics(torch.from_numpy(np.loadtxt(folder / "camera-intrinsics.txt")), 640, 480)
     return SceneView(Video(folder / "rgb"), invert_se3(poses), K.repeat(len(poses), 1, 1), folder / "depth")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_pairing_of_every_sampler(kitchen: SceneView, name: str) -> None:
     sampler: FrameSampler = SAMPLERS[name]
-    for pairing in (Consecutive(), Neighbour(), Duplicate(), Duplicate("views"), MergeAware()):
+    for pairing in (Consecutive(), Neighbor(), Duplicate(), Duplicate("views"), OffsetNeighbor()):
         frames = pairing(sampler, kitchen, 8)
         assert len(frames) == (16 if vars(pairing).get("keep") == "views" else 8)
         assert frames == sorted(frames) and len(set(frames)) >= 4
 
 
 def test_space_aware_views_see_more_of_the_kitchen_than_the_others(kitchen: SceneView) -> None:
-    frames, maps = what_is_seen(kitchen, [])
+    frames, maps = compute_coverage(kitchen, [])
 
     def share(sampler: FrameSampler) -> float:
         *seen, everything = covered_voxels(maps, [frames.index(frame) for frame in sampler(kitchen, 8)]).sets

@@ -13,16 +13,16 @@ from PIL import Image
 
 from datamodules.samplers import (
     Consecutive,
+    FramePairing,
     FrameSampler,
-    MergeAware,
-    Neighbour,
-    Pairing,
+    Neighbor,
+    OffsetNeighbor,
     PoseFarthestSampler,
     SceneView,
     SelectedFrames,
     SpaceAwareSampler,
 )
-from datamodules.samplers.points import GivenDepth, PointMaps, PointSource
+from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource
 from datamodules.selections import FILE, fingerprint, read_selection, settings, write_selection
 from datamodules.video import Video
 from zoo.errors import InputError
@@ -30,7 +30,7 @@ from zoo.errors import InputError
 
 @pytest.fixture
 def video(tmp_path: Path) -> Video:
-    """A folder of 12 frames, each of one grey."""
+    """A folder of 12 frames, each of one gray."""
     folder = tmp_path / "mine" / "kitchen"
     folder.mkdir(parents=True)
     for i in range(12):
@@ -74,19 +74,19 @@ def test_whatever_changes_the_choice_makes_it_anew(video: Video, tmp_path: Path)
     assert asked_anew(Counting(3, kept), scene)
     assert asked_anew(Counting(2, kept, candidates=6), scene)
     assert asked_anew(sampler, scene, n=6)
-    assert asked_anew(sampler, SceneView(video, poses, scene.K_normalised, frames=range(0, 12, 2)))
-    assert asked_anew(sampler, SceneView(video, poses, scene.K_normalised, frames=range(1, 12, 2)))
+    assert asked_anew(sampler, SceneView(video, poses, scene.K_normalized, frames=range(0, 12, 2)))
+    assert asked_anew(sampler, SceneView(video, poses, scene.K_normalized, frames=range(1, 12, 2)))
     moved = poses.clone()
     moved[3, 0, 3] = 1e-9
-    assert asked_anew(sampler, SceneView(video, moved, scene.K_normalised))
-    assert asked_anew(sampler, SceneView(video, poses, 2 * scene.K_normalised))
+    assert asked_anew(sampler, SceneView(video, moved, scene.K_normalized))
+    assert asked_anew(sampler, SceneView(video, poses, 2 * scene.K_normalized))
     newer = Counting(2, kept)
     newer.version = 2
     assert asked_anew(newer, scene)
     depth = tmp_path / "kitchen.depth"
     depth.mkdir()
     (depth / "0.png").write_bytes(b"one")
-    with_depth = SceneView(video, poses, scene.K_normalised, depth)
+    with_depth = SceneView(video, poses, scene.K_normalized, depth)
     assert asked_anew(sampler, with_depth) and not asked_anew(sampler, with_depth)
     (depth / "1.png").write_bytes(b"one")
     assert asked_anew(sampler, with_depth) and not asked_anew(sampler, with_depth)
@@ -95,8 +95,8 @@ def test_whatever_changes_the_choice_makes_it_anew(video: Video, tmp_path: Path)
     (depth / "0.png").write_bytes(b"two")
     assert asked_anew(sampler, with_depth)
     Image.new("RGB", (8, 6), "red").save(video.path / "000.png")
-    assert asked_anew(sampler, SceneView(Video(video.path), poses, scene.K_normalised))
-    assert not asked_anew(sampler, SceneView(Video(video.path), poses, scene.K_normalised))
+    assert asked_anew(sampler, SceneView(Video(video.path), poses, scene.K_normalized))
+    assert not asked_anew(sampler, SceneView(Video(video.path), poses, scene.K_normalized))
 
 
 def test_the_geometrys_version_is_part_of_the_key(video: Video) -> None:
@@ -111,10 +111,10 @@ def test_the_geometrys_version_is_part_of_the_key(video: Video) -> None:
             return self._version
 
     keys = {SpaceAwareSampler(geometry).key(SceneView(video), 4)[0] for geometry in (Weights("1"), Weights("2"))}
-    keys |= {SpaceAwareSampler(GivenDepth(side)).key(SceneView(video), 4)[0] for side in (128, 256)}
-    keys |= {SpaceAwareSampler(GivenDepth(), "stop").key(SceneView(video), 4)[0]}
+    keys |= {SpaceAwareSampler(DatasetDepth(side)).key(SceneView(video), 4)[0] for side in (128, 256)}
+    keys |= {SpaceAwareSampler(DatasetDepth(), "stop").key(SceneView(video), 4)[0]}
     assert len(keys) == 5
-    elsewhere = SpaceAwareSampler(GivenDepth(), "stop", cache="elsewhere").key(SceneView(video), 4)[0]
+    elsewhere = SpaceAwareSampler(DatasetDepth(), "stop", cache="elsewhere").key(SceneView(video), 4)[0]
     assert elsewhere in keys  # where it is kept changes no frame
     assert PoseFarthestSampler().key(SceneView(video), 4)[0] not in keys
 
@@ -182,7 +182,7 @@ def test_official_files_are_read_and_ours_have_their_fields(video: Video, tmp_pa
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "can't be read.*python main.py sample"),
+        (None, "can't be read.*python main.py select-frames"),
         ('{"selected_frames": [1, 2', "cut short"),
         ('{"selected_frames": "all"}', "list of frame numbers"),
         ('{"selected_frames": [1, 2], "num_frames": 3}', "2 frames where it says 3"),
@@ -204,10 +204,10 @@ def test_files_that_do_not_fit_are_one_line_with_their_name(
 
 
 @pytest.mark.parametrize(
-    "pairing", [Consecutive(), Neighbour(), MergeAware(), MergeAware(step=2), MergeAware(of="video")]
+    "pairing", [Consecutive(), Neighbor(), OffsetNeighbor(), OffsetNeighbor(step=2), OffsetNeighbor(of="video")]
 )
-def test_what_is_read_back_is_paired_as_what_was_chosen(pairing: Pairing, video: Video, tmp_path: Path) -> None:
-    """Neighbours may be counted among the candidates, which the file has to know."""
+def test_what_is_read_back_is_paired_as_what_was_chosen(pairing: FramePairing, video: Video, tmp_path: Path) -> None:
+    """Neighbors may be counted among the candidates, which the file has to know."""
     sampler, scene = Counting(2, None, candidates=6), SceneView(video, name="a/kitchen")
     views = pairing.views(4, sampler)
     key, made_by = sampler.key(scene, views)
@@ -215,9 +215,9 @@ def test_what_is_read_back_is_paired_as_what_was_chosen(pairing: Pairing, video:
     assert pairing(SelectedFrames(str(tmp_path)), scene, 4) == pairing(sampler, scene, 4)
 
 
-@pytest.mark.parametrize("pairing", [Consecutive(), Neighbour(), MergeAware()])
+@pytest.mark.parametrize("pairing", [Consecutive(), Neighbor(), OffsetNeighbor()])
 def test_a_short_video_is_filled_up_as_by_the_sampler_that_chose(
-    pairing: Pairing, video: Video, tmp_path: Path
+    pairing: FramePairing, video: Video, tmp_path: Path
 ) -> None:
     scene, chosen = SceneView(video, name="a/kitchen"), SelectedFrames(str(tmp_path))
     for sampler in (Counting(2, None), Counting(2, None, candidates=6)):
@@ -227,12 +227,12 @@ def test_a_short_video_is_filled_up_as_by_the_sampler_that_chose(
         assert pairing(chosen, scene, 40) == pairing(sampler, scene, 40)
 
 
-def test_a_view_that_is_no_candidate_has_no_neighbour_among_them(video: Video, tmp_path: Path) -> None:
+def test_a_view_that_is_no_candidate_has_no_neighbor_among_them(video: Video, tmp_path: Path) -> None:
     made_by = {"sampler": {"candidates": 3}}
     write_selection(tmp_path / "a/kitchen" / FILE, "a/kitchen", [0, 4], "key", made_by)
     scene, chosen = SceneView(video, name="a/kitchen"), SelectedFrames(str(tmp_path))
-    with pytest.raises(ValueError, match="frame 4 was chosen and is no candidate.*--data.pairing.of video"):
-        MergeAware()(chosen, scene, 4)
-    assert MergeAware(of="video")(chosen, scene, 4) == [0, 1, 3, 4]
+    with pytest.raises(ValueError, match="frame 4 was chosen and is no candidate.*--data.frame_pairing.of video"):
+        OffsetNeighbor()(chosen, scene, 4)
+    assert OffsetNeighbor(of="video")(chosen, scene, 4) == [0, 1, 3, 4]
     with pytest.raises(InputError, match="step 0: at least 1"):
-        MergeAware(step=0)
+        OffsetNeighbor(step=0)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from datamodules.samplers import SceneView, SpaceAwareSampler, VGGTPoints, maximum_coverage, voxelise
-from datamodules.samplers.points import GivenDepth, PointMaps, PointSource, vggt_images
+from datamodules.samplers import SceneView, SpaceAwareSampler, VGGTPoints, maximum_coverage, voxelize
+from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource, vggt_images
 from datamodules.samplers.space_aware import fill
 from datamodules.video import Video
 from tests.golden.synth import synth_video
@@ -44,7 +44,7 @@ def golden(case: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_golden_frames_and_both_ends_of_coverage() -> None:
     points, confidence = golden("lowconf20")  # 13 of its 20 frames cover all that can be covered
-    official = maximum_coverage(voxelise(points, confidence), 20)
+    official = maximum_coverage(voxelize(points, confidence), 20)
     assert len(official) == 13
     stop = SpaceAwareSampler(Maps(points, confidence), "stop", cache=None)
     assert stop.select(clip(20), 20) == sorted(official)
@@ -84,28 +84,28 @@ def corridor(tmp_path: Path) -> SceneView:
     depth = tmp_path / "clip.depth"
     depth.mkdir()
     for i in range(8):
-        metres = np.full((6, 8), 2.0)
-        metres[3:] = 2.5  # a step, so that no side of the scene is flat
-        Image.fromarray((metres * 1000).astype(np.uint16)).save(depth / f"{i}.png")
+        meters = np.full((6, 8), 2.0)
+        meters[3:] = 2.5  # a step, so that no side of the scene is flat
+        Image.fromarray((meters * 1000).astype(np.uint16)).save(depth / f"{i}.png")
     poses = torch.eye(4, dtype=torch.float64).repeat(8, 1, 1)
-    poses[:, 0, 3] = -4.0 * (torch.arange(8) // 2)  # x of the centre is minus that of the translation
+    poses[:, 0, 3] = -4.0 * (torch.arange(8) // 2)  # x of the center is minus that of the translation
     K = torch.eye(3, dtype=torch.float64).repeat(8, 1, 1)
     return SceneView(clip(8), poses, K, depth)
 
 
 def test_given_depth_covers_the_wall_with_half_of_the_frames(corridor: SceneView) -> None:
-    sampler = SpaceAwareSampler(GivenDepth(), "stop", cache=None)
+    sampler = SpaceAwareSampler(DatasetDepth(), "stop", cache=None)
     assert sampler.select(corridor, 8) == [0, 2, 4, 6]
-    maps = GivenDepth().points(corridor)
+    maps = DatasetDepth().points(corridor)
     assert maps.confidence.eq(1).all() and maps.points[..., 2].unique().tolist() == [2.0, 2.5]
     assert maps.points[6, ..., 0].min() > maps.points[2, ..., 0].max()
-    assert GivenDepth(longest_side=4).points(corridor).points.shape == (8, 3, 4, 3)
+    assert DatasetDepth(longest_side=4).points(corridor).points.shape == (8, 3, 4, 3)
 
 
 def test_given_depth_is_seen_through_the_middle_of_a_pixel(corridor: SceneView) -> None:
-    """A centred camera sees as far to the left as to the right, at whatever size its depth is taken."""
+    """A centerd camera sees as far to the left as to the right, at whatever size its depth is taken."""
     for side in (8, 4):
-        points = GivenDepth(longest_side=side).points(corridor).points[0]
+        points = DatasetDepth(longest_side=side).points(corridor).points[0]
         assert torch.allclose(points[..., 0], -points[..., 0].flip(1), atol=1e-6)
         assert points[0, -1, 0] == pytest.approx(2.0 * (0.5 - 0.5 / side))  # 2 m ahead
 
@@ -113,14 +113,14 @@ def test_given_depth_is_seen_through_the_middle_of_a_pixel(corridor: SceneView) 
 def test_frames_without_a_pose_see_nothing(corridor: SceneView) -> None:
     poses = corridor.world_to_camera.clone()
     poses[2] = torch.nan
-    fewer = SceneView(corridor.video, poses[:6], corridor.K_normalised[:6], corridor.depth)  # and none for 6 and 7
-    assert SpaceAwareSampler(GivenDepth(), "stop", cache=None).select(fewer, 8) == [0, 3, 4]
+    fewer = SceneView(corridor.video, poses[:6], corridor.K_normalized[:6], corridor.depth)  # and none for 6 and 7
+    assert SpaceAwareSampler(DatasetDepth(), "stop", cache=None).select(fewer, 8) == [0, 3, 4]
 
 
 def test_scenes_that_lack_what_is_needed_say_so(corridor: SceneView) -> None:
-    sampler = SpaceAwareSampler(GivenDepth(), cache=None)
+    sampler = SpaceAwareSampler(DatasetDepth(), cache=None)
     with pytest.raises(ValueError, match="clip.mp4: no depth came with it.*VGGTPoints"):
-        sampler(SceneView(corridor.video, corridor.world_to_camera, corridor.K_normalised), 4)
+        sampler(SceneView(corridor.video, corridor.world_to_camera, corridor.K_normalized), 4)
     with pytest.raises(ValueError, match="clip.mp4: no cameras came with it"):
         sampler(SceneView(corridor.video, depth=corridor.depth), 4)
     for file in corridor.depth.iterdir():
@@ -180,7 +180,7 @@ def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
     video = video_of(tmp_path / "clip", synth_video(1, 3, 14, 259))
     maps = source.points(SceneView(video, frames=[0, 2]))
     assert maps.points.shape == (2, 28, 518, 3) and maps.points.isfinite().all() and maps.confidence.min() >= 1
-    assert maps.world_to_camera.shape == (2, 4, 4) and maps.K_normalised.shape == (2, 3, 3)
+    assert maps.world_to_camera.shape == (2, 4, 4) and maps.K_normalized.shape == (2, 3, 3)
     sampler = SpaceAwareSampler(Maps(maps.points, maps.confidence), cache=None)
     assert sampler(SceneView(video, frames=[0, 1]), 2) == [0, 1]
     with pytest.raises(InputError, match="nowhere is no local file or folder"):
@@ -196,5 +196,5 @@ def test_vggts_cameras_of_portrait_frames_are_upright(tmp_path: Path) -> None:
     assert torch.equal(upright.points, lying.points)
     for axis, sign, other in ((0, 1, 1), (1, -1, 0), (2, 1, 2)):
         assert torch.equal(upright.world_to_camera[:, axis], sign * lying.world_to_camera[:, other])
-    assert torch.equal(upright.K_normalised.diagonal(dim1=1, dim2=2), lying.K_normalised[:, [1, 0, 2], [1, 0, 2]])
+    assert torch.equal(upright.K_normalized.diagonal(dim1=1, dim2=2), lying.K_normalized[:, [1, 0, 2], [1, 0, 2]])
     assert not torch.equal(upright.world_to_camera, lying.world_to_camera)

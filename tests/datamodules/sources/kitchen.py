@@ -26,7 +26,7 @@ from datamodules.trajectories.rotations import to_quaternion
 from datamodules.video import Video
 from zoo.poses import invert_se3, nearest_rotation
 
-FOCAL, CENTRE, WIDTH, HEIGHT = 585.0, (320.0, 240.0), 640, 480
+FOCAL, CENTER, WIDTH, HEIGHT = 585.0, (320.0, 240.0), 640, 480
 PICKED = range(300, 360, 10)  # the frames whose pictures and depth there are, every tenth
 FPS = 30
 ID = "41069025"
@@ -80,7 +80,7 @@ def scannet(kitchen: Kitchen, folder: Path) -> None:
 
 def K_px_4x4() -> np.ndarray:
     K = np.diag([FOCAL, FOCAL, 1, 1])
-    K[:2, 2] = CENTRE
+    K[:2, 2] = CENTER
     return K
 
 
@@ -91,7 +91,7 @@ def transforms(kitchen: Kitchen, file: Path, images: Path) -> None:
         link(images / f"{frame:06d}.jpg", kitchen.rgb(frame))
         pose = kitchen.camera_to_world[frame].numpy() @ opengl
         frames.append({"file_path": f"{frame:06d}.jpg", "transform_matrix": pose.tolist()})
-    camera = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": CENTRE[0], "cy": CENTRE[1], "w": WIDTH, "h": HEIGHT}
+    camera = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": CENTER[0], "cy": CENTER[1], "w": WIDTH, "h": HEIGHT}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"camera_model": "PINHOLE", **camera, "frames": frames[::-1]}))
 
@@ -140,7 +140,7 @@ def arkit(kitchen: Kitchen, folder: Path, held: int = 0) -> None:
     for name in ("lowres_wide", "lowres_wide_intrinsics", "lowres_depth"):
         (folder / name).mkdir()
     width, height = (WIDTH, HEIGHT) if held % 2 == 0 else (HEIGHT, WIDTH)
-    x, y, sides = *CENTRE, (WIDTH, HEIGHT)
+    x, y, sides = *CENTER, (WIDTH, HEIGHT)
     for _ in range(held):  # (x, y) -> (height - y, x)
         x, y, sides = sides[1] - y, x, sides[::-1]
     for frame in PICKED:
@@ -159,7 +159,7 @@ FORMATS: dict[str, tuple[PoseFormat, Write]] = {
     "ScanNet": (ScanNet(), scannet),
     "nerfstudio": (Nerfstudio(), nerfstudio),
     "ScanNet++": (ScanNetPlusPlus(), scannet_pp),
-    "TUM": (TUM(K_px=(FOCAL, FOCAL, *CENTRE)), tum),
+    "TUM": (TUM(K_px=(FOCAL, FOCAL, *CENTER)), tum),
     "ARKitScenes": (ARKitScenes(), arkit),
 }
 

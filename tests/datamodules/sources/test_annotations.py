@@ -52,7 +52,7 @@ BAD_ROWS = {
     "list": ("[1]", "a question is a JSON object"),
     "missing": ({"id": 2, "scene_name": "s", "question": "?"}, "missing dataset, question_type, ground"),
     "null": (GOOD | {"id": 2, "ground_truth": None}, "missing ground_truth"),
-    "type": (GOOD | {"id": 2, "question_type": "colour"}, "unknown question_type 'colour'; known are obj"),
+    "type": (GOOD | {"id": 2, "question_type": "color"}, "unknown question_type 'color'; known are obj"),
     "duplicate": (GOOD, "id 1 is taken by line 1"),
     "duplicate as text": (GOOD | {"id": "1"}, "id 1 is taken by line 1"),
     "no options": (CHOICE | {"id": 2, "scene_name": "s", "options": None}, "options are missing"),

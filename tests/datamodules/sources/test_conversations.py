@@ -13,10 +13,10 @@ from transformers import AutoProcessor
 from datamodules import VideoQADataModule
 from datamodules.collate import Collate, LoadedScene
 from datamodules.prompts import user_text
+from datamodules.raw_question import RawQuestion
 from datamodules.scenes import Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA
 from datamodules.sources.conversations import NO_VIDEO
-from datamodules.verbatim import VerbatimQuestion
 from tests.datamodules.sources.listing import totals
 from zoo.errors import InputError
 
@@ -58,7 +58,7 @@ def test_questions_of_one_video_are_one_scene(tmp_path, name):
     scenes = {scene.name: scene for scene in source.scenes("train")}
     assert list(scenes) == ["scannet/scene0000_00", "arkitscenes/41069025", "scannet/scene0001_00"]
     chairs, lamp = scenes["scannet/scene0000_00"].questions
-    assert chairs == VerbatimQuestion("data-1", "", f"\nHow many chairs are there?\n{SHORT}", "4")
+    assert chairs == RawQuestion("data-1", "", f"\nHow many chairs are there?\n{SHORT}", "4")
     assert (lamp.question, lamp.ground_truth, lamp.question_type) == ("\nWhere is the lamp?", "On the table.", "")
     (size,) = scenes["arkitscenes/41069025"].questions
     assert size.question == "\nThese are frames of a video.\nHow big?"
@@ -111,7 +111,7 @@ def test_a_share_of_the_rows_is_fixed(tmp_path):
 def test_the_text_is_asked_word_for_word(tmp_path):
     question = Conversations(str(write(tmp_path))).scenes("train")[0].questions[0]
     assert user_text(question) == f"\nHow many chairs are there?\n{SHORT}"
-    assert user_text(VerbatimQuestion("0", "", "Where?")) == "Where?"
+    assert user_text(RawQuestion("0", "", "Where?")) == "Where?"
 
 
 @pytest.mark.parametrize("case", ["odd_frames_real_fps", "video_small_up"])

@@ -13,7 +13,7 @@ from datamodules.filters import QuestionFilter
 from datamodules.scenes import Question, Scene
 from datamodules.sources import Conversations, Mixture, SceneSource
 from datamodules.sources.base import Split
-from datamodules.sources.mixture import Part, repeated
+from datamodules.sources.mixture import Part, resample_scenes
 from tests.datamodules.sources.listing import totals
 from zoo.errors import InputError
 
@@ -68,13 +68,13 @@ def test_weights_are_shares_and_no_scene_is_lost(weights):
 
 def test_a_repeated_scene_deals_out_its_questions():
     source = Made("a", 2, questions=5)
-    scenes = repeated(source.scenes("train"), 5, seed=0)
+    scenes = resample_scenes(source.scenes("train"), 5, seed=0)
     times = Counter(scene.name for scene in scenes)
     assert sorted(times.values()) == [2, 3]
     for name in times:
         ids = [question.id for scene in scenes if scene.name == name for question in scene.questions]
         assert len(ids) == len(set(ids)) == 5  # each once, none lost
-    short = repeated(Made("a", 1, questions=2).scenes("train"), 5, seed=0)
+    short = resample_scenes(Made("a", 1, questions=2).scenes("train"), 5, seed=0)
     assert [len(scene.questions) for scene in short] == [1] * 5
     assert Counter(scene.questions[0].id for scene in short) == Counter({"a-0-0": 3, "a-0-1": 2})
 
@@ -83,12 +83,12 @@ def test_weights_are_those_of_what_the_filters_leave():
     sources = Made("a", 40), Made("b", 40)
     mixture = Mixture([Part(source=source, weight=0.5) for source in sources])
     few = QuestionFilter(scene_names=["a/0", "a/1", *(f"b/{i}" for i in range(8))])
-    scenes, left_out, names = mixture.kept("train", few)
+    scenes, left_out, names = mixture.filtered_split("train", few)
     assert parts_of(scenes) == Counter(a=8, b=8) and left_out == 0 and len(names) == 80
     assert parts_of(few(mixture.scenes("train"))[0]) == Counter(a=2, b=8)  # control: drawn before they are filtered
-    assert sum(len(s.questions) for s in mixture.kept("train", QuestionFilter(subset=5)).scenes) == 5
+    assert sum(len(s.questions) for s in mixture.filtered_split("train", QuestionFilter(subset=5)).scenes) == 5
     with pytest.raises(ValueError, match="part 1 has no scene.*, with datasets=.*'b'"):
-        mixture.kept("train", QuestionFilter(datasets=["b"]))
+        mixture.filtered_split("train", QuestionFilter(datasets=["b"]))
     assert totals(mixture) == {"a/gone": 3, "b/gone": 3}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datamodules.depth import read_depth
-from datamodules.sources.posed import Clock
+from datamodules.sources.posed import TimestampMatching
 from datamodules.trajectories import (
     ARKitScenes,
 )
@@ -124,7 +124,10 @@ def test_the_frames_of_a_video_find_their_poses_by_time(held, kitchen, tmp_path)
     ask(tmp_path / "raw", ID)
     link(tmp_path / f"videos/raw/{ID}.mp4", kitchen.folder / "video_320x240_30fps.mp4")
     source = posed(
-        tmp_path, ARKitScenes(), videos=str(tmp_path / "videos"), clock=Clock(tolerance_s=0.05, start_s=-start)
+        tmp_path,
+        ARKitScenes(),
+        videos=str(tmp_path / "videos"),
+        clock=TimestampMatching(tolerance_s=0.05, start_s=-start),
     )
     source.prepare()
     (scene,) = source.scenes("test")

@@ -23,13 +23,13 @@ from zoo.errors import InputError
 TINY = {"size": 16, "frames": 12, "workers": 1}
 
 
-def box(centre: tuple, size: tuple, yaw_deg: float = 0.0) -> dict:
+def box(center: tuple, size: tuple, yaw_deg: float = 0.0) -> dict:
     yaw = np.deg2rad(yaw_deg)
     axes = [np.cos(yaw), np.sin(yaw), 0, -np.sin(yaw), np.cos(yaw), 0, 0, 0, 1]
-    corners = geometry.footprint(np.array(centre), np.array(size), np.array(yaw))
+    corners = geometry.footprint(np.array(center), np.array(size), np.array(yaw))
     half = size[2] / 2
-    low, high = [*corners.min(0), centre[2] - half], [*corners.max(0), centre[2] + half]
-    return {"centroid": list(centre), "axesLengths": list(size), "normalizedAxes": axes, "min": low, "max": high}
+    low, high = [*corners.min(0), center[2] - half], [*corners.max(0), center[2] + half]
+    return {"centroid": list(center), "axesLengths": list(size), "normalizedAxes": axes, "min": low, "max": high}
 
 
 def scene(area: float, turn_deg: float = 30.0) -> dict:
@@ -76,7 +76,7 @@ def test_boxes_stand_along_the_room(meta_info):
         np.testing.assert_allclose(room.yaws / quarter, np.round(room.yaws / quarter), atol=1e-9)
         low, high = bounds(room)
         np.testing.assert_allclose(np.sort(high - low), [2.5, 3.75], atol=1e-9)
-    distances = [np.linalg.norm(room.centres[0] - room.centres[1]) for room in rooms]
+    distances = [np.linalg.norm(room.centers[0] - room.centers[1]) for room in rooms]
     np.testing.assert_allclose(distances, np.linalg.norm([2.5, 1.0, 0.05]))  # turning moves nothing
 
 
@@ -88,15 +88,15 @@ def test_a_stand_in_has_the_area_and_the_things(meta_info, index):
     assert [thing.category for thing in drawn.things] == ["bed", "chair", "chair", "cup"]
     for thing, size in zip(drawn.things, room.sizes, strict=True):
         assert sorted(thing.size) == pytest.approx(sorted(size))
-        corners = geometry.footprint(np.array(thing.centre), np.array(thing.size), np.array(thing.yaw))
+        corners = geometry.footprint(np.array(thing.center), np.array(thing.size), np.array(thing.yaw))
         assert (np.abs(corners) <= np.array(drawn.size[:2]) / 2 + 1e-9).all()
-        assert thing.centre[2] - thing.size[2] / 2 >= 0 and thing.centre[2] + thing.size[2] / 2 <= drawn.size[2]
+        assert thing.center[2] - thing.size[2] / 2 >= 0 and thing.center[2] + thing.size[2] / 2 <= drawn.size[2]
     bed, chair, _, cup = drawn.things
-    assert bed.centre[2] - bed.size[2] / 2 == pytest.approx(0)  # what stands lowest stands on the floor
+    assert bed.center[2] - bed.size[2] / 2 == pytest.approx(0)  # what stands lowest stands on the floor
     assert bed.size[1] == pytest.approx(2.0)  # a bed is longer than it is wide
-    assert cup.centre[2] == pytest.approx(0.9)
-    real = np.linalg.norm(room.centres[0, :2] - room.centres[1, :2])
-    assert np.linalg.norm(np.subtract(bed.centre[:2], chair.centre[:2])) == pytest.approx(real, abs=0.35)
+    assert cup.center[2] == pytest.approx(0.9)
+    real = np.linalg.norm(room.centers[0, :2] - room.centers[1, :2])
+    assert np.linalg.norm(np.subtract(bed.center[:2], chair.center[:2])) == pytest.approx(real, abs=0.35)
     eyes = np.linalg.inv(poses @ np.linalg.inv(drawn.room_from_world()))[:, :3, 3]
     for thing in drawn.things:  # by the slow reference
         assert min(np.linalg.norm(into(thing, eye) - eye) for eye in eyes) > CLEARANCE_M
@@ -128,7 +128,7 @@ def test_variations_stay_near_and_differ(meta_info):
         assert bed.size[1] == pytest.approx(2.0 * scale)
         assert things_distance(bed, cup) < 0.3
     # mirrored and turned: the chairs are on any side of the bed
-    sides = {tuple(np.sign(np.subtract(s.things[1].centre[:2], s.things[0].centre[:2]))) for s in drawn}
+    sides = {tuple(np.sign(np.subtract(s.things[1].center[:2], s.things[0].center[:2]))) for s in drawn}
     assert len(sides) > 2
 
 

@@ -81,7 +81,7 @@ def test_the_video_shows_what_was_rendered(rooms: Rooms) -> None:
     for scene in rooms.scenes("train"):
         shown = Video(scene.video).read(list(range(48))).permute(0, 2, 3, 1).numpy().astype(float)
         rendered = render_scene_file(description(scene)).rgb.astype(float)
-        assert np.abs(shown - rendered).mean() < 5  # of 255: H.264 and half the colour's resolution
+        assert np.abs(shown - rendered).mean() < 5  # of 255: H.264 and half the color's resolution
         assert np.abs(shown - rendered).mean((1, 2, 3)).max() < 12
         assert np.abs(shown - rendered[::-1]).mean() > 15  # the control: other frames are far
         depth = render_scene_file(description(scene), [40, 3]).depth
@@ -99,7 +99,7 @@ def test_made_once(rooms: Rooms) -> None:
 def test_every_setting_has_its_folder(tmp_path: Path) -> None:
     root = str(tmp_path)
     variants = [
-        Rooms(root=root), Rooms(path="local", root=root), Rooms(moving=True, root=root),
+        Rooms(root=root), Rooms(trajectory="local", root=root), Rooms(dynamic_objects=True, root=root),
         Rooms(seed=1, root=root),
         Rooms(scenes=(1, 1, 1), root=root), Rooms(size=64, root=root), Rooms(frames=64, root=root),
     ]  # fmt: skip
@@ -109,8 +109,11 @@ def test_every_setting_has_its_folder(tmp_path: Path) -> None:
 
 def test_rooms_that_were_rendered_before_stay_valid(tmp_path: Path) -> None:
     """The folder's name is a digest of the version and all settings: these may not change by themselves."""
-    assert Rooms(root=str(tmp_path)).folder.name == "3f4715cb0703e158"
-    assert Rooms(root=str(tmp_path), path="local", moving=True, scenes=(3, 1, 1)).folder.name == "964b5d2ef241047e"
+    assert Rooms(root=str(tmp_path)).folder.name == "0d5bdb8ce6597589"
+    assert (
+        Rooms(root=str(tmp_path), trajectory="local", dynamic_objects=True, scenes=(3, 1, 1)).folder.name
+        == "0093b8520469d8dc"
+    )
 
 
 def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +198,7 @@ def test_settings_that_make_no_sense(wrong: dict, tmp_path: Path) -> None:
         Rooms(root=str(tmp_path), **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"path": "around"}, {"scenes": (1, 2)}])
+@pytest.mark.parametrize("wrong", [{"trajectory": "around"}, {"scenes": (1, 2)}])
 def test_settings_of_a_wrong_type(wrong: dict, tmp_path: Path) -> None:
     with pytest.raises((ValueError, TypeError)):  # TypeError where types are checked at run time, as in tests
         Rooms(root=str(tmp_path), **wrong)

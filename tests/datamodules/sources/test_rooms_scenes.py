@@ -30,7 +30,7 @@ def rendered(path: str, moving: bool, index: int = 0) -> Rendering:
     return render(scene, poses, K_PX, SIZE, SIZE)
 
 
-def centres(poses: np.ndarray) -> np.ndarray:
+def centers(poses: np.ndarray) -> np.ndarray:
     return np.linalg.inv(poses)[:, :3, 3]
 
 
@@ -44,7 +44,7 @@ def test_box_distance_is_exact() -> None:
     pairs = [(random_thing(rng), random_thing(rng)) for _ in range(60)]
     arrays = [
         np.array([getattr(pair[side], name) for pair in pairs])
-        for side in (0, 1) for name in ("centre", "size", "yaw")
+        for side in (0, 1) for name in ("center", "size", "yaw")
     ]  # fmt: skip
     fast = geometry.box_distance(*arrays)
     slow = np.array([closest(a, b) for a, b in pairs])
@@ -60,7 +60,7 @@ def test_point_distance_is_exact() -> None:
     points = rng.uniform(-2, 2, (50, 3))
     for _ in range(5):
         thing = random_thing(rng)
-        fast = geometry.point_distance(points, np.array(thing.centre), np.array(thing.size), thing.yaw)
+        fast = geometry.point_distance(points, np.array(thing.center), np.array(thing.size), thing.yaw)
         slow = [closest(Thing("", tuple(point), (0.0, 0.0, 0.0), 0.0, ()), thing) for point in points]
         np.testing.assert_allclose(fast, slow, atol=1e-9)
 
@@ -130,30 +130,30 @@ def test_depth_reprojects_through_the_cameras(path: str) -> None:
     # the rest of the points leaves the picture or is hidden
     assert right > 0.6
     assert inverted < 0.5 * right  # camera-to-world in place of world-to-camera
-    assert bigger < 0.8 * right  # not metres
+    assert bigger < 0.8 * right  # not meters
 
 
 @pytest.mark.parametrize(("path", "moving"), KINDS)
 def test_nothing_meets_and_the_camera_stays_clear(path: str, moving: bool) -> None:
     for index in range(25):
         scene, poses = drawn(path, moving, index)
-        eyes = centres(poses @ np.linalg.inv(scene.room_from_world()))
+        eyes = centers(poses @ np.linalg.inv(scene.room_from_world()))
         assert (np.abs(eyes[:, :2]) < np.array(scene.size[:2]) / 2 - 0.05).all()
         assert (eyes[:, 2] > 0.3).all() and (eyes[:, 2] < scene.size[2] - 0.1).all()
         for thing in scene.things:
-            box = np.array(thing.centre), np.array(thing.size)
+            box = np.array(thing.center), np.array(thing.size)
             corners = geometry.footprint(*box, np.array(thing.yaw))
             assert (np.abs(corners) <= np.array(scene.size[:2]) / 2).all()
-            assert thing.centre[2] + thing.size[2] / 2 <= scene.size[2]
+            assert thing.center[2] + thing.size[2] / 2 <= scene.size[2]
             if not thing.track:
                 assert geometry.point_distance(eyes, *box, thing.yaw).min() > 0.1
-        places = [np.array([[thing.centre[0], thing.centre[1], thing.yaw]] * FRAMES) if not thing.track
+        places = [np.array([[thing.center[0], thing.center[1], thing.yaw]] * FRAMES) if not thing.track
                   else np.array(thing.track) for thing in scene.things]  # fmt: skip
         for number, (thing, place) in enumerate(zip(scene.things, places, strict=True)):
             for other, there in zip(scene.things[:number], places, strict=False):
                 boxes = []
                 for item, where in ((thing, place), (other, there)):
-                    height = np.full((FRAMES, 1), item.centre[2])
+                    height = np.full((FRAMES, 1), item.center[2])
                     boxes += [np.hstack([where[:, :2], height]), np.tile(item.size, (FRAMES, 1)), where[:, 2]]
                 assert (geometry.box_distance(*boxes) > 0).all()
 
@@ -163,7 +163,7 @@ def test_parts_fill_the_bounding_box() -> None:
         recipe = np.array([part[:6] for part in category.recipe], float)
         assert (recipe[:, ::2] < recipe[:, 1::2]).all(), category.name
         assert (recipe[:, ::2].min(0) == 0).all() and (recipe[:, 1::2].max(0) == 1).all(), category.name
-        assert {part[6] for part in category.recipe} == set(range(len(category.colours))), category.name
+        assert {part[6] for part in category.recipe} == set(range(len(category.colors))), category.name
 
 
 @pytest.mark.parametrize(("path", "low", "high"), [("loop", 0.85, 1.0), ("local", -0.25, 0.25)])
@@ -171,7 +171,7 @@ def test_what_the_path_says_of_the_room(path: str, low: float, high: float) -> N
     areas, extents = [], []
     for index in range(150):
         scene, poses = layout.draw_scene(path, False, 24, np.random.default_rng([5, index]))
-        eyes = centres(poses)
+        eyes = centers(poses)
         extent = np.linalg.norm(eyes[:, None] - eyes, axis=-1).max()
         if path == "local":
             assert 0.3 - 0.08 < extent / 2 <= 0.8 * 1.01  # the height changes a little
@@ -185,7 +185,7 @@ def test_paths_are_uneven_and_come_back() -> None:
     still = back = 0
     for index in range(20):
         _, poses = drawn("loop", False, index)
-        eyes = centres(poses)[:, :2]
+        eyes = centers(poses)[:, :2]
         steps = np.linalg.norm(np.diff(eyes, axis=0), axis=1)
         still += (steps < 0.1 * steps.mean()).sum() >= 2
         assert steps.max() > 2 * np.median(steps)
@@ -207,7 +207,7 @@ def test_frames_say_nothing_of_the_scale(monkeypatch: pytest.MonkeyPatch) -> Non
     assert areas["loop", 1.4] == pytest.approx(4 * areas["loop", 0.7])
     changed = {path: (np.abs(images[path, 0.7] - images[path, 1.4]).max(-1) > 2).mean() for path in ("loop", "local")}
     assert changed["loop"] < 0.002
-    assert changed["local"] > 0.1  # the control: there the radius is in metres
+    assert changed["local"] > 0.1  # the control: there the radius is in meters
 
 
 @pytest.mark.parametrize(("path", "moving"), KINDS)
@@ -266,7 +266,7 @@ def check(kind, text, truth, options, scene, ids) -> None:  # type: ignore[no-un
     else:
         names = text.split("by the ")[1].replace(" and facing the ", "|").replace(", is the ", "|").split("|")
         names[2] = names[2].split(" to ")[0]
-        standing, facing, there = (np.array(groups[name][0].centre[:2]) for name in names)
+        standing, facing, there = (np.array(groups[name][0].center[:2]) for name in names)
         assert all(len(groups[name]) == 1 for name in names)
         turns = [np.rad2deg(np.arctan2(*(point - standing)[::-1])) for point in (facing, there)]
         angle = (turns[1] - turns[0]) % 360

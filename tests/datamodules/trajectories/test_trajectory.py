@@ -22,10 +22,10 @@ WIDTH, HEIGHT = 64, 48
 
 
 def circling(times_s: torch.Tensor) -> torch.Tensor:
-    """World-to-camera poses of a camera that turns evenly while its centre moves on a line."""
+    """World-to-camera poses of a camera that turns evenly while its center moves on a line."""
     vectors = times_s[:, None] * torch.tensor([0.1, 0.5, -0.2], dtype=torch.float64)
-    centres = times_s[:, None] * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    return invert_se3(rigid(from_axis_angle(vectors), centres))
+    centers = times_s[:, None] * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    return invert_se3(rigid(from_axis_angle(vectors), centers))
 
 
 def trajectory(times: list[float]) -> Trajectory:
@@ -35,7 +35,7 @@ def trajectory(times: list[float]) -> Trajectory:
     return Trajectory(circling(times_s), K_px, WIDTH, HEIGHT, times_s)
 
 
-def test_slerp_between_neighbours_is_exact_for_an_even_motion():
+def test_slerp_between_neighbors_is_exact_for_an_even_motion():
     asked = [0.5, 1.0, 1.75, 2.9]
     placed = trajectory([0, 1, 2, 3]).at(asked, tolerance_s=1.0)
     assert torch.allclose(placed.world_to_camera, circling(torch.tensor(asked, dtype=torch.float64)), atol=1e-12)
@@ -56,7 +56,7 @@ def test_gaps_have_no_pose_and_their_edges_the_nearest():
     assert torch.allclose(everywhere.world_to_camera, circling(torch.tensor([3.0], dtype=torch.float64)), atol=1e-12)
 
 
-def test_poses_that_are_not_known_are_not_neighbours():
+def test_poses_that_are_not_known_are_not_neighbors():
     holed = trajectory([0, 1, 2])
     poses = holed.world_to_camera.clone()
     poses[1] = math.nan
@@ -195,8 +195,8 @@ def test_tum(tmp_path):
     read = TUM().read(tmp_path)
     assert [frame.name for frame in read.frames] == ["a.png", "b.png", "c.png"]
     assert read.known.tolist() == [True, True, False]
-    centres = invert_se3(read.world_to_camera)[:2, :3, 3]
-    assert torch.allclose(centres, torch.tensor([[1.0, 2, 3], [1.75, 2, 3]], dtype=torch.float64))
+    centers = invert_se3(read.world_to_camera)[:2, :3, 3]
+    assert torch.allclose(centers, torch.tensor([[1.0, 2, 3], [1.75, 2, 3]], dtype=torch.float64))
 
 
 def test_tum_files_of_the_benchmark(realdata):

@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from zoo.cameras import Cameras
 from zoo.encodings import CameraEncoding, EncodedCameras
 from zoo.poses import invert_se3
-from zoo.time_index import GridSteps
+from zoo.time_index import TemporalPatches
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS, WIDTH = 32, [4, 4, 8], 4, 2, 2, 24
 VIEWS, TOKENS = 3, 4  # tokens a view
@@ -21,7 +21,7 @@ SHAPE = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION}
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Poses anywhere, and intrinsics that are neither the identity nor square nor centred."""
+    """Poses anywhere, and intrinsics that are neither the identity nor square nor centerd."""
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(batch, views, 3, 4, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(random[..., :3])
@@ -42,15 +42,15 @@ class Sequence:
         qkv: (B, L, heads, D) each, float64, and what a layer projects them from.
         index: the camera of each token, -1 for none.
         ids: (3, B, L), position ids.
-        places: where in its view each token is.
-        points: what it shows, in the frame of the first view and in metres.
+        patch_centers: where in its view each token is.
+        points: what it shows, in the frame of the first view and in meters.
     """
 
     qkv: list[Tensor]
     hidden_states: Tensor
     index: Tensor
     ids: Tensor
-    places: Tensor
+    patch_centers: Tensor
     points: Tensor
 
     def constant_time(self) -> Sequence:
@@ -63,13 +63,13 @@ class Sequence:
         return replace(self, ids=self.ids + by)
 
     def cameras(self, poses: Tensor, K: Tensor, unit: float = 1.0) -> Cameras:
-        """With all that an encoding may go by: a chosen reference view, a depth, and places and points of tokens."""
+        """With all that an encoding may go by: a chosen reference view, a depth, and token centers and points."""
         camera_to_world = invert_se3(poses[:, :1])
         turned = (camera_to_world[..., :3, :3] @ (unit * self.points)[..., None])[..., 0]
         chosen = torch.full((len(poses),), poses.shape[1] - 1)
         depth = torch.full((len(poses),), 2.5 * unit, dtype=torch.float64)
         cameras = Cameras(poses, K, self.index, reference=chosen, median_depth=depth)
-        return cameras.with_tokens(self.places, turned + camera_to_world[..., :3, 3])
+        return cameras.with_tokens(self.patch_centers, turned + camera_to_world[..., :3, 3])
 
 
 def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
@@ -87,9 +87,9 @@ def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Seque
     after = int(grid.max()) + 1 + torch.arange(text)
     ids = torch.cat((torch.arange(text).expand(3, -1), grid, after.expand(3, -1)), 1)
     ids = ids[:, None].expand(-1, 2, -1)
-    places = (ids[[2, 1]] - text).permute(1, 2, 0) / 2 - 0.25
+    patch_centers = (ids[[2, 1]] - text).permute(1, 2, 0) / 2 - 0.25
     points = torch.randn(2, length, 3, generator=generator, dtype=torch.float64)
-    return Sequence(qkv, hidden_states, index, ids, places, points)
+    return Sequence(qkv, hidden_states, index, ids, patch_centers, points)
 
 
 class Decoder:
@@ -114,7 +114,7 @@ class Decoder:
         model = Qwen2_5_VLTextModel(config)
         self.encoding = encoding
         if encoding is not None:
-            encoding.attach(model, range(LAYERS))
+            encoding.bind_to_decoder(model, range(LAYERS))
             generator = torch.Generator().manual_seed(3)
             for parameter in encoding.double().parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)
@@ -130,7 +130,7 @@ class Decoder:
         """The outputs of every layer, each given the same q, k and v: (layers, B, L, heads, D).
 
         Args:
-            unit: of the poses, in 1/metres: the scene is as large in it as they are.
+            unit: of the poses, in 1/meters: the scene is as large in it as they are.
         """
         encoded, ids = None, sequence.ids
         if self.encoding is not None:
@@ -145,7 +145,7 @@ def in_place_of_time(encoding: CameraEncoding, sequence: Sequence, cameras: Came
     """The position ids with the encoding's own time index."""
     batch, views = cameras.world_to_camera.shape[:2]
     video, step = torch.arange(batch).repeat_interleave(views), torch.arange(views).repeat(batch)
-    steps = GridSteps(
+    steps = TemporalPatches(
         video=video,
         step=step,
         seconds=torch.ones(batch * views),
@@ -172,4 +172,4 @@ def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope:
     q, k = acting.after_rope(q.transpose(1, 2), k.transpose(1, 2))
     heads = [x.transpose(1, 2) for x in (q, k, acting.values(v))]
     output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)
-    return acting.outputs(output.transpose(1, 2))
+    return acting.transform_outputs(output.transpose(1, 2))

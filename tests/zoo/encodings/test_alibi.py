@@ -26,7 +26,7 @@ from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
 from zoo.encodings.base import EncodedCameras, ZeroChannels
 from zoo.pose_distances import PoseMeasure, pose_distances
 
-MEASURES: list[PoseMeasure] = ["rotation", "centre", "euclidean", "sum", "log"]
+MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 
 
 def encode(encoding: PoseALiBi, poses: Tensor, K: Tensor, index: Tensor, dtype: Any = torch.float64) -> EncodedCameras:
@@ -51,7 +51,7 @@ def attend(
     else:
         output = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True, scale=scale)
     output = output.transpose(1, 2)
-    return output if encoded is None else encoded.outputs(output)
+    return output if encoded is None else encoded.transform_outputs(output)
 
 
 def dense(qkv: list[Tensor], poses: Tensor, index: Tensor, slopes: Tensor, **distance: Any) -> Tensor:
@@ -161,7 +161,7 @@ def test_cameras_that_are_not_apart_keep_every_bit(measure: PoseMeasure) -> None
     eye = torch.eye(4, dtype=torch.float64)
     for same in (eye.expand(2, VIEWS, 4, 4), poses[:, :1].expand(2, VIEWS, 4, 4)):
         encoded = encode(PoseALiBi(measure), same, K, index)
-        assert torch.equal(attend(encoded, qkv), stock) and encoded.decoding() is None
+        assert torch.equal(attend(encoded, qkv), stock) and encoded.for_decode_step() is None
     text = encode(PoseALiBi(measure), poses, K, torch.full_like(index, -1))
     assert torch.equal(attend(text, qkv), stock)
     none = Cameras(poses[:, :0], K[:, :0], torch.full_like(index, -1))
@@ -197,7 +197,7 @@ def test_text_that_is_decoded_gets_zeros() -> None:
     encoded = encode(PoseALiBi(), poses, K, index)
     whole = attend(encoded, qkv)
     q, k, v = qkv
-    later = encoded.decoding()
+    later = encoded.for_decode_step()
     assert isinstance(later, ZeroChannels)
     cached_k, cached_v = encoded.after_rope(q, k)[1], encoded.values(v)
     last_q, last_k = later.after_rope(q[:, -1:], k[:, -1:])
@@ -205,7 +205,7 @@ def test_text_that_is_decoded_gets_zeros() -> None:
     values = torch.cat((cached_v[:, :-1], later.values(v[:, -1:])), 1)
     heads = [x.transpose(1, 2) for x in (last_q, keys, values)]
     step = F.scaled_dot_product_attention(*heads, enable_gqa=True, scale=HEAD_DIM**-0.5)
-    torch.testing.assert_close(later.outputs(step.transpose(1, 2)), whole[:, -1:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(later.transform_outputs(step.transpose(1, 2)), whole[:, -1:], rtol=0, atol=1e-12)
 
 
 def test_repeated_for_beams() -> None:
@@ -214,7 +214,7 @@ def test_repeated_for_beams() -> None:
     encoded = encode(PoseALiBi(), poses, K, index)
     copies = [x.repeat_interleave(3, 0) for x in qkv]
     expected = attend(encoded, qkv).repeat_interleave(3, 0)
-    torch.testing.assert_close(attend(encoded.repeated(3), copies), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend(encoded.repeat_interleave(3), copies), expected, rtol=0, atol=1e-12)
 
 
 def test_learned_slopes_need_a_decoder() -> None:
@@ -258,7 +258,7 @@ def test_the_fast_kernel_takes_the_wider_heads() -> None:
     q, k, wide, narrow = (x.transpose(1, 2) for x in (q, k, encoded.values(qkv[2]), qkv[2]))
     arguments = {"is_causal": True, "enable_gqa": True, "scale": HEAD_DIM**-0.5}
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        output = encoded.outputs(F.scaled_dot_product_attention(q, k, wide, **arguments).transpose(1, 2))
+        output = encoded.transform_outputs(F.scaled_dot_product_attention(q, k, wide, **arguments).transpose(1, 2))
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
         with pytest.raises(RuntimeError, match="No available kernel"):
             F.scaled_dot_product_attention(q, k, narrow, **arguments)

@@ -12,7 +12,7 @@ from zoo.encodings import CameraMatrices, ChannelBlock, blocks
 from zoo.encodings.blocks import stretches
 from zoo.encodings.channels import FEW_ROWS, multiply
 from zoo.encodings.rotary import Rotation
-from zoo.precision import exact_products
+from zoo.precision import highest_matmul_precision
 
 HEAD_DIM, HEADS = 80, 3
 BLOCKS = [ChannelBlock(HEAD_DIM, 0, 40), ChannelBlock(HEAD_DIM, 4, 36, parts=2), ChannelBlock(HEAD_DIM, 76, 4)]
@@ -82,7 +82,7 @@ def test_products_are_exact_whatever_is_allowed_around_them() -> None:
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            with exact_products(torch.device("cpu")):
+            with highest_matmul_precision(torch.device("cpu")):
                 assert torch.get_float32_matmul_precision() == "highest"
                 assert (torch.eye(4) @ torch.eye(4)).dtype == torch.float32
             assert (torch.eye(4) @ torch.eye(4)).dtype == torch.bfloat16
@@ -111,11 +111,11 @@ def test_a_step_of_a_stretch_has_one_camera(name: str) -> None:
 
 def matrices_on(x: Tensor, matrices: Tensor) -> Tensor:
     index = torch.tensor([[0, 0, -1, 1, 1], [-1, 1, 0, 0, -1]])
-    return CameraMatrices(index, ChannelBlock(8, 0, 4, parts=2), True, o=matrices).outputs(x)
+    return CameraMatrices(index, ChannelBlock(8, 0, 4, parts=2), True, o=matrices).transform_outputs(x)
 
 
 def turns_on(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return Rotation(cos, sin, "qkvo").outputs(x)
+    return Rotation(cos, sin, "qkvo").transform_outputs(x)
 
 
 @pytest.mark.parametrize("short", [0, blocks.SHORT])

@@ -9,15 +9,15 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from zoo.encodings import (
     GTA,
-    Alternate,
+    AlternateAxes,
     CameraEncoding,
     CaPE,
+    Compose,
+    HeadSubset,
+    LayerSubset,
     LowFrequencies,
-    OnHeads,
-    OnLayers,
     PRoPE,
-    Stack,
-    TSection,
+    TemporalSection,
 )
 
 
@@ -32,39 +32,39 @@ def part(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 def test_one_encoding() -> None:
-    prope = build(part("PRoPE", placement=part("TSection"), terms="qk", reference="medoid", scale="rms"))
-    assert isinstance(prope, PRoPE) and isinstance(prope.placement, TSection)
-    assert (prope.terms, prope.parts, prope.reference, prope.scale) == ("qk", "both", "medoid", "rms")
-    gta = build(part("GTA", learn_scale=True, translation_scale=0.5, parts="both", reference=None))
+    prope = build(part("PRoPE", placement=part("TemporalSection"), apply_to="qk", reference="medoid", scale="rms"))
+    assert isinstance(prope, PRoPE) and isinstance(prope.placement, TemporalSection)
+    assert (prope.apply_to, prope.pose_component, prope.reference, prope.scale) == ("qk", "both", "medoid", "rms")
+    gta = build(part("GTA", learn_scale=True, translation_scale=0.5, pose_component="both", reference=None))
     assert isinstance(gta, GTA) and gta.log_scale is not None and gta.reference is None
-    cape = build(part("CaPE", placement=part("Append", channels=16), scale="max"))
-    assert isinstance(cape, CaPE) and (cape.terms, cape.scale) == ("qk", "max")
+    cape = build(part("CaPE", placement=part("ExtraChannels", channels=16), scale="max"))
+    assert isinstance(cape, CaPE) and (cape.apply_to, cape.scale) == ("qk", "max")
 
 
 def test_parts_of_parts() -> None:
-    sections = [part("LowFrequencies", count=4, section=section, tied=True) for section in "wh"]
-    turns = build(part("PRoPE", placement=part("Alternate", placements=sections)))
-    assert isinstance(turns, PRoPE) and isinstance(turns.placement, Alternate)
-    assert [(type(each), each.section, each.tied) for each in turns.placement.each] == [
+    sections = [part("LowFrequencies", count=4, section=section, shared_frequency=True) for section in "wh"]
+    turns = build(part("PRoPE", placement=part("AlternateAxes", placements=sections)))
+    assert isinstance(turns, PRoPE) and isinstance(turns.placement, AlternateAxes)
+    assert [(type(each), each.section, each.shared_frequency) for each in turns.placement.each] == [
         (LowFrequencies, "w", True),
         (LowFrequencies, "h", True),
     ]
     stack = build(
         part(
-            "Stack",
+            "Compose",
             encodings=[
-                part("OnLayers", encoding=part("PRoPE"), layers="odd"),
-                part("OnHeads", encoding=part("GTA"), key_value_heads=[0, 1]),
+                part("LayerSubset", encoding=part("PRoPE"), layers="odd"),
+                part("HeadSubset", encoding=part("GTA"), key_value_heads=[0, 1]),
                 part("PoseALiBi"),
             ],
         )
     )
-    assert isinstance(stack, Stack)
+    assert isinstance(stack, Compose)
     layers, heads, _ = stack.each
-    assert isinstance(layers, OnLayers) and isinstance(heads, OnHeads) and heads.key_value_heads == [0, 1]
+    assert isinstance(layers, LayerSubset) and isinstance(heads, HeadSubset) and heads.key_value_heads == [0, 1]
 
 
 def test_what_no_encoding_has_is_an_error() -> None:
-    for wrong in (part("PRoPE", reference="last"), part("PRoPE", terms="q"), part("CaPE", terms="qkvo")):
+    for wrong in (part("PRoPE", reference="last"), part("PRoPE", apply_to="q"), part("CaPE", apply_to="qkvo")):
         with pytest.raises(ArgumentError):
             build(wrong)

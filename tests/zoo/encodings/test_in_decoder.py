@@ -61,7 +61,7 @@ def test_text_before_the_first_view_is_stock(name: str, side: str) -> None:
     given, stock = every_logit(model, example), every_logit(model, example, stock=True)
     real, seen = example.attention_mask.bool(), (example.index >= 0).cumsum(1) > 0
     before = real & ~seen
-    if example.encoded().decoding() is None:
+    if example.encoded().for_decode_step() is None:
         assert torch.equal(given[before], stock[before])
     torch.testing.assert_close(given[before], stock[before], rtol=0, atol=ROUNDING)
     assert (given - stock)[real & seen].abs().amax() > MOVES
@@ -73,7 +73,7 @@ def test_text_before_the_first_view_is_stock(name: str, side: str) -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @torch.no_grad()
 def test_backends_agree_for_any_groups_of_heads(name: str, kv_heads: int) -> None:
-    if kv_heads == 1 and name.startswith("OnHeads(PRoPE, TSection)"):
+    if kv_heads == 1 and name.startswith("HeadSubset(PRoPE, TemporalSection)"):
         pytest.skip("is on the second group")
     results = []
     for implementation in ("sdpa", "eager"):
@@ -127,9 +127,9 @@ def test_a_sample_does_not_see_its_batch(name: str) -> None:
     both = every_logit(model, example)[1]
     count = int(example.attention_mask[1].sum())
     cameras = example.cameras()[1:]
-    assert cameras.places is not None and cameras.points is not None and cameras.index is not None
+    assert cameras.patch_centers is not None and cameras.points is not None and cameras.index is not None
     alone = cameras.with_index(cameras.index[:, -count:])
-    alone = alone.with_tokens(cameras.places[:, -count:], cameras.points[:, -count:])
+    alone = alone.with_tokens(cameras.patch_centers[:, -count:], cameras.points[:, -count:])
     positions = example.positions()[0][:, 1:, -count:]
     embeddings = example.embeddings[1:, -count:]
     output = model(inputs_embeds=embeddings, position_ids=positions, camera_encoding=example.encoded(alone))
@@ -178,7 +178,7 @@ def test_decoding_equals_the_whole_forward(name: str, implementation: str) -> No
     whole, stock = every_logit(model, example), every_logit(model, example, stock=True)
     inputs, split = example.inputs(model), example.input_ids.shape[1] - 2  # what follows is text in both samples
     assert (example.index[:, split:] == -1).all()
-    example.index, example.places = example.index[:, :split], example.places[:, :split]
+    example.index, example.patch_centers = example.index[:, :split], example.patch_centers[:, :split]
     encoded = example.encoded()
     cache, steps = DynamicCache(config=model.config.text_config), []
     for start, stop in ((0, split), (split, split + 1), (split + 1, split + 2)):
@@ -188,7 +188,7 @@ def test_decoding_equals_the_whole_forward(name: str, implementation: str) -> No
                 attention_mask=inputs["attention_mask"][:, :stop],
                 position_ids=inputs["position_ids"][..., start:stop],
                 cache=cache,
-                camera_encoding=encoded if not start else encoded.decoding(),
+                camera_encoding=encoded if not start else encoded.for_decode_step(),
             ).logits
         )
     real = example.attention_mask.bool()
@@ -199,7 +199,7 @@ def test_decoding_equals_the_whole_forward(name: str, implementation: str) -> No
 @torch.no_grad()
 def test_nothing_is_transformed_at_decode(name: str) -> None:
     model = tiny_model()
-    later = Example(install(model, name)).encoded().decoding()
+    later = Example(install(model, name)).encoded().for_decode_step()
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, 1, WIDTH, generator=generator)
     q, k = (torch.randn(2, 1, heads, HEAD_DIM, generator=generator) for heads in (4, 2))
@@ -213,7 +213,7 @@ def test_nothing_is_transformed_at_decode(name: str) -> None:
         assert appended > 0
         for out, given in zip((*after, acting.values(k)), (q, k, k), strict=True):
             assert torch.equal(out, F.pad(given, (0, appended)))
-        assert torch.equal(acting.outputs(after[0]), q)
+        assert torch.equal(acting.transform_outputs(after[0]), q)
 
 
 # ---- training ---------------------------------------------------------------------------------------------

@@ -7,16 +7,28 @@ import torch
 from jsonargparse import ArgumentParser
 
 from tests.zoo.decoder import MOVES, Example, logits, moved, tiny_model
-from zoo.encodings import CameraEncoding, PoseALiBi, PoseIndex, PRoPE, RayEncoding, Stack, TSection, VORoPE, XYZRoPE
+from zoo.encodings import (
+    CameraEncoding,
+    Compose,
+    PointRoPE,
+    PoseALiBi,
+    PoseIndex,
+    PRoPE,
+    RayEncoding,
+    TemporalSection,
+    ValueRoPE,
+)
 from zoo.errors import InputError
-from zoo.time_index import FrameId, Pose, PosePath, TimeIndex
+from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
 
 
-@pytest.mark.parametrize("index", [Pose(span=9), PosePath("rotation", span=20), Pose(reference="medoid")])
+@pytest.mark.parametrize(
+    "index", [PoseDistanceIndex(span=9), PathLengthIndex("rotation", span=20), PoseDistanceIndex(reference="medoid")]
+)
 @torch.no_grad()
-def test_only_time_changes(index: Pose | PosePath) -> None:
+def test_only_time_changes(index: PoseDistanceIndex | PathLengthIndex) -> None:
     encoding = PoseIndex(index)
-    assert encoding.time_index is index and not encoding.needs_constant_time
+    assert encoding.time_index is index and not encoding.requires_constant_time
     example = Example(encoding)
     posed, stock = (example.positions(stock)[0] for stock in (False, True))
     before = (example.index >= 0).cumsum(1) == 0
@@ -34,20 +46,20 @@ def test_the_attention_stays_stock_but_the_model_sees_the_poses() -> None:
     posed = logits(model, example)
     assert torch.equal(model(**example.inputs(model)).logits[example.attention_mask.bool()], posed)
     encoded = example.encoded()
-    assert encoded.decoding() is None and encoded.repeated(2) is encoded
+    assert encoded.for_decode_step() is None and encoded.repeat_interleave(2) is encoded
     assert moved(model, example) > MOVES
     example.poses = example.poses.flip(1)
     assert (posed - logits(model, example)).abs().max() > MOVES
 
 
 def test_one_time_in_a_stack() -> None:
-    index = PosePath()
-    assert Stack([PRoPE(), PoseIndex(index)]).time_index is index
-    assert Stack([PRoPE(), PoseALiBi()]).time_index is None
+    index = PathLengthIndex()
+    assert Compose([PRoPE(), PoseIndex(index)]).time_index is index
+    assert Compose([PRoPE(), PoseALiBi()]).time_index is None
     with pytest.raises(InputError, match="there is one time"):
-        Stack([PoseIndex(), PoseIndex()])
+        Compose([PoseIndex(), PoseIndex()])
     with pytest.raises(InputError, match="needs one time for all"):
-        Stack([PRoPE(TSection()), PoseIndex()])
+        Compose([PRoPE(TemporalSection()), PoseIndex()])
 
 
 @pytest.mark.parametrize(
@@ -55,19 +67,22 @@ def test_one_time_in_a_stack() -> None:
     [
         ({"class_path": "zoo.encodings.PoseALiBi", "init_args": {"measure": "log", "scale": "rms"}}, PoseALiBi),
         ({"class_path": "zoo.encodings.PoseALiBi", "init_args": {"slopes": "learned"}}, PoseALiBi),
-        ({"class_path": "zoo.encodings.XYZRoPE", "init_args": {"terms": "qkvo", "reference": "middle"}}, XYZRoPE),
-        ({"class_path": "zoo.encodings.VORoPE"}, VORoPE),
+        (
+            {"class_path": "zoo.encodings.PointRoPE", "init_args": {"apply_to": "qkvo", "reference": "middle"}},
+            PointRoPE,
+        ),
+        ({"class_path": "zoo.encodings.ValueRoPE"}, ValueRoPE),
         (
             {
                 "class_path": "zoo.encodings.RayEncoding",
-                "init_args": {"placement": {"class_path": "zoo.encodings.TSection"}, "scale": "mean"},
+                "init_args": {"placement": {"class_path": "zoo.encodings.TemporalSection"}, "scale": "mean"},
             },
             RayEncoding,
         ),
         (
             {
                 "class_path": "zoo.encodings.PoseIndex",
-                "init_args": {"index": {"class_path": "zoo.time_index.PosePath", "init_args": {"span": 7}}},
+                "init_args": {"index": {"class_path": "zoo.time_index.PathLengthIndex", "init_args": {"span": 7}}},
             },
             PoseIndex,
         ),
@@ -83,7 +98,11 @@ def test_built_from_a_config(config: dict, kind: type) -> None:
 def test_times_built_from_a_config() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--time", type=TimeIndex)
-    for name, arguments in (("FrameId", {"span": 5}), ("Pose", {"reference": "medoid"}), ("PosePath", {})):
+    for name, arguments in (
+        ("FrameNumberIndex", {"span": 5}),
+        ("PoseDistanceIndex", {"reference": "medoid"}),
+        ("PathLengthIndex", {}),
+    ):
         config = {"class_path": f"zoo.time_index.{name}", "init_args": arguments}
         built = parser.instantiate(parser.parse_object({"time": config})).time
-        assert type(built) in (FrameId, Pose, PosePath) and type(built).__name__ == name
+        assert type(built) in (FrameNumberIndex, PoseDistanceIndex, PathLengthIndex) and type(built).__name__ == name

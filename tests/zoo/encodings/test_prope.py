@@ -11,20 +11,20 @@ from torch.nn import functional as F
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from zoo.cameras import Cameras
-from zoo.encodings import EncodedCameras, Fraction, OnChannels, PRoPE, TSection, projection_matrices
+from zoo.encodings import ChannelPlacement, ChannelRange, EncodedCameras, PRoPE, TemporalSection, projection_matrices
 from zoo.poses import invert_se3
-from zoo.time_index import NoTime
+from zoo.time_index import ConstantIndex
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS = 32, [4, 6, 6], 4, 2
 VIEWS, TOKENS = 3, 4  # tokens a view
 EXACT, BROKEN = 1e-10, 1e-3
 
 
-class AllChannelsBeforeRoPE(OnChannels):
+class AllChannelsBeforeRoPE(ChannelPlacement):
     """A control: the camera inside RoPE, where the time differs between views."""
 
     before_rope = True
-    block = Fraction(0.0, 1.0).block
+    block = ChannelRange(0.0, 1.0).block
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def attend(encoded: EncodedCameras, qkv: list[Tensor], ids: Tensor) -> Tensor:
     q, k = encoded.after_rope(q.transpose(1, 2), k.transpose(1, 2))
     heads = [x.transpose(1, 2) for x in (q, k, encoded.values(v))]
     output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
-    return encoded.outputs(output.transpose(1, 2))
+    return encoded.transform_outputs(output.transpose(1, 2))
 
 
 def encode(encoding: PRoPE, poses: Tensor, K: Tensor, index: Tensor) -> EncodedCameras:
@@ -86,7 +86,9 @@ def constant_time(ids: Tensor, index: Tensor) -> Tensor:
     return ids
 
 
-def change_of_world(placement: OnChannels, reference: str | None, *, text: int, static: bool, drop: str = "") -> float:
+def change_of_world(
+    placement: ChannelPlacement, reference: str | None, *, text: int, static: bool, drop: str = ""
+) -> float:
     """How far V -> V G moves the outputs."""
     poses, K = random_cameras(2)
     world = random_cameras(2, 1, seed=5)[0]
@@ -101,7 +103,7 @@ def change_of_world(placement: OnChannels, reference: str | None, *, text: int, 
     return float((outputs[0] - outputs[1]).abs().max())
 
 
-def shift_of_positions(placement: OnChannels, *, static: bool) -> float:
+def shift_of_positions(placement: ChannelPlacement, *, static: bool) -> float:
     """How far moving all positions by 7 moves the outputs."""
     poses, K = random_cameras(2)
     qkv, index, ids = random_sequence(0)
@@ -114,27 +116,29 @@ def shift_of_positions(placement: OnChannels, *, static: bool) -> float:
 
 
 @pytest.mark.parametrize("reference", [None, "first"])
-@pytest.mark.parametrize(("placement", "static"), [(Fraction(), False), (Fraction(0, 1), False), (TSection(), True)])
-def test_views_do_not_know_the_world(placement: OnChannels, static: bool, reference: str | None) -> None:
+@pytest.mark.parametrize(
+    ("placement", "static"), [(ChannelRange(), False), (ChannelRange(0, 1), False), (TemporalSection(), True)]
+)
+def test_views_do_not_know_the_world(placement: ChannelPlacement, static: bool, reference: str | None) -> None:
     assert change_of_world(placement, reference, text=0, static=static) < EXACT
 
 
-@pytest.mark.parametrize(("placement", "static"), [(Fraction(), False), (TSection(), True)])
-def test_text_needs_canonical_cameras(placement: OnChannels, static: bool) -> None:
+@pytest.mark.parametrize(("placement", "static"), [(ChannelRange(), False), (TemporalSection(), True)])
+def test_text_needs_canonical_cameras(placement: ChannelPlacement, static: bool) -> None:
     assert change_of_world(placement, "first", text=3, static=static) < EXACT
     assert change_of_world(placement, None, text=3, static=static) > BROKEN
 
 
 def test_the_t_section_keeps_the_shift_of_positions_too() -> None:
-    assert shift_of_positions(TSection(), static=True) < EXACT
+    assert shift_of_positions(TemporalSection(), static=True) < EXACT
 
 
 # ---- controls ---------------------------------------------------------------------------------------------
 
 
 def test_values_without_outputs_see_the_world() -> None:
-    assert change_of_world(Fraction(), None, text=0, static=False, drop="o") > BROKEN
-    assert change_of_world(Fraction(), None, text=0, static=False, drop="k") > BROKEN
+    assert change_of_world(ChannelRange(), None, text=0, static=False, drop="o") > BROKEN
+    assert change_of_world(ChannelRange(), None, text=0, static=False, drop="k") > BROKEN
 
 
 def test_camera_inside_rope_sees_the_world_but_not_the_shift() -> None:
@@ -143,29 +147,29 @@ def test_camera_inside_rope_sees_the_world_but_not_the_shift() -> None:
 
 
 def test_camera_outside_rope_sees_the_shift() -> None:
-    assert shift_of_positions(Fraction(), static=False) > BROKEN
-    assert shift_of_positions(Fraction(0, 1), static=False) > BROKEN
+    assert shift_of_positions(ChannelRange(), static=False) > BROKEN
+    assert shift_of_positions(ChannelRange(0, 1), static=False) > BROKEN
 
 
 def test_the_t_section_needs_constant_time() -> None:
-    assert change_of_world(TSection(), None, text=0, static=False) > BROKEN
-    assert PRoPE(TSection()).needs_constant_time and not PRoPE(Fraction()).needs_constant_time
-    assert NoTime.constant
+    assert change_of_world(TemporalSection(), None, text=0, static=False) > BROKEN
+    assert PRoPE(TemporalSection()).requires_constant_time and not PRoPE(ChannelRange()).requires_constant_time
+    assert ConstantIndex.constant
 
 
 # ---- identities, precision --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("placement", [Fraction(), TSection()])
-def test_identity_cameras_keep_every_bit(placement: OnChannels, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("placement", [ChannelRange(), TemporalSection()])
+def test_identity_cameras_keep_every_bit(placement: ChannelPlacement, dtype: torch.dtype) -> None:
     qkv, index, _ = random_sequence(2)
     q, k, v = (x.to(dtype) for x in qkv)
     eye = torch.eye(4).expand(2, VIEWS, 4, 4)
     encoded = PRoPE(placement).encode(
         Cameras(eye, eye[..., :3, :3], index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
     )
-    results = (*encoded.before_rope(q, k), *encoded.after_rope(q, k), encoded.values(v), encoded.outputs(q))
+    results = (*encoded.before_rope(q, k), *encoded.after_rope(q, k), encoded.values(v), encoded.transform_outputs(q))
     for result, x in zip(results, (q, k, q, k, v, q), strict=True):
         assert result.dtype == dtype and torch.equal(result, x)
 
@@ -204,20 +208,20 @@ def test_one_matrix_a_token_equals_the_definition() -> None:
     lift[..., :3, :3] = K
     P = lift @ poses
     P_inverse = torch.linalg.inv(P)
-    terms = {"q": P.mT, "k": P_inverse, "v": P_inverse, "o": P}
+    apply_to = {"q": P.mT, "k": P_inverse, "v": P_inverse, "o": P}
     q, k = encoded.after_rope(qkv[0], qkv[1])
-    results = {"q": q, "k": k, "v": encoded.values(qkv[2]), "o": encoded.outputs(qkv[0])}
+    results = {"q": q, "k": k, "v": encoded.values(qkv[2]), "o": encoded.transform_outputs(qkv[0])}
     for name, source in zip("qkvo", (*qkv, qkv[0]), strict=True):
         for b, token in ((0, 1), (1, 6), (1, 12)):
-            matrix = terms[name][b, index[b, token]]
+            matrix = apply_to[name][b, index[b, token]]
             for head in range(source.shape[2]):
                 x = source[b, token, head, : HEAD_DIM // 2].view(-1, 4)
                 expected = torch.stack([matrix @ group for group in x]).flatten()
                 torch.testing.assert_close(results[name][b, token, head, : HEAD_DIM // 2], expected)
 
 
-@pytest.mark.parametrize("placement", [Fraction(), TSection()])
-def test_gradients_reach_tokens_and_poses(placement: OnChannels) -> None:
+@pytest.mark.parametrize("placement", [ChannelRange(), TemporalSection()])
+def test_gradients_reach_tokens_and_poses(placement: ChannelPlacement) -> None:
     poses, K = random_cameras(1)
     index = torch.tensor([[-1, 0, 1, 2, -1]])
     generator = torch.Generator().manual_seed(0)
@@ -230,7 +234,7 @@ def test_gradients_reach_tokens_and_poses(placement: OnChannels) -> None:
             Cameras(moved, K, index), head_dim=16, mrope_section=[4, 2, 2], dtype=torch.float64
         )
         q, k = encoded.after_rope(*encoded.before_rope(x, x))
-        return q, k, encoded.values(x), encoded.outputs(x)
+        return q, k, encoded.values(x), encoded.transform_outputs(x)
 
     assert torch.autograd.gradcheck(run, (x, change))
 

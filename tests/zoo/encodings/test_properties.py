@@ -30,11 +30,11 @@ from zoo.encodings import (
     CameraEncoding,
     CaPE,
     EncodedCameras,
-    OnHeads,
+    HeadSubset,
+    PointRoPE,
     PoseALiBi,
     PRoPE,
     RayEncoding,
-    XYZRoPE,
 )
 from zoo.encodings.alibi import DistanceChannels
 from zoo.encodings.matrices import Matrices
@@ -56,7 +56,7 @@ def of_the_data(encoding: CameraEncoding) -> CameraEncoding:
 
 def sequence_for(encoding: CameraEncoding, text: int, kv_heads: int = KV_HEADS) -> Sequence:
     sequence = random_sequence(text, kv_heads=kv_heads)
-    return sequence.constant_time() if encoding.needs_constant_time else sequence
+    return sequence.constant_time() if encoding.requires_constant_time else sequence
 
 
 def difference(
@@ -165,7 +165,7 @@ def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[Came
 def test_with_any_groups_of_heads(name: str, kv_heads: int) -> None:
     encodings = [COMBINATIONS[name]() for _ in range(2)]
     for encoding, measure in zip(encodings, (canonical, shift), strict=True):
-        if any(isinstance(m, OnHeads) and max(m.key_value_heads) >= kv_heads for m in encoding.modules()):
+        if any(isinstance(m, HeadSubset) and max(m.key_value_heads) >= kv_heads for m in encoding.modules()):
             with pytest.raises(InputError, match="the decoder has key_value_heads 0 to 0"):
                 measure(encoding, kv_heads)
         else:
@@ -178,7 +178,7 @@ WITH_SCALE: dict[str, Callable[..., CameraEncoding]] = {
     "GTA": GTA,
     "CaPE": CaPE,
     "RayEncoding": RayEncoding,
-    "XYZRoPE": XYZRoPE,
+    "PointRoPE": PointRoPE,
     "PoseALiBi": PoseALiBi,
 }
 
@@ -211,7 +211,7 @@ def test_it_matters(name: str) -> None:
 def test_other_cameras_matter(name: str) -> None:
     """For all but those that go by positions or by points."""
     encoding = COMBINATIONS[name]()
-    if not encoding.goes_by_cameras or encoding.reads_points:
+    if not encoding.uses_cameras or encoding.uses_points:
         pytest.skip("positions and points stay as they are")
     assert difference(encoding, 3, lambda poses: poses.flip(1)) > MOVES
 
@@ -267,7 +267,7 @@ def test_tokens_without_a_camera_pass_bit_by_bit(name: str, dtype: torch.dtype) 
             acting = acting or EncodedCameras()
             turned = *acting.after_rope(*acting.before_rope(q, k)), acting.values(v)
             wide_o = F.pad(q, (0, turned[2].shape[-1] - q.shape[-1]))
-            for given, out in zip((q, k, v, q), (*turned, acting.outputs(wide_o)), strict=True):
+            for given, out in zip((q, k, v, q), (*turned, acting.transform_outputs(wide_o)), strict=True):
                 without, appended = out[sequence.index < 0].split((HEAD_DIM, out.shape[-1] - HEAD_DIM), -1)
                 assert out.dtype == dtype
                 assert torch.equal(without, given[sequence.index < 0]) and not appended.any()
@@ -290,7 +290,9 @@ def test_repeated_for_beams(name: str) -> None:
             ropes = (decoder.rope(ids) for ids in (sequence.ids, sequence.ids.repeat_interleave(3, 1)))
             once, thrice = (
                 attend(each, layer, of, rope)
-                for each, of, rope in zip((encoded, encoded.repeated(3)), (sequence, copies), ropes, strict=True)
+                for each, of, rope in zip(
+                    (encoded, encoded.repeat_interleave(3)), (sequence, copies), ropes, strict=True
+                )
             )
             torch.testing.assert_close(thrice, once.repeat_interleave(3, 0), rtol=0, atol=1e-12)
 

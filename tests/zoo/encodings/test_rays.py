@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.zoo.encodings.test_prope import HEAD_DIM, MROPE_SECTION, random_cameras, random_sequence
 from tests.zoo.test_cameras import random_poses
 from zoo.cameras import Cameras
-from zoo.encodings import GTA, Fraction, RayEmbedding, RayEncoding, token_points
+from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding, token_points
 from zoo.encodings.rays import ray_cameras, ray_directions
 from zoo.geometry import project_points
 from zoo.poses import invert_se3
@@ -29,8 +29,8 @@ def test_directions_are_where_a_pixel_is_seen() -> None:
     K_px[1] *= 480
     K_px[0, 2], K_px[1, 2] = (K[0, 2] + 0.5) * 640, (K[1, 2] + 0.5) * 480
     places = torch.tensor([[-0.5, -0.5], [0.0, 0.0], [0.31, -0.12]], dtype=torch.float64)
-    ahead = ray_directions(K.expand(3, 3, 3), places)
-    pixels, _ = project_points(7.0 * ahead, torch.eye(4, dtype=torch.float64), K_px)
+    position_offset = ray_directions(K.expand(3, 3, 3), places)
+    pixels, _ = project_points(7.0 * position_offset, torch.eye(4, dtype=torch.float64), K_px)
     expected = (places + 0.5) * torch.tensor([640.0, 480.0], dtype=torch.float64)
     torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-10)
 
@@ -47,7 +47,7 @@ def test_a_ray_frame_looks_along_its_ray() -> None:
         M = rays.world_to_camera[sample, own[sample, token]]
         torch.testing.assert_close(M[:3, :3] @ M[:3, :3].mT, torch.eye(3, dtype=M.dtype), rtol=0, atol=1e-14)
         assert torch.linalg.det(M[:3, :3]) > 0
-        torch.testing.assert_close(invert_se3(M)[:3, 3], invert_se3(V)[:3, 3], rtol=0, atol=1e-13)  # one centre
+        torch.testing.assert_close(invert_se3(M)[:3, 3], invert_se3(V)[:3, 3], rtol=0, atol=1e-13)  # one center
         direction = ray_directions(K[sample, 0], places[sample, token])
         world = invert_se3(V)[:3, :3] @ direction + invert_se3(V)[:3, 3]
         seen = M @ torch.cat((world, torch.ones(1, dtype=M.dtype)))
@@ -63,11 +63,11 @@ def test_the_ray_through_the_middle_is_the_camera() -> None:
     qkv, index, _ = random_sequence(1)
     cameras = Cameras(poses, K, index).with_tokens(torch.zeros(*index.shape, 2))
     decoder = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION, "dtype": torch.float64}
-    by_ray, by_camera = (each(Fraction()).encode(cameras, **decoder) for each in (RayEncoding, GTA))
+    by_ray, by_camera = (each(ChannelRange()).encode(cameras, **decoder) for each in (RayEncoding, GTA))
     for a, b in zip(by_ray.after_rope(qkv[0], qkv[1]), by_camera.after_rope(qkv[0], qkv[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
     off = cameras.with_tokens(places_of(index))
-    moved = RayEncoding(Fraction()).encode(off, **decoder).after_rope(qkv[0], qkv[1])[0]
+    moved = RayEncoding(ChannelRange()).encode(off, **decoder).after_rope(qkv[0], qkv[1])[0]
     assert (moved - by_camera.after_rope(qkv[0], qkv[1])[0]).abs().max() > 0.1
 
 
@@ -76,7 +76,7 @@ def test_relative_rays_equal_the_definition() -> None:
     poses, K = random_cameras(2)
     qkv, index, _ = random_sequence(0)
     cameras = Cameras(poses, K, index).with_tokens(places_of(index))
-    encoded = RayEncoding(Fraction(0, 1)).encode(
+    encoded = RayEncoding(ChannelRange(0, 1)).encode(
         cameras, head_dim=HEAD_DIM, mrope_section=MROPE_SECTION, dtype=torch.float64
     )
     q, k = encoded.after_rope(qkv[0], qkv[0])
@@ -92,7 +92,7 @@ def test_relative_rays_equal_the_definition() -> None:
 def test_rays_need_places() -> None:
     poses, K = random_cameras(2)
     _, index, _ = random_sequence(1)
-    with pytest.raises(ValueError, match="give view_places"):
+    with pytest.raises(ValueError, match="give view_patch_centers"):
         RayEncoding().encode(Cameras(poses, K, index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.zoo.asking import batch, scene
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
-from zoo import GeometryCache, NoTime, PRoPE, SpatialVLM, TinyVGGT, TSection
-from zoo.encodings import GTA, CameraEncoding, ViewAttention, XYZRoPE, balanced_views, saddle_balanced
+from zoo import ConstantIndex, GeometryCache, PRoPE, SpatialVLM, TemporalSection, TinyVGGT
+from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
 from zoo.errors import InputError
-from zoo.geometry.steps import step_cameras, step_points
+from zoo.geometry.temporal_patches import step_cameras, step_points
 
 
 def random_views(count: int, seed: int = 0, channels: int = 6) -> Tensor:
@@ -104,7 +104,10 @@ def videos() -> dict[str, Any]:
 
 
 def balanced(**more: Any) -> dict[str, Any]:
-    return {"encoding": PRoPE(TSection(), reference="saddle_balanced", **more), "time": NoTime()}
+    return {
+        "camera_encoding": PRoPE(TemporalSection(), reference="saddle_balanced", **more),
+        "time_index": ConstantIndex(),
+    }
 
 
 @torch.no_grad()
@@ -116,10 +119,10 @@ def test_a_model_chooses_by_its_own_2d_tokens() -> None:
         expected.append(int(saddle_balanced(tokens.unflatten(0, (int(grid[0]), -1)).mean(1))))
     assert expected == [2, 0]
     found = ours.logits(**given, cameras=cameras())[real]
-    ours.encoding.reference = None  # type: ignore[union-attr]
+    ours.camera_encoding.reference = None  # type: ignore[union-attr]
     by_hand = cameras().to(dtype=torch.float64).with_reference(torch.tensor(expected)).canonical("given")
     torch.testing.assert_close(ours.logits(**given, cameras=by_hand)[real], found, rtol=0, atol=0)
-    ours.encoding.reference = "first"  # type: ignore[union-attr]
+    ours.camera_encoding.reference = "first"  # type: ignore[union-attr]
     assert (ours.logits(**given, cameras=cameras())[real] - found).abs().max() > 1e-4
 
 
@@ -136,7 +139,7 @@ def test_the_world_is_no_matter_and_other_cameras_are() -> None:
 
 @torch.no_grad()
 def test_text_alone_is_stock() -> None:
-    stock, ours = model(time=NoTime()), model(**balanced())
+    stock, ours = model(time_index=ConstantIndex()), model(**balanced())
     words = torch.tensor([stock.processor.tokenizer("How many chair(s) are in this room?")["input_ids"]])
     for media in ({}, {"cameras": cameras()[:1]}):
         given = {"input_ids": words, "attention_mask": torch.ones_like(words), **media}
@@ -148,13 +151,13 @@ def test_the_views_among_each_other_go_by_it_too() -> None:
     """A translation alone shows which view the world is of."""
 
     def rule(width: int) -> ViewAttention:
-        return ViewAttention(width, 16, GTA(parts="translation", reference="saddle_balanced"))
+        return ViewAttention(width, 16, GTA(pose_component="translation", reference="saddle_balanced"))
 
-    ours, given = model(views=rule), videos()
-    assert ours.views is not None
-    torch.nn.init.normal_(ours.views.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
+    ours, given = model(view_mixer=rule), videos()
+    assert ours.view_mixer is not None
+    torch.nn.init.normal_(ours.view_mixer.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
     found = ours.logits(**given, cameras=cameras())
-    ours.views.encoding.reference = "first"  # type: ignore[union-attr]
+    ours.view_mixer.encoding.reference = "first"  # type: ignore[union-attr]
     moved = (ours.logits(**given, cameras=cameras()) - found).abs().amax(-1)
     assert moved[0].max() > 1e-4 and moved[1].max() == 0
 
@@ -165,13 +168,13 @@ def test_scenes_of_a_batch_have_their_own() -> None:
     ours = model(**balanced())
     scenes = [scene("a", steps=4), scene("b", steps=5, seed=1)]
     asked = batch(ours, *scenes)
-    prepare = ours.see(asked)
+    prepare = ours.encode_scenes(asked)
     rows = torch.tensor([0, len(scenes[0].questions)])
     together = prepare(asked["input_ids"][rows], asked["attention_mask"][rows], torch.tensor([0, 1]))
     for row, each in enumerate(scenes):
         alone = batch(ours, each)
         ids, mask = alone["input_ids"][:1], alone["attention_mask"][:1]
-        single = ours.see(alone)(ids, mask, torch.tensor([0]))
+        single = ours.encode_scenes(alone)(ids, mask, torch.tensor([0]))
         expected = ours.qwen(**single, use_cache=False).logits[mask.bool()]
         found = ours.qwen(**together, use_cache=False).logits[row][asked["attention_mask"][rows[row]].bool()]
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
@@ -180,37 +183,37 @@ def test_scenes_of_a_batch_have_their_own() -> None:
 # ---- the depth of the data --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["PRoPE", "XYZRoPE", "views"])
+@pytest.mark.parametrize("part", ["PRoPE", "PointRoPE", "views"])
 @torch.no_grad()
 def test_the_median_depth_of_the_data_is_a_unit(part: str) -> None:
-    """The same scene in other units is the same to the model; in metres it isn't."""
+    """The same scene in other units is the same to the model; in meters it isn't."""
     for scale in ("median_depth", "none"):
         if part == "views":
-            ours = model(views=lambda width, scale=scale: ViewAttention(width, 16, PRoPE(scale=scale)))
-            torch.nn.init.normal_(ours.views.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
+            ours = model(view_mixer=lambda width, scale=scale: ViewAttention(width, 16, PRoPE(scale=scale)))
+            torch.nn.init.normal_(ours.view_mixer.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
         elif part == "PRoPE":
-            ours = model(encoding=PRoPE(TSection(), scale=scale), time=NoTime())
+            ours = model(camera_encoding=PRoPE(TemporalSection(), scale=scale), time_index=ConstantIndex())
         else:
-            ours = model(encoding=XYZRoPE(scale=scale))
-        assert ours.needs_depth == (scale == "median_depth" or part == "XYZRoPE")
-        metres, feet = scene("a"), scene("a")
+            ours = model(camera_encoding=PointRoPE(scale=scale))
+        assert ours.requires_depth == (scale == "median_depth" or part == "PointRoPE")
+        meters, feet = scene("a"), scene("a")
         feet.geometry.world_to_camera[:, :3, 3] *= 3.28  # type: ignore[union-attr, index]
         feet.geometry.depth *= 3.28  # type: ignore[union-attr, operator]
         logits = []
-        for each in (metres, feet):
+        for each in (meters, feet):
             asked = batch(ours, each)
-            prepared = ours.see(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])
+            prepared = ours.encode_scenes(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])
             logits.append(ours.qwen(**prepared, use_cache=False).logits)
         apart = (logits[0] - logits[1]).abs().max()
         assert apart < 1e-4 if scale == "median_depth" else apart > 1e-3
 
 
 def test_without_depth_it_is_an_error() -> None:
-    ours = model(encoding=PRoPE(TSection(), scale="median_depth"), time=NoTime())
+    ours = model(camera_encoding=PRoPE(TemporalSection(), scale="median_depth"), time_index=ConstantIndex())
     bare = scene("a")
     bare.geometry.depth = None  # type: ignore[union-attr]
     with pytest.raises(InputError, match="median_depth needs scenes with depth"):
-        ours.see(batch(ours, bare))
+        ours.encode_scenes(batch(ours, bare))
 
 
 # ---- VGGT's depth -----------------------------------------------------------------------------------------
@@ -226,7 +229,7 @@ def vggt() -> TinyVGGT:
 
 
 def by_vggt(encoding: CameraEncoding, **more: Any) -> SpatialVLM:
-    return model(encoding=encoding, cameras="vggt", geometry=vggt, **more)
+    return model(camera_encoding=encoding, camera_source="predicted", geometry=vggt, **more)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -235,14 +238,14 @@ def test_points_may_be_vggts(kept: bool, tmp_path: Path) -> None:
     """Its depth on its rays, in its own unit: what the encoding gets is what its own points would give."""
     cache = {"geometry_cache": GeometryCache(str(tmp_path))} if kept else {}
     for _ in range(1 + kept):  # found, and read again
-        ours = by_vggt(XYZRoPE(), **cache)
-        assert not ours.needs_depth and not ours.needs_cameras and ours.needs_frames
+        ours = by_vggt(PointRoPE(), **cache)
+        assert not ours.requires_depth and not ours.requires_cameras and ours.requires_frames
         shown = scene("a")
         asked = batch(ours, shown)
         assert ours.geometry is not None
         (found,) = ours.geometry([asked["frames"][0].float() / 255], [None], tokens=False)
         assert found.depth is not None and found.depth.shape == (6, 56, 84) and found.depth.min() > 0
-        inputs = ours.see(asked)(asked["input_ids"][:1], asked["attention_mask"][:1], torch.tensor([0]))
+        inputs = ours.encode_scenes(asked)(asked["input_ids"][:1], asked["attention_mask"][:1], torch.tensor([0]))
         points = step_points(found).flatten(0, 2)
         assert points.isfinite().all()
         cameras = step_cameras([found])[0]
@@ -250,7 +253,7 @@ def test_points_may_be_vggts(kept: bool, tmp_path: Path) -> None:
         index[index == 0] = torch.arange(3).repeat_interleave(6)
         places = torch.full((*index.shape, 3), torch.nan, dtype=points.dtype)
         places[index >= 0] = points
-        expected = XYZRoPE().encode(
+        expected = PointRoPE().encode(
             cameras.with_index(index).with_tokens(points=places), head_dim=32, mrope_section=[4, 6, 6]
         )
         torch.testing.assert_close(inputs["camera_encoding"].cos, expected.cos, rtol=0, atol=1e-6)
@@ -259,7 +262,7 @@ def test_points_may_be_vggts(kept: bool, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_the_unit_may_be_vggts_depth_and_the_logits_find_both() -> None:
     frames = {"frames": [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]}
-    for encoding in (XYZRoPE(), GTA(scale="median_depth")):
+    for encoding in (PointRoPE(), GTA(scale="median_depth")):
         ours, given = by_vggt(encoding), sequences()
         moved = ours.logits(**given, **frames) - model().logits(**given)
         assert moved.isfinite().all() and moved[given["attention_mask"].bool()].abs().max() > 1e-3
@@ -267,4 +270,8 @@ def test_the_unit_may_be_vggts_depth_and_the_logits_find_both() -> None:
 
 def test_a_geometry_without_depth_is_refused() -> None:
     with pytest.raises(InputError, match="has no depth head: build one"):
-        model(encoding=XYZRoPE(), cameras="vggt", geometry=lambda: TinyVGGT(embed_dim=32, depth=2, num_heads=2))
+        model(
+            camera_encoding=PointRoPE(),
+            camera_source="predicted",
+            geometry=lambda: TinyVGGT(embed_dim=32, depth=2, num_heads=2),
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.zoo.encodings.test_prope import HEAD_DIM, MROPE_SECTION, mrope, random_cameras, random_sequence
 from zoo.cameras import Cameras
-from zoo.encodings import EncodedCameras, VORoPE, XYZRoPE
+from zoo.encodings import EncodedCameras, PointRoPE, ValueRoPE
 from zoo.errors import InputError
 
 DECODER = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION, "dtype": torch.float64}
@@ -31,7 +31,7 @@ def turned(x: Tensor, angles: list[float]) -> Tensor:
 
 def rotary_values(index: Tensor, ids: Tensor) -> EncodedCameras:
     poses, K = random_cameras(2)
-    encoded = VORoPE().encode(Cameras(poses, K, index), **DECODER)
+    encoded = ValueRoPE().encode(Cameras(poses, K, index), **DECODER)
     at_layer = encoded.at_layer(0, torch.zeros(*index.shape, 1), mrope(ids, MROPE_SECTION))
     assert at_layer is not None
     return at_layer
@@ -40,7 +40,7 @@ def rotary_values(index: Tensor, ids: Tensor) -> EncodedCameras:
 def test_values_turn_by_the_position_from_the_first_visual_token() -> None:
     qkv, index, ids = random_sequence(2)
     encoded = rotary_values(index, ids)
-    v, o = encoded.values(qkv[2]), encoded.outputs(qkv[0])
+    v, o = encoded.values(qkv[2]), encoded.transform_outputs(qkv[0])
     section = [axis for axis, count in enumerate(MROPE_SECTION) for _ in range(count)]
     for token in range(index.shape[1]):
         steps = (ids[:, 0, token] - ids[:, 0, 2]).tolist() if index[0, token] >= 0 else [0, 0, 0]
@@ -55,7 +55,7 @@ def test_values_turn_by_the_position_from_the_first_visual_token() -> None:
 def test_outputs_undo_what_values_do() -> None:
     qkv, index, ids = random_sequence(2)
     encoded = rotary_values(index, ids)
-    torch.testing.assert_close(encoded.outputs(encoded.values(qkv[2])), qkv[2], rtol=0, atol=1e-13)
+    torch.testing.assert_close(encoded.transform_outputs(encoded.values(qkv[2])), qkv[2], rtol=0, atol=1e-13)
     assert torch.equal(encoded.values(qkv[2])[index < 0], qkv[2][index < 0])
     assert (encoded.values(qkv[2]) - qkv[2])[index >= 0].abs().max() > 0.1
 
@@ -71,7 +71,7 @@ def test_a_visual_token_without_a_camera_keeps_its_bits() -> None:
 # ---- points -----------------------------------------------------------------------------------------------
 
 
-def points_of(index: Tensor, seed: int = 7) -> Tensor:
+def token_points(index: Tensor, seed: int = 7) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 2 * torch.randn(*index.shape, 3, generator=generator, dtype=torch.float64)
 
@@ -79,9 +79,9 @@ def points_of(index: Tensor, seed: int = 7) -> Tensor:
 def test_queries_and_keys_turn_by_the_point_in_the_reference_view() -> None:
     poses, K = random_cameras(2)
     qkv, index, _ = random_sequence(1)
-    points = points_of(index)
+    points = token_points(index)
     cameras = Cameras(poses, K, index).with_tokens(points=points)
-    encoded = XYZRoPE(shortest=0.5, longest=8.0).encode(cameras, **DECODER)
+    encoded = PointRoPE(shortest=0.5, longest=8.0).encode(cameras, **DECODER)
     q, k = encoded.after_rope(qkv[0], qkv[1])
     for sample in range(2):
         for token in range(index.shape[1]):
@@ -98,17 +98,17 @@ def test_queries_and_keys_turn_by_the_point_in_the_reference_view() -> None:
             torch.testing.assert_close(
                 k[sample, token, 1], turned(qkv[1][sample, token, 1], angles), rtol=0, atol=1e-12
             )
-    assert encoded.values(qkv[2]) is qkv[2] and encoded.outputs(qkv[0]) is qkv[0]
+    assert encoded.values(qkv[2]) is qkv[2] and encoded.transform_outputs(qkv[0]) is qkv[0]
 
 
 def test_logits_see_the_difference_of_points() -> None:
     """A common translation cancels; moving one point doesn't."""
     poses, K = random_cameras(2)
     qkv, index, _ = random_sequence(0)
-    points = points_of(index)
+    points = token_points(index)
 
     def logits(points: Tensor) -> Tensor:
-        encoded = XYZRoPE(reference=None).encode(Cameras(poses, K, index).with_tokens(points=points), **DECODER)
+        encoded = PointRoPE(reference=None).encode(Cameras(poses, K, index).with_tokens(points=points), **DECODER)
         q, k = encoded.after_rope(qkv[0], qkv[0])
         return torch.einsum("blhd,bmhd->bhlm", q, k)
 
@@ -121,37 +121,37 @@ def test_logits_see_the_difference_of_points() -> None:
 def test_a_token_without_a_point_keeps_its_bits() -> None:
     poses, K = random_cameras(2)
     qkv, index, _ = random_sequence(1)
-    points = points_of(index)
+    points = token_points(index)
     points[0, 3, 1] = torch.nan
     for dtype in (torch.float32, torch.bfloat16):
-        encoded = XYZRoPE("qkvo").encode(
+        encoded = PointRoPE("qkvo").encode(
             Cameras(poses, K, index).with_tokens(points=points), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
         )
         q, k, v = (x.to(dtype) for x in qkv)
-        results = (*encoded.after_rope(q, k), encoded.values(v), encoded.outputs(q))
+        results = (*encoded.after_rope(q, k), encoded.values(v), encoded.transform_outputs(q))
         for result, x in zip(results, (q, k, v, q), strict=True):
             assert result.dtype == dtype and result.isfinite().all()
             assert torch.equal(result[0, 3], x[0, 3]) and torch.equal(result[index < 0], x[index < 0])
             assert not torch.equal(result[0, 4], x[0, 4])
 
 
-@pytest.mark.parametrize("terms", ["qk", "vo", "qkvo"])
-def test_terms(terms: str) -> None:
+@pytest.mark.parametrize("apply_to", ["qk", "vo", "qkvo"])
+def test_terms(apply_to: str) -> None:
     poses, K = random_cameras(2)
     qkv, index, _ = random_sequence(1)
-    cameras = Cameras(poses, K, index).with_tokens(points=points_of(index))
-    encoded = XYZRoPE(terms).encode(cameras, **DECODER)  # type: ignore[arg-type]
+    cameras = Cameras(poses, K, index).with_tokens(points=token_points(index))
+    encoded = PointRoPE(apply_to).encode(cameras, **DECODER)  # type: ignore[arg-type]
     q, k = encoded.after_rope(qkv[0], qkv[1])
-    assert torch.equal(q, qkv[0]) == torch.equal(k, qkv[1]) == ("qk" not in terms)
+    assert torch.equal(q, qkv[0]) == torch.equal(k, qkv[1]) == ("qk" not in apply_to)
     v = encoded.values(qkv[2])
-    assert torch.equal(v, qkv[2]) == ("vo" not in terms)
-    torch.testing.assert_close(encoded.outputs(v), qkv[2], rtol=0, atol=1e-13)
+    assert torch.equal(v, qkv[2]) == ("vo" not in apply_to)
+    torch.testing.assert_close(encoded.transform_outputs(v), qkv[2], rtol=0, atol=1e-13)
 
 
 def test_channels_of_others_are_left_alone() -> None:
     poses, K = random_cameras(2)
     qkv, index, _ = random_sequence(1)
-    encoded = XYZRoPE().encode(Cameras(poses, K, index).with_tokens(points=points_of(index)), **DECODER)
+    encoded = PointRoPE().encode(Cameras(poses, K, index).with_tokens(points=token_points(index)), **DECODER)
     wide = torch.cat((qkv[0], qkv[0][..., :8]), -1)
     q, _ = encoded.after_rope(wide, wide)
     assert torch.equal(q[..., HEAD_DIM:], wide[..., HEAD_DIM:])
@@ -161,21 +161,21 @@ def test_channels_of_others_are_left_alone() -> None:
 def test_errors_name_the_trouble() -> None:
     poses, K = random_cameras(2)
     _, index, _ = random_sequence(1)
-    with pytest.raises(ValueError, match="XYZRoPE goes by the points"):
-        XYZRoPE().encode(Cameras(poses, K, index), **DECODER)
+    with pytest.raises(ValueError, match="PointRoPE goes by the points"):
+        PointRoPE().encode(Cameras(poses, K, index), **DECODER)
     with pytest.raises(InputError, match="0 < 4 <= 2 is not so"):
-        XYZRoPE(shortest=4, longest=2)
+        PointRoPE(shortest=4, longest=2)
 
 
 def test_points_follow_the_unit_of_length() -> None:
     poses, K = random_cameras(2)
     _, index, _ = random_sequence(1)
-    points = points_of(index)
+    points = token_points(index)
     larger = poses.clone()
     larger[..., :3, 3] *= 3
     for scale, same in (("rms", True), ("none", False)):
         here, there = (
-            XYZRoPE(scale=scale).encode(Cameras(V, K, index).with_tokens(points=p), **DECODER).sin
+            PointRoPE(scale=scale).encode(Cameras(V, K, index).with_tokens(points=p), **DECODER).sin
             for V, p in ((poses, points), (larger, 3 * points))
         )
         apart = (here - there).abs().max()

@@ -19,10 +19,10 @@ GRID = (VIEWS, ROWS, COLUMNS)
 EXACT, MOVES = 1e-10, 1e-3
 RULES: dict[str, dict[str, Any]] = {  # a class, and what it is built with beside its reference
     "PRoPE": {"kind": PRoPE},
-    "PRoPE, qk": {"kind": PRoPE, "terms": "qk"},
-    "PRoPE, vo": {"kind": PRoPE, "terms": "vo"},
+    "PRoPE, qk": {"kind": PRoPE, "apply_to": "qk"},
+    "PRoPE, vo": {"kind": PRoPE, "apply_to": "vo"},
     "GTA": {"kind": GTA, "translation_scale": 0.5},
-    "GTA, rotation": {"kind": GTA, "parts": "rotation"},
+    "GTA, rotation": {"kind": GTA, "pose_component": "rotation"},
     "CaPE": {"kind": CaPE},
 }
 
@@ -77,15 +77,15 @@ def of_each_token(name: str, cameras: Cameras) -> dict[str, Tensor]:
         P[:, :3, 3] = 0
     if name.startswith("PRoPE"):
         lift = torch.eye(4, dtype=P.dtype).repeat(VIEWS, 1, 1)
-        lift[:, :3, :3] = cameras.K_normalised[0]
+        lift[:, :3, :3] = cameras.K_normalized[0]
         P = lift @ P
     inverse, eye = torch.linalg.inv(P), torch.eye(4, dtype=P.dtype).expand_as(P)
-    terms = {"q": P.mT, "k": inverse, "v": inverse, "o": P}
+    apply_to = {"q": P.mT, "k": inverse, "v": inverse, "o": P}
     if name == "CaPE":
-        terms = {"q": inverse, "k": P.mT, "v": eye, "o": eye}
+        apply_to = {"q": inverse, "k": P.mT, "v": eye, "o": eye}
     if name in ("PRoPE, qk", "PRoPE, vo"):
-        terms = {term: matrix if term in name[-2:] else eye for term, matrix in terms.items()}
-    return {term: matrix.repeat_interleave(ROWS * COLUMNS, 0) for term, matrix in terms.items()}
+        apply_to = {term: matrix if term in name[-2:] else eye for term, matrix in apply_to.items()}
+    return {term: matrix.repeat_interleave(ROWS * COLUMNS, 0) for term, matrix in apply_to.items()}
 
 
 def turned(x: Tensor, matrices: Tensor, sign: int) -> Tensor:
@@ -168,15 +168,15 @@ def test_a_permutation_of_the_views_permutes_the_result(name: str) -> None:
     """With the reference fixed. A translation alone is no group action: there the reference view shows."""
     order, view = torch.tensor([2, 0, 3, 1]), 3
     wanted: dict[str, Any] = {"reference": "saddle_balanced"}
-    encoding = PRoPE(parts="translation", **wanted) if name == "translation" else rule(name, **wanted)
+    encoding = PRoPE(pose_component="translation", **wanted) if name == "translation" else rule(name, **wanted)
     module, cameras = attention(encoding), scene(reference=torch.tensor([view]))
     mixed = Cameras(
-        cameras.world_to_camera[:, order], cameras.K_normalised[:, order], reference=(order == view).nonzero()[0]
+        cameras.world_to_camera[:, order], cameras.K_normalized[:, order], reference=(order == view).nonzero()[0]
     )
     expected, found = permuted(run(module, cameras), order), run(module, mixed, permuted(random_tokens(), order))
     torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
     assert (found - run(module, cameras)).abs().max() > MOVES
-    elsewhere = Cameras(mixed.world_to_camera, mixed.K_normalised, reference=torch.tensor([0]))
+    elsewhere = Cameras(mixed.world_to_camera, mixed.K_normalized, reference=torch.tensor([0]))
     apart = (run(module, elsewhere, permuted(random_tokens(), order)) - expected).abs().max()
     assert apart > MOVES if name == "translation" else apart < EXACT
 
@@ -184,11 +184,11 @@ def test_a_permutation_of_the_views_permutes_the_result(name: str) -> None:
 @pytest.mark.parametrize("scale", ["none", "mean", "max", "rms", "median_depth"])
 def test_a_scale_makes_the_unit_no_matter(scale: Any) -> None:
     depth = torch.tensor([2.0], dtype=torch.float64)
-    module, metres = attention(PRoPE(scale=scale)), scene(median_depth=depth)
-    poses = metres.world_to_camera.clone()
+    module, meters = attention(PRoPE(scale=scale)), scene(median_depth=depth)
+    poses = meters.world_to_camera.clone()
     poses[..., :3, 3] *= 3.28
-    feet = Cameras(poses, metres.K_normalised, median_depth=3.28 * depth)
-    moved = (run(module, feet) - run(module, metres)).abs().max()
+    feet = Cameras(poses, meters.K_normalized, median_depth=3.28 * depth)
+    moved = (run(module, feet) - run(module, meters)).abs().max()
     assert moved > MOVES if scale == "none" else moved < EXACT
 
 
@@ -209,7 +209,7 @@ def test_steps_without_a_camera_keep_their_bits_and_are_not_looked_at() -> None:
 
 
 def of_steps(cameras: Cameras, chosen: Tensor) -> Cameras:
-    return Cameras(cameras.world_to_camera[:, chosen], cameras.K_normalised[:, chosen])
+    return Cameras(cameras.world_to_camera[:, chosen], cameras.K_normalized[:, chosen])
 
 
 def test_static_and_single_views_are_finite() -> None:

@@ -14,7 +14,7 @@ from tests.zoo.encodings.test_view_attention import EXACT, GRID, MOVES, WIDTH, p
 from zoo.cameras import Cameras
 from zoo.encodings.symmetries import ViewSymmetries
 from zoo.encodings.table import VIEW_MIXERS
-from zoo.encodings.views import ViewMixer
+from zoo.encodings.view_mixer import ViewMixer
 
 
 def trained(name: str) -> ViewMixer:
@@ -62,14 +62,14 @@ def scale(mixer: ViewMixer) -> float:
 
 
 def intrinsics(mixer: ViewMixer) -> float:
-    wrong = scene().K_normalised * torch.tensor([1.2, 1.0, 1.0])[:, None]
+    wrong = scene().K_normalized * torch.tensor([1.2, 1.0, 1.0])[:, None]
     return change(mixer, Cameras(scene().world_to_camera, wrong))
 
 
 def order(mixer: ViewMixer) -> float:
     """The cameras are seen from one of them beforehand: which one doesn't change with the order."""
     mixer, cameras, to = of_the_data(mixer), scene().canonical("middle"), torch.tensor([2, 0, 3, 1])
-    other = Cameras(cameras.world_to_camera[:, to], cameras.K_normalised[:, to])
+    other = Cameras(cameras.world_to_camera[:, to], cameras.K_normalized[:, to])
     found = mixed(mixer, other, permuted(random_tokens(), to))
     return float((found - permuted(mixed(mixer, cameras), to)).abs().max())
 
@@ -93,7 +93,7 @@ def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[View
 
 @pytest.mark.parametrize("name", VIEW_MIXERS)
 def test_cameras_matter_and_untrained_they_do_not(name: str) -> None:
-    other = Cameras(random_cameras(1, 4, seed=9)[0], scene().K_normalised * torch.tensor([1.3, 1.0, 1.0])[:, None])
+    other = Cameras(random_cameras(1, 4, seed=9)[0], scene().K_normalized * torch.tensor([1.3, 1.0, 1.0])[:, None])
     assert change(trained(name), other) > MOVES
     tokens = random_tokens()
     assert torch.equal(mixed(VIEW_MIXERS[name](WIDTH).double(), scene(), tokens), tokens)

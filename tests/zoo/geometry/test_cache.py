@@ -19,12 +19,12 @@ def test_what_is_read_is_what_was_made(cached, weights: Path) -> None:
     scenes = frames(3), frames(2, seed=1), frames(4, 28, 28, seed=2)
     first, second = cached(), cached()
     made, read = ask(first, *scenes), ask(second, *scenes)
-    assert (first.made, second.made) == (3, 0) and all(map(same, made, read))
+    assert (first.num_computed, second.num_computed) == (3, 0) and all(map(same, made, read))
     plain = TinyVGGT(str(weights), **SIZES)(scenes, [None] * 3)
     for exact, kept in zip(plain, read, strict=True):
         assert torch.equal(kept.patches, exact.patches.bfloat16()) and kept.patches.dtype == torch.bfloat16
         assert torch.equal(kept.camera_tokens, exact.camera_tokens.bfloat16())
-        for name in ("world_to_camera", "K_normalised", "has_camera"):
+        for name in ("world_to_camera", "K_normalized", "has_camera"):
             assert torch.equal(getattr(kept, name), getattr(exact, name)), name
         assert kept.world_to_camera.dtype == torch.float32 and kept.depth is None
     assert not same(*made[:2])
@@ -33,9 +33,9 @@ def test_what_is_read_is_what_was_made(cached, weights: Path) -> None:
 def test_tokens_and_cameras_are_found_out_apart(cached) -> None:
     encoder = cached()
     (tokens,) = ask(encoder, frames(), cameras=False)
-    assert tokens.world_to_camera is None and encoder.made == 1
+    assert tokens.world_to_camera is None and encoder.num_computed == 1
     (both,) = ask(encoder, frames())
-    assert encoder.made == 2 and both.world_to_camera is not None and torch.equal(both.patches, tokens.patches)
+    assert encoder.num_computed == 2 and both.world_to_camera is not None and torch.equal(both.patches, tokens.patches)
     (cameras,) = ask(cached(), frames(), tokens=False)
     assert cameras.patches is None and torch.equal(cameras.world_to_camera, both.world_to_camera)
     assert ask(encoder) == []  # a batch of text
@@ -46,7 +46,7 @@ def test_depth_comes_with_the_cameras(tmp_path: Path) -> None:
     heads = {"heads": ("camera", "depth"), "features": 8}
     save_vggt(TinyVGGT(**SIZES, **heads), path)
     plain = TinyVGGT(str(path), **SIZES, **heads)
-    plain.want_depth()
+    plain.enable_depth_head()
     (exact,) = plain([frames()], [None])
     encoders = [
         CachedGeometry(lambda: TinyVGGT(str(path), **SIZES, **heads), GeometryCache(str(tmp_path / "cache")))
@@ -54,10 +54,10 @@ def test_depth_comes_with_the_cameras(tmp_path: Path) -> None:
     ]
     (without,) = ask(encoders[0], frames(), tokens=False)
     for encoder in encoders[1:]:
-        encoder.want_depth()
+        encoder.enable_depth_head()
         (found,) = ask(encoder, frames(), tokens=False)
         assert torch.equal(found.depth, exact.depth) and torch.equal(found.world_to_camera, exact.world_to_camera)
-    assert without.depth is None and [encoder.made for encoder in encoders] == [1, 1, 0]
+    assert without.depth is None and [encoder.num_computed for encoder in encoders] == [1, 1, 0]
 
 
 def test_only_what_is_missing_is_asked_for(cached) -> None:
@@ -85,7 +85,7 @@ def test_float8_is_near_and_half_as_large(cached) -> None:
     )
     assert half / whole < 0.51
     first, second = cached(dtype="float8"), cached(dtype="float8")
-    assert same(*ask(first, frames()), *ask(second, frames())) and second.made == 0
+    assert same(*ask(first, frames()), *ask(second, frames())) and second.num_computed == 0
 
 
 # ---- nothing stale ------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_what_differs_is_found_out_anew(cached, weights: Path, other) -> None:
     ask(cached(), frames())
     encoder, scene = other(cached, weights)
     ask(encoder, scene)
-    assert encoder.made == 1
+    assert encoder.num_computed == 1
 
 
 def test_what_is_the_same_is_found(cached, weights: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_is_the_same_is_found(cached, weights: Path, tmp_path: Path) -> Non
     assert not torch.equal(as_a_gpu_divides, frames())
     for encoder, scene in ((cached(copy), frames()), (cached(layer=3), frames()), (cached(), as_a_gpu_divides)):
         ask(encoder, scene)
-        assert encoder.made == 0
+        assert encoder.num_computed == 0
 
 
 def test_weights_in_memory_are_known_by_their_numbers(tmp_path: Path) -> None:
@@ -130,11 +130,11 @@ def test_weights_in_memory_are_known_by_their_numbers(tmp_path: Path) -> None:
     encoders = [CachedGeometry(lambda: VGGTEncoder(vggt), cache) for _ in range(2)]
     for encoder in encoders:
         ask(encoder, frames())
-    assert [encoder.made for encoder in encoders] == [1, 0]
+    assert [encoder.num_computed for encoder in encoders] == [1, 0]
     with torch.no_grad():
         vggt.aggregator.camera_token[0, 0, 0, 0] += 1
     ask(changed := CachedGeometry(lambda: VGGTEncoder(vggt), cache), frames())
-    assert changed.made == 1
+    assert changed.num_computed == 1
 
 
 def test_weights_from_a_file_that_changed_in_memory_are_no_longer_the_files(weights: Path, tmp_path: Path) -> None:
@@ -143,4 +143,4 @@ def test_weights_from_a_file_that_changed_in_memory_are_no_longer_the_files(weig
         trained.vggt.aggregator.camera_token.add_(1)
     ask(CachedGeometry(lambda: TinyVGGT(str(weights), **SIZES), cache), frames())
     ask(encoder := CachedGeometry(lambda: trained, cache), frames())
-    assert encoder.made == 1
+    assert encoder.num_computed == 1

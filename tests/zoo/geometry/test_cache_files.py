@@ -43,7 +43,7 @@ def test_a_damaged_entry_is_made_again(cached, damage) -> None:
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     (again,) = ask(encoder := cached(), frames(), cameras=False)
-    assert encoder.made == 1 and same(again, expected) and path.read_bytes() == whole
+    assert encoder.num_computed == 1 and same(again, expected) and path.read_bytes() == whole
 
 
 def test_killed_while_writing(cached, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_two_processes_fill_one_folder(cached) -> None:
     assert sums[0] == sums[1][::-1] and len(set(sums[0])) == 6
     assert len(entries(encoder := cached())) == 12  # tokens and cameras of six
     ask(encoder, *scenes)
-    assert encoder.made == 0 and not list(Path(encoder.folder).glob(f"*{PARTIAL}"))
+    assert encoder.num_computed == 0 and not list(Path(encoder.folder).glob(f"*{PARTIAL}"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
@@ -117,8 +117,8 @@ def test_a_run_goes_on_where_nothing_can_be_written(cached, monkeypatch: pytest.
     encoder = cached()
     with pytest.warns(UserWarning, match=f"geometry can't be kept \\({os.strerror(code)}"):
         (found,) = ask(encoder, frames(seed=1))
-    assert encoder.unwritten.errno == code and found.patches is not None
-    assert same(*ask(encoder, frames()), before) and encoder.made == 1  # nothing was lost
+    assert encoder.write_error.errno == code and found.patches is not None
+    assert same(*ask(encoder, frames()), before) and encoder.num_computed == 1  # nothing was lost
 
 
 # ---- the limit ----------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_a_run_goes_on_where_nothing_can_be_written(cached, monkeypatch: pytest.
 
 def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
     packed = pack({"patches": torch.randn(1, 10, 10, 500)}, "bfloat16")
-    cache = GeometryCache(str(tmp_path), limit_gb=350_000 / 1e9)  # three of 100 kB
+    cache = GeometryCache(str(tmp_path), max_size_gb=350_000 / 1e9)  # three of 100 kB
     names = "abcde"
 
     def put(name: str) -> None:
@@ -145,18 +145,18 @@ def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
     assert there() == "acd"  # b, although a is older
     put("e")
     assert there() == "ade"
-    with pytest.raises(InputError, match=r"one scene takes 0.0001 GB: raise --model.geometry_cache.limit_gb 5e-05"):
-        GeometryCache(str(tmp_path), limit_gb=5e-5).put({"name": "f"}, packed)
+    with pytest.raises(InputError, match=r"one scene takes 0.0001 GB: raise --model.geometry_cache.max_size_gb 5e-05"):
+        GeometryCache(str(tmp_path), max_size_gb=5e-5).put({"name": "f"}, packed)
     assert there() == "ade"
-    with pytest.raises(InputError, match="limit_gb 0.0"):
-        GeometryCache(limit_gb=0.0)
+    with pytest.raises(InputError, match="max_size_gb 0.0"):
+        GeometryCache(max_size_gb=0.0)
 
 
 def test_the_folder_is_never_over_its_limit(tmp_path: Path) -> None:
     """Entries far smaller than the limit: not every one is followed by a look at the folder."""
     packed = pack({"patches": torch.randn(1, 1, 1, 500)}, "bfloat16")
     limit = 200_000
-    cache, looks, most = GeometryCache(str(tmp_path), limit_gb=limit / 1e9), 0, 0
+    cache, looks, most = GeometryCache(str(tmp_path), max_size_gb=limit / 1e9), 0, 0
     for number in range(400):
         seen = cache._unseen
         cache.put({"number": number}, packed)

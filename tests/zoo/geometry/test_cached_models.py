@@ -18,7 +18,7 @@ from tests.zoo.geometry.caching import SIZES, alter, ask, frames
 from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, SpatialVLM
 from zoo.checkpoints import export_model
 from zoo.errors import InputError
-from zoo.geometry import CachedGeometry, GeometryCache, GivenGeometry, TinyVGGT
+from zoo.geometry import CachedGeometry, DatasetGeometry, GeometryCache, TinyVGGT
 from zoo.geometry.vggt.aggregator import Aggregator
 
 
@@ -36,7 +36,7 @@ def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> Sp
 
 def logits_of(model: SpatialVLM, *scenes: LoadedScene) -> Tensor:
     batch = asking.batch(model, *scenes)
-    inputs = model.see(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
+    inputs = model.encode_scenes(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
     with torch.no_grad():
         return model.qwen(**inputs, use_cache=False).logits
 
@@ -65,7 +65,7 @@ def test_cameras_of_a_cache_are_exact(weights: Path, tmp_path: Path) -> None:
     models = [model_of("PRoPE by VGGT's cameras", weights, each) for each in (None, cache, cache)]
     plain, made, read = (logits_of(model, scene) for model in models)
     assert torch.equal(plain, made) and torch.equal(plain, read)
-    assert [model.geometry.made for model in models[1:]] == [1, 0]
+    assert [model.geometry.num_computed for model in models[1:]] == [1, 0]
 
 
 # ---- no VGGT where all is there -----------------------------------------------------------------------------
@@ -95,12 +95,12 @@ def test_a_model_is_the_same_whether_its_encoder_is_loaded_or_not(weights: Path,
     model = model_of("AddFusion", weights, GeometryCache(str(tmp_path / "cache")))
     names = list(model.state_dict())
     with torch.inference_mode():
-        model.answers(asking.batch(model, asking.scene("one")))
-    assert model.geometry.made == 1 and list(model.state_dict()) == names
+        model.predict_batch(asking.batch(model, asking.scene("one")))
+    assert model.geometry.num_computed == 1 and list(model.state_dict()) == names
     assert not any(name.startswith("geometry.") for name in names)
     loss = model.train().loss(asking.batch(model, asking.scene("other", seed=1), training=True))
     loss.backward()
-    assert model.geometry.made == 2 and all(p.grad is None for p in model.geometry.encoder().parameters())
+    assert model.geometry.num_computed == 2 and all(p.grad is None for p in model.geometry.encoder().parameters())
     plain = model_of("AddFusion", weights)
     assert model.trained_names() == plain.trained_names()
     (
@@ -136,21 +136,21 @@ def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
     # the VGGT of a release is found before anything else of it is loaded
     backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
     encoder = CachedGeometry(backbone.geometry, GeometryCache(str(tmp_path / "cache")))
-    encoder.want_cameras()
+    encoder.enable_camera_head()
     (found,) = ask(encoder, frames(2, 28, 28))
     assert found.world_to_camera is not None and len(encoder.files) == 3
 
 
 def test_what_cant_be_kept_is_said(weights: Path, tmp_path: Path) -> None:
     cache = GeometryCache(str(tmp_path))
-    with pytest.raises(InputError, match="GivenGeometry has nothing that a cache would save"):
-        CachedGeometry(GivenGeometry, cache)
+    with pytest.raises(InputError, match="DatasetGeometry has nothing that a cache would save"):
+        CachedGeometry(DatasetGeometry, cache)
     with pytest.raises(InputError, match="geometry_cache: say with --model.geometry"):
         CachedGeometry(lambda: None, cache)
     with pytest.raises(InputError, match="learning_rates.geometry trains what --model.geometry_cache keeps"):
         SpatialMLLM(lambda: TinyVGGT(**SIZES), learning_rates=LearningRates(geometry=1e-5), geometry_cache=cache)
     with pytest.raises(InputError, match="has no camera head"):
-        CachedGeometry(lambda: TinyVGGT(**SIZES, heads=()), cache).want_cameras()
+        CachedGeometry(lambda: TinyVGGT(**SIZES, heads=()), cache).enable_camera_head()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        CachedGeometry(lambda: TinyVGGT(**SIZES), cache).want_cameras()
+        CachedGeometry(lambda: TinyVGGT(**SIZES), cache).enable_camera_head()

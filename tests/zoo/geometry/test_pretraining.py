@@ -37,7 +37,7 @@ def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> dict[
         depth = read_depth(scene.depth, frames, num_frames=48, size_hw=(56, 56))
         found["frames"].append(Video(scene.video).read(frames))
         found["geometry"].append(
-            SceneGeometry(world_to_camera=poses[list(frames)], K_normalised=K[list(frames)], depth=depth)
+            SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
         )
     return found
 
@@ -76,7 +76,7 @@ def test_it_learns_what_it_sees_and_leaves_weights_to_load(
     after = run.callback_metrics
     assert before["val/rotation_deg"] > 30 and after["val/rotation_deg"] < 12
     assert after["val/depth_relative"] < 0.75 * before["val/depth_relative"]
-    assert after["val/centre"] < before["val/centre"] / 3
+    assert after["val/center"] < before["val/center"] / 3
     still = before["val/unlearned/rotation_deg"]
     assert after["val/unlearned/rotation_deg"] == still > 2 * after["val/rotation_deg"]
     said = capsys.readouterr().out

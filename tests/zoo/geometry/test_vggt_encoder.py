@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.zoo.geometry.official import hash_model, hash_weights, tiny_config, tiny_images
-from zoo.cameras import Cameras, normalise_intrinsics
+from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry import PretrainedVGGT, SceneGeometry, TinyVGGT, VGGTEncoder, pose_encoding_to_cameras
-from zoo.geometry.vggt_encoder import sound_cameras
+from zoo.geometry.vggt_encoder import valid_cameras
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_tokens_and_cameras_are_vggts(encoder: VGGTEncoder) -> None:
     assert torch.equal(scene.patches[1, 1, 0], tokens[1, 5 + 3])  # row by row, after five special tokens
     world_to_camera, K_px = pose_encoding_to_cameras(expected.pose_enc[0], (28, 42))
     assert torch.equal(scene.world_to_camera, world_to_camera) and scene.has_camera.all()
-    assert torch.equal(scene.K_normalised, normalise_intrinsics(K_px, 42, 28))
-    assert not torch.allclose(scene.K_normalised, normalise_intrinsics(K_px, 28, 42))
-    Cameras(scene.world_to_camera[None], scene.K_normalised[None])  # what it accepts
+    assert torch.equal(scene.K_normalized, normalize_intrinsics(K_px, 42, 28))
+    assert not torch.allclose(scene.K_normalized, normalize_intrinsics(K_px, 28, 42))
+    Cameras(scene.world_to_camera[None], scene.K_normalized[None])  # what it accepts
 
 
 def test_another_layer(encoder: VGGTEncoder) -> None:
@@ -99,7 +99,7 @@ def test_only_what_is_asked_for_is_computed(encoder: VGGTEncoder) -> None:
         module.register_forward_hook(lambda *_, name=name: ran.add(name))
     early = VGGTEncoder(encoder.vggt, layer=1)
     (scene,) = encode(early, scenes((2, 28, 28)), cameras=False)
-    assert not ran and scene.world_to_camera is scene.K_normalised is scene.has_camera is None
+    assert not ran and scene.world_to_camera is scene.K_normalized is scene.has_camera is None
     (scene,) = encode(early, scenes((2, 28, 28)), tokens=False)
     assert ran == {"head", "last"} and scene.patches is scene.camera_tokens is None
 
@@ -124,7 +124,7 @@ def test_cameras_without_a_meaning_are_identities_and_marked() -> None:
     rows[3][3:7] = [0.0] * 4  # no rotation
     rows[4][0] = math.nan
     pose_enc = torch.tensor([rows], requires_grad=True)
-    poses, K, has_camera = sound_cameras(pose_enc, (28, 42))
+    poses, K, has_camera = valid_cameras(pose_enc, (28, 42))
     assert has_camera.tolist() == [[True, False, False, False, False, True]]
     assert torch.equal(poses[0, 1:5], torch.eye(4).expand(4, 4, 4)) and torch.equal(K[0, 1], torch.eye(3))
     assert not torch.equal(poses[0, 0], torch.eye(4)) and torch.equal(poses[0, 0], poses[0, 5])
@@ -147,7 +147,7 @@ def test_bfloat16_trunk_gives_float32_cameras(encoder: VGGTEncoder) -> None:
     encoder.vggt.aggregator.to(torch.bfloat16)
     half = encode(encoder, scenes((2, 28, 28)))[0]
     assert (
-        half.patches.dtype == torch.bfloat16 and half.world_to_camera.dtype == half.K_normalised.dtype == torch.float32
+        half.patches.dtype == torch.bfloat16 and half.world_to_camera.dtype == half.K_normalized.dtype == torch.float32
     )
     assert 0 < (half.world_to_camera - exact.world_to_camera).abs().max() < 0.2
 
@@ -163,20 +163,20 @@ def test_a_camera_head_is_loaded_if_cameras_are_wanted(tmp_path: Path, monkeypat
     save_file(weights, tmp_path / "model.safetensors")
     encoder = PretrainedVGGT(str(tmp_path), dtype="bfloat16")
     assert encoder.vggt.camera_head is None and encode(encoder, frames, cameras=False)[0].patches is not None
-    with pytest.raises(InputError, match="built without its camera head: .*--model.cameras either"):
+    with pytest.raises(InputError, match="built without its camera head: .*--model.camera_source auto"):
         encode(encoder, frames)
-    encoder.want_cameras()
+    encoder.enable_camera_head()
     expected, found = hash_model(config).camera_head, encoder.vggt.camera_head
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
     assert encode(encoder, frames)[0].world_to_camera.dtype == torch.float32
-    encoder.want_cameras()
+    encoder.enable_camera_head()
     assert encoder.vggt.camera_head is found  # once
 
     save_file({name: t for name, t in weights.items() if "camera_head" not in name}, tmp_path / "bare.safetensors")
-    with pytest.raises(InputError, match=r"no camera head \(camera_head\.\*\).*--model.cameras given"):
-        PretrainedVGGT(str(tmp_path / "bare.safetensors")).want_cameras()
+    with pytest.raises(InputError, match=r"no camera head \(camera_head\.\*\).*--model.camera_source dataset"):
+        PretrainedVGGT(str(tmp_path / "bare.safetensors")).enable_camera_head()
     with pytest.raises(InputError, match=r"no camera head: .*--model.geometry.heads \[camera\]"):
-        TinyVGGT(embed_dim=16, num_heads=2, heads=()).want_cameras()
+        TinyVGGT(embed_dim=16, num_heads=2, heads=()).enable_camera_head()
 
 
 def test_a_depth_head_is_loaded_if_depth_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,10 +186,10 @@ def test_a_depth_head_is_loaded_if_depth_is_wanted(tmp_path: Path, monkeypatch: 
     config["camera_head"] = {"dim_in": 64}
     save_file(hash_weights(config), tmp_path / "model.safetensors")
     encoder, frames = PretrainedVGGT(str(tmp_path)), scenes((2, 28, 28))
-    encoder.want_cameras()
+    encoder.enable_camera_head()
     identity = encoder.identity()
     assert encode(encoder, frames)[0].depth is None
-    encoder.want_depth()
+    encoder.enable_depth_head()
     assert encoder.identity() != identity
     (found,) = encode(encoder, frames)
     whole = hash_model(config)
@@ -197,7 +197,7 @@ def test_a_depth_head_is_loaded_if_depth_is_wanted(tmp_path: Path, monkeypatch: 
     torch.testing.assert_close(found.depth, expected)
     assert encode(encoder, frames, cameras=False)[0].depth is None
     with pytest.raises(InputError, match=r"no depth head: .*--model.geometry.heads \[camera,depth\]"):
-        TinyVGGT(embed_dim=16, num_heads=2).want_depth()
+        TinyVGGT(embed_dim=16, num_heads=2).enable_depth_head()
 
 
 def test_tiny_weights_come_from_a_seed_or_a_path(tmp_path: Path) -> None:

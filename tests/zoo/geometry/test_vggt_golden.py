@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.zoo.geometry.official import CASES, HEADS, hash_model, load_case
 from zoo.geometry.vggt import VGGT, VGGTOutput
-from zoo.geometry.vggt.aggregator import normalise
+from zoo.geometry.vggt.aggregator import normalize
 from zoo.geometry.vggt.dpt_head import ResidualUnit
 
 LAYERS_ATOL, OUTPUTS_ATOL = 2e-5, 4e-5  # four times what float32 runs of the official code differ by
@@ -46,7 +46,7 @@ def test_equals_the_official_code(case: str) -> None:
     assert max(errors(output, t).values()) < 1, errors(output, t)
     if "patch_tokens" in t:
         with torch.no_grad():
-            patches = model.aggregator.patch_embed(normalise(t["images_u8"] / 255).flatten(0, 1))
+            patches = model.aggregator.patch_embed(normalize(t["images_u8"] / 255).flatten(0, 1))
         assert torch.allclose(patches, t["patch_tokens"], atol=LAYERS_ATOL, rtol=0)
 
 

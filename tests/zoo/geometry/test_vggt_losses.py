@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.geometry import SceneGeometry, VGGTOutput
-from zoo.geometry.vggt.losses import ALPHA, HUBER, camera_loss, dense_loss, errors, losses, targets, unlearned
+from zoo.geometry.vggt.losses import ALPHA, HUBER, camera_loss, constant_baseline, dense_loss, errors, losses, targets
 from zoo.geometry.vggt.pose_encoding import quaternion_to_rotation, rotation_to_quaternion
 
 HEIGHT, WIDTH = 4, 6
@@ -31,7 +31,7 @@ def scene(seed: int = 0, frames: int = 3, unit: float = 1.0, move: Tensor | None
     depth = 1 + torch.rand(frames, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
     depth[0, 0, :2] = 0
     depth[2:, 3, 5] = 0
-    return SceneGeometry(world_to_camera=poses, K_normalised=K.expand(frames, 3, 3), depth=unit * depth)
+    return SceneGeometry(world_to_camera=poses, K_normalized=K.expand(frames, 3, 3), depth=unit * depth)
 
 
 def perfect(truth) -> VGGTOutput:
@@ -74,7 +74,7 @@ def test_targets_against_a_slow_reference() -> None:
     assert torch.allclose(truth.pose_enc[0, :, 7:], torch.tensor(fov).expand(3, 2), atol=1e-6)
 
 
-def test_targets_know_neither_the_world_nor_the_metre() -> None:
+def test_targets_know_neither_the_world_nor_the_meter() -> None:
     first = targets([scene()])
     for other in (targets([scene(unit=3.7)]), targets([scene(move=random_poses(9, 1)[0])])):
         for name in ("pose_enc", "depth", "points"):
@@ -184,7 +184,7 @@ def test_errors_have_their_units() -> None:
     moved = truth.pose_enc.clone()
     moved[0, 2, :3] += torch.tensor([0.0, 0.3, 0.4])  # one of two frames, by half a unit
     output.pose_enc = moved
-    assert torch.allclose(errors(output, truth)["centre"], torch.tensor([0.25, 0.0]), atol=1e-4)
+    assert torch.allclose(errors(output, truth)["center"], torch.tensor([0.25, 0.0]), atol=1e-4)
 
 
 def test_a_single_frame_has_no_pose_error() -> None:
@@ -195,12 +195,12 @@ def test_a_single_frame_has_no_pose_error() -> None:
 
 def test_who_has_not_looked_is_off_by_what_there_is_to_see() -> None:
     truth = targets([scene(), scene(1)])
-    found = errors(unlearned(truth), truth)
+    found = errors(constant_baseline(truth), truth)
     R = quaternion_to_rotation(truth.pose_enc[..., 3:7])
     cosines = (R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
     assert torch.allclose(found["rotation_deg"], cosines.acos().rad2deg()[:, 1:].mean(1), atol=0.1)
-    centres = (-R.mT @ truth.pose_enc[..., :3, None]).norm(dim=(-2, -1))
-    assert torch.allclose(found["centre"], centres[:, 1:].mean(1), atol=1e-4)
+    centers = (-R.mT @ truth.pose_enc[..., :3, None]).norm(dim=(-2, -1))
+    assert torch.allclose(found["center"], centers[:, 1:].mean(1), atol=1e-4)
 
     def off(depth: float) -> Tensor:
         return torch.stack([(1 - depth / d[d > 0]).abs().mean() for d in truth.depth])

@@ -131,7 +131,7 @@ def test_a_hub_id(tiny_1b: dict[str, Tensor], tmp_path: Path, monkeypatch: pytes
         asked.append((repository, allow_patterns))
         return str(tmp_path)
 
-    monkeypatch.setattr("zoo.folders.snapshot_download", download)
+    monkeypatch.setattr("zoo.hub.snapshot_download", download)
     VGGT.from_pretrained()
     assert asked == [("facebook/VGGT-1B", ["model.safetensors"])]
 

@@ -71,14 +71,14 @@ class Aggregator(nn.Module):
         Nothing after the last of `layers` is computed, and no other output is kept.
 
         Args:
-            images: in 0..1; normalised here.
+            images: in 0..1; normalized here.
             layers: indices from 0 to depth - 1.
 
         Returns:
             For each of `layers`, tokens in the order camera, registers, patches (row by row).
         """
         batch, frames, _, height, width = images.shape
-        patches = self.patch_embed(normalise(images).flatten(0, 1))
+        patches = self.patch_embed(normalize(images).flatten(0, 1))
         special = torch.cat((self.camera_token, self.register_token), 2)
         which = (torch.arange(frames, device=images.device) > 0).long()
         special = special[:, which].expand(batch, -1, -1, -1).flatten(0, 1)
@@ -103,7 +103,7 @@ class Aggregator(nn.Module):
         return outputs
 
 
-def normalise(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
+def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
     """By ImageNet's mean and standard deviation of the channels."""
     mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
     std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]

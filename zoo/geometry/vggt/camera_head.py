@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.geometry.vggt.blocks import MLP, Block
-from zoo.precision import wide
+from zoo.precision import to_float32
 
 ENCODING = 9  # see pose_encoding.py
 
@@ -47,7 +47,7 @@ class CameraHead(nn.Module):
             seen = self.empty_pose_tokens if encoding is None else encoding.detach().to(camera.dtype)
             shift, scale, gate = self.poseLN_modulation(self.embed_pose(seen)).chunk(3, -1)
             modulated = gate * (self.adaln_norm(camera) * (1 + scale) + shift)
-            update = wide(self.pose_branch(self.trunk_norm(self.trunk(modulated + camera))))
+            update = to_float32(self.pose_branch(self.trunk_norm(self.trunk(modulated + camera))))
             encoding = update if encoding is None else encoding.detach() + update
             answers.append(torch.cat((encoding[..., :7], F.relu(encoding[..., 7:])), -1))
         return torch.stack(answers)

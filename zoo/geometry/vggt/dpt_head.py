@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.precision import wide
+from zoo.precision import to_float32
 
 FRAMES_AT_A_TIME = 8  # bounds the memory: the last maps have the size of the images
 POSITION_SCALE = 0.1
@@ -84,7 +84,7 @@ class DPTHead(nn.Module):
             patches = project(self.norm(layer).mT.unflatten(2, grid))
             maps.append(resize(add_positions(patches, width / height)))
         merged = upsample(self.scratch.merge(maps), (height, width))
-        return wide(self.scratch.output_conv2(add_positions(merged, width / height)))
+        return to_float32(self.scratch.output_conv2(add_positions(merged, width / height)))
 
 
 class Scratch(nn.Module):
@@ -149,7 +149,7 @@ class ResidualUnit(nn.Module):
 
 
 def upsample(x: Float[Tensor, "N C h w"], size: tuple[int, int]) -> Float[Tensor, "N C H W"]:
-    """Bilinear, with the corner pixels' centres kept in the corners."""
+    """Bilinear, with the corner pixels' centers kept in the corners."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
@@ -166,7 +166,7 @@ def add_positions(x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "
     frequency = 100 ** (-torch.arange(quarter, dtype=torch.float64, device=x.device) / quarter)
 
     def embed(half_side: float, count: int) -> Tensor:
-        edge = half_side / diagonal * (count - 1) / count  # the centre of the outermost pixel
+        edge = half_side / diagonal * (count - 1) / count  # the center of the outermost pixel
         angle = frequency[:, None] * torch.linspace(-edge, edge, count, dtype=x.dtype, device=x.device)
         return POSITION_SCALE * torch.cat((angle.sin(), angle.cos())).to(x.dtype)
 

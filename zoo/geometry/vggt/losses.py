@@ -2,7 +2,7 @@
 2503.11651, without the tracks.
 
 Everything is in the frame of the first camera, and in units of the mean distance of the scene's points from it.
-So VGGT never learns how large a scene is, only its shape: metres are thrown away here, on purpose.
+So VGGT never learns how large a scene is, only its shape: meters are thrown away here, on purpose.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REFINEMENT_DECAY = 0.6  # an earlier step of the camera head counts so much less
 
 @dataclass(eq=False)
 class Targets:
-    """The truth about B scenes of S frames, normalised; see the module."""
+    """The truth about B scenes of S frames, normalized; see the module."""
 
     pose_enc: Float[Tensor, "B S 9"]
     depth: Float[Tensor, "B dense H W"]
@@ -49,13 +49,13 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
         ValueError: a scene without cameras or depth, a frame without a camera, a scene without a pixel of depth.
     """
     for scene in scenes:
-        if scene.world_to_camera is None or scene.K_normalised is None or scene.depth is None:
+        if scene.world_to_camera is None or scene.K_normalized is None or scene.depth is None:
             raise ValueError("VGGT learns from cameras and depth: this scene lacks one of them")
         if scene.has_camera is not None and not scene.has_camera.all():
             raise ValueError("VGGT learns from a camera for each frame: this scene lacks some")
     depth = torch.stack([scene.depth for scene in scenes if scene.depth is not None]).float()
     poses = torch.stack([scene.world_to_camera for scene in scenes if scene.world_to_camera is not None]).double()
-    K = torch.stack([scene.K_normalised for scene in scenes if scene.K_normalised is not None]).double()
+    K = torch.stack([scene.K_normalized for scene in scenes if scene.K_normalized is not None]).double()
     height, width = depth.shape[-2:]
     poses = poses @ invert_se3(poses[:, :1])
     K_px = intrinsics_in_pixels(K, width, height)
@@ -101,7 +101,7 @@ def dense_loss(
     truth: Float[Tensor, "B S H W C"],
     known: Bool[Tensor, "B S H W"],
 ) -> Float[Tensor, ""]:
-    """Confidence times the distance, and times that of the differences of neighbours, minus alpha log confidence.
+    """Confidence times the distance, and times that of the differences of neighbors, minus alpha log confidence.
 
     Each term is a mean over the pixels with a known value (for differences: with two). Being unsure lowers the first
     terms and costs the last: aleatoric uncertainty, Kendall & Gal 2017, arXiv 1703.04977.
@@ -123,7 +123,7 @@ def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
     """How far off each scene is, in numbers with a meaning.
 
     rotation_deg: the angle between found and true rotation relative to the first frame, the mean over the others.
-    centre: the distance of found and true camera centre, likewise, in units of the points' mean distance.
+    center: the distance of found and true camera center, likewise, in units of the points' mean distance.
     depth_relative: |found - true| / true, the mean over the pixels.
     """
     found: dict[str, Tensor] = {}
@@ -132,7 +132,7 @@ def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
         true, _ = pose_encoding_to_cameras(truth.pose_enc, (height, width))
         poses, _ = pose_encoding_to_cameras(output.pose_enc, (height, width))
         angle, distance = pose_distance(poses @ invert_se3(poses[:, :1]), true)
-        found["rotation_deg"], found["centre"] = angle[:, 1:].mean(1).rad2deg(), distance[:, 1:].mean(1)
+        found["rotation_deg"], found["center"] = angle[:, 1:].mean(1).rad2deg(), distance[:, 1:].mean(1)
     if output.depth is not None:
         relative = (output.depth[..., 0] - truth.depth).abs() / torch.where(truth.known, truth.depth, 1)
         known = truth.known.flatten(1)
@@ -140,7 +140,7 @@ def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
     return found
 
 
-def unlearned(truth: Targets) -> VGGTOutput:
+def constant_baseline(truth: Targets) -> VGGTOutput:
     """The answer of one who hasn't looked: a camera that stays where it is, and one depth everywhere, the true median.
 
     Its `errors` are what those of a model are to be held against.

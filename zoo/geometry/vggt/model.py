@@ -171,7 +171,7 @@ class VGGT(nn.Module):
         """Only what is asked for is computed and kept.
 
         Args:
-            images: RGB in 0..1, not normalised; sides in multiples of the patch size. Frame 0 of a scene is
+            images: RGB in 0..1, not normalized; sides in multiples of the patch size. Frame 0 of a scene is
                 the one whose camera is the world.
             layers: of the aggregator, counted from the end where negative.
             heads: any of "camera", "depth", "point".

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.folders import download
-from zoo.weights import WEIGHTS, fill
+from zoo.hub import download
+from zoo.weights import WEIGHTS, load_into
 
 DINOV2_PREFIX = "aggregator.patch_embed."
 QKV = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
@@ -85,7 +85,7 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor], skip: tuple[s
     Raises:
         InputError: naming what is missing, unexpected, or has another shape. Some may be loaded by then.
     """
-    fill(
+    load_into(
         model.state_dict(),
         tensors,
         current_names=current_names,

@@ -18,7 +18,7 @@ DINOV2 = {  # name: width, layers, heads
 
 
 class DINOv2(Dinov2WithRegistersModel):
-    """DINOv2 with registers (arXiv 2309.16588): only the normalised patch tokens come out."""
+    """DINOv2 with registers (arXiv 2309.16588): only the normalized patch tokens come out."""
 
     def forward(  # type: ignore[override]
         self, images: Float[Tensor, "N 3 H W"]

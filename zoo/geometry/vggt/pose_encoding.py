@@ -2,7 +2,7 @@
 
 The translation and the rotation are world-to-camera, x_camera = R x_world + t, in the scene's own scale, with
 the first frame as the world. The quaternion is (x, y, z, w) and needn't have unit length; the principal point
-is the centre of the image. Source: arXiv 2503.11651, section 3.
+is the center of the image. Source: arXiv 2503.11651, section 3.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.precision import wide
+from zoo.precision import to_float32
 
 
 def pose_encoding_to_cameras(
@@ -22,7 +22,7 @@ def pose_encoding_to_cameras(
     The camera head can give a field of view of exactly 0, which is an infinite focal length: check with
     `isfinite` before `zoo.Cameras`, which refuses it.
     """
-    pose_enc = wide(pose_enc)
+    pose_enc = to_float32(pose_enc)
     height, width = image_size_hw
     world_to_camera = pose_enc.new_zeros(*pose_enc.shape[:-1], 4, 4)
     world_to_camera[..., :3, :3] = quaternion_to_rotation(pose_enc[..., 3:7])
@@ -46,7 +46,7 @@ def cameras_to_pose_encoding(
 
     The principal point is dropped: the encoding has none.
     """
-    world_to_camera, K_px = wide(world_to_camera), wide(K_px)
+    world_to_camera, K_px = to_float32(world_to_camera), to_float32(K_px)
     height, width = image_size_hw
     fov_h = 2 * torch.atan((height / 2) / K_px[..., 1, 1])
     fov_w = 2 * torch.atan((width / 2) / K_px[..., 0, 0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry
-from zoo.geometry.steps import step_cameras, step_points
+from zoo.geometry.temporal_patches import step_cameras, step_points
 
 AXIS = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
 
@@ -20,11 +20,11 @@ def rotation(angle: float) -> Tensor:
     return torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64))
 
 
-def camera(angle: float, centre: tuple[float, float, float]) -> Tensor:
+def camera(angle: float, center: tuple[float, float, float]) -> Tensor:
     """World-to-camera, of a camera that is turned by an angle about AXIS."""
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3, :3] = rotation(angle).T
-    pose[:3, 3] = -pose[:3, :3] @ torch.tensor(centre, dtype=torch.float64)
+    pose[:3, 3] = -pose[:3, :3] @ torch.tensor(center, dtype=torch.float64)
     return pose
 
 
@@ -34,7 +34,7 @@ def scene(*present: bool, turn: float = 2.8) -> SceneGeometry:
     K = torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)
     K[1, 0, 0] = 2.0
     known: dict[str, Any] = {"has_camera": torch.tensor(present)} if present else {}
-    return SceneGeometry(world_to_camera=torch.stack(poses), K_normalised=K, **known)
+    return SceneGeometry(world_to_camera=torch.stack(poses), K_normalized=K, **known)
 
 
 @pytest.mark.parametrize("turn", [2.8, 1e-3, 0.0])
@@ -42,7 +42,7 @@ def test_the_mean_lies_half_way(turn: float) -> None:
     cameras, has_camera = step_cameras([scene(turn=turn)], "mean")
     expected = torch.stack([camera(0.4 + turn / 2, (1, -2, 3)), camera(0, (2, 1, 1))])
     torch.testing.assert_close(cameras.world_to_camera[0], expected, rtol=0, atol=1e-12)
-    assert cameras.K_normalised[0, :, 0, 0].tolist() == [1.5, 1.0] and has_camera.all()
+    assert cameras.K_normalized[0, :, 0, 0].tolist() == [1.5, 1.0] and has_camera.all()
 
 
 @pytest.mark.parametrize(("pair", "frames"), [("first", [0, 2]), ("last", [1, 3])])
@@ -50,7 +50,7 @@ def test_the_first_or_the_last(pair: Any, frames: list[int]) -> None:
     cameras, _ = step_cameras([scene()], pair)
     given = scene().cameras()
     assert torch.equal(cameras.world_to_camera[0], given[0][frames])
-    assert torch.equal(cameras.K_normalised[0], given[1][frames])
+    assert torch.equal(cameras.K_normalized[0], given[1][frames])
     half_way, _ = step_cameras([scene()], "mean")  # the control
     assert (half_way.world_to_camera - cameras.world_to_camera).abs().amax((0, 2, 3)).min() > 0.1
 
@@ -67,6 +67,6 @@ def test_where_one_has_no_camera_it_is_the_others(pair: Any) -> None:
 def test_points_are_of_the_first_frame() -> None:
     deep = scene()
     deep.depth = torch.ones(4, 28, 28)
-    with pytest.raises(InputError, match="leave --model.pair_camera first"):
+    with pytest.raises(InputError, match="leave --model.merged_camera first"):
         step_points(deep, "mean")
     assert step_points(deep).shape == (2, 1, 1, 3)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.errors import InputError
-from zoo.geometry import GivenGeometry, SceneGeometry, project_points
+from zoo.geometry import DatasetGeometry, SceneGeometry, project_points
 from zoo.geometry.vggt.pose_encoding import quaternion_to_rotation
 from zoo.poses import invert_se3
 
@@ -30,12 +30,12 @@ def random_poses(count: int, seed: int = 0) -> Tensor:
 
 def scene(poses: Tensor, depth: Tensor | None = None, has_camera: Tensor | None = None) -> SceneGeometry:
     return SceneGeometry(
-        world_to_camera=poses, K_normalised=K.expand(len(poses), 3, 3), depth=depth, has_camera=has_camera
+        world_to_camera=poses, K_normalized=K.expand(len(poses), 3, 3), depth=depth, has_camera=has_camera
     )
 
 
 def encode(given: SceneGeometry | None, **options: Any) -> SceneGeometry:
-    return GivenGeometry(**options)([FRAMES], [given])[0]
+    return DatasetGeometry(**options)([FRAMES], [given])[0]
 
 
 def some_depth(seed: int = 0) -> Tensor:
@@ -53,7 +53,7 @@ def test_every_channel_against_a_slow_reference() -> None:
     assert found.patches.shape == (3, 2, 3, 10) and found.camera_tokens.shape == (3, 10)
     for s in range(3):
         camera_to_first = poses[0] @ torch.linalg.inv(poses[s])
-        centre = camera_to_first[:3, 3]
+        center = camera_to_first[:3, 3]
         for row in range(2):
             for column in range(3):
                 pixel = torch.tensor([14 * column + 7, 14 * row + 7, 1], dtype=torch.float64)
@@ -63,11 +63,11 @@ def test_every_channel_against_a_slow_reference() -> None:
                 block = block[block > 0].sort().values
                 where = torch.zeros(4, dtype=torch.float64)
                 if len(block):
-                    where = torch.cat((centre + block[(len(block) - 1) // 2] * ray, torch.ones(1).double()))
-                expected = torch.cat((unit, torch.linalg.cross(centre, unit), where))
+                    where = torch.cat((center + block[(len(block) - 1) // 2] * ray, torch.ones(1).double()))
+                expected = torch.cat((unit, torch.linalg.cross(center, unit), where))
                 assert torch.allclose(found.patches[s, row, column], expected, atol=1e-9), (s, row, column)
         axis = camera_to_first[:3, 2]
-        expected = torch.cat((axis, torch.linalg.cross(centre, axis), centre, torch.ones(1).double()))
+        expected = torch.cat((axis, torch.linalg.cross(center, axis), center, torch.ones(1).double()))
         assert torch.allclose(found.camera_tokens[s], expected, atol=1e-9)
     assert not found.patches[1, 0, 1, 6:].any() and found.patches[1, 0, 1, :6].any()
 
@@ -76,10 +76,10 @@ def test_points_project_into_the_middle_of_their_patches() -> None:
     found = encode(scene(random_poses(3), some_depth()))
     points = found.patches[..., 6:9].flatten(1, 2)
     pixels, in_camera = project_points(points, found.world_to_camera, K_PX)
-    centres = torch.tensor([[14 * c + 7, 14 * r + 7] for r in range(2) for c in range(3)], dtype=torch.float64)
-    assert torch.allclose(pixels, centres.expand(3, 6, 2), atol=1e-9) and (in_camera[..., 2] > 1).all()
+    centers = torch.tensor([[14 * c + 7, 14 * r + 7] for r in range(2) for c in range(3)], dtype=torch.float64)
+    assert torch.allclose(pixels, centers.expand(3, 6, 2), atol=1e-9) and (in_camera[..., 2] > 1).all()
     wrong, _ = project_points(points, invert_se3(found.world_to_camera), K_PX)
-    assert not torch.allclose(wrong[1:], centres.expand(2, 6, 2), atol=1.0)
+    assert not torch.allclose(wrong[1:], centers.expand(2, 6, 2), atol=1.0)
 
 
 def test_rays_that_meet_show_it() -> None:
@@ -105,7 +105,7 @@ def test_the_world_of_the_data_does_not_show() -> None:
     assert torch.allclose(first.world_to_camera, expected, atol=1e-12)
     scaled = poses.clone()
     scaled[:, :3, 3] *= 2
-    assert not torch.allclose(encode(scene(scaled)).patches, encode(scene(poses)).patches, atol=1e-2)  # metres do
+    assert not torch.allclose(encode(scene(scaled)).patches, encode(scene(poses)).patches, atol=1e-2)  # meters do
 
 
 def test_a_world_that_is_far_away_costs_no_digits() -> None:
@@ -125,7 +125,7 @@ def test_frames_without_a_camera_say_nothing_and_are_not_the_world() -> None:
     assert not found.patches[0].any() and not found.camera_tokens[0].any()
     identity = torch.eye(4, dtype=torch.float64)
     assert torch.equal(found.world_to_camera[0], identity) and torch.equal(found.world_to_camera[1], identity)
-    alone = GivenGeometry()([FRAMES[1:]], [scene(poses[1:], some_depth()[1:])])[0]
+    alone = DatasetGeometry()([FRAMES[1:]], [scene(poses[1:], some_depth()[1:])])[0]
     assert torch.equal(found.patches[1:], alone.patches) and torch.equal(found.has_camera, has_camera)
 
 
@@ -136,11 +136,12 @@ def test_without_depth() -> None:
     poses = random_poses(3)
     rays = encode(scene(poses, some_depth()), depth=False)
     assert (
-        GivenGeometry(depth=False).width == 6 == rays.patches.shape[-1] and not GivenGeometry(depth=False).needs_depth
+        DatasetGeometry(depth=False).width == 6 == rays.patches.shape[-1]
+        and not DatasetGeometry(depth=False).requires_depth
     )
     assert torch.equal(rays.patches, encode(scene(poses, some_depth())).patches[..., :6])
     unknown = encode(scene(poses))  # depth is wanted, but this scene has none
-    assert GivenGeometry().width == 10 == unknown.patches.shape[-1] and not unknown.patches[..., 6:].any()
+    assert DatasetGeometry().width == 10 == unknown.patches.shape[-1] and not unknown.patches[..., 6:].any()
 
 
 @pytest.mark.parametrize("present", [None, torch.tensor([False, True, True])])
@@ -163,20 +164,20 @@ def test_a_unit_needs_depth() -> None:
     with pytest.raises(InputError, match="scene 0 of the batch comes without depth, which --model.geometry.unit"):
         encode(scene(random_poses(3)), unit="scene")
     with pytest.raises(InputError, match="set --model.geometry.depth true"):
-        GivenGeometry(depth=False, unit="scene")
+        DatasetGeometry(depth=False, unit="scene")
 
 
 def test_precision_follows_the_frames_and_autocast_is_ignored() -> None:
-    given = SceneGeometry(world_to_camera=random_poses(3).float(), K_normalised=K.float().expand(3, 3, 3))
+    given = SceneGeometry(world_to_camera=random_poses(3).float(), K_normalized=K.float().expand(3, 3, 3))
     exact = encode(given)
     assert exact.patches.dtype == torch.float64 and exact.world_to_camera.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        (half,) = GivenGeometry()([FRAMES.bfloat16()], [given])
+        (half,) = DatasetGeometry()([FRAMES.bfloat16()], [given])
     assert half.patches.dtype == torch.float32 and torch.allclose(half.patches.double(), exact.patches, atol=1e-6)
 
 
 def test_scenes_of_different_lengths_and_sizes() -> None:
-    encoder = GivenGeometry()
+    encoder = DatasetGeometry()
     frames = [FRAMES, torch.zeros(1, 3, 14, 28), torch.zeros(100, 3, 28, 28)]
     given = [scene(random_poses(len(each), seed=i)) for i, each in enumerate(frames)]
     found = encoder(frames, given)
@@ -190,12 +191,12 @@ def test_scenes_of_different_lengths_and_sizes() -> None:
 )
 def test_scenes_without_cameras_are_refused(given: SceneGeometry | None) -> None:
     with pytest.raises(InputError, match="^scene 1 of the batch comes without cameras: put .*cameras.json"):
-        GivenGeometry()([FRAMES, FRAMES], [scene(random_poses(3)), given])
+        DatasetGeometry()([FRAMES, FRAMES], [scene(random_poses(3)), given])
 
 
 def test_bad_shapes() -> None:
     with pytest.raises(InputError, match="frames of 42 x 30 pixels"):
-        GivenGeometry()([torch.zeros(3, 3, 30, 42)], [scene(random_poses(3))])
+        DatasetGeometry()([torch.zeros(3, 3, 30, 42)], [scene(random_poses(3))])
     with pytest.raises(ValueError, match="2 cameras for 3 frames"):
         encode(scene(random_poses(2)))
     with pytest.raises(ValueError, match="depth"):

@@ -15,19 +15,19 @@ from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.poses import invert_se3
 
-PairCamera = Literal["first", "last", "mean"]
-FRAMES_PER_STEP = 2
+MergedCamera = Literal["first", "last", "mean"]
+TEMPORAL_PATCH_SIZE = 2
 
 
 def step_cameras(
-    scenes: Sequence[SceneGeometry | None], pair: PairCamera = "first"
+    scenes: Sequence[SceneGeometry | None], pair: MergedCamera = "first"
 ) -> tuple[Cameras, Bool[Tensor, "B C"]]:
     """The cameras of the grid steps of several scenes, shorter ones filled up; and which of them mean something.
 
     Args:
         scenes: each with a camera a frame, an even number of frames; None is an error like a scene without.
         pair: the camera of a step is that of the first or the last of its frames, or lies half-way between both: the
-            mean of centres and intrinsics, and the mid-point of the rotations. Where one has none it is the other's.
+            mean of centers and intrinsics, and the mid-point of the rotations. Where one has none it is the other's.
 
     Raises:
         ValueError: a scene without cameras.
@@ -49,7 +49,7 @@ def step_cameras(
     return Cameras(world_to_camera, intrinsics), has_camera
 
 
-def step_points(scene: SceneGeometry | None, pair: PairCamera = "first") -> Float[Tensor, "t h w 3"]:
+def step_points(scene: SceneGeometry | None, pair: MergedCamera = "first") -> Float[Tensor, "t h w 3"]:
     """The 3D point that each token shows, see `token_points`; of two merged frames, by the depth of the first.
 
     Raises:
@@ -58,9 +58,9 @@ def step_points(scene: SceneGeometry | None, pair: PairCamera = "first") -> Floa
     if scene is None or scene.depth is None:
         raise ValueError("a scene without depth where the points that tokens show are needed")
     if pair != "first":
-        raise InputError("points are those of the first frame of a pair: leave --model.pair_camera first")
-    poses, K, present = (each[::FRAMES_PER_STEP] for each in scene.cameras())
-    points = token_points(scene.depth[::FRAMES_PER_STEP], poses, K)
+        raise InputError("points are those of the first frame of a pair: leave --model.merged_camera first")
+    poses, K, present = (each[::TEMPORAL_PATCH_SIZE] for each in scene.cameras())
+    points = token_points(scene.depth[::TEMPORAL_PATCH_SIZE], poses, K)
     return points.where(present[:, None, None, None], torch.nan)
 
 
@@ -79,14 +79,14 @@ def median_depths(scenes: Sequence[SceneGeometry | None]) -> Float[Tensor, " B"]
     return torch.stack(medians)
 
 
-def _scene_steps(scene: SceneGeometry | None, pair: PairCamera) -> tuple[Tensor, Tensor, Tensor]:
+def _scene_steps(scene: SceneGeometry | None, pair: MergedCamera) -> tuple[Tensor, Tensor, Tensor]:
     scene = scene or SceneGeometry()
     # not unflatten: a sequence of text has no frames
     poses, K, present = (
-        each.reshape(len(each) // FRAMES_PER_STEP, FRAMES_PER_STEP, *each.shape[1:]) for each in scene.cameras()
+        each.reshape(len(each) // TEMPORAL_PATCH_SIZE, TEMPORAL_PATCH_SIZE, *each.shape[1:]) for each in scene.cameras()
     )
-    wanted = FRAMES_PER_STEP - 1 if pair == "last" else 0
-    alone = torch.where(present[:, wanted], wanted, FRAMES_PER_STEP - 1 - wanted)
+    wanted = TEMPORAL_PATCH_SIZE - 1 if pair == "last" else 0
+    alone = torch.where(present[:, wanted], wanted, TEMPORAL_PATCH_SIZE - 1 - wanted)
     row = torch.arange(len(poses), device=poses.device)
     step_poses, step_K = poses[row, alone], K[row, alone]
     if pair == "mean":

@@ -17,7 +17,7 @@ from zoo.errors import InputError, check_choice
 from zoo.time_index import TimeIndex
 
 
-class Wrapped(CameraEncoding):
+class EncodingWrapper(CameraEncoding):
     """Another encoding that acts in part; it keeps its own reference view and scale."""
 
     def __init__(self, encoding: CameraEncoding) -> None:
@@ -25,11 +25,11 @@ class Wrapped(CameraEncoding):
         if encoding.time_index is not None:
             raise InputError(f"{type(encoding).__name__} acts on position ids, which all layers and heads share")
         self.encoding = encoding
-        self.goes_by_cameras = encoding.goes_by_cameras
+        self.uses_cameras = encoding.uses_cameras
 
     @property
-    def needs_constant_time(self) -> bool:
-        return self.encoding.needs_constant_time
+    def requires_constant_time(self) -> bool:
+        return self.encoding.requires_constant_time
 
     @property
     def time_index(self) -> TimeIndex | None:
@@ -39,18 +39,18 @@ class Wrapped(CameraEncoding):
     def symmetries(self) -> Symmetries:
         return self.encoding.symmetries
 
-    def acts_on(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
-        """See `CameraEncoding.acts_on`: as if it acted in all layers and heads."""
-        return self.encoding.acts_on(head_dim, mrope_section)
+    def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+        """See `CameraEncoding.touched_channels`: as if it acted in all layers and heads."""
+        return self.encoding.touched_channels(head_dim, mrope_section)
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
-        self.encoding.attach(language_model, layers)
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+        self.encoding.bind_to_decoder(language_model, layers)
 
 
 Every = Literal["even", "odd"]
 
 
-class OnLayers(Wrapped):
+class LayerSubset(EncodingWrapper):
     """An encoding in some layers; the others are stock attention.
 
     Args:
@@ -64,10 +64,10 @@ class OnLayers(Wrapped):
             check_choice("layers", layers, Every)
         self.layers = layers
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         if not isinstance(self.layers, str):
             check_numbers("layers", self.layers, language_model.config.num_hidden_layers)
-        super().attach(language_model, check_any(filter(self.acts_in, layers), self.encoding))
+        super().bind_to_decoder(language_model, check_any(filter(self.acts_in, layers), self.encoding))
 
     def encode(self, cameras: Cameras, **decoder: Any) -> EncodedCameras:
         """See `CameraEncoding.encode`."""
@@ -79,7 +79,7 @@ class OnLayers(Wrapped):
         return layer in self.layers if not isinstance(self.layers, str) else layer % 2 == (self.layers == "odd")
 
 
-class Alternate(Placement):
+class AlternateAxes(Placement):
     """Placements that take turns: the first in layer 0, the second in layer 1, and so on, over and over.
 
     With `LowFrequencies` of the sections w and h, the camera is with x in one layer and with y in the next.
@@ -94,14 +94,14 @@ class Alternate(Placement):
             raise InputError(f"placements take turns if there are two or more, not {len(placements)}")
         self.each = tuple(placements)
         self.placements = nn.ModuleList(placements)  # registers what they learn
-        self.needs_constant_time = any(p.needs_constant_time for p in placements)
+        self.requires_constant_time = any(p.requires_constant_time for p in placements)
         for name in ("keeps_world", "keeps_shift", "leaves_text", "keeps_stock", "keeps_rope"):
             setattr(self, name, all(getattr(p, name) for p in placements))
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         for turn, placement in enumerate(self.each):
             own = (layer for layer in layers if layer % len(self.each) == turn)
-            placement.attach(language_model, check_any(own, placement))
+            placement.bind_to_decoder(language_model, check_any(own, placement))
 
     def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
         return [c for placement in self.each for c in placement.head_channels(head_dim, mrope_section)]
@@ -130,12 +130,12 @@ class ByLayer(EncodedCameras):
         encoded = None if chosen is None else self.each[chosen]
         return None if encoded is None else encoded.at_layer(layer, hidden_states, rope)
 
-    def decoding(self) -> EncodedCameras | None:
-        each = [None if e is None else e.decoding() for e in self.each]
+    def for_decode_step(self) -> EncodedCameras | None:
+        each = [None if e is None else e.for_decode_step() for e in self.each]
         return ByLayer(each, self.choose) if any(e is not None for e in each) else None
 
-    def repeated(self, copies: int) -> ByLayer:
-        return ByLayer([None if e is None else e.repeated(copies) for e in self.each], self.choose)
+    def repeat_interleave(self, copies: int) -> ByLayer:
+        return ByLayer([None if e is None else e.repeat_interleave(copies) for e in self.each], self.choose)
 
 
 def check_numbers(name: str, chosen: list[int], count: int) -> None:

@@ -1,6 +1,6 @@
-"""python main.py sample: chooses the frames of every scene once, before a run needs them.
+"""python main.py select-frames: chooses the frames of every scene once, before a run needs them.
 
-    python main.py sample --config data_vsibench.yaml --data.sampler SpaceAwareSampler --workers 4 --plot true
+    python main.py select-frames --config data_vsibench.yaml --data.sampler SpaceAwareSampler --workers 4 --plot true
 
 writes <output>/<dataset>/<scene_name>/selected_frames.json, which the sampler SelectedFrames reads, and fills the cache
 of a sampler that has one. What is there already and was made by the same settings is kept, so that a run that was
@@ -17,14 +17,14 @@ from jsonargparse import SUPPRESS, ActionConfigFile
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from callbacks.durable import write_whole
-from callbacks.pictures import camera_map, contact_sheet
+from callbacks.visualization import camera_map, contact_sheet
 from commands.arguments import DEFAULTS
 from commands.parser import OneLineParser
 from datamodules import VideoQADataModule
-from datamodules.dataset import SceneDataset, named
+from datamodules.dataset import SceneDataset, format_scene_error
 from datamodules.selections import FILE, find_selection, write_selection
 from datamodules.sources.base import Split
+from zoo.atomic_io import write_whole
 from zoo.errors import SCENE_FAULTS, InputError
 
 OTHERS = (
@@ -56,10 +56,10 @@ class SelectScenes(Dataset):
         try:
             return scene.name, self._select(index)
         except SCENE_FAULTS as error:
-            return scene.name, named(scene, error)
+            return scene.name, format_scene_error(scene, error)
 
     def _select(self, index: int) -> str:
-        scene, sampler, pairing = self.scenes.scenes[index], self.scenes.sampler, self.scenes.pairing
+        scene, sampler, pairing = self.scenes.scenes[index], self.scenes.sampler, self.scenes.frame_pairing
         opened = self.scenes.open(index)
         view = opened.view(scene)
         views = pairing.views(self.scenes.num_frames, sampler)
@@ -77,7 +77,7 @@ class SelectScenes(Dataset):
         return MADE if found is None else KEPT
 
 
-def sample(arguments: list[str]) -> None:
+def select_frames(arguments: list[str]) -> None:
     """Runs the command.
 
     Args:
@@ -94,13 +94,18 @@ def sample(arguments: list[str]) -> None:
         raise InputError(f"--workers {settings.workers}: at least 0, which works in the main process")
     data.prepare_data()
     scenes = SceneDataset(
-        data.scenes(split), data.sampler, data.num_frames, data.pixels, needs_cameras=False, pairing=data.pairing
+        data.scenes(split),
+        data.sampler,
+        data.num_frames,
+        data.pixels,
+        requires_cameras=False,
+        frame_pairing=data.frame_pairing,
     )
     output = Path(settings.output or f"selections/{type(data.sampler).__name__}-{data.num_frames}").expanduser()
     chosen = SelectScenes(scenes, output, settings.plot)
     outcomes: dict[str, list[str]] = {MADE: [], KEPT: []}
     loader = DataLoader(chosen, batch_size=None, num_workers=settings.workers)
-    for name, outcome in tqdm(loader, desc=f"sample {split}", unit="scene", file=sys.stdout, disable=None):
+    for name, outcome in tqdm(loader, desc=f"select-frames {split}", unit="scene", file=sys.stdout, disable=None):
         if outcome in outcomes:
             outcomes[outcome].append(name)
         else:
@@ -112,14 +117,15 @@ def sample(arguments: list[str]) -> None:
     if data.missing:
         write_whole(file, "".join(f"{name}\n" for name in data.missing))
         missing = f"; videos that are missing: {len(data.missing)}, see {file}"
-    print(f"sample: {type(data.sampler).__name__} on {len(scenes)} scenes: {', '.join(counts)}{missing}; see {output}/")
+    done = ", ".join(counts)
+    print(f"select-frames: {type(data.sampler).__name__} on {len(scenes)} scenes: {done}{missing}; see {output}/")
     if "failed" in outcomes:
         raise InputError(f"{len(outcomes['failed'])} of {len(scenes)} scenes have no selection: see above")
 
 
 def parse(arguments: list[str]) -> Any:
     """The settings, with the DataModule built. A run's config serves as it is: what isn't data is left aside."""
-    parser = OneLineParser(prog="main.py sample", description=__doc__, default_config_files=DEFAULTS)
+    parser = OneLineParser(prog="main.py select-frames", description=__doc__, default_config_files=DEFAULTS)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config; later ones win")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
     parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")

@@ -13,20 +13,20 @@ from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.vggt_encoder import check_size
 from zoo.poses import invert_se3
-from zoo.precision import full_precision, wide
+from zoo.precision import full_precision, to_float32
 
 RAY, POINT = 6, 4  # channels
 
 
-class GivenGeometry(GeometryEncoder):
+class DatasetGeometry(GeometryEncoder):
     """Rays and points for 3D tokens; nothing is learned. The world is the first frame with a camera.
 
-    A patch's channels are the ray through its centre as Plücker coordinates, a unit direction d and the moment
-    o x d about the origin (o is the camera's centre; arXiv 2402.14817 uses them so), and with depth the 3D point that
+    A patch's channels are the ray through its center as Plücker coordinates, a unit direction d and the moment
+    o x d about the origin (o is the camera's center; arXiv 2402.14817 uses them so), and with depth the 3D point that
     it shows and 1, or four zeros where it has no depth. That point lies on the ray, at the median of the patch's
-    depth. The directions have unit length, so that lengths can still be told after a normalisation of the token.
+    depth. The directions have unit length, so that lengths can still be told after a normalization of the token.
 
-    A camera token is the same of the optical axis: its ray and, with depth, the camera's centre and 1.
+    A camera token is the same of the optical axis: its ray and, with depth, the camera's center and 1.
 
     Frames without a camera have tokens of zeros, and an identity for a camera.
 
@@ -38,14 +38,14 @@ class GivenGeometry(GeometryEncoder):
         patch_size: in pixels; the vision tower's, so that both branches have one grid.
     """
 
-    needs_cameras = True
-    needs_frames = True  # for their size
+    requires_cameras = True
+    requires_frames = True  # for their size
 
-    def __init__(self, depth: bool = True, unit: Literal["metres", "scene"] = "metres", patch_size: int = 14) -> None:
+    def __init__(self, depth: bool = True, unit: Literal["meters", "scene"] = "meters", patch_size: int = 14) -> None:
         super().__init__()
         if unit == "scene" and not depth:
             raise InputError("--model.geometry.unit scene goes by the scene's points: set --model.geometry.depth true")
-        self.needs_depth, self.unit = depth, unit
+        self.requires_depth, self.unit = depth, unit
         self.patch_size = patch_size
         self.width = RAY + POINT if depth else RAY
 
@@ -63,7 +63,7 @@ class GivenGeometry(GeometryEncoder):
         height, width = frames.shape[-2:]
         if tokens:
             check_size(height, width, self.patch_size)
-        if given is None or given.world_to_camera is None or given.K_normalised is None:
+        if given is None or given.world_to_camera is None or given.K_normalized is None:
             raise _without_cameras(number)
         if len(given.world_to_camera) != len(frames):
             raise ValueError(f"scene {number}: {len(given.world_to_camera)} cameras for {len(frames)} frames")
@@ -74,36 +74,39 @@ class GivenGeometry(GeometryEncoder):
             raise _without_cameras(number)
         with full_precision(frames.device):
             poses = first_as_world(given.world_to_camera, present)
-            say = {"world_to_camera": poses.to(wide(given.world_to_camera).dtype), "K_normalised": given.K_normalised}
+            say = {
+                "world_to_camera": poses.to(to_float32(given.world_to_camera).dtype),
+                "K_normalized": given.K_normalized,
+            }
             if tokens:
-                say |= self._tokens(number, poses, given, (height, width), wide(frames).dtype)
+                say |= self._tokens(number, poses, given, (height, width), to_float32(frames).dtype)
         return SceneGeometry(**say, has_camera=present, depth=given.depth)
 
     def _tokens(
         self, number: int, poses: Tensor, given: SceneGeometry, size_hw: tuple[int, int], dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        assert given.K_normalised is not None
+        assert given.K_normalized is not None
         rows, columns = (side // self.patch_size for side in size_hw)
         camera_to_world = invert_se3(poses)
-        centre = camera_to_world[:, :3, 3]
-        through = patch_directions(given.K_normalised.double(), rows, columns)
+        center = camera_to_world[:, :3, 3]
+        through = patch_directions(given.K_normalized.double(), rows, columns)
         through = through.flatten(1, 2) @ camera_to_world[:, :3, :3].mT
         through = through.unflatten(1, (rows, columns))
         depth = through.new_zeros(through.shape[:3])
-        if self.needs_depth and given.depth is not None:
+        if self.requires_depth and given.depth is not None:
             depth = patch_depth(given.depth, self.patch_size).to(depth.dtype)
         known = (depth > 0)[..., None]
         if given.has_camera is not None:
             known = known & given.has_camera[:, None, None, None]
         if self.unit == "scene":
-            length = mean_distance(centre[:, None, None] + depth[..., None] * through, known, number)
-            centre, depth = centre / length, depth / length
-        patches = [plucker(through, centre[:, None, None])]
-        camera = [plucker(camera_to_world[:, :3, 2], centre)]
-        if self.needs_depth:
-            point = centre[:, None, None] + depth[..., None] * through
+            length = mean_distance(center[:, None, None] + depth[..., None] * through, known, number)
+            center, depth = center / length, depth / length
+        patches = [plucker(through, center[:, None, None])]
+        camera = [plucker(camera_to_world[:, :3, 2], center)]
+        if self.requires_depth:
+            point = center[:, None, None] + depth[..., None] * through
             patches.append(torch.cat((point, torch.ones_like(point[..., :1])), -1) * known)
-            camera.append(torch.cat((centre, torch.ones_like(centre[..., :1])), -1))
+            camera.append(torch.cat((center, torch.ones_like(center[..., :1])), -1))
         say = {"patches": torch.cat(patches, -1), "camera_tokens": torch.cat(camera, -1)}
         if given.has_camera is not None:
             say = {name: value * given.has_camera.view(-1, *[1] * (value.ndim - 1)) for name, value in say.items()}
@@ -126,7 +129,7 @@ def mean_distance(points: Float[Tensor, "S h w 3"], known: Bool[Tensor, "S h w 1
     if not known.any():
         raise InputError(
             f"scene {number} of the batch comes without depth, which --model.geometry.unit scene goes by: put "
-            "<scene>.depth beside its video, or take metres"
+            "<scene>.depth beside its video, or take meters"
         )
     return points.norm(dim=-1)[known[..., 0]].mean()
 
@@ -143,11 +146,11 @@ def first_as_world(
     return relative if present is None else torch.where(present[:, None, None], relative, identity)
 
 
-def patch_directions(K_normalised: Float[Tensor, "S 3 3"], rows: int, columns: int) -> Float[Tensor, "S h w 3"]:
-    """Where the centres of the patches are seen, in the camera's frame, one unit deep."""
-    x = (torch.arange(columns).to(K_normalised) + 0.5) / columns - 0.5
-    y = (torch.arange(rows).to(K_normalised) + 0.5) / rows - 0.5
-    focal, principal = K_normalised.diagonal(dim1=-2, dim2=-1), K_normalised[..., 2]
+def patch_directions(K_normalized: Float[Tensor, "S 3 3"], rows: int, columns: int) -> Float[Tensor, "S h w 3"]:
+    """Where the centers of the patches are seen, in the camera's frame, one unit deep."""
+    x = (torch.arange(columns).to(K_normalized) + 0.5) / columns - 0.5
+    y = (torch.arange(rows).to(K_normalized) + 0.5) / rows - 0.5
+    focal, principal = K_normalized.diagonal(dim1=-2, dim2=-1), K_normalized[..., 2]
     u = (x - principal[:, 0, None]) / focal[:, 0, None]
     v = (y - principal[:, 1, None]) / focal[:, 1, None]
     u, v = u[:, None, :].expand(-1, rows, -1), v[:, :, None].expand(-1, -1, columns)

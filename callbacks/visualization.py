@@ -11,8 +11,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from datamodules.samplers import GivenDepth, SceneView
-from datamodules.samplers.base import FRAMES_PER_GRID_STEP
+from datamodules.samplers import DatasetDepth, SceneView
+from datamodules.samplers.base import TEMPORAL_PATCH_SIZE
 from datamodules.samplers.coverage import VoxelGrid, voxel_grid
 from datamodules.samplers.points import PointMaps, PointSource
 from zoo.poses import invert_se3
@@ -24,7 +24,7 @@ FINER = 2  # drawn so many times larger, then reduced: Pillow's lines have hard 
 CANDIDATES = 128  # frames whose voxels are what could be covered
 PAPER, INK, FAINT = (255, 255, 255), (40, 44, 52), (196, 200, 208)
 UNSEEN, SEEN = np.array([222, 224, 228]), np.array([74, 144, 164])
-FIRST, LAST = np.array([52, 88, 192]), np.array([224, 92, 44])  # colours of the first and the last view
+FIRST, LAST = np.array([52, 88, 192]), np.array([224, 92, 44])  # colors of the first and the last view
 
 
 def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], columns: int = 8) -> Image.Image:
@@ -32,11 +32,11 @@ def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], colu
     height, width = frames.shape[-2:]
     scale = THUMBNAIL / max(height, width)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    columns = min(columns, len(frames) + len(frames) % FRAMES_PER_GRID_STEP)
+    columns = min(columns, len(frames) + len(frames) % TEMPORAL_PATCH_SIZE)
     rows = -(-len(frames) // columns)
 
     def left(column: int) -> int:
-        return GAP + column * (w + 1) + (column // FRAMES_PER_GRID_STEP) * GAP
+        return GAP + column * (w + 1) + (column // TEMPORAL_PATCH_SIZE) * GAP
 
     sheet = Image.new("RGB", (left(columns) + GAP, GAP + rows * (h + LABEL + GAP)), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
@@ -44,11 +44,11 @@ def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], colu
         x, y = left(place % columns), GAP + (place // columns) * (h + LABEL + GAP)
         image = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())
         sheet.paste(image.resize((w, h), Image.Resampling.LANCZOS), (x, y))
-        draw.text((x, y + h + 1), str(index), _colour(place, len(frames)), font)
+        draw.text((x, y + h + 1), str(index), _color(place, len(frames)), font)
     return sheet
 
 
-def what_is_seen(
+def compute_coverage(
     scene: SceneView, chosen: Sequence[int], geometry: PointSource | None = None
 ) -> tuple[list[int], PointMaps] | None:
     """The chosen frames and 128 candidates, and what each sees.
@@ -56,11 +56,11 @@ def what_is_seen(
     None without a geometry and without cameras and depth that came with the scene, or where those can't be read or the
     geometry knows no cameras: a picture is no reason to stop.
     """
-    if geometry is None and (scene.depth is None or scene.world_to_camera is None or scene.K_normalised is None):
+    if geometry is None and (scene.depth is None or scene.world_to_camera is None or scene.K_normalized is None):
         return None
     frames = sorted({*scene.among(CANDIDATES).pool, *chosen})
     try:
-        maps = (geometry or GivenDepth()).points(replace(scene, frames=frames))
+        maps = (geometry or DatasetDepth()).points(replace(scene, frames=frames))
     except (OSError, ValueError):
         return None
     return None if maps.world_to_camera is None else (frames, maps)
@@ -88,19 +88,19 @@ def camera_map(
         ValueError: no frame has a pose.
     """
     every = SceneView(scene.video, scene.world_to_camera)
-    frames, maps = what_is_seen(scene, chosen, geometry) or (every.pool, None)
+    frames, maps = compute_coverage(scene, chosen, geometry) or (every.pool, None)
     if maps is None or maps.world_to_camera is None:
-        poses, K_normalised = every.poses, scene.K_normalised
+        poses, K_normalized = every.poses, scene.K_normalized
     else:
-        poses, K_normalised = maps.world_to_camera, maps.K_normalised
+        poses, K_normalized = maps.world_to_camera, maps.K_normalized
     camera_to_world = invert_se3(poses.double()).numpy()
     known = np.isfinite(camera_to_world).all((1, 2))
     plane = _from_above(camera_to_world[known])
-    centres = camera_to_world[:, :3, 3] @ plane.T
+    centers = camera_to_world[:, :3, 3] @ plane.T
     places = {frame: place for place, frame in enumerate(frames)}
     views = {frame: places[frame] for frame in dict.fromkeys(chosen) if known[places[frame]]}
     grid = None if maps is None else covered_voxels(maps, list(views.values()))
-    corners = [centres[known]]
+    corners = [centers[known]]
     if grid is not None:
         cells = (grid.origin + (grid.sets[-1] + 0.5) * grid.size).astype(np.float64) @ plane.T
         corners.append(cells)
@@ -121,19 +121,19 @@ def camera_map(
         caption += f", {_draw_voxels(draw, grid, pixel(cells), scale):.0%} of the voxels"
     for start, end in zip(np.flatnonzero(known)[:-1], np.flatnonzero(known)[1:], strict=True):
         if end == start + 1:  # no line across frames without a pose
-            draw.line([*pixel(centres[start]), *pixel(centres[end])], fill=FAINT if grid is None else INK, width=FINER)
+            draw.line([*pixel(centers[start]), *pixel(centers[end])], fill=FAINT if grid is None else INK, width=FINER)
     font = ImageFont.load_default(11 * FINER)
     for order, (frame, place) in enumerate(views.items()):
-        K = torch.eye(3) if K_normalised is None else K_normalised[place]
+        K = torch.eye(3) if K_normalized is None else K_normalized[place]
         rays = np.array([[(edge - float(K[0, 2])) / float(K[0, 0]), 0.0, 1.0] for edge in (-0.5, 0.5)])
-        ends = centres[place] + frustum * rays @ camera_to_world[place, :3, :3].T @ plane.T
-        colour = _colour(order, len(views))
-        corner = [tuple(point) for point in pixel(np.stack((centres[place], *ends)))]
-        draw.polygon(corner, outline=colour, width=2 * FINER)
-        x, y = pixel(centres[place])
-        draw.ellipse([x - 3 * FINER, y - 3 * FINER, x + 3 * FINER, y + 3 * FINER], fill=colour)
-        x, y = pixel(centres[place] + 1.3 * (ends.mean(0) - centres[place]))  # ahead: cameras turn on the spot
-        draw.text((x, y), str(frame), colour, font, anchor="mm", stroke_width=FINER, stroke_fill=PAPER)
+        ends = centers[place] + frustum * rays @ camera_to_world[place, :3, :3].T @ plane.T
+        color = _color(order, len(views))
+        corner = [tuple(point) for point in pixel(np.stack((centers[place], *ends)))]
+        draw.polygon(corner, outline=color, width=2 * FINER)
+        x, y = pixel(centers[place])
+        draw.ellipse([x - 3 * FINER, y - 3 * FINER, x + 3 * FINER, y + 3 * FINER], fill=color)
+        x, y = pixel(centers[place] + 1.3 * (ends.mean(0) - centers[place]))  # ahead: cameras turn on the spot
+        draw.text((x, y), str(frame), color, font, anchor="mm", stroke_width=FINER, stroke_fill=PAPER)
     _draw_scale(draw, caption.strip(), scale, span, size)
     return image.resize((MAP, MAP), Image.Resampling.LANCZOS)
 
@@ -162,8 +162,8 @@ def _draw_voxels(draw: ImageDraw.ImageDraw, grid: VoxelGrid, pixels: np.ndarray,
         x, y = pixels[rows].mean(0)
         shade = 0.35 + 0.65 * len(rows) / tallest
         tint = UNSEEN + (SEEN - UNSEEN) * seen[rows].mean()
-        colour = tuple(int(c) for c in 255 + (tint - 255) * shade)
-        draw.rectangle([x - half, y - half, x + half, y + half], fill=colour)
+        color = tuple(int(c) for c in 255 + (tint - 255) * shade)
+        draw.rectangle([x - half, y - half, x + half, y + half], fill=color)
     return float(seen.mean())
 
 
@@ -176,7 +176,7 @@ def _draw_scale(draw: ImageDraw.ImageDraw, caption: str, scale: float, span: flo
     draw.text((16 * FINER, y - 20 * FINER), f"{length:g} m, if the poses are metric", INK, font)
 
 
-def _colour(order: int, count: int) -> tuple[int, int, int]:
+def _color(order: int, count: int) -> tuple[int, int, int]:
     """From blue, the first, to orange, the last."""
     red, green, blue = (FIRST + (LAST - FIRST) * (order / max(1, count - 1))).astype(int).tolist()
     return red, green, blue

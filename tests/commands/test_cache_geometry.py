@@ -1,4 +1,4 @@
-"""python main.py geometry: what it finds out, keeps and says; and runs that then never load a VGGT."""
+"""python main.py cache-geometry: what it finds out, keeps and says; and runs that then never load a VGGT."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jsonargparse import Namespace
 from safetensors.torch import save_file
 
 import main
-from commands.geometry import geometry, goes_by_depth, this_process
+from commands.cache_geometry import cache_geometry, requires_depth, this_process
 from tests.conftest import ROOMS
-from zoo import PRoPE, TinyVGGT, XYZRoPE
+from zoo import PointRoPE, PRoPE, TinyVGGT
 from zoo.errors import InputError
 from zoo.geometry import VGGTEncoder
 from zoo.geometry.vggt.aggregator import Aggregator
@@ -58,26 +58,28 @@ def entries() -> dict[str, int]:
 
 
 def test_it_fills_and_goes_on_where_it_was(run: Run) -> None:
-    assert "geometry: tokens of 3 scenes: 3 made, 0 kept; see cache/geometry/" in run("geometry")
+    assert "cache-geometry: tokens of 3 scenes: 3 made, 0 kept; see cache/geometry/" in run("cache-geometry")
     one, two, _ = sorted(Path("cache/geometry").glob("*.safetensors"))
     whole = one.read_bytes(), two.read_bytes()
     one.unlink()
     two.write_bytes(whole[1][:-100])  # cut short
-    assert "2 made, 1 kept" in run("geometry", "--workers", "1")
+    assert "2 made, 1 kept" in run("cache-geometry", "--workers", "1")
     assert (one.read_bytes(), two.read_bytes()) == whole
     assert "tokens and cameras of 3 scenes: 3 made, 0 kept" in run(
-        "geometry", "--model.cameras", "either", "--model.time", "Pose"
+        "cache-geometry", "--model.camera_source", "auto", "--model.time_index", "PoseDistanceIndex"
     )
     assert len(entries()) == 6  # the tokens were there
-    assert "tokens of 2 scenes: 2 made" in run("geometry", "--split", "val", "--model.geometry_cache.dtype", "float8")
+    assert "tokens of 2 scenes: 2 made" in run(
+        "cache-geometry", "--split", "val", "--model.geometry_cache.dtype", "float8"
+    )
 
 
 def test_which_models_go_by_depth() -> None:
     inner = {"class_path": "zoo.PRoPE", "init_args": {"scale": "median_depth"}}
-    assert goes_by_depth([None, {"class_path": "zoo.Stack", "init_args": {"encodings": [inner]}}])
-    assert goes_by_depth(Namespace(class_path="zoo.XYZRoPE", init_args=Namespace(scale="none")))
-    assert not goes_by_depth([None, Namespace(class_path="zoo.PRoPE", init_args=Namespace(scale="none"))])
-    assert XYZRoPE.reads_points and PRoPE(scale="median_depth").scale == "median_depth"  # what a model looks for
+    assert requires_depth([None, {"class_path": "zoo.Compose", "init_args": {"encodings": [inner]}}])
+    assert requires_depth(Namespace(class_path="zoo.PointRoPE", init_args=Namespace(scale="none")))
+    assert not requires_depth([None, Namespace(class_path="zoo.PRoPE", init_args=Namespace(scale="none"))])
+    assert PointRoPE.uses_points and PRoPE(scale="median_depth").scale == "median_depth"  # what a model looks for
 
 
 def test_processes_share_the_scenes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,15 +87,15 @@ def test_processes_share_the_scenes(run: Run, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as torchrun:
         for name, value in zip(names, (1, 1, 2, 0, 2, 7), strict=True):
             torchrun.setenv(name, str(value))
-        assert this_process() == (1, 1, 2) and "of 1 scenes: 1 made, 0 kept" in run("geometry")
+        assert this_process() == (1, 1, 2) and "of 1 scenes: 1 made, 0 kept" in run("cache-geometry")
         torchrun.setenv("RANK", "0")
-        assert "of 2 scenes: 2 made, 0 kept" in run("geometry")
-    assert this_process() == (0, 0, 1) and "of 3 scenes: 0 made, 3 kept" in run("geometry")
+        assert "of 2 scenes: 2 made, 0 kept" in run("cache-geometry")
+    assert this_process() == (0, 0, 1) and "of 3 scenes: 0 made, 3 kept" in run("cache-geometry")
 
 
 def test_a_full_cache_never_loads_vggt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training reads what the command found out; nothing is made or looked for beside it."""
-    fill = ("geometry", *ALIKE, "--split", "train")
+    fill = ("cache-geometry", *ALIKE, "--split", "train")
     assert "6 made" in run(*fill)
     filled = set(entries())
     made: list[str] = []
@@ -111,7 +113,7 @@ def test_a_full_cache_never_loads_vggt(run: Run, monkeypatch: pytest.MonkeyPatch
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert state and not any(name.startswith("geometry.") for name in state)
 
-    geometry(["--config", str(folder / "config.yaml"), "--split", "train"])  # a run's config serves as it is
+    cache_geometry(["--config", str(folder / "config.yaml"), "--split", "train"])  # a run's config serves as it is
     assert set(entries()) == filled
     # the control: one is not there, and the spies see it
     Path("cache/geometry", next(iter(filled))).unlink()
@@ -122,13 +124,13 @@ def test_a_full_cache_never_loads_vggt(run: Run, monkeypatch: pytest.MonkeyPatch
 
 def test_what_it_refuses(run: Run, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="RandomSampler draws other frames each epoch.*--data.train_sampler null"):
-        run("geometry", "--split", "train")
+        run("cache-geometry", "--split", "train")
     with pytest.raises(SystemExit, match="this model reads no geometry: name one that does"):
-        run("geometry", "--model.fusion", "null")
-    with pytest.raises(SystemExit, match="raise --model.geometry_cache.limit_gb"):
-        run("geometry", "--model.geometry_cache.limit_gb", "0.000008")  # one scene, and not two
+        run("cache-geometry", "--model.fusion", "null")
+    with pytest.raises(SystemExit, match="raise --model.geometry_cache.max_size_gb"):
+        run("cache-geometry", "--model.geometry_cache.max_size_gb", "0.000008")  # one scene, and not two
     with pytest.raises(SystemExit, match="2 of 2 scenes have no geometry: see above"):
-        run("geometry", "--split", "val", "--model.geometry_cache.limit_gb", "0.000001")
+        run("cache-geometry", "--split", "val", "--model.geometry_cache.max_size_gb", "0.000001")
     assert "one scene takes" in capsys.readouterr().err
 
 
@@ -149,9 +151,9 @@ def test_a_full_disk_ends_it_and_what_was_written_stays(run: Run, monkeypatch: p
         pytest.warns(UserWarning, match="can't be kept"),
         pytest.raises(SystemExit, match="No space left.*run it again"),
     ):
-        run("geometry")
+        run("cache-geometry")
     monkeypatch.setattr(cache, "write_whole", write)
-    assert "2 made, 1 kept" in run("geometry")  # the other written file knows the weights
+    assert "2 made, 1 kept" in run("cache-geometry")  # the other written file knows the weights
 
 
 def test_scenes_that_fail_are_named_and_the_rest_goes_on(run: Run, monkeypatch, capsys: pytest.CaptureFixture) -> None:
@@ -165,7 +167,7 @@ def test_scenes_that_fail_are_named_and_the_rest_goes_on(run: Run, monkeypatch, 
 
     monkeypatch.setattr(Aggregator, "forward", fails_once)
     with pytest.raises(SystemExit, match="1 of 3 scenes have no geometry"):
-        run("geometry")
+        run("cache-geometry")
     said = capsys.readouterr()
     assert "2 made, 0 kept, 1 failed" in said.out and "frames of a wrong kind" in said.err
-    assert "1 made, 2 kept" in run("geometry")
+    assert "1 made, 2 kept" in run("cache-geometry")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.durable import JSONLines, lines, sound_records, write_whole
+from zoo.atomic_io import JSONLines, lines, sound_records, write_whole
 from zoo.errors import InputError
 
 RECORDS = [

@@ -1,7 +1,7 @@
-"""python main.py geometry: fills the geometry cache before a run needs it.
+"""python main.py cache-geometry: fills the geometry cache before a run needs it.
 
-    python main.py geometry --config spatial_mllm.yaml --split train --data.train_sampler null --workers 2
-    torchrun --nproc-per-node 4 main.py geometry --config spatial_mllm.yaml --config data_vsibench.yaml
+    python main.py cache-geometry --config spatial_mllm.yaml --split train --data.train_sampler null --workers 2
+    torchrun --nproc-per-node 4 main.py cache-geometry --config spatial_mllm.yaml --config data_vsibench.yaml
 
 takes the options of the run that it is for and finds out what that run's model reads of a geometry: its VGGT's 3D
 tokens, its cameras (with depth where an encoding goes by that), or both. The rest of the model is not built. The run
@@ -26,14 +26,14 @@ from tqdm import tqdm
 
 from commands.arguments import DEFAULTS
 from commands.parser import OneLineParser
-from commands.sample import OTHERS, LeftAside
+from commands.select_frames import OTHERS, LeftAside
 from datamodules import RandomSampler, VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.sources.base import Split
 from zoo.backbone import Backbone
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, GeometryCache, GeometryEncoder
-from zoo.geometry.cached import first_built
+from zoo.geometry.cached import build_first_available
 from zoo.time_index import TimeIndex
 from zoo.vlm import SpatialVLM
 
@@ -48,7 +48,7 @@ class Place(NamedTuple):
     processes: int
 
 
-def geometry(arguments: list[str]) -> None:
+def cache_geometry(arguments: list[str]) -> None:
     """Runs the command.
 
     Args:
@@ -66,30 +66,31 @@ def geometry(arguments: list[str]) -> None:
     device = settings.device or (f"cuda:{place.local_rank}" if torch.cuda.is_available() else "cpu")
     counts: dict[str, int] = {MADE: 0, KEPT: 0}
     first = None
-    for loaded in tqdm(loader, desc=f"geometry {settings.split}", unit="scene", file=sys.stdout, disable=None):
+    for loaded in tqdm(loader, desc=f"cache-geometry {settings.split}", unit="scene", file=sys.stdout, disable=None):
         try:
             if loaded.error is not None:
                 raise InputError(loaded.error)
             frames = loaded.frames.to(device).float() / 255
-            before = encoder.made
+            before = encoder.num_computed
             encoder([frames], [None], **wanted)
         except (OSError, ValueError) as error:
             counts["failed"] = counts.get("failed", 0) + 1
             tqdm.write(f"{loaded.scene.name}: {error}", file=sys.stderr)
             continue
-        if encoder.unwritten is not None:
+        if encoder.write_error is not None:
             raise InputError(
-                f"{encoder.folder}: {encoder.unwritten.strerror}; what was written is kept, so run it again"
+                f"{encoder.folder}: {encoder.write_error.strerror}; what was written is kept, so run it again"
             )
         first = frames if first is None else first
-        counts[KEPT if encoder.made == before else MADE] += 1
+        counts[KEPT if encoder.num_computed == before else MADE] += 1
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     print(
-        f"geometry: {' and '.join(k for k in wanted if wanted[k])} of {len(mine)} scenes: {said}; see {encoder.folder}/"
+        f"cache-geometry: {' and '.join(k for k in wanted if wanted[k])} of {len(mine)} scenes: "
+        f"{said}; see {encoder.folder}/"
     )
     if first is not None and not encoder.holds(first, **wanted):
         raise InputError(
-            f"{encoder.folder} was full and lost the first scenes again: raise --model.geometry_cache.limit_gb"
+            f"{encoder.folder} was full and lost the first scenes again: raise --model.geometry_cache.max_size_gb"
         )
     if "failed" in counts:
         raise InputError(f"{counts['failed']} of {len(mine)} scenes have no geometry: see above")
@@ -109,7 +110,12 @@ def scenes_of(data: VideoQADataModule, split: Split) -> SceneDataset:
         )
     data.prepare_data()
     return SceneDataset(
-        data.scenes(split), sampler, data.num_frames, data.pixels, needs_cameras=False, pairing=data.pairing
+        data.scenes(split),
+        sampler,
+        data.num_frames,
+        data.pixels,
+        requires_cameras=False,
+        frame_pairing=data.frame_pairing,
     )
 
 
@@ -127,7 +133,7 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
 
     A run's config serves as it is.
     """
-    parser = OneLineParser(prog="main.py geometry", description=__doc__, default_config_files=DEFAULTS)
+    parser = OneLineParser(prog="main.py cache-geometry", description=__doc__, default_config_files=DEFAULTS)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config; later ones win")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
     parser.add_argument("--workers", type=int, default=0, help="processes that read frames; 0 reads in the main one")
@@ -141,28 +147,31 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
     model = settings.pop("model").init_args
     parts = parts_of(model)
     backbone = parts.backbone
-    build = partial(first_built, None if backbone is None else backbone.geometry, parts.geometry)
-    wanted = {"tokens": model.get("fusion") is not None, "cameras": finds_cameras(model, parts.time)}
+    build = partial(build_first_available, None if backbone is None else backbone.geometry, parts.geometry)
+    wanted = {"tokens": model.get("fusion") is not None, "cameras": finds_cameras(model, parts.time_index)}
     if not any(wanted.values()):
         raise InputError(
-            "this model reads no geometry: name one that does (--config spatial_mllm.yaml), or --model.cameras vggt"
+            "this model reads no geometry: name one that does (--config spatial_mllm.yaml), or "
+            "--model.camera_source predicted"
         )
     encoder = CachedGeometry(build, parts.geometry_cache or GeometryCache())
     if wanted["cameras"]:
-        encoder.want_cameras()
-        if model.cameras == "vggt" and goes_by_depth([model.get("encoding"), model.get("views")]):
-            encoder.want_depth()
+        encoder.enable_camera_head()
+        if model.camera_source == "predicted" and requires_depth(
+            [model.get("camera_encoding"), model.get("view_mixer")]
+        ):
+            encoder.enable_depth_head()
     return parser.instantiate_classes(settings), encoder, wanted
 
 
 def parts_of(model: Namespace) -> Any:
     """Those parts of a model, which is not built itself, that say what it reads of a geometry."""
-    parser = OneLineParser(prog="main.py geometry")
+    parser = OneLineParser(prog="main.py cache-geometry")
     types = {
         "backbone": Backbone | None,
         "geometry": Callable[[], GeometryEncoder] | None,
         "geometry_cache": GeometryCache | None,
-        "time": TimeIndex | None,
+        "time_index": TimeIndex | None,
     }
     for name, kind in types.items():
         parser.add_argument(f"--{name}", type=kind)
@@ -171,17 +180,19 @@ def parts_of(model: Namespace) -> Any:
 
 def finds_cameras(model: Namespace, time: TimeIndex | None) -> bool:
     """Whether it may ask for cameras, as `SpatialParts` has it."""
-    reads = any(model.get(part) is not None for part in ("encoding", "views")) or (time and time.needs_cameras)
-    return bool(model.cameras == "vggt" or (model.cameras == "either" and reads))
+    reads = any(model.get(part) is not None for part in ("camera_encoding", "view_mixer")) or (
+        time and time.requires_cameras
+    )
+    return bool(model.camera_source == "predicted" or (model.camera_source == "auto" and reads))
 
 
-def goes_by_depth(part: Any) -> bool:
-    """Whether the settings of a part hold one that `SpatialParts.goes_by_depth` asks for."""
+def requires_depth(part: Any) -> bool:
+    """Whether the settings of a part hold one that `SpatialParts.requires_depth` asks for."""
     if isinstance(part, Namespace):
         part = part.as_dict()
     if isinstance(part, list):
-        return any(map(goes_by_depth, part))
+        return any(map(requires_depth, part))
     if not isinstance(part, dict):
         return False
-    reads_points = "class_path" in part and getattr(resolve_name(part["class_path"]), "reads_points", False)
-    return reads_points or part.get("scale") == "median_depth" or any(map(goes_by_depth, part.values()))
+    uses_points = "class_path" in part and getattr(resolve_name(part["class_path"]), "uses_points", False)
+    return uses_points or part.get("scale") == "median_depth" or any(map(requires_depth, part.values()))

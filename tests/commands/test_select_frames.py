@@ -1,4 +1,4 @@
-"""python main.py sample: what it writes, keeps, makes again, and says of scenes that fail."""
+"""python main.py select-frames: what it writes, keeps, makes again, and says of scenes that fail."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from commands.arguments import complete
-from commands.sample import sample
+from commands.arguments import preprocess_argv
+from commands.select_frames import select_frames
 from datamodules.samplers import SceneView, SelectedFrames, UniformSampler
 from datamodules.video import Video
 from tests.conftest import ROOMS
@@ -25,13 +25,13 @@ def run(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     rooms = ["--data.source.scenes", str(list(ROOMS)), "--data.source.root", str(rooms_root), "--data.num_frames", "6"]
 
     def call(*words: str) -> str:
-        sample(complete(["sample", *rooms, *words])[1:])
+        select_frames(preprocess_argv(["select-frames", *rooms, *words])[1:])
         return capsys.readouterr().out
 
     return call
 
 
-SPACE_AWARE = ("--data.sampler", "SpaceAwareSampler", "--data.sampler.geometry", "GivenDepth")
+SPACE_AWARE = ("--data.sampler", "SpaceAwareSampler", "--data.sampler.geometry", "DatasetDepth")
 
 
 def chosen(folder: str) -> dict[str, dict]:
@@ -60,7 +60,16 @@ def test_several_workers_choose_the_same(run) -> None:
 
 
 def test_a_pairing_halves_the_views_and_the_frames_are_read_back(run, rooms_root: Path) -> None:
-    run("--data.sampler", "PoseFarthestSampler", "--data.pairing", "Neighbour", "--output", "views", "--split", "val")
+    run(
+        "--data.sampler",
+        "PoseFarthestSampler",
+        "--data.frame_pairing",
+        "Neighbor",
+        "--output",
+        "views",
+        "--split",
+        "val",
+    )
     views = chosen("views")
     assert len(views) == 2 and all(len(each["selected_frames"]) == 3 for each in views.values())
     name, content = next(iter(views.items()))
@@ -74,8 +83,8 @@ def test_plots_are_drawn_for_every_sampler(run) -> None:
         sheets, paths = (sorted(Path(sampler).rglob(name)) for name in ("frames.jpg", "path.png"))
         assert len(sheets) == len(paths) == 3
         with Image.open(paths[0]) as image:
-            colours = {colour for _, colour in image.getcolors(1 << 20)}
-        assert len(colours) > 50
+            colors = {color for _, color in image.getcolors(1 << 20)}
+        assert len(colors) > 50
     paths[0].unlink()
     sheets[0].unlink()
     assert "0 made, 3 kept" in run("--data.sampler", sampler, "--output", sampler, "--plot", "true")
@@ -118,7 +127,7 @@ def test_missing_videos_are_listed(rooms_root: Path, tmp_path: Path, capsys: pyt
     assert first.parent.name == gone["dataset"]
     words = ["--data.source", "SceneFolder", "--data.source.root", str(tmp_path / "rooms")]
     output = tmp_path / "views"
-    sample(complete(["sample", *words, "--data.num_frames", "6", "--output", str(output)])[1:])
+    select_frames(preprocess_argv(["select-frames", *words, "--data.num_frames", "6", "--output", str(output)])[1:])
     assert f"videos that are missing: 1, see {output / 'missing.txt'}" in capsys.readouterr().out
     assert (output / "missing.txt").read_text() == f"{gone['dataset']}/{gone['scene_name']}\n"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import main
-from commands.nulls import takes_null
+from commands.null_values import takes_null
 from datamodules import Rooms, VideoQADataModule
 from zoo import Qwen25VL
 
@@ -18,8 +18,11 @@ from zoo import Qwen25VL
     [
         ("fit --config qwen25_vl.yaml --data.num_frames null", "data.num_frames"),
         ("fit --config qwen25_vl.yaml --data.source.size null", "data.source.size"),
-        ("fit --config spatial_mllm.yaml --model.fusion.pair null", "model.fusion.pair"),  # by way of its base
-        ("sample --data.num_frames null", "data.num_frames"),
+        (
+            "fit --config spatial_mllm.yaml --model.fusion.temporal_merge null",
+            "model.fusion.temporal_merge",
+        ),  # by way of its base
+        ("select-frames --data.num_frames null", "data.num_frames"),
     ],
 )
 def test_a_null_where_none_is_taken(
@@ -33,6 +36,11 @@ def test_a_null_where_none_is_taken(
 
 
 def test_a_null_that_is_taken() -> None:
-    for part, name in ((Qwen25VL, "encoding"), (VideoQADataModule, "train_sampler"), (Rooms, "workers"), (str, "any")):
+    for part, name in (
+        (Qwen25VL, "camera_encoding"),
+        (VideoQADataModule, "train_sampler"),
+        (Rooms, "workers"),
+        (str, "any"),
+    ):
         assert takes_null(part, name)
     assert not takes_null(VideoQADataModule, "num_frames")

@@ -13,10 +13,10 @@ from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras
 from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, Rope
-from zoo.encodings.on_layers import Wrapped, check_numbers
+from zoo.encodings.layer_subset import EncodingWrapper, check_numbers
 
 
-class OnHeads(Wrapped):
+class HeadSubset(EncodingWrapper):
     """An encoding in some heads; the others are stock attention.
 
     Args:
@@ -28,7 +28,7 @@ class OnHeads(Wrapped):
         super().__init__(encoding)
         self.key_value_heads = key_value_heads
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         config = language_model.config
         queries, keys = config.num_attention_heads, config.num_key_value_heads
         check_numbers("key_value_heads", self.key_value_heads, keys)
@@ -37,12 +37,12 @@ class OnHeads(Wrapped):
         chosen = chosen[:, None].to(language_model.device)
         self.of_keys = nn.Buffer(chosen, persistent=False)
         self.of_queries = nn.Buffer(chosen.repeat_interleave(queries // keys, 0), persistent=False)
-        super().attach(language_model, layers)
+        super().bind_to_decoder(language_model, layers)
 
     def encode(self, cameras: Cameras, **decoder: Any) -> EncodedCameras:
         """See `CameraEncoding.encode`."""
         if not hasattr(self, "of_keys"):
-            raise ValueError("OnHeads must be attached to a decoder before it encodes")
+            raise ValueError("HeadSubset must be attached to a decoder before it encodes")
         encoded = self.encoding.encode(cameras, **decoder)
         return SomeHeads(encoded, self.of_queries, self.of_keys)
 
@@ -65,11 +65,11 @@ class SomeHeads(EncodedCameras):
     def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
         return self._as(self.encoded.at_layer(layer, hidden_states, rope))
 
-    def decoding(self) -> EncodedCameras | None:
-        return self._as(self.encoded.decoding())
+    def for_decode_step(self) -> EncodedCameras | None:
+        return self._as(self.encoded.for_decode_step())
 
-    def repeated(self, copies: int) -> EncodedCameras:
-        return SomeHeads(self.encoded.repeated(copies), self.of_queries, self.of_keys)
+    def repeat_interleave(self, copies: int) -> EncodedCameras:
+        return SomeHeads(self.encoded.repeat_interleave(copies), self.of_queries, self.of_keys)
 
     def before_rope(self, q: Tensor, k: Tensor) -> QK:
         return self._both(self.encoded.before_rope(q, k), q, k)
@@ -80,8 +80,8 @@ class SomeHeads(EncodedCameras):
     def values(self, v: Tensor) -> Tensor:
         return _where(self.of_keys, self.encoded.values(v), v)
 
-    def outputs(self, o: Tensor) -> Tensor:
-        return _where(self.of_queries, self.encoded.outputs(o), o)
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        return _where(self.of_queries, self.encoded.transform_outputs(o), o)
 
     def _both(self, changed: QK, q: Tensor, k: Tensor) -> QK:
         return _where(self.of_queries, changed[0], q), _where(self.of_keys, changed[1], k)

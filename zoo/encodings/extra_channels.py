@@ -17,7 +17,7 @@ from zoo.encodings.placements import Placement, RowMatrices
 from zoo.errors import InputError
 
 
-class Append(Placement):
+class ExtraChannels(Placement):
     """More channels a head, projected from the hidden states, for visual tokens only; zeros for text.
 
     What the model has stays as it is, with RoPE and all. The projections are learned, and those of the queries and
@@ -39,24 +39,24 @@ class Append(Placement):
         self.channels = channels
         self.layers: nn.ModuleDict | None = None
 
-    def attach(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
         config = language_model.config
         sizes = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        made = {str(i): AppendedProjections(*sizes, self.channels) for i in layers}
+        made = {str(i): ExtraChannelProjections(*sizes, self.channels) for i in layers}
         self.layers = nn.ModuleDict(made).to(language_model.device)
 
     def place(
         self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]
     ) -> EncodedCameras:
         if self.layers is None:
-            raise ValueError("Append has no projections before it is attached to a decoder")
+            raise ValueError("ExtraChannels has no projections before it is attached to a decoder")
         if not (index >= 0).any():
             return EncodedCameras(index.shape[1])
         block = ChannelBlock(self.channels, 0, self.channels)
-        return AppendedChannels(CameraMatrices(index, block, True, **matrices), index >= 0, self.layers)
+        return ExtraChannelCameras(CameraMatrices(index, block, True, **matrices), index >= 0, self.layers)
 
 
-class AppendedProjections(nn.Module):
+class ExtraChannelProjections(nn.Module):
     """The learned part of one layer: q, k and v as of attention, and from each head's extra outputs to the rest."""
 
     def __init__(self, hidden_size: int, heads: int, key_value_heads: int, channels: int) -> None:
@@ -72,7 +72,7 @@ class AppendedProjections(nn.Module):
         return [x.unflatten(-1, (heads, -1)) for x, heads in zip(projected, self.heads, strict=True)]
 
 
-class AppendedChannels(EncodedCameras):
+class ExtraChannelCameras(EncodedCameras):
     """The forward pass of all layers: one camera for each token, extra channels by the layer."""
 
     def __init__(self, cameras: CameraMatrices, visual: Bool[Tensor, "B L"], layers: nn.ModuleDict) -> None:
@@ -81,19 +81,21 @@ class AppendedChannels(EncodedCameras):
 
     def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras:
         projections = self.layers[str(layer)]
-        assert isinstance(projections, AppendedProjections)
+        assert isinstance(projections, ExtraChannelProjections)
         return _AtLayer(self.cameras, self.visual, hidden_states, projections)
 
-    def decoding(self) -> ZeroChannels:
+    def for_decode_step(self) -> ZeroChannels:
         return ZeroChannels(self.cameras.block.head_dim)
 
-    def repeated(self, copies: int) -> AppendedChannels:
-        return AppendedChannels(self.cameras.repeated(copies), self.visual.repeat_interleave(copies, 0), self.layers)
+    def repeat_interleave(self, copies: int) -> ExtraChannelCameras:
+        return ExtraChannelCameras(
+            self.cameras.repeat_interleave(copies), self.visual.repeat_interleave(copies, 0), self.layers
+        )
 
 
 class _AtLayer(EncodedCameras):
     def __init__(
-        self, cameras: CameraMatrices, visual: Tensor, hidden_states: Tensor, projections: AppendedProjections
+        self, cameras: CameraMatrices, visual: Tensor, hidden_states: Tensor, projections: ExtraChannelProjections
     ) -> None:
         super().__init__(cameras.num_tokens)
         self.cameras, self.visual, self.projections = cameras, visual[..., None, None], projections
@@ -106,7 +108,7 @@ class _AtLayer(EncodedCameras):
     def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
         return torch.cat((v, self.cameras.values(self.v)), -1)
 
-    def outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
+    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
         rest, extra = o.split((o.shape[-1] - self.q.shape[-1], self.q.shape[-1]), -1)
-        extra = self.cameras.outputs(extra) * self.visual
+        extra = self.cameras.transform_outputs(extra) * self.visual
         return rest + torch.einsum("blhe,hed->blhd", extra, self.projections.o.to(extra))

@@ -10,26 +10,26 @@ import pytest
 from datamodules.samplers import (
     Consecutive,
     Duplicate,
+    FramePairing,
     FrameSampler,
-    MergeAware,
-    Neighbour,
-    Pairing,
+    Neighbor,
+    OffsetNeighbor,
     RandomSampler,
     SceneView,
     UniformSampler,
 )
-from datamodules.samplers.pairing import seconds_per_grid
+from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.video import Video
 
 EVERY = [
     Consecutive(),
-    Neighbour(),
+    Neighbor(),
     Duplicate(),
     Duplicate("views"),
-    MergeAware(),
-    MergeAware("before"),
-    MergeAware("random", 2),
-    MergeAware(of="video"),
+    OffsetNeighbor(),
+    OffsetNeighbor("before"),
+    OffsetNeighbor("random", 2),
+    OffsetNeighbor(of="video"),
 ]
 
 
@@ -55,10 +55,10 @@ def test_consecutive_is_what_the_sampler_says() -> None:
     assert Consecutive()(Chosen(3, 50, 60, 90), scene(100), 4) == [3, 50, 60, 90]
 
 
-def test_neighbour_takes_the_next_raw_frame_and_the_last_twice() -> None:
-    assert Neighbour()(Chosen(3, 50, 99), scene(100), 6) == [3, 4, 50, 51, 99, 99]
+def test_neighbor_takes_the_next_raw_frame_and_the_last_twice() -> None:
+    assert Neighbor()(Chosen(3, 50, 99), scene(100), 6) == [3, 4, 50, 51, 99, 99]
     with_pool = Chosen(0, 33, 99, candidates=4)  # next in the video, not among the candidates
-    assert Neighbour()(with_pool, scene(100), 6) == [0, 1, 33, 34, 99, 99]
+    assert Neighbor()(with_pool, scene(100), 6) == [0, 1, 33, 34, 99, 99]
 
 
 def test_duplicate_halves_the_views_or_doubles_the_frames() -> None:
@@ -68,31 +68,38 @@ def test_duplicate_halves_the_views_or_doubles_the_frames() -> None:
 
 def test_merge_aware_follows_the_forks_rules() -> None:
     pool = Chosen(0, 33, 66, 99, candidates=100)
-    assert MergeAware()(pool, scene(100), 8) == [0, 1, 33, 34, 66, 67, 98, 99]  # the last looks back
-    assert MergeAware("before")(pool, scene(100), 8) == [0, 1, 32, 33, 65, 66, 98, 99]  # the first looks on
-    assert MergeAware(step=5)(Chosen(0, 4, 60), scene(100), 6) == [0, 0, 4, 9, 55, 60]  # 5 would pass the second view
-    assert MergeAware(step=4)(Chosen(0, 4, 60), scene(100), 6) == [0, 0, 4, 8, 56, 60]  # and 4 would be it
-    assert MergeAware(step=5)(Chosen(0, 57, 60), scene(100), 6) == [0, 5, 57, 57, 60, 60]
-    assert MergeAware(step=50)(Chosen(60, 70), scene(100), 4) == [60, 60, 70, 70]
+    assert OffsetNeighbor()(pool, scene(100), 8) == [0, 1, 33, 34, 66, 67, 98, 99]  # the last looks back
+    assert OffsetNeighbor("before")(pool, scene(100), 8) == [0, 1, 32, 33, 65, 66, 98, 99]  # the first looks on
+    assert OffsetNeighbor(step=5)(Chosen(0, 4, 60), scene(100), 6) == [
+        0,
+        0,
+        4,
+        9,
+        55,
+        60,
+    ]  # 5 would pass the second view
+    assert OffsetNeighbor(step=4)(Chosen(0, 4, 60), scene(100), 6) == [0, 0, 4, 8, 56, 60]  # and 4 would be it
+    assert OffsetNeighbor(step=5)(Chosen(0, 57, 60), scene(100), 6) == [0, 5, 57, 57, 60, 60]
+    assert OffsetNeighbor(step=50)(Chosen(60, 70), scene(100), 4) == [60, 60, 70, 70]
 
 
 def test_merge_aware_steps_among_the_candidates_or_in_the_video() -> None:
     candidates = Chosen(0, 30, 90, candidates=11)  # 0, 9.9, 19.8 and so on, rounded down
     video = scene(101)
-    assert MergeAware()(candidates, video, 6) == [0, 10, 30, 40, 80, 90]
-    assert MergeAware(of="video")(candidates, video, 6) == [0, 1, 30, 31, 89, 90]
+    assert OffsetNeighbor()(candidates, video, 6) == [0, 10, 30, 40, 80, 90]
+    assert OffsetNeighbor(of="video")(candidates, video, 6) == [0, 1, 30, 31, 89, 90]
 
 
 def test_merge_aware_at_random_is_drawn_anew_each_epoch_but_reproducibly() -> None:
     views = Chosen(*range(0, 100, 10))
-    drawn = [tuple(MergeAware("random")(views, scene(100, epoch), 20)) for epoch in (0, 0, 1, 2)]
+    drawn = [tuple(OffsetNeighbor("random")(views, scene(100, epoch), 20)) for epoch in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1] and len(set(drawn)) > 1
 
 
 @pytest.mark.filterwarnings("ignore:.*frames to choose from")
 @pytest.mark.parametrize("pairing", EVERY, ids=lambda p: f"{type(p).__name__}-{'-'.join(map(str, vars(p).values()))}")
 @pytest.mark.parametrize("sampler", [UniformSampler(), UniformSampler("floor_128"), RandomSampler()])
-def test_any_sampler_any_video(pairing: Pairing, sampler: FrameSampler) -> None:
+def test_any_sampler_any_video(pairing: FramePairing, sampler: FrameSampler) -> None:
     for total, n in itertools.product([1, 2, 3, 5, 17, 300], [2, 3, 6, 15, 16]):
         frames = pairing(sampler, scene(total), n)
         assert frames == sorted(frames) and len(frames) % 2 == 0 and 2 <= len(frames) <= 2 * (n + 1)
@@ -101,12 +108,12 @@ def test_any_sampler_any_video(pairing: Pairing, sampler: FrameSampler) -> None:
             assert len(frames) == (2 * n if vars(pairing).get("keep") == "views" else n)
         if isinstance(pairing, Duplicate):
             assert frames[::2] == frames[1::2]
-        if isinstance(pairing, Neighbour):
+        if isinstance(pairing, Neighbor):
             assert all(b - a == 1 or a == b == total - 1 for a, b in zip(frames[::2], frames[1::2], strict=True))
 
 
 @pytest.mark.parametrize("pairing", EVERY, ids=lambda p: f"{type(p).__name__}-{'-'.join(map(str, vars(p).values()))}")
-def test_a_video_that_is_too_short_repeats_its_last_view_and_says_so(pairing: Pairing) -> None:
+def test_a_video_that_is_too_short_repeats_its_last_view_and_says_so(pairing: FramePairing) -> None:
     with pytest.warns(UserWarning, match=r"clip: only 3 frames to choose from, (8|16) were asked for"):
         frames = pairing(UniformSampler(), scene(3), 16)
     assert set(frames) == {0, 1, 2} and frames[-6:] == [2] * 6
@@ -123,14 +130,14 @@ def test_too_few_frames_is_an_error_whatever_the_pairing() -> None:
 
 def test_time_is_that_from_token_to_token() -> None:
     assert seconds_per_grid([0.0, 1.0, 2.0, 3.0]) == 2.0
-    assert seconds_per_grid([0.0, 0.1, 2.0, 2.1, 4.0, 4.1]) == 2.0  # neighbours: the views are 2 s apart
+    assert seconds_per_grid([0.0, 0.1, 2.0, 2.1, 4.0, 4.1]) == 2.0  # neighbors: the views are 2 s apart
     assert seconds_per_grid([0.0, 0.0, 2.0, 2.0, 4.0, 4.0]) == 2.0
     assert seconds_per_grid([0.0, 1.0]) == 2.0  # one token: as in a clip at even steps
     assert seconds_per_grid([5.0, 5.0]) == 0.0
 
 
 @pytest.mark.parametrize("pairing", EVERY)
-def test_few_candidates_make_few_frames_whatever_the_pairing(pairing: Pairing) -> None:
+def test_few_candidates_make_few_frames_whatever_the_pairing(pairing: FramePairing) -> None:
     """And no last view again and again in the place of more."""
     frames = pairing(UniformSampler("linspace_floor", candidates=4), scene(128), 16)
     assert len(frames) in (4, 8) and max(frames.count(frame) for frame in frames) <= 2

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from zoo.errors import InputError
 
 
-def refuse_nulls(settings: Any, at: str = "") -> None:
+def reject_nulls(settings: Any, at: str = "") -> None:
     """Looks at the arguments of each class that the settings name.
 
     Args:
@@ -23,7 +23,7 @@ def refuse_nulls(settings: Any, at: str = "") -> None:
     """
     if isinstance(settings, list):
         for each in settings:
-            refuse_nulls(each, at)
+            reject_nulls(each, at)
     if not isinstance(settings, Namespace):
         return
     given, named = vars(settings), settings.get("class_path")
@@ -33,7 +33,7 @@ def refuse_nulls(settings: Any, at: str = "") -> None:
             if value is None and not takes_null(resolve_name(named), name):
                 raise InputError(f"{at}.{name}: null, where it needs a value; leave it out for the default")
     for name, value in given.items():
-        refuse_nulls(value, f"{at}.{name}".lstrip("."))
+        reject_nulls(value, f"{at}.{name}".lstrip("."))
 
 
 def takes_null(part: Any, name: str) -> bool:

@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
-from datamodules.samplers.base import FRAMES_PER_GRID_STEP, FrameSampler, SceneView
+from datamodules.samplers.base import TEMPORAL_PATCH_SIZE, FrameSampler, SceneView
 from datamodules.video import Video
 from zoo.errors import InputError
 
 
-class Pairing(ABC):
+class FramePairing(ABC):
     """Turns the views that a sampler chooses into pairs of frames. To add one: `pair`, and `views` if need be."""
 
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
@@ -28,22 +28,22 @@ class Pairing(ABC):
         Raises:
             ValueError: n < 2, or the scene lacks what the sampler needs.
         """
-        if n < FRAMES_PER_GRID_STEP:
-            raise ValueError(f"{n} frames of a video are too few: at least {FRAMES_PER_GRID_STEP} are needed")
+        if n < TEMPORAL_PATCH_SIZE:
+            raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
         scene = SceneView(scene) if isinstance(scene, Video) else scene
         views = sampler.filled(sampler.select(scene, self.views(n, sampler)), self.views(n, sampler), scene)
         return self.pair(views, sampler.among(scene))
 
     def views(self, n: int, sampler: FrameSampler) -> int:
         """How many views the sampler is asked for, where n frames are wanted."""
-        return sampler.at_most(n // FRAMES_PER_GRID_STEP)
+        return sampler.at_most(n // TEMPORAL_PATCH_SIZE)
 
     @abstractmethod
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         """The frames of each view's token, one pair after the other; `scene.pool` are the sampler's candidates."""
 
 
-class Consecutive(Pairing):
+class Consecutive(FramePairing):
     """Two consecutive chosen frames share a token, whatever they show: what Qwen2.5-VL and Spatial-MLLM do."""
 
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
@@ -53,10 +53,10 @@ class Consecutive(Pairing):
         return sampler.count(n)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
-        return [*views, *views[-1:]] if len(views) % FRAMES_PER_GRID_STEP else list(views)
+        return [*views, *views[-1:]] if len(views) % TEMPORAL_PATCH_SIZE else list(views)
 
 
-class Neighbour(Pairing):
+class Neighbor(FramePairing):
     """Each chosen view with its next raw frame, as close as the video has them: half as many views.
 
     The last frame of the video has no next one, and is taken twice.
@@ -67,7 +67,7 @@ class Neighbour(Pairing):
         return [frame for view in views for frame in (view, min(view + 1, last))]
 
 
-class Duplicate(Pairing):
+class Duplicate(FramePairing):
     """Each chosen view twice: a token of one view, with one exact camera.
 
     Args:
@@ -82,17 +82,17 @@ class Duplicate(Pairing):
         return super().views(n, sampler) if self.keep == "frames" else sampler.at_most(n)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
-        return [view for view in views for _ in range(FRAMES_PER_GRID_STEP)]
+        return [view for view in views for _ in range(TEMPORAL_PATCH_SIZE)]
 
 
-class MergeAware(Pairing):
-    """Each chosen view with a neighbour some steps away, by the rules of the Spatial-MLLM fork's samplers.
+class OffsetNeighbor(FramePairing):
+    """Each chosen view with a neighbor some steps away, by the rules of the Spatial-MLLM fork's samplers.
 
-    The first view meets a later frame, the last view an earlier one, and those between as `side` says. A neighbour
+    The first view meets a later frame, the last view an earlier one, and those between as `side` says. A neighbor
     beyond the end, or as far as the view beside it, gives way to the view itself.
 
     Args:
-        side: where the neighbour is; "random" is drawn from the video's name and the epoch.
+        side: where the neighbor is; "random" is drawn from the video's name and the epoch.
         step: how far away it is.
         of: what is counted: the sampler's "candidates" (all frames where it has none), or frames of the "video".
     """
@@ -104,7 +104,7 @@ class MergeAware(Pairing):
         of: Literal["candidates", "video"] = "candidates",
     ) -> None:
         if step < 1:
-            raise InputError(f"--data.pairing.step {step}: at least 1")
+            raise InputError(f"--data.frame_pairing.step {step}: at least 1")
         self.side, self.step, self.of = side, step, of
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
@@ -113,7 +113,7 @@ class MergeAware(Pairing):
         if strange := set(views) - place.keys():
             raise ValueError(
                 f"{scene.scene_name}: frame {min(strange)} was chosen and is no candidate, so that no candidate is "
-                "beside it: take --data.pairing.of video"
+                "beside it: take --data.frame_pairing.of video"
             )
         draw = random.Random(f"{scene.epoch}/{scene.video.path.name}")
         pairs: list[int] = []
@@ -122,13 +122,13 @@ class MergeAware(Pairing):
             if i == 0 or i == len(views) - 1:
                 side = "after" if i == 0 else "before"
             beside = place[view] + (self.step if side == "after" else -self.step)
-            neighbour = frames[beside] if 0 <= beside < len(frames) else view
-            if (side == "before" and i and neighbour <= views[i - 1]) or (
-                side == "after" and i < len(views) - 1 and neighbour >= views[i + 1]
+            neighbor = frames[beside] if 0 <= beside < len(frames) else view
+            if (side == "before" and i and neighbor <= views[i - 1]) or (
+                side == "after" and i < len(views) - 1 and neighbor >= views[i + 1]
             ):
-                neighbour = view
-            pairs += (view, neighbour)
-        return sorted(pairs)  # as there: the neighbours of two views may have passed each other
+                neighbor = view
+            pairs += (view, neighbor)
+        return sorted(pairs)  # as there: the neighbors of two views may have passed each other
 
 
 def seconds_per_grid(times_s: Sequence[float]) -> float:
@@ -136,7 +136,7 @@ def seconds_per_grid(times_s: Sequence[float]) -> float:
 
     A single token lasts as long as two frames are apart, twice over: what a clip at even steps would have.
     """
-    first = times_s[::FRAMES_PER_GRID_STEP]
+    first = times_s[::TEMPORAL_PATCH_SIZE]
     if len(first) > 1:
         return (first[-1] - first[0]) / (len(first) - 1)
-    return FRAMES_PER_GRID_STEP * (times_s[-1] - times_s[0])
+    return TEMPORAL_PATCH_SIZE * (times_s[-1] - times_s[0])
