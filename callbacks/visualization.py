@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datamodules.samplers import DatasetDepth, SceneView
-from datamodules.samplers.base import TEMPORAL_PATCH_SIZE
 from datamodules.samplers.coverage import VoxelGrid, voxel_grid
 from datamodules.samplers.points import PointMaps, PointSource
 from zoo.poses import invert_se3
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 THUMBNAIL = 160  # pixels along a frame's longer side
 GAP, LABEL = 6, 16

@@ -18,12 +18,12 @@ from datamodules.filters import QuestionFilter
 from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.samplers.base import TEMPORAL_PATCH_SIZE
 from datamodules.scenes import Scene
 from datamodules.selections import fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from zoo.errors import InputError
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.geometry.temporal_patches import TEMPORAL_PATCH_SIZE
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class Media(TypedDict, total=False):

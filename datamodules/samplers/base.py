@@ -17,11 +17,10 @@ from torch import Tensor
 
 from datamodules.selections import digest, find_selection, fingerprint, settings, write_selection
 from datamodules.video import Video
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 if TYPE_CHECKING:
     from datamodules.samplers.points import PointSource  # which imports this file
-
-TEMPORAL_PATCH_SIZE = 2  # Qwen2.5-VL merges two consecutive frames into one step of its token grid
 
 
 @dataclass(frozen=True, eq=False)

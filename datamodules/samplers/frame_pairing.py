@@ -12,9 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
-from datamodules.samplers.base import TEMPORAL_PATCH_SIZE, FrameSampler, SceneView
+from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.video import Video
 from zoo.errors import InputError
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class FramePairing(ABC):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamodules.samplers.base import TEMPORAL_PATCH_SIZE, FrameSampler, SceneView
+from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.selections import FILE, digest, fingerprint, read_selection
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class SelectedFrames(FrameSampler):

@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 
-from datamodules.samplers.base import TEMPORAL_PATCH_SIZE, FrameSampler, SceneView, even_steps
+from datamodules.samplers.base import FrameSampler, SceneView, even_steps
 from zoo.errors import InputError
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 Rule = Literal["qwen_vl_utils", "linspace_floor", "floor_128"]
 

@@ -17,10 +17,11 @@ from tests.golden.weights import init_
 from zoo import SpatialMLLM, SpatialVLM, TinyVGGT
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
 from zoo.checkpoints.names import model_names, released_name
-from zoo.fusions.base import MERGED, Connector
+from zoo.fusions.base import Connector
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.tiny import tiny_processor
+from zoo.visual_grid import PATCHES_PER_TOKEN
 
 # all golden cases where they are at hand; the small ones are here
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -41,7 +42,7 @@ def official_shapes(config: dict[str, Any], spatial: bool) -> dict[str, list[int
         if spatial:
             vggt = VGGT(config["spatial_config"] | config["vggt_aggregator"])
             width = 2 * vggt.aggregator.embed_dim
-            connector = Connector(MERGED * width, MERGED * width, config["qwen"]["hidden_size"])
+            connector = Connector(PATCHES_PER_TOKEN * width, PATCHES_PER_TOKEN * width, config["qwen"]["hidden_size"])
             named = vggt.official_state_dict().items()
             shapes |= {f"spatial_encoder.vggt_model.{name}": list(tensor.shape) for name, tensor in named}
             shapes |= {f"connector.{name}": list(p.shape) for name, p in connector.named_parameters()}

@@ -22,7 +22,7 @@ from zoo.encodings.placements import (
 )
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE, projection_matrices
-from zoo.encodings.rays import RayEmbedding, RayEncoding, token_points
+from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.reference import ReferenceView, balanced_views, saddle_balanced, to_reference_frame
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.symmetries import Symmetries
@@ -67,5 +67,4 @@ __all__ = [
     "prope_attention",
     "saddle_balanced",
     "to_reference_frame",
-    "token_points",
 ]

@@ -15,8 +15,8 @@ from zoo.encodings.reference import ReferenceView, to_reference_frame
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.encodings.view_mixer import ViewMixer, check_scenes
 from zoo.errors import check_choice
-from zoo.geometry.dataset_geometry import patch_depth, patch_directions, plucker
 from zoo.poses import invert_se3
+from zoo.rays import patch_directions, plucker, ray_directions
 
 Rays = Literal["plucker", "directions"]
 
@@ -74,14 +74,6 @@ def ray_cameras(cameras: Cameras) -> Cameras:
     return Cameras(turn @ cameras.world_to_camera[sample, camera], intrinsics, token)
 
 
-def ray_directions(
-    K_normalized: Float[Tensor, "*batch 3 3"], places: Float[Tensor, "*batch 2"]
-) -> Float[Tensor, "*batch 3"]:
-    """K^-1 [u, v, 1] in the camera's frame, one unit deep. Places in the units of K, see `view_patch_centers`."""
-    focal, principal = K_normalized.diagonal(dim1=-2, dim2=-1)[..., :2], K_normalized[..., :2, 2]
-    return torch.cat(((places - principal) / focal, torch.ones_like(places[..., :1])), -1)
-
-
 class RayEmbedding(ViewMixer):
     """The baseline that encodings are to beat: the ray of each visual token, embedded and added to it.
 
@@ -136,26 +128,3 @@ class RayEmbedding(ViewMixer):
         if has_camera is not None:
             added = added * has_camera.flatten()[:, None, None, None]
         return tokens + added.flatten(0, 2).to(tokens.dtype)
-
-
-def token_points(
-    depth: Float[Tensor, "S H W"],
-    world_to_camera: Float[Tensor, "S 4 4"],
-    K_normalized: Float[Tensor, "S 3 3"],
-    token_px: int = 28,
-) -> Float[Tensor, "S h w 3"]:
-    """The 3D point that each token shows, for `Cameras.with_tokens`: on its ray, at its median depth; float64.
-
-    Args:
-        depth: a map a grid step (of frames that are merged, the one whose camera the step has), along z; 0 where
-            there is none. A token without any depth gets NaN.
-        world_to_camera: a pose a step.
-        K_normalized: intrinsics a step.
-        token_px: the side of a token in pixels.
-    """
-    median = patch_depth(depth.double(), token_px)
-    median = median.where(median > 0, torch.nan)
-    through = patch_directions(K_normalized.double(), *median.shape[1:])
-    camera_to_world = invert_se3(world_to_camera.double())[:, None, None]
-    seen = (camera_to_world[..., :3, :3] @ (median[..., None] * through)[..., None])[..., 0]
-    return seen + camera_to_world[..., :3, 3]

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.fusions.base import MERGED, Connector, Fusion
+from zoo.fusions.base import Connector, Fusion
 from zoo.geometry.base import SceneGeometry
+from zoo.visual_grid import PATCHES_PER_TOKEN
 
 
 class AddFusion(Fusion):
@@ -25,7 +26,7 @@ class AddFusion(Fusion):
 
     def __init__(self, width: int, geometry_width: int, **options: Any) -> None:
         super().__init__(width, geometry_width, **options)
-        merged = MERGED * geometry_width
+        merged = PATCHES_PER_TOKEN * geometry_width
         self.connector = Connector(merged, merged, width, zero=True)
 
     def embed_3d(

@@ -14,9 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-
-TEMPORAL_PATCH_SIZE, SPATIAL_MERGE = 2, 2  # Qwen2.5-VL's: frames, and patches a side, that make one 2D token
-MERGED = TEMPORAL_PATCH_SIZE * SPATIAL_MERGE**2
+from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
 ActiveBranches = Literal["both", "2d", "3d"]
 TemporalMerge = Literal["concat", "mean", "first"]
@@ -26,7 +24,7 @@ def merge_spatial(
     tokens: Float[Tensor, "S patches C"],
     grid_thw: Int[Tensor, "1 3"],
     temporal_merge: int = TEMPORAL_PATCH_SIZE,
-    spatial_merge: int = SPATIAL_MERGE,
+    spatial_merge: int = SPATIAL_MERGE_SIZE,
 ) -> Float[Tensor, "N merged"]:
     """The patch tokens of each 2D token side by side: N = t h/2 w/2 rows of C * temporal * spatial^2 channels.
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.fusions.base import TEMPORAL_PATCH_SIZE, Connector, ExtraTokens, Fusion
+from zoo.fusions.base import Connector, ExtraTokens, Fusion
 from zoo.geometry.base import SceneGeometry
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class CameraTokenFusion(Fusion):

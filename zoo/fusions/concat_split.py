@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.fusions.base import MERGED, Connector, ExtraTokens, Fusion
+from zoo.fusions.base import Connector, ExtraTokens, Fusion
 from zoo.geometry.base import SceneGeometry
+from zoo.visual_grid import PATCHES_PER_TOKEN
 
 
 class ConcatSplitFusion(Fusion):
@@ -37,7 +38,7 @@ class ConcatSplitFusion(Fusion):
         self.appended = ExtraTokens.ALL if axis == "token" else ExtraTokens.NOTHING
         share = self.flat_width  # the other branch's too
         self.flat = Connector(width, width, share) if axis == "channel" else None
-        self.spatial = Connector(MERGED * geometry_width, width, share)
+        self.spatial = Connector(PATCHES_PER_TOKEN * geometry_width, width, share)
 
     @property
     def flat_width(self) -> int:

@@ -14,6 +14,7 @@ from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.vggt_encoder import check_size
 from zoo.poses import invert_se3
 from zoo.precision import full_precision, to_float32
+from zoo.rays import patch_depth, patch_directions, plucker
 
 RAY, POINT = 6, 4  # channels
 
@@ -144,26 +145,3 @@ def first_as_world(
     identity = torch.eye(4, dtype=poses.dtype, device=poses.device)
     relative[first] = identity
     return relative if present is None else torch.where(present[:, None, None], relative, identity)
-
-
-def patch_directions(K_normalized: Float[Tensor, "S 3 3"], rows: int, columns: int) -> Float[Tensor, "S h w 3"]:
-    """Where the centers of the patches are seen, in the camera's frame, one unit deep."""
-    x = (torch.arange(columns).to(K_normalized) + 0.5) / columns - 0.5
-    y = (torch.arange(rows).to(K_normalized) + 0.5) / rows - 0.5
-    focal, principal = K_normalized.diagonal(dim1=-2, dim2=-1), K_normalized[..., 2]
-    u = (x - principal[:, 0, None]) / focal[:, 0, None]
-    v = (y - principal[:, 1, None]) / focal[:, 1, None]
-    u, v = u[:, None, :].expand(-1, rows, -1), v[:, :, None].expand(-1, -1, columns)
-    return torch.stack((u, v, torch.ones_like(u)), -1)
-
-
-def plucker(direction: Float[Tensor, "*batch 3"], origin: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch 6"]:
-    """Unit direction and moment of the lines through `origin` along `direction`."""
-    unit = direction / direction.norm(dim=-1, keepdim=True)
-    return torch.cat((unit, torch.linalg.cross(origin.expand_as(unit), unit)), -1)
-
-
-def patch_depth(depth: Float[Tensor, "S H W"], patch: int) -> Float[Tensor, "S h w"]:
-    """The median of what each patch has of depth; 0 where it has none."""
-    blocks = depth.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).transpose(2, 3).flatten(3)
-    return torch.where(blocks > 0, blocks, torch.nan).nanmedian(-1).values.nan_to_num(0.0)

@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.encodings.rays import token_points
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.poses import invert_se3
+from zoo.rays import token_points
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 MergedCamera = Literal["first", "last", "mean"]
-TEMPORAL_PATCH_SIZE = 2
 
 
 def step_cameras(

@@ -9,10 +9,11 @@ from torch import Tensor
 from tests.zoo.encodings.test_prope import HEAD_DIM, MROPE_SECTION, random_cameras, random_sequence
 from tests.zoo.test_cameras import random_poses
 from zoo.cameras import Cameras
-from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding, token_points
-from zoo.encodings.rays import ray_cameras, ray_directions
+from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding
+from zoo.encodings.rays import ray_cameras
 from zoo.geometry import project_points
 from zoo.poses import invert_se3
+from zoo.rays import ray_directions, token_points
 
 
 def places_of(index: Tensor) -> Tensor:
