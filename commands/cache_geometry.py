@@ -13,9 +13,6 @@ are listed, and the rest goes on.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import partial
-from pkgutil import resolve_name
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -30,12 +27,9 @@ from commands.select_frames import OTHERS, LeftAside
 from datamodules import RandomSampler, VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.sources.base import Split
-from zoo.backbone import Backbone
 from zoo.errors import InputError
-from zoo.geometry import CachedGeometry, GeometryCache, GeometryEncoder
-from zoo.geometry.cached import build_first_available
-from zoo.time_index import TimeIndex
-from zoo.vlm import SpatialVLM
+from zoo.geometry import CachedGeometry, GeometryCache
+from zoo.tasks import VideoQATask
 
 MADE, KEPT = "made", "kept"
 
@@ -114,7 +108,6 @@ def scenes_of(data: VideoQADataModule, split: Split) -> SceneDataset:
         sampler,
         data.num_frames,
         data.pixels,
-        requires_cameras=False,
         frame_pairing=data.frame_pairing,
     )
 
@@ -129,9 +122,9 @@ def this_process() -> Place:
 
 
 def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
-    """The settings with the DataModule built, the encoder behind its cache, and what the model wants of it.
+    """The settings with the DataModule built, the encoder behind its cache, and which of its outputs the model reads.
 
-    A run's config serves as it is.
+    The config of a run can be used unchanged. The model is built on the meta device, without reading weights.
     """
     parser = OneLineParser(prog="main.py cache-geometry", description=__doc__, default_config_files=DEFAULTS)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config; later ones win")
@@ -139,60 +132,21 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
     parser.add_argument("--workers", type=int, default=0, help="processes that read frames; 0 reads in the main one")
     parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
     parser.add_lightning_class_args(VideoQADataModule, "data", subclass_mode=True)
-    parser.add_lightning_class_args(SpatialVLM, "model", subclass_mode=True)
+    parser.add_lightning_class_args(VideoQATask, "model", subclass_mode=True)
     for other in OTHERS:
         if other != "model":
             parser.add_argument(f"--{other}", type=LeftAside, default=None, help=SUPPRESS)
     settings = parser.parse_args(arguments)
-    model = settings.pop("model").init_args
-    parts = parts_of(model)
-    backbone = parts.backbone
-    build = partial(build_first_available, None if backbone is None else backbone.geometry, parts.geometry)
-    wanted = {"tokens": model.get("fusion") is not None, "cameras": finds_cameras(model, parts.time_index)}
+    options = settings.model.init_args
+    if options.get("geometry_cache") is None:
+        options["geometry_cache"] = Namespace(**vars(GeometryCache()))
+    with torch.device("meta"):
+        built = parser.instantiate_classes(settings)
+    model = built.model.model
+    wanted = {"tokens": model.uses_geometry_tokens, "cameras": model.predicts_cameras}
     if not any(wanted.values()):
         raise InputError(
-            "this model reads no geometry: name one that does (--config spatial_mllm.yaml), or "
-            "--model.camera_source predicted"
+            "this model reads no geometry: name one that does (--config spatial_mllm.yaml), or --model.camera_source "
+            "predicted"
         )
-    encoder = CachedGeometry(build, parts.geometry_cache or GeometryCache())
-    if wanted["cameras"]:
-        encoder.enable_camera_head()
-        if model.camera_source == "predicted" and requires_depth(
-            [model.get("camera_encoding"), model.get("view_mixer")]
-        ):
-            encoder.enable_depth_head()
-    return parser.instantiate_classes(settings), encoder, wanted
-
-
-def parts_of(model: Namespace) -> Any:
-    """Those parts of a model, which is not built itself, that say what it reads of a geometry."""
-    parser = OneLineParser(prog="main.py cache-geometry")
-    types = {
-        "backbone": Backbone | None,
-        "geometry": Callable[[], GeometryEncoder] | None,
-        "geometry_cache": GeometryCache | None,
-        "time_index": TimeIndex | None,
-    }
-    for name, kind in types.items():
-        parser.add_argument(f"--{name}", type=kind)
-    return parser.instantiate_classes(parser.parse_object({name: model.get(name) for name in types}))
-
-
-def finds_cameras(model: Namespace, time: TimeIndex | None) -> bool:
-    """Whether it may ask for cameras, as `SpatialParts` has it."""
-    reads = any(model.get(part) is not None for part in ("camera_encoding", "view_mixer")) or (
-        time and time.requires_cameras
-    )
-    return bool(model.camera_source == "predicted" or (model.camera_source == "auto" and reads))
-
-
-def requires_depth(part: Any) -> bool:
-    """Whether the settings of a part hold one that `SpatialParts.requires_depth` asks for."""
-    if isinstance(part, Namespace):
-        part = part.as_dict()
-    if isinstance(part, list):
-        return any(map(requires_depth, part))
-    if not isinstance(part, dict):
-        return False
-    uses_points = "class_path" in part and getattr(resolve_name(part["class_path"]), "uses_points", False)
-    return uses_points or part.get("scale") == "median_depth" or any(map(requires_depth, part.values()))
+    return built, model.geometry, wanted

@@ -16,7 +16,7 @@ from commands.parser import OneLineParser
 from commands.runs import resolve_run
 from datamodules import VideoQADataModule
 from zoo.errors import InputError
-from zoo.trainable import Trainable
+from zoo.tasks import Task
 
 
 class ZooCLI(LightningCLI):
@@ -24,7 +24,7 @@ class ZooCLI(LightningCLI):
 
     def __init__(self) -> None:
         super().__init__(
-            Trainable,
+            Task,
             VideoQADataModule,
             trainer_class=ExportingTrainer,
             parser_class=OneLineParser,

@@ -1,4 +1,4 @@
-"""python main.py export --out folder: a run, or released weights, as a folder that official code reads."""
+"""python main.py export --out folder: a run, or released weights, as a folder for others."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import VideoQADataModule
-from zoo import InputError, SpatialVLM
-from zoo.checkpoints import export_model
-from zoo.trainable import Trainable
-
-OFFICIAL = {"active_branches": "both", "temporal_merge": "concat"}  # how the official code fuses
+from zoo.checkpoints import export_model, unofficial_parts
+from zoo.configuration import to_config
+from zoo.errors import InputError
+from zoo.tasks import Task, VideoQATask
 
 
 class ExportingTrainer(Trainer):
@@ -22,35 +21,42 @@ class ExportingTrainer(Trainer):
 
     def export(
         self,
-        model: Trainable,
+        model: Task,
         out: str,
         ckpt_path: str | None = None,
+        layout: Literal["auto", "official", "zoo"] = "auto",
+        full: bool = False,
         dtype: Literal["float32", "bfloat16"] | None = None,
         weights_only: bool | None = None,
         datamodule: VideoQADataModule | None = None,
     ) -> None:
-        """Writes the model by official names, LoRA merged, with config and processor files.
+        """Writes a folder: in the official layout where there is one, else for `SpatialVLM.from_pretrained`.
 
         Args:
-            model: a Qwen2.5-VL or a Spatial-MLLM.
+            model: a video-language model.
             out: a new folder.
             ckpt_path: the run's checkpoint; none writes the model as it was built.
-            dtype: of the weights; null is that of the released weights that the run started from, else the model's.
-            weights_only: is not looked at, as a run's config has it: nothing but weights is ever read.
-            datamodule: is not looked at.
+            layout: `official` has official names with LoRA merged, config and processor files, and is read by the
+                published code; `zoo` has the trained weights of any model; `auto` is official where that is possible.
+            full: in the zoo's layout, copy the frozen released weights too.
+            dtype: of official weights; null is that of the released weights the run started from, else the model's.
+            weights_only: without effect, as a run's config has it: nothing but weights is ever read.
+            datamodule: its settings are kept for `SpatialVLM.answer`.
 
         Raises:
-            InputError: a model without an official layout, or a folder that holds something.
+            InputError: a model without an official layout, or a folder that is not empty.
         """
-        if not isinstance(model, SpatialVLM):
+        if not isinstance(model, VideoQATask):
             raise InputError(f"{type(model).__name__} is no video-language model: only these are exported")
         if ckpt_path is not None:
             checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
             model.load_state_dict(checkpoint["state_dict"])
-        export_model(model, Path(out), None if dtype is None else getattr(torch, dtype))
-        left_out = [type(model.camera_encoding).__name__] if model.camera_encoding is not None else []
-        if model.fusion is not None:
-            chosen = {name: getattr(model.fusion, name) for name in OFFICIAL}
-            left_out += [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL[name]]
-        beside = f", without {', '.join(left_out)}, which is no weight" if left_out else ""
-        rank_zero_info(f"export: {out}{beside}")
+        left_out = unofficial_parts(model.model)
+        if layout == "official" or (layout == "auto" and not left_out):
+            export_model(model.model, Path(out), None if dtype is None else getattr(torch, dtype))
+            beside = f", without {', '.join(left_out)}, which is no weight" if left_out else ""
+            rank_zero_info(f"export: {out}, in the official layout{beside}")
+        else:
+            model.model.data_config = {} if datamodule is None else to_config(datamodule)
+            model.model.save_pretrained(out, full=full)
+            rank_zero_info(f"export: {out}, for SpatialVLM.from_pretrained")

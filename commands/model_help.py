@@ -9,7 +9,7 @@ import yaml
 
 from commands.registry import registered_classes
 from commands.runs import BASES
-from zoo.trainable import Trainable
+from zoo.tasks import Task
 
 OPTION = "--model.help"
 
@@ -42,7 +42,7 @@ def _model_of(config: Path) -> str | None:
 
 
 def _menu() -> str:
-    models = [model for model in registered_classes(Trainable) if model.__name__ not in BASES]
+    models = [model for model in registered_classes(Task) if model.__name__ not in BASES]
     docs = {model.__name__: inspect.getdoc(model) or "" for model in models}
     width = max(map(len, docs))
     lines = [f"    {OPTION} {name:{width}}  {''.join(doc.splitlines()[:1])}" for name, doc in docs.items()]

@@ -20,7 +20,7 @@ from zoo.errors import InputError
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
-BASES = ("Trainable", "SpatialParts", "SpatialModel", "SpatialVLM")  # no models, but what models are made of
+BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
 # what may differ between a run and the model that is asked for without making its weights those of another
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
@@ -127,7 +127,7 @@ def resolve_run(command: str, settings: Any) -> None:
 def _released(parts: Any) -> bool:
     """Whether the backbone's weights mean something before they are trained here."""
     backbone = parts.get("backbone")
-    return backbone is not None and bool(resolve_name(backbone.class_path).pretrained)
+    return backbone is not None and bool(resolve_name(backbone.class_path).is_pretrained)
 
 
 def _untrained(parts: Any) -> str | None:

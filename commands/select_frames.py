@@ -98,7 +98,6 @@ def select_frames(arguments: list[str]) -> None:
         data.sampler,
         data.num_frames,
         data.pixels,
-        requires_cameras=False,
         frame_pairing=data.frame_pairing,
     )
     output = Path(settings.output or f"selections/{type(data.sampler).__name__}-{data.num_frames}").expanduser()

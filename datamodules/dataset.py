@@ -22,8 +22,10 @@ from datamodules.scenes import Scene
 from datamodules.video import Video
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.geometry.base import SceneGeometry
+from zoo.requirements import DataRequirements
 
 TRIES = 2
+NOTHING = DataRequirements()
 
 
 @dataclass
@@ -73,8 +75,7 @@ class SceneDataset(Dataset):
         scenes: of a split.
         sampler: chooses num_frames frames of each.
         bounds: of the frames' size.
-        requires_cameras: a scene without is an error.
-        requires_depth: likewise.
+        requirements: a scene without what the model requires is an error.
         questions_per_scene: how many questions training draws of a scene, anew each epoch.
         seed: of that draw.
         keep: keep decoded videos in memory, and what is read of their depth.
@@ -87,8 +88,7 @@ class SceneDataset(Dataset):
         sampler: FrameSampler,
         num_frames: int,
         bounds: PixelBounds,
-        requires_cameras: bool,
-        requires_depth: bool = False,
+        requirements: DataRequirements = NOTHING,
         questions_per_scene: int = 1,
         seed: int = 0,
         keep: bool = False,
@@ -96,7 +96,7 @@ class SceneDataset(Dataset):
     ):
         self.frame_pairing = frame_pairing or Consecutive()
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
-        self.requires_cameras, self.requires_depth = requires_cameras, requires_depth
+        self.requirements = requirements
         self.questions_per_scene, self.seed = questions_per_scene, seed
         self.keep = keep
         self._kept: dict[int, OpenScene] = {}
@@ -128,14 +128,14 @@ class SceneDataset(Dataset):
         if index in self._kept:
             return self._kept[index]
         scene = self.scenes[index]
-        if self.requires_cameras and scene.cameras is None:
+        if self.requirements.cameras and scene.cameras is None:
             raise InputError(
                 f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside it, "
                 "train with a VGGT that finds them (--model.geometry PretrainedVGGT "
                 "--model.camera_source auto), or take a "
                 "model that does without (--config qwen25_vl.yaml)"
             )
-        if self.requires_depth and scene.depth is None:
+        if self.requirements.depth and scene.depth is None:
             raise InputError(
                 f"{scene.video}: no depth, and this model needs it: put a folder {scene.video.stem}.depth of 16-bit "
                 "images beside it (DatasetGeometry does without: --model.geometry.depth false)"
@@ -161,11 +161,11 @@ class SceneDataset(Dataset):
         loaded.seconds_per_grid = seconds_per_grid([opened.times_s[i] for i in chosen])
         loaded.geometry = opened.geometry(chosen)
         poses = opened.world_to_camera
-        if self.requires_cameras and poses is not None and poses[chosen].isnan().flatten(1).any(1).all():
+        if self.requirements.cameras and poses is not None and poses[chosen].isnan().flatten(1).any(1).all():
             raise InputError(
                 f"{loaded.scene.cameras}: none of the frames {chosen} has a pose: take a sampler that chooses by poses"
             )
-        if self.requires_depth and loaded.scene.depth is not None:
+        if self.requirements.depth and loaded.scene.depth is not None:
             height, width = loaded.frames.shape[-2:]
             loaded.geometry = loaded.geometry or SceneGeometry()
             depth = opened.read_depth(loaded.scene.depth, chosen, (height, width))

@@ -22,7 +22,9 @@ from datamodules.scenes import Scene
 from datamodules.selections import fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
+from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.requirements import DataRequirements
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
@@ -35,7 +37,7 @@ def as_input_error() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
-class VideoQADataModule(LightningDataModule):
+class VideoQADataModule(Configurable, LightningDataModule):
     """Videos with questions, scene first: a video is decoded and seen once, whatever is asked about it.
 
     Args:
@@ -151,7 +153,7 @@ class VideoQADataModule(LightningDataModule):
                     else ""
                 )
             )
-        if self._needs("cameras") and all(scene.cameras is None for scene in kept):
+        if self.requirements.cameras and all(scene.cameras is None for scene in kept):
             raise InputError(
                 f"{type(self.source).__name__}: no scene of the {split} split has cameras, so the camera encoding has "
                 f"nothing to act on: put {kept[0].video.stem}.cameras.json beside {kept[0].video} and so on, or "
@@ -159,9 +161,11 @@ class VideoQADataModule(LightningDataModule):
             )
         return kept
 
-    def _needs(self, what: str) -> bool:
-        """Whether the model, if there is one yet, needs cameras, frames or depth."""
-        return self.trainer is not None and bool(getattr(self.trainer.lightning_module, f"requires_{what}"))
+    @property
+    def requirements(self) -> DataRequirements:
+        """What the model needs of the data; nothing before there is a model."""
+        task: Any = None if self.trainer is None else self.trainer.lightning_module
+        return DataRequirements() if task is None else task.requirements
 
     def describe(self) -> dict[str, Any]:
         """What the results of a run on this data are to be read with."""
@@ -179,8 +183,7 @@ class VideoQADataModule(LightningDataModule):
             sampler,
             self.num_frames,
             self.pixels,
-            requires_cameras=self._needs("cameras"),
-            requires_depth=self._needs("depth"),
+            requirements=self.requirements,
             questions_per_scene=self.questions_per_scene,
             seed=self.seed,
             keep=keep,
@@ -188,8 +191,11 @@ class VideoQADataModule(LightningDataModule):
         )
 
     def _collate(self, training: bool) -> Collate:
-        model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return Collate(model.processor, training, self.questions_per_batch, model.appended, model.requires_frames)
+        task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        needs = self.requirements
+        return Collate(
+            task.preprocessor, training, self.questions_per_batch, task.extra_tokens, needs.frames, needs.timestamps
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)

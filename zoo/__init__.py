@@ -1,9 +1,8 @@
 """The menu of the zoo: every public class, so that class paths stay short and stable."""
 
-from zoo.backbone import Backbone, LoRA
+from zoo.backbones import Backbone, BackboneLoader, TinyQwen25VL
 from zoo.cameras import Cameras
 from zoo.checkpoints import PretrainedQwen25VL, PretrainedSpatialMLLM
-from zoo.concat_split import ConcatSplitMLLM
 from zoo.encodings import (
     GTA,
     AlternateAxes,
@@ -32,12 +31,20 @@ from zoo.encodings import (
 from zoo.errors import InputError
 from zoo.fusions import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion
 from zoo.geometry import DatasetGeometry, GeometryCache, GeometryEncoder, PretrainedVGGT, TinyVGGT
-from zoo.geometry_pretraining import VGGTPretraining
+from zoo.lora import LoRA
 from zoo.metrics import VSIBenchScore, score_answer
+from zoo.model import SpatialVLM
 from zoo.optim import LearningRates, WarmupCosine
-from zoo.prope_mllm import PRoPEMLLM
-from zoo.qwen25_vl import Qwen25VL
-from zoo.spatial_mllm import SpatialMLLM
+from zoo.tasks import (
+    BaselineVLM,
+    ConcatSplitMLLM,
+    PRoPEMLLM,
+    Qwen25VL,
+    SpatialMLLM,
+    Task,
+    VGGTPretraining,
+    VideoQATask,
+)
 from zoo.time_index import (
     ConstantIndex,
     FrameNumberIndex,
@@ -47,14 +54,14 @@ from zoo.time_index import (
     TimeIndex,
     TimestampIndex,
 )
-from zoo.tiny import TinyQwen25VL
-from zoo.vlm import SpatialVLM
 
 __all__ = [
     "AddFusion",
     "AlternateAxes",
     "ExtraChannels",
     "Backbone",
+    "BackboneLoader",
+    "BaselineVLM",
     "CaPE",
     "CameraEncoding",
     "CameraTokenFusion",
@@ -94,6 +101,7 @@ __all__ = [
     "TimestampIndex",
     "SpatialMLLM",
     "SpatialVLM",
+    "Task",
     "Compose",
     "TemporalSection",
     "TimeIndex",
@@ -104,6 +112,7 @@ __all__ = [
     "VSIBenchScore",
     "ViewAttention",
     "ViewMixer",
+    "VideoQATask",
     "WarmupCosine",
     "PointRoPE",
     "score_answer",

@@ -1,241 +1,268 @@
-"""One forward pass through the parts of a model."""
+"""SpatialVLM: one plain PyTorch model that every model of the zoo is a choice of parts for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from huggingface_hub import HfApi
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
+from zoo.backbones import BackboneLoader, TinyQwen25VL
 from zoo.cameras import Cameras
-from zoo.encodings import balanced_views
+from zoo.configuration import Configurable
+from zoo.encodings import CameraEncoding, ViewMixer
 from zoo.errors import InputError
-from zoo.generation import greedy
-from zoo.geometry.base import SceneGeometry
-from zoo.geometry.temporal_patches import median_depths, step_cameras, step_points
-from zoo.layout import SequenceLayout
-from zoo.media import (
-    Media,
-    by_row,
-    find_media_spans,
-    given_cameras,
-    refuse_torn,
-    scene_cameras,
-    scene_frames,
-    scene_grid,
-    scenes_of,
-    step_spans,
-)
-from zoo.parts import SpatialParts
+from zoo.fusions import ExtraTokens, Fusion
+from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.cache import GeometryCache
+from zoo.geometry.cached import CachedGeometry, build_first_available
+from zoo.lora import LoRA
+from zoo.media import Media, scenes_of_media
+from zoo.prefix_cache import answer_questions
+from zoo.pretrained import load_model, save_model
+from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
+from zoo.scene_cameras import MergedCamera, add_cameras, sequence_cameras
+from zoo.scene_encoding import encode_vision, fuse_scenes
+from zoo.scenes import SceneInputs, SceneTokens
+from zoo.sequence_layout import MediaKind, SequenceLayout
+from zoo.time_index import TimeIndex
 
 
-class SpatialModel(SpatialParts):
-    """From pixels, frames and token ids to what the stock Qwen2.5-VL is called with, and through it."""
+class SpatialVLM(Configurable, nn.Module):
+    """A video-language model whose visual tokens may be fused with 3D tokens and may know their cameras.
 
-    def encode_pixels(
-        self, pixel_values: Float[Tensor, "patches channels"], grid_thw: Int[Tensor, "V 3"]
-    ) -> list[Float[Tensor, "tokens D"]]:
-        """The 2D tokens of each video or still, in the decoder's width."""
-        return list(self.qwen.model.get_video_features(pixel_values, grid_thw, return_dict=True).pooler_output)
+    Training, evaluation, notebooks and `logits` share one path: `encode_scenes`, then `build_inputs`, then the
+    backbone's `decode` or `generate`. A part that is None is the stock model there, bit for bit.
 
-    def encode_geometry(
-        self, frames: Sequence[Tensor], given: Sequence[SceneGeometry | None], cameras: bool
-    ) -> list[SceneGeometry | None]:
-        """The geometry of each scene as far as this model reads it; what was given where it reads none.
+    Args:
+        backbone: the video-language model; a tiny random Qwen2.5-VL if not given.
+        geometry: makes the encoder of 3D tokens and cameras; built only if a fusion or `camera_source` asks for it, and
+            only if the backbone was not released with its own.
+        geometry_cache: keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
+        fusion: makes the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null takes the 2D
+            tokens alone.
+        view_mixer: makes the branch that tells the 2D tokens about their cameras before the fusion (`ViewAttention`,
+            `RayEmbedding`); without effect before training.
+        camera_encoding: how the decoder's attention learns about the cameras; null is the stock attention.
+        camera_source: whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
+            the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
+            predicted ones if the encoder predicts cameras. Without effect in a model that uses no cameras.
+        merged_camera: the camera of two frames that are merged into one token.
+        time_index: the time component of mRoPE's position ids.
+        lora: low-rank adapters on the decoder.
 
-        Args:
-            frames: (S, 3, H, W) of each scene, in 0..1 or as bytes.
-            given: what came with the data.
-            cameras: whether the encoder is to find cameras.
-        """
-        if self.geometry is None or not (self.uses_geometry_tokens or cameras):
-            return list(given)
-        scaled = [each if each.is_floating_point() else each.float() / 255 for each in frames]
-        return list(self.geometry(scaled, given, tokens=self.uses_geometry_tokens, cameras=cameras))
+    Raises:
+        InputError: parts that do not fit together.
 
-    def set_reference_views(
+    Example:
+        >>> model = SpatialVLM(TinyQwen25VL(layers=1, hidden_size=32, heads=2))
+        >>> model.requirements
+        DataRequirements(cameras=False, depth=False, frames=False, timestamps=False)
+    """
+
+    def __init__(
         self,
-        cameras: Cameras,
-        has_camera: Bool[Tensor, "B C"] | None,
-        visual: Sequence[Float[Tensor, "_N D"]],
-        grids: Sequence[Int[Tensor, " 3"]] | Int[Tensor, "V 3"],
-        samples: Sequence[int],
-    ) -> Cameras:
-        """The cameras with the reference views that `saddle_balanced` chooses, if some part goes by them.
-
-        Args:
-            cameras: of each sample.
-            has_camera: the views to choose from; None is all.
-            visual: the 2D tokens of each scene.
-            grids: of each scene.
-            samples: whose views each scene's are.
-        """
-        if not self._some("reference", "saddle_balanced"):
-            return cameras
-        present = cameras.used_mask() if has_camera is None else has_camera
-        return cameras.with_reference(balanced_views(visual, [int(grid[0]) for grid in grids], samples, present))
-
-    def token_points(self, scenes: Sequence[SceneGeometry | None]) -> list[Float[Tensor, "_tokens 3"]] | None:
-        """What each 2D token of each scene shows, if the encoding goes by it."""
-        return [step_points(each, self.merged_camera).flatten(0, 2) for each in scenes] if self.uses_points else None
-
-    def fuse(
-        self,
-        visual: Sequence[Float[Tensor, "_N D"]],
-        grids: Sequence[Int[Tensor, " 3"]] | Int[Tensor, "V 3"],
-        geometry: Sequence[SceneGeometry | None],
-        cameras: Cameras | None = None,
-        has_camera: Bool[Tensor, "V C"] | None = None,
-    ) -> list[Float[Tensor, "_t _n D"]]:
-        """The visual tokens of each scene, step by step; scenes of one grid are one long scene for the fusion.
-
-        Args:
-            visual: 2D tokens of each scene.
-            grids: of each scene: steps, and patches before merging.
-            geometry: of each scene, what a fusion reads.
-            cameras: of each scene, one a step, for a model with `views`.
-            has_camera: the steps that have one; None is all.
-        """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, grid in enumerate(grids):
-            groups.setdefault(tuple(grid.tolist()), []).append(i)
-        fused: dict[int, Tensor] = {}
-        for (steps, *sides), members in groups.items():
-            mix = None
-            if self.view_mixer is not None and cameras is not None:
-                merge = self.qwen.config.vision_config.spatial_merge_size
-                mix = partial(
-                    self.view_mixer,
-                    cameras=cameras[members].span(0, steps),
-                    grid=(steps, *(side // merge for side in sides)),
-                    has_camera=None if has_camera is None else has_camera[members, :steps],
+        backbone: BackboneLoader | None = None,
+        geometry: Callable[[], GeometryEncoder] | None = None,
+        geometry_cache: GeometryCache | None = None,
+        fusion: Callable[[int, int], Fusion] | None = None,
+        view_mixer: Callable[[int], ViewMixer] | None = None,
+        camera_encoding: CameraEncoding | None = None,
+        camera_source: CameraSource = "dataset",
+        merged_camera: MergedCamera = "first",
+        time_index: TimeIndex | None = None,
+        lora: LoRA | None = None,
+    ) -> None:
+        super().__init__()
+        self.loader = loader = backbone or TinyQwen25VL()
+        self.camera_encoding, self.time_index = camera_encoding, choose_time_index(camera_encoding, time_index)
+        self.camera_source, self.merged_camera = camera_source, merged_camera
+        # 1. Backbone, with the camera hooks in its attention.
+        self.backbone = loader.load()
+        self.backbone.install_encoding(camera_encoding)
+        width = self.backbone.hidden_size
+        # 2. Geometry, if some part reads it.
+        self.view_mixer: ViewMixer | None = None
+        self.fusion: Fusion | None = None
+        self.geometry: GeometryEncoder | None = None
+        uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
+        if fusion is not None or camera_source == "predicted" or (camera_source == "auto" and uses_cameras):
+            build = partial(build_first_available, loader.load_geometry, geometry)
+            self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
+        check_geometry(self.geometry, camera_source, uses_cameras=uses_cameras, uses_tokens=fusion is not None)
+        if camera_source != "dataset" and self.geometry is not None and self.geometry.predicts_cameras:
+            self.geometry.enable_camera_head()
+        # 3. Fusion and view mixer, in the backbone's dtype.
+        if fusion is not None and self.geometry is not None:
+            self.fusion = self._like_backbone(fusion(width, self.geometry.width))
+        if view_mixer is not None:
+            self.view_mixer = self._like_backbone(view_mixer(width if self.fusion is None else self.fusion.flat_width))
+        if camera_source == "predicted" and self.camera_use.depth and self.geometry is not None:
+            if not self.geometry.predicts_depth:
+                raise InputError(
+                    "--model.camera_source predicted: this encoding uses depth, which "
+                    f"{type(self.geometry).__name__} does not predict; take the dataset's cameras and depth"
                 )
-            tokens = torch.cat([visual[i] for i in members])
-            if self.fusion is None:
-                joined = (tokens if mix is None else mix(tokens)).unflatten(0, (steps * len(members), -1))
-            else:
-                known = [each for i in members if (each := geometry[i]) is not None and self.fusion.uses_geometry]
-                read = SceneGeometry.joined(known) if len(known) == len(members) else None
-                joined = self.fusion(tokens, torch.tensor([steps * len(members), *sides]), read, mix)
-            fused |= dict(zip(members, joined.split(steps), strict=True))
-        return [fused[i] for i in range(len(visual))]
+            self.geometry.enable_depth_head()
+        # an untrained fusion makes the whole model untrained
+        self.has_released_fusion = self.fusion is not None and loader.load_fusion(self.fusion)
+        self.is_pretrained = loader.is_pretrained and (self.fusion is None or self.has_released_fusion)
+        if lora is not None:
+            lora.apply(self.backbone.decoder, self.backbone.lora_targets)
+            self.backbone.lm_head.requires_grad_(False)
+        self.loaded_names: frozenset[str] = frozenset()  # tensors that `from_pretrained` read from a saved model
+        self.data_config: dict[str, Any] = {}  # the frames that the model was trained with, see `answer`
 
-    def prepare(
+    def _like_backbone(self, part: Any) -> Any:
+        like = self.backbone.like
+        return part.to(device=like.device, dtype=like.dtype)
+
+    # ---- parameters -----------------------------------------------------------------------------------------------
+
+    def part_of(self, name: str) -> str:
+        """The field of `LearningRates` that governs the parameter of this name."""
+        part, _, rest = name.partition(".")
+        if part == "backbone":
+            return self.backbone.part_of(rest)
+        return {"geometry": "geometry", "camera_encoding": "encoding"}.get(part, "connector")
+
+    def restored_by_files(self, name: str) -> bool:
+        """Whether a tensor of this name, as long as it is frozen, is read from released files again."""
+        part = name.partition(".")[0]
+        if part == "backbone":
+            return self.loader.released_path is not None and ".lora_" not in name
+        if part == "geometry":
+            return self.geometry is not None and bool(self.geometry.files)
+        return part == "fusion" and self.has_released_fusion
+
+    # ---- what the model reads -----------------------------------------------------------------------------------
+
+    @property
+    def extra_tokens(self) -> ExtraTokens:
+        """Tokens that follow the 2D tokens of each view in the prompt."""
+        return ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
+
+    @property
+    def uses_geometry_tokens(self) -> bool:
+        """Whether 3D tokens reach the decoder."""
+        return self.fusion is not None and self.fusion.uses_geometry
+
+    @property
+    def camera_use(self) -> CameraUse:
+        """What the parts that read cameras need of them."""
+        return CameraUse.of((self.camera_encoding, self.view_mixer), self.time_index)
+
+    @property
+    def predicts_cameras(self) -> bool:
+        """Whether cameras may come from the geometry encoder."""
+        return self.camera_use.of_predicted(self.camera_source, self.geometry)
+
+    @property
+    def requirements(self) -> DataRequirements:
+        """What this model needs of the data."""
+        return self.camera_use.requirements(
+            self.camera_source, self.geometry, self.uses_geometry_tokens, self.time_index
+        )
+
+    # ---- one forward path -----------------------------------------------------------------------------------------
+
+    def encode_scenes(self, scenes: Sequence[SceneInputs]) -> list[SceneTokens]:
+        """Encodes each scene once: vision, geometry, view mixing, fusion.
+
+        Args:
+            scenes: of a batch; they may differ in their number of frames and in size.
+
+        Raises:
+            InputError: a scene without the frames, cameras or depth that this model requires.
+        """
+        # 1. Vision: patches to 2D tokens.
+        visual = encode_vision(self.backbone, scenes)
+        # 2. Geometry: 3D tokens, and cameras of the scenes that need predicted ones.
+        lacking = [self._needs_predicted_cameras(scene) for scene in scenes]
+        geometry = self._encode_geometry(scenes, cameras=any(lacking))
+        # 3. Cameras: one per temporal patch.
+        encoded = [SceneTokens.of(scene, tokens) for scene, tokens in zip(scenes, visual, strict=True)]
+        if self.camera_use.cameras:
+            for i, (scene, is_lacking) in enumerate(zip(scenes, lacking, strict=True)):
+                found = geometry[i] if is_lacking else scene.geometry
+                add_cameras(encoded[i], scene, found, self.camera_use, self.merged_camera)
+        # 4. View mixing and fusion.
+        fuse_scenes(encoded, geometry, self.fusion, self.view_mixer, self.backbone.spatial_merge_size)
+        return encoded
+
+    def build_inputs(
         self,
         input_ids: Int[Tensor, "B L"],
         attention_mask: Int[Tensor, "B L"],
+        scenes: Sequence[SceneTokens],
+        scene_index: Sequence[Sequence[int]],
         *,
-        videos: list[Tensor] | None = None,
-        video_grid_thw: Int[Tensor, "V 3"] | None = None,
-        images: list[Tensor] | None = None,
-        image_grid_thw: Int[Tensor, "I 3"] | None = None,
-        seconds_per_grid: list[float] | Float[Tensor, " V"] | None = None,
         cameras: Cameras | None = None,
-        has_camera: Bool[Tensor, "B C"] | None = None,
-        frame_indices: Sequence[Sequence[int]] | None = None,
-        points: Float[Tensor, "tokens 3"] | None = None,
+        layout: SequenceLayout | None = None,
     ) -> dict[str, Any]:
-        """What the stock model is called with: fused tokens, position ids, and the encoded cameras.
+        """The decoder's inputs for any sequences about encoded scenes.
 
         Args:
-            videos: visual tokens of each video, in the order in which they appear in the batch.
-            images: likewise for stills.
-            seconds_per_grid: of each video, for a time index that uses it.
-            cameras: of each sequence, one a grid step; `index` is worked out here unless it is given.
-            has_camera: the grid steps that have one; None is all.
-            frame_indices: the raw frames that each video shows, for a time index that uses them.
-            points: in the cameras' world, what each 2D token of the batch shows; for an encoding that reads them.
+            input_ids: one placeholder per visual token, extra tokens included.
+            attention_mask: 0 for padding.
+            scenes: from `encode_scenes`.
+            scene_index: the scenes of each sequence, in the order in which they appear.
+            cameras: of each sequence, one per temporal patch or with an `index`, instead of those of the scenes.
+            layout: of the sequences, if the caller has walked them already.
+
+        Returns:
+            Keyword arguments of `Backbone.decode` and `Backbone.generate`.
         """
-        layout = SequenceLayout(
-            self.qwen.config, input_ids, attention_mask, video_grid_thw, image_grid_thw, self.appended
+        rows = [[scenes[i] for i in row] for row in scene_index]
+        videos = [scene for row in rows for scene in row if scene.kind == "video"]
+        images = [scene for row in rows for scene in row if scene.kind == "image"]
+        # 1. Layout: where the visual tokens stand.
+        if layout is None:
+            grids = {kind: torch.cat([scene.media_grids for scene in each]) for kind, each in
+                     (("video", videos), ("image", images)) if each}  # fmt: skip
+            layout = self.backbone.layout(input_ids, attention_mask, grids, self.extra_tokens)  # type: ignore[arg-type]
+        # 2. Cameras: one per temporal patch of each sequence, and the camera of each token.
+        cameras = sequence_cameras(rows, layout, cameras) if self.camera_use.cameras else None
+        # 3. Positions.
+        seconds, frames = ([getattr(scene, name) for scene in videos] for name in ("seconds_per_grid", "frame_indices"))
+        position_ids = self.backbone.position_ids(
+            layout,
+            self.time_index,
+            seconds_per_grid=None if None in seconds else seconds,
+            frame_indices=frames if self.time_index.requires_frames and None not in frames else None,
+            cameras=cameras if self.time_index.requires_cameras else None,
         )
-        if cameras is not None and cameras.index is None:
-            cameras = cameras.with_index(layout.camera_index(has_camera))
-        tokens = {"video": videos, "image": images}
+        # 4. Visual tokens in place of the placeholders.
+        tokens: dict[MediaKind, list[Tensor]] = {
+            "video": [scene.tokens.flatten(0, 1) for scene in videos],
+            "image": [image for scene in images for image in scene.tokens],
+        }
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "position_ids": layout.position_ids(self.time_index, seconds_per_grid, frame_indices, cameras),
-            "mm_encoder_outputs": {
-                kind: BaseModelOutputWithPooling(pooler_output=tuple(each)) for kind, each in tokens.items() if each
-            },
+            "position_ids": position_ids,
         }
+        inputs |= self.backbone.visual_inputs(tokens)
+        # 5. The camera encoding, shared by all layers.
         if self.camera_encoding is not None and cameras is not None:
-            cameras = cameras.with_tokens(layout.patch_centers(), None if points is None else layout.scatter(points))
-            text = self.qwen.config.text_config
-            inputs["camera_encoding"] = self.camera_encoding.encode(
-                cameras,
-                head_dim=text.hidden_size // text.num_attention_heads,
-                mrope_section=text.rope_parameters["mrope_section"],
-            )
+            known = [scene.points for row in rows for scene in row if scene.points is not None]
+            points = layout.scatter_points(torch.cat(known)) if known else None
+            cameras = cameras.with_tokens(layout.patch_centers(), points)
+            inputs["camera_encoding"] = self.backbone.encode_cameras(self.camera_encoding, cameras)
         return inputs
-
-    def prepare_media(self, input_ids: Tensor, attention_mask: Tensor, media: Media) -> dict[str, Any]:
-        """`prepare`, from what the sequences show."""
-        grids = {"video": media.get("video_grid_thw"), "image": media.get("image_grid_thw")}
-        pixels = {"video": media.get("pixel_values_videos"), "image": media.get("pixel_values")}
-        tokens: dict[str, list[Tensor]] = {"video": [], "image": []}
-        for kind, values in pixels.items():
-            grid = grids[kind]
-            if values is not None and grid is not None:
-                tokens[kind] = self.encode_pixels(values, grid)
-
-        cameras = media.get("cameras")
-        if cameras is not None and len(cameras) != len(input_ids):
-            raise InputError(f"cameras of {len(cameras)} sequences, but there are {len(input_ids)}: give them of each")
-        runs = find_media_spans(input_ids, self.qwen.config)
-        scenes = scenes_of(runs)
-        scene_grids = [scene_grid(scene, grids) for scene in scenes]
-        frames = media.get("frames")
-        given = given_cameras(scenes, scene_grids, cameras)
-        finds = any(self.requires_predicted_cameras(given))
-        if scenes and frames is None and self.requires_frames and (self.uses_geometry_tokens or finds):
-            raise InputError(f"{type(self).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        found = self.encode_geometry([] if frames is None else scene_frames(frames, runs, grids), given, cameras=finds)
-        has_camera = None if cameras is None or cameras.index is None else cameras.used_mask()
-        points = None
-        if finds:  # all of them: `cameras` are of the whole batch, or of nothing
-            cameras, has_camera = step_cameras(by_row(scenes, found, len(input_ids)), self.merged_camera)
-            points = self.token_points(found)
-            if self.uses_median_depth:
-                depths = torch.ones(len(input_ids), device=input_ids.device)
-                depths[[scene[0].row for scene in scenes]] = median_depths(found)
-                cameras = cameras.with_median_depth(depths)
-        if cameras is not None:
-            refuse_torn(runs)
-        spans = step_spans(scenes, scene_grids)
-        visual = [torch.cat([tokens[run.kind][run.number] for run in scene]) for scene in scenes]
-        if cameras is not None:
-            cameras = self.set_reference_views(cameras, has_camera, visual, scene_grids, [row for row, _, _ in spans])
-        per_scene = () if cameras is None or not scenes else scene_cameras(cameras, has_camera, spans)
-        fused = self.fuse(visual, scene_grids, found, *per_scene)
-        for scene, tokens_of in zip(scenes, fused, strict=True):
-            steps = [int(scene_grid([run], grids)[0]) for run in scene]
-            for run, part in zip(scene, tokens_of.split(steps), strict=True):
-                tokens[run.kind][run.number] = part.flatten(0, 1)
-        return self.prepare(
-            input_ids,
-            attention_mask,
-            videos=tokens["video"],
-            video_grid_thw=grids["video"],
-            images=tokens["image"],
-            image_grid_thw=grids["image"],
-            seconds_per_grid=media.get("seconds_per_grid"),
-            frame_indices=media.get("frame_indices"),
-            cameras=cameras,
-            has_camera=has_camera,
-            points=None if points is None else torch.cat(points),
-        )
 
     def logits(
         self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], **media: Unpack[Media]
     ) -> Float[Tensor, "B L vocabulary"]:
-        """Logits of whole sequences; see `Media` for what else they may come with."""
-        return self.qwen(**self.prepare_media(input_ids, attention_mask, media), use_cache=False).logits
+        """Logits of whole sequences; see `Media` for the other arguments."""
+        inputs = self._media_inputs(input_ids, attention_mask, media)
+        return self.backbone.lm_head(self.backbone.decode(inputs).last_hidden_state)
 
     def generate_ids(
         self,
@@ -245,5 +272,115 @@ class SpatialModel(SpatialParts):
         max_new_tokens: int,
         **media: Unpack[Media],
     ) -> list[list[int]]:
-        """Greedy answers to left-padded sequences: new tokens only, up to EOS (included where it came)."""
-        return greedy(self.qwen, self.prepare_media(input_ids, attention_mask, media), max_new_tokens)
+        """Greedy answers to left-padded sequences: new tokens only, up to a stop token (included)."""
+        return self.backbone.generate(self._media_inputs(input_ids, attention_mask, media), max_new_tokens)
+
+    def _media_inputs(self, input_ids: Tensor, attention_mask: Tensor, media: Media) -> dict[str, Any]:
+        grids = {"video": media.get("video_grid_thw"), "image": media.get("image_grid_thw")}
+        layout = self.backbone.layout(input_ids, attention_mask, grids, self.extra_tokens)  # type: ignore[arg-type]
+        scenes, scene_index = scenes_of_media(layout, media)
+        cameras = media.get("cameras")
+        uses_given = cameras is not None and not any(self._needs_predicted_cameras(scene) for scene in scenes)
+        return self.build_inputs(
+            input_ids,
+            attention_mask,
+            self.encode_scenes(scenes),
+            scene_index,
+            cameras=cameras if uses_given else None,
+            layout=layout,
+        )
+
+    def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
+        has_own = scene.cameras is not None or (scene.geometry is not None and scene.geometry.knows_cameras)
+        return self.predicts_cameras and (self.camera_source == "predicted" or not has_own)
+
+    def _encode_geometry(self, scenes: Sequence[SceneInputs], cameras: bool) -> list[SceneGeometry | None]:
+        """The geometry encoder's outputs for each scene, as far as this model reads them; else the dataset's."""
+        dataset = [scene.geometry for scene in scenes]
+        if self.geometry is None or not (self.uses_geometry_tokens or cameras):
+            return dataset
+        frames = [scene.frames for scene in scenes]
+        if self.geometry.requires_frames and any(each is None for each in frames):
+            raise InputError(
+                f"{type(self.geometry).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]"
+            )
+        scaled = [each if each is None or each.is_floating_point() else each.float() / 255 for each in frames]
+        return list(self.geometry(scaled, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
+
+    # ---- saved models -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **overrides: Any) -> SpatialVLM:
+        """A model from a run, an exported folder, a released folder, or a hub id; frozen, in eval mode.
+
+        Args:
+            path: `runs/<name>`, a folder of `save_pretrained`, a released Qwen2.5-VL or Spatial-MLLM, or a hub id.
+            overrides: constructor arguments in place of the stored ones, such as `camera_source="auto"`.
+
+        Raises:
+            InputError: nothing can be loaded from there; naming the remedy.
+        """
+        return load_model(cls, path, overrides)
+
+    def save_pretrained(self, folder: str | Path, *, full: bool = False) -> None:
+        """Writes a folder for `from_pretrained`: the parts' configuration, weights, tokenizer files and a model card.
+
+        Trained weights, and weights that no file restores, are written as safetensors; frozen released ones are named
+        by path or hub id, with a fingerprint.
+
+        Args:
+            folder: a new or empty folder.
+            full: copy the frozen released weights too.
+
+        Raises:
+            InputError: the folder is not empty, or a part was built from a function instead of a class.
+        """
+        save_model(self, Path(folder), full)
+
+    def push_to_hub(self, repo_id: str, *, full: bool = False, private: bool = False) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face hub; returns the address."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "model", full=full)
+            api = HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model"))
+
+    def answer(
+        self,
+        video: str | Path | Tensor,
+        questions: str | Sequence[str],
+        *,
+        cameras: str | Path | None = None,
+        num_frames: int | None = None,
+        sampler: Any = None,
+        max_new_tokens: int = 32,
+    ) -> Any:
+        """Greedy answers to one or several questions about a video, which is encoded once.
+
+        Args:
+            video: a video file, a folder of frames, or frames (T, 3, H, W) as bytes or in 0..1.
+            questions: one question, or several.
+            cameras: a cameras.json with one camera per raw frame; None takes the one beside the video, if any.
+            num_frames: frames to sample; None takes the number that the model was trained with.
+            sampler: a `FrameSampler`; None takes that of the model's run.
+            max_new_tokens: the longest answer.
+
+        Returns:
+            One text for one question, a list for several.
+
+        Raises:
+            InputError: the video can't be read, or lacks the cameras or depth that this model requires.
+        """
+        from datamodules.asking import batch_of_questions  # the application layer, at call time only
+
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler)
+        with torch.no_grad():
+            replies = answer_questions(
+                self, self.encode_scenes(batch["scenes"]), batch["prompts"], [0] * len(asked), max_new_tokens
+            )
+        for reply in replies:
+            if reply.error is not None:
+                raise InputError(reply.error)
+        texts = self.backbone.preprocessor.decode([reply.ids for reply in replies])
+        return texts[0] if isinstance(questions, str) else texts

@@ -1,9 +1,9 @@
-"""What is trained, and how fast: five parts with a learning rate each, and a cosine with warm-up."""
+"""Learning rates of five parts, optimizer groups, and a cosine schedule with warm-up."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 from torch import nn
@@ -13,18 +13,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass
 class LearningRates:
-    """A learning rate a part; null or 0 freezes the part, and it stays in eval mode.
+    """One learning rate per part; null or 0 freezes the part, which stays in eval mode.
 
     The defaults are Spatial-MLLM's published recipe. As there, the vision tower's last projection
     (`visual.merger`) belongs to the connector, and trains although the tower is frozen.
 
     Args:
         decoder: the language model and its embeddings.
-        connector: whatever turns vision or geometry into the decoder's tokens.
-        vision: Qwen2.5-VL's vision tower.
+        connector: everything that turns vision or geometry into the decoder's tokens.
+        vision: the backbone's vision tower.
         geometry: the geometry encoder.
-        encoding: what a camera encoding learns: slopes, a scale, appended channels. They start from nothing, so a rate
-            for pretrained weights would hardly move them; the default is one that is usual for LoRA.
+        encoding: learned numbers of a camera encoding: slopes, a scale, extra channels. They start from scratch, so a
+            rate for pretrained weights would hardly move them; the default is a usual one for LoRA.
     """
 
     decoder: float | None = 7e-6
@@ -34,26 +34,21 @@ class LearningRates:
     encoding: float | None = 2e-4
 
     def frozen(self) -> set[str]:
-        """The parts that don't train."""
+        """The parts that do not train."""
         return {part for part in PARTS if not getattr(self, part)}
 
 
 PARTS = tuple(field.name for field in fields(LearningRates))
 
 
-def part_of(name: str) -> str:
-    """The part (one of `PARTS`) to which the parameter of this name belongs."""
-    if name.startswith("geometry."):
-        return "geometry"
-    if ".visual." in name and ".visual.merger." not in name:
-        return "vision"
-    if ".visual.merger." in name or name.startswith(("fusion.", "views.")):
-        return "connector"
-    return "encoding" if name.startswith("encoding.") else "decoder"
+def freeze(module: nn.Module, rates: LearningRates, part_of: Callable[[str], str]) -> None:
+    """Turns gradients off in every part without a learning rate, in place.
 
-
-def freeze(module: nn.Module, rates: LearningRates) -> None:
-    """Turns gradients off in every part without a learning rate, in place."""
+    Args:
+        module: the whole model.
+        rates: one per part.
+        part_of: the part that a parameter's name belongs to.
+    """
     frozen = rates.frozen()
     for name, parameter in module.named_parameters():
         if part_of(name) in frozen:
@@ -61,12 +56,12 @@ def freeze(module: nn.Module, rates: LearningRates) -> None:
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], rates: LearningRates
+    named_parameters: Iterable[tuple[str, nn.Parameter]], rates: LearningRates, part_of: Callable[[str], str]
 ) -> list[dict[str, object]]:
-    """Optimizer groups of the trainable parameters: one a part, biases in a group of their own.
+    """Optimizer groups of the trainable parameters: one per part, with biases in a group of their own.
 
-    Biases are not decayed; norm weights are, as in the official trainer (Hugging Face's rule for RMSNorm). Nor is what
-    an encoding learns: a scale of 1 or a slope is no weight that had better be small.
+    Biases are not decayed; norm weights are, as in the official trainer (Hugging Face's rule for RMSNorm). Learned
+    numbers of an encoding are not decayed either: a scale of 1 or a slope has no reason to be small.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
@@ -87,9 +82,9 @@ class WarmupCosine(LambdaLR):
     """Linear warm-up from zero, then half a cosine down to zero (Loshchilov & Hutter 2017, without restarts).
 
     Args:
-        optimizer: whose learning rates are scaled, each from its own.
+        optimizer: its learning rates are scaled, each from its own value.
         total_steps: optimizer steps of the whole run.
-        warmup_fraction: the part of them that warms up.
+        warmup_fraction: the fraction of them that warms up.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.03):

@@ -1,62 +1,75 @@
-"""Greedy answers to many questions about a scene, whose prefix is read once into the KV cache."""
+"""Greedy answers to many questions about a scene, whose shared prefix is read once into the KV cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from zoo.generation import stop_tokens
-from zoo.shared_prefix import PREFIX, attention_mask, shared_length, supports_custom_mask, visual_tokens
+from zoo.backbones.base import Backbone
+from zoo.question_masks import PREFIX
+from zoo.scenes import SceneTokens
+from zoo.shared_prefix import shared_length
 
 TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
 
-# of sequences (ids, mask, the scene of each) to what the stock model is called with
-Prepare = Callable[[Tensor, Tensor, Tensor], dict[str, Any]]
+
+class AnsweringModel(Protocol):
+    """A model whose decoder can be asked about encoded scenes, such as `SpatialVLM`."""
+
+    backbone: Backbone
+
+    def build_inputs(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Int[Tensor, "B L"],
+        scenes: Sequence[SceneTokens],
+        scene_index: Sequence[Sequence[int]],
+    ) -> dict[str, Any]:
+        """See `SpatialVLM.build_inputs`."""
 
 
 class Reply(NamedTuple):
-    """The new tokens of an answer, up to EOS (included where it came); or why there is none."""
+    """The new tokens of an answer, up to a stop token (included); or why there is none."""
 
     ids: list[int]
     error: str | None = None
 
 
 class CachedPrefix:
-    """What the questions of a scene share, read once; they are then answered from its keys and values.
+    """The keys and values of a prefix that questions share, from which they are then answered.
 
-    The questions of a batch follow each other in one sequence, in which each sees the prefix and itself
-    (`zoo.shared_prefix`): there is one copy of the prefix whatever their number, and no padding between them. An
-    implementation of attention that takes no such mask gets one question at a time, still from the same cache.
+    The questions of a batch follow each other in one sequence, in which each attends to the prefix and to itself: there
+    is one copy of the prefix whatever their number, and no padding between them. An attention backend without custom
+    masks gets one question at a time, still from the same cache.
 
     Args:
-        qwen: the model.
-        inputs: of the prefix alone, a batch of one without padding, as `SpatialModel.prepare` gives them.
+        backbone: the model.
+        inputs: of the prefix alone, a batch of one without padding, from `SpatialVLM.build_inputs`.
     """
 
     @torch.no_grad()
-    def __init__(self, qwen: Qwen2_5_VLForConditionalGeneration, inputs: dict[str, Any]) -> None:
-        self.qwen = qwen
-        self.cache = qwen.model(**{**inputs, "attention_mask": None}, use_cache=True).cache
+    def __init__(self, backbone: Backbone, inputs: Mapping[str, Any]) -> None:
+        self.backbone = backbone
+        self.cache = backbone.decode({**inputs, "attention_mask": None}, use_cache=True).cache
         self.length = inputs["input_ids"].shape[1]
-        self.following = int(inputs["position_ids"].amax()) + 1
+        self.next_position = int(inputs["position_ids"].amax()) + 1
         encoding = inputs.get("camera_encoding")
-        self.encoding = None if encoding is None else encoding.for_decode_step()  # what follows is text
+        self.encoding = None if encoding is None else encoding.for_decode_step()
         self.groups = torch.full_like(inputs["input_ids"], PREFIX)
 
     def answer(self, questions: Sequence[Sequence[int]], max_new_tokens: int, at_once: int) -> list[Reply]:
-        """Greedy answers, no penalties, each as if its question had been alone.
+        """Greedy answers without penalties, each as if its question had been alone.
 
         Args:
-            questions: token ids of what follows the prefix, at least one each.
+            questions: token ids that follow the prefix, at least one each.
             max_new_tokens: the longest answer.
-            at_once: so many questions at a time, or fewer where the memory of the GPU is short.
+            at_once: questions per pass; fewer where GPU memory is short.
         """
-        if not supports_custom_mask(self.qwen):
+        if not self.backbone.supports_custom_mask:
             at_once = 1
         replies: list[Reply] = []
         while len(replies) < len(questions):
@@ -64,14 +77,14 @@ class CachedPrefix:
             try:
                 found = self._together(some, max_new_tokens)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(some) == 1:
                     replies.append(Reply([], f"no memory for this question alone: {error}"))
                 at_once = max(1, len(some) // 2)
                 continue
             if len(some) > 1 and any(reply.error for reply in found):
-                # zero times NaN is NaN: one question's keys and values spoil what must not see them
+                # zero times NaN is NaN: one question's keys and values spoil those that must not see them
                 found = [self._together([question], max_new_tokens)[0] for question in some]
             replies += found
         return replies
@@ -79,7 +92,7 @@ class CachedPrefix:
     @torch.no_grad()
     def _together(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
         self._rewind()
-        stops = stop_tokens(self.qwen)
+        stops = self.backbone.stop_tokens
         alone = len(questions) == 1
         hidden = self._read(
             [token for question in questions for token in question],
@@ -93,7 +106,7 @@ class CachedPrefix:
         errors: dict[int, str] = {}
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
-            logits = self.qwen.lm_head(hidden)
+            logits = self.backbone.lm_head(hidden)
             broken, tokens = (~logits.amax(-1).isfinite()).tolist(), logits.argmax(-1).tolist()
             for number, token, is_broken in zip(going, tokens, broken, strict=True):
                 if is_broken:
@@ -108,75 +121,78 @@ class CachedPrefix:
         return [Reply([], errors[n]) if n in errors else Reply(ids) for n, ids in enumerate(answers)]
 
     def _rewind(self) -> None:
-        """Back to the prefix, also after a pass that memory cut off between two layers."""
+        """Truncates the cache to the prefix, also after a pass that ran out of memory between two layers."""
         self.groups = self.groups[:, : self.length]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
 
     def _read(self, ids: list[int], places: list[int], questions: list[int], alone: bool) -> Float[Tensor, "T D"]:
-        """Hidden states of more tokens: what they are, where after the prefix, and of which question (from 0)."""
+        """Hidden states of more tokens: their ids, places after the prefix, and questions (from 0)."""
         device = self.groups.device
         rows: Int[Tensor, "3 T"] = torch.tensor([ids, places, questions], device=device)
         hidden = []
         for tokens, place, question in (part.unbind() for part in rows.split(TOKENS_AT_ONCE, 1)):
             group = question[None] + PREFIX + 1
             self.groups = torch.cat((self.groups, group), 1)
-            mask = None if alone else attention_mask(self.qwen, group, self.groups)
-            output = self.qwen.model(
-                input_ids=tokens[None],
-                position_ids=(self.following + place).expand(3, 1, -1),
-                attention_mask=mask,
-                cache=self.cache,
-                use_cache=True,
-                camera_encoding=self.encoding,
-            )
+            inputs = {
+                "input_ids": tokens[None],
+                "position_ids": (self.next_position + place).expand(3, 1, -1),
+                "attention_mask": None if alone else self.backbone.question_mask(group, self.groups),
+                "camera_encoding": self.encoding,
+            }
+            output = self.backbone.decode(inputs, cache=self.cache, use_cache=True)
             hidden.append(output.last_hidden_state[0])
         return torch.cat(hidden)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Of the GPU or of the machine: torch has an error of its own for the first only."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the GPU or the machine had no memory left: torch has an error class for the GPU only."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def answer_questions(
-    qwen: Qwen2_5_VLForConditionalGeneration,
-    prepare: Prepare,
-    batch: dict[str, Any],
+    model: AnsweringModel,
+    scenes: Sequence[SceneTokens],
+    prompts: Sequence[Sequence[int]],
+    scene_index: Sequence[int],
     max_new_tokens: int,
+    questions_per_batch: int = 8,
 ) -> list[Reply]:
-    """A reply to each row of a batch of prompts; what rows of one scene share is read once.
+    """Answers prompts about encoded scenes; the prefix that prompts of one scene share is read once.
 
     Args:
-        prepare: what `qwen` is called with for some sequences.
-        batch: `input_ids` and `attention_mask` (N, L), `scene_index` (N,), and `questions_per_batch`, see
-            `datamodules.collate`.
+        model: the decoder to ask.
+        scenes: from `SpatialVLM.encode_scenes`.
+        prompts: token ids without padding.
+        scene_index: the scene of each prompt.
         max_new_tokens: the longest answer.
+        questions_per_batch: prompts answered together.
+
+    Returns:
+        One reply per prompt, in the same order.
     """
-    visual, context = visual_tokens(qwen), qwen.config.text_config.max_position_embeddings
-    device = batch["input_ids"].device
-    rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-    prompts = [ids[real].tolist() for ids, real in rows]
+    backbone = model.backbone
+    visual, context, device = backbone.placeholders.visual, backbone.context_length, backbone.like.device
     replies: dict[int, Reply] = {}
-    scenes: dict[int, list[int]] = {}
-    for row, scene in enumerate(batch["scene_index"].tolist()):
-        if len(prompts[row]) + max_new_tokens > context:
-            said = (
-                f"the prompt has {len(prompts[row])} tokens and its answer up to {max_new_tokens}, more than the "
-                f"{context} of the model's context"
+    rows_of: dict[int, list[int]] = {}
+    for row, (prompt, scene) in enumerate(zip(prompts, scene_index, strict=True)):
+        if len(prompt) + max_new_tokens > context:
+            replies[row] = Reply(
+                [],
+                f"the prompt has {len(prompt)} tokens and its answer up to {max_new_tokens}, more than the {context} "
+                "of the model's context",
             )
-            replies[row] = Reply([], said)
         else:
-            scenes.setdefault(scene, []).append(row)
-    for scene, members in scenes.items():
-        shared = shared_length([prompts[row] for row in members], visual)
-        for family in [members] if shared else [[row] for row in members]:
+            rows_of.setdefault(scene, []).append(row)
+    for scene, rows in rows_of.items():
+        shared = shared_length([prompts[row] for row in rows], visual)
+        for family in [rows] if shared else [[row] for row in rows]:
             length = shared or shared_length([prompts[family[0]]], visual)
             if not length:
-                raise ValueError("a prompt that ends with what it shows asks nothing")
-            ids = torch.tensor([prompts[family[0]][:length]], device=device)
-            prefix = CachedPrefix(qwen, prepare(ids, torch.ones_like(ids), torch.tensor([scene], device=device)))
+                raise ValueError("a prompt that ends with its video asks no question")
+            ids = torch.tensor([list(prompts[family[0]][:length])], device=device)
+            inputs = model.build_inputs(ids, torch.ones_like(ids), scenes, [[scene]])
             questions = [prompts[row][length:] for row in family]
-            answered = prefix.answer(questions, max_new_tokens, batch["questions_per_batch"])
+            answered = CachedPrefix(backbone, inputs).answer(questions, max_new_tokens, questions_per_batch)
             replies.update(zip(family, answered, strict=True))
     return [replies[row] for row in range(len(prompts))]

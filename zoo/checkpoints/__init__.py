@@ -1,6 +1,6 @@
 """Official checkpoints in and out: Qwen2.5-VL and Spatial-MLLM, in memory or as a released folder."""
 
-from zoo.checkpoints.export import OfficialTensors, export_model
+from zoo.checkpoints.export import OfficialTensors, export_model, unofficial_parts
 from zoo.checkpoints.pretrained import PretrainedQwen25VL, PretrainedSpatialMLLM
 from zoo.checkpoints.released import load_qwen25_vl, load_spatial_mllm
 
@@ -11,4 +11,5 @@ __all__ = [
     "export_model",
     "load_qwen25_vl",
     "load_spatial_mllm",
+    "unofficial_parts",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import Qwen2_5_VLConfig
 
@@ -11,7 +11,9 @@ from zoo.errors import InputError
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.patch_embed import DINOV2, ConvPatchEmbed
 from zoo.geometry.vggt_encoder import VGGTEncoder
-from zoo.model import SpatialModel
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
 
 OWN = {"model_type", "architectures", "auto_map", "spatial_config", "connector_config", "vggt_aggregator"}
 CONNECTOR_TYPE = "mlp_add"
@@ -59,13 +61,13 @@ class ReleasedConfig:
             )
 
 
-def released_config(model: SpatialModel, source: dict[str, Any] | None) -> dict[str, Any]:
+def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:
     """config.json as transformers 4.51 writes it, of a Qwen2.5-VL or a Spatial-MLLM.
 
     Args:
         source: the config.json of the folder that the weights came from, whose settings are kept.
     """
-    qwen = _flat(model.qwen.config) if source is None else {k: v for k, v in source.items() if k not in OWN}
+    qwen = _flat(model.backbone.vlm.config) if source is None else {k: v for k, v in source.items() if k not in OWN}
     if model.geometry is None:
         return {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], **qwen}
     source, geometry = source or {}, model.geometry

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -21,16 +21,19 @@ from zoo.errors import InputError
 from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
 from zoo.hub import CONFIG, find_folder, read_config
-from zoo.model import SpatialModel
 from zoo.weights import INDEX, WEIGHTS, open_weights
 
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
+
+OFFICIAL_FUSION = {"active_branches": "both", "temporal_merge": "concat"}
 SHARD_BYTES = 5 * 10**9  # as transformers 4.51
 EMBEDDINGS = "model.embed_tokens.weight"  # which a tied lm_head equals
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 
 
 def export_model(
-    model: SpatialModel, out: Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+    model: SpatialVLM, out: Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Writes a folder that the official code reads, and `PretrainedQwen25VL` or `PretrainedSpatialMLLM`.
 
@@ -66,9 +69,19 @@ def export_model(
             return
         ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         _write_json(out / "generation_config.json", ids)
-        if model.processor is not None:
-            model.processor.save_pretrained(out)
-            model.processor.image_processor.save_pretrained(out)  # where transformers 4.51 looks
+        if hasattr(model.backbone, "preprocessor"):
+            model.backbone.preprocessor.save_pretrained(str(out))
+
+
+def unofficial_parts(model: SpatialVLM) -> list[str]:
+    """The parts and settings of a model that no official layout has a place for."""
+    found = [type(part).__name__ for part in (model.camera_encoding, model.view_mixer) if part is not None]
+    if model.fusion is None:
+        return found
+    if not isinstance(model.fusion, AddFusion):
+        return [*found, type(model.fusion).__name__]
+    chosen = {name: getattr(model.fusion, name) for name in OFFICIAL_FUSION}
+    return found + [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL_FUSION[name]]
 
 
 @contextmanager
@@ -88,9 +101,10 @@ def whole_or_absent(folder: Path) -> Iterator[None]:
         raise
 
 
-def _source(model: SpatialModel) -> Path | None:
+def _source(model: SpatialVLM) -> Path | None:
     """The folder that the weights came from."""
-    name = model.qwen.config.name_or_path
+    config: Any = model.backbone.vlm.config
+    name = config.name_or_path
     if not name:
         return None
     try:
@@ -109,11 +123,12 @@ class OfficialTensors(Mapping[str, Tensor]):
         InputError: the model has learned what no official model has.
     """
 
-    def __init__(self, model: SpatialModel) -> None:
+    def __init__(self, model: SpatialVLM) -> None:
         layers = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
         self.adapted: dict[str, Any] = dict(layers)
         state = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
-        if model.qwen.config.tie_word_embeddings:
+        config: Any = model.backbone.vlm.config
+        if config.tie_word_embeddings:
             del state[QWEN + LM_HEAD]
         self.state = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
         parts = (QWEN,) if model.geometry is None else (QWEN, VGGT_MODEL, CONNECTOR)

@@ -10,7 +10,7 @@ from zoo.geometry.vggt import official as vggt
 
 LM_HEAD = "lm_head.weight"
 V1_CONNECTOR = "vggt_embedding_merger."  # of Spatial-MLLM v1.0
-QWEN = "qwen."
+QWEN = "backbone.vlm."
 VGGT_MODEL, OFFICIAL_VGGT = "geometry.vggt.", "spatial_encoder.vggt_model."
 CONNECTOR, OFFICIAL_CONNECTOR = "fusion.connector.", "connector."
 RENAMED = (  # transformers 4.51, 5
@@ -38,7 +38,7 @@ def released_name(name: str) -> str:
 
 
 def model_names(official: str) -> tuple[str, ...]:
-    """Names in a `SpatialModel` of an official tensor; several share its rows equally."""
+    """Names in a `SpatialVLM` of an official tensor; several share its rows equally."""
     if official.startswith(OFFICIAL_VGGT):
         return tuple(VGGT_MODEL + name for name in vggt.current_names(official.removeprefix(OFFICIAL_VGGT)))
     if official.startswith(OFFICIAL_CONNECTOR):
@@ -47,7 +47,7 @@ def model_names(official: str) -> tuple[str, ...]:
 
 
 def official_name(name: str) -> str:
-    """The official tensor that one of a `SpatialModel` is, or is a part of.
+    """The official tensor that one of a `SpatialVLM` is, or is a part of.
 
     Raises:
         ValueError: there is none.

@@ -1,7 +1,8 @@
-"""Released folders as backbones: read shard by shard, and nothing that is missing goes unsaid."""
+"""Released folders as backbones: read shard by shard; missing tensors raise `InputError`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -10,10 +11,10 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers import Qwen2_5_VLProcessor as Processor
 
-from zoo.backbone import AttentionImplementation, Backbone, DType
+from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
+from zoo.backbones.qwen25_vl import Qwen25VLBackbone
 from zoo.checkpoints.config import ReleasedConfig
 from zoo.checkpoints.names import OFFICIAL_CONNECTOR, OFFICIAL_VGGT
 from zoo.checkpoints.parts import empty_qwen, fill_parts
@@ -25,24 +26,25 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.model import layer_index
 from zoo.geometry.vggt_encoder import VGGTEncoder, camera_head_of
 from zoo.hub import CONFIG, find_folder, read_config
-from zoo.weights import PrefixView, load_into, open_weights
+from zoo.weights import PrefixView, files_of, load_into, open_weights
 
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
-class Pretrained(Backbone):
+class PretrainedQwen(BackboneLoader):
     """The Qwen2.5-VL in a released folder.
 
     Args:
         path: a hub id or a local folder with config, safetensors and processor.
-        attn_implementation, dtype: see `Backbone`.
+        attn_implementation, dtype: see `BackboneLoader`.
 
     Attributes:
         released: a hub id that would do, for errors.
         beside: prefixes of the folder's tensors that are of other parts.
     """
 
-    pretrained = True
+    is_pretrained = True
     released: str
     beside: tuple[str, ...] = ()
 
@@ -67,28 +69,48 @@ class Pretrained(Backbone):
     def tensors(self) -> Mapping[str, Tensor]:
         return open_weights(self.folder)
 
-    def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
-        """See `Backbone`.
+    @property
+    def released_path(self) -> str:
+        return self.path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return files_of(self.tensors)
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Stop tokens of generation_config.json, which the folder may leave out."""
+        try:
+            stops = json.loads((self.folder / GENERATION_CONFIG).read_text()).get("eos_token_id", [])
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.folder / GENERATION_CONFIG} can't be read ({error}): download it again") from error
+        return [stops] if isinstance(stops, int) else list(stops or ())
+
+    def load(self) -> Qwen25VLBackbone:
+        """See `BackboneLoader`.
 
         Raises:
             InputError: no such folder; a config that makes no sense; tensors that are missing, unexpected or misshapen;
                 no processor.
         """
         config = self.config.qwen
-        config._attn_implementation = self.attn_implementation
+        config._attn_implementation = self.model_attention
         with described_by(self.folder):
             model = empty_qwen(config, self.dtype)
         model.config.name_or_path = str(self.folder)
-        fill_parts(self.tensors, qwen=model, skip=self.beside)
-        return model, read_processor(self.folder)
+        if model.device.type != "meta":
+            fill_parts(self.tensors, qwen=model, skip=self.beside)
+        return Qwen25VLBackbone(model, read_processor(self.folder), self.attn_implementation, self.stop_tokens)
 
 
-class PretrainedQwen25VL(Pretrained):
+class PretrainedQwen25VL(PretrainedQwen):
     """Released weights.
 
     Args:
         path: a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
-        attn_implementation, dtype: see `Backbone`.
+        attn_implementation, dtype: see `BackboneLoader`.
     """
 
     released = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -98,14 +120,18 @@ class PretrainedQwen25VL(Pretrained):
     ):
         super().__init__(path, attn_implementation, dtype)
 
-    def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Processor]:
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") == "qwen2_5_vl"
+
+    def load(self) -> Qwen25VLBackbone:
         fuses = any(name.startswith((OFFICIAL_VGGT, OFFICIAL_CONNECTOR)) for name in self.tensors)
         if fuses or "spatial" in str(self.settings.get("model_type")):
             raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
         return super().load()
 
 
-class PretrainedSpatialMLLM(Pretrained):
+class PretrainedSpatialMLLM(PretrainedQwen):
     """A released Spatial-MLLM v1.1: Qwen2.5-VL, and with it VGGT and the connector for a model that fuses them.
 
     Args:
@@ -123,7 +149,15 @@ class PretrainedSpatialMLLM(Pretrained):
     ):
         super().__init__(path, attn_implementation, dtype)
 
-    def geometry(self) -> GeometryEncoder:
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return "spatial" in str(config.get("model_type"))
+
+    @classmethod
+    def released_parts(cls, path: str) -> dict[str, Any]:
+        return {"backbone": cls(path), "fusion": AddFusion}
+
+    def load_geometry(self) -> GeometryEncoder:
         """The VGGT that the connector was trained on, with the layer that it reads."""
         weights = PrefixView(self.tensors, OFFICIAL_VGGT)
         with described_by(self.folder):

@@ -1,4 +1,4 @@
-"""The one seam into the decoder's attention: cameras act on q, k, v and the output of each layer."""
+"""The camera hooks in the decoder's attention: before RoPE on q and k, after RoPE on q and k, on v, on the output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     eager_attention_forward,
 )
 
-from zoo.encodings.base import CameraEncoding, EncodedCameras
+from zoo.encodings.base import EncodedCameras
 
 
 class CameraAttention(Qwen2_5_VLAttention):
@@ -90,20 +90,14 @@ class CameraAttention(Qwen2_5_VLAttention):
         return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 
 
-def install_camera_attention(language_model: nn.Module, encoding: CameraEncoding | None = None) -> None:
+def install_camera_attention(decoder: nn.Module) -> None:
     """Turns the attention of every decoder layer into `CameraAttention`, in place; names and weights stay.
-
-    Args:
-        language_model: or a model that contains it, where no encoding is given.
-        encoding: is attached to the language model, see `CameraEncoding.attach`.
 
     Raises:
         ValueError: a model without Qwen2.5-VL decoder attention.
     """
-    attentions = [m for m in language_model.modules() if isinstance(m, Qwen2_5_VLAttention)]
+    attentions = [module for module in decoder.modules() if isinstance(module, Qwen2_5_VLAttention)]
     if not attentions:
-        raise ValueError(f"{type(language_model).__name__} has no Qwen2.5-VL decoder attention to act on")
+        raise ValueError(f"{type(decoder).__name__} has no Qwen2.5-VL decoder attention")
     for attention in attentions:
         attention.__class__ = CameraAttention
-    if encoding is not None:
-        encoding.bind_to_decoder(language_model, range(len(attentions)))

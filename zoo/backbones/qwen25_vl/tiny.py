@@ -18,7 +18,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from zoo.backbone import AttentionImplementation, Backbone, DType
+from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
+from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 
 SPECIAL_TOKENS = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -106,7 +107,7 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
     )
 
 
-class TinyQwen25VL(Backbone):
+class TinyQwen25VL(BackboneLoader):
     """Random weights from a seed.
 
     Args:
@@ -182,16 +183,16 @@ class TinyQwen25VL(Backbone):
             vision_end_token_id=ids("<|vision_end|>"),
             tie_word_embeddings=True,
         )
-        self.config._attn_implementation = self.attn_implementation
+        self.config._attn_implementation = self.model_attention
 
-    def load(self) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    def load(self) -> Qwen25VLBackbone:
         default = torch.get_default_dtype()
         try:
             # not .to(dtype) afterwards: that would round RoPE's frequencies as well
             torch.set_default_dtype(self.dtype)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                model = Qwen2_5_VLForConditionalGeneration(self.config)
+                vlm = Qwen2_5_VLForConditionalGeneration(self.config)
         finally:
             torch.set_default_dtype(default)
-        return model.train(), tiny_processor()
+        return Qwen25VLBackbone(vlm.train(), tiny_processor(), self.attn_implementation)

@@ -10,16 +10,16 @@ from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 
 class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
-    """The stock model, which lets a `camera_encoding` through to its attention while it generates."""
+    """The stock model whose `generate` passes a `camera_encoding` on to the attention."""
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        # transformers refuses what forward's signature does not name, though forward would hand it down
+        # transformers refuses keyword arguments that are not in the signature of forward, though forward passes them on
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k != "camera_encoding"})
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        # transformers repeats tensors for beam search, and leaves what it does not know as it is
+        # for beam search transformers repeats tensors only
         encoding = kwargs.get("camera_encoding")
         if encoding is not None and expand_size > 1:
             kwargs["camera_encoding"] = encoding.repeat_interleave(expand_size)
@@ -29,34 +29,28 @@ class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
         encoding = kwargs.get("camera_encoding")
         if encoding is not None and not is_first_iteration:
             if kwargs.get("use_cache") is False:
-                raise ValueError("a camera encoding is of the prompt alone: generate with use_cache=True")
-            # What is decoded is text, without a camera; keys and values in the cache are encoded already.
+                raise ValueError("a camera encoding covers the prompt alone: generate with use_cache=True")
+            # decoded tokens are text without a camera; keys and values in the cache are encoded already
             kwargs["camera_encoding"] = encoding.for_decode_step()
         return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
 
 
-def stop_tokens(qwen: Qwen2_5_VLForConditionalGeneration) -> list[int]:
-    """The tokens that end an answer; none if the config names none."""
-    eos = qwen.config.text_config.eos_token_id
-    return [eos] if isinstance(eos, int) else list(eos or ())
-
-
 @torch.no_grad()
-def greedy(qwen: CameraQwen25VL, inputs: dict[str, Any], max_new_tokens: int) -> list[list[int]]:
-    """New tokens of each left-padded sequence, up to its EOS (included where it came).
+def greedy(vlm: CameraQwen25VL, inputs: dict[str, Any], max_new_tokens: int, stop_tokens: list[int]) -> list[list[int]]:
+    """New tokens of each left-padded sequence, up to a stop token (included).
 
     No penalties: Qwen's released generation config has a repetition penalty and samples, which the published
     evaluation does not intend.
     """
-    stops, padding = stop_tokens(qwen), qwen.config.text_config.pad_token_id
-    padding = padding if padding is not None else next(iter(stops), 0)
+    padding = vlm.config.text_config.pad_token_id
+    padding = padding if padding is not None else next(iter(stop_tokens), 0)
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=padding
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop_tokens or None, pad_token_id=padding
     )
-    qwen.generation_config = config  # transformers fills what a config leaves out from the model's own
-    sequences = qwen.generate(**inputs, generation_config=config)
+    vlm.generation_config = config  # transformers fills unset fields from the model's own config
+    sequences = vlm.generate(**inputs, generation_config=config)
     answers = []
     for row in sequences[:, inputs["input_ids"].shape[1] :].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
+        end = next((i + 1 for i, token in enumerate(row) if token in stop_tokens), len(row))
         answers.append(row[:end])
     return answers

@@ -14,16 +14,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zoo.backbones.base import Preprocessor
+from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
+from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
-from zoo.fusions import ExtraTokens
 from zoo.geometry import TinyVGGT, VGGTEncoder
 from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
 from zoo.geometry.vggt.official import WEIGHTS
 from zoo.geometry.vggt_encoder import check_size, same_shape
 from zoo.optim import LearningRates, WarmupCosine
-from zoo.tiny import tiny_processor
-from zoo.trainable import Trainable
+from zoo.requirements import DataRequirements
+from zoo.tasks.base import Task
 
 RATES = LearningRates(geometry=1e-3)
 ERRORS = {
@@ -38,7 +40,7 @@ def adamw(parameters: Any) -> Optimizer:
     return torch.optim.AdamW(parameters, weight_decay=0.05)
 
 
-class VGGTPretraining(Trainable):
+class VGGTPretraining(Task):
     """VGGT by its own losses (`zoo.geometry.vggt.losses`), on the data's cameras and depth.
 
     At the end of `fit` the run's folder has a model.safetensors by the official names, which `TinyVGGT(path=<run>)`
@@ -59,8 +61,6 @@ class VGGTPretraining(Trainable):
     """
 
     answers_questions = False
-    requires_cameras = requires_frames = requires_depth = True
-    appended = ExtraTokens.NOTHING
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class VGGTPretraining(Trainable):
         optimizer: Callable[[Any], Optimizer] = adamw,
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
     ):
-        super().__init__()
+        super().__init__(learning_rates, optimizer, scheduler)
         if "geometry" in learning_rates.frozen():
             raise InputError("--model.learning_rates.geometry: without a rate there is nothing to train")
         if dense_frames < 1:
@@ -82,20 +82,30 @@ class VGGTPretraining(Trainable):
         self.heads = tuple(head for head in HEADS if getattr(vggt, f"{head}_head") is not None)
         if not self.heads:
             raise InputError("--model.geometry.heads: a VGGT without heads has nothing to learn from")
-        self.dense_frames, self.learning_rates = dense_frames, learning_rates
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.processor = tiny_processor()  # the DataModule writes down the questions too; they aren't looked at
+        self.dense_frames = dense_frames
+
+    @property
+    def requirements(self) -> DataRequirements:
+        return DataRequirements(cameras=True, depth=True, frames=True)
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """The DataModule tokenizes the questions too, though nothing reads them."""
+        return Qwen25VLPreprocessor(tiny_processor())
+
+    def part_of(self, name: str) -> str:
+        return "geometry"
 
     def _outputs(self, batch: dict[str, Any], dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
         """VGGT's answer and the truth, of all scenes of one shape at a time, with the maps of so many frames."""
         if batch["failed"]:
             raise InputError(batch["failed"][0]["error"])
-        frames = batch["frames"]
+        frames = [scene.frames for scene in batch["scenes"]]
         pairs = []
         for members in same_shape(frames):
             images = torch.stack([frames[i] for i in members])
             check_size(images.shape[-2], images.shape[-1], self.geometry.vggt.aggregator.patch_size)
-            given = [batch["geometry"][i].to(images.device) for i in members]
+            given = [batch["scenes"][i].geometry.to(images.device) for i in members]
             every = images.shape[1]
             chosen = torch.randperm(every)[:dense_frames].tolist() if dense_frames else range(every)
             output = self.geometry.vggt(images.float() / 255, layers=(), heads=self.heads, dense_frames=chosen)
@@ -103,7 +113,7 @@ class VGGTPretraining(Trainable):
         return pairs
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        count = len(batch["frames"])
+        count = len(batch["scenes"])
         total: dict[str, Tensor] = {}
         for output, truth in self._outputs(batch, self.dense_frames):
             for name, loss in losses(output, truth).items():

@@ -1,0 +1,90 @@
+"""One video with questions of one's own, as a batch: for `SpatialVLM.answer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from datamodules.collate import Collate, LoadedScene
+from datamodules.dataset import SceneDataset
+from datamodules.resize import resize_frames
+from datamodules.samplers import FrameSampler
+from datamodules.scenes import Question, Scene
+from datamodules.sources import SingleVideo
+from datamodules.video_qa import VideoQADataModule
+from zoo.configuration import from_config
+from zoo.errors import InputError
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
+
+READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "pixels")  # settings that decide what the model sees
+
+
+def batch_of_questions(
+    model: SpatialVLM,
+    video: str | Path | Tensor,
+    questions: Sequence[str],
+    cameras: str | Path | None,
+    num_frames: int | None,
+    sampler: FrameSampler | None,
+) -> dict[str, Any]:
+    """The scene as the model reads it, and the token ids of its prompts; see `SpatialVLM.answer`.
+
+    Returns:
+        "scenes": one `SceneInputs` on the model's device; "prompts": token ids of each question.
+
+    Raises:
+        InputError: the video can't be read, or lacks what the model requires.
+    """
+    data = _data_of(model)
+    asked = tuple(Question(str(i), "", text) for i, text in enumerate(questions))
+    needs = model.requirements
+    if isinstance(video, Tensor):
+        if cameras is not None or needs.cameras or needs.depth:
+            raise InputError("frames in memory come without cameras: give the path of a video with a cameras.json")
+        frames = video if video.dtype == torch.uint8 else (video * 255).round().to(torch.uint8)
+        frames = torch.cat((frames, frames[-1:])) if len(frames) % TEMPORAL_PATCH_SIZE else frames
+        scene = Scene("frames", Path("frames"), asked)
+        loaded = LoadedScene(
+            scene, asked, resize_frames(frames, data.pixels, is_folder=False), tuple(range(len(frames)))
+        )
+    else:
+        (found,) = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
+        scene = Scene(found.name, found.video, asked, found.cameras, found.depth)
+        reader = SceneDataset(
+            [scene],
+            sampler or data.sampler,
+            num_frames or data.num_frames,
+            data.pixels,
+            requirements=needs,
+            frame_pairing=data.frame_pairing,
+        )
+        loaded = reader[0]
+    if loaded.error is not None:
+        raise InputError(loaded.error)
+    collate = Collate(
+        model.backbone.preprocessor,
+        training=False,
+        extra_tokens=model.extra_tokens,
+        keep_frames=needs.frames,
+        timestamps=needs.timestamps,
+    )
+    batch = collate([loaded])
+    if batch["failed"]:
+        raise InputError(batch["failed"][0]["error"])
+    rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+    device = model.backbone.like.device
+    return {"scenes": [s.to(device) for s in batch["scenes"]], "prompts": [ids[real].tolist() for ids, real in rows]}
+
+
+def _data_of(model: SpatialVLM) -> VideoQADataModule:
+    """A DataModule with the settings that the model was trained with; its source is not used."""
+    settings = (model.data_config or {}).get("init_args") or {}
+    chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
+    return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})

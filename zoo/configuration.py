@@ -1,0 +1,98 @@
+"""Parts as configuration and back: `class_path` and `init_args`, the language of the YAML configs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonargparse
+
+from zoo.errors import InputError, input_error
+
+T = TypeVar("T")
+
+
+class Configurable:
+    """Remembers the arguments of its constructor, so that `to_config` can write them down."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        instance = super().__new__(cls)
+        instance.__dict__["_constructor_arguments"] = (args, kwargs)
+        return instance
+
+
+def to_config(value: Any) -> Any:
+    """The configuration of a part, JSON-like: plain values, lists, mappings, and classes with their arguments.
+
+    Args:
+        value: a `Configurable`, a dataclass, a class, a `functools.partial` of a class, or a plain value.
+
+    Raises:
+        InputError: a value without a configuration, such as a lambda.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, partial):
+        factory, arguments = (value.args[0], value.args[1:]) if value.args else (value.func, ())
+        if not arguments and isinstance(factory, type):
+            return _class_config(factory, value.keywords)
+    if isinstance(value, type):
+        return _class_config(value, {})
+    if isinstance(value, Configurable):
+        args, kwargs = value.__dict__["_constructor_arguments"]
+        return _class_config(type(value), _bound_arguments(type(value), args, kwargs))
+    if is_dataclass(value):
+        return {field.name: to_config(getattr(value, field.name)) for field in fields(value) if field.init}
+    if isinstance(value, Mapping):
+        return {str(key): to_config(each) for key, each in value.items()}
+    if isinstance(value, Sequence):
+        return [to_config(each) for each in value]
+    raise InputError(
+        f"{value!r} has no configuration: give a class, functools.partial(Class, option=...), or a part of the zoo"
+    )
+
+
+def from_config(base: type[T], config: Mapping[str, Any]) -> T:
+    """Builds the instance of `base`, or of a subclass, that a configuration describes.
+
+    Args:
+        base: the class, or a base class of it.
+        config: {"class_path": ..., "init_args": {...}}; a class path may be a bare name in `zoo` or `datamodules`.
+
+    Raises:
+        InputError: an unknown class or option.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "part", required=True)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"part": dict(config)})).part
+    except Exception as error:
+        if (meant := input_error(error)) is not None:
+            raise meant from error
+        if isinstance(error, (jsonargparse.ArgumentError, TypeError, KeyError)):
+            raise InputError(f"this configuration of a {base.__name__} can't be read: {error}") from error
+        raise
+
+
+def _class_config(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    module = kind.__module__.partition(".")[0]
+    menu = __import__(module) if module in ("zoo", "datamodules", "callbacks") else None
+    is_short = menu is not None and kind.__name__ in menu.__all__
+    path = f"{module}.{kind.__name__}" if is_short else f"{kind.__module__}.{kind.__qualname__}"
+    return {"class_path": path, "init_args": {name: to_config(value) for name, value in arguments.items()}}
+
+
+def _bound_arguments(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    bound = dict(signature.bind_partial(None, *args, **kwargs).arguments)
+    bound.pop(next(iter(signature.parameters)))  # self
+    variable = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    for name in variable:
+        bound |= bound.pop(name, {})
+    return bound

@@ -1,0 +1,222 @@
+"""Saved models: the parts' configuration, the weights that no released file restores, and a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoo.backbones.base import BackboneLoader
+from zoo.configuration import from_config, to_config
+from zoo.errors import InputError
+from zoo.fingerprint import file_fingerprint
+from zoo.hub import CONFIG, find_folder, read_config
+from zoo.weights import WEIGHTS, SafetensorsFile
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
+
+Model = TypeVar("Model", bound="SpatialVLM")
+
+RUN_CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
+LIBRARY = "spatial-vlm-zoo"
+CARD = """---
+library_name: {library}
+pipeline_tag: video-text-to-text
+tags: [spatial-reasoning, video, 3d]
+{base_model}---
+
+# {title}
+
+A spatial video-language model of the {library}, made of these parts:
+
+```yaml
+{parts}```
+
+```python
+from zoo import SpatialVLM
+
+model = SpatialVLM.from_pretrained("{title}")
+model.answer("clip.mp4", "What is the size of this room (in square meters)?")
+```
+{frozen}"""
+
+
+def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
+    """See `SpatialVLM.save_pretrained`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: save into a new folder")
+    parts = to_config(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = _released_files(model)
+    if full:
+        parts = _with_copies(parts, sources, folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own_tensors(model).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "library_name": LIBRARY,
+        "model": parts,
+        "data": model.data_config,
+        "frozen": {path: [file_fingerprint(file) for file in files] for path, files in sources.items()},
+        "full": full,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    model.backbone.preprocessor.save_pretrained(str(folder))
+    released = [path for path in sources if not Path(path).exists()]
+    card = CARD.format(
+        library=LIBRARY,
+        title=folder.name,
+        base_model="".join(f"base_model: {path}\n" for path in released[:1]),
+        parts=yaml.safe_dump(parts, sort_keys=False),
+        frozen="".join(f"\nFrozen weights are read from `{path}`.\n" for path in sources if not full),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_model(kind: type[Model], path: str | Path, overrides: Mapping[str, Any]) -> Model:
+    """See `SpatialVLM.from_pretrained`."""
+    name = str(path)
+    local = Path(path).expanduser()
+    if (local / RUN_CONFIG).is_file():
+        return _of_run(kind, local, overrides)
+    folder = find_folder(name, "Qwen/Qwen2.5-VL-3B-Instruct")
+    config = read_config(folder)
+    if config.get("library_name") != LIBRARY:
+        return _released(kind, name, config, overrides)
+    model = _build(kind, config["model"], overrides, folder if config.get("full") else None)
+    if not config.get("full"):
+        _check_frozen(model, config.get("frozen", {}), folder)
+    model.data_config = config.get("data") or {}
+    return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
+
+
+def own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
+    """Trained tensors, and those that no released file restores; a tied weight once."""
+    parameters = dict(model.named_parameters())
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
+    every: dict[str, Tensor] = {**parameters, **{n: t for n, t in buffers.items() if n not in tied}}
+    return {
+        name: tensor
+        for name, tensor in every.items()
+        if tensor.requires_grad or name in model.loaded_names or not model.restored_by_files(name)
+    }
+
+
+def _of_run(kind: type[Model], run: Path, overrides: Mapping[str, Any]) -> Model:
+    settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
+    # the task is named by its class path: the model does not import what is built on top of it
+    task: Any = from_config(nn.Module, _overridden(settings["model"], overrides))
+    model: Model = task.model
+    model.data_config = settings.get("data") or {}
+    checkpoint = run / LAST_CHECKPOINT
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        return _filled(model, {k.removeprefix("model."): v for k, v in state.items()}, str(checkpoint))
+    if not model.is_pretrained:
+        raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
+    return _frozen(model)
+
+
+def _released(kind: type[Model], path: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Model:
+    for loader in _loaders():
+        if loader.reads(config):
+            return _frozen(kind(**{**loader.released_parts(path), **overrides}))
+    raise InputError(
+        f"{path} is no model of the zoo, and its {CONFIG} (model_type {config.get('model_type')!r}) is of no backbone "
+        f"of the zoo: known are {', '.join(loader.__name__ for loader in _loaders())}"
+    )
+
+
+def _loaders(base: Any = BackboneLoader) -> Iterator[type[BackboneLoader]]:
+    for loader in base.__subclasses__():
+        yield loader
+        yield from _loaders(loader)
+
+
+def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "init_args": {**(config.get("init_args") or {}), **to_config(dict(overrides))}}
+
+
+def _build(kind: type[Model], config: Mapping[str, Any], overrides: Mapping[str, Any], copies: Path | None) -> Model:
+    return from_config(kind, _resolved(_overridden(config, overrides), copies))
+
+
+def _resolved(config: Any, copies: Path | None) -> Any:
+    """Paths of copied weights, relative to the folder, as absolute ones."""
+    if copies is None:
+        return config
+    if isinstance(config, dict):
+        return {
+            key: str(copies / value)
+            if key == "path" and isinstance(value, str) and (copies / value).exists()
+            else _resolved(value, copies)
+            for key, value in config.items()
+        }
+    return config
+
+
+def _released_files(model: SpatialVLM) -> dict[str, tuple[Path, ...]]:
+    """The released weights that frozen parts are read from: by hub id or path, their files."""
+    sources: dict[str, tuple[Path, ...]] = {}
+    if model.loader.released_path is not None:
+        sources[model.loader.released_path] = model.loader.files
+    geometry = model.geometry
+    if geometry is not None and geometry.files and getattr(geometry, "path", None):
+        sources[str(geometry.path)] = geometry.files  # type: ignore[union-attr]
+    return sources
+
+
+def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Path) -> Any:
+    """Copies released folders into `released/`, and points the configuration to the copies."""
+    names = {}
+    for number, (path, files) in enumerate(sources.items()):
+        target = folder / "released" / f"{number}-{Path(path).name}"
+        target.mkdir(parents=True)
+        beside = [f for f in files[0].parent.iterdir() if f.suffix in (".json", ".txt", ".jinja")]
+        for file in {*files, *beside}:
+            shutil.copyfile(file, target / file.name)
+        names[path] = str(target.relative_to(folder))
+
+    def renamed(config: Any) -> Any:
+        if isinstance(config, dict):
+            return {key: names.get(value, value) if key == "path" and isinstance(value, str) else renamed(value)
+                    for key, value in config.items()}  # fmt: skip
+        return config
+
+    return renamed(parts)
+
+
+def _check_frozen(model: SpatialVLM, recorded: Mapping[str, list[str]], folder: Path) -> None:
+    """Raises an InputError if released weights are not those that the model was saved with."""
+    found = {path: [file_fingerprint(file) for file in files] for path, files in _released_files(model).items()}
+    for path, prints in recorded.items():
+        if path in found and found[path] != prints:
+            raise InputError(
+                f"{folder}: the frozen weights of {path} are not those that this model was trained with: download them "
+                "again, or save the model with full=True"
+            )
+
+
+def _filled(model: Model, tensors: Mapping[str, Tensor], source: str) -> Model:
+    wanted = own_tensors(model) if not model.loaded_names else {}
+    result = model.load_state_dict(dict(tensors), strict=False)
+    missing = sorted(name for name in result.missing_keys if name in wanted and not model.restored_by_files(name))
+    if missing or result.unexpected_keys:
+        raise InputError(
+            f"{source} is of another model: missing {missing[:5]} ({len(missing)}), unexpected "
+            f"{result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
+        )
+    model.loaded_names = frozenset(tensors)
+    return _frozen(model)
+
+
+def _frozen(model: Model) -> Model:
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,124 @@
+"""What the parts of a model read, and so what a model needs of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from zoo.encodings.base import CameraEncoding
+from zoo.encodings.view_mixer import ViewMixer
+from zoo.errors import InputError
+from zoo.geometry.base import GeometryEncoder
+from zoo.time_index import TimeIndex, TimestampIndex
+
+CameraSource = Literal["dataset", "predicted", "auto"]
+
+
+@dataclass(frozen=True)
+class DataRequirements:
+    """Inputs beside the backbone's pixels and the questions.
+
+    Attributes:
+        cameras: the dataset's pose and intrinsics for each frame; a scene without is an error.
+        depth: the dataset's depth map for each frame; a scene without is an error.
+        frames: RGB frames in the size that the backbone sees, for a geometry encoder.
+        timestamps: the clip's own seconds per temporal patch, for a time index that uses them.
+    """
+
+    cameras: bool = False
+    depth: bool = False
+    frames: bool = False
+    timestamps: bool = False
+
+
+@dataclass(frozen=True)
+class CameraUse:
+    """What the camera parts of a model read.
+
+    Attributes:
+        cameras: poses reach the 2D tokens, the decoder's attention, or its positions.
+        points: the 3D points of tokens reach an encoding.
+        median_depth: lengths are divided by the median depth.
+        balanced_reference: the reference view is chosen by the 2D tokens.
+    """
+
+    cameras: bool
+    points: bool
+    median_depth: bool
+    balanced_reference: bool
+
+    @classmethod
+    def of(cls, parts: Sequence[CameraEncoding | ViewMixer | None], time_index: TimeIndex) -> CameraUse:
+        """Combines the parts that read cameras."""
+        present = [part for part in parts if part is not None]
+        return cls(
+            cameras=bool(present) or time_index.requires_cameras,
+            points=any(part.uses_points for part in present),
+            median_depth=any(part.uses_median_depth for part in present),
+            balanced_reference=any(part.uses_balanced_reference for part in present),
+        )
+
+    @property
+    def depth(self) -> bool:
+        """Whether depth in the unit of the cameras is used."""
+        return self.points or self.median_depth
+
+    def of_predicted(self, source: CameraSource, geometry: GeometryEncoder | None) -> bool:
+        """Whether cameras may come from the geometry encoder."""
+        is_asked = source == "predicted" or (source == "auto" and not self.depth)
+        return self.cameras and is_asked and geometry is not None and geometry.predicts_cameras
+
+    def requirements(
+        self, source: CameraSource, geometry: GeometryEncoder | None, uses_tokens: bool, time_index: TimeIndex
+    ) -> DataRequirements:
+        """What a model with these parts needs of the data.
+
+        Args:
+            source: whose cameras the parts get.
+            geometry: the encoder, if there is one.
+            uses_tokens: whether its 3D tokens reach the decoder.
+            time_index: the time component of the position ids.
+        """
+        predicts = self.of_predicted(source, geometry)
+        read = geometry if uses_tokens else None
+        return DataRequirements(
+            cameras=(self.cameras and not predicts) or (read is not None and read.requires_cameras),
+            depth=(self.depth and source != "predicted") or (read is not None and read.requires_depth),
+            frames=(uses_tokens or predicts) and geometry is not None and geometry.requires_frames,
+            timestamps=time_index.real_time,
+        )
+
+
+def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None) -> TimeIndex:
+    """The encoding's own time index, the given one, or `TimestampIndex()`.
+
+    Raises:
+        InputError: both are set, or the encoding needs a constant time and the index is not.
+    """
+    own = None if encoding is None else encoding.time_index
+    if own is not None and given is not None:
+        raise InputError(f"{type(encoding).__name__} sets the time index itself: leave --model.time_index out")
+    chosen = own or given or TimestampIndex()
+    if encoding is not None and encoding.requires_constant_time and not chosen.constant:
+        raise InputError(
+            f"{type(encoding).__name__} acts on mRoPE's T section, where {type(chosen).__name__} would mix time with "
+            "the camera: set --model.time_index ConstantIndex"
+        )
+    return chosen
+
+
+def check_geometry(
+    geometry: GeometryEncoder | None, source: CameraSource, *, uses_cameras: bool, uses_tokens: bool
+) -> None:
+    """Raises an InputError if the parts ask the geometry encoder for more than it has."""
+    if source == "predicted" and not uses_cameras:
+        raise InputError(
+            "--model.camera_source predicted has no effect without --model.camera_encoding or --model.view_mixer"
+        )
+    if source == "predicted" and not (geometry and geometry.predicts_cameras):
+        raise InputError(
+            "--model.camera_source predicted needs a --model.geometry that predicts them, such as PretrainedVGGT"
+        )
+    if uses_tokens and not (geometry and geometry.width):
+        raise InputError("--model.fusion needs 3D tokens: name their encoder with --model.geometry")

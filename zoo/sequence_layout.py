@@ -1,0 +1,221 @@
+"""Where the visual tokens of a batch of sequences stand: found in one walk, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from zoo.fusions.base import ExtraTokens
+from zoo.visual_grid import SPATIAL_MERGE_SIZE
+
+MediaKind = Literal["video", "image"]
+
+
+class Placeholders(NamedTuple):
+    """Token ids that mark visual tokens in a prompt.
+
+    Attributes:
+        video: stands for one visual token of a video.
+        image: stands for one visual token of a still image.
+        vision_start: precedes the first placeholder of each video or image.
+    """
+
+    video: int
+    image: int
+    vision_start: int
+
+    @property
+    def visual(self) -> tuple[int, int]:
+        """The placeholders of visual tokens."""
+        return self.video, self.image
+
+
+class MediaSpan(NamedTuple):
+    """One video or still image in a batch of sequences: a run of consecutive placeholders.
+
+    Attributes:
+        row: the sequence that contains it.
+        kind: "video" or "image".
+        number: index among the videos, or among the images, of the batch.
+        grid: (t, h, w) in visual tokens, after the spatial merge.
+    """
+
+    row: int
+    kind: MediaKind
+    number: int
+    grid: tuple[int, int, int]
+
+
+class SequenceLayout:
+    """The media spans of a batch, and for each visual token its span, temporal patch and cell in the grid.
+
+    Index tensors are computed on the CPU from one copy of the token ids, so that a forward pass waits for the GPU once;
+    the public methods return tensors on the device of the ids.
+
+    Args:
+        input_ids: one placeholder per visual token, including the extra tokens of a fusion.
+        attention_mask: 0 for padding, on either side; None means no padding.
+        video_grid_thw: (t, h, w) in patches before the spatial merge, one row per video in the order of the batch.
+        image_grid_thw: the same for still images.
+        placeholders: token ids of the backbone.
+        spatial_merge_size: patches per side in one visual token.
+        extra_tokens: tokens that follow the 2D tokens of each view.
+
+    Attributes:
+        spans: in the order in which they appear.
+        row: the sequence of each token that is not padding.
+        start: index of each span's first token, among the tokens that are not padding.
+        grid: (t, h, w) of each span in visual tokens.
+        is_video: whether a span is a video.
+        span: the span of each visual token.
+        step: the temporal patch of each visual token within its span.
+        cell: its cell in the (h, w) grid, row by row; an extra token has that of the 2D token whose position it shares.
+        is_extra: whether it is an extra token of a fusion.
+
+    Raises:
+        ValueError: grids and placeholders do not match.
+    """
+
+    def __init__(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Shaped[Tensor, "B L"] | None = None,
+        *,
+        video_grid_thw: Int[Tensor, "V 3"] | None = None,
+        image_grid_thw: Int[Tensor, "I 3"] | None = None,
+        placeholders: Placeholders,
+        spatial_merge_size: int = SPATIAL_MERGE_SIZE,
+        extra_tokens: ExtraTokens = ExtraTokens.NOTHING,
+    ) -> None:
+        self.device, self.shape = input_ids.device, input_ids.shape
+        host_ids = input_ids.cpu()
+        self.mask: Bool[Tensor, "B L"] = (
+            torch.ones_like(host_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
+        )
+        ids, self.row = host_ids[self.mask], self.mask.nonzero()[:, 0]
+
+        # 1. Spans: placeholders that follow a vision_start token.
+        follows = torch.zeros_like(ids, dtype=torch.bool)
+        follows[1:] = (ids[:-1] == placeholders.vision_start) & (self.row[1:] == self.row[:-1])
+        self.start: Int[Tensor, " M"] = (follows & torch.isin(ids, torch.tensor(placeholders.visual))).nonzero()[:, 0]
+        self.is_video: Bool[Tensor, " M"] = ids[self.start] == placeholders.video
+        self.grid: Int[Tensor, "M 3"] = ids.new_zeros(len(self.start), 3)
+        for kind, chosen, grids in (
+            ("image", ~self.is_video, image_grid_thw),
+            ("video", self.is_video, video_grid_thw),
+        ):
+            given, shown = 0 if grids is None else len(grids), int(chosen.sum())
+            if given != shown:
+                raise ValueError(f"the prompts hold {shown} {kind}s, but {kind}_grid_thw has {given} rows")
+            if grids is not None:
+                self.grid[chosen] = grids.to(ids)
+        self.grid[:, 1:] //= spatial_merge_size
+        numbers = torch.where(self.is_video, self.is_video.cumsum(0), (~self.is_video).cumsum(0)) - 1
+        self.spans: list[MediaSpan] = [
+            MediaSpan(row, "video" if is_video else "image", number, (grid[0], grid[1], grid[2]))
+            for row, is_video, number, grid in zip(
+                self.row[self.start].tolist(), self.is_video.tolist(), numbers.tolist(), self.grid.tolist(), strict=True
+            )
+        ]
+
+        # 2. Tokens: each view has h * w 2D tokens, then its extra tokens.
+        view = self.grid[:, 1] * self.grid[:, 2]
+        per_view = view + torch.tensor([len(extra_tokens.positions(size)) for size in view.tolist()], dtype=view.dtype)
+        lengths = self.grid[:, 0] * per_view
+        self.span, within = owners(lengths)
+        self.step, place = within // per_view[self.span], within % per_view[self.span]
+        self.is_extra: Bool[Tensor, " tokens"] = place >= view[self.span]
+        self.cell: Int[Tensor, " tokens"] = torch.where(self.is_extra, place - view[self.span], place)
+        self.tokens: Int[Tensor, " tokens"] = self.start[self.span] + within
+        self._check(ids, lengths)
+
+    def _check(self, ids: Tensor, lengths: Tensor) -> None:
+        """Compares the runs of placeholders with the grids."""
+        last = max(len(ids) - 1, 0)
+        inside, first = self.tokens.clamp(max=last), self.start[self.span]
+        fewer = (self.tokens > last) | (ids[inside] != ids[first]) | (self.row[inside] != self.row[first])
+        after = self.start + lengths
+        more = (after <= last) & (ids[after.clamp(max=last)] == ids[self.start])
+        for is_wrong, where, amount in ((fewer, first, "fewer"), (more, self.start, "more")):
+            if is_wrong.any():
+                sample = int(self.row[where[is_wrong][0]])
+                raise ValueError(
+                    f"sample {sample} of the batch has {amount} placeholder tokens than its grid_thw requires"
+                )
+
+    @property
+    def steps_before(self) -> Int[Tensor, " M"]:
+        """Temporal patches of the same sequence before each span, over all of its videos and images."""
+        steps, row = self.grid[:, 0], self.row[self.start]
+        before = steps.cumsum(0) - steps
+        return before - before[torch.searchsorted(row, row)]  # rows ascend: the first span of the same row
+
+    def camera_index(self, has_camera: Bool[Tensor, "B C"] | None = None) -> Int[Tensor, "B L"]:
+        """The temporal patch of its sequence that each 2D token belongs to, counted over all videos and images.
+
+        Args:
+            has_camera: the temporal patches with a valid camera; None means all.
+
+        Returns:
+            -1 for text, extra tokens, and temporal patches without a camera. The `index` of `Cameras` that hold one
+            camera per temporal patch.
+        """
+        index = torch.where(self.is_extra, -1, self.steps_before[self.span] + self.step)
+        if has_camera is not None and has_camera.shape[1]:
+            known = has_camera.cpu()[self.row[self.tokens], index.clamp(min=0)]
+            index = index.where(known, -1)
+        return self.scatter(index, -1)
+
+    def patch_centers(self) -> Float[Tensor, "B L 2"]:
+        """The center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down; 0 for other tokens.
+
+        In the units of `zoo.cameras.normalize_intrinsics`.
+        """
+        height, width = self.grid[self.span, 1], self.grid[self.span, 2]
+        column, row = self.cell % width, self.cell // width
+        centers = torch.stack(((column + 0.5) / width, (row + 0.5) / height), -1) - 0.5
+        return self.scatter(centers * ~self.is_extra[:, None], 0.0)
+
+    def scatter_points(self, points: Float[Tensor, "tokens 3"]) -> Float[Tensor, "B L 3"]:
+        """The 3D point of each 2D token at its place in the batch; NaN elsewhere.
+
+        Raises:
+            ValueError: not one point per 2D token.
+        """
+        own = self.scatter(~self.is_extra, False)
+        if len(points) != int((~self.is_extra).sum()):
+            raise ValueError(f"{len(points)} points for {int((~self.is_extra).sum())} 2D tokens")
+        scattered = points.new_full((*own.shape, 3), torch.nan)
+        scattered[own.to(points.device)] = points
+        return scattered
+
+    def scatter(self, values: Shaped[Tensor, "tokens ..."], fill: float | bool) -> Shaped[Tensor, "B L ..."]:
+        """One value per visual token at its place in the batch, on the device of the ids; `fill` elsewhere."""
+        flat = values.new_full((len(self.row), *values.shape[1:]), fill)
+        flat[self.tokens] = values
+        every = values.new_full((*self.shape, *values.shape[1:]), fill)
+        every[self.mask] = flat
+        return every.to(self.device)
+
+
+def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """For items laid out in runs of these lengths: the run of each item, and its place in the run."""
+    ends = lengths.cumsum(0)
+    places = torch.arange(int(lengths.sum()))
+    run = torch.searchsorted(ends, places, right=True)  # repeat_interleave starts threads for the smallest input
+    return run, places - (ends - lengths)[run]
+
+
+def is_contiguous(spans: Sequence[MediaSpan]) -> bool:
+    """Whether no video stands between the still images of a sequence."""
+    kinds: dict[int, list[MediaKind]] = {}
+    for span in spans:
+        kinds.setdefault(span.row, []).append(span.kind)
+    return all(
+        "image" not in row or row[row.index("image") :][: row.count("image")] == ["image"] * row.count("image")
+        for row in kinds.values()
+    )

@@ -1,0 +1,89 @@
+"""The models of the zoo: a choice of one part for each box of `SpatialVLM`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
+from zoo.errors import InputError
+from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.tasks.video_qa import VideoQATask
+
+
+class BaselineVLM(VideoQATask):
+    """The backbone as it is: 2D tokens only, timestamps, no cameras. Arguments as `VideoQATask`.
+
+    A scale config may name a geometry encoder: the baseline builds none.
+    """
+
+    def __init__(self, **parts: Any) -> None:
+        for part, model in (("camera_encoding", "PRoPEMLLM"), ("fusion", "SpatialMLLM")):
+            if parts.get(part) is not None:
+                raise InputError(f"{type(self).__name__} is the baseline without {part}: take {model} for one")
+        super().__init__(**parts)
+
+
+class Qwen25VL(BaselineVLM):
+    """Qwen2.5-VL (arXiv 2502.13923) as it is: 2D tokens only, timestamps, no cameras. Arguments as `VideoQATask`."""
+
+
+class SpatialMLLM(VideoQATask):
+    """Spatial-MLLM (arXiv 2505.23747): the 3D tokens pass a connector and are added to the 2D tokens.
+
+    Args:
+        geometry: encoder of the 3D tokens; VGGT in the paper.
+        fusion: `AddFusion`, or another one.
+        parts: the other arguments of `VideoQATask`.
+    """
+
+    def __init__(
+        self, geometry: Callable[[], GeometryEncoder], fusion: Callable[[int, int], Fusion] = AddFusion, **parts: Any
+    ) -> None:
+        super().__init__(geometry=geometry, fusion=fusion, **parts)
+
+
+class ConcatSplitMLLM(VideoQATask):
+    """2D tokens to one half of the decoder's channels and 3D tokens to the other, concatenated.
+
+    Args:
+        geometry: encoder of the 3D tokens.
+        fusion: `ConcatSplitFusion`, or another one.
+        parts: the other arguments of `VideoQATask`.
+    """
+
+    def __init__(
+        self,
+        geometry: Callable[[], GeometryEncoder],
+        fusion: Callable[[int, int], Fusion] = ConcatSplitFusion,
+        **parts: Any,
+    ) -> None:
+        super().__init__(geometry=geometry, fusion=fusion, **parts)
+
+
+class PRoPEMLLM(VideoQATask):
+    """`ConcatSplitMLLM` with PRoPE (arXiv 2507.10496) on the 2D half, and in the decoder.
+
+    The views attend to each other by their cameras before both halves are joined, and in the decoder's attention as
+    well if `camera_encoding` is set. Without both it is `ConcatSplitMLLM`.
+
+    Args:
+        camera_encoding: of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
+        view_mixer: of the 2D half, `ViewAttention`, or another one, or null.
+        geometry: encoder of the 3D tokens; null only with `fusion: null`.
+        fusion: `ConcatSplitFusion`, or another one; null takes the 2D tokens alone.
+        parts: the other arguments of `VideoQATask`.
+    """
+
+    def __init__(
+        self,
+        camera_encoding: CameraEncoding | None,
+        view_mixer: Callable[[int], ViewMixer] | None = ViewAttention,
+        geometry: Callable[[], GeometryEncoder] | None = None,
+        fusion: Callable[[int, int], Fusion] | None = ConcatSplitFusion,
+        **parts: Any,
+    ) -> None:
+        super().__init__(
+            camera_encoding=camera_encoding, view_mixer=view_mixer, geometry=geometry, fusion=fusion, **parts
+        )

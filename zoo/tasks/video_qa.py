@@ -1,0 +1,234 @@
+"""Training and evaluation on videos with questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from zoo.backbones.base import Preprocessor
+from zoo.errors import SCENE_FAULTS, InputError
+from zoo.fusions.base import ExtraTokens
+from zoo.model import SpatialVLM
+from zoo.optim import LearningRates, WarmupCosine
+from zoo.prefix_cache import Reply, answer_questions
+from zoo.requirements import DataRequirements
+from zoo.scenes import SceneTokens
+from zoo.shared_prefix import IGNORED, pack_questions
+from zoo.tasks.base import Task
+
+TRIES = 2  # at answering the questions of a scene
+PUBLISHED = LearningRates()  # Spatial-MLLM's
+
+
+def adamw(parameters: Any) -> Optimizer:
+    """AdamW with the published recipe's weight decay (biases have their own group without)."""
+    return torch.optim.AdamW(parameters, weight_decay=0.1)
+
+
+class VideoQATask(Task):
+    """Trains a `SpatialVLM` on scenes and their questions, and answers them.
+
+    Args:
+        learning_rates: one per part, null to freeze it.
+        optimizer: takes the parameter groups.
+        scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
+        gradient_checkpointing: trades time for memory in the decoder and the vision tower.
+        max_new_tokens: the longest answer.
+        allow_untrained: answer questions even with random weights.
+        parts: see `SpatialVLM`.
+    """
+
+    def __init__(
+        self,
+        *,
+        learning_rates: LearningRates = PUBLISHED,
+        optimizer: Callable[[Any], Optimizer] = adamw,
+        scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
+        gradient_checkpointing: bool = False,
+        max_new_tokens: int = 32,
+        allow_untrained: bool = False,
+        **parts: Any,
+    ) -> None:
+        super().__init__(learning_rates, optimizer, scheduler)
+        if parts.get("geometry_cache") is not None and learning_rates.geometry:
+            raise InputError("--model.learning_rates.geometry trains what --model.geometry_cache keeps: leave one out")
+        if parts.get("lora") is not None and "decoder" in learning_rates.frozen():
+            raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
+        self.model = SpatialVLM(**parts)
+        self.max_new_tokens = max_new_tokens
+        self.can_answer = self.model.is_pretrained or allow_untrained
+        self.freeze_parts()
+        if gradient_checkpointing:
+            self.model.backbone.enable_gradient_checkpointing()
+        self.train()
+
+    @property
+    def requirements(self) -> DataRequirements:
+        return self.model.requirements
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        return self.model.backbone.preprocessor
+
+    @property
+    def extra_tokens(self) -> ExtraTokens:
+        return self.model.extra_tokens
+
+    def part_of(self, name: str) -> str:
+        return self.model.part_of(name.removeprefix("model."))
+
+    def restored_by_files(self, name: str) -> bool:
+        return self.model.restored_by_files(name.removeprefix("model."))
+
+    # ---- a batch of scenes --------------------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, Any]) -> Float[Tensor, ""]:
+        """Mean cross-entropy (nats) of the supervised tokens; only their logits are computed.
+
+        The questions of a scene share one sequence, where the attention backend takes custom masks.
+        """
+        # 1. Refuse what training must not skip.
+        backbone = self.model.backbone
+        reject_failed(batch)
+        reject_long(batch, backbone.context_length)
+        # 2. Scenes, once each.
+        scenes = self.encode_scenes(batch)
+        # 3. Sequences: the questions of a scene packed into one.
+        packed = pack_questions(batch, backbone.placeholders.visual) if backbone.supports_custom_mask else None
+        if packed is None:
+            rows, labels = [[scene] for scene in batch["scene_index"].tolist()], batch["labels"]
+            inputs = self.model.build_inputs(batch["input_ids"], batch["attention_mask"], scenes, rows)
+        else:
+            rows, labels = [[scene] for scene in packed.scene.tolist()], packed.labels
+            inputs = self.model.build_inputs(packed.input_ids, packed.attention_mask, scenes, rows)
+            inputs["position_ids"] = inputs["position_ids"] - packed.position_offset
+            inputs["attention_mask"] = backbone.question_mask(packed.group, packed.group)
+        # 4. Loss of the supervised tokens.
+        hidden = backbone.decode(inputs).last_hidden_state[:, :-1]
+        targets = labels[:, 1:]
+        supervised = targets != IGNORED
+        logits = backbone.lm_head(hidden[supervised])
+        return F.cross_entropy(logits.float(), targets[supervised])
+
+    def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """One prediction record per question, including those of failed scenes (see `datamodules.collate`).
+
+        The prefix that the questions of a scene share is read once. The record of a question without an answer has its
+        reason in `error`.
+        """
+        replies: list[Reply] = []
+        if len(batch["input_ids"]):
+            rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+            prompts = [ids[real].tolist() for ids, real in rows]
+            with torch.no_grad():
+                replies = answer_questions(
+                    self.model,
+                    self.encode_scenes(batch),
+                    prompts,
+                    batch["scene_index"].tolist(),
+                    self.max_new_tokens,
+                    batch["questions_per_batch"],
+                )
+        texts = self.model.backbone.preprocessor.decode([reply.ids for reply in replies])
+        answered = [
+            {**record, "prediction": text, "error": reply.error}
+            for record, reply, text in zip(batch["records"], replies, texts, strict=True)
+        ]
+        return answered + batch["failed"]
+
+    def predict_batch_with_retry(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """`predict_batch`; retries once, then records the error for every question of the scene."""
+        reason = ""
+        for _ in range(TRIES):
+            try:
+                return self.predict_batch(batch)
+            except torch.AcceleratorError:  # a failed GPU answers nothing more: the run continues after a restart
+                raise
+            except SCENE_FAULTS as error:
+                reason = str(error) or type(error).__name__
+            torch.cuda.empty_cache()  # here the failed pass has released its tensors
+        return [{**record, "prediction": "", "error": reason} for record in batch["records"]] + batch["failed"]
+
+    def encode_scenes(self, batch: dict[str, Any]) -> list[SceneTokens]:
+        """The scenes of a batch, each encoded once.
+
+        Raises:
+            InputError: a scene without the cameras that the model requires.
+        """
+        if self.model.requirements.cameras and any(
+            scene.geometry is None or not scene.geometry.knows_cameras for scene in batch["scenes"]
+        ):
+            raise InputError("a scene without cameras, which this model requires")
+        return self.model.encode_scenes(batch["scenes"])
+
+    # ---- Lightning's steps ------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Logs the loss and the learning rates."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        for group in self.trainer.optimizers[0].param_groups:
+            self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Returns prediction records."""
+        return self.predict_batch_with_retry(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Returns prediction records."""
+        return self.predict_batch_with_retry(batch)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Returns prediction records; a scene that can't be read is an error."""
+        reject_failed(batch)
+        return self.predict_batch(batch)
+
+    def setup(self, stage: str) -> None:
+        """Refuses precisions that round cameras and RoPE."""
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise InputError(
+                f"--trainer.precision {self.trainer.precision} would round the cameras' and RoPE's numbers: take "
+                "bf16-mixed, or keep the weights in bfloat16 with --model.backbone.dtype bfloat16"
+            )
+
+    def _reject_untrained(self) -> None:
+        if not self.can_answer:
+            raise InputError(
+                "this model has random weights: train it (python main.py fit --config …), give --ckpt_path, "
+                "or set --model.allow_untrained true to get random answers"
+            )
+
+    on_test_start = on_predict_start = _reject_untrained
+
+    def on_train_start(self) -> None:
+        """A trained model may answer."""
+        self.can_answer = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A trained checkpoint may answer."""
+        self.can_answer = self.can_answer or checkpoint["global_step"] > 0
+
+
+def reject_failed(batch: dict[str, Any]) -> None:
+    """Raises an InputError if a scene of the batch could not be read: training must not continue without it."""
+    if batch["failed"]:
+        raise InputError(batch["failed"][0]["error"])
+
+
+def reject_long(batch: dict[str, Any], context_length: int) -> None:
+    """Raises an InputError if a question with its video and answer exceeds the model's context (in tokens)."""
+    lengths: Sequence[int] = batch["attention_mask"].sum(1).tolist()
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] > context_length:
+        raise InputError(
+            f"question {batch['records'][longest]['id']} has {lengths[longest]} tokens, more than the "
+            f"{context_length} of the model's context: lower --data.num_frames or --data.pixels.max_pixels"
+        )
