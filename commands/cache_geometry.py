@@ -194,5 +194,5 @@ def requires_depth(part: Any) -> bool:
         return any(map(requires_depth, part))
     if not isinstance(part, dict):
         return False
-    uses_points = "class_path" in part and getattr(resolve_name(part["class_path"]), "uses_points", False)
+    uses_points = "class_path" in part and getattr(resolve_name(part["class_path"]), "uses_points", False) is True
     return uses_points or part.get("scale") == "median_depth" or any(map(requires_depth, part.values()))

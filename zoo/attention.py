@@ -13,7 +13,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     eager_attention_forward,
 )
 
-from zoo.encodings.base import CameraEncoding, EncodedCameras
+from zoo.decoder_layout import DecoderLayout
+from zoo.encodings import CameraEncoding, EncodedCameras
 
 
 class CameraAttention(Qwen2_5_VLAttention):
@@ -47,7 +48,7 @@ class CameraAttention(Qwen2_5_VLAttention):
             if num_tokens not in (None, hidden_states.shape[1]):
                 raise ValueError(
                     f"the camera encoding is of {num_tokens} tokens, not {hidden_states.shape[1]}: "
-                    "take its `decoding()` where only text is decoded"
+                    "take its `for_decode_step()` where only text is decoded"
                 )
             assert self.layer_idx is not None and position_embeddings is not None  # the text model gives both
             camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, position_embeddings)
@@ -62,7 +63,7 @@ class CameraAttention(Qwen2_5_VLAttention):
             )
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
-        v = camera_encoding.values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
+        v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(q, k)
         assert position_embeddings is not None
@@ -95,7 +96,7 @@ def install_camera_attention(language_model: nn.Module, encoding: CameraEncoding
 
     Args:
         language_model: or a model that contains it, where no encoding is given.
-        encoding: is attached to the language model, see `CameraEncoding.attach`.
+        encoding: is attached to the language model, see `CameraEncoding.bind_to_decoder`.
 
     Raises:
         ValueError: a model without Qwen2.5-VL decoder attention.
@@ -106,4 +107,19 @@ def install_camera_attention(language_model: nn.Module, encoding: CameraEncoding
     for attention in attentions:
         attention.__class__ = CameraAttention
     if encoding is not None:
-        encoding.bind_to_decoder(language_model, range(len(attentions)))
+        encoding.bind_to_decoder(layout_of(language_model), range(len(attentions)))
+
+
+def layout_of(language_model: Any) -> DecoderLayout:
+    """Returns the sizes and RoPE frequencies of a decoder."""
+    config, rotary = language_model.config, language_model.rotary_emb
+    return DecoderLayout(
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        mrope_section=tuple(config.rope_parameters["mrope_section"]),
+        rope_frequencies=(rotary.inv_freq, rotary.original_inv_freq),
+        device=language_model.device,
+    )

@@ -74,7 +74,7 @@ class SpatialModel(SpatialParts):
             grids: of each scene.
             samples: whose views each scene's are.
         """
-        if not self._some("reference", "saddle_balanced"):
+        if not any(part.uses_balanced_reference for part in self.camera_modules):
             return cameras
         present = cameras.used_mask() if has_camera is None else has_camera
         return cameras.with_reference(balanced_views(visual, [int(grid[0]) for grid in grids], samples, present))

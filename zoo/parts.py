@@ -171,22 +171,22 @@ class SpatialParts(Trainable):
     @property
     def uses_points(self) -> bool:
         """Whether the encoding goes by the 3D points that the tokens show."""
-        return self._some("uses_points", True)
+        return any(part.uses_points for part in self.camera_modules)
 
     @property
     def uses_median_depth(self) -> bool:
         """Whether lengths are divided by the median depth."""
-        return self._some("scale", "median_depth")
+        return any(part.uses_median_depth for part in self.camera_modules)
 
     @property
     def goes_by_depth(self) -> bool:
         """Whether something goes by depth in the unit of the cameras, and so by whichever came with them."""
         return self.uses_points or self.uses_median_depth
 
-    def _some(self, name: str, value: Any) -> bool:
-        """Whether some part that reads cameras says so of itself."""
-        parts = (m for part in (self.camera_encoding, self.view_mixer) if part is not None for m in part.modules())
-        return any(getattr(part, name, None) == value for part in parts)
+    @property
+    def camera_modules(self) -> list[CameraEncoding | ViewMixer]:
+        """The parts that read cameras."""
+        return [part for part in (self.camera_encoding, self.view_mixer) if part is not None]
 
     @property
     def can_predict_cameras(self) -> bool:

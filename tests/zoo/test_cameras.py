@@ -148,12 +148,12 @@ def test_the_medoid_is_nearest_to_the_others() -> None:
 def test_a_given_reference_view() -> None:
     poses, chosen = random_poses(2, 3), torch.tensor([2, 1])
     cameras = Cameras(poses, eye_intrinsics(2, 3), reference=chosen)
-    given, passed = cameras.canonical("given"), cameras.canonical(chosen)
+    given, passed = cameras.canonical("saddle_balanced"), cameras.canonical(chosen)
     assert torch.equal(given.world_to_camera, passed.world_to_camera)
     assert torch.equal(given.world_to_camera[0, 2], torch.eye(4, dtype=torch.float64))
-    assert cameras[[1]].reference_view("given").tolist() == [1]
+    assert cameras[[1]].reference_view("saddle_balanced").tolist() == [1]
     with pytest.raises(ValueError, match="come without one"):
-        Cameras(poses, eye_intrinsics(2, 3)).canonical("given")
+        Cameras(poses, eye_intrinsics(2, 3)).canonical("saddle_balanced")
     with pytest.raises((ValueError, TypeCheckError), match="reference"):
         cameras.canonical("last")
 

@@ -170,6 +170,6 @@ def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope:
     q, k = acting.before_rope(q, k)
     q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *rope)
     q, k = acting.after_rope(q.transpose(1, 2), k.transpose(1, 2))
-    heads = [x.transpose(1, 2) for x in (q, k, acting.values(v))]
+    heads = [x.transpose(1, 2) for x in (q, k, acting.transform_values(v))]
     output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)
     return acting.transform_outputs(output.transpose(1, 2))

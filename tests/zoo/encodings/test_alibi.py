@@ -23,7 +23,7 @@ from tests.zoo.encodings.test_prope import (
 from zoo.attention import install_camera_attention
 from zoo.cameras import Cameras
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
-from zoo.encodings.base import EncodedCameras, ZeroChannels
+from zoo.encodings.encoded import EncodedCameras, ZeroChannels
 from zoo.pose_distances import PoseMeasure, pose_distances
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
@@ -40,7 +40,7 @@ def attend(
     q, k, v = qkv
     if encoded is not None:
         q, k = encoded.after_rope(*encoded.before_rope(q, k))
-        v = encoded.values(v)
+        v = encoded.transform_values(v)
     assert q.shape[-1] == k.shape[-1] == v.shape[-1] and q.shape[-1] % 8 == 0
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if eager:
@@ -117,7 +117,7 @@ def test_one_channel_a_pose_and_no_more_than_the_next_eight() -> None:
     qkv, index, _ = random_sequence(1)
     encoded = encode(PoseALiBi(), poses, K, index)
     assert isinstance(encoded, DistanceChannels) and encoded.distances.shape == (2, VIEWS, 8)
-    assert encoded.values(qkv[2]).shape[-1] == HEAD_DIM + 8
+    assert encoded.transform_values(qkv[2]).shape[-1] == HEAD_DIM + 8
     half = encoded.after_rope(qkv[0].bfloat16(), qkv[1].bfloat16())
     assert half[0].dtype == half[1].dtype == torch.bfloat16
     odd = PoseALiBi().encode(Cameras(poses, K, index), head_dim=20, mrope_section=[2, 4, 4])
@@ -199,10 +199,10 @@ def test_text_that_is_decoded_gets_zeros() -> None:
     q, k, v = qkv
     later = encoded.for_decode_step()
     assert isinstance(later, ZeroChannels)
-    cached_k, cached_v = encoded.after_rope(q, k)[1], encoded.values(v)
+    cached_k, cached_v = encoded.after_rope(q, k)[1], encoded.transform_values(v)
     last_q, last_k = later.after_rope(q[:, -1:], k[:, -1:])
     keys = torch.cat((cached_k[:, :-1], last_k), 1)
-    values = torch.cat((cached_v[:, :-1], later.values(v[:, -1:])), 1)
+    values = torch.cat((cached_v[:, :-1], later.transform_values(v[:, -1:])), 1)
     heads = [x.transpose(1, 2) for x in (last_q, keys, values)]
     step = F.scaled_dot_product_attention(*heads, enable_gqa=True, scale=HEAD_DIM**-0.5)
     torch.testing.assert_close(later.transform_outputs(step.transpose(1, 2)), whole[:, -1:], rtol=0, atol=1e-12)
@@ -255,7 +255,7 @@ def test_the_fast_kernel_takes_the_wider_heads() -> None:
     encoded = encode(PoseALiBi(), poses, K, index)
     expected = attend(encoded, qkv, eager=True)
     q, k = encoded.after_rope(qkv[0], qkv[1])
-    q, k, wide, narrow = (x.transpose(1, 2) for x in (q, k, encoded.values(qkv[2]), qkv[2]))
+    q, k, wide, narrow = (x.transpose(1, 2) for x in (q, k, encoded.transform_values(qkv[2]), qkv[2]))
     arguments = {"is_causal": True, "enable_gqa": True, "scale": HEAD_DIM**-0.5}
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         output = encoded.transform_outputs(F.scaled_dot_product_attention(q, k, wide, **arguments).transpose(1, 2))

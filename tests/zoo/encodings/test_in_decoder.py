@@ -209,9 +209,9 @@ def test_nothing_is_transformed_at_decode(name: str) -> None:
         if acting is None:
             continue
         after = acting.after_rope(*acting.before_rope(q, k))
-        appended = acting.values(k).shape[-1] - HEAD_DIM
+        appended = acting.transform_values(k).shape[-1] - HEAD_DIM
         assert appended > 0
-        for out, given in zip((*after, acting.values(k)), (q, k, k), strict=True):
+        for out, given in zip((*after, acting.transform_values(k)), (q, k, k), strict=True):
             assert torch.equal(out, F.pad(given, (0, appended)))
         assert torch.equal(acting.transform_outputs(after[0]), q)
 

@@ -108,7 +108,7 @@ def test_matrices_act_on_these_channels_alone(placement: ChannelPlacement) -> No
     )
     expected = x.clone()
     expected[..., chosen] *= 2
-    assert len(chosen) % 4 == 0 and torch.equal(doubled.values(x), expected)
+    assert len(chosen) % 4 == 0 and torch.equal(doubled.transform_values(x), expected)
 
 
 def test_channels_that_do_not_fit() -> None:

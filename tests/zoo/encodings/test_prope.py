@@ -70,7 +70,7 @@ def attend(encoded: EncodedCameras, qkv: list[Tensor], ids: Tensor) -> Tensor:
     q, k = encoded.before_rope(q, k)
     q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *mrope(ids, MROPE_SECTION))
     q, k = encoded.after_rope(q.transpose(1, 2), k.transpose(1, 2))
-    heads = [x.transpose(1, 2) for x in (q, k, encoded.values(v))]
+    heads = [x.transpose(1, 2) for x in (q, k, encoded.transform_values(v))]
     output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
     return encoded.transform_outputs(output.transpose(1, 2))
 
@@ -169,7 +169,7 @@ def test_identity_cameras_keep_every_bit(placement: ChannelPlacement, dtype: tor
     encoded = PRoPE(placement).encode(
         Cameras(eye, eye[..., :3, :3], index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
     )
-    results = (*encoded.before_rope(q, k), *encoded.after_rope(q, k), encoded.values(v), encoded.transform_outputs(q))
+    results = (*encoded.before_rope(q, k), *encoded.after_rope(q, k), encoded.transform_values(v), encoded.transform_outputs(q))
     for result, x in zip(results, (q, k, q, k, v, q), strict=True):
         assert result.dtype == dtype and torch.equal(result, x)
 
@@ -210,7 +210,7 @@ def test_one_matrix_a_token_equals_the_definition() -> None:
     P_inverse = torch.linalg.inv(P)
     apply_to = {"q": P.mT, "k": P_inverse, "v": P_inverse, "o": P}
     q, k = encoded.after_rope(qkv[0], qkv[1])
-    results = {"q": q, "k": k, "v": encoded.values(qkv[2]), "o": encoded.transform_outputs(qkv[0])}
+    results = {"q": q, "k": k, "v": encoded.transform_values(qkv[2]), "o": encoded.transform_outputs(qkv[0])}
     for name, source in zip("qkvo", (*qkv, qkv[0]), strict=True):
         for b, token in ((0, 1), (1, 6), (1, 12)):
             matrix = apply_to[name][b, index[b, token]]
@@ -234,7 +234,7 @@ def test_gradients_reach_tokens_and_poses(placement: ChannelPlacement) -> None:
             Cameras(moved, K, index), head_dim=16, mrope_section=[4, 2, 2], dtype=torch.float64
         )
         q, k = encoded.after_rope(*encoded.before_rope(x, x))
-        return q, k, encoded.values(x), encoded.transform_outputs(x)
+        return q, k, encoded.transform_values(x), encoded.transform_outputs(x)
 
     assert torch.autograd.gradcheck(run, (x, change))
 

@@ -244,7 +244,7 @@ def test_autocast_does_not_round_cameras(name: str) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
             encoded = encoding.encode(sequence.cameras(far, K), **SHAPE)
             acting = encoded.at_layer(0, sequence.hidden_states.float(), decoder.rope(sequence.ids)) or EncodedCameras()
-            turned = (*acting.after_rope(*acting.before_rope(q, k)), acting.values(v))
+            turned = (*acting.after_rope(*acting.before_rope(q, k)), acting.transform_values(v))
             results.append([x[..., :HEAD_DIM] for x in turned])
             if isinstance(acting, DistanceChannels):  # the bias itself
                 results[-1].append(turned[0][..., HEAD_DIM:])
@@ -265,7 +265,7 @@ def test_tokens_without_a_camera_pass_bit_by_bit(name: str, dtype: torch.dtype) 
         for layer in range(LAYERS):
             acting = encoded.at_layer(layer, sequence.hidden_states.to(dtype), decoder.rope(sequence.ids))
             acting = acting or EncodedCameras()
-            turned = *acting.after_rope(*acting.before_rope(q, k)), acting.values(v)
+            turned = *acting.after_rope(*acting.before_rope(q, k)), acting.transform_values(v)
             wide_o = F.pad(q, (0, turned[2].shape[-1] - q.shape[-1]))
             for given, out in zip((q, k, v, q), (*turned, acting.transform_outputs(wide_o)), strict=True):
                 without, appended = out[sequence.index < 0].split((HEAD_DIM, out.shape[-1] - HEAD_DIM), -1)

@@ -120,7 +120,7 @@ def test_a_model_chooses_by_its_own_2d_tokens() -> None:
     assert expected == [2, 0]
     found = ours.logits(**given, cameras=cameras())[real]
     ours.camera_encoding.reference = None  # type: ignore[union-attr]
-    by_hand = cameras().to(dtype=torch.float64).with_reference(torch.tensor(expected)).canonical("given")
+    by_hand = cameras().to(dtype=torch.float64).with_reference(torch.tensor(expected)).canonical("saddle_balanced")
     torch.testing.assert_close(ours.logits(**given, cameras=by_hand)[real], found, rtol=0, atol=0)
     ours.camera_encoding.reference = "first"  # type: ignore[union-attr]
     assert (ours.logits(**given, cameras=cameras())[real] - found).abs().max() > 1e-4

@@ -40,7 +40,7 @@ def rotary_values(index: Tensor, ids: Tensor) -> EncodedCameras:
 def test_values_turn_by_the_position_from_the_first_visual_token() -> None:
     qkv, index, ids = random_sequence(2)
     encoded = rotary_values(index, ids)
-    v, o = encoded.values(qkv[2]), encoded.transform_outputs(qkv[0])
+    v, o = encoded.transform_values(qkv[2]), encoded.transform_outputs(qkv[0])
     section = [axis for axis, count in enumerate(MROPE_SECTION) for _ in range(count)]
     for token in range(index.shape[1]):
         steps = (ids[:, 0, token] - ids[:, 0, 2]).tolist() if index[0, token] >= 0 else [0, 0, 0]
@@ -55,16 +55,16 @@ def test_values_turn_by_the_position_from_the_first_visual_token() -> None:
 def test_outputs_undo_what_values_do() -> None:
     qkv, index, ids = random_sequence(2)
     encoded = rotary_values(index, ids)
-    torch.testing.assert_close(encoded.transform_outputs(encoded.values(qkv[2])), qkv[2], rtol=0, atol=1e-13)
-    assert torch.equal(encoded.values(qkv[2])[index < 0], qkv[2][index < 0])
-    assert (encoded.values(qkv[2]) - qkv[2])[index >= 0].abs().max() > 0.1
+    torch.testing.assert_close(encoded.transform_outputs(encoded.transform_values(qkv[2])), qkv[2], rtol=0, atol=1e-13)
+    assert torch.equal(encoded.transform_values(qkv[2])[index < 0], qkv[2][index < 0])
+    assert (encoded.transform_values(qkv[2]) - qkv[2])[index >= 0].abs().max() > 0.1
 
 
 def test_a_visual_token_without_a_camera_keeps_its_bits() -> None:
     qkv, index, ids = random_sequence(1)
     index = index.clone()
     index[:, 1:4] = -1
-    v = rotary_values(index, ids).values(qkv[2])
+    v = rotary_values(index, ids).transform_values(qkv[2])
     assert torch.equal(v[:, 1:4], qkv[2][:, 1:4])
 
 
@@ -98,7 +98,7 @@ def test_queries_and_keys_turn_by_the_point_in_the_reference_view() -> None:
             torch.testing.assert_close(
                 k[sample, token, 1], turned(qkv[1][sample, token, 1], angles), rtol=0, atol=1e-12
             )
-    assert encoded.values(qkv[2]) is qkv[2] and encoded.transform_outputs(qkv[0]) is qkv[0]
+    assert encoded.transform_values(qkv[2]) is qkv[2] and encoded.transform_outputs(qkv[0]) is qkv[0]
 
 
 def test_logits_see_the_difference_of_points() -> None:
@@ -128,7 +128,7 @@ def test_a_token_without_a_point_keeps_its_bits() -> None:
             Cameras(poses, K, index).with_tokens(points=points), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
         )
         q, k, v = (x.to(dtype) for x in qkv)
-        results = (*encoded.after_rope(q, k), encoded.values(v), encoded.transform_outputs(q))
+        results = (*encoded.after_rope(q, k), encoded.transform_values(v), encoded.transform_outputs(q))
         for result, x in zip(results, (q, k, v, q), strict=True):
             assert result.dtype == dtype and result.isfinite().all()
             assert torch.equal(result[0, 3], x[0, 3]) and torch.equal(result[index < 0], x[index < 0])
@@ -143,7 +143,7 @@ def test_terms(apply_to: str) -> None:
     encoded = PointRoPE(apply_to).encode(cameras, **DECODER)  # type: ignore[arg-type]
     q, k = encoded.after_rope(qkv[0], qkv[1])
     assert torch.equal(q, qkv[0]) == torch.equal(k, qkv[1]) == ("qk" not in apply_to)
-    v = encoded.values(qkv[2])
+    v = encoded.transform_values(qkv[2])
     assert torch.equal(v, qkv[2]) == ("vo" not in apply_to)
     torch.testing.assert_close(encoded.transform_outputs(v), qkv[2], rtol=0, atol=1e-13)
 
