@@ -36,7 +36,8 @@ def pose_distances(
       (omega, u) between the poses
 
     Args:
-        world_to_camera_a, world_to_camera_b: rigid poses.
+        world_to_camera_a: rigid poses.
+        world_to_camera_b: rigid poses.
         measure: one of the above.
         translation_weight: lambda, radians per unit of length (per meter for metric poses).
 

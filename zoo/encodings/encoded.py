@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -114,10 +113,10 @@ class EncodedGroup(EncodedCameras):
         """The members other than the stock attention."""
         return [member for member in self.members if member is not None]
 
-    def _map(self, change: Callable[[EncodedCameras], EncodedCameras | None]) -> Self:
-        other = copy(self)
-        other.members = [None if member is None else change(member) for member in self.members]
+    def _map(self, change: Callable[[EncodedCameras], EncodedCameras | None]) -> EncodedGroup:
+        other = copy(self)  # keeps the attributes of subclasses
+        EncodedGroup.__init__(other, [None if member is None else change(member) for member in self.members])
         return other
 
-    def _or_stock(self) -> Self | None:
+    def _or_stock(self) -> EncodedGroup | None:
         return self if self.acting else None

@@ -36,7 +36,9 @@ def prope_attention(
     with the inverse on the output. Source: arXiv 2507.10496.
 
     Args:
-        q, k, v: tokens ordered by camera, patch row and patch column, N = C * patches_y * patches_x.
+        q: queries, ordered by camera, patch row and patch column; N = C * patches_y * patches_x.
+        k: keys in the same order.
+        v: values in the same order.
         world_to_camera: rigid poses, OpenCV axes.
         K_px: intrinsics in pixels of the image, skew ignored; None omits them (GTA).
         patches_x: patches per row.
@@ -83,8 +85,13 @@ def multiview_attention(
     """Computes `prope_attention` with other matrices than PRoPE's.
 
     Args:
-        q, k, v, patches_x, patches_y, is_causal: see `prope_attention`.
+        q: queries, see `prope_attention`.
+        k: keys.
+        v: values.
         matrices: for column vectors, one per camera; a term without matrices keeps its first D/2 channels.
+        patches_x: patches per row.
+        patches_y: patches per column.
+        is_causal: mask later tokens.
 
     Raises:
         ValueError: see `prope_attention`.
