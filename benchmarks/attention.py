@@ -154,7 +154,7 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
         def attend() -> Tensor:
             acting = whole.at_layer(0, hidden, rope) or EncodedCameras()
             keys = acting.after_rope(*acting.before_rope(q, k))
-            inputs = [x.transpose(1, 2) for x in (*keys, acting.values(v))]
+            inputs = [x.transpose(1, 2) for x in (*keys, acting.transform_values(v))]
             output = F.scaled_dot_product_attention(*inputs, scale=arguments.head_dim**-0.5)
             return acting.transform_outputs(output.transpose(1, 2))
 

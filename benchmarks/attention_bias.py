@@ -37,7 +37,7 @@ MEANS = (
     "PointRoPE",
     "PoseALiBi",
     "PoseALiBi, rotation",
-    "PoseIndex, Pose",
+    "PoseIndex, PoseDistanceIndex",
     "PoseIndex, PathLengthIndex",
 )
 SPREADS = ("PRoPE, TemporalSection", "GTA, TemporalSection")

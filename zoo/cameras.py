@@ -1,43 +1,53 @@
-"""Cameras and every pose convention of the project, stated once.
+"""Cameras, and the pose and intrinsics conventions of the whole project.
 
-Poses are world-to-camera, x_camera = V x_world, with OpenCV axes (x right, y down, z forward), in meters
-where the source is metric. Intrinsics are normalized by the image size, without skew: fx/W, fy/H, cx/W - 1/2,
-cy/H - 1/2.
+Poses are world-to-camera, x_camera = V x_world, with OpenCV axes (x right, y down, z forward), in meters where the
+source is metric. Intrinsics are normalized by the image size, without skew: fx/W, fy/H, cx/W - 1/2, cy/H - 1/2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from zoo.errors import check_choice
 from zoo.poses import invert_se3, pose_distance
+from zoo.precision import to_float32
 
-SCALE_FLOOR = 1e-2  # the shortest unit of `Cameras.scaled`: a camera that stands still has no length of its own
+SCALE_FLOOR = 1e-2  # smallest unit of `Cameras.scaled`, in the unit of the poses, for a static camera
 
-Reference = Literal["first", "middle", "medoid", "given"]
+ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 Scale = Literal["none", "mean", "max", "rms", "median_depth"]
 
 
 class Cameras:
-    """The cameras of a batch, and which token sees through which of them.
+    """The cameras of a batch, and the camera of each token.
 
-    A plain class on purpose: Lightning's half-precision plugins cast the tensors of dataclasses and mappings,
-    and poses in bfloat16 would be useless. Never less than float32; float64 stays float64.
+    A plain class on purpose: Lightning's half-precision plugins and FSDP cast the tensors of dataclasses and
+    mappings, which would round poses to bfloat16. Tensors are kept in float32 or float64.
 
     Args:
-        world_to_camera: rigid poses (see the module), one a camera.
+        world_to_camera: rigid poses, see the module docstring.
         K_normalized: intrinsics normalized by the image size, see `normalize_intrinsics`.
-        index: the camera that each token belongs to, -1 for none (text, padding, a view without a camera).
-        reference: a reference view a sample that something else chose, such as a model by its tokens.
-        median_depth: of what a sample's views see, in the unit of the poses.
+        index: the camera of each token; -1 for tokens without one (text, padding, views without a camera).
+        reference: the reference view of each sample for `saddle_balanced`, from `balanced_views`.
+        median_depth: median depth of each sample's views, in the unit of the poses.
 
     Raises:
-        ValueError: shapes that don't agree, numbers that aren't finite, an index beyond the cameras.
+        ValueError: inconsistent shapes, non-finite values, or an index out of range.
+
+    Example:
+        >>> import torch
+        >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
+        >>> poses[:, :, 0, 3] = torch.tensor([0.0, -0.5])  # the second camera is 0.5 m to the right of the first
+        >>> K = normalize_intrinsics(torch.tensor([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]]), 640, 480)
+        >>> cameras = Cameras(poses, K.expand(1, 2, 3, 3), torch.tensor([[-1, 0, 0, 1, 1, -1]]))
+        >>> cameras.canonical("middle").world_to_camera[0, :, 0, 3].tolist()
+        [0.5, 0.0]
     """
 
     def __init__(
@@ -53,12 +63,12 @@ class Cameras:
         if len(shape) != 4 or shape[2:] != (4, 4) or K_shape != (*shape[:2], 3, 3):
             raise ValueError(f"cameras need shapes (B, C, 4, 4) and (B, C, 3, 3), got {shape} and {K_shape}")
         if not (world_to_camera.isfinite().all() and K_normalized.isfinite().all()):
-            raise ValueError("cameras hold NaN or infinite numbers: leave out the views without a pose")
-        dtype = _wide(torch.promote_types(world_to_camera.dtype, K_normalized.dtype))
-        self.world_to_camera = world_to_camera.to(dtype)
-        self.K_normalized = K_normalized.to(dtype)
+            raise ValueError("cameras contain NaN or infinite values: leave out the views without a pose")
+        dtype = torch.promote_types(world_to_camera.dtype, K_normalized.dtype)
+        self.world_to_camera = to_float32(world_to_camera.to(dtype))
+        self.K_normalized = to_float32(K_normalized.to(dtype))
         self.reference = reference
-        self.median_depth = None if median_depth is None else median_depth.to(dtype)
+        self.median_depth = None if median_depth is None else median_depth.to(self.world_to_camera)
         self.index: Int[Tensor, "B L"] | None = None
         self.patch_centers: Float[Tensor, "B L 2"] | None = None
         self.points: Float[Tensor, "B L 3"] | None = None
@@ -66,17 +76,17 @@ class Cameras:
             self.index = self.with_index(index).index
 
     def __len__(self) -> int:
-        """B, the size of the batch."""
+        """Returns B, the batch size."""
         return len(self.world_to_camera)
 
     def __getitem__(self, samples: Any) -> Cameras:
-        """The cameras of some samples: `samples` is a slice, a mask, or a tensor or list of integers."""
-        return self._each(lambda tensor: tensor[samples])
+        """Selects samples by a slice, a mask, or a tensor or list of integers."""
+        return self._map(lambda tensor: tensor[samples])
 
     def span(self, first: Int[Tensor, " B"] | int, count: int) -> Cameras:
-        """So many cameras of each sample from its first on, without what is known of tokens.
+        """Selects `count` consecutive cameras of each sample, and drops the tensors per token.
 
-        Where a sample has fewer, its last one stands in for those that it lacks.
+        A sample with fewer cameras repeats its last one.
         """
         sample, view = self.spanned(first, count)
         return self._replaced(
@@ -87,7 +97,7 @@ class Cameras:
         )
 
     def spanned(self, first: Int[Tensor, " B"] | int, count: int) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B count"]]:
-        """The indices (sample, view) of what `span` takes."""
+        """Returns the indices (sample, view) of the cameras that `span` selects."""
         batch, num_cameras = self.world_to_camera.shape[:2]
         device = self.world_to_camera.device
         start = torch.as_tensor(first, device=device).expand(batch)
@@ -95,172 +105,176 @@ class Cameras:
         return torch.arange(batch, device=device)[:, None], view.clamp(max=num_cameras - 1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
-        """The same cameras elsewhere, or in another precision; a half precision is taken as float32."""
-        dtype = None if dtype is None else _wide(dtype)
-        return self._each(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+        """Moves or casts the tensors; half precision is replaced by float32."""
+        dtype = None if dtype is None else torch.promote_types(dtype, torch.float32)
+        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     def with_index(self, index: Int[Tensor, "B L"]) -> Cameras:
-        """The same cameras for a sequence of tokens, see the class."""
+        """Returns the same cameras with the camera of each token, see the class."""
         batch, num_cameras = self.world_to_camera.shape[:2]
         if index.ndim != 2 or len(index) != batch:
             raise ValueError(f"the camera index needs shape (B={batch}, L), got {tuple(index.shape)}")
         if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < num_cameras:
             raise ValueError(
-                f"the camera index goes from {int(index.min())} to {int(index.max())}, "
-                f"but there are {num_cameras} cameras a sample (-1 is for none)"
+                f"the camera index ranges from {int(index.min())} to {int(index.max())}, "
+                f"but there are {num_cameras} cameras per sample (-1 means none)"
             )
         return self._replaced(index=index.to(self.world_to_camera.device))
 
     def with_tokens(
         self, patch_centers: Float[Tensor, "B L 2"] | None = None, points: Float[Tensor, "B L 3"] | None = None
     ) -> Cameras:
-        """The same cameras with more about each token, for the encodings that go by it.
+        """Returns the same cameras with tensors per token, for encodings that read them.
 
         Args:
-            places: the center of a token in its view, see `zoo.positions.view_patch_centers`.
-            points: what it shows, in the world and the unit of the poses; NaN where that isn't known.
+            patch_centers: center of each token in its view, see `zoo.positions.view_patch_centers`.
+            points: 3D point of each token, in the world frame and unit of the poses; NaN where unknown.
         """
         given = {"patch_centers": patch_centers, "points": points}
-        like = self.world_to_camera
-        return self._replaced(**{name: x.to(like) for name, x in given.items() if x is not None})
+        return self._replaced(**{name: x.to(self.world_to_camera) for name, x in given.items() if x is not None})
 
     def with_poses(self, world_to_camera: Float[Tensor, "B C 4 4"]) -> Cameras:
-        """The same cameras with other poses, which are not checked."""
+        """Returns the same cameras with other poses, unchecked."""
         return self._replaced(world_to_camera=world_to_camera)
 
     def with_reference(self, reference: Int[Tensor, " B"]) -> Cameras:
-        """The same cameras with the reference view of each sample, see the class."""
+        """Returns the same cameras with the `saddle_balanced` view of each sample, see `balanced_views`."""
         return self._replaced(reference=reference.to(self.world_to_camera.device))
 
     def with_median_depth(self, median_depth: Float[Tensor, " B"]) -> Cameras:
-        """The same cameras with the median depth of what each sample's views see, in the unit of the poses."""
+        """Returns the same cameras with the median depth of each sample, in the unit of the poses."""
         return self._replaced(median_depth=median_depth.to(self.world_to_camera))
 
     def used_mask(self) -> Bool[Tensor, "B C"]:
-        """Which cameras some token sees through; all of them where there is no index."""
+        """Marks the cameras that some token has; all of them without an index."""
         batch, num_cameras = self.world_to_camera.shape[:2]
         if self.index is None:
             return torch.ones(batch, num_cameras, dtype=torch.bool, device=self.world_to_camera.device)
-        seen = torch.zeros(batch, num_cameras + 1, dtype=torch.bool, device=self.index.device)
-        return seen.scatter(1, self.index + 1, True)[:, 1:]
+        used = torch.zeros(batch, num_cameras + 1, dtype=torch.bool, device=self.index.device)
+        return used.scatter(1, self.index + 1, True)[:, 1:]
 
-    def reference_view(self, choice: Reference | Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """The camera of each sample whose frame is to be the world, among those that are seen.
+    def reference_view(self, reference: ReferenceView | Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Returns the reference view of each sample, one of its used cameras.
 
         Args:
-            choice: the `first` or `middle` one; the `medoid`, which is nearest to the others in angle (radians)
-                plus distance (in units of the mean distance); `given`, which came with the cameras; or indices.
+            reference: the `first` or `middle` used camera; the `medoid`, with the smallest sum of distances to the
+                others, measured as angle (radians) plus center distance (in units of the mean distance);
+                `saddle_balanced`, the `reference` of these cameras; or indices.
 
         Raises:
-            ValueError: an unknown choice, or `given` where nothing was.
+            ValueError: an unknown name, or `saddle_balanced` for cameras without a `reference`.
         """
-        if isinstance(choice, Tensor):
-            return choice
-        if choice == "given":
+        if isinstance(reference, Tensor):
+            return reference
+        check_choice("reference", reference, ReferenceView)
+        used = self.used_mask()
+        if reference == "saddle_balanced":
             if self.reference is None:
-                raise ValueError("the reference view is to be 'given', but these cameras come without one")
+                raise ValueError("saddle_balanced is computed from 2D tokens: pass balanced_views to with_reference")
             return self.reference
-        seen = self.used_mask()
-        if choice == "first":
-            return seen.int().argmax(1)
-        if choice == "middle":
-            return (seen.cumsum(1) > seen.sum(1, keepdim=True) // 2).int().argmax(1)
-        if choice != "medoid":
-            raise ValueError(f"unknown reference view {choice!r}: it is one of {', '.join(get_args(Reference))}")
+        if reference == "first":
+            return used.int().argmax(1)
+        if reference == "middle":
+            return (used.cumsum(1) > used.sum(1, keepdim=True) // 2).int().argmax(1)
         poses = self.world_to_camera.double()
         angle, distance = pose_distance(poses[:, :, None], poses[:, None])
-        both = seen[:, :, None] & seen[:, None]
-        mean = (distance * both).sum((1, 2)) / both.sum((1, 2)).clamp(min=1)
-        apart = (angle + distance / mean.clamp(min=SCALE_FLOOR)[:, None, None]) * both
-        cost = apart.sum(2).masked_fill(~seen, torch.inf)
-        # two views are equally far from each other: rounding must not choose between them
+        pairs = used[:, :, None] & used[:, None]
+        mean = (distance * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
+        cost = ((angle + distance / mean.clamp(min=SCALE_FLOOR)[:, None, None]) * pairs).sum(2)
+        cost = cost.masked_fill(~used, torch.inf)
+        # the tolerance keeps rounding from choosing between two equally good views, such as the only two
         return (cost <= cost.amin(1, keepdim=True) * (1 + 1e-6) + 1e-9).int().argmax(1)
 
-    def canonical(self, reference: Reference | Int[Tensor, " B"] = "first") -> Cameras:
-        """The same cameras in the frame of a reference view: V V_ref^-1, composed in float64, then cast back.
+    def canonical(self, reference: ReferenceView | Int[Tensor, " B"] | None = "first") -> Cameras:
+        """Expresses the cameras in the frame of a reference view: V V_ref^-1, composed in float64 and cast back.
 
-        The reference's pose becomes exactly the identity. A common change of world, V -> V G, leaves canonical
-        cameras as they are, so text, which sits in the world's frame, is safe too. See `reference_view`.
+        The pose of the reference view becomes exactly the identity. Canonical cameras are invariant to a change of
+        world V -> V G, and so is text, which has no camera and therefore sees the world frame.
+
+        Args:
+            reference: see `reference_view`; None keeps the world frame of the data.
         """
+        if reference is None:
+            return self
         view = self.reference_view(reference).to(self.world_to_camera.device)
         sample = torch.arange(len(view), device=view.device)
         poses = self.world_to_camera.double()
         relative = poses @ invert_se3(poses[sample, view])[:, None]
         relative[sample, view] = torch.eye(4, dtype=relative.dtype, device=relative.device)
-        moved = {"world_to_camera": relative.to(self.world_to_camera.dtype)}
+        changed = {"world_to_camera": relative.to(self.world_to_camera.dtype)}
         if self.points is not None:
             points = self.points.double() @ poses[sample, view, :3, :3].mT + poses[sample, view, None, :3, 3]
-            moved["points"] = points.to(self.points.dtype)
-        return self._replaced(**moved)
+            changed["points"] = points.to(self.points.dtype)
+        return self._replaced(**changed)
 
     def scaled(self, scale: Scale) -> Cameras:
-        """The same cameras with translations in another unit; `none` leaves them as they are, metric.
+        """Divides translations and points by a length per sample, at least `SCALE_FLOOR`.
 
-        The unit is the `mean`, `max` or `rms` distance of the seen cameras' centers from their mean, or the
-        `median_depth` that came with the cameras; at least `SCALE_FLOOR`, for a camera that stands still.
+        Args:
+            scale: the `mean`, `max` or `rms` distance of the used camera centers from their mean, or the
+                `median_depth` of these cameras. `none` keeps the unit, such as meters.
 
         Raises:
-            ValueError: an unknown scale, or `median_depth` where the cameras have none.
+            ValueError: an unknown name, or `median_depth` for cameras without it.
         """
+        check_choice("scale", scale, Scale)
         if scale == "none":
             return self
         if scale == "median_depth":
             if self.median_depth is None:
-                raise ValueError("the scale is to be the median depth, but these cameras come without one")
+                raise ValueError("scale: median_depth needs cameras with a median depth: call with_median_depth")
             unit = self.median_depth.double()
         else:
-            seen = self.used_mask()[..., None]
-            count = seen.sum(1).clamp(min=1)
-            centers = invert_se3(self.world_to_camera.double())[..., :3, 3] * seen
-            distance = ((centers - (centers.sum(1) / count)[:, None]) * seen).norm(dim=-1)
-            if scale == "mean":
-                unit = distance.sum(1) / count[:, 0]
+            used = self.used_mask()[..., None]
+            count = used.sum(1).clamp(min=1)
+            centers = invert_se3(self.world_to_camera.double())[..., :3, 3] * used
+            distance = ((centers - (centers.sum(1) / count)[:, None]) * used).norm(dim=-1)
+            if scale == "max":
+                unit = distance.amax(1)
             elif scale == "rms":
                 unit = (distance.square().sum(1) / count[:, 0]).sqrt()
-            elif scale == "max":
-                unit = distance.amax(1)
             else:
-                raise ValueError(f"unknown scale {scale!r}: it is one of {', '.join(get_args(Scale))}")
+                unit = distance.sum(1) / count[:, 0]
         unit = unit.clamp(min=SCALE_FLOOR)[:, None, None]
         poses = self.world_to_camera.to(torch.float64, copy=True)
         poses[..., :3, 3] /= unit
-        moved = {"world_to_camera": poses.to(self.world_to_camera.dtype)}
+        changed = {"world_to_camera": poses.to(self.world_to_camera.dtype)}
         if self.points is not None:
-            moved["points"] = (self.points.double() / unit).to(self.points.dtype)
-        return self._replaced(**moved)
+            changed["points"] = (self.points.double() / unit).to(self.points.dtype)
+        return self._replaced(**changed)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Cameras:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Cameras:
         return self._replaced(**{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})
 
     def _replaced(self, **tensors: Tensor | None) -> Cameras:
-        """A copy that isn't checked again: on a GPU each check would wait for all work before it."""
+        # skips the checks of the constructor, each of which would synchronize a GPU
         other = copy(self)
         vars(other).update(tensors)
         return other
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def normalize_intrinsics(
     K_px: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Intrinsics in pixels -> normalized by the image size; any skew is dropped.
+    """Normalizes corner-origin pixel intrinsics by the image size, as in PRoPE (arXiv 2507.10496); drops skew.
 
-    The identity is then the camera that sees 53 degrees both ways around a centerd principal point.
-    As in PRoPE, arXiv 2507.10496.
+    The identity is then a centered camera with a field of view of 53 degrees in both directions.
 
     Raises:
-        ValueError: a width or height that isn't positive.
+        ValueError: the width or height is not positive.
+
+    Example:
+        >>> import torch
+        >>> K_px = torch.tensor([[320.0, 0.0, 320.0], [0.0, 480.0, 240.0], [0.0, 0.0, 1.0]])
+        >>> normalize_intrinsics(K_px, width=640, height=480).tolist()
+        [[0.5, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     if not (width > 0 and height > 0):
         raise ValueError(f"the size of an image must be positive, got {width} x {height}")
     normalized = torch.zeros_like(K_px)
-    normalized[..., 0, 0] = K_px[..., 0, 0] / width
-    normalized[..., 1, 1] = K_px[..., 1, 1] / height
-    normalized[..., 0, 2] = K_px[..., 0, 2] / width - 0.5
-    normalized[..., 1, 2] = K_px[..., 1, 2] / height - 0.5
+    for axis, size in enumerate((width, height)):
+        normalized[..., axis, axis] = K_px[..., axis, axis] / size
+        normalized[..., axis, 2] = K_px[..., axis, 2] / size - 0.5
     normalized[..., 2, 2] = 1.0
     return normalized
 
@@ -268,11 +282,10 @@ def normalize_intrinsics(
 def intrinsics_in_pixels(
     K_normalized: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
 ) -> Float[Tensor, "*batch 3 3"]:
-    """The inverse of `normalize_intrinsics`: in pixels of an image of this size, from its corner."""
+    """Converts normalized intrinsics to corner-origin pixel intrinsics, the inverse of `normalize_intrinsics`."""
     K_px = torch.zeros_like(K_normalized)
-    K_px[..., 0, 0] = K_normalized[..., 0, 0] * width
-    K_px[..., 1, 1] = K_normalized[..., 1, 1] * height
-    K_px[..., 0, 2] = (K_normalized[..., 0, 2] + 0.5) * width
-    K_px[..., 1, 2] = (K_normalized[..., 1, 2] + 0.5) * height
+    for axis, size in enumerate((width, height)):
+        K_px[..., axis, axis] = K_normalized[..., axis, axis] * size
+        K_px[..., axis, 2] = (K_normalized[..., axis, 2] + 0.5) * size
     K_px[..., 2, 2] = 1.0
     return K_px

@@ -1,4 +1,4 @@
-"""The shape of a decoder's attention, as far as camera encodings depend on it."""
+"""The sizes of a decoder's attention that camera encodings depend on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class DecoderLayout:
-    """Sizes of a decoder, stated by the backbone.
+    """Sizes and RoPE frequencies of a decoder, as its backbone states them for `CameraEncoding.bind_to_decoder`.
 
     Attributes:
         hidden_size: width of the hidden states.
         num_layers: number of decoder layers.
         num_heads: attention heads of q and o.
-        num_key_value_heads: attention heads of k and v (grouped-query attention).
-        head_dim: channels of one head.
-        mrope_section: number of RoPE frequencies of mRoPE's (t, h, w) sections; they sum to head_dim / 2.
-        rope_frequencies: RoPE's inverse frequencies (radians per position), buffers of the decoder. An encoding
-            that ties frequencies modifies them in place.
+        num_key_value_heads: attention heads of k and v (grouped-query attention); divides `num_heads`.
+        head_dim: D, channels per head. RoPE rotates the pairs (c, c + D/2).
+        mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections; they sum to D/2.
+        rope_frequencies: RoPE's inverse frequencies (radians per position, shape (D/2,)), buffers of the decoder.
+            An encoding with shared frequencies overwrites them in place.
         device: device of the decoder's weights.
     """
 

@@ -1,4 +1,4 @@
-"""Geometry is computed in float32 or better, whatever the precision of the network around it."""
+"""Precision of geometry: float32 or better, whatever the precision of the network around it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch import Tensor
 
 
 def to_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32; float64 stays float64."""
+    """Casts to float32; float64 is kept."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """Switches autocast off: it would compute matrix products of poses in half precision."""
-    # the meta device has no autocast, and no numbers that could lose precision
+    """Disables autocast, which would compute matrix products of poses in half precision."""
+    # torch has no autocast for the meta device, where there is no data to round either
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @contextmanager
 def highest_matmul_precision(device: torch.device) -> Iterator[None]:
-    """`full_precision`, and float32 products that are exact whatever `torch.set_float32_matmul_precision` allows.
+    """Disables autocast, and TF32 for float32 matrix products.
 
-    Lightning suggests `high` where a GPU has TF32: of a pose that keeps ten bits, centimeters at ten meters.
+    Lightning recommends `torch.set_float32_matmul_precision("high")` on GPUs with TF32. TF32 keeps ten bits of a
+    pose, which is an error of centimeters at ten meters.
     """
     allowed = torch.get_float32_matmul_precision()
     with full_precision(device):

@@ -1,7 +1,7 @@
-"""What the time of a video's token means: the T of mRoPE's position ids, which RoPE turns by.
+"""Time indices: the position of a visual token on the temporal axis of mRoPE (the T section).
 
-Position ids are integers, as in the stock model: what comes out as a fraction is rounded (`TimestampIndex` takes the
-floor, as Qwen2.5-VL does), so views less than a position apart may share one.
+Position ids are integers, as in the stock model. Fractional positions are rounded (`TimestampIndex` takes the floor,
+as Qwen2.5-VL does), so views less than one position apart may share a position.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.pose_distances import PoseMeasure, path_length, pose_distances
 
-STILL = 1e-4  # radians or meters (or frames): what differs by less is rounding, not to be spread over a range
+MIN_RANGE = 1e-4  # radians, meters or frames: a smaller range of values is rounding error, and is not spread
 
 
 class TemporalPatches(NamedTuple):
-    """The N grid steps of the videos of a batch, one video after the other: what a time index may go by.
+    """The N temporal patches of a batch of videos, concatenated.
 
     Attributes:
-        video: the video of each, from 0.
-        step: 0, 1, 2, ... in its video.
-        seconds: seconds a grid step of that video.
-        tokens_per_second: positions a second.
-        frame: the raw video frame that it shows, a mean over those merged into it; None where nobody said.
-        world_to_camera: its pose; None where there are no cameras.
-        has_camera: whether that means something.
+        video: number of the video of each, from 0.
+        step: 0, 1, 2, ... within the video.
+        seconds: seconds per temporal patch of that video.
+        tokens_per_second: positions per second.
+        frame: index of the raw video frame, the mean of the merged frames; None if unknown.
+        world_to_camera: poses; None without cameras.
+        has_camera: which of the poses are valid.
     """
 
     video: Int[Tensor, " N"]
@@ -41,21 +41,21 @@ class TemporalPatches(NamedTuple):
     world_to_camera: Float[Tensor, "N 4 4"] | None = None
     has_camera: Bool[Tensor, " N"] | None = None
 
-    def only(self, chosen: Bool[Tensor, " N"]) -> TemporalPatches:
-        """Some of the steps."""
-        each: dict[str, Any] = {name: x[chosen] for name, x in self._asdict().items() if isinstance(x, Tensor)}
-        return self._replace(**each)
+    def only(self, mask: Bool[Tensor, " N"]) -> TemporalPatches:
+        """Selects temporal patches by a mask."""
+        selected: dict[str, Any] = {name: x[mask] for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(**selected)
 
 
 class TimeIndex(ABC):
-    """Maps grid steps to positions in time, integers from 0, relative to the start of each video.
+    """Maps temporal patches to integer positions from 0, relative to the start of each video.
 
     Attributes:
-        seconds_per_grid: the nominal seconds of a grid step, where the caller doesn't give any.
-        real_time: whether a model should give the clip's own seconds a grid step.
-        constant: all views of a video have the same time: RoPE on the T section cancels among them.
-        requires_frames: goes by the raw indices of the frames.
-        requires_cameras: goes by the cameras.
+        seconds_per_grid: nominal seconds per temporal patch, if the caller passes none.
+        real_time: whether the model passes the actual seconds per temporal patch of the clip.
+        constant: all views of a video share one position, so RoPE on the T section is the identity between them.
+        requires_frames: reads the raw frame indices.
+        requires_cameras: reads the poses.
     """
 
     seconds_per_grid: int | float = 1.0
@@ -66,20 +66,27 @@ class TimeIndex(ABC):
 
     @abstractmethod
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
-        """The position of each step.
+        """Computes the position of each temporal patch.
 
         Raises:
-            ValueError: steps that don't say what this index goes by.
+            ValueError: `steps` lack the frames or poses that this index requires.
         """
 
 
 class TimestampIndex(TimeIndex):
-    """floor(k * tokens_per_second * seconds_per_grid), as Qwen2.5-VL.
+    """floor(step * tokens_per_second * seconds_per_grid), as in Qwen2.5-VL.
 
     Args:
-        seconds_per_grid: nominal seconds of a grid step, whatever the clip's real rate. The released
-            Spatial-MLLM checkpoints are scored with 1.0 and were trained with 0.5.
-        real_time: take the clip's own seconds instead.
+        seconds_per_grid: nominal seconds per temporal patch, whatever the actual rate of the clip. The released
+            Spatial-MLLM checkpoints are evaluated with 1.0 and were trained with 0.5.
+        real_time: use the actual seconds of the clip instead.
+
+    Example:
+        >>> import torch
+        >>> step = torch.arange(4)
+        >>> steps = TemporalPatches(torch.zeros_like(step), step, torch.full((4,), 0.75), tokens_per_second=2)
+        >>> TimestampIndex()(steps).tolist(), StepIndex()(steps).tolist(), ConstantIndex()(steps).tolist()
+        ([0, 1, 3, 4], [0, 1, 2, 3], [0, 0, 0, 0])
     """
 
     def __init__(self, seconds_per_grid: int | float = 1.0, real_time: bool = False) -> None:
@@ -87,19 +94,19 @@ class TimestampIndex(TimeIndex):
         self.real_time = real_time
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
-        # float32 and this order of the products: the floor has to fall as it did in training
+        # float32 and this order of the products, so that the floor is the one of the released models' training
         return (steps.step * steps.seconds * steps.tokens_per_second).long()
 
 
 class StepIndex(TimeIndex):
-    """k: a grid step is one position, as Qwen2-VL; what 0.5 seconds a step amounts to."""
+    """One position per temporal patch, as in Qwen2-VL; equals `TimestampIndex` at 0.5 seconds per temporal patch."""
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         return steps.step
 
 
 class ConstantIndex(TimeIndex):
-    """0: all views of a video have the same time, as in a static scene. Stills start one after another."""
+    """Position 0 for all views of a video, for static scenes. Consecutive stills start at consecutive positions."""
 
     constant = True
 
@@ -107,56 +114,67 @@ class ConstantIndex(TimeIndex):
         return torch.zeros_like(steps.step)
 
 
-class _Spread(TimeIndex):
-    """A number a step, spread over a range: its lowest value in a video is 0, its highest `span`.
+class SpreadIndex(TimeIndex):
+    """Scales a value per temporal patch to 0 ... span within each video, and rounds.
 
     Args:
-        span: the last position. A video whose steps all have one value is all at 0.
+        span: position of the largest value, at least 1; the smallest is at 0. If all values of a video are equal,
+            all positions are 0.
     """
 
     def __init__(self, span: int = 32) -> None:
         if span < 1:
-            raise InputError(f"a span of {span}: positions go from 0 to span, which is at least 1")
+            raise InputError(f"span={span}: positions range from 0 to span, so it must be at least 1")
         self.span = span
 
     @abstractmethod
     def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
-        """The number of each step of one video."""
+        """Computes the value of each temporal patch of one video."""
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         positions = torch.zeros_like(steps.step)
         for video in steps.video.unique():
-            here = steps.video == video
-            values = self.values(steps.only(here)).double()
+            mask = steps.video == video
+            values = self.values(steps.only(mask)).double()
             values = values - values.amin()
-            highest = values.amax()
-            # a hair more than half: halves, which even steps give, must not be at the mercy of rounding
-            spread = (values / highest.clamp(min=STILL) * self.span + 1e-6).round().long()
-            positions[here] = spread * (highest >= STILL)
+            largest = values.amax()
+            # 1e-6 rounds halves up despite rounding errors: uniform motion gives exact halves
+            spread = (values / largest.clamp(min=MIN_RANGE) * self.span + 1e-6).round().long()
+            positions[mask] = spread * (largest >= MIN_RANGE)
         return positions
 
 
-class FrameNumberIndex(_Spread):
-    """The raw index of the frame in its video, spread over 0 to `span`: steps far apart in the clip stay so.
+class FrameNumberIndex(SpreadIndex):
+    """Raw frame index scaled to 0 ... span, so temporal patches that are far apart in the clip stay far apart.
 
-    Of frames that are merged into one step, the mean.
+    Merged frames are represented by their mean index.
 
     Args:
-        span: the position of the latest step; the earliest is at 0.
+        span: position of the last temporal patch; the first is at 0.
+
+    Example:
+        >>> import torch
+        >>> step = torch.arange(3)
+        >>> frames = torch.tensor([0.0, 10.0, 40.0])
+        >>> steps = TemporalPatches(torch.zeros_like(step), step, torch.ones(3), 2, frame=frames)
+        >>> FrameNumberIndex(span=8)(steps).tolist()
+        [0, 2, 8]
     """
 
     requires_frames = True
 
     def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
         if steps.frame is None:
-            raise ValueError(
-                "FrameNumberIndex goes by the raw indices of the frames: give frame_indices, those of each video"
-            )
+            raise ValueError("FrameNumberIndex requires raw frame indices: pass frame_indices, one list per video")
         return steps.frame
 
 
-class PoseTimeIndex(_Spread):
-    """A number that the poses give; a step without a camera has that of the step before (or the first one known)."""
+class PoseTimeIndex(SpreadIndex):
+    """Base class of time indices computed from the poses, see `pose_distances` for the arguments.
+
+    A temporal patch without a camera takes the value of the last one before it that has a camera, or else of the
+    first one that has.
+    """
 
     requires_cameras = True
 
@@ -167,32 +185,42 @@ class PoseTimeIndex(_Spread):
         self.measure, self.translation_weight = measure, translation_weight
 
     @abstractmethod
-    def of_poses(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
-        """The number of each pose of one video."""
+    def pose_values(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
+        """Computes the value of each pose of one video."""
 
     def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
         if steps.world_to_camera is None or steps.has_camera is None:
-            raise ValueError(f"{type(self).__name__} goes by the cameras: give cameras, one a grid step")
+            raise ValueError(f"{type(self).__name__} requires cameras: pass one per temporal patch")
         known = steps.has_camera
         if not known.any():
             return steps.step.new_zeros(len(known), dtype=torch.float64)
         last_known = (known.cumsum(0) - 1).clamp(min=0)
-        return self.of_poses(steps.world_to_camera[known])[last_known]
+        return self.pose_values(steps.world_to_camera[known])[last_known]
 
 
 class PoseDistanceIndex(PoseTimeIndex):
-    """The distance of a step's pose to that of a reference view, spread over 0 to `span`.
+    """Pose distance to a reference view, scaled to 0 ... span.
 
-    One number can't tell poses apart: views on either side of the reference, at the same distance, get the same
-    position, and so do a turn and a step of equal size.
+    Not injective: two views at the same distance on either side of the reference share a position, and so do a
+    rotation and a translation of equal size.
 
     Args:
-        measure: what the distance is, by the angle w (radians) and the distance of centers t (in meters, times
+        measure: the distance, from the angle w (radians) and the center distance t (meters times
             translation_weight): `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
             the logarithm of the relative pose.
-        translation_weight: radians that a meter counts as.
-        span: the position of the view furthest from the reference, which is at 0.
-        reference: the `first` or `middle` view with a camera, or the `medoid`, nearest to the others.
+        translation_weight: radians per meter.
+        span: position of the view farthest from the reference, which is at 0.
+        reference: the `first` or `middle` view with a camera, or the `medoid`, the view closest to the others.
+
+    Example:
+        >>> import torch
+        >>> step, poses = torch.arange(4), torch.eye(4).repeat(4, 1, 1)
+        >>> poses[:, 0, 3] = torch.tensor([0.0, 1.0, 2.0, 0.0])  # there and back, in meters
+        >>> steps = TemporalPatches(
+        ...     torch.zeros_like(step), step, torch.ones(4), 2, world_to_camera=poses, has_camera=step >= 0
+        ... )
+        >>> PoseDistanceIndex(span=8)(steps).tolist(), PathLengthIndex(span=8)(steps).tolist()
+        ([0, 4, 8, 0], [0, 2, 4, 8])
     """
 
     def __init__(
@@ -205,25 +233,25 @@ class PoseDistanceIndex(PoseTimeIndex):
         super().__init__(measure, translation_weight, span)
         self.reference = reference
 
-    def of_poses(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
+    def pose_values(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
         intrinsics = torch.eye(3, device=world_to_camera.device).expand(1, len(world_to_camera), 3, 3)
         view = Cameras(world_to_camera[None], intrinsics).reference_view(self.reference)
         return pose_distances(world_to_camera, world_to_camera[view], self.measure, self.translation_weight)
 
 
 class PathLengthIndex(PoseTimeIndex):
-    """The length of the camera's path up to a step, spread over 0 to `span`: time by movement, not by the clock.
+    """Length of the camera path up to each view, scaled to 0 ... span: time measured by camera motion.
 
-    It never goes back, so a view seen twice has two positions. Noisy poses lengthen the path where the camera
-    stands still.
+    It never decreases, so a view that is seen twice has two positions. Noise of the poses lengthens the path while
+    the camera stands still.
 
     Args:
-        measure: the length of a leg of the path, by the angle w (radians) and the distance of centers t (in meters,
+        measure: the length of one step of the path, from the angle w (radians) and the center distance t (meters
             times translation_weight): `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the
             norm of the logarithm of the relative pose.
-        translation_weight: radians that a meter counts as.
-        span: the position of the last step.
+        translation_weight: radians per meter.
+        span: position of the last view.
     """
 
-    def of_poses(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
+    def pose_values(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
         return path_length(world_to_camera, self.measure, self.translation_weight)

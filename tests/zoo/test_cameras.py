@@ -1,10 +1,11 @@
-"""Cameras: conventions, precision, and errors that name the trouble."""
+"""Cameras: conventions, precision, reference views, scales, and errors."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import TypeCheckError
@@ -12,11 +13,11 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor
 
-from zoo.cameras import Cameras, normalize_intrinsics
+from zoo.cameras import Cameras, intrinsics_in_pixels, normalize_intrinsics
 
 
 def rotation(axis: Tensor, angle: float) -> Tensor:
-    """Rodrigues' formula, in float64."""
+    """Computes a rotation by Rodrigues' formula, in float64."""
     x, y, z = (axis.double() / axis.double().norm()).tolist()
     K = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
     return torch.eye(3, dtype=torch.float64) + math.sin(angle) * K + (1 - math.cos(angle)) * K @ K
@@ -49,14 +50,14 @@ def eye_intrinsics(*shape: int) -> Tensor:
         (torch.float64, torch.float64),
     ],
 )
-def test_never_less_than_float32(given: torch.dtype, kept: torch.dtype) -> None:
+def test_at_least_float32(given: torch.dtype, kept: torch.dtype) -> None:
     cameras = Cameras(random_poses(2, 3).to(given), eye_intrinsics(2, 3).to(given))
     assert cameras.world_to_camera.dtype == cameras.K_normalized.dtype == kept
     moved = cameras.to(dtype=torch.bfloat16)
     assert moved.world_to_camera.dtype == moved.K_normalized.dtype == torch.float32
 
 
-def test_lightning_moves_but_does_not_round() -> None:
+def test_lightning_moves_cameras_but_does_not_cast_them() -> None:
     cameras = Cameras(random_poses(2, 3), eye_intrinsics(2, 3), torch.zeros(2, 5, dtype=torch.long))
     batch = {"cameras": cameras, "pixels": torch.ones(2)}
     converted = HalfPrecision("bf16-true").convert_input(batch)
@@ -66,7 +67,7 @@ def test_lightning_moves_but_does_not_round() -> None:
     assert moved.world_to_camera.device.type == moved.index.device.type == "meta"
 
 
-def test_some_samples() -> None:
+def test_indexing_selects_samples() -> None:
     cameras = Cameras(random_poses(3, 2), eye_intrinsics(3, 2), torch.tensor([[0, -1], [1, 0], [-1, -1]]))
     some = cameras[torch.tensor([1, 1, 0])]
     assert len(some) == 3
@@ -88,7 +89,7 @@ def test_index_and_shape_errors() -> None:
 # ---- canonical cameras ------------------------------------------------------------------------------------
 
 
-def test_canonical_cameras_know_no_world() -> None:
+def test_canonical_cameras_are_invariant_to_a_change_of_world() -> None:
     poses, world = random_poses(2, 5), random_poses(1, 1, seed=1)
     here = Cameras(poses, eye_intrinsics(2, 5)).canonical()
     there = Cameras(poses @ world, eye_intrinsics(2, 5)).canonical()
@@ -98,14 +99,14 @@ def test_canonical_cameras_know_no_world() -> None:
 
 
 def test_canonical_float32_far_from_the_origin() -> None:
-    """Composed in float64: all that is lost is the rounding of the poses as given."""
+    """Composed in float64, so the only error is the rounding of the given poses."""
     world = random_poses(1, 1, seed=3, scale=100.0)
     poses = random_poses(1, 6) @ world
     exact = Cameras(poses.float().double(), eye_intrinsics(1, 6)).canonical().world_to_camera
     single = Cameras(poses.float(), eye_intrinsics(1, 6).float()).canonical().world_to_camera
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=1e-7, atol=1e-7)
-    naive = poses.float() @ torch.linalg.inv(poses[:, :1].float())  # what composing in float32 would lose
+    naive = poses.float() @ torch.linalg.inv(poses[:, :1].float())  # control: composed in float32
     assert (naive.double() - exact).abs().max() > 10 * (single.double() - exact).abs().max()
 
 
@@ -114,7 +115,7 @@ REFERENCES = ("first", "middle", "medoid")
 
 @pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize("views", [1, 2, 5, 6])
-def test_every_reference_view_makes_the_world_no_matter(reference: Any, views: int) -> None:
+def test_every_reference_view_makes_the_world_cancel(reference: Any, views: int) -> None:
     poses, world = random_poses(2, views), random_poses(2, 1, seed=1, scale=50.0)
     here, there = (Cameras(each, eye_intrinsics(2, views)).canonical(reference) for each in (poses, poses @ world))
     torch.testing.assert_close(here.world_to_camera, there.world_to_camera, rtol=0, atol=1e-11)
@@ -123,8 +124,8 @@ def test_every_reference_view_makes_the_world_no_matter(reference: Any, views: i
     assert torch.equal(own, torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
 
 
-def test_reference_views_are_among_those_that_are_seen() -> None:
-    """A ragged batch: the second sample has views 1, 2 and 4 alone."""
+def test_reference_views_are_used_cameras() -> None:
+    """In a ragged batch whose second sample has only views 1, 2 and 4."""
     index = torch.tensor([[0, 1, 2, 3, 4, -1], [1, 2, 2, 4, -1, -1]])
     cameras = Cameras(random_poses(2, 5), eye_intrinsics(2, 5), index)
     assert cameras.used_mask().tolist() == [[True] * 5, [False, True, True, False, True]]
@@ -134,31 +135,39 @@ def test_reference_views_are_among_those_that_are_seen() -> None:
     assert int(cameras.reference_view("medoid")[1]) == [1, 2, 4][int(alone)]
 
 
-def test_the_medoid_is_nearest_to_the_others() -> None:
+def test_medoid_is_closest_to_the_others() -> None:
     poses = torch.eye(4, dtype=torch.float64).repeat(1, 5, 1, 1)
     poses[0, :, 0, 3] = torch.tensor([0.0, 9.0, 1.0, 1.5, 4.0])
     cameras = Cameras(poses, eye_intrinsics(1, 5))
     assert cameras.reference_view("medoid").tolist() == [3]
     assert Cameras(other_unit(poses, 1e3), eye_intrinsics(1, 5)).reference_view("medoid").tolist() == [3]
-    turning = torch.eye(4, dtype=torch.float64).repeat(1, 3, 1, 1)  # a camera that turns where it stands
-    turning[0, :, :3, :3] = torch.stack([rotation(torch.tensor([0.0, 1.0, 0.0]), angle) for angle in (3.0, 0.2, 1.5)])
-    assert Cameras(turning, eye_intrinsics(1, 3)).reference_view("medoid").tolist() == [2]
+    rotating = torch.eye(4, dtype=torch.float64).repeat(1, 3, 1, 1)  # a camera that rotates in place
+    rotating[0, :, :3, :3] = torch.stack([rotation(torch.tensor([0.0, 1.0, 0.0]), angle) for angle in (3.0, 0.2, 1.5)])
+    assert Cameras(rotating, eye_intrinsics(1, 3)).reference_view("medoid").tolist() == [2]
 
 
-def test_a_given_reference_view() -> None:
+def test_balanced_reference_view_is_the_given_one() -> None:
     poses, chosen = random_poses(2, 3), torch.tensor([2, 1])
     cameras = Cameras(poses, eye_intrinsics(2, 3), reference=chosen)
-    given, passed = cameras.canonical("given"), cameras.canonical(chosen)
+    given, passed = cameras.canonical("saddle_balanced"), cameras.canonical(chosen)
     assert torch.equal(given.world_to_camera, passed.world_to_camera)
     assert torch.equal(given.world_to_camera[0, 2], torch.eye(4, dtype=torch.float64))
-    assert cameras[[1]].reference_view("given").tolist() == [1]
-    with pytest.raises(ValueError, match="come without one"):
-        Cameras(poses, eye_intrinsics(2, 3)).canonical("given")
-    with pytest.raises((ValueError, TypeCheckError), match="reference"):
-        cameras.canonical("last")
+    assert cameras[[1]].reference_view("saddle_balanced").tolist() == [1]
+    with pytest.raises(ValueError, match="pass balanced_views to with_reference"):
+        Cameras(poses, eye_intrinsics(2, 3)).canonical("saddle_balanced")
 
 
-# ---- the unit of translations -----------------------------------------------------------------------------
+def test_unknown_names_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python; the command line and the tests check types."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    cameras = Cameras(random_poses(2, 3), eye_intrinsics(2, 3))
+    with pytest.raises(ValueError, match="reference is one of first, middle, medoid, saddle_balanced, not 'last'"):
+        cameras.canonical("last")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale is one of none, mean, max, rms, median_depth, not 'meters'"):
+        cameras.scaled("meters")  # type: ignore[arg-type]
+
+
+# ---- scale of translations --------------------------------------------------------------------------------
 
 
 def other_unit(poses: Tensor, factor: float) -> Tensor:
@@ -168,7 +177,7 @@ def other_unit(poses: Tensor, factor: float) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", ["mean", "max", "rms", "median_depth"])
-def test_a_scale_makes_the_unit_no_matter(scale: Any) -> None:
+def test_every_scale_makes_the_unit_cancel(scale: Any) -> None:
     poses, depth = random_poses(2, 5), torch.tensor([2.0, 3.0], dtype=torch.float64)
     meters = Cameras(poses, eye_intrinsics(2, 5), median_depth=depth)
     feet = Cameras(other_unit(poses, 3.28), eye_intrinsics(2, 5), median_depth=3.28 * depth)
@@ -176,21 +185,21 @@ def test_a_scale_makes_the_unit_no_matter(scale: Any) -> None:
     torch.testing.assert_close(scaled.world_to_camera, feet.scaled(scale).world_to_camera, rtol=0, atol=1e-12)
     assert not torch.allclose(scaled.world_to_camera, poses, atol=1e-2)
     assert torch.equal(meters.scaled("none").world_to_camera, poses)
-    assert torch.equal(meters.world_to_camera, poses)  # what was given is left alone
+    assert torch.equal(meters.world_to_camera, poses)  # the given cameras are not modified
 
 
-def test_scales_are_of_the_centers_that_are_seen() -> None:
+def test_scales_are_computed_from_used_centers() -> None:
     poses = torch.eye(4, dtype=torch.float64).repeat(1, 4, 1, 1)
     poses[0, :, 0, 3] = torch.tensor([1.0, -1.0, 3.0, 1000.0])  # centers -1, 1, -3; their mean is -1
     cameras = Cameras(poses, eye_intrinsics(1, 4), torch.tensor([[0, 1, 2, 2, -1]]))
     for scale, unit in (("mean", 4 / 3), ("max", 2.0), ("rms", (8 / 3) ** 0.5)):
         torch.testing.assert_close(cameras.scaled(scale).world_to_camera, other_unit(poses, 1 / unit))
-    with pytest.raises(ValueError, match="median depth"):
+    with pytest.raises(ValueError, match="median depth: call with_median_depth"):
         cameras.scaled("median_depth")
 
 
 @pytest.mark.parametrize("scale", ["mean", "max", "rms"])
-def test_a_camera_that_stands_still_has_a_floor(scale: Any) -> None:
+def test_static_camera_has_a_minimal_scale(scale: Any) -> None:
     poses = random_poses(1, 1).expand(1, 4, 4, 4).clone()
     poses[0, :, :3, 3] += 1e-6 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scaled = Cameras(poses, eye_intrinsics(1, 4)).canonical().scaled(scale).world_to_camera
@@ -200,11 +209,12 @@ def test_a_camera_that_stands_still_has_a_floor(scale: Any) -> None:
 # ---- intrinsics -------------------------------------------------------------------------------------------
 
 
-def test_normalized_intrinsics_do_not_know_the_size() -> None:
+def test_normalized_intrinsics_are_independent_of_resolution() -> None:
     K = torch.tensor([[500.0, 3.0, 310.0], [0.0, 510.0, 250.0], [0.0, 0.0, 1.0]])
     normalized = normalize_intrinsics(K, 640, 480)
     expected = torch.tensor([[500 / 640, 0, 310 / 640 - 0.5], [0, 510 / 480, 250 / 480 - 0.5], [0, 0, 1.0]])
     torch.testing.assert_close(normalized, expected)
+    torch.testing.assert_close(intrinsics_in_pixels(normalized, 640, 480), K * (K != 3.0))  # the skew is dropped
     half = K * torch.tensor([0.5, 0.5, 1.0])[:, None]
     torch.testing.assert_close(normalize_intrinsics(half, 320, 240), normalized)
     with pytest.raises(ValueError, match="must be positive, got 0 x 480"):

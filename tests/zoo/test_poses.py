@@ -1,4 +1,4 @@
-"""Rigid poses: inverse, distance and nearest rotation, in float64, float32 and under autocast."""
+"""Rigid poses: inverse, distance and projection to SO(3), in float64, float32 and under autocast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_autocast_does_not_round_poses() -> None:
     poses = random_poses(4, scale=10.0).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inverse, (angle, distance) = invert_se3(poses), pose_distance(poses[0], poses[1])
-        rounded = poses[..., :3, :3].mT @ poses[..., :3, 3:]  # the control
+        rounded = poses[..., :3, :3].mT @ poses[..., :3, 3:]  # control
         canonical = Cameras(poses[None], eye_intrinsics(1, 4).float()).canonical().world_to_camera
     assert rounded.dtype == torch.bfloat16 and inverse.dtype == torch.float32
     torch.testing.assert_close(inverse, torch.linalg.inv(poses), rtol=0, atol=1e-5)
@@ -41,12 +41,12 @@ def test_pose_distance_angle(angle: float) -> None:
     assert abs(float(measured) - angle) < 1e-14 + 1e-9 * angle
     single = float(pose_distance(a.float(), b.float())[0])
     assert abs(single - angle) < 1e-6
-    if angle == 1e-3:  # the control: acos of the trace in float32 has no digits left here
+    if angle == 1e-3:  # control: acos of the trace in float32 is inaccurate here
         relative = a[:3, :3].float() @ b[:3, :3].float().T
         assert abs(float(((relative.trace() - 1) / 2).clamp(-1, 1).acos()) - angle) > 1e-5
 
 
-def test_pose_distance_of_centers_broadcasts_and_ignores_the_world() -> None:
+def test_pose_distance_broadcasts_and_is_invariant_to_a_change_of_world() -> None:
     poses, world = random_poses(5), random_poses(1, seed=2)[0]
     angle, distance = pose_distance(poses[:, None], poses[None])
     assert angle.shape == distance.shape == (5, 5)
@@ -68,7 +68,7 @@ def test_nearest_rotation() -> None:
     assert nearest_rotation(exact.float()).dtype == torch.float32
 
 
-def test_what_is_no_rotation() -> None:
+def test_invalid_rotations_raise() -> None:
     good = random_poses(3)[:, :3, :3]
     for spoil, reason in (
         (lambda R: R * 1.02, "off orthonormal by 0.04"),
@@ -82,6 +82,6 @@ def test_what_is_no_rotation() -> None:
             nearest_rotation(bad, "kitchen.cameras.json", "frame")
 
 
-def test_poses_are_found_beside_cameras_too() -> None:
-    """Users' scripts import these two from there."""
+def test_cameras_exports_pose_functions() -> None:
+    """Users' scripts import both from there."""
     assert zoo.cameras.invert_se3 is invert_se3 and zoo.cameras.pose_distance is pose_distance

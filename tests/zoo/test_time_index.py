@@ -1,4 +1,4 @@
-"""Time by the clock, by the frame and by the camera: positions as they should be, whatever the world is."""
+"""Time indices from frame numbers and poses, through mRoPE's position ids."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from zoo.positions import grid_step_index, mrope_position_ids, view_patch_center
 from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
 
 STEPS = 6
-ONE_VIDEO: list[Sample] = [[2, (VIDEO, STEPS, 2, 2), 3]]  # a token a step
+ONE_VIDEO: list[Sample] = [[2, (VIDEO, STEPS, 2, 2), 3]]  # one token per temporal patch
 
 
 def times(time: TimeIndex, samples: Sequence[Sample] = ONE_VIDEO, **more: Any) -> Tensor:
-    """The time of each visual token of the batch, from 0."""
+    """Computes the time position of each visual token of the batch, from 0."""
     ids, mask, grids = write_batch(list(samples), "left")
     positions = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=time, **more)[0][0]
     index = grid_step_index(ids, mask, **grids, **TOKENS)
-    return torch.cat([row[seen] - row[seen].min() for row, seen in zip(positions, index >= 0, strict=True)])
+    return torch.cat([row[visual] - row[visual].min() for row, visual in zip(positions, index >= 0, strict=True)])
 
 
 def cameras(poses: Tensor, index: Tensor | None = None) -> Cameras:
@@ -34,7 +34,7 @@ def cameras(poses: Tensor, index: Tensor | None = None) -> Cameras:
 
 
 def track(*x: float) -> Tensor:
-    """Cameras that look the same way, with centers (x, 0, 0)."""
+    """Returns poses with the same orientation and centers (x, 0, 0)."""
     poses = torch.eye(4, dtype=torch.float64).repeat(1, len(x), 1, 1)
     poses[0, :, 0, 3] = -torch.tensor(x, dtype=torch.float64)
     return poses
@@ -43,20 +43,20 @@ def track(*x: float) -> Tensor:
 # ---- frames -----------------------------------------------------------------------------------------------
 
 
-def test_frame_ids_follow_the_frames() -> None:
+def test_frame_number_index_follows_the_frames() -> None:
     even = times(FrameNumberIndex(span=10), frame_indices=[range(0, 2 * STEPS)])
     assert even.tolist() == [0, 2, 4, 6, 8, 10]
     bunched = times(FrameNumberIndex(span=100), frame_indices=[[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 100, 100]])
     assert bunched.tolist() == [0, 1, 2, 3, 4, 100]
     backwards = times(FrameNumberIndex(span=10), frame_indices=[range(2 * STEPS, 0, -1)])
     assert backwards.tolist() == even.tolist()[::-1]
-    single = times(FrameNumberIndex(span=10), frame_indices=[range(STEPS)])  # a step a frame: nothing was merged
+    single = times(FrameNumberIndex(span=10), frame_indices=[range(STEPS)])  # one frame per temporal patch, not merged
     assert single.tolist() == even.tolist()
-    odd = times(FrameNumberIndex(span=10), frame_indices=[range(0, 2 * STEPS - 1)])  # the last frame was doubled
+    odd = times(FrameNumberIndex(span=10), frame_indices=[range(0, 2 * STEPS - 1)])  # the last frame is duplicated
     assert odd[:-1].tolist() == [0, 2, 4, 6, 8] and odd[-1] == 10
 
 
-def test_each_video_has_a_range_of_its_own() -> None:
+def test_each_video_has_its_own_range() -> None:
     samples: list[Sample] = [[1, (VIDEO, 2, 2, 2), 1, (VIDEO, 3, 2, 2), 1], [2, (VIDEO, 2, 2, 2)]]
     ids, mask, grids = write_batch(samples, "right")
     frames = [[5, 5, 9, 9], [0, 0, 10, 10, 40, 40], [7, 7, 8, 8]]
@@ -66,31 +66,31 @@ def test_each_video_has_a_range_of_its_own() -> None:
     assert t[1, ids[1] == VIDEO].tolist() == [3, 11]
 
 
-def test_frame_errors_name_the_trouble() -> None:
-    with pytest.raises(ValueError, match="give frame_indices"):
+def test_wrong_frame_indices_raise() -> None:
+    with pytest.raises(ValueError, match="pass frame_indices"):
         times(FrameNumberIndex())
     with pytest.raises(ValueError, match="one list a video"):
         times(FrameNumberIndex(), frame_indices=[range(12), range(12)])
     with pytest.raises(ValueError, match="video 0 has 6 grid steps, but frame_indices has 5 frames"):
         times(FrameNumberIndex(), frame_indices=[range(5)])
-    with pytest.raises(InputError, match="span of 0"):
+    with pytest.raises(InputError, match="span=0"):
         FrameNumberIndex(0)
 
 
 # ---- poses ------------------------------------------------------------------------------------------------
 
 
-def test_path_and_distance_on_a_track() -> None:
+def test_path_length_and_distance_on_a_track() -> None:
     there_and_back = cameras(track(0, 1, 2, 3, 2, 0))
     assert times(PathLengthIndex(span=6), cameras=there_and_back).tolist() == [0, 1, 2, 3, 4, 6]
     assert times(PoseDistanceIndex(span=6), cameras=there_and_back).tolist() == [0, 2, 4, 6, 4, 0]
     two_sides = times(PoseDistanceIndex(span=6, reference="middle"), cameras=cameras(track(0, 1, 2, 3, 4, 6)))
-    assert two_sides.tolist() == [6, 4, 2, 0, 2, 6]  # no injection: both ends look alike
+    assert two_sides.tolist() == [6, 4, 2, 0, 2, 6]  # not injective: both ends share a position
     medoid = times(PoseDistanceIndex(span=3, reference="medoid"), cameras=cameras(track(0, 0, 1, 0, 0, 3)))
     assert medoid.tolist() == [0, 0, 1, 0, 0, 3]
 
 
-def test_measures_reach_the_index() -> None:
+def test_measure_and_weight_are_used() -> None:
     poses = random_poses(1, STEPS)
     angle, distance = pose_distance(poses[0, :1], poses[0])
     for measure, values in (("rotation", angle), ("center", distance), ("sum", angle + 0.2 * distance)):
@@ -105,15 +105,15 @@ def test_measures_reach_the_index() -> None:
     [PoseDistanceIndex(), PoseDistanceIndex("log", reference="medoid"), PathLengthIndex(), PathLengthIndex("rotation")],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_index_knows_the_world(time: TimeIndex, dtype: torch.dtype) -> None:
+def test_pose_indices_are_invariant_to_a_change_of_world(time: TimeIndex, dtype: torch.dtype) -> None:
     poses, world = random_poses(1, STEPS), random_poses(1, 1, seed=4, scale=3.0)
     here = times(time, cameras=cameras(poses.to(dtype)))
     assert torch.equal(here, times(time, cameras=cameras((poses @ world).to(dtype))))
     assert not torch.equal(here, times(time, cameras=cameras(random_poses(1, STEPS, seed=9).to(dtype))))
 
 
-def test_even_steps_are_no_matter_of_rounding() -> None:
-    """Halves between two positions go up in every world."""
+def test_uniform_motion_does_not_depend_on_rounding_errors() -> None:
+    """Halves are rounded up in every world."""
     poses = track(0, 1, 2, 3, 4, 8)
     for seed in range(5):
         moved = poses @ random_poses(1, 1, seed=seed)
@@ -142,8 +142,8 @@ def test_static_single_and_missing_cameras(time: TimeIndex) -> None:
     assert found.tolist() == [0, 0, span // 4, span // 4, 3 * span // 4, span]
 
 
-def test_cameras_go_to_their_sample_and_step() -> None:
-    """Two videos and a still in one sample, another sample beside it, padded: as each video alone."""
+def test_cameras_of_a_batch_are_assigned_to_their_videos() -> None:
+    """Two videos and a still in one sample, and another padded sample, give the positions of each video alone."""
     samples: list[Sample] = [
         [1, (VIDEO, 3, 2, 4), 1, (IMAGE, 1, 2, 2), (VIDEO, 4, 4, 2), 1],
         [2, (VIDEO, 5, 2, 2), 1],
@@ -172,23 +172,23 @@ def test_cameras_go_to_their_sample_and_step() -> None:
         assert len(still) == 1
 
 
-def test_camera_errors_name_the_trouble() -> None:
-    with pytest.raises(ValueError, match="PathLengthIndex goes by the cameras"):
+def test_wrong_cameras_raise() -> None:
+    with pytest.raises(ValueError, match="PathLengthIndex requires cameras"):
         times(PathLengthIndex())
     with pytest.raises(ValueError, match="has 6 grid steps, but cameras for 5"):
         times(PoseDistanceIndex(), cameras=cameras(random_poses(1, 5)))
 
 
-# ---- places -----------------------------------------------------------------------------------------------
+# ---- patch centers ----------------------------------------------------------------------------------------
 
 
-def test_places_are_the_centers_of_the_patches() -> None:
+def test_patch_centers() -> None:
     samples: list[Sample] = [[2, (VIDEO, 2, 4, 6), 1, (IMAGE, 1, 2, 4), 1], [3, (VIDEO, 1, 2, 2)]]
     for side in ("left", "right"):
         ids, mask, grids = write_batch(samples, side)
-        places = view_patch_centers(ids, mask, **grids, **TOKENS)
+        centers = view_patch_centers(ids, mask, **grids, **TOKENS)
         expected = [[x, y] for _ in range(2) for y in (-0.25, 0.25) for x in (-1 / 3, 0, 1 / 3)]
-        torch.testing.assert_close(places[0, ids[0] == VIDEO], torch.tensor(expected))
-        assert places[0, ids[0] == IMAGE].tolist() == [[-0.25, 0.0], [0.25, 0.0]]
-        assert places[1, ids[1] == VIDEO].tolist() == [[0.0, 0.0]]
-        assert places[(ids != VIDEO) & (ids != IMAGE)].abs().max() == 0
+        torch.testing.assert_close(centers[0, ids[0] == VIDEO], torch.tensor(expected))
+        assert centers[0, ids[0] == IMAGE].tolist() == [[-0.25, 0.0], [0.25, 0.0]]
+        assert centers[1, ids[1] == VIDEO].tolist() == [[0.0, 0.0]]
+        assert centers[(ids != VIDEO) & (ids != IMAGE)].abs().max() == 0

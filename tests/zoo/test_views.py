@@ -201,5 +201,5 @@ def test_without_the_2d_branch_there_is_nothing_to_tell() -> None:
 
 
 def test_heads_that_do_not_fit_are_an_error() -> None:
-    with pytest.raises(InputError, match="heads of 24 don't fit"):
+    with pytest.raises(InputError, match="head_dim=24 does not fit ViewAttention"):
         model(lambda width: ViewAttention(width, 24))

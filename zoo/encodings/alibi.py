@@ -1,4 +1,4 @@
-"""PoseALiBi: views attend less to views that are further away, by a bias on the logits."""
+"""PoseALiBi: an attention bias by the distance between cameras."""
 
 from __future__ import annotations
 
@@ -9,34 +9,46 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras, Scale
-from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, ZeroChannels
+from zoo.decoder_layout import DecoderLayout
+from zoo.encodings.base import CameraEncoding
+from zoo.encodings.encoded import QK, EncodedCameras, ZeroChannels
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import check_choice
 from zoo.pose_distances import PoseMeasure, pose_distances
 
 Slopes = Literal["fixed", "learned"]
-WIDTH = 8  # attention kernels want heads that are a multiple of this wide
+WIDTH = 8  # attention kernels require a multiple of this head width
 
 
 class PoseALiBi(CameraEncoding):
-    """logit -= m_h d(c_i, c_j) between visual tokens i and j in head h; nothing where one of them is text.
+    """logit_ij -= m_h d(c_i, c_j) between visual tokens i and j in head h; no bias if one of them is text.
 
-    ALiBi (arXiv 2108.12409) with the distance of cameras in the place of the distance in the text. It needs no matrix
-    of all pairs of tokens, so that any attention backend and the KV cache take it, and is as exact as queries are in
-    their precision: see `DistanceChannels`.
-    Only the relative pose counts, so no reference view is needed. No gradient reaches the poses.
+    ALiBi (arXiv 2108.12409) with the distance between cameras instead of the distance in the text. The bias is
+    computed by appended channels (see `DistanceChannels`) instead of a dense matrix over pairs of tokens, so it works
+    with every attention backend and the KV cache. Only relative poses enter, so no reference view is needed. Poses
+    get no gradient.
 
     Args:
-        measure: d, by the angle w (radians) and the distance of centers t (in meters, times
-            translation_weight): `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
-            the logarithm of the relative pose.
-        translation_weight: radians that a meter (or `scale`) counts as.
-        slopes: `fixed` takes m_h = 2^(-8 h / H), h = 1 ... H, ALiBi's. `learned` starts all of them at 0, that is
-            at the stock model, and trains one a head, shared by all layers; it may become negative.
+        measure: d, from the angle w (radians) and the center distance t (meters times translation_weight):
+            `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of the logarithm of the
+            relative pose.
+        translation_weight: radians per meter (or per unit of `scale`).
+        slopes: `fixed` uses ALiBi's m_h = 2^(-8 h / H), h = 1 ... H. `learned` trains one slope per head, shared by
+            all layers, starting at 0, which is the stock model; a slope may become negative.
         scale: the length that distances are divided by, see `CameraEncoding`.
+
+    Example:
+        >>> import torch
+        >>> from zoo import Cameras, PoseALiBi
+        >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
+        >>> poses[:, 1, 0, 3] = 0.5
+        >>> cameras = Cameras(poses, torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
+        >>> encoded = PoseALiBi().encode(cameras, head_dim=16, mrope_section=(4, 2, 2))
+        >>> q, k = encoded.after_rope(torch.zeros(1, 2, 2, 16), torch.zeros(1, 2, 1, 16))
+        >>> (q[0, :, 0] @ k[0, :, 0].T * 16**-0.5).tolist()  # m_1 = 1/16
+        [[0.0, -0.03125], [-0.03125, 0.0]]
     """
 
     def __init__(
@@ -47,111 +59,90 @@ class PoseALiBi(CameraEncoding):
         scale: Scale = "none",
     ) -> None:
         super().__init__(reference=None, scale=scale)
-        check_choice("measure", measure, PoseMeasure)
         check_choice("slopes", slopes, Slopes)
-        self.measure, self.translation_weight = measure, translation_weight
-        self.slopes = slopes
+        self.measure, self.translation_weight, self.slopes = measure, translation_weight, slopes
         self.learned: nn.Parameter | None = None
 
     @property
     def symmetries(self) -> Symmetries:
-        return Symmetries(
-            world_views=True,
-            world_text=True,
-            canonical=True,
-            scale=self.scale != "none" or self.measure == "rotation",
-            shift=True,
-        )
+        return Symmetries(scale=self.scale != "none" or self.measure == "rotation")
 
-    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         if self.slopes == "learned":
-            heads = language_model.config.num_attention_heads
-            self.learned = nn.Parameter(torch.zeros(heads, device=language_model.device))
+            self.learned = nn.Parameter(torch.zeros(decoder.num_heads, device=decoder.device))
 
-    def encode(
-        self,
-        cameras: Cameras,
-        *,
-        head_dim: int,
-        mrope_section: Sequence[int],
-        dtype: torch.dtype = torch.float32,
+    def encode_canonical(
+        self, cameras: Cameras, head_dim: int, mrope_section: Sequence[int], dtype: torch.dtype
     ) -> EncodedCameras:
-        """See `CameraEncoding.encode`. Where no two cameras are apart this is the stock attention, bit for bit."""
+        """Computes the appended channels; without two different cameras, the stock attention, bit for bit."""
         if self.slopes == "learned" and self.learned is None:
-            raise ValueError("PoseALiBi has to be attached to a decoder before it can learn its slopes")
-        cameras = self.canonical(cameras)
+            raise ValueError("PoseALiBi with learned slopes needs bind_to_decoder before encode")
         if not cameras.used_mask().any():
             return EncodedCameras()
         pose, poses = distinct_poses(cameras)
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
         if not distances.any():
             return EncodedCameras()
-        # the attention multiplies whatever it sums up by head_dim^-1/2
-        logits = distances.to(torch.promote_types(dtype, torch.float32)) * head_dim**0.5
+        logits = distances.to(dtype) * head_dim**0.5  # attention multiplies logits by head_dim^-1/2
         return DistanceChannels(pose, F.pad(logits, (0, -(head_dim + logits.shape[-1]) % WIDTH)), self.learned)
 
 
 class DistanceChannels(EncodedCameras):
-    """Appends a channel a pose: q has the distances from its own pose to each, k marks which one is its own.
+    """Appends one channel per pose: the distances from the token's own pose to q, its one-hot pose to k.
 
-    Their product is one distance, so the bias comes out of the attention's own matrix product. k is the same in
-    all heads, and so can be shared by a group; the slopes are in q. v is filled up with zeros to the same width.
-    Text has zeros in all of them.
+    Their product is one distance, so the bias is part of the attention's own matrix product. The slopes are applied
+    to q; k is the same in all heads, so it can be shared by a group. v gets zeros, to be equally wide. Tokens without
+    a camera get zeros everywhere.
 
     Args:
-        pose: of each token, -1 for none.
-        distances: from each pose to each, zero in what pads the width.
-        slopes: one a head, or None for ALiBi's.
+        pose: number of each token's pose, -1 for none.
+        distances: between poses, with zero columns as padding.
+        slopes: one per head, or None for ALiBi's.
     """
 
+    batched = ("own_distances", "own_pose")
+
     def __init__(
-        self,
-        pose: Int[Tensor, "B L"],
-        distances: Float[Tensor, "B N E"],
-        slopes: Float[Tensor, " H"] | None,
+        self, pose: Int[Tensor, "B L"], distances: Float[Tensor, "B N E"], slopes: Float[Tensor, " H"] | None
     ) -> None:
         super().__init__(pose.shape[1])
-        self.pose, self.distances, self.slopes = pose, distances, slopes
-        seen = (pose >= 0)[..., None]
-        rows = pose.clamp(min=0)[..., None].expand(-1, -1, distances.shape[-1])
-        self.rows = distances.gather(1, rows) * seen
-        self.marks = F.one_hot(pose.clamp(min=0), distances.shape[-1]) * seen
+        self.channels, self.slopes = distances.shape[-1], slopes
+        has_pose = (pose >= 0)[..., None]
+        row = pose.clamp(min=0)
+        self.own_distances = distances.gather(1, row[..., None].expand(-1, -1, self.channels)) * has_pose
+        self.own_pose = F.one_hot(row, self.channels) * has_pose
 
     def for_decode_step(self) -> ZeroChannels:
-        return ZeroChannels(self.distances.shape[-1])
+        return ZeroChannels(self.channels)
 
-    def repeat_interleave(self, copies: int) -> DistanceChannels:
-        pose, distances = (x.repeat_interleave(copies, 0) for x in (self.pose, self.distances))
-        return DistanceChannels(pose, distances, self.slopes)
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        slopes = alibi_slopes(q.shape[2]).to(self.own_distances) if self.slopes is None else self.slopes
+        bias = self.own_distances[:, :, None] * -slopes[:, None]
+        own_pose = self.own_pose[:, :, None].expand(-1, -1, k.shape[2], -1)
+        return torch.cat((q, bias.to(q.dtype)), -1), torch.cat((k, own_pose.to(k.dtype)), -1)
 
-    def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
-        slopes = alibi_slopes(q.shape[2]).to(self.rows) if self.slopes is None else self.slopes
-        away = self.rows[:, :, None] * -slopes[:, None]
-        marks = self.marks[:, :, None].expand(-1, -1, k.shape[2], -1)
-        return torch.cat((q, away.to(q.dtype)), -1), torch.cat((k, marks.to(k.dtype)), -1)
+    def transform_values(self, v: Tensor) -> Tensor:
+        return F.pad(v, (0, self.channels))
 
-    def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
-        return F.pad(v, (0, self.distances.shape[-1]))
-
-    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
-        return o[..., : -self.distances.shape[-1]]
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        return o[..., : -self.channels]
 
 
 def alibi_slopes(num_heads: int) -> Float[Tensor, " H"]:
-    """2^(-8 h / H) for h = 1 ... H."""
+    """Computes ALiBi's slopes 2^(-8 h / H) for h = 1 ... H."""
     return 2.0 ** (-8.0 * torch.arange(1, num_heads + 1, dtype=torch.float64) / num_heads)
 
 
 def distinct_poses(cameras: Cameras) -> tuple[Int[Tensor, "B L"], Float[Tensor, "B N 4 4"]]:
-    """Which of its sample's different poses each token has, -1 for none; and these poses.
+    """Numbers the distinct used poses of each sample, so one camera per token costs no more than one per image.
 
-    Cameras given one a token so come to the same as cameras given one an image. Samples with fewer than the N of
-    the richest are filled up with identities.
+    Returns:
+        The number of each token's pose, -1 for none, and the poses, padded with identities.
     """
     index, poses = cameras.index, cameras.world_to_camera
     assert index is not None
-    same = (poses[:, :, None] == poses[:, None]).all(-1).all(-1)
-    first = same.int().argmax(-1)  # the first camera of the same pose stands for all of them
+    equal = (poses[:, :, None] == poses[:, None]).all(-1).all(-1)
+    first = equal.int().argmax(-1)  # the first camera with the same pose represents all of them
     chosen = torch.zeros_like(first).scatter_reduce(1, first, cameras.used_mask().to(first), "amax").bool()
     number = chosen.cumsum(1) - 1
     distinct = torch.eye(4, dtype=poses.dtype, device=poses.device).repeat(len(poses), int(chosen.sum(1).max()), 1, 1)

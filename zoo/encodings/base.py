@@ -1,9 +1,4 @@
-"""The seam of every camera encoding: built once a forward pass, then shared by all layers of the decoder.
-
-An encoding turns `Cameras` into an `EncodedCameras`, which acts on queries, keys, values and outputs, and on
-nothing else of the attention: it works with every backend, and what enters the KV cache is encoded already. (What
-`PoseIndex` changes are position ids, and tied frequencies those of RoPE.)
-"""
+"""Base class of camera encodings, which transform q, k, v and the output of the decoder's attention."""
 
 from __future__ import annotations
 
@@ -11,187 +6,137 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import Qwen2_5_VLTextModel
+from torch import nn
 
-from zoo.cameras import Cameras, Scale
-from zoo.encodings.reference import ReferenceView, to_reference_frame
+from zoo.cameras import Cameras, ReferenceView, Scale
+from zoo.decoder_layout import DecoderLayout
+from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.symmetries import Symmetries
-from zoo.errors import check_choice
 from zoo.time_index import TimeIndex
 
-QK = tuple[Float[Tensor, "B L H E"], Float[Tensor, "B L G E"]]
-Rope = tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]  # cosine and sine
 
-
-class EncodedCameras:
-    """What an encoding does to one forward pass; this one does nothing, subclasses override what they need.
-
-    q, k, v and o are (B, L, heads, D), token after token; with GQA, k and v have fewer heads than q and o.
-    `after_rope` may append channels to q and k, `values` to v, and `outputs` then takes those of v off again. The
-    first D channels stay the model's own, so encodings can be stacked; the softmax scale stays that of D channels.
-    CPU attention leaves its fast path where v is not as wide as q and k: append to all three, zeros if need be.
+class CameraModule(nn.Module, ABC):
+    """A module that reads cameras, and the tensors of `Cameras` that it needs.
 
     Attributes:
-        num_tokens: L, the tokens that were encoded; None goes with any number.
+        reference: view whose frame is the world of a clip; None keeps the world of the data.
+        scale: unit of translations, see `Cameras.scaled`.
     """
 
-    def __init__(self, num_tokens: int | None = None) -> None:
-        self.num_tokens = num_tokens
+    reference: ReferenceView | None = None
+    scale: Scale = "none"
 
-    def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
-        """What acts in one layer; None is the stock attention.
+    @property
+    def parts(self) -> Sequence[CameraModule]:
+        """The modules that this one applies; their needs are its needs."""
+        return ()
 
-        Args:
-            layer: its number, from 0.
-            hidden_states: what goes into the layer's projections.
-            rope: cosine and sine of the tokens' positions, as RoPE is to use them.
-        """
-        return self
+    @property
+    def uses_cameras(self) -> bool:
+        """Whether poses or intrinsics are read, and not only which tokens have a camera."""
+        return any(part.uses_cameras for part in self.parts) if self.parts else True
 
-    def for_decode_step(self) -> EncodedCameras | None:
-        """What later decode steps need, which hold text only; None where the cache holds all that is needed."""
-        return None
+    @property
+    def uses_points(self) -> bool:
+        """Whether the 3D points of the tokens are read."""
+        return any(part.uses_points for part in self.parts)
 
-    def repeat_interleave(self, copies: int) -> EncodedCameras:
-        """The same for a batch in which each sample stands `copies` times in a row, as beam search has it.
+    @property
+    def uses_median_depth(self) -> bool:
+        """Whether translations are divided by the median depth."""
+        return self.scale == "median_depth" or any(part.uses_median_depth for part in self.parts)
 
-        Raises:
-            NotImplementedError: a subclass that holds samples and does not say how.
-        """
-        if type(self) is EncodedCameras:
-            return self
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is repeated for beam search")
-
-    def before_rope(
-        self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]
-    ) -> tuple[Float[Tensor, "B L H D"], Float[Tensor, "B L G D"]]:
-        """Queries and keys as RoPE is to get them."""
-        return q, k
-
-    def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
-        """Queries and keys as the attention, and the KV cache, are to get them."""
-        return q, k
-
-    def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
-        """Values as the attention, and the KV cache, are to get them."""
-        return v
-
-    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
-        """The attention's outputs as the output projection is to get them."""
-        return o
+    @property
+    def uses_balanced_reference(self) -> bool:
+        """Whether the reference view is the one that `balanced_views` computes from the 2D tokens."""
+        return self.reference == "saddle_balanced" or any(part.uses_balanced_reference for part in self.parts)
 
 
-class ZeroChannels(EncodedCameras):
-    """Appends zeros to q, k and v, and takes them off the output: text beside tokens with more channels.
+class CameraEncoding(CameraModule):
+    """An encoding of cameras in the decoder's attention.
 
-    Args:
-        channels: how many.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def repeat_interleave(self, copies: int) -> ZeroChannels:
-        return self
-
-    def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
-        return F.pad(q, (0, self.channels)), F.pad(k, (0, self.channels))
-
-    def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
-        return F.pad(v, (0, self.channels))
-
-    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
-        return o[..., : -self.channels]
-
-
-class CameraEncoding(nn.Module, ABC):
-    """A way to tell attention about cameras. A module, since some encodings learn a number or two.
+    `encode` is called once per forward pass, and its result is shared by all layers. Encodings transform only q, k,
+    v and o, so they work with every attention backend, and the KV cache holds transformed keys and values.
 
     Args:
         reference: the view whose frame is the world of a clip: the `first` or `middle` one with a camera; the `medoid`,
-            nearest to the others in angle and distance; `saddle_balanced`, the most balanced by what its tokens hold.
-            null keeps the data's own world, which text, that has no camera, then can tell.
+            closest to the others in angle and distance; `saddle_balanced`, the most average one by its 2D tokens.
+            null keeps the world of the data, which text then can distinguish because it has no camera.
         scale: the length that translations are divided by: the `mean`, `rms` or `max` distance of the camera centers
-            from their mean, or the `median_depth` of what the views see (of data with depth). `none` keeps meters; any
-            other loses the size of the scene, which room sizes and distances need. VGGT's poses have lost it: their
-            unit is another in each scene.
+            from their mean, or the `median_depth` of the views (needs depth). `none` keeps meters; the others lose
+            the size of the scene, which questions about sizes and distances need. The unit of VGGT's poses differs
+            from scene to scene.
     """
-
-    uses_points: bool = False  # needs the 3D point that each token shows
-    uses_cameras: bool = True  # and not by positions alone
 
     def __init__(self, reference: ReferenceView | None = "first", scale: Scale = "none") -> None:
         super().__init__()
-        if reference is not None:
-            check_choice("reference", reference, ReferenceView)
-        check_choice("scale", scale, Scale)
         self.reference, self.scale = reference, scale
 
     @property
     def requires_constant_time(self) -> bool:
-        """Whether all views of a clip must have the same time position (`ConstantIndex`)."""
+        """Whether all views of a clip must share one time position (`ConstantIndex`)."""
         return False
 
     @property
     def time_index(self) -> TimeIndex | None:
-        """What the positions of time are to be instead of the model's own; None leaves them to the model."""
+        """A time index that replaces the model's; None keeps the model's."""
         return None
 
     @property
     @abstractmethod
     def symmetries(self) -> Symmetries:
-        """What holds exactly; the property tests take it at its word."""
+        """The exact symmetries, measured in both directions by the property tests."""
 
     def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
-        """The channels of a head that it turns or multiplies, each with its term (q, k, v or o); appended ones apart.
+        """Returns the head channels that are transformed, each with its term (q, k, v or o); not appended ones.
 
         Raises:
-            InputError: heads that don't fit.
+            InputError: the encoding does not fit heads of this size.
         """
         return set()
 
-    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
-        """Makes what depends on the decoder's shape, such as learned numbers a head; called once, before training.
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        """Creates the tensors that depend on the decoder's sizes; called once, before training.
 
         Args:
-            language_model: the decoder.
-            layers: the numbers of those in which the encoding acts. What is made for another would never be trained.
+            decoder: sizes and RoPE frequencies of the decoder.
+            layers: numbers of the layers in which the encoding acts. Parameters of other layers would get no gradient.
 
         Raises:
-            InputError: a decoder that the encoding doesn't fit.
+            InputError: the encoding does not fit the decoder.
         """
 
-    @abstractmethod
     def encode(
-        self,
-        cameras: Cameras,
-        *,
-        head_dim: int,
-        mrope_section: Sequence[int],
-        dtype: torch.dtype = torch.float32,
+        self, cameras: Cameras, *, head_dim: int, mrope_section: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> EncodedCameras:
-        """What all layers share in one forward pass.
+        """Computes the hooks of one forward pass, shared by all layers.
 
         Args:
-            cameras: with an `index` (B, L): the camera of each token of the sequence, -1 for none.
-            head_dim: channels of an attention head.
-            mrope_section: frequencies of the three sections of mRoPE (t, h, w).
-            dtype: precision of the matrices, float32 or better whatever the hidden states are in.
+            cameras: with an `index` (B, L), the camera of each token of the sequence.
+            head_dim: D, channels per attention head.
+            mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections.
+            dtype: of the matrices; at least float32, whatever the dtype of the hidden states.
 
         Raises:
-            ValueError: cameras without an index, or heads that the placement doesn't fit.
+            ValueError: cameras without an index or without tensors that the encoding reads.
+            InputError: the encoding does not fit heads of this size.
         """
+        return self.encode_canonical(
+            self.canonical(cameras), head_dim, mrope_section, torch.promote_types(dtype, torch.float32)
+        )
+
+    def encode_canonical(
+        self, cameras: Cameras, head_dim: int, mrope_section: Sequence[int], dtype: torch.dtype
+    ) -> EncodedCameras:
+        """Computes the hooks from canonical cameras, see `encode`; the default is the stock attention."""
+        return EncodedCameras()
 
     def canonical(self, cameras: Cameras) -> Cameras:
-        """The cameras as this encoding sees them, in float64: from the reference view, in the unit of `scale`.
+        """Expresses cameras in the frame of the reference view and the unit of `scale`, in float64.
 
         Raises:
             ValueError: cameras without an index.
         """
         if cameras.index is None:
-            raise ValueError("these cameras say nothing of the tokens: give Cameras an index (B, L)")
-        return to_reference_frame(cameras.to(dtype=torch.float64), self.reference).scaled(self.scale)
+            raise ValueError("these cameras have no camera index: pass an index (B, L) to Cameras")
+        return cameras.to(dtype=torch.float64).canonical(self.reference).scaled(self.scale)

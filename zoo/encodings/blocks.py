@@ -1,4 +1,4 @@
-"""A 4 x 4 matrix a token on some channels of queries, keys, values and outputs."""
+"""Products of 4 x 4 matrices, one per camera, with some channels of the tokens' q, k, v and o."""
 
 from __future__ import annotations
 
@@ -11,106 +11,97 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.encodings.base import EncodedCameras
 from zoo.encodings.channels import ChannelBlock, multiply, multiply_gradient
+from zoo.encodings.encoded import QK, EncodedCameras
 from zoo.precision import highest_matmul_precision
 
-SHORT = 128  # tokens: stretches that are shorter are taken together, which costs a copy but no call each
+SHORT = 128  # tokens: shorter runs are gathered, which costs a copy but saves one call per run
 
 
 class CameraMatrices(EncodedCameras):
-    """A 4 x 4 matrix a token on groups of four channels: row vectors times q, k, v and o, each optional.
+    """Multiplies groups of four channels, as row vectors, by the 4 x 4 matrix of the token's camera.
 
-    Tokens without a camera, and other channels, keep their bits; so do all under identity matrices.
+    Tokens without a camera and other channels are unchanged, bit for bit; so is everything under identity matrices.
 
     Args:
         index: the camera of each token, -1 for none.
         block: the channels.
-        in_rope_frame: whether q and k are encoded after RoPE (else before).
-        q, k, v, o: a matrix a camera, multiplied from the right; None leaves that term alone.
+        on_rotated: whether q and k are transformed after RoPE instead of before.
+        matrices: for q, k, v and o, or some of them: one matrix per camera, multiplied from the right.
     """
 
     def __init__(
-        self,
-        index: Int[Tensor, "B L"],
-        block: ChannelBlock,
-        in_rope_frame: bool,
-        *,
-        q: Float[Tensor, "B C 4 4"] | None = None,
-        k: Float[Tensor, "B C 4 4"] | None = None,
-        v: Float[Tensor, "B C 4 4"] | None = None,
-        o: Float[Tensor, "B C 4 4"] | None = None,
+        self, index: Int[Tensor, "B L"], block: ChannelBlock, on_rotated: bool, **matrices: Float[Tensor, "_B _C 4 4"]
     ) -> None:
         super().__init__(index.shape[1])
-        self.block = block
-        self.in_rope_frame = in_rope_frame
-        self.index, self.matrices = index, {"q": q, "k": k, "v": v, "o": o}
-        self.tokens, cameras = _side_by_side(index)
-        self.of_tokens = {
-            name: [block.along_diagonal(m[some]) for some in cameras]
-            for name, m in self.matrices.items()
-            if m is not None
+        self.index, self.block, self.on_rotated, self.matrices = index, block, on_rotated, matrices
+        self.tokens, cameras = _runs_of_tokens(index)
+        self.run_matrices = {
+            term: [block.block_diagonal(m[camera]) for camera in cameras] for term, m in matrices.items()
         }
 
     def repeat_interleave(self, copies: int) -> CameraMatrices:
-        matrices = {name: None if m is None else m.repeat_interleave(copies, 0) for name, m in self.matrices.items()}
-        return CameraMatrices(self.index.repeat_interleave(copies, 0), self.block, self.in_rope_frame, **matrices)
+        matrices = {term: m.repeat_interleave(copies, 0) for term, m in self.matrices.items()}
+        return CameraMatrices(self.index.repeat_interleave(copies, 0), self.block, self.on_rotated, **matrices)
 
-    def before_rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return (q, k) if self.in_rope_frame else (self._times(q, "q"), self._times(k, "k"))
+    def before_rope(self, q: Tensor, k: Tensor) -> QK:
+        return (q, k) if self.on_rotated else (self._multiply(q, "q"), self._multiply(k, "k"))
 
-    def after_rope(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return (self._times(q, "q"), self._times(k, "k")) if self.in_rope_frame else (q, k)
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        return (self._multiply(q, "q"), self._multiply(k, "k")) if self.on_rotated else (q, k)
 
-    def values(self, v: Tensor) -> Tensor:
-        return self._times(v, "v")
+    def transform_values(self, v: Tensor) -> Tensor:
+        return self._multiply(v, "v")
 
     def transform_outputs(self, o: Tensor) -> Tensor:
-        return self._times(o, "o")
+        return self._multiply(o, "o")
 
-    def _times(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
-        matrices = self.of_tokens.get(term)
-        return _Multiplied.apply(x, self.block.slices, self.tokens, *matrices) if matrices else x
+    def _multiply(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
+        matrices = self.run_matrices.get(term)
+        return _MultiplyTokens.apply(x, self.block.slices, self.tokens, *matrices) if matrices else x
 
 
-def stretches(index: Int[Tensor, "B L"]) -> Iterator[slice]:
-    """Where tokens with a camera stand side by side, in the flattened batch.
+def camera_runs(index: Int[Tensor, "B L"]) -> Iterator[slice]:
+    """Finds runs of adjacent tokens with a camera in the flattened batch.
 
     Args:
         index: the camera of each token, -1 for none.
 
     Yields:
-        Slices of tokens. The step says how many of its neighbors have one camera: it divides the slice into parts
-        of one camera each.
+        Slices of tokens. The step of a slice divides it into equal parts of one camera each.
     """
     if not index.numel():
         return
     sample = torch.arange(len(index), device=index.device)[:, None]
     camera = torch.where(index >= 0, sample * (index.max() + 1) + index, -1)
-    runs = zip(*(x.tolist() for x in camera.flatten().unique_consecutive(return_counts=True)), strict=True)
+    counts = zip(*(x.tolist() for x in camera.flatten().unique_consecutive(return_counts=True)), strict=True)
     start = 0
-    for seen, some in groupby(runs, key=lambda run: run[0] >= 0):
-        lengths = [length for _, length in some]
-        if seen:
+    for has_camera, group in groupby(counts, key=lambda run: run[0] >= 0):
+        lengths = [length for _, length in group]
+        if has_camera:
             yield slice(start, start + sum(lengths), math.gcd(*lengths))
         start += sum(lengths)
 
 
-def _side_by_side(index: Int[Tensor, "B L"]) -> tuple[list[slice | Tensor], list[tuple[Tensor, Tensor]]]:
-    """Which tokens of the flattened batch to take at once, and the samples and numbers of their cameras in turn."""
-    found = list(stretches(index))
-    step = math.gcd(*(some.step for some in found))
-    tokens: list[slice | Tensor] = [slice(some.start, some.stop) for some in found]
-    steps = [list(range(some.start, some.stop, some.step)) for some in found]
-    if len(found) > 1 and sum(some.stop - some.start for some in found) < SHORT * len(found):
-        every = [token for some in found for token in range(some.start, some.stop)]
-        tokens, steps = [torch.tensor(every, device=index.device)], [every[::step]]
-    firsts = [torch.tensor(each, device=index.device) for each in steps]
-    return tokens, [(first // index.shape[1], index.flatten()[first]) for first in firsts]
+def _runs_of_tokens(index: Int[Tensor, "B L"]) -> tuple[list[slice | Tensor], list[tuple[Tensor, Tensor]]]:
+    """Returns the tokens to multiply in one call each, and the (sample, camera) of their equal parts."""
+    runs = list(camera_runs(index))
+    step = math.gcd(*(run.step for run in runs))
+    tokens: list[slice | Tensor] = [slice(run.start, run.stop) for run in runs]
+    firsts = [list(range(run.start, run.stop, run.step)) for run in runs]
+    if len(runs) > 1 and sum(run.stop - run.start for run in runs) < SHORT * len(runs):
+        every = [token for run in runs for token in range(run.start, run.stop)]
+        tokens, firsts = [torch.tensor(every, device=index.device)], [every[::step]]
+    first_tokens = [torch.tensor(each, device=index.device) for each in firsts]
+    return tokens, [(first // index.shape[1], index.flatten()[first]) for first in first_tokens]
 
 
-class _Multiplied(torch.autograd.Function):
-    """x with some channels of some tokens multiplied by matrices."""
+class _MultiplyTokens(torch.autograd.Function):
+    """Multiplies some channels of some tokens by matrices.
+
+    Hand-written, because new memory is most of what an encoding costs and plain operators allocate three times as
+    much: benchmarks/attention.md measures it against a plain copy of q, k, v and o.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, channels: list[slice], tokens: list[slice | Tensor], *matrices: Tensor) -> Tensor:
@@ -119,22 +110,22 @@ class _Multiplied(torch.autograd.Function):
         out = x.clone(memory_format=torch.contiguous_format)
         source, target = x.flatten(0, 1), out.flatten(0, 1)
         with highest_matmul_precision(x.device):
-            for some, of_some in zip(tokens, matrices, strict=True):
-                written = target[some]  # a view of a slice, else a copy
-                multiply(source[some], written, channels, of_some)
-                if not isinstance(some, slice):
-                    target[some] = written
+            for run, run_matrices in zip(tokens, matrices, strict=True):
+                written = target[run]  # a view for a slice, a copy for a tensor of numbers
+                multiply(source[run], written, channels, run_matrices)
+                if not isinstance(run, slice):
+                    target[run] = written
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *matrices = ctx.saved_tensors
-        of_matrices: list[Tensor | None] = [None] * len(matrices)
+        matrix_grads: list[Tensor | None] = [None] * len(matrices)
         if x is not None:
             source, grad = x.flatten(0, 1), grads[0].flatten(0, 1)
-            of_matrices = [
-                multiply_gradient(source[some], grad[some], ctx.channels, of_some)
-                for some, of_some in zip(ctx.tokens, matrices, strict=True)
+            matrix_grads = [
+                multiply_gradient(source[run], grad[run], ctx.channels, run_matrices)
+                for run, run_matrices in zip(ctx.tokens, matrices, strict=True)
             ]
-        grad_x = _Multiplied.apply(grads[0], ctx.channels, ctx.tokens, *(m.mT for m in matrices))
-        return grad_x, None, None, *of_matrices
+        grad_x = _MultiplyTokens.apply(grads[0], ctx.channels, ctx.tokens, *(m.mT for m in matrices))
+        return grad_x, None, None, *matrix_grads

@@ -1,9 +1,4 @@
-"""What matrices and rotations do to the channels of a token: `multiply` by 4 x 4 matrices, `turn_pairs` by angles.
-
-Both write into a tensor that is there. Out of plain operators each step would make one, and another to put the pieces
-together, and new memory is most of what an encoding costs. The gradient of either is the same map, with the matrices
-transposed or the angles negated.
-"""
+"""Groups of four head channels, and their product with 4 x 4 matrices, written into an existing tensor."""
 
 from __future__ import annotations
 
@@ -13,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-WIDTH = 32  # channels that are multiplied at once: matrix libraries are slow on four
-FEW_ROWS = 256  # with fewer for each matrix there are many: bmm takes them one by one if its result has gaps
+WIDTH = 32  # channels multiplied at once, by a block-diagonal matrix: matrix libraries are slow for four
+FEW_ROWS = 256  # with fewer rows per matrix, bmm into a strided output falls back to one product after another
 
 
 class ChannelBlock:
-    """Groups of four neighboring channels: `width` channels from `start` on in each of `parts` equal parts of a head.
+    """Groups of four adjacent head channels: `width` channels from `start` in each of `parts` equal parts of a head.
 
-    With two parts the groups stand in pairs, (c, c + 1, c + 2, c + 3) and the same plus D/2: with one matrix for both
-    that is P x I_2 on four of RoPE's pairs. Channels that others appended to a head are left alone.
+    With two parts, channels c ... c + 3 and c + D/2 ... c + D/2 + 3 share a matrix P, which is P x I_2 on four of
+    RoPE's pairs. Channels appended by another encoding are not included.
     """
 
     def __init__(self, head_dim: int, start: int, width: int, parts: int = 1) -> None:
@@ -29,16 +24,16 @@ class ChannelBlock:
 
     @property
     def slices(self) -> list[slice]:
-        """The channels, whole groups of them, no more than `multiply` takes at once."""
+        """The channels as slices of at most `WIDTH` channels, whole groups of four each."""
         firsts = [self.start + part * self.head_dim // self.parts for part in range(self.parts)]
         within = [(c, min(c + WIDTH, self.width)) for c in range(0, self.width, WIDTH)]
         return [slice(first + start, first + stop) for first in firsts for start, stop in within]
 
-    def along_diagonal(self, matrices: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n w w"]:
-        """Each matrix as often as `multiply` has groups at once."""
+    def block_diagonal(self, matrices: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n w w"]:
+        """Repeats each matrix along the diagonal of a larger one, as wide as the widest slice."""
         width = min(WIDTH, self.width)
         groups = torch.eye(width // 4, dtype=matrices.dtype, device=matrices.device)
-        # no matrix product, which autocast would round
+        # an elementwise product: autocast would round a matrix product
         return (groups[:, None, :, None] * matrices[:, None, :, None, :]).reshape(-1, width, width)
 
 
@@ -48,22 +43,24 @@ def multiply(
     channels: Sequence[slice],
     matrices: Float[Tensor, "n w w"],
 ) -> None:
-    """Writes source times matrices, in the precision of these, into some channels of target.
+    """Multiplies row vectors by matrices, in the matrices' dtype, and writes some channels of `target`.
 
     Args:
-        source, target: tokens, N / n neighbors for each matrix; the target is contiguous.
+        source: tokens; each matrix applies to N / n consecutive ones.
+        target: contiguous, of the same shape.
         channels: see `ChannelBlock.slices`.
-        matrices: of row vectors, from `ChannelBlock.along_diagonal`.
+        matrices: from `ChannelBlock.block_diagonal`.
     """
-    rows = _rows(source, matrices)
+    rows = _rows_per_matrix(source, matrices)
     written = target.view(rows.shape)
-    for some in channels:
-        width = some.stop - some.start
-        into, factors = written[..., some], (rows[..., some].to(matrices.dtype), matrices[:, :width, :width])
-        if into.dtype == matrices.dtype and rows.shape[1] >= FEW_ROWS:
-            torch.bmm(*factors, out=into)
+    for channel_slice in channels:
+        width = channel_slice.stop - channel_slice.start
+        output = written[..., channel_slice]
+        factors = rows[..., channel_slice].to(matrices.dtype), matrices[:, :width, :width]
+        if output.dtype == matrices.dtype and rows.shape[1] >= FEW_ROWS:
+            torch.bmm(*factors, out=output)
         else:
-            into.copy_(torch.bmm(*factors))
+            output.copy_(torch.bmm(*factors))
 
 
 def multiply_gradient(
@@ -72,29 +69,15 @@ def multiply_gradient(
     channels: Sequence[slice],
     matrices: Float[Tensor, "n w w"],
 ) -> Float[Tensor, "n w w"]:
-    """The gradient of the matrices of `multiply`, from that of its target."""
-    rows, grads = (_rows(x, matrices).to(matrices.dtype) for x in (source, grad))
+    """Computes the gradient of the matrices of `multiply` from the gradient of its target."""
+    rows, grads = (_rows_per_matrix(x, matrices).to(matrices.dtype) for x in (source, grad))
     total = torch.zeros_like(matrices)
-    for some in channels:
-        width = some.stop - some.start
-        total[:, :width, :width] += rows[..., some].mT @ grads[..., some]
+    for channel_slice in channels:
+        width = channel_slice.stop - channel_slice.start
+        total[:, :width, :width] += rows[..., channel_slice].mT @ grads[..., channel_slice]
     return total
 
 
-def _rows(x: Float[Tensor, "N heads E"], matrices: Float[Tensor, "n w w"]) -> Float[Tensor, "n rows E"]:
-    """What each matrix is for; there may be none."""
+def _rows_per_matrix(x: Float[Tensor, "N heads E"], matrices: Float[Tensor, "n w w"]) -> Float[Tensor, "n rows E"]:
+    # n may be 0
     return x.reshape(len(matrices), len(x) // max(1, len(matrices)) * x.shape[1], x.shape[2])
-
-
-def turn_pairs(
-    source: Float[Tensor, "*rest E"],
-    target: Float[Tensor, "*rest E"],
-    first: int,
-    cos: Float[Tensor, "*#rest F"],
-    sin: Float[Tensor, "*#rest F"],
-) -> None:
-    """Writes the pairs (c, c + F) turned by angles, (a cos - b sin, b cos + a sin), F channels from the first on."""
-    pairs = cos.shape[-1]
-    (a, b), (into_a, into_b) = ([x[..., c : c + pairs] for c in (first, first + pairs)] for x in (source, target))
-    torch.mul(a, cos, out=into_a).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=into_b).addcmul_(a, sin)

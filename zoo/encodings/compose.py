@@ -1,4 +1,4 @@
-"""Several encodings at once."""
+"""Composition of several encodings."""
 
 from __future__ import annotations
 
@@ -9,48 +9,52 @@ from itertools import combinations
 from operator import and_
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras
-from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, Rope
+from zoo.decoder_layout import DecoderLayout
+from zoo.encodings.base import CameraEncoding
+from zoo.encodings.encoded import QK, EncodedCameras, EncodedGroup
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 from zoo.time_index import TimeIndex
 
-RELEASED = 128, (16, 24, 24)  # channels of a head, mRoPE's sections
+COMMON_HEAD = 128, (16, 24, 24)  # channels of a head, mRoPE's sections
 
 
 class Compose(CameraEncoding):
-    """Several encodings at once, one after the other; each has its own reference view and scale.
+    """Several encodings applied in sequence, each with its own reference view and scale.
 
-    It keeps what all of them keep, but for the world where two act on the same channels: relative poses cancel for the
-    one that acts last, and not for one around it that goes by cameras (`ValueRoPE` does not). On which channels they
-    act is told for the heads of the released models, as if all acted in every head and layer.
+    It has the symmetries that all of them have, except that world invariance is lost if two of them act on the same
+    channels: relative poses cancel for the last one, but not for one around it that uses cameras (`ValueRoPE` does
+    not). Whether channels overlap is decided for heads of 128 channels with sections of 16, 24 and 24 frequencies, as
+    if all encodings acted in every head and layer.
 
     Args:
-        encodings: in the order in which they act on q, k and v; on the outputs in the opposite order. One that
-            appends channels comes first: what they add to the outputs must not be taken for a view's own.
+        encodings: in the order in which they transform q, k and v; outputs are transformed in reverse order. An
+            encoding on `ExtraChannels` must be the first, so that the others do not transform what it adds to outputs.
     """
 
     def __init__(self, encodings: list[CameraEncoding]) -> None:
         super().__init__(reference=None)
         if not encodings:
-            raise InputError("a Compose needs encodings")
+            raise InputError("Compose requires at least one encoding")
         if any(isinstance(module, ExtraChannels) for encoding in encodings[1:] for module in encoding.modules()):
-            raise InputError("an encoding on ExtraChannels comes first in a Compose, and alone of its kind")
+            raise InputError("in a Compose only the first encoding may use ExtraChannels: reorder the encodings")
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
-            raise InputError("a Compose may hold one PoseIndex: there is one time")
+            raise InputError("a Compose may contain only one PoseIndex: leave the others out")
         self.each = tuple(encodings)
-        self.uses_cameras = any(encoding.uses_cameras for encoding in encodings)
         if self.requires_constant_time and self.time_index is not None and not self.time_index.constant:
             raise InputError(
-                "a Compose may not hold a PoseIndex, by which each view has another time, beside an encoding on "
-                "mRoPE's T section, which needs one time for all: give that encoding another placement"
+                "a PoseIndex gives each view its own time, but an encoding on mRoPE's T section requires one time for "
+                "all views: give that encoding another placement"
             )
-        self.encodings = nn.ModuleList(encodings)  # registers what they learn
+        self.encodings = nn.ModuleList(encodings)  # registers their parameters
+
+    @property
+    def parts(self) -> Sequence[CameraEncoding]:
+        return self.each
 
     @property
     def requires_constant_time(self) -> bool:
@@ -62,67 +66,48 @@ class Compose(CameraEncoding):
 
     @property
     def symmetries(self) -> Symmetries:
-        kept = reduce(and_, (encoding.symmetries for encoding in self.each))
-        if any(outer.uses_cameras and _meet(outer, inner) for outer, inner in combinations(self.each, 2)):
-            kept = replace(kept, world_views=False, world_text=False)
-        return kept
+        common = reduce(and_, (encoding.symmetries for encoding in self.each))
+        if any(outer.uses_cameras and _overlap(outer, inner) for outer, inner in combinations(self.each, 2)):
+            common = replace(common, world_views=False, world_text=False)
+        return common
 
     def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
-        """See `CameraEncoding.touched_channels`."""
         return set().union(*(encoding.touched_channels(head_dim, mrope_section) for encoding in self.each))
 
-    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         for encoding in self.each:
-            encoding.bind_to_decoder(language_model, layers)
+            encoding.bind_to_decoder(decoder, layers)
 
-    def encode(self, cameras: Cameras, **decoder: Any) -> Composed:
-        return Composed([encoding.encode(cameras, **decoder) for encoding in self.each])
+    def encode(self, cameras: Cameras, **head: Any) -> EncodedCameras:
+        return Composed([encoding.encode(cameras, **head) for encoding in self.each])
 
 
-class Composed(EncodedCameras):
-    """What a `Compose` does to one forward pass."""
-
-    def __init__(self, each: Sequence[EncodedCameras]) -> None:
-        super().__init__(next((e.num_tokens for e in each if e.num_tokens is not None), None))
-        self.each = each
-
-    def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
-        return _stacked([e.at_layer(layer, hidden_states, rope) for e in self.each])
-
-    def for_decode_step(self) -> EncodedCameras | None:
-        return _stacked([e.for_decode_step() for e in self.each])
-
-    def repeat_interleave(self, copies: int) -> Composed:
-        return Composed([e.repeat_interleave(copies) for e in self.each])
+class Composed(EncodedGroup):
+    """Applies all members in sequence, and to the outputs in reverse order."""
 
     def before_rope(self, q: Tensor, k: Tensor) -> QK:
-        for e in self.each:
-            q, k = e.before_rope(q, k)
+        for member in self.acting:
+            q, k = member.before_rope(q, k)
         return q, k
 
     def after_rope(self, q: Tensor, k: Tensor) -> QK:
-        for e in self.each:
-            q, k = e.after_rope(q, k)
+        for member in self.acting:
+            q, k = member.after_rope(q, k)
         return q, k
 
-    def values(self, v: Tensor) -> Tensor:
-        for e in self.each:
-            v = e.values(v)
+    def transform_values(self, v: Tensor) -> Tensor:
+        for member in self.acting:
+            v = member.transform_values(v)
         return v
 
     def transform_outputs(self, o: Tensor) -> Tensor:
-        for e in reversed(self.each):
-            o = e.transform_outputs(o)
+        for member in reversed(self.acting):
+            o = member.transform_outputs(o)
         return o
 
 
-def _meet(outer: CameraEncoding, inner: CameraEncoding) -> bool:
+def _overlap(outer: CameraEncoding, inner: CameraEncoding) -> bool:
     try:
-        return not outer.touched_channels(*RELEASED).isdisjoint(inner.touched_channels(*RELEASED))
-    except InputError:  # it is made for other heads
+        return not outer.touched_channels(*COMMON_HEAD).isdisjoint(inner.touched_channels(*COMMON_HEAD))
+    except InputError:  # an encoding for heads of another size
         return True
-
-
-def _stacked(each: list[EncodedCameras | None]) -> EncodedCameras | None:
-    acting = [e for e in each if e is not None]
-    return Composed(acting) if acting else None

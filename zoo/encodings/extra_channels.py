@@ -1,4 +1,4 @@
-"""Extra channels of queries, keys and values for the camera to act on, beside those that the model has."""
+"""Extra channels of queries, keys and values for the cameras, beside the model's own."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2_5_VLTextModel
 
-from zoo.encodings.base import QK, EncodedCameras, Rope, ZeroChannels
+from zoo.decoder_layout import DecoderLayout
 from zoo.encodings.blocks import CameraMatrices
 from zoo.encodings.channels import ChannelBlock
-from zoo.encodings.placements import Placement, RowMatrices
+from zoo.encodings.encoded import QK, EncodedCameras, Rope, ZeroChannels
+from zoo.encodings.placements import Matrices, Placement
 from zoo.errors import InputError
 
 
 class ExtraChannels(Placement):
-    """More channels a head, projected from the hidden states, for visual tokens only; zeros for text.
+    """Extra channels per head, projected from the hidden states of visual tokens; zeros for text.
 
-    What the model has stays as it is, with RoPE and all. The projections are learned, and those of the queries and
-    of the outputs start at zero, so the untrained model is the stock one. Text neither asks nor is asked there, so
-    a change of world cancels with text in the sequence too. A batch without any camera appends nothing; beside a view,
-    text is stock but for the order in which wider heads sum up.
+    The model's own channels and RoPE are unchanged. The projections are learned; those of queries and outputs start at
+    zero, so the untrained model is the stock one. Text has zeros in these channels, so the invariance to a change of
+    world holds with text in the sequence. A batch without cameras gets no extra channels. Otherwise text equals the
+    stock model up to the order of summation in wider heads.
 
     Args:
-        channels: a head, a multiple of four; of eight for flash attention.
+        channels: extra channels per head, a multiple of four; of eight for flash attention.
     """
 
     leaves_text = True
@@ -35,36 +35,33 @@ class ExtraChannels(Placement):
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
         if channels < 4 or channels % 4:
-            raise InputError(f"appended channels come in groups of four, not {channels}")
+            raise InputError(f"the number of extra channels must be a multiple of four, got {channels}")
         self.channels = channels
         self.layers: nn.ModuleDict | None = None
 
-    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
-        config = language_model.config
-        sizes = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        made = {str(i): ExtraChannelProjections(*sizes, self.channels) for i in layers}
-        self.layers = nn.ModuleDict(made).to(language_model.device)
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        projections = {str(layer): ExtraChannelProjections(decoder, self.channels) for layer in layers}
+        self.layers = nn.ModuleDict(projections).to(decoder.device)
 
     def place(
-        self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]
+        self, index: Int[Tensor, "B L"], matrices: Matrices, head_dim: int, mrope_section: Sequence[int]
     ) -> EncodedCameras:
         if self.layers is None:
-            raise ValueError("ExtraChannels has no projections before it is attached to a decoder")
+            raise ValueError("ExtraChannels needs bind_to_decoder before encode")
         if not (index >= 0).any():
             return EncodedCameras(index.shape[1])
         block = ChannelBlock(self.channels, 0, self.channels)
-        return ExtraChannelCameras(CameraMatrices(index, block, True, **matrices), index >= 0, self.layers)
+        return ExtraChannelCameras(CameraMatrices(index, block, True, **matrices), self.layers)
 
 
 class ExtraChannelProjections(nn.Module):
-    """The learned part of one layer: q, k and v as of attention, and from each head's extra outputs to the rest."""
+    """Projections of one layer: to extra channels of q, k and v, and from each head's extra outputs to its others."""
 
-    def __init__(self, hidden_size: int, heads: int, key_value_heads: int, channels: int) -> None:
+    def __init__(self, decoder: DecoderLayout, channels: int) -> None:
         super().__init__()
-        self.heads = (heads, key_value_heads, key_value_heads)
-        widths = [count * channels for count in self.heads]
-        self.q, self.k, self.v = (nn.Linear(hidden_size, width, bias=False) for width in widths)
-        self.o = nn.Parameter(torch.zeros(heads, channels, hidden_size // heads))
+        self.heads = (decoder.num_heads, decoder.num_key_value_heads, decoder.num_key_value_heads)
+        self.q, self.k, self.v = (nn.Linear(decoder.hidden_size, n * channels, bias=False) for n in self.heads)
+        self.o = nn.Parameter(torch.zeros(decoder.num_heads, channels, decoder.head_dim))
         nn.init.zeros_(self.q.weight)
 
     def forward(self, hidden_states: Float[Tensor, "B L W"]) -> list[Float[Tensor, "B L heads d"]]:
@@ -73,42 +70,39 @@ class ExtraChannelProjections(nn.Module):
 
 
 class ExtraChannelCameras(EncodedCameras):
-    """The forward pass of all layers: one camera for each token, extra channels by the layer."""
+    """The cameras of a forward pass, and the projections of all layers."""
 
-    def __init__(self, cameras: CameraMatrices, visual: Bool[Tensor, "B L"], layers: nn.ModuleDict) -> None:
+    def __init__(self, cameras: CameraMatrices, layers: nn.ModuleDict) -> None:
         super().__init__(cameras.num_tokens)
-        self.cameras, self.visual, self.layers = cameras, visual, layers
+        self.cameras, self.layers = cameras, layers
 
-    def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras:
+    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras:
         projections = self.layers[str(layer)]
         assert isinstance(projections, ExtraChannelProjections)
-        return _AtLayer(self.cameras, self.visual, hidden_states, projections)
+        return _ExtraChannelsAtLayer(self.cameras, hidden_states, projections)
 
     def for_decode_step(self) -> ZeroChannels:
         return ZeroChannels(self.cameras.block.head_dim)
 
     def repeat_interleave(self, copies: int) -> ExtraChannelCameras:
-        return ExtraChannelCameras(
-            self.cameras.repeat_interleave(copies), self.visual.repeat_interleave(copies, 0), self.layers
-        )
+        return ExtraChannelCameras(self.cameras.repeat_interleave(copies), self.layers)
 
 
-class _AtLayer(EncodedCameras):
-    def __init__(
-        self, cameras: CameraMatrices, visual: Tensor, hidden_states: Tensor, projections: ExtraChannelProjections
-    ) -> None:
+class _ExtraChannelsAtLayer(EncodedCameras):
+    def __init__(self, cameras: CameraMatrices, hidden_states: Tensor, projections: ExtraChannelProjections) -> None:
         super().__init__(cameras.num_tokens)
-        self.cameras, self.visual, self.projections = cameras, visual[..., None, None], projections
+        self.cameras, self.projections = cameras, projections
+        self.visual: Bool[Tensor, "B L 1 1"] = (cameras.index >= 0)[..., None, None]
         self.q, self.k, self.v = (x * self.visual for x in projections(hidden_states))
 
-    def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
         extra_q, extra_k = self.cameras.after_rope(self.q, self.k)
         return torch.cat((q, extra_q), -1), torch.cat((k, extra_k), -1)
 
-    def values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
-        return torch.cat((v, self.cameras.values(self.v)), -1)
+    def transform_values(self, v: Tensor) -> Tensor:
+        return torch.cat((v, self.cameras.transform_values(self.v)), -1)
 
-    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
-        rest, extra = o.split((o.shape[-1] - self.q.shape[-1], self.q.shape[-1]), -1)
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        own, extra = o.split((o.shape[-1] - self.q.shape[-1], self.q.shape[-1]), -1)
         extra = self.cameras.transform_outputs(extra) * self.visual
-        return rest + torch.einsum("blhe,hed->blhd", extra, self.projections.o.to(extra))
+        return own + torch.einsum("blhe,hed->blhd", extra, self.projections.o.to(extra))

@@ -1,4 +1,4 @@
-"""GTA: the pose alone as relative position, arXiv 2310.10375 ("Geometric Transform Attention")."""
+"""GTA, the geometric transform attention (arXiv 2310.10375): poses as relative positions."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ import torch
 from torch import nn
 
 from zoo.cameras import Cameras
-from zoo.encodings.matrices import ApplyTo, Matrices, MatrixEncoding, PoseComponent
-from zoo.encodings.placements import Placement
+from zoo.encodings.matrices import ApplyTo, MatrixEncoding, PoseComponent
+from zoo.encodings.placements import Matrices, Placement
 from zoo.encodings.prope import projection_matrices
 from zoo.errors import InputError
 
 
 class GTA(MatrixEncoding):
-    """PRoPE without intrinsics: P = V, with translations times a factor s, which may be learned.
+    """GTA (arXiv 2310.10375): q' = V^T q, k' = V^-1 k, v' = V^-1 v, o' = V o; PRoPE without intrinsics.
 
-    The factor conjugates V by diag(s, s, s, 1): what is invariant stays so.
+    Translations are multiplied by a factor s, fixed or learned. It conjugates V by diag(s, s, s, 1), which keeps the
+    symmetries.
 
     Args:
         placement, apply_to, pose_component, world: see `PRoPE`.
-        translation_scale: s; the unit of translations is a meter before it, unless `scale` says otherwise.
-        learn_scale: learn log s, one number for all layers, from there on.
+        translation_scale: s; translations are in meters, unless `scale` is set.
+        learn_scale: learn log s, one parameter for all layers, starting from `translation_scale`.
+
+    Example:
+        >>> import torch
+        >>> from zoo import Cameras, GTA
+        >>> cameras = Cameras(torch.eye(4).repeat(1, 2, 1, 1), torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
+        >>> encoded = GTA(learn_scale=True).encode(cameras, head_dim=16, mrope_section=(4, 2, 2))
+        >>> v = torch.randn(1, 2, 2, 16)
+        >>> torch.equal(encoded.transform_values(v), v)  # identity cameras give the stock attention
+        True
     """
 
     def __init__(
@@ -38,10 +48,11 @@ class GTA(MatrixEncoding):
         super().__init__(placement, apply_to, pose_component, **world)
         if not 0 < translation_scale < math.inf:
             raise InputError(
-                f"translation_scale must be positive, not {translation_scale}: pose_component=rotation has none"
+                f"translation_scale must be positive, got {translation_scale}: for rotations alone use "
+                "pose_component=rotation"
             )
         if learn_scale and pose_component == "rotation":
-            raise InputError("learn_scale has nothing to learn: pose_component=rotation leaves translations out")
+            raise InputError("learn_scale has no effect with pose_component=rotation: leave one of them out")
         self.translation_scale = translation_scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(translation_scale))) if learn_scale else None
 
@@ -50,4 +61,4 @@ class GTA(MatrixEncoding):
         poses = cameras.world_to_camera.clone()
         poses[..., :3, 3] = cameras.world_to_camera[..., :3, 3] * scale
         V, V_inverse = projection_matrices(poses)
-        return Matrices(q=V.mT, k=V_inverse, v=V_inverse, o=V)
+        return {"q": V.mT, "k": V_inverse, "v": V_inverse, "o": V}

@@ -1,44 +1,33 @@
-"""A 4 x 4 matrix a token, on queries, keys, values and outputs: what most camera encodings come down to."""
+"""Encodings by one 4 x 4 matrix per camera, on queries, keys, values and outputs."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from transformers import Qwen2_5_VLTextModel
 
 from zoo.cameras import Cameras
-from zoo.encodings.base import CameraEncoding, EncodedCameras
-from zoo.encodings.placements import ChannelRange, Placement
+from zoo.decoder_layout import DecoderLayout
+from zoo.encodings.base import CameraEncoding
+from zoo.encodings.encoded import EncodedCameras
+from zoo.encodings.placements import ChannelRange, Matrices, Placement
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import check_choice
-
-
-class Matrices(NamedTuple):
-    """What each camera does to column vectors of four channels: q' = M q, and so on; None leaves a term alone."""
-
-    q: Float[Tensor, "B C 4 4"] | None = None
-    k: Float[Tensor, "B C 4 4"] | None = None
-    v: Float[Tensor, "B C 4 4"] | None = None
-    o: Float[Tensor, "B C 4 4"] | None = None
-
 
 ApplyTo = Literal["qkvo", "qk", "vo"]
 PoseComponent = Literal["both", "rotation", "translation"]
 
 
 class MatrixEncoding(CameraEncoding):
-    """Encodings by a 4 x 4 matrix a camera: subclasses say which, a placement says where.
+    """Base class of encodings by one 4 x 4 matrix per camera: subclasses define it, a placement picks the channels.
 
     Args:
         placement: the channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
         apply_to: queries and keys, values and outputs, or both.
-        pose_component: of the pose. A translation alone is no group action: even a change of world shows then.
+        pose_component: of the poses. Translations alone are not a group, so a change of world is then visible.
         world: `reference` and `scale`, see `CameraEncoding`.
     """
 
@@ -59,15 +48,16 @@ class MatrixEncoding(CameraEncoding):
 
     @abstractmethod
     def matrices(self, cameras: Cameras) -> Matrices:
-        """What a camera does to column vectors of four channels, q' = M_q q and so on; float64.
+        """Computes the matrices for column vectors of four channels, q' = M_q q and so on, in float64.
 
-        `symmetries` takes it that M_q^T M_k and M_o M_v between two views depend on V_i V_j^-1 alone, and that identity
-        cameras give identities: override it where that isn't so.
+        `symmetries` assumes that M_q^T M_k and M_o M_v between two views depend on V_i V_j^-1 alone, and that identity
+        cameras give identity matrices: override it otherwise.
 
         Args:
-            cameras: seen from the reference view, in the unit of `scale`, with `pose_component` of their poses. A term
-            that
-                isn't of `apply_to` is left out afterwards.
+            cameras: canonical cameras with the `pose_component` of their poses.
+
+        Returns:
+            The matrices of all terms; those not in `apply_to` are ignored.
         """
 
     @property
@@ -76,49 +66,40 @@ class MatrixEncoding(CameraEncoding):
 
     @property
     def symmetries(self) -> Symmetries:
-        place, relative, beside_rope = self.placement, self.pose_component != "translation", "qk" in self.apply_to
-        keeps_world = relative and (place.keeps_world or not beside_rope)  # RoPE leaves values and outputs alone
+        placement, relative = self.placement, self.pose_component != "translation"
+        rotated = "qk" in self.apply_to  # RoPE acts on q and k only
+        keeps_world = relative and (placement.keeps_world or not rotated)
         return Symmetries(
             world_views=keeps_world,
-            world_text=keeps_world and place.leaves_text,
-            canonical=self.reference is not None or (relative and place.leaves_text),
+            world_text=keeps_world and placement.leaves_text,
+            canonical=self.reference is not None or (relative and placement.leaves_text),
             scale=self.scale != "none" or self.pose_component == "rotation",
-            shift=place.keeps_shift or not beside_rope,
+            shift=placement.keeps_shift or not rotated,
             intrinsics=not self.uses_intrinsics,
-            identity_stock=place.keeps_stock and place.keeps_rope,
-            text_stock=place.keeps_rope,
+            identity_stock=placement.keeps_stock and placement.keeps_rope,
+            text_stock=placement.keeps_rope,
         )
 
     def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
-        """See `CameraEncoding.touched_channels`."""
         return set(product(self.apply_to, self.placement.head_channels(head_dim, mrope_section)))
 
-    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
-        self.placement.bind_to_decoder(language_model, layers)
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        self.placement.bind_to_decoder(decoder, layers)
 
-    def encode(
-        self,
-        cameras: Cameras,
-        *,
-        head_dim: int,
-        mrope_section: Sequence[int],
-        dtype: torch.dtype = torch.float32,
+    def encode_canonical(
+        self, cameras: Cameras, head_dim: int, mrope_section: Sequence[int], dtype: torch.dtype
     ) -> EncodedCameras:
-        """See `CameraEncoding.encode`."""
-        cameras = self.canonical(cameras)
-        dtype = torch.promote_types(dtype, torch.float32)
-        # of row vectors: x' = M x is x M^T
-        rows = {name: m.mT.to(dtype) for name, m in self.active_matrices(cameras)._asdict().items() if m is not None}
+        # M x for a column vector is x^T M^T for a row vector
+        rows = {term: m.mT.to(dtype) for term, m in self.active_matrices(cameras).items()}
         assert cameras.index is not None
         return self.placement.place(cameras.index, rows, head_dim, mrope_section)
 
     def active_matrices(self, cameras: Cameras) -> Matrices:
-        """The matrices of `pose_component` and `apply_to`, of cameras that `canonical` made."""
+        """Computes the matrices of `apply_to` and `pose_component` from canonical cameras, see `matrices`."""
         if self.pose_component != "both":
-            part = slice(0, 3) if self.pose_component == "rotation" else slice(3, 4)
+            columns = slice(0, 3) if self.pose_component == "rotation" else slice(3, 4)
             poses = torch.eye(4, dtype=torch.float64, device=cameras.world_to_camera.device)
             poses = poses.expand_as(cameras.world_to_camera).clone()
-            poses[..., :3, part] = cameras.world_to_camera[..., :3, part]
+            poses[..., :3, columns] = cameras.world_to_camera[..., :3, columns]
             cameras = cameras.with_poses(poses)
-        given = self.matrices(cameras)._asdict()
-        return Matrices(**{name: m for name, m in given.items() if name in self.apply_to})
+        return {term: m for term, m in self.matrices(cameras).items() if term in self.apply_to}

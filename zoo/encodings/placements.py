@@ -1,4 +1,4 @@
-"""Where a camera acts: on which channels of a head, and on which side of RoPE."""
+"""Placements: the head channels that an encoding transforms, before or after RoPE."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLTextModel
 
-from zoo.encodings.base import EncodedCameras
+from zoo.decoder_layout import DecoderLayout
 from zoo.encodings.blocks import CameraMatrices
 from zoo.encodings.channels import ChannelBlock
+from zoo.encodings.encoded import EncodedCameras
 from zoo.errors import InputError, check_choice
 
 Section = Literal["t", "h", "w"]
-RowMatrices = Mapping[str, Float[Tensor, "B C 4 4"]]
+Matrices = Mapping[str, Float[Tensor, "B C 4 4"]]  # of q, k, v and o, or some of them; one matrix per camera
 
 
 class Placement(nn.Module, ABC):
-    """Where the matrices of the cameras act. A module, since some placements learn.
+    """The channels on which the cameras' matrices act; a module, because some placements have parameters.
 
     Attributes:
-        requires_constant_time: exact only if all views of a clip have the same time.
-        keeps_world: RoPE doesn't come between the cameras: their relative poses alone count.
-        keeps_shift: cameras don't come between RoPE's turns: relative positions alone count.
-        leaves_text: text and views attend to each other as in the stock decoder.
+        requires_constant_time: exact only if all views of a clip share one time position.
+        keeps_world: RoPE commutes with the matrices, so attention between views depends on relative poses only.
+        keeps_shift: the matrices commute with RoPE, so attention depends on relative positions only.
+        leaves_text: attention between text and views is that of the stock decoder.
         keeps_stock: identity matrices change nothing.
         keeps_rope: RoPE's frequencies are the pretrained ones.
     """
@@ -38,64 +38,65 @@ class Placement(nn.Module, ABC):
     keeps_stock: bool = True
     keeps_rope: bool = True
 
-    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
-        """See `CameraEncoding.attach`."""
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        """Creates the tensors that depend on the decoder's sizes, see `CameraEncoding.bind_to_decoder`."""
 
     def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
-        """Those of a head's own that it acts on, four after four as one 4 x 4 matrix takes them; errors as `place`."""
+        """Returns the transformed channels of a head, without appended ones, in groups of four per 4 x 4 matrix."""
         return []
 
     @abstractmethod
     def place(
-        self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]
+        self, index: Int[Tensor, "B L"], matrices: Matrices, head_dim: int, mrope_section: Sequence[int]
     ) -> EncodedCameras:
-        """What acts on the tokens.
+        """Applies the matrices to the channels.
 
         Args:
             index: the camera of each token, -1 for none.
-            matrices: for q, k, v and o, or some of them: one a camera, to be multiplied from the right.
-            head_dim: channels of a head.
-            mrope_section: frequencies of mRoPE's sections (t, h, w), half of `head_dim` in all.
+            matrices: for row vectors, that is, multiplied from the right.
+            head_dim: D, channels per attention head.
+            mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections; they sum to D/2.
 
         Raises:
-            InputError: heads that don't fit.
+            InputError: the placement does not fit heads of this size.
         """
 
 
 class ChannelPlacement(Placement):
-    """On some of the channels that a head has.
+    """A placement on existing channels of a head.
 
     Attributes:
-        before_rope: q' = RoPE(camera(q)) instead of camera(RoPE(q)).
+        before_rope: q' = RoPE(M q) instead of M RoPE(q).
     """
 
     before_rope: bool = False
 
     @abstractmethod
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
-        """The channels; arguments and errors as `place`."""
+        """Returns the channels; for arguments and errors see `place`."""
 
-    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
-        config = language_model.config
-        self.block(config.hidden_size // config.num_attention_heads, config.rope_parameters["mrope_section"])
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        self.block(decoder.head_dim, decoder.mrope_section)  # raises if it does not fit
 
     def place(
-        self, index: Int[Tensor, "B L"], matrices: RowMatrices, head_dim: int, mrope_section: Sequence[int]
+        self, index: Int[Tensor, "B L"], matrices: Matrices, head_dim: int, mrope_section: Sequence[int]
     ) -> CameraMatrices:
         return CameraMatrices(index, self.block(head_dim, mrope_section), not self.before_rope, **matrices)
 
     def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
-        return [c for some in self.block(head_dim, mrope_section).slices for c in range(some.start, some.stop)]
+        return [
+            c for channels in self.block(head_dim, mrope_section).slices for c in range(*channels.indices(head_dim))
+        ]
 
 
 class ChannelRange(ChannelPlacement):
-    """A range of raw head channels, after RoPE, which has turned them: the first half holds one channel of each pair.
+    """A contiguous range of head channels, after RoPE; the first half contains one channel of each RoPE pair.
 
-    This keeps the invariance to a change of world, and breaks RoPE's own to a shift of all positions.
+    Keeps the invariance to a change of world, and breaks RoPE's invariance to a shift of all positions.
 
     Args:
-        start: where the range begins, as a fraction of the head's width.
-        stop: where it ends.
+        start: first channel, as a fraction of the head width.
+        stop: end of the range, as a fraction of the head width.
     """
 
     keeps_shift = False
@@ -103,22 +104,22 @@ class ChannelRange(ChannelPlacement):
     def __init__(self, start: int | float = 0.0, stop: int | float = 0.5) -> None:
         super().__init__()
         if not 0.0 <= start < stop <= 1.0:
-            raise InputError(f"a range of channels needs 0 <= start < stop <= 1, got {start} to {stop}")
+            raise InputError(f"ChannelRange requires 0 <= start < stop <= 1, got {start} and {stop}")
         self.start, self.stop = start, stop
 
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         start, stop = round(self.start * head_dim), round(self.stop * head_dim)
         if stop == start or (stop - start) % 4:
-            raise InputError(f"channels {start} to {stop} of {head_dim} don't come in groups of four")
+            raise InputError(f"channels {start} to {stop} of {head_dim} are not a multiple of four: change the range")
         return ChannelBlock(head_dim, start, stop - start)
 
 
 class TemporalSection(ChannelPlacement):
-    """The channels of mRoPE's T section, in RoPE's pairs (c, c + D/2), before RoPE.
+    """The channels of mRoPE's T section, as RoPE pairs (c, c + D/2), before RoPE.
 
-    If all views of a clip have one time, RoPE turns all of its tokens there by the same angles, which cancel:
-    the invariances to a change of world and to a shift of all positions are both exact. A clip is one video;
-    stills that follow each other start at different positions, and between them only the latter holds.
+    If all views of a clip share one time position, RoPE rotates all of their tokens there by the same angles, which
+    cancel: the invariances to a change of world and to a shift of all positions are both exact. A clip is one video;
+    consecutive stills start at different positions, and between them only the latter holds.
     """
 
     before_rope = True
@@ -127,21 +128,21 @@ class TemporalSection(ChannelPlacement):
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         width = mrope_section[0]
         if not width or width % 4:
-            raise InputError(f"one matrix takes four frequencies of mRoPE's T section, which has {width}")
+            raise InputError(f"TemporalSection requires a T section with a multiple of four frequencies, got {width}")
         return ChannelBlock(head_dim, 0, width, parts=2)
 
 
 class Frequencies(ChannelPlacement):
-    """Some frequencies of one mRoPE section, on RoPE's pairs (c, c + D/2), before RoPE: P x I_2 on four pairs.
+    """Some frequencies of one mRoPE section, as RoPE pairs (c, c + D/2), before RoPE: P x I_2 on four pairs.
 
-    RoPE turns the four pairs of a group by different angles, so it commutes with the camera only nearly: the
-    invariance to a shift of all positions is exact, that to a change of world is off by `commutation_error`. If the
-    four are tied to one frequency, both are exact, but RoPE is no longer the pretrained one, for text neither.
+    RoPE rotates the four pairs of a group by different angles, so it commutes with the camera only approximately: the
+    invariance to a shift of all positions is exact, the invariance to a change of world has `commutation_error`. With
+    a shared frequency both are exact, but RoPE differs from the pretrained one, for text as well.
 
     Args:
-        count: how many frequencies, a multiple of four.
-        section: of mRoPE.
-        shared_frequency: give the four pairs of a group their geometric mean.
+        count: number of frequencies, a multiple of four.
+        section: the mRoPE section.
+        shared_frequency: replace the four frequencies of a group by their geometric mean.
     """
 
     before_rope = True
@@ -150,13 +151,13 @@ class Frequencies(ChannelPlacement):
         super().__init__()
         check_choice("section", section, Section)
         if count < 4 or count % 4:
-            raise InputError(f"one matrix takes four frequencies: a multiple of four, not {count}")
+            raise InputError(f"the number of frequencies must be a multiple of four, got {count}")
         self.count, self.section, self.shared_frequency = count, section, shared_frequency
         self.keeps_world, self.keeps_rope = shared_frequency, not shared_frequency
 
     @abstractmethod
     def first(self, start: int, stop: int) -> int:
-        """The first of the frequencies, where the section goes from `start` to `stop`, from high to low."""
+        """Returns the first of the frequencies; the section is `start` to `stop`, from high to low frequency."""
 
     def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
         section = "thw".index(self.section)
@@ -165,40 +166,41 @@ class Frequencies(ChannelPlacement):
             raise InputError(f"mRoPE's {self.section} section has {width} frequencies, fewer than {self.count}")
         return ChannelBlock(head_dim, self.first(start, start + width), self.count, parts=2)
 
-    def bind_to_decoder(self, language_model: Qwen2_5_VLTextModel, layers: Collection[int]) -> None:
-        super().bind_to_decoder(language_model, layers)
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        super().bind_to_decoder(decoder, layers)
         if self.shared_frequency:
-            rotary, section = language_model.rotary_emb, language_model.config.rope_parameters["mrope_section"]
-            for frequencies in (rotary.inv_freq, rotary.original_inv_freq):
-                fours = self._fours(frequencies, section)
-                fours.copy_(fours.log().mean(-1, keepdim=True).exp().expand_as(fours))
+            for frequencies in decoder.rope_frequencies:
+                groups = self._groups_of_four(frequencies, decoder.mrope_section)
+                groups.copy_(groups.log().mean(-1, keepdim=True).exp().expand_as(groups))
 
     def commutation_error(self, frequencies: Float[Tensor, " F"], mrope_section: Sequence[int]) -> float:
-        """How far RoPE is from one angle for each four pairs, in radians a position between two tokens.
+        """Computes how far RoPE is from one common rotation of each four pairs, in radians per position.
 
-        Half of the widest range of frequencies that one matrix takes. In the spectral norm, RoPE's turn between two
-        tokens differs by no more than that, times the positions between them, from one that commutes with cameras.
+        This is half of the largest range of the four frequencies of a group. In the spectral norm, RoPE's rotation
+        between two tokens differs from one that commutes with the cameras by at most this number times the positions
+        between them.
 
         Args:
-            frequencies: of RoPE, radians a position.
+            frequencies: RoPE's inverse frequencies, in radians per position.
+            mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections.
         """
-        fours = self._fours(frequencies, mrope_section)
-        return float((fours.amax(-1) - fours.amin(-1)).max() / 2)
+        groups = self._groups_of_four(frequencies, mrope_section)
+        return float((groups.amax(-1) - groups.amin(-1)).max() / 2)
 
-    def _fours(self, frequencies: Tensor, mrope_section: Sequence[int]) -> Float[Tensor, "groups 4"]:
+    def _groups_of_four(self, frequencies: Tensor, mrope_section: Sequence[int]) -> Float[Tensor, "groups 4"]:
         block = self.block(2 * len(frequencies), mrope_section)
         return frequencies[block.start : block.start + block.width].view(-1, 4)
 
 
 class LowFrequencies(Frequencies):
-    """The lowest frequencies of one mRoPE section, see `Frequencies`: nearly still, so nearly exact."""
+    """The lowest frequencies of one mRoPE section, see `Frequencies`: RoPE almost commutes with the camera there."""
 
     def first(self, start: int, stop: int) -> int:
         return stop - self.count
 
 
 class HighFrequencies(Frequencies):
-    """The highest frequencies of one mRoPE section, see `Frequencies`: untied, they turn far from each other."""
+    """The highest frequencies of one mRoPE section, see `Frequencies`: unless shared, far from commuting."""
 
     def first(self, start: int, stop: int) -> int:
         return start

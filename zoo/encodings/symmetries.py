@@ -1,4 +1,4 @@
-"""What an encoding keeps exactly: declared beside it, tested in both directions, printed in docs/encodings.md."""
+"""Exact symmetries of encodings: declared by each class, tested in both directions, listed in docs/encodings.md."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Symmetries:
-    """What holds exactly in the decoder's attention; what is False is really broken, and a test shows it.
+    """Exact symmetries of the decoder's attention under an encoding. False means measurably broken.
 
     Attributes:
-        world_views: a common change of world, V -> V G, cancels among visual tokens, with the data's own cameras.
-        world_text: it does with text in the sequence too.
-        canonical: it does as configured, text included: from the encoding's own reference view, if it has one.
-        scale: a common factor on all translations cancels.
-        shift: a common shift of all position ids cancels, as it does in the stock decoder.
-        intrinsics: they are not read.
-        per_token: cameras given one a token act as the same cameras given one an image.
-        identity_stock: identity cameras leave every bit of the stock decoder.
-        text_stock: a batch without cameras does.
+        world_views: invariant to a change of world V -> V G among visual tokens, with the cameras of the data.
+        world_text: the same with text in the sequence.
+        canonical: the same as configured, with text: with the encoding's own reference view, if it has one.
+        scale: invariant to a common factor on all translations.
+        shift: invariant to a common shift of all position ids, as the stock decoder is.
+        intrinsics: independent of the intrinsics.
+        per_token: one camera per token gives the same result as the same cameras given per image.
+        identity_stock: identity cameras give the stock decoder, bit for bit.
+        text_stock: a batch without cameras gives the stock decoder, bit for bit.
     """
 
-    world_views: bool
-    world_text: bool
-    canonical: bool
-    scale: bool
-    shift: bool
+    world_views: bool = True
+    world_text: bool = True
+    canonical: bool = True
+    scale: bool = True
+    shift: bool = True
     intrinsics: bool = True
     per_token: bool = True
     identity_stock: bool = True
     text_stock: bool = True
 
     def __and__(self, other: Symmetries) -> Symmetries:
-        """What both keep."""
+        """Returns the symmetries that both have."""
         return Symmetries(*(getattr(self, f.name) and getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class ViewSymmetries:
-    """What holds exactly for a branch beside the 2D tokens, before the decoder: no text is there, and no causal mask.
+    """Exact symmetries of a view mixer, which acts before the decoder, without text and without a causal mask.
 
     Attributes:
-        world_views: a common change of world, V -> V G, cancels, with the data's own cameras.
-        canonical: it does as configured: from the branch's own reference view, if it has one.
-        scale: a common factor on all translations cancels.
-        intrinsics: they are not read.
-        order: a permutation of the views, the reference view fixed, permutes the result and nothing else.
+        world_views: invariant to a change of world V -> V G, with the cameras of the data.
+        canonical: the same as configured: with the mixer's own reference view, if it has one.
+        scale: invariant to a common factor on all translations.
+        intrinsics: independent of the intrinsics.
+        order: equivariant to a permutation of the views, with the reference view fixed.
     """
 
     world_views: bool

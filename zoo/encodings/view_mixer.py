@@ -1,30 +1,24 @@
-"""What tells the 2D tokens of a scene about its cameras before the decoder sees them."""
+"""Base class of view mixers, which add camera information to the 2D tokens before the decoder."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.encodings.reference import ReferenceView
+from zoo.encodings.base import CameraModule
 from zoo.encodings.symmetries import ViewSymmetries
 
 
-class ViewMixer(nn.Module, ABC):
-    """A branch beside the 2D tokens that reads the cameras; without effect before training.
-
-    Attributes:
-        reference: the view whose frame is the world; None is the data's own world.
-    """
-
-    reference: ReferenceView | None
+class ViewMixer(CameraModule):
+    """A residual branch on the 2D tokens of a scene that reads its cameras; zero before training."""
 
     @property
     @abstractmethod
     def symmetries(self) -> ViewSymmetries:
-        """What holds exactly; the property tests take it at its word."""
+        """The exact symmetries, measured in both directions by the property tests."""
 
     @abstractmethod
     def forward(
@@ -34,26 +28,26 @@ class ViewMixer(nn.Module, ABC):
         grid: tuple[int, int, int] | Int[Tensor, " 3"],
         has_camera: Bool[Tensor, "B t"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """The tokens of B scenes of one grid with what the branch adds to them; no scene knows of another.
+        """Returns the tokens plus the branch, for B independent scenes with the same grid.
 
         Args:
-            tokens: scene after scene, step after step, row after row.
-            cameras: of each scene, a camera a step.
-            grid: the (t, h, w) of a scene in tokens.
-            has_camera: the steps whose camera means something; the tokens of the others stay as they are, bit for bit.
+            tokens: 2D tokens, ordered by scene, temporal patch, row and column.
+            cameras: of each scene, one per temporal patch.
+            grid: (t, h, w) of one scene in tokens.
+            has_camera: temporal patches with a valid camera; the tokens of the others are unchanged, bit for bit.
 
         Raises:
-            ValueError: not one camera a step, or not B * t * h * w tokens.
+            ValueError: the number of cameras is not t, or the number of tokens not B * t * h * w.
         """
 
 
 def check_scenes(tokens: Tensor, cameras: Cameras, grid: tuple[int, int, int] | Tensor) -> tuple[int, int, int]:
-    """(t, h, w), if the tokens and the cameras are those of such scenes; else a ValueError."""
+    """Returns (t, h, w) as integers, or raises ValueError if tokens and cameras do not match the grid."""
     steps, rows, columns = (int(side) for side in grid)
     scenes, views = cameras.world_to_camera.shape[:2]
     if views != steps or len(tokens) != scenes * steps * rows * columns:
         raise ValueError(
-            f"{len(tokens)} tokens with cameras {(scenes, views)} are no scenes of {steps} x {rows} x {columns} "
-            "tokens, with a camera a step"
+            f"{len(tokens)} tokens and {views} cameras per scene do not match {scenes} scenes of "
+            f"{steps} x {rows} x {columns} tokens with one camera per temporal patch"
         )
     return steps, rows, columns

@@ -1,4 +1,4 @@
-"""The decoder's attention in float64, between its projections, with stock RoPE: where properties are measured."""
+"""Reference attention in float64, between the decoder's projections, with the hooks of an encoding."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from zoo.cameras import Cameras
+from zoo.decoder_layout import DecoderLayout
 from zoo.encodings import CameraEncoding, EncodedCameras
 from zoo.poses import invert_se3
-from zoo.time_index import TemporalPatches
+from zoo.time_index import TemporalPatches, TimeIndex
 
-HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS, WIDTH = 32, [4, 4, 8], 4, 2, 2, 24
-VIEWS, TOKENS = 3, 4  # tokens a view
+HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS = 32, [4, 4, 8], 4, 2, 2
+VIEWS, TOKENS = 3, 4  # tokens per view
+EXACT, BROKEN = 1e-10, 1e-3
 SHAPE = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION}
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Poses anywhere, and intrinsics that are neither the identity nor square nor centerd."""
+    """Random poses, with intrinsics that are not the identity, square or centered."""
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(batch, views, 3, 4, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(random[..., :3])
@@ -36,14 +36,15 @@ def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tenso
 
 @dataclass
 class Sequence:
-    """Two samples: text, three views of four tokens, text; or views alone.
+    """Two samples of three views with four tokens each, between text or without it.
 
     Attributes:
-        qkv: (B, L, heads, D) each, float64, and what a layer projects them from.
-        index: the camera of each token, -1 for none.
-        ids: (3, B, L), position ids.
-        patch_centers: where in its view each token is.
-        points: what it shows, in the frame of the first view and in meters.
+        qkv: q, k and v (B, L, heads, D), float64.
+        hidden_states: input of the layers' projections (B, L, W).
+        index: the camera of each token (B, L), -1 for none.
+        ids: position ids (3, B, L).
+        patch_centers: center of each token in its view (B, L, 2).
+        points: 3D point of each token (B, L, 3), in the frame of the first view and in meters.
     """
 
     qkv: list[Tensor]
@@ -54,7 +55,7 @@ class Sequence:
     points: Tensor
 
     def constant_time(self) -> Sequence:
-        """All views at one time."""
+        """Gives all views one time position."""
         ids = self.ids.clone()
         ids[0, self.index >= 0] = ids[0, self.index >= 0].min()
         return replace(self, ids=ids)
@@ -63,13 +64,13 @@ class Sequence:
         return replace(self, ids=self.ids + by)
 
     def cameras(self, poses: Tensor, K: Tensor, unit: float = 1.0) -> Cameras:
-        """With all that an encoding may go by: a chosen reference view, a depth, and token centers and points."""
+        """Returns cameras with every tensor that an encoding may read."""
         camera_to_world = invert_se3(poses[:, :1])
-        turned = (camera_to_world[..., :3, :3] @ (unit * self.points)[..., None])[..., 0]
-        chosen = torch.full((len(poses),), poses.shape[1] - 1)
+        rotated = (camera_to_world[..., :3, :3] @ (unit * self.points)[..., None])[..., 0]
+        reference = torch.full((len(poses),), poses.shape[1] - 1)
         depth = torch.full((len(poses),), 2.5 * unit, dtype=torch.float64)
-        cameras = Cameras(poses, K, self.index, reference=chosen, median_depth=depth)
-        return cameras.with_tokens(self.patch_centers, turned + camera_to_world[..., :3, 3])
+        cameras = Cameras(poses, K, self.index, reference=reference, median_depth=depth)
+        return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3])
 
 
 def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
@@ -82,8 +83,8 @@ def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Seque
     hidden_states = torch.randn(2, length, HEADS * HEAD_DIM, generator=generator, dtype=torch.float64)
     views = torch.arange(VIEWS).repeat_interleave(TOKENS)
     index = F.pad(views, (text, text), value=-1).expand(2, -1)
-    place = torch.arange(TOKENS).repeat(VIEWS)
-    grid = torch.stack((2 * views, place // 2, place % 2)) + text
+    patch = torch.arange(TOKENS).repeat(VIEWS)
+    grid = torch.stack((2 * views, patch // 2, patch % 2)) + text
     after = int(grid.max()) + 1 + torch.arange(text)
     ids = torch.cat((torch.arange(text).expand(3, -1), grid, after.expand(3, -1)), 1)
     ids = ids[:, None].expand(-1, 2, -1)
@@ -92,57 +93,56 @@ def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Seque
     return Sequence(qkv, hidden_states, index, ids, patch_centers, points)
 
 
+def qkv_and_index(text: int) -> tuple[list[Tensor], Tensor]:
+    """Returns q, k and v, and the camera of each token."""
+    sequence = random_sequence(text)
+    return sequence.qkv, sequence.index
+
+
 class Decoder:
-    """What an encoding is attached to, and its attention in float64.
+    """The attention of a decoder of two layers in float64, with an encoding bound to it.
 
     Args:
-        encoding: what it learns gets random numbers, as if it had been trained; None is stock.
-        kv_heads: of keys and values, for a sequence that has as many.
+        encoding: its parameters are replaced by random numbers, as if it had been trained; None is the stock attention.
+        kv_heads: heads of k and v, as in the sequence.
     """
 
     def __init__(self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS) -> None:
-        config = Qwen2_5_VLTextConfig(
-            vocab_size=8,
-            hidden_size=HEADS * HEAD_DIM,
-            intermediate_size=8,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=kv_heads,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": MROPE_SECTION},
-            pad_token_id=None,
-        )
-        model = Qwen2_5_VLTextModel(config)
+        frequencies = 1e4 ** -(torch.arange(HEAD_DIM // 2, dtype=torch.float64) / (HEAD_DIM // 2))
         self.encoding = encoding
         if encoding is not None:
-            encoding.bind_to_decoder(model, range(LAYERS))
+            section = (MROPE_SECTION[0], MROPE_SECTION[1], MROPE_SECTION[2])
+            layout = DecoderLayout(HEADS * HEAD_DIM, LAYERS, HEADS, kv_heads, HEAD_DIM, section, (frequencies,))
+            encoding.bind_to_decoder(layout, range(LAYERS))
             generator = torch.Generator().manual_seed(3)
             for parameter in encoding.double().parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)
-        self.inv_freq = model.rotary_emb.inv_freq.double()
+        self.inv_freq = frequencies
 
     def rope(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        row = torch.arange(3).repeat_interleave(torch.tensor(MROPE_SECTION))
-        angle = ids[row].permute(1, 2, 0) * self.inv_freq
-        return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
+        return mrope(ids, self.inv_freq)
 
     @torch.no_grad()
     def attend(self, sequence: Sequence, poses: Tensor, K: Tensor, unit: float = 1.0) -> Tensor:
-        """The outputs of every layer, each given the same q, k and v: (layers, B, L, heads, D).
+        """Computes the output of every layer for the same q, k and v: (layers, B, L, heads, D).
 
         Args:
-            unit: of the poses, in 1/meters: the scene is as large in it as they are.
+            sequence: the tokens.
+            poses: world-to-camera.
+            K: normalized intrinsics.
+            unit: units of the poses per meter, for depth and points.
         """
         encoded, ids = None, sequence.ids
         if self.encoding is not None:
             cameras = sequence.cameras(poses, K, unit)
             encoded = self.encoding.encode(cameras, **SHAPE, dtype=torch.float64)
             if self.encoding.time_index is not None:
-                ids = in_place_of_time(self.encoding, sequence, cameras)
+                ids = with_time_index(self.encoding.time_index, sequence, cameras)
         return torch.stack([attend(encoded, layer, sequence, self.rope(ids)) for layer in range(LAYERS)])
 
 
-def in_place_of_time(encoding: CameraEncoding, sequence: Sequence, cameras: Cameras) -> Tensor:
-    """The position ids with the encoding's own time index."""
+def with_time_index(time_index: TimeIndex, sequence: Sequence, cameras: Cameras) -> Tensor:
+    """Replaces the time of the visual tokens in the position ids."""
     batch, views = cameras.world_to_camera.shape[:2]
     video, step = torch.arange(batch).repeat_interleave(views), torch.arange(views).repeat(batch)
     steps = TemporalPatches(
@@ -153,8 +153,7 @@ def in_place_of_time(encoding: CameraEncoding, sequence: Sequence, cameras: Came
         world_to_camera=cameras.world_to_camera.flatten(0, 1),
         has_camera=torch.ones(batch * views, dtype=torch.bool),
     )
-    assert encoding.time_index is not None
-    times = encoding.time_index(steps).view(batch, views)
+    times = time_index(steps).view(batch, views)
     visual = sequence.index >= 0
     ids = sequence.ids.clone()
     start = ids[0].masked_fill(~visual, 10**6).amin(1, keepdim=True)
@@ -162,14 +161,27 @@ def in_place_of_time(encoding: CameraEncoding, sequence: Sequence, cameras: Came
     return ids
 
 
+def mrope(ids: Tensor, frequencies: Tensor, section: list[int] = MROPE_SECTION) -> tuple[Tensor, Tensor]:
+    """Computes mRoPE's cosine and sine (B, L, D) from position ids (3, B, L)."""
+    axis = torch.arange(3).repeat_interleave(torch.tensor(section))
+    angle = ids[axis].permute(1, 2, 0) * frequencies
+    return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
+
+
+def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates the pairs (c, c + D/2) of x (B, L, heads, D)."""
+    a, b = x.chunk(2, -1)
+    cos, sin = (each[:, :, None] for each in rope)
+    return x * cos + torch.cat((-b, a), -1) * sin
+
+
 def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """What `CameraAttention` does between its projections, with `EncodedCameras()` for stock."""
+    """Computes causal attention with the hooks of one layer; None is the stock attention."""
     q, k, v = sequence.qkv
     acting = None if encoded is None else encoded.at_layer(layer, sequence.hidden_states, rope)
     acting = acting or EncodedCameras()
     q, k = acting.before_rope(q, k)
-    q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *rope)
-    q, k = acting.after_rope(q.transpose(1, 2), k.transpose(1, 2))
-    heads = [x.transpose(1, 2) for x in (q, k, acting.values(v))]
+    q, k = acting.after_rope(apply_rope(q, rope), apply_rope(k, rope))
+    heads = [x.transpose(1, 2) for x in (q, k, acting.transform_values(v))]
     output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)
     return acting.transform_outputs(output.transpose(1, 2))

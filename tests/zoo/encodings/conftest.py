@@ -1,4 +1,4 @@
-"""One thread: what is measured here is small, and bits depend on the order of sums."""
+"""One thread for all tests of this folder: the tensors are small, and bits depend on the order of summation."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def always_one_thread(one_thread: None) -> None:
-    """For every test of this folder."""
+    """Applies `one_thread` to every test."""

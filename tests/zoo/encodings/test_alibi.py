@@ -1,4 +1,4 @@
-"""PoseALiBi: the bias through extra channels is the dense one; exact symmetries; the cache; learned slopes."""
+"""PoseALiBi: the bias of appended channels against a dense one; symmetries; decoding; learned slopes."""
 
 from __future__ import annotations
 
@@ -11,36 +11,28 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.zoo.decoder import tiny_model
-from tests.zoo.encodings.test_prope import (
-    EXACT,
-    HEAD_DIM,
-    HEADS,
-    MROPE_SECTION,
-    VIEWS,
-    random_cameras,
-    random_sequence,
-)
+from tests.zoo.encodings.attention import EXACT, HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and_index, random_cameras
 from zoo.attention import install_camera_attention
 from zoo.cameras import Cameras
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
-from zoo.encodings.base import EncodedCameras, ZeroChannels
+from zoo.encodings.encoded import EncodedCameras, ZeroChannels
 from zoo.pose_distances import PoseMeasure, pose_distances
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 
 
 def encode(encoding: PoseALiBi, poses: Tensor, K: Tensor, index: Tensor, dtype: Any = torch.float64) -> EncodedCameras:
-    return encoding.encode(Cameras(poses, K, index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION, dtype=dtype)
+    return encoding.encode(Cameras(poses, K, index), **SHAPE, dtype=dtype)
 
 
 def attend(
     encoded: EncodedCameras | None, qkv: list[Tensor], eager: bool = False, scale: Any = HEAD_DIM**-0.5
 ) -> Tensor:
-    """Causal attention as a backend does it: with the scale of the stock head, whatever the width."""
+    """Computes causal attention with the scale of the stock head, whatever the width."""
     q, k, v = qkv
     if encoded is not None:
         q, k = encoded.after_rope(*encoded.before_rope(q, k))
-        v = encoded.values(v)
+        v = encoded.transform_values(v)
     assert q.shape[-1] == k.shape[-1] == v.shape[-1] and q.shape[-1] % 8 == 0
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if eager:
@@ -55,7 +47,7 @@ def attend(
 
 
 def dense(qkv: list[Tensor], poses: Tensor, index: Tensor, slopes: Tensor, **distance: Any) -> Tensor:
-    """The definition: a bias for each head and each pair of tokens."""
+    """Computes the definition: one bias for each head and each pair of tokens."""
     q, k, v = (x.transpose(1, 2) for x in qkv)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     logits = q @ k.mT * HEAD_DIM**-0.5
@@ -78,11 +70,11 @@ SLOPES = torch.tensor([2.0 ** (-8 * h / HEADS) for h in range(1, HEADS + 1)], dt
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("measure", MEASURES)
-def test_equals_the_dense_bias(measure: PoseMeasure, dtype: torch.dtype, tolerance: float, eager: bool) -> None:
+def test_matches_dense_bias(measure: PoseMeasure, dtype: torch.dtype, tolerance: float, eager: bool) -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(2)
+    qkv, index = qkv_and_index(2)
     index = index.clone()
-    index[1, index[1] == 2] = 0  # fewer cameras in this sample
+    index[1, index[1] == 2] = 0  # a sample with fewer cameras
     index[0, 4] = -1  # a visual token without a camera
     qkv = [x.to(dtype) for x in qkv]
     expected = dense(qkv, poses, index, SLOPES, measure=measure, translation_weight=0.7)
@@ -92,9 +84,9 @@ def test_equals_the_dense_bias(measure: PoseMeasure, dtype: torch.dtype, toleran
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_slopes_are_of_query_heads(groups: int) -> None:
+def test_one_slope_per_query_head(groups: int) -> None:
     poses, K = random_cameras(2)
-    (q, _, _), index, _ = random_sequence(1)
+    (q, _, _), index = qkv_and_index(1)
     generator = torch.Generator().manual_seed(3)
     k, v = (torch.randn(*q.shape[:2], groups, HEAD_DIM, generator=generator, dtype=q.dtype) for _ in range(2))
     expected = dense([q, k, v], poses, index, SLOPES, measure="sum")
@@ -104,34 +96,34 @@ def test_slopes_are_of_query_heads(groups: int) -> None:
     assert (found - wrong).abs().max() > 1e-3
 
 
-def test_the_scale_is_that_of_the_stock_head() -> None:
-    """The control: a backend that goes by the new width would be wrong, even for text."""
+def test_softmax_scale_of_the_wider_head_is_wrong() -> None:
+    """A control: the softmax scale remains that of the stock head."""
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     expected = dense(qkv, poses, index, SLOPES)
     assert (attend(encode(PoseALiBi(), poses, K, index), qkv, scale=None) - expected).abs().max() > 1e-3
 
 
-def test_one_channel_a_pose_and_no_more_than_the_next_eight() -> None:
+def test_one_channel_per_pose_padded_to_eight() -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     encoded = encode(PoseALiBi(), poses, K, index)
-    assert isinstance(encoded, DistanceChannels) and encoded.distances.shape == (2, VIEWS, 8)
-    assert encoded.values(qkv[2]).shape[-1] == HEAD_DIM + 8
+    assert isinstance(encoded, DistanceChannels) and encoded.channels == 8 >= VIEWS
+    assert encoded.transform_values(qkv[2]).shape[-1] == HEAD_DIM + 8
     half = encoded.after_rope(qkv[0].bfloat16(), qkv[1].bfloat16())
     assert half[0].dtype == half[1].dtype == torch.bfloat16
     odd = PoseALiBi().encode(Cameras(poses, K, index), head_dim=20, mrope_section=[2, 4, 4])
-    assert isinstance(odd, DistanceChannels) and odd.distances.shape == (2, VIEWS, 4)
+    assert isinstance(odd, DistanceChannels) and odd.channels == 4  # 20 + 4 is a multiple of 8
 
 
-# ---- what holds exactly -----------------------------------------------------------------------------------
+# ---- exact symmetries -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_no_world_is_seen_with_text_and_raw_cameras(measure: PoseMeasure) -> None:
+def test_change_of_world_cancels_with_text(measure: PoseMeasure) -> None:
     poses, K = random_cameras(2)
     world = random_cameras(2, 1, seed=5)[0]
-    qkv, index, _ = random_sequence(3)
+    qkv, index = qkv_and_index(3)
     here, there = (attend(encode(PoseALiBi(measure), V, K, index), qkv) for V in (poses, poses @ world))
     torch.testing.assert_close(here, there, rtol=0, atol=EXACT)
     other = attend(encode(PoseALiBi(measure), random_cameras(2, seed=8)[0], K, index), qkv)
@@ -139,11 +131,11 @@ def test_no_world_is_seen_with_text_and_raw_cameras(measure: PoseMeasure) -> Non
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_the_unit_of_length_counts_as_declared(measure: PoseMeasure) -> None:
+def test_scale_symmetry_is_as_declared(measure: PoseMeasure) -> None:
     poses, K = random_cameras(2)
     larger = poses.clone()
     larger[..., :3, 3] *= 3
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     for scale in ("none", "mean"):
         encoding = PoseALiBi(measure, scale=scale)
         moved = (attend(encode(encoding, poses, K, index), qkv) - attend(encode(encoding, larger, K, index), qkv)).abs()
@@ -152,10 +144,10 @@ def test_the_unit_of_length_counts_as_declared(measure: PoseMeasure) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_cameras_that_are_not_apart_keep_every_bit(measure: PoseMeasure) -> None:
-    """No channels at all are appended: another width would round in another order."""
+def test_equal_poses_change_no_bit(measure: PoseMeasure) -> None:
+    """No channels are appended, which would change the order of summation."""
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     qkv = [x.float() for x in qkv]
     stock = attend(None, qkv)
     eye = torch.eye(4, dtype=torch.float64)
@@ -165,12 +157,12 @@ def test_cameras_that_are_not_apart_keep_every_bit(measure: PoseMeasure) -> None
     text = encode(PoseALiBi(measure), poses, K, torch.full_like(index, -1))
     assert torch.equal(attend(text, qkv), stock)
     none = Cameras(poses[:, :0], K[:, :0], torch.full_like(index, -1))
-    assert type(PoseALiBi().encode(none, head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)) is EncodedCameras
+    assert type(PoseALiBi().encode(none, **SHAPE)) is EncodedCameras
 
 
-def test_a_camera_a_token_is_a_camera_an_image() -> None:
+def test_one_camera_per_token_equals_one_per_image() -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(2)
+    qkv, index = qkv_and_index(2)
     sample = torch.arange(2)[:, None]
     per_token = poses[sample, index.clamp(min=0)], K[sample, index.clamp(min=0)]
     own = torch.arange(index.shape[1]).where(index >= 0, -1)
@@ -188,43 +180,43 @@ def test_distinct_poses() -> None:
     assert torch.equal(distinct[1, 1], torch.eye(4, dtype=torch.float64))
 
 
-# ---- decoding, beams --------------------------------------------------------------------------------------
+# ---- decoding and beams -----------------------------------------------------------------------------------
 
 
-def test_text_that_is_decoded_gets_zeros() -> None:
+def test_decoded_text_gets_zero_channels() -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(2)
+    qkv, index = qkv_and_index(2)
     encoded = encode(PoseALiBi(), poses, K, index)
     whole = attend(encoded, qkv)
     q, k, v = qkv
     later = encoded.for_decode_step()
     assert isinstance(later, ZeroChannels)
-    cached_k, cached_v = encoded.after_rope(q, k)[1], encoded.values(v)
+    cached_k, cached_v = encoded.after_rope(q, k)[1], encoded.transform_values(v)
     last_q, last_k = later.after_rope(q[:, -1:], k[:, -1:])
     keys = torch.cat((cached_k[:, :-1], last_k), 1)
-    values = torch.cat((cached_v[:, :-1], later.values(v[:, -1:])), 1)
+    values = torch.cat((cached_v[:, :-1], later.transform_values(v[:, -1:])), 1)
     heads = [x.transpose(1, 2) for x in (last_q, keys, values)]
     step = F.scaled_dot_product_attention(*heads, enable_gqa=True, scale=HEAD_DIM**-0.5)
     torch.testing.assert_close(later.transform_outputs(step.transpose(1, 2)), whole[:, -1:], rtol=0, atol=1e-12)
 
 
-def test_repeated_for_beams() -> None:
+def test_repeat_interleave_for_beams() -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     encoded = encode(PoseALiBi(), poses, K, index)
     copies = [x.repeat_interleave(3, 0) for x in qkv]
     expected = attend(encoded, qkv).repeat_interleave(3, 0)
     torch.testing.assert_close(attend(encoded.repeat_interleave(3), copies), expected, rtol=0, atol=1e-12)
 
 
-def test_learned_slopes_need_a_decoder() -> None:
+def test_learned_slopes_require_bind_to_decoder() -> None:
     poses, K = random_cameras(2)
-    _, index, _ = random_sequence(1)
-    with pytest.raises(ValueError, match="has to be attached"):
+    _, index = qkv_and_index(1)
+    with pytest.raises(ValueError, match="needs bind_to_decoder"):
         encode(PoseALiBi(slopes="learned"), poses, K, index)
 
 
-def test_learned_slopes_start_at_stock_and_learn() -> None:
+def test_learned_slopes_start_at_stock_and_train() -> None:
     model = tiny_model()
     poses, K = random_cameras(2)
     encoding = PoseALiBi(slopes="learned")
@@ -237,7 +229,7 @@ def test_learned_slopes_start_at_stock_and_learn() -> None:
         return model(input_ids=ids, camera_encoding=encoded).logits
 
     stock = model(input_ids=ids).logits
-    torch.testing.assert_close(logits(), stock, rtol=0, atol=1e-5)  # of another width: rounded in another order
+    torch.testing.assert_close(logits(), stock, rtol=0, atol=1e-5)  # wider heads are summed in another order
     (slopes,) = encoding.parameters()
     assert slopes.shape == (4,) and not slopes.any()
     logits().square().mean().backward()
@@ -248,14 +240,14 @@ def test_learned_slopes_start_at_stock_and_learn() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Flash attention")
-def test_the_fast_kernel_takes_the_wider_heads() -> None:
-    """The control: it refuses values that are narrower than keys, and the CPU would fall back to a slow one."""
+def test_flash_kernel_accepts_the_wider_heads() -> None:
+    """The control: it rejects values that are narrower than keys."""
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     encoded = encode(PoseALiBi(), poses, K, index)
     expected = attend(encoded, qkv, eager=True)
     q, k = encoded.after_rope(qkv[0], qkv[1])
-    q, k, wide, narrow = (x.transpose(1, 2) for x in (q, k, encoded.values(qkv[2]), qkv[2]))
+    q, k, wide, narrow = (x.transpose(1, 2) for x in (q, k, encoded.transform_values(qkv[2]), qkv[2]))
     arguments = {"is_causal": True, "enable_gqa": True, "scale": HEAD_DIM**-0.5}
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         output = encoded.transform_outputs(F.scaled_dot_product_attention(q, k, wide, **arguments).transpose(1, 2))

@@ -1,4 +1,4 @@
-"""The fast paths on channels against the definition, token by token, with their gradients."""
+"""Products of matrices and rotations with channels, and their gradients, against the definition per token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.encodings import CameraMatrices, ChannelBlock, blocks
-from zoo.encodings.blocks import stretches
+from zoo.encodings.blocks import camera_runs
 from zoo.encodings.channels import FEW_ROWS, multiply
 from zoo.encodings.rotary import Rotation
 from zoo.precision import highest_matmul_precision
@@ -25,8 +25,8 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def defined(x: Tensor, matrices: Tensor, index: Tensor, block: ChannelBlock) -> Tensor:
-    """Group after group of four channels, each a row vector times its camera's matrix."""
+def by_definition(x: Tensor, matrices: Tensor, index: Tensor, block: ChannelBlock) -> Tensor:
+    """Multiplies each group of four channels, a row vector, by its camera's matrix."""
     out = x.clone()
     for sample, token in (index >= 0).nonzero().tolist():
         for part in range(block.parts):
@@ -40,31 +40,31 @@ def defined(x: Tensor, matrices: Tensor, index: Tensor, block: ChannelBlock) -> 
 @pytest.mark.parametrize("short", [0, blocks.SHORT])
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("name", INDICES)
-def test_equals_the_definition(name: str, block: ChannelBlock, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stretch by stretch, or all that are short at once."""
+def test_matches_definition(name: str, block: ChannelBlock, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run by run, and with short runs gathered."""
     monkeypatch.setattr(blocks, "SHORT", short)
     index, matrices = torch.tensor(INDICES[name]), random(2, 3, 4, 4)
     encoded = CameraMatrices(index, block, True, v=matrices)
     for appended in (0, 8):
         x = random(2, 15, HEADS, HEAD_DIM + appended, seed=1)
         other_order = x.transpose(1, 2).contiguous().transpose(1, 2)  # as after RoPE
-        expected = defined(x, matrices, index, block)
+        expected = by_definition(x, matrices, index, block)
         assert (expected - x).abs().max() > 0.1
-        for same in (x, other_order):
-            kept = same.clone()
-            torch.testing.assert_close(encoded.values(same), expected, rtol=0, atol=1e-13)
-            assert torch.equal(same, kept)
+        for given in (x, other_order):
+            kept = given.clone()
+            torch.testing.assert_close(encoded.transform_values(given), expected, rtol=0, atol=1e-13)
+            assert torch.equal(given, kept)
 
 
 @pytest.mark.parametrize("tokens", [1, 2 * FEW_ROWS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_few_and_many_tokens_a_matrix(tokens: int, dtype: torch.dtype) -> None:
+def test_few_and_many_tokens_per_matrix(tokens: int, dtype: torch.dtype) -> None:
     x, matrices, block = random(3 * tokens, 1, HEAD_DIM, dtype=dtype), random(3, 4, 4, dtype=torch.float32), BLOCKS[0]
     out = x.clone()
     with torch.autocast("cpu", enabled=False):
-        multiply(x, out, block.slices, block.along_diagonal(matrices))
+        multiply(x, out, block.slices, block.block_diagonal(matrices))
     index = torch.arange(3).repeat_interleave(tokens)[None]
-    expected = defined(x[None].double(), matrices[None].double(), index, block)[0]
+    expected = by_definition(x[None].double(), matrices[None].double(), index, block)[0]
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -72,12 +72,13 @@ def test_few_and_many_tokens_a_matrix(tokens: int, dtype: torch.dtype) -> None:
 def test_autocast_does_not_round_the_matrices() -> None:
     matrices = random(3, 4, 4, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        wide = BLOCKS[0].along_diagonal(matrices)
+        diagonal = BLOCKS[0].block_diagonal(matrices)
         assert (matrices @ torch.eye(4)).dtype == torch.bfloat16  # the control
-    assert wide.dtype == torch.float32 and torch.equal(wide[:, 4:8, 4:8], matrices) and not wide[:, :4, 4:].any()
+    assert diagonal.dtype == torch.float32
+    assert torch.equal(diagonal[:, 4:8, 4:8], matrices) and not diagonal[:, :4, 4:].any()
 
 
-def test_products_are_exact_whatever_is_allowed_around_them() -> None:
+def test_highest_matmul_precision_overrides_and_restores() -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
@@ -91,37 +92,37 @@ def test_products_are_exact_whatever_is_allowed_around_them() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def test_a_video_is_one_stretch_with_a_step_a_camera() -> None:
-    assert list(stretches(torch.tensor([VIDEO]))) == [slice(2, 14, 4)]
-    assert list(stretches(torch.tensor([VIDEO[2:-1], VIDEO[2:-1]]))) == [slice(0, 24, 4)]  # each with its own cameras
-    assert list(stretches(torch.full((2, 3), -1))) == []
+def test_video_is_one_run_with_one_step_per_camera() -> None:
+    assert list(camera_runs(torch.tensor([VIDEO]))) == [slice(2, 14, 4)]
+    assert list(camera_runs(torch.tensor([VIDEO[2:-1], VIDEO[2:-1]]))) == [slice(0, 24, 4)]  # each with its own cameras
+    assert list(camera_runs(torch.full((2, 3), -1))) == []
 
 
 @pytest.mark.parametrize("name", INDICES)
-def test_a_step_of_a_stretch_has_one_camera(name: str) -> None:
+def test_each_step_of_a_run_has_one_camera(name: str) -> None:
     index = torch.tensor(INDICES[name])
     camera = torch.where(index >= 0, index + 3 * torch.arange(2)[:, None], -1).flatten()
-    seen = torch.zeros_like(camera, dtype=torch.bool)
-    for some in stretches(index):
-        inside = camera[some.start : some.stop].unflatten(0, (-1, some.step))
+    covered = torch.zeros_like(camera, dtype=torch.bool)
+    for run in camera_runs(index):
+        inside = camera[run.start : run.stop].unflatten(0, (-1, run.step))
         assert (inside == inside[:, :1]).all() and (inside >= 0).all()
-        seen[some.start : some.stop] = True
-    assert torch.equal(seen, camera >= 0)
+        covered[run.start : run.stop] = True
+    assert torch.equal(covered, camera >= 0)
 
 
-def matrices_on(x: Tensor, matrices: Tensor) -> Tensor:
+def multiply_outputs(x: Tensor, matrices: Tensor) -> Tensor:
     index = torch.tensor([[0, 0, -1, 1, 1], [-1, 1, 0, 0, -1]])
     return CameraMatrices(index, ChannelBlock(8, 0, 4, parts=2), True, o=matrices).transform_outputs(x)
 
 
-def turns_on(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_outputs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return Rotation(cos, sin, "qkvo").transform_outputs(x)
 
 
 @pytest.mark.parametrize("short", [0, blocks.SHORT])
 @pytest.mark.parametrize(
     ("function", "shapes"),
-    [(matrices_on, [(2, 5, 2, 10), (2, 2, 4, 4)]), (turns_on, [(2, 5, 2, 10), (2, 5, 4), (2, 5, 4)])],
+    [(multiply_outputs, [(2, 5, 2, 10), (2, 2, 4, 4)]), (rotate_outputs, [(2, 5, 2, 10), (2, 5, 4), (2, 5, 4)])],
 )
 def test_gradients(
     function: Callable[..., Tensor], shapes: list[tuple[int, ...]], short: int, monkeypatch: pytest.MonkeyPatch

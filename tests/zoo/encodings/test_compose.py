@@ -1,4 +1,4 @@
-"""What a stack declares of the world, by where its encodings act, is what is measured."""
+"""World invariance of compositions, declared from the channels of their encodings, against measurements."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from zoo.encodings import (
 
 
 @pytest.mark.parametrize(
-    ("stack", "keeps_world"),
+    ("encodings", "keeps_world"),
     [
-        ([GTA(), ValueRoPE()], False),  # values turned by position come between the cameras
+        ([GTA(), ValueRoPE()], False),  # positional rotations between the cameras' matrices do not cancel
         ([ValueRoPE(), GTA()], True),
         ([LayerSubset(ValueRoPE()), GTA()], True),
         ([Compose([ValueRoPE()]), GTA()], True),
@@ -40,10 +40,8 @@ from zoo.encodings import (
         ),
     ],
 )
-def test_a_stack_keeps_the_world_where_its_encodings_do_not_meet(
-    stack: list[CameraEncoding], keeps_world: bool
-) -> None:
-    encoding = Compose(stack)
+def test_world_invariance_is_lost_where_encodings_overlap(encodings: list[CameraEncoding], keeps_world: bool) -> None:
+    encoding = Compose(encodings)
     assert encoding.symmetries.world_views == keeps_world
     measured = world_views(encoding)
     assert measured < EXACT if keeps_world else measured > BROKEN

@@ -1,4 +1,4 @@
-"""Encodings as a config spells them: class names and their arguments, whatever is passed on to a base class."""
+"""Encodings built from class names and arguments in a config."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_one_encoding() -> None:
     assert isinstance(cape, CaPE) and (cape.apply_to, cape.scale) == ("qk", "max")
 
 
-def test_parts_of_parts() -> None:
+def test_nested_encodings() -> None:
     sections = [part("LowFrequencies", count=4, section=section, shared_frequency=True) for section in "wh"]
     turns = build(part("PRoPE", placement=part("AlternateAxes", placements=sections)))
     assert isinstance(turns, PRoPE) and isinstance(turns.placement, AlternateAxes)
@@ -64,7 +64,7 @@ def test_parts_of_parts() -> None:
     assert isinstance(layers, LayerSubset) and isinstance(heads, HeadSubset) and heads.key_value_heads == [0, 1]
 
 
-def test_what_no_encoding_has_is_an_error() -> None:
+def test_unknown_arguments_raise() -> None:
     for wrong in (part("PRoPE", reference="last"), part("PRoPE", apply_to="q"), part("CaPE", apply_to="qkvo")):
         with pytest.raises(ArgumentError):
             build(wrong)

@@ -1,4 +1,4 @@
-"""Every row of the table in a tiny random decoder: exact where it must be, never silently off."""
+"""Every combination of the table in a tiny random decoder: stock cases bit for bit, and never without effect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.zoo.decoder import (
 )
 from zoo.encodings.table import COMBINATIONS
 
-ROUNDING = 2e-5  # float32, in another order of sums
+ROUNDING = 2e-5  # float32, in another order of summation
 pytestmark = pytest.mark.parametrize("name", COMBINATIONS)
 
 
@@ -35,46 +35,46 @@ pytestmark = pytest.mark.parametrize("name", COMBINATIONS)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_cameras_matter_and_nothing_else_does(name: str, dtype: torch.dtype) -> None:
+def test_cameras_change_the_logits_and_stock_cases_do_not(name: str, dtype: torch.dtype) -> None:
     stock_model, model = tiny_model().to(dtype), tiny_model().to(dtype)
     names = list(model.state_dict())
     encoding = install(model, name)
     assert list(model.state_dict()) == names
-    example, keeps = Example(encoding), encoding.symmetries
+    example, symmetries = Example(encoding), encoding.symmetries
     stock = logits(stock_model, example, stock=True)
-    assert torch.equal(logits(model, example, stock=True), stock) == keeps.text_stock
+    assert torch.equal(logits(model, example, stock=True), stock) == symmetries.text_stock
     assert logits(model, example).isfinite().all() and moved(model, example) > MOVES
     text = Example(encoding, text=True)
-    assert torch.equal(logits(model, text), logits(stock_model, text, stock=True)) == keeps.text_stock
-    if keeps.identity_stock:
+    assert torch.equal(logits(model, text), logits(stock_model, text, stock=True)) == symmetries.text_stock
+    if symmetries.identity_stock:
         assert torch.equal(logits(model, example.identities()), stock)
-    if keeps.text_stock and encoding.time_index is None:  # without poses such a time has views all at once
+    if symmetries.text_stock and encoding.time_index is None:  # a pose index without poses gives all views one time
         assert torch.equal(logits(model, example.without_cameras()), stock)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_text_before_the_first_view_is_stock(name: str, side: str) -> None:
-    """Bit for bit, unless channels are appended: wider heads sum up in another order."""
+    """Bit for bit, unless appended channels change the order of summation."""
     model = tiny_model()
     example = Example(install(model, name), side)
     given, stock = every_logit(model, example), every_logit(model, example, stock=True)
-    real, seen = example.attention_mask.bool(), (example.index >= 0).cumsum(1) > 0
-    before = real & ~seen
+    real, after = example.attention_mask.bool(), (example.index >= 0).cumsum(1) > 0
+    before = real & ~after
     if example.encoded().for_decode_step() is None:
         assert torch.equal(given[before], stock[before])
     torch.testing.assert_close(given[before], stock[before], rtol=0, atol=ROUNDING)
-    assert (given - stock)[real & seen].abs().amax() > MOVES
+    assert (given - stock)[real & after].abs().amax() > MOVES
 
 
-# ---- the attention's backends -----------------------------------------------------------------------------
+# ---- attention backends -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @torch.no_grad()
-def test_backends_agree_for_any_groups_of_heads(name: str, kv_heads: int) -> None:
+def test_backends_agree_with_grouped_query_attention(name: str, kv_heads: int) -> None:
     if kv_heads == 1 and name.startswith("HeadSubset(PRoPE, TemporalSection)"):
-        pytest.skip("is on the second group")
+        pytest.skip("acts on the second group")
     results = []
     for implementation in ("sdpa", "eager"):
         model = tiny_model(implementation, kv_heads)
@@ -85,12 +85,12 @@ def test_backends_agree_for_any_groups_of_heads(name: str, kv_heads: int) -> Non
 
 
 @torch.no_grad()
-def test_backends_get_heads_of_one_width_and_the_stock_arguments(name: str) -> None:
-    """Flash attention and others get the stock scale, and no argument that they don't know."""
-    seen: list[tuple[set[int], dict[str, Any]]] = []
+def test_backends_get_equal_widths_and_stock_arguments(name: str) -> None:
+    """Flash attention and others get the stock softmax scale, and no unknown argument."""
+    calls: list[tuple[set[int], dict[str, Any]]] = []
 
     def spy(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> Any:
-        seen.append(({x.shape[-1] for x in (q, k, v)}, kwargs))
+        calls.append(({x.shape[-1] for x in (q, k, v)}, kwargs))
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, **kwargs)
 
     ALL_ATTENTION_FUNCTIONS.register("spy", spy)
@@ -100,10 +100,10 @@ def test_backends_get_heads_of_one_width_and_the_stock_arguments(name: str) -> N
     inputs = {key: value for key, value in example.inputs(model).items() if key != "attention_mask"}
     model(**inputs)
     model(**inputs, camera_encoding=example.encoded())
-    assert len(seen) == 6
-    for widths, kwargs in seen:
+    assert len(calls) == 6
+    for widths, kwargs in calls:
         (width,) = widths
-        assert width % 8 == 0 and kwargs.keys() == seen[0][1].keys() and kwargs["scaling"] == HEAD_DIM**-0.5
+        assert width % 8 == 0 and kwargs.keys() == calls[0][1].keys() and kwargs["scaling"] == HEAD_DIM**-0.5
 
 
 # ---- batches ----------------------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ def test_padding_sides_agree(name: str) -> None:
 
 
 @torch.no_grad()
-def test_a_sample_does_not_see_its_batch(name: str) -> None:
-    """Other samples may be longer, and have more cameras."""
+def test_samples_of_a_batch_are_independent(name: str) -> None:
+    """Another sample is longer and has more cameras."""
     model = tiny_model()
     example = Example(install(model, name))
     both = every_logit(model, example)[1]
@@ -137,7 +137,7 @@ def test_a_sample_does_not_see_its_batch(name: str) -> None:
 
 
 @torch.no_grad()
-def test_static_single_and_missing_cameras_stay_finite(name: str) -> None:
+def test_static_single_and_missing_cameras_are_finite(name: str) -> None:
     model = tiny_model()
     encoding = install(model, name)
     static, single, missing, none = (Example(encoding) for _ in range(4))
@@ -151,8 +151,8 @@ def test_static_single_and_missing_cameras_stay_finite(name: str) -> None:
 
 
 @torch.no_grad()
-def test_an_offset_of_100_m_is_no_matter(name: str) -> None:
-    """To what is seen from a reference view; the control is what sees the data's own world."""
+def test_offset_of_100_m_cancels_with_a_reference_view(name: str) -> None:
+    """The control: encodings in the world of the data change."""
     model = tiny_model()
     encoding = install(model, name)
     example = Example(encoding)
@@ -166,17 +166,17 @@ def test_an_offset_of_100_m_is_no_matter(name: str) -> None:
     assert apart < 1e-5 if encoding.symmetries.canonical else apart > MOVES
 
 
-# ---- the KV cache -----------------------------------------------------------------------------------------
+# ---- KV cache ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()
-def test_decoding_equals_the_whole_forward(name: str, implementation: str) -> None:
-    """The encoding is needed once: keys and values are cached encoded, text after it needs no camera."""
+def test_decoding_with_cache_equals_full_forward(name: str, implementation: str) -> None:
+    """Keys and values are cached transformed, so decoded text needs no cameras."""
     model = tiny_model(implementation)
     example = Example(install(model, name))
     whole, stock = every_logit(model, example), every_logit(model, example, stock=True)
-    inputs, split = example.inputs(model), example.input_ids.shape[1] - 2  # what follows is text in both samples
+    inputs, split = example.inputs(model), example.input_ids.shape[1] - 2  # the rest is text in both samples
     assert (example.index[:, split:] == -1).all()
     example.index, example.patch_centers = example.index[:, :split], example.patch_centers[:, :split]
     encoded = example.encoded()
@@ -197,7 +197,7 @@ def test_decoding_equals_the_whole_forward(name: str, implementation: str) -> No
 
 
 @torch.no_grad()
-def test_nothing_is_transformed_at_decode(name: str) -> None:
+def test_decode_step_only_appends_zeros(name: str) -> None:
     model = tiny_model()
     later = Example(install(model, name)).encoded().for_decode_step()
     generator = torch.Generator().manual_seed(0)
@@ -209,9 +209,9 @@ def test_nothing_is_transformed_at_decode(name: str) -> None:
         if acting is None:
             continue
         after = acting.after_rope(*acting.before_rope(q, k))
-        appended = acting.values(k).shape[-1] - HEAD_DIM
+        appended = acting.transform_values(k).shape[-1] - HEAD_DIM
         assert appended > 0
-        for out, given in zip((*after, acting.values(k)), (q, k, k), strict=True):
+        for out, given in zip((*after, acting.transform_values(k)), (q, k, k), strict=True):
             assert torch.equal(out, F.pad(given, (0, appended)))
         assert torch.equal(acting.transform_outputs(after[0]), q)
 
@@ -219,7 +219,7 @@ def test_nothing_is_transformed_at_decode(name: str) -> None:
 # ---- training ---------------------------------------------------------------------------------------------
 
 
-def test_checkpointing_gives_equal_gradients(name: str) -> None:
+def test_gradient_checkpointing_gives_equal_gradients(name: str) -> None:
     model = tiny_model().train()
     encoding = install(model, name)
     example, other = Example(encoding), Example(encoding, seed=1)
@@ -231,9 +231,9 @@ def test_checkpointing_gives_equal_gradients(name: str) -> None:
     for each, gradient in plain.items():
         torch.testing.assert_close(checkpointed[each], gradient, rtol=0, atol=1e-7)
     assert moved(model, example) > MOVES
-    without = gradients(model, example.without_cameras())  # the control: the gradients know the cameras
-    of = "model.language_model.layers.0.self_attn.v_proj.weight"
-    assert (without[of] - plain[of]).abs().max() > MOVES
+    without = gradients(model, example.without_cameras())  # control: the gradients depend on the cameras
+    name_of_v = "model.language_model.layers.0.self_attn.v_proj.weight"
+    assert (without[name_of_v] - plain[name_of_v]).abs().max() > MOVES
 
 
 def test_lora(name: str) -> None:
@@ -248,8 +248,8 @@ def test_lora(name: str) -> None:
 
 
 @torch.no_grad()
-def test_bfloat16_rounds_little_more_than_stock(name: str) -> None:
-    """At unit scale: over four samples of cameras, at most 1.2 times the stock decoder's own error."""
+def test_bfloat16_error_is_close_to_stock(name: str) -> None:
+    """At unit scale, over four samples of cameras: at most 1.2 times the error of the stock decoder."""
     errors = []
     for stock in (True, False):
         squares = []

@@ -1,4 +1,4 @@
-"""PRoPE's published layout: the official numbers, and properties."""
+"""PRoPE's published layout: official numbers and symmetries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.encodings import prope_attention
 
-# all golden cases where they are at hand; the small ones are here
+# all golden cases if ZOO_GOLDEN is set, else the small ones of this repository
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[2] / "golden")) / "prope"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.safetensors"))
 
@@ -27,7 +27,7 @@ def load(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["K", "gta"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_official_attention(case: str, kind: str) -> None:
+def test_matches_official_attention(case: str, kind: str) -> None:
     tensors, layout = load(case)
     K = tensors["Ks"] if kind == "K" else None
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
@@ -42,7 +42,7 @@ def test_equals_the_official_attention(case: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["K", "gta"])
 @pytest.mark.parametrize("case", CASES)
-def test_in_float32(case: str, kind: str) -> None:
+def test_float32_matches_official_attention(case: str, kind: str) -> None:
     tensors, layout = load(case)
     q, k, v, V, K = (tensors[name].float() for name in ("q", "k", "v", "viewmats", "Ks"))
     out = prope_attention(q, k, v, V, K if kind == "K" else None, **layout)
@@ -50,7 +50,7 @@ def test_in_float32(case: str, kind: str) -> None:
     torch.testing.assert_close(out.double(), tensors[f"out_{kind}_f64"], rtol=0, atol=1e-5)
 
 
-def test_in_bfloat16_the_poses_are_not_rounded() -> None:
+def test_bfloat16_does_not_round_poses() -> None:
     tensors, layout = load("square_b1")
     q, k, v = (tensors[name].bfloat16() for name in "qkv")
     exact = prope_attention(q.double(), k.double(), v.double(), tensors["viewmats"], tensors["Ks"], **layout)
@@ -60,18 +60,18 @@ def test_in_bfloat16_the_poses_are_not_rounded() -> None:
     assert (out.double() - exact).abs().max() < 0.03 * exact.abs().max()
 
 
-def test_views_do_not_know_the_world() -> None:
+def test_change_of_world_cancels() -> None:
     tensors, layout = load("wide_b2")
     q, k, v, V, K = (tensors[name] for name in ("q", "k", "v", "viewmats", "Ks"))
     out = prope_attention(q, k, v, V, K, **layout)
     moved = prope_attention(q, k, v, V @ V[:, :1], K, **layout)
     torch.testing.assert_close(out, moved, rtol=0, atol=1e-10)
-    other = prope_attention(q, k, v, V.flip(1), K, **layout)  # the control: other poses matter
+    other = prope_attention(q, k, v, V.flip(1), K, **layout)  # control: other poses change the result
     assert (out - other).abs().max() > 1e-3
 
 
-def test_views_have_no_order() -> None:
-    """A permutation of the views permutes the outputs, whatever view the world is of; with a causal mask it doesn't."""
+def test_permuted_views_permute_the_result() -> None:
+    """Not with a causal mask, which is the control."""
     tensors, layout = load("wide_b2")
     q, k, v, V, K = (tensors[name] for name in ("q", "k", "v", "viewmats", "Ks"))
     V = V @ V[:, :1].inverse()
@@ -86,7 +86,7 @@ def test_views_have_no_order() -> None:
         assert torch.allclose(views, permuted(out), rtol=0, atol=1e-10) != causal
 
 
-def test_skew_is_ignored() -> None:
+def test_ignores_skew() -> None:
     tensors, layout = load("onecam")
     q, k, v, V, K = (tensors[name] for name in ("q", "k", "v", "viewmats", "Ks"))
     skewed = K.clone()
@@ -94,7 +94,7 @@ def test_skew_is_ignored() -> None:
     assert torch.equal(prope_attention(q, k, v, V, K, **layout), prope_attention(q, k, v, V, skewed, **layout))
 
 
-def test_gradients_reach_tokens_and_poses() -> None:
+def test_gradients_of_tokens_and_poses() -> None:
     tensors, _ = load("onecam")
     layout: dict[str, Any] = {"patches_x": 2, "patches_y": 1, "image_width": 56, "image_height": 42}
     q, k, v = (tensors[name][:, :1, :4, :8] for name in "qkv")
@@ -107,7 +107,7 @@ def test_gradients_reach_tokens_and_poses() -> None:
     assert torch.autograd.gradcheck(run, [x.clone().requires_grad_() for x in (q, k, v, change)])
 
 
-def test_shapes_that_do_not_fit() -> None:
+def test_wrong_shapes_raise() -> None:
     tensors, layout = load("onecam")
     q, V = tensors["q"], tensors["viewmats"]
     with pytest.raises(ValueError, match="1 cameras of 3 x 4 patches are 12 tokens, got 11"):

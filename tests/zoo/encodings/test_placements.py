@@ -1,4 +1,4 @@
-"""Where a camera acts."""
+"""Placements, subsets and compositions: their channels, layers and heads, and errors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Callable
 import jaxtyping
 import pytest
 import torch
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from tests.zoo.decoder import MOVES, Example, gradients, install, moved, tiny_model
-from tests.zoo.encodings.attention import Decoder, random_cameras, random_sequence
-from zoo.attention import install_camera_attention
+from tests.zoo.encodings.attention import Decoder, apply_rope, random_cameras, random_sequence
+from zoo.attention import install_camera_attention, layout_of
 from zoo.cameras import Cameras
 from zoo.encodings import (
     GTA,
@@ -35,19 +34,19 @@ from zoo.encodings import (
 from zoo.errors import InputError
 
 
-def test_a_fraction_is_a_range_of_neighbors() -> None:
+def test_channel_range_is_a_fraction_of_the_head() -> None:
     assert ChannelRange().head_channels(16, [2, 3, 3]) == list(range(8))
     assert ChannelRange(0.25, 0.75).head_channels(16, [2, 3, 3]) == list(range(4, 12))
 
 
-def test_the_t_section_comes_in_whole_rope_pairs() -> None:
+def test_temporal_section_contains_whole_rope_pairs() -> None:
     assert TemporalSection().head_channels(32, [4, 4, 8]) == [0, 1, 2, 3, 16, 17, 18, 19]
-    channels = TemporalSection().head_channels(128, [16, 24, 24])  # the released models
+    channels = TemporalSection().head_channels(128, [16, 24, 24])
     assert channels == [*range(16), *range(64, 80)]
 
 
-def test_frequencies_are_of_one_section_on_the_same_pairs() -> None:
-    section = [16, 24, 24]  # the released models
+def test_frequencies_are_rope_pairs_of_one_section() -> None:
+    section = [16, 24, 24]
     assert sorted(LowFrequencies(4, "w").head_channels(128, section)) == [*range(60, 64), *range(124, 128)]
     assert sorted(HighFrequencies(8, "h").head_channels(128, section)) == [*range(16, 24), *range(80, 88)]
     channels = LowFrequencies(8, "t").head_channels(128, section)
@@ -55,31 +54,31 @@ def test_frequencies_are_of_one_section_on_the_same_pairs() -> None:
 
 
 @pytest.mark.parametrize("lowest", [True, False])
-def test_untied_frequencies_are_as_near_to_exact_as_declared(lowest: bool) -> None:
-    """A change of world moves what q and k see of each other by at most twice that error, times the matrices."""
+def test_commutation_error_bounds_the_change_of_world(lowest: bool) -> None:
+    """Of the bilinear form of q and k, for frequencies that are not shared."""
     placement = (LowFrequencies if lowest else HighFrequencies)(8, "w")
     encoding, section, positions = PRoPE(placement, reference=None), [4, 4, 8], 6
     frequencies = 1e4 ** -(torch.arange(16, dtype=torch.float64) / 16)
     poses, K = random_cameras(1, 2)
     world = random_cameras(1, 1, seed=5)[0]
-    basis = torch.eye(32, dtype=torch.float64).expand(1, 2, 32, 32)  # a head for each channel
+    basis = torch.eye(32, dtype=torch.float64).expand(1, 2, 32, 32)  # one head per channel
     angle = torch.tensor([0, positions])[:, None] * frequencies.where(torch.arange(16) >= 8, 0.0)
     cos, sin = (torch.cat((x, x), -1)[None] for x in (angle.cos(), angle.sin()))
-    seen, sizes = [], []
+    products, norms = [], []
     for V in (poses, poses @ world):
         encoded = encoding.encode(
             Cameras(V, K, torch.tensor([[0, 1]])), head_dim=32, mrope_section=section, dtype=torch.float64
         )
-        q, k = (x.transpose(1, 2) for x in encoded.before_rope(basis, basis))
-        sizes.append(torch.linalg.matrix_norm(q[0, :, 0], 2) * torch.linalg.matrix_norm(k[0, :, 1], 2))
-        q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        seen.append(q[0, :, 0] @ k[0, :, 1].mT)
-    moved = float(torch.linalg.matrix_norm(seen[0] - seen[1], 2))
-    bound = positions * placement.commutation_error(frequencies, section) * float(sizes[0] + sizes[1])
+        q, k = encoded.before_rope(basis, basis)
+        norms.append(torch.linalg.matrix_norm(q[0, 0], 2) * torch.linalg.matrix_norm(k[0, 1], 2))
+        q, k = apply_rope(q, (cos, sin)), apply_rope(k, (cos, sin))
+        products.append(q[0, 0] @ k[0, 1].mT)
+    moved = float(torch.linalg.matrix_norm(products[0] - products[1], 2))
+    bound = positions * placement.commutation_error(frequencies, section) * float(norms[0] + norms[1])
     assert 0.01 * bound < moved < bound
 
 
-def test_tied_frequencies_are_one_for_each_four_pairs() -> None:
+def test_shared_frequency_is_the_geometric_mean_of_four_pairs() -> None:
     placement, section = LowFrequencies(8, "w", shared_frequency=True), [4, 4, 8]
     decoder = Decoder(PRoPE(placement))
     stock = Decoder(None).inv_freq
@@ -99,8 +98,8 @@ def test_tied_frequencies_are_one_for_each_four_pairs() -> None:
         HighFrequencies(4, "w"),
     ],
 )
-def test_matrices_act_on_these_channels_alone(placement: ChannelPlacement) -> None:
-    """Also where others have appended channels."""
+def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None:
+    """Also beside channels that another encoding appended."""
     chosen = placement.head_channels(32, [4, 6, 6])
     x = torch.randn(2, 5, 3, 36, generator=torch.Generator().manual_seed(0))
     doubled = placement.place(
@@ -108,46 +107,46 @@ def test_matrices_act_on_these_channels_alone(placement: ChannelPlacement) -> No
     )
     expected = x.clone()
     expected[..., chosen] *= 2
-    assert len(chosen) % 4 == 0 and torch.equal(doubled.values(x), expected)
+    assert len(chosen) % 4 == 0 and torch.equal(doubled.transform_values(x), expected)
 
 
-def test_channels_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="channels 0 to 10 of 20 don't come in groups of four"):
+def test_placements_that_do_not_fit_raise() -> None:
+    with pytest.raises(ValueError, match="channels 0 to 10 of 20 are not a multiple of four"):
         ChannelRange().block(20, [2, 4, 4])
-    with pytest.raises(ValueError, match="0.5 to 0.5"):
+    with pytest.raises(ValueError, match="got 0.5 and 0.5"):
         ChannelRange(0.5, 0.5)
-    with pytest.raises(ValueError, match="T section, which has 6"):
+    with pytest.raises(ValueError, match="requires a T section with a multiple of four frequencies, got 6"):
         TemporalSection().block(32, [6, 4, 6])
-    with pytest.raises(ValueError, match="multiple of four, not 6"):
+    with pytest.raises(ValueError, match="frequencies must be a multiple of four, got 6"):
         LowFrequencies(6)
     with pytest.raises(ValueError, match="h section has 6 frequencies, fewer than 8"):
         HighFrequencies(8, "h").block(32, [4, 6, 6])
-    with pytest.raises(ValueError, match="groups of four, not 6"):
+    with pytest.raises(ValueError, match="extra channels must be a multiple of four, got 6"):
         ExtraChannels(6)
-    with pytest.raises(ValueError, match="two or more, not 1"):
+    with pytest.raises(ValueError, match="at least two placements, got 1"):
         AlternateAxes([TemporalSection()])
 
 
-def test_layers_heads_and_stacks_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"layers 0 to 1, not \[2\]"):
+def test_subsets_and_compositions_that_do_not_fit_raise() -> None:
+    with pytest.raises(ValueError, match=r"layers 0 to 1, got \[2\]"):
         Decoder(LayerSubset(PRoPE(), [2]))
-    with pytest.raises(ValueError, match=r"key_value_heads 0 to 1, not \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"key_value_heads 0 to 1, got \[0, 2\]"):
         Decoder(HeadSubset(PRoPE(), [0, 2]))
-    with pytest.raises(ValueError, match="no layer is left for PRoPE to act in"):
+    with pytest.raises(ValueError, match="PRoPE acts in no layer"):
         Decoder(LayerSubset(LayerSubset(PRoPE(), "odd"), "even"))
-    with pytest.raises(ValueError, match="no layer is left for ExtraChannels to act in"):
+    with pytest.raises(ValueError, match="ExtraChannels acts in no layer"):
         Decoder(LayerSubset(PRoPE(AlternateAxes([TemporalSection(), ExtraChannels(8)])), "even"))
-    with pytest.raises(ValueError, match="comes first in a Compose"):
+    with pytest.raises(ValueError, match="only the first encoding may use ExtraChannels"):
         Compose([PRoPE(), GTA(ExtraChannels())])
-    with pytest.raises(ValueError, match="PoseIndex acts on position ids"):
+    with pytest.raises(ValueError, match="PoseIndex changes position ids"):
         LayerSubset(PoseIndex(), "odd")
-    with pytest.raises(ValueError, match="one time"):
+    with pytest.raises(ValueError, match="only one PoseIndex"):
         Compose([PoseIndex(), PoseIndex()])
-    with pytest.raises(ValueError, match="positive, not 0"):
+    with pytest.raises(ValueError, match="positive, got 0"):
         GTA(translation_scale=0)
 
 
-def test_only_the_chosen_layers_and_heads_are_touched() -> None:
+def test_other_layers_and_heads_are_stock() -> None:
     sequence = random_sequence(2)
     poses, K = random_cameras(2)
     stock = Decoder(None).attend(sequence, poses, K)
@@ -160,18 +159,18 @@ def test_only_the_chosen_layers_and_heads_are_touched() -> None:
 
 
 @pytest.mark.parametrize("name", ["PRoPE, ExtraChannels", "GTA, ExtraChannels", "HeadSubset(PRoPE, ExtraChannels)"])
-def test_appended_channels_start_at_the_stock_model_and_can_learn(name: str) -> None:
+def test_extra_channels_start_at_stock_and_train(name: str) -> None:
     model = tiny_model()
     encoding = install(model, name)
     example = Example(encoding)
     assert moved(model, example) > MOVES
     (append,) = (module for module in encoding.modules() if isinstance(module, ExtraChannels))
     append.bind_to_decoder(
-        model.model.language_model, range(model.config.text_config.num_hidden_layers)
-    )  # as it starts
+        layout_of(model.model.language_model), range(model.config.text_config.num_hidden_layers)
+    )  # reset to the initial values
     assert moved(model, example) < 1e-5
     optimizer = torch.optim.SGD(encoding.parameters(), lr=0.1)
-    for _ in range(3):  # only o learns in the first step, and nothing would if v, or o and v, were zero
+    for _ in range(3):  # in the first step only o gets a gradient; with v also zero, nothing would
         optimizer.zero_grad()
         gradients(model, example)
         optimizer.step()
@@ -187,8 +186,8 @@ def test_appended_channels_start_at_the_stock_model_and_can_learn(name: str) -> 
         (PRoPE(AlternateAxes([ExtraChannels(8), TemporalSection()])), ["0", "2"]),
     ],
 )
-def test_layers_that_append_nothing_have_no_projections(encoding: CameraEncoding, layers: list[str]) -> None:
-    """Nothing would train them, which distributed training refuses."""
+def test_other_layers_have_no_projections(encoding: CameraEncoding, layers: list[str]) -> None:
+    """Parameters without a gradient are an error in distributed training."""
     model = tiny_model()
     install_camera_attention(model.model.language_model, encoding)
     (append,) = (module for module in encoding.modules() if isinstance(module, ExtraChannels))
@@ -210,28 +209,25 @@ def test_layers_that_append_nothing_have_no_projections(encoding: CameraEncoding
             lambda: PRoPE(pose_component="rotations"),
             "pose_component is one of both, rotation, translation, not 'rotations'",
         ),
-        (lambda: PRoPE(reference="last"), "reference is one of first, middle, medoid, saddle_balanced, not 'last'"),
-        (lambda: PRoPE(scale="meters"), "scale is one of none, mean, max, rms, median_depth, not 'meters'"),
         (lambda: PointRoPE("ov"), "apply_to is one of"),
-        (lambda: PoseALiBi("angle"), "measure is one of"),
         (lambda: PoseALiBi(slopes="learn"), "slopes is one of fixed, learned, not 'learn'"),
         (lambda: LayerSubset(PRoPE(), "all"), "layers is one of even, odd, not 'all'"),
         (lambda: LowFrequencies(4, "x"), "section is one of t, h, w, not 'x'"),
-        (lambda: GTA(pose_component="rotation", learn_scale=True), "learn_scale has nothing to learn"),
-        (lambda: GTA(translation_scale=float("nan")), "translation_scale must be positive, not nan"),
+        (lambda: GTA(pose_component="rotation", learn_scale=True), "learn_scale has no effect"),
+        (lambda: GTA(translation_scale=float("nan")), "translation_scale must be positive, got nan"),
     ],
 )
-def test_choices_that_there_are_not(build: Callable[[], object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From Python, where no type checker looks; the command line has one."""
+def test_unknown_choices_raise(build: Callable[[], object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python; the command line checks types itself."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(InputError, match=re.escape(message)):
         build()
 
 
-def test_wrappers_ask_for_what_they_wrap() -> None:
+def test_compositions_require_what_their_encodings_require() -> None:
     assert Compose([PoseALiBi(), PRoPE(TemporalSection())]).requires_constant_time
     assert Compose([PoseIndex(), PRoPE(TemporalSection(), apply_to="vo")]).time_index is not None
-    with pytest.raises(InputError, match="needs one time for all: give that encoding another placement"):
+    with pytest.raises(InputError, match="one time for all views: give that encoding another placement"):
         Compose([PoseIndex(), PRoPE(TemporalSection())])
     plain = Compose([HeadSubset(PRoPE(), [0])])
     assert not plain.requires_constant_time and plain.time_index is None

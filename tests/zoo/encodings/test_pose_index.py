@@ -1,4 +1,4 @@
-"""PoseIndex: the T of the position ids is the pose, and nothing else changes."""
+"""PoseIndex: only the time of the position ids changes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.zoo.decoder import MOVES, Example, logits, moved, tiny_model
 from zoo.encodings import (
     CameraEncoding,
     Compose,
+    EncodedCameras,
     PointRoPE,
     PoseALiBi,
     PoseIndex,
@@ -26,39 +27,39 @@ from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex,
     "index", [PoseDistanceIndex(span=9), PathLengthIndex("rotation", span=20), PoseDistanceIndex(reference="medoid")]
 )
 @torch.no_grad()
-def test_only_time_changes(index: PoseDistanceIndex | PathLengthIndex) -> None:
+def test_changes_only_the_time_of_visual_tokens(index: PoseDistanceIndex | PathLengthIndex) -> None:
     encoding = PoseIndex(index)
     assert encoding.time_index is index and not encoding.requires_constant_time
     example = Example(encoding)
     posed, stock = (example.positions(stock)[0] for stock in (False, True))
     before = (example.index >= 0).cumsum(1) == 0
     assert torch.equal(posed[:, before], stock[:, before])
-    seen = example.index[0] >= 0
-    assert torch.equal(posed[1:, 0, seen], stock[1:, 0, seen])
-    assert not torch.equal(posed[0, 0, seen], stock[0, 0, seen])
-    t = posed[0, 0, seen]
+    visual = example.index[0] >= 0
+    assert torch.equal(posed[1:, 0, visual], stock[1:, 0, visual])
+    assert not torch.equal(posed[0, 0, visual], stock[0, 0, visual])
+    t = posed[0, 0, visual]
     assert int(t.max() - t.min()) == index.span
 
 
 @torch.no_grad()
-def test_the_attention_stays_stock_but_the_model_sees_the_poses() -> None:
+def test_attention_is_stock_but_logits_depend_on_poses() -> None:
     model, example = tiny_model(), Example(PoseIndex())
     posed = logits(model, example)
     assert torch.equal(model(**example.inputs(model)).logits[example.attention_mask.bool()], posed)
     encoded = example.encoded()
-    assert encoded.for_decode_step() is None and encoded.repeat_interleave(2) is encoded
+    assert type(encoded) is EncodedCameras and encoded.for_decode_step() is None
     assert moved(model, example) > MOVES
     example.poses = example.poses.flip(1)
     assert (posed - logits(model, example)).abs().max() > MOVES
 
 
-def test_one_time_in_a_stack() -> None:
+def test_one_time_index_in_a_composition() -> None:
     index = PathLengthIndex()
     assert Compose([PRoPE(), PoseIndex(index)]).time_index is index
     assert Compose([PRoPE(), PoseALiBi()]).time_index is None
-    with pytest.raises(InputError, match="there is one time"):
+    with pytest.raises(InputError, match="only one PoseIndex"):
         Compose([PoseIndex(), PoseIndex()])
-    with pytest.raises(InputError, match="needs one time for all"):
+    with pytest.raises(InputError, match="requires one time for all views"):
         Compose([PRoPE(TemporalSection()), PoseIndex()])
 
 
@@ -95,7 +96,7 @@ def test_built_from_a_config(config: dict, kind: type) -> None:
     assert type(built) is kind
 
 
-def test_times_built_from_a_config() -> None:
+def test_time_indices_built_from_a_config() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--time", type=TimeIndex)
     for name, arguments in (

@@ -1,160 +1,112 @@
-"""PRoPE at the level of attention, in float64: what is exact, and the controls that must fail."""
+"""PRoPE in float64 attention: exact symmetries, and controls that break them."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
+from tests.zoo.encodings.attention import (
+    BROKEN,
+    EXACT,
+    HEAD_DIM,
+    SHAPE,
+    VIEWS,
+    Decoder,
+    Sequence,
+    attend,
+    qkv_and_index,
+    random_cameras,
+    random_sequence,
+)
 from zoo.cameras import Cameras
 from zoo.encodings import ChannelPlacement, ChannelRange, EncodedCameras, PRoPE, TemporalSection, projection_matrices
 from zoo.poses import invert_se3
-from zoo.time_index import ConstantIndex
-
-HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS = 32, [4, 6, 6], 4, 2
-VIEWS, TOKENS = 3, 4  # tokens a view
-EXACT, BROKEN = 1e-10, 1e-3
 
 
 class AllChannelsBeforeRoPE(ChannelPlacement):
-    """A control: the camera inside RoPE, where the time differs between views."""
+    """A control: all channels before RoPE, whose time positions differ between views."""
 
     before_rope = True
     block = ChannelRange(0.0, 1.0).block
 
 
-def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(batch, views, 3, 4, generator=generator, dtype=torch.float64)
-    Q, R = torch.linalg.qr(random[..., :3])
-    Q = Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
-    poses = torch.eye(4, dtype=torch.float64).repeat(batch, views, 1, 1)
-    poses[..., :3, :3] = Q * torch.linalg.det(Q)[..., None, None]
-    poses[..., :3, 3] = random[..., 3]
-    K = torch.eye(3, dtype=torch.float64).repeat(batch, views, 1, 1)
-    K[..., 0, 0], K[..., 1, 1], K[..., 0, 2], K[..., 1, 2] = 0.8, 1.1, 0.05, -0.02
-    return poses, K
-
-
-def random_sequence(text: int, seed: int = 1) -> tuple[list[Tensor], Tensor, Tensor]:
-    """q, k, v (B, L, heads, D); the camera of each token, text first and last; position ids (3, B, L)."""
-    generator = torch.Generator().manual_seed(seed)
-    length = VIEWS * TOKENS + 2 * text
-    qkv = [
-        torch.randn(2, length, heads, HEAD_DIM, generator=generator, dtype=torch.float64)
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
-    ]
-    views = torch.arange(VIEWS).repeat_interleave(TOKENS)
-    index = F.pad(views, (text, text), value=-1).expand(2, -1)
-    place = torch.arange(TOKENS).repeat(VIEWS)
-    grid = torch.stack((2 * views, place // 2, place % 2)) + text
-    after = int(grid.max()) + 1 + torch.arange(text)
-    ids = torch.cat((torch.arange(text).expand(3, -1), grid, after.expand(3, -1)), 1)
-    return qkv, index, ids[:, None].expand(-1, 2, -1)
-
-
-def mrope(ids: Tensor, section: Sequence[int]) -> tuple[Tensor, Tensor]:
-    frequency = 1e4 ** -(torch.arange(HEAD_DIM // 2, dtype=torch.float64) / (HEAD_DIM // 2))
-    row = torch.arange(3).repeat_interleave(torch.tensor(section))
-    angle = ids[row].permute(1, 2, 0) * frequency
-    return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
-
-
-def attend(encoded: EncodedCameras, qkv: list[Tensor], ids: Tensor) -> Tensor:
-    """What `CameraAttention` does between its projections."""
-    q, k, v = qkv
-    q, k = encoded.before_rope(q, k)
-    q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *mrope(ids, MROPE_SECTION))
-    q, k = encoded.after_rope(q.transpose(1, 2), k.transpose(1, 2))
-    heads = [x.transpose(1, 2) for x in (q, k, encoded.values(v))]
-    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
-    return encoded.transform_outputs(output.transpose(1, 2))
-
-
 def encode(encoding: PRoPE, poses: Tensor, K: Tensor, index: Tensor) -> EncodedCameras:
-    cameras = Cameras(poses, K, index)
-    return encoding.encode(cameras, head_dim=HEAD_DIM, mrope_section=MROPE_SECTION, dtype=torch.float64)
+    return encoding.encode(Cameras(poses, K, index), **SHAPE, dtype=torch.float64)
 
 
-def constant_time(ids: Tensor, index: Tensor) -> Tensor:
-    ids = ids.clone()
-    ids[0, index >= 0] = ids[0, index >= 0].min()
-    return ids
+def attention(encoded: EncodedCameras, sequence: Sequence) -> Tensor:
+    return attend(encoded, 0, sequence, Decoder(None).rope(sequence.ids))
 
 
 def change_of_world(
     placement: ChannelPlacement, reference: str | None, *, text: int, static: bool, drop: str = ""
 ) -> float:
-    """How far V -> V G moves the outputs."""
+    """Measures the change of the outputs under V -> V G."""
     poses, K = random_cameras(2)
     world = random_cameras(2, 1, seed=5)[0]
-    qkv, index, ids = random_sequence(text)
-    ids = constant_time(ids, index) if static else ids
+    sequence = random_sequence(text).constant_time() if static else random_sequence(text)
     outputs = []
     for V in (poses, poses @ world):
-        encoded = encode(PRoPE(placement, reference=reference), V, K, index)
+        encoded = encode(PRoPE(placement, reference=reference), V, K, sequence.index)
         if drop:
-            del encoded.of_tokens[drop]
-        outputs.append(attend(encoded, qkv, ids))
+            del encoded.run_matrices[drop]
+        outputs.append(attention(encoded, sequence))
     return float((outputs[0] - outputs[1]).abs().max())
 
 
 def shift_of_positions(placement: ChannelPlacement, *, static: bool) -> float:
-    """How far moving all positions by 7 moves the outputs."""
+    """Measures the change of the outputs when all positions are shifted by 7."""
     poses, K = random_cameras(2)
-    qkv, index, ids = random_sequence(0)
-    ids = constant_time(ids, index) if static else ids
-    encoded = encode(PRoPE(placement), poses, K, index)
-    return float((attend(encoded, qkv, ids) - attend(encoded, qkv, ids + 7)).abs().max())
+    sequence = random_sequence(0).constant_time() if static else random_sequence(0)
+    encoded = encode(PRoPE(placement), poses, K, sequence.index)
+    return float((attention(encoded, sequence) - attention(encoded, sequence.shifted(7))).abs().max())
 
 
-# ---- what holds exactly -----------------------------------------------------------------------------------
+# ---- exact symmetries -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reference", [None, "first"])
 @pytest.mark.parametrize(
     ("placement", "static"), [(ChannelRange(), False), (ChannelRange(0, 1), False), (TemporalSection(), True)]
 )
-def test_views_do_not_know_the_world(placement: ChannelPlacement, static: bool, reference: str | None) -> None:
+def test_change_of_world_cancels_between_views(
+    placement: ChannelPlacement, static: bool, reference: str | None
+) -> None:
     assert change_of_world(placement, reference, text=0, static=static) < EXACT
 
 
 @pytest.mark.parametrize(("placement", "static"), [(ChannelRange(), False), (TemporalSection(), True)])
-def test_text_needs_canonical_cameras(placement: ChannelPlacement, static: bool) -> None:
+def test_text_requires_canonical_cameras(placement: ChannelPlacement, static: bool) -> None:
     assert change_of_world(placement, "first", text=3, static=static) < EXACT
     assert change_of_world(placement, None, text=3, static=static) > BROKEN
 
 
-def test_the_t_section_keeps_the_shift_of_positions_too() -> None:
+def test_temporal_section_keeps_the_shift_of_positions() -> None:
     assert shift_of_positions(TemporalSection(), static=True) < EXACT
 
 
 # ---- controls ---------------------------------------------------------------------------------------------
 
 
-def test_values_without_outputs_see_the_world() -> None:
+def test_all_four_terms_are_needed() -> None:
     assert change_of_world(ChannelRange(), None, text=0, static=False, drop="o") > BROKEN
     assert change_of_world(ChannelRange(), None, text=0, static=False, drop="k") > BROKEN
 
 
-def test_camera_inside_rope_sees_the_world_but_not_the_shift() -> None:
+def test_matrices_before_rope_break_world_but_not_shift() -> None:
     assert change_of_world(AllChannelsBeforeRoPE(), None, text=0, static=False) > BROKEN
     assert shift_of_positions(AllChannelsBeforeRoPE(), static=False) < EXACT
 
 
-def test_camera_outside_rope_sees_the_shift() -> None:
+def test_matrices_after_rope_break_shift() -> None:
     assert shift_of_positions(ChannelRange(), static=False) > BROKEN
     assert shift_of_positions(ChannelRange(0, 1), static=False) > BROKEN
 
 
-def test_the_t_section_needs_constant_time() -> None:
+def test_temporal_section_requires_constant_time() -> None:
     assert change_of_world(TemporalSection(), None, text=0, static=False) > BROKEN
     assert PRoPE(TemporalSection()).requires_constant_time and not PRoPE(ChannelRange()).requires_constant_time
-    assert ConstantIndex.constant
 
 
 # ---- identities, precision --------------------------------------------------------------------------------
@@ -162,47 +114,50 @@ def test_the_t_section_needs_constant_time() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("placement", [ChannelRange(), TemporalSection()])
-def test_identity_cameras_keep_every_bit(placement: ChannelPlacement, dtype: torch.dtype) -> None:
-    qkv, index, _ = random_sequence(2)
+def test_identity_cameras_change_no_bit(placement: ChannelPlacement, dtype: torch.dtype) -> None:
+    qkv, index = qkv_and_index(2)
     q, k, v = (x.to(dtype) for x in qkv)
     eye = torch.eye(4).expand(2, VIEWS, 4, 4)
-    encoded = PRoPE(placement).encode(
-        Cameras(eye, eye[..., :3, :3], index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
+    encoded = PRoPE(placement).encode(Cameras(eye, eye[..., :3, :3], index), **SHAPE)
+    results = (
+        *encoded.before_rope(q, k),
+        *encoded.after_rope(q, k),
+        encoded.transform_values(v),
+        encoded.transform_outputs(q),
     )
-    results = (*encoded.before_rope(q, k), *encoded.after_rope(q, k), encoded.values(v), encoded.transform_outputs(q))
     for result, x in zip(results, (q, k, q, k, v, q), strict=True):
         assert result.dtype == dtype and torch.equal(result, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tokens_without_a_camera_keep_every_bit(dtype: torch.dtype) -> None:
-    qkv, index, _ = random_sequence(2)
+def test_tokens_without_camera_change_no_bit(dtype: torch.dtype) -> None:
+    qkv, index = qkv_and_index(2)
     q = qkv[0].to(dtype)
     poses, K = random_cameras(2)
-    encoded = PRoPE().encode(Cameras(poses, K, index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
+    encoded = PRoPE().encode(Cameras(poses, K, index), **SHAPE)
     turned = encoded.after_rope(q, q)[0]
     assert torch.equal(turned[index < 0], q[index < 0])
     assert not torch.isclose(turned[index >= 0], q[index >= 0]).all()
     assert torch.equal(turned[..., HEAD_DIM // 2 :], q[..., HEAD_DIM // 2 :])
 
 
-def test_half_precision_rounds_the_vectors_only() -> None:
-    """The matrices stay float32, under autocast too: the error is one rounding of the result."""
-    qkv, index, _ = random_sequence(0)
+def test_half_precision_rounds_only_the_result() -> None:
+    """The matrices remain float32 under autocast."""
+    qkv, index = qkv_and_index(0)
     poses, K = random_cameras(2)
-    poses[..., :3, 3] *= 100  # in bfloat16 such a pose would be off by 0.4
+    poses[..., :3, 3] *= 100  # rounding such a pose to bfloat16 gives errors up to 0.4
     q = qkv[0].bfloat16()
     exact = encode(PRoPE(), poses, K, index).after_rope(q.double(), q.double())[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        encoded = PRoPE().encode(Cameras(poses, K, index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
+        encoded = PRoPE().encode(Cameras(poses, K, index), **SHAPE)
         rounded = encoded.after_rope(q, q)[0]
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.double(), exact, rtol=2**-8, atol=1e-4)
 
 
-def test_one_matrix_a_token_equals_the_definition() -> None:
+def test_matches_definition() -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     encoded = encode(PRoPE(reference=None), poses, K, index)
     lift = torch.eye(4, dtype=torch.float64).repeat(2, VIEWS, 1, 1)
     lift[..., :3, :3] = K
@@ -210,7 +165,7 @@ def test_one_matrix_a_token_equals_the_definition() -> None:
     P_inverse = torch.linalg.inv(P)
     apply_to = {"q": P.mT, "k": P_inverse, "v": P_inverse, "o": P}
     q, k = encoded.after_rope(qkv[0], qkv[1])
-    results = {"q": q, "k": k, "v": encoded.values(qkv[2]), "o": encoded.transform_outputs(qkv[0])}
+    results = {"q": q, "k": k, "v": encoded.transform_values(qkv[2]), "o": encoded.transform_outputs(qkv[0])}
     for name, source in zip("qkvo", (*qkv, qkv[0]), strict=True):
         for b, token in ((0, 1), (1, 6), (1, 12)):
             matrix = apply_to[name][b, index[b, token]]
@@ -221,7 +176,7 @@ def test_one_matrix_a_token_equals_the_definition() -> None:
 
 
 @pytest.mark.parametrize("placement", [ChannelRange(), TemporalSection()])
-def test_gradients_reach_tokens_and_poses(placement: ChannelPlacement) -> None:
+def test_gradients_of_tokens_and_poses(placement: ChannelPlacement) -> None:
     poses, K = random_cameras(1)
     index = torch.tensor([[-1, 0, 1, 2, -1]])
     generator = torch.Generator().manual_seed(0)
@@ -234,12 +189,12 @@ def test_gradients_reach_tokens_and_poses(placement: ChannelPlacement) -> None:
             Cameras(moved, K, index), head_dim=16, mrope_section=[4, 2, 2], dtype=torch.float64
         )
         q, k = encoded.after_rope(*encoded.before_rope(x, x))
-        return q, k, encoded.values(x), encoded.transform_outputs(x)
+        return q, k, encoded.transform_values(x), encoded.transform_outputs(x)
 
     assert torch.autograd.gradcheck(run, (x, change))
 
 
-def test_inverses_are_analytic_and_exact() -> None:
+def test_projection_matrices_are_inverse() -> None:
     poses, K = random_cameras(4)
     P, P_inverse = projection_matrices(poses, K)
     eye = torch.eye(4, dtype=torch.float64).expand_as(P)
@@ -248,7 +203,7 @@ def test_inverses_are_analytic_and_exact() -> None:
     assert torch.equal(V, poses) and torch.equal(V_inverse, invert_se3(poses))
 
 
-def test_cameras_without_an_index() -> None:
+def test_cameras_without_index_raise() -> None:
     poses, K = random_cameras(1)
-    with pytest.raises(ValueError, match="give Cameras an index"):
-        PRoPE().encode(Cameras(poses, K), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
+    with pytest.raises(ValueError, match="no camera index"):
+        PRoPE().encode(Cameras(poses, K), **SHAPE)

@@ -1,12 +1,13 @@
-"""What each encoding declares is what is measured, in both directions, for every row of the table.
+"""Measures the declared symmetries of every combination, in both directions, in float64 attention.
 
-Float64, at the level of attention. What is declared exact holds to 1e-10; what is not is seen to be broken.
+Declared symmetries hold to 1e-10; the others are measurably broken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.zoo.encodings.attention import (
+    EXACT,
     HEAD_DIM,
     KV_HEADS,
     LAYERS,
@@ -29,25 +31,32 @@ from zoo.encodings import (
     GTA,
     CameraEncoding,
     CaPE,
+    Compose,
     EncodedCameras,
     HeadSubset,
+    LayerSubset,
     PointRoPE,
     PoseALiBi,
     PRoPE,
+    RayEmbedding,
     RayEncoding,
+    ValueRoPE,
+    ViewAttention,
 )
 from zoo.encodings.alibi import DistanceChannels
-from zoo.encodings.matrices import Matrices
-from zoo.encodings.table import COMBINATIONS, DOCUMENT, document
+from zoo.encodings.base import CameraModule
+from zoo.encodings.layer_subset import EncodingWrapper
+from zoo.encodings.placements import Matrices
+from zoo.encodings.table import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
 from zoo.errors import InputError
 from zoo.poses import invert_se3
 
-EXACT, BROKEN, MOVES = 1e-10, 1e-6, 1e-3
+BROKEN, MOVES = 1e-6, 1e-3
 UNIT = 3.0
 
 
-def of_the_data(encoding: CameraEncoding) -> CameraEncoding:
-    """The same, with the data's own world in the place of a reference view."""
+def in_data_world(encoding: CameraEncoding) -> CameraEncoding:
+    """Removes the reference views."""
     for module in encoding.modules():
         if isinstance(module, CameraEncoding) and module.reference is not None:
             module.reference = None
@@ -66,7 +75,7 @@ def difference(
     unit: float = 1.0,
     kv_heads: int = KV_HEADS,
 ) -> float:
-    """How far a change of the poses, and of the scene's unit, moves the outputs."""
+    """Measures the change of the outputs when the poses, and the unit of the scene, change."""
     poses, K = random_cameras(2)
     sequence, decoder = sequence_for(encoding, text, kv_heads), Decoder(encoding, kv_heads)
     moved = decoder.attend(sequence, change(poses), K, unit)
@@ -84,11 +93,11 @@ def other_unit(poses: Tensor) -> Tensor:
 
 
 def world_views(encoding: CameraEncoding) -> float:
-    return difference(of_the_data(encoding), 0, other_world)
+    return difference(in_data_world(encoding), 0, other_world)
 
 
 def world_text(encoding: CameraEncoding) -> float:
-    return difference(of_the_data(encoding), 3, other_world)
+    return difference(in_data_world(encoding), 3, other_world)
 
 
 def canonical(encoding: CameraEncoding, kv_heads: int = KV_HEADS) -> float:
@@ -113,15 +122,15 @@ def shift(encoding: CameraEncoding, kv_heads: int = KV_HEADS) -> float:
 
 
 def per_token(encoding: CameraEncoding) -> float:
-    """A camera for each token: its view's."""
+    """Gives each token the camera of its view."""
     poses, K = random_cameras(2)
     sequence, decoder = sequence_for(encoding, 3), Decoder(encoding)
-    an_image = decoder.attend(sequence, poses, K)
+    per_image = decoder.attend(sequence, poses, K)
     visual = sequence.index >= 0
     of_token = sequence.index[visual].view(2, -1)
     each = torch.arange(2)[:, None], of_token
     sequence.index = torch.where(visual, visual.cumsum(1) - 1, -1)
-    return float((decoder.attend(sequence, poses[each], K[each]) - an_image).abs().max())
+    return float((decoder.attend(sequence, poses[each], K[each]) - per_image).abs().max())
 
 
 def identity_stock(encoding: CameraEncoding) -> float:
@@ -137,7 +146,7 @@ def text_stock(encoding: CameraEncoding) -> float:
 
 
 def from_stock(encoding: CameraEncoding, sequence: Sequence, poses: Tensor, K: Tensor) -> float:
-    """0 only if every bit is equal."""
+    """Measures the difference from the stock attention; 0 only if every bit is equal."""
     outputs, stock = (Decoder(each).attend(sequence, poses, K) for each in (encoding, None))
     return 0.0 if torch.equal(outputs, stock) else max(float((outputs - stock).abs().max()), 1e-300)
 
@@ -147,7 +156,7 @@ PROPERTIES = [world_views, world_text, canonical, scale, shift, intrinsics, per_
 
 @pytest.mark.parametrize("measure", PROPERTIES)
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[CameraEncoding], float]) -> None:
+def test_declared_symmetries_are_measured(name: str, measure: Callable[[CameraEncoding], float]) -> None:
     encoding = COMBINATIONS[name]()
     assert [field.name for field in fields(encoding.symmetries)] == [each.__name__ for each in PROPERTIES]
     declared = getattr(encoding.symmetries, measure.__name__)
@@ -162,7 +171,7 @@ def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[Came
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_with_any_groups_of_heads(name: str, kv_heads: int) -> None:
+def test_symmetries_with_grouped_query_attention(name: str, kv_heads: int) -> None:
     encodings = [COMBINATIONS[name]() for _ in range(2)]
     for encoding, measure in zip(encodings, (canonical, shift), strict=True):
         if any(isinstance(m, HeadSubset) and max(m.key_value_heads) >= kv_heads for m in encoding.modules()):
@@ -185,7 +194,7 @@ WITH_SCALE: dict[str, Callable[..., CameraEncoding]] = {
 
 @pytest.mark.parametrize("unit", ["none", "mean", "max", "rms", "median_depth"])
 @pytest.mark.parametrize("name", WITH_SCALE)
-def test_every_scale_makes_the_unit_of_length_no_matter(name: str, unit: str) -> None:
+def test_every_scale_makes_the_unit_cancel(name: str, unit: str) -> None:
     encoding = WITH_SCALE[name](scale=unit)
     assert encoding.symmetries.scale == (unit != "none")
     assert scale(encoding) < EXACT if unit != "none" else scale(encoding) > BROKEN
@@ -193,37 +202,37 @@ def test_every_scale_makes_the_unit_of_length_no_matter(name: str, unit: str) ->
 
 @pytest.mark.parametrize("view", [None, "first", "middle", "medoid", "saddle_balanced"])
 @pytest.mark.parametrize("name", [name for name in WITH_SCALE if name != "PoseALiBi"])
-def test_every_reference_view_makes_the_world_no_matter_to_text(name: str, view: str | None) -> None:
+def test_every_reference_view_makes_the_world_cancel_for_text(name: str, view: str | None) -> None:
     encoding = WITH_SCALE[name](reference=view)
     assert encoding.symmetries.canonical == (view is not None)
     assert canonical(encoding) < EXACT if view is not None else canonical(encoding) > BROKEN
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_it_matters(name: str) -> None:
-    """What is silently off would have every symmetry."""
+def test_has_an_effect(name: str) -> None:
+    """An encoding without effect would have every symmetry."""
     poses, K = random_cameras(2)
     encoding = COMBINATIONS[name]()
     assert from_stock(encoding, sequence_for(encoding, 3), poses, K) > MOVES
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_other_cameras_matter(name: str) -> None:
-    """For all but those that go by positions or by points."""
+def test_other_cameras_have_another_effect(name: str) -> None:
+    """Except for encodings of positions or points."""
     encoding = COMBINATIONS[name]()
     if not encoding.uses_cameras or encoding.uses_points:
-        pytest.skip("positions and points stay as they are")
+        pytest.skip("positions and points do not change")
     assert difference(encoding, 3, lambda poses: poses.flip(1)) > MOVES
 
 
 class CameraToWorldCaPE(CaPE):
-    """A control: poses the other way round, as others had them."""
+    """A control: camera-to-world poses."""
 
     def matrices(self, cameras: Cameras) -> Matrices:
         return super().matrices(cameras.with_poses(invert_se3(cameras.world_to_camera)))
 
 
-def test_cape_needs_world_to_camera() -> None:
+def test_cape_requires_world_to_camera() -> None:
     assert world_views(CaPE()) < EXACT
     assert world_views(CameraToWorldCaPE()) > BROKEN
 
@@ -231,31 +240,31 @@ def test_cape_needs_world_to_camera() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_autocast_does_not_round_cameras(name: str) -> None:
-    """Training in bf16-mixed: matrices, biases and angles are those of float32. What is projected may be rounded."""
+    """Matrices, biases and angles remain float32 in bf16-mixed; projected extra channels may be rounded."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(2)
     decoder = Decoder(encoding)
     encoding.float()
     q, k, v = (x.float() for x in sequence.qkv)
     poses, K = random_cameras(2)
     far = poses.clone()
-    far[..., :3, 3] *= 100  # in bfloat16 such a pose would be off by 0.4
+    far[..., :3, 3] *= 100  # rounding such a pose to bfloat16 gives errors up to 0.4
     results = []
     for on in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
             encoded = encoding.encode(sequence.cameras(far, K), **SHAPE)
             acting = encoded.at_layer(0, sequence.hidden_states.float(), decoder.rope(sequence.ids)) or EncodedCameras()
-            turned = (*acting.after_rope(*acting.before_rope(q, k)), acting.values(v))
-            results.append([x[..., :HEAD_DIM] for x in turned])
+            transformed = (*acting.after_rope(*acting.before_rope(q, k)), acting.transform_values(v))
+            results.append([x[..., :HEAD_DIM] for x in transformed])
             if isinstance(acting, DistanceChannels):  # the bias itself
-                results[-1].append(turned[0][..., HEAD_DIM:])
+                results[-1].append(transformed[0][..., HEAD_DIM:])
     for exact, under in zip(*results, strict=True):
         assert under.dtype == torch.float32 and torch.equal(under, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_tokens_without_a_camera_pass_bit_by_bit(name: str, dtype: torch.dtype) -> None:
-    """Text, and a view without a camera, beside views that have one; channels that are appended hold zeros."""
+def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype) -> None:
+    """Text and views without a camera, beside views with one; appended channels are zero."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(3)
     decoder = Decoder(encoding)
     sequence.index = torch.where(sequence.index == 1, -1, sequence.index)
@@ -265,20 +274,20 @@ def test_tokens_without_a_camera_pass_bit_by_bit(name: str, dtype: torch.dtype) 
         for layer in range(LAYERS):
             acting = encoded.at_layer(layer, sequence.hidden_states.to(dtype), decoder.rope(sequence.ids))
             acting = acting or EncodedCameras()
-            turned = *acting.after_rope(*acting.before_rope(q, k)), acting.values(v)
-            wide_o = F.pad(q, (0, turned[2].shape[-1] - q.shape[-1]))
-            for given, out in zip((q, k, v, q), (*turned, acting.transform_outputs(wide_o)), strict=True):
+            transformed = *acting.after_rope(*acting.before_rope(q, k)), acting.transform_values(v)
+            wide_o = F.pad(q, (0, transformed[2].shape[-1] - q.shape[-1]))
+            for given, out in zip((q, k, v, q), (*transformed, acting.transform_outputs(wide_o)), strict=True):
                 without, appended = out[sequence.index < 0].split((HEAD_DIM, out.shape[-1] - HEAD_DIM), -1)
                 assert out.dtype == dtype
                 assert torch.equal(without, given[sequence.index < 0]) and not appended.any()
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_repeated_for_beams(name: str) -> None:
+def test_repeat_interleave_for_beams(name: str) -> None:
     encoding = COMBINATIONS[name]()
     sequence, decoder = sequence_for(encoding, 2), Decoder(encoding)
     sequence.index = sequence.index.clone()
-    sequence.index[1, sequence.index[1] == 2] = -1  # samples that are not alike
+    sequence.index[1, sequence.index[1] == 2] = -1  # two different samples
     encoded = encoding.encode(sequence.cameras(*random_cameras(2)), **SHAPE, dtype=torch.float64)
     copies = replace(
         sequence,
@@ -297,5 +306,30 @@ def test_repeated_for_beams(name: str) -> None:
             torch.testing.assert_close(thrice, once.repeat_interleave(3, 0), rtol=0, atol=1e-12)
 
 
-def test_the_document_is_of_these_declarations() -> None:
+def test_document_is_up_to_date() -> None:
     assert DOCUMENT.read_text() == document(), "run python -m zoo.encodings.table"
+
+
+# ---- what a module needs of the cameras -------------------------------------------------------------------
+
+CONTAINERS = (Compose, EncodingWrapper, ViewAttention)
+MODULES: dict[str, Callable[[], CameraModule]] = {
+    **COMBINATIONS,
+    **{name: partial(make, 32) for name, make in VIEW_MIXERS.items()},
+    "nested median depth": lambda: Compose([ValueRoPE(), LayerSubset(HeadSubset(GTA(scale="median_depth"), [0]))]),
+    "nested points": lambda: HeadSubset(Compose([PoseALiBi(scale="median_depth"), PointRoPE()]), [0]),
+    "no cameras": lambda: LayerSubset(Compose([ValueRoPE()])),
+    "ViewAttention, median depth": lambda: ViewAttention(32, 16, PRoPE(scale="median_depth")),
+    "ViewAttention, saddle_balanced": lambda: ViewAttention(32, 16, GTA(reference="saddle_balanced")),
+    "RayEmbedding, saddle_balanced": lambda: RayEmbedding(32, reference="saddle_balanced"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_needs_are_those_of_all_submodules(name: str) -> None:
+    module = MODULES[name]()
+    leaves = [m for m in module.modules() if isinstance(m, CameraModule) and not isinstance(m, CONTAINERS)]
+    assert module.uses_cameras == any(not isinstance(m, ValueRoPE) for m in leaves)
+    assert module.uses_points == any(isinstance(m, PointRoPE) for m in leaves)
+    assert module.uses_median_depth == any(m.scale == "median_depth" for m in leaves)
+    assert module.uses_balanced_reference == any(m.reference == "saddle_balanced" for m in leaves)

@@ -1,4 +1,4 @@
-"""Rays: the frame of each token, relative rays, the embedding that adds them, and the points along them."""
+"""Rays: the frame of each token, relative rays, the embedding, and points along rays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.encodings.test_prope import HEAD_DIM, MROPE_SECTION, random_cameras, random_sequence
+from tests.zoo.encodings.attention import SHAPE, qkv_and_index, random_cameras
 from tests.zoo.test_cameras import random_poses
 from zoo.cameras import Cameras
 from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding
@@ -16,31 +16,31 @@ from zoo.poses import invert_se3
 from zoo.rays import ray_directions, token_points
 
 
-def places_of(index: Tensor) -> Tensor:
-    """Of 2 x 2 tokens a view, text first."""
+def patch_centers(index: Tensor) -> Tensor:
+    """Returns the centers of 2 x 2 tokens per view; text comes first and last."""
     text = int((index[0] < 0).sum()) // 2
-    place = (torch.arange(index.shape[1]) - text) % 4
-    return (torch.stack((place % 2, place // 2), -1).double() - 0.5) / 2 * torch.ones(len(index), 1, 1)
+    patch = (torch.arange(index.shape[1]) - text) % 4
+    return (torch.stack((patch % 2, patch // 2), -1).double() - 0.5) / 2 * torch.ones(len(index), 1, 1)
 
 
-def test_directions_are_where_a_pixel_is_seen() -> None:
+def test_directions_invert_the_projection() -> None:
     K = random_cameras(1)[1][0, 0]
     K_px = K.clone()
     K_px[0] *= 640
     K_px[1] *= 480
     K_px[0, 2], K_px[1, 2] = (K[0, 2] + 0.5) * 640, (K[1, 2] + 0.5) * 480
-    places = torch.tensor([[-0.5, -0.5], [0.0, 0.0], [0.31, -0.12]], dtype=torch.float64)
-    position_offset = ray_directions(K.expand(3, 3, 3), places)
-    pixels, _ = project_points(7.0 * position_offset, torch.eye(4, dtype=torch.float64), K_px)
-    expected = (places + 0.5) * torch.tensor([640.0, 480.0], dtype=torch.float64)
+    centers = torch.tensor([[-0.5, -0.5], [0.0, 0.0], [0.31, -0.12]], dtype=torch.float64)
+    directions = ray_directions(K.expand(3, 3, 3), centers)
+    pixels, _ = project_points(7.0 * directions, torch.eye(4, dtype=torch.float64), K_px)
+    expected = (centers + 0.5) * torch.tensor([640.0, 480.0], dtype=torch.float64)
     torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-10)
 
 
-def test_a_ray_frame_looks_along_its_ray() -> None:
+def test_ray_frame_looks_along_its_ray() -> None:
     poses, K = random_cameras(2)
-    _, index, _ = random_sequence(1)
-    places = places_of(index)
-    rays = ray_cameras(Cameras(poses, K, index).with_tokens(places))
+    _, index = qkv_and_index(1)
+    centers = patch_centers(index)
+    rays = ray_cameras(Cameras(poses, K, index).with_tokens(centers))
     own = rays.index
     assert own is not None and torch.equal(own >= 0, index >= 0)
     for sample, token in ((0, 1), (0, 6), (1, 12)):
@@ -48,38 +48,38 @@ def test_a_ray_frame_looks_along_its_ray() -> None:
         M = rays.world_to_camera[sample, own[sample, token]]
         torch.testing.assert_close(M[:3, :3] @ M[:3, :3].mT, torch.eye(3, dtype=M.dtype), rtol=0, atol=1e-14)
         assert torch.linalg.det(M[:3, :3]) > 0
-        torch.testing.assert_close(invert_se3(M)[:3, 3], invert_se3(V)[:3, 3], rtol=0, atol=1e-13)  # one center
-        direction = ray_directions(K[sample, 0], places[sample, token])
+        torch.testing.assert_close(
+            invert_se3(M)[:3, 3], invert_se3(V)[:3, 3], rtol=0, atol=1e-13
+        )  # the same camera center
+        direction = ray_directions(K[sample, 0], centers[sample, token])
         world = invert_se3(V)[:3, :3] @ direction + invert_se3(V)[:3, 3]
-        seen = M @ torch.cat((world, torch.ones(1, dtype=M.dtype)))
-        torch.testing.assert_close(seen[:2], torch.zeros(2, dtype=M.dtype), rtol=0, atol=1e-13)
-        assert abs(float(seen[2]) - float(direction.norm())) < 1e-13
-        down = V[1, :3]  # the camera's y axis in the world: x of the ray's frame is square to it
+        on_ray = M @ torch.cat((world, torch.ones(1, dtype=M.dtype)))
+        torch.testing.assert_close(on_ray[:2], torch.zeros(2, dtype=M.dtype), rtol=0, atol=1e-13)
+        assert abs(float(on_ray[2]) - float(direction.norm())) < 1e-13
+        down = V[1, :3]  # the camera's y axis in the world: x of the ray frame is orthogonal to it
         assert abs(float(M[0, :3] @ down)) < 1e-13 and float(M[1, :3] @ down) > 0
 
 
-def test_the_ray_through_the_middle_is_the_camera() -> None:
+def test_central_ray_is_the_camera() -> None:
     poses, K = random_cameras(2)
     K[..., :2, 2] = 0
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     cameras = Cameras(poses, K, index).with_tokens(torch.zeros(*index.shape, 2))
-    decoder = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION, "dtype": torch.float64}
+    decoder = {**SHAPE, "dtype": torch.float64}
     by_ray, by_camera = (each(ChannelRange()).encode(cameras, **decoder) for each in (RayEncoding, GTA))
     for a, b in zip(by_ray.after_rope(qkv[0], qkv[1]), by_camera.after_rope(qkv[0], qkv[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
-    off = cameras.with_tokens(places_of(index))
+    off = cameras.with_tokens(patch_centers(index))
     moved = RayEncoding(ChannelRange()).encode(off, **decoder).after_rope(qkv[0], qkv[1])[0]
     assert (moved - by_camera.after_rope(qkv[0], qkv[1])[0]).abs().max() > 0.1
 
 
-def test_relative_rays_equal_the_definition() -> None:
-    """q^T P_i P_j^-1 k, where P is from the world to the token's ray."""
+def test_relative_rays_match_definition() -> None:
+    """q^T P_i P_j^-1 k with the world-to-ray transform P."""
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(0)
-    cameras = Cameras(poses, K, index).with_tokens(places_of(index))
-    encoded = RayEncoding(ChannelRange(0, 1)).encode(
-        cameras, head_dim=HEAD_DIM, mrope_section=MROPE_SECTION, dtype=torch.float64
-    )
+    qkv, index = qkv_and_index(0)
+    cameras = Cameras(poses, K, index).with_tokens(patch_centers(index))
+    encoded = RayEncoding(ChannelRange(0, 1)).encode(cameras, **SHAPE, dtype=torch.float64)
     q, k = encoded.after_rope(qkv[0], qkv[0])
     M = ray_cameras(cameras).world_to_camera
     for i, j in ((0, 1), (2, 9), (11, 4)):
@@ -90,11 +90,11 @@ def test_relative_rays_equal_the_definition() -> None:
         torch.testing.assert_close(q[1, i, 2] @ k[1, j, 2], expected, rtol=0, atol=1e-11)
 
 
-def test_rays_need_places() -> None:
+def test_rays_require_patch_centers() -> None:
     poses, K = random_cameras(2)
-    _, index, _ = random_sequence(1)
-    with pytest.raises(ValueError, match="give view_patch_centers"):
-        RayEncoding().encode(Cameras(poses, K, index), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION)
+    _, index = qkv_and_index(1)
+    with pytest.raises(ValueError, match="pass view_patch_centers"):
+        RayEncoding().encode(Cameras(poses, K, index), **SHAPE)
 
 
 # ---- the embedding ----------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def embedding(rays: str, reference: str | None = "first") -> RayEmbedding:
     return module
 
 
-def test_embedding_starts_without_effect_and_can_learn() -> None:
+def test_embedding_starts_at_zero_and_trains() -> None:
     poses, K = random_cameras(1, views=3)
     tokens = torch.randn(3 * 2 * 4, 16)
     module = RayEmbedding(16)
@@ -119,13 +119,13 @@ def test_embedding_starts_without_effect_and_can_learn() -> None:
 
 
 @pytest.mark.parametrize("rays", ["plucker", "directions"])
-def test_embedding_is_of_each_tokens_ray(rays: str) -> None:
+def test_embedding_matches_definition(rays: str) -> None:
     poses, K = random_cameras(1, views=3)
     module, tokens = embedding(rays, None), torch.zeros(3 * 2 * 4, 16, dtype=torch.float64)
     out = module(tokens, Cameras(poses, K), torch.tensor([3, 2, 4]))
     for step, row, column in ((0, 0, 0), (1, 1, 2), (2, 0, 3)):
-        place = torch.tensor([(column + 0.5) / 4, (row + 0.5) / 2], dtype=torch.float64) - 0.5
-        direction = ray_directions(K[0, step], place)
+        center = torch.tensor([(column + 0.5) / 4, (row + 0.5) / 2], dtype=torch.float64) - 0.5
+        direction = ray_directions(K[0, step], center)
         if rays == "plucker":
             to_world = torch.linalg.inv(poses[0, step])
             unit = to_world[:3, :3] @ direction / direction.norm()
@@ -134,34 +134,34 @@ def test_embedding_is_of_each_tokens_ray(rays: str) -> None:
         torch.testing.assert_close(out[(step * 2 + row) * 4 + column], expected, rtol=0, atol=1e-12)
 
 
-def test_embedding_from_the_reference_view_does_not_know_the_world() -> None:
+def test_change_of_world_cancels_with_a_reference_view() -> None:
     poses, K = random_cameras(1, views=3)
     world = random_poses(1, 1, seed=3)
     tokens = torch.zeros(12, 16, dtype=torch.float64)
-    for reference, blind in (("first", True), ("medoid", True), (None, False)):
+    for reference, invariant in (("first", True), ("medoid", True), (None, False)):
         module = embedding("plucker", reference)
         here, there = (module(tokens, Cameras(V, K), (3, 2, 2)) for V in (poses, poses @ world))
         apart = (here - there).abs().max()
-        assert apart < 1e-10 if blind else apart > 1e-3
-    pose_free = embedding("directions", None)
+        assert apart < 1e-10 if invariant else apart > 1e-3
+    directions = embedding("directions", None)
     assert torch.equal(
-        pose_free(tokens, Cameras(poses, K), (3, 2, 2)),
-        pose_free(tokens, Cameras(world.expand(1, 3, 4, 4), K), (3, 2, 2)),
+        directions(tokens, Cameras(poses, K), (3, 2, 2)),
+        directions(tokens, Cameras(world.expand(1, 3, 4, 4), K), (3, 2, 2)),
     )
 
 
-def test_embedding_leaves_steps_without_a_camera_alone() -> None:
+def test_views_without_camera_change_no_bit() -> None:
     poses, K = random_cameras(1, views=3)
     tokens = torch.randn(12, 16, dtype=torch.float64)
     present = torch.tensor([True, False, True])
     out = embedding("plucker")(tokens, Cameras(poses, K), (3, 2, 2), present[None])
     assert torch.equal(out[4:8], tokens[4:8])
     assert ((out - tokens).abs().amax(-1)[[0, 3, 8, 11]] > 1e-3).all()
-    with pytest.raises(Exception, match="12 tokens with cameras"):
+    with pytest.raises(Exception, match="12 tokens and 3 cameras per scene do not match"):
         embedding("plucker")(tokens, Cameras(poses, K), (2, 2, 3))
 
 
-def test_half_precision_tokens_get_exact_rays() -> None:
+def test_bfloat16_tokens_get_float32_rays() -> None:
     poses, K = random_cameras(1, views=3)
     poses[..., :3, 3] += 100.0
     module = embedding("plucker").float()
@@ -175,17 +175,17 @@ def test_half_precision_tokens_get_exact_rays() -> None:
 # ---- points -----------------------------------------------------------------------------------------------
 
 
-def test_points_lie_on_their_rays_at_their_depth() -> None:
+def test_token_points_lie_on_their_rays_at_median_depth() -> None:
     poses, K = random_cameras(1, views=2)
     torch.manual_seed(0)
     depth = torch.full((2, 56, 84), 3.0)
-    depth[1, :28, 28:56] = 0.0  # this token has none
+    depth[1, :28, 28:56] = 0.0  # a token without depth
     depth[0, :28, :28] = torch.where(torch.rand(28, 28) < 0.4, 9.0, 2.0)
     depth[0, 28:, 28:56] = torch.where(torch.rand(28, 28) < 0.7, 0.0, 5.0)
     points = token_points(depth, poses[0], K[0])
     assert points.shape == (2, 2, 3, 3) and points[1, 0, 1].isnan().all()
     assert points.isfinite().all(-1).sum() == 11
     for step, row, column, expected in ((0, 0, 0, 2.0), (0, 1, 1, 5.0), (1, 1, 2, 3.0)):
-        seen = poses[0, step, :3, :3] @ points[step, row, column] + poses[0, step, :3, 3]
-        place = torch.tensor([(column + 0.5) / 3, (row + 0.5) / 2], dtype=torch.float64) - 0.5
-        torch.testing.assert_close(seen, expected * ray_directions(K[0, step], place), rtol=0, atol=1e-12)
+        in_camera = poses[0, step, :3, :3] @ points[step, row, column] + poses[0, step, :3, 3]
+        center = torch.tensor([(column + 0.5) / 3, (row + 0.5) / 2], dtype=torch.float64) - 0.5
+        torch.testing.assert_close(in_camera, expected * ray_directions(K[0, step], center), rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""What an encoding gets from the model around it: the saddle-balanced view of its 2D tokens, depth, and points."""
+"""What the model computes for encodings: the saddle-balanced reference view, median depth, and 3D points."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def random_views(count: int, seed: int = 0, channels: int = 6) -> Tensor:
     return sizes * torch.randn(count, channels, generator=generator, dtype=torch.float64)
 
 
-def by_numbers(views: list[list[float]]) -> int:
-    """The rule with plain numbers."""
+def by_definition(views: list[list[float]]) -> int:
+    """Computes the rule with Python numbers."""
     norms = [sum(x * x for x in view) ** 0.5 for view in views]
     units = [[x / norm for x in view] for view, norm in zip(views, norms, strict=True)]
     others = range(len(views))
@@ -44,45 +44,45 @@ def by_numbers(views: list[list[float]]) -> int:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_is_the_rule(seed: int) -> None:
+def test_matches_definition(seed: int) -> None:
     views = random_views(3 + seed % 5, seed)
     chosen = int(saddle_balanced(views))
-    assert chosen == by_numbers(views.tolist())
-    assert int(saddle_balanced(5.0 * views)) == chosen  # their common scale is no matter
+    assert chosen == by_definition(views.tolist())
+    assert int(saddle_balanced(5.0 * views)) == chosen  # invariant to a common scale
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))
     assert int(order[saddle_balanced(views[order])]) == chosen
     assert int(saddle_balanced(views.float())) == int(saddle_balanced(views.float().double()))
 
 
-def test_is_not_one_of_the_simpler_ones() -> None:
-    """Each measure counts, and so does the size of one view alone."""
+def test_every_measure_contributes() -> None:
+    """All views are chosen for some tokens, and the norm of a single view changes the choice."""
     chosen = [int(saddle_balanced(random_views(5, seed))) for seed in range(20)]
     assert len(set(chosen)) == 5
-    louder = []
+    scaled = []
     for seed in range(20):
         views = random_views(5, seed)
         views[0] *= 10
-        louder.append(int(saddle_balanced(views)))
-    assert louder != chosen
+        scaled.append(int(saddle_balanced(views)))
+    assert scaled != chosen
 
 
-def test_only_views_with_a_camera_are_chosen_from() -> None:
+def test_chooses_among_views_with_a_camera() -> None:
     views, present = random_views(6), torch.tensor([False, True, True, False, True, True])
     assert int(saddle_balanced(views, present)) == [1, 2, 4, 5][int(saddle_balanced(views[present]))]
-    assert int(saddle_balanced(views, ~present)) == 0  # two are left: the first
+    assert int(saddle_balanced(views, ~present)) == 0  # of two views, the first
     assert int(saddle_balanced(views[:2])) == 0
     assert int(saddle_balanced(views, torch.arange(6) == 4)) == 4
     assert int(saddle_balanced(views, torch.zeros(6, dtype=torch.bool))) == 0
 
 
-def test_views_that_are_all_alike_are_no_trouble() -> None:
+def test_identical_views_choose_the_first() -> None:
     assert int(saddle_balanced(torch.ones(4, 8))) == 0
 
 
-def test_views_of_a_sample_are_those_of_all_its_scenes() -> None:
+def test_scenes_of_a_sample_are_concatenated() -> None:
     tokens = random_views(10, channels=4)
     has_camera = torch.tensor([[True, True, True, True, False], [True] * 5, [True] * 5])
-    # sample 0: a scene of 3 steps of two tokens and one of a step; sample 1: text; sample 2: 2 steps of a token
+    # sample 0: scenes of 3 and 1 views with two tokens each; sample 1: text; sample 2: 2 views with one token each
     chosen = balanced_views([tokens[:6], tokens[6:8], tokens[8:]], [3, 1, 2], [0, 0, 2], has_camera)
     views = tokens[:8].view(4, 2, 4).mean(1)
     assert chosen.tolist() == [int(saddle_balanced(views)), 0, 0]
@@ -97,7 +97,7 @@ def model(**parts: Any) -> SpatialVLM:
 
 
 def videos() -> dict[str, Any]:
-    """Two, in the first of which the third view is chosen; the second has two views."""
+    """Returns two videos: the first one's balanced view is the third, the second one has only two views."""
     given = sequences()
     pixels = torch.randn(given["pixel_values_videos"].shape, generator=torch.Generator().manual_seed(2))
     return {**given, "pixel_values_videos": pixels}
@@ -111,7 +111,7 @@ def balanced(**more: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def test_a_model_chooses_by_its_own_2d_tokens() -> None:
+def test_model_chooses_from_its_2d_tokens() -> None:
     ours, given = model(**balanced()), videos()
     real = given["attention_mask"].bool()
     expected = []
@@ -120,14 +120,14 @@ def test_a_model_chooses_by_its_own_2d_tokens() -> None:
     assert expected == [2, 0]
     found = ours.logits(**given, cameras=cameras())[real]
     ours.camera_encoding.reference = None  # type: ignore[union-attr]
-    by_hand = cameras().to(dtype=torch.float64).with_reference(torch.tensor(expected)).canonical("given")
+    by_hand = cameras().to(dtype=torch.float64).with_reference(torch.tensor(expected)).canonical("saddle_balanced")
     torch.testing.assert_close(ours.logits(**given, cameras=by_hand)[real], found, rtol=0, atol=0)
     ours.camera_encoding.reference = "first"  # type: ignore[union-attr]
     assert (ours.logits(**given, cameras=cameras())[real] - found).abs().max() > 1e-4
 
 
 @torch.no_grad()
-def test_the_world_is_no_matter_and_other_cameras_are() -> None:
+def test_change_of_world_cancels_and_other_cameras_do_not() -> None:
     ours, given = model(**balanced()), sequences()
     real = given["attention_mask"].bool()
     here = cameras().to(dtype=torch.float64)
@@ -147,13 +147,13 @@ def test_text_alone_is_stock() -> None:
 
 
 @torch.no_grad()
-def test_the_views_among_each_other_go_by_it_too() -> None:
-    """A translation alone shows which view the world is of."""
+def test_view_mixer_uses_the_balanced_view() -> None:
+    """Translations alone depend on the reference view."""
 
-    def rule(width: int) -> ViewAttention:
+    def mixer(width: int) -> ViewAttention:
         return ViewAttention(width, 16, GTA(pose_component="translation", reference="saddle_balanced"))
 
-    ours, given = model(view_mixer=rule), videos()
+    ours, given = model(view_mixer=mixer), videos()
     assert ours.view_mixer is not None
     torch.nn.init.normal_(ours.view_mixer.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
     found = ours.logits(**given, cameras=cameras())
@@ -163,8 +163,8 @@ def test_the_views_among_each_other_go_by_it_too() -> None:
 
 
 @torch.no_grad()
-def test_scenes_of_a_batch_have_their_own() -> None:
-    """As the data comes in training: scenes of different lengths, each as if alone."""
+def test_scenes_of_a_batch_have_independent_references() -> None:
+    """For scenes of different lengths, as in training."""
     ours = model(**balanced())
     scenes = [scene("a", steps=4), scene("b", steps=5, seed=1)]
     asked = batch(ours, *scenes)
@@ -180,13 +180,13 @@ def test_scenes_of_a_batch_have_their_own() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
-# ---- the depth of the data --------------------------------------------------------------------------------
+# ---- depth of the data ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", ["PRoPE", "PointRoPE", "views"])
 @torch.no_grad()
-def test_the_median_depth_of_the_data_is_a_unit(part: str) -> None:
-    """The same scene in other units is the same to the model; in meters it isn't."""
+def test_median_depth_makes_the_unit_cancel(part: str) -> None:
+    """The same scene in feet gives the same logits, but not with scale none."""
     for scale in ("median_depth", "none"):
         if part == "views":
             ours = model(view_mixer=lambda width, scale=scale: ViewAttention(width, 16, PRoPE(scale=scale)))
@@ -208,7 +208,7 @@ def test_the_median_depth_of_the_data_is_a_unit(part: str) -> None:
         assert apart < 1e-4 if scale == "median_depth" else apart > 1e-3
 
 
-def test_without_depth_it_is_an_error() -> None:
+def test_median_depth_requires_depth() -> None:
     ours = model(camera_encoding=PRoPE(TemporalSection(), scale="median_depth"), time_index=ConstantIndex())
     bare = scene("a")
     bare.geometry.depth = None  # type: ignore[union-attr]
@@ -216,11 +216,11 @@ def test_without_depth_it_is_an_error() -> None:
         ours.encode_scenes(batch(ours, bare))
 
 
-# ---- VGGT's depth -----------------------------------------------------------------------------------------
+# ---- depth of VGGT ----------------------------------------------------------------------------------------
 
 
 def vggt() -> TinyVGGT:
-    """Random, with a field of view of a radian; all that it finds is deterministic."""
+    """Builds a random VGGT with a field of view of one radian."""
     encoder = TinyVGGT(embed_dim=32, depth=2, num_heads=2, features=8, heads=("camera", "depth"))
     last = encoder.vggt.camera_head.pose_branch.fc2  # type: ignore[union-attr]
     if not last.bias.is_meta:
@@ -234,10 +234,10 @@ def by_vggt(encoding: CameraEncoding, **more: Any) -> SpatialVLM:
 
 @pytest.mark.parametrize("kept", [False, True])
 @torch.no_grad()
-def test_points_may_be_vggts(kept: bool, tmp_path: Path) -> None:
-    """Its depth on its rays, in its own unit: what the encoding gets is what its own points would give."""
+def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
+    """The encoding gets VGGT's depth along VGGT's rays, also when read back from the cache."""
     cache = {"geometry_cache": GeometryCache(str(tmp_path))} if kept else {}
-    for _ in range(1 + kept):  # found, and read again
+    for _ in range(1 + kept):  # computed, then read from the cache
         ours = by_vggt(PointRoPE(), **cache)
         assert not ours.requires_depth and not ours.requires_cameras and ours.requires_frames
         shown = scene("a")
@@ -251,16 +251,16 @@ def test_points_may_be_vggts(kept: bool, tmp_path: Path) -> None:
         cameras = step_cameras([found])[0]
         index = torch.where(asked["input_ids"][:1] == ours.qwen.config.video_token_id, 0, -1)
         index[index == 0] = torch.arange(3).repeat_interleave(6)
-        places = torch.full((*index.shape, 3), torch.nan, dtype=points.dtype)
-        places[index >= 0] = points
+        scattered = torch.full((*index.shape, 3), torch.nan, dtype=points.dtype)
+        scattered[index >= 0] = points
         expected = PointRoPE().encode(
-            cameras.with_index(index).with_tokens(points=places), head_dim=32, mrope_section=[4, 6, 6]
+            cameras.with_index(index).with_tokens(points=scattered), head_dim=32, mrope_section=[4, 6, 6]
         )
         torch.testing.assert_close(inputs["camera_encoding"].cos, expected.cos, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
-def test_the_unit_may_be_vggts_depth_and_the_logits_find_both() -> None:
+def test_logits_with_predicted_points_and_predicted_median_depth() -> None:
     frames = {"frames": [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]}
     for encoding in (PointRoPE(), GTA(scale="median_depth")):
         ours, given = by_vggt(encoding), sequences()
@@ -268,7 +268,7 @@ def test_the_unit_may_be_vggts_depth_and_the_logits_find_both() -> None:
         assert moved.isfinite().all() and moved[given["attention_mask"].bool()].abs().max() > 1e-3
 
 
-def test_a_geometry_without_depth_is_refused() -> None:
+def test_geometry_without_depth_raises() -> None:
     with pytest.raises(InputError, match="has no depth head: build one"):
         model(
             camera_encoding=PointRoPE(),

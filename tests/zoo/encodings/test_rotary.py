@@ -1,4 +1,4 @@
-"""Rotary values and rotary points: the definitions, token by token, and what they must not touch."""
+"""ValueRoPE and PointRoPE against their definitions per token."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.encodings.test_prope import HEAD_DIM, MROPE_SECTION, mrope, random_cameras, random_sequence
+from tests.zoo.encodings.attention import (
+    HEAD_DIM,
+    MROPE_SECTION,
+    SHAPE,
+    Decoder,
+    qkv_and_index,
+    random_cameras,
+    random_sequence,
+)
 from zoo.cameras import Cameras
 from zoo.encodings import EncodedCameras, PointRoPE, ValueRoPE
 from zoo.errors import InputError
 
-DECODER = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION, "dtype": torch.float64}
+DECODER = {**SHAPE, "dtype": torch.float64}
 
 
-def turned(x: Tensor, angles: list[float]) -> Tensor:
-    """One head's channels with the pairs (c, c + D/2) turned, number by number."""
+def rotated(x: Tensor, angles: list[float]) -> Tensor:
+    """Rotates the pairs (c, c + D/2) of one head, number by number."""
     out, half = x.clone(), len(x) // 2
     for c, angle in enumerate(angles):
         a, b = float(x[c]), float(x[c + half])
@@ -32,39 +40,42 @@ def turned(x: Tensor, angles: list[float]) -> Tensor:
 def rotary_values(index: Tensor, ids: Tensor) -> EncodedCameras:
     poses, K = random_cameras(2)
     encoded = ValueRoPE().encode(Cameras(poses, K, index), **DECODER)
-    at_layer = encoded.at_layer(0, torch.zeros(*index.shape, 1), mrope(ids, MROPE_SECTION))
+    at_layer = encoded.at_layer(0, torch.zeros(*index.shape, 1), Decoder(None).rope(ids))
     assert at_layer is not None
     return at_layer
 
 
-def test_values_turn_by_the_position_from_the_first_visual_token() -> None:
-    qkv, index, ids = random_sequence(2)
+def test_values_rotate_by_position_relative_to_the_first_visual_token() -> None:
+    sequence = random_sequence(2)
+    qkv, index, ids = sequence.qkv, sequence.index, sequence.ids
     encoded = rotary_values(index, ids)
-    v, o = encoded.values(qkv[2]), encoded.transform_outputs(qkv[0])
+    v, o = encoded.transform_values(qkv[2]), encoded.transform_outputs(qkv[0])
     section = [axis for axis, count in enumerate(MROPE_SECTION) for _ in range(count)]
     for token in range(index.shape[1]):
         steps = (ids[:, 0, token] - ids[:, 0, 2]).tolist() if index[0, token] >= 0 else [0, 0, 0]
         angles = [steps[axis] * 1e4 ** (-c / (HEAD_DIM // 2)) for c, axis in enumerate(section)]
-        torch.testing.assert_close(v[0, token, 1], turned(qkv[2][0, token, 1], angles), rtol=0, atol=1e-12)
+        torch.testing.assert_close(v[0, token, 1], rotated(qkv[2][0, token, 1], angles), rtol=0, atol=1e-12)
         back = [-angle for angle in angles]
-        torch.testing.assert_close(o[0, token, 3], turned(qkv[0][0, token, 3], back), rtol=0, atol=1e-12)
+        torch.testing.assert_close(o[0, token, 3], rotated(qkv[0][0, token, 3], back), rtol=0, atol=1e-12)
     q, k = encoded.after_rope(qkv[0], qkv[1])
     assert q is qkv[0] and k is qkv[1]
 
 
-def test_outputs_undo_what_values_do() -> None:
-    qkv, index, ids = random_sequence(2)
+def test_outputs_invert_the_rotation_of_values() -> None:
+    sequence = random_sequence(2)
+    qkv, index, ids = sequence.qkv, sequence.index, sequence.ids
     encoded = rotary_values(index, ids)
-    torch.testing.assert_close(encoded.transform_outputs(encoded.values(qkv[2])), qkv[2], rtol=0, atol=1e-13)
-    assert torch.equal(encoded.values(qkv[2])[index < 0], qkv[2][index < 0])
-    assert (encoded.values(qkv[2]) - qkv[2])[index >= 0].abs().max() > 0.1
+    torch.testing.assert_close(encoded.transform_outputs(encoded.transform_values(qkv[2])), qkv[2], rtol=0, atol=1e-13)
+    assert torch.equal(encoded.transform_values(qkv[2])[index < 0], qkv[2][index < 0])
+    assert (encoded.transform_values(qkv[2]) - qkv[2])[index >= 0].abs().max() > 0.1
 
 
-def test_a_visual_token_without_a_camera_keeps_its_bits() -> None:
-    qkv, index, ids = random_sequence(1)
+def test_visual_token_without_camera_changes_no_bit() -> None:
+    sequence = random_sequence(1)
+    qkv, index, ids = sequence.qkv, sequence.index, sequence.ids
     index = index.clone()
     index[:, 1:4] = -1
-    v = rotary_values(index, ids).values(qkv[2])
+    v = rotary_values(index, ids).transform_values(qkv[2])
     assert torch.equal(v[:, 1:4], qkv[2][:, 1:4])
 
 
@@ -76,35 +87,35 @@ def token_points(index: Tensor, seed: int = 7) -> Tensor:
     return 2 * torch.randn(*index.shape, 3, generator=generator, dtype=torch.float64)
 
 
-def test_queries_and_keys_turn_by_the_point_in_the_reference_view() -> None:
+def test_queries_and_keys_rotate_by_the_point_in_the_reference_view() -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     points = token_points(index)
     cameras = Cameras(poses, K, index).with_tokens(points=points)
     encoded = PointRoPE(shortest=0.5, longest=8.0).encode(cameras, **DECODER)
     q, k = encoded.after_rope(qkv[0], qkv[1])
     for sample in range(2):
         for token in range(index.shape[1]):
-            there = poses[sample, 0, :3, :3] @ points[sample, token] + poses[sample, 0, :3, 3]
+            point = poses[sample, 0, :3, :3] @ points[sample, token] + poses[sample, 0, :3, 3]
             if index[sample, token] < 0:
-                there = there * 0
+                point = point * 0
             angles = []
             for coordinate, count in zip((2, 1, 0), MROPE_SECTION, strict=True):
                 for i in range(count):
-                    angles.append(2 * math.pi * float(there[coordinate]) / (0.5 * 16 ** (i / (count - 1))))
+                    angles.append(2 * math.pi * float(point[coordinate]) / (0.5 * 16 ** (i / (count - 1))))
             torch.testing.assert_close(
-                q[sample, token, 2], turned(qkv[0][sample, token, 2], angles), rtol=0, atol=1e-12
+                q[sample, token, 2], rotated(qkv[0][sample, token, 2], angles), rtol=0, atol=1e-12
             )
             torch.testing.assert_close(
-                k[sample, token, 1], turned(qkv[1][sample, token, 1], angles), rtol=0, atol=1e-12
+                k[sample, token, 1], rotated(qkv[1][sample, token, 1], angles), rtol=0, atol=1e-12
             )
-    assert encoded.values(qkv[2]) is qkv[2] and encoded.transform_outputs(qkv[0]) is qkv[0]
+    assert encoded.transform_values(qkv[2]) is qkv[2] and encoded.transform_outputs(qkv[0]) is qkv[0]
 
 
-def test_logits_see_the_difference_of_points() -> None:
-    """A common translation cancels; moving one point doesn't."""
+def test_logits_depend_on_differences_of_points() -> None:
+    """A common translation cancels; the translation of one point does not."""
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(0)
+    qkv, index = qkv_and_index(0)
     points = token_points(index)
 
     def logits(points: Tensor) -> Tensor:
@@ -118,17 +129,15 @@ def test_logits_see_the_difference_of_points() -> None:
     assert (logits(points) - moved).abs().max() > 0.1
 
 
-def test_a_token_without_a_point_keeps_its_bits() -> None:
+def test_token_without_point_changes_no_bit() -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     points = token_points(index)
     points[0, 3, 1] = torch.nan
     for dtype in (torch.float32, torch.bfloat16):
-        encoded = PointRoPE("qkvo").encode(
-            Cameras(poses, K, index).with_tokens(points=points), head_dim=HEAD_DIM, mrope_section=MROPE_SECTION
-        )
+        encoded = PointRoPE("qkvo").encode(Cameras(poses, K, index).with_tokens(points=points), **SHAPE)
         q, k, v = (x.to(dtype) for x in qkv)
-        results = (*encoded.after_rope(q, k), encoded.values(v), encoded.transform_outputs(q))
+        results = (*encoded.after_rope(q, k), encoded.transform_values(v), encoded.transform_outputs(q))
         for result, x in zip(results, (q, k, v, q), strict=True):
             assert result.dtype == dtype and result.isfinite().all()
             assert torch.equal(result[0, 3], x[0, 3]) and torch.equal(result[index < 0], x[index < 0])
@@ -136,21 +145,21 @@ def test_a_token_without_a_point_keeps_its_bits() -> None:
 
 
 @pytest.mark.parametrize("apply_to", ["qk", "vo", "qkvo"])
-def test_terms(apply_to: str) -> None:
+def test_apply_to(apply_to: str) -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     cameras = Cameras(poses, K, index).with_tokens(points=token_points(index))
     encoded = PointRoPE(apply_to).encode(cameras, **DECODER)  # type: ignore[arg-type]
     q, k = encoded.after_rope(qkv[0], qkv[1])
     assert torch.equal(q, qkv[0]) == torch.equal(k, qkv[1]) == ("qk" not in apply_to)
-    v = encoded.values(qkv[2])
+    v = encoded.transform_values(qkv[2])
     assert torch.equal(v, qkv[2]) == ("vo" not in apply_to)
     torch.testing.assert_close(encoded.transform_outputs(v), qkv[2], rtol=0, atol=1e-13)
 
 
-def test_channels_of_others_are_left_alone() -> None:
+def test_appended_channels_are_unchanged() -> None:
     poses, K = random_cameras(2)
-    qkv, index, _ = random_sequence(1)
+    qkv, index = qkv_and_index(1)
     encoded = PointRoPE().encode(Cameras(poses, K, index).with_tokens(points=token_points(index)), **DECODER)
     wide = torch.cat((qkv[0], qkv[0][..., :8]), -1)
     q, _ = encoded.after_rope(wide, wide)
@@ -158,18 +167,18 @@ def test_channels_of_others_are_left_alone() -> None:
     assert torch.equal(q[..., :HEAD_DIM], encoded.after_rope(qkv[0], qkv[0])[0])
 
 
-def test_errors_name_the_trouble() -> None:
+def test_wrong_arguments_raise() -> None:
     poses, K = random_cameras(2)
-    _, index, _ = random_sequence(1)
-    with pytest.raises(ValueError, match="PointRoPE goes by the points"):
+    _, index = qkv_and_index(1)
+    with pytest.raises(ValueError, match="PointRoPE requires the 3D points"):
         PointRoPE().encode(Cameras(poses, K, index), **DECODER)
-    with pytest.raises(InputError, match="0 < 4 <= 2 is not so"):
+    with pytest.raises(InputError, match="got wavelengths 4 and 2"):
         PointRoPE(shortest=4, longest=2)
 
 
-def test_points_follow_the_unit_of_length() -> None:
+def test_scale_makes_the_unit_of_points_cancel() -> None:
     poses, K = random_cameras(2)
-    _, index, _ = random_sequence(1)
+    _, index = qkv_and_index(1)
     points = token_points(index)
     larger = poses.clone()
     larger[..., :3, 3] *= 3

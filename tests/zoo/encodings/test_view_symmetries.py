@@ -1,4 +1,4 @@
-"""What the branches beside the 2D tokens declare is what is measured, in both directions, in float64."""
+"""Measures the declared symmetries of every view mixer, in both directions, in float64."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.zoo.encodings.attention import random_cameras
 from tests.zoo.encodings.test_view_attention import EXACT, GRID, MOVES, WIDTH, permuted, random_tokens, scene
 from zoo.cameras import Cameras
+from zoo.encodings.base import CameraModule
 from zoo.encodings.symmetries import ViewSymmetries
 from zoo.encodings.table import VIEW_MIXERS
 from zoo.encodings.view_mixer import ViewMixer
@@ -26,11 +27,11 @@ def trained(name: str) -> ViewMixer:
     return mixer
 
 
-def of_the_data(mixer: ViewMixer) -> ViewMixer:
-    """With the cameras as they come."""
+def in_data_world(mixer: ViewMixer) -> ViewMixer:
+    """Removes the reference view."""
     for module in mixer.modules():
-        if hasattr(module, "reference"):
-            module.reference = None  # type: ignore[assignment]
+        if isinstance(module, CameraModule):
+            module.reference = None
     return mixer
 
 
@@ -48,7 +49,7 @@ def moved_world() -> Cameras:
 
 
 def world_views(mixer: ViewMixer) -> float:
-    return change(of_the_data(mixer), moved_world())
+    return change(in_data_world(mixer), moved_world())
 
 
 def canonical(mixer: ViewMixer) -> float:
@@ -67,8 +68,8 @@ def intrinsics(mixer: ViewMixer) -> float:
 
 
 def order(mixer: ViewMixer) -> float:
-    """The cameras are seen from one of them beforehand: which one doesn't change with the order."""
-    mixer, cameras, to = of_the_data(mixer), scene().canonical("middle"), torch.tensor([2, 0, 3, 1])
+    """Measures the change under a permutation, with a reference view that is fixed beforehand."""
+    mixer, cameras, to = in_data_world(mixer), scene().canonical("middle"), torch.tensor([2, 0, 3, 1])
     other = Cameras(cameras.world_to_camera[:, to], cameras.K_normalized[:, to])
     found = mixed(mixer, other, permuted(random_tokens(), to))
     return float((found - permuted(mixed(mixer, cameras), to)).abs().max())
@@ -79,12 +80,12 @@ PROPERTIES = [world_views, canonical, scale, intrinsics, order]
 
 @pytest.mark.parametrize("measure", PROPERTIES)
 @pytest.mark.parametrize("name", VIEW_MIXERS)
-def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[ViewMixer], float]) -> None:
+def test_declared_symmetries_are_measured(name: str, measure: Callable[[ViewMixer], float]) -> None:
     mixer = trained(name)
     declared, measured = getattr(mixer.symmetries, measure.__name__), measure(mixer)
     if not declared:
         assert measured > MOVES
-    elif measure is intrinsics:  # not read, to the bit
+    elif measure is intrinsics:  # bit for bit
         assert measured == 0
     else:
         assert measured < EXACT
@@ -92,15 +93,15 @@ def test_what_is_declared_is_what_is_measured(name: str, measure: Callable[[View
 
 
 @pytest.mark.parametrize("name", VIEW_MIXERS)
-def test_cameras_matter_and_untrained_they_do_not(name: str) -> None:
+def test_has_an_effect_only_after_training(name: str) -> None:
     other = Cameras(random_cameras(1, 4, seed=9)[0], scene().K_normalized * torch.tensor([1.3, 1.0, 1.0])[:, None])
     assert change(trained(name), other) > MOVES
     tokens = random_tokens()
     assert torch.equal(mixed(VIEW_MIXERS[name](WIDTH).double(), scene(), tokens), tokens)
 
 
-def test_an_order_that_is_a_position_shows() -> None:
-    """The control: a branch that numbers the views."""
+def test_numbered_views_break_the_order() -> None:
+    """A control: a mixer with a positional embedding of the views."""
     mixer = trained("ViewAttention(GTA)")
     forward = mixer.forward
 

@@ -62,7 +62,7 @@ class CameraAttention(Qwen2_5_VLAttention):
             )
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
-        v = camera_encoding.values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
+        v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(q, k)
         assert position_embeddings is not None

@@ -98,7 +98,7 @@ class Qwen25VLBackbone(Backbone):
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         install_camera_attention(self.decoder)
         if encoding is not None:
-            encoding.bind_to_decoder(self.decoder, range(self.decoder_layout.num_layers))
+            encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))
 
     def enable_gradient_checkpointing(self) -> None:
         self.vlm.activation_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,122 @@
+"""Encoded cameras: the transformation of q, k, v and the attention output in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+QK = tuple[Float[Tensor, "B L H E"], Float[Tensor, "B L G E"]]
+Rope = tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]  # cosine and sine
+
+
+class EncodedCameras:
+    """The hooks of an encoding into the attention for one batch; this base class is the identity.
+
+    q, k, v and o have shape (B, L, heads, D), in token order; with grouped-query attention k and v have G heads and
+    q and o H heads. `after_rope` may append channels to q and k, and `transform_values` as many to v, which
+    `transform_outputs` removes. The first D channels remain the model's own, so encodings can be composed, and the
+    softmax scale remains D^-1/2. CPU attention has a fast kernel only if q, k and v are equally wide.
+
+    A plain class on purpose, see `Cameras`: FSDP would cast the matrices of a dataclass to bfloat16.
+
+    Attributes:
+        batched: names of the attributes with one entry per sample, which `repeat_interleave` repeats.
+        num_tokens: L; None if the transformation fits any number of tokens.
+    """
+
+    batched: tuple[str, ...] = ()
+
+    def __init__(self, num_tokens: int | None = None) -> None:
+        self.num_tokens = num_tokens
+
+    def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
+        """Returns the hooks of one layer; None is the stock attention.
+
+        Args:
+            layer: number of the layer, from 0.
+            hidden_states: input of the layer's projections.
+            rope: cosine and sine of the tokens' positions.
+        """
+        return self
+
+    def for_decode_step(self) -> EncodedCameras | None:
+        """Returns the hooks of later decode steps, which contain text only; None is the stock attention."""
+        return None
+
+    def repeat_interleave(self, copies: int) -> EncodedCameras:
+        """Repeats each sample `copies` times in a row, as beam search does."""
+        repeated = copy(self)
+        for name in self.batched:
+            setattr(repeated, name, getattr(self, name).repeat_interleave(copies, 0))
+        return repeated
+
+    def before_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
+        """Transforms queries and keys before RoPE."""
+        return q, k
+
+    def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
+        """Transforms queries and keys after RoPE, for the attention and the KV cache."""
+        return q, k
+
+    def transform_values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
+        """Transforms values, for the attention and the KV cache."""
+        return v
+
+    def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
+        """Transforms the attention output before the output projection."""
+        return o
+
+
+class ZeroChannels(EncodedCameras):
+    """Appends zeros to q, k and v: decoded text beside cached tokens with more channels.
+
+    Args:
+        channels: number of appended channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        return F.pad(q, (0, self.channels)), F.pad(k, (0, self.channels))
+
+    def transform_values(self, v: Tensor) -> Tensor:
+        return F.pad(v, (0, self.channels))
+
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        return o[..., : -self.channels]
+
+
+class EncodedGroup(EncodedCameras):
+    """Base class of encoded cameras that delegate to others, its `members`; None is the stock attention."""
+
+    def __init__(self, members: Sequence[EncodedCameras | None]) -> None:
+        self.members = members
+        super().__init__(next((e.num_tokens for e in self.acting if e.num_tokens is not None), None))
+
+    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
+        return self._map(lambda member: member.at_layer(layer, hidden_states, rope))._or_stock()
+
+    def for_decode_step(self) -> EncodedCameras | None:
+        return self._map(lambda member: member.for_decode_step())._or_stock()
+
+    def repeat_interleave(self, copies: int) -> EncodedCameras:
+        return self._map(lambda member: member.repeat_interleave(copies))
+
+    @property
+    def acting(self) -> list[EncodedCameras]:
+        """The members other than the stock attention."""
+        return [member for member in self.members if member is not None]
+
+    def _map(self, change: Callable[[EncodedCameras], EncodedCameras | None]) -> EncodedGroup:
+        other = copy(self)  # keeps the attributes of subclasses
+        EncodedGroup.__init__(other, [None if member is None else change(member) for member in self.members])
+        return other
+
+    def _or_stock(self) -> EncodedGroup | None:
+        return self if self.acting else None
