@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from benchmarks.measure import timed
-from zoo.attention import install_camera_attention
+from zoo.backbones.qwen25_vl.attention import install_camera_attention
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings import EncodedCameras, prope_attention
 from zoo.encodings.multiview import ROPE_BASE

@@ -29,10 +29,10 @@ from benchmarks.measure import GIVE_BACK, peak_growth, timed
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
-from zoo.generation import greedy
+from zoo.backbones.qwen25_vl.generation import greedy
+from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.prefix_cache import CachedPrefix, answer_questions
-from zoo.tiny import tiny_processor
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
 TEXTS = (
@@ -66,7 +66,7 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(memory(options, model)))
         return
-    size = sum(parameter.numel() for parameter in model.qwen.parameters()) / 1e6
+    size = sum(parameter.numel() for parameter in model.backbone.vlm.parameters()) / 1e6
     geometry = sum(parameter.numel() for parameter in model.geometry.parameters()) / 1e6
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
     print(f"\nQwen2.5-VL of {size:.0f} M, VGGT of {geometry:.0f} M parameters, float32, {where}\n")
@@ -89,7 +89,7 @@ def build(options: argparse.Namespace) -> SpatialMLLM:
     model = SpatialMLLM(
         backbone=backbone, geometry=lambda: VGGTEncoder(VGGT(**config)), max_new_tokens=NEW_TOKENS, learning_rates=rates
     )
-    model.qwen.config.text_config.eos_token_id = None
+    model.backbone.vlm.config.text_config.eos_token_id = None
     return model.eval().to(options.device)
 
 
@@ -111,13 +111,13 @@ def one_by_one(model: SpatialMLLM, asked: dict[str, Any], count: int | None = No
     for row, mask in enumerate(asked["attention_mask"].bool()[:count]):
         ids = asked["input_ids"][row : row + 1, mask]
         inputs = model.encode_scenes(asked)(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])
-        answers += greedy(model.qwen, inputs, NEW_TOKENS)
+        answers += greedy(model.backbone.vlm, inputs, NEW_TOKENS)
     return answers
 
 
 @torch.no_grad()
 def shared(model: SpatialMLLM, asked: dict[str, Any], count: int | None = None) -> list[list[int]]:
-    return [reply.ids for reply in answer_questions(model.qwen, model.encode_scenes(asked), asked, NEW_TOKENS)]
+    return [reply.ids for reply in answer_questions(model.backbone.vlm, model.encode_scenes(asked), asked, NEW_TOKENS)]
 
 
 WAYS: dict[str, Callable[..., list[list[int]]]] = {"one by one": one_by_one, "shared": shared}
@@ -138,7 +138,7 @@ def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> N
             seconds[way].append(times * timed(lambda way=way: answer(way), options.device))
     same = sum(a == b for a, b in zip(found["one by one"], found["shared"], strict=False))
     mib = {way: memory_in_a_process(options, frames, way) / 2**20 for way in WAYS}
-    tokens = int((asked["input_ids"][0] == model.qwen.config.video_token_id).sum())
+    tokens = int((asked["input_ids"][0] == model.backbone.vlm.config.video_token_id).sum())
     said = f"{same} answers of {alone} that were asked one by one are equal"
     print(f"{frames} frames, {tokens} visual tokens, {options.questions} questions; {said}\n")
     print(
@@ -166,11 +166,11 @@ def parts(options: argparse.Namespace, model: SpatialMLLM, asked: dict[str, Any]
     }
     prepare = model.encode_scenes(asked)
     prompt = asked["input_ids"][0][asked["attention_mask"][0].bool()]
-    end = int((prompt == model.qwen.config.video_token_id).nonzero()[-1]) + 2
+    end = int((prompt == model.backbone.vlm.config.video_token_id).nonzero()[-1]) + 2
     ids = prompt[None, :end]
     inputs = prepare(ids, torch.ones_like(ids), asked["scene_index"][:1])
-    taken["the prefix"] = timed(lambda: CachedPrefix(model.qwen, inputs), options.device)
-    prefix = CachedPrefix(model.qwen, inputs)
+    taken["the prefix"] = timed(lambda: CachedPrefix(model.backbone.vlm, inputs), options.device)
+    prefix = CachedPrefix(model.backbone.vlm, inputs)
     rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
     questions = [ids[real].tolist()[end:] for ids, real in rows]
     taken["the questions and answers"] = timed(

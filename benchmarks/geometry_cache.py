@@ -167,8 +167,8 @@ def logits_of(model: SpatialMLLM, batch: dict[str, Any]) -> Tensor:
     """Those of the tokens after the video: the question's, and the answer's first."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     inputs = model.encode_scenes(batch)(ids, mask, batch["scene_index"])
-    last = int((ids[0] == model.qwen.config.video_token_id).nonzero()[-1])
-    return model.qwen(**inputs, use_cache=False).logits[0, last + 1 :]
+    last = int((ids[0] == model.backbone.vlm.config.video_token_id).nonzero()[-1])
+    return model.backbone.vlm(**inputs, use_cache=False).logits[0, last + 1 :]
 
 
 def compare(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,25 +11,13 @@ from torch import Tensor
 
 from zoo.backbones.base import Backbone
 from zoo.question_masks import PREFIX
-from zoo.scenes import SceneTokens
 from zoo.shared_prefix import shared_length
 
 TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
 
 
-class AnsweringModel(Protocol):
-    """A model whose decoder can be asked about encoded scenes, such as `SpatialVLM`."""
-
-    backbone: Backbone
-
-    def build_inputs(
-        self,
-        input_ids: Int[Tensor, "B L"],
-        attention_mask: Int[Tensor, "B L"],
-        scenes: Sequence[SceneTokens],
-        scene_index: Sequence[Sequence[int]],
-    ) -> dict[str, Any]:
-        """See `SpatialVLM.build_inputs`."""
+# from the token ids (1, L) of a prefix and its scene to the decoder's inputs
+BuildInputs = Callable[[Tensor, int], Mapping[str, Any]]
 
 
 class Reply(NamedTuple):
@@ -151,8 +139,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def answer_questions(
-    model: AnsweringModel,
-    scenes: Sequence[SceneTokens],
+    backbone: Backbone,
+    build_inputs: BuildInputs,
     prompts: Sequence[Sequence[int]],
     scene_index: Sequence[int],
     max_new_tokens: int,
@@ -161,8 +149,8 @@ def answer_questions(
     """Answers prompts about encoded scenes; the prefix that prompts of one scene share is read once.
 
     Args:
-        model: the decoder to ask.
-        scenes: from `SpatialVLM.encode_scenes`.
+        backbone: the decoder to ask.
+        build_inputs: makes the decoder's inputs from the token ids of a prefix and the number of its scene.
         prompts: token ids without padding.
         scene_index: the scene of each prompt.
         max_new_tokens: the longest answer.
@@ -171,7 +159,6 @@ def answer_questions(
     Returns:
         One reply per prompt, in the same order.
     """
-    backbone = model.backbone
     visual, context, device = backbone.placeholders.visual, backbone.context_length, backbone.like.device
     replies: dict[int, Reply] = {}
     rows_of: dict[int, list[int]] = {}
@@ -191,8 +178,9 @@ def answer_questions(
             if not length:
                 raise ValueError("a prompt that ends with its video asks no question")
             ids = torch.tensor([list(prompts[family[0]][:length])], device=device)
-            inputs = model.build_inputs(ids, torch.ones_like(ids), scenes, [[scene]])
             questions = [prompts[row][length:] for row in family]
-            answered = CachedPrefix(backbone, inputs).answer(questions, max_new_tokens, questions_per_batch)
+            answered = CachedPrefix(backbone, build_inputs(ids, scene)).answer(
+                questions, max_new_tokens, questions_per_batch
+            )
             replies.update(zip(family, answered, strict=True))
     return [replies[row] for row in range(len(prompts))]

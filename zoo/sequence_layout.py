@@ -193,7 +193,7 @@ class SequenceLayout:
         scattered[own.to(points.device)] = points
         return scattered
 
-    def scatter(self, values: Shaped[Tensor, "tokens ..."], fill: float | bool) -> Shaped[Tensor, "B L ..."]:
+    def scatter(self, values: Shaped[Tensor, "tokens ..."], fill: int | float | bool) -> Shaped[Tensor, "B L ..."]:
         """One value per visual token at its place in the batch, on the device of the ids; `fill` elsewhere."""
         flat = values.new_full((len(self.row), *values.shape[1:]), fill)
         flat[self.tokens] = values

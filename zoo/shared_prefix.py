@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.question_masks import PREFIX
+
+if TYPE_CHECKING:
+    from zoo.backbones.base import Backbone
 
 IGNORED = -100  # the label of tokens that are not supervised
 
@@ -52,6 +55,11 @@ class PackedScenes(NamedTuple):
     labels: Int[Tensor, "S L"]
     group: Int[Tensor, "S L"]
     position_offset: Int[Tensor, "S L"]
+
+    def with_question_masks(self, backbone: Backbone, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's inputs for these rows, changed so that each question is as if it were alone."""
+        positions = inputs["position_ids"] - self.position_offset
+        return {**inputs, "position_ids": positions, "attention_mask": backbone.question_mask(self.group, self.group)}
 
 
 def pack_questions(batch: dict[str, Any], visual: Collection[int]) -> PackedScenes | None:

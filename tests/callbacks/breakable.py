@@ -21,9 +21,9 @@ from callbacks import MetricsCallback, PredictionsCallback
 from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
+from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.fusions import ExtraTokens
 from zoo.metrics import QUESTION_TYPES, Profile
-from zoo.tiny import tiny_processor
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
 BROKEN = 3  # this scene has no video that can be read

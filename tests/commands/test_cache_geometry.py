@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from jsonargparse import Namespace
 from safetensors.torch import save_file
 
 import main
-from commands.cache_geometry import cache_geometry, requires_depth, this_process
+from commands.cache_geometry import cache_geometry, this_process
 from tests.conftest import ROOMS
-from zoo import PointRoPE, PRoPE, TinyVGGT
+from zoo import TinyVGGT
 from zoo.errors import InputError
 from zoo.geometry import VGGTEncoder
 from zoo.geometry.vggt.aggregator import Aggregator
@@ -72,14 +71,6 @@ def test_it_fills_and_goes_on_where_it_was(run: Run) -> None:
     assert "tokens of 2 scenes: 2 made" in run(
         "cache-geometry", "--split", "val", "--model.geometry_cache.dtype", "float8"
     )
-
-
-def test_which_models_go_by_depth() -> None:
-    inner = {"class_path": "zoo.PRoPE", "init_args": {"scale": "median_depth"}}
-    assert requires_depth([None, {"class_path": "zoo.Compose", "init_args": {"encodings": [inner]}}])
-    assert requires_depth(Namespace(class_path="zoo.PointRoPE", init_args=Namespace(scale="none")))
-    assert not requires_depth([None, Namespace(class_path="zoo.PRoPE", init_args=Namespace(scale="none"))])
-    assert PointRoPE.uses_points and PRoPE(scale="median_depth").scale == "median_depth"  # what a model looks for
 
 
 def test_processes_share_the_scenes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

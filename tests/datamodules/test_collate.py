@@ -13,9 +13,9 @@ from transformers import AutoProcessor
 from datamodules import collate
 from datamodules.collate import IGNORED, Collate, LoadedScene
 from datamodules.scenes import Question, Scene
+from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.fusions import ExtraTokens
 from zoo.geometry.base import SceneGeometry
-from zoo.tiny import tiny_processor
 
 TRAINING = Path(__file__).parents[1] / "golden/preprocess_train"
 PROMPTS = Path(__file__).parents[1] / "golden/preprocess/prompts.json"

@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, ConstantIndex, LearningRates, TinyQwen25VL, TinyVGGT
 from zoo.encodings import CameraEncoding, ViewAttention
 from zoo.encodings.table import COMBINATIONS
-from zoo.generation import greedy
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
-from zoo.prefix_cache import Reply, answer_questions
+from zoo.prefix_cache import Reply
+from zoo.tasks import VideoQATask
 from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, StepIndex
-from zoo.tiny import tiny_processor
-from zoo.vlm import SpatialVLM
 
 RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)
 NEW = 6
@@ -32,7 +30,7 @@ TEXTS = (
 )
 QUESTIONS = tuple(Question(str(i), "object_counting", text, "4" * (i + 1)) for i, text in enumerate(TEXTS))
 VGGT: dict[str, Any] = {"geometry": lambda: TinyVGGT(embed_dim=32, depth=2)}
-# what a `SpatialVLM` is made of
+# the parts of a `SpatialVLM`
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "AddFusion": {"fusion": AddFusion, **VGGT},
@@ -55,7 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, *, dtype: str = "float32", implementation: str = "sdpa", **more: Any) -> SpatialVLM:
+def build(name: str, *, dtype: str = "float32", implementation: str = "sdpa", **more: Any) -> VideoQATask:
     """Random weights that make answers differ: with the usual ones, and with attention that is less sharp, they repeat
     a token whatever was asked."""
     parts = {**MODELS[name], **more}
@@ -75,12 +73,12 @@ def build(name: str, *, dtype: str = "float32", implementation: str = "sdpa", **
         attn_implementation=implementation,
     )
     torch.manual_seed(0)
-    model = SpatialVLM(backbone=backbone, learning_rates=RATES, max_new_tokens=NEW, allow_untrained=True, **parts)
+    model = VideoQATask(backbone=backbone, learning_rates=RATES, max_new_tokens=NEW, allow_untrained=True, **parts)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
-    for attention in (layer.self_attn for layer in model.qwen.model.language_model.layers):
+    for attention in (layer.self_attn for layer in model.model.backbone.vlm.model.language_model.layers):
         attention.q_proj.weight.data *= 2
         attention.k_proj.weight.data *= 2
     if encoding is not None:
@@ -106,23 +104,43 @@ def scene(name: str, questions: tuple[Question, ...] = QUESTIONS, steps: int = 3
     return LoadedScene(described, questions, frames, tuple(range(0, 20 * steps, 10)), 1.0, geometry)
 
 
-def batch(model: SpatialVLM, *scenes: LoadedScene, training: bool = False, at_once: int = 8) -> dict[str, Any]:
-    collate = Collate(tiny_processor(), training, at_once, model.appended, model.requires_frames)
-    return collate(list(scenes))
+def batch(task: VideoQATask, *scenes: LoadedScene, training: bool = False, at_once: int = 8) -> dict[str, Any]:
+    needs = task.requirements
+    return Collate(task.preprocessor, training, at_once, task.extra_tokens, needs.frames, needs.timestamps)(
+        list(scenes)
+    )
+
+
+def prompts_of(asked: dict[str, Any]) -> list[list[int]]:
+    """Token ids of each row, without padding."""
+    rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
+    return [ids[real].tolist() for ids, real in rows]
 
 
 @torch.no_grad()
-def replies(model: SpatialVLM, asked: dict[str, Any]) -> list[Reply]:
+def replies(task: VideoQATask, asked: dict[str, Any]) -> list[Reply]:
     """What is tested: from prefixes that are read once."""
-    return answer_questions(model.qwen, model.encode_scenes(asked), asked, model.max_new_tokens)
+    scenes, rows = task.encode_scenes(asked), asked["scene_index"].tolist()
+    return task.model.reply(scenes, prompts_of(asked), rows, task.max_new_tokens, asked["questions_per_batch"])
 
 
 @torch.no_grad()
-def one_by_one(model: SpatialVLM, asked: dict[str, Any]) -> list[list[int]]:
+def one_by_one(task: VideoQATask, asked: dict[str, Any]) -> list[list[int]]:
     """The slow reference: transformers' `generate` for each question by itself, from the whole prompt."""
-    prepare, found = model.encode_scenes(asked), []
+    scenes, found = task.encode_scenes(asked), []
     for row, mask in enumerate(asked["attention_mask"].bool()):
         ids = asked["input_ids"][row : row + 1, mask]
-        inputs = prepare(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])
-        found += greedy(model.qwen, inputs, model.max_new_tokens)
+        inputs = task.model.build_inputs(ids, torch.ones_like(ids), scenes, [[int(asked["scene_index"][row])]])
+        found += task.model.backbone.generate(inputs, task.max_new_tokens)
     return found
+
+
+def inputs_of(task: VideoQATask, asked: dict[str, Any], rows: slice = slice(None)) -> dict[str, Any]:
+    """The decoder's inputs for some rows of a batch, from all of its scenes."""
+    scenes = [[scene] for scene in asked["scene_index"][rows].tolist()]
+    ids, mask = asked["input_ids"][rows], asked["attention_mask"][rows]
+    return task.model.build_inputs(ids, mask, task.encode_scenes(asked), scenes)
+
+
+def logits_of(task: VideoQATask, inputs: dict[str, Any]) -> Tensor:
+    return task.model.backbone.lm_head(task.model.backbone.decode(inputs).last_hidden_state)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from zoo.attention import install_camera_attention
+from tests.zoo.layouts import sequence_layout
+from zoo.backbones.qwen25_vl import Qwen25VLBackbone
 from zoo.cameras import Cameras
+from zoo.decoder_layout import DecoderLayout
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
 from zoo.encodings.table import COMBINATIONS
-from zoo.positions import grid_step_index, mrope_position_ids, view_patch_centers
+from zoo.positions import mrope_position_ids
 from zoo.time_index import ConstantIndex, TimeIndex
 
 PAD, START, END, VIDEO = 0, 1, 2, 3
@@ -58,10 +60,14 @@ def tiny_model(implementation: str = "sdpa", kv_heads: int = 2) -> Qwen2_5_VLFor
     return model.eval()
 
 
+def layout_of(model: nn.Module) -> DecoderLayout:
+    return Qwen25VLBackbone(model, None).decoder_layout
+
+
 def install(model: nn.Module, name: str) -> CameraEncoding:
     """Puts an encoding of the table into a model; what it learns gets random numbers, as if it had been trained."""
     encoding = COMBINATIONS[name]()
-    install_camera_attention(model.model.language_model, encoding)
+    Qwen25VLBackbone(model, None).install_encoding(encoding)
     generator = torch.Generator().manual_seed(3)
     for parameter in encoding.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -88,8 +94,9 @@ class Example:
         self.input_ids = torch.tensor([p + r if side == "left" else r + p for p, r in zip(pads, rows, strict=True)])
         self.attention_mask = (self.input_ids != PAD).long()
         self.layout: dict[str, Any] = {**TOKENS, **({} if text else GRIDS)}
-        self.index = grid_step_index(self.input_ids, self.attention_mask, **self.layout)
-        self.patch_centers = view_patch_centers(self.input_ids, self.attention_mask, **self.layout)
+        layout = sequence_layout(self.input_ids, self.attention_mask, **self.layout)
+        self.index = layout.camera_index()
+        self.patch_centers = layout.patch_centers()
         self.embeddings = torch.randn(*self.input_ids.shape, WIDTH, generator=generator)
         Q, R = torch.linalg.qr(torch.randn(2, 3, 3, 3, generator=generator, dtype=torch.float64))
         Q = Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]

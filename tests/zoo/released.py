@@ -15,12 +15,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.golden.weights import init_
 from zoo import SpatialMLLM, SpatialVLM, TinyVGGT
+from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
 from zoo.checkpoints.names import model_names, released_name
 from zoo.fusions.base import Connector
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.camera_head import CameraHead
-from zoo.tiny import tiny_processor
 from zoo.visual_grid import PATCHES_PER_TOKEN
 
 # all golden cases where they are at hand; the small ones are here

@@ -23,7 +23,7 @@ SAMPLES: dict[str, Sample] = {
 
 def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict[str, list[Any]]]:
     """(ids, media in order of appearance); the stills are one scene of each twice, where the first of them comes."""
-    config, generator = model.qwen.config, torch.Generator().manual_seed(seed)
+    config, generator = model.backbone.vlm.config, torch.Generator().manual_seed(seed)
     ids: list[int] = []
     found: dict[str, list[Any]] = {}
     scene: list[Tensor] = []
@@ -34,7 +34,7 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
         steps, rows, columns = what if kind == "v" else (1, *what)
         name, suffix = ("video", "_videos") if kind == "v" else ("image", "")
         view = rows * columns // 4
-        tokens = steps * (view + len(model.appended.positions(view)))
+        tokens = steps * (view + len(model.extra_tokens.positions(view)))
         token = getattr(config, f"{name}_token_id")
         ids += [config.vision_start_token_id, *[token] * tokens, config.vision_end_token_id]
         pixels = torch.randn(steps * rows * columns, 1176, generator=generator)

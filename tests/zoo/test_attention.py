@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.zoo.decoder import Example, every_logit, gradients, logits, tiny_model
-from zoo.attention import CameraAttention, install_camera_attention
+from zoo.backbones.qwen25_vl.attention import CameraAttention, install_camera_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

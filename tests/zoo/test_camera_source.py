@@ -26,14 +26,15 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.geometry import SceneGeometry
+from zoo.tasks import VideoQATask
 
 KINDS = ["PRoPE by VGGT's cameras", "PRoPE on ConcatSplitFusion"]  # without and with 3D tokens
 
 
-def model(kind: str, source: str) -> SpatialVLM:
+def model(kind: str, source: str) -> VideoQATask:
     """The same weights whatever the source, and a camera head whose fields of view are sound."""
     ours = build(kind, camera_source=source)
-    last = ours.geometry.vggt.camera_head.pose_branch.fc2 if ours.geometry is not None else None
+    last = ours.model.geometry.vggt.camera_head.pose_branch.fc2 if ours.model.geometry is not None else None
     if last is not None:
         with torch.no_grad():
             last.weight[7:].mul_(0.01)
@@ -58,7 +59,7 @@ def other() -> LoadedScene:
 def logits(ours: SpatialVLM, *scenes: LoadedScene) -> list[Tensor]:
     """Those of every question, without padding."""
     asked = batch(ours, *scenes)
-    found = ours.qwen(
+    found = ours.model.backbone.vlm(
         **ours.encode_scenes(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])
     ).logits
     return [row[mask.bool()] for row, mask in zip(found, asked["attention_mask"], strict=True)]
@@ -97,13 +98,13 @@ def test_cameras_that_say_nothing_count_as_none(kind: str) -> None:
 def test_what_the_data_must_bring() -> None:
     for source, needs in (("dataset", True), ("predicted", False), ("auto", False)):
         ours = model("PRoPE on ConcatSplitFusion", source)
-        assert ours.requires_cameras == needs and ours.requires_frames, source
+        assert ours.requirements.cameras == needs and ours.requires_frames, source
     with pytest.raises(ValueError, match="without cameras where cameras are needed"):
         logits(model("PRoPE on ConcatSplitFusion", "dataset"), without_cameras(one()))
     ours = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source="auto", geometry=DatasetGeometry)
-    assert ours.requires_cameras  # there is nobody to find them
+    assert ours.requirements.cameras  # there is nobody to find them
     by_depth = SpatialVLM(backbone=tiny(), camera_encoding=PointRoPE(), camera_source="auto", **VGGT)
-    assert by_depth.requires_cameras and by_depth.requires_depth  # VGGT's are in another unit than the data's depth
+    assert by_depth.requirements.cameras and by_depth.requires_depth  # VGGT's are in another unit than the data's depth
 
 
 class Refuses(TinyVGGT):
@@ -119,12 +120,12 @@ def nothing() -> TinyVGGT:
 
 def test_models_without_cameras_are_not_bothered() -> None:
     plain = Qwen25VL(backbone=tiny(), camera_source="auto", geometry=nothing)
-    assert plain.geometry is None and not plain.requires_frames and not plain.requires_cameras
+    assert plain.model.geometry is None and not plain.requires_frames and not plain.requirements.cameras
     for kind, fusion in ((SpatialMLLM, AddFusion), (SpatialVLM, ConcatSplitFusion)):
         fused = kind(
             backbone=tiny(), fusion=fusion, camera_source="auto", geometry=lambda: Refuses(embed_dim=16, num_heads=2)
         )
-        assert not fused.requires_cameras and fused.requires_frames
+        assert not fused.requirements.cameras and fused.requires_frames
     assert SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), geometry=nothing).geometry is None  # the default: given
     with pytest.raises(AssertionError, match="geometry in vain"):
         SpatialVLM(
@@ -135,9 +136,9 @@ def test_models_without_cameras_are_not_bothered() -> None:
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ({}, "--model.camera_source predicted has no effect without --model.camera_encoding"),
-        ({"camera_encoding": PRoPE()}, "needs a --model.geometry that finds them"),
-        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.geometry that finds them"),
+        ({}, "--model.camera_source predicted has no effect without --model.model.camera_encoding"),
+        ({"camera_encoding": PRoPE()}, "needs a --model.model.geometry that finds them"),
+        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.model.geometry that finds them"),
         ({"camera_encoding": PointRoPE(), **VGGT}, "this VGGT has no depth head"),
     ],
 )
@@ -158,13 +159,13 @@ def test_in_memory_the_choice_is_the_same() -> None:
     )
     for ours in (found, either):
         with torch.no_grad():
-            ours.geometry.vggt.camera_head.pose_branch.fc2.bias[7:] = 0.25
+            ours.model.geometry.vggt.camera_head.pose_branch.fc2.bias[7:] = 0.25
     with torch.no_grad():
         own: Cameras = cameras()
         by_data = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE()).logits(**given, cameras=own)
-        by_vggt = found.logits(**given, frames=frames, cameras=own)
-        assert torch.equal(either.logits(**given, cameras=own), by_data)  # and no frames are asked for
-        assert torch.equal(either.logits(**given, frames=frames), by_vggt)
+        by_vggt = found.model.logits(**given, frames=frames, cameras=own)
+        assert torch.equal(either.model.logits(**given, cameras=own), by_data)  # and no frames are asked for
+        assert torch.equal(either.model.logits(**given, frames=frames), by_vggt)
         assert (by_data - by_vggt)[given["attention_mask"].bool()].abs().max() > 1e-3
         with pytest.raises(InputError, match="needs the frames of each video"):
-            either.logits(**given)
+            either.model.logits(**given)

@@ -102,7 +102,7 @@ def test_names_of_transformers_5_and_a_tied_head_that_is_there(case: str) -> Non
         newer["lm_head.weight"] = official["model.embed_tokens.weight"]
     again = load_spatial_mllm(meta["config"], newer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert (again.qwen.lm_head.weight is again.qwen.get_input_embeddings().weight) == shared_frequency
+    assert (again.backbone.vlm.lm_head.weight is again.backbone.vlm.get_input_embeddings().weight) == shared_frequency
     if not shared_frequency:
         del newer["lm_head.weight"]
         with pytest.raises(InputError, match="1 missing: lm_head.weight;"):
@@ -114,7 +114,7 @@ def test_weights_keep_their_dtype_and_are_copied() -> None:
     half = {name: tensor.bfloat16() for name, tensor in official_weights(meta["config"], True).items()}
     model = load_spatial_mllm(meta["config"], half)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    frequencies = [b for name, b in model.qwen.named_buffers() if "inv_freq" in name]
+    frequencies = [b for name, b in model.backbone.vlm.named_buffers() if "inv_freq" in name]
     assert frequencies and all(b.dtype == torch.float32 for b in frequencies)
     model.fusion.connector.ln_q.weight.data.zero_()
     assert half["connector.ln_q.weight"].abs().min() > 0
@@ -170,15 +170,18 @@ def test_a_config_of_any_version_means_the_same(version: str) -> None:
         config["vision_config"] |= noise | {"model_type": "qwen2_5_vl"}
     if version == "5":
         parts = {name: config[name] for name in ("spatial_config", "connector_config", "vggt_aggregator")}
-        config = expected.qwen.to_dict() | parts
+        config = expected.backbone.vlm.to_dict() | parts
     found = ReleasedConfig(config)
     assert (found.aggregator, found.layer) == (expected.aggregator, expected.layer)
     for part in ("text_config", "vision_config"):
-        ours, theirs = (getattr(each.qwen, part) for each in (found, expected))
+        ours, theirs = (getattr(each.backbone.vlm, part) for each in (found, expected))
         for setting in ("hidden_size", "intermediate_size", "hidden_act", "initializer_range"):
             assert getattr(ours, setting) == getattr(theirs, setting)
-    ropes = [each.qwen.text_config.rope_parameters for each in (found, expected)]
+    ropes = [each.backbone.vlm.text_config.rope_parameters for each in (found, expected)]
     assert ropes[0]["mrope_section"] == ropes[1]["mrope_section"] == [2, 3, 3]
     assert ropes[0]["rope_theta"] == ropes[1]["rope_theta"] == 1e6
-    assert found.qwen.tie_word_embeddings and found.qwen.video_token_id == expected.qwen.video_token_id
+    assert (
+        found.backbone.vlm.tie_word_embeddings
+        and found.backbone.vlm.video_token_id == expected.backbone.vlm.video_token_id
+    )
     assert ReleasedConfig({"qwen": {}}).aggregator == {"img_size": 518, "patch_size": 14, "embed_dim": 1024}

@@ -63,7 +63,7 @@ MODELS: dict[str, Callable[[EmptyQwen25VL], SpatialVLM]] = {
 def test_forward_at_the_size_of_the_released_weights(name: str, size: str) -> None:
     with torch.device("meta"):
         model = MODELS[name](qwen(size))
-    config = model.qwen.config
+    config = model.backbone.vlm.config
     tokens = [1, config.vision_start_token_id, *[config.video_token_id] * int(GRID.prod() // 4), 5, 6]
     ids = torch.tensor([tokens])
     poses = torch.eye(4).repeat(1, 2, 1, 1)
@@ -79,4 +79,4 @@ def test_forward_at_the_size_of_the_released_weights(name: str, size: str) -> No
     assert logits.is_meta and logits.shape == (1, len(tokens), config.text_config.vocab_size)
 
     released = sum(torch.Size(shape).numel() for shape in manifest(size)["shapes"].values())
-    assert sum(p.numel() for p in model.qwen.parameters()) == released
+    assert sum(p.numel() for p in model.backbone.vlm.parameters()) == released

@@ -25,15 +25,15 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.fusions import ExtraTokens
-from zoo.layout import SequenceLayout
+from zoo.tasks import VideoQATask
 
 
-def tiny(kind: Callable[..., SpatialVLM], **parts: Any) -> SpatialVLM:
+def tiny(kind: Callable[..., SpatialVLM], **parts: Any) -> VideoQATask:
     """A small model whose fusion says something."""
     backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
     model = kind(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2), **parts)
     with torch.no_grad():
-        for i, parameter in enumerate(model.fusion.parameters()):
+        for i, parameter in enumerate(model.model.fusion.parameters()):
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
     return model
 
@@ -51,7 +51,7 @@ MODELS: dict[str, Callable[[], SpatialVLM]] = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest) -> SpatialVLM:
+def model(request: pytest.FixtureRequest) -> VideoQATask:
     return MODELS[request.param]()
 
 
@@ -59,7 +59,7 @@ def model(request: pytest.FixtureRequest) -> SpatialVLM:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_is_its_samples(model: SpatialVLM, side: str) -> None:
+def test_a_batch_is_its_samples(model: VideoQATask, side: str) -> None:
     samples = list(SAMPLES.values())
     together = logits(model, batch(model, samples, side))
     for i, sample in enumerate(samples):
@@ -69,15 +69,15 @@ def test_a_batch_is_its_samples(model: SpatialVLM, side: str) -> None:
     assert (other - together[0]).abs().max() > 0.05  # negative control: what is shown matters
 
 
-def test_generation_of_a_batch_is_that_of_its_samples(model: SpatialVLM) -> None:
+def test_generation_of_a_batch_is_that_of_its_samples(model: VideoQATask) -> None:
     samples = list(SAMPLES.values())
-    together = model.generate_ids(**batch(model, samples), max_new_tokens=4)
+    together = model.model.generate_ids(**batch(model, samples), max_new_tokens=4)
     for i, sample in enumerate(samples):
-        assert model.generate_ids(**batch(model, [sample], first_seed=i), max_new_tokens=4) == together[i : i + 1]
+        assert model.model.generate_ids(**batch(model, [sample], first_seed=i), max_new_tokens=4) == together[i : i + 1]
 
 
 @pytest.mark.parametrize("sample", ["stills", "stills and videos"])
-def test_stills_may_come_one_by_one_or_as_a_scene_once_or_twice_each(model: SpatialVLM, sample: str) -> None:
+def test_stills_may_come_one_by_one_or_as_a_scene_once_or_twice_each(model: VideoQATask, sample: str) -> None:
     given = batch(model, [SAMPLES[sample]] * 2)
     expected = logits(model, given)
     count = SAMPLES[sample].count(next(each for each in SAMPLES[sample] if each[0] == "i"))
@@ -119,7 +119,7 @@ def test_frames_that_dont_fit_are_refused() -> None:
         logits(model, stills)
 
 
-def test_time_may_be_a_list_a_tensor_or_left_out(model: SpatialVLM) -> None:
+def test_time_may_be_a_list_a_tensor_or_left_out(model: VideoQATask) -> None:
     given = batch(model, [SAMPLES["two videos"]])
     seconds = given["seconds_per_grid"]
     (expected,) = logits(model, given)
@@ -132,12 +132,12 @@ def test_time_may_be_a_list_a_tensor_or_left_out(model: SpatialVLM) -> None:
 # ---- geometry --------------------------------------------------------------------------------------------------
 
 
-def test_the_geometry_is_frozen_and_in_eval_even_while_training(model: SpatialVLM) -> None:
+def test_the_geometry_is_frozen_and_in_eval_even_while_training(model: VideoQATask) -> None:
     fresh = tiny(type(model))
     fresh.train()
-    assert not any(part.training for part in fresh.geometry.modules())
-    assert fresh.fusion.training and fresh.qwen.model.language_model.training
-    assert not any(parameter.requires_grad for parameter in fresh.geometry.parameters())
+    assert not any(part.training for part in fresh.model.geometry.modules())
+    assert fresh.model.fusion.training and fresh.qwen.model.language_model.training
+    assert not any(parameter.requires_grad for parameter in fresh.model.geometry.parameters())
     assert not any(name.startswith("geometry.") for name in fresh.trained_names())
 
 
@@ -153,13 +153,17 @@ def test_appended_tokens_share_positions_and_have_no_camera(appended: ExtraToken
     layouts = []
     for each in (model, plain):
         given = batch(each, samples)
-        grids = given["video_grid_thw"], given["image_grid_thw"]
-        layout = SequenceLayout(
-            each.qwen.config, given["input_ids"], given["attention_mask"], *grids, appended=each.appended
+        backbone, grids = each.model.backbone, {"video": given["video_grid_thw"], "image": given["image_grid_thw"]}
+        layout = backbone.layout(given["input_ids"], given["attention_mask"], grids, each.extra_tokens)
+        layouts.append(
+            (
+                given,
+                backbone.position_ids(layout, TimestampIndex(), seconds_per_grid=given["seconds_per_grid"]),
+                layout.camera_index(),
+            )
         )
-        layouts.append((given, layout.position_ids(TimestampIndex(), given["seconds_per_grid"]), layout.camera_index()))
     (longer, positions, cameras), (shorter, expected, expected_cameras) = layouts
-    config = model.qwen.config
+    config = model.model.backbone.vlm.config
     for row, sample in enumerate(samples):
         own, shared = [], []  # columns of what the plain model has too; (appended, the 2D token it goes with)
         column = int(longer["attention_mask"][row].argmax())

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.zoo.decoder import PAD, VIDEO, Example, install, tiny_model
+from zoo.backbones.qwen25_vl.generation import CameraQwen25VL, greedy
 from zoo.encodings.table import COMBINATIONS
-from zoo.generation import CameraQwen25VL, greedy
 
 NEW, BEAMS = 4, 2
 pytestmark = pytest.mark.usefixtures("one_thread")

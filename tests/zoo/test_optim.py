@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from zoo import SpatialVLM, TinyQwen25VL
 from zoo.checkpoints.names import current_name
 from zoo.encodings import GTA
-from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups, part_of
+from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups
 
+part_of = SpatialVLM(TinyQwen25VL(layers=1, hidden_size=32, heads=2)).part_of
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/manifests/optimizer_groups_3b.json").read_text())
 
 
@@ -20,13 +22,17 @@ def ours(name: str) -> str:
     """The name in a SpatialVLM of a parameter of the official model."""
     if name.startswith("spatial_encoder."):
         return name.replace("spatial_encoder.", "geometry.", 1)
-    return name.replace("connector.", "fusion.", 1) if name.startswith("connector.") else f"qwen.{current_name(name)}"
+    return (
+        name.replace("connector.", "fusion.", 1)
+        if name.startswith("connector.")
+        else f"backbone.vlm.{current_name(name)}"
+    )
 
 
 def test_groups_and_rates_are_the_official_trainers() -> None:
     named = {ours(name): nn.Parameter(torch.zeros(1)) for group in GOLDEN["groups"] for name in group["names"]}
     names = {id(parameter): name for name, parameter in named.items()}
-    groups = parameter_groups(named.items(), LearningRates())
+    groups = parameter_groups(named.items(), LearningRates(), part_of)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
     made = {
         frozenset(names[id(p)] for p in group["params"]): (group["lr"], group["weight_decay"])
@@ -42,15 +48,15 @@ def test_groups_and_rates_are_the_official_trainers() -> None:
 
 def test_what_the_official_trainer_freezes_is_frozen() -> None:
     for prefix in GOLDEN["frozen_prefixes"]:
-        assert getattr(LearningRates(), part_of(ours(prefix.rstrip(".*") + ".0.weight"))) is None, prefix
+        assert getattr(LearningRates()(ours(prefix.rstrip(".*") + ".0.weight"))) is None, prefix
 
 
 def test_a_part_without_a_rate_is_frozen_and_in_no_group() -> None:
-    module = nn.ModuleDict({"fusion": nn.Linear(2, 2), "geometry": nn.Linear(2, 2), "qwen": nn.Linear(2, 2)})
+    module = nn.ModuleDict({"fusion": nn.Linear(2, 2), "geometry": nn.Linear(2, 2), "backbone": nn.Linear(2, 2)})
     rates = LearningRates(connector=None)
-    freeze(module, rates)
-    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["qwen.weight", "qwen.bias"]
-    assert [group["name"] for group in parameter_groups(module.named_parameters(), rates)] == [
+    freeze(module, rates, part_of)
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["backbone.weight", "backbone.bias"]
+    assert [group["name"] for group in parameter_groups(module.named_parameters(), rates, part_of)] == [
         "decoder",
         "decoder/bias",
     ]
@@ -58,8 +64,8 @@ def test_a_part_without_a_rate_is_frozen_and_in_no_group() -> None:
 
 def test_what_an_encoding_learns_has_a_rate_of_its_own_and_no_decay() -> None:
     encoding = GTA(learn_scale=True)
-    module = nn.ModuleDict({"encoding": encoding, "qwen": nn.Linear(2, 2, bias=False)})
-    decoder, learned = parameter_groups(module.named_parameters(), LearningRates(encoding=1e-2))[::-1]
+    module = nn.ModuleDict({"camera_encoding": encoding, "backbone": nn.Linear(2, 2, bias=False)})
+    decoder, learned = parameter_groups(module.named_parameters(), LearningRates(encoding=1e-2), part_of)[::-1]
     assert learned["params"] == [encoding.log_scale]
     assert (learned["lr"], learned["weight_decay"]) == (1e-2, 0.0)
     assert decoder["lr"] == 7e-6 and "weight_decay" not in decoder

@@ -16,47 +16,43 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
-from zoo import vlm
+from zoo.question_masks import block_mask, prefix_causal_mask
 from zoo.shared_prefix import (
     IGNORED,
     PackedScenes,
-    block_mask,
     pack_questions,
-    prefix_causal_mask,
-    supports_custom_mask,
-    visual_tokens,
 )
-from zoo.vlm import SpatialVLM
+from zoo.tasks import VideoQATask, video_qa
 
 Learned = tuple[float, dict[str, Tensor]]  # the loss, and the gradient of every parameter that has one
 SCENES = (scene("a", QUESTIONS[1:4]), scene("b", QUESTIONS[:1], steps=2, seed=1))
 
 
-def batch(model: SpatialVLM, *scenes: LoadedScene) -> dict[str, Any]:
+def batch(model: VideoQATask, *scenes: LoadedScene) -> dict[str, Any]:
     return asking.batch(model, *scenes, training=True)
 
 
-def learned(model: SpatialVLM, loss: Tensor) -> Learned:
+def learned(model: VideoQATask, loss: Tensor) -> Learned:
     model.zero_grad()
     loss.backward()
     gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
     return loss.item(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
-def packed(model: SpatialVLM, *scenes: LoadedScene) -> Learned:
+def packed(model: VideoQATask, *scenes: LoadedScene) -> Learned:
     asked = batch(model, *scenes)
-    rows = pack_questions(asked, visual_tokens(model.qwen))
+    rows = pack_questions(asked, model.model.backbone.placeholders.visual)
     assert rows is not None and len(rows.input_ids) == len(scenes) < len(asked["input_ids"])
     return learned(model, model.loss(asked))
 
 
-def a_row_each(model: SpatialVLM, *scenes: LoadedScene) -> Learned:
+def a_row_each(model: VideoQATask, *scenes: LoadedScene) -> Learned:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vlm, "pack_questions", lambda *_: None)
+        patch.setattr(video_qa, "pack_questions", lambda *_: None)
         return learned(model, model.loss(batch(model, *scenes)))
 
 
-def alone(model: SpatialVLM, *scenes: LoadedScene) -> Learned:
+def alone(model: VideoQATask, *scenes: LoadedScene) -> Learned:
     """The slow reference: each question is a batch of its own, weighted by its supervised tokens."""
     batches = [batch(model, replace(each, questions=(q,))) for each in scenes for q in each.questions]
     counts = torch.tensor([int((one["labels"] != IGNORED).sum()) for one in batches])
@@ -95,7 +91,10 @@ def test_flex_attention_by_blocks(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """Not compiled, and on the CPU, where torch refuses its gradients though the uncompiled ones are there."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     model, reference = build(name, implementation="flex_attention").train(), build(name).train()
-    assert supports_custom_mask(model.qwen) and model.qwen.config.vision_config._attn_implementation == "sdpa"
+    assert (
+        model.model.backbone.supports_custom_mask
+        and model.model.backbone.vlm.config.vision_config._attn_implementation == "sdpa"
+    )
     with torch.compiler.set_stance("force_eager"):
         assert difference(packed(model, *SCENES), alone(reference, *SCENES)) < 1e-5
         assert difference(a_row_each(model, *SCENES), alone(reference, *SCENES)) < 1e-5
@@ -172,7 +171,7 @@ def test_attention_that_takes_no_mask_gets_a_row_each() -> None:
 
     ALL_ATTENTION_FUNCTIONS.register("padded", padded)
     ALL_MASK_ATTENTION_FUNCTIONS.register("padded", flash_attention_mask)
-    language_model = model.qwen.model.language_model
+    language_model = model.model.backbone.vlm.model.language_model
     language_model.config._attn_implementation = "padded"
     asked = batch(model, *SCENES)
     found = learned(model, model.loss(asked))
@@ -183,7 +182,7 @@ def test_attention_that_takes_no_mask_gets_a_row_each() -> None:
 def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
     """Two answers to one question: only one could learn of the token before it. A question each shares nothing."""
     model = build("plain")
-    visual = visual_tokens(model.qwen)
+    visual = model.model.backbone.placeholders.visual
     twice = (QUESTIONS[0], replace(QUESTIONS[0], id="again", ground_truth="7"))
     assert pack_questions(batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[1:2])), visual) is None
     rows = pack_questions(batch(model, scene("a", twice)), visual)

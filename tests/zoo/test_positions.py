@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-from zoo.positions import grid_step_index, mrope_position_ids
+from tests.zoo.layouts import sequence_layout
+from zoo.positions import mrope_position_ids
 from zoo.time_index import ConstantIndex, StepIndex, TimestampIndex
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rope_index"
@@ -162,7 +163,7 @@ def test_equals_the_slow_version(side: str, time: str, rule: str) -> None:
         )
         assert torch.equal(fast[0], positions)
         assert torch.equal(fast[1], deltas)
-        assert torch.equal(grid_step_index(ids, mask, **grids, **TOKENS), index)
+        assert torch.equal(sequence_layout(ids, mask, **grids, **TOKENS).camera_index(), index)
 
 
 def test_padding_changes_nothing_else() -> None:
@@ -194,7 +195,7 @@ def test_nominal_seconds_where_none_are_given() -> None:
 
 def test_constant_time_says_so() -> None:
     ids, mask, grids = write_batch([[1, (VIDEO, 4, 2, 4), 1]], "left")
-    visual = grid_step_index(ids, mask, **grids, **TOKENS) >= 0
+    visual = sequence_layout(ids, mask, **grids, **TOKENS).camera_index() >= 0
     for time in TIMES.values():
         t = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=time)[0][0, visual]
         assert (len(t.unique()) == 1) == time.constant

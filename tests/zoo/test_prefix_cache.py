@@ -12,10 +12,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
 from zoo import prefix_cache
+from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.prefix_cache import CachedPrefix, Reply
-from zoo.shared_prefix import prefix_causal_mask
-from zoo.tiny import tiny_processor
-from zoo.vlm import SpatialVLM
+from zoo.question_masks import prefix_causal_mask
+from zoo.tasks import VideoQATask
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +26,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def tokens_read(model: SpatialVLM) -> list[int]:
+def tokens_read(model: VideoQATask) -> list[int]:
     """Fills with how many tokens go through the decoder at a time."""
     counts: list[int] = []
-    model.qwen.model.language_model.layers[0].register_forward_hook(lambda *each: counts.append(each[2].shape[-2]))
+    model.model.backbone.vlm.model.language_model.layers[0].register_forward_hook(
+        lambda *each: counts.append(each[2].shape[-2])
+    )
     return counts
 
 
-def ids(model: SpatialVLM, asked: dict[str, Any]) -> list[list[int]]:
+def ids(model: VideoQATask, asked: dict[str, Any]) -> list[list[int]]:
     found = replies(model, asked)
     assert not any(reply.error for reply in found)
     return [reply.ids for reply in found]
@@ -79,7 +81,7 @@ def test_answers_that_end_at_different_times(name: str) -> None:
     asked = batch(model, scene("a"))
     free = one_by_one(model, asked)
     # each of these ends some answer, at its first, third and fourth token if not earlier
-    model.qwen.config.text_config.eos_token_id = [free[0][0], free[1][2], free[3][3]]
+    model.model.backbone.vlm.config.text_config.eos_token_id = [free[0][0], free[1][2], free[3][3]]
     expected = one_by_one(model, asked)
     assert len({len(answer) for answer in expected}) > 2 and max(map(len, expected)) == NEW
     assert ids(model, asked) == expected
@@ -122,7 +124,7 @@ def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str) -> 
     model = build(name)
     asked = batch(model, scene("a"))
     expected = one_by_one(model, asked)
-    model.qwen.model.language_model.config._attn_implementation = "causal"
+    model.model.backbone.vlm.model.language_model.config._attn_implementation = "causal"
     read = tokens_read(model)
     assert ids(model, asked) == expected
     assert masks and all(mask is None for mask in masks)
@@ -183,8 +185,8 @@ def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.Monk
 def test_the_cameras_are_in_the_cache() -> None:
     model = build("PRoPE, ChannelRange")
     asked, other = batch(model, scene("a")), scene("a")
-    assert other.geometry is not None and other.geometry.world_to_camera is not None
-    other.geometry.world_to_camera = other.geometry.world_to_camera.flip(0)
+    assert other.model.geometry is not None and other.model.geometry.world_to_camera is not None
+    other.model.geometry.world_to_camera = other.model.geometry.world_to_camera.flip(0)
     assert ids(model, asked) != ids(model, batch(model, other))
 
 
@@ -234,7 +236,7 @@ def test_out_of_memory_halves_the_batch(at_once: int, error: RuntimeError) -> No
             failures.append(kwargs["hidden_states"].shape[1])
             raise error
 
-    model.qwen.model.language_model.layers[1].self_attn.register_forward_pre_hook(short, with_kwargs=True)
+    model.model.backbone.vlm.model.language_model.layers[1].self_attn.register_forward_pre_hook(short, with_kwargs=True)
     assert ids(model, asked) == expected
     assert len(failures) == 1
 
@@ -247,7 +249,7 @@ def test_out_of_memory_for_one_question_is_an_error() -> None:
         if kwargs["cache"].get_seq_length():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    model.qwen.model.language_model.layers[0].self_attn.register_forward_pre_hook(short, with_kwargs=True)
+    model.model.backbone.vlm.model.language_model.layers[0].self_attn.register_forward_pre_hook(short, with_kwargs=True)
     said = "no memory for this question alone: CUDA out of memory"
     assert replies(model, asked) == [Reply([], said)] * 5
 
@@ -256,10 +258,12 @@ def test_out_of_memory_for_one_question_is_an_error() -> None:
 def test_bfloat16_logits_are_as_near_to_float32s_as_each_questions_own(name: str) -> None:
     """Over 48 questions, the rms error of the first token's logits is at most 1.1 times that of the slow path."""
 
-    def first(model: SpatialVLM, slow: bool) -> Tensor:
+    def first(model: VideoQATask, slow: bool) -> Tensor:
         found: list[Tensor] = []
         model.max_new_tokens = 1
-        handle = model.qwen.lm_head.register_forward_hook(lambda *each: found.append(each[2].flatten(0, -2)[-8:]))
+        handle = model.model.backbone.vlm.lm_head.register_forward_hook(
+            lambda *each: found.append(each[2].flatten(0, -2)[-8:])
+        )
         for seed in range(6):
             asked = batch(model, scene("a", QUESTIONS[:1] * 8, seed=seed))
             one_by_one(model, asked) if slow else ids(model, asked)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.asking import NEW, QUESTIONS, TEXTS, batch, build, one_by_one, replies, scene
+from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
 from zoo.prefix_cache import Reply
-from zoo.tiny import tiny_processor
-from zoo.vlm import SpatialVLM
+from zoo.tasks import VideoQATask
 
 
-def spoil(model: SpatialVLM, question: int) -> None:
+def spoil(model: VideoQATask, question: int) -> None:
     """NaN where a token is read that only this question has."""
     words = [set(tiny_processor().tokenizer(text)["input_ids"]) for text in TEXTS]
     own = words.pop(question).difference(*words)
@@ -24,7 +24,7 @@ def spoil(model: SpatialVLM, question: int) -> None:
     def hook(module: nn.Module, given: tuple[Tensor], states: Tensor) -> Tensor:
         return states.masked_fill((given[0] == min(own))[..., None], torch.nan)
 
-    model.qwen.model.language_model.embed_tokens.register_forward_hook(hook)
+    model.model.backbone.vlm.model.language_model.embed_tokens.register_forward_hook(hook)
 
 
 def test_nan_logits_are_an_error_of_that_question_alone() -> None:
@@ -47,7 +47,7 @@ def test_nan_in_the_middle_of_an_answer_leaves_no_half_of_it() -> None:
     expected = one_by_one(model, asked)
     third = expected[1][2]
     assert third not in expected[1][:2] and third not in expected[3]
-    model.qwen.lm_head.register_forward_hook(
+    model.model.backbone.vlm.lm_head.register_forward_hook(
         lambda *each: each[2] + torch.where(each[2].argmax(-1, True) == third, torch.nan, 0)
     )
     found = replies(model, asked)
@@ -59,7 +59,7 @@ def test_nan_in_the_middle_of_an_answer_leaves_no_half_of_it() -> None:
 def test_infinite_logits_are_no_answer(value: float) -> None:
     model = build("plain")
     asked = batch(model, scene("a"))
-    model.qwen.lm_head.register_forward_hook(lambda *each: torch.full_like(each[2], value))
+    model.model.backbone.vlm.lm_head.register_forward_hook(lambda *each: torch.full_like(each[2], value))
     assert replies(model, asked) == [Reply([], "the logits of token 1 of the answer are not finite")] * 5
 
 
@@ -68,7 +68,9 @@ def test_a_token_that_is_ruled_out_is_no_error() -> None:
     asked = batch(model, scene("a"))
     expected = one_by_one(model, asked)
     token = next(i for i in range(99) if all(i not in answer for answer in expected))
-    model.qwen.lm_head.register_forward_hook(lambda *each: each[2].index_fill(-1, torch.tensor([token]), -torch.inf))
+    model.model.backbone.vlm.lm_head.register_forward_hook(
+        lambda *each: each[2].index_fill(-1, torch.tensor([token]), -torch.inf)
+    )
     assert replies(model, asked) == [Reply(answer) for answer in expected]
 
 
@@ -86,7 +88,7 @@ def test_a_prompt_longer_than_the_context() -> None:
     asked = batch(model, scene("a", (QUESTIONS[0], long, QUESTIONS[1])))
     lengths = asked["attention_mask"].sum(1).tolist()
     context = lengths[1] + NEW - 1
-    model.qwen.config.text_config.max_position_embeddings = context
+    model.model.backbone.vlm.config.text_config.max_position_embeddings = context
     short = batch(model, scene("a", QUESTIONS[:2]))
     expected = model.predict_batch(short)
     first, failed, last = model.predict_batch(asked)
@@ -94,7 +96,7 @@ def test_a_prompt_longer_than_the_context() -> None:
         f"the prompt has {lengths[1]} tokens and its answer up to {NEW}, more than the {context} of the model's context"
     )
     assert failed["prediction"] == "" and [first, last] == expected
-    model.qwen.config.text_config.max_position_embeddings = context + 1
+    model.model.backbone.vlm.config.text_config.max_position_embeddings = context + 1
     assert all(record["error"] is None for record in model.predict_batch(asked))
 
 
@@ -102,14 +104,14 @@ def test_training_on_a_sequence_longer_than_the_context_is_an_error() -> None:
     model = build("plain").train()
     learned = batch(model, scene("a"), training=True)
     longest = int(learned["attention_mask"].sum(1).max())
-    model.qwen.config.text_config.max_position_embeddings = longest - 1
+    model.model.backbone.vlm.config.text_config.max_position_embeddings = longest - 1
     with pytest.raises(InputError, match=f"has {longest} tokens, more than the {longest - 1} of the model's context"):
         model.loss(learned)
-    model.qwen.config.text_config.max_position_embeddings = longest
+    model.model.backbone.vlm.config.text_config.max_position_embeddings = longest
     assert model.loss(learned).isfinite()
 
 
-def fails(model: SpatialVLM, times: int, error: Exception) -> list[str]:
+def fails(model: VideoQATask, times: int, error: Exception) -> list[str]:
     """The model's vision tower fails so many times; fills with a mark for each time it is called."""
     called: list[str] = []
 
@@ -118,7 +120,7 @@ def fails(model: SpatialVLM, times: int, error: Exception) -> list[str]:
         if len(called) <= times:
             raise error
 
-    model.qwen.model.visual.register_forward_pre_hook(hook)
+    model.model.backbone.vlm.model.visual.register_forward_pre_hook(hook)
     return called
 
 

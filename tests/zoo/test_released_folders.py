@@ -145,7 +145,7 @@ def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) 
     export_model(model, tmp_path / "out")
     stock, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    assert all(torch.equal(a, b) for a, b in zip(stock.parameters(), model.qwen.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(stock.parameters(), model.backbone.vlm.parameters(), strict=True))
     assert not any(name.startswith(("model.visual", "model.language_model")) for name in read_release(tmp_path / "out"))
     again = Qwen25VL(backbone=PretrainedQwen25VL(str(tmp_path / "out"), dtype="float32"))
     text = again.processor.tokenizer("How many chair(s) are in this room?", return_tensors="pt")
@@ -153,7 +153,7 @@ def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) 
     assert torch.equal(again.logits(ids, mask), model.logits(ids, mask))
     assert again.processor.apply_chat_template([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>system")
     for setting in ("rope_parameters", "vocab_size", "eos_token_id", "pad_token_id", "rms_norm_eps"):
-        ours, theirs = (getattr(each.config.text_config, setting) for each in (model.qwen, stock))
+        ours, theirs = (getattr(each.config.text_config, setting) for each in (model.backbone.vlm, stock))
         assert ours == theirs or setting == "rope_parameters"
     assert stock.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
     export_model(again, tmp_path / "twice")
@@ -166,7 +166,7 @@ def test_lora_is_merged_and_the_model_stays(tmp_path: Path) -> None:
     meta, t = load_case("one_video")
     official = official_weights(meta["config"], True)
     model = load_spatial_mllm(meta["config"], official)
-    LoRA(r=4).apply(model.qwen.model.language_model)
+    LoRA(r=4).apply(model.backbone.vlm.model.language_model)
     adapters = [p for name, p in model.named_parameters() if "lora_" in name]
     for i, parameter in enumerate(adapters):
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(i))

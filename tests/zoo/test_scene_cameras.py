@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry
-from zoo.geometry.temporal_patches import step_cameras, step_points
+from zoo.scene_cameras import merge_cameras, scene_points
 
 AXIS = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
 
@@ -39,34 +39,34 @@ def scene(*present: bool, turn: float = 2.8) -> SceneGeometry:
 
 @pytest.mark.parametrize("turn", [2.8, 1e-3, 0.0])
 def test_the_mean_lies_half_way(turn: float) -> None:
-    cameras, has_camera = step_cameras([scene(turn=turn)], "mean")
+    poses, K, has_camera = merge_cameras(scene(turn=turn), "mean")
     expected = torch.stack([camera(0.4 + turn / 2, (1, -2, 3)), camera(0, (2, 1, 1))])
-    torch.testing.assert_close(cameras.world_to_camera[0], expected, rtol=0, atol=1e-12)
-    assert cameras.K_normalized[0, :, 0, 0].tolist() == [1.5, 1.0] and has_camera.all()
+    torch.testing.assert_close(poses, expected, rtol=0, atol=1e-12)
+    assert K[:, 0, 0].tolist() == [1.5, 1.0] and has_camera.all()
 
 
 @pytest.mark.parametrize(("pair", "frames"), [("first", [0, 2]), ("last", [1, 3])])
 def test_the_first_or_the_last(pair: Any, frames: list[int]) -> None:
-    cameras, _ = step_cameras([scene()], pair)
+    poses, K, _ = merge_cameras(scene(), pair)
     given = scene().cameras()
-    assert torch.equal(cameras.world_to_camera[0], given[0][frames])
-    assert torch.equal(cameras.K_normalized[0], given[1][frames])
-    half_way, _ = step_cameras([scene()], "mean")  # the control
-    assert (half_way.world_to_camera - cameras.world_to_camera).abs().amax((0, 2, 3)).min() > 0.1
+    assert torch.equal(poses, given[0][frames])
+    assert torch.equal(K, given[1][frames])
+    midpoint, *_ = merge_cameras(scene(), "mean")  # the control
+    assert (midpoint - poses).abs().amax((1, 2)).min() > 0.1
 
 
 @pytest.mark.parametrize("pair", ["first", "last", "mean"])
 def test_where_one_has_no_camera_it_is_the_others(pair: Any) -> None:
-    cameras, has_camera = step_cameras([scene(False, True, True, False)], pair)
-    assert torch.equal(cameras.world_to_camera[0], scene().cameras()[0][[1, 2]]) and has_camera.all()
-    cameras, has_camera = step_cameras([scene(False, False, True, True)], pair)
-    assert has_camera.tolist() == [[False, True]]
-    assert torch.equal(cameras.world_to_camera[0, 0], cameras.world_to_camera[0, 1])  # stands in, and is not seen
+    poses, _, has_camera = merge_cameras(scene(False, True, True, False), pair)
+    assert torch.equal(poses, scene().cameras()[0][[1, 2]]) and has_camera.all()
+    poses, _, has_camera = merge_cameras(scene(False, False, True, True), pair)
+    assert has_camera.tolist() == [False, True]
+    assert torch.equal(poses[0], poses[1])  # stands in, and is not seen
 
 
 def test_points_are_of_the_first_frame() -> None:
     deep = scene()
     deep.depth = torch.ones(4, 28, 28)
     with pytest.raises(InputError, match="leave --model.merged_camera first"):
-        step_points(deep, "mean")
-    assert step_points(deep).shape == (2, 1, 1, 3)
+        scene_points(deep, "mean")
+    assert scene_points(deep).shape == (2, 1, 1, 3)

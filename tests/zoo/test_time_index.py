@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.zoo.layouts import sequence_layout
 from tests.zoo.test_cameras import eye_intrinsics, random_poses
 from tests.zoo.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
 from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.poses import pose_distance
-from zoo.positions import grid_step_index, mrope_position_ids, view_patch_centers
+from zoo.positions import mrope_position_ids
 from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
 
 STEPS = 6
@@ -25,7 +26,7 @@ def times(time: TimeIndex, samples: Sequence[Sample] = ONE_VIDEO, **more: Any) -
     """Computes the time position of each visual token of the batch, from 0."""
     ids, mask, grids = write_batch(list(samples), "left")
     positions = mrope_position_ids(ids, mask, **grids, **TOKENS, time_index=time, **more)[0][0]
-    index = grid_step_index(ids, mask, **grids, **TOKENS)
+    index = sequence_layout(ids, mask, **grids, **TOKENS).camera_index()
     return torch.cat([row[visual] - row[visual].min() for row, visual in zip(positions, index >= 0, strict=True)])
 
 
@@ -133,7 +134,7 @@ def test_static_single_and_missing_cameras(time: TimeIndex) -> None:
     assert times(time, [[1, (VIDEO, 1, 2, 2)]], cameras=cameras(static[:, :1])).tolist() == [0]
 
     ids, mask, grids = write_batch(ONE_VIDEO, "left")
-    index = grid_step_index(ids, mask, **grids, **TOKENS)
+    index = sequence_layout(ids, mask, **grids, **TOKENS).camera_index()
     none = times(time, cameras=cameras(track(0, 1, 2, 3, 4, 5), torch.full_like(index, -1)))
     assert none.tolist() == [0] * STEPS
     some = torch.where((index == 0) | (index == 3), -1, index)  # without the first and the fourth
@@ -154,7 +155,7 @@ def test_cameras_of_a_batch_are_assigned_to_their_videos() -> None:
         layout = {**grids, **TOKENS}
         given = cameras(poses)
         t = mrope_position_ids(ids, mask, **layout, time_index=PathLengthIndex(), cameras=given)[0][0]
-        indexed = given.with_index(grid_step_index(ids, mask, **layout))
+        indexed = given.with_index(sequence_layout(ids, mask, **layout).camera_index())
         assert torch.equal(
             t, mrope_position_ids(ids, mask, **layout, time_index=PathLengthIndex(), cameras=indexed)[0][0]
         )
@@ -186,7 +187,7 @@ def test_patch_centers() -> None:
     samples: list[Sample] = [[2, (VIDEO, 2, 4, 6), 1, (IMAGE, 1, 2, 4), 1], [3, (VIDEO, 1, 2, 2)]]
     for side in ("left", "right"):
         ids, mask, grids = write_batch(samples, side)
-        centers = view_patch_centers(ids, mask, **grids, **TOKENS)
+        centers = sequence_layout(ids, mask, **grids, **TOKENS).patch_centers()
         expected = [[x, y] for _ in range(2) for y in (-0.25, 0.25) for x in (-1 / 3, 0, 1 / 3)]
         torch.testing.assert_close(centers[0, ids[0] == VIDEO], torch.tensor(expected))
         assert centers[0, ids[0] == IMAGE].tolist() == [[-0.25, 0.0], [0.25, 0.0]]

@@ -25,6 +25,7 @@ from zoo import (
 )
 from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
 from zoo.geometry import SceneGeometry
+from zoo.tasks import VideoQATask
 
 WIDTH = 64  # of `tiny`
 
@@ -43,17 +44,17 @@ VIEWS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def model(views: Any = None, fusion: str = "channels", dtype: str = "float32", **more: Any) -> SpatialVLM:
+def model(views: Any = None, fusion: str = "channels", dtype: str = "float32", **more: Any) -> VideoQATask:
     torch.manual_seed(0)
     parts = {"view_mixer": views, "fusion": FUSIONS[fusion], **(GEOMETRY if fusion != "none" else {}), **more}
     return SpatialVLM(backbone=tiny(dtype=dtype), learning_rates=RATES, **parts)
 
 
-def woken(ours: SpatialVLM) -> SpatialVLM:
+def woken(ours: SpatialVLM) -> VideoQATask:
     """With an output projection that is no longer zero, as after training."""
-    assert ours.view_mixer is not None
+    assert ours.model.view_mixer is not None
     generator = torch.Generator().manual_seed(3)
-    for name, parameter in ours.view_mixer.named_parameters():
+    for name, parameter in ours.model.view_mixer.named_parameters():
         if not parameter.any():
             parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
             assert "norm" not in name
@@ -69,12 +70,12 @@ def batch(fusion: str = "channels") -> dict[str, Any]:
 def test_it_starts_without_effect_and_then_has_one(views: str, fusion: str) -> None:
     given = batch(fusion)
     without, ours = model(fusion=fusion), model(VIEWS[views], fusion)
-    expected = without.logits(**given, cameras=cameras())
-    assert torch.equal(ours.logits(**given, cameras=cameras()), expected)
+    expected = without.model.logits(**given, cameras=cameras())
+    assert torch.equal(ours.model.logits(**given, cameras=cameras()), expected)
     real = given["attention_mask"].bool()
     seen = woken(ours).logits(**given, cameras=cameras())
     assert (seen - expected)[real].abs().max() > 1e-3
-    other = ours.logits(**given, cameras=cameras(2)) if fusion == "none" else None
+    other = ours.model.logits(**given, cameras=cameras(2)) if fusion == "none" else None
     if other is not None:  # where no 3D token knows the cameras, they reach the logits by this branch alone
         assert (other - seen)[real].abs().max() > 1e-3
 
@@ -85,23 +86,25 @@ def test_prope_mllm_is_concat_split_before_training() -> None:
     torch.manual_seed(0)
     ours = PRoPEMLLM(None, backbone=tiny(), learning_rates=RATES, **GEOMETRY)
     given = batch()
-    assert torch.equal(ours.logits(**given, cameras=cameras()), plain.logits(**given, cameras=cameras()))
+    assert torch.equal(ours.model.logits(**given, cameras=cameras()), plain.model.logits(**given, cameras=cameras()))
     state = dict(plain.state_dict())
     assert state.keys() < ours.state_dict().keys() and all("view_mixer." in k for k in ours.state_dict().keys() - state)
     both = PRoPEMLLM(PRoPE(), backbone=tiny(), learning_rates=RATES, **GEOMETRY)  # in the decoder as well
-    assert not torch.equal(both.logits(**given, cameras=cameras()), plain.logits(**given, cameras=cameras()))
+    assert not torch.equal(
+        both.model.logits(**given, cameras=cameras()), plain.model.logits(**given, cameras=cameras())
+    )
 
 
 @pytest.mark.parametrize("variant", [{}, {"lora": LoRA(r=4)}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}])
 def test_it_learns(variant: dict[str, Any]) -> None:
     ours, given = model(VIEWS["PRoPE"], **variant), batch()
-    assert isinstance(ours.view_mixer, ViewAttention)
+    assert isinstance(ours.model.view_mixer, ViewAttention)
     for _ in range(2):  # the output first, since it is zero; then what is behind it
         ours.zero_grad()
-        ours.logits(**given, cameras=cameras())[given["attention_mask"].bool()].float().square().mean().backward()
-        assert ours.view_mixer.o.weight.grad is not None and ours.view_mixer.o.weight.grad.abs().max() > 0
-        ours.view_mixer.o.weight.data -= ours.view_mixer.o.weight.grad
-    assert ours.view_mixer.qkv.weight.grad is not None and ours.view_mixer.qkv.weight.grad.abs().max() > 0
+        ours.model.logits(**given, cameras=cameras())[given["attention_mask"].bool()].float().square().mean().backward()
+        assert ours.model.view_mixer.o.weight.grad is not None and ours.model.view_mixer.o.weight.grad.abs().max() > 0
+        ours.model.view_mixer.o.weight.data -= ours.model.view_mixer.o.weight.grad
+    assert ours.model.view_mixer.qkv.weight.grad is not None and ours.model.view_mixer.qkv.weight.grad.abs().max() > 0
 
 
 @torch.no_grad()
@@ -109,28 +112,28 @@ def test_it_learns(variant: dict[str, Any]) -> None:
 def test_a_view_that_the_index_leaves_out_is_left_out(views: str) -> None:
     """Whoever gives an index says with it which views have a camera: the others' poses are placeholders."""
     ours, given = woken(model(VIEWS[views], "none")), batch("none")
-    every = ours.logits(**given, cameras=cameras())
-    shown = given["input_ids"] == ours.qwen.config.video_token_id
+    every = ours.model.logits(**given, cameras=cameras())
+    shown = given["input_ids"] == ours.model.backbone.vlm.config.video_token_id
     index = torch.where(shown, (shown.cumsum(1) - 1) // 4, -1)  # the first video has four tokens a view
     index[1] = torch.where(shown[1], (shown[1].cumsum(0) - 1) // 6, -1)
-    assert torch.equal(ours.logits(**given, cameras=cameras().with_index(index)), every)
+    assert torch.equal(ours.model.logits(**given, cameras=cameras().with_index(index)), every)
     known = cameras().with_index(index.masked_fill(index == 1, -1))
     poses = known.world_to_camera.clone()
     poses[:, 1] = cameras(5).world_to_camera[:, 1]
-    without = ours.logits(**given, cameras=known)
-    assert torch.equal(ours.logits(**given, cameras=known.with_poses(poses)), without)
+    without = ours.model.logits(**given, cameras=known)
+    assert torch.equal(ours.model.logits(**given, cameras=known.with_poses(poses)), without)
     assert (without - every).abs().max() > 1e-3
 
 
 def test_each_video_is_a_scene_of_its_own() -> None:
     """Views of one sequence don't look at those of another: a batch of two is two batches of one."""
     ours, given = woken(model(VIEWS["PRoPE"])), batch()
-    together = ours.logits(**given, cameras=cameras())
+    together = ours.model.logits(**given, cameras=cameras())
     patches = GRID.prod(1).tolist()
     pixels = given["pixel_values_videos"].split(patches)
     for i in range(2):
         mask = given["attention_mask"][i].bool()
-        own = ours.logits(
+        own = ours.model.logits(
             given["input_ids"][i : i + 1, mask],
             torch.ones(1, int(mask.sum()), dtype=torch.long),
             pixel_values_videos=pixels[i],
@@ -152,7 +155,7 @@ def test_two_videos_of_one_sequence_have_their_own_cameras() -> None:
         both = torch.cat((poses[0, : steps[0]], second[: steps[1]]))[None]
         K = torch.eye(3).expand(1, both.shape[1], 3, 3)
         media = {"pixel_values_videos": pixels, "video_grid_thw": GRID, "cameras": Cameras(both, K)}
-        return ours.logits(row, torch.ones_like(row), **media)[0]
+        return ours.model.logits(row, torch.ones_like(row), **media)[0]
 
     first, other = logits(poses[1]), logits(poses[1].flip(0))
     length = int(mask[0].sum())
@@ -178,7 +181,7 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
         )
         for i, f in enumerate(frames)
     ]
-    found = ours.encode_geometry(frames, of_frames, cameras=False)
+    found = ours.model.encode_geometry(frames, of_frames, cameras=False)
     with torch.no_grad():
         together = ours.fuse(visual, grids, found, poses, present)
         for i, (steps, _, _) in enumerate(grids.tolist()):
@@ -195,8 +198,8 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
 def test_without_the_2d_branch_there_is_nothing_to_tell() -> None:
     only_3d = lambda *widths: ConcatSplitFusion(*widths, active_branches="3d")  # noqa: E731
     torch.manual_seed(0)
-    ours = SpatialVLM(backbone=tiny(), view_mixer=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)
-    before = ours.logits(**batch(), cameras=cameras())
+    ours = VideoQATask(backbone=tiny(), view_mixer=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)
+    before = ours.model.logits(**batch(), cameras=cameras())
     assert torch.equal(woken(ours).logits(**batch(), cameras=cameras()), before)
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo import vision_tower
-from zoo.tiny import TinyQwen25VL
-from zoo.vision_tower import PatchEmbedding, WindowAttention, install_fast_vision, windows_by_length
+from zoo.backbones.qwen25_vl import vision_tower
+from zoo.backbones.qwen25_vl.tiny import TinyQwen25VL
+from zoo.backbones.qwen25_vl.vision_tower import PatchEmbedding, WindowAttention, install_fast_vision, windows_by_length
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window

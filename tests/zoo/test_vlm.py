@@ -20,8 +20,9 @@ from zoo import (
     TemporalSection,
     TinyQwen25VL,
 )
+from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
-from zoo.vlm import SpatialVLM
+from zoo.tasks import VideoQATask
 
 RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)
 GRID = torch.tensor([[3, 4, 4], [2, 4, 6]])
@@ -31,9 +32,9 @@ def tiny(**kwargs) -> TinyQwen25VL:
     return TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32, **kwargs)
 
 
-def model(encoding: PRoPE | None = None, **kwargs) -> SpatialVLM:
+def model(encoding: PRoPE | None = None, **kwargs) -> VideoQATask:
     backbone = tiny(dtype=kwargs.pop("dtype", "float32"))
-    return SpatialVLM(backbone=backbone, camera_encoding=encoding, learning_rates=RATES, **kwargs)
+    return VideoQATask(backbone=backbone, camera_encoding=encoding, learning_rates=RATES, **kwargs)
 
 
 def sequences(padding: str = "left") -> dict:
@@ -53,7 +54,7 @@ def sequences(padding: str = "left") -> dict:
 
 
 def model_processor():
-    from zoo.tiny import tiny_processor
+    from zoo.backbones.qwen25_vl.tiny import tiny_processor
 
     return tiny_processor()
 
@@ -84,9 +85,9 @@ def test_without_an_encoding_it_is_the_stock_model_bit_for_bit(attention: str) -
         video_token_id=config.video_token_id,
         vision_start_token_id=config.vision_start_token_id,
     )
-    assert torch.equal(stock(**batch, position_ids=positions).logits, ours.logits(**batch))
-    with_cameras = ours.logits(**batch, cameras=cameras())
-    assert torch.equal(ours.logits(**batch), with_cameras)  # the baseline takes no notice of cameras
+    assert torch.equal(stock(**batch, position_ids=positions).logits, ours.model.logits(**batch))
+    with_cameras = ours.model.logits(**batch, cameras=cameras())
+    assert torch.equal(ours.model.logits(**batch), with_cameras)  # the baseline takes no notice of cameras
 
 
 @pytest.mark.parametrize("placement", [None, TemporalSection()])
@@ -94,11 +95,11 @@ def test_identity_cameras_change_nothing_and_others_do(placement: TemporalSectio
     time = ConstantIndex()
     stock, ours = model(time_index=time), model(PRoPE(placement), time_index=time)
     batch = sequences()
-    reference = stock.logits(**batch)
-    assert torch.equal(ours.logits(**batch), reference)
-    assert torch.equal(ours.logits(**batch, cameras=cameras(None)), reference)
+    reference = stock.model.logits(**batch)
+    assert torch.equal(ours.model.logits(**batch), reference)
+    assert torch.equal(ours.model.logits(**batch, cameras=cameras(None)), reference)
     real = batch["attention_mask"].bool()
-    assert (ours.logits(**batch, cameras=cameras()) - reference)[real].abs().max() > 1e-3
+    assert (ours.model.logits(**batch, cameras=cameras()) - reference)[real].abs().max() > 1e-3
 
 
 VARIANTS: dict[str, dict] = {
@@ -116,9 +117,9 @@ def test_the_encoding_is_never_silently_off(variant: str) -> None:
     real = batch["attention_mask"].bool()
     gradients = []
     for each in (cameras(None), cameras()):
-        logits = ours.logits(**batch, cameras=each)[real].float()
+        logits = ours.model.logits(**batch, cameras=each)[real].float()
         logits.square().mean().backward()
-        layer = ours.qwen.model.language_model.layers[0].self_attn.k_proj
+        layer = ours.model.backbone.vlm.model.language_model.layers[0].self_attn.k_proj
         weight = layer.lora_B.default.weight if variant == "lora" else layer.weight
         gradients.append((logits.detach(), weight.grad.clone()))
         ours.zero_grad()
@@ -131,10 +132,10 @@ def test_checkpointing_gives_the_same_gradients_with_another_forward_in_between(
     batch = sequences("right")
 
     def gradients(ours: SpatialVLM, interleave: bool) -> dict[str, torch.Tensor]:
-        loss = ours.logits(**batch, cameras=cameras()).square().mean()
+        loss = ours.model.logits(**batch, cameras=cameras()).square().mean()
         if interleave:  # other cameras in flight must not reach the recomputation
             with torch.no_grad():
-                ours.logits(**batch, cameras=cameras(5))
+                ours.model.logits(**batch, cameras=cameras(5))
         loss.backward()
         return {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
 
@@ -149,14 +150,14 @@ def test_generation_with_the_cache_equals_a_full_forward_each_step(encoding: PRo
     ours = model(encoding)
     batch = sequences("left")
     given = {"cameras": cameras()} if encoding else {}
-    answers = ours.generate_ids(**batch, **given, max_new_tokens=5)
+    answers = ours.model.generate_ids(**batch, **given, max_new_tokens=5)
     slow = dict(batch)
     with torch.no_grad():
         for _ in range(5):
-            following = ours.logits(**slow, **given)[:, -1:].argmax(-1)
+            following = ours.model.logits(**slow, **given)[:, -1:].argmax(-1)
             slow["input_ids"] = torch.cat((slow["input_ids"], following), 1)
             slow["attention_mask"] = F.pad(slow["attention_mask"], (0, 1), value=1)
-    eos = ours.qwen.config.text_config.eos_token_id
+    eos = ours.model.backbone.vlm.config.text_config.eos_token_id
     for row, answer in zip(slow["input_ids"][:, -5:].tolist(), answers, strict=True):
         assert answer == (row[: row.index(eos) + 1] if eos in row else row)
 
@@ -166,7 +167,7 @@ def test_padding_on_the_left_changes_no_logit() -> None:
     rows = []
     for side in ("left", "right"):
         batch = sequences(side)
-        rows.append(ours.logits(**batch, cameras=cameras())[batch["attention_mask"].bool()])
+        rows.append(ours.model.logits(**batch, cameras=cameras())[batch["attention_mask"].bool()])
     assert torch.allclose(rows[0], rows[1], atol=2e-5)
 
 
@@ -196,20 +197,20 @@ def test_the_loss_is_that_of_the_full_logits() -> None:
     ours = model(PRoPE())
     batch = collated(True)
     inputs = ours.encode_scenes(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
-    logits = ours.qwen(**inputs, use_cache=False).logits[:, :-1]
+    logits = ours.model.backbone.vlm(**inputs, use_cache=False).logits[:, :-1]
     expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert torch.allclose(ours.loss(batch), expected, atol=1e-6)
 
 
 def test_time_in_the_cameras_channels_is_an_error() -> None:
-    with pytest.raises(InputError, match="--model.time_index ConstantIndex"):
+    with pytest.raises(InputError, match="--model.model.time_index ConstantIndex"):
         model(PRoPE(TemporalSection()))
 
 
 @pytest.mark.parametrize("build", [lambda: model(PRoPE()), lambda: model(PRoPE(), lora=LoRA(r=4))])
 def test_checkpoints_hold_what_trains_and_nothing_else_loads(build: Callable[[], SpatialVLM]) -> None:
     ours = build()
-    ours.qwen.model.visual.requires_grad_(False)
+    ours.model.backbone.vlm.model.visual.requires_grad_(False)
     checkpoint = {"state_dict": ours.state_dict()}
     ours.on_save_checkpoint(checkpoint)
     saved = checkpoint["state_dict"]
@@ -228,9 +229,9 @@ def test_checkpoints_hold_what_trains_and_nothing_else_loads(build: Callable[[],
 def test_frozen_parts_stay_in_eval_mode_and_without_gradients() -> None:
     ours = PRoPEMLLM(PRoPE(), backbone=tiny(), fusion=None, learning_rates=LearningRates(vision=None))
     ours.train()
-    assert not ours.qwen.model.visual.blocks[0].attn.qkv.training
-    assert ours.qwen.model.language_model.layers[0].mlp.gate_proj.training
-    assert ours.qwen.model.visual.merger.mlp[0].training  # the connector's, though it lies in the tower
+    assert not ours.model.backbone.vlm.model.visual.blocks[0].attn.qkv.training
+    assert ours.model.backbone.vlm.model.language_model.layers[0].mlp.gate_proj.training
+    assert ours.model.backbone.vlm.model.visual.merger.mlp[0].training  # the connector's, though it lies in the tower
     frozen = {name for name, p in ours.named_parameters() if not p.requires_grad}
     assert frozen and all(".visual." in name and ".merger." not in name for name in frozen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -80,7 +80,7 @@ class Task(Configurable, LightningModule):
         """Turns gradients off in the parts without a learning rate."""
         freeze(self, self.learning_rates, self.part_of)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Task:
         """As in PyTorch, but parts without a learning rate stay in eval mode."""
         super().train(mode)
         frozen = self.learning_rates.frozen()
@@ -126,7 +126,7 @@ class Task(Configurable, LightningModule):
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any
-    ) -> Self:
+    ) -> Task:
         """The task of a checkpoint, rebuilt from the configuration in it.
 
         Args:

@@ -17,7 +17,7 @@ from zoo.errors import SCENE_FAULTS, InputError
 from zoo.fusions.base import ExtraTokens
 from zoo.model import SpatialVLM
 from zoo.optim import LearningRates, WarmupCosine
-from zoo.prefix_cache import Reply, answer_questions
+from zoo.prefix_cache import Reply
 from zoo.requirements import DataRequirements
 from zoo.scenes import SceneTokens
 from zoo.shared_prefix import IGNORED, pack_questions
@@ -108,8 +108,7 @@ class VideoQATask(Task):
         else:
             rows, labels = [[scene] for scene in packed.scene.tolist()], packed.labels
             inputs = self.model.build_inputs(packed.input_ids, packed.attention_mask, scenes, rows)
-            inputs["position_ids"] = inputs["position_ids"] - packed.position_offset
-            inputs["attention_mask"] = backbone.question_mask(packed.group, packed.group)
+            inputs = packed.with_question_masks(backbone, inputs)
         # 4. Loss of the supervised tokens.
         hidden = backbone.decode(inputs).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
@@ -128,14 +127,10 @@ class VideoQATask(Task):
             rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
             prompts = [ids[real].tolist() for ids, real in rows]
             with torch.no_grad():
-                replies = answer_questions(
-                    self.model,
-                    self.encode_scenes(batch),
-                    prompts,
-                    batch["scene_index"].tolist(),
-                    self.max_new_tokens,
-                    batch["questions_per_batch"],
-                )
+                scenes = self.encode_scenes(batch)
+            replies = self.model.reply(
+                scenes, prompts, batch["scene_index"].tolist(), self.max_new_tokens, batch["questions_per_batch"]
+            )
         texts = self.model.backbone.preprocessor.decode([reply.ids for reply in replies])
         answered = [
             {**record, "prediction": text, "error": reply.error}

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.zoo.decoder import tiny_model
 from tests.zoo.encodings.attention import EXACT, HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and_index, random_cameras
-from zoo.attention import install_camera_attention
+from zoo.backbones.qwen25_vl import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
 from zoo.encodings.encoded import EncodedCameras, ZeroChannels
@@ -220,7 +220,7 @@ def test_learned_slopes_start_at_stock_and_train() -> None:
     model = tiny_model()
     poses, K = random_cameras(2)
     encoding = PoseALiBi(slopes="learned")
-    install_camera_attention(model.model.language_model, encoding)
+    Qwen25VLBackbone(model, None).install_encoding(encoding)
     ids = torch.randint(5, 64, (2, 9), generator=torch.Generator().manual_seed(0))
     index = torch.tensor([[-1, 0, 0, 1, 1, 2, 2, -1, -1]]).expand(2, -1)
 

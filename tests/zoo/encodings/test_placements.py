@@ -9,9 +9,9 @@ import jaxtyping
 import pytest
 import torch
 
-from tests.zoo.decoder import MOVES, Example, gradients, install, moved, tiny_model
+from tests.zoo.decoder import MOVES, Example, gradients, install, layout_of, moved, tiny_model
 from tests.zoo.encodings.attention import Decoder, apply_rope, random_cameras, random_sequence
-from zoo.attention import install_camera_attention, layout_of
+from zoo.backbones.qwen25_vl import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings import (
     GTA,
@@ -166,7 +166,7 @@ def test_extra_channels_start_at_stock_and_train(name: str) -> None:
     assert moved(model, example) > MOVES
     (append,) = (module for module in encoding.modules() if isinstance(module, ExtraChannels))
     append.bind_to_decoder(
-        layout_of(model.model.language_model), range(model.config.text_config.num_hidden_layers)
+        layout_of(model), range(model.config.text_config.num_hidden_layers)
     )  # reset to the initial values
     assert moved(model, example) < 1e-5
     optimizer = torch.optim.SGD(encoding.parameters(), lr=0.1)
@@ -189,7 +189,7 @@ def test_extra_channels_start_at_stock_and_train(name: str) -> None:
 def test_other_layers_have_no_projections(encoding: CameraEncoding, layers: list[str]) -> None:
     """Parameters without a gradient are an error in distributed training."""
     model = tiny_model()
-    install_camera_attention(model.model.language_model, encoding)
+    Qwen25VLBackbone(model, None).install_encoding(encoding)
     (append,) = (module for module in encoding.modules() if isinstance(module, ExtraChannels))
     assert append.layers is not None and list(append.layers) == layers
     for module in append.modules():

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.asking import batch, scene
+from tests.zoo.asking import batch, inputs_of, logits_of, scene
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
-from zoo import ConstantIndex, GeometryCache, PRoPE, SpatialVLM, TemporalSection, TinyVGGT
+from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
+from zoo.cameras import Cameras
 from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
 from zoo.errors import InputError
-from zoo.geometry.temporal_patches import step_cameras, step_points
+from zoo.scene_cameras import merge_cameras, scene_points
+from zoo.tasks import VideoQATask
 
 
 def random_views(count: int, seed: int = 0, channels: int = 6) -> Tensor:
@@ -91,9 +93,9 @@ def test_scenes_of_a_sample_are_concatenated() -> None:
 # ---- in a model -------------------------------------------------------------------------------------------
 
 
-def model(**parts: Any) -> SpatialVLM:
+def model(**parts: Any) -> VideoQATask:
     torch.manual_seed(0)
-    return SpatialVLM(backbone=tiny(), learning_rates=RATES, allow_untrained=True, **parts).eval()
+    return VideoQATask(backbone=tiny(), learning_rates=RATES, allow_untrained=True, **parts).eval()
 
 
 def videos() -> dict[str, Any]:
@@ -118,12 +120,12 @@ def test_model_chooses_from_its_2d_tokens() -> None:
     for tokens, grid in zip(ours.encode_pixels(given["pixel_values_videos"], GRID), GRID, strict=True):
         expected.append(int(saddle_balanced(tokens.unflatten(0, (int(grid[0]), -1)).mean(1))))
     assert expected == [2, 0]
-    found = ours.logits(**given, cameras=cameras())[real]
-    ours.camera_encoding.reference = None  # type: ignore[union-attr]
+    found = ours.model.logits(**given, cameras=cameras())[real]
+    ours.model.camera_encoding.reference = None  # type: ignore[union-attr]
     by_hand = cameras().to(dtype=torch.float64).with_reference(torch.tensor(expected)).canonical("saddle_balanced")
-    torch.testing.assert_close(ours.logits(**given, cameras=by_hand)[real], found, rtol=0, atol=0)
-    ours.camera_encoding.reference = "first"  # type: ignore[union-attr]
-    assert (ours.logits(**given, cameras=cameras())[real] - found).abs().max() > 1e-4
+    torch.testing.assert_close(ours.model.logits(**given, cameras=by_hand)[real], found, rtol=0, atol=0)
+    ours.model.camera_encoding.reference = "first"  # type: ignore[union-attr]
+    assert (ours.model.logits(**given, cameras=cameras())[real] - found).abs().max() > 1e-4
 
 
 @torch.no_grad()
@@ -132,7 +134,7 @@ def test_change_of_world_cancels_and_other_cameras_do_not() -> None:
     real = given["attention_mask"].bool()
     here = cameras().to(dtype=torch.float64)
     there = here.with_poses(here.world_to_camera @ cameras(7).world_to_camera[:, :1].double())
-    found, moved, other = (ours.logits(**given, cameras=each)[real] for each in (here, there, cameras(2)))
+    found, moved, other = (ours.model.logits(**given, cameras=each)[real] for each in (here, there, cameras(2)))
     torch.testing.assert_close(moved, found, rtol=0, atol=1e-5)
     assert (other - found).abs().max() > 1e-3
 
@@ -143,7 +145,7 @@ def test_text_alone_is_stock() -> None:
     words = torch.tensor([stock.processor.tokenizer("How many chair(s) are in this room?")["input_ids"]])
     for media in ({}, {"cameras": cameras()[:1]}):
         given = {"input_ids": words, "attention_mask": torch.ones_like(words), **media}
-        assert torch.equal(ours.logits(**given), stock.logits(**given))
+        assert torch.equal(ours.model.logits(**given), stock.model.logits(**given))
 
 
 @torch.no_grad()
@@ -154,11 +156,11 @@ def test_view_mixer_uses_the_balanced_view() -> None:
         return ViewAttention(width, 16, GTA(pose_component="translation", reference="saddle_balanced"))
 
     ours, given = model(view_mixer=mixer), videos()
-    assert ours.view_mixer is not None
-    torch.nn.init.normal_(ours.view_mixer.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
-    found = ours.logits(**given, cameras=cameras())
-    ours.view_mixer.encoding.reference = "first"  # type: ignore[union-attr]
-    moved = (ours.logits(**given, cameras=cameras()) - found).abs().amax(-1)
+    assert ours.model.view_mixer is not None
+    torch.nn.init.normal_(ours.model.view_mixer.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
+    found = ours.model.logits(**given, cameras=cameras())
+    ours.model.view_mixer.encoding.reference = "first"  # type: ignore[union-attr]
+    moved = (ours.model.logits(**given, cameras=cameras()) - found).abs().amax(-1)
     assert moved[0].max() > 1e-4 and moved[1].max() == 0
 
 
@@ -168,15 +170,13 @@ def test_scenes_of_a_batch_have_independent_references() -> None:
     ours = model(**balanced())
     scenes = [scene("a", steps=4), scene("b", steps=5, seed=1)]
     asked = batch(ours, *scenes)
-    prepare = ours.encode_scenes(asked)
-    rows = torch.tensor([0, len(scenes[0].questions)])
-    together = prepare(asked["input_ids"][rows], asked["attention_mask"][rows], torch.tensor([0, 1]))
+    every = logits_of(ours, inputs_of(ours, asked))
+    rows = [0, len(scenes[0].questions)]
     for row, each in enumerate(scenes):
         alone = batch(ours, each)
-        ids, mask = alone["input_ids"][:1], alone["attention_mask"][:1]
-        single = ours.encode_scenes(alone)(ids, mask, torch.tensor([0]))
-        expected = ours.qwen(**single, use_cache=False).logits[mask.bool()]
-        found = ours.qwen(**together, use_cache=False).logits[row][asked["attention_mask"][rows[row]].bool()]
+        mask = alone["attention_mask"][:1]
+        expected = logits_of(ours, inputs_of(ours, alone, slice(0, 1)))[mask.bool()]
+        found = every[rows[row]][asked["attention_mask"][rows[row]].bool()]
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
@@ -190,20 +190,19 @@ def test_median_depth_makes_the_unit_cancel(part: str) -> None:
     for scale in ("median_depth", "none"):
         if part == "views":
             ours = model(view_mixer=lambda width, scale=scale: ViewAttention(width, 16, PRoPE(scale=scale)))
-            torch.nn.init.normal_(ours.view_mixer.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
+            torch.nn.init.normal_(ours.model.view_mixer.o.weight, std=0.3)  # type: ignore[union-attr, arg-type]
         elif part == "PRoPE":
             ours = model(camera_encoding=PRoPE(TemporalSection(), scale=scale), time_index=ConstantIndex())
         else:
             ours = model(camera_encoding=PointRoPE(scale=scale))
-        assert ours.requires_depth == (scale == "median_depth" or part == "PointRoPE")
+        assert ours.requirements.depth == (scale == "median_depth" or part == "PointRoPE")
         meters, feet = scene("a"), scene("a")
         feet.geometry.world_to_camera[:, :3, 3] *= 3.28  # type: ignore[union-attr, index]
         feet.geometry.depth *= 3.28  # type: ignore[union-attr, operator]
         logits = []
         for each in (meters, feet):
             asked = batch(ours, each)
-            prepared = ours.encode_scenes(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])
-            logits.append(ours.qwen(**prepared, use_cache=False).logits)
+            logits.append(logits_of(ours, inputs_of(ours, asked)))
         apart = (logits[0] - logits[1]).abs().max()
         assert apart < 1e-4 if scale == "median_depth" else apart > 1e-3
 
@@ -228,7 +227,7 @@ def vggt() -> TinyVGGT:
     return encoder
 
 
-def by_vggt(encoding: CameraEncoding, **more: Any) -> SpatialVLM:
+def by_vggt(encoding: CameraEncoding, **more: Any) -> VideoQATask:
     return model(camera_encoding=encoding, camera_source="predicted", geometry=vggt, **more)
 
 
@@ -239,17 +238,18 @@ def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
     cache = {"geometry_cache": GeometryCache(str(tmp_path))} if kept else {}
     for _ in range(1 + kept):  # computed, then read from the cache
         ours = by_vggt(PointRoPE(), **cache)
-        assert not ours.requires_depth and not ours.requires_cameras and ours.requires_frames
+        assert not ours.requirements.depth and not ours.requirements.cameras and ours.requirements.frames
         shown = scene("a")
         asked = batch(ours, shown)
-        assert ours.geometry is not None
-        (found,) = ours.geometry([asked["frames"][0].float() / 255], [None], tokens=False)
+        assert ours.model.geometry is not None
+        (found,) = ours.model.geometry([asked["scenes"][0].frames.float() / 255], [None], tokens=False)
         assert found.depth is not None and found.depth.shape == (6, 56, 84) and found.depth.min() > 0
-        inputs = ours.encode_scenes(asked)(asked["input_ids"][:1], asked["attention_mask"][:1], torch.tensor([0]))
-        points = step_points(found).flatten(0, 2)
+        inputs = inputs_of(ours, asked, slice(0, 1))
+        points = scene_points(found).flatten(0, 2)
         assert points.isfinite().all()
-        cameras = step_cameras([found])[0]
-        index = torch.where(asked["input_ids"][:1] == ours.qwen.config.video_token_id, 0, -1)
+        poses, K, _ = merge_cameras(found)
+        cameras = Cameras(poses[None], K[None])
+        index = torch.where(asked["input_ids"][:1] == ours.model.backbone.vlm.config.video_token_id, 0, -1)
         index[index == 0] = torch.arange(3).repeat_interleave(6)
         scattered = torch.full((*index.shape, 3), torch.nan, dtype=points.dtype)
         scattered[index >= 0] = points
@@ -264,7 +264,7 @@ def test_logits_with_predicted_points_and_predicted_median_depth() -> None:
     frames = {"frames": [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]}
     for encoding in (PointRoPE(), GTA(scale="median_depth")):
         ours, given = by_vggt(encoding), sequences()
-        moved = ours.logits(**given, **frames) - model().logits(**given)
+        moved = ours.model.logits(**given, **frames) - model().logits(**given)
         assert moved.isfinite().all() and moved[given["attention_mask"].bool()].abs().max() > 1e-3
 
 

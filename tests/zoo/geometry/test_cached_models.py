@@ -15,14 +15,15 @@ from callbacks.settings import differences, settings_of
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
-from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, SpatialVLM
+from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM
 from zoo.checkpoints import export_model
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetGeometry, GeometryCache, TinyVGGT
 from zoo.geometry.vggt.aggregator import Aggregator
+from zoo.tasks import VideoQATask
 
 
-def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> SpatialVLM:
+def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> VideoQATask:
     """One of `asking.MODELS`. Its weights are the same with and without a cache, and its geometry matters."""
     model = asking.build(name, geometry=lambda: TinyVGGT(str(weights), **SIZES), geometry_cache=cache)
     generator = torch.Generator().manual_seed(2)
@@ -30,15 +31,15 @@ def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> Sp
         if parameter.ndim == 2 and not part.startswith("geometry."):
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
     if cache is None:
-        model.geometry = TinyVGGT(str(weights), **SIZES).requires_grad_(False)
+        model.model.geometry = TinyVGGT(str(weights), **SIZES).requires_grad_(False)
     return model
 
 
-def logits_of(model: SpatialVLM, *scenes: LoadedScene) -> Tensor:
+def logits_of(model: VideoQATask, *scenes: LoadedScene) -> Tensor:
     batch = asking.batch(model, *scenes)
     inputs = model.encode_scenes(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
     with torch.no_grad():
-        return model.qwen(**inputs, use_cache=False).logits
+        return model.model.backbone.vlm(**inputs, use_cache=False).logits
 
 
 def test_logits_with_and_without(weights: Path, tmp_path: Path) -> None:
@@ -55,8 +56,8 @@ def test_logits_with_and_without(weights: Path, tmp_path: Path) -> None:
     swapped = asking.scene("swapped")
     swapped.frames = other.frames
     model = model_of("AddFusion", weights)
-    tokens = model.geometry([each.float() / 255 for each in (one.frames, other.frames)], [None] * 2)
-    model.geometry.forward = lambda *_, **__: [tokens[1]]  # the 3D tokens of another scene
+    tokens = model.model.geometry([each.float() / 255 for each in (one.frames, other.frames)], [None] * 2)
+    model.model.geometry.forward = lambda *_, **__: [tokens[1]]  # the 3D tokens of another scene
     assert (logits_of(model, one) - plain).square().mean().sqrt() / spread > 0.2
 
 
@@ -65,7 +66,7 @@ def test_cameras_of_a_cache_are_exact(weights: Path, tmp_path: Path) -> None:
     models = [model_of("PRoPE by VGGT's cameras", weights, each) for each in (None, cache, cache)]
     plain, made, read = (logits_of(model, scene) for model in models)
     assert torch.equal(plain, made) and torch.equal(plain, read)
-    assert [model.geometry.num_computed for model in models[1:]] == [1, 0]
+    assert [model.model.geometry.num_computed for model in models[1:]] == [1, 0]
 
 
 # ---- no VGGT where all is there -----------------------------------------------------------------------------
@@ -96,11 +97,13 @@ def test_a_model_is_the_same_whether_its_encoder_is_loaded_or_not(weights: Path,
     names = list(model.state_dict())
     with torch.inference_mode():
         model.predict_batch(asking.batch(model, asking.scene("one")))
-    assert model.geometry.num_computed == 1 and list(model.state_dict()) == names
+    assert model.model.geometry.num_computed == 1 and list(model.state_dict()) == names
     assert not any(name.startswith("geometry.") for name in names)
     loss = model.train().loss(asking.batch(model, asking.scene("other", seed=1), training=True))
     loss.backward()
-    assert model.geometry.num_computed == 2 and all(p.grad is None for p in model.geometry.encoder().parameters())
+    assert model.model.geometry.num_computed == 2 and all(
+        p.grad is None for p in model.model.geometry.encoder().parameters()
+    )
     plain = model_of("AddFusion", weights)
     assert model.trained_names() == plain.trained_names()
     (
@@ -145,7 +148,7 @@ def test_what_cant_be_kept_is_said(weights: Path, tmp_path: Path) -> None:
     cache = GeometryCache(str(tmp_path))
     with pytest.raises(InputError, match="DatasetGeometry has nothing that a cache would save"):
         CachedGeometry(DatasetGeometry, cache)
-    with pytest.raises(InputError, match="geometry_cache: say with --model.geometry"):
+    with pytest.raises(InputError, match="geometry_cache: say with --model.model.geometry"):
         CachedGeometry(lambda: None, cache)
     with pytest.raises(InputError, match="learning_rates.geometry trains what --model.geometry_cache keeps"):
         SpatialMLLM(lambda: TinyVGGT(**SIZES), learning_rates=LearningRates(geometry=1e-5), geometry_cache=cache)

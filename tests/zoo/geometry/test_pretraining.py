@@ -19,9 +19,9 @@ from datamodules.video import Video
 from tests.conftest import ROOMS
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
-from zoo.geometry_pretraining import VGGTPretraining
 from zoo.optim import LearningRates
 from zoo.poses import invert_se3, pose_distance
+from zoo.tasks.vggt_pretraining import VGGTPretraining
 
 
 @pytest.fixture(scope="module")
