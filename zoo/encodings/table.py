@@ -52,7 +52,7 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "PRoPE, TemporalSection, translation": lambda: PRoPE(TemporalSection(), pose_component="translation"),
     "PRoPE, TemporalSection, scale rms": lambda: PRoPE(TemporalSection(), scale="rms"),
     "PRoPE, TemporalSection, saddle_balanced": lambda: PRoPE(TemporalSection(), reference="saddle_balanced"),
-    "PRoPE, TemporalSection, the data's world": lambda: PRoPE(TemporalSection(), reference=None),
+    "PRoPE, TemporalSection, no reference": lambda: PRoPE(TemporalSection(), reference=None),
     "GTA, ChannelRange": lambda: GTA(ChannelRange(0.0, 0.5)),
     "GTA, TemporalSection": lambda: GTA(TemporalSection()),
     "GTA, TemporalSection, vo": lambda: GTA(TemporalSection(), apply_to="vo"),
@@ -98,11 +98,11 @@ VIEW_MIXERS: dict[str, Callable[[int], ViewMixer]] = {
     "ViewAttention(PRoPE, rotation)": lambda width: ViewAttention(width, 16, PRoPE(pose_component="rotation")),
     "ViewAttention(PRoPE, translation)": lambda width: ViewAttention(width, 16, PRoPE(pose_component="translation")),
     "ViewAttention(PRoPE, scale rms)": lambda width: ViewAttention(width, 16, PRoPE(scale="rms")),
-    "ViewAttention(PRoPE, the data's world)": lambda width: ViewAttention(width, 16, PRoPE(reference=None)),
+    "ViewAttention(PRoPE, no reference)": lambda width: ViewAttention(width, 16, PRoPE(reference=None)),
     "ViewAttention(GTA)": lambda width: ViewAttention(width, 16, GTA()),
     "ViewAttention(CaPE)": lambda width: ViewAttention(width, 16, CaPE()),
     "RayEmbedding": lambda width: RayEmbedding(width),
-    "RayEmbedding, the data's world": lambda width: RayEmbedding(width, reference=None),
+    "RayEmbedding, no reference": lambda width: RayEmbedding(width, reference=None),
     "RayEmbedding, directions": lambda width: RayEmbedding(width, "directions"),
 }
 

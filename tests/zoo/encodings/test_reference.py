@@ -204,8 +204,8 @@ def test_median_depth_makes_the_unit_cancel(part: str) -> None:
             asked = batch(ours, each)
             prepared = ours.encode_scenes(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])
             logits.append(ours.qwen(**prepared, use_cache=False).logits)
-        apart = (logits[0] - logits[1]).abs().max()
-        assert apart < 1e-4 if scale == "median_depth" else apart > 1e-3
+        difference = (logits[0] - logits[1]).abs().max()
+        assert difference < 1e-4 if scale == "median_depth" else difference > 1e-3
 
 
 def test_median_depth_requires_depth() -> None:
