@@ -2,23 +2,20 @@
 
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding
-from zoo.encodings.blocks import CameraMatrices
 from zoo.encodings.cape import CaPE
-from zoo.encodings.channels import ChannelBlock
 from zoo.encodings.compose import Compose
-from zoo.encodings.encoded import EncodedCameras, ZeroChannels
+from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.gta import GTA
 from zoo.encodings.head_subset import HeadSubset
 from zoo.encodings.layer_subset import AlternateAxes, LayerSubset
 from zoo.encodings.matrices import MatrixEncoding
-from zoo.encodings.multiview import multiview_attention, prope_attention
+from zoo.encodings.multiview import prope_attention
 from zoo.encodings.placements import (
     ChannelPlacement,
     ChannelRange,
     HighFrequencies,
     LowFrequencies,
-    Matrices,
     Placement,
     TemporalSection,
 )
@@ -27,7 +24,6 @@ from zoo.encodings.prope import PRoPE, projection_matrices
 from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.reference import balanced_views, saddle_balanced
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
-from zoo.encodings.symmetries import Symmetries
 from zoo.encodings.view_attention import ViewAttention
 from zoo.encodings.view_mixer import ViewMixer
 
@@ -35,8 +31,6 @@ __all__ = [
     "AlternateAxes",
     "CaPE",
     "CameraEncoding",
-    "CameraMatrices",
-    "ChannelBlock",
     "ChannelPlacement",
     "ChannelRange",
     "Compose",
@@ -47,7 +41,6 @@ __all__ = [
     "HighFrequencies",
     "LayerSubset",
     "LowFrequencies",
-    "Matrices",
     "MatrixEncoding",
     "PRoPE",
     "Placement",
@@ -56,14 +49,11 @@ __all__ = [
     "PoseIndex",
     "RayEmbedding",
     "RayEncoding",
-    "Symmetries",
     "TemporalSection",
     "ValueRoPE",
     "ViewAttention",
     "ViewMixer",
-    "ZeroChannels",
     "balanced_views",
-    "multiview_attention",
     "projection_matrices",
     "prope_attention",
     "saddle_balanced",

@@ -22,9 +22,12 @@ class GTA(MatrixEncoding):
     symmetries.
 
     Args:
-        placement, apply_to, pose_component, world: see `PRoPE`.
+        placement: the channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
+        apply_to: queries and keys, values and outputs, or both.
+        pose_component: used part of the poses. Translations alone are not a group: a change of world is then visible.
         translation_scale: s; translations are in meters, unless `scale` is set.
         learn_scale: learn log s, one parameter for all layers, starting from `translation_scale`.
+        world: `reference` and `scale`, see `CameraEncoding`.
 
     Example:
         >>> import torch

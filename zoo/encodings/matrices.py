@@ -27,7 +27,7 @@ class MatrixEncoding(CameraEncoding):
     Args:
         placement: the channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
         apply_to: queries and keys, values and outputs, or both.
-        pose_component: of the poses. Translations alone are not a group, so a change of world is then visible.
+        pose_component: used part of the poses. Translations alone are not a group: a change of world is then visible.
         world: `reference` and `scale`, see `CameraEncoding`.
     """
 

@@ -8,7 +8,9 @@ from zoo.time_index import PoseDistanceIndex, PoseTimeIndex
 
 
 class PoseIndex(CameraEncoding):
-    """RoPE by pose: the T of mRoPE's position ids is a pose index, an integer from 0 to its span.
+    """RoPE by pose: position ids with t = round(span d / max d), for the pose distance d of a view to a reference view.
+
+    With `PathLengthIndex`, d is the length of the camera path up to the view.
 
     The attention is the stock one; the model uses `time_index` instead of its own. Equivalent to `--model.time_index
     PoseDistanceIndex` or `PathLengthIndex`, as a camera encoding. It applies to the temporal patches of a video; stills

@@ -83,8 +83,8 @@ class RayEmbedding(ViewMixer):
         super().__init__()
         check_choice("rays", rays, Rays)
         self.rays, self.reference = rays, reference
-        last = nn.Linear(width, width)
-        self.embed = nn.Sequential(nn.Linear(6 if rays == "plucker" else 3, width), nn.GELU(), last)
+        first, last = nn.Linear(6 if rays == "plucker" else 3, width), nn.Linear(width, width)
+        self.embed = nn.Sequential(first, nn.GELU(), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 

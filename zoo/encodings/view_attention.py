@@ -104,11 +104,7 @@ class ViewAttention(ViewMixer):
     def _attention(
         self, x: Float[Tensor, "B t n D"], matrices: Matrices, rows: int, columns: int
     ) -> Float[Tensor, "B t n D"]:
-        q, k, v = (
-            self.qkv(self.norm(x.to(self.norm.weight.dtype)))
-            .flatten(1, 2)
-            .unflatten(-1, (3, -1, self.head_dim))
-            .permute(2, 0, 3, 1, 4)
-        )
+        qkv = self.qkv(self.norm(x.to(self.norm.weight.dtype)))
+        q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         out = multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows)
         return self.o(out.transpose(1, 2).flatten(2)).to(x.dtype).view_as(x)

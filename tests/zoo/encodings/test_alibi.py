@@ -160,16 +160,6 @@ def test_equal_poses_change_no_bit(measure: PoseMeasure) -> None:
     assert type(PoseALiBi().encode(none, **SHAPE)) is EncodedCameras
 
 
-def test_one_camera_per_token_equals_one_per_image() -> None:
-    poses, K = random_cameras(2)
-    qkv, index = qkv_and_index(2)
-    sample = torch.arange(2)[:, None]
-    per_token = poses[sample, index.clamp(min=0)], K[sample, index.clamp(min=0)]
-    own = torch.arange(index.shape[1]).where(index >= 0, -1)
-    by_image, by_token = encode(PoseALiBi(), poses, K, index), encode(PoseALiBi(), *per_token, own)
-    assert torch.equal(attend(by_image, qkv), attend(by_token, qkv))
-
-
 def test_distinct_poses() -> None:
     poses, K = random_cameras(2, views=5)
     poses[0, 3] = poses[0, 1]
@@ -198,15 +188,6 @@ def test_decoded_text_gets_zero_channels() -> None:
     heads = [x.transpose(1, 2) for x in (last_q, keys, values)]
     step = F.scaled_dot_product_attention(*heads, enable_gqa=True, scale=HEAD_DIM**-0.5)
     torch.testing.assert_close(later.transform_outputs(step.transpose(1, 2)), whole[:, -1:], rtol=0, atol=1e-12)
-
-
-def test_repeat_interleave_for_beams() -> None:
-    poses, K = random_cameras(2)
-    qkv, index = qkv_and_index(1)
-    encoded = encode(PoseALiBi(), poses, K, index)
-    copies = [x.repeat_interleave(3, 0) for x in qkv]
-    expected = attend(encoded, qkv).repeat_interleave(3, 0)
-    torch.testing.assert_close(attend(encoded.repeat_interleave(3), copies), expected, rtol=0, atol=1e-12)
 
 
 def test_learned_slopes_require_bind_to_decoder() -> None:

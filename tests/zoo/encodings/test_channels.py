@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.encodings import CameraMatrices, ChannelBlock, blocks
-from zoo.encodings.blocks import camera_runs
-from zoo.encodings.channels import FEW_ROWS, multiply
+from zoo.encodings import blocks
+from zoo.encodings.blocks import CameraMatrices, camera_runs
+from zoo.encodings.channels import FEW_ROWS, ChannelBlock, multiply
 from zoo.encodings.rotary import Rotation
 from zoo.precision import highest_matmul_precision
 

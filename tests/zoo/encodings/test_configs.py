@@ -1,4 +1,4 @@
-"""Encodings built from class names and arguments in a config."""
+"""Encodings and time indices built from class names and arguments in a config."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from zoo.encodings import (
     HeadSubset,
     LayerSubset,
     LowFrequencies,
+    PointRoPE,
+    PoseALiBi,
+    PoseIndex,
     PRoPE,
+    RayEncoding,
     TemporalSection,
+    ValueRoPE,
 )
+from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
 
 
-def build(config: dict[str, Any]) -> CameraEncoding:
+def build(config: dict[str, Any], base: type = CameraEncoding) -> Any:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--encoding", type=CameraEncoding)
-    return parser.instantiate(parser.parse_object({"encoding": config})).encoding
+    parser.add_argument("--module", type=base)
+    return parser.instantiate(parser.parse_object({"module": config})).module
 
 
 def part(name: str, **arguments: Any) -> dict[str, Any]:
@@ -62,6 +68,25 @@ def test_nested_encodings() -> None:
     assert isinstance(stack, Compose)
     layers, heads, _ = stack.each
     assert isinstance(layers, LayerSubset) and isinstance(heads, HeadSubset) and heads.key_value_heads == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (part("PoseALiBi", measure="log", scale="rms"), PoseALiBi),
+        (part("PoseALiBi", slopes="learned"), PoseALiBi),
+        (part("PointRoPE", apply_to="qkvo", reference="middle"), PointRoPE),
+        (part("ValueRoPE"), ValueRoPE),
+        (part("RayEncoding", placement=part("TemporalSection"), scale="mean"), RayEncoding),
+        (part("PoseIndex", index=part("zoo.time_index.PathLengthIndex", span=7)), PoseIndex),
+        (part("zoo.time_index.FrameNumberIndex", span=5), FrameNumberIndex),
+        (part("zoo.time_index.PoseDistanceIndex", reference="medoid"), PoseDistanceIndex),
+        (part("zoo.time_index.PathLengthIndex"), PathLengthIndex),
+    ],
+)
+def test_other_encodings_and_time_indices(config: dict[str, Any], kind: type) -> None:
+    base = TimeIndex if issubclass(kind, TimeIndex) else CameraEncoding
+    assert type(build(config, base)) is kind
 
 
 def test_unknown_arguments_raise() -> None:

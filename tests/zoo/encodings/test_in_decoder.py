@@ -162,8 +162,8 @@ def test_offset_of_100_m_cancels_with_a_reference_view(name: str) -> None:
     assert cameras.points is not None
     far = cameras.with_poses(cameras.world_to_camera @ offset).with_tokens(points=cameras.points - offset[:3, 3])
     a, b = (model(**inputs, camera_encoding=example.encoded(each)).logits[real] for each in (cameras, far))
-    apart = (a - b).abs().max()
-    assert apart < 1e-5 if encoding.symmetries.canonical else apart > MOVES
+    difference = (a - b).abs().max()
+    assert difference < 1e-5 if encoding.symmetries.canonical else difference > MOVES
 
 
 # ---- KV cache ---------------------------------------------------------------------------------------------

@@ -140,8 +140,6 @@ def test_subsets_and_compositions_that_do_not_fit_raise() -> None:
         Compose([PRoPE(), GTA(ExtraChannels())])
     with pytest.raises(ValueError, match="PoseIndex changes position ids"):
         LayerSubset(PoseIndex(), "odd")
-    with pytest.raises(ValueError, match="only one PoseIndex"):
-        Compose([PoseIndex(), PoseIndex()])
     with pytest.raises(ValueError, match="positive, got 0"):
         GTA(translation_scale=0)
 
@@ -227,7 +225,5 @@ def test_unknown_choices_raise(build: Callable[[], object], message: str, monkey
 def test_compositions_require_what_their_encodings_require() -> None:
     assert Compose([PoseALiBi(), PRoPE(TemporalSection())]).requires_constant_time
     assert Compose([PoseIndex(), PRoPE(TemporalSection(), apply_to="vo")]).time_index is not None
-    with pytest.raises(InputError, match="one time for all views: give that encoding another placement"):
-        Compose([PoseIndex(), PRoPE(TemporalSection())])
     plain = Compose([HeadSubset(PRoPE(), [0])])
     assert not plain.requires_constant_time and plain.time_index is None

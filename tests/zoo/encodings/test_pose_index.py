@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 
 from tests.zoo.decoder import MOVES, Example, logits, moved, tiny_model
 from zoo.encodings import (
-    CameraEncoding,
     Compose,
     EncodedCameras,
-    PointRoPE,
     PoseALiBi,
     PoseIndex,
     PRoPE,
-    RayEncoding,
     TemporalSection,
-    ValueRoPE,
 )
 from zoo.errors import InputError
-from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
+from zoo.time_index import PathLengthIndex, PoseDistanceIndex
 
 
 @pytest.mark.parametrize(
@@ -61,49 +56,3 @@ def test_one_time_index_in_a_composition() -> None:
         Compose([PoseIndex(), PoseIndex()])
     with pytest.raises(InputError, match="requires one time for all views"):
         Compose([PRoPE(TemporalSection()), PoseIndex()])
-
-
-@pytest.mark.parametrize(
-    ("config", "kind"),
-    [
-        ({"class_path": "zoo.encodings.PoseALiBi", "init_args": {"measure": "log", "scale": "rms"}}, PoseALiBi),
-        ({"class_path": "zoo.encodings.PoseALiBi", "init_args": {"slopes": "learned"}}, PoseALiBi),
-        (
-            {"class_path": "zoo.encodings.PointRoPE", "init_args": {"apply_to": "qkvo", "reference": "middle"}},
-            PointRoPE,
-        ),
-        ({"class_path": "zoo.encodings.ValueRoPE"}, ValueRoPE),
-        (
-            {
-                "class_path": "zoo.encodings.RayEncoding",
-                "init_args": {"placement": {"class_path": "zoo.encodings.TemporalSection"}, "scale": "mean"},
-            },
-            RayEncoding,
-        ),
-        (
-            {
-                "class_path": "zoo.encodings.PoseIndex",
-                "init_args": {"index": {"class_path": "zoo.time_index.PathLengthIndex", "init_args": {"span": 7}}},
-            },
-            PoseIndex,
-        ),
-    ],
-)
-def test_built_from_a_config(config: dict, kind: type) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--encoding", type=CameraEncoding)
-    built = parser.instantiate(parser.parse_object({"encoding": config})).encoding
-    assert type(built) is kind
-
-
-def test_time_indices_built_from_a_config() -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--time", type=TimeIndex)
-    for name, arguments in (
-        ("FrameNumberIndex", {"span": 5}),
-        ("PoseDistanceIndex", {"reference": "medoid"}),
-        ("PathLengthIndex", {}),
-    ):
-        config = {"class_path": f"zoo.time_index.{name}", "init_args": arguments}
-        built = parser.instantiate(parser.parse_object({"time": config})).time
-        assert type(built) in (FrameNumberIndex, PoseDistanceIndex, PathLengthIndex) and type(built).__name__ == name

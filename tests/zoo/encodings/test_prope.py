@@ -135,10 +135,10 @@ def test_tokens_without_camera_change_no_bit(dtype: torch.dtype) -> None:
     q = qkv[0].to(dtype)
     poses, K = random_cameras(2)
     encoded = PRoPE().encode(Cameras(poses, K, index), **SHAPE)
-    turned = encoded.after_rope(q, q)[0]
-    assert torch.equal(turned[index < 0], q[index < 0])
-    assert not torch.isclose(turned[index >= 0], q[index >= 0]).all()
-    assert torch.equal(turned[..., HEAD_DIM // 2 :], q[..., HEAD_DIM // 2 :])
+    transformed = encoded.after_rope(q, q)[0]
+    assert torch.equal(transformed[index < 0], q[index < 0])
+    assert not torch.isclose(transformed[index >= 0], q[index >= 0]).all()
+    assert torch.equal(transformed[..., HEAD_DIM // 2 :], q[..., HEAD_DIM // 2 :])
 
 
 def test_half_precision_rounds_only_the_result() -> None:

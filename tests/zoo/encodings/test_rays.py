@@ -141,8 +141,8 @@ def test_change_of_world_cancels_with_a_reference_view() -> None:
     for reference, invariant in (("first", True), ("medoid", True), (None, False)):
         module = embedding("plucker", reference)
         here, there = (module(tokens, Cameras(V, K), (3, 2, 2)) for V in (poses, poses @ world))
-        apart = (here - there).abs().max()
-        assert apart < 1e-10 if invariant else apart > 1e-3
+        difference = (here - there).abs().max()
+        assert difference < 1e-10 if invariant else difference > 1e-3
     directions = embedding("directions", None)
     assert torch.equal(
         directions(tokens, Cameras(poses, K), (3, 2, 2)),

@@ -187,5 +187,5 @@ def test_scale_makes_the_unit_of_points_cancel() -> None:
             PointRoPE(scale=scale).encode(Cameras(V, K, index).with_tokens(points=p), **DECODER).sin
             for V, p in ((poses, points), (larger, 3 * points))
         )
-        apart = (here - there).abs().max()
-        assert apart < 1e-12 if same else apart > 0.1
+        difference = (here - there).abs().max()
+        assert difference < 1e-12 if same else difference > 0.1

@@ -176,8 +176,8 @@ def test_permuted_views_permute_the_result(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
     assert (found - run(module, cameras)).abs().max() > MOVES
     elsewhere = Cameras(mixed.world_to_camera, mixed.K_normalized, reference=torch.tensor([0]))
-    apart = (run(module, elsewhere, permuted(random_tokens(), order)) - expected).abs().max()
-    assert apart > MOVES if name == "translation" else apart < EXACT
+    difference = (run(module, elsewhere, permuted(random_tokens(), order)) - expected).abs().max()
+    assert difference > MOVES if name == "translation" else difference < EXACT
 
 
 @pytest.mark.parametrize("scale", ["none", "mean", "max", "rms", "median_depth"])
