@@ -30,7 +30,7 @@ from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
 from zoo.backbones.qwen25_vl.generation import greedy
-from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.prefix_cache import CachedPrefix, answer_questions
 
@@ -100,7 +100,7 @@ def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: i
     video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
     asked = tuple(Question(str(i), "object_counting", TEXTS[i % len(TEXTS)], str(i)) for i in range(count))
     scene = LoadedScene(Scene("noise", Path("noise"), asked), asked, video, tuple(range(frames)))
-    made = Collate(tiny_processor(), train, count, model.appended, model.requires_frames)([scene])
+    made = Collate(tiny_preprocessor(), train, count, model.appended, model.requires_frames)([scene])
     return {name: value.to(options.device) if isinstance(value, Tensor) else value for name, value in made.items()}
 
 

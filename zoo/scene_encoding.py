@@ -28,8 +28,9 @@ def encode_vision(backbone: Backbone, scenes: Sequence[SceneInputs]) -> list[Flo
             continue
         pixels = [scenes[i].pixel_values for i in members]
         grids = [media_grids(kind, scenes[i].grid_thw) for i in members]
+        device = "cpu" if pixels[0].is_meta else pixels[0].device  # the tower reads the numbers of a grid
         tokens = backbone.encode_vision(
-            pixels[0] if len(pixels) == 1 else torch.cat(pixels), torch.cat(grids).to(pixels[0].device)
+            pixels[0] if len(pixels) == 1 else torch.cat(pixels), torch.cat(grids).to(device)
         )
         for i, own in zip(members, grids, strict=True):
             media, tokens = tokens[: len(own)], tokens[len(own) :]

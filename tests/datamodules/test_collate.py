@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 from datamodules import collate
 from datamodules.collate import IGNORED, Collate, LoadedScene
 from datamodules.scenes import Question, Scene
-from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
 from zoo.fusions import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 
@@ -35,7 +35,7 @@ B = Question("b", "object_rel_direction_easy", "Is it left?", "B", ("A. left", "
 
 
 def test_the_tiny_template_renders_what_the_real_one_does() -> None:
-    build = Collate(tiny_processor(), training=False)
+    build = Collate(tiny_preprocessor(), training=False)
     for row in json.loads(PROMPTS.read_text()):
         question = Question("0", row["question_type"], row["question"], options=tuple(row.get("options") or ()))
         assert build.prompt(question) == row["spatial_mllm_chat_text"]
@@ -46,7 +46,7 @@ def test_the_tiny_template_renders_what_the_real_one_does() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_a_question_with_a_mark_of_the_chat_is_refused_and_spoils_no_other(training: bool) -> None:
     """Its <|video_pad|> would count as a visual token, and fail every question of its scene."""
-    build = Collate(tiny_processor(), training)
+    build = Collate(tiny_preprocessor(), training)
     marked = Question("c", "object_counting", "How many <|video_pad|>?", "4")
     found, alone = build([scene("a", A, marked, B), scene("b", marked)]), build([scene("a", A, B)])
     assert [record["id"] for record in found["records"]] == ["a", "b"]
@@ -61,7 +61,7 @@ def test_a_question_with_a_mark_of_the_chat_is_refused_and_spoils_no_other(train
 def test_real_and_tiny_templates_agree_on_any_chat(training: bool, realdata: Path) -> None:
     real = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     for question in (A, B):
-        assert Collate(real, training).prompt(question) == Collate(tiny_processor(), training).prompt(question)
+        assert Collate(real, training).prompt(question) == Collate(tiny_preprocessor(), training).prompt(question)
     own_system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
     kwargs = {"tokenize": False, "add_generation_prompt": not training}
     assert real.apply_chat_template(own_system, **kwargs) == tiny_processor().apply_chat_template(own_system, **kwargs)
@@ -91,7 +91,7 @@ def test_ids_and_labels_are_the_official_training_codes(
 
 
 def test_training_pads_right_and_labels_the_answer_only() -> None:
-    batch = Collate(tiny_processor(), training=True)([scene("one", A, B), scene("two", A)])
+    batch = Collate(tiny_preprocessor(), training=True)([scene("one", A, B), scene("two", A)])
     decode = tiny_processor().tokenizer.decode
     assert batch["scene_index"].tolist() == [0, 0, 1]
     answers = [decode(row[row != IGNORED]) for row in batch["labels"]]
@@ -102,7 +102,7 @@ def test_training_pads_right_and_labels_the_answer_only() -> None:
 
 
 def test_questions_pad_left_and_a_scene_is_seen_once() -> None:
-    batch = Collate(tiny_processor(), training=False)([scene("one", A, B)])
+    batch = Collate(tiny_preprocessor(), training=False)([scene("one", A, B)])
     assert (batch["attention_mask"].diff() >= 0).all() and not batch["attention_mask"].all()
     assert (batch["labels"] == IGNORED).all()
     assert batch["video_grid_thw"].tolist() == [[2, 4, 6]] and len(batch["pixel_values_videos"]) == 2 * 4 * 6
@@ -114,7 +114,7 @@ def test_questions_pad_left_and_a_scene_is_seen_once() -> None:
 def test_failed_scenes_become_records() -> None:
     failed = LoadedScene(Scene("bad", Path("bad.mp4"), (A, B)), (A, B), error="bad.mp4: truncated")
     for scenes in ([failed], [failed, scene("good", A)]):
-        batch = Collate(tiny_processor(), training=False)(scenes)
+        batch = Collate(tiny_preprocessor(), training=False)(scenes)
         assert [(r["id"], r["prediction"], r["error"]) for r in batch["failed"]] == [
             ("a", "", "bad.mp4: truncated"),
             ("b", "", "bad.mp4: truncated"),
@@ -124,13 +124,13 @@ def test_failed_scenes_become_records() -> None:
 
 def test_geometry_and_frames_come_scene_by_scene_and_only_what_is_wanted() -> None:
     scenes = [scene("long", A, frames=6), scene("short", A, frames=2)]
-    batch = Collate(tiny_processor(), training=True)(scenes)
+    batch = Collate(tiny_preprocessor(), training=True)(scenes)
     assert [len(each.world_to_camera) for each in batch["geometry"]] == [6, 2] and "frames" not in batch
-    batch = Collate(tiny_processor(), training=True, keep_frames=True)(scenes)
+    batch = Collate(tiny_preprocessor(), training=True, keep_frames=True)(scenes)
     assert [tuple(each.shape) for each in batch["frames"]] == [(6, 3, 56, 84), (2, 3, 56, 84)]
 
 
 @pytest.mark.parametrize(("appended", "view"), [(ExtraTokens.NOTHING, 6), (ExtraTokens.ONE, 7), (ExtraTokens.ALL, 12)])
 def test_what_a_fusion_appends_has_placeholders(appended: ExtraTokens, view: int) -> None:
-    batch = Collate(tiny_processor(), training=True, appended=appended)([scene("a", A, frames=4)])
+    batch = Collate(tiny_preprocessor(), training=True, appended=appended)([scene("a", A, frames=4)])
     assert (batch["input_ids"] == tiny_processor().video_token_id).sum() == 2 * view

@@ -12,11 +12,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from zoo import Cameras, ConcatSplitMLLM, PRoPE, PRoPEMLLM, Qwen25VL, SpatialMLLM, SpatialVLM
+from zoo import Cameras, ConcatSplitMLLM, PRoPE, PRoPEMLLM, Qwen25VL, SpatialMLLM
 from zoo.checkpoints.config import ReleasedConfig
 from zoo.checkpoints.released import EmptyQwen25VL
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.geometry.vggt.model import VGGT_1B
+from zoo.tasks import VideoQATask
 
 SIZES = ["3b", "7b"]
 MANIFESTS = Path(__file__).parents[1] / "golden/manifests"
@@ -50,7 +51,7 @@ def vggt() -> VGGTEncoder:
     return VGGTEncoder(VGGT(aggregator=VGGT_1B["aggregator"]))
 
 
-MODELS: dict[str, Callable[[EmptyQwen25VL], SpatialVLM]] = {
+MODELS: dict[str, Callable[[EmptyQwen25VL], VideoQATask]] = {
     "Qwen25VL": lambda qwen: Qwen25VL(backbone=qwen),
     "SpatialMLLM": lambda qwen: SpatialMLLM(backbone=qwen, geometry=vggt),
     "ConcatSplitMLLM": lambda qwen: ConcatSplitMLLM(backbone=qwen, geometry=vggt),
@@ -62,7 +63,7 @@ MODELS: dict[str, Callable[[EmptyQwen25VL], SpatialVLM]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_at_the_size_of_the_released_weights(name: str, size: str) -> None:
     with torch.device("meta"):
-        model = MODELS[name](qwen(size))
+        model = MODELS[name](qwen(size)).model
     config = model.backbone.vlm.config
     tokens = [1, config.vision_start_token_id, *[config.video_token_id] * int(GRID.prod() // 4), 5, 6]
     ids = torch.tensor([tokens])

@@ -63,7 +63,7 @@ def log_probabilities(model: CameraQwen25VL, example: Example, sequences: Tensor
 def test_each_step_equals_a_forward_of_the_whole(name: str) -> None:
     """A left-padded, ragged batch."""
     model, example = setting(name)
-    answers = greedy(model, prompt(example), NEW)
+    answers = greedy(model, prompt(example), NEW, [])
     sequences = torch.cat((example.input_ids, torch.tensor(answers)), 1)
     expected = log_probabilities(model, example, sequences)
     taken = expected.gather(-1, torch.tensor(answers)[..., None])[..., 0]

@@ -21,10 +21,11 @@ from zoo import (
     LoRA,
     PRoPE,
     PRoPEMLLM,
-    SpatialVLM,
 )
 from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
 from zoo.geometry import SceneGeometry
+from zoo.scene_encoding import fuse_scenes
+from zoo.scenes import SceneTokens
 from zoo.tasks import VideoQATask
 
 WIDTH = 64  # of `tiny`
@@ -47,10 +48,10 @@ VIEWS: dict[str, Callable[[int], nn.Module]] = {
 def model(views: Any = None, fusion: str = "channels", dtype: str = "float32", **more: Any) -> VideoQATask:
     torch.manual_seed(0)
     parts = {"view_mixer": views, "fusion": FUSIONS[fusion], **(GEOMETRY if fusion != "none" else {}), **more}
-    return SpatialVLM(backbone=tiny(dtype=dtype), learning_rates=RATES, **parts)
+    return VideoQATask(backbone=tiny(dtype=dtype), learning_rates=RATES, **parts)
 
 
-def woken(ours: SpatialVLM) -> VideoQATask:
+def woken(ours: VideoQATask) -> VideoQATask:
     """With an output projection that is no longer zero, as after training."""
     assert ours.model.view_mixer is not None
     generator = torch.Generator().manual_seed(3)
@@ -73,7 +74,7 @@ def test_it_starts_without_effect_and_then_has_one(views: str, fusion: str) -> N
     expected = without.model.logits(**given, cameras=cameras())
     assert torch.equal(ours.model.logits(**given, cameras=cameras()), expected)
     real = given["attention_mask"].bool()
-    seen = woken(ours).logits(**given, cameras=cameras())
+    seen = woken(ours).model.logits(**given, cameras=cameras())
     assert (seen - expected)[real].abs().max() > 1e-3
     other = ours.model.logits(**given, cameras=cameras(2)) if fusion == "none" else None
     if other is not None:  # where no 3D token knows the cameras, they reach the logits by this branch alone
@@ -181,16 +182,27 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
         )
         for i, f in enumerate(frames)
     ]
-    found = ours.model.encode_geometry(frames, of_frames, cameras=False)
+    parts, geometry = ours.model, ours.model.geometry
+    found = of_frames if geometry is None else geometry(frames, of_frames, cameras=False)
+
+    def fuse(visual: Any, grids: Any, found: Any, poses: Cameras, present: torch.Tensor) -> list[torch.Tensor]:
+        scenes = []
+        for i, (tokens, grid) in enumerate(zip(visual, grids, strict=True)):
+            steps = int(grid[0])
+            known = {"world_to_camera": poses.world_to_camera[i, :steps], "K_normalized": poses.K_normalized[i, :steps]}
+            scenes.append(SceneTokens(tokens.unflatten(0, (steps, -1)), grid, has_camera=present[i, :steps], **known))
+        fuse_scenes(scenes, found, parts.fusion, parts.view_mixer, 2)
+        return [scene.tokens for scene in scenes]
+
     with torch.no_grad():
-        together = ours.fuse(visual, grids, found, poses, present)
+        together = fuse(visual, grids, found, poses, present)
         for i, (steps, _, _) in enumerate(grids.tolist()):
             one = slice(i, i + 1)
-            (alone,) = ours.fuse(visual[one], grids[one], found[one], poses[one].span(0, steps), present[one, :steps])
+            (alone,) = fuse(visual[one], grids[one], found[one], poses[one].span(0, steps), present[one, :steps])
             assert together[i].shape == alone.shape == (steps, len(visual[i]) // steps, WIDTH)
             torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-5)
         # the control: another scene of the same grid is another one
-        others = ours.fuse(visual, grids, found, poses[[2, 1, 0, 3]], present)
+        others = fuse(visual, grids, found, poses[[2, 1, 0, 3]], present)
     assert (others[0] - together[0]).abs().max() > 1e-3
     torch.testing.assert_close(others[3], together[3], rtol=0, atol=1e-5)
 
@@ -200,7 +212,7 @@ def test_without_the_2d_branch_there_is_nothing_to_tell() -> None:
     torch.manual_seed(0)
     ours = VideoQATask(backbone=tiny(), view_mixer=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)
     before = ours.model.logits(**batch(), cameras=cameras())
-    assert torch.equal(woken(ours).logits(**batch(), cameras=cameras()), before)
+    assert torch.equal(woken(ours).model.logits(**batch(), cameras=cameras()), before)
 
 
 def test_heads_that_do_not_fit_are_an_error() -> None:

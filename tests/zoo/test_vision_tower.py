@@ -18,7 +18,7 @@ GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]]
 
 
 def towers(implementation: str = "sdpa") -> tuple[nn.Module, nn.Module]:
-    stock = TinyQwen25VL(attn_implementation=implementation).load()[0].model.visual  # type: ignore[arg-type]
+    stock = TinyQwen25VL(attn_implementation=implementation).stock_model().model.visual  # type: ignore[arg-type]
     ours = copy.deepcopy(stock)
     install_fast_vision(ours)
     swapped = [type(module) for module in ours.modules() if isinstance(module, PatchEmbedding | WindowAttention)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.zoo import asking
 from zoo import (
     Cameras,
     ConstantIndex,
@@ -20,6 +21,8 @@ from zoo import (
     TemporalSection,
     TinyQwen25VL,
 )
+from zoo.backbones import Qwen25VLBackbone
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
 from zoo.tasks import VideoQATask
@@ -73,7 +76,7 @@ def cameras(seed: int | None = 1) -> Cameras:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_without_an_encoding_it_is_the_stock_model_bit_for_bit(attention: str) -> None:
-    stock, processor = tiny(attn_implementation=attention).load()
+    stock = tiny(attn_implementation=attention).stock_model()
     ours = Qwen25VL(backbone=tiny(attn_implementation=attention))
     batch = sequences()
     config = stock.config
@@ -177,14 +180,16 @@ def collated(training: bool, questions: int = 3):
 
     torch.manual_seed(0)
     asked = (A, B, A)[:questions]
-    return Collate(model_processor(), training)([scene("one", *asked), scene("two", B)])
+    return Collate(tiny_preprocessor(), training)([scene("one", *asked), scene("two", B)])
 
 
 def test_a_scene_is_encoded_once_however_many_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = model()
     calls: list[int] = []
-    encode = SpatialVLM.encode_pixels
-    monkeypatch.setattr(SpatialVLM, "encode_pixels", lambda self, p, g: (calls.append(len(g)), encode(self, p, g))[1])
+    encode = Qwen25VLBackbone.encode_vision
+    monkeypatch.setattr(
+        Qwen25VLBackbone, "encode_vision", lambda self, p, g: (calls.append(len(g)), encode(self, p, g))[1]
+    )
     batch = collated(False)
     batch["questions_per_batch"] = 1
     one_by_one = [record["prediction"] for record in ours.predict_batch(batch)]
@@ -196,22 +201,26 @@ def test_a_scene_is_encoded_once_however_many_questions(monkeypatch: pytest.Monk
 def test_the_loss_is_that_of_the_full_logits() -> None:
     ours = model(PRoPE())
     batch = collated(True)
-    inputs = ours.encode_scenes(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
-    logits = ours.model.backbone.vlm(**inputs, use_cache=False).logits[:, :-1]
+    logits = asking.logits_of(ours, asking.inputs_of(ours, batch))[:, :-1]
     expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert torch.allclose(ours.loss(batch), expected, atol=1e-6)
 
 
 def test_time_in_the_cameras_channels_is_an_error() -> None:
-    with pytest.raises(InputError, match="--model.model.time_index ConstantIndex"):
+    with pytest.raises(InputError, match="--model.time_index ConstantIndex"):
         model(PRoPE(TemporalSection()))
 
 
 @pytest.mark.parametrize("build", [lambda: model(PRoPE()), lambda: model(PRoPE(), lora=LoRA(r=4))])
-def test_checkpoints_hold_what_trains_and_nothing_else_loads(build: Callable[[], SpatialVLM]) -> None:
+def test_checkpoints_hold_what_no_file_restores_and_nothing_else_loads(
+    build: Callable[[], VideoQATask], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = build()
     ours.model.backbone.vlm.model.visual.requires_grad_(False)
     checkpoint = {"state_dict": ours.state_dict()}
+    ours.on_save_checkpoint(checkpoint)
+    assert set(checkpoint["state_dict"]) == set(ours.state_dict())  # random weights are in no file
+    monkeypatch.setattr(TinyQwen25VL, "released_path", "a folder")
     ours.on_save_checkpoint(checkpoint)
     saved = checkpoint["state_dict"]
     trained = {name for name, p in ours.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -237,7 +246,7 @@ def test_frozen_parts_stay_in_eval_mode_and_without_gradients() -> None:
 
 
 def test_half_precision_weights_keep_exact_rope_frequencies() -> None:
-    qwen, _ = tiny(dtype="bfloat16").load()
+    qwen = tiny(dtype="bfloat16").stock_model()
     assert qwen.lm_head.weight.dtype == torch.bfloat16
     frequencies = {name: b for name, b in qwen.named_buffers() if "inv_freq" in name}
     assert frequencies and all(b.dtype == torch.float32 for b in frequencies.values())

@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.base import Preprocessor
-from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
-from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.errors import InputError
 from zoo.geometry import TinyVGGT, VGGTEncoder
 from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
@@ -91,7 +90,7 @@ class VGGTPretraining(Task):
     @property
     def preprocessor(self) -> Preprocessor:
         """The DataModule tokenizes the questions too, though nothing reads them."""
-        return Qwen25VLPreprocessor(tiny_processor())
+        return tiny_preprocessor()
 
     def part_of(self, name: str) -> str:
         return "geometry"

@@ -20,6 +20,7 @@ from transformers import (
 
 from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
+from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
 
 SPECIAL_TOKENS = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -107,6 +108,11 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
     )
 
 
+def tiny_preprocessor() -> Qwen25VLPreprocessor:
+    """The tiny processor as the zoo uses it."""
+    return Qwen25VLPreprocessor(tiny_processor())
+
+
 class TinyQwen25VL(BackboneLoader):
     """Random weights from a seed.
 
@@ -185,7 +191,8 @@ class TinyQwen25VL(BackboneLoader):
         )
         self.config._attn_implementation = self.model_attention
 
-    def load(self) -> Qwen25VLBackbone:
+    def stock_model(self) -> Qwen2_5_VLForConditionalGeneration:
+        """The model as transformers has it, without the zoo's hooks."""
         default = torch.get_default_dtype()
         try:
             # not .to(dtype) afterwards: that would round RoPE's frequencies as well
@@ -195,4 +202,7 @@ class TinyQwen25VL(BackboneLoader):
                 vlm = Qwen2_5_VLForConditionalGeneration(self.config)
         finally:
             torch.set_default_dtype(default)
-        return Qwen25VLBackbone(vlm.train(), tiny_processor(), self.attn_implementation)
+        return vlm.train()
+
+    def load(self) -> Qwen25VLBackbone:
+        return Qwen25VLBackbone(self.stock_model(), tiny_processor(), self.attn_implementation)
