@@ -61,7 +61,7 @@ class SelectScenes(Dataset):
     def _select(self, index: int) -> str:
         scene, sampler, pairing = self.scenes.scenes[index], self.scenes.sampler, self.scenes.frame_pairing
         opened = self.scenes.open(index)
-        view = opened.view(scene)
+        view = opened.view()
         views = pairing.views(self.scenes.num_frames, sampler)
         key, made_by = sampler.key(view, views)
         file = self.output / scene.name / FILE
