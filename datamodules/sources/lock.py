@@ -1,21 +1,33 @@
-"""One process at a time makes what several would make at once."""
+"""Exclusive and visible preparation of a dataset: a file lock and a progress bar."""
 
 from __future__ import annotations
 
 import fcntl
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+LOG_EVERY_S = 10  # outside of a terminal
 
 
 @contextmanager
-def locked(path: Path, waiting: str) -> Iterator[None]:
-    """Holds a file's lock, which the system releases however the process ends; says `waiting` if it has to wait."""
+def locked(path: Path, waiting_message: str) -> Iterator[None]:
+    """Holds the lock of a file, which the system releases when the process ends; prints a message if it must wait."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(waiting, file=sys.stderr, flush=True)
+            print(waiting_message, file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def progress_bar(items: Collection[Item], description: str) -> Iterator[Item]:
+    """Iterates with a progress bar per scene on stderr, updated rarely outside of a terminal."""
+    interval_s = 0.1 if sys.stderr.isatty() else LOG_EVERY_S
+    yield from tqdm(items, desc=description, unit="scene", file=sys.stderr, mininterval=interval_s)
