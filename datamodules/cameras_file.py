@@ -147,7 +147,9 @@ def _matrices(path: Path, key: str, rows: Any, side: int) -> Float64[Tensor, "N 
         matrices = matrices[None]
     if matrices.shape[1:] != (side, side):
         raise ValueError(f"{path}: {key} must hold {side}x{side} matrices, its shape is {tuple(matrices.shape)}")
-    _require(path, f"{key} holds NaN or infinite numbers (null is an unknown pose)", matrices.isfinite().all(-1).all(-1))
+    _require(
+        path, f"{key} holds NaN or infinite numbers (null is an unknown pose)", matrices.isfinite().all(-1).all(-1)
+    )
     return matrices
 
 

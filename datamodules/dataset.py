@@ -180,14 +180,16 @@ class SceneDataset(Dataset):
         loaded.seconds_per_grid = seconds_per_grid([opened.times_s[i] for i in frames])
         # 2. Cameras
         loaded.geometry = opened.geometry(frames)
-        if self.requires_cameras and loaded.geometry is not None and not loaded.geometry.has_camera.any():
+        poses = opened.world_to_camera
+        if self.requires_cameras and poses is not None and not poses[frames].isfinite().flatten(1).all(1).any():
             raise InputError(
                 f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
             )
         # 3. Depth
         if self.requires_depth:
             loaded.geometry = loaded.geometry or SceneGeometry()
-            depth = opened.read_depth(frames, tuple(loaded.frames.shape[-2:]))
+            height, width = loaded.frames.shape[-2:]
+            depth = opened.read_depth(frames, (height, width))
             if not (depth > 0).any():
                 raise InputError(f"{scene.depth}: empty, no pixel of frames {frames} has depth: write it again")
             loaded.geometry.depth = depth

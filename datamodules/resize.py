@@ -15,8 +15,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 PATCH_FACTOR = 28  # two ViT patches of 14 pixels are merged into one token
 FOLDER_FACTOR = 56  # qwen-vl-utils >= 0.0.13 first rounds the frames of a folder to multiples of this

@@ -45,5 +45,5 @@ def tensor_fingerprint(tensor: Tensor) -> str:
     import torch
 
     content = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-    content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()[:DIGEST_LENGTH]

@@ -1,7 +1,7 @@
 """Space-aware sampling: points to voxels, and greedy maximum coverage.
 
-Source: Spatial-MLLM (arXiv 2505.23747), section 3.3. The official code holds sets of tuples; here a voxel is one integer,
-and the greedy algorithm is lazy.
+Source: Spatial-MLLM (arXiv 2505.23747), section 3.3. The official code holds sets of tuples; here a voxel is one
+integer, and the greedy algorithm is lazy.
 """
 
 from __future__ import annotations

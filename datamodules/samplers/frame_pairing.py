@@ -92,7 +92,7 @@ class Duplicate(FramePairing):
         self.keep = keep
 
     def views(self, n: int, sampler: FrameSampler) -> int:
-        """n / 2 or n views."""
+        """Half of n or n views."""
         return super().views(n if self.keep == "frames" else TEMPORAL_PATCH_SIZE * n, sampler)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:

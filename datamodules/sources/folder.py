@@ -28,7 +28,7 @@ class SceneFolder(SceneSource):
         """The scenes whose videos exist; the others are in `missing`."""
         if not (self.root / f"{split}.jsonl").is_file():
             raise FileNotFoundError(
-                f"{self.root / split}.jsonl is absent: it holds one question per line; --data.source.root names its folder"
+                f"{self.root / split}.jsonl is absent: it holds one question per line; --data.source.root is its folder"
             )
         scenes, self.missing = read_layout(self.root, f"{split}.jsonl")
         return scenes

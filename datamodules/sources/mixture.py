@@ -62,9 +62,7 @@ class Mixture(SceneSource):
                 raise InputError(f"Mixture: a weight must be above 0, not {part.weight}: leave the part out")
         weights = [part.weight for part in parts if part.weight is not None]
         if weights and len(weights) < len(parts):
-            raise InputError(
-                f"Mixture: {len(weights)} of {len(parts)} parts have a weight: set all weights, or none"
-            )
+            raise InputError(f"Mixture: {len(weights)} of {len(parts)} parts have a weight: set all weights, or none")
         self.weights = weights or None
         self.sources = [part.source or Conversations(str(part.path), part.videos) for part in parts]
         self.evaluation, self.seed = evaluation, seed
@@ -96,8 +94,8 @@ class Mixture(SceneSource):
         """The scenes of all parts, repeated in proportion to their weights."""
         self.missing = {}
         for source in self.sources:
-            for name, counts in source.missing.items():
-                self.missing.setdefault(name, Counter()).update(counts)
+            for name, missing in source.missing.items():
+                self.missing.setdefault(name, Counter()).update(missing)
         if self.weights is None:
             return [scene for part in parts for scene in part]
         if empty := [i for i, part in enumerate(parts) if not part]:

@@ -66,9 +66,7 @@ class ARKitScenes(PoseFormat):
         track = self.read_track(folder).at(times_s, TOLERANCE_S)
         return replace(track, K_px=K_px, frames=tuple(frames), depth=depth)
 
-    def _cameras(
-        self, folder: Path, times_s: Float64[np.ndarray, " N"]
-    ) -> tuple[Float64[Tensor, "N 3 3"], int, int]:
+    def _cameras(self, folder: Path, times_s: Float64[np.ndarray, " N"]) -> tuple[Float64[Tensor, "N 3 3"], int, int]:
         """Intrinsics nearest in time, width and height."""
         folder = folder / f"{self.frames}_intrinsics"
         files = sorted(folder.glob("*.pincam"), key=_time_s)

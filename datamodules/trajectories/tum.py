@@ -51,7 +51,9 @@ class TUM(PoseFormat):
         images = read_list(folder / "rgb.txt")
         frames = tuple(folder / name for _, name in images)
         if absent := next((frame for frame in frames if not frame.is_file()), None):
-            raise FileNotFoundError(f"{absent} is absent, but listed in {folder / 'rgb.txt'}: unpack the sequence again")
+            raise FileNotFoundError(
+                f"{absent} is absent, but listed in {folder / 'rgb.txt'}: unpack the sequence again"
+            )
         times_s, poses = read_tum(folder / self.trajectory)
         height, width = image_size(frames[0])
         track = Trajectory(poses, intrinsics(*self.K_px).expand(len(poses), 3, 3), width, height, times_s)

@@ -15,4 +15,14 @@ from datamodules.sources.rooms.renderer import Rendering, read_scene, render, re
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene
 from datamodules.sources.rooms.source import Rooms
 
-__all__ = ["RealRooms", "Rendering", "RoomScene", "Rooms", "Thing", "load_scene", "read_scene", "render", "render_depth"]
+__all__ = [
+    "RealRooms",
+    "Rendering",
+    "RoomScene",
+    "Rooms",
+    "Thing",
+    "load_scene",
+    "read_scene",
+    "render",
+    "render_depth",
+]

@@ -38,7 +38,7 @@ def box_distance(
 ) -> Float64[Array, "*b"]:  # fmt: skip
     """Distance in meters of the closest points of two solid boxes, 0 if they intersect.
 
-    The closest points in plan and in z are independent; disjoint convex polygons are closest at a corner of one of them.
+    The closest points in plan and in z are independent; disjoint convex polygons are closest at a corner of one.
     """
     a, b = footprint(center_a, size_a, yaw_a), footprint(center_b, size_b, yaw_b)
     plan = np.minimum(_corners_to_sides(a, b), _corners_to_sides(b, a))

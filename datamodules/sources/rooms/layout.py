@@ -2,8 +2,8 @@
 
 A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height and the `loop`
 path alike. A `loop` video is therefore equally likely at any scale: metric lengths can't be inferred from its frames,
-only from the cameras. A `local` path has a radius in meters: single frames carry nearly no scale there, but the parallax
-of the video relates the size of the room to that radius.
+only from the cameras. A `local` path has a radius in meters: single frames carry nearly no scale there, but the
+parallax of the video relates the size of the room to that radius.
 """
 
 from __future__ import annotations
@@ -179,4 +179,3 @@ def is_clear(center: np.ndarray, extent: np.ndarray, yaw: float, eyes: np.ndarra
 
 def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-

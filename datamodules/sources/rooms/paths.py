@@ -1,7 +1,7 @@
 """Motion of a hand-held camera in a room: around the room near the walls, or around a spot.
 
-Both follow a ring for a little more than one turn, at uneven speed, with pauses in which the camera rotates in place, and
-with a segment that is traversed back and forth.
+Both follow a ring for a little more than one turn, at uneven speed, with pauses in which the camera rotates in place,
+and with a segment that is traversed back and forth.
 """
 
 from __future__ import annotations

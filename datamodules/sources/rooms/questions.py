@@ -1,7 +1,7 @@
 """Questions with exact answers in VSI-Bench's types and wording, without route planning.
 
-As in VSI-Bench, questions are unambiguous: about clearly visible things, with a margin to the second-best answer. Moving
-things occur in appearance order only. Sizes, distances and directions are those of the bounding boxes.
+As in VSI-Bench, questions are unambiguous: about clearly visible things, with a margin to the second-best answer.
+Moving things occur in appearance order only. Sizes, distances and directions are those of the bounding boxes.
 """
 
 from __future__ import annotations

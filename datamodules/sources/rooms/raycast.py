@@ -121,7 +121,9 @@ def cast(
     return depth.reshape(rays.shape[1:]), part_hit.reshape(rays.shape[1:])
 
 
-def bounding_rectangles(placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int) -> Int32[np.ndarray, "n T 4"]:
+def bounding_rectangles(
+    placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int
+) -> Int32[np.ndarray, "n T 4"]:
     """Bounding rectangles of the visible things in pixels: left, right, top, bottom, ends excluded."""
     signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
     corner = (signs * placed.half[:-1, None, :])[:, None]  # (n, 1, 8, 3)

@@ -1,4 +1,4 @@
-"""Rendered layouts of real rooms: a rectangle of the real area with furniture of the real sizes and near the real places.
+"""Layouts of real rooms: a rectangle of the real area with furniture of real sizes near its real places.
 
 Known of a real room are its area and the boxes of some things; walls, height and camera path are random. Things are
 moved only as far as the rectangle requires; things in the camera's path are removed.

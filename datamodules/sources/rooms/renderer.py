@@ -94,9 +94,7 @@ def _cast(
     height: int,
     width: int,
     frames: Sequence[int] | None,
-) -> tuple[
-    Placed, Float32[np.ndarray, "3 T H W"], Float32[np.ndarray, "T H W"], Int16[np.ndarray, "T H W"]
-]:
+) -> tuple[Placed, Float32[np.ndarray, "3 T H W"], Float32[np.ndarray, "T H W"], Int16[np.ndarray, "T H W"]]:
     """Placed things, rays, depth, and the part that each ray hits."""
     indices = np.arange(len(world_to_camera)) if frames is None else np.asarray(frames, int)
     camera_to_room = np.linalg.inv(world_to_camera @ np.linalg.inv(scene.room_from_world()))

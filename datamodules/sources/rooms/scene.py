@@ -1,8 +1,8 @@
 """Data model of a furnished room: everything needed to render it and to know its ground truth.
 
 Lengths are in meters, angles in radians. The room's frame has its origin at the center of the floor, x and y along the
-walls and z up; things are placed in that frame. The world frame, in which cameras are given, is the room's frame rotated
-by `yaw` about z and translated by `origin`; both are random, so world coordinates carry no information.
+walls and z up; things are placed in that frame. The world frame, in which cameras are given, is the room's frame
+rotated by `yaw` about z and translated by `origin`; both are random, so world coordinates carry no information.
 """
 
 from __future__ import annotations
@@ -117,9 +117,7 @@ def load_scene(path: Path) -> RoomScene:
         error: Exception = TypeError("no room in it")
     except (ValueError, TypeError) as malformed:
         error = malformed
-    raise ValueError(
-        f"{path}: not a scene of Rooms ({error}); delete its folder, and it is rendered again"
-    ) from error
+    raise ValueError(f"{path}: not a scene of Rooms ({error}); delete its folder, and it is rendered again") from error
 
 
 def _from_json(fields: dict[str, Any]) -> Material | Part | Thing | RoomScene:
