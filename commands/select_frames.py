@@ -42,8 +42,8 @@ class SelectScenes(Dataset):
     Args:
         scenes: Dataset with the sampler and the pairing.
         output: Folder of the selections.
-        plot: Also draw a contact sheet, frames.jpg, and the camera path, path.png, if there are poses or the sampler has
-            a geometry, which then runs for kept selections as well.
+        plot: Also draw a contact sheet, frames.jpg, and the camera path, path.png, if there are poses or the sampler
+            has a geometry, which then runs for kept selections as well.
     """
 
     def __init__(self, scenes: SceneDataset, output: Path, plot: bool) -> None:

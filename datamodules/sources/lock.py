@@ -12,7 +12,6 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-LOG_EVERY_S = 10  # outside of a terminal
 
 
 @contextmanager
@@ -28,6 +27,5 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
 
 
 def progress_bar(items: Collection[Item], description: str) -> Iterator[Item]:
-    """Iterates with a progress bar per scene on stderr, updated rarely outside of a terminal."""
-    interval_s = 0.1 if sys.stderr.isatty() else LOG_EVERY_S
-    yield from tqdm(items, desc=description, unit="scene", file=sys.stderr, mininterval=interval_s)
+    """Iterates over scenes with a progress bar on a terminal."""
+    yield from tqdm(items, desc=description, unit="scene", file=sys.stderr, disable=None)

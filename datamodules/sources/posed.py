@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from datamodules.cameras_file import write_cameras
 from datamodules.scenes import Scene
@@ -93,7 +94,7 @@ class PosedScenes(SceneSource):
                     self._make(name)
                 except UNREADABLE as error:
                     message = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
-                    print(f"{name}: skipped, its cameras can't be read: {message}", file=sys.stderr, flush=True)
+                    tqdm.write(f"{name}: skipped, its cameras can't be read: {message}", file=sys.stderr)
 
     def scenes(self, split: Split) -> list[Scene]:
         """The scenes with a video and cameras; the others are in `missing`."""
@@ -154,7 +155,7 @@ class PosedScenes(SceneSource):
         else:
             trajectory = _match_video(Video(video), _checked(self.poses.read_track(raw)), self.clock)
         if num_unknown := int((~trajectory.known).sum()):
-            print(f"{name}: {num_unknown} of {len(trajectory)} frames have no pose", file=sys.stderr, flush=True)
+            tqdm.write(f"{name}: {num_unknown} of {len(trajectory)} frames have no pose", file=sys.stderr)
         self._stamp(name).write_text(state)
         write_cameras(
             cameras, trajectory.world_to_camera, trajectory.K_px, width=trajectory.width, height=trajectory.height,
@@ -166,7 +167,7 @@ class PosedScenes(SceneSource):
         posed = trajectory.only(trajectory.known)
         if num_unknown := len(trajectory) - len(posed):
             message = f"{name}: {num_unknown} of {len(trajectory)} frames have no pose and are excluded"
-            print(message, file=sys.stderr, flush=True)
+            tqdm.write(message, file=sys.stderr)
         _link_images(posed.frames, self.folder / name, posed.quarter_turns)
         if posed.depth:
             _link_images(posed.depth, self.folder / f"{name}.depth", posed.quarter_turns)

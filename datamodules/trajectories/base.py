@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from datamodules.trajectories.rotations import slerp
 from zoo.poses import invert_se3, nearest_rotation
@@ -164,7 +165,7 @@ def all_or_none(depth: Sequence[Path]) -> tuple[Path, ...]:
     absent = [image for image in depth if not image.is_file()]
     if absent and len(absent) < len(depth):
         message = f"{absent[0]}: absent, as are {len(absent)} of {len(depth)} depth images: the scene has no depth"
-        print(message, file=sys.stderr, flush=True)
+        tqdm.write(message, file=sys.stderr)
     return () if absent else tuple(depth)
 
 
