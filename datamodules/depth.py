@@ -1,10 +1,11 @@
-"""Depth maps of a scene's raw frames: a folder of images, or rendered again from a room's description.
+"""Depth maps of raw frames: a folder of depth images, or the description of a rendered room.
 
-    <root>/<dataset>/<scene_name>.depth/           one 16-bit PNG in millimeters a raw frame, in natural order,
-                                                   0 or 65535 where there is none, as in 7-Scenes and ScanNet
-    <root>/<dataset>/<scene_name>.scene.json       what the embedded rooms have
+    <root>/<dataset>/<scene_name>.depth/           one 16-bit PNG in millimeters per raw frame, in natural order;
+                                                   0 or 65535 is missing depth, as in 7-Scenes and ScanNet
+    <root>/<dataset>/<scene_name>.scene.json       the embedded rooms: depth is rendered when needed
 
-Depth is along the camera's z axis. Its images may have another size than the frames, if they show the same.
+Depth is measured along the camera's z axis. Depth images may have another resolution than the frames, but must show
+the same field of view.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import torch
 from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from datamodules.video import natural_key
 
 RENDERED = ".scene.json"
-NOTHING = (0, 65535)  # what depth cameras write where they saw nothing
+MISSING = (0, 65535)  # what depth cameras write without a measurement
 MILLIMETERS = 1000
 
 
@@ -38,60 +39,59 @@ def find_depth(video: Path) -> Path | None:
 def read_depth(
     path: str | Path, indices: Sequence[int], *, num_frames: int, size_hw: tuple[int, int]
 ) -> Float32[Tensor, "T H W"]:
-    """Depth in meters of some raw frames, in that order; 0 where there is none.
+    """Depth in meters of raw frames, 0 where it is missing.
 
-    Resized by taking the nearest pixel: a mean over an edge would be the depth of nothing.
+    Resized with nearest neighbor: averaging across an edge would give the depth of no surface.
 
     Args:
-        path: a folder of depth images, or a room's description; see `find_depth`.
-        indices: of the raw frames.
-        num_frames: raw frames of the video that the depth belongs to.
-        size_hw: height and width in pixels of the result, those of the resized frames.
+        path: A folder of depth images or the description of a room, see `find_depth`.
+        indices: Raw frames, in the order of the result.
+        num_frames: Raw frames of the video.
+        size_hw: Height and width of the result in pixels.
 
     Raises:
-        ValueError: one line that names the file: another number of images than of frames, an image that is
-            not 16 bits deep or can't be read, images of mixed sizes.
+        ValueError: One line that names the file: wrong number of images, an image that is unreadable or not 16 bits
+            deep, images of mixed sizes.
     """
     path = Path(path)
-    depth = _rendered(path, indices) if path.name.endswith(RENDERED) else _images(path, indices, num_frames)
+    if path.name.endswith(RENDERED):
+        from datamodules.sources.rooms import render_depth  # late: sources import this module
+
+        depth = torch.from_numpy(render_depth(path, list(indices)))
+    else:
+        depth = _read_images(path, indices, num_frames)
     if tuple(depth.shape[1:]) == tuple(size_hw):
         return depth
-    return F.interpolate(depth[:, None], size_hw, mode="nearest-exact")[:, 0]
+    return functional.interpolate(depth[:, None], size_hw, mode="nearest-exact")[:, 0]
 
 
-def _rendered(path: Path, indices: Sequence[int]) -> Float32[Tensor, "T H W"]:
-    # here, since the rooms are a source, and sources know of depth
-    from datamodules.sources.rooms import render_depth
-
-    return torch.from_numpy(render_depth(path, list(indices)))
-
-
-def _images(folder: Path, indices: Sequence[int], num_frames: int) -> Float32[Tensor, "T H W"]:
+def _read_images(folder: Path, indices: Sequence[int], num_frames: int) -> Float32[Tensor, "T H W"]:
     files = sorted(
         (file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.name[0] != "."),
         key=lambda file: natural_key(file.name),
     )
     if len(files) != num_frames:
-        raise ValueError(f"{folder}: {len(files)} depth images for a video of {num_frames} frames: give one a frame")
-    depth = [_image(files[i]) for i in indices]
+        raise ValueError(
+            f"{folder}: {len(files)} depth images for a video of {num_frames} frames: provide one per frame"
+        )
+    depth = [_read_image(files[i]) for i in indices]
     for i, image in zip(indices, depth, strict=True):
         if image.shape != depth[0].shape:
-            raise ValueError(f"{files[i]}: depth images of mixed sizes: {_size(image)}, not {_size(depth[0])}")
+            (height, width), (first_height, first_width) = image.shape, depth[0].shape
+            raise ValueError(
+                f"{files[i]}: depth images of mixed sizes: {width} x {height}, not {first_width} x {first_height}"
+            )
     return torch.from_numpy(np.stack(depth))
 
 
-def _image(file: Path) -> Float32[np.ndarray, "H W"]:
+def _read_image(file: Path) -> Float32[np.ndarray, "H W"]:
     try:
         with Image.open(file) as image:
             mode, pixels = image.mode, np.array(image)
     except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
         raise ValueError(f"{file}: unreadable depth image: write it again") from error
-    if not mode.startswith("I"):  # Pillow's name for 16 and 32 bits
+    if not mode.startswith("I"):  # Pillow's modes of 16 and 32 bits
         raise ValueError(f"{file}: depth must be a 16-bit PNG in millimeters, this image has mode {mode}")
     meters = (pixels / MILLIMETERS).astype(np.float32)
-    meters[np.isin(pixels, NOTHING)] = 0
+    meters[np.isin(pixels, MISSING)] = 0
     return meters
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"

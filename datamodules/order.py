@@ -1,6 +1,6 @@
-"""Which scene comes when, and on which process: pure functions, so that runs resume and processes agree.
+"""The order of scenes and their distribution across processes: pure functions of seed and position.
 
-The order of training goes by the seed and by how many batches were served; an evaluation deals its scenes out.
+Runs therefore resume exactly, and all processes compute the same order.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from zoo.errors import InputError
 
 
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of (scene, epoch), one epoch an iteration, each epoch shuffled anew; an incomplete last batch is dropped.
+    """Batches of (scene, epoch), reshuffled every epoch; an incomplete last batch is dropped.
 
     Args:
-        num_scenes: of the whole split.
-        batch_size: scenes a batch on each rank.
-        seed: of the shuffle, the same on all ranks.
-        rank, world_size: each rank takes its own batches of the same shuffle.
+        num_scenes: Scenes of the whole split.
+        batch_size: Scenes per batch on each rank.
+        seed: Seed of the shuffle, the same on all ranks.
+        rank: This process.
+        world_size: Number of processes; each takes its own batches of the same shuffle.
     """
 
     def __init__(self, num_scenes: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
@@ -32,7 +33,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
             )
         self.num_scenes, self.batch_size, self.seed = num_scenes, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.served = 0
+        self.served = 0  # batches of all epochs so far
 
     def __len__(self) -> int:
         return self.num_scenes // (self.batch_size * self.world_size)
@@ -47,9 +48,9 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader that Lightning's checkpoints save and restore in the middle of an epoch.
+    """A DataLoader whose position within an epoch is saved in Lightning's checkpoints.
 
-    It counts what it handed out, not what its workers have fetched ahead.
+    It counts the batches that the training loop received, not those that workers have prefetched.
     """
 
     batch_sampler: TrainingOrder
@@ -60,6 +61,7 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
+        """Position and settings of the training order."""
         return {"served": self.batch_sampler.served, **self._settings()}
 
     def _settings(self) -> dict[str, int]:
@@ -67,24 +69,28 @@ class ResumableLoader(DataLoader):
         return {name: getattr(order, name) for name in ("num_scenes", "batch_size", "seed", "world_size")}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        for name, now in self._settings().items():
-            if state[name] != now:
+        """Restores the position; settings that differ from the checkpoint's raise `InputError`."""
+        for name, current in self._settings().items():
+            if state[name] != current:
                 raise InputError(
-                    f"the checkpoint was trained with {name} {state[name]}, now it is {now}: the order of the data "
-                    "would differ, so a run goes on with its own settings only"
+                    f"the checkpoint was trained with {name} {state[name]}, now it is {current}: the order of the data "
+                    "would differ, so resume with the same settings"
                 )
         self.batch_sampler.served = state["served"]
 
 
 def balance_across_ranks(loads: Sequence[int], processes: int) -> list[list[int]]:
-    """Which scenes each process takes, in their order, so that all have about as much to do; no scene twice.
+    """Distributes scenes across processes with nearly equal load; every scene is assigned exactly once.
 
-    The greatest load first, each to who has least so far: at most 4/3 of the best (Graham 1969, "Bounds on
-    multiprocessing timing anomalies", theorem 2). Every process works out the same.
+    Greedy, largest load first: at most 4/3 of the optimal maximum load (Graham 1969, "Bounds on multiprocessing timing
+    anomalies", theorem 2).
 
     Args:
-        loads: of each scene: how many questions are asked about it.
-        processes: how many; where there are fewer scenes, some take none.
+        loads: Number of questions of each scene.
+        processes: Number of processes; if there are fewer scenes, some get none.
+
+    Returns:
+        Sorted scene indices of each process.
     """
     shares: list[list[int]] = [[] for _ in range(processes)]
     totals = [0] * processes

@@ -1,5 +1,8 @@
-"""Frame sizes and resizing as in qwen-vl-utils 0.0.14, with which the released checkpoints are scored, and as in
-Spatial-MLLM's training script, with which they were trained: `PixelBounds(293216, 324576, kernel="pillow")`."""
+"""Frame sizes and resizing of qwen-vl-utils 0.0.14 (inference) and of Spatial-MLLM's training script.
+
+The released checkpoints are evaluated with the defaults of `PixelBounds`, and were trained with
+`PixelBounds(293216, 324576, resize_backend="pillow")`.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,37 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import InterpolationMode, functional
 
-PATCH_FACTOR = 28  # a ViT patch of 14 pixels, two of them merged into one token
-FOLDER_FACTOR = 56  # qwen-vl-utils >= 0.0.13 rounds the frames of a folder to this first
+PATCH_FACTOR = 28  # two ViT patches of 14 pixels are merged into one token
+FOLDER_FACTOR = 56  # qwen-vl-utils >= 0.0.13 first rounds the frames of a folder to multiples of this
 FOLDER_MIN_PIXELS, FOLDER_MAX_PIXELS = 4 * FOLDER_FACTOR**2, 16384 * FOLDER_FACTOR**2
 MAX_ASPECT_RATIO = 200
-CHUNK = 8  # frames resized at once: bounds the float copies of a long clip
+CHUNK = 8  # frames resized at once: bounds the memory of float copies
 
 
 def smart_resize(
     height: int, width: int, *, factor: int = PATCH_FACTOR, min_pixels: int, max_pixels: int | float
 ) -> tuple[int, int]:
-    """The size, in pixels, near (height, width) with sides that are multiples of `factor` and an area in
-    [min_pixels, max_pixels]; the aspect ratio is kept as well as that allows.
+    """Rounds (height, width) to multiples of `factor` with an area in [min_pixels, max_pixels].
+
+    The aspect ratio is preserved as closely as possible. Source: `smart_resize` of qwen-vl-utils.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        factor: Divisor of both sides.
+        min_pixels: Smallest area.
+        max_pixels: Largest area.
+
+    Returns:
+        Height and width in pixels.
 
     Raises:
-        ValueError: one side is over 200 times the other.
+        ValueError: One side is more than 200 times the other.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        limit = f"one side is over {MAX_ASPECT_RATIO} times the other"
+        limit = f"one side is more than {MAX_ASPECT_RATIO} times the other"
         raise ValueError(f"a frame of {width} x {height} pixels can't be resized, {limit}: crop it")
     rounded_h = max(factor, round(height / factor) * factor)
     rounded_w = max(factor, round(width / factor) * factor)
@@ -50,17 +63,17 @@ def smart_resize(
 
 @dataclass(frozen=True)
 class PixelBounds:
-    """How many pixels a frame may have after resizing; the defaults are those of the official inference.
+    """Number of pixels per resized frame; the defaults are those of the official inference.
 
-    Tiny models set their own bounds, so that small frames are not blown up to the official minimum.
+    Tiny models set their own bounds, so that small frames are not enlarged to the official minimum.
 
     Args:
-        min_pixels: of a frame, at least.
-        max_pixels: of a frame, at most.
-        total_pixels: of a whole clip: long clips get smaller frames.
-        legacy_folder_resize: frames of a folder are resized to multiples of 56 first, as officially.
-        resize_backend: whose bicubic filter: "torchvision", of the official inference, or "pillow", of the official
-            training; they differ by a level here and there.
+        min_pixels: Minimum per frame.
+        max_pixels: Maximum per frame.
+        total_pixels: Maximum per clip: long clips get smaller frames.
+        legacy_folder_resize: Resize the frames of a folder to multiples of 56 first, as qwen-vl-utils does.
+        resize_backend: Bicubic filter: "torchvision" (official inference) or "pillow" (official training); single
+            pixels differ by one level.
     """
 
     min_pixels: int = 128 * PATCH_FACTOR**2
@@ -70,8 +83,8 @@ class PixelBounds:
     resize_backend: Literal["torchvision", "pillow"] = "torchvision"
 
     def frame_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
-        """(height, width) in pixels of a resized frame of a clip of num_frames frames."""
-        # two frames share one temporal patch, hence the 2; 1.05 keeps the bounds from crossing
+        """Height and width in pixels of the resized frames of a clip."""
+        # two frames share one temporal patch, hence the 2; 1.05 keeps the maximum above the minimum
         largest = min(self.max_pixels, self.total_pixels / num_frames * 2)
         largest = max(largest, int(self.min_pixels * 1.05))
         return smart_resize(height, width, min_pixels=self.min_pixels, max_pixels=largest)
@@ -80,14 +93,17 @@ class PixelBounds:
 def resize_frames(
     frames: UInt8[Tensor, "T 3 H W"], bounds: PixelBounds | None = None, *, is_folder: bool = False
 ) -> UInt8[Tensor, "T 3 h w"]:
-    """Frames resized within `bounds`, bit for bit as the official code does it.
+    """Resizes the frames of one clip within `bounds`, bit for bit as the official code.
 
     Args:
-        frames: of one clip.
-        bounds: the official ones by default.
-        is_folder: the frames come from a folder of images. The official code resizes those twice, first to
-            multiples of 56 with Pillow: 480 x 640 gives 504 x 616 from a folder, 476 x 644 from a video file.
+        frames: Frames of one clip.
+        bounds: The official ones by default.
+        is_folder: Whether the frames come from a folder of images. The official code resizes those twice, first to
+            multiples of 56 with Pillow: 480 x 640 becomes 504 x 616 from a folder, and 476 x 644 from a video file.
             `PixelBounds(legacy_folder_resize=False)` treats both alike.
+
+    Returns:
+        Resized frames.
     """
     bounds = bounds or PixelBounds()
     num_frames, _, height, width = frames.shape
@@ -104,8 +120,8 @@ def resize_frames(
 
 
 def _resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    # in float, then rounded: torchvision's uint8 kernel clamps between its two passes, up to 10 levels off
-    resized = F.resize(frames.float(), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    # in float: torchvision's uint8 kernel clamps between its two passes and is up to 10 levels off
+    resized = functional.resize(frames.float(), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 

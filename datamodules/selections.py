@@ -1,119 +1,88 @@
-"""Selections of frames on disk: which frames of a video were chosen, by what.
+"""Selection files: the frames that a sampler chose from a video, and its settings.
 
     selected_frames.json   {"scene_name": "41069025", "selected_frames": [0, 118, ...], "num_frames": 16,
                             "key": "5f0c...", "made_by": {...}}
 
-The first three are what Spatial-MLLM's scripts write and read. The key is a digest of all that the choice depends on,
-so that no selection made by other settings is ever taken for one's own; `made_by` is the same in words.
+The first three fields are those of Spatial-MLLM's scripts. `made_by` holds everything that the selection depends on,
+and `key` is its digest: a selection made with other settings is never reused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from zoo.atomic_io import write_whole
+from zoo.fingerprint import file_fingerprint as fingerprint  # noqa: F401 - imported from here elsewhere
+from zoo.fingerprint import tensor_fingerprint
+
 FILE = "selected_frames.json"
-ENDS = 1 << 16  # bytes of a file's head and tail that identify it, beside its size
-PICTURE_ENDS = 1 << 12  # of each file of a folder; a PNG ends in a checksum of all of its pixels
 
 
-def digest(content: Any) -> str:
-    """A name for JSON-like content: equal for equal content."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+def settings(component: Any) -> Any:
+    """The settings of a component as JSON-like content: its class and public attributes, recursively.
 
-
-def fingerprint(path: Path) -> str:
-    """What identifies a file by content: its size, head and tail; a folder: the same of its files, and their names.
-
-    Reading a whole video would take longer than decoding what is wanted of it. A copy has the fingerprint of its
-    original; a file that was written again at another size, or with another head or tail, has another one.
-    """
-    found = hashlib.blake2b(digest_size=16)
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    ends = PICTURE_ENDS if path.is_dir() else ENDS
-    for file in files:
-        size = file.stat().st_size
-        found.update(f"{file.name if path.is_dir() else ''}/{size};".encode())
-        with file.open("rb") as stream:
-            found.update(stream.read(ends))
-            stream.seek(max(0, size - ends))
-            found.update(stream.read(ends))
-    return found.hexdigest()
-
-
-def settings(part: Any) -> Any:
-    """Everything that a part was set to, ready for JSON: its class and public attributes, and so on inwards.
-
-    A part that depends on more than that says so by an `identity()`.
+    A component that depends on more than its attributes (a file of weights, say) has a method `identity()`.
 
     Raises:
-        TypeError: an attribute that has no text of its own: keep it in a private one, or give an `identity()`.
+        TypeError: An attribute, such as a function, has no JSON-like content: make it private or add `identity()`.
     """
-    if part is None or isinstance(part, (bool, int, float, str)):
-        return part
-    if isinstance(part, Path):
-        return str(part)
-    if isinstance(part, Tensor):
-        return {"shape": list(part.shape), "data": hashlib.blake2b(part.cpu().numpy().tobytes()).hexdigest()}
-    if isinstance(part, Mapping):
-        return {str(key): settings(value) for key, value in part.items()}
-    if isinstance(part, Sequence):
-        return [settings(value) for value in part]
-    if not hasattr(part, "__dict__") or inspect.isroutine(part) or isinstance(part, type):
-        raise TypeError(f"{part!r} can't be told from other settings: keep it in a private attribute")
-    public = {name: settings(value) for name, value in vars(part).items() if not name.startswith("_")}
-    identity = {"identity": part.identity()} if hasattr(part, "identity") else {}
-    return {"class": type(part).__qualname__, **public, **identity}
+    if component is None or isinstance(component, (bool, int, float, str)):
+        return component
+    if isinstance(component, Path):
+        return str(component)
+    if isinstance(component, Tensor):
+        return tensor_fingerprint(component)
+    if isinstance(component, Mapping):
+        return {str(key): settings(value) for key, value in component.items()}
+    if isinstance(component, Sequence):
+        return [settings(value) for value in component]
+    if not hasattr(component, "__dict__") or inspect.isroutine(component) or isinstance(component, type):
+        raise TypeError(f"{component!r} can't be recorded as a setting: keep it in a private attribute")
+    public = {name: settings(value) for name, value in vars(component).items() if not name.startswith("_")}
+    identity = {"identity": component.identity()} if hasattr(component, "identity") else {}
+    return {"class": type(component).__qualname__, **public, **identity}
 
 
 def read_selection(path: Path) -> dict[str, Any]:
-    """What a selected_frames.json says.
+    """The content of a selection file.
 
     Raises:
-        ValueError: one line that names the file: absent, cut short, or something else.
+        ValueError: One line that names the file: absent, truncated, or not a selection.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
-            f"{path}: can't be read ({error.strerror}): make it with python main.py select-frames"
+            f"{path}: can't be read ({error.strerror}): create it with python main.py select-frames"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{path}: cut short, or no JSON ({error}): make it again") from error
+        raise ValueError(f"{path}: truncated, or not JSON ({error}): create it again") from error
     frames = content.get("selected_frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(type(frame) is int and frame >= 0 for frame in frames):
-        raise ValueError(f"{path}: selected_frames must be a list of frame numbers: make it again")
+        raise ValueError(f"{path}: selected_frames must be a list of frame indices: create it again")
     if not isinstance(content.get("made_by") or {}, dict):
-        raise ValueError(f"{path}: made_by must say how they were chosen, or be left out: make it again")
+        raise ValueError(f"{path}: made_by must be an object with the sampler's settings, or absent: create it again")
     if content.get("num_frames", len(frames)) != len(frames):
-        raise ValueError(f"{path}: {len(frames)} frames where it says {content['num_frames']}: make it again")
+        raise ValueError(f"{path}: {len(frames)} frames, but num_frames is {content['num_frames']}: create it again")
     return content
 
 
 def write_selection(
     path: Path, scene_name: str, frames: Sequence[int], key: str = "", made_by: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a selected_frames.json, whole or not at all, however many processes write it."""
+    """Writes a selection file atomically."""
     content = {"scene_name": scene_name, "selected_frames": list(frames), "num_frames": len(frames), "key": key}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        partial.write_text(json.dumps({**content, "made_by": dict(made_by or {})}), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps({**content, "made_by": dict(made_by or {})}))
 
 
 def find_selection(path: Path, key: str) -> list[int] | None:
-    """The frames in a file, if it is sound and was made under this key; else None, and it is to be made again."""
+    """The frames of a selection file, or None if it is absent, damaged, or was made under another key."""
     try:
         content = read_selection(path)
     except ValueError:

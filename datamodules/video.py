@@ -1,10 +1,10 @@
-"""Frames of a video file or of a folder of images, exact to the frame.
+"""Exact frames of a video file or of a folder of images.
 
     video = Video("kitchen.mp4")
     frames = video.read([0, 40, 80])  # uint8 (3, 3, H, W)
 
-`num_frames` counts what is in the file, not what its header claims. Rotation metadata is honored: height,
-width and frames are upright. Of a file only what the wanted frames depend on is decoded (`datamodules.video_file`).
+`num_frames` counts the frames in the file, whatever its header states. Rotation metadata is applied: height, width and
+frames are upright. Only frames that the requested ones depend on are decoded (`datamodules.video_file`).
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ class Video:
     """A video file, or a folder of .jpg/.png frames in natural order (frame 10000 after 9999).
 
     Attributes:
-        num_frames: how many frames there are, exactly.
-        height, width: in pixels, upright.
-        fps: frames a second on average; None for a folder.
-        times_s: when each frame is shown, in seconds after the first; a folder counts as one frame a second.
-        is_folder: whether the frames are images in a folder.
+        num_frames: Exact number of frames.
+        height: Height of the upright frames in pixels.
+        width: Width of the upright frames in pixels.
+        fps: Average frame rate; None for a folder.
+        times_s: Presentation time of each frame in seconds after the first; a folder has one frame per second.
+        is_folder: Whether the frames are images in a folder.
 
     Raises:
-        VideoError: here or in `read`: a missing, truncated, zero-frame or audio-only file, something that is
-            not a video, an unreadable frame, frames of mixed sizes, a folder without frames.
+        VideoError: Here or in `read`: a missing, truncated, zero-frame or audio-only file, a file that is not a video,
+            an unreadable frame, frames of mixed sizes, a folder without frames.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -57,11 +58,14 @@ class Video:
             self.fps, self.times_s = file.fps, file.times_s
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
-        """The frames at `indices`, in that order; they may repeat. Only these are held in memory.
+        """Decodes frames.
+
+        Args:
+            indices: Frames in the order of the result; they may repeat. Only these are held in memory.
 
         Raises:
-            IndexError: an index outside 0 to num_frames - 1.
-            VideoError: a frame that can't be decoded.
+            IndexError: An index outside 0 to num_frames - 1.
+            VideoError: A frame can't be decoded.
         """
         rows_of: dict[int, list[int]] = {}
         for row, i in enumerate(indices):
@@ -85,16 +89,16 @@ class Video:
         return sorted(images, key=lambda image: natural_key(image.name))
 
     def _check_image_sizes(self) -> tuple[int, int]:
-        """(height, width) of all frames, from their headers."""
+        """Height and width of all frames, from their headers."""
         height, width = image_size(self._images[0])
         for image in self._images[1:]:
             if (size := image_size(image)) != (height, width):
-                other = f"{size[1]} x {size[0]}, the first one {width} x {height}"
-                raise VideoError(f"{image}: frames of mixed sizes: this one is {other}")
+                sizes = f"{size[1]} x {size[0]}, the first one {width} x {height}"
+                raise VideoError(f"{image}: frames of mixed sizes: this one is {sizes}")
         return height, width
 
-    def _read_images(self, wanted: Iterable[int]) -> Iterator[tuple[int, RGB]]:
-        for i in wanted:
+    def _read_images(self, indices: Iterable[int]) -> Iterator[tuple[int, RGB]]:
+        for i in indices:
             try:
                 with Image.open(self._images[i]) as image:
                     upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
@@ -104,21 +108,21 @@ class Video:
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key by which "frame_10000" comes after "frame_9999", and "frame_2" before both."""
+    """Sort key of natural order: "frame_2", "frame_9999", "frame_10000"."""
     parts = re.split(r"([0-9]+)", name)
     return [(i % 2 == 1, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the upright image, from its header.
+    """Height and width of the upright image in pixels, from its header.
 
     Raises:
-        VideoError: it is no image.
+        VideoError: The file is not an image.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # 5 to 8 swap the sides; asking a PNG would decode it
+            # orientations 5 to 8 swap the sides; reading the EXIF of a PNG would decode it
             sideways = image.format == "JPEG" and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     except (OSError, SyntaxError) as error:
         raise _unreadable(path) from error

@@ -1,8 +1,8 @@
-"""Frames of a video file, decoded from the key frame before them, exact to the frame.
+"""Exact frames of a video file, decoded from the preceding key frame.
 
-A frame's place is that of its packet in the order of presentation, so that a frame that comes out of the decoder
-after a seek is known by its time stamp. Where a file's time stamps say too little, or a frame that was sought does
-not come out, everything is decoded from the start: slower, never another frame.
+A frame's index is the rank of its packet in presentation order, so a frame decoded after a seek is identified by its
+time stamp. Files without distinct time stamps, and frames that a seek doesn't find, are decoded from the start: slower,
+but never another frame.
 """
 
 from __future__ import annotations
@@ -21,34 +21,37 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # a packet may hold no frame that is shown: only decoding counts them
-SKIPPING_CODECS = ("h264", "hevc")  # a frame that no other refers to is known by its header and can be left out
+HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # a packet may hold no visible frame: only decoding counts the frames
+SKIPPING_CODECS = ("h264", "hevc")  # the header tells frames that no other frame refers to: decoding can skip them
 THREADED_PIXELS = 256 * 256  # smaller frames decode faster on one thread
-SEEK_FRAMES = 16  # a seek costs about as much as decoding this many frames: the decoder starts anew
-CUT_SHORT = 2  # frames by which a stream may end before its stated duration: that is rounded
+SEEK_FRAMES = 16  # a seek costs about as much as decoding this many frames: the decoder restarts
+TRUNCATION_FRAMES = 2  # a stream may end this many frames before its stated duration, which is rounded
 
 RGB = UInt8[np.ndarray, "H W 3"]
 
 
 class VideoError(ValueError):
-    """A video that can't be read as it claims to be; one line that names the file."""
+    """A video that is absent, damaged or truncated; one line that names the file."""
 
 
 class VideoFile:
-    """A video file, opened anew for each `read`.
+    """A video file, reopened for each `read`.
 
     Attributes:
-        num_frames, height, width, fps: see `datamodules.video.Video`.
-        times_s: when each frame is shown, in seconds after the first.
+        num_frames: Exact number of frames.
+        height: Height of the upright frames in pixels.
+        width: Width of the upright frames in pixels.
+        fps: Average frame rate, or None if the file states none.
+        times_s: Presentation time of each frame in seconds after the first.
 
     Raises:
-        VideoError: here or in `read`, see `datamodules.video.Video`.
+        VideoError: Here or in `read`, see `datamodules.video.Video`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.num_frames = path, 0
-        self._pts: list[int] = []  # of each frame, in the order of presentation; empty if they say too little
-        self._keys: list[int] = []  # frames that decoding can start at
+        self._pts: list[int] = []  # time stamps in presentation order; empty if they don't identify the frames
+        self._keys: list[int] = []  # key frames
         try:
             with av.open(path) as container:
                 stream = self._video_stream(container)
@@ -60,7 +63,7 @@ class VideoFile:
             if first is None:
                 raise VideoError(f"{path}: no frame of {self.num_frames} decodes: record or export it again")
             if codec in HIDDEN_FRAME_CODECS:
-                self.num_frames = sum(1 for _ in self._everything())
+                self.num_frames = sum(1 for _ in self._decode_all())
                 self._pts = self._keys = []
         except (av.FFmpegError, OSError) as error:
             if not path.exists():
@@ -68,8 +71,9 @@ class VideoFile:
             raise VideoError(
                 f"{path}: not a video, or cut short ({error.strerror}): copy or export it again"
             ) from error
-        upright = first.height, first.width
-        self.height, self.width = upright[::-1] if _quarter_turns(first) % 2 else upright
+        self.height, self.width = first.height, first.width
+        if _quarter_turns(first) % 2:
+            self.height, self.width = self.width, self.height
         self.fps = float(rate) if rate else None
         self._skips = codec in SKIPPING_CODECS
         if self._pts:
@@ -77,144 +81,136 @@ class VideoFile:
         else:
             self.times_s = [i / (self.fps or 1.0) for i in range(self.num_frames)]
 
-    def read(self, wanted: Iterable[int]) -> Iterator[tuple[int, RGB]]:
-        """(index, upright frame) of the wanted frames, in no particular order.
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[int, RGB]]:
+        """Decodes frames; yields (index, upright frame) in any order.
 
         Raises:
-            VideoError: a frame that can't be decoded.
+            VideoError: A frame can't be decoded.
         """
-        pending = set(wanted)
+        pending = set(indices)
         reformatter = VideoReformatter()
-        for decode in (self._sought, self._from_start):
-            for i, frame in decode(sorted(pending)):
-                # one thread: starting several for each frame costs more than they save
-                rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                yield i, np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
-                pending.remove(i)
+        damage: Exception | None = None
+        for frames in (self._decode_sought(sorted(pending)), self._decode_all()):
             if not pending:
                 return
-        missing = f"frame {min(pending)} of {self.num_frames}"
-        raise VideoError(f"{self.path}: decoding ends before {missing}: copy or download it again")
+            try:
+                for i, frame in frames:
+                    if i in pending:
+                        # one thread: starting several per frame costs more than they save
+                        rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                        yield i, np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
+                        pending.remove(i)
+                    if not pending:
+                        return
+            except (av.FFmpegError, OSError) as error:
+                damage = error
+        raise VideoError(
+            f"{self.path}: frame {min(pending)} of {self.num_frames} can't be decoded: copy or download it again"
+        ) from damage
 
-    def plan(self, wanted: Sequence[int]) -> list[tuple[int | None, list[int]]]:
-        """Stretches that are decoded in one go: (key frame to seek or None for the start, sorted wanted frames)."""
-        stretches: list[tuple[int | None, list[int]]] = []
-        decoded = 0  # where decoding would go on
-        for i in sorted(wanted):
+    def plan(self, indices: Sequence[int]) -> list[tuple[int | None, list[int]]]:
+        """Divides frames into runs that are decoded without a seek.
+
+        Returns:
+            The key frame to seek (None for the start) and the sorted frames of each run.
+        """
+        runs: list[tuple[int | None, list[int]]] = []
+        decoded = 0  # next frame without a seek
+        for i in sorted(indices):
             key = self._keys[bisect_right(self._keys, i) - 1]
             if key - decoded > SEEK_FRAMES:
-                stretches.append((key, [i]))
-            elif stretches:
-                stretches[-1][1].append(i)
+                runs.append((key, [i]))
+            elif runs:
+                runs[-1][1].append(i)
             else:
-                stretches.append((None, [i]))
+                runs.append((None, [i]))
             decoded = i + 1
-        return stretches
+        return runs
 
-    # ---- what is in the file
+    # ---- content of the file
 
     def _video_stream(self, container: InputContainer) -> VideoStream:
-        # album art in a music file is a video stream too, and a text file opens as a terminal's recording
+        # cover art of a music file is a video stream as well, and a text file opens as a terminal recording
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams or container.format.name == "tty":
-            what = "only sound in it" if container.streams.audio else "no video in it"
-            raise VideoError(f"{self.path}: {what}: give a video file or a folder of frames")
+            content = "only sound in it" if container.streams.audio else "no video in it"
+            raise VideoError(f"{self.path}: {content}: give a video file or a folder of frames")
         codec = streams[0].codec_context
         streams[0].thread_type = "AUTO" if codec.width * codec.height >= THREADED_PIXELS else "NONE"
         return streams[0]
 
     def _probe(self, container: InputContainer, stream: VideoStream) -> VideoFrame | None:
-        """Counts the frames that the packets hold and notes their times; returns the first frame that decodes.
+        """Reads all packets to count frames and record time stamps; returns the first decoded frame.
 
         Raises:
-            VideoError: the file was cut short.
+            VideoError: The file is truncated.
         """
-        # mp4: the samples that its edit list keeps; the header's own count knows nothing of edits
-        claimed = len(stream.index_entries) if "mp4" in container.format.name else stream.frames
+        # mp4: the index respects the edit list, the header's frame count doesn't
+        stated = len(stream.index_entries) if "mp4" in container.format.name else stream.frames
         first: VideoFrame | None = None
-        packets = discarded = 0
-        end_s, corrupt = 0.0, False
+        num_packets, end_s, is_corrupt = 0, 0.0, False
         frame_s = 1 / float(stream.average_rate or 30)
-        shown: list[tuple[int | None, bool]] = []  # time stamp, whether a key frame
+        shown: list[tuple[int | None, bool]] = []  # time stamp, is key frame
         for packet in container.demux(stream):
             if first is None:
                 first = next(iter(packet.decode()), None)  # type: ignore[arg-type]  # of a video stream
             if packet.size == 0:  # the flush packet at the end
                 continue
-            packets += 1
-            discarded += packet.is_discard
-            corrupt |= packet.is_corrupt
+            num_packets += 1
+            is_corrupt |= packet.is_corrupt
             if not packet.is_discard:
                 shown.append((packet.pts, packet.is_keyframe))
             if packet.pts is not None and packet.time_base is not None:
                 packet_s = max(float((packet.duration or 0) * packet.time_base), frame_s)
                 end_s = max(end_s, float(packet.pts * packet.time_base) + packet_s)
-        if corrupt or packets < claimed:
-            of = f" of {claimed}" if claimed else ""
-            raise VideoError(f"{self.path}: truncated after {packets}{of} frames: copy or download it again")
+        if is_corrupt or num_packets < stated:
+            of_stated = f" of {stated}" if stated else ""
+            raise VideoError(f"{self.path}: truncated after {num_packets}{of_stated} frames: copy or download it again")
         stated_s = _stated_duration_s(stream)
-        if stated_s is not None and end_s + CUT_SHORT * frame_s < stated_s:
+        if stated_s is not None and end_s + TRUNCATION_FRAMES * frame_s < stated_s:
             raise VideoError(f"{self.path}: truncated at {end_s:.2f} of {stated_s:.2f} s: download it again")
-        self.num_frames = packets - discarded
+        self.num_frames = len(shown)
         ordered = sorted((pts, is_key) for pts, is_key in shown if pts is not None)
-        distinct = len({pts for pts, _ in ordered})
-        if ordered and ordered[0][1] and distinct == self.num_frames:
+        if ordered and ordered[0][1] and len({pts for pts, _ in ordered}) == self.num_frames:
             self._pts = [pts for pts, _ in ordered]
             self._keys = [i for i, (_, is_key) in enumerate(ordered) if is_key]
         return first
 
     # ---- decoding
 
-    def _sought(self, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The wanted frames as far as seeking finds them; those that it doesn't are left to `_from_start`."""
-        if not self._pts or not wanted:
-            return
-        index = {pts: i for i, pts in enumerate(self._pts)}
-        try:
-            with av.open(self.path) as container:
-                stream = self._video_stream(container)
-                for key, stretch in self.plan(wanted):
-                    if key is not None:
-                        container.seek(self._pts[key], stream=stream)
-                    pending = set(stretch)
-                    for frame in self._fed(container, stream, {self._pts[i] for i in stretch}):
-                        i = index.get(frame.pts, -1) if frame.pts is not None else -1
-                        if i in pending and not frame.is_corrupt:
-                            pending.remove(i)
-                            yield i, frame
-        except (av.FFmpegError, OSError):
-            return  # damaged near here: decoding from the start finds out, and says so, if that is in the way
+    def _decode_all(self) -> Iterator[tuple[int, VideoFrame]]:
+        """All frames with their indices, in presentation order."""
+        with av.open(self.path) as container:
+            yield from enumerate(container.decode(self._video_stream(container)))
 
-    def _fed(self, container: InputContainer, stream: VideoStream, wanted: set[int]) -> Iterator[VideoFrame]:
-        """Frames from here to the last of those with the wanted time stamps; of the others, some are left out."""
-        codec, unfed = stream.codec_context, set(wanted)
+    def _decode_sought(self, indices: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """The frames that decoding from their key frames finds."""
+        if not self._pts:
+            return
+        with av.open(self.path) as container:
+            stream = self._video_stream(container)
+            for key, run in self.plan(indices):
+                if key is not None:
+                    container.seek(self._pts[key], stream=stream)
+                index_of: dict[int | None, int] = {self._pts[i]: i for i in run}
+                for frame in self._decode_until(container, stream, set(index_of)):
+                    if frame.pts in index_of and not frame.is_corrupt:
+                        yield index_of[frame.pts], frame
+
+    def _decode_until(
+        self, container: InputContainer, stream: VideoStream, wanted: set[int | None]
+    ) -> Iterator[VideoFrame]:
+        """Frames up to the last one with a wanted time stamp; unwanted frames may be skipped."""
+        codec, remaining = stream.codec_context, set(wanted)
         for packet in container.demux(stream):
             if self._skips:
                 codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             yield from codec.decode(packet)
-            unfed.discard(packet.pts)  # type: ignore[arg-type]  # None is not in there
-            if not unfed:
-                if packet.size:  # else the decoder is empty already
-                    yield from codec.decode(None)  # all that is needed is in: no need to wait for what follows
+            remaining.discard(packet.pts)
+            if not remaining:
+                if packet.size:  # else the decoder is flushed already
+                    yield from codec.decode(None)
                 return
-
-    def _from_start(self, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The wanted frames, decoding all up to the last of them."""
-        pending = set(wanted)
-        try:
-            for i, frame in enumerate(self._everything() if pending else ()):
-                if i in pending:
-                    yield i, frame
-                    pending.remove(i)
-                    if not pending:
-                        return
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: damaged, frame {min(pending)} can't be decoded") from error
-
-    def _everything(self) -> Iterator[VideoFrame]:
-        """Every frame, in the order in which they are shown."""
-        with av.open(self.path) as container:
-            yield from container.decode(self._video_stream(container))
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
@@ -223,7 +219,7 @@ def _quarter_turns(frame: VideoFrame) -> int:
 
 
 def _stated_duration_s(stream: VideoStream) -> float | None:
-    """What Matroska and WebM, which count no frames, state of a track, in seconds."""
+    """The duration in seconds that Matroska and WebM, which state no number of frames, state for a track."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if match is None:
         return None

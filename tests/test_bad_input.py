@@ -80,7 +80,7 @@ CASES = {
     "some_unknown": (forget_some, None),
     "gap": (cameras(forget_most), r"gap.cameras.json: none of the frames \[0, 16, 31, 47\] has a pose: take a sampler"),
     "nan": (cameras(write_nan), "nan.cameras.json: frame 7: world_to_camera holds NaN or infinite numbers"),
-    "fewer": (cameras(lambda poses: poses.pop()), "fewer.cameras.json: 47 poses for a video of 48 frames: give one a"),
+    "fewer": (cameras(lambda poses: poses.pop()), "fewer.cameras.json: 47 poses for a video of 48 frames"),
     "bare": (lambda clip: clip.with_name("bare.cameras.json").unlink(), "bare.mp4: no cameras, and this model needs"),
     "flat": (lambda clip: clip.with_name("flat.scene.json").unlink(), "flat.mp4: no depth, and this model needs it"),
     "dark": (lambda clip: depth_images(clip, FRAMES, 0), "dark.depth: empty, no pixel of frames .* has depth"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         InputError: it can't be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # processes may write it at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -84,6 +85,9 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise unwritable(path, error) from error
+    finally:
+        if partial.exists():
+            partial.unlink()
 
 
 def unwritable(path: Path, error: OSError) -> InputError:

@@ -1,4 +1,4 @@
-"""Which frames of a video a model sees."""
+"""Frame samplers: the base class and its input."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datamodules.selections import digest, find_selection, fingerprint, settings, write_selection
+from datamodules.selections import find_selection, settings, write_selection
 from datamodules.video import Video
+from zoo.fingerprint import digest, file_fingerprint
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 if TYPE_CHECKING:
@@ -25,19 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SceneView:
-    """What a sampler may look at: a video, what came with it, and the frames that may be chosen.
+    """The input of a frame sampler: a video, its cameras and depth, and the candidate frames.
 
     Attributes:
-        video: the video.
-        world_to_camera: the pose of each raw frame, NaN where it has none; None where the data has no poses.
-        K_normalized: its intrinsics, see `zoo.cameras.normalize_intrinsics`.
-        depth: where depth maps of the raw frames lie, see `datamodules.depth`.
-        epoch: of training; what draws at random draws anew in each.
-        frames: the raw frames that may be chosen, sorted; None is all of them.
-        name: of the scene, "<dataset>/<scene_name>"; without one, the folder and the name of the video.
+        video: The video.
+        world_to_camera: Pose of each raw frame, NaN where unknown; None without cameras.
+        K_normalized: Intrinsics of each raw frame, see `zoo.cameras.normalize_intrinsics`.
+        depth: Location of the depth maps, see `datamodules.depth`.
+        epoch: Training epoch, part of the seed of random samplers.
+        frames: Sorted raw frames that may be chosen; None is all of them.
+        name: "<dataset>/<scene_name>"; the folder and name of the video if empty.
 
     Raises:
-        ValueError: more poses than frames.
+        ValueError: More poses than frames.
     """
 
     video: Video
@@ -49,29 +50,29 @@ class SceneView:
     name: str = ""
 
     def __post_init__(self) -> None:
-        poses = 0 if self.world_to_camera is None else len(self.world_to_camera)
-        if poses > self.video.num_frames:
+        num_poses = 0 if self.world_to_camera is None else len(self.world_to_camera)
+        if num_poses > self.video.num_frames:
             raise ValueError(
-                f"{self.video.path}: {poses} poses for {self.video.num_frames} frames: give one a raw frame"
+                f"{self.video.path}: {num_poses} poses for {self.video.num_frames} frames: provide one per raw frame"
             )
 
     @property
     def scene_name(self) -> str:
-        """What the scene is called in files of selections."""
+        """Name of the scene in selection files."""
         path = self.video.path.absolute()
         return self.name or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
 
     @cached_property
     def pool(self) -> list[int]:
-        """The raw frames that may be chosen."""
+        """The candidates: raw frames that may be chosen."""
         return list(range(self.video.num_frames) if self.frames is None else self.frames)
 
     @cached_property
     def poses(self) -> Float[Tensor, "T 4 4"]:
-        """World-to-camera of the pool in float64; NaN where a frame has none, as those beyond the last pose.
+        """World-to-camera poses of the candidates in float64, NaN where unknown.
 
         Raises:
-            ValueError: not one frame of the pool has a pose.
+            ValueError: No candidate has a pose.
         """
         poses = torch.full((self.video.num_frames, 4, 4), torch.nan, dtype=torch.float64)
         if self.world_to_camera is not None:
@@ -80,29 +81,28 @@ class SceneView:
         poses[~poses.isfinite().flatten(1).all(1)] = torch.nan
         if poses.isnan().all():
             raise ValueError(
-                f"{self.video.path}: no frame has a pose, and this sampler chooses by them: give cameras, or take "
+                f"{self.video.path}: no frame has a pose, and this sampler requires poses: provide cameras, or take "
                 "another sampler"
             )
         return poses
 
     def among(self, candidates: int) -> SceneView:
-        """The same with at most so many frames to choose from, at even steps rounded down (Spatial-MLLM's)."""
+        """The scene with at most `candidates` candidates at even steps, rounded down (Spatial-MLLM's rule)."""
         return replace(self, frames=[self.pool[i] for i in even_steps(len(self.pool), candidates)])
 
 
 class FrameSampler(ABC):
-    """Chooses frames of a video, from its length alone, from its cameras, or from what they see.
+    """Base class of frame samplers.
 
-    To add one: a file in this folder with `choose`, a line in `__init__.py`, a test. Its options are the
-    arguments of its `__init__`, so that a config can set them.
+    A new sampler is a file in this folder with `choose`, a line in `__init__.py`, and a test. The arguments of its
+    `__init__` are its options in a config.
 
     Attributes:
-        candidates: choose among so many frames at even steps; None is all.
-        geometry: gives the points that it chooses by; None for one that doesn't look at any.
-        stops_early: it may choose fewer than asked for though there are more.
-        cache: folder where selections are kept, for a sampler that takes its time and does not draw at random; None
-            keeps none.
-        version: raised when the same settings come to choose other frames, so that no kept selection is stale.
+        candidates: Number of candidates at even steps; None is all frames.
+        geometry: Source of 3D points, for samplers that use them.
+        stops_early: Whether it may choose fewer frames than asked for.
+        cache: Folder of cached selections, for slow deterministic samplers; None disables caching.
+        version: Increase it when the same settings choose other frames, so that cached selections are invalidated.
     """
 
     candidates: int | None = None
@@ -112,88 +112,87 @@ class FrameSampler(ABC):
     version: int = 1
 
     def __call__(self, scene: SceneView | Video, n: int) -> list[int]:
-        """Sorted frame indices, an even number of them, near n.
+        """Chooses an even number of frames near n.
 
-        A video with too few frames repeats its last one, which shows as repeated indices; it is said once.
+        A shorter video repeats its last frame, with a warning.
 
         Args:
-            scene: a video alone has neither cameras nor depth.
+            scene: A video alone has neither cameras nor depth.
+            n: Number of frames.
+
+        Returns:
+            Sorted raw frames.
 
         Raises:
-            ValueError: n < 2, or the scene lacks what the sampler needs.
+            ValueError: n < 2, or the scene lacks data that the sampler requires.
         """
         if n < TEMPORAL_PATCH_SIZE:
             raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
         n = self.count(n)
         scene = SceneView(scene) if isinstance(scene, Video) else scene
-        chosen = self.filled(self.select(scene, n), n, scene)
-        return chosen + chosen[-1:] * (len(chosen) % TEMPORAL_PATCH_SIZE)
+        frames = self.pad(self.select(scene, n), n, scene)
+        return frames + frames[-1:] * (len(frames) % TEMPORAL_PATCH_SIZE)
 
-    def filled(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
-        """The chosen frames with the last one repeated up to n, unless fewer are what the sampler means."""
+    def pad(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
+        """Repeats the last frame up to n frames, unless the sampler stops early."""
         return chosen if self.stops_early else chosen + chosen[-1:] * (n - len(chosen))
 
     def select(self, scene: SceneView | Video, n: int) -> list[int]:
-        """Sorted indices of at most n distinct frames: fewer where there are no more, or the sampler stops early."""
+        """Chooses at most n distinct frames, using the cache; returns them sorted."""
         scene = SceneView(scene) if isinstance(scene, Video) else scene
         if self.cache is None:
-            chosen = self._select(scene, n)
+            frames = self._select(scene, n)
         else:
             key, made_by = self.key(scene, n)
-            kept = Path(self.cache).expanduser() / f"{scene.video.path.stem}-{key}.json"
-            found = find_selection(kept, key)
-            if found is None:
-                found = self._select(scene, n)
-                write_selection(kept, scene.scene_name, found, key, made_by)
-            chosen = found
-        if len(chosen) < n and not self.stops_early:
-            warnings.warn(  # once a video: the same text is not shown twice from one place
-                f"{scene.scene_name}: only {len(chosen)} frames to choose from, {n} were asked for: the last one is "
+            file = Path(self.cache).expanduser() / f"{scene.video.path.stem}-{key}.json"
+            cached = find_selection(file, key)
+            frames = self._select(scene, n) if cached is None else cached
+            if cached is None:
+                write_selection(file, scene.scene_name, frames, key, made_by)
+        if len(frames) < n and not self.stops_early:
+            warnings.warn(  # once per video: Python shows the same text from one place once
+                f"{scene.scene_name}: only {len(frames)} frames to choose from, {n} were asked for: the last one is "
                 "repeated",
                 stacklevel=1,
             )
-        return chosen
+        return frames
 
     def _select(self, scene: SceneView, n: int) -> list[int]:
         scene = self.among(scene)
         return sorted(scene.pool[i] for i in self.choose(scene, n))
 
     def among(self, scene: SceneView) -> SceneView:
-        """The scene with the frames that this sampler chooses among."""
+        """The scene with the candidates of this sampler."""
         return scene if self.candidates is None else scene.among(self.candidates)
 
     def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
-        """A digest of all that a selection depends on, and the same in words: no two selections share one."""
+        """Digest and settings: everything that a selection of n frames depends on."""
         made_by: dict[str, Any] = {
             "sampler": settings(self),
             "version": self.version,
             "views": n,
             "frames": scene.video.num_frames if scene.frames is None else list(scene.frames),
-            "video": fingerprint(scene.video.path),
-            "depth": None if scene.depth is None else fingerprint(scene.depth),
+            "video": file_fingerprint(scene.video.path),
+            "depth": None if scene.depth is None else file_fingerprint(scene.depth),
             "world_to_camera": settings(scene.world_to_camera),
             "K_normalized": settings(scene.K_normalized),
         }
-        made_by["sampler"].pop("cache", None)  # where it lies changes no frame
+        made_by["sampler"].pop("cache", None)  # its location changes no frame
         return digest(made_by), {**made_by, "stops_early": self.stops_early}
 
     def reads(self, scene_name: str) -> list[Path]:
-        """Files that a choice is read from, beside the scene's own; a sampler that has some overrides this."""
+        """Files beside the scene's own that the choice depends on."""
         return []
 
     def count(self, n: int) -> int:
-        """How many frames n asks for; a sampler that rounds it overrides this."""
-        return self.at_most(n)
-
-    def at_most(self, n: int) -> int:
-        """n, or the number of candidates if that is less."""
+        """The number of frames for n; overridden by samplers that round it."""
         return n if self.candidates is None else min(n, self.candidates)
 
     @abstractmethod
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        """At least one and at most n distinct places in `scene.pool`, in any order."""
+        """Chooses at least one and at most n distinct places in `scene.pool`, in any order."""
 
 
 def even_steps(total: int, n: int) -> list[int]:
-    """At most n of the numbers below total at even steps, rounded down, the first and the last among them."""
+    """At most n integers at even steps from 0 to total - 1, rounded down."""
     return np.unique(np.linspace(0, total - 1, min(total, n), dtype=int)).tolist()

@@ -1,8 +1,8 @@
-"""Which two frames are merged into one visual token.
+"""Frame pairing: which two frames are merged into one visual token.
 
-Qwen2.5-VL merges two consecutive *selected* frames (temporal_patch_size 2). Of a video at even, small steps they show
-nearly the same; of views chosen to differ they don't, and a token then has two cameras. A pairing says which frames
-meet. Cameras and times follow, since they are those of the frames: the first of a pair gives the token its camera.
+Qwen2.5-VL merges two consecutive *selected* frames (temporal_patch_size 2). Frames at small even steps show nearly the
+same; views chosen to differ don't, and their token has two cameras. A pairing decides which frames are merged. Cameras
+and times are those of the frames: the first frame of a pair gives the token its camera.
 """
 
 from __future__ import annotations
@@ -19,83 +19,97 @@ from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class FramePairing(ABC):
-    """Turns the views that a sampler chooses into pairs of frames. To add one: `pair`, and `views` if need be."""
+    """Expands the views chosen by a sampler into pairs of frames. Subclasses define `pair` and may override `views`."""
 
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
-        """Frame indices, sorted, two a token; n of them, or as near as the sampler allows.
+        """Chooses about n frames, two per token.
 
-        A video with too few frames repeats its last view, unless the sampler stops early on purpose.
+        A shorter video repeats its last view, unless the sampler stops early.
+
+        Args:
+            sampler: Chooses the views.
+            scene: A video alone has neither cameras nor depth.
+            n: Number of frames.
+
+        Returns:
+            Sorted raw frames.
 
         Raises:
-            ValueError: n < 2, or the scene lacks what the sampler needs.
+            ValueError: n < 2, or the scene lacks data that the sampler requires.
         """
         if n < TEMPORAL_PATCH_SIZE:
             raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
         scene = SceneView(scene) if isinstance(scene, Video) else scene
-        views = sampler.filled(sampler.select(scene, self.views(n, sampler)), self.views(n, sampler), scene)
+        num_views = self.views(n, sampler)
+        views = sampler.pad(sampler.select(scene, num_views), num_views, scene)
         return self.pair(views, sampler.among(scene))
 
     def views(self, n: int, sampler: FrameSampler) -> int:
-        """How many views the sampler is asked for, where n frames are wanted."""
-        return sampler.at_most(n // TEMPORAL_PATCH_SIZE)
+        """The number of views for n frames."""
+        return FrameSampler.count(sampler, n // TEMPORAL_PATCH_SIZE)  # without the rounding of frames to pairs
 
     @abstractmethod
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
-        """The frames of each view's token, one pair after the other; `scene.pool` are the sampler's candidates."""
+        """The frames of each token, pair after pair; `scene.pool` holds the sampler's candidates."""
 
 
 class Consecutive(FramePairing):
-    """Two consecutive chosen frames share a token, whatever they show: what Qwen2.5-VL and Spatial-MLLM do."""
+    """Merges consecutive chosen frames, whatever they show, as Qwen2.5-VL and Spatial-MLLM do."""
 
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
+        """The sampler's frames."""
         return sampler(scene, n)
 
     def views(self, n: int, sampler: FrameSampler) -> int:
+        """The sampler's own number of frames."""
         return sampler.count(n)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """The views, with the last one repeated if their number is odd."""
         return [*views, *views[-1:]] if len(views) % TEMPORAL_PATCH_SIZE else list(views)
 
 
 class Neighbor(FramePairing):
-    """Each chosen view with its next raw frame, as close as the video has them: half as many views.
+    """Merges each chosen view with the next raw frame: half as many views.
 
-    The last frame of the video has no next one, and is taken twice.
+    The last frame of the video is merged with itself.
     """
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """Each view and its next raw frame."""
         last = scene.video.num_frames - 1
         return [frame for view in views for frame in (view, min(view + 1, last))]
 
 
 class Duplicate(FramePairing):
-    """Each chosen view twice: a token of one view, with one exact camera.
+    """Merges each chosen view with itself: one exact camera per token.
 
     Args:
-        keep: what stays as asked for: "frames", so that there are half as many views, or "views", so that
-            there are twice as many frames.
+        keep: Number that stays as asked for: "frames" (half as many views) or "views" (twice as many frames).
     """
 
     def __init__(self, keep: Literal["frames", "views"] = "frames") -> None:
         self.keep = keep
 
     def views(self, n: int, sampler: FrameSampler) -> int:
-        return super().views(n, sampler) if self.keep == "frames" else sampler.at_most(n)
+        """Half of n or n views."""
+        return super().views(n if self.keep == "frames" else TEMPORAL_PATCH_SIZE * n, sampler)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """Each view twice."""
         return [view for view in views for _ in range(TEMPORAL_PATCH_SIZE)]
 
 
 class OffsetNeighbor(FramePairing):
-    """Each chosen view with a neighbor some steps away, by the rules of the Spatial-MLLM fork's samplers.
+    """Merges each chosen view with a neighbor some steps away, by the rules of the Spatial-MLLM fork's samplers.
 
-    The first view meets a later frame, the last view an earlier one, and those between as `side` says. A neighbor
-    beyond the end, or as far as the view beside it, gives way to the view itself.
+    The first view takes a later frame, the last view an earlier one, and the others one on `side`. A view is merged
+    with itself if its neighbor is beyond the end of the video or reaches the adjacent view.
 
     Args:
-        side: where the neighbor is; "random" is drawn from the video's name and the epoch.
-        step: how far away it is.
-        of: what is counted: the sampler's "candidates" (all frames where it has none), or frames of the "video".
+        side: Side of the neighbor; "random" is seeded with the video's name and the epoch.
+        step: Distance of the neighbor.
+        of: Unit of `step`: the sampler's "candidates" (all frames if it has none), or frames of the "video".
     """
 
     def __init__(
@@ -109,12 +123,13 @@ class OffsetNeighbor(FramePairing):
         self.side, self.step, self.of = side, step, of
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """Each view and its neighbor, sorted."""
         frames = scene.pool if self.of == "candidates" else list(range(scene.video.num_frames))
         place = {frame: i for i, frame in enumerate(frames)}
         if strange := set(views) - place.keys():
             raise ValueError(
-                f"{scene.scene_name}: frame {min(strange)} was chosen and is no candidate, so that no candidate is "
-                "beside it: take --data.frame_pairing.of video"
+                f"{scene.scene_name}: frame {min(strange)} was chosen but is not a candidate, so it has no neighbor "
+                "among the candidates: take --data.frame_pairing.of video"
             )
         draw = random.Random(f"{scene.epoch}/{scene.video.path.name}")
         pairs: list[int] = []
@@ -122,20 +137,21 @@ class OffsetNeighbor(FramePairing):
             side = draw.choice(("before", "after")) if self.side == "random" else self.side
             if i == 0 or i == len(views) - 1:
                 side = "after" if i == 0 else "before"
-            beside = place[view] + (self.step if side == "after" else -self.step)
-            neighbor = frames[beside] if 0 <= beside < len(frames) else view
-            if (side == "before" and i and neighbor <= views[i - 1]) or (
-                side == "after" and i < len(views) - 1 and neighbor >= views[i + 1]
-            ):
-                neighbor = view
-            pairs += (view, neighbor)
-        return sorted(pairs)  # as there: the neighbors of two views may have passed each other
+            at = place[view] + (self.step if side == "after" else -self.step)
+            neighbor = frames[at] if 0 <= at < len(frames) else view
+            reaches_previous = side == "before" and i > 0 and neighbor <= views[i - 1]
+            reaches_next = side == "after" and i < len(views) - 1 and neighbor >= views[i + 1]
+            pairs += (view, view if reaches_previous or reaches_next else neighbor)
+        return sorted(pairs)  # as in the fork: the neighbors of two views may have crossed
 
 
 def seconds_per_grid(times_s: Sequence[float]) -> float:
-    """The mean time in seconds from one token's first frame to the next one's, from when each frame is shown.
+    """Mean time in seconds between the first frames of consecutive tokens.
 
-    A single token lasts as long as two frames are apart, twice over: what a clip at even steps would have.
+    A single token counts twice the time between its two frames, as in a clip at even steps.
+
+    Args:
+        times_s: Timestamps of the chosen frames.
     """
     first = times_s[::TEMPORAL_PATCH_SIZE]
     if len(first) > 1:

@@ -1,4 +1,4 @@
-"""Frames whose cameras are far apart: other places, other directions."""
+"""Frames with distant camera poses: different places, different directions."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from datamodules.samplers.poses import (
     Normalize,
     farthest,
     medoid,
-    one_a_cell,
-    plane_matrix,
+    one_per_cell,
+    pairwise_distances,
     pose_matrix,
     pose_plane,
 )
 from zoo.poses import invert_se3
 
 Translation = Literal["center", "world_to_camera"]
-PREFILTER = 3  # points that the grid leaves for each that is chosen
+PREFILTER = 3  # points that the grid keeps per chosen point
 
 
 class PoseFarthestSampler(FrameSampler):
-    """Farthest-point sampling of camera poses: always the frame whose pose is farthest from those chosen.
+    """Farthest-point sampling of camera poses.
 
-    The distance is that of the camera centers plus the angle between the views. Frames without a pose are never
-    chosen. Source: the Spatial-MLLM fork's `fps` sampling, pick for pick.
+    The distance of two poses is the distance of their camera centers plus the angle between their rotations. Frames
+    without a pose are never chosen. Source: `fps` sampling of the Spatial-MLLM fork, with identical choices.
 
     Args:
-        normalize: centers and angles are divided by their largest value ("max") or their standard deviation ("std").
-        start: the first view is the "first" frame, the "medoid" (least distance from all), or one at "random".
-        translation: "center" compares where the cameras are. "world_to_camera" compares the translation of
-            world-to-camera poses, which mixes place and direction; the fork did so with VGGT's poses, and it is here to
-            repeat its results.
-        seed: of a random start, which also depends on the epoch and the video's name.
-        candidates: choose among so many frames at even steps; null is all.
+        normalize: Divisor of distances and angles: their largest value ("max") or their standard deviation ("std").
+        start: First view: the "first" frame, the "medoid" (least sum of distances), or a "random" one.
+        translation: "center" compares camera centers; "world_to_camera" compares the translations of world-to-camera
+            poses, which mix position and direction, and reproduces the fork's results with VGGT's poses.
+        seed: Seed of a random start, together with the epoch and the video's name.
+        candidates: Number of candidates at even steps; null is all frames.
     """
 
     def __init__(
@@ -52,6 +51,7 @@ class PoseFarthestSampler(FrameSampler):
         self.seed, self.candidates = seed, candidates
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
+        """Places of n distant poses."""
         places, poses = valid_poses(scene, self.translation)
         distances = pose_matrix(poses, self.normalize)
         if self.start == "random":
@@ -62,20 +62,20 @@ class PoseFarthestSampler(FrameSampler):
 
 
 class PosePlaneSampler(FrameSampler):
-    """Views spread over a plane: how far a camera is from the first one, and how far it has turned from it.
+    """Views spread over a plane: distance of a camera from the first one, and its rotation relative to it.
 
-    Cheaper than all pairs of poses, and blind to the direction in which a camera went. Frames without a pose are never
-    chosen. Source: the Spatial-MLLM fork's `efficient` sampling, pick for pick.
+    Cheaper than all pairs of poses, but it ignores the direction of motion. Frames without a pose are never chosen.
+    Source: `efficient` sampling of the Spatial-MLLM fork, with identical choices.
 
     Args:
-        mode: "grid" takes a point a cell, far cells first; "farthest" is farthest-point sampling in the plane; "hybrid"
-            is that among three times as many points, a cell each.
-        normalize: both axes are divided by their largest value ("max") or their standard deviation ("std").
-        start: of farthest-point sampling: the point "farthest" from the origin, the "medoid", or the "first" one.
-        skip_first: never choose the first frame, which is the origin.
-        density: cells a point.
-        translation: see `PoseFarthestSampler`.
-        candidates: choose among so many frames at even steps; null is all.
+        mode: "grid" takes one point per cell, distant cells first; "farthest" is farthest-point sampling in the plane;
+            "hybrid" is farthest-point sampling of three times as many points, one per cell.
+        normalize: Divisor of both axes: their largest value ("max") or their standard deviation ("std").
+        start: Start of farthest-point sampling: the point "farthest" from the origin, the "medoid", or the "first".
+        skip_first: Never choose the first frame, which is the origin.
+        density: Cells per point.
+        translation: See `PoseFarthestSampler`.
+        candidates: Number of candidates at even steps; null is all frames.
     """
 
     def __init__(
@@ -93,36 +93,37 @@ class PosePlaneSampler(FrameSampler):
         self.candidates = candidates
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
+        """Places of n poses spread over the plane."""
         places, poses = valid_poses(scene, self.translation)
         return [places[i] for i in self._spread(pose_plane(poses, self.normalize), n)]
 
     def _spread(self, plane: Float[np.ndarray, "N 2"], n: int) -> list[int]:
-        among = list(range(len(plane)))
-        if n >= len(among):
-            return among
+        points = list(range(len(plane)))
+        if n >= len(points):
+            return points
         if self.skip_first:
-            among = among[1:]
+            points = points[1:]
         if self.mode == "grid":
-            return one_a_cell(plane, among, n, self.density)
+            return one_per_cell(plane, points, n, self.density)
         if self.mode == "hybrid":
-            among = one_a_cell(plane, among, min(PREFILTER * n, len(among)), self.density)
-        if n >= len(among):
-            return among
+            points = one_per_cell(plane, points, min(PREFILTER * n, len(points)), self.density)
+        if n >= len(points):
+            return points
         if self.start == "first":
-            start = among[0]
+            start = points[0]
         elif self.start == "medoid":
-            start = among[medoid(plane_matrix(plane[among]))]
+            start = points[medoid(pairwise_distances(plane[points]))]
         else:
-            start = among[int(np.linalg.norm(plane[among], axis=1).argmax())]
-        among = sorted(among)  # so that ties go to the lower frame, whatever the cell it came from
-        return [among[i] for i in farthest(plane_matrix(plane[among]), n, among.index(start))]
+            start = points[int(np.linalg.norm(plane[points], axis=1).argmax())]
+        points = sorted(points)  # ties go to the lower frame, whatever its cell
+        return [points[i] for i in farthest(pairwise_distances(plane[points]), n, points.index(start))]
 
 
 def valid_poses(scene: SceneView, translation: Translation) -> tuple[list[int], Float[np.ndarray, "N 4 4"]]:
-    """The places in the pool that have a pose, and matrices with the rotations and translations to compare.
+    """Places in the pool with a pose, and matrices whose rotations and translations are compared.
 
     Raises:
-        ValueError: none has a pose.
+        ValueError: No frame has a pose.
     """
     poses = scene.poses
     places = (~poses.isnan().flatten(1).any(1)).nonzero().flatten().tolist()

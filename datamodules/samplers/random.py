@@ -1,4 +1,4 @@
-"""Frames drawn anew each epoch, for training."""
+"""Random frames for training."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from datamodules.samplers.base import FrameSampler, SceneView
 
 
 class RandomSampler(FrameSampler):
-    """One frame at random from each of n equal stretches of the video: other views of the scene every epoch.
+    """One random frame from each of n equal segments of the video, drawn anew in every epoch (TSN, arXiv 1608.00859).
 
-    The draw depends on the seed, the epoch and the video's name alone, so that a resumed run draws the same.
+    The draw depends on the seed, the epoch and the video's name only, so a resumed run draws the same frames.
 
     Args:
-        seed: another seed draws other frames.
-        candidates: choose among so many frames at even steps; null is all.
+        seed: Seed of the draw.
+        candidates: Number of candidates at even steps; null is all frames.
     """
 
     def __init__(self, seed: int = 0, candidates: int | None = None) -> None:
         self.seed, self.candidates = seed, candidates
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
+        """One place per segment."""
         total = len(scene.pool)
         if total <= n:
             return list(range(total))

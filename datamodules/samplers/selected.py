@@ -1,4 +1,4 @@
-"""Frames that were chosen before, by `python main.py select-frames` or by Spatial-MLLM's scripts."""
+"""Frames from selection files of `python main.py select-frames` or of Spatial-MLLM's scripts."""
 
 from __future__ import annotations
 
@@ -6,75 +6,81 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.samplers.base import FrameSampler, SceneView
-from datamodules.selections import FILE, digest, fingerprint, read_selection
+from datamodules.selections import FILE, read_selection
+from zoo.fingerprint import digest, file_fingerprint
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class SelectedFrames(FrameSampler):
-    """What a `selected_frames.json` says, a file a scene: `<folder>/<dataset>/<scene_name>/selected_frames.json`.
+    """The frames of one selection file per scene: `<folder>/<dataset>/<scene_name>/selected_frames.json`.
 
-    The folder of the dataset may be left out, as in the official ones.
+    The folder of the dataset is optional, as in the official files.
 
     Args:
-        folder: where they lie.
+        folder: Folder of the selection files.
 
-    A scene without such a file is a ValueError that names it, as is one whose file names frames that the video hasn't
-    got, was chosen of another video, or for another number of frames.
+    Raises:
+        ValueError: In `choose`: the file of a scene is absent, has frames beyond the end of the video, or was made for
+            another video or another number of frames.
     """
 
-    stops_early = True  # the official ones may hold fewer
+    stops_early = True  # official files may hold fewer frames
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._fingerprints: dict[Path, str] = {}  # of each video once, not in each epoch
+        self._fingerprints: dict[Path, str] = {}  # of videos, computed once instead of in every epoch
 
     def among(self, scene: SceneView) -> SceneView:
-        """With the candidates of the sampler that chose: a pairing may count by them."""
+        """The scene with the candidates of the original sampler: a pairing may step among them."""
         candidates = self._made_by(scene).get("sampler", {}).get("candidates")
         return scene.among(candidates) if candidates else scene
 
     def _select(self, scene: SceneView, n: int) -> list[int]:
-        return sorted(self.choose(scene, n))  # frames of the video, not places among the candidates
+        return sorted(self.choose(scene, n))  # raw frames, not places among the candidates
 
     def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
+        """Digest and settings of a selection, the selected frames among them."""
         _, made_by = super().key(scene, n)
-        made_by["selected_frames"] = self._read(scene)[1]["selected_frames"]
+        made_by["selected_frames"] = self._read(scene)["selected_frames"]
         return digest(made_by), made_by
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        file, content = self._read(scene)
+        """The selected raw frames."""
+        content, (file,) = self._read(scene), self.reads(scene.scene_name)
         frames, made_by = content["selected_frames"], content.get("made_by") or {}
         if max(frames) >= len(scene.pool):
-            total = len(scene.pool)
-            raise ValueError(f"{file}: frame {max(frames)} of a video of {total} frames: it is of another video")
-        if "video" in made_by and made_by["video"] != self._fingerprint(scene.video.path):
-            raise ValueError(f"{file}: chosen of another video than {scene.video.path} as it is now: choose anew")
-        asked, among = made_by.get("views", n), len(self.among(scene).pool)
-        if len(frames) > n or (n - asked >= TEMPORAL_PATCH_SIZE and asked < among):
-            raise ValueError(f"{file}: {max(asked, len(frames))} frames were chosen, {n} are asked for: choose anew")
+            raise ValueError(
+                f"{file}: frame {max(frames)} of a video of {len(scene.pool)} frames: the file is for another video"
+            )
+        video = scene.video.path
+        if "video" in made_by:
+            if video not in self._fingerprints:
+                self._fingerprints[video] = file_fingerprint(video)
+            if made_by["video"] != self._fingerprints[video]:
+                raise ValueError(f"{file}: selected from another version of {video}: select the frames again")
+        selected, candidates = made_by.get("views", n), len(self.among(scene).pool)
+        if len(frames) > n or (n - selected >= TEMPORAL_PATCH_SIZE and selected < candidates):
+            raise ValueError(
+                f"{file}: {max(selected, len(frames))} frames were selected, {n} are asked for: select the frames again"
+            )
         return frames
 
-    def filled(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
-        """As the sampler that chose would have done; the official files may hold fewer on purpose."""
+    def pad(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
+        """Pads as the original sampler; official files may hold fewer frames on purpose."""
         made_by = self._made_by(scene)
         if made_by.get("stops_early", True):
             return chosen
         return chosen + chosen[-1:] * (min(n, made_by["sampler"].get("candidates") or n) - len(chosen))
 
     def reads(self, scene_name: str) -> list[Path]:
+        """The selection file of a scene."""
         folder, name = Path(self.folder).expanduser(), Path(scene_name)
-        file, short = folder / name / FILE, folder / name.name / FILE
-        return [short if short.exists() and not file.exists() else file]
-
-    def _fingerprint(self, video: Path) -> str:
-        if video not in self._fingerprints:
-            self._fingerprints[video] = fingerprint(video)
-        return self._fingerprints[video]
+        file, official = folder / name / FILE, folder / name.name / FILE
+        return [official if official.exists() and not file.exists() else file]
 
     def _made_by(self, scene: SceneView) -> dict[str, Any]:
-        """What `FrameSampler.key` says of the sampler that chose; nothing of official files."""
-        return self._read(scene)[1].get("made_by") or {}
+        """The settings of the original sampler; empty for official files."""
+        return self._read(scene).get("made_by") or {}
 
-    def _read(self, scene: SceneView) -> tuple[Path, dict[str, Any]]:
-        (file,) = self.reads(scene.scene_name)
-        return file, read_selection(file)
+    def _read(self, scene: SceneView) -> dict[str, Any]:
+        return read_selection(*self.reads(scene.scene_name))

@@ -1,4 +1,4 @@
-"""Frames at even steps, by the rules of the repositories that use them."""
+"""Frames at even steps, by the rounding rules of published code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class UniformSampler(FrameSampler):
     """Frames at even steps from the first to the last.
 
     Args:
-        rule: whose rounding.
-            "qwen_vl_utils": n to the nearest even number (odd n to the multiple of four), indices to the
-            nearest frame; the inference of Qwen2.5-VL and Spatial-MLLM.
+        rule: Rounding rule.
+            "qwen_vl_utils": n to the nearest even number (odd n to a multiple of four), indices to the nearest frame;
+            inference of Qwen2.5-VL and Spatial-MLLM.
             "linspace_floor": indices rounded down; Spatial-MLLM's training script.
-            "floor_128": 128 candidates rounded down, and of those an even choice rounded down, so at most
-            128; the uniform baseline beside Spatial-MLLM's space-aware sampling.
-        candidates: choose among so many frames at even steps; null is all, or the rule's own.
+            "floor_128": 128 candidates rounded down, then an even choice of those rounded down, hence at most 128
+            frames; the uniform baseline of Spatial-MLLM's space-aware sampling.
+        candidates: Number of candidates at even steps; null is all frames, or the rule's 128.
     """
 
     def __init__(self, rule: Rule = "qwen_vl_utils", candidates: int | None = None) -> None:
@@ -32,12 +32,14 @@ class UniformSampler(FrameSampler):
         self.rule, self.candidates = rule, 128 if rule == "floor_128" else candidates
 
     def count(self, n: int) -> int:
+        """The number of frames after the rule's rounding."""
         if self.rule == "qwen_vl_utils":
             n = round(n / TEMPORAL_PATCH_SIZE) * TEMPORAL_PATCH_SIZE
         return super().count(n)
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
+        """Places at even steps."""
         total = len(scene.pool)
         if self.rule == "qwen_vl_utils" and total > n:
-            return torch.linspace(0, total - 1, n).round().long().tolist()  # float32, as qwen-vl-utils has it
+            return torch.linspace(0, total - 1, n).round().long().tolist()  # float32, as in qwen-vl-utils
         return even_steps(total, n)

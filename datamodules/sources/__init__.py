@@ -1,4 +1,4 @@
-"""Datasets: one file each beside `base.py`."""
+"""Datasets of scenes: one file each beside `base.py`."""
 
 from datamodules.sources.base import SceneSource
 from datamodules.sources.conversations import Conversations

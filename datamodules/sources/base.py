@@ -1,4 +1,4 @@
-"""What every dataset is to the DataModule: something that makes itself ready and then lists its scenes."""
+"""Base class of datasets: they prepare their files and list their scenes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from datamodules.filters import QuestionFilter
 
 Split = Literal["train", "val", "test"]
-Missing = dict[str, Counter[str]]  # of each scene: questions by type
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Missing = dict[str, Counter[str]]  # number of questions by scene and type
 
 
 def by_type(questions: Iterable[Question]) -> Counter[str]:
-    """How many questions there are of each type."""
+    """Number of questions of each type."""
     return Counter(question.question_type for question in questions)
 
 
 class Chosen(NamedTuple):
-    """Scenes that a filter leaves, how many questions it leaves out of those it is about, and the names of all."""
+    """Result of a question filter: remaining scenes, number of removed questions, names of all scenes."""
 
     scenes: list[Scene]
     left_out: int
@@ -30,30 +31,33 @@ class Chosen(NamedTuple):
 
 
 class SceneSource(ABC):
-    """A dataset of videos with questions. A new one is a file in this folder with these two methods.
+    """A dataset of videos with questions. A new one is a file in this folder with `prepare` and `scenes`.
 
-    `missing` holds, once `scenes` has been called, the scenes whose video, or what else belongs to them, is absent
-    and how many questions of each type each of them has: they are counted and listed in the results, never silently
-    dropped.
+    Attributes:
+        missing: After `scenes`: scenes without their video or another file, and their number of questions by type.
+            They are counted and listed in the results.
     """
 
     def __init__(self) -> None:
         self.missing: Missing = {}
 
-    def prepare(self) -> None:  # noqa: B027 - most datasets are simply there
-        """Make or check the data on disk; runs once, on rank zero, before `scenes`. Calling it again is cheap.
+    def prepare(self) -> None:  # noqa: B027 - most datasets need none
+        """Creates or checks the data on disk; runs once on rank zero before `scenes`, and is cheap when repeated.
 
-        Long work shows a progress bar. Raises FileNotFoundError, in one line that says what to put where, if
-        something is absent that can't be made here.
+        Raises:
+            FileNotFoundError: Data that can't be created is absent, in one line with the remedy.
         """
 
     @abstractmethod
     def scenes(self, split: Split) -> list[Scene]:
         """The scenes of a split in a fixed order, the same on every rank.
 
-        Raises FileNotFoundError or ValueError, in one line, for a split that is absent or can't be understood."""
+        Raises:
+            FileNotFoundError: The split is absent, in one line.
+            ValueError: The split is malformed, in one line.
+        """
 
     def filtered_split(self, split: Split, chosen: QuestionFilter) -> Chosen:
-        """What a filter leaves of the scenes; a source that shows some scenes more often than others overrides this."""
+        """Applies a question filter; overridden by sources that repeat scenes."""
         scenes = self.scenes(split)
         return Chosen(*chosen(scenes), [scene.name for scene in scenes])

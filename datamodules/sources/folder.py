@@ -1,4 +1,4 @@
-"""Your own scenes, in the layout that the rooms and VSI-Bench have too."""
+"""A folder of scenes, in the layout of the rooms and of VSI-Bench."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from datamodules.sources.base import SceneSource, Split
 
 
 class SceneFolder(SceneSource):
-    """Videos with questions and, where there are some, cameras: `<root>/{train,val,test}.jsonl` and the videos.
+    """Videos with questions and optional cameras: `<root>/{train,val,test}.jsonl` and the videos.
 
     Args:
-        root: the folder; `datamodules.sources.annotations` has its layout, `datamodules.cameras_file` that of cameras.
+        root: The folder, see `datamodules.sources.annotations`; cameras: see `datamodules.cameras_file`.
 
-    Raises FileNotFoundError where the split's questions are absent, ValueError where they can't be understood.
+    Raises:
+        FileNotFoundError: In `scenes`: no questions for the split.
+        ValueError: In `scenes`: malformed questions.
     """
 
     def __init__(self, root: str) -> None:
@@ -23,9 +25,10 @@ class SceneFolder(SceneSource):
         self.root = Path(root).expanduser()
 
     def scenes(self, split: Split) -> list[Scene]:
+        """The scenes whose videos exist; the others are in `missing`."""
         if not (self.root / f"{split}.jsonl").is_file():
             raise FileNotFoundError(
-                f"{self.root / split}.jsonl is absent: it holds a question a line; --data.source.root names its folder"
+                f"{self.root / split}.jsonl is absent: it holds one question per line; --data.source.root is its folder"
             )
         scenes, self.missing = read_layout(self.root, f"{split}.jsonl")
         return scenes

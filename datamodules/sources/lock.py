@@ -1,21 +1,31 @@
-"""One process at a time makes what several would make at once."""
+"""Exclusive and visible preparation of a dataset: a file lock and a progress bar."""
 
 from __future__ import annotations
 
 import fcntl
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 
 @contextmanager
-def locked(path: Path, waiting: str) -> Iterator[None]:
-    """Holds a file's lock, which the system releases however the process ends; says `waiting` if it has to wait."""
+def locked(path: Path, waiting_message: str) -> Iterator[None]:
+    """Holds the lock of a file, which the system releases when the process ends; prints a message if it must wait."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(waiting, file=sys.stderr, flush=True)
+            print(waiting_message, file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def progress_bar(items: Collection[Item], description: str) -> Iterator[Item]:
+    """Iterates over scenes with a progress bar on a terminal."""
+    yield from tqdm(items, desc=description, unit="scene", file=sys.stderr, disable=None)

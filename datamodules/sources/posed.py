@@ -1,9 +1,7 @@
-"""Scenes with the poses that their datasets come with: ARKitScenes, ScanNet, ScanNet++, 7-Scenes, TUM, nerfstudio."""
+"""Scenes with their datasets' own poses: ARKitScenes, ScanNet, ScanNet++, 7-Scenes, TUM RGB-D, nerfstudio."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -11,32 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from datamodules.cameras_file import write_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import find_video, read_questions
-from datamodules.sources.base import SceneSource, Split, by_type
-from datamodules.sources.lock import locked
-from datamodules.sources.progress import progress
-from datamodules.sources.rooms.writer import SPLITS
+from datamodules.sources.base import SPLITS, SceneSource, Split, by_type
+from datamodules.sources.lock import locked, progress_bar
 from datamodules.trajectories import PoseFormat, Trajectory
 from datamodules.trajectories.base import Match
 from datamodules.video import Video
+from zoo.fingerprint import digest
 
 TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
-# how a file that is not what it should be shows itself
+# what a reader of poses raises on damaged files
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-VERSION = 1  # of what the settings lead to: raise it with every change to the cameras
+VERSION = 1  # increase it with every change to the cameras
 
 
 @dataclass(frozen=True)
 class TimestampMatching:
-    """How a video's frames find their poses.
+    """Matching of a video's frames with poses by time.
 
     Args:
-        match: "slerp" goes between the poses before and after a frame, "nearest" takes the nearest.
-        tolerance_s: a frame whose poses are farther away in time has none.
-        start_s: when the video starts, in seconds after the first pose.
+        match: "slerp" interpolates between the poses before and after a frame, "nearest" takes the nearest.
+        tolerance_s: Maximum time in seconds between a frame and its poses.
+        start_s: Start of the video in seconds after the first pose.
     """
 
     match: Match = "slerp"
@@ -47,21 +45,21 @@ class TimestampMatching:
 class PosedScenes(SceneSource):
     """Raw scenes of a dataset with its own poses, and questions about them.
 
-    The frames are those that lie in the scene's folder, without those that have no pose; or, with `videos`, those
-    of a video of the scene, which find their poses by time and may have none. Each scene gets a cameras file and,
-    for frames, links in a cache: the raw data stays as it is.
-
-    A scene whose poses can't be read is named on the way and counted as missing; the rest goes on.
+    The frames are those in the scene's folder that have a pose; or, with `videos`, those of a video of the scene, with
+    poses matched by time. Cameras files and links to frames are written to a cache; the raw data is not modified. A
+    scene with unreadable poses is reported and counted as missing.
 
     Args:
-        root: the folder of the raw scenes, each in `<root>/<scene_name>`.
-        poses: how they are written, such as ScanNet.
-        questions: the folder with train.jsonl, val.jsonl or test.jsonl in VSI-Bench's format; null is `root`.
-        videos: take the videos `<videos>/<dataset>/<scene_name>.mp4` instead of the frames in the scenes' folders.
-        clock: how the frames of videos find their poses.
-        cache: where cameras and links lie.
+        root: Folder of the raw scenes, each in `<root>/<scene_name>`.
+        poses: Format of the poses, such as ScanNet.
+        questions: Folder with train.jsonl, val.jsonl or test.jsonl in VSI-Bench's format; null is `root`.
+        videos: Use the videos `<videos>/<dataset>/<scene_name>.mp4` instead of the frames in the scenes' folders.
+        clock: How frames of videos are matched with poses.
+        cache: Folder of cameras files and links.
 
-    Raises FileNotFoundError where the split's questions are absent, ValueError where they can't be understood.
+    Raises:
+        FileNotFoundError: In `scenes`: no questions for the split.
+        ValueError: In `scenes`: malformed questions.
     """
 
     def __init__(
@@ -80,36 +78,34 @@ class PosedScenes(SceneSource):
         self.clock = clock or TimestampMatching()
         settings = [VERSION, str(self.root.resolve()), type(poses).__name__, vars(poses)]
         settings += [str(self.videos.resolve()), vars(self.clock)] if self.videos else []
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = Path(cache).expanduser() / key
+        self.folder = Path(cache).expanduser() / digest(settings)[:16]
 
     def prepare(self) -> None:
+        """Writes the cameras of new and changed scenes."""
         files = [file for split in SPLITS if (file := self.questions / f"{split}.jsonl").is_file()]
-        names = {name: None for file in files for name in read_questions(file)}  # a set in order
-        there = [name for name in names if (self.root / _scene(name)).is_dir()]
-        if all(self._is_current(name) for name in there):
+        names = dict.fromkeys(name for file in files for name in read_questions(file))  # unique, in order
+        present = [name for name in names if (self.root / _scene_name(name)).is_dir()]
+        if all(self._is_current(name) for name in present):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", "another process reads these poses: waiting for it"):
-            new = [name for name in there if not self._is_current(name)]
-            with progress("reading poses", len(new)) as advance:
-                for name in new:
-                    try:
-                        self._make(name)
-                    except UNREADABLE as error:
-                        said = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
-                        print(f"{name}: left out, its cameras can't be had: {said}", file=sys.stderr, flush=True)
-                    advance()
+            for name in progress_bar([name for name in present if not self._is_current(name)], "reading poses"):
+                try:
+                    self._make(name)
+                except UNREADABLE as error:
+                    message = str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+                    tqdm.write(f"{name}: skipped, its cameras can't be read: {message}", file=sys.stderr)
 
     def scenes(self, split: Split) -> list[Scene]:
+        """The scenes with a video and cameras; the others are in `missing`."""
         file = self.questions / f"{split}.jsonl"
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is absent: it holds a question a line; `questions` names its folder")
+            raise FileNotFoundError(f"{file} is absent: it holds one question per line; `questions` names its folder")
         scenes = []
         self.missing = {}
         for name, questions in read_questions(file).items():
             video = find_video(self.videos or self.folder, name)
-            if video is None or not self._is_made(name):
+            if video is None or not self._is_complete(name):
                 self.missing[name] = by_type(questions)
                 continue
             depth = self.folder / f"{name}.depth"
@@ -119,8 +115,8 @@ class PosedScenes(SceneSource):
     def _cameras(self, name: str) -> Path:
         return self.folder / f"{name}.cameras.json"
 
-    def _is_made(self, name: str) -> bool:
-        """Whether the scene's cameras are there to the last byte."""
+    def _is_complete(self, name: str) -> bool:
+        """Whether the scene's cameras file exists to its last byte: copies of a cache may be truncated."""
         try:
             with self._cameras(name).open("rb") as file:
                 file.seek(-1, os.SEEK_END)
@@ -129,93 +125,92 @@ class PosedScenes(SceneSource):
             return False
 
     def _is_current(self, name: str) -> bool:
-        """Whether they were made of the files that are there now."""
+        """Whether the cameras were made from the present raw files."""
         stamp = self._stamp(name)
-        return self._is_made(name) and stamp.exists() and stamp.read_text() == self._raw_files(name)
+        return self._is_complete(name) and stamp.exists() and stamp.read_text() == self._raw_state(name)
 
     def _stamp(self, name: str) -> Path:
         return self.folder / f"{name}.made_of"
 
-    def _raw_files(self, name: str) -> str:
-        """How many files the scene is made of, their size, and when the last one changed."""
-        folders = os.walk(self.root / _scene(name), followlinks=True)
-        found = [file.stat() for folder, _, names in folders for own in names if (file := Path(folder, own)).is_file()]
+    def _raw_state(self, name: str) -> str:
+        """Number, total size and newest modification time of the scene's raw files."""
+        walk = os.walk(self.root / _scene_name(name), followlinks=True)
+        files = [file for folder, _, names in walk for entry in names if (file := Path(folder, entry)).is_file()]
         if self.videos is not None and (video := find_video(self.videos, name)) is not None:
-            found.append(video.stat())
-        newest = max((each.st_mtime_ns for each in found), default=0)
-        return f"{len(found)} {sum(each.st_size for each in found)} {newest}"
+            files.append(video)
+        stats = [file.stat() for file in files]
+        newest = max((stat.st_mtime_ns for stat in stats), default=0)
+        return f"{len(stats)} {sum(stat.st_size for stat in stats)} {newest}"
 
     def _make(self, name: str) -> None:
-        """Writes what belongs to a scene, its cameras last: they say that all is there."""
-        self._cameras(name).unlink(missing_ok=True)  # those of files that have changed
-        raw, made_of = self.root / _scene(name), self._raw_files(name)
-        if self.videos is None:
-            self._cameras(name).parent.mkdir(parents=True, exist_ok=True)
-            trajectory = self._place_frames(name, _checked(self.poses.read(raw)))
-        elif video := find_video(self.videos, name):
-            self._cameras(name).parent.mkdir(parents=True, exist_ok=True)
-            trajectory = _of_video(Video(video), _checked(self.poses.read_track(raw)), self.clock)
+        """Writes the files of a scene, its cameras last: they mark the scene as complete."""
+        cameras, raw, state = self._cameras(name), self.root / _scene_name(name), self._raw_state(name)
+        cameras.unlink(missing_ok=True)  # of an earlier state of the raw files
+        video = find_video(self.videos, name) if self.videos else None
+        if self.videos is not None and video is None:
+            return  # `scenes` counts it as missing
+        cameras.parent.mkdir(parents=True, exist_ok=True)
+        if video is None:
+            trajectory = self._link_frames(name, _checked(self.poses.read(raw)))
         else:
-            return  # counted where the scenes are listed
-        if unknown := int((~trajectory.known).sum()):
-            print(f"{name}: {unknown} of {len(trajectory)} frames have no pose", file=sys.stderr, flush=True)
-        self._stamp(name).write_text(made_of)
-        partial = self._cameras(name).with_suffix(".partial")
+            trajectory = _match_video(Video(video), _checked(self.poses.read_track(raw)), self.clock)
+        if num_unknown := int((~trajectory.known).sum()):
+            tqdm.write(f"{name}: {num_unknown} of {len(trajectory)} frames have no pose", file=sys.stderr)
+        self._stamp(name).write_text(state)
         write_cameras(
-            partial, trajectory.world_to_camera, trajectory.K_px, width=trajectory.width, height=trajectory.height,
+            cameras, trajectory.world_to_camera, trajectory.K_px, width=trajectory.width, height=trajectory.height,
             times_s=None if trajectory.times_s is None else trajectory.times_s.tolist(),
         )  # fmt: skip
-        partial.replace(self._cameras(name))
 
-    def _place_frames(self, name: str, trajectory: Trajectory) -> Trajectory:
-        """Links to the frames that have a pose, upright; the cameras that belong to them."""
+    def _link_frames(self, name: str, trajectory: Trajectory) -> Trajectory:
+        """Links to the frames that have a pose, upright; returns their cameras."""
         posed = trajectory.only(trajectory.known)
-        if unknown := len(trajectory) - len(posed):
-            said = f"{name}: {unknown} of {len(trajectory)} frames have no pose, and are left out"
-            print(said, file=sys.stderr, flush=True)
-        _place(posed.frames, self.folder / name, posed.quarter_turns)
+        if num_unknown := len(trajectory) - len(posed):
+            message = f"{name}: {num_unknown} of {len(trajectory)} frames have no pose and are excluded"
+            tqdm.write(message, file=sys.stderr)
+        _link_images(posed.frames, self.folder / name, posed.quarter_turns)
         if posed.depth:
-            _place(posed.depth, self.folder / f"{name}.depth", posed.quarter_turns)
+            _link_images(posed.depth, self.folder / f"{name}.depth", posed.quarter_turns)
         return posed.turned()
 
 
 def _checked(trajectory: Trajectory) -> Trajectory:
     if not trajectory.known.any():
-        raise ValueError("none of its pictures has a pose that is finite and near in time")
+        raise ValueError("no frame has a pose that is finite and close in time")
     K = trajectory.K_px[trajectory.known]
-    inside = (K[:, :2, 2] > 0) & (K[:, :2, 2] < K.new_tensor([trajectory.width, trajectory.height]))
-    if not (K.isfinite().all() and inside.all()):
+    is_inside = (K[:, :2, 2] > 0) & (K[:, :2, 2] < K.new_tensor([trajectory.width, trajectory.height]))
+    if not (K.isfinite().all() and is_inside.all()):
         raise ValueError(
-            f"its intrinsics are not those of pictures of {trajectory.width} x {trajectory.height}: focal length and "
+            f"its intrinsics don't fit images of {trajectory.width} x {trajectory.height}: focal length and "
             f"principal point {K[0, 0, 0]:.4g}, {K[0, 1, 1]:.4g}, {K[0, 0, 2]:.4g}, {K[0, 1, 2]:.4g}"
         )
     return trajectory
 
 
-def _of_video(video: Video, trajectory: Trajectory, clock: TimestampMatching) -> Trajectory:
+def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching) -> Trajectory:
     """The cameras of a video's frames, which are upright already."""
     if trajectory.times_s is None:
         raise ValueError("its poses have no times to match a video with: take its frames (`videos: null`)")
     start_s = float(trajectory.times_s[trajectory.known][0]) + clock.start_s
-    placed = trajectory.at([start_s + time_s for time_s in video.times_s], clock.tolerance_s, clock.match)
-    if not placed.known.any():
+    matched = trajectory.at([start_s + time_s for time_s in video.times_s], clock.tolerance_s, clock.match)
+    if not matched.known.any():
         raise ValueError(f"{video.path}: no frame has a pose within {clock.tolerance_s} s: set `clock.start_s`")
-    return placed.turned().resized(video.width, video.height)
+    return matched.turned().resized(video.width, video.height)
 
 
-def _place(pictures: tuple[Path, ...], folder: Path, quarter_turns: int) -> None:
-    """Links to pictures, numbered in their order, or turned copies."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that ended before it wrote the cameras
+def _link_images(images: tuple[Path, ...], folder: Path, quarter_turns: int) -> None:
+    """Links to images, numbered in order, or turned copies."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     folder.mkdir()
-    for number, picture in enumerate(pictures):
-        target = folder / f"{number:06d}{picture.suffix.lower()}"
+    for number, file in enumerate(images):
+        target = folder / f"{number:06d}{file.suffix.lower()}"
         if quarter_turns % 4:
-            with Image.open(picture) as image:
+            with Image.open(file) as image:
                 image.transpose(TURNS[quarter_turns % 4]).save(target, quality=95)
         else:
-            target.symlink_to(picture.resolve())
+            target.symlink_to(file.resolve())
 
 
-def _scene(name: str) -> str:
-    """The scene's own name, without its dataset's."""
+def _scene_name(name: str) -> str:
+    """The scene's name without its dataset."""
     return name.split("/", 1)[1]

@@ -1,4 +1,4 @@
-"""Poses as the datasets write them: one file a format beside `base.py`, all to the same `Trajectory`."""
+"""Camera trajectories: one file per dataset format beside `base.py`; all formats return a `Trajectory`."""
 
 from datamodules.trajectories.arkitscenes import ARKitScenes
 from datamodules.trajectories.base import PoseFormat, Trajectory

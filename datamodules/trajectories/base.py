@@ -1,4 +1,4 @@
-"""Cameras along a way, and what every format of poses is to the dataset of posed scenes."""
+"""Camera trajectories, and the base class of the formats in which datasets store them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from datamodules.trajectories.rotations import slerp
 from zoo.poses import invert_se3, nearest_rotation
 
 Match = Literal["slerp", "nearest"]
 SAME_TIME_S = 1e-6
-SAME_ASPECT = 0.02  # share by which the ratio of the sides may differ: sizes are rounded
+ASPECT_TOLERANCE = 0.02  # relative: image sizes are rounded
 
-# a quarter turn of the picture counter-clockwise: what was to the right is now above
+# counter-clockwise quarter turn of the image: the right side becomes the top
 QUARTER_TURN = torch.tensor([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Poses in the project's convention: world-to-camera, OpenCV axes, the dataset's unit (meters).
+    """Camera poses: world-to-camera, OpenCV axes, in the dataset's unit (meters).
 
     Attributes:
-        world_to_camera: NaN where a pose is not known.
-        K_px: in pixels of a picture of `width` x `height`, one for each pose.
-        times_s: of each pose, rising; None where the dataset has no times.
-        frames: the picture of each pose; empty where poses are known by their times only.
-        depth: the depth image of each picture (16 bits, millimeters); empty where there is none.
-        quarter_turns: counter-clockwise turns that make the pictures upright; the poses are those before them.
+        world_to_camera: Poses, NaN where unknown.
+        K_px: Intrinsics of each pose in pixels of an image of `width` x `height`.
+        width: In pixels.
+        height: In pixels.
+        times_s: Increasing timestamps of the poses in seconds; None if the dataset has none.
+        frames: Image of each pose; empty if poses have timestamps only.
+        depth: Depth image of each frame (16 bits, millimeters); empty without depth.
+        quarter_turns: Counter-clockwise quarter turns that make the images upright; not yet applied to the poses.
     """
 
     world_to_camera: Float64[Tensor, "N 4 4"]
@@ -56,47 +59,38 @@ class Trajectory:
         return self.world_to_camera.isfinite().flatten(1).all(1)
 
     def at(self, times_s: Sequence[float], tolerance_s: float, match: Match = "slerp") -> Trajectory:
-        """The cameras at other times; a pose is not known there if none is within tolerance_s.
+        """Cameras at other timestamps; a pose is unknown if none lies within `tolerance_s`.
 
         Args:
-            times_s: on the clock of `self.times_s`.
-            tolerance_s: how far the poses that a time is matched with may lie from it.
-            match: "slerp" goes between the poses before and after: rotations on the shortest arc, camera
-                centers on a line; before the first and after the last it takes the nearest, as it does at a gap.
-                "nearest" takes the nearest anywhere.
+            times_s: On the clock of `self.times_s`.
+            tolerance_s: Maximum time to the poses that are used.
+            match: "slerp" interpolates between the poses before and after: rotations on the shortest arc, camera
+                centers linearly; before the first pose, after the last, and in gaps it takes the nearest. "nearest"
+                always takes the nearest.
 
         Raises:
-            ValueError: the trajectory has no times or no pose.
+            ValueError: The trajectory has no timestamps or no pose.
         """
         if self.times_s is None or not self.known.any():
             raise ValueError("a trajectory needs times and poses to be matched by time")
-        own = self.times_s[self.known].numpy()
         poses, K_px = self.world_to_camera[self.known], self.K_px[self.known]
-        asked = np.asarray(times_s, dtype=np.float64)
-        after = np.searchsorted(own, asked).clip(0, len(own) - 1)
-        before = (after - 1).clip(0)
-        to_before, to_after = asked - own[before], own[after] - asked
-        closer = np.where(np.abs(to_before) < np.abs(to_after), before, after)
-        found = poses[torch.from_numpy(closer)].clone()
+        known_s, query_s = self.times_s[self.known].numpy(), np.asarray(times_s, dtype=np.float64)
+        before, after, nearest = neighbors_in_time(known_s, query_s)
+        matched = poses[torch.from_numpy(nearest)].clone()
         if match == "slerp":
+            to_before, to_after = query_s - known_s[before], known_s[after] - query_s
             between = (to_before > SAME_TIME_S) & (to_after > SAME_TIME_S)
             between &= (to_before <= tolerance_s) & (to_after <= tolerance_s)
-            share = torch.from_numpy(to_before[between] / (to_before + to_after)[between])
+            fraction = torch.from_numpy(to_before[between] / (to_before + to_after)[between])
             first, second = torch.from_numpy(before[between]), torch.from_numpy(after[between])
-            found[torch.from_numpy(between)] = interpolate(poses[first], poses[second], share)
-        apart = np.abs(own[closer] - asked) > tolerance_s
-        found[torch.from_numpy(apart)] = torch.nan
-        return replace(
-            self,
-            world_to_camera=found,
-            K_px=K_px[torch.from_numpy(closer)],
-            times_s=torch.from_numpy(asked),
-            frames=(),
-            depth=(),
-        )
+            matched[torch.from_numpy(between)] = interpolate(poses[first], poses[second], fraction)
+        is_far = np.abs(known_s[nearest] - query_s) > tolerance_s
+        matched[torch.from_numpy(is_far)] = torch.nan
+        K_px, query = K_px[torch.from_numpy(nearest)], torch.from_numpy(query_s)
+        return replace(self, world_to_camera=matched, K_px=K_px, times_s=query, frames=(), depth=())
 
     def turned(self) -> Trajectory:
-        """The cameras of the pictures after their quarter turns: a turned picture is another camera's."""
+        """Cameras of the images after their quarter turns."""
         poses, K_px, width, height = self.world_to_camera, self.K_px, self.width, self.height
         for _ in range(self.quarter_turns % 4):
             poses = QUARTER_TURN @ poses
@@ -107,97 +101,142 @@ class Trajectory:
         return replace(self, world_to_camera=poses, K_px=K_px, width=width, height=height, quarter_turns=0)
 
     def resized(self, width: int, height: int) -> Trajectory:
-        """The cameras of the pictures in another size.
+        """Cameras of the resized images.
 
         Raises:
-            ValueError: the sides have another ratio.
+            ValueError: The aspect ratio differs.
         """
-        stretch = width / self.width, height / self.height
-        if abs(stretch[0] / stretch[1] - 1) > SAME_ASPECT:
+        scale_x, scale_y = width / self.width, height / self.height
+        if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE:
             raise ValueError(
-                f"the pictures have {width} x {height} pixels, the cameras are for {self.width} x {self.height}: "
+                f"the images have {width} x {height} pixels, the cameras are for {self.width} x {self.height}: "
                 "cropped or turned otherwise"
             )
-        scale = torch.tensor([stretch[0], stretch[1], 1.0], dtype=torch.float64)
+        scale = torch.tensor([scale_x, scale_y, 1.0], dtype=torch.float64)
         return replace(self, K_px=scale[:, None] * self.K_px, width=width, height=height)
 
-    def only(self, chosen: Bool[Tensor, " N"]) -> Trajectory:
-        """The chosen poses with all that belongs to them."""
-        keep = chosen.tolist()
+    def only(self, mask: Bool[Tensor, " N"]) -> Trajectory:
+        """The poses of a mask, with their frames and depth."""
+        kept = mask.nonzero().flatten().tolist()
         return replace(
             self,
-            world_to_camera=self.world_to_camera[chosen],
-            K_px=self.K_px[chosen],
-            times_s=None if self.times_s is None else self.times_s[chosen],
-            frames=tuple(frame for frame, k in zip(self.frames, keep, strict=False) if k),
-            depth=tuple(image for image, k in zip(self.depth, keep, strict=False) if k),
+            world_to_camera=self.world_to_camera[mask],
+            K_px=self.K_px[mask],
+            times_s=None if self.times_s is None else self.times_s[mask],
+            frames=tuple(self.frames[i] for i in kept) if self.frames else (),
+            depth=tuple(self.depth[i] for i in kept) if self.depth else (),
         )
 
 
-def all_or_none(depth: Sequence[Path]) -> tuple[Path, ...]:
-    """The depth images if all are there; a scene with some of them says that it goes without."""
-    absent = [image for image in depth if not image.is_file()]
-    if absent and len(absent) < len(depth):
-        said = f"{absent[0]}: absent, as are {len(absent)} of {len(depth)} depth images: the scene goes without depth"
-        print(said, file=sys.stderr, flush=True)
-    return () if absent else tuple(depth)
-
-
 class PoseFormat(ABC):
-    """How a dataset writes the poses of a scene. A new one is a file in this folder with `read`."""
+    """How a dataset stores the poses of a scene. A new format is a file in this folder with `read`."""
 
     @abstractmethod
     def read(self, folder: Path) -> Trajectory:
-        """The frames of the scene in a folder, in their order, each with its pose.
+        """Reads the frames of a scene in order, each with its pose.
 
-        Raises FileNotFoundError or ValueError, in one line that names the file and the remedy."""
+        Raises:
+            FileNotFoundError: A file is absent, in one line with the remedy.
+            ValueError: A file is damaged, in one line with the remedy.
+        """
 
     def read_track(self, folder: Path) -> Trajectory:
-        """All poses of the scene with their times, whatever frames there are; those of the frames if not overridden.
+        """Reads all poses of a scene with their timestamps, independently of its frames.
 
-        Raises as `read`."""
+        Raises:
+            FileNotFoundError: As `read`.
+            ValueError: As `read`.
+        """
         return self.read(folder)
 
 
+def neighbors_in_time(
+    known_s: Float64[np.ndarray, " N"], query_s: Float64[np.ndarray, " M"]
+) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
+    """Indices of the sorted timestamps before, after and nearest to each query; a tie goes to the later one."""
+    after = np.searchsorted(known_s, query_s).clip(0, len(known_s) - 1)
+    before = (after - 1).clip(0)
+    is_before = np.abs(query_s - known_s[before]) < np.abs(known_s[after] - query_s)
+    return before, after, np.where(is_before, before, after)
+
+
+def all_or_none(depth: Sequence[Path]) -> tuple[Path, ...]:
+    """The depth images if all exist, else none; a partial set is reported."""
+    absent = [image for image in depth if not image.is_file()]
+    if absent and len(absent) < len(depth):
+        message = f"{absent[0]}: absent, as are {len(absent)} of {len(depth)} depth images: the scene has no depth"
+        tqdm.write(message, file=sys.stderr)
+    return () if absent else tuple(depth)
+
+
 def interpolate(
-    first: Float64[Tensor, "N 4 4"], second: Float64[Tensor, "N 4 4"], share: Float64[Tensor, " N"]
+    first: Float64[Tensor, "N 4 4"], second: Float64[Tensor, "N 4 4"], fraction: Float64[Tensor, " N"]
 ) -> Float64[Tensor, "N 4 4"]:
-    """World-to-camera poses a share of the way from the first to the second."""
+    """Interpolates world-to-camera poses: rotations by slerp, camera centers linearly."""
     a, b = invert_se3(first), invert_se3(second)
-    between = torch.eye(4, dtype=torch.float64).repeat(len(a), 1, 1)
-    between[:, :3, :3] = slerp(a[:, :3, :3], b[:, :3, :3], share)
-    between[:, :3, 3] = torch.lerp(a[:, :3, 3], b[:, :3, 3], share[:, None])
-    return invert_se3(between)
+    R = slerp(a[:, :3, :3], b[:, :3, :3], fraction)
+    return invert_se3(rigid(R, torch.lerp(a[:, :3, 3], b[:, :3, 3], fraction[:, None])))
 
 
 def upright_turns(world_to_camera: Float64[Tensor, "N 4 4"]) -> int:
-    """Counter-clockwise quarter turns after which most pictures have the world's z axis pointing up in them."""
-    known = world_to_camera[world_to_camera.isfinite().flatten(1).all(1)]
-    right, down = known[:, 0, 2].sum(), known[:, 1, 2].sum()  # of the world's z axis, in the pictures
+    """Counter-clockwise quarter turns after which the world's z axis points up in most images."""
+    poses = world_to_camera[world_to_camera.isfinite().flatten(1).all(1)]
+    right, down = poses[:, 0, 2].sum(), poses[:, 1, 2].sum()  # of the world's z axis, in the images
     return int(torch.stack((-down, right, down, -right)).argmax())
 
 
-def read_numbers(path: Path, columns: int, separator: str | None = None) -> Float64[np.ndarray, "N columns"]:
-    """The rows of a table of numbers; lines that start with # are comments.
+def read_numbers(path: Path, columns: int) -> Float64[np.ndarray, "N columns"]:
+    """Reads a table of numbers separated by white space; lines that start with # are comments.
+
+    Args:
+        path: The file.
+        columns: Numbers per row.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: with file and line, a row with other things in it.
+        FileNotFoundError: The file is absent.
+        ValueError: A row is malformed, with file and line.
     """
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip() and not line.lstrip().startswith("#"):
-                words = line.split(separator)
                 try:
-                    rows.append([float(word) for word in words])
+                    rows.append([float(word) for word in line.split()])
                 except ValueError as error:
                     raise ValueError(f"{path}:{number}: not a row of numbers ({error})") from error
-                if len(words) != columns:
-                    raise ValueError(f"{path}:{number}: {len(words)} numbers in a row, {columns} belong there")
+                if len(rows[-1]) != columns:
+                    raise ValueError(f"{path}:{number}: {len(rows[-1])} numbers in a row, expected {columns}")
     return np.array(rows, dtype=np.float64).reshape(-1, columns)
 
 
+def read_pose_files(files: Sequence[Path]) -> Float64[Tensor, "N 4 4"]:
+    """Reads one 4x4 camera-to-world matrix per file as world-to-camera; an absent or non-finite pose is NaN.
+
+    Raises:
+        ValueError: A file is damaged or holds no rigid transform.
+    """
+    poses = np.full((len(files), 4, 4), np.nan)
+    for pose, file in zip(poses, files, strict=True):
+        if file.is_file():
+            pose[:] = read_matrix(file)
+    return from_camera_to_world(torch.from_numpy(poses), str(files[0].parent))
+
+
+def read_matrix(file: Path) -> Float64[np.ndarray, "4 4"]:
+    """Reads a 4x4 matrix.
+
+    Raises:
+        FileNotFoundError: The file is absent.
+        ValueError: The file is damaged.
+    """
+    rows = read_numbers(file, 4)
+    if len(rows) != 4:
+        raise ValueError(f"{file}: {len(rows)} rows, expected 4: export it again")
+    return rows
+
+
 def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Float64[Tensor, "3 3"]:
+    """Intrinsic matrix of a pinhole camera in pixels."""
     return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
 
 
@@ -209,16 +248,21 @@ def rigid(R: Float64[Tensor, "N 3 3"], t: Float64[Tensor, "N 3"]) -> Float64[Ten
 
 
 def from_camera_to_world(
-    camera_to_world: Float64[Tensor, "N 4 4"], what: str, each: str = "frame"
+    camera_to_world: Float64[Tensor, "N 4 4"], source: str, unit: str = "frame"
 ) -> Float64[Tensor, "N 4 4"]:
-    """World-to-camera poses; one that isn't finite becomes NaN.
+    """World-to-camera poses; a non-finite pose becomes NaN.
+
+    Args:
+        camera_to_world: Poses.
+        source: File or folder of the poses, for the error.
+        unit: What one pose belongs to, for the error.
 
     Raises:
-        ValueError: naming `what`, and the `each` whose rotation is none (off by more than 1e-2).
+        ValueError: With the first pose whose rotation is off orthonormal by more than 1e-2.
     """
-    unknown = ~camera_to_world.isfinite().flatten(1).all(1)
+    is_unknown = ~camera_to_world.isfinite().flatten(1).all(1)
     rotations = camera_to_world[:, :3, :3].clone()
-    rotations[unknown] = torch.eye(3, dtype=rotations.dtype)
-    poses = invert_se3(rigid(nearest_rotation(rotations, what, each), camera_to_world[:, :3, 3]))
-    poses[unknown] = torch.nan
+    rotations[is_unknown] = torch.eye(3, dtype=rotations.dtype)
+    poses = invert_se3(rigid(nearest_rotation(rotations, source, unit), camera_to_world[:, :3, 3]))
+    poses[is_unknown] = torch.nan
     return poses

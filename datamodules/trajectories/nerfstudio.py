@@ -1,4 +1,4 @@
-"""transforms.json, as nerfstudio and ScanNet++ write it."""
+"""transforms.json of nerfstudio and ScanNet++."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import torch
 from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics
 from datamodules.video import natural_key
 
-# OpenGL's camera looks along -z with y up
+# OpenGL cameras look along -z with y up
 OPENCV_FROM_OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
 
 class Nerfstudio(PoseFormat):
     """A capture with transforms.json: camera-to-world with OpenGL axes (x right, y up, z back).
 
-    Its frames are taken in the order of their names; those marked `is_bad` have no pose. Lens distortion is not
-    modelled here: a fisheye must be undistorted before, little distortion of other lenses is left out.
+    Frames are in natural order of their names; those marked `is_bad` have no pose. Lens distortion is not modeled:
+    fisheye frames must be undistorted first, the slight distortion of other lenses is ignored.
 
     Args:
-        file: where the poses lie in the folder of the scene.
-        images: the folder that `file_path` starts at, in the folder of the scene; null is that of the file.
+        file: The file of poses, relative to the folder of the scene.
+        images: The folder that `file_path` is relative to, in the folder of the scene; null is the file's folder.
     """
 
     def __init__(self, file: str = "transforms.json", images: str | None = None) -> None:
         self.file, self.images = file, images
 
     def read(self, folder: Path) -> Trajectory:
+        """Reads a capture."""
         file = folder / self.file
         content = _load(file)
         if "FISHEYE" in str(content.get("camera_model", "")).upper():
@@ -43,17 +44,17 @@ class Nerfstudio(PoseFormat):
                 pose = torch.tensor(row["transform_matrix"], dtype=torch.float64)[:3, :4]
                 frames.append(start / row["file_path"])
             except (KeyError, TypeError, ValueError, IndexError) as error:
-                needs = "file_path, transform_matrix and, here or above, fl_x, fl_y, cx, cy, w, h"
-                raise ValueError(f"{file}: frame {len(frames)} of it: it needs {needs} ({error})") from error
+                keys = "file_path, transform_matrix and, per frame or for all, fl_x, fl_y, cx, cy, w, h"
+                raise ValueError(f"{file}: frame {len(frames)} needs {keys} ({error})") from error
             if pose.shape != (3, 4):
-                raise ValueError(f"{file}: {row['file_path']}: a pose is 4x4, this has {tuple(pose.shape)}")
+                raise ValueError(f"{file}: {row['file_path']}: a pose is 4x4, its shape is {tuple(pose.shape)}")
             poses.append(pose * (torch.nan if row.get("is_bad") else 1))
             K_px.append(intrinsics(*cameras[:4]))
             sizes.add((int(cameras[4]), int(cameras[5])))
         if len(sizes) != 1:
-            raise ValueError(f"{file}: frames of {len(sizes)} sizes: all must have one")
+            raise ValueError(f"{file}: frames of {len(sizes)} sizes: all must have the same")
         if absent := next((frame for frame in frames if not frame.is_file()), None):
-            raise FileNotFoundError(f"{absent} is absent, {file} names it")
+            raise FileNotFoundError(f"{absent} is absent, but listed in {file}: copy it there")
         matrices = torch.eye(4, dtype=torch.float64).repeat(len(poses), 1, 1)
         matrices[:, :3] = torch.stack(poses)
         width, height = sizes.pop()
@@ -62,10 +63,14 @@ class Nerfstudio(PoseFormat):
 
 
 class ScanNetPlusPlus(Nerfstudio):
-    """A scene of ScanNet++ (arXiv 2308.11417): its undistorted DSLR frames.
+    """A scene of ScanNet++ (arXiv 2308.11417), undistorted DSLR frames.
 
-    <scene>/dslr/nerfstudio/transforms_undistorted.json
-    <scene>/dslr/resized_undistorted_images/DSC00001.JPG
+        <scene>/dslr/nerfstudio/transforms_undistorted.json
+        <scene>/dslr/resized_undistorted_images/DSC00001.JPG
+
+    Args:
+        file: The file of poses, relative to the folder of the scene.
+        images: The folder of the frames, relative to the folder of the scene.
     """
 
     def __init__(
@@ -82,5 +87,5 @@ def _load(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file}: not valid JSON ({error}): write it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
-        raise ValueError(f"{file}: no frames in it: a transforms.json has a list of them")
+        raise ValueError(f"{file}: no frames in it: transforms.json needs a list `frames`")
     return content

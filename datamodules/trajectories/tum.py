@@ -1,4 +1,4 @@
-"""TUM RGB-D: a list of pictures and a list of poses, each with its time."""
+"""TUM RGB-D: a list of images and a list of poses, both with timestamps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from datamodules.trajectories.base import (
     Match,
@@ -22,17 +24,16 @@ from datamodules.video import image_size
 
 
 class TUM(PoseFormat):
-    """A sequence in the format of the TUM RGB-D benchmark (Sturm et al., IROS 2012).
+    """A sequence of the TUM RGB-D benchmark (Sturm et al., IROS 2012).
 
         <scene>/groundtruth.txt   time tx ty tz qx qy qz qw: camera-to-world
         <scene>/rgb.txt           time filename
 
     Args:
-        K_px: fx, fy, cx, cy in pixels; the data set lists them for each device, the default is the one it
-            recommends for all.
-        trajectory: the file of poses.
-        tolerance_s: how far a pose may be from its picture in time.
-        match: "slerp" between the poses around a picture, or the "nearest".
+        K_px: fx, fy, cx, cy in pixels; the dataset lists them per device, the default is recommended for all.
+        trajectory: The file of poses.
+        tolerance_s: Maximum time between an image and its poses, in seconds.
+        match: "slerp" between the poses around an image, or the "nearest".
     """
 
     def __init__(
@@ -46,21 +47,24 @@ class TUM(PoseFormat):
         self.tolerance_s, self.match = tolerance_s, match
 
     def read(self, folder: Path) -> Trajectory:
-        pictures = read_list(folder / "rgb.txt")
-        frames = tuple(folder / name for _, name in pictures)
+        """Reads a sequence; poses are matched to images by time."""
+        images = read_list(folder / "rgb.txt")
+        frames = tuple(folder / name for _, name in images)
         if absent := next((frame for frame in frames if not frame.is_file()), None):
-            raise FileNotFoundError(f"{absent} is absent, {folder / 'rgb.txt'} names it")
+            raise FileNotFoundError(
+                f"{absent} is absent, but listed in {folder / 'rgb.txt'}: unpack the sequence again"
+            )
         times_s, poses = read_tum(folder / self.trajectory)
         height, width = image_size(frames[0])
         track = Trajectory(poses, intrinsics(*self.K_px).expand(len(poses), 3, 3), width, height, times_s)
-        return replace(track.at([time_s for time_s, _ in pictures], self.tolerance_s, self.match), frames=frames)
+        return replace(track.at([time_s for time_s, _ in images], self.tolerance_s, self.match), frames=frames)
 
 
-def read_tum(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """(times in seconds (N,), world-to-camera poses (N, 4, 4)), in the order of time, both float64.
+def read_tum(file: Path) -> tuple[Float64[Tensor, " N"], Float64[Tensor, "N 4 4"]]:
+    """Reads timestamps in seconds and world-to-camera poses, sorted by time.
 
     Raises:
-        ValueError: naming the file: a row of other things, no row at all.
+        ValueError: A malformed row, or no row, with the file.
     """
     table = read_numbers(file, 8)
     if not len(table):
@@ -71,16 +75,20 @@ def read_tum(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def read_list(file: Path) -> list[tuple[float, str]]:
-    """(time in seconds, name) of pictures, in the order of time. Raises ValueError, naming the file and line."""
-    pictures = []
+    """Reads (time in seconds, file name) of images, sorted by time.
+
+    Raises:
+        ValueError: A malformed row, or no row, with file and line.
+    """
+    images = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
             time, name = line.split()
-            pictures.append((float(time), name))
+            images.append((float(time), name))
         except ValueError as error:
             raise ValueError(f"{file}:{number}: not `time filename`") from error
-    if not pictures:
-        raise ValueError(f"{file}: no pictures in it: a line is `time filename`")
-    return sorted(pictures)
+    if not images:
+        raise ValueError(f"{file}: no images in it: a line is `time filename`")
+    return sorted(images)

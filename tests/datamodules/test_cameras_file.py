@@ -86,7 +86,7 @@ BAD = {
     "transposed": ({"world_to_camera": poses().mT.tolist()}, "frame 0: pose is not a rigid transform"),
     "too few": ({"world_to_camera": poses()[:4].tolist()}, "4 poses for a video of 5 frames"),
     "ragged": ({"world_to_camera": [[1, 2], [3]]}, "world_to_camera must hold 4x4 matrices"),
-    "3x4": ({"world_to_camera": poses()[:, :3].tolist()}, "must hold 4x4 matrices, it has shape"),
+    "3x4": ({"world_to_camera": poses()[:, :3].tolist()}, "must hold 4x4 matrices, its shape is"),
     "null": ({"world_to_camera": None}, "world_to_camera must hold 4x4 matrices"),
     "image size": ({"width": 128, "height": 96}, "K_px is for 128 x 96 pixels, the video has 64 x 48"),
     "turned": ({"width": HEIGHT, "height": WIDTH}, "K_px is for 48 x 64 pixels"),

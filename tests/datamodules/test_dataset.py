@@ -131,5 +131,5 @@ def test_pictures_of_a_folder_have_the_times_of_their_cameras(tmp_path: Path) ->
 
     assert steps(times_s=times_s) == pytest.approx(7.3 / 3)  # the first of four pairs at 0.0, the last at 7.3
     assert steps() == 2.0  # control: a frame a second
-    assert "times_s must be 8 rising numbers" in steps(times_s=times_s[::-1])
-    assert "times_s must be 8 rising numbers" in steps(times_s=times_s[1:])
+    assert "times_s must be 8 increasing numbers" in steps(times_s=times_s[::-1])
+    assert "times_s must be 8 increasing numbers" in steps(times_s=times_s[1:])

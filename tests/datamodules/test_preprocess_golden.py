@@ -57,7 +57,7 @@ class Synthetics(SceneDataset):
         self.videos = videos
 
     def open(self, index: int) -> OpenScene:
-        return OpenScene(self.videos[index], None, None, None, self.videos[index].times_s)
+        return OpenScene(self.scenes[index], self.videos[index], None, None, self.videos[index].times_s, None)
 
 
 @pytest.fixture(scope="module")

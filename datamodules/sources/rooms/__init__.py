@@ -1,17 +1,17 @@
 """Procedurally rendered furnished rooms with exact ground truth: the embedded dataset.
 
-scene.py     a room as plain data          layout.py     draws one: room, path, furniture
-furniture.py the catalog                 paths.py      camera motion
-textures.py  the texture atlas             renderer.py   color, depth, object ids
-geometry.py  exact distances of boxes      questions.py  VSI-Bench's questions and their answers
-writer.py    a scene on disk               source.py     the dataset on disk
-rendered.py  made once, by many processes
+scene.py      data model of a room            layout.py       random room: size, camera path, furniture
+furniture.py  catalog of furniture            paths.py        camera motion
+textures.py   texture atlas                   renderer.py     color, depth, object ids
+geometry.py   exact distances of boxes        questions.py    VSI-Bench's questions and answers
+writer.py     files of a scene                source.py       the dataset
+rendered.py   rendering by several processes
 
-Stand-ins of real rooms: real_boxes.py reads them, real_layout.py draws them, real_source.py is the dataset.
+Rooms with real sizes and furniture: real_boxes.py (reader), real_layout.py (layout), real_source.py (dataset).
 """
 
 from datamodules.sources.rooms.real_source import RealRooms
-from datamodules.sources.rooms.renderer import Rendering, render, render_depth, render_scene_file
+from datamodules.sources.rooms.renderer import Rendering, read_scene, render, render_depth
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene
 from datamodules.sources.rooms.source import Rooms
 
@@ -22,7 +22,7 @@ __all__ = [
     "Rooms",
     "Thing",
     "load_scene",
+    "read_scene",
     "render",
     "render_depth",
-    "render_scene_file",
 ]

@@ -1,4 +1,4 @@
-"""The catalog: what each category of furniture looks like and how big it may be. Names are VSI-Bench's."""
+"""Catalog of furniture: shape and size range of each category. Names are those of VSI-Bench."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ import numpy as np
 from datamodules.sources.rooms import textures
 from datamodules.sources.rooms.scene import Material, Part, Vector
 
-# x0, x1, y0, y1, z0, z1 as fractions of the bounding box (back at y = 0, front at y = 1), and which color
+# boxes x0, x1, y0, y1, z0, z1 as fractions of the bounding box (back at y = 0, front at y = 1), and a color index
 Recipe = tuple[tuple[float | int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Category:
-    """Length, depth and height are drawn between smallest and largest, in units (meters before scaling)."""
+    """A category of furniture; lengths are in units (meters before scaling).
+
+    Attributes:
+        name: Name in VSI-Bench.
+        place: On the floor, with its back to a wall, hung on a wall, or at the ceiling.
+        smallest: Smallest length, depth and height.
+        largest: Largest length, depth and height.
+        colors: Hue, saturation and value of each color of the recipe.
+        recipe: Boxes that fill the bounding box.
+        bottom: Range of the lower edge's height of hung things.
+    """
 
     name: str
-    place: Literal["floor", "wall", "hung", "ceiling"]  # wall: stands with its back to a wall; hung: on a wall
+    place: Literal["floor", "wall", "hung", "ceiling"]
     smallest: Vector
     largest: Vector
-    colors: tuple[Vector, ...]  # hue, saturation, value of each color of the recipe
+    colors: tuple[Vector, ...]
     recipe: Recipe
-    bottom: tuple[float, float] = (0.0, 0.0)  # of what hangs: height of its lower edge, in units
+    bottom: tuple[float, float] = (0.0, 0.0)
 
 
 def _legs(top: float, thick: float, color: int) -> Recipe:
@@ -135,7 +145,7 @@ MOVERS = (
 
 
 def draw_parts(category: Category, size: Vector, rng: np.random.Generator) -> tuple[Part, ...]:
-    """The boxes of one piece of a category, `size` meters big, in colors and textures of its own."""
+    """Draws the boxes of a thing of `size` meters, with random colors and textures."""
     jitter = rng.uniform([-0.03, 0.7, 0.75], [0.03, 1.3, 1.15])
     materials = []
     for hue, saturation, value in category.colors:
@@ -155,7 +165,7 @@ def draw_parts(category: Category, size: Vector, rng: np.random.Generator) -> tu
 
 
 def draw_surface(low: Vector, high: Vector, unit: float, rng: np.random.Generator) -> Material:
-    """A wall, floor or ceiling whose hue, saturation and value lie between low and high."""
+    """Draws the material of a wall, floor or ceiling with hue, saturation and value between low and high."""
     hsv = rng.uniform(low, high)
     other = hsv + rng.uniform([-0.05, -0.15, -0.35], [0.05, 0.25, -0.08])
     period = float(unit * np.exp(rng.uniform(np.log(0.5), np.log(4.0))))
@@ -163,11 +173,12 @@ def draw_surface(low: Vector, high: Vector, unit: float, rng: np.random.Generato
 
 
 def draw_pattern(rng: np.random.Generator) -> int:
+    """Draws a pattern of the atlas."""
     return int(rng.integers(len(textures.atlas())))
 
 
 def rgb(hsv: np.ndarray) -> Vector:
-    """Hue (wraps), saturation and value (clipped) to red, green, blue in 0..1."""
+    """Converts hue (periodic), saturation and value (clipped) to RGB in 0..1."""
     hue, saturation, value = hsv[0] % 1, np.clip(hsv[1], 0, 1), np.clip(hsv[2], 0.03, 1)
     ramp = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     red, green, blue = (value * (1 - saturation * (1 - ramp))).tolist()

@@ -1,6 +1,6 @@
-"""Exact geometry of boxes that stand upright: an oriented box is a rectangle in plan times an interval in z.
+"""Exact geometry of upright oriented boxes: a rectangle in plan times an interval in z.
 
-Arrays hold one box a row: center (…, 3) and size (…, 3) in meters, yaw (…) in radians.
+Arrays hold one box per row: center (…, 3) and size (…, 3) in meters, yaw (…) in radians.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Array = np.ndarray
 def footprint(
     center: Float64[Array, "*b 3"], size: Float64[Array, "*b 3"], yaw: Float64[Array, "*b"]
 ) -> Float64[Array, "*b 4 2"]:
-    """The corners in plan, counter-clockwise."""
+    """Corners in plan, counter-clockwise."""
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) * size[..., None, :2]
     cos, sin = np.cos(yaw)[..., None], np.sin(yaw)[..., None]
     x, y = corners[..., 0], corners[..., 1]
@@ -22,7 +22,7 @@ def footprint(
 
 
 def footprints_overlap(a: Float64[Array, "*#b 4 2"], b: Float64[Array, "*#b 4 2"]) -> Bool[Array, "*#b"]:
-    """Whether two rectangles meet: they don't if some side of either separates them (separating axes)."""
+    """Whether two rectangles intersect, by the separating axis theorem."""
     overlap = np.ones(np.broadcast_shapes(a.shape, b.shape)[:-2], bool)
     for rectangle in (a, b):
         for first, second in ((0, 1), (1, 2)):
@@ -36,10 +36,9 @@ def box_distance(
     center_a: Float64[Array, "*b 3"], size_a: Float64[Array, "*b 3"], yaw_a: Float64[Array, "*b"],
     center_b: Float64[Array, "*b 3"], size_b: Float64[Array, "*b 3"], yaw_b: Float64[Array, "*b"],
 ) -> Float64[Array, "*b"]:  # fmt: skip
-    """Meters between the closest points of two solid boxes, 0 if they meet.
+    """Distance in meters of the closest points of two solid boxes, 0 if they intersect.
 
-    In plan and in z the closest points can be chosen independently; two convex polygons that don't meet are
-    closest at a corner of one of them.
+    The closest points in plan and in z are independent; disjoint convex polygons are closest at a corner of one.
     """
     a, b = footprint(center_a, size_a, yaw_a), footprint(center_b, size_b, yaw_b)
     plan = np.minimum(_corners_to_sides(a, b), _corners_to_sides(b, a))
@@ -52,7 +51,7 @@ def box_distance(
 def point_distance(
     points: Float64[Array, "n 3"], center: Float64[Array, " 3"], size: Float64[Array, " 3"], yaw: float
 ) -> Float64[Array, " n"]:
-    """Meters from points to a solid box, 0 inside."""
+    """Distance in meters of points to a solid box, 0 inside."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     offset = points - center
     local = np.stack(

@@ -1,7 +1,7 @@
-"""How a hand-held camera goes through a room: around it near the walls, or around a spot.
+"""Motion of a hand-held camera in a room: around the room near the walls, or around a spot.
 
-Both are the same sort of motion: once around a ring and some more, at uneven speed, with pauses in which the
-camera turns in place, and with a stretch that is walked back and forth again.
+Both follow a ring for a little more than one turn, at uneven speed, with pauses in which the camera rotates in place,
+and with a segment that is traversed back and forth.
 """
 
 from __future__ import annotations
@@ -14,18 +14,38 @@ from jaxtyping import Float64
 
 @dataclass(frozen=True)
 class Ring:
-    """A rounded rectangle in the room's frame; squareness 2 is an ellipse, more is nearer a rectangle."""
+    """A rounded rectangle in the room's frame.
 
-    center: tuple[float, float, float]  # meters; z is the mean height of the camera
-    reach: tuple[float, float]  # half its length and width, meters
+    Attributes:
+        center: In meters; z is the mean height of the camera.
+        reach: Half the length and width in meters.
+        squareness: Exponent of the superellipse: 2 is an ellipse, larger is closer to a rectangle.
+    """
+
+    center: tuple[float, float, float]
+    reach: tuple[float, float]
     squareness: float
 
 
+def ring_along_walls(size: Float64[np.ndarray, " 3"], height: float, inset: float, rng: np.random.Generator) -> Ring:
+    """A ring at a distance from the walls, as far as the room is wide enough.
+
+    Args:
+        size: Size of the room in meters.
+        height: Height of the camera in meters.
+        inset: Distance from the walls in meters.
+        rng: Draws the squareness.
+    """
+    half = size[:2] / 2
+    x, y = (half - np.minimum(inset, half * 0.6)).tolist()
+    return Ring((0.0, 0.0, float(height)), (x, y), rng.uniform(6.0, 12.0))
+
+
 def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarray, "T 4 4"]:
-    """Poses along a ring, as camera-from-room (OpenCV axes, meters); the camera stays within `ring.reach`."""
+    """Poses along a ring, from the room's frame to the camera (OpenCV axes, meters), within `ring.reach`."""
     speed = rng.gamma(3.0, size=frames - 1) * (1 + 0.6 * smooth_noise(frames - 1, 6, rng))
     turn = np.zeros(frames - 1)
-    for _ in range(rng.integers(1, 3)):  # stand and look around
+    for _ in range(rng.integers(1, 3)):  # pause and look around
         start, length = rng.integers(frames - 1), rng.integers(2, max(3, frames // 10) + 1)
         speed[start : start + length] = 0
         turn[start : start + length] += rng.choice([-1, 1]) * rng.uniform(0.15, 0.5)
@@ -44,7 +64,7 @@ def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarra
     bob = 0.04 * min(ring.reach) * smooth_noise(frames, 8, rng)
     eyes = np.stack([reach_x * radius * cos, reach_y * radius * sin, bob], 1) + ring.center
 
-    # look across the ring, with a bias to one side and a slowly wandering gaze; what a pause adds fades away
+    # look across the ring, with a bias to one side and a slowly varying direction; rotations of pauses decay
     pauses = np.concatenate([[0.0], np.cumsum(turn)])
     pauses -= np.linspace(0, pauses[-1], frames) * rng.uniform(0.5, 1)
     inward = np.arctan2(-reach_y * sin, -reach_x * cos)
@@ -55,10 +75,10 @@ def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarra
 
 
 def smooth_noise(length: int, knots: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
-    """Values in -1..1 that wander through random knots."""
-    place = np.linspace(0, knots - 1, length)
-    low = np.minimum(place.astype(int), knots - 2)
-    blend = place - low
+    """Smooth interpolation of random knots in -1..1."""
+    position = np.linspace(0, knots - 1, length)
+    low = np.minimum(position.astype(int), knots - 2)
+    blend = position - low
     blend = blend * blend * (3 - 2 * blend)
     values = rng.uniform(-1, 1, knots)
     return values[low] * (1 - blend) + values[low + 1] * blend

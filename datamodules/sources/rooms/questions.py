@@ -1,8 +1,7 @@
-"""Questions about a room with exact answers: VSI-Bench's types and wording, all but route planning.
+"""Questions with exact answers in VSI-Bench's types and wording, without route planning.
 
-Like VSI-Bench, asks only what is unambiguous: of things that were clearly seen, with a margin to the next
-answer. What moves is asked about in appearance order only. Sizes, distances and directions are those of the
-bounding boxes.
+As in VSI-Bench, questions are unambiguous: about clearly visible things, with a margin to the second-best answer.
+Moving things occur in appearance order only. Sizes, distances and directions are those of the bounding boxes.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from datamodules.scenes import Question
 from datamodules.sources.rooms import geometry
 from datamodules.sources.rooms.scene import RoomScene, Thing
 
-SEEN_SHARE = 0.004  # of a frame's pixels: a thing that covers more in some frame was seen
-GLIMPSE_SHARE = 0.001  # what covers less than this isn't yet in the picture
-ORDER_GAP = 2  # frames between two first appearances that are asked about
+SEEN_SHARE = 0.004  # share of a frame's pixels from which on a thing is seen
+GLIMPSE_SHARE = 0.001  # share up to which a thing is not visible yet
+ORDER_GAP = 2  # minimum of frames between two first appearances
 MIN_DISTANCE_M = 0.3
-DISTANCE_MARGIN_M, DISTANCE_MARGIN = 0.15, 0.15  # nearest against second nearest: meters and share
-ANGLE_MARGIN = np.deg2rad(12)  # to the borders between two directions
-STAND_APART_M = 0.5  # between the centers of the things of a question about directions
+DISTANCE_MARGIN_M, DISTANCE_MARGIN = 0.15, 0.15  # nearest to second nearest: meters and relative
+ANGLE_MARGIN = np.deg2rad(12)  # to the border between two directions
+STAND_APART_M = 0.5  # between the centers of things in a question about directions
 
 ROOM = (
     "What is the size of this room (in square meters)? \n"
@@ -55,97 +54,108 @@ ORDER = "What will be the first-time appearance order of the following categorie
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What of a scene may be asked about."""
+class _Visible:
+    """The things that may be asked about.
 
-    single: dict[str, Thing]  # seen categories with one still thing
-    several: dict[str, list[Thing]]  # categories with more, all of them seen
-    first: dict[str, tuple[int, int]]  # category, moving ones too: frames of the first glimpse and of first being seen
+    Attributes:
+        single: Seen categories with one static thing.
+        several: Categories with several things, all seen.
+        first: Frames of the first glimpse and of first being seen, by category, moving ones included.
+        moving: Categories of moving things.
+    """
+
+    single: dict[str, Thing]
+    several: dict[str, list[Thing]]
+    first: dict[str, tuple[int, int]]
     moving: set[str]
 
 
 def ask(scene: RoomScene, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator, prefix: str) -> list[Question]:
-    """Up to 12 questions, the room's size first; a question's id is the prefix and its number.
+    """Draws up to 12 questions, the room size first.
 
-    ids: what each pixel of the video shows, as `render` gives it.
+    Args:
+        scene: The scene.
+        ids: Object ids of all frames, see `Rendering`.
+        rng: Random generator.
+        prefix: Prefix of the question ids.
     """
-    known = _known(scene, ids)
+    visible = _find_visible(scene, ids)
     questions: list[Parts] = [("room_size_estimation", ROOM, f"{scene.area:.1f}", ())]
     for kinds, limit in ((_counts, 2), (_sizes, 2), (_distances, 2), (_nearest, 1)):
-        questions += _some(kinds(known, rng), limit)
-    questions += list(_directions(known, rng))
-    questions += _some(_orders(known, rng), 1)
+        questions += _take(kinds(visible, rng), limit)
+    questions += list(_directions(visible, rng))
+    questions += _take(_orders(visible, rng), 1)
     return [Question(f"{prefix}-{number:02d}", *parts) for number, parts in enumerate(questions)]
 
 
 def relative_angle(standing: Thing, facing: Thing, asked: Thing) -> float:
-    """Radians from the direction faced to that of the asked thing, positive to the left, in -pi..pi."""
+    """Angle in radians from the facing direction to the asked thing, positive to the left, in -pi..pi."""
     at = np.array(standing.center[:2])
     ahead, there = np.array(facing.center[:2]) - at, np.array(asked.center[:2]) - at
     return float(np.arctan2(ahead[0] * there[1] - ahead[1] * there[0], ahead @ there))
 
 
 def things_distance(a: Thing, b: Thing) -> float:
-    """Meters between the closest points of two things' bounding boxes."""
-    placed = [np.array([value]) for thing in (a, b) for value in (thing.center, thing.size, thing.yaw)]
-    return float(geometry.box_distance(*placed)[0])
+    """Distance in meters of the closest points of two bounding boxes."""
+    boxes = [np.array([value]) for thing in (a, b) for value in (thing.center, thing.size, thing.yaw)]
+    return float(geometry.box_distance(*boxes)[0])
 
 
 Parts = tuple[str, str, str, tuple[str, ...]]  # type, question, ground truth, options
 
 
-def _some(candidates: Iterator[Parts], limit: int) -> list[Parts]:
+def _take(candidates: Iterator[Parts], limit: int) -> list[Parts]:
     return [parts for parts, _ in zip(candidates, range(limit), strict=False)]
 
 
-def _known(scene: RoomScene, ids: np.ndarray) -> _Known:
+def _find_visible(scene: RoomScene, ids: np.ndarray) -> _Visible:
     pixels = ids.shape[1] * ids.shape[2]
     shown = np.stack([np.bincount(frame.ravel() + 1, minlength=len(scene.things) + 1)[1:] for frame in ids])
     groups: dict[str, list[int]] = {}
     for number, thing in enumerate(scene.things):
         groups.setdefault(thing.category, []).append(number)
-    known = _Known({}, {}, {}, {thing.category for thing in scene.things if thing.track})
+    visible = _Visible({}, {}, {}, {thing.category for thing in scene.things if thing.track})
     for category, members in groups.items():
         cover = shown[:, members] / pixels
         seen, glimpsed = cover > SEEN_SHARE, cover > GLIMPSE_SHARE
         if seen.any():
-            known.first[category] = int(glimpsed.any(1).argmax()), int(seen.any(1).argmax())
-        if category not in known.moving and seen.any(0).all():
+            visible.first[category] = int(glimpsed.any(1).argmax()), int(seen.any(1).argmax())
+        if category not in visible.moving and seen.any(0).all():
             things = [scene.things[number] for number in members]
             if len(things) == 1:
-                known.single[category] = things[0]
+                visible.single[category] = things[0]
             else:
-                known.several[category] = things
-    return known
+                visible.several[category] = things
+    return visible
 
 
-def _counts(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
-    for category in _shuffled(known.several, rng):
-        yield "object_counting", COUNT.format(category), str(len(known.several[category])), ()
+def _counts(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
+    for category in _shuffled(visible.several, rng):
+        yield "object_counting", COUNT.format(category), str(len(visible.several[category])), ()
 
 
-def _sizes(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
-    for category in _shuffled(known.single, rng):
-        longest = max(known.single[category].size)
+def _sizes(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
+    for category in _shuffled(visible.single, rng):
+        longest = max(visible.single[category].size)
         yield "object_size_estimation", SIZE.format(category), f"{100 * longest:.0f}", ()
 
 
-def _distances(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
-    for pair in _shuffled(combinations(known.single, 2), rng):
+def _distances(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
+    for pair in _shuffled(combinations(visible.single, 2), rng):
         a, b = _shuffled(pair, rng)
-        distance = things_distance(known.single[a], known.single[b])
+        distance = things_distance(visible.single[a], visible.single[b])
         if distance >= MIN_DISTANCE_M:
             yield "object_abs_distance", DISTANCE.format(a, b), f"{distance:.1f}", ()
 
 
-def _nearest(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
-    things = {category: [thing] for category, thing in known.single.items()} | known.several
-    for target in _shuffled(known.single, rng):
+def _nearest(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
+    things = {category: [thing] for category, thing in visible.single.items()} | visible.several
+    for target in _shuffled(visible.single, rng):
         others = _shuffled(things.keys() - {target}, rng)[:4]
         if len(others) < 4:
             return
         distance = {
-            other: min(things_distance(known.single[target], thing) for thing in things[other]) for other in others
+            other: min(things_distance(visible.single[target], thing) for thing in things[other]) for other in others
         }
         best, second = sorted(distance.values())[:2]
         if second - best >= max(DISTANCE_MARGIN_M, DISTANCE_MARGIN * second):
@@ -153,18 +163,18 @@ def _nearest(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
             yield "object_rel_distance", text, *_choice(others, min(others, key=distance.__getitem__))
 
 
-def _directions(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
-    """A question of each difficulty; all answers that the room allows are equally likely."""
+def _directions(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
+    """One question per difficulty; all answers that the room permits are equally likely."""
     triples: dict[str, dict[str, tuple[str, ...]]] = {level: {} for level in DIRECTIONS}
-    for names in _shuffled(permutations(known.single, 3), rng)[:80]:
-        standing, facing, asked = (known.single[name] for name in names)
+    for names in _shuffled(permutations(visible.single, 3), rng)[:80]:
+        standing, facing, asked = (visible.single[name] for name in names)
         places = np.array([thing.center[:2] for thing in (standing, facing, asked)])
         if min(np.linalg.norm(a - b) for a, b in combinations(places, 2)) < STAND_APART_M:
             continue
         angle = relative_angle(standing, facing, asked)
-        for level, found in triples.items():
+        for level, by_answer in triples.items():
             if answer := direction(angle, level):
-                found.setdefault(answer, names)
+                by_answer.setdefault(answer, names)
     for level, text in (("easy", EASY), ("medium", MEDIUM), ("hard", HARD)):
         for answer in _shuffled(triples[level], rng)[:1]:
             names = triples[level][answer]
@@ -173,10 +183,13 @@ def _directions(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
 
 
 def direction(angle: float, level: str) -> str | None:
-    """The answer to a question about directions, or None where the angle is too near to a border.
+    """The answer to a question about directions, or None if the angle is ambiguous.
 
-    angle: as `relative_angle` gives it; level: "easy", "medium" or "hard". As in VSI-Bench, left and right of
-    "medium" reach from straight ahead to 135 degrees.
+    As in VSI-Bench, left and right of "medium" extend from straight ahead to 135 degrees.
+
+    Args:
+        angle: See `relative_angle`.
+        level: "easy", "medium" or "hard".
     """
     side, turn = ("left" if angle > 0 else "right"), abs(angle)
     borders = {"easy": (0, 180), "medium": (0, 135), "hard": (0, 90, 180)}[level]
@@ -187,11 +200,11 @@ def direction(angle: float, level: str) -> str | None:
     return side if level != "hard" else f"{'front' if turn < np.pi / 2 else 'back'}-{side}"
 
 
-def _orders(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
-    """Four categories, each clearly seen before a glimpse of the next; with what moves, if possible."""
-    groups = _shuffled(combinations(sorted(known.first, key=lambda category: known.first[category][1]), 4), rng)
-    for group in sorted(groups, key=lambda group: not known.moving & set(group)):
-        times = [known.first[category] for category in group]
+def _orders(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
+    """Four categories, each seen before the first glimpse of the next; with a moving thing if possible."""
+    groups = _shuffled(combinations(sorted(visible.first, key=lambda category: visible.first[category][1]), 4), rng)
+    for group in sorted(groups, key=lambda group: not visible.moving & set(group)):
+        times = [visible.first[category] for category in group]
         if all(seen + ORDER_GAP <= glimpse for (_, seen), (glimpse, _) in zip(times, times[1:], strict=False)):
             truth = ", ".join(group)
             orders = _shuffled((", ".join(order) for order in permutations(group)), rng)
@@ -201,12 +214,12 @@ def _orders(known: _Known, rng: np.random.Generator) -> Iterator[Parts]:
 
 
 def _choice(options: list[str], answer: str) -> tuple[str, tuple[str, ...]]:
-    """The letter of the answer, and the options with their letters."""
+    """Letter of the answer, and lettered options."""
     return "ABCD"[options.index(answer)], tuple(
         f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False)
     )
 
 
 def _shuffled(items, rng):  # type: ignore[no-untyped-def]
-    items = sorted(items)  # the same order whatever the hash seed
+    items = sorted(items)  # independent of the hash seed
     return [items[i] for i in rng.permutation(len(items))]

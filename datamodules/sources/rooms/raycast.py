@@ -1,6 +1,6 @@
-"""Rays against upright boxes (slab test), for all frames at once.
+"""Ray casting against upright boxes (slab test), for all frames at once.
 
-Every thing is tested only on the pixels that its bounding box may cover, its parts only where that is hit.
+A thing is tested only on pixels that its bounding box may cover, its parts only where the bounding box is hit.
 """
 
 from __future__ import annotations
@@ -13,40 +13,50 @@ from jaxtyping import Float32, Float64, Int, Int16, Int32
 from datamodules.sources.rooms.scene import RoomScene
 
 NEAR_M = 1e-3
-TINY = np.float32(1e-30)  # added to what may be zero, and nothing to anything else
+TINY = np.float32(1e-30)  # avoids division by zero, and changes no other value
 
 
 @dataclass(frozen=True)
 class Placed:
-    """The n things of a scene in T frames and, last, as thing n with part m, the room, seen from inside.
+    """The n things of a scene in T frames; the room, seen from inside, is the last thing n with the last part m.
 
-    Distances are meters; a thing's own frame has its origin in the center of its bounding box.
+    Lengths are in meters; a thing's frame has its origin at the center of its bounding box.
+
+    Attributes:
+        center: In the room's frame.
+        cos: Cosine of the yaw.
+        sin: Sine of the yaw.
+        half: Half the size.
+        eye: Camera center in the thing's frame.
+        thing_of_part: Thing of each part, without the room.
+        part_center: In the thing's frame.
+        part_half: Half the size of each part.
+        room_to_camera: Pose of each frame.
     """
 
-    center: Float64[np.ndarray, "boxes T 3"]  # in the room's frame
-    cos: Float32[np.ndarray, "boxes T"]  # of the yaw
+    center: Float64[np.ndarray, "boxes T 3"]
+    cos: Float32[np.ndarray, "boxes T"]
     sin: Float32[np.ndarray, "boxes T"]
-    half: Float64[np.ndarray, "boxes 3"]  # of the size
-    eye: Float32[np.ndarray, "3 boxes T"]  # the camera in the thing's own frame
+    half: Float64[np.ndarray, "boxes 3"]
+    eye: Float32[np.ndarray, "3 boxes T"]
     thing_of_part: Int[np.ndarray, " parts_but_the_room"]
-    part_center: Float32[np.ndarray, "parts 3"]  # in the thing's own frame
+    part_center: Float32[np.ndarray, "parts 3"]
     part_half: Float32[np.ndarray, "parts 3"]
     room_to_camera: Float64[np.ndarray, "T 4 4"]
 
     def turn(self, vectors: np.ndarray) -> np.ndarray:
-        """(3, boxes, T) vectors of the room's frame, along the axes of the things."""
+        """Rotates vectors (3, boxes, T) from the room's frame into the things' frames."""
         x, y, z = vectors
         return np.stack([self.cos * x + self.sin * y, self.cos * y - self.sin * x, z])
 
 
 def place(scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float64[np.ndarray, "T 4 4"]) -> Placed:
-    """Where everything is in some frames, given by their raw indices and their poses in the room's frame."""
-    tracks = [np.array(thing.track)[frames] if thing.track else None for thing in scene.things]
+    """Places all things in frames with these raw indices and camera poses."""
     still = [(*thing.center, thing.yaw) for thing in scene.things] + [(0, 0, scene.size[2] / 2, 0)]
     pose = np.tile(np.array(still, float)[:, None], (1, len(frames), 1))  # x, y, z, yaw
-    for number, track in enumerate(tracks):
-        if track is not None:
-            pose[number][:, [0, 1, 3]] = track
+    for number, thing in enumerate(scene.things):
+        if thing.track:
+            pose[number][:, [0, 1, 3]] = np.array(thing.track)[frames]
     size = np.array([*(thing.size for thing in scene.things), scene.size])
     parts = [part for thing in scene.things for part in thing.parts]
     placed = Placed(
@@ -71,48 +81,50 @@ def cast(
     height: int,
     width: int,
 ) -> tuple[Float32[np.ndarray, "T H W"], Int16[np.ndarray, "T H W"]]:
-    """Nearest hit of every ray: its depth in meters and the index of the part hit, m for the room."""
+    """Depth in meters of the nearest hit of every ray, and the part hit (m for the room)."""
     pixels = height * width
     flat = rays.reshape(3, -1)
     walls = placed.part_half[-1][:, None, None, None]
     exits = (np.copysign(walls, rays) - placed.eye[:, -1, :, None, None]) / (rays + TINY)
     depth = np.minimum(np.minimum(exits[0], exits[1]), exits[2]).ravel()
-    winner = np.full(depth.shape, len(placed.thing_of_part), np.int16)
-    rectangles = covered(placed, K_px, height, width)
+    part_hit = np.full(depth.shape, len(placed.thing_of_part), np.int16)
+    rectangles = bounding_rectangles(placed, K_px, height, width)
     rows, columns = np.arange(height), np.arange(width)
     for thing in range(len(placed.half) - 1):
-        seen = np.flatnonzero(rectangles[thing, :, 0] < rectangles[thing, :, 1])
-        if not len(seen):
+        visible = np.flatnonzero(rectangles[thing, :, 0] < rectangles[thing, :, 1])
+        if not len(visible):
             continue
-        left, right, top, bottom = rectangles[thing, seen].T[:, :, None]
+        left, right, top, bottom = rectangles[thing, visible].T[:, :, None]
         tall, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
         where = np.flatnonzero(tall[:, :, None] & wide[:, None, :])
         counts = ((right - left) * (bottom - top))[:, 0]
-        where += np.repeat((seen - np.arange(len(seen))) * pixels, counts)
+        where += np.repeat((visible - np.arange(len(visible))) * pixels, counts)
 
         x, y, z = flat[:, where]
-        cos, sin = np.repeat(placed.cos[thing, seen], counts), np.repeat(placed.sin[thing, seen], counts)
+        cos, sin = np.repeat(placed.cos[thing, visible], counts), np.repeat(placed.sin[thing, visible], counts)
         inverse = 1 / (np.stack([cos * x + sin * y, cos * y - sin * x, z]) + TINY)
-        center = np.repeat(-placed.eye[:, thing, seen], counts, axis=1) * inverse
+        center = np.repeat(-placed.eye[:, thing, visible], counts, axis=1) * inverse
         reach = np.abs(inverse)
         enter, leave = _slabs(center, reach * placed.half[thing].astype(np.float32)[:, None])
         keep = np.flatnonzero((enter < leave) & (leave > NEAR_M) & (enter < depth[where]))
         if not len(keep):
             continue
         where, inverse, center, reach = where[keep], inverse[:, keep], center[:, keep], reach[:, keep]
-        nearest, by = depth[where], winner[where]
+        nearest, nearest_part = depth[where], part_hit[where]
         for part in np.flatnonzero(placed.thing_of_part == thing):
             middle = center + placed.part_center[part][:, None] * inverse
             enter, leave = _slabs(middle, placed.part_half[part][:, None] * reach)
             hit = (enter < leave) & (enter > NEAR_M) & (enter < nearest)
             np.copyto(nearest, enter, where=hit)
-            by[hit] = part
-        depth[where], winner[where] = nearest, by
-    return depth.reshape(rays.shape[1:]), winner.reshape(rays.shape[1:])
+            nearest_part[hit] = part
+        depth[where], part_hit[where] = nearest, nearest_part
+    return depth.reshape(rays.shape[1:]), part_hit.reshape(rays.shape[1:])
 
 
-def covered(placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int) -> Int32[np.ndarray, "n T 4"]:
-    """Columns left..right and rows top..bottom (ends excluded) outside of which a thing can't be seen."""
+def bounding_rectangles(
+    placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int
+) -> Int32[np.ndarray, "n T 4"]:
+    """Bounding rectangles of the visible things in pixels: left, right, top, bottom, ends excluded."""
     signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
     corner = (signs * placed.half[:-1, None, :])[:, None]  # (n, 1, 8, 3)
     cos, sin = placed.cos[:-1, :, None], placed.sin[:-1, :, None]
@@ -123,7 +135,7 @@ def covered(placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width
     safe = np.maximum(z, NEAR_M)
     u, v = K_px[0, 0] * x / safe + K_px[0, 2], K_px[1, 1] * y / safe + K_px[1, 2]
     sides = np.stack([np.floor(u.min(-1)), np.ceil(u.max(-1)), np.floor(v.min(-1)), np.ceil(v.max(-1))], -1)
-    # what reaches behind the camera projects to no rectangle: look at all pixels
+    # a thing that extends behind the camera has no bounding rectangle: test all pixels
     sides = np.where((z.min(-1) < NEAR_M)[..., None], [0, width, 0, height], sides)
     sides = np.clip(sides, 0, [width, width, height, height]).astype(np.int32)
     hidden = (z.max(-1) < NEAR_M) | (sides[..., 0] >= sides[..., 1]) | (sides[..., 2] >= sides[..., 3])
@@ -131,7 +143,7 @@ def covered(placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width
 
 
 def _slabs(middle: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depths at which rays enter and leave a box (they miss it where enter > leave)."""
+    """Depths at which rays enter and leave a box; they miss it if enter > leave."""
     near, far = middle - reach, middle + reach
     return (
         np.maximum(np.maximum(near[0], near[1]), near[2]),

@@ -1,4 +1,4 @@
-"""Real rooms as boxes: the room sizes and object boxes from which VSI-Bench's answers were made.
+"""Real rooms as boxes: the room sizes and object boxes behind VSI-Bench's answers.
 
 <folder>/<dataset>_meta_info_val.json   data/meta_info of thinking-in-space: for each scene its `room_size` in
                                         square meters and `object_bbox` {category: [boxes]}, meters, z up
@@ -16,27 +16,42 @@ from jaxtyping import Float64
 
 from datamodules.sources.rooms import geometry
 
-UPRIGHT = 0.9  # cosine of the tilt up to which a box is taken as one that stands
+UPRIGHT = 0.9  # cosine of the tilt up to which a box counts as upright
 
 
 @dataclass(frozen=True)
 class RealRoom:
-    """Boxes that stand, in a frame whose x and y run along most of them, z is up and whose origin is arbitrary."""
+    """Upright boxes in a frame whose x and y axes are along most of them; z is up, the origin is arbitrary.
+
+    Attributes:
+        dataset: Name of the dataset.
+        name: Name of the scene.
+        area: Floor area in square meters.
+        categories: Category of each box.
+        centers: In meters.
+        sizes: Along the axes of each box, in meters.
+        yaws: Rotations about z in radians.
+    """
 
     dataset: str
     name: str
-    area: float  # square meters of floor
+    area: float
     categories: tuple[str, ...]
     centers: Float64[np.ndarray, "n 3"]
     sizes: Float64[np.ndarray, "n 3"]
     yaws: Float64[np.ndarray, " n"]
 
+    def content(self) -> dict[str, Any]:
+        """All fields as JSON-like content."""
+        return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(self).items()}
+
 
 def read_rooms(folder: str | Path) -> list[RealRoom]:
-    """The rooms of all datasets in a folder, in the order of files and scenes.
+    """Reads the rooms of all datasets in a folder, in the order of files and scenes.
 
     Raises:
-        FileNotFoundError: no such files there. ValueError: naming the file, what can't be understood.
+        FileNotFoundError: No such files.
+        ValueError: A malformed file.
     """
     folder = Path(folder).expanduser()
     files = sorted(folder.glob("*_meta_info_val.json"))
@@ -55,19 +70,19 @@ def read_rooms(folder: str | Path) -> list[RealRoom]:
 
 
 def _room(dataset: str, name: str, scene: dict[str, Any]) -> RealRoom:
-    named = [(category, _standing(box)) for category, boxes in scene["object_bbox"].items() for box in boxes]
-    boxes = [box for _, box in named]
+    labeled = [(category, _upright(box)) for category, boxes in scene["object_bbox"].items() for box in boxes]
+    boxes = [box for _, box in labeled]
     centers = np.array([center for center, _, _ in boxes]).reshape(-1, 3)
     sizes = np.array([size for _, size, _ in boxes]).reshape(-1, 3)
     yaws = np.array([yaw for _, _, yaw in boxes])
     turn = _main_direction(sizes, yaws)
     cos, sin = np.cos(turn), np.sin(turn)
     centers[:, :2] = centers[:, :2] @ np.array([[cos, -sin], [sin, cos]])
-    return RealRoom(dataset, name, float(scene["room_size"]), tuple(c for c, _ in named), centers, sizes, yaws - turn)
+    return RealRoom(dataset, name, float(scene["room_size"]), tuple(c for c, _ in labeled), centers, sizes, yaws - turn)
 
 
-def _standing(box: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
-    """(center, size, yaw): z is along the axis that points up; a box that leans is replaced by its upright hull."""
+def _upright(box: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Center, size and yaw, with z along the axis that points up; a tilted box is replaced by its upright hull."""
     axes, lengths = np.array(box["normalizedAxes"], float).reshape(3, 3), np.array(box["axesLengths"], float)
     low, high = np.array(box["min"], float), np.array(box["max"], float)
     up = int(np.abs(axes[:, 2]).argmax())
@@ -79,12 +94,12 @@ def _standing(box: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _main_direction(sizes: np.ndarray, yaws: np.ndarray) -> float:
-    """The angle, in -45 to 45 degrees, along which or across which most of the boxes' floor lies."""
+    """The angle in -45 to 45 degrees to which most boxes, weighted by footprint, are parallel or perpendicular."""
     weights = sizes[:, 0] * sizes[:, 1]
     return float(np.angle((weights * np.exp(4j * yaws)).sum()) / 4) if len(yaws) else 0.0
 
 
 def bounds(room: RealRoom) -> tuple[Float64[np.ndarray, " 2"], Float64[np.ndarray, " 2"]]:
-    """Lowest and highest x and y of all boxes' footprints."""
+    """Lower and upper x and y of all footprints."""
     corners = geometry.footprint(room.centers, room.sizes, room.yaws).reshape(-1, 2)
     return corners.min(0), corners.max(0)

@@ -1,7 +1,7 @@
-"""Draws a stand-in of a real room: a rectangle of its area with its furniture, as large as it is and about where.
+"""Layouts of real rooms: a rectangle of the real area with furniture of real sizes near its real places.
 
-What is known of a real room is its area and the boxes of some things; its walls, its height and the camera's way are
-drawn. Things are moved only so far as the rectangle demands; one that is in the camera's way is left out.
+Known of a real room are its area and the boxes of some things; walls, height and camera path are random. Things are
+moved only as far as the rectangle requires; things in the camera's path are removed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import numpy as np
 from jaxtyping import Float64
 
 from datamodules.sources.rooms import geometry
-from datamodules.sources.rooms.furniture import CATALOGUE, Category, draw_parts, draw_surface
-from datamodules.sources.rooms.paths import Ring, walk
+from datamodules.sources.rooms.furniture import CATALOGUE, Category, draw_parts
+from datamodules.sources.rooms.layout import draw_shell, is_clear
+from datamodules.sources.rooms.paths import ring_along_walls, walk
 from datamodules.sources.rooms.real_boxes import RealRoom, bounds
-from datamodules.sources.rooms.scene import RoomScene, Thing, Vector
+from datamodules.sources.rooms.scene import RoomScene, Thing, to_vector
 
-MAX_ASPECT = 2.0  # of the rectangle: a few boxes in a row don't make a corridor
+MAX_ASPECT = 2.0  # of the rectangle: a few boxes in a row are no corridor
 WALL_GAP_M = 0.01
 CEILING_M = (2.3, 2.9)
-CLEARANCE_M = 0.2  # between the camera and what stands around
-INSETS_M = (0.45, 0.7, 0.95, 1.2)  # of the camera's way from the walls, as far as the room is wide enough
+CLEARANCE_M = 0.2  # between the camera and things
+INSETS_M = (0.45, 0.7, 0.95, 1.2)  # candidates: distance of the camera path from the walls
 THINNEST_M = 0.02
 
 KNOWN = {category.name: category for category in CATALOGUE}
-LOOKS_LIKE = {
+SIMILAR = {
     "washing machine": "washer", "dishwasher": "washer", "oven": "stove", "microwave": "stove",
     "trash can": "trash bin", "bucket": "trash bin", "basket": "trash bin", "radiator": "heater",
     "table lamp": "lamp", "monitor": "tv", "laptop": "tv", "mattress": "bed", "crate": "nightstand",
@@ -37,10 +38,13 @@ LOOKS_LIKE = {
 def draw_real_room(
     room: RealRoom, frames: int, varied: bool, rng: np.random.Generator
 ) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
-    """A stand-in and its world-to-camera poses.
+    """Draws a layout and its world-to-camera poses.
 
-    varied: mirror and turn the room at random and make all of it up to 15 % larger or smaller, for training; else
-    its area is the real one.
+    Args:
+        room: The real room.
+        frames: Number of frames.
+        varied: Mirror, rotate and scale the room at random by up to 15 %, for training; else the area is the real one.
+        rng: Random generator.
     """
     if varied:
         room = _varied(room, rng)
@@ -53,32 +57,23 @@ def draw_real_room(
     size = np.array([*sides, max(rng.uniform(*CEILING_M), top + WALL_GAP_M)])
 
     things = _furnish(room, low, extent, floor, size, rng)
-    camera_from_room, things = _way(size, things, frames, rng)
-    wall = draw_surface((0.0, 0.0, 0.6), (1.0, 0.45, 1.0), 1.0, rng)
-    other = draw_surface((0.0, 0.0, 0.6), (1.0, 0.45, 1.0), 1.0, rng)
-    walls = [wall if rng.random() < 0.7 else other for _ in range(4)]
-    ground = draw_surface((0.0, 0.05, 0.3), (1.0, 0.5, 0.8), 1.0, rng)
-    ceiling = draw_surface((0.0, 0.0, 0.8), (1.0, 0.12, 1.0), 1.0, rng)
-    light = size * [rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3), rng.uniform(0.75, 0.95)]
-    scene = RoomScene(
-        _vector(size), (*walls, ground, ceiling), tuple(things), _vector(light),
-        _vector(rng.uniform(-10, 10, 3)), float(rng.uniform(-np.pi, np.pi)),
-    )  # fmt: skip
+    camera_from_room, things = _choose_path(size, things, frames, rng)
+    scene = replace(draw_shell(size, 1.0, rng), things=tuple(things))
     return scene, camera_from_room @ scene.room_from_world()
 
 
 def _varied(room: RealRoom, rng: np.random.Generator) -> RealRoom:
     scale = np.exp(rng.uniform(-0.15, 0.15))
     centers, sizes, yaws = room.centers * scale, room.sizes * scale, room.yaws
-    if rng.random() < 0.5:  # a mirror
+    if rng.random() < 0.5:  # mirror
         centers, yaws = centers * [-1, 1, 1], -yaws
-    if rng.random() < 0.5:  # a quarter turn
+    if rng.random() < 0.5:  # quarter turn
         centers, yaws = centers[:, [1, 0, 2]] * [-1, 1, 1], yaws + np.pi / 2
     return replace(room, area=room.area * scale**2, centers=centers, sizes=sizes, yaws=yaws)
 
 
 def _floor(room: RealRoom) -> float:
-    """The height of the floor: the lower edge of what stands lowest."""
+    """Height of the floor: the lower edge of the lowest standing thing."""
     bottoms = room.centers[:, 2] - room.sizes[:, 2] / 2
     standing = [KNOWN[name].place in ("floor", "wall") if name in KNOWN else False for name in room.categories]
     return float(bottoms[standing].min() if any(standing) else bottoms.min(initial=0.0))
@@ -87,16 +82,16 @@ def _floor(room: RealRoom) -> float:
 def _furnish(
     room: RealRoom, low: np.ndarray, extent: np.ndarray, floor: float, size: np.ndarray, rng: np.random.Generator
 ) -> list[Thing]:
-    """The things inside of the walls; those that are larger than the room are left out."""
+    """Places things inside the walls; things larger than the room are removed."""
     shrink = np.minimum(1.0, size[:2] / extent)
     slack = size[:2] - extent * shrink
     shift = rng.uniform(-0.5, 0.5, 2) * slack
     things = []
     for category, center, box, yaw in zip(room.categories, room.centers, room.sizes, room.yaws, strict=True):
         box = np.maximum(box, THINNEST_M)
-        looks = _looks(category)
+        template = _template(category)
         plan = (center[:2] - low - extent / 2) * shrink + shift
-        box, yaw = _facing(looks, box, yaw, plan)
+        box, yaw = _orient(template, box, yaw, plan)
         reach = geometry.footprint(np.zeros(3), box, np.array(yaw)).max(0)
         limit = size[:2] / 2 - reach - WALL_GAP_M
         if (limit < 0).any() or box[2] > size[2]:
@@ -105,14 +100,14 @@ def _furnish(
         z = np.clip(center[2] - floor, box[2] / 2, size[2] - box[2] / 2)
         placed = np.array([*plan, z])
         things.append(
-            Thing(category, _vector(placed), _vector(box), float(yaw), draw_parts(looks, _vector(box), rng))
+            Thing(category, to_vector(placed), to_vector(box), float(yaw), draw_parts(template, to_vector(box), rng))
         )  # fmt: skip
     return things
 
 
-def _looks(name: str) -> Category:
-    """How a category is drawn; one that the catalog doesn't know is a box with a front, in a color of its own."""
-    known = KNOWN.get(LOOKS_LIKE.get(name, name))
+def _template(name: str) -> Category:
+    """The catalog entry of a category; unknown categories are boxes with a front, colored by name."""
+    known = KNOWN.get(SIMILAR.get(name, name))
     if known:
         return known
     hue = zlib.crc32(name.encode()) % 360 / 360
@@ -122,36 +117,25 @@ def _looks(name: str) -> Category:
     )  # fmt: skip
 
 
-def _facing(looks: Category, box: np.ndarray, yaw: float, plan: np.ndarray) -> tuple[np.ndarray, float]:
-    """The same box with its front, +y, towards the middle of the room and its width where the category has it."""
-    wide = np.array(looks.smallest[:2]) + looks.largest[:2]
-    if (wide[0] - wide[1]) * (box[0] - box[1]) < 0:
+def _orient(template: Category, box: np.ndarray, yaw: float, plan: np.ndarray) -> tuple[np.ndarray, float]:
+    """The same box with its front +y towards the center of the room, and its longer side as in the catalog."""
+    typical = np.array(template.smallest[:2]) + template.largest[:2]
+    if (typical[0] - typical[1]) * (box[0] - box[1]) < 0:
         box, yaw = box[[1, 0, 2]], yaw + np.pi / 2
     front = np.array([-np.sin(yaw), np.cos(yaw)])
     return box, yaw if front @ -plan >= 0 else yaw + np.pi
 
 
-def _way(
+def _choose_path(
     size: np.ndarray, things: list[Thing], frames: int, rng: np.random.Generator
 ) -> tuple[Float64[np.ndarray, "T 4 4"], list[Thing]]:
-    """The way around the room that the fewest things are in, and the others."""
+    """The camera path that collides with the fewest things, and the other things."""
     height = min(rng.uniform(1.2, 1.75), size[2] - 0.3)
-    half = size[:2] / 2
-    ways = []
+    paths = []
     for inset in INSETS_M:
-        reach = half - np.minimum(inset, half * 0.6)
-        ring = Ring((0.0, 0.0, float(height)), (float(reach[0]), float(reach[1])), rng.uniform(6.0, 12.0))
-        poses = walk(ring, frames, rng)
+        poses = walk(ring_along_walls(size, height, inset, rng), frames, rng)
         eyes = np.linalg.inv(poses)[:, :3, 3]
-        ways.append((poses, [thing for thing in things if _is_clear(thing, eyes)]))
-    return max(ways, key=lambda way: len(way[1]))
-
-
-def _is_clear(thing: Thing, eyes: np.ndarray) -> bool:
-    distance = geometry.point_distance(eyes, np.array(thing.center), np.array(thing.size), thing.yaw)
-    return bool(distance.min() > CLEARANCE_M)
-
-
-def _vector(values: np.ndarray) -> Vector:
-    x, y, z = np.asarray(values, float).tolist()
-    return x, y, z
+        boxes = [(np.array(thing.center), np.array(thing.size), thing.yaw) for thing in things]
+        kept = [thing for thing, box in zip(things, boxes, strict=True) if is_clear(*box, eyes, CLEARANCE_M)]
+        paths.append((poses, kept))
+    return max(paths, key=lambda path: len(path[1]))

@@ -1,4 +1,4 @@
-"""A dataset that is rendered once, by several processes, and then lies on disk as a whole or not at all."""
+"""A dataset that is rendered once, by several processes, and written atomically."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pathlib import Path
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SceneSource, Split
-from datamodules.sources.lock import locked
-from datamodules.sources.progress import progress
-from datamodules.sources.rooms.writer import SPLITS
+from datamodules.sources.base import SPLITS, SceneSource, Split
+from datamodules.sources.lock import locked, progress_bar
+from zoo.errors import InputError
 
-Make = Callable[[Split, int], str]  # writes scene number i of a split and returns its questions as lines of JSON
+# writes scene number i of a split and returns its questions as JSON lines
+WriteScene = Callable[[Split, int], str]
 
 
 class RenderedScenes(SceneSource):
-    """Scenes in `folder`, made there on first use.
+    """Scenes in `folder`, rendered on first use.
 
     Args:
-        folder: of these scenes alone: other settings, another folder.
-        counts: how many scenes each split has.
-        workers: processes that render; None takes one for each CPU core.
+        folder: Folder of these settings alone.
+        counts: Number of scenes of each split.
+        workers: Rendering processes; None is one per CPU core.
     """
 
-    what = "rendering rooms"
+    description = "rendering rooms"
 
     def __init__(self, folder: Path, counts: dict[Split, int], workers: int | None) -> None:
         super().__init__()
@@ -42,12 +42,14 @@ class RenderedScenes(SceneSource):
         self.workers = workers or cores()
 
     @abstractmethod
-    def work(self, folder: Path) -> Make:
-        """Gets `folder` ready for the scenes and returns the function that makes one; it is sent to processes."""
+    def work(self, folder: Path) -> WriteScene:
+        """Prepares `folder` and returns the function that writes a scene; it must be picklable."""
 
     def prepare(self) -> None:
-        """Makes the dataset unless it is there. It appears as a whole or not at all: it is written beside its
-        place and moved there when done. A second process waits for the first."""
+        """Renders the dataset unless it exists; a second process waits for the first.
+
+        It is written beside its folder and renamed when it is complete.
+        """
         if self.folder.exists():
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,7 @@ class RenderedScenes(SceneSource):
             if self.folder.exists():
                 return
             unfinished = self.folder.with_name(f".{self.folder.name}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed: we hold its lock
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process, whose lock is released
             try:
                 self._write(unfinished)
                 unfinished.rename(self.folder)
@@ -64,6 +66,7 @@ class RenderedScenes(SceneSource):
                 shutil.rmtree(unfinished, ignore_errors=True)
 
     def scenes(self, split: Split) -> list[Scene]:
+        """The rendered scenes of a split."""
         if not self.counts[split]:
             return []
         if not self.folder.exists():
@@ -73,30 +76,39 @@ class RenderedScenes(SceneSource):
 
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        make = self.work(folder)
-        splits = [split for split, count in self.counts.items() for _ in range(count)]
-        numbers = [number for count in self.counts.values() for number in range(count)]
-        lines: dict[str, list[str]] = {split: [] for split in SPLITS}
-        with _mapped(self.workers) as mapped, progress(self.what, len(splits)) as advance:
-            for split, questions in zip(splits, mapped(make, splits, numbers), strict=True):
-                lines[split].append(questions)
-                advance()
+        write_scene = self.work(folder)
+        scenes = [(split, index) for split, count in self.counts.items() for index in range(count)]
+        lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
+        with _process_map(self.workers) as process_map:
+            questions = iter(process_map(write_scene, *zip(*scenes, strict=True)) if scenes else ())
+            for split, _ in progress_bar(scenes, self.description):
+                lines[split].append(next(questions))
         for split in SPLITS:
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))
 
 
+def check_rendering(source: str, size: int, frames: int, seed: int, workers: int | None) -> None:
+    """Raises InputError for invalid rendering settings."""
+    if size < 16 or size % 2:
+        raise InputError(f"{source}: size {size} must be even (H.264 halves the color's resolution) and at least 16")
+    if frames < 12 or seed < 0:
+        raise InputError(f"{source}: at least 12 frames and a seed of at least 0 are needed, not {frames} and {seed}")
+    if workers is not None and workers < 1:
+        raise InputError(f"{source}: workers must be at least 1 or null, not {workers}")
+
+
 def cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """Number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def _mapped(workers: int) -> Iterator[Callable[..., Iterable[str]]]:
-    """A `map` over processes, or the plain one for a single worker."""
+def _process_map(workers: int) -> Iterator[Callable[..., Iterable[str]]]:
+    """A `map` over processes, or the built-in one for a single worker."""
     if workers == 1:
         yield map
         return
-    # forking skips importing torch anew in each worker; elsewhere it isn't safe
+    # forking avoids importing torch in each worker; it is unsafe on other systems
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, context, _follow_parent)
     try:
@@ -106,7 +118,7 @@ def _mapped(workers: int) -> Iterator[Callable[..., Iterable[str]]]:
 
 
 def _follow_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end with it, however it ends (it also shares its lock)."""
+    """Initializes a worker: ignores Ctrl-C, and exits when the parent dies, whose lock it shares."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Color, depth and object ids of a furnished room: the nearest hit of a ray through each pixel's center."""
+"""Color, depth and object ids of a room, by one ray through each pixel center."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from datamodules.sources.rooms.raycast import Placed, cast, place
 from datamodules.sources.rooms.scene import RoomScene, load_scene
 from datamodules.sources.rooms.shading import shade
 
-SHELL = -1  # the object id of walls, floor and ceiling
-BLOCK = 8  # frames that are shaded together: few enough to stay in the processor's cache
+SHELL = -1  # object id of walls, floor and ceiling
+BLOCK_FRAMES = 8  # frames shaded at once: few enough for the processor's cache
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """T frames: sRGB color, depth in meters along the optical axis, index of the thing seen or SHELL."""
+    """Rendered frames.
+
+    Attributes:
+        rgb: sRGB color.
+        depth: Meters along the optical axis.
+        ids: Index of the visible thing, or SHELL.
+    """
 
     rgb: UInt8[np.ndarray, "T H W 3"]
     depth: Float32[np.ndarray, "T H W"]
@@ -35,59 +41,50 @@ def render(
     width: int,
     frames: Sequence[int] | None = None,
 ) -> Rendering:
-    """Render some frames of a scene.
+    """Renders frames of a scene.
 
-    world_to_camera: the poses of just these frames (OpenCV axes, meters). K_px: in pixels, without skew.
-    frames: their indices in the video, which place what moves; None is 0..T-1.
+    Args:
+        scene: The scene.
+        world_to_camera: Poses of these frames (OpenCV axes, meters).
+        K_px: Intrinsics in pixels, without skew.
+        height: In pixels.
+        width: In pixels.
+        frames: Raw frame indices, which determine the positions of moving things; 0..T-1 if None.
     """
-    hits = _cast(scene, world_to_camera, K_px, height, width, frames)
-    rays, depth, winner = hits.rays, hits.depth, hits.winner
+    placed, rays, depth, part = _cast(scene, world_to_camera, K_px, height, width, frames)
     rgb = np.empty((len(depth), height, width, 3), np.uint8)
-    for start in range(0, len(depth), BLOCK):
-        block = slice(start, start + BLOCK)
-        rgb[block] = shade(scene, hits.placed, block, rays[:, block], depth[block], winner[block], K_px[0, 0])
-    ids = np.append(hits.placed.thing_of_part, SHELL).astype(np.int16)[winner]
-    return Rendering(rgb, depth, ids)
-
-
-def render_scene_file(scene_json: str | Path, frames: Sequence[int] | None = None) -> Rendering:
-    """Render frames of a written scene again: <name>.scene.json, with <name>.cameras.json beside it.
-
-    frames: indices of raw frames, in any order; None is all. Raises ValueError, naming the file.
-    """
-    return render(*_read(Path(scene_json), frames))
+    for start in range(0, len(depth), BLOCK_FRAMES):
+        block = slice(start, start + BLOCK_FRAMES)
+        rgb[block] = shade(scene, placed, block, rays[:, block], depth[block], part[block], K_px[0, 0])
+    return Rendering(rgb, depth, np.append(placed.thing_of_part, SHELL).astype(np.int16)[part])
 
 
 def render_depth(scene_json: str | Path, frames: Sequence[int] | None = None) -> Float32[np.ndarray, "T H W"]:
-    """Depth in meters along the optical axis of frames of a written scene, without their colors.
-
-    Arguments and errors as `render_scene_file`.
-    """
-    return _cast(*_read(Path(scene_json), frames)).depth
+    """Renders the depth of a written scene, in meters along the optical axis; see `read_scene`."""
+    _, _, depth, _ = _cast(*read_scene(scene_json, frames))
+    return depth
 
 
-def _read(
-    path: Path, frames: Sequence[int] | None
+def read_scene(
+    scene_json: str | Path, frames: Sequence[int] | None = None
 ) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"], Float64[np.ndarray, "3 3"], int, int, list[int]]:
-    """What `render` takes, of a written scene."""
+    """Reads the arguments of `render` from <name>.scene.json and the <name>.cameras.json beside it.
+
+    Args:
+        scene_json: The file of the scene.
+        frames: Raw frames in any order; all if None.
+
+    Raises:
+        ValueError: A file is malformed, or a frame doesn't exist.
+    """
+    path = Path(scene_json)
     scene = load_scene(path)
     cameras = json.loads(path.with_name(path.name.removesuffix(".scene.json") + ".cameras.json").read_text())
     poses = np.array(cameras["world_to_camera"])
-    picked = list(range(len(poses)) if frames is None else frames)
-    absent = [frame for frame in picked if not 0 <= frame < len(poses)]
-    if absent:
+    indices = list(range(len(poses)) if frames is None else frames)
+    if absent := [frame for frame in indices if not 0 <= frame < len(poses)]:
         raise ValueError(f"{path}: there is no frame {absent[0]}, the scene has frames 0 to {len(poses) - 1}")
-    return scene, poses[picked], np.array(cameras["K_px"]), cameras["height"], cameras["width"], picked
-
-
-@dataclass(frozen=True)
-class _Hits:
-    """The rays of T frames, how far each goes, and which part it hits; the parts where they were."""
-
-    placed: Placed
-    rays: Float32[np.ndarray, "3 T H W"]
-    depth: Float32[np.ndarray, "T H W"]
-    winner: Int16[np.ndarray, "T H W"]
+    return scene, poses[indices], np.array(cameras["K_px"]), cameras["height"], cameras["width"], indices
 
 
 def _cast(
@@ -97,18 +94,19 @@ def _cast(
     height: int,
     width: int,
     frames: Sequence[int] | None,
-) -> _Hits:
-    index = np.arange(len(world_to_camera)) if frames is None else np.asarray(frames, int)
+) -> tuple[Placed, Float32[np.ndarray, "3 T H W"], Float32[np.ndarray, "T H W"], Int16[np.ndarray, "T H W"]]:
+    """Placed things, rays, depth, and the part that each ray hits."""
+    indices = np.arange(len(world_to_camera)) if frames is None else np.asarray(frames, int)
     camera_to_room = np.linalg.inv(world_to_camera @ np.linalg.inv(scene.room_from_world()))
-    placed = place(scene, index, camera_to_room)
+    placed = place(scene, indices, camera_to_room)
     rays = _rays(camera_to_room, K_px, height, width)
-    return _Hits(placed, rays, *cast(placed, rays, K_px, height, width))
+    return placed, rays, *cast(placed, rays, K_px, height, width)
 
 
 def _rays(
     camera_to_room: Float64[np.ndarray, "T 4 4"], K_px: Float64[np.ndarray, "3 3"], height: int, width: int
 ) -> Float32[np.ndarray, "3 T H W"]:
-    """Directions in the room's frame, one meter deep: the length along a ray is the depth."""
+    """Ray directions in the room's frame with unit depth: the length along a ray is the depth."""
     rays = np.ones((3, height, width))
     rays[0] = (np.arange(width) + 0.5 - K_px[0, 2]) / K_px[0, 0]
     rays[1] = (np.arange(height)[:, None] + 0.5 - K_px[1, 2]) / K_px[1, 1]

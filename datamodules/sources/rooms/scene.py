@@ -1,8 +1,8 @@
-"""A furnished room as plain data: all that is needed to render it again and to know the truth about it.
+"""Data model of a furnished room: everything needed to render it and to know its ground truth.
 
-Lengths are meters, angles radians. The room's own frame has its origin in the middle of the floor, x and y
-along the walls and z up; things stand in that frame. The world, in which the cameras are given, is the room's
-frame turned by `yaw` about z and moved by `origin`: both are arbitrary, so coordinates alone say nothing.
+Lengths are in meters, angles in radians. The room's frame has its origin at the center of the floor, x and y along the
+walls and z up; things are placed in that frame. The world frame, in which cameras are given, is the room's frame
+rotated by `yaw` about z and translated by `origin`; both are random, so world coordinates carry no information.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Material:
-    """Two colors mixed by a pattern (an index into the texture atlas) that repeats every `period` meters."""
+    """Two colors mixed by a pattern.
+
+    Attributes:
+        pattern: Index into the texture atlas.
+        colors: Two RGB colors in 0..1.
+        period: Size of one repetition in meters.
+        phase: Offset in periods.
+    """
 
     pattern: int
-    colors: tuple[Vector, Vector]  # RGB in 0..1
+    colors: tuple[Vector, Vector]
     period: float
-    phase: tuple[float, float]  # in periods
+    phase: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Thing:
-    """A piece of furniture: its oriented bounding box, which its parts fill exactly. Its front is at +y.
+    """A piece of furniture: an oriented bounding box that its parts fill exactly. Its front is at +y.
 
-    `track` is empty for what stands still; for what moves it has (x, y, yaw) of every frame, and `center` and
-    `yaw` are those of frame 0.
+    Attributes:
+        category: Name of the category.
+        center: Center of the bounding box.
+        size: Size of the bounding box along its axes.
+        yaw: Rotation about z.
+        parts: Boxes of the thing.
+        track: (x, y, yaw) of each frame for a moving thing, whose `center` and `yaw` are those of frame 0; else empty.
     """
 
     category: str
@@ -55,22 +67,31 @@ class Thing:
 
 @dataclass(frozen=True)
 class RoomScene:
-    """The room, what stands in it, and its place in the world."""
+    """A room with its furniture and its pose in the world.
 
-    size: Vector  # length, width, height
-    surfaces: tuple[Material, ...]  # walls -x, +x, -y, +y, floor, ceiling
+    Attributes:
+        size: Length, width, height.
+        surfaces: Materials of the walls -x, +x, -y, +y, the floor and the ceiling.
+        things: Furniture.
+        light: Position of the lamp in the room's frame.
+        origin: Origin of the room's frame in the world.
+        yaw: Rotation of the room's frame in the world.
+    """
+
+    size: Vector
+    surfaces: tuple[Material, ...]
     things: tuple[Thing, ...]
-    light: Vector  # a lamp, in the room's frame
+    light: Vector
     origin: Vector
     yaw: float
 
     @property
     def area(self) -> float:
-        """Square meters of floor."""
+        """Floor area in square meters."""
         return self.size[0] * self.size[1]
 
     def room_from_world(self) -> Float64[np.ndarray, "4 4"]:
-        """The rigid motion that takes world coordinates to the room's frame."""
+        """The rigid transform from world coordinates to the room's frame."""
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         matrix = np.eye(4)
         matrix[:2, :2] = [[cos, sin], [-sin, cos]]
@@ -79,31 +100,41 @@ class RoomScene:
 
 
 def save_scene(scene: RoomScene, path: Path) -> None:
-    """Write a scene as JSON; numbers keep all their digits, so that reading gives back an equal scene."""
+    """Writes a scene as JSON; numbers keep all their digits."""
     path.write_text(json.dumps(scene, default=vars, separators=(",", ":")))
 
 
 def load_scene(path: Path) -> RoomScene:
-    """Read what `save_scene` wrote. Raises ValueError, naming the file, if it isn't such a file."""
+    """Reads a scene that `save_scene` wrote.
+
+    Raises:
+        ValueError: The file is malformed.
+    """
     try:
-        raw = json.loads(Path(path).read_text())
-        things = tuple(_thing(thing) for thing in raw["things"])
-        surfaces = tuple(_material(surface) for surface in raw["surfaces"])
-        return RoomScene(tuple(raw["size"]), surfaces, things, tuple(raw["light"]), tuple(raw["origin"]), raw["yaw"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not a scene written by Rooms ({error}); delete its folder, it is made again"
-        ) from error
+        scene = json.loads(Path(path).read_text(), object_hook=_from_json)
+        if isinstance(scene, RoomScene):
+            return scene
+        error: Exception = TypeError("no room in it")
+    except (ValueError, TypeError) as malformed:
+        error = malformed
+    raise ValueError(f"{path}: not a scene of Rooms ({error}); delete its folder, and it is rendered again") from error
 
 
-def _material(raw: dict[str, Any]) -> Material:
-    first, second = raw["colors"]
-    return Material(raw["pattern"], (tuple(first), tuple(second)), raw["period"], tuple(raw["phase"]))
+def _from_json(fields: dict[str, Any]) -> Material | Part | Thing | RoomScene:
+    """Builds the class with these fields; lists become tuples."""
+    for kind, field in ((Material, "pattern"), (Part, "material"), (Thing, "category")):
+        if field in fields:
+            return kind(**_to_tuples(fields))
+    return RoomScene(**_to_tuples(fields))
 
 
-def _thing(raw: dict[str, Any]) -> Thing:
-    parts = tuple(
-        Part(tuple(part["center"]), tuple(part["size"]), _material(part["material"])) for part in raw["parts"]
-    )
-    track = tuple(tuple(step) for step in raw["track"])
-    return Thing(raw["category"], tuple(raw["center"]), tuple(raw["size"]), raw["yaw"], parts, track)
+def _to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_tuples(item) for key, item in value.items()}
+    return tuple(_to_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def to_vector(values: np.ndarray) -> Vector:
+    """Three Python floats."""
+    x, y, z = np.asarray(values, float).tolist()
+    return x, y, z

@@ -1,6 +1,6 @@
-"""Color of what the rays hit: textured, matt surfaces under one lamp.
+"""Shading of ray hits: textured Lambertian surfaces under one lamp.
 
-The lamp's light doesn't fade with distance, which would tell meters.
+The light has no distance falloff, which would reveal the metric scale.
 """
 
 from __future__ import annotations
@@ -21,12 +21,22 @@ def shade(
     block: slice,
     rays: Float32[np.ndarray, "3 T H W"],
     depth: Float32[np.ndarray, "T H W"],
-    winner: Int16[np.ndarray, "T H W"],
+    part: Int16[np.ndarray, "T H W"],
     focal_px: float,
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """sRGB color of a block of frames. depth, winner: what `raycast.cast` gives for these frames."""
+    """The sRGB color of a block of frames.
+
+    Args:
+        scene: The scene.
+        placed: The things in all frames.
+        block: The frames of the block.
+        rays: Ray directions of the block.
+        depth: Depth of the hits, see `raycast.cast`.
+        part: Parts hit, see `raycast.cast`.
+        focal_px: Focal length in pixels.
+    """
     frames = rays.shape[1]
-    part = winner.ravel().astype(np.intp)
+    part = part.ravel().astype(np.intp)
     room = len(placed.thing_of_part)
     thing = np.append(placed.thing_of_part, len(placed.half) - 1)[part]
     pair = thing * frames + np.repeat(np.arange(frames), rays[0, 0].size)
@@ -38,18 +48,18 @@ def shade(
     x, y, z = rays.reshape(3, -1)
     ray = np.stack([cos * x + sin * y, cos * y - sin * x, z])
     hit = depth.ravel() * ray + eye
-    towards = lamp - hit
+    to_lamp = lamp - hit
     hit -= placed.part_center.T.take(part, 1)
     face = np.abs(hit) / placed.part_half.T.take(part, 1)
     on_x, on_z = (face[0] > face[1]) & (face[0] > face[2]), face[2] >= np.maximum(face[0], face[1])
 
-    def across(vectors: np.ndarray) -> np.ndarray:  # the component along the normal of the face
+    def across(vectors: np.ndarray) -> np.ndarray:  # component along the normal of the face
         return np.where(on_x, vectors[0], np.where(on_z, vectors[2], vectors[1]))
 
-    side, height = across(hit) > 0, across(towards)
+    side, height = across(hit) > 0, across(to_lamp)
     inside = part == room
     lit = inside | ((height > 0) == side)
-    light = AMBIENT + (1 - AMBIENT) * lit * np.abs(height) / _length(towards)
+    light = AMBIENT + (1 - AMBIENT) * lit * np.abs(height) / _length(to_lamp)
 
     axis = np.where(on_x, 0, np.where(on_z, 2, 1))
     surface = np.where(inside, room + 2 * axis + side, part)
@@ -58,7 +68,7 @@ def shade(
     phase = np.array([entry.phase for entry in materials], np.float32).T.take(surface, 1)
     u = np.where(on_x, hit[1], hit[0]) / period + phase[0]
     v = np.where(on_z, hit[1], hit[2]) / period + phase[1]
-    # mipmap level: how many texels a pixel covers, between its two extents on a slanted surface
+    # mipmap level: texels per pixel, the geometric mean of its two extents on a slanted surface
     slant = np.maximum(np.abs(across(ray)) / _length(ray), 0.1)
     texels = depth.ravel() * np.float32(textures.SIDE / focal_px) / (period * np.sqrt(slant))
     level = np.clip(np.log2(texels) + 0.5, 0, textures.LEVELS - 1).astype(np.intp)

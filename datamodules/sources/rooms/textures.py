@@ -1,6 +1,6 @@
-"""A small atlas of tileable patterns, each with its mipmaps, drawn once from a fixed seed.
+"""An atlas of tileable patterns with mipmaps, from a fixed seed.
 
-A pattern says nothing of size: every surface that uses it draws its own period.
+Patterns carry no metric scale: every surface draws its own period.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from jaxtyping import Float32, Int
 SIDE = 64
 LEVELS = 7  # 64, 32, ... 1
 LEVEL_START = np.cumsum([0] + [(SIDE >> level) ** 2 for level in range(LEVELS)])
-TEXELS = int(LEVEL_START[-1])  # of a pattern
+TEXELS = int(LEVEL_START[-1])  # per pattern
 PLAIN = 3  # the first patterns are faint noise: for furniture
 
 
 @cache
 def atlas() -> Float32[np.ndarray, "patterns texels"]:
-    """Values in 0..1; a pattern's texels are its mipmap levels one after the other, each in row order."""
+    """Values in 0..1; the texels of a pattern are its mipmap levels, each in row order."""
     rng = np.random.default_rng(20)
     v, u = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     noises = [_noise(rng, cells) for cells in (4, 8, 16, 32)]
@@ -50,20 +50,20 @@ def texel(
     u: Float32[np.ndarray, " n"],
     v: Float32[np.ndarray, " n"],
 ) -> Int[np.ndarray, " n"]:
-    """Index in the flattened atlas of a pattern's texel at (u, v), in periods, on a mipmap level."""
+    """Indices into the flattened atlas of the texels at (u, v) (in periods) on a mipmap level."""
     side = SIDE >> level
-    column = ((u - np.floor(u)) * SIDE).astype(np.intp) % SIDE >> level  # % as a fraction may round up to 1
+    column = ((u - np.floor(u)) * SIDE).astype(np.intp) % SIDE >> level  # %: a fraction may round up to 1
     row = ((v - np.floor(v)) * SIDE).astype(np.intp) % SIDE >> level
     return pattern * TEXELS + LEVEL_START[level] + row * side + column
 
 
 def _noise(rng: np.random.Generator, rows: int, columns: int | None = None) -> np.ndarray:
-    """Random values on a coarse grid that wraps around, blended smoothly in between."""
+    """Smoothly interpolated random values on a coarse periodic grid."""
     columns = columns or rows
     grid = rng.random((rows, columns))
     for axis, cells in ((0, rows), (1, columns)):
-        place = np.arange(SIDE) * cells / SIDE
-        low, blend = place.astype(int), place % 1
+        position = np.arange(SIDE) * cells / SIDE
+        low, blend = position.astype(int), position % 1
         blend = (blend * blend * (3 - 2 * blend)).reshape((-1, 1) if axis == 0 else (1, -1))
         grid = np.take(grid, low, axis) * (1 - blend) + np.take(grid, (low + 1) % cells, axis) * blend
     return (grid - grid.min()) / np.ptp(grid)

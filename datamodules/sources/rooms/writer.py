@@ -1,4 +1,4 @@
-"""Writes one scene: video, cameras, the scene's description; gives back the lines of its questions."""
+"""Writes the files of one scene: video, cameras and description; returns its questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64, UInt8
 
 from datamodules.cameras_file import write_cameras
-from datamodules.sources.base import Split
+from datamodules.sources.base import SPLITS, Split
 from datamodules.sources.rooms.layout import draw_scene
 from datamodules.sources.rooms.questions import ask
 from datamodules.sources.rooms.renderer import render
@@ -22,12 +22,11 @@ from datamodules.sources.rooms.scene import RoomScene, save_scene
 DATASET = "rooms"
 FRAMES_PER_SECOND = 4
 FIELD_OF_VIEW_DEG = (55.0, 95.0)
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a scene depends on, besides its split and index."""
+    """What a scene depends on besides its split and index; see `Rooms`."""
 
     trajectory: Literal["loop", "local"]
     dynamic_objects: bool
@@ -37,7 +36,7 @@ class Settings:
 
 
 def write_scene(folder: Path, settings: Settings, split: Split, index: int) -> str:
-    """Makes scene number `index` of a split in <folder>/rooms/ and returns its questions as lines of JSON."""
+    """Writes scene `index` of a split to <folder>/rooms/ and returns its questions as JSON lines."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
     K_px = draw_intrinsics(settings.size, rng)
     scene, world_to_camera = draw_scene(settings.trajectory, settings.dynamic_objects, settings.frames, rng)
@@ -46,7 +45,7 @@ def write_scene(folder: Path, settings: Settings, split: Split, index: int) -> s
 
 
 def draw_intrinsics(side: int, rng: np.random.Generator) -> Float64[np.ndarray, "3 3"]:
-    """A camera with frames of side x side pixels."""
+    """Random intrinsics of a camera with frames of side x side pixels."""
     focal = side / 2 / np.tan(np.deg2rad(rng.uniform(*FIELD_OF_VIEW_DEG)) / 2)
     return np.array([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
 
@@ -60,13 +59,16 @@ def write_rendered(
     prefix: str,
     rng: np.random.Generator,
 ) -> str:
-    """Writes a scene's files to <folder>/<dataset>/<name>.* and returns its questions as lines of JSON.
+    """Renders a scene, writes <folder>/<dataset>/<name>.* and returns its questions as JSON lines.
 
     Args:
-        place: dataset and name.
-        K_px: the principal point is the middle of a square frame.
-        prefix: of the questions' ids.
-        rng: draws which questions are asked.
+        folder: Folder of the whole dataset.
+        place: Dataset and name.
+        scene: The scene.
+        world_to_camera: Pose of each frame.
+        K_px: Intrinsics in pixels; the principal point is the center of a square frame.
+        prefix: Prefix of the question ids.
+        rng: Draws the questions.
     """
     dataset, name = place
     side = round(2 * K_px[0, 2])
@@ -78,13 +80,13 @@ def write_rendered(
         width=side, height=side,
     )  # fmt: skip
     save_scene(scene, base.with_name(f"{name}.scene.json"))
-    named = {"dataset": dataset, "scene_name": name}
-    rows = [asdict(question) | named for question in ask(scene, rendering.ids, rng, prefix)]
+    names = {"dataset": dataset, "scene_name": name}
+    rows = [asdict(question) | names for question in ask(scene, rendering.ids, rng, prefix)]
     return "".join(json.dumps(row | {"options": row["options"] or None}) + "\n" for row in rows)
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
-    """H.264 near to the original, with a key frame every 8 frames so that single frames decode fast."""
+    """Writes nearly lossless H.264 with a key frame every 8 frames, so that single frames decode fast."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.height, stream.width = frames.shape[1:3]

@@ -183,14 +183,14 @@ def test_official_files_are_read_and_ours_have_their_fields(video: Video, tmp_pa
     ("content", "said"),
     [
         (None, "can't be read.*python main.py select-frames"),
-        ('{"selected_frames": [1, 2', "cut short"),
-        ('{"selected_frames": "all"}', "list of frame numbers"),
-        ('{"selected_frames": [1, 2], "num_frames": 3}', "2 frames where it says 3"),
+        ('{"selected_frames": [1, 2', "truncated"),
+        ('{"selected_frames": "all"}', "list of frame indices"),
+        ('{"selected_frames": [1, 2], "num_frames": 3}', "2 frames, but num_frames is 3"),
         ('{"selected_frames": [1, 12]}', "frame 12 of a video of 12 frames"),
-        ('{"selected_frames": [1, 2, 3, 4, 5]}', "5 frames were chosen, 4 are asked for"),
-        ('{"selected_frames": [1, 2], "made_by": {"views": 2}}', "2 frames were chosen, 4 are asked for"),
-        ('{"selected_frames": [1, 2], "made_by": {"video": "5f0c"}}', "chosen of another video than"),
-        ('{"selected_frames": [1, 2], "made_by": [1]}', "made_by must say"),
+        ('{"selected_frames": [1, 2, 3, 4, 5]}', "5 frames were selected, 4 are asked for"),
+        ('{"selected_frames": [1, 2], "made_by": {"views": 2}}', "2 frames were selected, 4 are asked for"),
+        ('{"selected_frames": [1, 2], "made_by": {"video": "5f0c"}}', "selected from another version of"),
+        ('{"selected_frames": [1, 2], "made_by": [1]}', "made_by must be an object"),
     ],
 )
 def test_files_that_do_not_fit_are_one_line_with_their_name(
@@ -231,7 +231,7 @@ def test_a_view_that_is_no_candidate_has_no_neighbor_among_them(video: Video, tm
     made_by = {"sampler": {"candidates": 3}}
     write_selection(tmp_path / "a/kitchen" / FILE, "a/kitchen", [0, 4], "key", made_by)
     scene, chosen = SceneView(video, name="a/kitchen"), SelectedFrames(str(tmp_path))
-    with pytest.raises(ValueError, match="frame 4 was chosen and is no candidate.*--data.frame_pairing.of video"):
+    with pytest.raises(ValueError, match="frame 4 was chosen but is not a candidate.*--data.frame_pairing.of video"):
         OffsetNeighbor()(chosen, scene, 4)
     assert OffsetNeighbor(of="video")(chosen, scene, 4) == [0, 1, 3, 4]
     with pytest.raises(InputError, match="step 0: at least 1"):

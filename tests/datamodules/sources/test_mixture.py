@@ -95,7 +95,7 @@ def test_weights_are_those_of_what_the_filters_leave():
 def test_evaluation_is_another_source():
     mixture = Mixture([Part(source=Made("a", 5))], evaluation=Made("e", 2))
     assert parts_of(mixture.scenes("val")) == Counter(e=2) and totals(mixture) == {"e/gone": 3}
-    with pytest.raises(ValueError, match="no test split: name its source as `evaluation`"):
+    with pytest.raises(ValueError, match="no test split: set its source as `evaluation`"):
         Mixture([Part(source=Made("a", 5))]).scenes("test")
 
 
@@ -149,5 +149,5 @@ def test_parts_that_make_no_sense(parts, reason):
 
 def test_a_part_without_any_video():
     mixture = Mixture([Part(source=Made("a", 0), weight=1.0), Part(source=Made("b", 2), weight=1.0)])
-    with pytest.raises(ValueError, match="part 1 has no scene whose video is there"):
+    with pytest.raises(ValueError, match="part 1 has no scene with a video"):
         mixture.scenes("train")

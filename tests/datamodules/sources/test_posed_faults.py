@@ -47,9 +47,9 @@ def broken(folder: Path, spoil: str) -> None:
 
 
 REASONS = {
-    "nan": "none of its pictures has a pose that is finite",
-    "other size": "its intrinsics are not those of pictures of 8 x 6: focal length and principal point 8, 8, 648, 484",
-    "no focal length": "its intrinsics are not those of pictures",
+    "nan": "no frame has a pose that is finite",
+    "other size": "its intrinsics don't fit images of 8 x 6: focal length and principal point 8, 8, 648, 484",
+    "no focal length": "its intrinsics don't fit images",
     "stretched": "frame 0: the rotation is off orthonormal",
     "no intrinsics": "intrinsic_color.txt",
 }
@@ -64,11 +64,11 @@ def test_a_broken_scene_is_named_and_counted_and_the_rest_goes_on(tmp_path, caps
     source.prepare()
     said = capsys.readouterr().err
     for spoil, reason in REASONS.items():
-        (line,) = (line for line in said.splitlines() if line.startswith(f"raw/{spoil}: left out"))
+        (line,) = (line for line in said.splitlines() if line.startswith(f"raw/{spoil}: skipped"))
         assert reason in line
     scenes = source.scenes("test")
     assert totals(source) == {f"raw/{name}": 1 for name in (*REASONS, "absent")}
-    assert "raw/some nan: 1 of 3 frames have no pose, and are left out" in said and "raw/fine" not in said
+    assert "raw/some nan: 1 of 3 frames have no pose and are excluded" in said and "raw/fine" not in said
     frames = {scene.name: cameras_of(scene)[0].num_frames for scene in scenes}
     assert frames == {"raw/some nan": 2, "raw/fewer poses": 2, "raw/fine": 3}
 
@@ -137,7 +137,7 @@ def test_a_file_of_another_kind_costs_its_scene_alone(content, tmp_path, capsys)
     ask(tmp_path / "raw", "a")
     source = posed(tmp_path, Nerfstudio())
     source.prepare()
-    assert "raw/a: left out, its cameras can't be had: " in capsys.readouterr().err
+    assert "raw/a: skipped, its cameras can't be read: " in capsys.readouterr().err
     assert source.scenes("test") == [] and totals(source) == {"raw/a": 1}
 
 
@@ -180,5 +180,5 @@ def test_a_video_that_does_not_fit_is_named(tmp_path, capsys, kitchen):
 
 
 def test_a_split_without_questions_says_where_they_belong(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"val\.jsonl is absent: it holds a question a line"):
+    with pytest.raises(FileNotFoundError, match=r"val\.jsonl is absent: it holds one question per line"):
         posed(tmp_path, ScanNet()).scenes("val")

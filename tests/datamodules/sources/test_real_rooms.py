@@ -162,9 +162,9 @@ def test_splits_on_disk(meta_info, tmp_path):
 
 WRONG = {
     "no boxes of mine in": {"train": ("mine",)},
-    "arkitscenes can't be both trained on and tested on": {"train": ("arkitscenes",)},
+    "arkitscenes can't be used for both training and test": {"train": ("arkitscenes",)},
     "scenes are two counts": {"scenes": (-1, 1)},
-    "no real room is left for the train split": {"train": ()},
+    "no real room for the train split": {"train": ()},
     "size 17 must be even": {"size": 17},
 }
 

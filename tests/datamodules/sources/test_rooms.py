@@ -16,7 +16,8 @@ import torch
 
 from datamodules.cameras_file import read_cameras
 from datamodules.scenes import Scene
-from datamodules.sources.rooms import Rooms, render_depth, render_scene_file, source, writer
+from datamodules.sources.base import SPLITS
+from datamodules.sources.rooms import Rooms, read_scene, render, render_depth, source, writer
 from datamodules.sources.rooms import questions as wording
 from datamodules.sources.rooms.questions import direction, relative_angle, things_distance
 from datamodules.sources.rooms.scene import Thing
@@ -58,7 +59,7 @@ def test_the_layout_reads_back(rooms: Rooms) -> None:
             ids |= {question.id for question in scene.questions}
     assert rooms.missing == {}
     assert "rooms-loop-train-00000-00" in ids
-    assert len(ids) == sum(len(s.questions) for split in writer.SPLITS for s in rooms.scenes(split))
+    assert len(ids) == sum(len(s.questions) for split in SPLITS for s in rooms.scenes(split))
 
 
 def test_a_scene_depends_on_seed_split_and_index_only(rooms: Rooms, tmp_path: Path) -> None:
@@ -80,11 +81,11 @@ def test_a_scene_depends_on_seed_split_and_index_only(rooms: Rooms, tmp_path: Pa
 def test_the_video_shows_what_was_rendered(rooms: Rooms) -> None:
     for scene in rooms.scenes("train"):
         shown = Video(scene.video).read(list(range(48))).permute(0, 2, 3, 1).numpy().astype(float)
-        rendered = render_scene_file(description(scene)).rgb.astype(float)
+        rendered = render(*read_scene(description(scene))).rgb.astype(float)
         assert np.abs(shown - rendered).mean() < 5  # of 255: H.264 and half the color's resolution
         assert np.abs(shown - rendered).mean((1, 2, 3)).max() < 12
         assert np.abs(shown - rendered[::-1]).mean() > 15  # the control: other frames are far
-        depth = render_scene_file(description(scene), [40, 3]).depth
+        depth = render(*read_scene(description(scene), [40, 3])).depth
         assert np.array_equal(render_depth(description(scene), [40, 3]), depth)
 
 
@@ -207,11 +208,11 @@ def test_settings_of_a_wrong_type(wrong: dict, tmp_path: Path) -> None:
 def test_files_that_can_not_be_rendered(rooms: Rooms, tmp_path: Path) -> None:
     path = description(rooms.scenes("train")[0])
     with pytest.raises(ValueError, match="scene.json: there is no frame 48"):
-        render_scene_file(path, [0, 48])
+        read_scene(path, [0, 48])
     broken = tmp_path / "a.scene.json"
     broken.write_text(path.read_text()[:1000])
     with pytest.raises(ValueError, match="a.scene.json: not a scene"):
-        render_scene_file(broken)
+        read_scene(broken)
 
 
 TEMPLATES = {
@@ -247,7 +248,7 @@ def test_worded_as_the_real_questions(rooms: Rooms, realdata: Path) -> None:
     assert not pattern("object_abs_distance").fullmatch(wording.SIZE)  # the control
 
     choices = {row["question_type"]: len(row["options"] or []) for row in real}
-    for split in writer.SPLITS:
+    for split in SPLITS:
         for scene in rooms.scenes(split):
             for question in scene.questions:
                 kind = question.question_type

@@ -221,7 +221,7 @@ BAD = {
         ARKitScenes(),
         lambda f: (f / "lowres_wide.traj").write_text("1 2 3\n"),
         ValueError,
-        "lowres_wide.traj:1: 3 numbers in a row, 7 belong there",
+        "lowres_wide.traj:1: 3 numbers in a row, expected 7",
     ),
     "empty traj": (ARKitScenes(), lambda f: (f / "lowres_wide.traj").write_text(""), ValueError, "no poses in it"),
     "no pincam": (ARKitScenes(frames="wide"), lambda f: None, FileNotFoundError, "wide_intrinsics: no .pincam"),
@@ -235,7 +235,7 @@ BAD = {
         ValueError,
         "undistort the frames first",
     ),
-    "no focal length": (Nerfstudio(), lambda f: write_transforms(f, fl_x=None), ValueError, "it needs file_path"),
+    "no focal length": (Nerfstudio(), lambda f: write_transforms(f, fl_x=None), ValueError, "needs file_path"),
     "no picture": (
         Nerfstudio(),
         lambda f: (write_transforms(f) / "a_2.png").unlink(),
