@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zoo.atomic_io import write_whole
 from zoo.errors import InputError
 from zoo.fusions import ExtraTokens
 from zoo.geometry import TinyVGGT, VGGTEncoder
+from zoo.geometry.base import same_shape
 from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
 from zoo.geometry.vggt.official import WEIGHTS
-from zoo.geometry.vggt_encoder import check_size, same_shape
 from zoo.optim import LearningRates, WarmupCosine
 from zoo.tiny import tiny_processor
 from zoo.trainable import Trainable
@@ -94,7 +94,6 @@ class VGGTPretraining(Trainable):
         pairs = []
         for members in same_shape(frames):
             images = torch.stack([frames[i] for i in members])
-            check_size(images.shape[-2], images.shape[-1], self.geometry.vggt.aggregator.patch_size)
             given = [batch["geometry"][i].to(images.device) for i in members]
             every = images.shape[1]
             chosen = torch.randperm(every)[:dense_frames].tolist() if dense_frames else range(every)
@@ -147,9 +146,6 @@ class VGGTPretraining(Trainable):
 
     @rank_zero_only
     def on_train_end(self) -> None:
-        folder = Path(self.trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{WEIGHTS}.partial"
-        partial.write_bytes(save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
-        os.replace(partial, folder / WEIGHTS)  # whole or not at all
-        self.print(f"wrote {folder / WEIGHTS}")
+        weights = Path(self.trainer.default_root_dir) / WEIGHTS
+        write_whole(weights, save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
+        self.print(f"wrote {weights}")

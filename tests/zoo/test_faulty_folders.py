@@ -80,7 +80,7 @@ def test_an_index_that_lies_is_an_error(release: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["absent"] = "model-00002-of-00003.safetensors"
     index.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="has no absent, though the index says so .*: download both again"):
+    with pytest.raises(InputError, match="has no absent, which its index lists there .*: download both again"):
         open_weights(release)["absent"]
 
 

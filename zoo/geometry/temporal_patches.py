@@ -1,4 +1,4 @@
-"""From a camera a frame to a camera a grid step: Qwen2.5-VL merges two frames into one token."""
+"""From one camera per frame to one per temporal patch, as the vision tower merges two frames into one token."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ MergedCamera = Literal["first", "last", "mean"]
 def step_cameras(
     scenes: Sequence[SceneGeometry | None], pair: MergedCamera = "first"
 ) -> tuple[Cameras, Bool[Tensor, "B C"]]:
-    """The cameras of the grid steps of several scenes, shorter ones filled up; and which of them mean something.
+    """The cameras of the temporal patches of several scenes, padded to the longest.
 
     Args:
-        scenes: each with a camera a frame, an even number of frames; None is an error like a scene without.
-        pair: the camera of a step is that of the first or the last of its frames, or lies half-way between both: the
-            mean of centers and intrinsics, and the mid-point of the rotations. Where one has none it is the other's.
+        scenes: each with one camera per frame and an even number of frames; None is an error like a scene without.
+        pair: the camera of a temporal patch is that of its first or last frame, or the mean of both: of centers,
+            intrinsics, and rotations (the midpoint of the slerp). If one frame has no camera it is that of the other.
+
+    Returns:
+        The cameras, and a mask of the valid ones.
 
     Raises:
-        ValueError: a scene without cameras.
+        ValueError: A scene without cameras.
     """
     each = [_scene_steps(scene, pair) for scene in scenes]
     steps = max(len(present) for _, _, present in each)
@@ -42,7 +45,7 @@ def step_cameras(
         count = len(present)
         world_to_camera[row, :count], intrinsics[row, :count], has_camera[row, :count] = poses, K, present
         if count and not present.all() and present.any():
-            # whatever stands in for a missing camera may be asked to be the reference of the others
+            # a missing camera may become the reference of the others, so its stand-in must be a valid one
             stand_in = int(present.nonzero()[0])
             world_to_camera[row, :count][~present] = poses[stand_in]
             intrinsics[row, :count][~present] = K[stand_in]
@@ -50,25 +53,26 @@ def step_cameras(
 
 
 def step_points(scene: SceneGeometry | None, pair: MergedCamera = "first") -> Float[Tensor, "t h w 3"]:
-    """The 3D point that each token shows, see `token_points`; of two merged frames, by the depth of the first.
+    """The 3D point of each token, from the first frame of its temporal patch; see `zoo.rays.token_points`.
 
     Raises:
-        ValueError: a scene without cameras or depth.
+        ValueError: A scene without cameras or depth.
+        InputError: The cameras are not those of the first frames.
     """
     if scene is None or scene.depth is None:
         raise ValueError("a scene without depth where the points that tokens show are needed")
     if pair != "first":
-        raise InputError("points are those of the first frame of a pair: leave --model.merged_camera first")
+        raise InputError("points are those of the first frame of a temporal patch: set --model.merged_camera first")
     poses, K, present = (each[::TEMPORAL_PATCH_SIZE] for each in scene.cameras())
     points = token_points(scene.depth[::TEMPORAL_PATCH_SIZE], poses, K)
     return points.where(present[:, None, None, None], torch.nan)
 
 
 def median_depths(scenes: Sequence[SceneGeometry | None]) -> Float[Tensor, " B"]:
-    """Of all that the frames of each scene show, in the unit of the poses.
+    """The median depth over all frames of each scene, in the unit of the poses.
 
     Raises:
-        InputError: a scene without any depth.
+        InputError: A scene without any depth.
     """
     medians = []
     for scene in scenes:
@@ -97,7 +101,7 @@ def _scene_steps(scene: SceneGeometry | None, pair: MergedCamera) -> tuple[Tenso
 
 
 def _half_way(poses: Float[Tensor, "N pair 4 4"]) -> Float[Tensor, "N 4 4"]:
-    """Between two rotations the nearest rotation to their sum is the mid-point of the slerp."""
+    """The mean of two poses; the rotation nearest to the sum of two is the midpoint of their slerp."""
     camera_to_world = invert_se3(poses.double())
     U, _, Vh = torch.linalg.svd(camera_to_world[..., :3, :3].sum(1))
     U = torch.cat((U[..., :2], U[..., 2:] * torch.linalg.det(U @ Vh)[:, None, None].sign()), -1)

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from datamodules.samplers import SceneView, SpaceAwareSampler, VGGTPoints, maximum_coverage, voxelize
-from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource, vggt_images
+from datamodules.samplers import PredictedPoints, SceneView, SpaceAwareSampler, maximum_coverage, voxelize
+from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource, encoder_images
 from datamodules.samplers.space_aware import fill
 from datamodules.video import Video
 from tests.golden.synth import synth_video
 from zoo.errors import InputError
-from zoo.geometry import VGGT
+from zoo.geometry import VGGT, PretrainedVGGT, VGGTEncoder
+from zoo.geometry.tiny_vggt import init_identity_pose
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -71,7 +72,7 @@ def test_it_chooses_among_candidates() -> None:
 def test_confidence_below_the_threshold_everywhere_is_an_error_with_the_video() -> None:
     points, confidence = golden("walk32")
     sampler = SpaceAwareSampler(Maps(points, 0.04 * confidence.clamp(max=2)), cache=None)
-    with pytest.raises(ValueError, match="clip.mp4: no frame of 32 has a point that its geometry is sure of"):
+    with pytest.raises(ValueError, match="clip.mp4: no frame of 32 has a point of sufficient confidence"):
         sampler(clip(32), 8)
 
 
@@ -119,9 +120,9 @@ def test_frames_without_a_pose_see_nothing(corridor: SceneView) -> None:
 
 def test_scenes_that_lack_what_is_needed_say_so(corridor: SceneView) -> None:
     sampler = SpaceAwareSampler(DatasetDepth(), cache=None)
-    with pytest.raises(ValueError, match="clip.mp4: no depth came with it.*VGGTPoints"):
+    with pytest.raises(ValueError, match="clip.mp4: the scene has no depth: .*PredictedPoints"):
         sampler(SceneView(corridor.video, corridor.world_to_camera, corridor.K_normalized), 4)
-    with pytest.raises(ValueError, match="clip.mp4: no cameras came with it"):
+    with pytest.raises(ValueError, match="clip.mp4: the scene has no cameras"):
         sampler(SceneView(corridor.video, depth=corridor.depth), 4)
     for file in corridor.depth.iterdir():
         Image.fromarray(np.zeros((6, 8), np.uint16)).save(file)
@@ -140,31 +141,29 @@ def test_scenes_that_lack_what_is_needed_say_so(corridor: SceneView) -> None:
         ("load_mixed", [(480, 640), (300, 400), (360, 640)], [935, 936, 937]),
     ],
 )
-def test_golden_frames_for_vggt(case: str, sizes: list[tuple[int, int]], seeds: list[int]) -> None:
+def test_golden_images_of_the_encoder(case: str, sizes: list[tuple[int, int]], seeds: list[int]) -> None:
     tensors = load_file(GOLDEN / f"sa_sampling/{case}.safetensors")
     frames = [synth_video(seed, 1, *size)[0] for seed, size in zip(seeds, sizes, strict=True)]
-    images = vggt_images(frames)
+    images = encoder_images(frames)
     assert list(images.shape) == tensors["shape"].tolist()
     step = -(-images.shape[-1] // tensors["images_u8_strided"].shape[-1])
     strided = (images[..., ::step, ::step] * 255).round().to(torch.uint8)
     assert torch.equal(strided, tensors["images_u8_strided"])
 
 
-def vggt_points(tmp_path: Path, head: str = "point", dtype: str = "float32") -> VGGTPoints:
-    """VGGT's points by small random weights."""
-    weights = tmp_path / "model.safetensors"
-    weights.touch()
+def predicted_points(head: str = "point", dtype: str = "float32") -> PredictedPoints:
+    """Points of a VGGT with small random weights."""
     dense = {"dim_in": 128, "features": 16, "out_channels": [16, 16, 16, 16], "intermediate_layer_idx": [0, 1, 2, 3]}
     torch.manual_seed(0)
-    source = VGGTPoints(str(weights), head, device="cpu", dtype=dtype)
-    source._model = VGGT(
+    vggt = VGGT(
         {"img_size": 28, "embed_dim": 64, "depth": 4, "num_heads": 4, "patch_embed": "conv"},
         camera_head={"dim_in": 128},
         depth_head={**dense, "output_dim": 2, "activation": "exp"},
         point_head={**dense, "output_dim": 4, "activation": "inv_log"},
-    ).eval()
-    source._model.aggregator.to(getattr(torch, dtype))
-    return source
+    )
+    init_identity_pose(vggt.camera_head)
+    vggt.aggregator.to(getattr(torch, dtype))
+    return PredictedPoints(lambda: VGGTEncoder(vggt), head, device="cpu")
 
 
 def video_of(folder: Path, frames: torch.Tensor) -> Video:
@@ -175,8 +174,8 @@ def video_of(folder: Path, frames: torch.Tensor) -> Video:
 
 
 @pytest.mark.parametrize(("head", "dtype"), [("point", "float32"), ("point", "bfloat16"), ("depth", "float32")])
-def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
-    source = vggt_points(tmp_path, head, dtype)
+def test_predicted_points(head: str, dtype: str, tmp_path: Path) -> None:
+    source = predicted_points(head, dtype)
     video = video_of(tmp_path / "clip", synth_video(1, 3, 14, 259))
     maps = source.points(SceneView(video, frames=[0, 2]))
     assert maps.points.shape == (2, 28, 518, 3) and maps.points.isfinite().all() and maps.confidence.min() >= 1
@@ -184,12 +183,12 @@ def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
     sampler = SpaceAwareSampler(Maps(maps.points, maps.confidence), cache=None)
     assert sampler(SceneView(video, frames=[0, 1]), 2) == [0, 1]
     with pytest.raises(InputError, match="nowhere is no local file or folder"):
-        VGGTPoints(str(tmp_path / "nowhere"))
+        PredictedPoints(lambda: PretrainedVGGT(str(tmp_path / "nowhere")))
 
 
-def test_vggts_cameras_of_portrait_frames_are_upright(tmp_path: Path) -> None:
-    """It sees them turned clockwise, so that what is up to it is left to them."""
-    source = vggt_points(tmp_path, "depth")
+def test_predicted_cameras_of_portrait_frames_are_upright(tmp_path: Path) -> None:
+    """The encoder gets them rotated clockwise, so that its up is their left."""
+    source = predicted_points("depth")
     frames = synth_video(1, 2, 518, 28)
     upright = source.points(SceneView(video_of(tmp_path / "portrait", frames)))
     lying = source.points(SceneView(video_of(tmp_path / "lying", frames.rot90(-1, (2, 3)))))

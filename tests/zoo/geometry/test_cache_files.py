@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from tests.zoo.geometry.caching import ask, entries, frames, same
+from zoo.atomic_io import PARTIAL
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
 from zoo.geometry import cache as on_disk
-from zoo.geometry.cache import PARTIAL, pack
+from zoo.geometry.cache import pack
 
 FORK = multiprocessing.get_context("fork")
 
@@ -49,13 +50,31 @@ def test_a_damaged_entry_is_made_again(cached, damage) -> None:
 def test_killed_while_writing(cached, monkeypatch: pytest.MonkeyPatch) -> None:
     """However a process ends, an entry is there whole or not at all, and what was written before stays."""
 
-    def slowly(path: Path, content: bytes) -> None:
-        with path.open("wb", buffering=0) as file:
+    opened = Path.open
+
+    class Slow:
+        """A file that is written in small pieces."""
+
+        def __init__(self, path: Path) -> None:
+            self.file = opened(path, "wb", buffering=0)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, content: bytes) -> None:
             for start in range(0, len(content), 1 << 18):
-                file.write(content[start : start + (1 << 18)])
+                self.file.write(content[start : start + (1 << 18)])
                 time.sleep(0.001)
 
-    monkeypatch.setattr(Path, "write_bytes", slowly)
+        def flush(self) -> None: ...
+
+        def fileno(self) -> int:
+            return self.file.fileno()
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Slow(path))
     cache = GeometryCache(cached().folder)
     packed = pack({"patches": torch.randn(8, 64, 64, 64)}, "bfloat16")
 
@@ -113,7 +132,7 @@ def test_a_run_goes_on_where_nothing_can_be_written(cached, monkeypatch: pytest.
     def refuse(path: Path, content: bytes) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(on_disk, "write_whole", refuse)
+    monkeypatch.setattr(on_disk, "replace_file", refuse)
     encoder = cached()
     with pytest.warns(UserWarning, match=f"geometry can't be kept \\({os.strerror(code)}"):
         (found,) = ask(encoder, frames(seed=1))

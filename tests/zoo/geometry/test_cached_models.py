@@ -145,7 +145,7 @@ def test_what_cant_be_kept_is_said(weights: Path, tmp_path: Path) -> None:
     cache = GeometryCache(str(tmp_path))
     with pytest.raises(InputError, match="DatasetGeometry has nothing that a cache would save"):
         CachedGeometry(DatasetGeometry, cache)
-    with pytest.raises(InputError, match="geometry_cache: say with --model.geometry"):
+    with pytest.raises(InputError, match="no geometry encoder: set --model.geometry, or leave"):
         CachedGeometry(lambda: None, cache)
     with pytest.raises(InputError, match="learning_rates.geometry trains what --model.geometry_cache keeps"):
         SpatialMLLM(lambda: TinyVGGT(**SIZES), learning_rates=LearningRates(geometry=1e-5), geometry_cache=cache)

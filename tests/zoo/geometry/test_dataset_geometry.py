@@ -161,7 +161,7 @@ def test_in_units_of_the_scene_a_larger_one_looks_the_same(present: Tensor | Non
 
 
 def test_a_unit_needs_depth() -> None:
-    with pytest.raises(InputError, match="scene 0 of the batch comes without depth, which --model.geometry.unit"):
+    with pytest.raises(InputError, match="scene 0 of the batch has no depth, which --model.geometry.unit"):
         encode(scene(random_poses(3)), unit="scene")
     with pytest.raises(InputError, match="set --model.geometry.depth true"):
         DatasetGeometry(depth=False, unit="scene")
@@ -190,7 +190,7 @@ def test_scenes_of_different_lengths_and_sizes() -> None:
     "given", [None, SceneGeometry(), scene(random_poses(3), has_camera=torch.zeros(3, dtype=torch.bool))]
 )
 def test_scenes_without_cameras_are_refused(given: SceneGeometry | None) -> None:
-    with pytest.raises(InputError, match="^scene 1 of the batch comes without cameras: put .*cameras.json"):
+    with pytest.raises(InputError, match="^scene 1 of the batch has no cameras: put .*cameras.json.*predicts them"):
         DatasetGeometry()([FRAMES, FRAMES], [scene(random_poses(3)), given])
 
 

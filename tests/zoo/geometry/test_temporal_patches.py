@@ -67,6 +67,6 @@ def test_where_one_has_no_camera_it_is_the_others(pair: Any) -> None:
 def test_points_are_of_the_first_frame() -> None:
     deep = scene()
     deep.depth = torch.ones(4, 28, 28)
-    with pytest.raises(InputError, match="leave --model.merged_camera first"):
+    with pytest.raises(InputError, match="set --model.merged_camera first"):
         step_points(deep, "mean")
     assert step_points(deep).shape == (2, 1, 1, 3)

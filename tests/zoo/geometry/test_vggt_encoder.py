@@ -181,8 +181,7 @@ def test_a_camera_head_is_loaded_if_cameras_are_wanted(tmp_path: Path, monkeypat
 
 def test_a_depth_head_is_loaded_if_depth_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
-    for module in ("vggt.model", "vggt_encoder"):
-        monkeypatch.setattr(f"zoo.geometry.{module}.VGGT_1B", config)
+    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
     config["camera_head"] = {"dim_in": 64}
     save_file(hash_weights(config), tmp_path / "model.safetensors")
     encoder, frames = PretrainedVGGT(str(tmp_path)), scenes((2, 28, 28))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from zoo.cameras import intrinsics_in_pixels
 from zoo.geometry.base import SceneGeometry
-from zoo.geometry.projection import by_index, unproject_depth
+from zoo.geometry.projection import pixel_center_intrinsics, unproject_depth
 from zoo.geometry.vggt.model import VGGTOutput
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.poses import invert_se3, pose_distance
@@ -59,7 +59,7 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
     height, width = depth.shape[-2:]
     poses = poses @ invert_se3(poses[:, :1])
     K_px = intrinsics_in_pixels(K, width, height)
-    points = unproject_depth(depth[..., None], poses.float(), by_index(K_px).float())
+    points = unproject_depth(depth[..., None], poses.float(), pixel_center_intrinsics(K_px).float())
 
     known = depth > 0
     count = known.flatten(1).sum(1)
