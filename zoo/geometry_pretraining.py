@@ -34,28 +34,27 @@ ERRORS = {
 
 
 def adamw(parameters: Any) -> Optimizer:
-    """AdamW with a weight decay for small models that see little data."""
+    """AdamW with the weight decay of a small model on little data."""
     return torch.optim.AdamW(parameters, weight_decay=0.05)
 
 
 class VGGTPretraining(Trainable):
-    """VGGT by its own losses (`zoo.geometry.vggt.losses`), on the data's cameras and depth.
+    """Trains a VGGT with its own losses (`zoo.geometry.vggt.losses`) on the dataset's cameras and depth.
 
-    At the end of `fit` the run's folder has a model.safetensors by the official names, which `TinyVGGT(path=<run>)`
-    loads. What it has learned is the shape of a scene and not its size, see the losses. On the embedded rooms there
-    is nothing lost by that, since their frames don't show the size; a model that is to know it needs the data's
-    cameras (`DatasetGeometry`, or a camera encoding).
+    At the end of `fit` it writes model.safetensors with the official names to the run's folder, for
+    `TinyVGGT(path=<run>)`. The targets are normalized, so that VGGT learns the shape of a scene and not its size; a
+    model that needs the size uses the dataset's cameras (`DatasetGeometry`, or a camera encoding).
 
-    Logs `val/rotation_deg`, `val/center` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`, and as
-    `val/unlearned/...` what they are of an answer that says the same of any scene.
+    Logs `val/rotation_deg`, `val/center` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`, and the same
+    of `constant_baseline` as `val/unlearned/...`.
 
     Args:
-        geometry: what is trained, all of its heads; a `TinyVGGT` with all three if not given.
-        dense_frames: frames of each scene whose depth and points are learned from in a step, drawn anew each time; the
-            cameras of all of them are. The dense heads cost as much as all the rest.
-        learning_rates: of which only that of the geometry counts.
-        optimizer: takes the parameter groups.
-        scheduler: takes the optimizer and the run's number of optimizer steps; stepped once a step.
+        geometry: the encoder to train, with all of its heads; a `TinyVGGT` with all three if not given.
+        dense_frames: number of frames per scene with dense losses (depth and points), drawn anew in each step; the
+            camera loss has all frames. The dense heads cost as much as the rest of the model.
+        learning_rates: only that of the geometry is used.
+        optimizer: called with the parameter groups.
+        scheduler: called with the optimizer and the number of optimizer steps; stepped once per optimizer step.
     """
 
     answers_questions = False
@@ -72,22 +71,20 @@ class VGGTPretraining(Trainable):
     ):
         super().__init__()
         if "geometry" in learning_rates.frozen():
-            raise InputError("--model.learning_rates.geometry: without a rate there is nothing to train")
+            raise InputError("--model.learning_rates.geometry: without a rate nothing is trained")
         if dense_frames < 1:
-            raise InputError(
-                f"--model.dense_frames {dense_frames}: depth and points are learned from at least one frame"
-            )
+            raise InputError(f"--model.dense_frames {dense_frames}: must be at least 1")
         self.geometry = geometry or TinyVGGT(heads=("camera", "depth", "point"))
         vggt = self.geometry.vggt
         self.heads = tuple(head for head in HEADS if getattr(vggt, f"{head}_head") is not None)
         if not self.heads:
-            raise InputError("--model.geometry.heads: a VGGT without heads has nothing to learn from")
+            raise InputError("--model.geometry.heads: a VGGT without heads can't be trained")
         self.dense_frames, self.learning_rates = dense_frames, learning_rates
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.processor = tiny_processor()  # the DataModule writes down the questions too; they aren't looked at
+        self.processor = tiny_processor()  # the DataModule tokenizes the questions, which are not used
 
     def _outputs(self, batch: dict[str, Any], dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
-        """VGGT's answer and the truth, of all scenes of one shape at a time, with the maps of so many frames."""
+        """VGGT's outputs and targets for each group of scenes of one shape, with dense maps of some frames."""
         if batch["failed"]:
             raise InputError(batch["failed"][0]["error"])
         frames = batch["frames"]
@@ -126,7 +123,7 @@ class VGGTPretraining(Trainable):
                 self.log(
                     f"{stage}/{name}", each.mean(), on_step=False, on_epoch=True, batch_size=len(each), sync_dist=True
                 )
-        return []  # no prediction records: it answers no questions
+        return []  # no prediction records, as it answers no questions
 
     def on_validation_end(self) -> None:
         self._report("val")

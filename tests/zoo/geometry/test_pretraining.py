@@ -125,7 +125,7 @@ def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
 def test_refusals(rooms: list[Scene]) -> None:
     with pytest.raises(InputError, match="learning_rates.geometry"):
         VGGTPretraining(learning_rates=LearningRates())
-    with pytest.raises(InputError, match="without heads"):
+    with pytest.raises(InputError, match="without heads can't be trained"):
         VGGTPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
     with pytest.raises(InputError, match="dense_frames 0"):
         model(dense_frames=0)
