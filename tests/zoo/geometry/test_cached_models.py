@@ -1,4 +1,4 @@
-"""Models whose geometry is cached: the same answers, and no VGGT where all is there."""
+"""Models with cached geometry: equal outputs, and no encoder in memory if all entries exist."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def logits_of(model: SpatialVLM, *scenes: LoadedScene) -> Tensor:
         return model.qwen(**inputs, use_cache=False).logits
 
 
-def test_logits_with_and_without(weights: Path, tmp_path: Path) -> None:
+def test_logits_with_and_without_a_cache(weights: Path, tmp_path: Path) -> None:
     one, other = asking.scene("one"), asking.scene("other", seed=1)
     plain = logits_of(model_of("AddFusion", weights), one)
     spread = plain.std()
@@ -68,10 +68,10 @@ def test_cameras_of_a_cache_are_exact(weights: Path, tmp_path: Path) -> None:
     assert [model.geometry.num_computed for model in models[1:]] == [1, 0]
 
 
-# ---- no VGGT where all is there -----------------------------------------------------------------------------
+# ---- nothing is loaded -----------------------------------------------------------------------------
 
 
-def test_nothing_is_loaded_or_read_where_all_is_there(cached, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_weights_are_read_if_all_entries_exist(cached, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built, hashed = [], []
     digest, build = hashlib.file_digest, TinyVGGT.__init__
     monkeypatch.setattr(hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
@@ -91,7 +91,7 @@ def test_nothing_is_loaded_or_read_where_all_is_there(cached, weights: Path, mon
     assert built == ["meta", "cpu"]
 
 
-def test_a_model_is_the_same_whether_its_encoder_is_loaded_or_not(weights: Path, tmp_path: Path) -> None:
+def test_the_state_does_not_depend_on_the_encoder_being_loaded(weights: Path, tmp_path: Path) -> None:
     model = model_of("AddFusion", weights, GeometryCache(str(tmp_path / "cache")))
     names = list(model.state_dict())
     with torch.inference_mode():
@@ -111,8 +111,8 @@ def test_a_model_is_the_same_whether_its_encoder_is_loaded_or_not(weights: Path,
     )
 
 
-def test_answers_of_another_vggt_are_told_apart_though_it_is_not_loaded(weights: Path, tmp_path: Path) -> None:
-    """A test that was broken off goes on with the same weights only."""
+def test_settings_of_a_test_contain_the_weights_of_the_encoder(weights: Path, tmp_path: Path) -> None:
+    """An interrupted test is resumed with the same weights only."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     cache = GeometryCache(str(tmp_path / "cache"))
 
@@ -133,7 +133,7 @@ def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
         export_model(model, tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert written[0] == written[1] and any("safetensors" in name for name in written[0])
-    # the VGGT of a release is found before anything else of it is loaded
+    # the VGGT of a release is available before the rest of it is loaded
     backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
     encoder = CachedGeometry(backbone.geometry, GeometryCache(str(tmp_path / "cache")))
     encoder.enable_camera_head()
@@ -141,7 +141,7 @@ def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
     assert found.world_to_camera is not None and len(encoder.files) == 3
 
 
-def test_what_cant_be_kept_is_said(weights: Path, tmp_path: Path) -> None:
+def test_encoders_that_cannot_be_cached_are_refused(weights: Path, tmp_path: Path) -> None:
     cache = GeometryCache(str(tmp_path))
     with pytest.raises(InputError, match="DatasetGeometry has nothing that a cache would save"):
         CachedGeometry(DatasetGeometry, cache)

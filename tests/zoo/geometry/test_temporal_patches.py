@@ -1,4 +1,4 @@
-"""The camera of two frames that become one token: the first's, the last's, or half-way between both."""
+"""The camera of a temporal patch: of its first frame, its last frame, or the mean of both."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def scene(*present: bool, turn: float = 2.8) -> SceneGeometry:
 
 
 @pytest.mark.parametrize("turn", [2.8, 1e-3, 0.0])
-def test_the_mean_lies_half_way(turn: float) -> None:
+def test_the_mean_camera_is_half_way(turn: float) -> None:
     cameras, has_camera = step_cameras([scene(turn=turn)], "mean")
     expected = torch.stack([camera(0.4 + turn / 2, (1, -2, 3)), camera(0, (2, 1, 1))])
     torch.testing.assert_close(cameras.world_to_camera[0], expected, rtol=0, atol=1e-12)
@@ -56,7 +56,7 @@ def test_the_first_or_the_last(pair: Any, frames: list[int]) -> None:
 
 
 @pytest.mark.parametrize("pair", ["first", "last", "mean"])
-def test_where_one_has_no_camera_it_is_the_others(pair: Any) -> None:
+def test_a_missing_camera_is_replaced_by_the_other_frames(pair: Any) -> None:
     cameras, has_camera = step_cameras([scene(False, True, True, False)], pair)
     assert torch.equal(cameras.world_to_camera[0], scene().cameras()[0][[1, 2]]) and has_camera.all()
     cameras, has_camera = step_cameras([scene(False, False, True, True)], pair)
@@ -64,7 +64,7 @@ def test_where_one_has_no_camera_it_is_the_others(pair: Any) -> None:
     assert torch.equal(cameras.world_to_camera[0, 0], cameras.world_to_camera[0, 1])  # stands in, and is not seen
 
 
-def test_points_are_of_the_first_frame() -> None:
+def test_points_are_those_of_the_first_frame() -> None:
     deep = scene()
     deep.depth = torch.ones(4, 28, 28)
     with pytest.raises(InputError, match="set --model.merged_camera first"):
