@@ -21,7 +21,7 @@ FRAMES, SHORT = 48, 3
 
 
 class Unsure(PointSource):
-    """Points as they are, but of the scene `unsure` none that it is sure of: what VGGT says of a blurred clip."""
+    """The dataset's points, with zero confidence in the scene `unsure`, as predicted for a blurred clip."""
 
     def points(self, scene: SceneView) -> PointMaps:
         maps = DatasetDepth(56).points(scene)

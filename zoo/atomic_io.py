@@ -45,6 +45,7 @@ class JSONLines:
             raise unwritable(self.path, error) from error
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -102,5 +103,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
+    """The error for the user when a file can't be written."""
     kept = "what was written before is kept"
     return InputError(f"{path} can't be written: {error.strerror}; {kept}: mend that and run the command again")

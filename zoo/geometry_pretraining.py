@@ -99,6 +99,7 @@ class VGGTPretraining(Trainable):
         return pairs
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The sum of the heads' losses, averaged over scenes."""
         count = len(batch["frames"])
         total: dict[str, Tensor] = {}
         for output, truth in self._outputs(batch, self.dense_frames):
@@ -110,9 +111,11 @@ class VGGTPretraining(Trainable):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Logs errors."""
         return self._measure(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Logs errors."""
         return self._measure(batch, "test")
 
     def _measure(self, batch: dict[str, Any], stage: str) -> list[Any]:
@@ -126,9 +129,11 @@ class VGGTPretraining(Trainable):
         return []  # no prediction records, as it answers no questions
 
     def on_validation_end(self) -> None:
+        """Prints the errors beside those of the baseline."""
         self._report("val")
 
     def on_test_end(self) -> None:
+        """Prints the errors beside those of the baseline."""
         self._report("test")
 
     def _report(self, stage: str) -> None:
@@ -143,6 +148,7 @@ class VGGTPretraining(Trainable):
 
     @rank_zero_only
     def on_train_end(self) -> None:
+        """Writes the weights by official names."""
         weights = Path(self.trainer.default_root_dir) / WEIGHTS
         write_whole(weights, save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
         self.print(f"wrote {weights}")
