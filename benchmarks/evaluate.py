@@ -30,7 +30,7 @@ from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
 from zoo.backbones.qwen25_vl.generation import greedy
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.prefix_cache import CachedPrefix, answer_questions
 

@@ -24,7 +24,7 @@ import torch
 
 from datamodules.samplers import PoseFarthestSampler, PosePlaneSampler, SceneView, maximum_coverage, voxelize
 from datamodules.samplers.base import even_steps
-from datamodules.samplers.points import vggt_images
+from datamodules.samplers.points import encoder_images
 from datamodules.video import Video
 
 ROOM_M = np.array([6.0, 5.0, 2.7])
@@ -63,7 +63,7 @@ def main() -> None:
             f"decoding {len(candidates)} candidates of a {arguments.clip_seconds} s clip": lambda: video.read(
                 candidates
             ),
-            "and resizing them for VGGT": lambda: vggt_images(list(video.read(candidates))),
+            "and resizing them for VGGT": lambda: encoder_images(list(video.read(candidates))),
             f"PoseFarthestSampler on {len(poses)} poses": lambda: PoseFarthestSampler("std", "medoid")(
                 walk(poses), arguments.views
             ),

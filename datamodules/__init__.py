@@ -12,12 +12,12 @@ from datamodules.samplers import (
     PointSource,
     PoseFarthestSampler,
     PosePlaneSampler,
+    PredictedPoints,
     RandomSampler,
     SceneView,
     SelectedFrames,
     SpaceAwareSampler,
     UniformSampler,
-    VGGTPoints,
 )
 from datamodules.sources import (
     SQA3D,
@@ -61,7 +61,7 @@ __all__ = [
     "SingleVideo",
     "SpaceAwareSampler",
     "UniformSampler",
-    "VGGTPoints",
+    "PredictedPoints",
     "VSIBench",
     "VideoQADataModule",
 ]

@@ -21,7 +21,7 @@ FRAMES, SHORT = 48, 3
 
 
 class Unsure(PointSource):
-    """Points as they are, but of the scene `unsure` none that it is sure of: what VGGT says of a blurred clip."""
+    """The dataset's points, with zero confidence in the scene `unsure`, as predicted for a blurred clip."""
 
     def points(self, scene: SceneView) -> PointMaps:
         maps = DatasetDepth(56).points(scene)
@@ -151,4 +151,4 @@ def test_a_scene_whose_points_are_all_unsure_is_named_and_the_rest_is_scored(
     sampler = ["--data.sampler", "SpaceAwareSampler", "--data.sampler.geometry", "tests.test_bad_input.Unsure"]
     metrics, lines = run_test(monkeypatch, root, *sampler)
     assert metrics["counts"]["failed"] == 1 and lines["sure"]["error"] is None
-    assert "unsure.mp4: no frame of 48 has a point that its geometry is sure of" in lines["unsure"]["error"]
+    assert "unsure.mp4: no frame of 48 has a point of sufficient confidence" in lines["unsure"]["error"]

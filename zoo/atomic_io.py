@@ -11,6 +11,8 @@ from typing import Any
 
 from zoo.errors import InputError
 
+PARTIAL = ".partial"
+
 
 class JSONLines:
     """A file of JSON lines to add to. What a crash left of a last line is cut off first.
@@ -43,6 +45,7 @@ class JSONLines:
             raise unwritable(self.path, error) from error
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -69,27 +72,37 @@ def sound_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return list(first.values())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all: an interrupted write leaves the former file. The folder is made.
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, however many processes write it; makes its folder.
 
     Raises:
-        InputError: it can't be written.
+        OSError: It can't be written; the former file is kept.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # processes may write it at once
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(text.encode(errors="backslashreplace"))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file as `replace_file` does, with an error for the user.
+
+    Raises:
+        InputError: It can't be written.
+    """
+    try:
+        replace_file(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
     except OSError as error:
         raise unwritable(path, error) from error
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
+    """The error for the user when a file can't be written."""
     kept = "what was written before is kept"
     return InputError(f"{path} can't be written: {error.strerror}; {kept}: mend that and run the command again")

@@ -1,4 +1,4 @@
-"""Weights of others: read from safetensors files as they are asked for, and filled into a model tensor by tensor."""
+"""Published weights: read lazily from safetensors files, and copied into a model tensor by tensor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,11 +21,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors that are read when they are asked for, and not before.
+    """Named tensors, each of which is read from its file when it is accessed.
 
     Attributes:
-        names: of all of them, in the order in which they are best read.
-        files: that they are read from; none for those in memory.
+        names: of the tensors, in the order that reads each file once.
+        files: that they are read from.
     """
 
     names: Collection[str]
@@ -43,7 +42,11 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 class SafetensorsFile(LazyTensors):
-    """The tensors of a file, each read when it is asked for: the file is never in memory as a whole."""
+    """The tensors of one safetensors file, which is never in memory as a whole.
+
+    Raises:
+        InputError: A file that can't be read.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -58,11 +61,10 @@ class SafetensorsFile(LazyTensors):
 
 
 class Shards(LazyTensors):
-    """The tensors of a folder with an index, shard by shard; at most one shard is open.
+    """The tensors of a sharded folder with an index; at most one shard is open.
 
     Raises:
-        InputError: an index that can't be read, a shard that is not there, or one without a tensor that the index
-            promises.
+        InputError: An index that can't be read, a missing shard, or a shard that does not match the index.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,24 +85,24 @@ class Shards(LazyTensors):
     def __getitem__(self, name: str) -> Tensor:
         shard = self.file_of[name]
         if self.open is None or self.open[0] != shard:
-            self.open = None  # the last one's memory goes before the next one's comes
+            self.open = None  # frees the memory of the last shard first
             self.open = shard, SafetensorsFile(self.folder / shard)
             beyond = [each for each in self.open[1] if self.file_of.get(each) != shard]
             if beyond:
                 raise InputError(
-                    f"{self.folder / shard} has {len(beyond)} tensors that the index doesn't place there: "
+                    f"{self.folder / shard} has {len(beyond)} tensors that its index does not list there: "
                     f"{_listed(beyond)}; download both again"
                 )
         try:
             return self.open[1][name]
         except SafetensorError as error:
             raise InputError(
-                f"{self.folder / shard} has no {name}, though the index says so ({error}): download both again"
+                f"{self.folder / shard} has no {name}, which its index lists there ({error}): download both again"
             ) from error
 
 
 class PrefixView(LazyTensors):
-    """The tensors whose names start with a prefix, named without it."""
+    """The tensors under a prefix, by names without it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
         self.tensors, self.prefix = tensors, prefix
@@ -112,26 +114,26 @@ class PrefixView(LazyTensors):
 
 
 def full_name(tensors: Mapping[str, Tensor], name: str) -> str:
-    """The name of a tensor in the file that it is read from."""
+    """The name of a tensor in its file."""
     return full_name(tensors.tensors, tensors.prefix + name) if isinstance(tensors, PrefixView) else name
 
 
 def files_of(tensors: Mapping[str, Tensor]) -> tuple[Path, ...]:
-    """The files that tensors are read from; none for those in memory."""
+    """The files that tensors are read from; empty for tensors in memory."""
     return getattr(tensors, "files", ())
 
 
 def source_path(tensors: Mapping[str, Tensor]) -> str:
-    """The file that tensors are read from, or the folder of several, for an error."""
+    """The file that tensors are read from, or the folder of several; for error messages."""
     files = files_of(tensors)
     return str(files[0] if len(files) == 1 else files[0].parent) if files else "the weights"
 
 
 def open_weights(folder: Path) -> Mapping[str, Tensor]:
-    """The tensors of a folder with one safetensors file, or several and an index.
+    """Opens the weights of a folder: one safetensors file, or several with an index.
 
     Raises:
-        InputError: there is neither; pickled weights (.pt, .bin) are never read.
+        InputError: The folder has neither; pickled weights (.pt, .bin) are never read.
     """
     if (folder / INDEX).is_file():
         return Shards(folder)
@@ -149,19 +151,19 @@ def load_into(
     official_name: Callable[[str], str] = lambda name: name,
     skip: tuple[str, ...] = (),
 ) -> None:
-    """Copies official tensors into a model's, one at a time; each takes the dtype and device of its place.
+    """Copies official tensors into a model one at a time, converted to the model's dtype and device.
 
     Args:
-        state: the model's tensors that are wanted, by our names.
-        tensors: official name to tensor; may be read from a file as they are asked for.
-        what: the model, for the error.
-        current_names: our names of an official tensor; several share its rows equally.
-        official_name: the inverse.
-        skip: prefixes of official names that the model has no use for.
+        state: the model's tensors to fill, by the names of this project.
+        tensors: by official names.
+        what: the model, for error messages.
+        current_names: maps an official name to the names of this project; several share its rows equally.
+        official_name: the inverse of `current_names`.
+        skip: prefixes of official names to ignore.
 
     Raises:
-        InputError: naming what is missing, unexpected, there twice, or of another shape or type than a weight's. Some
-            may be loaded by then.
+        InputError: Lists the tensors that are missing, unexpected, duplicated, of another shape, or not floating-point.
+            Some tensors may be loaded by then.
     """
     missing = dict.fromkeys(official_name(name) for name in state)
     places = set(missing)
@@ -172,7 +174,7 @@ def load_into(
         if name.startswith(skip):
             continue
         ours = current_names(name)
-        official = official_name(ours[0])  # the file's name may be that of another version
+        official = official_name(ours[0])  # the file may use the names of another version
         if official not in missing:
             problems["under two names" if official in places else "unexpected"].append(full_name(tensors, name))
             continue
@@ -200,15 +202,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Stands for all weights: their names, types, shapes and bytes (SHA-256; about 4 s for 3 billion in bfloat16)."""
+def fingerprint(content: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors; some 4 s for 3 billion parameters in bfloat16."""
+    tensors = content.state_dict() if isinstance(content, nn.Module) else content
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(raw_bytes(tensor))
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:DIGITS]
-
-
-def raw_bytes(tensor: Tensor) -> Any:
-    """A tensor's memory, row by row; without a copy where it lies so already, on the CPU."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

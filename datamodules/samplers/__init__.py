@@ -3,7 +3,7 @@
 from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.samplers.coverage import maximum_coverage, voxelize
 from datamodules.samplers.frame_pairing import Consecutive, Duplicate, FramePairing, Neighbor, OffsetNeighbor
-from datamodules.samplers.points import DatasetDepth, PointSource, VGGTPoints
+from datamodules.samplers.points import DatasetDepth, PointSource, PredictedPoints
 from datamodules.samplers.pose_farthest import PoseFarthestSampler, PosePlaneSampler
 from datamodules.samplers.random import RandomSampler
 from datamodules.samplers.selected import SelectedFrames
@@ -26,7 +26,7 @@ __all__ = [
     "SelectedFrames",
     "SpaceAwareSampler",
     "UniformSampler",
-    "VGGTPoints",
+    "PredictedPoints",
     "maximum_coverage",
     "voxelize",
 ]

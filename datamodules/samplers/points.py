@@ -1,11 +1,12 @@
-"""Where the points that frames see come from: depth that came with the scene, or VGGT."""
+"""Sources of the 3D points that frames see: the dataset's depth, or a geometry encoder."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,23 +20,23 @@ from datamodules.samplers.base import SceneView
 from datamodules.selections import fingerprint
 from datamodules.trajectories import Trajectory
 from zoo.cameras import intrinsics_in_pixels, normalize_intrinsics
-from zoo.geometry import VGGT, pose_encoding_to_cameras, unproject_depth
-from zoo.geometry.projection import by_index
-from zoo.geometry.vggt.official import find_weights
+from zoo.errors import InputError
+from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
+from zoo.geometry.lazy import LazyGeometry
+from zoo.geometry.projection import pixel_center_intrinsics
 
-VGGT_WIDTH = 518  # pixels, Spatial-MLLM's
-VGGT_PATCH = 14
+OFFICIAL_WIDTH = 518  # pixels, Spatial-MLLM's
 
 
 @dataclass(frozen=True, eq=False)
 class PointMaps:
-    """What each frame of a pool sees, a point a pixel.
+    """The 3D point of each pixel of the frames of a pool.
 
     Attributes:
         points: in one world, in any unit.
         confidence: 0 where a pixel has no point.
-        world_to_camera: where in that world each frame is, NaN where that isn't known; None for a source without poses.
-        K_normalized: its intrinsics, see `zoo.cameras.normalize_intrinsics`.
+        world_to_camera: pose of each frame in that world, NaN where unknown; None for a source without poses.
+        K_normalized: intrinsics of each frame, see `zoo.cameras.normalize_intrinsics`.
     """
 
     points: Float[Tensor, "T H W 3"]
@@ -45,39 +46,41 @@ class PointMaps:
 
 
 class PointSource(ABC):
-    """Gives the points that the candidate frames of a scene see."""
+    """Provides the points that the candidate frames of a scene see."""
 
     @abstractmethod
     def points(self, scene: SceneView) -> PointMaps:
         """The points of each frame of `scene.pool`.
 
         Raises:
-            ValueError: the scene lacks what is needed; naming it and the remedy.
+            ValueError: The scene lacks what the source needs; the message names it and the remedy.
         """
 
-    def identity(self) -> str:
-        """What the points depend on beside the scene and the public attributes: the weights, say."""
+    def identity(self) -> Any:
+        """What determines the points beside the scene and the public attributes, such as weights; JSON."""
         return ""
 
 
 class DatasetDepth(PointSource):
-    """Depth and cameras that came with the scene. Frames without a pose see nothing.
+    """Unprojects the dataset's depth with its cameras; frames without a pose see nothing.
 
     Args:
-        longest_side: of the depth maps in pixels: a voxel is some 2 to 5 percent of a room, so that a few hundred do.
+        longest_side: of the depth maps in pixels. A voxel is some 2 to 5 percent of a room, so that a few hundred do.
     """
 
     def __init__(self, longest_side: int = 256) -> None:
         self.longest_side = longest_side
 
-    def identity(self) -> str:
-        return "2"  # raised when the same depth comes to give other points
+    def identity(self) -> Any:
+        """Version of the points; raise it when the same depth gives other points."""
+        return "2"
 
     def points(self, scene: SceneView) -> PointMaps:
+        """See `PointSource`."""
         video = scene.video
         if scene.depth is None or scene.K_normalized is None:
             what = "depth" if scene.depth is None else "cameras"
-            raise ValueError(f"{video.path}: no {what} came with it: give some, or take VGGTPoints for the geometry")
+            raise ValueError(f"{video.path}: the scene has no {what}: provide it, or use PredictedPoints")
         poses = scene.poses
         scale = min(1.0, self.longest_side / max(video.height, video.width))
         height, width = max(1, round(video.height * scale)), max(1, round(video.width * scale))
@@ -85,83 +88,94 @@ class DatasetDepth(PointSource):
         filled = depth.isfinite() & (depth > 0)
         if not filled.any():
             raise ValueError(f"{scene.depth}: empty, no pixel of {len(depth)} frames has a depth: write it again")
-        last = len(scene.K_normalized) - 1  # a frame beyond has no pose, and so no point
+        last = len(scene.K_normalized) - 1  # later frames have no pose, and so no points
         K = scene.K_normalized[[min(frame, last) for frame in scene.pool]]
-        K_px = by_index(intrinsics_in_pixels(K, width, height))
+        K_px = pixel_center_intrinsics(intrinsics_in_pixels(K, width, height))
         points = unproject_depth(depth[..., None], poses.float(), K_px.float())
         filled &= ~poses.isnan().flatten(1).any(1)[:, None, None]
         return PointMaps(points, filled.float(), poses, K)
 
 
-class VGGTPoints(PointSource):
-    """VGGT's points of the candidate frames, as in Spatial-MLLM: 128 of them take a GPU.
+class PredictedPoints(PointSource):
+    """Points predicted by a geometry encoder; the default is Spatial-MLLM's, VGGT-1B: 128 frames need a GPU.
 
     Args:
-        weights: a hub id, a folder with model.safetensors in it, or a .safetensors file.
-        head: "point" is the official choice; "depth" unprojects the depth head's maps through the camera head's poses,
-            which VGGT's authors find more accurate.
-        device: null takes a GPU where there is one.
-        dtype: of the aggregator; null is bfloat16 on a GPU, float32 elsewhere.
+        encoder: a geometry encoder that predicts points or depth with its cameras; null is `PretrainedVGGT`, with the
+            aggregator in bfloat16 on a GPU and in float32 elsewhere.
+        head: "point" is the official choice; "depth" unprojects predicted depth with the predicted cameras, which
+            VGGT's authors find more accurate (arXiv 2503.11651, section 4.3).
+        width: to which frames are resized, in pixels; a multiple of the encoder's patch size.
+        device: null is a GPU where there is one.
 
     Raises:
-        InputError: there are no such weights.
+        InputError: The encoder has no weights, or does not predict what `head` asks for.
     """
 
     def __init__(
         self,
-        weights: str = "facebook/VGGT-1B",
+        encoder: Callable[[], GeometryEncoder] | None = None,
         head: Literal["point", "depth"] = "point",
+        width: int = OFFICIAL_WIDTH,
         device: str | None = None,
-        dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
-        self.weights, self.head, self.device, self.dtype = weights, head, device, dtype
-        self._file = find_weights(weights)  # absent weights stop a run at once, not at each of its scenes
-        self._model: VGGT | None = None
+        self.head, self.width = head, width
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._is_default = encoder is None
+        dtype: Literal["float32", "bfloat16"] = "bfloat16" if self._device.startswith("cuda") else "float32"
+        # described now: absent weights stop a run at once, not at each of its scenes
+        self._encoder = LazyGeometry(encoder or partial(PretrainedVGGT, dtype=dtype))
+        outline = self._encoder.outline
+        if not (outline.predicts_cameras and (outline.predicts_points if head == "point" else outline.predicts_depth)):
+            raise InputError(
+                f"--data.sampler.geometry.encoder {type(outline).__name__} does not predict cameras and {head}: "
+                "choose another encoder or head"
+            )
+        self._encoder.enable("camera")
+        self._encoder.enable(head)
 
-    def identity(self) -> str:
-        return fingerprint(self._file)
+    def identity(self) -> Any:
+        """The encoder's settings and weights."""
+        settings = self._encoder.identity()
+        if self._is_default:
+            del settings["dtype"]  # selections made on a GPU are valid on a CPU
+        return {**settings, "weights": self._encoder.weights(fingerprint)}
 
     def points(self, scene: SceneView) -> PointMaps:
+        """See `PointSource`; the first frame of the pool is the world."""
         frames = list(scene.video.read(scene.pool))
-        images = vggt_images(frames)
-        model = self._loaded()
-        device = next(model.parameters()).device
+        encoder = self._encoder.load().to(self._device)
+        images = encoder_images(frames, self.width, encoder.patch_size)
         with torch.inference_mode():
-            out = model(images[None].to(device), layers=(), heads=("camera", self.head))
-            assert out.pose_enc is not None
-            height, width = images.shape[-2:]
-            world_to_camera, K_px = pose_encoding_to_cameras(out.pose_enc[0], (height, width))
-            if out.points is not None and out.points_conf is not None:
-                points, confidence = out.points[0], out.points_conf[0]
-            else:
-                assert out.depth is not None and out.depth_conf is not None
-                points, confidence = unproject_depth(out.depth[0], world_to_camera, K_px), out.depth_conf[0]
-        lying = is_portrait(frames[0])
-        upright = Trajectory(world_to_camera.double().cpu(), K_px.double().cpu(), width, height, quarter_turns=lying)
-        upright = upright.turned()
+            (found,) = encoder([images.to(self._device)], [None], tokens=False)
+        height, width = images.shape[-2:]
+        poses, K, valid = found.cameras()
+        K_px, points = intrinsics_in_pixels(K, width, height), found.points
+        if self.head == "depth" and found.depth is not None:
+            points = unproject_depth(found.depth[..., None], poses, K_px)
+        assert points is not None and found.confidence is not None
+        confidence = found.confidence
+        if self.head == "depth":  # points of a frame without a camera are in no world
+            confidence = confidence * valid[:, None, None]
+        poses = poses.where(valid[:, None, None], torch.nan)
+        turns = int(is_portrait(frames[0]))
+        upright = Trajectory(poses.double().cpu(), K_px.double().cpu(), width, height, quarter_turns=turns).turned()
         K_normalized = normalize_intrinsics(upright.K_px, upright.width, upright.height)
         return PointMaps(points.float().cpu(), confidence.float().cpu(), upright.world_to_camera, K_normalized)
 
-    def _loaded(self) -> VGGT:
-        if self._model is None:
-            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            dtype = self.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-            heads = ("camera", self.head)
-            self._model = VGGT.from_pretrained(str(self._file), heads, getattr(torch, dtype)).to(device).eval()
-        return self._model
-
 
 def is_portrait(frame: UInt8[Tensor, "3 H W"]) -> bool:
-    """Whether VGGT gets a frame turned by a quarter."""
+    """Whether a frame is rotated by 90 degrees for the encoder."""
     return frame.shape[1] > frame.shape[2]
 
 
-def vggt_images(frames: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "T 3 H W"]:
-    """Frames as Spatial-MLLM's sampler gives them to VGGT: RGB in 0..1, 518 wide, the height in multiples of 14.
+def encoder_images(
+    frames: Sequence[UInt8[Tensor, "3 _ _"]], width: int = OFFICIAL_WIDTH, patch_size: int = 14
+) -> Float[Tensor, "T 3 H W"]:
+    """Resizes frames as Spatial-MLLM's sampler does for VGGT: RGB in 0..1, 518 px wide, the height in whole patches.
 
-    Portrait frames are turned clockwise first; sizes that differ are filled up with white to the largest.
+    Portrait frames are first rotated clockwise; frames of different sizes are padded with white to the largest.
     """
-    images = [_resized(frame) for frame in frames]
+    images = [_resized(frame, width, patch_size) for frame in frames]
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     padded = []
     for image in images:
@@ -171,10 +185,10 @@ def vggt_images(frames: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "T 3 
     return torch.stack(padded)
 
 
-def _resized(frame: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "3 h w"]:
+def _resized(frame: UInt8[Tensor, "3 H W"], width: int, patch_size: int) -> Float[Tensor, "3 h w"]:
     image = Image.fromarray(frame.permute(1, 2, 0).numpy())
     if is_portrait(frame):
         image = image.rotate(-90, expand=True)
-    height = round(image.height * (VGGT_WIDTH / image.width) / VGGT_PATCH) * VGGT_PATCH
-    image = image.resize((VGGT_WIDTH, height), Image.Resampling.BICUBIC)
+    height = round(image.height * (width / image.width) / patch_size) * patch_size
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

@@ -129,7 +129,7 @@ def test_a_full_disk_ends_it_and_what_was_written_stays(run: Run, monkeypatch: p
     from zoo.geometry import cache
 
     written: list[Path] = []
-    write = cache.write_whole
+    write = cache.replace_file
 
     def until_full(path: Path, content: bytes) -> None:
         if len(written) == 2:
@@ -137,13 +137,13 @@ def test_a_full_disk_ends_it_and_what_was_written_stays(run: Run, monkeypatch: p
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(cache, "write_whole", until_full)
+    monkeypatch.setattr(cache, "replace_file", until_full)
     with (
         pytest.warns(UserWarning, match="can't be kept"),
         pytest.raises(SystemExit, match="No space left.*run it again"),
     ):
         run("cache-geometry")
-    monkeypatch.setattr(cache, "write_whole", write)
+    monkeypatch.setattr(cache, "replace_file", write)
     assert "2 made, 1 kept" in run("cache-geometry")  # the other written file knows the weights
 
 

@@ -80,7 +80,7 @@ def test_an_index_that_lies_is_an_error(release: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["absent"] = "model-00002-of-00003.safetensors"
     index.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="has no absent, though the index says so .*: download both again"):
+    with pytest.raises(InputError, match="has no absent, which its index lists there .*: download both again"):
         open_weights(release)["absent"]
 
 
@@ -135,7 +135,7 @@ def test_the_names_in_an_error_are_those_in_the_file(release: Path) -> None:
 def test_tensors_that_the_index_does_not_place_are_an_error(release: Path) -> None:
     shard = release / "model-00002-of-00003.safetensors"
     save_file(load_file(shard) | {"another": torch.ones(2)}, shard)
-    with pytest.raises(InputError, match="00002-of-00003.safetensors has 1 tensors that the index doesn't.*another"):
+    with pytest.raises(InputError, match="00002-of-00003.safetensors has 1 tensors that its index does not.*another"):
         released_model(release)
 
 

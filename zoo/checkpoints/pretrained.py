@@ -22,9 +22,8 @@ from zoo.errors import InputError
 from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.model import layer_index
-from zoo.geometry.vggt_encoder import VGGTEncoder, camera_head_of
+from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.hub import CONFIG, find_folder, read_config
 from zoo.weights import PrefixView, files_of, load_into, open_weights
 
@@ -163,7 +162,7 @@ class PretrainedSpatialMLLM(PretrainedQwen):
         with described_by(self.folder):
             vggt = VGGT.from_official({"aggregator": self.config.aggregator}, weights, dtype=self.dtype)
             layer_index(self.config.layer, vggt.aggregator.depth)  # the encoder's own error blames an option
-        return ReleasedVGGT(vggt, self.config.layer, weights)
+        return VGGTEncoder(vggt, self.config.layer, weights)
 
     def load_fusion(self, fusion: nn.Module) -> bool:
         """The connector's weights into an `AddFusion`; another fusion keeps its own."""
@@ -171,17 +170,6 @@ class PretrainedSpatialMLLM(PretrainedQwen):
             return False
         load_into(fusion.connector.state_dict(), PrefixView(self.tensors, OFFICIAL_CONNECTOR), what="connector")
         return True
-
-
-class ReleasedVGGT(VGGTEncoder):
-    """The VGGT of a released Spatial-MLLM, whose camera head is loaded if cameras are wanted."""
-
-    def __init__(self, vggt: VGGT, layer: int, weights: Mapping[str, Tensor]):
-        super().__init__(vggt, layer)
-        self.weights = weights
-
-    def load_camera_head(self) -> CameraHead:
-        return camera_head_of(self.weights, self.width)
 
 
 @contextmanager

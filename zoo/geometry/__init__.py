@@ -1,4 +1,4 @@
-"""Where cameras, depth and 3D tokens come from, and the geometry that ties them together."""
+"""Geometry encoders (3D tokens, cameras, depth, points), their cache, and projection."""
 
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache

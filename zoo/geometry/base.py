@@ -1,4 +1,4 @@
-"""What a geometry encoder says of a scene: 3D tokens, cameras, depth, in one form whatever their source."""
+"""The geometry of a scene (3D tokens, cameras, depth, points), in one form whatever its source."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from zoo.errors import InputError
 
 
 class SceneGeometry:
-    """The geometry of one scene of S frames; None is what the source doesn't say.
+    """The geometry of one scene of S frames; fields that the source does not provide are None.
 
     A plain class, as `Cameras`: Lightning's half-precision plugins cast dataclasses, and poses in bfloat16 are useless.
 
     Args:
-        patches: 3D tokens on the grid of a frame's patches.
-        camera_tokens: one more token a frame, which sums up its camera.
-        world_to_camera: a pose a frame, OpenCV axes, float32 or better; in meters where the source is metric.
-        K_normalized: intrinsics a frame, see `zoo.cameras.normalize_intrinsics`.
-        has_camera: the frames whose camera means something; the others hold an identity. None is all of them.
-        depth: along the camera's z axis, in the poses' unit; 0 where there is none.
+        patches: 3D tokens on the patch grid of each frame.
+        camera_tokens: one more token per frame, which summarizes its camera.
+        world_to_camera: one pose per frame, OpenCV axes, float32 or better; in meters where the source is metric.
+        K_normalized: intrinsics per frame, see `zoo.cameras.normalize_intrinsics`.
+        has_camera: the frames with a valid camera; the others hold an identity. None is all of them.
+        depth: along the camera's z axis, in the unit of the poses; 0 where unknown.
+        points: the 3D point of each pixel, in the world of the poses and their unit.
+        confidence: of `points`, or of `depth` where there are no points; in the source's own scale.
     """
 
     def __init__(
@@ -37,87 +39,107 @@ class SceneGeometry:
         K_normalized: Float[Tensor, "S 3 3"] | None = None,
         has_camera: Bool[Tensor, " S"] | None = None,
         depth: Float[Tensor, "S H W"] | None = None,
+        points: Float[Tensor, "S H W 3"] | None = None,
+        confidence: Float[Tensor, "S H W"] | None = None,
     ) -> None:
         self.patches, self.camera_tokens = patches, camera_tokens
         self.world_to_camera, self.K_normalized, self.has_camera = world_to_camera, K_normalized, has_camera
-        self.depth = depth
+        self.depth, self.points, self.confidence = depth, points, confidence
+
+    def present(self) -> dict[str, Tensor]:
+        """The fields that are not None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def __getitem__(self, frames: slice) -> SceneGeometry:
-        """The geometry of some of the frames."""
-        return SceneGeometry(**{name: None if value is None else value[frames] for name, value in vars(self).items()})
+        """The geometry of a range of frames."""
+        return SceneGeometry(**{name: value[frames] for name, value in self.present().items()})
 
     @property
     def knows_cameras(self) -> bool:
-        """Whether the camera of some frame means something."""
+        """Whether at least one frame has a valid camera."""
         has = self.world_to_camera is not None and self.K_normalized is not None
         return has and (self.has_camera is None or bool(self.has_camera.any()))
 
     def cameras(self) -> tuple[Float[Tensor, "S 4 4"], Float[Tensor, "S 3 3"], Bool[Tensor, " S"]]:
-        """Poses, intrinsics, and which of them mean something.
+        """Poses, intrinsics, and a mask of the frames with a valid camera.
 
         Raises:
-            ValueError: there are no cameras.
+            ValueError: The scene has no cameras.
         """
-        poses, K, present = self.world_to_camera, self.K_normalized, self.has_camera
+        poses, K, valid = self.world_to_camera, self.K_normalized, self.has_camera
         if poses is None or K is None:
             raise ValueError("a scene without cameras where cameras are needed")
-        return poses, K, torch.ones(len(poses), dtype=torch.bool, device=poses.device) if present is None else present
+        return poses, K, torch.ones(len(poses), dtype=torch.bool, device=poses.device) if valid is None else valid
 
     @classmethod
     def joined(cls, scenes: Sequence[SceneGeometry]) -> SceneGeometry:
-        """The frames of several scenes of one size, one after the other; what one of them doesn't say is left out."""
-        said = zip(*(vars(scene).values() for scene in scenes), strict=True)
-        joined = [None if any(value is None for value in values) else torch.cat(values) for values in said]
-        return cls(**dict(zip(vars(scenes[0]), joined, strict=True)))
+        """Concatenates the frames of scenes of one size; a field that one of them lacks is None."""
+        shared = set.intersection(*(set(scene.present()) for scene in scenes))
+        return cls(**{name: torch.cat([getattr(scene, name) for scene in scenes]) for name in shared})
 
     def to(self, device: torch.device | str) -> SceneGeometry:
-        """The same on another device."""
-        return SceneGeometry(
-            **{name: None if value is None else value.to(device) for name, value in vars(self).items()}
-        )
+        """Copies the geometry to a device."""
+        return SceneGeometry(**{name: value.to(device) for name, value in self.present().items()})
 
 
 class GeometryEncoder(nn.Module, ABC):
-    """Turns the frames of scenes, and what came with them, into their geometry.
+    """Computes the geometry of scenes from their frames and the dataset's geometry.
+
+    To add one: subclass, set the attributes, and implement `forward`. An encoder that predicts cameras serves
+    `--model.camera_source predicted` and `auto`; one that also predicts points or depth serves `PredictedPoints`.
+    With `identity` its outputs can be cached.
 
     Attributes:
-        width: D, channels of its tokens; 0 if it gives none.
-        requires_cameras: the data must bring a camera for each frame.
-        requires_frames: the data must bring the frames themselves.
-        requires_depth: the data must bring depth.
-        predicts_cameras: it finds cameras itself, so that the data needs none.
-        predicts_depth: it may find depth along with them, in their unit.
-        files: that its weights were read from; none if they come from elsewhere.
+        width: channels D of its tokens; 0 if it has none.
+        patch_size: in pixels; the sides of frames must be multiples of it.
+        is_metric: its lengths are meters.
+        requires_cameras: the dataset must provide a camera for each frame.
+        requires_frames: the dataset must provide the frames.
+        requires_depth: the dataset must provide depth.
+        predicts_cameras: it predicts cameras, so that the dataset needs none.
+        predicts_depth: it can predict depth with the cameras, in their unit.
+        predicts_points: it can predict the point of each pixel with the cameras, in their world and unit.
+        files: that its weights were read from; empty if they come from elsewhere.
     """
 
     width: int = 0
+    patch_size: int = 14
+    is_metric: bool = False
     requires_cameras: bool = False
     requires_frames: bool = False
     requires_depth: bool = False
     predicts_cameras: bool = False
     predicts_depth: bool = False
+    predicts_points: bool = False
     files: tuple[Path, ...] = ()
 
     def identity(self) -> dict[str, Any]:
-        """Everything but its weights that makes it say what it says of frames; JSON. For `CachedGeometry`.
+        """The settings that determine its outputs beside the weights, as JSON; for cache keys.
 
         Raises:
-            InputError: it says more than what frames and weights say, or takes no time.
+            InputError: Its outputs depend on more than frames and weights, or cost nothing to compute.
         """
         raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
     def enable_camera_head(self) -> None:
-        """Gets ready to find cameras: what only they need is loaded. For those that `predicts_cameras`.
+        """Loads what only the prediction of cameras needs; for encoders that `predicts_cameras`.
 
         Raises:
-            InputError: it can't; naming the remedy.
+            InputError: There is no such head; the message names the remedy.
         """
 
     def enable_depth_head(self) -> None:
-        """Finds depth as well wherever it finds cameras, from now on. For those that `predicts_depth`.
+        """Adds depth to each later prediction of cameras; for encoders that `predicts_depth`.
 
         Raises:
-            InputError: it can't; naming the remedy.
+            InputError: There is no such head; the message names the remedy.
+        """
+
+    def enable_point_head(self) -> None:
+        """Adds points to each later prediction of cameras; for encoders that `predicts_points`.
+
+        Raises:
+            InputError: There is no such head; the message names the remedy.
         """
 
     @abstractmethod
@@ -129,14 +151,35 @@ class GeometryEncoder(nn.Module, ABC):
         tokens: bool = True,
         cameras: bool = True,
     ) -> list[SceneGeometry]:
-        """The geometry of each scene, which may differ in their number of frames and in size.
+        """The geometry of each scene; scenes may differ in their number of frames and in size.
 
         Args:
             frames: RGB in 0..1 of each scene, in the order of the video.
-            given: what came with each scene's data.
-            tokens: whether 3D tokens are wanted.
-            cameras: whether cameras are wanted.
+            given: the dataset's geometry of each scene.
+            tokens: whether to compute 3D tokens.
+            cameras: whether to compute cameras, with depth and points if their heads are enabled.
 
         Raises:
-            InputError: frames of a size, or data of a kind, that this encoder can't use; naming the remedy.
+            InputError: Frames of a size or a scene that this encoder can't use; the message names the remedy.
         """
+
+
+def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
+    """Groups the indices of tensors by shape."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, scene in enumerate(frames):
+        groups.setdefault(tuple(scene.shape), []).append(i)
+    return list(groups.values())
+
+
+def check_size(height: int, width: int, patch: int) -> None:
+    """Checks that frames can be cut into patches.
+
+    Raises:
+        InputError: A side that is not a positive multiple of the patch size.
+    """
+    if height % patch or width % patch or not (height and width):
+        raise InputError(
+            f"frames of {width} x {height} pixels: a geometry encoder needs sides in multiples of {patch}; resize them "
+            f"to {max(1, round(width / patch)) * patch} x {max(1, round(height / patch)) * patch}"
+        )

@@ -1,4 +1,4 @@
-"""Geometry on disk: a safetensors file for each thing that was once found out about the frames of a scene."""
+"""A folder of computed geometry: one safetensors file per scene and kind, with a limit on its size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import math
 import os
 import time
-import uuid
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,59 +19,62 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from zoo.atomic_io import PARTIAL, replace_file
 from zoo.errors import InputError
-from zoo.weights import raw_bytes
+from zoo.weights import fingerprint
 
-Packed = dict[str, Tensor]  # as it lies on disk
+Packed = dict[str, Tensor]  # the tensors of a file
 Description = Mapping[str, Any]  # everything that an entry depends on; JSON
+TokenDType = Literal["bfloat16", "float8"]
 
 TOKENS = ("patches", "camera_tokens")  # kept in half precision; everything else exactly
 SCALE = ".scale"
 FLOAT8 = torch.float8_e4m3fn
-ENTRY, PARTIAL = ".safetensors", ".partial"
+ENTRY = ".safetensors"
 ABANDONED_S = 3600  # no entry takes an hour to write
-SHARE = 64  # of the limit, written between two looks at how full the folder is
+SHARE = 64  # the folder's size is measured again after each 1/64 of the limit was written
 
 
 @dataclass
 class GeometryCache:
-    """A folder of entries that processes, runs and models share; what was not read for longest makes room.
+    """A folder of entries shared by processes, runs and models; evicts the least recently used entry.
 
-    An entry's name is a digest of all that it depends on, so that a stale one is never found. Each is written whole or
-    not at all, and one that was cut short or damaged later counts as absent: it is made again.
+    The name of an entry is a digest of everything that it depends on, so that no stale entry is ever found. Files are
+    written whole or not at all, and a damaged file counts as absent: its entry is computed again.
 
-    Frames drawn anew in each epoch (`RandomSampler`) are never found again: the folder then grows to its limit, and
-    the entries of other runs go. Train with a sampler that chooses the same frames, `--data.train_sampler null`.
+    Frames drawn anew in each epoch (`RandomSampler`) are never found again: they fill the folder up to its limit and
+    evict the entries of other runs. Train with a sampler that chooses the same frames, `--data.train_sampler null`.
 
     Args:
-        folder: where the entries lie.
-        dtype: of 3D tokens; poses and intrinsics are kept as they are. `float8` (e4m3, a scale a token) takes half the
-            space; what it costs is in benchmarks/README.md.
-        max_size_gb: the most that all entries may take, in 1e9 bytes. Each further process may go over it by a 64th.
+        folder: where the entries are kept.
+        dtype: of 3D tokens; poses and intrinsics are kept exactly. `float8` (e4m3, one scale per token) takes half the
+            space; benchmarks/README.md has its error.
+        max_size_gb: limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64.
 
     Raises:
-        InputError: a limit that nothing fits in.
+        InputError: A limit that is not positive.
     """
 
     folder: str = "cache/geometry"
-    dtype: Literal["bfloat16", "float8"] = "bfloat16"
+    dtype: TokenDType = "bfloat16"
     max_size_gb: float = 100.0
 
     def __post_init__(self) -> None:
         if not self.max_size_gb > 0:
-            raise InputError(f"--model.geometry_cache.max_size_gb {self.max_size_gb}: nothing fits in there")
-        self._unseen = math.inf  # bytes written since the folder was last looked at
+            raise InputError(f"--model.geometry_cache.max_size_gb {self.max_size_gb}: must be positive")
+        self._unseen = math.inf  # bytes written since the folder's size was measured
 
     @property
     def path(self) -> Path:
+        """The folder."""
         return Path(self.folder).expanduser()
 
     def file(self, entry: Description) -> Path:
-        """Where it lies, if it is there."""
+        """The file of an entry, which may not exist."""
         return self.path / f"{digest(entry)}{ENTRY}"
 
     def get(self, entry: Description) -> Packed | None:
-        """An entry; None if there is no sound one. It is then the one that was read last."""
+        """Reads an entry and marks it as used now; None if there is no sound one."""
         path = self.file(entry)
         try:
             with safe_open(path, framework="pt") as file:
@@ -83,20 +84,20 @@ class GeometryCache:
             return None
         if not sound:
             return None
-        with suppress(OSError):  # evicted in this moment, or in a folder of others
+        with suppress(OSError):  # just evicted, or in a folder of another user
             os.utime(path)
         return packed
 
     def put(self, entry: Description, packed: Packed) -> None:
-        """Writes an entry, and makes room for it before.
+        """Writes an entry, after making room for it.
 
         Raises:
-            InputError: it alone is over the limit.
-            OSError: it can't be written; what was there before is still there.
+            InputError: The entry alone exceeds the limit.
+            OSError: It can't be written; the former file is kept.
         """
         content = save(packed, metadata(entry, packed))
         self._make_room(len(content))
-        write_whole(self.file(entry), content)
+        replace_file(self.file(entry), content)
 
     def _make_room(self, size: int) -> None:
         limit = int(self.max_size_gb * 1e9)
@@ -124,56 +125,33 @@ class GeometryCache:
                 path.unlink()
             full -= freed
 
-    def fingerprint(self, weights: Path) -> str:
-        """SHA-256 of a file, which is read only if this folder doesn't know it yet, or it has changed since."""
+    def file_fingerprint(self, weights: Path) -> str:
+        """SHA-256 of a file; kept in this folder, so that a file is read again only if it has changed."""
         status = weights.stat()
-        seen = [str(weights.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        known = self.path / "weights" / digest(seen)
+        state = [str(weights.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        known = self.path / "weights" / digest(state)
         with suppress(OSError):
             if len(text := known.read_text()) == 2 * hashlib.sha256().digest_size:
                 return text
         with weights.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         with suppress(OSError):
-            write_whole(known, found.encode())
+            replace_file(known, found.encode())
         return found
 
 
 def digest(content: Any) -> str:
-    """A name for JSON-like content: equal for equal content."""
+    """A file name for JSON content: equal for equal content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def metadata(entry: Description, packed: Packed) -> dict[str, str]:
-    """What a file says of itself: what it depends on, and its checksum."""
-    return {"entry": json.dumps({**entry, "checksum": checksum(packed)}, sort_keys=True)}
+    """The header of a file: its description, and a checksum, as safetensors detects only files that were cut short."""
+    return {"entry": json.dumps({**entry, "checksum": fingerprint(packed)}, sort_keys=True)}
 
 
-def checksum(tensors: Packed) -> str:
-    """CRC-32 of names, shapes and numbers: safetensors sees what was cut short, not what was altered."""
-    value = 0
-    for name, tensor in sorted(tensors.items()):
-        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode(), value)
-        value = zlib.crc32(raw_bytes(tensor), value)
-    return f"{value:08x}"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all, however many processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-# ---- as it lies on disk -------------------------------------------------------------------------------------
-
-
-def pack(tensors: Mapping[str, Tensor], dtype: Literal["bfloat16", "float8"]) -> Packed:
-    """3D tokens in half precision, everything else as it is; on the CPU, each in memory of its own."""
+def pack(tensors: Mapping[str, Tensor], dtype: TokenDType) -> Packed:
+    """Rounds 3D tokens to half precision; returns CPU tensors that own their memory."""
     packed = {}
     for name, tensor in tensors.items():
         if name in TOKENS and dtype == "float8":
@@ -191,7 +169,7 @@ def unpack(packed: Packed) -> dict[str, Tensor]:
 
 
 def to_float8(tokens: Float[Tensor, "*rest D"]) -> tuple[Shaped[Tensor, "*rest D"], Float[Tensor, "*rest 1"]]:
-    """e4m3 with a scale a token, by which its largest channel is the largest number; a half unit is 6 % at most."""
+    """Rounds to e4m3 with one scale per token, which maps its largest channel to e4m3's maximum; error at most 6 %."""
     tokens = tokens.float()
     largest = tokens.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     scale = largest / torch.finfo(FLOAT8).max

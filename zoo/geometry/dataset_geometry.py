@@ -1,4 +1,4 @@
-"""The geometry that came with the data: its cameras and, where there is some, its depth."""
+"""The dataset's geometry as an encoder: its cameras and, where available, its depth."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.geometry.base import GeometryEncoder, SceneGeometry
-from zoo.geometry.vggt_encoder import check_size
+from zoo.geometry.base import GeometryEncoder, SceneGeometry, check_size
 from zoo.poses import invert_se3
 from zoo.precision import full_precision, to_float32
 from zoo.rays import patch_depth, patch_directions, plucker
@@ -20,23 +19,35 @@ RAY, POINT = 6, 4  # channels
 
 
 class DatasetGeometry(GeometryEncoder):
-    """Rays and points for 3D tokens; nothing is learned. The world is the first frame with a camera.
+    """Rays and points of the dataset as 3D tokens, without parameters; the first frame with a camera is the world.
 
-    A patch's channels are the ray through its center as Plücker coordinates, a unit direction d and the moment
-    o x d about the origin (o is the camera's center; arXiv 2402.14817 uses them so), and with depth the 3D point that
-    it shows and 1, or four zeros where it has no depth. That point lies on the ray, at the median of the patch's
-    depth. The directions have unit length, so that lengths can still be told after a normalization of the token.
+    The channels of a patch are the ray through its center as Plücker coordinates, a unit direction d and the moment
+    o x d about the origin (o is the camera's center; as in Cameras as Rays, arXiv 2402.14817). With depth they also
+    hold the 3D point on that ray at the patch's median depth and a 1, or four zeros without depth in the patch. The
+    directions have unit length, so that lengths survive a normalization of the token.
 
-    A camera token is the same of the optical axis: its ray and, with depth, the camera's center and 1.
+    The camera token of a frame is the same for the optical axis: its ray and, with depth, the camera's center and 1.
 
-    Frames without a camera have tokens of zeros, and an identity for a camera.
+    Frames without a camera have tokens of zeros and an identity for a camera.
 
     Args:
-        depth: make use of the data's depth as well.
-        unit: of lengths in the tokens. "scene" is the mean distance of the scene's points from the first camera, as
-            VGGT has it: such tokens know the scene's shape and not its size, as VGGT's would if it never erred.
-            Cameras stay in the data's unit.
-        patch_size: in pixels; the vision tower's, so that both branches have one grid.
+        depth: whether to use the dataset's depth.
+        unit: of lengths in the tokens. "scene" is the mean distance of the scene's points from the first camera, as in
+            VGGT's training targets: such tokens show the shape of a scene and not its size. Cameras stay in the
+            dataset's unit.
+        patch_size: in pixels; that of the vision tower, so that both branches have one grid.
+
+    Raises:
+        InputError: The unit "scene" without depth.
+
+    Example:
+        >>> import torch
+        >>> poses, K = torch.eye(4).expand(2, 4, 4), torch.eye(3).expand(2, 3, 3)
+        >>> given = SceneGeometry(world_to_camera=poses, K_normalized=K)
+        >>> encoder = DatasetGeometry(depth=False)
+        >>> scene = encoder([torch.zeros(2, 3, 28, 42)], [given])[0]
+        >>> scene.patches.shape, encoder.is_metric  # 2 frames of 2 x 3 patches
+        (torch.Size([2, 2, 3, 6]), True)
     """
 
     requires_cameras = True
@@ -45,9 +56,8 @@ class DatasetGeometry(GeometryEncoder):
     def __init__(self, depth: bool = True, unit: Literal["meters", "scene"] = "meters", patch_size: int = 14) -> None:
         super().__init__()
         if unit == "scene" and not depth:
-            raise InputError("--model.geometry.unit scene goes by the scene's points: set --model.geometry.depth true")
-        self.requires_depth, self.unit = depth, unit
-        self.patch_size = patch_size
+            raise InputError("--model.geometry.unit scene needs the scene's points: set --model.geometry.depth true")
+        self.requires_depth, self.is_metric, self.patch_size = depth, unit == "meters", patch_size
         self.width = RAY + POINT if depth else RAY
 
     def forward(
@@ -58,90 +68,80 @@ class DatasetGeometry(GeometryEncoder):
         tokens: bool = True,
         cameras: bool = True,
     ) -> list[SceneGeometry]:
+        """See `GeometryEncoder`; the dataset's cameras are always part of the result."""
         return [self._encode(i, *scene, tokens) for i, scene in enumerate(zip(frames, given, strict=True))]
 
     def _encode(self, number: int, frames: Tensor, given: SceneGeometry | None, tokens: bool) -> SceneGeometry:
         height, width = frames.shape[-2:]
         if tokens:
             check_size(height, width, self.patch_size)
-        if given is None or given.world_to_camera is None or given.K_normalized is None:
-            raise _without_cameras(number)
-        if len(given.world_to_camera) != len(frames):
-            raise ValueError(f"scene {number}: {len(given.world_to_camera)} cameras for {len(frames)} frames")
+        if given is None or not given.knows_cameras:
+            raise InputError(
+                f"scene {number} of the batch has no cameras: put <scene>.cameras.json beside its video, or choose a "
+                "--model.geometry that predicts them"
+            )
+        poses, K, _ = given.cameras()
+        if len(poses) != len(frames):
+            raise ValueError(f"scene {number}: {len(poses)} cameras for {len(frames)} frames")
         if given.depth is not None and given.depth.shape != (len(frames), height, width):
-            raise ValueError(f"scene {number}: depth {tuple(given.depth.shape)} isn't that of {tuple(frames.shape)}")
-        present = given.has_camera
-        if present is not None and not present.any():
-            raise _without_cameras(number)
+            raise ValueError(f"scene {number}: depth {tuple(given.depth.shape)} for frames {tuple(frames.shape)}")
         with full_precision(frames.device):
-            poses = first_as_world(given.world_to_camera, present)
-            say = {
-                "world_to_camera": poses.to(to_float32(given.world_to_camera).dtype),
-                "K_normalized": given.K_normalized,
-            }
+            relative = first_as_world(poses, given.has_camera)
+            found = {"world_to_camera": relative.to(to_float32(poses).dtype), "K_normalized": K}
             if tokens:
-                say |= self._tokens(number, poses, given, (height, width), to_float32(frames).dtype)
-        return SceneGeometry(**say, has_camera=present, depth=given.depth)
+                found |= self._tokens(number, relative, given, (height, width), to_float32(frames).dtype)
+        return SceneGeometry(**found, has_camera=given.has_camera, depth=given.depth)
 
     def _tokens(
         self, number: int, poses: Tensor, given: SceneGeometry, size_hw: tuple[int, int], dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        assert given.K_normalized is not None
+        _, K, valid = given.cameras()
         rows, columns = (side // self.patch_size for side in size_hw)
+        # 1. Rays through the centers of the patches, in the world.
         camera_to_world = invert_se3(poses)
         center = camera_to_world[:, :3, 3]
-        through = patch_directions(given.K_normalized.double(), rows, columns)
-        through = through.flatten(1, 2) @ camera_to_world[:, :3, :3].mT
-        through = through.unflatten(1, (rows, columns))
-        depth = through.new_zeros(through.shape[:3])
+        directions = patch_directions(K.double(), rows, columns).flatten(1, 2) @ camera_to_world[:, :3, :3].mT
+        directions = directions.unflatten(1, (rows, columns))
+        # 2. Depth per patch, and the unit of lengths.
+        depth = directions.new_zeros(directions.shape[:3])
         if self.requires_depth and given.depth is not None:
             depth = patch_depth(given.depth, self.patch_size).to(depth.dtype)
-        known = (depth > 0)[..., None]
-        if given.has_camera is not None:
-            known = known & given.has_camera[:, None, None, None]
-        if self.unit == "scene":
-            length = mean_distance(center[:, None, None] + depth[..., None] * through, known, number)
+        known = (depth > 0)[..., None] & valid[:, None, None, None]
+        if not self.is_metric:
+            length = mean_distance(center[:, None, None] + depth[..., None] * directions, known, number)
             center, depth = center / length, depth / length
-        patches = [plucker(through, center[:, None, None])]
+        # 3. Channels: rays, then points.
+        patches = [plucker(directions, center[:, None, None])]
         camera = [plucker(camera_to_world[:, :3, 2], center)]
         if self.requires_depth:
-            point = center[:, None, None] + depth[..., None] * through
+            point = center[:, None, None] + depth[..., None] * directions
             patches.append(torch.cat((point, torch.ones_like(point[..., :1])), -1) * known)
             camera.append(torch.cat((center, torch.ones_like(center[..., :1])), -1))
-        say = {"patches": torch.cat(patches, -1), "camera_tokens": torch.cat(camera, -1)}
-        if given.has_camera is not None:
-            say = {name: value * given.has_camera.view(-1, *[1] * (value.ndim - 1)) for name, value in say.items()}
-        return {name: value.to(dtype) for name, value in say.items()}
-
-
-def _without_cameras(number: int) -> InputError:
-    return InputError(
-        f"scene {number} of the batch comes without cameras: put <scene>.cameras.json beside its video, or let VGGT "
-        "find them, --model.geometry PretrainedVGGT"
-    )
+        tokens = {"patches": torch.cat(patches, -1), "camera_tokens": torch.cat(camera, -1)}
+        return {name: (value * valid.view(-1, *[1] * (value.ndim - 1))).to(dtype) for name, value in tokens.items()}
 
 
 def mean_distance(points: Float[Tensor, "S h w 3"], known: Bool[Tensor, "S h w 1"], number: int) -> Float[Tensor, ""]:
-    """Of the known points of scene `number` from the origin.
+    """Mean distance of the known points of scene `number` from the origin.
 
     Raises:
-        InputError: nothing is known.
+        InputError: No point is known.
     """
     if not known.any():
         raise InputError(
-            f"scene {number} of the batch comes without depth, which --model.geometry.unit scene goes by: put "
-            "<scene>.depth beside its video, or take meters"
+            f"scene {number} of the batch has no depth, which --model.geometry.unit scene needs: put <scene>.depth "
+            "beside its video, or choose --model.geometry.unit meters"
         )
     return points.norm(dim=-1)[known[..., 0]].mean()
 
 
 def first_as_world(
-    world_to_camera: Float[Tensor, "S 4 4"], present: Bool[Tensor, " S"] | None
+    world_to_camera: Float[Tensor, "S 4 4"], has_camera: Bool[Tensor, " S"] | None
 ) -> Float[Tensor, "S 4 4"]:
-    """V V_ref^-1 in float64, with the first present camera for a reference; identities for what isn't present."""
-    first = 0 if present is None else int(present.int().argmax())
+    """Poses relative to the first valid camera, V V_ref^-1, in float64; identities for frames without a camera."""
+    first = 0 if has_camera is None else int(has_camera.int().argmax())
     poses = world_to_camera.double()
     relative = poses @ invert_se3(poses[first])
     identity = torch.eye(4, dtype=poses.dtype, device=poses.device)
     relative[first] = identity
-    return relative if present is None else torch.where(present[:, None, None], relative, identity)
+    return relative if has_camera is None else torch.where(has_camera[:, None, None], relative, identity)

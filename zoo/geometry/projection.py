@@ -1,7 +1,7 @@
-"""Depth maps to points and back to pixels.
+"""Unprojection of depth maps to points, and projection of points to pixels.
 
-Cameras as in `zoo.cameras`: world-to-camera, OpenCV axes (x right, y down, z forward). A pixel's coordinate
-is its index, as in VGGT: pixel (0, 0) is seen along (-cx / fx, -cy / fy, 1), without a half pixel added.
+Cameras as in `zoo.cameras`: world-to-camera, OpenCV axes (x right, y down, z forward). The coordinate of a pixel is its
+index, as in VGGT (pixel-center origin): the ray of pixel (0, 0) is (-cx / fx, -cy / fy, 1), without a half pixel added.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ def unproject_depth(
     world_to_camera: Float[Tensor, "*batch 4 4"],
     K_px: Float[Tensor, "*batch 3 3"],
 ) -> Float[Tensor, "*batch H W 3"]:
-    """The points that depth maps show, in the world's frame and the depth's unit; float32 or better.
+    """Unprojects depth maps to points in the world's frame, in the depth's unit; float32 or better.
 
     Args:
-        depth: distance along the camera's z axis. Where it isn't positive the point means nothing (at 0 it is
-            the camera's center); with infinite focal lengths the points lie on the optical axis.
+        depth: distance along the camera's z axis. Points are valid where it is positive (at 0 they are the camera's
+            center); with infinite focal lengths they lie on the optical axis.
         world_to_camera: rigid poses.
-        K_px: intrinsics in pixels of the depth map, without skew.
+        K_px: intrinsics in pixels of the depth map, pixel-center origin, without skew.
+
+    Example:
+        >>> import torch
+        >>> K_px = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 1]])
+        >>> points = unproject_depth(torch.full((2, 3, 1), 4.0), torch.eye(4), K_px)
+        >>> points[1, 2].tolist()  # pixel (u, v) = (2, 1)
+        [4.0, 2.0, 4.0]
     """
     depth, world_to_camera, K_px = to_float32(depth), to_float32(world_to_camera), to_float32(K_px)
     height, width = depth.shape[-3:-1]
@@ -41,11 +48,8 @@ def unproject_depth(
     return world.unflatten(-2, (height, width))
 
 
-def by_index(K_px: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Intrinsics for `unproject_depth` of such as count from the picture's corner, as all data's do.
-
-    A pixel's depth is that which is seen through its middle, half a pixel from its corner.
-    """
+def pixel_center_intrinsics(K_px: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Converts corner-origin intrinsics, those of all datasets here, to pixel-center origin for `unproject_depth`."""
     shifted = K_px.clone()
     shifted[..., :2, 2] -= 0.5
     return shifted
@@ -56,11 +60,10 @@ def project_points(
     world_to_camera: Float[Tensor, "*#batch 4 4"],
     K_px: Float[Tensor, "*#batch 3 3"],
 ) -> tuple[Float[Tensor, "*batch N 2"], Float[Tensor, "*batch N 3"]]:
-    """World points to pixels, with broadcasting; float32 or better.
+    """Projects world points to pixels, with broadcasting; float32 or better.
 
     Returns:
-        Pixel coordinates, and the points in the camera's frame. What isn't in front of the camera (z <= 0)
-        gets coordinates as well, which mean nothing: look at z.
+        Pixel coordinates, and the points in the camera's frame. Coordinates are valid in front of the camera (z > 0).
     """
     points, world_to_camera, K_px = to_float32(points), to_float32(world_to_camera), to_float32(K_px)
     with full_precision(points.device):

@@ -1,4 +1,4 @@
-"""A VGGT for small frames: --model.geometry TinyVGGT --model.geometry.path runs/vggt_tiny."""
+"""A small VGGT: --model.geometry TinyVGGT --model.geometry.path runs/vggt_tiny."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Head = Literal["camera", "depth", "point"]
 
 
 class TinyVGGT(VGGTEncoder):
-    """A VGGT of a few million parameters, for small frames: random, or pretrained by geometry_tiny.yaml.
+    """A VGGT of a few million parameters, for small frames: random, or pretrained with geometry_tiny.yaml.
 
     Args:
-        path: a run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, which say
-            nothing of geometry.
+        path: a run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, whose
+            outputs carry no geometry.
         layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
         embed_dim: width of the aggregator; its tokens have twice as many channels.
         depth: layers of the aggregator.
         num_heads: of its attention.
         features: width of the dense heads.
-        heads: those to build; the pretraining needs them all.
+        heads: those to build; pretraining needs all three.
         seed: of the random weights.
 
     Raises:
-        InputError: a path without weights, or with those of another size.
+        InputError: A path without weights, or with weights of another size.
     """
 
     def __init__(
@@ -67,16 +67,20 @@ class TinyVGGT(VGGTEncoder):
             if not local.is_file() and not (local / WEIGHTS).is_file():
                 raise InputError(
                     f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or "
-                    "name the run that did with --model.geometry.path"
+                    "set --model.geometry.path to the run that did"
                 )
             vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
         super().__init__(vggt, layer)
 
 
 def init_identity_pose(head: CameraHead, steps: int = 4) -> None:
-    """Has an untrained head begin with unturned cameras whose field of view is a radian, after so many steps.
+    """Initializes a camera head to predict identity rotations and a field of view of one radian.
 
-    From random weights the field of view falls below 0 as often as not, where it is cut off and learns nothing more.
+    With random weights the field of view is often below 0, where the ReLU passes no gradient.
+
+    Args:
+        head: an untrained head.
+        steps: its refinement steps, whose updates add up.
     """
     last = head.pose_branch.fc2
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zoo.atomic_io import write_whole
 from zoo.backbones.base import Preprocessor
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.errors import InputError
 from zoo.geometry import TinyVGGT, VGGTEncoder
+from zoo.geometry.base import same_shape
 from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
 from zoo.geometry.vggt.official import WEIGHTS
-from zoo.geometry.vggt_encoder import check_size, same_shape
 from zoo.optim import LearningRates, WarmupCosine
 from zoo.requirements import DataRequirements
 from zoo.tasks.base import Task
@@ -35,28 +35,27 @@ ERRORS = {
 
 
 def adamw(parameters: Any) -> Optimizer:
-    """AdamW with a weight decay for small models that see little data."""
+    """AdamW with the weight decay of a small model on little data."""
     return torch.optim.AdamW(parameters, weight_decay=0.05)
 
 
 class VGGTPretraining(Task):
-    """VGGT by its own losses (`zoo.geometry.vggt.losses`), on the data's cameras and depth.
+    """Trains a VGGT with its own losses (`zoo.geometry.vggt.losses`) on the dataset's cameras and depth.
 
-    At the end of `fit` the run's folder has a model.safetensors by the official names, which `TinyVGGT(path=<run>)`
-    loads. What it has learned is the shape of a scene and not its size, see the losses. On the embedded rooms there
-    is nothing lost by that, since their frames don't show the size; a model that is to know it needs the data's
-    cameras (`DatasetGeometry`, or a camera encoding).
+    At the end of `fit` it writes model.safetensors with the official names to the run's folder, for
+    `TinyVGGT(path=<run>)`. The targets are normalized, so that VGGT learns the shape of a scene and not its size; a
+    model that needs the size uses the dataset's cameras (`DatasetGeometry`, or a camera encoding).
 
-    Logs `val/rotation_deg`, `val/center` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`, and as
-    `val/unlearned/...` what they are of an answer that says the same of any scene.
+    Logs `val/rotation_deg`, `val/center` and `val/depth_relative`, see `zoo.geometry.vggt.losses.errors`, and the same
+    of `constant_baseline` as `val/unlearned/...`.
 
     Args:
-        geometry: what is trained, all of its heads; a `TinyVGGT` with all three if not given.
-        dense_frames: frames of each scene whose depth and points are learned from in a step, drawn anew each time; the
-            cameras of all of them are. The dense heads cost as much as all the rest.
-        learning_rates: of which only that of the geometry counts.
-        optimizer: takes the parameter groups.
-        scheduler: takes the optimizer and the run's number of optimizer steps; stepped once a step.
+        geometry: the encoder to train, with all of its heads; a `TinyVGGT` with all three if not given.
+        dense_frames: number of frames per scene with dense losses (depth and points), drawn anew in each step; the
+            camera loss has all frames. The dense heads cost as much as the rest of the model.
+        learning_rates: only that of the geometry is used.
+        optimizer: called with the parameter groups.
+        scheduler: called with the optimizer and the number of optimizer steps; stepped once per optimizer step.
     """
 
     answers_questions = False
@@ -71,16 +70,14 @@ class VGGTPretraining(Task):
     ):
         super().__init__(learning_rates, optimizer, scheduler)
         if "geometry" in learning_rates.frozen():
-            raise InputError("--model.learning_rates.geometry: without a rate there is nothing to train")
+            raise InputError("--model.learning_rates.geometry: without a rate nothing is trained")
         if dense_frames < 1:
-            raise InputError(
-                f"--model.dense_frames {dense_frames}: depth and points are learned from at least one frame"
-            )
+            raise InputError(f"--model.dense_frames {dense_frames}: must be at least 1")
         self.geometry = geometry or TinyVGGT(heads=("camera", "depth", "point"))
         vggt = self.geometry.vggt
         self.heads = tuple(head for head in HEADS if getattr(vggt, f"{head}_head") is not None)
         if not self.heads:
-            raise InputError("--model.geometry.heads: a VGGT without heads has nothing to learn from")
+            raise InputError("--model.geometry.heads: a VGGT without heads can't be trained")
         self.dense_frames = dense_frames
 
     @property
@@ -96,7 +93,7 @@ class VGGTPretraining(Task):
         return "geometry"
 
     def _outputs(self, batch: dict[str, Any], dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
-        """VGGT's answer and the truth, of all scenes of one shape at a time, with the maps of so many frames."""
+        """VGGT's outputs and targets for each group of scenes of one shape, with dense maps of some frames."""
         if batch["failed"]:
             raise InputError(batch["failed"][0]["error"])
         frames = [scene.frames for scene in batch["scenes"]]
@@ -123,9 +120,11 @@ class VGGTPretraining(Task):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Logs errors."""
         return self._measure(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Logs errors."""
         return self._measure(batch, "test")
 
     def _measure(self, batch: dict[str, Any], stage: str) -> list[Any]:
@@ -136,12 +135,14 @@ class VGGTPretraining(Task):
                 self.log(
                     f"{stage}/{name}", each.mean(), on_step=False, on_epoch=True, batch_size=len(each), sync_dist=True
                 )
-        return []  # no prediction records: it answers no questions
+        return []  # no prediction records, as it answers no questions
 
     def on_validation_end(self) -> None:
+        """Prints the errors beside those of the baseline."""
         self._report("val")
 
     def on_test_end(self) -> None:
+        """Prints the errors beside those of the baseline."""
         self._report("test")
 
     def _report(self, stage: str) -> None:
@@ -156,9 +157,7 @@ class VGGTPretraining(Task):
 
     @rank_zero_only
     def on_train_end(self) -> None:
-        folder = Path(self.trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{WEIGHTS}.partial"
-        partial.write_bytes(save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
-        os.replace(partial, folder / WEIGHTS)  # whole or not at all
-        self.print(f"wrote {folder / WEIGHTS}")
+        """Writes the weights by official names."""
+        weights = Path(self.trainer.default_root_dir) / WEIGHTS
+        write_whole(weights, save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
+        self.print(f"wrote {weights}")

@@ -1,28 +1,40 @@
-"""Space-aware sampling from points to frames: given depth, VGGT, and scenes that have nothing to cover."""
+"""Space-aware sampling: the dataset's depth, predicted points, and scenes without usable points."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from datamodules.samplers import SceneView, SpaceAwareSampler, VGGTPoints, maximum_coverage, voxelize
-from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource, vggt_images
+from datamodules.samplers import PredictedPoints, SceneView, SpaceAwareSampler, maximum_coverage, voxelize
+from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource, encoder_images
 from datamodules.samplers.space_aware import fill
 from datamodules.video import Video
 from tests.golden.synth import synth_video
+from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
-from zoo.geometry import VGGT
+from zoo.geometry import (
+    VGGT,
+    DatasetGeometry,
+    GeometryEncoder,
+    PretrainedVGGT,
+    SceneGeometry,
+    TinyVGGT,
+    VGGTEncoder,
+    unproject_depth,
+)
+from zoo.geometry.tiny_vggt import init_identity_pose
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 class Maps(PointSource):
-    """Points that the test makes."""
+    """Points given by the test."""
 
     def __init__(self, points: torch.Tensor, confidence: torch.Tensor) -> None:
         self._maps = PointMaps(points, confidence)
@@ -42,7 +54,7 @@ def golden(case: str) -> tuple[torch.Tensor, torch.Tensor]:
     return tensors["world_points"][0], tensors["world_points_conf"][0]
 
 
-def test_golden_frames_and_both_ends_of_coverage() -> None:
+def test_golden_frames_with_stop_and_fill() -> None:
     points, confidence = golden("lowconf20")  # 13 of its 20 frames cover all that can be covered
     official = maximum_coverage(voxelize(points, confidence), 20)
     assert len(official) == 13
@@ -55,27 +67,27 @@ def test_golden_frames_and_both_ends_of_coverage() -> None:
         assert filled(clip(20), n) == stop(clip(20), n) == sorted(official[:n])
 
 
-def test_filling_up_takes_the_farthest_in_time() -> None:
+def test_fill_adds_the_frame_farthest_in_time() -> None:
     assert fill([0, 9], 10, 4) == [0, 9, 4, 2]
     assert fill([5], 10, 3) == [5, 0, 9]
     assert sorted(fill([3], 6, 20)) == list(range(6))
 
 
-def test_it_chooses_among_candidates() -> None:
+def test_candidates_limit_the_choice() -> None:
     points, confidence = golden("walk128")
     sampler = SpaceAwareSampler(Maps(points, confidence), candidates=16, cache=None)
     assert set(sampler(clip(128), 8)) <= set(np.linspace(0, 127, 16, dtype=int).tolist())
     assert len(sampler(clip(128), 64)) == 16
 
 
-def test_confidence_below_the_threshold_everywhere_is_an_error_with_the_video() -> None:
+def test_low_confidence_everywhere_is_an_error_that_names_the_video() -> None:
     points, confidence = golden("walk32")
     sampler = SpaceAwareSampler(Maps(points, 0.04 * confidence.clamp(max=2)), cache=None)
-    with pytest.raises(ValueError, match="clip.mp4: no frame of 32 has a point that its geometry is sure of"):
+    with pytest.raises(ValueError, match="clip.mp4: no frame of 32 has a point of sufficient confidence"):
         sampler(clip(32), 8)
 
 
-# ---- given depth
+# ---- the dataset's depth
 
 
 @pytest.fixture
@@ -93,7 +105,7 @@ def corridor(tmp_path: Path) -> SceneView:
     return SceneView(clip(8), poses, K, depth)
 
 
-def test_given_depth_covers_the_wall_with_half_of_the_frames(corridor: SceneView) -> None:
+def test_dataset_depth_covers_the_wall_with_half_of_the_frames(corridor: SceneView) -> None:
     sampler = SpaceAwareSampler(DatasetDepth(), "stop", cache=None)
     assert sampler.select(corridor, 8) == [0, 2, 4, 6]
     maps = DatasetDepth().points(corridor)
@@ -102,8 +114,8 @@ def test_given_depth_covers_the_wall_with_half_of_the_frames(corridor: SceneView
     assert DatasetDepth(longest_side=4).points(corridor).points.shape == (8, 3, 4, 3)
 
 
-def test_given_depth_is_seen_through_the_middle_of_a_pixel(corridor: SceneView) -> None:
-    """A centerd camera sees as far to the left as to the right, at whatever size its depth is taken."""
+def test_dataset_depth_is_measured_at_pixel_centers(corridor: SceneView) -> None:
+    """The points of a centered camera are symmetric at any resolution of depth."""
     for side in (8, 4):
         points = DatasetDepth(longest_side=side).points(corridor).points[0]
         assert torch.allclose(points[..., 0], -points[..., 0].flip(1), atol=1e-6)
@@ -117,11 +129,11 @@ def test_frames_without_a_pose_see_nothing(corridor: SceneView) -> None:
     assert SpaceAwareSampler(DatasetDepth(), "stop", cache=None).select(fewer, 8) == [0, 3, 4]
 
 
-def test_scenes_that_lack_what_is_needed_say_so(corridor: SceneView) -> None:
+def test_missing_depth_or_cameras_are_errors(corridor: SceneView) -> None:
     sampler = SpaceAwareSampler(DatasetDepth(), cache=None)
-    with pytest.raises(ValueError, match="clip.mp4: no depth came with it.*VGGTPoints"):
+    with pytest.raises(ValueError, match="clip.mp4: the scene has no depth: .*PredictedPoints"):
         sampler(SceneView(corridor.video, corridor.world_to_camera, corridor.K_normalized), 4)
-    with pytest.raises(ValueError, match="clip.mp4: no cameras came with it"):
+    with pytest.raises(ValueError, match="clip.mp4: the scene has no cameras"):
         sampler(SceneView(corridor.video, depth=corridor.depth), 4)
     for file in corridor.depth.iterdir():
         Image.fromarray(np.zeros((6, 8), np.uint16)).save(file)
@@ -129,7 +141,7 @@ def test_scenes_that_lack_what_is_needed_say_so(corridor: SceneView) -> None:
         sampler(corridor, 4)
 
 
-# ---- VGGT
+# ---- a geometry encoder
 
 
 @pytest.mark.parametrize(
@@ -140,31 +152,29 @@ def test_scenes_that_lack_what_is_needed_say_so(corridor: SceneView) -> None:
         ("load_mixed", [(480, 640), (300, 400), (360, 640)], [935, 936, 937]),
     ],
 )
-def test_golden_frames_for_vggt(case: str, sizes: list[tuple[int, int]], seeds: list[int]) -> None:
+def test_golden_images_of_the_encoder(case: str, sizes: list[tuple[int, int]], seeds: list[int]) -> None:
     tensors = load_file(GOLDEN / f"sa_sampling/{case}.safetensors")
     frames = [synth_video(seed, 1, *size)[0] for seed, size in zip(seeds, sizes, strict=True)]
-    images = vggt_images(frames)
+    images = encoder_images(frames)
     assert list(images.shape) == tensors["shape"].tolist()
     step = -(-images.shape[-1] // tensors["images_u8_strided"].shape[-1])
     strided = (images[..., ::step, ::step] * 255).round().to(torch.uint8)
     assert torch.equal(strided, tensors["images_u8_strided"])
 
 
-def vggt_points(tmp_path: Path, head: str = "point", dtype: str = "float32") -> VGGTPoints:
-    """VGGT's points by small random weights."""
-    weights = tmp_path / "model.safetensors"
-    weights.touch()
+def predicted_points(head: str = "point", dtype: str = "float32") -> PredictedPoints:
+    """Points of a VGGT with small random weights."""
     dense = {"dim_in": 128, "features": 16, "out_channels": [16, 16, 16, 16], "intermediate_layer_idx": [0, 1, 2, 3]}
     torch.manual_seed(0)
-    source = VGGTPoints(str(weights), head, device="cpu", dtype=dtype)
-    source._model = VGGT(
+    vggt = VGGT(
         {"img_size": 28, "embed_dim": 64, "depth": 4, "num_heads": 4, "patch_embed": "conv"},
         camera_head={"dim_in": 128},
         depth_head={**dense, "output_dim": 2, "activation": "exp"},
         point_head={**dense, "output_dim": 4, "activation": "inv_log"},
-    ).eval()
-    source._model.aggregator.to(getattr(torch, dtype))
-    return source
+    )
+    init_identity_pose(vggt.camera_head)
+    vggt.aggregator.to(getattr(torch, dtype))
+    return PredictedPoints(lambda: VGGTEncoder(vggt), head, device="cpu")
 
 
 def video_of(folder: Path, frames: torch.Tensor) -> Video:
@@ -175,8 +185,8 @@ def video_of(folder: Path, frames: torch.Tensor) -> Video:
 
 
 @pytest.mark.parametrize(("head", "dtype"), [("point", "float32"), ("point", "bfloat16"), ("depth", "float32")])
-def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
-    source = vggt_points(tmp_path, head, dtype)
+def test_predicted_points(head: str, dtype: str, tmp_path: Path) -> None:
+    source = predicted_points(head, dtype)
     video = video_of(tmp_path / "clip", synth_video(1, 3, 14, 259))
     maps = source.points(SceneView(video, frames=[0, 2]))
     assert maps.points.shape == (2, 28, 518, 3) and maps.points.isfinite().all() and maps.confidence.min() >= 1
@@ -184,12 +194,12 @@ def test_vggt_gives_points(head: str, dtype: str, tmp_path: Path) -> None:
     sampler = SpaceAwareSampler(Maps(maps.points, maps.confidence), cache=None)
     assert sampler(SceneView(video, frames=[0, 1]), 2) == [0, 1]
     with pytest.raises(InputError, match="nowhere is no local file or folder"):
-        VGGTPoints(str(tmp_path / "nowhere"))
+        PredictedPoints(lambda: PretrainedVGGT(str(tmp_path / "nowhere")))
 
 
-def test_vggts_cameras_of_portrait_frames_are_upright(tmp_path: Path) -> None:
-    """It sees them turned clockwise, so that what is up to it is left to them."""
-    source = vggt_points(tmp_path, "depth")
+def test_predicted_cameras_of_portrait_frames_are_upright(tmp_path: Path) -> None:
+    """The encoder gets them rotated clockwise, so that its up is their left."""
+    source = predicted_points("depth")
     frames = synth_video(1, 2, 518, 28)
     upright = source.points(SceneView(video_of(tmp_path / "portrait", frames)))
     lying = source.points(SceneView(video_of(tmp_path / "lying", frames.rot90(-1, (2, 3)))))
@@ -198,3 +208,58 @@ def test_vggts_cameras_of_portrait_frames_are_upright(tmp_path: Path) -> None:
         assert torch.equal(upright.world_to_camera[:, axis], sign * lying.world_to_camera[:, other])
     assert torch.equal(upright.K_normalized.diagonal(dim1=1, dim2=2), lying.K_normalized[:, [1, 0, 2], [1, 0, 2]])
     assert not torch.equal(upright.world_to_camera, lying.world_to_camera)
+
+
+class Plane(GeometryEncoder):
+    """An encoder of another kind: a plane 1 m ahead of cameras that move sideways, in patches of 16 pixels."""
+
+    patch_size, requires_frames, predicts_cameras, predicts_points = 16, True, True, True
+    files = ()
+
+    def __init__(self, step: float = 4.0) -> None:
+        super().__init__()
+        self.step = torch.nn.Parameter(torch.tensor(step))
+
+    def identity(self) -> dict[str, int]:
+        return {}
+
+    def forward(self, frames, given, *, tokens=True, cameras=True):
+        (images,) = frames
+        poses = torch.eye(4).repeat(len(images), 1, 1)
+        poses[:, 0, 3] = -self.step * (torch.arange(len(images)) // 2)
+        K = torch.eye(3).repeat(len(images), 1, 1)
+        depth = torch.ones(len(images), *images.shape[-2:])
+        depth[..., : images.shape[-1] // 2] = 1.5
+        points = unproject_depth(depth[..., None], poses, intrinsics_in_pixels(K, images.shape[-1], images.shape[-2]))
+        return [SceneGeometry(world_to_camera=poses, K_normalized=K, points=points, confidence=torch.ones_like(depth))]
+
+
+def test_another_encoder_serves_the_sampler(tmp_path: Path) -> None:
+    source = PredictedPoints(Plane, width=32)
+    scene = SceneView(video_of(tmp_path / "clip", synth_video(1, 6, 16, 32)))
+    assert source.points(scene).points.shape == (6, 16, 32, 3)
+    assert SpaceAwareSampler(source, "stop", cache=None).select(scene, 6) == [0, 2, 4]
+    still = SpaceAwareSampler(PredictedPoints(lambda: Plane(0.0), width=32), "stop", cache=None)
+    assert still.select(scene, 6) == [0]
+    for encoder, head in ((Plane, "depth"), (DatasetGeometry, "point")):
+        with pytest.raises(InputError, match=f"encoder {encoder.__name__} does not predict cameras and {head}"):
+            PredictedPoints(encoder, head)
+
+
+def test_keys_of_selections_depend_on_the_encoder_and_its_weights(tmp_path: Path) -> None:
+    weights, sizes = tmp_path / "model.safetensors", dict(embed_dim=16, num_heads=2, heads=("camera", "depth", "point"))
+    scene = SceneView(video_of(tmp_path / "clip", synth_video(1, 2, 28, 28)))
+
+    def key(**options: Any) -> str:
+        return SpaceAwareSampler(PredictedPoints(lambda: TinyVGGT(str(weights), **sizes), **options)).key(scene, 2)[0]
+
+    def write(seed: int) -> None:
+        save_file(TinyVGGT(seed=seed, **sizes).vggt.official_state_dict(), weights)
+
+    write(0)
+    first, other_head, other_width = key(), key(head="depth"), key(width=28)
+    assert first == key()
+    write(1)
+    assert len({first, other_head, other_width, key()}) == 4
+    in_memory = [PredictedPoints(lambda step=step: Plane(step)).identity() for step in (1.0, 1.0, 2.0)]
+    assert in_memory[0] == in_memory[1] != in_memory[2]

@@ -1,4 +1,4 @@
-"""Tiny VGGTs behind a cache, and what is asked of them."""
+"""Tiny VGGTs behind a cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_vggt(encoder: VGGTEncoder, path: Path) -> None:
 
 
 def frames(count: int = 3, height: int = 28, width: int = 42, seed: int = 0) -> Tensor:
-    """Those of a video: bytes / 255."""
+    """Frames of a video: bytes / 255."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, height, width), generator=generator) / 255
 
@@ -38,7 +38,7 @@ def entries(encoder: CachedGeometry) -> list[Path]:
 
 
 def alter(path: Path, name: str) -> Path:
-    """One number of one tensor, in the middle of the file, by one unit in the last place; size and time as before."""
+    """Changes one number of a tensor by one unit in the last place; size and time of the file stay."""
     tensors, status = load_file(path), path.stat()
     changed = tensors[name].clone()
     changed.view(-1)[0] = torch.nextafter(changed.view(-1)[0], torch.tensor(torch.inf))

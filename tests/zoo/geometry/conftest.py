@@ -1,4 +1,4 @@
-"""One thread: these models are so small that threads waiting for each other would be most of the time. And a cache."""
+"""One thread, as synchronization would dominate for models this small; and a geometry cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cached(weights: Path, tmp_path: Path) -> Callable[..., CachedGeometry]:
-    """A new one each time it is called, as in another run, on the same folder."""
+    """Makes a new encoder at each call, as another run does, on one folder."""
 
     def new(path: Path = weights, layer: int = -1, **cache: object) -> CachedGeometry:
         keep = GeometryCache(str(tmp_path / "cache"), **cache)

@@ -15,7 +15,7 @@ from tests.golden.weights import init_
 from zoo.geometry.vggt import VGGT
 
 HERE = Path(__file__).parents[2] / "golden"
-GOLDEN = Path(os.environ.get("ZOO_GOLDEN", HERE))  # all golden cases where they are at hand; the small ones are here
+GOLDEN = Path(os.environ.get("ZOO_GOLDEN", HERE))  # all golden cases if available; the small ones are in the repository
 CASES = sorted(path.stem for path in (GOLDEN / "vggt").glob("*.safetensors"))
 HEADS = ("camera", "depth", "point")
 
@@ -35,7 +35,7 @@ def hash_model(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> VG
 
 
 def tiny_config(**aggregator: Any) -> dict[str, Any]:
-    """A conv VGGT of three layers with all heads, in a few milliseconds."""
+    """A small conv VGGT of three layers with all heads."""
     width = 32
     dense = {"dim_in": 2 * width, "features": 16, "out_channels": [8, 8, 8, 8]}
     dense["intermediate_layer_idx"] = [0, 1, 1, 2]

@@ -1,4 +1,4 @@
-"""The geometry cache: the same again, and nothing stale."""
+"""The geometry cache: equal results, and no stale entries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.zoo.geometry.official import hash_model, tiny_config
 from zoo.geometry import CachedGeometry, GeometryCache, TinyVGGT, VGGTEncoder
 from zoo.geometry.cache import pack, unpack
 
-# ---- the same again -----------------------------------------------------------------------------------------
+# ---- equal results -----------------------------------------------------------------------------------------
 
 
-def test_what_is_read_is_what_was_made(cached, weights: Path) -> None:
+def test_read_entries_equal_computed_ones(cached, weights: Path) -> None:
     scenes = frames(3), frames(2, seed=1), frames(4, 28, 28, seed=2)
     first, second = cached(), cached()
     made, read = ask(first, *scenes), ask(second, *scenes)
@@ -30,7 +30,7 @@ def test_what_is_read_is_what_was_made(cached, weights: Path) -> None:
     assert not same(*made[:2])
 
 
-def test_tokens_and_cameras_are_found_out_apart(cached) -> None:
+def test_tokens_and_cameras_are_separate_entries(cached) -> None:
     encoder = cached()
     (tokens,) = ask(encoder, frames(), cameras=False)
     assert tokens.world_to_camera is None and encoder.num_computed == 1
@@ -41,7 +41,7 @@ def test_tokens_and_cameras_are_found_out_apart(cached) -> None:
     assert ask(encoder) == []  # a batch of text
 
 
-def test_depth_comes_with_the_cameras(tmp_path: Path) -> None:
+def test_depth_is_kept_with_the_cameras(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     heads = {"heads": ("camera", "depth"), "features": 8}
     save_vggt(TinyVGGT(**SIZES, **heads), path)
@@ -60,7 +60,7 @@ def test_depth_comes_with_the_cameras(tmp_path: Path) -> None:
     assert without.depth is None and [encoder.num_computed for encoder in encoders] == [1, 1, 0]
 
 
-def test_only_what_is_missing_is_asked_for(cached) -> None:
+def test_only_missing_entries_are_computed(cached) -> None:
     encoder = cached()
     ask(encoder, frames(seed=0), frames(seed=1))
     asked = []
@@ -69,7 +69,7 @@ def test_only_what_is_missing_is_asked_for(cached) -> None:
     assert asked == [1] and same(again[0], ask(cached(), frames(seed=1))[0])
 
 
-def test_float8_is_near_and_half_as_large(cached) -> None:
+def test_float8_has_a_bounded_error_and_half_the_size(cached) -> None:
     tokens = torch.randn(3, 2, 5, 64) * torch.logspace(-3, 3, 30).view(3, 2, 5, 1)
     tokens[0, 0, 0] = 0
     packed = pack({"patches": tokens}, "float8")
@@ -77,7 +77,7 @@ def test_float8_is_near_and_half_as_large(cached) -> None:
     scale = tokens.abs().amax(-1, keepdim=True) / 448
     bound = tokens.abs() * (2**-4 + 2**-8) + scale * 2**-9  # half a unit of e4m3, one of bfloat16; the smallest step
     assert ((back - tokens).abs() <= bound).all()
-    assert not ((back - tokens).abs() <= bound / 4).all()  # the bound is no formality
+    assert not ((back - tokens).abs() <= bound / 4).all()  # the bound is tight
     poses = torch.randn(3, 4, 4)
     assert torch.equal(unpack(pack({"world_to_camera": poses}, "float8"))["world_to_camera"], poses)
     half, whole = (
@@ -88,7 +88,7 @@ def test_float8_is_near_and_half_as_large(cached) -> None:
     assert same(*ask(first, frames()), *ask(second, frames())) and second.num_computed == 0
 
 
-# ---- nothing stale ------------------------------------------------------------------------------------------
+# ---- no stale entries ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_float8_is_near_and_half_as_large(cached) -> None:
     ],
     ids=["weights", "layer", "dtype", "order", "fewer frames", "crop", "size", "a pixel", "no bytes"],
 )
-def test_what_differs_is_found_out_anew(cached, weights: Path, other) -> None:
+def test_another_key_is_computed_again(cached, weights: Path, other) -> None:
     ask(cached(), frames())
     encoder, scene = other(cached, weights)
     ask(encoder, scene)
     assert encoder.num_computed == 1
 
 
-def test_what_is_the_same_is_found(cached, weights: Path, tmp_path: Path) -> None:
+def test_equal_weights_and_frames_share_an_entry(cached, weights: Path, tmp_path: Path) -> None:
     ask(cached(), frames())
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(weights.read_bytes())
@@ -124,7 +124,7 @@ def test_what_is_the_same_is_found(cached, weights: Path, tmp_path: Path) -> Non
         assert encoder.num_computed == 0
 
 
-def test_weights_in_memory_are_known_by_their_numbers(tmp_path: Path) -> None:
+def test_weights_in_memory_are_identified_by_their_values(tmp_path: Path) -> None:
     cache = GeometryCache(str(tmp_path))
     vggt = hash_model(tiny_config())
     encoders = [CachedGeometry(lambda: VGGTEncoder(vggt), cache) for _ in range(2)]
@@ -137,7 +137,7 @@ def test_weights_in_memory_are_known_by_their_numbers(tmp_path: Path) -> None:
     assert changed.num_computed == 1
 
 
-def test_weights_from_a_file_that_changed_in_memory_are_no_longer_the_files(weights: Path, tmp_path: Path) -> None:
+def test_weights_modified_in_memory_differ_from_their_file(weights: Path, tmp_path: Path) -> None:
     cache, trained = GeometryCache(str(tmp_path / "cache")), TinyVGGT(str(weights), **SIZES)
     with torch.no_grad():
         trained.vggt.aggregator.camera_token.add_(1)

@@ -1,4 +1,4 @@
-"""The files of the geometry cache: nothing damaged, nothing lost, and never more than asked for."""
+"""The files of the geometry cache: damage, interrupted writes, and the limit on the size."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from tests.zoo.geometry.caching import ask, entries, frames, same
+from zoo.atomic_io import PARTIAL
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
 from zoo.geometry import cache as on_disk
-from zoo.geometry.cache import PARTIAL, pack
+from zoo.geometry.cache import pack
 
 FORK = multiprocessing.get_context("fork")
 
 
-# ---- nothing damaged, nothing lost --------------------------------------------------------------------------
+# ---- damage and interrupted writes --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ FORK = multiprocessing.get_context("fork")
     ],
     ids=["a byte short", "half", "a stump", "empty", "a bit", "zeros", "longer", "noise"],
 )
-def test_a_damaged_entry_is_made_again(cached, damage) -> None:
+def test_a_damaged_entry_is_computed_again(cached, damage) -> None:
     (expected,) = ask(cached(), frames(), cameras=False)
     (path,) = entries(cached())
     whole = path.read_bytes()
@@ -46,16 +47,34 @@ def test_a_damaged_entry_is_made_again(cached, damage) -> None:
     assert encoder.num_computed == 1 and same(again, expected) and path.read_bytes() == whole
 
 
-def test_killed_while_writing(cached, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However a process ends, an entry is there whole or not at all, and what was written before stays."""
+def test_a_killed_process_leaves_no_partial_entry(cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries are whole or absent, whenever the process is killed."""
 
-    def slowly(path: Path, content: bytes) -> None:
-        with path.open("wb", buffering=0) as file:
+    opened = Path.open
+
+    class Slow:
+        """A file that is written in small pieces."""
+
+        def __init__(self, path: Path) -> None:
+            self.file = opened(path, "wb", buffering=0)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, content: bytes) -> None:
             for start in range(0, len(content), 1 << 18):
-                file.write(content[start : start + (1 << 18)])
+                self.file.write(content[start : start + (1 << 18)])
                 time.sleep(0.001)
 
-    monkeypatch.setattr(Path, "write_bytes", slowly)
+        def flush(self) -> None: ...
+
+        def fileno(self) -> int:
+            return self.file.fileno()
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Slow(path))
     cache = GeometryCache(cached().folder)
     packed = pack({"patches": torch.randn(8, 64, 64, 64)}, "bfloat16")
 
@@ -81,7 +100,7 @@ def test_killed_while_writing(cached, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(cache.path.glob(f"*{PARTIAL}"))
 
 
-def test_two_processes_fill_one_folder(cached) -> None:
+def test_two_processes_share_a_folder(cached) -> None:
     scenes = [frames(seed=seed) for seed in range(6)]
     barrier, results = FORK.Barrier(2), FORK.SimpleQueue()
 
@@ -107,13 +126,13 @@ def test_two_processes_fill_one_folder(cached) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_a_run_goes_on_where_nothing_can_be_written(cached, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_run_continues_if_entries_cannot_be_written(cached, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     (before,) = ask(cached(), frames())
 
     def refuse(path: Path, content: bytes) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(on_disk, "write_whole", refuse)
+    monkeypatch.setattr(on_disk, "replace_file", refuse)
     encoder = cached()
     with pytest.warns(UserWarning, match=f"geometry can't be kept \\({os.strerror(code)}"):
         (found,) = ask(encoder, frames(seed=1))
@@ -124,7 +143,7 @@ def test_a_run_goes_on_where_nothing_can_be_written(cached, monkeypatch: pytest.
 # ---- the limit ----------------------------------------------------------------------------------------------
 
 
-def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_entry_is_evicted(tmp_path: Path) -> None:
     packed = pack({"patches": torch.randn(1, 10, 10, 500)}, "bfloat16")
     cache = GeometryCache(str(tmp_path), max_size_gb=350_000 / 1e9)  # three of 100 kB
     names = "abcde"
@@ -152,8 +171,8 @@ def test_what_was_not_read_for_longest_goes_first(tmp_path: Path) -> None:
         GeometryCache(max_size_gb=0.0)
 
 
-def test_the_folder_is_never_over_its_limit(tmp_path: Path) -> None:
-    """Entries far smaller than the limit: not every one is followed by a look at the folder."""
+def test_the_folder_never_exceeds_its_limit(tmp_path: Path) -> None:
+    """With entries far smaller than the limit the folder is not measured after each one."""
     packed = pack({"patches": torch.randn(1, 1, 1, 500)}, "bfloat16")
     limit = 200_000
     cache, looks, most = GeometryCache(str(tmp_path), max_size_gb=limit / 1e9), 0, 0

@@ -1,4 +1,4 @@
-"""Models whose geometry is cached: the same answers, and no VGGT where all is there."""
+"""Models with cached geometry: equal outputs, and no encoder in memory if all entries exist."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from callbacks.settings import differences, settings_of
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
-from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM
+from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, SpatialVLM
 from zoo.checkpoints import export_model
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetGeometry, GeometryCache, TinyVGGT
 from zoo.geometry.vggt.aggregator import Aggregator
-from zoo.tasks import VideoQATask
 
 
-def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> VideoQATask:
+def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> SpatialVLM:
     """One of `asking.MODELS`. Its weights are the same with and without a cache, and its geometry matters."""
     model = asking.build(name, geometry=lambda: TinyVGGT(str(weights), **SIZES), geometry_cache=cache)
     generator = torch.Generator().manual_seed(2)
@@ -31,18 +30,18 @@ def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> Vi
         if parameter.ndim == 2 and not part.startswith("geometry."):
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
     if cache is None:
-        model.model.geometry = TinyVGGT(str(weights), **SIZES).requires_grad_(False)
+        model.geometry = TinyVGGT(str(weights), **SIZES).requires_grad_(False)
     return model
 
 
-def logits_of(model: VideoQATask, *scenes: LoadedScene) -> Tensor:
+def logits_of(model: SpatialVLM, *scenes: LoadedScene) -> Tensor:
     batch = asking.batch(model, *scenes)
     inputs = model.encode_scenes(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
     with torch.no_grad():
-        return model.model.backbone.vlm(**inputs, use_cache=False).logits
+        return model.qwen(**inputs, use_cache=False).logits
 
 
-def test_logits_with_and_without(weights: Path, tmp_path: Path) -> None:
+def test_logits_with_and_without_a_cache(weights: Path, tmp_path: Path) -> None:
     one, other = asking.scene("one"), asking.scene("other", seed=1)
     plain = logits_of(model_of("AddFusion", weights), one)
     spread = plain.std()
@@ -56,8 +55,8 @@ def test_logits_with_and_without(weights: Path, tmp_path: Path) -> None:
     swapped = asking.scene("swapped")
     swapped.frames = other.frames
     model = model_of("AddFusion", weights)
-    tokens = model.model.geometry([each.float() / 255 for each in (one.frames, other.frames)], [None] * 2)
-    model.model.geometry.forward = lambda *_, **__: [tokens[1]]  # the 3D tokens of another scene
+    tokens = model.geometry([each.float() / 255 for each in (one.frames, other.frames)], [None] * 2)
+    model.geometry.forward = lambda *_, **__: [tokens[1]]  # the 3D tokens of another scene
     assert (logits_of(model, one) - plain).square().mean().sqrt() / spread > 0.2
 
 
@@ -66,13 +65,13 @@ def test_cameras_of_a_cache_are_exact(weights: Path, tmp_path: Path) -> None:
     models = [model_of("PRoPE by VGGT's cameras", weights, each) for each in (None, cache, cache)]
     plain, made, read = (logits_of(model, scene) for model in models)
     assert torch.equal(plain, made) and torch.equal(plain, read)
-    assert [model.model.geometry.num_computed for model in models[1:]] == [1, 0]
+    assert [model.geometry.num_computed for model in models[1:]] == [1, 0]
 
 
-# ---- no VGGT where all is there -----------------------------------------------------------------------------
+# ---- nothing is loaded -----------------------------------------------------------------------------
 
 
-def test_nothing_is_loaded_or_read_where_all_is_there(cached, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_weights_are_read_if_all_entries_exist(cached, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built, hashed = [], []
     digest, build = hashlib.file_digest, TinyVGGT.__init__
     monkeypatch.setattr(hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
@@ -92,18 +91,16 @@ def test_nothing_is_loaded_or_read_where_all_is_there(cached, weights: Path, mon
     assert built == ["meta", "cpu"]
 
 
-def test_a_model_is_the_same_whether_its_encoder_is_loaded_or_not(weights: Path, tmp_path: Path) -> None:
+def test_the_state_does_not_depend_on_the_encoder_being_loaded(weights: Path, tmp_path: Path) -> None:
     model = model_of("AddFusion", weights, GeometryCache(str(tmp_path / "cache")))
     names = list(model.state_dict())
     with torch.inference_mode():
         model.predict_batch(asking.batch(model, asking.scene("one")))
-    assert model.model.geometry.num_computed == 1 and list(model.state_dict()) == names
+    assert model.geometry.num_computed == 1 and list(model.state_dict()) == names
     assert not any(name.startswith("geometry.") for name in names)
     loss = model.train().loss(asking.batch(model, asking.scene("other", seed=1), training=True))
     loss.backward()
-    assert model.model.geometry.num_computed == 2 and all(
-        p.grad is None for p in model.model.geometry.encoder().parameters()
-    )
+    assert model.geometry.num_computed == 2 and all(p.grad is None for p in model.geometry.encoder().parameters())
     plain = model_of("AddFusion", weights)
     assert model.trained_names() == plain.trained_names()
     (
@@ -114,8 +111,8 @@ def test_a_model_is_the_same_whether_its_encoder_is_loaded_or_not(weights: Path,
     )
 
 
-def test_answers_of_another_vggt_are_told_apart_though_it_is_not_loaded(weights: Path, tmp_path: Path) -> None:
-    """A test that was broken off goes on with the same weights only."""
+def test_settings_of_a_test_contain_the_weights_of_the_encoder(weights: Path, tmp_path: Path) -> None:
+    """An interrupted test is resumed with the same weights only."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     cache = GeometryCache(str(tmp_path / "cache"))
 
@@ -136,7 +133,7 @@ def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
         export_model(model, tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert written[0] == written[1] and any("safetensors" in name for name in written[0])
-    # the VGGT of a release is found before anything else of it is loaded
+    # the VGGT of a release is available before the rest of it is loaded
     backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
     encoder = CachedGeometry(backbone.geometry, GeometryCache(str(tmp_path / "cache")))
     encoder.enable_camera_head()
@@ -144,11 +141,11 @@ def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
     assert found.world_to_camera is not None and len(encoder.files) == 3
 
 
-def test_what_cant_be_kept_is_said(weights: Path, tmp_path: Path) -> None:
+def test_encoders_that_cannot_be_cached_are_refused(weights: Path, tmp_path: Path) -> None:
     cache = GeometryCache(str(tmp_path))
     with pytest.raises(InputError, match="DatasetGeometry has nothing that a cache would save"):
         CachedGeometry(DatasetGeometry, cache)
-    with pytest.raises(InputError, match="geometry_cache: say with --model.model.geometry"):
+    with pytest.raises(InputError, match="no geometry encoder: set --model.geometry, or leave"):
         CachedGeometry(lambda: None, cache)
     with pytest.raises(InputError, match="learning_rates.geometry trains what --model.geometry_cache keeps"):
         SpatialMLLM(lambda: TinyVGGT(**SIZES), learning_rates=LearningRates(geometry=1e-5), geometry_cache=cache)

@@ -1,4 +1,4 @@
-"""Tokens of given cameras and depth: against a slow reference, whatever the world, and what is refused."""
+"""Tokens of the dataset's cameras and depth: a slow reference, invariances, and errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def some_depth(seed: int = 0) -> Tensor:
     return 1 + torch.rand(3, HEIGHT, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-# ---- what the tokens are ----------------------------------------------------------------------------------
+# ---- tokens ----------------------------------------------------------------------------------
 
 
 def test_every_channel_against_a_slow_reference() -> None:
@@ -72,7 +72,7 @@ def test_every_channel_against_a_slow_reference() -> None:
     assert not found.patches[1, 0, 1, 6:].any() and found.patches[1, 0, 1, :6].any()
 
 
-def test_points_project_into_the_middle_of_their_patches() -> None:
+def test_points_project_to_the_centers_of_their_patches() -> None:
     found = encode(scene(random_poses(3), some_depth()))
     points = found.patches[..., 6:9].flatten(1, 2)
     pixels, in_camera = project_points(points, found.world_to_camera, K_PX)
@@ -82,8 +82,8 @@ def test_points_project_into_the_middle_of_their_patches() -> None:
     assert not torch.allclose(wrong[1:], centers.expand(2, 6, 2), atol=1.0)
 
 
-def test_rays_that_meet_show_it() -> None:
-    """(d1, m1) and (d2, m2) meet if d1 m2 + d2 m1 = 0: the rays of one camera all do, those of two don't."""
+def test_rays_of_one_camera_intersect() -> None:
+    """Lines (d1, m1) and (d2, m2) intersect if d1 m2 + d2 m1 = 0; those of two cameras here do not."""
     rays = encode(scene(random_poses(3))).patches[..., :6].flatten(1, 2)
     d, m = rays[..., :3], rays[..., 3:]
     assert (d[1] @ m[1].T + m[1] @ d[1].T).abs().max() < 1e-9
@@ -94,7 +94,7 @@ def test_rays_that_meet_show_it() -> None:
 # ---- the world --------------------------------------------------------------------------------------------
 
 
-def test_the_world_of_the_data_does_not_show() -> None:
+def test_tokens_are_invariant_to_the_world_frame() -> None:
     poses, depth = random_poses(3), some_depth()
     (move,) = random_poses(1, seed=5)
     first, other = encode(scene(poses, depth)), encode(scene(poses @ move, depth))
@@ -108,7 +108,7 @@ def test_the_world_of_the_data_does_not_show() -> None:
     assert not torch.allclose(encode(scene(scaled)).patches, encode(scene(poses)).patches, atol=1e-2)  # meters do
 
 
-def test_a_world_that_is_far_away_costs_no_digits() -> None:
+def test_a_distant_origin_costs_no_precision() -> None:
     near = random_poses(3)
     far = torch.eye(4, dtype=torch.float64)
     far[:3, 3] = torch.tensor([1e5, -2e5, 3e4])
@@ -119,7 +119,7 @@ def test_a_world_that_is_far_away_costs_no_digits() -> None:
     assert (naive.double() - a.world_to_camera).abs().max() > 1e-3
 
 
-def test_frames_without_a_camera_say_nothing_and_are_not_the_world() -> None:
+def test_frames_without_a_camera_have_zero_tokens() -> None:
     poses, has_camera = random_poses(3), torch.tensor([False, True, True])
     found = encode(scene(poses, some_depth(), has_camera))
     assert not found.patches[0].any() and not found.camera_tokens[0].any()
@@ -145,7 +145,7 @@ def test_without_depth() -> None:
 
 
 @pytest.mark.parametrize("present", [None, torch.tensor([False, True, True])])
-def test_in_units_of_the_scene_a_larger_one_looks_the_same(present: Tensor | None) -> None:
+def test_the_unit_scene_makes_tokens_scale_invariant(present: Tensor | None) -> None:
     poses, depth = random_poses(3), some_depth()
     larger = poses.clone()
     larger[:, :3, 3] *= 7
@@ -160,8 +160,8 @@ def test_in_units_of_the_scene_a_larger_one_looks_the_same(present: Tensor | Non
     assert (encode(one).patches - encode(other).patches).abs().max() > 1
 
 
-def test_a_unit_needs_depth() -> None:
-    with pytest.raises(InputError, match="scene 0 of the batch comes without depth, which --model.geometry.unit"):
+def test_the_unit_scene_requires_depth() -> None:
+    with pytest.raises(InputError, match="scene 0 of the batch has no depth, which --model.geometry.unit"):
         encode(scene(random_poses(3)), unit="scene")
     with pytest.raises(InputError, match="set --model.geometry.depth true"):
         DatasetGeometry(depth=False, unit="scene")
@@ -190,11 +190,11 @@ def test_scenes_of_different_lengths_and_sizes() -> None:
     "given", [None, SceneGeometry(), scene(random_poses(3), has_camera=torch.zeros(3, dtype=torch.bool))]
 )
 def test_scenes_without_cameras_are_refused(given: SceneGeometry | None) -> None:
-    with pytest.raises(InputError, match="^scene 1 of the batch comes without cameras: put .*cameras.json"):
+    with pytest.raises(InputError, match="^scene 1 of the batch has no cameras: put .*cameras.json.*predicts them"):
         DatasetGeometry()([FRAMES, FRAMES], [scene(random_poses(3)), given])
 
 
-def test_bad_shapes() -> None:
+def test_bad_shapes_are_errors() -> None:
     with pytest.raises(InputError, match="frames of 42 x 30 pixels"):
         DatasetGeometry()([torch.zeros(3, 3, 30, 42)], [scene(random_poses(3))])
     with pytest.raises(ValueError, match="2 cameras for 3 frames"):

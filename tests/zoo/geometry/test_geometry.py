@@ -1,4 +1,4 @@
-"""Pose encodings and projection: golden numbers, inverses, and conventions that must not be mixed up."""
+"""Pose encodings and projection: golden cases, inverses, and conventions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_projection_and_inverse(case: tuple) -> None:
 # ---- properties -------------------------------------------------------------------------------------------
 
 
-def test_unprojected_pixels_project_to_where_they_came_from(case: tuple) -> None:
+def test_projection_inverts_unprojection(case: tuple) -> None:
     _, t = case
     pose, K_px = square(t["depth_extrinsics"]).double(), t["depth_intrinsics"].double()
     pose[:, :3, :3] = nearest_rotation(pose[:, :3, :3])  # a float32 rotation has no exact inverse in R^T
@@ -95,7 +95,7 @@ def test_unprojected_pixels_project_to_where_they_came_from(case: tuple) -> None
     assert torch.allclose(in_camera[..., 2:], depth.flatten(1, 2), atol=1e-12)
 
 
-def test_a_quaternions_length_and_sign_dont_matter() -> None:
+def test_rotations_ignore_a_quaternions_length_and_sign() -> None:
     quaternion = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     R = quaternion_to_rotation(quaternion)
     assert torch.allclose(R @ R.mT, torch.eye(3, dtype=R.dtype).expand_as(R), atol=1e-12)
@@ -122,7 +122,7 @@ def test_a_field_of_view_of_zero_is_an_infinite_focal_length() -> None:
         Cameras(pose[None, None], K_px[None, None])
 
 
-def test_autocast_leaves_geometry_alone(case: tuple) -> None:
+def test_autocast_does_not_change_geometry(case: tuple) -> None:
     size, t = case
     pose, K_px = square(t["depth_extrinsics"]), t["depth_intrinsics"]
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Pretraining: it learns the rooms it sees, and leaves weights that a fused model loads."""
+"""VGGT pretraining: it overfits rooms, and writes weights that `TinyVGGT` loads."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def loader(batches: list[dict[str, Any]]) -> DataLoader:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def test_it_learns_what_it_sees_and_leaves_weights_to_load(
+def test_it_overfits_a_scene_and_writes_its_weights(
     rooms: list[Scene], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     seen = batch(rooms[:1], frames=(0, 8, 20))
@@ -97,7 +97,7 @@ def test_it_learns_what_it_sees_and_leaves_weights_to_load(
     assert "depth_head.norm.weight" in load_file(tmp_path / "model.safetensors")
 
 
-def test_scenes_of_different_lengths_count_by_scene(rooms: list[Scene]) -> None:
+def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
     pretraining = model(dense_frames=4)  # all: a draw would differ
     pretraining.log = pretraining.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     long, short = batch(rooms[:2]), batch(rooms[2:3], frames=(5, 9))
@@ -122,10 +122,10 @@ def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
     assert torch.equal(other.geometry.vggt.aggregator.camera_token, pretraining.geometry.vggt.aggregator.camera_token)
 
 
-def test_refusals(rooms: list[Scene]) -> None:
+def test_bad_options_and_scenes_are_errors(rooms: list[Scene]) -> None:
     with pytest.raises(InputError, match="learning_rates.geometry"):
         VGGTPretraining(learning_rates=LearningRates())
-    with pytest.raises(InputError, match="without heads"):
+    with pytest.raises(InputError, match="without heads can't be trained"):
         VGGTPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
     with pytest.raises(InputError, match="dense_frames 0"):
         model(dense_frames=0)

@@ -1,4 +1,4 @@
-"""VGGT: only what is asked for, scenes apart, precision, bad input; attention against a slow reference."""
+"""VGGT: computation on demand, independence of scenes, precision, errors; attention against a slow reference."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def calls(model: VGGT, **kwargs: object) -> dict[str, int]:
     return count
 
 
-# ---- only what is asked for -------------------------------------------------------------------------------
+# ---- on demand -------------------------------------------------------------------------------
 
 
-def test_only_what_is_asked_for_is_computed(model: VGGT) -> None:
+def test_only_requested_outputs_are_computed(model: VGGT) -> None:
     assert calls(model, layers=(0,), heads=()) == dict(frame=1, depth=0, point=0, camera=0) | {"global": 1}
     assert calls(model, layers=(1, -3), heads=())["global"] == 2
     assert calls(model, layers=(), heads=()) == dict.fromkeys(("frame", "global", "camera", "depth", "point"), 0)
     assert calls(model, layers=(0,), heads=("camera",)) == dict(frame=3, depth=0, point=0, camera=1) | {"global": 3}
 
 
-def test_only_what_is_asked_for_comes_out_and_is_the_same(model: VGGT) -> None:
+def test_requested_outputs_do_not_depend_on_the_others(model: VGGT) -> None:
     images = tiny_images()
     everything = model(images, layers=(0, 1, 2), heads=HEADS)
     some = model(images, layers=(-1, 0), heads=("depth",))
@@ -65,7 +65,7 @@ def alive(shape: tuple[int, ...]) -> int:
 
 
 @pytest.mark.parametrize("depth", [3, 9])
-def test_what_was_not_asked_for_is_not_kept(depth: int) -> None:
+def test_other_outputs_are_not_kept_in_memory(depth: int) -> None:
     """However deep it is: the tokens of a block or two, and the outputs that were asked for."""
     model = VGGT(tiny_config(depth=depth)["aggregator"]).requires_grad_(False)
     images, tokens, found = tiny_images(2, 3, 28, 56), 5 + 8, {"tokens": 0, "outputs": 0}
@@ -104,7 +104,7 @@ def test_dense_maps_of_some_frames_only(model: VGGT) -> None:
 # ---- scenes and frames ------------------------------------------------------------------------------------
 
 
-def test_scenes_of_a_batch_dont_see_each_other(model: VGGT) -> None:
+def test_scenes_of_a_batch_are_independent(model: VGGT) -> None:
     images = tiny_images(2, 3)
     both = model(images, heads=HEADS)
     for i in range(2):
@@ -113,7 +113,7 @@ def test_scenes_of_a_batch_dont_see_each_other(model: VGGT) -> None:
         assert torch.allclose(both.points[i], alone.points[0], atol=1e-5)
 
 
-def test_frames_of_a_scene_see_each_other(model: VGGT) -> None:
+def test_frames_of_a_scene_attend_to_each_other(model: VGGT) -> None:
     images = tiny_images(1, 3)
     other = images.clone()
     other[0, 2] = 1 - other[0, 2]
@@ -121,7 +121,7 @@ def test_frames_of_a_scene_see_each_other(model: VGGT) -> None:
     assert (first[0, 0] - second[0, 0]).abs().max() > 1e-3
 
 
-def test_later_frames_are_a_set_and_the_first_is_not(model: VGGT) -> None:
+def test_only_the_first_frame_depends_on_the_order(model: VGGT) -> None:
     images = tiny_images(1, 4)
     tokens = model(images).tokens[-1]
     later = model(images[:, [0, 3, 1, 2]]).tokens[-1]
@@ -239,7 +239,7 @@ def test_attention_equals_a_slow_reference(with_rope: bool) -> None:
     assert not torch.allclose(out, reference_attention(attention, x, shifted), atol=1e-4)
 
 
-def test_rope_leaves_special_tokens_and_depends_on_differences() -> None:
+def test_rope_is_the_identity_on_special_tokens_and_relative_on_patches() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64).expand(-1, 1, 1, 5 + 12, 16)
     rotations = patch_rotations(3, 4, 5, 16, 100.0, q.device)
     assert torch.equal(rotate(q, rotations)[:, :, :5], q[:, :, :5])
@@ -290,7 +290,7 @@ def test_heads_ignore_autocast(model: VGGT) -> None:
     assert expected.dtype == torch.float32
 
 
-def test_gradients_reach_every_parameter_but_the_masks() -> None:
+def test_gradients_reach_every_parameter() -> None:
     model = hash_model(tiny_config())
     output = model(tiny_images(1, 3), heads=HEADS)
     (output.pose_enc_list.sum() + output.points.sum() + output.depth.sum() + output.depth_conf.sum()).backward()
@@ -303,8 +303,8 @@ def test_gradients_reach_every_parameter_but_the_masks() -> None:
 @pytest.mark.parametrize(
     ("images", "kwargs", "message"),
     [
-        (tiny_images(height=30), {}, "multiples of 14 pixels, got 30 x 42"),
-        (tiny_images(width=41), {}, "multiples of 14 pixels, got 28 x 41"),
+        (tiny_images(height=30), {}, "42 x 30 pixels: .*multiples of 14"),
+        (tiny_images(width=41), {}, "41 x 28 pixels: .*multiples of 14"),
         (255 * tiny_images(), {}, "in 0..1, got values up to .*: divide by 255"),
         (tiny_images(), {"layers": (3,)}, "no layer 3: the aggregator has 3"),
         (tiny_images(), {"heads": ("normals",)}, "unknown head 'normals'"),
@@ -315,7 +315,7 @@ def test_bad_input(model: VGGT, images: Tensor, kwargs: dict, message: str) -> N
         model(images, **kwargs)
 
 
-def test_a_head_that_was_not_built() -> None:
+def test_a_missing_head_is_an_error() -> None:
     config = tiny_config()
     del config["depth_head"]
     with pytest.raises(ValueError, match="built without its depth head: add depth_head"):
@@ -335,7 +335,7 @@ def test_bad_configs(aggregator: dict, message: str) -> None:
         VGGT(**tiny_config(**aggregator))
 
 
-def test_a_fresh_model_has_blocks_of_small_effect_and_finite_outputs() -> None:
+def test_layer_scale_starts_at_a_hundredth() -> None:
     torch.manual_seed(0)
     model = VGGT(**tiny_config())
     gammas = [p.detach() for name, p in model.named_parameters() if name.endswith("gamma")]

@@ -1,4 +1,4 @@
-"""VGGT as a geometry encoder: equal to VGGT itself, scenes apart, nothing computed in vain, sound cameras."""
+"""VGGT as a geometry encoder: equal to VGGT, batched by shape, computed on demand, with valid cameras."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def encode(encoder: VGGTEncoder, frames: list[Tensor], **kwargs: bool) -> list[S
     return encoder(frames, [None] * len(frames), **kwargs)
 
 
-# ---- the same as VGGT -------------------------------------------------------------------------------------
+# ---- equal to VGGT -------------------------------------------------------------------------------------
 
 
-def test_tokens_and_cameras_are_vggts(encoder: VGGTEncoder) -> None:
+def test_tokens_and_cameras_equal_vggts(encoder: VGGTEncoder) -> None:
     (frames,) = scenes((3, 28, 42))
     (scene,) = encode(encoder, [frames])
     expected = encoder.vggt(frames[None])
@@ -89,10 +89,10 @@ def test_shapes_on_the_meta_device() -> None:
     assert scene.patches.shape == (2, 2, 3, 64) and scene.world_to_camera.shape == (2, 4, 4)
 
 
-# ---- nothing in vain --------------------------------------------------------------------------------------
+# ---- on demand --------------------------------------------------------------------------------------
 
 
-def test_only_what_is_asked_for_is_computed(encoder: VGGTEncoder) -> None:
+def test_only_requested_outputs_are_computed(encoder: VGGTEncoder) -> None:
     ran: set[str] = set()
     parts = {"head": encoder.vggt.camera_head, "last": encoder.vggt.aggregator.global_blocks[2]}
     for name, module in parts.items():
@@ -113,10 +113,10 @@ def test_a_frozen_encoder_keeps_no_graph(encoder: VGGTEncoder) -> None:
         assert not encode(encoder, frames)[0].patches.requires_grad
 
 
-# ---- cameras that mean nothing ----------------------------------------------------------------------------
+# ---- invalid cameras ----------------------------------------------------------------------------
 
 
-def test_cameras_without_a_meaning_are_identities_and_marked() -> None:
+def test_invalid_cameras_are_masked_identities() -> None:
     sound = [0.1, 0.2, 0.3, 0.0, 0.6, 0.0, 0.8, 1.0, 1.2]
     rows = [list(sound) for _ in range(6)]
     rows[1][7] = 0.0  # infinite focal length
@@ -131,10 +131,10 @@ def test_cameras_without_a_meaning_are_identities_and_marked() -> None:
     (poses.sum() + K.sum()).backward()
     assert pose_enc.grad.isfinite().all() and pose_enc.grad[0, 0].abs().min() >= 0 and pose_enc.grad[0, 0].any()
     _, K_px = pose_encoding_to_cameras(pose_enc.detach(), (28, 42))
-    assert K_px[0, 1].isinf().any()  # what would have gone on without it
+    assert K_px[0, 1].isinf().any()  # the control: infinite without the mask
 
 
-def test_a_head_that_answers_zero_gives_no_camera(encoder: VGGTEncoder) -> None:
+def test_a_pose_encoding_of_zeros_is_no_camera(encoder: VGGTEncoder) -> None:
     with torch.no_grad():
         encoder.vggt.camera_head.pose_branch.fc2.weight.zero_()
         encoder.vggt.camera_head.pose_branch.fc2.bias.zero_()
@@ -155,7 +155,7 @@ def test_bfloat16_trunk_gives_float32_cameras(encoder: VGGTEncoder) -> None:
 # ---- weights ----------------------------------------------------------------------------------------------
 
 
-def test_a_camera_head_is_loaded_if_cameras_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_camera_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     config["camera_head"] = {"dim_in": 64}  # VGGT-1B's but for the width
     monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
@@ -179,10 +179,9 @@ def test_a_camera_head_is_loaded_if_cameras_are_wanted(tmp_path: Path, monkeypat
         TinyVGGT(embed_dim=16, num_heads=2, heads=()).enable_camera_head()
 
 
-def test_a_depth_head_is_loaded_if_depth_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_depth_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
-    for module in ("vggt.model", "vggt_encoder"):
-        monkeypatch.setattr(f"zoo.geometry.{module}.VGGT_1B", config)
+    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
     config["camera_head"] = {"dim_in": 64}
     save_file(hash_weights(config), tmp_path / "model.safetensors")
     encoder, frames = PretrainedVGGT(str(tmp_path)), scenes((2, 28, 28))
@@ -220,7 +219,7 @@ def test_tiny_weights_come_from_a_seed_or_a_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_tiny_one_begins_with_unturned_cameras_that_it_can_learn_from(seed: int) -> None:
+def test_tiny_vggt_starts_at_identity_rotations_with_gradients(seed: int) -> None:
     vggt = TinyVGGT(seed=seed, embed_dim=64).vggt
     pose_enc = vggt(tiny_images(1, 3, 28, 28, seed=seed), layers=()).pose_enc
     assert torch.allclose(pose_enc, pose_enc.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]).expand_as(pose_enc), atol=0.35)
@@ -253,11 +252,11 @@ def test_released_weights_are_vggt_1b(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("height", "width", "remedy"), [(30, 42, "42 x 28"), (28, 40, "42 x 28"), (10, 28, "28 x 14")])
-def test_sides_that_are_no_multiples_of_14(encoder: VGGTEncoder, height: int, width: int, remedy: str) -> None:
+def test_sides_must_be_multiples_of_14(encoder: VGGTEncoder, height: int, width: int, remedy: str) -> None:
     with pytest.raises(InputError, match=f"^frames of {width} x {height} pixels.* multiples of 14.*to {remedy}$"):
         encode(encoder, scenes((2, 28, 28), (1, height, width)))
 
 
-def test_a_layer_that_is_not_there(encoder: VGGTEncoder) -> None:
+def test_an_unknown_layer_is_an_error(encoder: VGGTEncoder) -> None:
     with pytest.raises(InputError, match="layer 3: this VGGT has layers 0 to 2"):
         VGGTEncoder(encoder.vggt, layer=3)

@@ -1,4 +1,4 @@
-"""VGGT against the numbers of the official code, and changes that those numbers must catch."""
+"""VGGT against golden cases of the official code, and changes that they must detect."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_float64_stays_float64(case: str) -> None:
     assert found and max(found.values()) < 0.1, found
 
 
-# ---- what the golden cases must catch ---------------------------------------------------------------------
+# ---- what the golden cases must detect ---------------------------------------------------------------------
 
 
 def other_rope_base(model: VGGT) -> None:
@@ -100,7 +100,7 @@ CHANGES: dict[str, tuple[Callable[[VGGT], None], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_caught(change: str) -> None:
+def test_a_change_is_detected(change: str) -> None:
     meta, t = load_case("conv_s2_56x84")
     model = hash_model(meta["config"])
     apply, where = CHANGES[change]
@@ -108,7 +108,7 @@ def test_a_change_is_caught(change: str) -> None:
     assert errors(run(model, t), t)[where] > 3
 
 
-def test_a_skip_of_x_instead_of_relu_x_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skip_of_x_instead_of_relu_x_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     meta, t = load_case("conv_s2_56x84")
     model = hash_model(meta["config"])
 
@@ -120,7 +120,7 @@ def test_a_skip_of_x_instead_of_relu_x_is_caught(monkeypatch: pytest.MonkeyPatch
     assert found["depth"] > 100 and found["points"] > 100
 
 
-def test_a_position_table_left_alone_is_caught() -> None:
+def test_position_embeddings_without_interpolation_are_detected() -> None:
     meta, t = load_case("dino56_samecount_s1_28x112")
     model = hash_model(meta["config"])
     embeddings = model.aggregator.patch_embed.embeddings

@@ -1,4 +1,4 @@
-"""VGGT's targets and losses against slow references, and what they must not depend on."""
+"""VGGT's targets and losses: slow references and invariances."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_targets_against_a_slow_reference() -> None:
     assert torch.allclose(truth.pose_enc[0, :, 7:], torch.tensor(fov).expand(3, 2), atol=1e-6)
 
 
-def test_targets_know_neither_the_world_nor_the_meter() -> None:
+def test_targets_are_invariant_to_world_and_unit() -> None:
     first = targets([scene()])
     for other in (targets([scene(unit=3.7)]), targets([scene(move=random_poses(9, 1)[0])])):
         for name in ("pose_enc", "depth", "points"):
@@ -84,7 +84,7 @@ def test_targets_know_neither_the_world_nor_the_meter() -> None:
     assert not torch.allclose(first.points, targets([stretched]).points, atol=1e-2)
 
 
-def test_scenes_dont_share_their_unit() -> None:
+def test_each_scene_has_its_own_unit() -> None:
     both = targets([scene(0), scene(1, unit=5)])
     for i, alone in enumerate((targets([scene(0)]), targets([scene(1, unit=5)]))):
         assert torch.allclose(both.points[i], alone.points[0], atol=1e-6)
@@ -92,7 +92,7 @@ def test_scenes_dont_share_their_unit() -> None:
     assert torch.allclose(mean, torch.ones(2), atol=1e-5)
 
 
-def test_what_cant_be_learned_from_is_refused() -> None:
+def test_incomplete_scenes_are_errors() -> None:
     bare, blind, lost = scene(), scene(), scene()
     bare.depth = None
     blind.depth = blind.depth * 0
@@ -105,7 +105,7 @@ def test_what_cant_be_learned_from_is_refused() -> None:
 # ---- losses -----------------------------------------------------------------------------------------------
 
 
-def test_the_truth_has_no_loss_and_no_error() -> None:
+def test_the_ground_truth_has_zero_loss_and_error() -> None:
     truth = targets([scene(), scene(1)])
     found = losses(perfect(truth), truth)
     assert set(found) == {"camera", "depth", "points"} and all(abs(float(loss)) < 1e-5 for loss in found.values())
@@ -141,7 +141,7 @@ def test_dense_loss_against_a_slow_reference() -> None:
     assert not torch.allclose(dense_loss(values, confidence, truth, torch.ones_like(known)), expected)
 
 
-def test_confidence_settles_at_alpha_over_the_error() -> None:
+def test_the_optimal_confidence_is_alpha_over_the_error() -> None:
     truth = torch.zeros(1, 1, 4, 4, 1)
     for error, settled in ((0.1, ALPHA / 0.1), (0.05, ALPHA / 0.05)):
         confidence = torch.full((1, 1, 4, 4), settled, requires_grad=True)
@@ -193,7 +193,7 @@ def test_a_single_frame_has_no_pose_error() -> None:
     assert losses(perfect(truth), truth)["camera"].isfinite()
 
 
-def test_who_has_not_looked_is_off_by_what_there_is_to_see() -> None:
+def test_errors_of_the_constant_baseline() -> None:
     truth = targets([scene(), scene(1)])
     found = errors(constant_baseline(truth), truth)
     R = quaternion_to_rotation(truth.pose_enc[..., 3:7])

@@ -26,7 +26,7 @@ def manifest() -> dict[str, Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def test_vggt_1b_accounts_for_every_name(manifest: dict[str, Tensor]) -> None:
+def test_vggt_1b_has_every_official_tensor(manifest: dict[str, Tensor]) -> None:
     assert sum(tensor.numel() for tensor in manifest.values()) == 1_256_537_516
     model = VGGT.from_official(VGGT_1B, manifest)  # raises for anything missing, unexpected or misshapen
     tracker = {name for name in manifest if name.startswith("track_head.")}
@@ -75,7 +75,7 @@ def test_weights_are_copied_and_keep_their_dtype() -> None:
     assert official["aggregator.camera_token"].abs().max() > 0
 
 
-def test_heads_that_the_config_leaves_out_are_skipped() -> None:
+def test_heads_missing_in_the_config_are_not_loaded() -> None:
     official = hash_weights(tiny_config())
     config = {"aggregator": tiny_config()["aggregator"]}
     trunk = VGGT.from_official(config, official)
@@ -136,7 +136,7 @@ def test_a_hub_id(tiny_1b: dict[str, Tensor], tmp_path: Path, monkeypatch: pytes
     assert asked == [("facebook/VGGT-1B", ["model.safetensors"])]
 
 
-def test_files_that_wont_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_files_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.pt").write_bytes(b"pickle")
     for path in (tmp_path, tmp_path / "model.pt"):
         with pytest.raises(InputError, match="neither a .safetensors file nor a folder"):

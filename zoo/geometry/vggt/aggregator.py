@@ -1,4 +1,4 @@
-"""The trunk of VGGT: attention within each frame and over all frames, in turns."""
+"""The trunk of VGGT: alternating attention within each frame and over all frames."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Aggregator(nn.Module):
-    """Frames to tokens that know of each other. Section 3.2 of arXiv 2503.11651.
+    """Alternating-attention transformer over the frames of a scene (section 3.2 of arXiv 2503.11651).
 
-    Each frame has a camera token, some registers, and its patches. The first frame's camera token and
-    registers are parameters of their own: they mark the frame whose camera is the world.
+    Each frame has a camera token, registers, and its patches. The first frame has its own camera token and registers,
+    which mark it as the world.
 
     Args:
-        img_size: side in pixels of the square image whose patches DINOv2's position table has.
+        img_size: side in pixels of the square image that DINOv2's position embeddings were made for.
         patch_size: in pixels; the sides of an image must be multiples of it.
         embed_dim: width C of the tokens; a layer's output has 2C.
-        depth: layers; each is a frame block and a global block.
-        num_heads: of the attention; a head's channels must be a multiple of 4.
+        depth: number of layers; each is a frame block and a global block.
+        num_heads: of the attention; the channels of a head must be a multiple of 4.
         mlp_ratio: hidden width of the MLPs over C.
-        num_register_tokens: registers of a frame, and of DINOv2, which has as many of its own.
-        patch_embed: `conv` or the name of a DINOv2, see `build_patch_embed`.
+        num_register_tokens: registers per frame; DINOv2 has as many of its own.
+        patch_embed: `conv` or the name of a DINOv2 model, see `build_patch_embed`.
         rope_freq: base of RoPE's frequencies.
     """
 
@@ -56,7 +56,7 @@ class Aggregator(nn.Module):
         self.rope_freq = rope_freq
         self.patch_start = 1 + num_register_tokens
         self.patch_embed = build_patch_embed(patch_embed, img_size, patch_size, embed_dim, num_register_tokens)
-        # index 0 is the first frame's, 1 all others'
+        # index 0 is for the first frame, 1 for all others
         self.camera_token = nn.Parameter(1e-6 * torch.randn(1, 2, 1, embed_dim))
         self.register_token = nn.Parameter(1e-6 * torch.randn(1, 2, num_register_tokens, embed_dim))
         blocks = [Block(embed_dim, num_heads, mlp_ratio, qk_norm=True) for _ in range(2 * depth)]
@@ -66,12 +66,12 @@ class Aggregator(nn.Module):
     def forward(
         self, images: Float[Tensor, "B S 3 H W"], layers: Collection[int]
     ) -> dict[int, Float[Tensor, "B S P D"]]:
-        """The outputs of some layers: of the frame block, then of the global block, on the channels (D = 2C).
+        """Computes the outputs of layers: those of the frame and the global block, concatenated (D = 2C).
 
-        Nothing after the last of `layers` is computed, and no other output is kept.
+        No layer after the last of `layers` is computed, and no other output is kept.
 
         Args:
-            images: in 0..1; normalized here.
+            images: RGB in 0..1; normalized here.
             layers: indices from 0 to depth - 1.
 
         Returns:
@@ -104,7 +104,7 @@ class Aggregator(nn.Module):
 
 
 def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
-    """By ImageNet's mean and standard deviation of the channels."""
+    """Normalizes by ImageNet's mean and standard deviation per channel."""
     mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
     std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
     return (images - mean) / std

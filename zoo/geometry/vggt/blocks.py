@@ -1,4 +1,4 @@
-"""The transformer block that the aggregator and the camera head are made of. Names are the official ones."""
+"""The transformer block of the aggregator and the camera head, with the official parameter names."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from zoo.geometry.vggt.rope import rotate
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention by SDPA, which takes flash attention where the device and dtype allow it.
+    """Multi-head self-attention by scaled_dot_product_attention.
 
     Args:
         dim: width of the tokens.
-        num_heads: divides dim.
+        num_heads: a divisor of dim.
         qk_norm: LayerNorm over each head's channels of queries and keys, before RoPE.
     """
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"the width {dim} can't be divided among {num_heads} heads")
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm: nn.Module = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
@@ -32,11 +32,12 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
     ) -> Float[Tensor, "B N C"]:
+        """Attends over N tokens; `rotations` of `patch_rotations` are applied to queries and keys."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
-        # one dtype: under autocast LayerNorm returns float32; contiguous: SDPA is faster so on a CPU
+        # one dtype: under autocast LayerNorm returns float32; contiguous: SDPA is faster with it on a CPU
         out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v.contiguous())
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -50,17 +51,19 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, out)
 
     def forward(self, x: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch D"]:
+        """Maps each token."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class LayerScale(nn.Module):
-    """Adds a residual branch with a learned factor a channel (Touvron et al. 2021, arXiv 2103.17239)."""
+    """Adds a residual branch with one learned factor per channel (Touvron et al. 2021, arXiv 2103.17239)."""
 
     def __init__(self, dim: int, initial: float = 0.01) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), initial))
 
     def forward(self, x: Float[Tensor, "*batch C"], branch: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
+        """Computes x + gamma * branch."""
         return torch.addcmul(x, branch, self.gamma)
 
 
@@ -79,5 +82,6 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
     ) -> Float[Tensor, "B N C"]:
+        """Attention, then MLP, each with a residual connection."""
         x = self.ls1(x, self.attn(self.norm1(x), rotations))
         return self.ls2(x, self.mlp(self.norm2(x)))

@@ -1,4 +1,4 @@
-"""Camera tokens to pose encodings, refined in a few steps."""
+"""Camera tokens to pose encodings, by iterative refinement."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ ENCODING = 9  # see pose_encoding.py
 
 
 class CameraHead(nn.Module):
-    """Section 3.3 of arXiv 2503.11651: a step sees the encoding so far by adaptive LayerNorm and adds to it.
+    """Iterative pose refinement (section 3.3 of arXiv 2503.11651).
+
+    Each step is conditioned on the current encoding by adaptive LayerNorm and predicts an update.
 
     Args:
         dim_in: width of the aggregator's outputs.
-        trunk_depth: blocks that the camera tokens of a scene attend to each other in.
+        trunk_depth: number of self-attention blocks over the camera tokens of a scene.
         num_heads: of these blocks.
         mlp_ratio: hidden width of their MLPs over dim_in.
     """
@@ -35,19 +37,19 @@ class CameraHead(nn.Module):
         self.pose_branch = MLP(dim_in, dim_in // 2, ENCODING)
 
     def forward(self, tokens: Float[Tensor, "B S D"], steps: int = 4) -> Float[Tensor, "steps B S 9"]:
-        """The pose encoding after each step, float32 or better; the last is the answer.
+        """The pose encoding after each step, float32 or better; the last is the prediction.
 
-        Gradients don't flow from a step into the one before it. The field of view is cut off below 0, but the
-        next step sees it uncut.
+        No gradient flows from a step to the one before it. The field of view is clamped at 0 in the output, and
+        unclamped in the input of the next step, as in the official code.
         """
         camera = self.token_norm(tokens)
         encoding = None
-        answers = []
+        encodings = []
         for _ in range(steps):
-            seen = self.empty_pose_tokens if encoding is None else encoding.detach().to(camera.dtype)
-            shift, scale, gate = self.poseLN_modulation(self.embed_pose(seen)).chunk(3, -1)
+            previous = self.empty_pose_tokens if encoding is None else encoding.detach().to(camera.dtype)
+            shift, scale, gate = self.poseLN_modulation(self.embed_pose(previous)).chunk(3, -1)
             modulated = gate * (self.adaln_norm(camera) * (1 + scale) + shift)
             update = to_float32(self.pose_branch(self.trunk_norm(self.trunk(modulated + camera))))
             encoding = update if encoding is None else encoding.detach() + update
-            answers.append(torch.cat((encoding[..., :7], F.relu(encoding[..., 7:])), -1))
-        return torch.stack(answers)
+            encodings.append(torch.cat((encoding[..., :7], F.relu(encoding[..., 7:])), -1))
+        return torch.stack(encodings)

@@ -1,4 +1,4 @@
-"""Tokens to dense maps: depth or points, with a confidence."""
+"""Dense prediction head: tokens to depth or points, with a confidence."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ POSITION_SCALE = 0.1
 
 
 class DPTHead(nn.Module):
-    """DPT (Ranftl et al. 2021, arXiv 2103.13413) as VGGT has it. Names are the official ones.
+    """DPT head (Ranftl et al. 2021, arXiv 2103.13413) of VGGT, with the official parameter names.
 
-    Four layers' tokens become maps at 4, 2, 1 and 1/2 times the patch grid, which are merged from the
-    coarsest to the finest.
+    The tokens of four layers become maps at 4, 2, 1 and 1/2 times the resolution of the patch grid, which are merged
+    from coarse to fine.
 
     Args:
         dim_in: width of the tokens.
-        output_dim: channels of the result, and one for the confidence.
+        output_dim: channels of the result, plus one for the confidence.
         activation: `exp` (depth), or `inv_log`: sign(x) (e^|x| - 1) (points).
         conf_activation: `expp1`: 1 + e^x.
         patch_size: in pixels.
         features: width of the merged maps.
         out_channels: widths of the four maps.
-        intermediate_layer_idx: the aggregator's layers that they come from, counted from the end where negative.
+        intermediate_layer_idx: the layers of the aggregator, counted from the end where negative.
     """
 
     def __init__(
@@ -64,12 +64,15 @@ class DPTHead(nn.Module):
     def forward(
         self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int
     ) -> tuple[Float[Tensor, "N H W C"], Float[Tensor, "N H W"]]:
-        """Maps of N frames in the size of the images, float32 or better, and their confidence, above 1.
+        """Predicts maps for N frames in float32 or better.
 
         Args:
             tokens: patch tokens of the four `layers`.
             height: of the images in pixels.
             width: of the images in pixels.
+
+        Returns:
+            Values in the size of the images, and their confidence, above 1.
         """
         chunks = zip(*(layer.split(FRAMES_AT_A_TIME) for layer in tokens), strict=True)
         out = torch.cat([self._maps(chunk, height, width) for chunk in chunks])
@@ -88,7 +91,7 @@ class DPTHead(nn.Module):
 
 
 class Scratch(nn.Module):
-    """Merges the four maps from coarse to fine; called so in the official checkpoints."""
+    """Merges the four maps from coarse to fine; the name is that of the official checkpoints."""
 
     def __init__(self, features: int, output_dim: int, in_channels: Sequence[int]) -> None:
         super().__init__()
@@ -101,6 +104,7 @@ class Scratch(nn.Module):
         )
 
     def merge(self, maps: Sequence[Float[Tensor, "N _ _ _"]]) -> Float[Tensor, "N features _ _"]:
+        """Merges maps, the finest first, into one of twice the finest size."""
         levels = [self.get_submodule(f"layer{level}_rn")(x) for level, x in enumerate(maps, 1)]
         out = None
         for level in range(len(levels), 0, -1):
@@ -111,7 +115,7 @@ class Scratch(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """The coarser map plus a refined lateral one, refined and brought to the next size."""
+    """Adds a refined lateral map to the coarser one, refines the sum and resizes it."""
 
     def __init__(self, features: int, lateral: bool) -> None:
         super().__init__()
@@ -126,16 +130,17 @@ class FusionBlock(nn.Module):
         lateral: Float[Tensor, "N features h w"],
         size: tuple[int, int],
     ) -> Float[Tensor, "N features H W"]:
+        """Merges two maps; without a coarser one only the lateral map is refined."""
         x = lateral if coarser is None else coarser + self.resConfUnit1(lateral)
-        # a pointwise convolution and an interpolation commute: before it, there are fewer pixels to compute
+        # a pointwise convolution commutes with interpolation, and is cheaper before it
         return upsample(self.out_conv(self.resConfUnit2(x)), size)
 
 
 class ResidualUnit(nn.Module):
-    """Two convolutions and a skip, which adds relu(x) and not x.
+    """Two convolutions with a skip connection that adds relu(x), not x.
 
-    The official unit applies its ReLU in place, so that x is overwritten before it is added; the released
-    weights were trained with that.
+    The official unit applies its ReLU in place, which overwrites x before it is added; the released weights were
+    trained with that.
     """
 
     def __init__(self, features: int) -> None:
@@ -144,17 +149,18 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        """Refines a map."""
         x = F.relu(x)
         return self.conv2(F.relu(self.conv1(x))) + x
 
 
 def upsample(x: Float[Tensor, "N C h w"], size: tuple[int, int]) -> Float[Tensor, "N C H W"]:
-    """Bilinear, with the corner pixels' centers kept in the corners."""
+    """Bilinear interpolation with aligned corners."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def add_positions(x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
-    """x plus a tenth of a sinusoidal embedding of the pixel's place: its column on the first half.
+    """Adds 0.1 times a sinusoidal position embedding: of the column on the first half of the channels, then the row.
 
     Args:
         x: maps with a multiple of 4 channels.
@@ -166,7 +172,7 @@ def add_positions(x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "
     frequency = 100 ** (-torch.arange(quarter, dtype=torch.float64, device=x.device) / quarter)
 
     def embed(half_side: float, count: int) -> Tensor:
-        edge = half_side / diagonal * (count - 1) / count  # the center of the outermost pixel
+        edge = half_side / diagonal * (count - 1) / count  # center of the outermost pixel
         angle = frequency[:, None] * torch.linspace(-edge, edge, count, dtype=x.dtype, device=x.device)
         return POSITION_SCALE * torch.cat((angle.sin(), angle.cos())).to(x.dtype)
 

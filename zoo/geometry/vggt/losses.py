@@ -1,8 +1,7 @@
-"""What VGGT learns from: cameras, depth and points of scenes, and how far it is from them. Section 3.4 of arXiv
-2503.11651, without the tracks.
+"""VGGT's training targets, losses and errors (section 3.4 of arXiv 2503.11651, without tracks).
 
-Everything is in the frame of the first camera, and in units of the mean distance of the scene's points from it.
-So VGGT never learns how large a scene is, only its shape: meters are thrown away here, on purpose.
+Targets are in the frame of the first camera, in units of the mean distance of the scene's points from it. So VGGT
+learns the shape of a scene and not its size: the normalization drops meters on purpose.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from torch.nn import functional as F
 
 from zoo.cameras import intrinsics_in_pixels
 from zoo.geometry.base import SceneGeometry
-from zoo.geometry.projection import by_index, unproject_depth
+from zoo.geometry.projection import pixel_center_intrinsics, unproject_depth
 from zoo.geometry.vggt.model import VGGTOutput
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.poses import invert_se3, pose_distance
 
-ALPHA = 0.2  # the weight of the confidence's logarithm, as in DUSt3R (arXiv 2312.14132)
+ALPHA = 0.2  # weight of the log confidence, as in DUSt3R (arXiv 2312.14132)
 HUBER = 0.1  # radians, or units of the scene
-REFINEMENT_DECAY = 0.6  # an earlier step of the camera head counts so much less than the next
+REFINEMENT_DECAY = 0.6  # weight of a refinement step of the camera head relative to the next
 
 
 @dataclass(eq=False)
 class Targets:
-    """The truth about B scenes of S frames, normalized; see the module."""
+    """Ground truth of B scenes of S frames, normalized; see the module."""
 
     pose_enc: Float[Tensor, "B S 9"]
     depth: Float[Tensor, "B dense H W"]
@@ -37,16 +36,16 @@ class Targets:
     known: Bool[Tensor, "B dense H W"]
 
     def dense_of(self, frames: Sequence[int]) -> Targets:
-        """The same with the maps of some frames only."""
+        """Selects the frames of the dense maps."""
         each = list(frames)
         return Targets(self.pose_enc, self.depth[:, each], self.points[:, each], self.known[:, each])
 
 
 def targets(scenes: Sequence[SceneGeometry]) -> Targets:
-    """The targets of scenes of one shape, float32.
+    """Normalizes the dataset's geometry of scenes of one shape; float32.
 
     Raises:
-        ValueError: a scene without cameras or depth, a frame without a camera, a scene without a pixel of depth.
+        ValueError: A scene without cameras or depth, a frame without a camera, a scene whose depth is empty.
     """
     for scene in scenes:
         if scene.world_to_camera is None or scene.K_normalized is None or scene.depth is None:
@@ -59,7 +58,7 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
     height, width = depth.shape[-2:]
     poses = poses @ invert_se3(poses[:, :1])
     K_px = intrinsics_in_pixels(K, width, height)
-    points = unproject_depth(depth[..., None], poses.float(), by_index(K_px).float())
+    points = unproject_depth(depth[..., None], poses.float(), pixel_center_intrinsics(K_px).float())
 
     known = depth > 0
     count = known.flatten(1).sum(1)
@@ -76,7 +75,7 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
 
 
 def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, ""]]:
-    """The loss of each head whose output is there; their sum is VGGT's."""
+    """The loss of each head with an output; their sum is VGGT's loss."""
     found: dict[str, Tensor] = {}
     if output.pose_enc_list is not None:
         found["camera"] = camera_loss(output.pose_enc_list, truth.pose_enc)
@@ -88,7 +87,7 @@ def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, ""]]:
 
 
 def camera_loss(steps: Float[Tensor, "steps B S 9"], truth: Float[Tensor, "B S 9"]) -> Float[Tensor, ""]:
-    """Huber loss of the pose encodings' nine numbers; of the refinement steps, later ones count more."""
+    """Huber loss of the pose encodings, with larger weights for later refinement steps."""
     weights = REFINEMENT_DECAY ** torch.arange(len(steps) - 1, -1, -1, device=steps.device)
     off = F.huber_loss(steps, truth.expand_as(steps), reduction="none", delta=HUBER) / HUBER  # slope 1 far away
     each = off.sum(-1).mean((1, 2))
@@ -101,10 +100,10 @@ def dense_loss(
     truth: Float[Tensor, "B S H W C"],
     known: Bool[Tensor, "B S H W"],
 ) -> Float[Tensor, ""]:
-    """Confidence times the distance, and times that of the differences of neighbors, minus alpha log confidence.
+    """Confidence-weighted distance of values and of their spatial gradients, minus alpha log confidence.
 
-    Each term is a mean over the pixels with a known value (for differences: with two). Being unsure lowers the first
-    terms and costs the last: aleatoric uncertainty, Kendall & Gal 2017, arXiv 1703.04977.
+    Each term is a mean over the pixels with a known value (for gradients: of both neighbors). Confidence models
+    aleatoric uncertainty (Kendall & Gal 2017, arXiv 1703.04977).
     """
     loss = _mean(confidence * (values - truth).norm(dim=-1) - ALPHA * confidence.log(), known)
     for axis in (2, 3):
@@ -120,11 +119,12 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
 
 
 def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]:
-    """How far off each scene is, in numbers with a meaning.
+    """Errors of each scene, of the heads with an output.
 
-    rotation_deg: the angle between found and true rotation relative to the first frame, the mean over the others.
-    center: the distance of found and true camera center, likewise, in units of the points' mean distance.
-    depth_relative: |found - true| / true, the mean over the pixels.
+    Returns:
+        rotation_deg: angle between predicted and true rotation relative to the first frame, mean over the others.
+        center: distance of predicted and true camera center, likewise, in units of the points' mean distance.
+        depth_relative: |predicted - true| / true, mean over the known pixels.
     """
     found: dict[str, Tensor] = {}
     height, width = truth.depth.shape[-2:]
@@ -141,12 +141,9 @@ def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
 
 
 def constant_baseline(truth: Targets) -> VGGTOutput:
-    """The answer of one who hasn't looked: a camera that stays where it is, and one depth everywhere, the true median.
-
-    Its `errors` are what those of a model are to be held against.
-    """
+    """A baseline for `errors` that ignores the frames: a static camera, and the median of the true depth everywhere."""
     still = torch.zeros_like(truth.pose_enc)
-    still[..., 6] = 1  # the real part of a quaternion
+    still[..., 6] = 1  # w of the quaternion
     still[..., 7:] = truth.pose_enc[..., 7:]
     median = truth.depth[truth.known].median()
     return VGGTOutput({}, 0, pose_enc=still, depth=torch.full_like(truth.depth, float(median))[..., None])

@@ -1,4 +1,4 @@
-"""VGGT as one module: the aggregator, and the heads that were asked for."""
+"""VGGT as one module: the aggregator and its heads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.errors import InputError
+from zoo.geometry.base import check_size
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
-from zoo.geometry.vggt.official import find_weights, load_official, official_state_dict
+from zoo.geometry.vggt.official import current_names, find_weights, official_name, official_state_dict
 from zoo.precision import full_precision
-from zoo.weights import SafetensorsFile, files_of
+from zoo.weights import PrefixView, SafetensorsFile, files_of, full_name, load_into, source_path
 
 HEADS = ("camera", "depth", "point")
 BRIGHTEST = 2.0  # images are in 0..1, and resizing overshoots a little
-NOT_BUILT = "track_head."  # the point tracker: not part of this project, skipped on purpose
+NOT_BUILT = "track_head."  # the point tracker is not part of this project
 VGGT_1B: dict[str, dict[str, Any]] = {  # facebook/VGGT-1B; everything else is a default
     "aggregator": {"img_size": 518, "patch_size": 14, "embed_dim": 1024},
     "camera_head": {"dim_in": 2048},
@@ -31,16 +33,16 @@ VGGT_1B: dict[str, dict[str, Any]] = {  # facebook/VGGT-1B; everything else is a
 
 @dataclass(eq=False)
 class VGGTOutput:
-    """What VGGT says of B scenes of S frames; None where a head wasn't asked for.
+    """The outputs of VGGT for B scenes of S frames; None for heads that were not asked for.
 
     Attributes:
-        tokens: outputs of the layers, by the index that was asked for; camera token, registers, patches.
+        tokens: outputs of the layers, by the index asked for; camera token, registers, patches.
         patch_start: number of tokens before the patches.
         pose_enc: cameras, see `pose_encoding_to_cameras`.
         pose_enc_list: the same after each refinement step; the last is `pose_enc`.
         depth: along the camera's z axis, in the scene's own scale, above 0.
         depth_conf: confidence, above 1.
-        points: in the frame of the first camera.
+        points: in the frame of the first camera, in the same scale.
         points_conf: confidence, above 1.
     """
 
@@ -60,15 +62,27 @@ class VGGT(nn.Module):
     Args:
         aggregator: arguments of `Aggregator`.
         camera_head: arguments of `CameraHead`; None builds no such head.
-        depth_head: arguments of `DPTHead`.
-        point_head: arguments of `DPTHead`.
+        depth_head: arguments of `DPTHead`; None builds no such head.
+        point_head: arguments of `DPTHead`; None builds no such head.
 
     Attributes:
         config: the arguments.
-        files: that the weights were read from, if they were.
+        files: that the weights were read from, if any.
 
     Raises:
-        ValueError: a dense head that reads a layer which isn't there.
+        ValueError: A dense head that uses a layer which the aggregator does not have.
+
+    Example:
+        >>> import torch
+        >>> config = {
+        ...     "aggregator": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_embed": "conv"},
+        ...     "camera_head": {"dim_in": 64, "num_heads": 2},
+        ... }
+        >>> official = VGGT(**config).official_state_dict()
+        >>> vggt = VGGT.from_official(config, official)
+        >>> output = vggt(torch.rand(1, 3, 3, 28, 42), layers=(-1,), heads=("camera",))
+        >>> output.tokens[-1].shape, output.pose_enc.shape  # 5 special tokens and 2 x 3 patches per frame
+        (torch.Size([1, 3, 11, 64]), torch.Size([1, 3, 9]))
     """
 
     def __init__(
@@ -98,23 +112,25 @@ class VGGT(nn.Module):
     def from_official(
         cls, config: dict[str, Any], state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None
     ) -> VGGT:
-        """The model with official weights, on their device; under `torch.device("meta")` its shapes alone, checked.
+        """Builds the model with official weights, on their device.
+
+        Under `torch.device("meta")` only names and shapes are checked.
 
         Args:
             config: arguments of the official modules: {"aggregator": {...}, "camera_head": {...}, ...}.
-            state_dict: tensors by official names. Those of heads that the config leaves out, and of the
-                tracker, are skipped.
+            state_dict: tensors by official names. Those of the tracker, and of heads that the config leaves out, are
+                ignored.
             dtype: of the result; None is that of the weights.
 
         Raises:
-            InputError: tensors that are missing, unexpected or misshapen, by name.
+            InputError: Tensors that are missing, unexpected or misshapen, by name.
         """
         first = next(iter(state_dict.values()), torch.empty(0))
         device = "meta" if torch.get_default_device().type == "meta" else first.device
-        return cls._filled(config, state_dict, dtype or first.dtype, dtype or first.dtype, torch.device(device))
+        return cls._load(config, state_dict, dtype or first.dtype, dtype or first.dtype, torch.device(device))
 
     @classmethod
-    def _filled(
+    def _load(
         cls,
         config: dict[str, Any],
         tensors: Mapping[str, Tensor],
@@ -122,14 +138,20 @@ class VGGT(nn.Module):
         heads: torch.dtype,
         device: torch.device,
     ) -> VGGT:
-        """The model in these dtypes, which takes no more memory on the way than when it is done."""
-        with torch.device("meta"):
+        with torch.device("meta"):  # so that loading takes no more memory than the model
             model = cls(**config).to(heads)
         model.aggregator.to(trunk)
         model.to_empty(device=device)
         model.files = files_of(tensors)
-        left_out = tuple(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None)
-        load_official(model, tensors, skip=(NOT_BUILT, *left_out))
+        skip = (NOT_BUILT, *(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None))
+        load_into(
+            model.state_dict(),
+            tensors,
+            what="VGGT",
+            current_names=current_names,
+            official_name=official_name,
+            skip=skip,
+        )
         return model
 
     @classmethod
@@ -139,26 +161,50 @@ class VGGT(nn.Module):
         heads: Collection[str] = ("camera",),
         dtype: torch.dtype = torch.float32,
     ) -> VGGT:
-        """VGGT-1B from a hub id, a folder with model.safetensors in it, or a .safetensors file.
+        """Loads VGGT-1B.
 
         Args:
-            path: where the weights are.
-            heads: those to build, any of "camera", "depth", "point"; the others aren't loaded.
+            path: a hub id, a folder with model.safetensors in it, or a .safetensors file.
+            heads: those to build, any of "camera", "depth", "point"; the others are not loaded.
             dtype: of the aggregator; the heads are float32, since poses in bfloat16 would be useless.
 
         Raises:
-            InputError: no such weights, or they don't fit.
+            InputError: There are no such weights, or they do not fit.
         """
         unknown = set(heads) - set(HEADS)
         if unknown:
             raise ValueError(f"unknown heads {sorted(unknown)}: choose from {', '.join(HEADS)}")
         names = ["aggregator", *(f"{head}_head" for head in HEADS if head in heads)]
-        config = {name: VGGT_1B[name] for name in names}
         tensors = SafetensorsFile(find_weights(path))
-        return cls._filled(config, tensors, dtype, torch.float32, torch.get_default_device())
+        default = torch.get_default_device()
+        return cls._load({name: VGGT_1B[name] for name in names}, tensors, dtype, torch.float32, default)
+
+    def load_head(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Adds one of VGGT-1B's heads, in float32.
+
+        Args:
+            name: "camera", "depth" or "point".
+            tensors: by official names; all others are ignored.
+
+        Raises:
+            InputError: The weights have no such head, or it does not fit.
+        """
+        weights = PrefixView(tensors, f"{name}_head.")
+        if not weights:
+            raise InputError(
+                f"{source_path(weights)}: no {name} head ({full_name(weights, '')}*): use the dataset's geometry, "
+                "--model.camera_source dataset"
+            )
+        config = VGGT_1B[f"{name}_head"] | {"dim_in": 2 * self.aggregator.embed_dim}
+        with torch.device("meta"):
+            head = CameraHead(**config) if name == "camera" else self._build_dense_head(config)
+        assert head is not None
+        head.to_empty(device=torch.get_default_device())
+        load_into(head.state_dict(), weights, what=f"{name} head of VGGT ({name}_head.*)")
+        setattr(self, f"{name}_head", head)
 
     def official_state_dict(self) -> dict[str, Tensor]:
-        """The inverse of `from_official`: tensors by official names."""
+        """The inverse of `from_official`: the tensors by official names."""
         return official_state_dict(self)
 
     def forward(
@@ -168,18 +214,18 @@ class VGGT(nn.Module):
         heads: Collection[str] = ("camera",),
         dense_frames: Sequence[int] | None = None,
     ) -> VGGTOutput:
-        """Only what is asked for is computed and kept.
+        """Computes only what is asked for.
 
         Args:
-            images: RGB in 0..1, not normalized; sides in multiples of the patch size. Frame 0 of a scene is
-                the one whose camera is the world.
+            images: RGB in 0..1, not normalized; sides in multiples of the patch size. The camera of frame 0 is the
+                world.
             layers: of the aggregator, counted from the end where negative.
             heads: any of "camera", "depth", "point".
-            dense_frames: those whose depth and points are wanted, in that order; None is all.
+            dense_frames: the frames of the depth and point maps, in this order; None is all.
 
         Raises:
-            ValueError: image sides that aren't multiples of the patch size, integer images, no such layer, a
-                head that the model hasn't got.
+            ValueError: Image sides that are not multiples of the patch size, integer images, an unknown layer, or a
+                head that the model does not have.
         """
         self._check(images, heads)
         depth = self.aggregator.depth
@@ -188,7 +234,7 @@ class VGGT(nn.Module):
         if "camera" in heads:
             needed.add(depth - 1)
         for head in {"depth", "point"} & set(heads):
-            needed.update(self._dense_head(head).layers)
+            needed.update(getattr(self, f"{head}_head").layers)
         outputs = self.aggregator(images, needed)
 
         result = VGGTOutput({layer: outputs[i] for layer, i in indices.items()}, self.aggregator.patch_start)
@@ -197,38 +243,26 @@ class VGGT(nn.Module):
                 camera = outputs[depth - 1][:, :, 0].to(self.camera_head.token_norm.weight.dtype)
                 result.pose_enc_list = self.camera_head(camera)
                 result.pose_enc = result.pose_enc_list[-1]
-            if "depth" in heads:
-                result.depth, result.depth_conf = self._dense("depth", outputs, images, dense_frames)
-            if "point" in heads:
-                result.points, result.points_conf = self._dense("point", outputs, images, dense_frames)
+            if "depth" in heads and self.depth_head is not None:
+                result.depth, result.depth_conf = self._dense(self.depth_head, outputs, images, dense_frames)
+            if "point" in heads and self.point_head is not None:
+                result.points, result.points_conf = self._dense(self.point_head, outputs, images, dense_frames)
         return result
 
-    def _dense_head(self, name: str) -> DPTHead:
-        head = self.depth_head if name == "depth" else self.point_head
-        assert head is not None  # _check has looked
-        return head
-
     def _dense(
-        self, name: str, outputs: dict[int, Tensor], images: Tensor, wanted: Sequence[int] | None
+        self, head: DPTHead, outputs: dict[int, Tensor], images: Tensor, dense_frames: Sequence[int] | None
     ) -> tuple[Tensor, Tensor]:
-        head = self._dense_head(name)
-        batch, frames, _, height, width = images.shape
-        each = slice(None) if wanted is None else list(wanted)
-        frames = frames if wanted is None else len(wanted)
+        batch, _, _, height, width = images.shape
+        frames = slice(None) if dense_frames is None else list(dense_frames)
         tokens = [
-            outputs[layer][:, each, self.aggregator.patch_start :].flatten(0, 1).to(head.norm.weight.dtype)
+            outputs[layer][:, frames, self.aggregator.patch_start :].flatten(0, 1).to(head.norm.weight.dtype)
             for layer in head.layers
         ]
         values, confidence = head(tokens, height, width)
-        return values.unflatten(0, (batch, frames)), confidence.unflatten(0, (batch, frames))
+        return values.unflatten(0, (batch, -1)), confidence.unflatten(0, (batch, -1))
 
     def _check(self, images: Tensor, heads: Collection[str]) -> None:
-        height, width = images.shape[-2:]
-        patch = self.aggregator.patch_size
-        if height % patch or width % patch or not (height and width):
-            raise ValueError(
-                f"VGGT needs image sides in multiples of {patch} pixels, got {height} x {width}: resize them"
-            )
+        check_size(images.shape[-2], images.shape[-1], self.aggregator.patch_size)
         if not images.is_floating_point():
             raise ValueError(f"VGGT needs images in 0..1, got {images.dtype}: divide by 255")
         if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
@@ -241,7 +275,11 @@ class VGGT(nn.Module):
 
 
 def layer_index(layer: int, depth: int) -> int:
-    """The layer counted from the front, which may be given from the end."""
+    """Converts a layer, counted from the end where negative, to an index from 0.
+
+    Raises:
+        ValueError: The aggregator has no such layer.
+    """
     if not -depth <= layer < depth:
         raise ValueError(f"there is no layer {layer}: the aggregator has {depth}")
     return layer % depth

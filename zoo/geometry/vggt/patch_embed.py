@@ -1,7 +1,7 @@
-"""Images to patch tokens: a DINOv2 with registers, or a plain convolution.
+"""Patch embedding: DINOv2 with registers, or a plain convolution.
 
-DINOv2 is transformers' own: it interpolates the position table as VGGT does (bicubic, antialiased, no offset,
-in float32; left alone only for a square image of the table's own size), with LayerNorm eps 1e-6.
+DINOv2 is transformers' own. It interpolates position embeddings as VGGT does: bicubic, antialiased, no offset, in
+float32, and not at all for a square image of the embeddings' own size; its LayerNorms have eps 1e-6.
 """
 
 from __future__ import annotations
@@ -18,37 +18,39 @@ DINOV2 = {  # name: width, layers, heads
 
 
 class DINOv2(Dinov2WithRegistersModel):
-    """DINOv2 with registers (arXiv 2309.16588): only the normalized patch tokens come out."""
+    """DINOv2 with registers (arXiv 2309.16588) that returns only the normalized patch tokens."""
 
     def forward(  # type: ignore[override]
         self, images: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, "N patches C"]:
+        """Embeds normalized images."""
         return super().forward(pixel_values=images).last_hidden_state[:, 1 + self.config.num_register_tokens :]
 
 
 class ConvPatchEmbed(nn.Module):
-    """A convolution whose kernel and stride are a patch; positions come from the aggregator's RoPE."""
+    """Convolution with the patch as kernel and stride; the aggregator's RoPE adds the positions."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N patches C"]:
+        """Embeds normalized images."""
         return self.proj(images.to(self.proj.weight.dtype)).flatten(2).mT
 
 
 def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int, num_registers: int) -> nn.Module:
-    """The module of that name, with random weights.
+    """Builds a patch embedding with random weights.
 
     Args:
-        name: `conv`, or DINOv2's: `dinov2_vits14_reg`, `dinov2_vitb14_reg`, `dinov2_vitl14_reg`.
-        img_size: side in pixels of the square image whose patches DINOv2's position table has.
+        name: `conv`, or a DINOv2: `dinov2_vits14_reg`, `dinov2_vitb14_reg`, `dinov2_vitl14_reg`.
+        img_size: side in pixels of the square image that DINOv2's position embeddings were made for.
         patch_size: in pixels.
         embed_dim: width of the tokens.
-        num_registers: DINOv2's own, which are dropped at its end.
+        num_registers: of DINOv2, which its output leaves out.
 
     Raises:
-        ValueError: an unknown name, or a width that isn't the backbone's.
+        ValueError: An unknown name, or a width that is not that of the model.
     """
     if name == "conv":
         return ConvPatchEmbed(patch_size, embed_dim)

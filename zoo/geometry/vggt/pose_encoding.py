@@ -1,8 +1,8 @@
 """VGGT's pose encoding: translation (3), quaternion (4), vertical and horizontal field of view in radians.
 
-The translation and the rotation are world-to-camera, x_camera = R x_world + t, in the scene's own scale, with
-the first frame as the world. The quaternion is (x, y, z, w) and needn't have unit length; the principal point
-is the center of the image. Source: arXiv 2503.11651, section 3.
+Translation and rotation are world-to-camera, x_camera = R x_world + t, in the scene's own scale, with the first frame
+as the world. The quaternion is (x, y, z, w) of any length but 0; the principal point is the center of the image.
+Source: arXiv 2503.11651, section 3.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from zoo.precision import to_float32
 def pose_encoding_to_cameras(
     pose_enc: Float[Tensor, "*batch 9"], image_size_hw: tuple[int, int]
 ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 3 3"]]:
-    """World-to-camera poses and intrinsics in pixels, float32 or better.
+    """Converts pose encodings to world-to-camera poses and intrinsics in pixels, float32 or better.
 
-    The camera head can give a field of view of exactly 0, which is an infinite focal length: check with
-    `isfinite` before `zoo.Cameras`, which refuses it.
+    The camera head can predict a field of view of exactly 0, an infinite focal length, which `zoo.Cameras` rejects.
     """
     pose_enc = to_float32(pose_enc)
     height, width = image_size_hw
@@ -42,10 +41,7 @@ def cameras_to_pose_encoding(
     K_px: Float[Tensor, "*batch 3 3"],
     image_size_hw: tuple[int, int],
 ) -> Float[Tensor, "*batch 9"]:
-    """The inverse of `pose_encoding_to_cameras`, up to the quaternion's length and sign: unit, with w >= 0.
-
-    The principal point is dropped: the encoding has none.
-    """
+    """The inverse of `pose_encoding_to_cameras`, with unit quaternions, w >= 0; the principal point is dropped."""
     world_to_camera, K_px = to_float32(world_to_camera), to_float32(K_px)
     height, width = image_size_hw
     fov_h = 2 * torch.atan((height / 2) / K_px[..., 1, 1])
@@ -55,7 +51,7 @@ def cameras_to_pose_encoding(
 
 
 def quaternion_to_rotation(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
-    """Rotations from quaternions (x, y, z, w) of any length but 0: R = I + 2 (w [v] + [v]^2) / |q|^2."""
+    """Converts quaternions (x, y, z, w) of any length but 0 to rotations: R = I + 2 (w [v] + [v]^2) / |q|^2."""
     x, y, z, w = quaternion.unbind(-1)
     zero = torch.zeros_like(w)
     cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
@@ -69,17 +65,16 @@ def quaternion_to_rotation(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tenso
 
 
 def rotation_to_quaternion(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
-    """Unit quaternions (x, y, z, w) with w >= 0.
+    """Converts rotations to unit quaternions (x, y, z, w) with w >= 0.
 
-    The entries of R give all products 4 q_i q_j; the row of the largest q_i is divided by it, which is never
-    small (Shepperd 1978).
+    The entries of R yield all products 4 q_i q_j; their row of the largest q_i is divided by it (Shepperd 1978).
     """
     entry = {f"{i}{j}": R[..., i, j] for i in range(3) for j in range(3)}
     xx, yy, zz = entry["00"], entry["11"], entry["22"]
     xy, xz, yz = entry["10"] + entry["01"], entry["20"] + entry["02"], entry["21"] + entry["12"]
     wx, wy, wz = entry["21"] - entry["12"], entry["02"] - entry["20"], entry["10"] - entry["01"]
     rows = (
-        (wx, wy, wz, 1 + xx + yy + zz),  # w first: it wins a tie
+        (wx, wy, wz, 1 + xx + yy + zz),  # w first, so that it wins a tie
         (1 + xx - yy - zz, xy, xz, wx),
         (xy, 1 - xx + yy - zz, yz, wy),
         (xz, yz, 1 - xx - yy + zz, wz),

@@ -1,8 +1,8 @@
 """Rotary position embedding over the two axes of the patch grid.
 
-The first half of a head's channels turns with the row, the second with the column; within a half, channel i
-is paired with channel i + quarter. Patches count from 1, and the special tokens before them are at 0, where
-nothing turns. Source: RoFormer (arXiv 2104.09864) in two dimensions, as VGGT uses it.
+The first half of the channels of a head is rotated by the row, the second by the column; within a half, channel i is
+paired with channel i + quarter. Patches count from 1; the special tokens before them are at 0, the identity.
+Source: RoFormer (arXiv 2104.09864) in two dimensions, as in VGGT.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 def patch_rotations(
     rows: int, columns: int, num_special: int, head_dim: int, base: float, device: torch.device
 ) -> Float[Tensor, "2 P 2 quarter"]:
-    """Cosines and sines for the tokens of one frame, special tokens first; float32.
+    """Cosines and sines of the tokens of one frame, special tokens first; float32.
 
     Args:
         rows: of the patch grid.
@@ -37,7 +37,7 @@ def patch_rotations(
 
 
 def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quarter"]) -> Float[Tensor, "B heads N D"]:
-    """Queries or keys turned by `patch_rotations`."""
+    """Rotates queries or keys by `patch_rotations`."""
     cosine, sine = rotations.to(x.dtype)
     first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
     turned = torch.stack((first * cosine - second * sine, second * cosine + first * sine), -2)
