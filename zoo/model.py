@@ -92,11 +92,12 @@ class SpatialVLM(Configurable, nn.Module):
         self.fusion: Fusion | None = None
         self.geometry: GeometryEncoder | None = None
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
-        if fusion is not None or camera_source == "predicted" or (camera_source == "auto" and uses_cameras):
+        predicts = camera_source == "predicted" or (camera_source == "auto" and uses_cameras)
+        if fusion is not None or predicts:
             build = partial(build_first_available, loader.load_geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_cameras, uses_tokens=fusion is not None)
-        if camera_source != "dataset" and self.geometry is not None and self.geometry.predicts_cameras:
+        if predicts and self.geometry is not None and self.geometry.predicts_cameras:
             self.geometry.enable_camera_head()
         # 3. Fusion and view mixer, in the backbone's dtype.
         if fusion is not None and self.geometry is not None:

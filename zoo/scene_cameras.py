@@ -56,7 +56,9 @@ def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -
         patch_K[both] = K[both].mean(1)
     if not has_camera.all() and has_camera.any():
         stand_in = int(has_camera.nonzero()[0])
-        patch_poses[~has_camera], patch_K[~has_camera] = patch_poses[stand_in], patch_K[stand_in]
+        known = has_camera[:, None, None]
+        patch_poses = torch.where(known, patch_poses, patch_poses[stand_in])
+        patch_K = torch.where(known, patch_K, patch_K[stand_in])
     return patch_poses, patch_K, has_camera
 
 

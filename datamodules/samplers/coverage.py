@@ -1,13 +1,13 @@
-"""Space-aware sampling: points to voxels, and greedy maximum coverage.
+"""Space-aware sampling's two steps: points to voxels, and the frames that cover most of them.
 
-Source: Spatial-MLLM (arXiv 2505.23747), section 3.3. The official code holds sets of tuples; here a voxel is one
-integer, and the greedy algorithm is lazy.
+Spatial-MLLM (arXiv 2505.23747), section 3.3. The official code holds sets of tuples. Here a voxel is one
+integer, the voxels of a frame are marks in a table, and a frame's gain is recomputed only when it could be the largest:
+some ten times as fast as numpy's own median and unique on 64 frames of 294 x 392, with the same picks.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CELLS = 20  # voxels along the shortest side of the scene
-MIN_CONFIDENCE = 0.1
-MAX_INT64 = np.iinfo(np.int64).max
+MINIMUM_CONFIDENCE = 0.1
+TABLE = 1 << 22  # cells up to which marking them is cheaper than sorting
+EXACT = 1 << 24  # integers up to which float32 counts exactly
 
 Voxels = Int[np.ndarray, "_ 3"]
 VoxelSet = Voxels | Int[Tensor, "_ 3"] | Collection[tuple[int, int, int]]
@@ -25,12 +26,12 @@ VoxelSet = Voxels | Int[Tensor, "_ 3"] | Collection[tuple[int, int, int]]
 
 @dataclass(frozen=True, eq=False)
 class VoxelGrid:
-    """The voxels seen by each frame; voxel (i, j, k) starts at origin + size * (i, j, k).
+    """The voxels that each frame sees: cell (i, j, k) starts at origin + size * (i, j, k).
 
     Attributes:
-        sets: Sorted unique voxels of each frame, possibly none.
-        origin: Lower corner of the confident points, in their unit.
-        size: Side length of a voxel.
+        sets: sorted unique cells of each frame, which may be none.
+        origin: the least corner of the confident points, in their unit.
+        size: the side of a voxel.
     """
 
     sets: list[Voxels]
@@ -42,7 +43,7 @@ def voxelize(
     points: Float[Tensor, "T H W 3"] | Float[np.ndarray, "T H W 3"],
     confidence: Float[Tensor, "T H W"] | Float[np.ndarray, "T H W"],
 ) -> list[Voxels]:
-    """The voxels seen by each frame, by the official rule; see `voxel_grid`."""
+    """The voxels that each frame sees, by the official rule; see `voxel_grid`."""
     return voxel_grid(points, confidence).sets
 
 
@@ -52,64 +53,89 @@ def voxel_grid(
 ) -> VoxelGrid:
     """Confident points in voxels, in the points' own precision.
 
-    A point is confident if its confidence is at least the median over all frames and above 0.1. The voxel size is a
-    twentieth of the shortest side of the confident points' bounding box, flat sides excluded. Points and confidences
-    that aren't finite are ignored.
+    A point counts if its confidence is at least the median over all frames, and above 0.1. A voxel is a twentieth of
+    the shortest side of the box around those that count; where that is flat, of the shortest side that isn't. Points
+    and confidences that aren't finite don't count.
     """
-    flat_points = _to_numpy(points).reshape(len(points), -1, 3)
-    flat_confidence = _to_numpy(confidence).reshape(len(points), -1)
-    threshold = np.percentile(flat_confidence, 50)
+    flat_points = _array(points).reshape(len(points), -1, 3)
+    flat_confidence = _array(confidence).reshape(len(points), -1)
+    threshold = _median(flat_confidence)
     if np.isnan(threshold):
         flat_confidence = np.nan_to_num(flat_confidence, nan=0.0)
-        threshold = np.percentile(flat_confidence, 50)
-    is_confident = (flat_confidence >= threshold) & (flat_confidence > MIN_CONFIDENCE)
-    is_confident &= np.isfinite(flat_points).all(-1)
-    # one coordinate per row: sums and minima over rows are far faster
-    frames = [frame[confident].T.copy() for frame, confident in zip(flat_points, is_confident, strict=True)]
-    corners = [(frame.min(1), frame.max(1)) for frame in frames if frame.size]
+        threshold = _median(flat_confidence)
+    seen = []
+    for frame, sure in zip(flat_points, flat_confidence, strict=True):
+        # compress and not a mask as an index, which takes five times as long
+        counted = np.compress((sure >= threshold) & (sure > MINIMUM_CONFIDENCE), frame, axis=0).T.copy()
+        if counted.size and not np.isfinite(counted.sum(1)).all():  # a sum is quicker than a look at each
+            counted = counted[:, np.isfinite(counted).all(0)]
+        seen.append(counted)
+    corners = [(frame.min(1), frame.max(1)) for frame in seen if frame.size]
     if not corners:
-        return VoxelGrid([np.empty((0, 3), np.int64) for _ in frames], np.zeros(3, flat_points.dtype), 1.0)
+        return VoxelGrid([np.empty((0, 3), np.int64) for _ in seen], np.zeros(3, flat_points.dtype), 1.0)
     low = np.min([corner for corner, _ in corners], 0)
     sides = np.max([corner for _, corner in corners], 0) - low
-    size = min(sides[sides > 0], default=sides.dtype.type(CELLS)) / sides.dtype.type(CELLS)
-    voxels = [np.floor((frame - low[:, None]) / size).astype(np.int64) for frame in frames]
-    shape = tuple(int(count) + 1 for count in np.floor(sides / size))
-    return VoxelGrid([_unique(frame, shape) for frame in voxels], low, float(size))
+    size = (min(sides[sides > 0], default=sides.dtype.type(CELLS))) / sides.dtype.type(CELLS)
+    shape = tuple(int(count) for count in np.floor(sides / size) + 1)
+    return VoxelGrid([_cells(frame, low, size, shape) for frame in seen], low, float(size))
 
 
-def _to_numpy(values: Tensor | np.ndarray) -> np.ndarray:
+def _array(values: Tensor | np.ndarray) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
-def _unique(voxels: Int[np.ndarray, "3 _"], shape: tuple[int, ...]) -> Voxels:
-    """Sorted unique voxels of a grid, by one integer per voxel where int64 can count them: far faster than rows."""
-    if math.prod(shape) >= MAX_INT64:
-        return np.unique(voxels.T, axis=0)
-    keys = np.unique(np.ravel_multi_index(tuple(voxels), shape))
+def _median(values: np.ndarray) -> np.floating:
+    """What np.percentile(values, 50) gives, to the bit; it looks for both middle values at once, which is slow."""
+    if not values.size:
+        return np.float32(np.nan)
+    middle = values.size // 2
+    parted = np.partition(values, middle, axis=None)
+    if np.isnan(parted[middle:].max()):
+        return values.dtype.type(np.nan)
+    high = parted[middle]
+    return high if values.size % 2 else high - (high - parted[:middle].max()) * values.dtype.type(0.5)
+
+
+def _cells(points: np.ndarray, low: np.ndarray, size: np.floating, shape: tuple[int, ...]) -> Voxels:
+    """The sorted unique cells of a frame's points, one a column, in a grid of `shape`."""
+    cells = points - low[:, None]
+    cells /= size
+    np.floor(cells, out=cells)
+    total = shape[0] * shape[1] * shape[2]
+    if total >= np.iinfo(np.int64).max:
+        return np.unique(cells.astype(np.int64).T, axis=0)
+    strides = np.array((shape[1] * shape[2], shape[2], 1))
+    exact = cells if total < EXACT else cells.astype(np.int64)
+    keys = (strides.astype(exact.dtype) @ exact).astype(np.int64)
+    if total <= TABLE:
+        marks = np.zeros(total, bool)
+        marks[keys] = True
+        keys = np.flatnonzero(marks)
+    else:
+        keys = np.unique(keys)
     return np.stack(np.unravel_index(keys, shape), -1)
 
 
 def maximum_coverage(voxel_sets: Sequence[VoxelSet], k: int) -> list[int]:
-    """Greedy maximum coverage: repeatedly takes the frame that adds most voxels; ties go to the lower frame.
+    """Greedy maximum coverage: at most k frames, each the one that adds most voxels to those before it.
 
-    Stops when no frame adds a voxel. Lazy (Minoux, 1978): gains only decrease, so the largest gain that is up to date
-    is the maximum.
+    Ties go to the lower frame. It stops where no frame adds any, so there may be fewer than k. Lazy: a frame's gain
+    only falls, so that a gain that is up to date and the largest is the largest of all (Minoux, 1978).
 
     Args:
-        voxel_sets: Voxels of each frame: an (N, 3) integer array, or a list or set of triples; may be empty.
-        k: Maximum number of frames.
+        voxel_sets: the voxels of each frame: an (N, 3) integer array, or a list or set of triples; may be empty.
 
     Returns:
-        Frames in the order in which they are taken.
+        The frames in the order in which they are taken.
     """
-    numbers = _number_voxels(voxel_sets)
-    covered = np.zeros(1 + max((int(voxels.max()) for voxels in numbers if len(voxels)), default=0), bool)
-    queue = [(-len(voxels), frame) for frame, voxels in enumerate(numbers)]
+    of_frame = _numbered(voxel_sets)
+    covered = np.zeros(1 + max((int(voxels.max()) for voxels in of_frame if len(voxels)), default=0), bool)
+    queue = [(-len(voxels), frame) for frame, voxels in enumerate(of_frame)]
     heapq.heapify(queue)
     chosen: list[int] = []
     while queue and len(chosen) < k:
         frame = queue[0][1]
-        gain = len(numbers[frame]) - int(np.count_nonzero(covered[numbers[frame]]))
+        gain = len(of_frame[frame]) - int(np.count_nonzero(covered[of_frame[frame]]))
         entry = (-gain, frame)
         heapq.heapreplace(queue, entry)
         if queue[0] != entry:
@@ -118,20 +144,22 @@ def maximum_coverage(voxel_sets: Sequence[VoxelSet], k: int) -> list[int]:
             break
         heapq.heappop(queue)
         chosen.append(frame)
-        covered[numbers[frame]] = True
+        covered[of_frame[frame]] = True
     return chosen
 
 
-def _number_voxels(voxel_sets: Sequence[VoxelSet]) -> list[Int[np.ndarray, " _"]]:
-    """Numbers the distinct voxels from 0; returns the unique numbers of each frame."""
+def _numbered(voxel_sets: Sequence[VoxelSet]) -> list[Int[np.ndarray, " _"]]:
+    """The same sets with one number a voxel, from 0; a frame sees a voxel once, however often a list names it."""
     arrays = [np.asarray(s if isinstance(s, (np.ndarray, Tensor)) else list(s)) for s in voxel_sets]
     sets = [array.reshape(-1, 3).astype(np.int64) for array in arrays]
     rows = np.concatenate([np.empty((0, 3), np.int64), *sets])
     if not len(rows):
         return [np.empty(0, np.int64) for _ in sets]
     rows -= rows.min(0)
-    shape = tuple(int(side) + 1 for side in rows.max(0))
-    if math.prod(shape) < MAX_INT64:
-        rows = np.ravel_multi_index(tuple(rows.T), shape)
-    _, numbers = np.unique(rows, axis=0, return_inverse=True)
-    return [np.unique(part) for part in np.split(numbers.reshape(-1), np.cumsum([len(s) for s in sets])[:-1])]
+    shape = [int(side) + 1 for side in rows.max(0)]
+    if shape[0] * shape[1] * shape[2] < np.iinfo(np.int64).max:
+        rows = rows @ np.array((shape[1] * shape[2], shape[2], 1))
+    different, numbers = np.unique(rows, axis=0, return_inverse=True)
+    frames = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
+    once = np.unique(frames * len(different) + numbers.reshape(-1))
+    return np.split(once % len(different), np.searchsorted(once // len(different), np.arange(1, len(sets))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.golden.weights import init_
-from zoo import SpatialMLLM, SpatialVLM, TinyVGGT
+from zoo import SpatialVLM, TinyVGGT
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
 from zoo.checkpoints.names import model_names, released_name
+from zoo.fusions import AddFusion, Fusion
 from zoo.fusions.base import Connector
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.camera_head import CameraHead
@@ -159,6 +161,11 @@ def read_release(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-def released_model(folder: Path, **options: Any) -> SpatialMLLM:
+def released_model(folder: Path, **options: Any) -> SpatialVLM:
     # the backbone's own VGGT comes before the one that is named
-    return SpatialMLLM(backbone=PretrainedSpatialMLLM(str(folder), **options), geometry=TinyVGGT)
+    return spatial_mllm(backbone=PretrainedSpatialMLLM(str(folder), **options), geometry=TinyVGGT)
+
+
+def spatial_mllm(fusion: Callable[[int, int], Fusion] = AddFusion, **parts: Any) -> SpatialVLM:
+    """The parts of a Spatial-MLLM."""
+    return SpatialVLM(fusion=fusion, **parts)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from datamodules.collate import LoadedScene
-from tests.zoo.asking import VGGT, batch, build, scene
-from tests.zoo.test_vlm import RATES, cameras, sequences, tiny
+from tests.zoo.asking import VGGT, batch, build, inputs_of, logits_of, scene
+from tests.zoo.test_vlm import cameras, sequences, tiny
 from zoo import (
     AddFusion,
     Cameras,
@@ -20,8 +20,6 @@ from zoo import (
     PointRoPE,
     PoseDistanceIndex,
     PRoPE,
-    Qwen25VL,
-    SpatialMLLM,
     SpatialVLM,
     TinyVGGT,
 )
@@ -56,12 +54,10 @@ def other() -> LoadedScene:
 
 
 @torch.no_grad()
-def logits(ours: SpatialVLM, *scenes: LoadedScene) -> list[Tensor]:
+def logits(ours: VideoQATask, *scenes: LoadedScene) -> list[Tensor]:
     """Those of every question, without padding."""
     asked = batch(ours, *scenes)
-    found = ours.model.backbone.vlm(
-        **ours.encode_scenes(asked)(asked["input_ids"], asked["attention_mask"], asked["scene_index"])
-    ).logits
+    found = logits_of(ours, inputs_of(ours, asked))
     return [row[mask.bool()] for row, mask in zip(found, asked["attention_mask"], strict=True)]
 
 
@@ -98,13 +94,13 @@ def test_cameras_that_say_nothing_count_as_none(kind: str) -> None:
 def test_what_the_data_must_bring() -> None:
     for source, needs in (("dataset", True), ("predicted", False), ("auto", False)):
         ours = model("PRoPE on ConcatSplitFusion", source)
-        assert ours.requirements.cameras == needs and ours.requires_frames, source
-    with pytest.raises(ValueError, match="without cameras where cameras are needed"):
+        assert ours.requirements.cameras == needs and ours.requirements.frames, source
+    with pytest.raises(ValueError, match="a scene without cameras"):
         logits(model("PRoPE on ConcatSplitFusion", "dataset"), without_cameras(one()))
     ours = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source="auto", geometry=DatasetGeometry)
     assert ours.requirements.cameras  # there is nobody to find them
     by_depth = SpatialVLM(backbone=tiny(), camera_encoding=PointRoPE(), camera_source="auto", **VGGT)
-    assert by_depth.requirements.cameras and by_depth.requires_depth  # VGGT's are in another unit than the data's depth
+    assert by_depth.requirements.cameras and by_depth.requirements.depth  # in one unit
 
 
 class Refuses(TinyVGGT):
@@ -119,13 +115,13 @@ def nothing() -> TinyVGGT:
 
 
 def test_models_without_cameras_are_not_bothered() -> None:
-    plain = Qwen25VL(backbone=tiny(), camera_source="auto", geometry=nothing)
-    assert plain.model.geometry is None and not plain.requires_frames and not plain.requirements.cameras
-    for kind, fusion in ((SpatialMLLM, AddFusion), (SpatialVLM, ConcatSplitFusion)):
-        fused = kind(
+    plain = SpatialVLM(backbone=tiny(), camera_source="auto", geometry=nothing)
+    assert plain.geometry is None and not plain.requirements.frames and not plain.requirements.cameras
+    for fusion in (AddFusion, ConcatSplitFusion):
+        fused = SpatialVLM(
             backbone=tiny(), fusion=fusion, camera_source="auto", geometry=lambda: Refuses(embed_dim=16, num_heads=2)
         )
-        assert not fused.requirements.cameras and fused.requires_frames
+        assert not fused.requirements.cameras and fused.requirements.frames
     assert SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), geometry=nothing).geometry is None  # the default: given
     with pytest.raises(AssertionError, match="geometry in vain"):
         SpatialVLM(
@@ -136,9 +132,9 @@ def test_models_without_cameras_are_not_bothered() -> None:
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ({}, "--model.camera_source predicted has no effect without --model.model.camera_encoding"),
-        ({"camera_encoding": PRoPE()}, "needs a --model.model.geometry that finds them"),
-        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.model.geometry that finds them"),
+        ({}, "--model.camera_source predicted has no effect without --model.camera_encoding"),
+        ({"camera_encoding": PRoPE()}, "needs a --model.geometry that predicts them"),
+        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.geometry that predicts them"),
         ({"camera_encoding": PointRoPE(), **VGGT}, "this VGGT has no depth head"),
     ],
 )
@@ -152,20 +148,20 @@ def test_in_memory_the_choice_is_the_same() -> None:
     """`SpatialVLM.logits`, where cameras come a grid step."""
     given = sequences()
     frames = [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in given["video_grid_thw"]]
-    parts: dict[str, Any] = {"learning_rates": RATES, **VGGT}
+    parts: dict[str, Any] = {**VGGT}
     found, either = (
         SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source=source, **parts)
         for source in ("predicted", "auto")
     )
     for ours in (found, either):
         with torch.no_grad():
-            ours.model.geometry.vggt.camera_head.pose_branch.fc2.bias[7:] = 0.25
+            ours.geometry.vggt.camera_head.pose_branch.fc2.bias[7:] = 0.25
     with torch.no_grad():
         own: Cameras = cameras()
         by_data = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE()).logits(**given, cameras=own)
-        by_vggt = found.model.logits(**given, frames=frames, cameras=own)
-        assert torch.equal(either.model.logits(**given, cameras=own), by_data)  # and no frames are asked for
-        assert torch.equal(either.model.logits(**given, frames=frames), by_vggt)
+        by_vggt = found.logits(**given, frames=frames, cameras=own)
+        assert torch.equal(either.logits(**given, cameras=own), by_data)  # and no frames are asked for
+        assert torch.equal(either.logits(**given, frames=frames), by_vggt)
         assert (by_data - by_vggt)[given["attention_mask"].bool()].abs().max() > 1e-3
         with pytest.raises(InputError, match="needs the frames of each video"):
-            either.model.logits(**given)
+            either.logits(**given)

@@ -170,18 +170,15 @@ def test_a_config_of_any_version_means_the_same(version: str) -> None:
         config["vision_config"] |= noise | {"model_type": "qwen2_5_vl"}
     if version == "5":
         parts = {name: config[name] for name in ("spatial_config", "connector_config", "vggt_aggregator")}
-        config = expected.backbone.vlm.to_dict() | parts
+        config = expected.qwen.to_dict() | parts
     found = ReleasedConfig(config)
     assert (found.aggregator, found.layer) == (expected.aggregator, expected.layer)
     for part in ("text_config", "vision_config"):
-        ours, theirs = (getattr(each.backbone.vlm, part) for each in (found, expected))
+        ours, theirs = (getattr(each.qwen, part) for each in (found, expected))
         for setting in ("hidden_size", "intermediate_size", "hidden_act", "initializer_range"):
             assert getattr(ours, setting) == getattr(theirs, setting)
-    ropes = [each.backbone.vlm.text_config.rope_parameters for each in (found, expected)]
+    ropes = [each.qwen.text_config.rope_parameters for each in (found, expected)]
     assert ropes[0]["mrope_section"] == ropes[1]["mrope_section"] == [2, 3, 3]
     assert ropes[0]["rope_theta"] == ropes[1]["rope_theta"] == 1e6
-    assert (
-        found.backbone.vlm.tie_word_embeddings
-        and found.backbone.vlm.video_token_id == expected.backbone.vlm.video_token_id
-    )
+    assert found.qwen.tie_word_embeddings and found.qwen.video_token_id == expected.qwen.video_token_id
     assert ReleasedConfig({"qwen": {}}).aggregator == {"img_size": 518, "patch_size": 14, "embed_dim": 1024}

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.zoo.released import read_release, released_model, tiny_release, write_release
-from zoo import CameraTokenFusion, InputError, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL, TinyVGGT
+from tests.zoo.released import read_release, released_model, spatial_mllm, tiny_release, write_release
+from zoo import CameraTokenFusion, InputError, PretrainedQwen25VL, TinyQwen25VL, TinyVGGT
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model
+from zoo.model import SpatialVLM
 from zoo.weights import open_weights
 
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("tiny_dino")
 @pytest.fixture
 def qwen(tmp_path: Path) -> Path:
     """A Qwen2.5-VL in one file."""
-    export_model(Qwen25VL(backbone=TinyQwen25VL(**SIZES)), tmp_path / "qwen")
+    export_model(SpatialVLM(backbone=TinyQwen25VL(**SIZES)), tmp_path / "qwen")
     return tmp_path / "qwen"
 
 
@@ -88,7 +89,8 @@ def test_an_index_that_lies_is_an_error(release: Path) -> None:
 
 
 def test_a_qwen_folder_is_what_transformers_reads(qwen: Path) -> None:
-    ours, processor = PretrainedQwen25VL(str(qwen), dtype="float32").load()
+    backbone = PretrainedQwen25VL(str(qwen), dtype="float32").load()
+    ours, processor = backbone.vlm, backbone.preprocessor.processor
     stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen, dtype=torch.float32)
     named = zip(ours.state_dict().items(), stock.state_dict().items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in named)
@@ -221,21 +223,21 @@ def test_a_folder_without_its_processor(qwen: Path, release: Path, backbone: typ
 # ---- export -------------------------------------------------------------------------------------------------------
 
 
-def spatial(**parts: Any) -> SpatialMLLM:
+def spatial(**parts: Any) -> SpatialVLM:
     def geometry() -> TinyVGGT:
         return TinyVGGT(embed_dim=32, depth=4, num_heads=2)
 
-    return SpatialMLLM(backbone=TinyQwen25VL(**SIZES), geometry=geometry, **parts)
+    return spatial_mllm(backbone=TinyQwen25VL(**SIZES), geometry=geometry, **parts)
 
 
 def test_another_connector_is_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="SpatialMLLM with CameraTokenFusion can't be exported: .*AddFusion"):
+    with pytest.raises(InputError, match="SpatialVLM with CameraTokenFusion can't be exported: .*AddFusion"):
         export_model(spatial(fusion=CameraTokenFusion), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, out = Qwen25VL(backbone=TinyQwen25VL(**SIZES)), tmp_path / "out"
+    model, out = SpatialVLM(backbone=TinyQwen25VL(**SIZES)), tmp_path / "out"
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/out can't be written"):
         export_model(model, tmp_path / "file/out")

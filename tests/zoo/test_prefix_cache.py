@@ -81,7 +81,7 @@ def test_answers_that_end_at_different_times(name: str) -> None:
     asked = batch(model, scene("a"))
     free = one_by_one(model, asked)
     # each of these ends some answer, at its first, third and fourth token if not earlier
-    model.model.backbone.vlm.config.text_config.eos_token_id = [free[0][0], free[1][2], free[3][3]]
+    model.model.backbone.stop_tokens = [free[0][0], free[1][2], free[3][3]]
     expected = one_by_one(model, asked)
     assert len({len(answer) for answer in expected}) > 2 and max(map(len, expected)) == NEW
     assert ids(model, asked) == expected

@@ -77,7 +77,7 @@ def test_a_token_that_is_ruled_out_is_no_error() -> None:
 def test_nan_in_the_video_fails_every_question() -> None:
     model = build("plain")
     asked = batch(model, scene("a"), scene("b", seed=1))
-    asked["pixel_values_videos"][:4] = torch.nan
+    asked["scenes"][0].pixel_values[:4] = torch.nan
     errors = [record["error"] for record in model.predict_batch(asked)]
     assert all(error and "not finite" in error for error in errors[:5]) and errors[5:] == [None] * 5
 
@@ -88,7 +88,7 @@ def test_a_prompt_longer_than_the_context() -> None:
     asked = batch(model, scene("a", (QUESTIONS[0], long, QUESTIONS[1])))
     lengths = asked["attention_mask"].sum(1).tolist()
     context = lengths[1] + NEW - 1
-    model.model.backbone.vlm.config.text_config.max_position_embeddings = context
+    model.model.backbone.context_length = context
     short = batch(model, scene("a", QUESTIONS[:2]))
     expected = model.predict_batch(short)
     first, failed, last = model.predict_batch(asked)
@@ -96,7 +96,7 @@ def test_a_prompt_longer_than_the_context() -> None:
         f"the prompt has {lengths[1]} tokens and its answer up to {NEW}, more than the {context} of the model's context"
     )
     assert failed["prediction"] == "" and [first, last] == expected
-    model.model.backbone.vlm.config.text_config.max_position_embeddings = context + 1
+    model.model.backbone.context_length = context + 1
     assert all(record["error"] is None for record in model.predict_batch(asked))
 
 
@@ -104,10 +104,10 @@ def test_training_on_a_sequence_longer_than_the_context_is_an_error() -> None:
     model = build("plain").train()
     learned = batch(model, scene("a"), training=True)
     longest = int(learned["attention_mask"].sum(1).max())
-    model.model.backbone.vlm.config.text_config.max_position_embeddings = longest - 1
+    model.model.backbone.context_length = longest - 1
     with pytest.raises(InputError, match=f"has {longest} tokens, more than the {longest - 1} of the model's context"):
         model.loss(learned)
-    model.model.backbone.vlm.config.text_config.max_position_embeddings = longest
+    model.model.backbone.context_length = longest
     assert model.loss(learned).isfinite()
 
 

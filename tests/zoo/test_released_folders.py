@@ -20,13 +20,15 @@ from tests.zoo.released import (
     official_weights,
     read_release,
     released_model,
+    spatial_mllm,
     tiny_release,
     write_release,
 )
 from tests.zoo.showing import SAMPLES, batch, logits
-from zoo import AddFusion, InputError, LoRA, PretrainedQwen25VL, Qwen25VL, SpatialMLLM, TinyQwen25VL, TinyVGGT
+from zoo import AddFusion, InputError, LoRA, PretrainedQwen25VL, TinyQwen25VL, TinyVGGT
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
 from zoo.hub import read_config
+from zoo.model import SpatialVLM
 from zoo.weights import open_weights
 
 pytestmark = pytest.mark.usefixtures("tiny_dino")
@@ -40,8 +42,8 @@ def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     config, official = tiny_release()
     inside, outside = load_spatial_mllm(config, official), released_model(release)
     assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
-    assert outside.geometry.layer == -2 and outside.pretrained
-    assert outside.processor.tokenizer("How many")["input_ids"]
+    assert outside.geometry.layer == -2 and outside.is_pretrained
+    assert outside.backbone.preprocessor.processor.tokenizer("How many")["input_ids"]
     whole = released_model(release, dtype="float32")
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
     geometry = released_model(release).geometry
@@ -50,8 +52,8 @@ def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     with_cameras = geometry.vggt.camera_head
     name = "spatial_encoder.vggt_model.camera_head.pose_branch.fc1.weight"
     assert torch.equal(with_cameras.pose_branch.fc1.weight, official[name].float())
-    baseline = Qwen25VL(backbone=PretrainedSpatialMLLM(str(release)))
-    assert torch.equal(baseline.qwen.lm_head.weight, inside.qwen.lm_head.weight)
+    baseline = SpatialVLM(backbone=PretrainedSpatialMLLM(str(release)))
+    assert torch.equal(baseline.backbone.vlm.lm_head.weight, inside.backbone.vlm.lm_head.weight)
 
 
 def test_switches_of_the_fusion_need_no_retraining(release: Path) -> None:
@@ -61,12 +63,12 @@ def test_switches_of_the_fusion_need_no_retraining(release: Path) -> None:
     def of(**switches: str) -> Tensor:
         fusion = partial(AddFusion, **switches)
         backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
-        model = SpatialMLLM(backbone=backbone, geometry=TinyVGGT, fusion=fusion)
-        assert model.pretrained
+        model = spatial_mllm(backbone=backbone, geometry=TinyVGGT, fusion=fusion)
+        assert model.is_pretrained
         return logits(model, given)[0]
 
     official_way, flat, deep = of(), of(active_branches="2d"), of(active_branches="3d")
-    baseline = Qwen25VL(backbone=PretrainedSpatialMLLM(str(release), dtype="float32"))
+    baseline = SpatialVLM(backbone=PretrainedSpatialMLLM(str(release), dtype="float32"))
     without = {name: value for name, value in given.items() if name != "frames"}
     assert torch.equal(flat, logits(baseline, without)[0])  # the 2D branch is the Qwen2.5-VL in it
     for other in (flat, deep, of(temporal_merge="mean"), of(temporal_merge="first")):
@@ -135,9 +137,9 @@ def test_what_was_learned_is_written(release: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/model.safetensors").exists()  # one file needs no index
 
 
-def tiny_qwen() -> Qwen25VL:
+def tiny_qwen() -> SpatialVLM:
     backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    return Qwen25VL(backbone=backbone)
+    return SpatialVLM(backbone=backbone)
 
 
 def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) -> None:
@@ -147,11 +149,11 @@ def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) 
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert all(torch.equal(a, b) for a, b in zip(stock.parameters(), model.backbone.vlm.parameters(), strict=True))
     assert not any(name.startswith(("model.visual", "model.language_model")) for name in read_release(tmp_path / "out"))
-    again = Qwen25VL(backbone=PretrainedQwen25VL(str(tmp_path / "out"), dtype="float32"))
-    text = again.processor.tokenizer("How many chair(s) are in this room?", return_tensors="pt")
+    again = SpatialVLM(backbone=PretrainedQwen25VL(str(tmp_path / "out"), dtype="float32"))
+    text = again.backbone.preprocessor.processor.tokenizer("How many chair(s) are in this room?", return_tensors="pt")
     ids, mask = text["input_ids"], text["attention_mask"]
     assert torch.equal(again.logits(ids, mask), model.logits(ids, mask))
-    assert again.processor.apply_chat_template([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>system")
+    assert again.backbone.preprocessor.processor.apply_chat_template([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>system")
     for setting in ("rope_parameters", "vocab_size", "eos_token_id", "pad_token_id", "rms_norm_eps"):
         ours, theirs = (getattr(each.config.text_config, setting) for each in (model.backbone.vlm, stock))
         assert ours == theirs or setting == "rope_parameters"
@@ -166,7 +168,7 @@ def test_lora_is_merged_and_the_model_stays(tmp_path: Path) -> None:
     meta, t = load_case("one_video")
     official = official_weights(meta["config"], True)
     model = load_spatial_mllm(meta["config"], official)
-    LoRA(r=4).apply(model.backbone.vlm.model.language_model)
+    LoRA(r=4).apply(model.backbone.decoder, model.backbone.lora_targets)
     adapters = [p for name, p in model.named_parameters() if "lora_" in name]
     for i, parameter in enumerate(adapters):
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(i))
@@ -184,11 +186,13 @@ def test_lora_is_merged_and_the_model_stays(tmp_path: Path) -> None:
 
 
 def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
-    from zoo import ConcatSplitMLLM
+    from zoo import ConcatSplitFusion
 
     backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    model = ConcatSplitMLLM(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2))
-    with pytest.raises(InputError, match="ConcatSplitMLLM can't be exported.*such as fusion.flat"):
+    model = SpatialVLM(
+        fusion=ConcatSplitFusion, backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2)
+    )
+    with pytest.raises(InputError, match="SpatialVLM can't be exported.*such as fusion.flat"):
         export_model(model, tmp_path / "out")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("")
@@ -198,7 +202,7 @@ def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
 
 def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:
     backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    model = SpatialMLLM(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2, layer=-2))
+    model = spatial_mllm(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2, layer=-2))
     torch.nn.init.normal_(model.fusion.connector.mlp[2].weight)
     export_model(model, tmp_path / "out")
     again = released_model(tmp_path / "out", dtype="float32")

@@ -70,9 +70,9 @@ def test_each_video_has_its_own_range() -> None:
 def test_wrong_frame_indices_raise() -> None:
     with pytest.raises(ValueError, match="pass frame_indices"):
         times(FrameNumberIndex())
-    with pytest.raises(ValueError, match="one list a video"):
+    with pytest.raises(ValueError, match="one list per video"):
         times(FrameNumberIndex(), frame_indices=[range(12), range(12)])
-    with pytest.raises(ValueError, match="video 0 has 6 grid steps, but frame_indices has 5 frames"):
+    with pytest.raises(ValueError, match="video 0 has 6 temporal patches, but frame_indices has 5 frames"):
         times(FrameNumberIndex(), frame_indices=[range(5)])
     with pytest.raises(InputError, match="span=0"):
         FrameNumberIndex(0)
@@ -176,7 +176,7 @@ def test_cameras_of_a_batch_are_assigned_to_their_videos() -> None:
 def test_wrong_cameras_raise() -> None:
     with pytest.raises(ValueError, match="PathLengthIndex requires cameras"):
         times(PathLengthIndex())
-    with pytest.raises(ValueError, match="has 6 grid steps, but cameras for 5"):
+    with pytest.raises(ValueError, match="has 6 temporal patches, but cameras for 5"):
         times(PoseDistanceIndex(), cameras=cameras(random_poses(1, 5)))
 
 

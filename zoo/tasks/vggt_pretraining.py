@@ -100,7 +100,6 @@ class VGGTPretraining(Task):
         pairs = []
         for members in same_shape(frames):
             images = torch.stack([frames[i] for i in members])
-            check_size(images.shape[-2], images.shape[-1], self.geometry.vggt.aggregator.patch_size)
             given = [batch["scenes"][i].geometry.to(images.device) for i in members]
             every = images.shape[1]
             chosen = torch.randperm(every)[:dense_frames].tolist() if dense_frames else range(every)

@@ -15,14 +15,14 @@ from callbacks.settings import differences, settings_of
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
-from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, SpatialVLM
+from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, VideoQATask
 from zoo.checkpoints import export_model
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetGeometry, GeometryCache, TinyVGGT
 from zoo.geometry.vggt.aggregator import Aggregator
 
 
-def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> SpatialVLM:
+def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> VideoQATask:
     """One of `asking.MODELS`. Its weights are the same with and without a cache, and its geometry matters."""
     model = asking.build(name, geometry=lambda: TinyVGGT(str(weights), **SIZES), geometry_cache=cache)
     generator = torch.Generator().manual_seed(2)
@@ -30,15 +30,19 @@ def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> Sp
         if parameter.ndim == 2 and not part.startswith("geometry."):
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
     if cache is None:
-        model.geometry = TinyVGGT(str(weights), **SIZES).requires_grad_(False)
+        model.model.geometry = TinyVGGT(str(weights), **SIZES).requires_grad_(False)
     return model
 
 
-def logits_of(model: SpatialVLM, *scenes: LoadedScene) -> Tensor:
+def trained(task: VideoQATask) -> set[str]:
+    return {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+
+
+def logits_of(model: VideoQATask, *scenes: LoadedScene) -> Tensor:
     batch = asking.batch(model, *scenes)
-    inputs = model.encode_scenes(batch)(batch["input_ids"], batch["attention_mask"], batch["scene_index"])
+    inputs = asking.inputs_of(model, batch)
     with torch.no_grad():
-        return model.qwen(**inputs, use_cache=False).logits
+        return asking.logits_of(model, inputs)
 
 
 def test_logits_with_and_without_a_cache(weights: Path, tmp_path: Path) -> None:
@@ -55,8 +59,8 @@ def test_logits_with_and_without_a_cache(weights: Path, tmp_path: Path) -> None:
     swapped = asking.scene("swapped")
     swapped.frames = other.frames
     model = model_of("AddFusion", weights)
-    tokens = model.geometry([each.float() / 255 for each in (one.frames, other.frames)], [None] * 2)
-    model.geometry.forward = lambda *_, **__: [tokens[1]]  # the 3D tokens of another scene
+    tokens = model.model.geometry([each.float() / 255 for each in (one.frames, other.frames)], [None] * 2)
+    model.model.geometry.forward = lambda *_, **__: [tokens[1]]  # the 3D tokens of another scene
     assert (logits_of(model, one) - plain).square().mean().sqrt() / spread > 0.2
 
 
@@ -65,7 +69,7 @@ def test_cameras_of_a_cache_are_exact(weights: Path, tmp_path: Path) -> None:
     models = [model_of("PRoPE by VGGT's cameras", weights, each) for each in (None, cache, cache)]
     plain, made, read = (logits_of(model, scene) for model in models)
     assert torch.equal(plain, made) and torch.equal(plain, read)
-    assert [model.geometry.num_computed for model in models[1:]] == [1, 0]
+    assert [model.model.geometry.num_computed for model in models[1:]] == [1, 0]
 
 
 # ---- nothing is loaded -----------------------------------------------------------------------------
@@ -96,17 +100,19 @@ def test_the_state_does_not_depend_on_the_encoder_being_loaded(weights: Path, tm
     names = list(model.state_dict())
     with torch.inference_mode():
         model.predict_batch(asking.batch(model, asking.scene("one")))
-    assert model.geometry.num_computed == 1 and list(model.state_dict()) == names
+    assert model.model.geometry.num_computed == 1 and list(model.state_dict()) == names
     assert not any(name.startswith("geometry.") for name in names)
     loss = model.train().loss(asking.batch(model, asking.scene("other", seed=1), training=True))
     loss.backward()
-    assert model.geometry.num_computed == 2 and all(p.grad is None for p in model.geometry.encoder().parameters())
+    assert model.model.geometry.num_computed == 2 and all(
+        p.grad is None for p in model.model.geometry.encoder().parameters()
+    )
     plain = model_of("AddFusion", weights)
-    assert model.trained_names() == plain.trained_names()
+    assert trained(model) == trained(plain)
     (
         plain.load_state_dict(model.state_dict()),
         model.load_state_dict(
-            {name: tensor for name, tensor in plain.state_dict().items() if name in plain.trained_names()}
+            {name: tensor for name, tensor in plain.state_dict().items() if name in plain.saved_names()}
         ),
     )
 
@@ -130,7 +136,7 @@ def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
     for name, cache in (("plain", None), ("cached", GeometryCache(str(tmp_path / "cache")))):
         backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
         model = SpatialMLLM(geometry=TinyVGGT, backbone=backbone, geometry_cache=cache)
-        export_model(model, tmp_path / name)
+        export_model(model.model, tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert written[0] == written[1] and any("safetensors" in name for name in written[0])
     # the VGGT of a release is available before the rest of it is loaded

@@ -21,6 +21,7 @@ from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
 from zoo.optim import LearningRates
 from zoo.poses import invert_se3, pose_distance
+from zoo.scenes import SceneInputs
 from zoo.tasks.vggt_pretraining import VGGTPretraining
 
 
@@ -31,14 +32,14 @@ def rooms(rooms_root: Path) -> list[Scene]:
 
 def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> dict[str, Any]:
     """As the DataModule gives it to a model that needs frames, cameras and depth."""
-    found: dict[str, Any] = {"frames": [], "geometry": [], "failed": []}
+    found: dict[str, Any] = {"scenes": [], "failed": []}
     for scene in scenes:
         poses, K = read_cameras(scene.cameras, 48, 56, 56)
         depth = read_depth(scene.depth, frames, num_frames=48, size_hw=(56, 56))
-        found["frames"].append(Video(scene.video).read(frames))
-        found["geometry"].append(
-            SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
-        )
+        geometry = SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
+        shown = Video(scene.video).read(frames)
+        grid = torch.tensor([len(frames) // 2, 4, 4])
+        found["scenes"].append(SceneInputs(torch.empty(0, 1176), grid, frames=shown, geometry=geometry))
     return found
 
 
@@ -86,11 +87,11 @@ def test_it_overfits_a_scene_and_writes_its_weights(
     assert f"rotation off by {after['val/rotation_deg']:.1f} degrees" in said and "model.safetensors" in said
 
     tokens = TinyVGGT(str(tmp_path), embed_dim=32, num_heads=2)
-    frames = [each.float() / 255 for each in seen["frames"]]
+    frames = [each.frames.float() / 255 for each in seen["scenes"]]
     (first,) = tokens(frames, [None])
     pretraining.geometry.vggt.requires_grad_(False)
     assert torch.equal(first.patches, pretraining.geometry(frames, [None])[0].patches)
-    poses = seen["geometry"][0].world_to_camera.float()
+    poses = seen["scenes"][0].geometry.world_to_camera.float()
     true, found = (poses @ invert_se3(poses[0]))[1:], first.world_to_camera[1:]
     assert pose_distance(found, true)[0].rad2deg().max() < 20
     assert pose_distance(invert_se3(found), true)[0].rad2deg().max() > 40  # they are world-to-camera
@@ -112,7 +113,7 @@ def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
     pretraining = model()
     assert all(parameter.requires_grad for parameter in pretraining.parameters())
     assert {name.split(".")[0] for name, _ in pretraining.named_parameters()} == {"geometry"}
-    assert pretraining.trained_names() == {name for name, _ in pretraining.named_parameters()}
+    assert pretraining.saved_names() == {name for name, _ in pretraining.named_parameters()}
     checkpoint = {"state_dict": pretraining.state_dict()}
     pretraining.on_save_checkpoint(checkpoint)
     other = model()
@@ -133,6 +134,6 @@ def test_bad_options_and_scenes_are_errors(rooms: list[Scene]) -> None:
     with pytest.raises(InputError, match="^rooms/a: a.mp4: truncated$"):
         model().training_step(failed, 0)
     odd = batch(rooms[:1])
-    odd["frames"] = [odd["frames"][0][..., :50]]
+    odd["scenes"][0].frames = odd["scenes"][0].frames[..., :50]
     with pytest.raises(InputError, match="frames of 50 x 56 pixels"):
         model().training_step(odd, 0)
