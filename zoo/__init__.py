@@ -1,110 +1,38 @@
-"""The menu of the zoo: every public class, so that class paths stay short and stable."""
+"""Spatial video-language models and their parts.
 
-from zoo.backbone import Backbone, LoRA
-from zoo.cameras import Cameras
-from zoo.checkpoints import PretrainedQwen25VL, PretrainedSpatialMLLM
-from zoo.concat_split import ConcatSplitMLLM
-from zoo.encodings import (
-    GTA,
-    AlternateAxes,
-    CameraEncoding,
-    CaPE,
-    ChannelPlacement,
-    ChannelRange,
-    Compose,
-    ExtraChannels,
-    HeadSubset,
-    HighFrequencies,
-    LayerSubset,
-    LowFrequencies,
-    Placement,
-    PointRoPE,
-    PoseALiBi,
-    PoseIndex,
-    PRoPE,
-    RayEmbedding,
-    RayEncoding,
-    TemporalSection,
-    ValueRoPE,
-    ViewAttention,
-    ViewMixer,
-)
-from zoo.errors import InputError
-from zoo.fusions import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion
-from zoo.geometry import DatasetGeometry, GeometryCache, GeometryEncoder, PretrainedVGGT, TinyVGGT
-from zoo.geometry_pretraining import VGGTPretraining
-from zoo.metrics import VSIBenchScore, score_answer
-from zoo.optim import LearningRates, WarmupCosine
-from zoo.prope_mllm import PRoPEMLLM
-from zoo.qwen25_vl import Qwen25VL
-from zoo.spatial_mllm import SpatialMLLM
-from zoo.time_index import (
-    ConstantIndex,
-    FrameNumberIndex,
-    PathLengthIndex,
-    PoseDistanceIndex,
-    StepIndex,
-    TimeIndex,
-    TimestampIndex,
-)
-from zoo.tiny import TinyQwen25VL
-from zoo.vlm import SpatialVLM
+Each name is also a class path of the command line, such as `zoo.PRoPE`. A class is imported when it is first used:
+`import zoo` alone loads no PyTorch.
+"""
 
-__all__ = [
-    "AddFusion",
-    "AlternateAxes",
-    "ExtraChannels",
-    "Backbone",
-    "CaPE",
-    "CameraEncoding",
-    "CameraTokenFusion",
-    "Cameras",
-    "ConcatSplitFusion",
-    "ConcatSplitMLLM",
-    "ChannelRange",
-    "FrameNumberIndex",
-    "StepIndex",
-    "Fusion",
-    "GTA",
-    "GeometryCache",
-    "GeometryEncoder",
-    "DatasetGeometry",
-    "HighFrequencies",
-    "InputError",
-    "LearningRates",
-    "LoRA",
-    "LowFrequencies",
-    "ConstantIndex",
-    "ChannelPlacement",
-    "HeadSubset",
-    "LayerSubset",
-    "PRoPE",
-    "PRoPEMLLM",
-    "Placement",
-    "PoseDistanceIndex",
-    "PoseALiBi",
-    "PoseIndex",
-    "PathLengthIndex",
-    "PretrainedQwen25VL",
-    "PretrainedSpatialMLLM",
-    "PretrainedVGGT",
-    "Qwen25VL",
-    "RayEmbedding",
-    "RayEncoding",
-    "TimestampIndex",
-    "SpatialMLLM",
-    "SpatialVLM",
-    "Compose",
-    "TemporalSection",
-    "TimeIndex",
-    "TinyQwen25VL",
-    "TinyVGGT",
-    "VGGTPretraining",
-    "ValueRoPE",
-    "VSIBenchScore",
-    "ViewAttention",
-    "ViewMixer",
-    "WarmupCosine",
-    "PointRoPE",
-    "score_answer",
-]
+from zoo.lazy import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "backbone": ["Backbone", "LoRA"],
+        "cameras": ["Cameras"],
+        "checkpoints": ["PretrainedQwen25VL", "PretrainedSpatialMLLM"],
+        "concat_split": ["ConcatSplitMLLM"],
+        "encodings": [
+            *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
+            *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
+            *("PointRoPE", "PoseALiBi", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection", "ValueRoPE"),
+            *("ViewAttention", "ViewMixer"),
+        ],
+        "errors": ["InputError"],
+        "fusions": ["AddFusion", "CameraTokenFusion", "ConcatSplitFusion", "Fusion"],
+        "geometry": ["DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedVGGT", "TinyVGGT"],
+        "geometry_pretraining": ["VGGTPretraining"],
+        "metrics": ["VSIBenchScore", "score_answer"],
+        "optim": ["LearningRates", "WarmupCosine"],
+        "prope_mllm": ["PRoPEMLLM"],
+        "qwen25_vl": ["Qwen25VL"],
+        "spatial_mllm": ["SpatialMLLM"],
+        "time_index": [
+            *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),
+            "TimestampIndex",
+        ],
+        "tiny": ["TinyQwen25VL"],
+        "vlm": ["SpatialVLM"],
+    },
+)
