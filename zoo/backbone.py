@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers import Qwen2_5_VLProcessor as Processor
@@ -93,6 +92,8 @@ class LoRA:
 
     def apply(self, decoder: nn.Module) -> None:
         """Puts the adapters into the decoder in place; only they stay trainable."""
+        from peft import LoraConfig, inject_adapter_in_model  # slow to import
+
         config = LoraConfig(
             r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(self.targets)
         )

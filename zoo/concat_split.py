@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zoo.fusions import ConcatSplitFusion, Fusion
-from zoo.geometry.base import GeometryEncoder
+from zoo.geometry import GeometryEncoder, TinyVGGT
 from zoo.vlm import SpatialVLM
 
 
@@ -14,14 +14,14 @@ class ConcatSplitMLLM(SpatialVLM):
     """2D tokens to one half of the decoder's channels and 3D tokens to the other, concatenated.
 
     Args:
-        geometry: where the 3D tokens come from.
+        geometry: source of the 3D tokens, by default the VGGT that geometry_tiny.yaml pretrains.
         fusion: `ConcatSplitFusion`, or another one.
         parts: the other arguments of `SpatialVLM`.
     """
 
     def __init__(
         self,
-        geometry: Callable[[], GeometryEncoder],
+        geometry: Callable[[], GeometryEncoder] = lambda: TinyVGGT(path="runs/vggt_tiny"),
         fusion: Callable[[int, int], Fusion] = ConcatSplitFusion,
         **parts: Any,
     ):

@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.fusions import ConcatSplitFusion, Fusion
-from zoo.geometry.base import GeometryEncoder
+from zoo.geometry import DatasetGeometry, GeometryEncoder
 from zoo.vlm import SpatialVLM
 
 
@@ -20,7 +20,7 @@ class PRoPEMLLM(SpatialVLM):
     Args:
         camera_encoding: of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
         view_mixer: of the 2D half, `ViewAttention`, or another one, or null.
-        geometry: where the 3D tokens come from; null only with `fusion: null`.
+        geometry: source of the 3D tokens, by default the rays of the dataset's cameras; null only with `fusion: null`.
         fusion: `ConcatSplitFusion`, or another one; null has 2D tokens alone.
         parts: the other arguments of `SpatialVLM`.
     """
@@ -29,7 +29,7 @@ class PRoPEMLLM(SpatialVLM):
         self,
         camera_encoding: CameraEncoding | None,
         view_mixer: Callable[[int], ViewMixer] | None = ViewAttention,
-        geometry: Callable[[], GeometryEncoder] | None = None,
+        geometry: Callable[[], GeometryEncoder] | None = lambda: DatasetGeometry(depth=False),
         fusion: Callable[[int, int], Fusion] | None = ConcatSplitFusion,
         **parts: Any,
     ):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -110,6 +109,8 @@ class OfficialTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: SpatialModel) -> None:
+        from peft.tuners.lora import LoraLayer  # slow to import
+
         layers = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
         self.adapted: dict[str, Any] = dict(layers)
         state = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
