@@ -66,7 +66,7 @@ def _run_options(options: list[str]) -> list[str]:
 
 def value_of(option: str, words: list[str]) -> str | None:
     """Returns the value of an option, given as `--option value` or `--option=value`."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == option:
             return following
         if word.startswith(f"{option}="):

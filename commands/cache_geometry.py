@@ -24,7 +24,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from commands.configs import DEFAULTS
+from commands.configs import DEFAULT_OPTIONS
 from commands.parser import OneLineParser
 from commands.select_frames import OTHERS, LeftAside
 from datamodules import RandomSampler, VideoQADataModule
@@ -133,7 +133,7 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
 
     A run's config serves as it is.
     """
-    parser = OneLineParser(prog="main.py cache-geometry", description=__doc__, default_config_files=DEFAULTS)
+    parser = OneLineParser(prog="main.py cache-geometry", description=__doc__)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
     parser.add_argument("--workers", type=int, default=0, help="processes that read frames; 0 reads in the main one")
@@ -143,7 +143,7 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
     for other in OTHERS:
         if other != "model":
             parser.add_argument(f"--{other}", type=LeftAside, default=None, help=SUPPRESS)
-    settings = parser.parse_args(arguments)
+    settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
     model = settings.pop("model").init_args
     parts = parts_of(model)
     backbone = parts.backbone

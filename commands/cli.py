@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lightning import Trainer
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
-from commands.configs import DEFAULTS
+from commands.configs import DEFAULT_OPTIONS
 from commands.export import ExportingTrainer
 from commands.parser import OneLineParser
 from commands.runs import resolve_run
@@ -50,7 +51,6 @@ class ZooCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
-            parser_kwargs={command: {"default_config_files": DEFAULTS}},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -64,6 +64,10 @@ class ZooCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Returns the arguments of the command's method that are not options."""
         return {self.command: {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}[self.command]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the command line, below it the default configs."""
+        self.config = parser.parse_args([self.command, *DEFAULT_OPTIONS, *sys.argv[2:]])
 
     def before_instantiate_classes(self) -> None:
         """Resolves the run's folder and checkpoint."""

@@ -12,7 +12,10 @@ import yaml
 from zoo.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-DEFAULTS = [str(CONFIGS / f"{name}.yaml") for name in ("model_default", "data_rooms", "scale_tiny")]
+# Read before the given ones, as if they were named first on the command line. As jsonargparse's default_config_files,
+# they would fill in the defaults of model_default.yaml's class, and a given model would keep those in place of its own.
+DEFAULTS = ("model_default.yaml", "data_rooms.yaml", "scale_tiny.yaml")
+DEFAULT_OPTIONS = [word for name in DEFAULTS for word in ("--config", str(CONFIGS / name))]
 
 
 def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:

@@ -21,7 +21,7 @@ def complete_model_help(options: list[str], models: list[str]) -> list[str]:
     Raises:
         SystemExit: after a list of the models, where none is named.
     """
-    pairs = list(zip(options, [*options[1:], "-"], strict=True))
+    pairs = list(zip(options, [*options, "-"][1:], strict=True))
     others = [word for word, following in pairs if word != OPTION or not following.startswith("-")]
     if len(others) == len(options):
         return options

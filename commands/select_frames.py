@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from callbacks.visualization import camera_map, contact_sheet
-from commands.configs import DEFAULTS
+from commands.configs import DEFAULT_OPTIONS
 from commands.parser import OneLineParser
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset, format_scene_error
@@ -125,7 +125,7 @@ def select_frames(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> Any:
     """The settings, with the DataModule built. A run's config serves as it is: what isn't data is left aside."""
-    parser = OneLineParser(prog="main.py select-frames", description=__doc__, default_config_files=DEFAULTS)
+    parser = OneLineParser(prog="main.py select-frames", description=__doc__)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
     parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
@@ -134,4 +134,4 @@ def parse(arguments: list[str]) -> Any:
     parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
     for other in OTHERS:
         parser.add_argument(f"--{other}", type=LeftAside, default=None, help=SUPPRESS)
-    return parser.instantiate_classes(parser.parse_args(arguments))
+    return parser.instantiate_classes(parser.parse_args([*DEFAULT_OPTIONS, *arguments]))
