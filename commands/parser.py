@@ -56,7 +56,8 @@ class UnknownOption(OptionError):
     """An option that does not exist, with the most similar one."""
 
     def __init__(self, option: str, guess: Guess, otherwise: str) -> None:
-        super().__init__(option, "there is no such option", _advice(guess, otherwise))
+        see_help = f"see --{option.rpartition('.')[0]}.help"
+        super().__init__(option, "there is no such option", _advice(guess, otherwise or see_help))
         self.guess, self.otherwise = guess, otherwise
 
     def within(self, part: str, options: Iterable[str]) -> UnknownOption:
@@ -144,7 +145,8 @@ class OneLineParser(ArgumentParser):
             (commands,) = (action.choices for action in self._actions if isinstance(action.choices, dict))
             group, options = None, options_of(commands[group])
         option = f"{group}.{found['option']}" if group else found["option"] or word.lstrip("-")
-        return UnknownOption(option, closest(option, options), _listed(options, see_help))
+        is_part = getattr(self, "_inner_parser", False)  # and has no command of its own
+        return UnknownOption(option, closest(option, options), _listed(options, "" if is_part else see_help))
 
 
 def options_of(parser: OneLineParser) -> set[str]:

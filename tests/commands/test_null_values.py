@@ -1,4 +1,4 @@
-"""A null where a class takes none is one line with the option; where one is taken, it is."""
+"""A null for a parameter that takes none is an error of one line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ from zoo import Qwen25VL
     [
         ("fit --config qwen25_vl.yaml --data.num_frames null", "data.num_frames"),
         ("fit --config qwen25_vl.yaml --data.source.size null", "data.source.size"),
-        (
-            "fit --config spatial_mllm.yaml --model.fusion.temporal_merge null",
-            "model.fusion.temporal_merge",
-        ),  # by way of its base
+        ("fit --config spatial_mllm.yaml --model.fusion.temporal_merge null", "model.fusion.temporal_merge"),
         ("select-frames --data.num_frames null", "data.num_frames"),
     ],
 )
-def test_a_null_where_none_is_taken(
+def test_a_null_that_no_type_allows(
     line: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -35,7 +32,7 @@ def test_a_null_where_none_is_taken(
     assert str(end.value.code) == f"error: {option}: null, where it needs a value; leave it out for the default"
 
 
-def test_a_null_that_is_taken() -> None:
+def test_a_null_that_the_type_or_the_default_allows() -> None:
     for part, name in (
         (Qwen25VL, "camera_encoding"),
         (VideoQADataModule, "train_sampler"),
