@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import main
-from commands.null_values import takes_null
+from commands.null_values import accepts_null
 from datamodules import Rooms, VideoQADataModule
 from zoo import Qwen25VL
 
@@ -29,7 +29,7 @@ def test_a_null_that_no_type_allows(
     monkeypatch.setattr(sys, "argv", ["main.py", *line.split()])
     with pytest.raises(SystemExit) as end:
         main.main()
-    assert str(end.value.code) == f"error: {option}: null, where it needs a value; leave it out for the default"
+    assert str(end.value.code) == f"error: {option}: null, but a value is required; leave it out for the default"
 
 
 def test_a_null_that_the_type_or_the_default_allows() -> None:
@@ -39,5 +39,5 @@ def test_a_null_that_the_type_or_the_default_allows() -> None:
         (Rooms, "workers"),
         (str, "any"),
     ):
-        assert takes_null(part, name)
-    assert not takes_null(VideoQADataModule, "num_frames")
+        assert accepts_null(part, name)
+    assert not accepts_null(VideoQADataModule, "num_frames")
