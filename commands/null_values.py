@@ -1,4 +1,4 @@
-"""Refuses a null for a parameter that takes none: jsonargparse 4.53 accepts it, and the class fails with a traceback."""
+"""Refuses a null for a parameter that takes none: jsonargparse 4.53 accepts it, and the class then fails."""
 
 from __future__ import annotations
 

@@ -98,9 +98,9 @@ class OneLineParser(ArgumentParser):
         reject_nulls(cfg[cfg.subcommand] if "subcommand" in cfg else cfg)
         return super().instantiate_classes(cfg, **kwargs)
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any) -> str:
         """Formats the help; jsonargparse names the options of a nested part relative to the class that has the part."""
-        text = super().format_help()
+        text = super().format_help(*args)
         if shown := re.match(r"Help for --([\w.]+)\.help", self.description or ""):
             words = (word.partition("=")[0].removeprefix("--").removesuffix(".help") for word in sys.argv)
             full = next((word for word in words if word.endswith(f".{shown[1]}")), shown[1])
