@@ -278,7 +278,8 @@ def test_help_names_options_in_full(line: str, names: list[str], monkeypatch: py
 
 
 OURS = (zoo, datamodules, callbacks)
-PARTS = [part for package in OURS for part in map(vars(package).get, package.__all__) if isinstance(part, type)]
+EXPORTS = [getattr(package, name) for package in OURS for name in package.__all__]
+PARTS = [part for part in EXPORTS if isinstance(part, type)]
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if not issubclass(part, Exception | SaveConfigCallback)])
