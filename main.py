@@ -1,16 +1,33 @@
-"""Train, test and ask the models of the zoo.
+"""Train, test and query spatial video-language models.
 
-    python main.py fit --config prope.yaml     trains; the run lies in runs/
-    python main.py test                        scores the newest run; validate also takes it
-    python main.py predict --data.video clip.mp4 --data.question "How large is this room?"   asks it
-    python main.py export --out folder         writes it as official weights
-    python main.py select-frames                      chooses frames beforehand
-    python main.py cache-geometry                    finds out 3D tokens and cameras beforehand
-    python main.py score predictions.jsonl     scores answers without a model
-    python main.py report runs/*               compares runs, as tables or as a page
+    python main.py <command> [options]; python main.py <command> --help explains the options
 
-Configs compose, later ones win: a model, a scale (default scale_tiny.yaml), data (default data_rooms.yaml). Each of the
-commands has its own --help.
+Commands:
+    fit             train; the run's folder is in runs/
+    test            score the newest run on its benchmark
+    validate        score the newest run on the validation split
+    predict         answer one question about one video
+    export          write a run in the layout of the official weights
+    select-frames   choose the frames of each scene beforehand
+    cache-geometry  compute 3D tokens and cameras beforehand
+    score           score a file of answers, without a model
+    report          compare runs, as tables or as a page
+
+Defaults, replaced by --config <file of configs/>, in any order:
+    model           none: name one, such as prope.yaml or qwen25_vl.yaml
+    scale           scale_tiny.yaml: 2 million parameters, trained on a CPU
+    data            data_rooms.yaml: rendered rooms
+
+Examples:
+    python main.py fit --config prope.yaml
+    python main.py fit --config prope.yaml --config scale_3b.yaml --data.source.root data/rooms
+    python main.py test
+    python main.py predict --data.video clip.mp4 --data.question "How large is this room?"
+    python main.py export --out folder
+    python main.py score predictions.jsonl
+    python main.py report runs/*
+
+    --version prints the versions of this package and of its main dependencies.
 """
 
 from __future__ import annotations
@@ -18,43 +35,58 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from importlib.metadata import version
+from pkgutil import resolve_name
 
-import datamodules  # noqa: F401 - makes short class paths known
-import zoo  # noqa: F401
-from commands.arguments import preprocess_argv
-from commands.cache_geometry import cache_geometry
-from commands.cli import ZooCLI
-from commands.report import report
-from commands.score import score
-from commands.select_frames import select_frames
 from zoo.errors import InputError, input_error
 
-# of one file each; the others are Lightning's
-COMMANDS = {"select-frames": select_frames, "cache-geometry": cache_geometry, "score": score, "report": report}
-
-warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6's own business with torch 2.13
-warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # frozen parts are, on purpose
-# it advertises another logger in each run
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda said: "litlogger" not in said.getMessage())
+# Nothing here imports PyTorch before a command needs it: --help answers at once.
+LIGHTNING = ("fit", "validate", "test", "predict", "export")
+CONFIGURED = {
+    "select-frames": "commands.select_frames:select_frames",
+    "cache-geometry": "commands.cache_geometry:cache_geometry",
+}
+PLAIN = {"score": "commands.score:score", "report": "commands.report:report"}
+COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
+PACKAGES = ("spatial-vlm-zoo", "torch", "transformers", "lightning")
 
 
 def main() -> None:
+    """Runs the command that the command line names."""
     command = "".join(sys.argv[1:2])
     if command in ("", "-h", "--help"):
         print(__doc__)
         return
+    if command == "--version":
+        print("\n".join([*(f"{name} {version(name)}" for name in PACKAGES), f"python {sys.version.split()[0]}"]))
+        return
     try:
-        if command not in (known := [*ZooCLI.subcommands(), *COMMANDS]):
-            raise InputError(f"there is no command {command}, only {', '.join(known)}")
-        sys.argv[1:] = preprocess_argv(sys.argv[1:])  # the processes of a DDP run start from sys.argv again
-        if command in COMMANDS:
-            COMMANDS[command](sys.argv[2:])
-        else:
-            ZooCLI()
+        if command not in COMMANDS:
+            raise InputError(f"there is no command {command}, only {', '.join(COMMANDS)}")
+        run(command)
     except Exception as error:
         if (meant := input_error(error)) is None:
             raise
         sys.exit(f"error: {meant}")
+
+
+def run(command: str) -> None:
+    """Imports the command and runs it with the options in `sys.argv`."""
+    if command not in PLAIN:
+        from commands.arguments import preprocess_argv
+
+        sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv
+    if command in LIGHTNING:
+        from commands.cli import ZooCLI
+
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # frozen parts are, on purpose
+        # Lightning's advertisement of another logger
+        rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())
+        ZooCLI(command)
+    else:
+        resolve_name({**CONFIGURED, **PLAIN}[command])(sys.argv[2:])
 
 
 if __name__ == "__main__":

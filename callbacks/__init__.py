@@ -1,10 +1,15 @@
-"""What watches a run: one job a callback."""
+"""Lightning callbacks: checkpoints, metrics, predictions, the run's config, a gallery, and a progress bar."""
 
-from callbacks.checkpoint import Checkpoint
-from callbacks.gallery import GalleryCallback
-from callbacks.metrics import MetricsCallback
-from callbacks.predictions import PredictionsCallback
-from callbacks.progress import progress_bar
-from callbacks.run_config import SaveRunConfig
+from zoo.lazy import lazy_exports
 
-__all__ = ["Checkpoint", "GalleryCallback", "MetricsCallback", "PredictionsCallback", "SaveRunConfig", "progress_bar"]
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "checkpoint": ["Checkpoint"],
+        "gallery": ["GalleryCallback"],
+        "metrics": ["MetricsCallback"],
+        "predictions": ["PredictionsCallback"],
+        "progress": ["progress_bar"],
+        "run_config": ["SaveRunConfig"],
+    },
+)

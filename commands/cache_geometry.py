@@ -21,7 +21,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from commands.arguments import DEFAULTS
+from commands.configs import DEFAULT_OPTIONS
 from commands.parser import OneLineParser
 from commands.select_frames import OTHERS, LeftAside
 from datamodules import RandomSampler, VideoQADataModule
@@ -126,17 +126,17 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
 
     The config of a run can be used unchanged. The model is built on the meta device, without reading weights.
     """
-    parser = OneLineParser(prog="main.py cache-geometry", description=__doc__, default_config_files=DEFAULTS)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config; later ones win")
+    parser = OneLineParser(prog="main.py cache-geometry", description=__doc__)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
     parser.add_argument("--workers", type=int, default=0, help="processes that read frames; 0 reads in the main one")
     parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
-    parser.add_lightning_class_args(VideoQADataModule, "data", subclass_mode=True)
-    parser.add_lightning_class_args(VideoQATask, "model", subclass_mode=True)
+    parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
+    parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
     for other in OTHERS:
         if other != "model":
             parser.add_argument(f"--{other}", type=LeftAside, default=None, help=SUPPRESS)
-    settings = parser.parse_args(arguments)
+    settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
     options = settings.model.init_args
     if options.get("geometry_cache") is None:
         options["geometry_cache"] = Namespace(**vars(GeometryCache()))

@@ -1,7 +1,8 @@
-"""python main.py fit, validate, test, predict, export: Lightning's command line, as the zoo has it."""
+"""The commands fit, validate, test, predict and export: LightningCLI with the parts of the zoo."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lightning import Trainer
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
-from commands.arguments import PARSER_DEFAULTS, TRAINER_DEFAULTS
+from commands.configs import DEFAULT_OPTIONS
 from commands.export import ExportingTrainer
 from commands.parser import OneLineParser
 from commands.runs import resolve_run
@@ -18,49 +19,71 @@ from datamodules import VideoQADataModule
 from zoo.errors import InputError
 from zoo.tasks import Task
 
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
+    "num_sanity_val_steps": 0,
+    "gradient_clip_val": 1.0,  # Spatial-MLLM's
+    "log_every_n_steps": 10,
+}
+
+
+class ZooParser(OneLineParser, LightningArgumentParser):
+    """LightningCLI's parser with errors of one line."""
+
 
 class ZooCLI(LightningCLI):
-    """LightningCLI with the callbacks that every run has, and a run folder settled before anything is built."""
+    """LightningCLI with the callbacks of every run; the run's folder is resolved before anything is built.
 
-    def __init__(self) -> None:
+    Args:
+        command: the subcommand; only its options are set up.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
         super().__init__(
             Task,
             VideoQADataModule,
             trainer_class=ExportingTrainer,
-            parser_class=OneLineParser,
+            parser_class=ZooParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
-            parser_kwargs=PARSER_DEFAULTS,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of the callbacks."""
         parser.add_lightning_class_args(MetricsCallback, "metrics")
         parser.add_lightning_class_args(PredictionsCallback, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(GalleryCallback, "gallery")
         parser.link_arguments("metrics.scorer", "predictions.scorer")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Returns the arguments of the command's method that are not options."""
+        return {self.command: {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}[self.command]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the command line, below it the default configs."""
+        self.config = parser.parse_args([self.command, *DEFAULT_OPTIONS, *sys.argv[2:]])
 
     def before_instantiate_classes(self) -> None:
-        command = str(self.subcommand)
-        settings = self.config[command]
-        resolve_run(command, settings)
+        """Resolves the run's folder and checkpoint."""
+        settings = self.config[self.command]
+        resolve_run(self.command, settings)
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [progress_bar()]
 
     def after_fit(self) -> None:
+        """Names the command that scores the run."""
         if self.model.answers_questions and self.trainer.global_step:
             rank_zero_info(f"{self.trainer.default_root_dir} is trained: python main.py test scores it")
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
+        """Builds the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
         try:
             return super().instantiate_trainer(**settings)
-        except (ValueError, MisconfigurationException) as error:  # no such accelerator, strategy, number of devices
+        except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error

@@ -1,11 +1,8 @@
-"""`--model.help` without a class: of the model that the configs name, or the models there are."""
+"""`--model.help` without a class: the options of the given model, or a list of the models."""
 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
-
-import yaml
 
 from commands.registry import registered_classes
 from commands.runs import BASES
@@ -14,36 +11,30 @@ from zoo.tasks import Task
 OPTION = "--model.help"
 
 
-def with_model(words: list[str]) -> list[str]:
-    """The words with the configs' model for a bare `--model.help`.
+def complete_model_help(options: list[str], models: list[str]) -> list[str]:
+    """Adds the model to a bare `--model.help`.
+
+    Args:
+        options: words of the command line; `--model` is read from them as well.
+        models: the classes that configs name.
 
     Raises:
-        SystemExit: no config names one; the models are printed.
+        SystemExit: after a list of the models, where none is named.
     """
-    pairs = list(zip(words, [*words[1:], "-"], strict=True))
+    pairs = list(zip(options, [*options, "-"][1:], strict=True))
     others = [word for word, following in pairs if word != OPTION or not following.startswith("-")]
-    if len(others) == len(words):
-        return words
-    models = [found for word, path in pairs if word in ("--config", "-c") and (found := _model_of(Path(path)))]
-    models += [model for word, model in pairs if word == "--model"]
+    if len(others) == len(options):
+        return options
+    models = [*models, *(following for word, following in pairs if word == "--model")]
     if not models:
-        print(_menu())
+        print(list_models())
         raise SystemExit(0)
-    return [*others, f"{OPTION}={models[-1]}"]  # what follows it is not read
+    return [*others, f"{OPTION}={models[-1]}"]  # last: jsonargparse reads nothing after it
 
 
-def _model_of(config: Path) -> str | None:
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
-        return None
-    model = content.get("model") if isinstance(content, dict) else None
-    return model.get("class_path") if isinstance(model, dict) else model
-
-
-def _menu() -> str:
+def list_models() -> str:
+    """Returns one line per model: the option that explains it, and the first line of its docstring."""
     models = [model for model in registered_classes(Task) if model.__name__ not in BASES]
-    docs = {model.__name__: inspect.getdoc(model) or "" for model in models}
-    width = max(map(len, docs))
-    lines = [f"    {OPTION} {name:{width}}  {''.join(doc.splitlines()[:1])}" for name, doc in docs.items()]
-    return "\n".join(["The options of a model, or of that which a --config names:", *lines])
+    width = max(len(model.__name__) for model in models)
+    lines = [f"    {OPTION} {m.__name__:{width}}  {(inspect.getdoc(m) or '').partition(chr(10))[0]}" for m in models]
+    return "\n".join(["The options of a model, also of the one that a --config names:", *lines])

@@ -1,4 +1,4 @@
-"""A null where a class takes none: jsonargparse lets it through, and the class would fail on it with a traceback."""
+"""Refuses a null for a parameter that takes none: jsonargparse 4.53 accepts it, and the class then fails."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from jsonargparse import Namespace
 from zoo.errors import InputError
 
 
-def reject_nulls(settings: Any, at: str = "") -> None:
-    """Looks at the arguments of each class that the settings name.
+def reject_nulls(settings: Any, option: str = "") -> None:
+    """Checks the arguments of each class in parsed settings, before anything is built.
 
     Args:
-        settings: parsed, before anything is built.
-        at: the option that they are of.
+        settings: the parsed settings, or a part of them.
+        option: name of the part.
 
     Raises:
-        InputError: a null for a parameter whose type has none, with the option's name.
+        InputError: a null for a parameter whose type has none.
     """
     if isinstance(settings, list):
-        for each in settings:
-            reject_nulls(each, at)
+        for part in settings:
+            reject_nulls(part, option)
     if not isinstance(settings, Namespace):
         return
-    given, named = vars(settings), settings.get("class_path")
-    if isinstance(named, str):
-        given = vars(settings.get("init_args") or Namespace())
-        for name, value in given.items():
-            if value is None and not takes_null(resolve_name(named), name):
-                raise InputError(f"{at}.{name}: null, where it needs a value; leave it out for the default")
-    for name, value in given.items():
-        reject_nulls(value, f"{at}.{name}".lstrip("."))
+    arguments, class_path = vars(settings), settings.get("class_path")
+    if isinstance(class_path, str):
+        arguments = vars(settings.get("init_args") or Namespace())
+        for name, value in arguments.items():
+            if value is None and not accepts_null(resolve_name(class_path), name):
+                raise InputError(f"{option}.{name}: null, but a value is required; leave it out for the default")
+    for name, value in arguments.items():
+        reject_nulls(value, f"{option}.{name}".lstrip("."))
 
 
-def takes_null(part: Any, name: str) -> bool:
-    """Whether a parameter may be None: by its type, or because that is its default, or because its type isn't known."""
+def accepts_null(part: Any, name: str) -> bool:
+    """Returns whether a parameter may be None: by its type or its default, or because its type is unknown."""
     for base in inspect.getmro(part) if inspect.isclass(part) else (part,):
         try:
             parameters = inspect.signature(base).parameters
-        except ValueError:  # one that isn't written in Python
+        except ValueError:  # a class that is not written in Python
             return True
         if name in parameters:
             annotation = parameters[name].annotation

@@ -1,149 +1,177 @@
-"""A parser that says what is wrong in one line: the usage of this command line is pages long."""
+"""A parser whose errors are one line with a suggestion: the usage of this command line is pages long."""
 
 from __future__ import annotations
 
 import re
+import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Any, NoReturn
 
-from jsonargparse import DefaultHelpFormatter
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from commands.null_values import reject_nulls
-from commands.registry import registered_classes
 from zoo.errors import InputError, input_error
 
-ALIKE, FEW = 0.65, 16  # how alike names are if one may be meant by the other; how many are worth a list
-Guess = tuple[float, str]  # how alike a name is, and the name
+MIN_SIMILARITY, MAX_LISTED = 0.65, 16  # of a name that is suggested; of names that are listed
+Guess = tuple[float, str]  # similarity, name
 
-# what argparse and jsonargparse say
-NO_OPTION = re.compile(
+# argparse and jsonargparse report an error as text alone. Each pattern finds what a suggestion needs:
+UNKNOWN_OPTION = re.compile(  # the option; on the command line, in a config, in a group of options
     r"unrecognized arguments: (?P<word>[^\s=]+)"
     r"|(?:(?:Group|(?P<command>Subcommand)) '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'"
 )
-NO_CLASS = re.compile(r"import path string: (\S+)")
-NO_VALUE = re.compile(r"Expected an? (.+?)\. Got value: (.*)|Subtypes: \[(.*)\](?s:.*)Given value: (.*)")
-NO_PART = re.compile(r"NestedArg\(key='([^']+)'")
-NO_GROUP = re.compile(r"Unable to load config '([^']*)'")
-NO_SETTINGS, NO_YAML = "Unexpected config:", "Problems parsing config:"
+UNKNOWN_CLASS = re.compile(r"import path string: (\S+)")  # the class, to suggest a similar one
+WRONG_VALUE = re.compile(  # the type, which spans many lines for a class; and the value
+    r"Expected an? (.+?)\. Got value: (.*)|Subtypes: \[(.*)\](?s:.*)Given value: (.*)"
+)
+UNNAMED_CLASS = re.compile(r"NestedArg\(key='([^']+)'")  # an option of a part that is null, to list its classes
+WRONG_GROUP = re.compile(r"Unable to load config '([^']*)'")  # one value for a group of options, to list them
 
 
-class Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Leaves the lines of a description as they are."""
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of a description."""
 
 
 class OptionError(InputError):
-    """What is wrong with an option, which has its name from the parser on that found out, and what to do about it."""
+    """An error of one option.
+
+    Args:
+        option: its name, relative to the part whose parser found the error.
+        problem: what is wrong.
+        remedy: what to do about it.
+    """
 
     def __init__(self, option: str, problem: str, remedy: str = "") -> None:
         super().__init__(f"{option}: {problem}" + (f"; {remedy}" if remedy else ""))
         self.option, self.problem, self.remedy = option, problem, remedy
 
     def within(self, part: str, options: Iterable[str]) -> OptionError:
-        """The same of the whole, in which the option is one of a part's; the whole has options of its own."""
+        """Returns the error with the option's name in the parser that has the part, and `options` of its own."""
         return OptionError(f"{part}.{self.option}", self.problem, self.remedy)
 
 
 class UnknownOption(OptionError):
-    """There is no such option: `guess` may have been meant."""
+    """An option that does not exist, with the most similar one."""
 
     def __init__(self, option: str, guess: Guess, otherwise: str) -> None:
-        super().__init__(option, "there is no such option", _advice(guess, otherwise))
+        see_help = f"see --{option.rpartition('.')[0]}.help"
+        super().__init__(option, "there is no such option", _advice(guess, otherwise or see_help))
         self.guess, self.otherwise = guess, otherwise
 
     def within(self, part: str, options: Iterable[str]) -> UnknownOption:
-        alike, meant = self.guess
-        guess = max((alike, f"{part}.{meant}"), closest(self.option, options))
+        """Returns the error with the most similar option of both parsers."""
+        similarity, name = self.guess
+        guess = max((similarity, f"{part}.{name}"), closest(self.option, options))
         return UnknownOption(f"{part}.{self.option}", guess, self.otherwise)
 
 
-class OneLineParser(LightningArgumentParser):
-    """As Lightning's, but an error is an InputError: one line with what is wrong, and what may have been meant."""
+class OneLineParser(ArgumentParser):
+    """A jsonargparse parser whose errors are `InputError`s, and whose help names options in full."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": Help, **kwargs})
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
+
+    def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds a part, and imports all classes that it may be: jsonargparse finds short names among loaded ones."""
+        from commands.registry import registered_classes
+
+        registered_classes()
+        return super().add_subclass_arguments(*args, **kwargs)
 
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        if isinstance(args, list):  # jsonargparse 4.53 gives a part's parser the text None for what was null
+        """Parses the command line; jsonargparse 4.53 passes a null of a nested part on as the text None."""
+        if isinstance(args, list):
             args = [f"{word.removesuffix('=None')}=null" if word.endswith("=None") else word for word in args]
         return super().parse_args(args, *others, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Parses a config; its errors name the file."""
         try:
             return super().parse_path(path, *args, **kwargs)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
     def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:
+        """Builds the parts, after a check for nulls."""
         reject_nulls(cfg[cfg.subcommand] if "subcommand" in cfg else cfg)
         return super().instantiate_classes(cfg, **kwargs)
 
+    def format_help(self, *args: Any) -> str:
+        """Formats the help; jsonargparse names the options of a nested part relative to the class that has the part."""
+        text = super().format_help(*args)
+        if shown := re.match(r"Help for --([\w.]+)\.help", self.description or ""):
+            words = (word.partition("=")[0].removeprefix("--").removesuffix(".help") for word in sys.argv)
+            full = next((word for word in words if word.endswith(f".{shown[1]}")), shown[1])
+            text = text.replace(f"--{shown[1]}.", f"--{full}.")
+        return text
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises the error as one line."""
         within = re.match(r'Parser key "([\w.]+)"', message)
         part = within[1] if within else ""
         inner = input_error(ex)
-        if isinstance(inner, OptionError) and part:  # the parser of a part knows best
+        if isinstance(inner, OptionError) and part:  # the parser of the part has explained it
             inner = inner.within(part, options_of(self))
-        raise inner or self._explained(message, part) from ex
+        raise inner or self._explain(message, part) from ex
 
-    def _explained(self, message: str, part: str) -> InputError:
-        """One line for a report of many."""
-        help = f"see {self.prog.replace(' [options]', '')} --help"
-        if found := NO_OPTION.search(message):
-            return self._unknown(found, help)
-        if found := NO_CLASS.search(message):
-            names = classes(message)
+    def _explain(self, message: str, part: str) -> InputError:
+        see_help = f"see {self.prog.replace(' [options]', '')} --help"
+        if found := UNKNOWN_OPTION.search(message):
+            return self._unknown_option(found, see_help)
+        if found := UNKNOWN_CLASS.search(message):
+            names = class_names(message)
             advice = _advice(closest(found[1], names), _listed(names, "give its name or its import path"))
             return OptionError(part or message.partition(":")[0].lstrip("-"), f"there is no class {found[1]}", advice)
-        if found := NO_PART.search(message):
-            return OptionError(
-                part, f"no class is named yet that could have the option {found[1]}", _listed(classes(message))
-            )
-        if part and (found := NO_GROUP.search(message)):
+        if found := UNNAMED_CLASS.search(message):
+            problem = f"name a class first, which could have the option {found[1]}"
+            return OptionError(part, problem, _listed(class_names(message)))
+        if part and (found := WRONG_GROUP.search(message)):
             own = (option.removeprefix(f"{part}.") for option in options_of(self) if option.startswith(f"{part}."))
             return OptionError(part, f"expected options of its own, not {found[1]}", _listed(own))
-        if part and (found := NO_VALUE.search(message)):
+        if part and (found := WRONG_VALUE.search(message)):
             types, value = found.group(1, 2) if found[1] else found.group(3, 4)
-            return OptionError(part, f"expected {spell(types)}, not {value or 'nothing'}", _listed(classes(message)))
-        if message.startswith(NO_SETTINGS):
-            return InputError("holds no settings")
-        if message.startswith(NO_YAML):
-            return InputError(f"is no YAML: {' '.join(message.removeprefix(NO_YAML).split())}")
-        return InputError(f"{' '.join(message.split())}; {help}")
+            problem = f"expected {spell(types)}, not {value or 'nothing'}"
+            return OptionError(part, problem, _listed(class_names(message)))
+        return InputError(f"{' '.join(message.split())}; {see_help}")
 
-    def _unknown(self, found: re.Match[str], help: str) -> OptionError:
+    def _unknown_option(self, found: re.Match[str], see_help: str) -> OptionError:
         word, group, options = found["word"], found["group"], options_of(self)
         if word and not word.startswith("--"):
-            return OptionError(word, "not expected here; options start with --, configs are named by --config", help)
+            problem = "not expected here; options start with --, configs are named by --config"
+            return OptionError(word, problem, see_help)
         if found["command"]:
             (commands,) = (action.choices for action in self._actions if isinstance(action.choices, dict))
             group, options = None, options_of(commands[group])
         option = f"{group}.{found['option']}" if group else found["option"] or word.lstrip("-")
-        return UnknownOption(option, closest(option, options), _listed(options, help))
+        is_part = getattr(self, "_inner_parser", False)  # and has no command of its own
+        return UnknownOption(option, closest(option, options), _listed(options, "" if is_part else see_help))
 
 
 def options_of(parser: OneLineParser) -> set[str]:
-    """The names of all options of a parser, without those for help."""
+    """Returns the names of all options of a parser, except those for help."""
     names = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
     return {name for name in names if not name.endswith(("help", "+"))}
 
 
 def closest(word: str, names: Iterable[str]) -> Guess:
-    """The most alike of some dotted names: as a whole, or a little less in its last part."""
+    """Returns the most similar of some dotted names, by the whole name or, with less weight, by its last part."""
 
-    def alike(a: str, b: str) -> float:
+    def similarity(a: str, b: str) -> float:
         return SequenceMatcher(None, a.lower(), b.lower(), autojunk=False).ratio()
 
     def last(name: str) -> str:
         return name.rpartition(".")[2]
 
-    return max(((max(alike(word, n), 0.9 * alike(last(word), last(n))), n) for n in names), default=(0.0, ""))
+    scores = ((max(similarity(word, n), 0.9 * similarity(last(word), last(n))), n) for n in names)
+    return max(scores, default=(0.0, ""))
 
 
-def classes(message: str) -> set[str]:
-    """The classes on the menus that an argument takes, by the types that a report names; all where it names none."""
+def class_names(message: str) -> set[str]:
+    """Returns the names of the classes that fit a type in the message; of all classes where it names no type."""
+    from commands.registry import registered_classes
+
     parts = registered_classes()
 
     def fits(part: type) -> bool:
@@ -153,7 +181,7 @@ def classes(message: str) -> set[str]:
 
 
 def spell(types: str) -> str:
-    """Python's types in words: `int`, `'a', 'b' or null`."""
+    """Writes Python types without their syntax: `int`, `'a', 'b' or null`."""
     names = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", types)
     values = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", names)
     return values.replace(", NoneType", " or null")
@@ -161,8 +189,8 @@ def spell(types: str) -> str:
 
 def _listed(names: Iterable[str], otherwise: str = "") -> str:
     known = sorted(names, key=str.lower)
-    return f"known: {', '.join(known)}" if 0 < len(known) <= FEW else otherwise
+    return f"known: {', '.join(known)}" if 0 < len(known) <= MAX_LISTED else otherwise
 
 
 def _advice(guess: Guess, otherwise: str) -> str:
-    return f"did you mean {guess[1]}?" if guess[0] >= ALIKE else otherwise
+    return f"did you mean {guess[1]}?" if guess[0] >= MIN_SIMILARITY else otherwise

@@ -1,4 +1,4 @@
-"""The classes that a command line may name: those that `zoo` and `datamodules` put on their menus."""
+"""The classes that a command line may name without their module: the public ones of `zoo` and `datamodules`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import zoo
 
 
 def registered_classes(base: type = object) -> list[type]:
-    """Those of a kind, abstract ones left out, in alphabetical order of each menu."""
-    every = [getattr(menu, name) for menu in (zoo, datamodules) for name in menu.__all__]
-    return [part for part in every if inspect.isclass(part) and not inspect.isabstract(part) and issubclass(part, base)]
+    """Imports the public classes and returns the concrete subclasses of `base`."""
+    exports = [getattr(package, name) for package in (zoo, datamodules) for name in package.__all__]
+    return [
+        part for part in exports if inspect.isclass(part) and not inspect.isabstract(part) and issubclass(part, base)
+    ]

@@ -10,28 +10,14 @@ the single questions. Folders that are no run are named and skipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from commands.parser import OneLineParser
-from commands.reports import formats
-from commands.reports.compare import Comparisons, compare
-from commands.reports.page import page
-from commands.reports.paths import camera_paths
-from commands.reports.runs import Run, load_runs
-from commands.reports.tables import Table, first_answered, tables
-from zoo.atomic_io import write_whole
 from zoo.errors import InputError
 
 Format = Literal["text", "markdown", "latex", "html"]
 SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".html": "html"}
-WRITERS: dict[Format, Callable[[Table], str]] = {
-    "text": formats.text,
-    "markdown": formats.markdown,
-    "latex": formats.latex,
-}
-COMMENTS = {"text": "{}\n", "markdown": "- {}\n", "latex": "% {}\n"}
 
 
 def report(arguments: list[str]) -> None:
@@ -49,6 +35,15 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--format", type=Format | None, default=None, help=help)
     parser.add_argument("--output", type=str | None, default=None, help="a file; null prints it (html: report.html)")
     settings = parser.parse_args(arguments)
+
+    # after the options are read: these import PyTorch, which the help does without
+    from commands.reports.compare import compare
+    from commands.reports.lines import in_lines
+    from commands.reports.page import page
+    from commands.reports.paths import camera_paths
+    from commands.reports.runs import load_runs
+    from zoo.atomic_io import write_whole
+
     output = None if settings.output is None else Path(settings.output).expanduser()
     format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")
     runs, skipped = load_runs([Path(folder).expanduser() for folder in settings.runs])
@@ -68,14 +63,3 @@ def report(arguments: list[str]) -> None:
     else:
         write_whole(output, text)
         print("".join(f"{note}\n" for note in notes) + f"report: {len(runs)} runs in {output}")
-
-
-def in_lines(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], format: Format) -> str:
-    """The tables, and what is to be said below them."""
-    parts = [WRITERS[format](table) for table in tables(runs, comparisons)]
-    if format == "latex":
-        parts.insert(0, "% needs \\usepackage{booktabs}\n")
-    base = first_answered(runs)
-    refused = [why for (first, second), why in comparisons.refused.items() if first == base and runs[second].answers]
-    said = [*notes, *(f"not compared: {why}" for why in refused)]
-    return "\n".join([*parts, "".join(COMMENTS[format].format(line) for line in said)] if said else parts)

@@ -10,16 +10,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from callbacks.table import render
-from callbacks.versions import versions
 from commands.parser import OneLineParser
-from commands.reports.predictions import read_predictions
-from commands.reports.scoring import tally
-from zoo.atomic_io import write_whole
 from zoo.errors import InputError
-from zoo.metrics import Profile
 
 
 def score(arguments: list[str]) -> None:
@@ -33,9 +27,22 @@ def score(arguments: list[str]) -> None:
     """
     parser = OneLineParser(prog="main.py score", description=__doc__)
     parser.add_argument("predictions", type=str, help="the file of answers, predictions.jsonl")
-    parser.add_argument("--scorer", type=Profile, default="spatial_mllm", help="the official scorer to follow")
+    parser.add_argument(
+        "--scorer",
+        type=Literal["spatial_mllm", "thinking_in_space"],
+        default="spatial_mllm",
+        help="the official scorer to follow",
+    )
     parser.add_argument("--output", type=str | None, default=None, help="also write the scores here, as a metrics.json")
     settings = parser.parse_args(arguments)
+
+    # after the options are read: these import PyTorch, which the help does without
+    from callbacks.table import render
+    from callbacks.versions import versions
+    from commands.reports.predictions import read_predictions
+    from commands.reports.scoring import tally
+    from zoo.atomic_io import write_whole
+
     path = Path(settings.predictions).expanduser()
     if path.is_dir():
         path /= "predictions.jsonl"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from callbacks.visualization import camera_map, contact_sheet
-from commands.arguments import DEFAULTS
+from commands.configs import DEFAULT_OPTIONS
 from commands.parser import OneLineParser
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset, format_scene_error
@@ -121,13 +121,13 @@ def select_frames(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> Any:
     """Parses the settings and builds the DataModule; options of a run's config other than data are ignored."""
-    parser = OneLineParser(prog="main.py select-frames", description=__doc__, default_config_files=DEFAULTS)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="config file; later ones take precedence")
+    parser = OneLineParser(prog="main.py select-frames", description=__doc__)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
     parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
     parser.add_argument("--workers", type=int, default=0, help="worker processes; 0 uses the main process")
     parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
-    parser.add_lightning_class_args(VideoQADataModule, "data", subclass_mode=True)
+    parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
     for option in OTHERS:
         parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
-    return parser.instantiate_classes(parser.parse_args(arguments))
+    return parser.instantiate_classes(parser.parse_args([*DEFAULT_OPTIONS, *arguments]))

@@ -1,67 +1,23 @@
-"""The menu of data: the DataModule, its sources, samplers and sizes."""
+"""The DataModule, its sources, frame samplers and frame sizes.
 
-from datamodules.resize import PixelBounds
-from datamodules.samplers import (
-    Consecutive,
-    DatasetDepth,
-    Duplicate,
-    FramePairing,
-    FrameSampler,
-    Neighbor,
-    OffsetNeighbor,
-    PointSource,
-    PoseFarthestSampler,
-    PosePlaneSampler,
-    PredictedPoints,
-    RandomSampler,
-    SceneView,
-    SelectedFrames,
-    SpaceAwareSampler,
-    UniformSampler,
-)
-from datamodules.sources import (
-    SQA3D,
-    Conversations,
-    Mixture,
-    PosedScenes,
-    RealRooms,
-    Rooms,
-    ScanQA,
-    SceneFolder,
-    SceneSource,
-    SingleVideo,
-    VSIBench,
-)
-from datamodules.video_qa import VideoQADataModule
+Each name is also a class path of the command line, such as `datamodules.Rooms`, and is imported when it is first used.
+"""
 
-__all__ = [
-    "Consecutive",
-    "Conversations",
-    "Duplicate",
-    "FrameSampler",
-    "DatasetDepth",
-    "OffsetNeighbor",
-    "Mixture",
-    "Neighbor",
-    "FramePairing",
-    "PixelBounds",
-    "PointSource",
-    "PoseFarthestSampler",
-    "PosePlaneSampler",
-    "PosedScenes",
-    "RandomSampler",
-    "RealRooms",
-    "Rooms",
-    "SQA3D",
-    "ScanQA",
-    "SceneFolder",
-    "SceneSource",
-    "SceneView",
-    "SelectedFrames",
-    "SingleVideo",
-    "SpaceAwareSampler",
-    "UniformSampler",
-    "PredictedPoints",
-    "VSIBench",
-    "VideoQADataModule",
-]
+from zoo.lazy import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "resize": ["PixelBounds"],
+        "samplers": [
+            *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameSampler", "Neighbor", "OffsetNeighbor"),
+            *("PointSource", "PoseFarthestSampler", "PosePlaneSampler", "RandomSampler", "SceneView", "SelectedFrames"),
+            *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
+        ],
+        "sources": [
+            *("Conversations", "Mixture", "PosedScenes", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder"),
+            *("SceneSource", "SingleVideo", "VSIBench"),
+        ],
+        "video_qa": ["VideoQADataModule"],
+    },
+)

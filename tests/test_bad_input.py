@@ -1,4 +1,4 @@
-"""The whole `test` command on broken scenes: each is named with its fault, and the rest is scored."""
+"""The `test` command on damaged scenes: each is named with its fault, and the others are scored."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def cameras(change):
     return lambda clip: edit(clip.with_name(f"{clip.stem}.cameras.json"), change)
 
 
-# scene: what is done to a good one, and what is said of it; None: it is answered
+# scene: the damage to a good one, and the error; None where it is answered
 CASES = {
     "fine": (lambda clip: None, None),
     "short": (shorten, None),
@@ -91,7 +91,7 @@ CASES = {
 
 @pytest.fixture
 def folder(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copies of one room by the names of the cases, each with what is done to it, and a question about each."""
+    """Copies of one room by the names of the cases, each with its damage and one question."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ZOO_RUN", raising=False)
     return broken(rooms_root, tmp_path / "data", CASES)
@@ -111,7 +111,7 @@ def broken(rooms_root: Path, root: Path, cases: dict) -> Path:
 
 
 def run_test(monkeypatch: pytest.MonkeyPatch, root: Path, *words: str) -> tuple[dict, dict[str, dict]]:
-    """(metrics.json, predictions by scene) of `main.py test` with a random model that reads cameras and depth."""
+    """(metrics.json, predictions by scene) of `main.py test` with a random model that requires cameras and depth."""
     monkeypatch.setattr(
         sys,
         "argv",
@@ -124,7 +124,7 @@ def run_test(monkeypatch: pytest.MonkeyPatch, root: Path, *words: str) -> tuple[
     return json.loads(Path("run/metrics.json").read_text()), {line["scene"].split("/")[1]: line for line in lines}
 
 
-def test_every_fault_is_named_and_the_rest_is_scored(folder: Path, monkeypatch, capsys) -> None:
+def test_every_fault_is_named_and_the_others_are_scored(folder: Path, monkeypatch, capsys) -> None:
     with pytest.warns(UserWarning, match="mine/short: only 3 frames to choose from, 4 were asked for"):
         metrics, lines = run_test(monkeypatch, folder)
     printed = capsys.readouterr().out
@@ -142,7 +142,7 @@ def test_every_fault_is_named_and_the_rest_is_scored(folder: Path, monkeypatch, 
     assert lines["short"]["frames"] == [0, 1, 2, 2]
 
 
-def test_a_scene_whose_points_are_all_unsure_is_named_and_the_rest_is_scored(
+def test_a_scene_without_confident_points_is_named_and_the_others_are_scored(
     rooms_root: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,16 +1,21 @@
-"""Every shipped config is understood, alone and stacked, and what it says reaches its part."""
+"""Every shipped config is read, alone and stacked in any order, and its settings reach their part."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
 import yaml
 
 import main
+from commands.arguments import preprocess_argv
+from commands.configs import CONFIGS, find_conflict, load_configs
+from zoo.errors import InputError
 
-CONFIGS = sorted(path.name for path in (Path(main.__file__).parent / "configs").glob("*.yaml"))
+SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 MODELS = {
     "qwen25_vl.yaml": "Qwen25VL",
     "spatial_mllm.yaml": "SpatialMLLM",
@@ -20,17 +25,23 @@ MODELS = {
 WEIGHTS = {
     "scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct",
     "scale_7b.yaml": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
 }
+TINY_GEOMETRY = {"PRoPEMLLM": "zoo.DatasetGeometry", "Qwen25VL": None}  # of the others it is a TinyVGGT
+DATA = [name for name in SHIPPED if name.startswith("data_")]
+TRIOS = [*product(MODELS, [*WEIGHTS, "scale_tiny.yaml"], DATA)]
+FAST = {("prope.yaml", "scale_3b.yaml", "data_conversations.yaml")}
+Parsed = Callable[..., dict]
 
 
 @pytest.fixture
-def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """What --print_config says, in an empty folder."""
+def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Parsed:
+    """The settings that --print_config prints in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def call(command: str, *configs: str) -> dict:
+    def call(command: str, *configs: str, options: tuple[str, ...] = ()) -> dict:
         words = [word for name in configs for word in ("--config", name)]
-        monkeypatch.setattr(sys, "argv", ["main.py", command, *words, "--print_config"])
+        monkeypatch.setattr(sys, "argv", ["main.py", command, *words, *options, "--print_config"])
         with pytest.raises(SystemExit) as end:
             main.main()
         assert end.value.code == 0
@@ -40,30 +51,92 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("others", [[], ["scale_3b.yaml"], ["scale_7b.yaml", "data_vsibench.yaml"], ["data_rooms"]])
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_models_scales_and_data_compose(command: str, model: str, others: list[str], parsed) -> None:
-    config = parsed(command, model, *others)
+@pytest.mark.parametrize("scale", ["scale_tiny.yaml", *WEIGHTS])
+def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> None:
+    config = parsed("fit", model, scale)
     assert config["model"]["class_path"] == f"zoo.{MODELS[model]}"
     parts, data = config["model"]["init_args"], config["data"]["init_args"]
-    backbone, geometry = parts["backbone"], parts["geometry"]
-    is_real = bool(WEIGHTS.keys() & set(others))
-    assert data["pixels"]["legacy_folder_resize"] == is_real == (data["train_sampler"] is None)  # nothing tiny leaks
-    if is_real:
-        assert backbone["init_args"]["path"] == WEIGHTS[others[0]]
-        assert geometry["init_args"]["path"] == "facebook/VGGT-1B"
+    is_tiny = scale == "scale_tiny.yaml"
+    assert data["pixels"]["legacy_folder_resize"] == (not is_tiny) == (data["train_sampler"] is None)
+    if is_tiny:
+        assert config == parsed("fit", model)  # the default scale and data
+        assert parts["backbone"]["class_path"] == "zoo.TinyQwen25VL"
+        geometry = (parts["geometry"] or {}).get("class_path")
+        assert geometry == TINY_GEOMETRY.get(MODELS[model], "zoo.TinyVGGT")
     else:
-        # the demo of the camera-aware model needs no VGGT made before it
-        expected = "zoo.DatasetGeometry" if model == "prope.yaml" else "zoo.TinyVGGT"
-        assert (backbone["class_path"], geometry["class_path"]) == ("zoo.TinyQwen25VL", expected)
+        assert parts["backbone"]["init_args"]["path"] == WEIGHTS[scale]
+    if scale in ("scale_3b.yaml", "scale_7b.yaml"):
+        assert parts["geometry"]["init_args"]["path"] == "facebook/VGGT-1B"
 
 
-def test_the_released_spatial_mllm_brings_its_parts(parsed) -> None:
-    config = parsed("test", "spatial_mllm.yaml", "scale_3b.yaml", "spatial_mllm_released.yaml", "data_vsibench.yaml")
-    assert config["model"]["init_args"]["backbone"]["class_path"] == "zoo.PretrainedSpatialMLLM"
+@pytest.mark.parametrize(
+    "trio", [pytest.param(t, marks=() if t in FAST else pytest.mark.slow, id="-".join(t)) for t in TRIOS]
+)
+def test_the_order_of_configs_does_not_matter(trio: tuple[str, ...], parsed: Parsed, monkeypatch) -> None:
+    # also as jsonargparse stacks them, without the order of `load_configs`
+    monkeypatch.setattr("commands.arguments.load_configs", lambda names: {CONFIGS / n: {} for n in names})
+    first, *others = (parsed("fit", *order) for order in permutations(trio))
+    assert all(config == first for config in others)
 
 
-def test_the_pretraining_of_the_tiny_geometry(parsed) -> None:
+def test_every_order_of_every_trio_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {path: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
+    monkeypatch.setattr("commands.configs._read", contents.__getitem__)  # once each
+    for trio in TRIOS:
+        orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(trio)}
+        assert len(orders) == 1 and {Path(word).name for word in min(orders)[2::2]} == set(trio)
+
+
+def test_the_options_of_a_class_do_not_depend_on_the_order(tmp_path: Path, parsed: Parsed) -> None:
+    """jsonargparse alone drops the options that are read before their class."""
+    (tmp_path / "a.yaml").write_text("model: {init_args: {geometry: {init_args: {embed_dim: 32}}}}")
+    (tmp_path / "b.yaml").write_text("model: {class_path: PRoPEMLLM, init_args: {geometry: {class_path: TinyVGGT}}}")
+    orders = [parsed("fit", "prope.yaml", *order) for order in permutations(("a.yaml", "b.yaml"))]
+    assert orders[0] == orders[1] and orders[0]["model"]["init_args"]["geometry"]["init_args"]["embed_dim"] == 32
+
+
+@pytest.mark.parametrize(
+    ("pair", "option"),
+    [
+        (("prope.yaml", "qwen25_vl.yaml"), "model"),
+        (("scale_3b.yaml", "scale_7b.yaml"), "model.backbone.path"),
+        (("scale_3b.yaml", "spatial_mllm_released.yaml"), "model.backbone"),
+        (("data_rooms.yaml", "data_vsibench.yaml"), "data.source"),
+        (("geometry_tiny.yaml", "scale_3b.yaml"), "model.geometry"),
+    ],
+)
+def test_two_configs_that_disagree_are_named_with_the_option(pair: tuple[str, str], option: str) -> None:
+    for first, second in permutations(pair):
+        with pytest.raises(InputError, match=rf"{first} and .*{second} disagree about {option}: leave one of them out"):
+            load_configs([first, second])
+
+
+def test_only_different_values_of_one_key_conflict() -> None:
+    config = {"model": {"class_path": "A", "init_args": {"x": 1}}}
+    assert find_conflict(config, {"model": {"init_args": {"y": 2}}, "data": None}) is None
+    assert find_conflict(config, config) is None
+    assert find_conflict(config, {"model": {"init_args": {"x": 2}}}) == "model.init_args.x"
+    assert find_conflict(config, {"model": None}) == "model"
+
+
+def test_an_option_wins_over_a_config_that_follows_it(parsed: Parsed) -> None:
+    option = ("--data.num_frames", "6", "--config", "scale_3b.yaml")
+    assert parsed("fit", "prope.yaml", options=option)["data"]["init_args"]["num_frames"] == 6
+
+
+def test_every_scale_sets_what_the_default_scale_sets() -> None:
+    """Or the default scale's value would remain at another scale."""
+
+    def options(config: dict, prefix: str = "") -> set[str]:
+        if not isinstance(config, dict) or "class_path" in config:
+            return {prefix}
+        return {name for key, value in config.items() for name in options(value, f"{prefix}.{key}")}
+
+    scales = {name: options(yaml.safe_load((CONFIGS / name).read_text())) for name in ("scale_tiny.yaml", *WEIGHTS)}
+    assert all(scales["scale_tiny.yaml"] <= keys for keys in scales.values())
+
+
+def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
     config = parsed("fit", "geometry_tiny.yaml")
     assert config["model"]["class_path"] == "zoo.VGGTPretraining"
     assert config["trainer"]["default_root_dir"] == "runs/vggt_tiny"
@@ -71,6 +144,5 @@ def test_the_pretraining_of_the_tiny_geometry(parsed) -> None:
 
 
 def test_no_config_is_left_out() -> None:
-    elsewhere = {name for name in CONFIGS if name.startswith("data_")}  # tests/datamodules/test_configs.py
-    others = {"scale_tiny.yaml", "model_default.yaml", "geometry_tiny.yaml", "spatial_mllm_released.yaml"}
-    assert set(CONFIGS) == {*MODELS, *WEIGHTS, *elsewhere, *others}
+    others = {"scale_tiny.yaml", "model_default.yaml", "geometry_tiny.yaml"}
+    assert set(SHIPPED) == {*MODELS, *WEIGHTS, *DATA, *others}  # those of data: tests/datamodules/test_configs.py

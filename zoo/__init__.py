@@ -1,119 +1,37 @@
-"""The menu of the zoo: every public class, so that class paths stay short and stable."""
+"""Spatial video-language models and their parts.
 
-from zoo.backbones import Backbone, BackboneLoader, TinyQwen25VL
-from zoo.cameras import Cameras
-from zoo.checkpoints import PretrainedQwen25VL, PretrainedSpatialMLLM
-from zoo.encodings import (
-    GTA,
-    AlternateAxes,
-    CameraEncoding,
-    CaPE,
-    ChannelPlacement,
-    ChannelRange,
-    Compose,
-    ExtraChannels,
-    HeadSubset,
-    HighFrequencies,
-    LayerSubset,
-    LowFrequencies,
-    Placement,
-    PointRoPE,
-    PoseALiBi,
-    PoseIndex,
-    PRoPE,
-    RayEmbedding,
-    RayEncoding,
-    TemporalSection,
-    ValueRoPE,
-    ViewAttention,
-    ViewMixer,
-)
-from zoo.errors import InputError
-from zoo.fusions import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion
-from zoo.geometry import DatasetGeometry, GeometryCache, GeometryEncoder, PretrainedVGGT, TinyVGGT
-from zoo.lora import LoRA
-from zoo.metrics import VSIBenchScore, score_answer
-from zoo.model import SpatialVLM
-from zoo.optim import LearningRates, WarmupCosine
-from zoo.tasks import (
-    BaselineVLM,
-    ConcatSplitMLLM,
-    PRoPEMLLM,
-    Qwen25VL,
-    SpatialMLLM,
-    Task,
-    VGGTPretraining,
-    VideoQATask,
-)
-from zoo.time_index import (
-    ConstantIndex,
-    FrameNumberIndex,
-    PathLengthIndex,
-    PoseDistanceIndex,
-    StepIndex,
-    TimeIndex,
-    TimestampIndex,
-)
+Each name is also a class path of the command line, such as `zoo.PRoPE`. A class is imported when it is first used:
+`import zoo` alone loads no PyTorch.
+"""
 
-__all__ = [
-    "AddFusion",
-    "AlternateAxes",
-    "ExtraChannels",
-    "Backbone",
-    "BackboneLoader",
-    "BaselineVLM",
-    "CaPE",
-    "CameraEncoding",
-    "CameraTokenFusion",
-    "Cameras",
-    "ConcatSplitFusion",
-    "ConcatSplitMLLM",
-    "ChannelRange",
-    "FrameNumberIndex",
-    "StepIndex",
-    "Fusion",
-    "GTA",
-    "GeometryCache",
-    "GeometryEncoder",
-    "DatasetGeometry",
-    "HighFrequencies",
-    "InputError",
-    "LearningRates",
-    "LoRA",
-    "LowFrequencies",
-    "ConstantIndex",
-    "ChannelPlacement",
-    "HeadSubset",
-    "LayerSubset",
-    "PRoPE",
-    "PRoPEMLLM",
-    "Placement",
-    "PoseDistanceIndex",
-    "PoseALiBi",
-    "PoseIndex",
-    "PathLengthIndex",
-    "PretrainedQwen25VL",
-    "PretrainedSpatialMLLM",
-    "PretrainedVGGT",
-    "Qwen25VL",
-    "RayEmbedding",
-    "RayEncoding",
-    "TimestampIndex",
-    "SpatialMLLM",
-    "SpatialVLM",
-    "Task",
-    "Compose",
-    "TemporalSection",
-    "TimeIndex",
-    "TinyQwen25VL",
-    "TinyVGGT",
-    "VGGTPretraining",
-    "ValueRoPE",
-    "VSIBenchScore",
-    "ViewAttention",
-    "ViewMixer",
-    "VideoQATask",
-    "WarmupCosine",
-    "PointRoPE",
-    "score_answer",
-]
+from zoo.lazy import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "backbones": ["Backbone", "BackboneLoader", "TinyQwen25VL"],
+        "cameras": ["Cameras"],
+        "checkpoints": ["PretrainedQwen25VL", "PretrainedSpatialMLLM"],
+        "encodings": [
+            *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
+            *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
+            *("PointRoPE", "PoseALiBi", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection", "ValueRoPE"),
+            *("ViewAttention", "ViewMixer"),
+        ],
+        "errors": ["InputError"],
+        "fusions": ["AddFusion", "CameraTokenFusion", "ConcatSplitFusion", "Fusion"],
+        "geometry": ["DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedVGGT", "TinyVGGT"],
+        "lora": ["LoRA"],
+        "metrics": ["VSIBenchScore", "score_answer"],
+        "model": ["SpatialVLM"],
+        "optim": ["LearningRates", "WarmupCosine"],
+        "tasks": [
+            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "SpatialMLLM", "Task", "VGGTPretraining"),
+            "VideoQATask",
+        ],
+        "time_index": [
+            *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),
+            "TimestampIndex",
+        ],
+    },
+)

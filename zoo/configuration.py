@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jsonargparse
+import torch
 
 from zoo.errors import InputError, input_error
 
@@ -47,6 +48,9 @@ def to_config(value: Any) -> Any:
     if isinstance(value, Configurable):
         args, kwargs = value.__dict__["_constructor_arguments"]
         return _class_config(type(value), _bound_arguments(type(value), args, kwargs))
+    if inspect.isfunction(value) and not inspect.signature(value).parameters:
+        with torch.device("meta"):  # a factory without arguments stands for what it makes
+            return to_config(value())
     if is_dataclass(value):
         return {field.name: to_config(getattr(value, field.name)) for field in fields(value) if field.init}
     if isinstance(value, Mapping):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from zoo.errors import InputError
@@ -41,6 +40,8 @@ class LoRA:
         Raises:
             InputError: the decoder has no layers of these names.
         """
+        from peft import LoraConfig, inject_adapter_in_model  # slow to import
+
         targets = list(self.targets or default_targets)
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
         try:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.pose_distances import PoseMeasure, path_length, pose_distances
 
@@ -47,7 +48,7 @@ class TemporalPatches(NamedTuple):
         return self._replace(**selected)
 
 
-class TimeIndex(ABC):
+class TimeIndex(Configurable, ABC):
     """Maps temporal patches to integer positions from 0, relative to the start of each video.
 
     Attributes:

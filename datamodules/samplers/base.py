@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datamodules.selections import find_selection, settings, write_selection
 from datamodules.video import Video
+from zoo.configuration import Configurable
 from zoo.fingerprint import digest, file_fingerprint
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
@@ -91,7 +92,7 @@ class SceneView:
         return replace(self, frames=[self.pool[i] for i in even_steps(len(self.pool), candidates)])
 
 
-class FrameSampler(ABC):
+class FrameSampler(Configurable, ABC):
     """Base class of frame samplers.
 
     A new sampler is a file in this folder with `choose`, a line in `__init__.py`, and a test. The arguments of its

@@ -14,11 +14,12 @@ from typing import Literal
 
 from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.video import Video
+from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
-class FramePairing(ABC):
+class FramePairing(Configurable, ABC):
     """Expands the views chosen by a sampler into pairs of frames. Subclasses define `pair` and may override `views`."""
 
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:

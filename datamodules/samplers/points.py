@@ -20,6 +20,7 @@ from datamodules.samplers.base import SceneView
 from datamodules.selections import fingerprint
 from datamodules.trajectories import Trajectory
 from zoo.cameras import intrinsics_in_pixels, normalize_intrinsics
+from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
 from zoo.geometry.lazy import LazyGeometry
@@ -45,7 +46,7 @@ class PointMaps:
     K_normalized: Float[Tensor, "T 3 3"] | None = None
 
 
-class PointSource(ABC):
+class PointSource(Configurable, ABC):
     """Provides the points that the candidate frames of a scene see."""
 
     @abstractmethod

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from datamodules.scenes import Question, Scene
+from zoo.configuration import Configurable
 
 if TYPE_CHECKING:
     from datamodules.filters import QuestionFilter
@@ -30,7 +31,7 @@ class Chosen(NamedTuple):
     names: list[str]
 
 
-class SceneSource(ABC):
+class SceneSource(Configurable, ABC):
     """A dataset of videos with questions. A new one is a file in this folder with `prepare` and `scenes`.
 
     Attributes:

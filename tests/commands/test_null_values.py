@@ -1,4 +1,4 @@
-"""A null where a class takes none is one line with the option; where one is taken, it is."""
+"""A null for a parameter that takes none is an error of one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import main
-from commands.null_values import takes_null
+from commands.null_values import accepts_null
 from datamodules import Rooms, VideoQADataModule
 from zoo import Qwen25VL
 
@@ -18,29 +18,26 @@ from zoo import Qwen25VL
     [
         ("fit --config qwen25_vl.yaml --data.num_frames null", "data.num_frames"),
         ("fit --config qwen25_vl.yaml --data.source.size null", "data.source.size"),
-        (
-            "fit --config spatial_mllm.yaml --model.fusion.temporal_merge null",
-            "model.fusion.temporal_merge",
-        ),  # by way of its base
+        ("fit --config spatial_mllm.yaml --model.fusion.temporal_merge null", "model.fusion.temporal_merge"),
         ("select-frames --data.num_frames null", "data.num_frames"),
     ],
 )
-def test_a_null_where_none_is_taken(
+def test_a_null_that_no_type_allows(
     line: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["main.py", *line.split()])
     with pytest.raises(SystemExit) as end:
         main.main()
-    assert str(end.value.code) == f"error: {option}: null, where it needs a value; leave it out for the default"
+    assert str(end.value.code) == f"error: {option}: null, but a value is required; leave it out for the default"
 
 
-def test_a_null_that_is_taken() -> None:
+def test_a_null_that_the_type_or_the_default_allows() -> None:
     for part, name in (
         (Qwen25VL, "camera_encoding"),
         (VideoQADataModule, "train_sampler"),
         (Rooms, "workers"),
         (str, "any"),
     ):
-        assert takes_null(part, name)
-    assert not takes_null(VideoQADataModule, "num_frames")
+        assert accepts_null(part, name)
+    assert not accepts_null(VideoQADataModule, "num_frames")

@@ -48,7 +48,7 @@ def test_groups_and_rates_are_the_official_trainers() -> None:
 
 def test_what_the_official_trainer_freezes_is_frozen() -> None:
     for prefix in GOLDEN["frozen_prefixes"]:
-        assert getattr(LearningRates()(ours(prefix.rstrip(".*") + ".0.weight"))) is None, prefix
+        assert getattr(LearningRates(), part_of(ours(prefix.rstrip(".*") + ".0.weight"))) is None, prefix
 
 
 def test_a_part_without_a_rate_is_frozen_and_in_no_group() -> None:

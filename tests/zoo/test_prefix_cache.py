@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
 from zoo import prefix_cache
+from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.prefix_cache import CachedPrefix, Reply
 from zoo.question_masks import prefix_causal_mask
@@ -162,10 +163,10 @@ def test_questions_that_see_each_other_answer_otherwise(monkeypatch: pytest.Monk
     asked = batch(model, scene("a"))
     expected = one_by_one(model, asked)
 
-    def all_of_it(qwen: Any, queries: Tensor, keys: Tensor) -> Tensor:
+    def all_of_it(self: Any, queries: Tensor, keys: Tensor) -> Tensor:
         return prefix_causal_mask(torch.zeros_like(queries), torch.zeros_like(keys))[:, None]
 
-    monkeypatch.setattr(prefix_cache, "attention_mask", all_of_it)
+    monkeypatch.setattr(Qwen25VLBackbone, "question_mask", all_of_it)
     assert ids(model, asked) != expected
 
 
@@ -185,8 +186,8 @@ def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.Monk
 def test_the_cameras_are_in_the_cache() -> None:
     model = build("PRoPE, ChannelRange")
     asked, other = batch(model, scene("a")), scene("a")
-    assert other.model.geometry is not None and other.model.geometry.world_to_camera is not None
-    other.model.geometry.world_to_camera = other.model.geometry.world_to_camera.flip(0)
+    assert other.geometry is not None and other.geometry.world_to_camera is not None
+    other.geometry.world_to_camera = other.geometry.world_to_camera.flip(0)
     assert ids(model, asked) != ids(model, batch(model, other))
 
 

@@ -153,7 +153,9 @@ def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) 
     text = again.backbone.preprocessor.processor.tokenizer("How many chair(s) are in this room?", return_tensors="pt")
     ids, mask = text["input_ids"], text["attention_mask"]
     assert torch.equal(again.logits(ids, mask), model.logits(ids, mask))
-    assert again.backbone.preprocessor.processor.apply_chat_template([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>system")
+    assert again.backbone.preprocessor.processor.apply_chat_template([{"role": "user", "content": "Hi"}]).startswith(
+        "<|im_start|>system"
+    )
     for setting in ("rope_parameters", "vocab_size", "eos_token_id", "pad_token_id", "rms_norm_eps"):
         ours, theirs = (getattr(each.config.text_config, setting) for each in (model.backbone.vlm, stock))
         assert ours == theirs or setting == "rope_parameters"

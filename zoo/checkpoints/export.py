@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -124,6 +123,8 @@ class OfficialTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: SpatialVLM) -> None:
+        from peft.tuners.lora import LoraLayer  # slow to import
+
         layers = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
         self.adapted: dict[str, Any] = dict(layers)
         state = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from zoo.cameras import Cameras, ReferenceView, Scale
+from zoo.configuration import Configurable
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.symmetries import Symmetries
 from zoo.time_index import TimeIndex
 
 
-class CameraModule(nn.Module, ABC):
+class CameraModule(Configurable, nn.Module, ABC):
     """A module that reads cameras, and the tensors of `Cameras` that it needs.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.configuration import Configurable
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings.blocks import CameraMatrices
 from zoo.encodings.channels import ChannelBlock
@@ -19,7 +20,7 @@ Section = Literal["t", "h", "w"]
 Matrices = Mapping[str, Float[Tensor, "B C 4 4"]]  # of q, k, v and o, or some of them; one matrix per camera
 
 
-class Placement(nn.Module, ABC):
+class Placement(Configurable, nn.Module, ABC):
     """The channels on which the cameras' matrices act; a module, because some placements have parameters.
 
     Attributes:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
+from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
@@ -80,7 +81,7 @@ class Connector(nn.Module):
         return self.mlp(self.ln_q(x))
 
 
-class Fusion(nn.Module, ABC):
+class Fusion(Configurable, nn.Module, ABC):
     """Joins the two branches of a scene, each step by itself. A new one: a file in this folder, `embed_3d` and `join`.
 
     Since a step knows of no other, scenes of one grid are fused as one long scene. What happens between the views of a

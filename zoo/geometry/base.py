@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from zoo.configuration import Configurable
 from zoo.errors import InputError
 
 
@@ -82,7 +83,7 @@ class SceneGeometry:
         return SceneGeometry(**{name: value.to(device) for name, value in self.present().items()})
 
 
-class GeometryEncoder(nn.Module, ABC):
+class GeometryEncoder(Configurable, nn.Module, ABC):
     """Computes the geometry of scenes from their frames and the dataset's geometry.
 
     To add one: subclass, set the attributes, and implement `forward`. An encoder that predicts cameras serves

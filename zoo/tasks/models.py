@@ -1,4 +1,7 @@
-"""The models of the zoo: a choice of one part for each box of `SpatialVLM`."""
+"""The models of the zoo: a choice of one part for each box of `SpatialVLM`.
+
+A literal lambda as a default is read by jsonargparse as a class path with its arguments.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion
-from zoo.geometry.base import GeometryEncoder
+from zoo.geometry import DatasetGeometry, GeometryEncoder, TinyVGGT
 from zoo.tasks.video_qa import VideoQATask
 
 
@@ -33,13 +36,16 @@ class SpatialMLLM(VideoQATask):
     """Spatial-MLLM (arXiv 2505.23747): the 3D tokens pass a connector and are added to the 2D tokens.
 
     Args:
-        geometry: encoder of the 3D tokens; VGGT in the paper.
+        geometry: encoder of the 3D tokens, VGGT in the paper; by default the one that geometry_tiny.yaml pretrains.
         fusion: `AddFusion`, or another one.
         parts: the other arguments of `VideoQATask`.
     """
 
     def __init__(
-        self, geometry: Callable[[], GeometryEncoder], fusion: Callable[[int, int], Fusion] = AddFusion, **parts: Any
+        self,
+        geometry: Callable[[], GeometryEncoder] = lambda: TinyVGGT(path="runs/vggt_tiny"),
+        fusion: Callable[[int, int], Fusion] = AddFusion,
+        **parts: Any,
     ) -> None:
         super().__init__(geometry=geometry, fusion=fusion, **parts)
 
@@ -48,14 +54,14 @@ class ConcatSplitMLLM(VideoQATask):
     """2D tokens to one half of the decoder's channels and 3D tokens to the other, concatenated.
 
     Args:
-        geometry: encoder of the 3D tokens.
+        geometry: encoder of the 3D tokens, by default the one that geometry_tiny.yaml pretrains.
         fusion: `ConcatSplitFusion`, or another one.
         parts: the other arguments of `VideoQATask`.
     """
 
     def __init__(
         self,
-        geometry: Callable[[], GeometryEncoder],
+        geometry: Callable[[], GeometryEncoder] = lambda: TinyVGGT(path="runs/vggt_tiny"),
         fusion: Callable[[int, int], Fusion] = ConcatSplitFusion,
         **parts: Any,
     ) -> None:
@@ -71,7 +77,7 @@ class PRoPEMLLM(VideoQATask):
     Args:
         camera_encoding: of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
         view_mixer: of the 2D half, `ViewAttention`, or another one, or null.
-        geometry: encoder of the 3D tokens; null only with `fusion: null`.
+        geometry: encoder of the 3D tokens, by default the rays of the dataset's cameras; null only with `fusion: null`.
         fusion: `ConcatSplitFusion`, or another one; null takes the 2D tokens alone.
         parts: the other arguments of `VideoQATask`.
     """
@@ -80,7 +86,7 @@ class PRoPEMLLM(VideoQATask):
         self,
         camera_encoding: CameraEncoding | None,
         view_mixer: Callable[[int], ViewMixer] | None = ViewAttention,
-        geometry: Callable[[], GeometryEncoder] | None = None,
+        geometry: Callable[[], GeometryEncoder] | None = lambda: DatasetGeometry(depth=False),
         fusion: Callable[[int, int], Fusion] | None = ConcatSplitFusion,
         **parts: Any,
     ) -> None:

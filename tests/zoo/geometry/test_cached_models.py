@@ -27,7 +27,7 @@ def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> Vi
     model = asking.build(name, geometry=lambda: TinyVGGT(str(weights), **SIZES), geometry_cache=cache)
     generator = torch.Generator().manual_seed(2)
     for part, parameter in model.named_parameters():
-        if parameter.ndim == 2 and not part.startswith("geometry."):
+        if parameter.ndim == 2 and not part.startswith("model.geometry."):
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
     if cache is None:
         model.model.geometry = TinyVGGT(str(weights), **SIZES).requires_grad_(False)
