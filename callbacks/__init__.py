@@ -1,4 +1,4 @@
-"""What watches a run: one job a callback."""
+"""Callbacks of every run, one job each."""
 
 from callbacks.checkpoint import Checkpoint
 from callbacks.gallery import GalleryCallback

@@ -24,6 +24,7 @@ from transformers import Qwen2_5_VLProcessor
 
 from datamodules.prompts import user_text
 from datamodules.scenes import Question, Scene
+from zoo.benchmarks import Benchmark
 from zoo.fusions import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 
@@ -67,6 +68,7 @@ class Collate:
         questions_per_batch: carried along for the model.
         appended: what the model's fusion lets follow the 2D tokens of each view: placeholders of their own.
         keep_frames: pass the frames on, for a geometry encoder.
+        benchmark: whose wording the questions have; None is VSI-Bench's.
     """
 
     processor: Qwen2_5_VLProcessor
@@ -74,6 +76,7 @@ class Collate:
     questions_per_batch: int = 8
     appended: ExtraTokens = ExtraTokens.NOTHING
     keep_frames: bool = False
+    benchmark: Benchmark | None = None
 
     def __call__(self, scenes: list[LoadedScene]) -> dict[str, Any]:
         failed = [record(s, q, prompt="") for s in scenes if s.error is not None for q in s.questions]
@@ -118,13 +121,13 @@ class Collate:
 
     def _refused(self, question: Question) -> str | None:
         """Why a question can't be asked, if it can't: the tokenizer would read marks in its text as the chat's own."""
-        text = f"{user_text(question)}\n{question.ground_truth}"
+        text = f"{user_text(question, self.benchmark)}\n{question.ground_truth}"
         held = [mark for mark in self._marks if mark in text]
         return f"question {question.id} holds {held[0]}, a mark of the chat: take it out" if held else None
 
     def prompt(self, question: Question) -> str:
         """The text of the chat up to where the answer starts; the video comes before the question."""
-        content = [{"type": "video"}, {"type": "text", "text": user_text(question)}]
+        content = [{"type": "video"}, {"type": "text", "text": user_text(question, self.benchmark)}]
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )

@@ -117,6 +117,7 @@ class VideoQADataModule(LightningDataModule):
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch = questions_per_batch
         self.filter = QuestionFilter(datasets, question_types, scene_names, subset, seed)
+        self.filter.check_types(self.source.benchmark)
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, seed
 
     def prepare_data(self) -> None:
@@ -135,6 +136,9 @@ class VideoQADataModule(LightningDataModule):
         """
         with as_input_error():
             kept, self.filtered, names = self.source.filtered_split(split, self.filter)
+            if split != "train":  # training questions have no score
+                for kind in {q.question_type for scene in kept for q in scene.questions if q.question_type}:
+                    self.source.benchmark.check_question_type(kind)
         self.missing = self.filter.matching(self.source.missing)
         if unmatched := self.filter.unmatched([*names, *self.source.missing]):
             rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
@@ -189,7 +193,14 @@ class VideoQADataModule(LightningDataModule):
 
     def _collate(self, training: bool) -> Collate:
         model: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return Collate(model.processor, training, self.questions_per_batch, model.appended, model.requires_frames)
+        return Collate(
+            model.processor,
+            training,
+            self.questions_per_batch,
+            model.appended,
+            model.requires_frames,
+            (self.asked or self.source).benchmark,
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)

@@ -1,9 +1,10 @@
-"""Files that survive a crash: lines that are on disk once they are written, and files that are whole or not there."""
+"""Files that survive a crash: JSON lines that are durable once appended, and files that are replaced atomically."""
 
 from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,48 +13,48 @@ from zoo.errors import InputError
 
 
 class JSONLines:
-    """A file of JSON lines to add to. What a crash left of a last line is cut off first.
+    """A file of JSON lines to append to; an incomplete last line, as a crash leaves it, is cut off first.
 
     Args:
-        path: of a file that may exist.
+        path: the file, which may exist.
 
     Raises:
-        InputError: it can't be written, here or in `append`; what was in it is kept.
+        InputError: the file can't be written, here or in `append`; its content is kept.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("a+b", buffering=0)  # a buffer would try again to write what failed, and in parts
+            self._file = path.open("a+b", buffering=0)  # a buffer would retry a failed write, and in parts
             self._file.seek(0)
-            whole = self._file.read().rfind(b"\n") + 1
-            self._file.truncate(whole)
+            self._file.truncate(self._file.read().rfind(b"\n") + 1)
         except OSError as error:
-            raise unwritable(path, error) from error
+            raise write_error(path, error) from error
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds a line each; they are on disk when this returns."""
-        rest = lines(records).encode(errors="backslashreplace")
+        """Append one line per record; they are on disk when this returns."""
+        rest = json_lines(records).encode(errors="backslashreplace")
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise write_error(self.path, error) from error
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
-def lines(records: Iterable[Mapping[str, Any]]) -> str:
-    """A line of JSON each."""
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return one line of JSON per record."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def sound_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The records with an id in some files, each id once: the first is kept.
+def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Read the records that have an id, the first one of each id.
 
-    A line that is no JSON, as a crash or a full disk leaves one, is passed over. So is a file that isn't there.
+    Skips absent files, and lines that are not valid JSON, as a crash or a full disk leaves them.
     """
     first: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -68,24 +69,41 @@ def sound_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return list(first.values())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all: an interrupted write leaves the former file. The folder is made.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file atomically: to a temporary file beside it, which then replaces it.
+
+    An interrupted write leaves the former file. Parent folders are created. Any number of processes may write the same
+    path: the last one wins.
+
+    Args:
+        path: the file.
+        content: its content; text is encoded as UTF-8.
 
     Raises:
-        InputError: it can't be written.
+        InputError: the file can't be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(text.encode(errors="backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> InputError:
-    kept = "what was written before is kept"
-    return InputError(f"{path} can't be written: {error.strerror}; {kept}: mend that and run the command again")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an indented JSON file atomically, see `write_whole`."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_error(path: Path, error: OSError) -> InputError:
+    """Return the error for a file that can't be written."""
+    kept = "its former content is kept"
+    return InputError(f"{path} can't be written: {error.strerror}; {kept}: fix that and run the command again")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from datamodules.scenes import Question, Scene
+from zoo.benchmarks import Benchmark, VSIBench
 
 if TYPE_CHECKING:
     from datamodules.filters import QuestionFilter
@@ -35,7 +36,12 @@ class SceneSource(ABC):
     `missing` holds, once `scenes` has been called, the scenes whose video, or what else belongs to them, is absent
     and how many questions of each type each of them has: they are counted and listed in the results, never silently
     dropped.
+
+    Attributes:
+        benchmark: defines the question types, the prompt's wording and the scores of the source's questions.
     """
+
+    benchmark: Benchmark = VSIBench()
 
     def __init__(self) -> None:
         self.missing: Missing = {}

@@ -27,5 +27,5 @@ class SceneFolder(SceneSource):
             raise FileNotFoundError(
                 f"{self.root / split}.jsonl is absent: it holds a question a line; --data.source.root names its folder"
             )
-        scenes, self.missing = read_layout(self.root, f"{split}.jsonl")
+        scenes, self.missing = read_layout(self.root, f"{split}.jsonl", benchmark=self.benchmark)
         return scenes

@@ -68,6 +68,7 @@ class Mixture(SceneSource):
         self.weights = given or None
         self.sources = [part.source or Conversations(str(part.path), part.videos) for part in parts]
         self.evaluation, self.seed = evaluation, seed
+        self.benchmark = (evaluation or self.sources[0]).benchmark
 
     def prepare(self) -> None:
         for source in (*self.sources, *([self.evaluation] if self.evaluation else [])):
