@@ -14,9 +14,7 @@ from callbacks.scoring import Tally
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
 
 
-def render(
-    scored: Tally, *, title: str, missing: Mapping[str, int] | None = None, terminal: bool | None = None
-) -> str:
+def render(scored: Tally, *, title: str, missing: Mapping[str, int] | None = None, terminal: bool | None = None) -> str:
     """Return the text of the table and, below it, the failed, filtered and missing questions.
 
     Args:

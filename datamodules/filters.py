@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -87,17 +87,17 @@ class QuestionFilter:
         """
         chosen = [scene for scene in scenes if self.is_chosen(scene.name)]
         total = _count(chosen)
-        if self.question_types:
-            chosen = [_keep(scene, lambda q: q.question_type in (self.question_types or ())) for scene in chosen]
+        if kinds := self.question_types:
+            chosen = [_keep(scene, (q for q in scene.questions if q.question_type in kinds)) for scene in chosen]
         if self.subset is not None:
             ids = sorted((scene.name, question.id) for scene in chosen for question in scene.questions)
             drawn = set(random.Random(self.seed).sample(ids, min(self.subset, len(ids))))
-            chosen = [_keep(scene, lambda q, name=scene.name: (name, q.id) in drawn) for scene in chosen]
+            chosen = [_keep(scene, (q for q in scene.questions if (scene.name, q.id) in drawn)) for scene in chosen]
         return [scene for scene in chosen if scene.questions], total - _count(chosen)
 
 
-def _keep(scene: Scene, is_kept: Callable[[Question], bool]) -> Scene:
-    return replace(scene, questions=tuple(question for question in scene.questions if is_kept(question)))
+def _keep(scene: Scene, questions: Iterable[Question]) -> Scene:
+    return replace(scene, questions=tuple(questions))
 
 
 def _count(scenes: Sequence[Scene]) -> int:

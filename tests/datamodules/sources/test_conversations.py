@@ -13,8 +13,7 @@ from transformers import AutoProcessor
 from datamodules import VideoQADataModule
 from datamodules.collate import Collate, LoadedScene
 from datamodules.prompts import user_text
-from datamodules.raw_question import RawQuestion
-from datamodules.scenes import Scene
+from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA
 from datamodules.sources.conversations import NO_VIDEO
 from tests.datamodules.sources.listing import totals
