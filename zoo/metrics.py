@@ -42,9 +42,10 @@ def score_answer(
         ValueError: the question type or the scorer is unknown.
 
     Example:
-        >>> score_answer("about 4", "4", "object_counting")
+        >>> count = VSIBench.numeric_types[1]
+        >>> score_answer("about 4", "4", count)
         0.0
-        >>> score_answer("about 4", "4", "object_counting", scorer="lmms_eval_0.7.3")
+        >>> score_answer("about 4", "4", count, scorer="lmms_eval_0.7.3")
         1.0
     """
     return VSIBench().score(prediction, ground_truth, question_type, scorer or profile)
@@ -127,7 +128,7 @@ class VSIBenchScore(BenchmarkScore):
 
     Example:
         >>> metric = VSIBenchScore()
-        >>> metric.update(["4", "B"], ["4", "A"], ["object_counting", "route_planning"])
+        >>> metric.update(["4", "B"], ["4", "A"], [VSIBench.numeric_types[0], VSIBench.multiple_choice_types[0]])
         >>> metric.compute()["all"]
         {'micro': 0.5, 'macro': 0.5}
     """

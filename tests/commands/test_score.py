@@ -145,7 +145,7 @@ GOOD = record("a", "object_counting", "4", "4")
         ({**GOOD, "ground_truth": None}, "line 2: ground_truth must be a string, got null"),
         (
             {**GOOD, "question_type": "riddle"},
-            "line 2: unknown question_type 'riddle'; VSIBench has object_abs_distance",
+            "line 2: unknown question_type 'riddle'; VSIBench has object_abs",
         ),
         ({**GOOD, "frames": "all"}, 'line 2: frames must be a list of integers, got "all"'),
         ([GOOD], "line 2: expected an object"),

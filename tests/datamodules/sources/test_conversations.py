@@ -130,7 +130,7 @@ def test_tokens_of_the_official_training(case, tmp_path, realdata):
 
 BAD = {
     "json": ("{", "not valid JSON"),
-    "list": ("[]", "is a JSON object, this is a list"),
+    "list": ("[]", "expected a JSON object, got a list"),
     "no conversations": ('{"video": "a.mp4"}', "conversations must list"),
     "role": (
         json.dumps(says("?", "!") | {"conversations": [{"from": "cat", "value": "?"}]}),
