@@ -48,7 +48,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """Format a `table` environment for \\input; needs \\usepackage{booktabs}."""
+    r"""Format a `table` environment for \input; needs \usepackage{booktabs}."""
     columns = "".join("r" if _numeric(table, i) else "l" for i in range(len(table.headings)))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}"]
     lines.append(r"\toprule")

@@ -23,9 +23,9 @@ ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": 
 
 
 class Conversations(SceneSource):
-    """Questions and free answers about videos, for training; all questions about one video form one scene.
+    r"""Questions and free answers about videos, for training; all questions about one video form one scene.
 
-        {"video": "scannet/scene0000_00.mp4", "conversations": [{"from": "human", "value": "<video>\\nHow many ...?"},
+        {"video": "scannet/scene0000_00.mp4", "conversations": [{"from": "human", "value": "<video>\nHow many ...?"},
                                                                  {"from": "gpt", "value": "4"}]}
 
     One object per line (.jsonl), or a list of objects (.json). The text after the video's mark is used unchanged. Each

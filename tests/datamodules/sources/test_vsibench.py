@@ -150,7 +150,7 @@ def test_parquet_holds_the_same_questions(generated):
         VSIBench(str(generated), annotations="cut.parquet").scenes("test")
     assert "\n" not in str(error.value)
     parquet.write_table(pyarrow.Table.from_pylist([ROWS[0], ROWS[0]]), generated / "twice.parquet")
-    with pytest.raises(ValueError, match=r"twice\.parquet:2: id 0 is taken by line 1"):
+    with pytest.raises(ValueError, match=r"twice\.parquet:2: id 0 repeats line 1"):
         VSIBench(str(generated), annotations="twice.parquet").scenes("test")
 
 
