@@ -1,4 +1,4 @@
-"""A test that is broken off goes on with what is missing, and ends as if nothing had happened."""
+"""An interrupted test resumes with the missing questions and leaves the files of an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_what_is_no_run_is_named_and_a_run_without_a_test_is_listed(tmp_path: Pa
 
 
 def test_questions_that_the_scores_are_not_of_are_left_out(tmp_path: Path, capsys) -> None:
-    """A test that was broken off leaves the metrics of the one before, or none; both are said."""
+    """An interrupted test leaves the metrics of an earlier test, or none; the report notes both."""
     runs = [make_run(tmp_path / name, answers(45, seed=i)) for i, name in enumerate(("whole", "again", "first", "cut"))]
     for run, kept in zip(runs[1:], (3000, 3000, -20), strict=True):
         file = run / "predictions.jsonl"
