@@ -61,7 +61,7 @@ def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.
     next(iter(other["state_dict"].values())).view(-1)[0] += 1
     torch.save(other, checkpoint)
     with pytest.raises(
-        SystemExit, match="broken off: weights was .*, now it is .*Go on with those, or remove that file"
+        SystemExit, match="other settings: weights was .*, now it is .*Resume it with those, or remove that file"
     ):
         run("test")
     shutil.copy(tmp_path / "former.ckpt", checkpoint)
