@@ -1,4 +1,4 @@
-"""What a run leaves in checkpoints/: its newest state, to test and to go on from, and the best if it is asked for."""
+"""checkpoints/ of a run: its newest state, and optionally its best."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """`checkpoints/last.ckpt` is the newest state, always: after each validation, at the end, and in between if asked.
+    """Saves `checkpoints/last.ckpt` after each validation, at the end of training, and every few steps.
 
-    Lightning's ModelCheckpoint keeps a `last` that may be the best, or that of an earlier run in the same folder; a
-    test must never take one of those for the newest.
+    Lightning's ModelCheckpoint may keep the best state as `last`, or the state of an earlier run in the same folder;
+    here `last` is always the newest.
 
     Args:
-        every_n_train_steps: also save after so many optimizer steps; what came after is lost when a run is broken off.
-        monitor: a logged score, such as `val/all/macro`, whose best state is kept beside, as `best.ckpt`.
+        every_n_train_steps: also save after so many optimizer steps; null saves at validations and at the end only.
+        monitor: a logged score, such as `val/all/macro`, whose best state is also saved, as `best.ckpt`.
         mode: whether the best score is the highest or the lowest.
     """
 
@@ -33,23 +33,26 @@ class Checkpoint(callbacks.Checkpoint):
     ):
         self.every_n_train_steps, self.monitor, self.mode = every_n_train_steps, monitor, mode
         self.best_score: float | None = None
-        self.best_model_path = ""  # where Lightning looks when it is asked for `best`
+        self.best_model_path = ""  # Lightning reads it for `--ckpt_path best`
         self._saved_step = -1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save the newest state every few steps."""
         if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the newest state, and the best."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save_best(trainer)
             self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the newest state."""
         self._save_last(trainer)
 
     def _save_last(self, trainer: Trainer) -> None:
-        # several batches share a step where gradients accumulate, and before the first one nothing is trained
+        # gradient accumulation: several batches share a step; at step 0 nothing is trained
         if trainer.global_step not in (0, self._saved_step):
             self._saved_step = trainer.global_step
             trainer.save_checkpoint(Path(trainer.default_root_dir, FOLDER, LAST))
@@ -59,7 +62,7 @@ class Checkpoint(callbacks.Checkpoint):
             return
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics))
-            raise InputError(f"--checkpoint.monitor {self.monitor} is not logged, only {logged}")
+            raise InputError(f"--checkpoint.monitor {self.monitor} is not logged; choose from {logged}")
         score = float(trainer.callback_metrics[self.monitor])
         sign = 1 if self.mode == "max" else -1
         if self.best_score is None or sign * score > sign * self.best_score:
@@ -68,7 +71,9 @@ class Checkpoint(callbacks.Checkpoint):
             trainer.save_checkpoint(self.best_model_path)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the best score and its checkpoint."""
         return {"best_score": self.best_score, "best_model_path": self.best_model_path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score and its checkpoint."""
         self.best_score, self.best_model_path = state_dict["best_score"], state_dict["best_model_path"]

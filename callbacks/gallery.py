@@ -1,4 +1,4 @@
-"""What the model sees: the chosen frames of the first validation scenes, in TensorBoard."""
+"""The selected frames of the first validation scenes, in TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from callbacks.visualization import camera_map, contact_sheet
 
 
 class GalleryCallback(Callback):
-    """A contact sheet a scene, and the camera's path from above where there are poses; once a run, since they stay.
+    """Logs one contact sheet per scene, and a map of the camera path if the scene has poses; once per run.
 
     Args:
-        scenes: how many of the validation scenes; 0 for none.
+        scenes: number of validation scenes; 0 for none.
     """
 
     def __init__(self, scenes: int = 4) -> None:
@@ -24,19 +24,20 @@ class GalleryCallback(Callback):
         self._shown = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the images before the first validation."""
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if self._shown or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         self._shown = True
         data: Any = trainer.val_dataloaders
         for index in range(min(self.scenes, len(data.dataset))):
-            for name, picture in pictures(data.dataset, index).items():
+            for name, image in scene_images(data.dataset, index).items():
                 for logger in loggers:
-                    logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
+                    logger.experiment.add_image(name, image, trainer.global_step, dataformats="HWC")
 
 
-def pictures(dataset: Any, index: int) -> dict[str, np.ndarray]:
-    """The pictures of a scene of a `SceneDataset`, by their names in TensorBoard; none if it can't be read."""
+def scene_images(dataset: Any, index: int) -> dict[str, np.ndarray]:
+    """Return the images of a scene of a `SceneDataset` by TensorBoard tag; none if the scene can't be read."""
     loaded = dataset[index]
     if loaded.error is not None:
         return {}

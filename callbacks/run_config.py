@@ -1,4 +1,4 @@
-"""config.yaml in the run's folder: every setting of the run, to be run again or tested."""
+"""config.yaml in the run's folder: every setting of the run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the config when a run is trained; an evaluation leaves that of the run it evaluates."""
+    """Writes the config when a run is trained; an evaluation keeps the config of the evaluated run."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the config on rank zero."""
         path = Path(trainer.default_root_dir) / self.config_filename
         if trainer.is_global_zero and (stage == "fit" or not path.exists()):
             path.parent.mkdir(parents=True, exist_ok=True)

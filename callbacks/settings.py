@@ -1,4 +1,4 @@
-"""What the answers of a test depend on: a test that was broken off goes on with the same settings only."""
+"""The settings that determine a test's answers: an interrupted test resumes only if they are unchanged."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from zoo.geometry import CachedGeometry
 from zoo.weights import DIGITS, fingerprint
 
-FILES = "files of "  # a scene
-# of the model and the data, what changes no answer
+FILES = "files of "  # prefix of a scene's entry
+# options of the model and the data that have no effect on answers
 CHANGES_NO_ANSWER = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
     *("batch_size", "questions_per_scene", "questions_per_batch", "train_sampler", "num_workers", "keep_in_memory"),
@@ -23,10 +23,11 @@ CHANGES_NO_ANSWER = {
 
 
 def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """By name, as JSON has them: the model's and the data's of the command line, the weights, the questions, and the
-    files that are read for them: videos, cameras, depth, chosen frames.
+    """Return the settings of a test as JSON values.
 
-    A trainer that no command line made has the class of its model, and what its DataModule says of itself.
+    They are the options of model and data, fingerprints of weights, questions and prompts, and fingerprints of each
+    scene's files: video, cameras, depth, selected frames. Without a command line, the options are the model's class
+    and the DataModule's `describe()`.
     """
     data: Any = getattr(trainer, "datamodule", None)
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
@@ -38,7 +39,7 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         chosen = {"model": type(pl_module).__qualname__, "data": described}
     flat = {key: value for key, value in flatten(chosen).items() if not CHANGES_NO_ANSWER & set(key.split("."))}
     geometry = getattr(pl_module, "geometry", None)
-    if isinstance(geometry, CachedGeometry):  # its weights are no part of the model
+    if isinstance(geometry, CachedGeometry):  # the model itself lacks these weights
         flat["geometry_weights"] = geometry.weights
     tested = getattr(data, "tested", ())
     found = {
@@ -53,7 +54,13 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Collection[str]) -> list[str]:
-    """What differs, each with both of its values; the files of a scene count where a question of it is `answered`."""
+    """Return the settings that differ, as text with both values.
+
+    Args:
+        before: settings of the interrupted test.
+        now: settings of this test.
+        answered: scenes with answered questions; the files of other scenes may differ.
+    """
     every = {**before, **now}
     counts = [name for name in every if not name.startswith(FILES) or name.removeprefix(FILES) in answered]
     names = [name for name in counts if before.get(name) != now.get(name)]
@@ -61,9 +68,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Col
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The settings of a config by dotted names, classes and their arguments alike."""
+    """Return the settings of a config by dotted name; `init_args` are merged into their class."""
     if not isinstance(config, dict):
-        # what is a function or a tuple in memory is a path or a list in the file
+        # functions and tuples are import paths and lists in a file
         name = f"{config.__module__}.{config.__qualname__}" if callable(config) else config
         return {prefix: list(name) if isinstance(name, tuple) else name}
     parts = (

@@ -1,4 +1,4 @@
-"""Pictures of a choice of frames: a contact sheet, and the camera's path from above with what the views cover."""
+"""Images of selected frames: a contact sheet, and a map of the camera path with the covered voxels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from datamodules.samplers.points import PointMaps, PointSource
 from zoo.poses import invert_se3
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
-THUMBNAIL = 160  # pixels along a frame's longer side
+THUMBNAIL = 160  # pixels along the longer side of a frame
 GAP, LABEL = 6, 16
 MAP = 720  # pixels along a side of the map
-FINER = 2  # drawn so many times larger, then reduced: Pillow's lines have hard edges
-CANDIDATES = 128  # frames whose voxels are what could be covered
+FINER = 2  # supersampling: Pillow's lines are not antialiased
+CANDIDATES = 128  # frames whose voxels count as visible
 PAPER, INK, FAINT = (255, 255, 255), (40, 44, 52), (196, 200, 208)
 UNSEEN, SEEN = np.array([222, 224, 228]), np.array([74, 144, 164])
 FIRST, LAST = np.array([52, 88, 192]), np.array([224, 92, 44])  # colors of the first and the last view
 
 
 def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], columns: int = 8) -> Image.Image:
-    """The frames in rows, each with its number in the video; two that share a token stand close together."""
+    """Draw the frames in rows with their numbers; the frames of one temporal patch are adjacent."""
     height, width = frames.shape[-2:]
     scale = THUMBNAIL / max(height, width)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
@@ -51,10 +51,16 @@ def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], colu
 def compute_coverage(
     scene: SceneView, chosen: Sequence[int], geometry: PointSource | None = None
 ) -> tuple[list[int], PointMaps] | None:
-    """The chosen frames and 128 candidates, and what each sees.
+    """Compute the point maps of the chosen frames and up to 128 candidates.
 
-    None without a geometry and without cameras and depth that came with the scene, or where those can't be read or the
-    geometry knows no cameras: a picture is no reason to stop.
+    Args:
+        scene: a video with its cameras and depth.
+        chosen: frame numbers.
+        geometry: source of the points; None is the dataset's cameras and depth.
+
+    Returns:
+        The frame numbers and their point maps, or None if points or cameras are absent or unreadable: an image should
+        not stop a run.
     """
     if geometry is None and (scene.depth is None or scene.world_to_camera is None or scene.K_normalized is None):
         return None
@@ -67,7 +73,7 @@ def compute_coverage(
 
 
 def covered_voxels(maps: PointMaps, places: Sequence[int]) -> VoxelGrid:
-    """The voxels that the frames at these places of the maps see, and last those that any frame of the maps sees."""
+    """Return the voxels of the frames at these positions of the maps, and last those of all frames."""
     grid = voxel_grid(maps.points, maps.confidence)
     everything = np.unique(np.concatenate(grid.sets), axis=0)
     return VoxelGrid([*(grid.sets[place] for place in places), everything], grid.origin, grid.size)
@@ -76,13 +82,16 @@ def covered_voxels(maps: PointMaps, places: Sequence[int]) -> VoxelGrid:
 def camera_map(
     scene: SceneView, chosen: Sequence[int], title: str = "", geometry: PointSource | None = None
 ) -> Image.Image:
-    """The camera's path from above, the chosen views with their frusta and numbers, and the voxels: seen or not.
+    """Draw the camera path from above with the chosen views' frusta and numbers and the visible voxels.
 
-    Above is where the cameras' tops point on average. A column of voxels is the darker the more of them there are, and
-    blue as far as the chosen frames see them.
+    Up is the mean direction of the cameras' tops. A column with more voxels is darker, and bluer the more of them the
+    chosen frames see.
 
     Args:
-        geometry: whose points and cameras are drawn, such as a sampler chose by; None is those that came with the data.
+        scene: a video with its cameras and depth.
+        chosen: frame numbers.
+        title: start of the caption.
+        geometry: source of points and cameras, such as a sampler's; None is the dataset's.
 
     Raises:
         ValueError: no frame has a pose.
@@ -95,7 +104,7 @@ def camera_map(
         poses, K_normalized = maps.world_to_camera, maps.K_normalized
     camera_to_world = invert_se3(poses.double()).numpy()
     known = np.isfinite(camera_to_world).all((1, 2))
-    plane = _from_above(camera_to_world[known])
+    plane = level_axes(-camera_to_world[known, :3, 1].mean(0))  # OpenCV's y points down
     centers = camera_to_world[:, :3, 3] @ plane.T
     places = {frame: place for place, frame in enumerate(frames)}
     views = {frame: places[frame] for frame in dict.fromkeys(chosen) if known[places[frame]]}
@@ -138,18 +147,17 @@ def camera_map(
     return image.resize((MAP, MAP), Image.Resampling.LANCZOS)
 
 
-def _from_above(camera_to_world: Float[np.ndarray, "N 4 4"]) -> Float[np.ndarray, "2 3"]:
-    """The map's axes, right and up, in the world: both level, as far as the cameras' tops say what is up."""
-    up = -camera_to_world[:, :3, 1].mean(0)  # OpenCV's y points down
-    up /= max(float(np.linalg.norm(up)), 1e-9)
-    axis = np.eye(3)[np.abs(up).argmin()]  # the world's own axis where one is level
+def level_axes(up: Float[np.ndarray, 3]) -> Float[np.ndarray, "2 3"]:
+    """Return two horizontal world axes, right and forward on a map, given the up direction."""
+    up = up / max(float(np.linalg.norm(up)), 1e-9)
+    axis = np.eye(3)[np.abs(up).argmin()]  # along an axis of the world if one is horizontal
     right = axis - (axis @ up) * up
     right /= np.linalg.norm(right)
     return np.stack((right, np.cross(up, right)))
 
 
 def _draw_voxels(draw: ImageDraw.ImageDraw, grid: VoxelGrid, pixels: np.ndarray, scale: float) -> float:
-    """A square a column of voxels; returns the share of all voxels that the chosen frames see."""
+    """Draw one square per column of voxels; return the share of voxels that the chosen frames see."""
     everything = grid.sets[-1]
     covered = {tuple(cell) for cells in grid.sets[:-1] for cell in cells.tolist()}
     seen = np.array([tuple(cell) in covered for cell in everything.tolist()])
@@ -177,6 +185,6 @@ def _draw_scale(draw: ImageDraw.ImageDraw, caption: str, scale: float, span: flo
 
 
 def _color(order: int, count: int) -> tuple[int, int, int]:
-    """From blue, the first, to orange, the last."""
+    """Interpolate from blue (first) to orange (last)."""
     red, green, blue = (FIRST + (LAST - FIRST) * (order / max(1, count - 1))).astype(int).tolist()
     return red, green, blue

@@ -1,11 +1,11 @@
-"""python main.py report: runs side by side, as tables or as a page.
+"""python main.py report: compare runs in tables or on an HTML page.
 
     python main.py report runs/*
     python main.py report runs/* --output report.html
 
-prints scores by question type as the papers' tables have them, means, settings, and the differences from the first run
-with their bootstrap intervals. The page is one file that needs no network: it also has charts, every pair of runs, and
-the single questions. Folders that are no run are named and skipped.
+prints the benchmark's results table, means, settings, and the differences from the first run with bootstrap intervals.
+The page is one file that needs no network; it also shows charts, every pair of runs and the single questions. Folders
+that are not runs are listed and skipped.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".html": "htm
 
 
 def report(arguments: list[str]) -> None:
-    """Runs the command.
+    """Run the command.
 
     Args:
-        arguments: what follows `report` on the command line.
+        arguments: the command line after `report`.
 
     Raises:
         InputError: none of the folders is a run, or the report can't be written.
     """
     parser = OneLineParser(prog="main.py report", description=__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
-    help = "text, markdown, latex or html; null takes it from the output's suffix, or text"
+    help = "text, markdown, latex or html; null chooses by the output's suffix, else text"
     parser.add_argument("--format", type=Format | None, default=None, help=help)
-    parser.add_argument("--output", type=str | None, default=None, help="a file; null prints it (html: report.html)")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="the file to write; null prints the report (html: report.html)"
+    )
     settings = parser.parse_args(arguments)
 
     # after the options are read: these import PyTorch, which the help does without

@@ -21,6 +21,7 @@ from torch import Tensor
 from datamodules.prompts import user_text
 from datamodules.scenes import Question, Scene
 from zoo.backbones.base import Preprocessor, TokenizedPrompt
+from zoo.benchmarks import Benchmark
 from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 from zoo.scenes import SceneInputs
@@ -61,6 +62,7 @@ class Collate:
         extra_tokens: tokens that follow the 2D tokens of each view, with placeholders of their own.
         keep_frames: pass the frames on, for a geometry encoder.
         timestamps: pass the clip's own seconds per temporal patch on, instead of the nominal ones.
+        benchmark: whose wording the questions have; None is VSI-Bench's.
     """
 
     preprocessor: Preprocessor
@@ -69,6 +71,7 @@ class Collate:
     extra_tokens: ExtraTokens = ExtraTokens.NOTHING
     keep_frames: bool = False
     timestamps: bool = False
+    benchmark: Benchmark | None = None
 
     def __call__(self, loaded: list[LoadedScene]) -> dict[str, Any]:
         # 1. Leave out what could not be read or can't be asked.
@@ -123,11 +126,11 @@ class Collate:
 
     def prompt(self, question: Question) -> str:
         """The text of the chat up to where the answer starts; the video precedes the question."""
-        return self.preprocessor.prompt(user_text(question))
+        return self.preprocessor.prompt(user_text(question, self.benchmark))
 
     def _refusal(self, question: Question) -> str | None:
         """Why a question can't be asked, if it can't."""
-        token = self.preprocessor.reserved_token(f"{user_text(question)}\n{question.ground_truth}")
+        token = self.preprocessor.reserved_token(f"{user_text(question, self.benchmark)}\n{question.ground_truth}")
         return f"question {question.id} holds {token}, a special token of the chat: take it out" if token else None
 
     def _pad(self, sequences: list[TokenizedPrompt]) -> dict[str, Tensor]:

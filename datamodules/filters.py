@@ -1,4 +1,4 @@
-"""Which scenes and questions of a dataset a run is about."""
+"""Selection of a dataset's scenes and questions."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from datamodules.scenes import Scene
+from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Missing
+from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
-from zoo.metrics import QUESTION_TYPES
 
 
 @dataclass(frozen=True)
 class QuestionFilter:
-    """Leaves the questions that meet all conditions; None is no condition.
+    """Keeps the questions that meet all conditions; None is no condition.
 
     Args:
-        datasets: the first parts of the scenes' names.
-        question_types: as VSI-Bench names them.
-        scene_names: "<dataset>/<scene_name>", or the scene's own name; a string is the path of a text file with one
-            a line.
-        subset: how many questions to draw of those that meet the other conditions, without order; all if there
-            are fewer.
-        seed: of that draw, which depends on it and the questions' ids alone.
+        datasets: first parts of the scenes' names.
+        question_types: question types of the benchmark.
+        scene_names: "<dataset>/<scene_name>" or "<scene_name>"; a string is the path of a text file with one name per
+            line.
+        subset: number of questions drawn from those that meet the other conditions; all if there are fewer.
+        seed: seed of that draw, which depends on it and the questions' ids alone.
 
     Raises:
-        InputError: an unknown question type, a subset below 1, a file of names that is absent.
+        InputError: the subset is below 1, or the file of names is absent.
     """
 
     datasets: Sequence[str] | None = None
@@ -37,40 +36,43 @@ class QuestionFilter:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := set(self.question_types or ()) - set(QUESTION_TYPES):
-            raise InputError(f"no question type {', '.join(sorted(unknown))}; there are {', '.join(QUESTION_TYPES)}")
         if self.subset is not None and self.subset < 1:
-            raise InputError(f"a subset of {self.subset} questions is none: at least 1, or null for all")
+            raise InputError(f"--data.subset {self.subset}: at least 1, or null for all questions")
         if isinstance(self.scene_names, str):
             file = Path(self.scene_names).expanduser()
             if not file.is_file():
-                raise InputError(f"{file} is absent: scene_names is a list, or a text file with a scene a line")
+                raise InputError(f"{file} is absent: scene_names is a list, or a text file with one scene per line")
             object.__setattr__(self, "scene_names", file.read_text(encoding="utf-8").split())
 
+    def check_types(self, benchmark: Benchmark) -> None:
+        """Raise InputError for a question type that the benchmark lacks."""
+        for kind in self.question_types or ():
+            benchmark.check_question_type(kind)
+
     def described(self) -> str:
-        """The conditions in words, for an error; empty where there are none."""
+        """Return the conditions as text for an error message; empty without conditions."""
         given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
         return "".join(f", with {name}={value}" for name, value in given.items())
 
     def is_chosen(self, scene: str) -> bool:
-        """Whether a scene of this name may be asked about."""
+        """Return whether a scene's name meets the conditions."""
         dataset, _, own = scene.partition("/")
         if self.datasets and dataset not in self.datasets:
             return False
         return not self.scene_names or scene in self.scene_names or own in self.scene_names
 
     def matching(self, missing: Missing) -> dict[str, int]:
-        """How many questions of absent scenes meet the conditions, scenes without any left out; not the `subset`."""
+        """Return the number of matching questions of each missing scene that has any; ignores `subset`."""
         kinds = self.question_types
         counts = {
-            name: sum(n for kind, n in asked.items() if not kinds or kind in kinds)
+            name: sum(count for kind, count in asked.items() if not kinds or kind in kinds)
             for name, asked in missing.items()
             if self.is_chosen(name)
         }
         return {name: count for name, count in counts.items() if count}
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
-        """The conditions that no scene of these names meets, in words: mistyped ones, or those of another split."""
+        """Return the values of --data.datasets and --data.scene_names that match none of these scenes."""
         known = list(names)
         datasets = {name.partition("/")[0] for name in known}
         scenes = {called for name in known for called in (name, name.partition("/")[2])}
@@ -78,23 +80,25 @@ class QuestionFilter:
         return [f"--data.{option} {name}" for option, asked, there in given for name in set(asked or ()) - there]
 
     def __call__(self, scenes: Sequence[Scene]) -> tuple[list[Scene], int]:
-        """(scenes with the questions left, without those that have none; how many questions were left out).
+        """Apply the filter.
 
-        Questions of scenes that are not chosen don't count as left out.
+        Returns:
+            The scenes that keep questions, and the number of questions of the named scenes that were left out.
         """
         chosen = [scene for scene in scenes if self.is_chosen(scene.name)]
-        asked = sum(len(scene.questions) for scene in chosen)
-        if self.question_types:
-            chosen = [
-                replace(scene, questions=tuple(q for q in scene.questions if q.question_type in self.question_types))
-                for scene in chosen
-            ]
+        total = _count(chosen)
+        if kinds := self.question_types:
+            chosen = [_keep(scene, (q for q in scene.questions if q.question_type in kinds)) for scene in chosen]
         if self.subset is not None:
             ids = sorted((scene.name, question.id) for scene in chosen for question in scene.questions)
             drawn = set(random.Random(self.seed).sample(ids, min(self.subset, len(ids))))
-            chosen = [
-                replace(scene, questions=tuple(q for q in scene.questions if (scene.name, q.id) in drawn))
-                for scene in chosen
-            ]
-        kept = [scene for scene in chosen if scene.questions]
-        return kept, asked - sum(len(scene.questions) for scene in kept)
+            chosen = [_keep(scene, (q for q in scene.questions if (scene.name, q.id) in drawn)) for scene in chosen]
+        return [scene for scene in chosen if scene.questions], total - _count(chosen)
+
+
+def _keep(scene: Scene, questions: Iterable[Question]) -> Scene:
+    return replace(scene, questions=tuple(questions))
+
+
+def _count(scenes: Sequence[Scene]) -> int:
+    return sum(len(scene.questions) for scene in scenes)

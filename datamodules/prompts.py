@@ -1,28 +1,19 @@
-"""The text of a question as the models are asked it; the processor's chat template adds the rest."""
+"""The user's text of a question; the processor's chat template adds the rest."""
 
 from __future__ import annotations
 
-from datamodules.raw_question import RawQuestion
-from datamodules.scenes import Question
-
-CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
-SHORT_INSTRUCTION = "Please answer the question using a single word or phrase."
-FRAMES_PREFIX = "These are frames of a video."  # thinking-in-space puts this line in front
+from datamodules.scenes import Question, RawQuestion
+from zoo.benchmarks import Benchmark, VSIBench
 
 
-def user_text(question: Question, *, prefix: str = "") -> str:
-    """The user's text after the video, worded as Spatial-MLLM does.
+def user_text(question: Question, benchmark: Benchmark | None = None, *, prefix: str = "") -> str:
+    """Return the user's text after the video.
 
-    A question with options asks for a letter, any other (also one of the user's own) for a word or phrase.
-    Text of a conversation holds its instruction already.
-    With `prefix=FRAMES_PREFIX` it is thinking-in-space's wording.
+    Args:
+        question: a `RawQuestion` keeps its text unchanged.
+        benchmark: whose wording is used; None is VSI-Bench's.
+        prefix: a line in front of the question.
     """
     if isinstance(question, RawQuestion):
         return question.question
-    lines = [prefix] if prefix else []
-    lines.append(question.question)
-    if question.options:
-        lines += ["Options:", *question.options, CHOICE_INSTRUCTION]
-    else:
-        lines.append(SHORT_INSTRUCTION)
-    return "\n".join(lines)
+    return (benchmark or VSIBench()).user_text(question.question, question.options, prefix=prefix)

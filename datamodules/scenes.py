@@ -1,4 +1,4 @@
-"""The unit of data: a scene with its questions, never a question with its video."""
+"""The unit of data: a scene with its questions."""
 
 from __future__ import annotations
 
@@ -8,21 +8,42 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Question:
-    """One question about a scene, worded as VSI-Bench words it."""
+    """One question about a scene.
+
+    Attributes:
+        id: unique in a source.
+        question_type: one of the benchmark's, or empty for free text, which has no score.
+        question: the text without the options.
+        ground_truth: a number, an option's letter or free text; empty if unknown (predict).
+        options: such as ("A. chair", "B. sofa"); empty unless multiple choice.
+    """
 
     id: str
-    question_type: str  # one of zoo.metrics.QUESTION_TYPES
-    question: str  # without the options
-    ground_truth: str = ""  # "4", "23.5" or an option's letter; empty when unknown (predict)
-    options: tuple[str, ...] = ()  # ("A. chair", "B. sofa"); empty for numeric questions
+    question_type: str
+    question: str
+    ground_truth: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RawQuestion(Question):
+    """A question whose text is the user's whole text after the video: no options or instruction are added."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A video, its questions and, where there are some, the file of its cameras and its depth."""
+    """A video with its questions and its optional cameras and depth.
 
-    name: str  # "<dataset>/<scene_name>", unique in a source
-    video: Path  # a video file or a folder of frames
+    Attributes:
+        name: "<dataset>/<scene_name>", unique in a source.
+        video: a video file or a folder of frames.
+        questions: all questions about the video.
+        cameras: cameras.json, one camera per raw frame of the video.
+        depth: folder of one depth image per raw frame, see `datamodules.depth`.
+    """
+
+    name: str
+    video: Path
     questions: tuple[Question, ...]
-    cameras: Path | None = None  # cameras.json: one camera per raw frame of the video
-    depth: Path | None = None  # of each raw frame, see `datamodules.depth`
+    cameras: Path | None = None
+    depth: Path | None = None

@@ -119,6 +119,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch = questions_per_batch
         self.filter = QuestionFilter(datasets, question_types, scene_names, subset, seed)
+        self.filter.check_types(self.source.benchmark)
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, seed
 
     def prepare_data(self) -> None:
@@ -137,6 +138,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
         """
         with as_input_error():
             kept, self.filtered, names = self.source.filtered_split(split, self.filter)
+            if split != "train":  # training questions have no score
+                for kind in {q.question_type for scene in kept for q in scene.questions if q.question_type}:
+                    self.source.benchmark.check_question_type(kind)
         self.missing = self.filter.matching(self.source.missing)
         if unmatched := self.filter.unmatched([*names, *self.source.missing]):
             rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
@@ -194,7 +198,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         needs = self.requirements
         return Collate(
-            task.preprocessor, training, self.questions_per_batch, task.extra_tokens, needs.frames, needs.timestamps
+            task.preprocessor,
+            training,
+            self.questions_per_batch,
+            task.extra_tokens,
+            needs.frames,
+            needs.timestamps,
+            (self.asked or self.source).benchmark,
         )
 
     def train_dataloader(self) -> ResumableLoader:

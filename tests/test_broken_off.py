@@ -61,7 +61,7 @@ def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.
     next(iter(other["state_dict"].values())).view(-1)[0] += 1
     torch.save(other, checkpoint)
     with pytest.raises(
-        SystemExit, match="broken off: weights was .*, now it is .*Go on with those, or remove that file"
+        SystemExit, match="other settings: weights was .*, now it is .*Resume it with those, or remove that file"
     ):
         run("test")
     shutil.copy(tmp_path / "former.ckpt", checkpoint)
@@ -75,7 +75,7 @@ def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.
     )
     printed = run("test", "--data.num_workers", "0", "--data.questions_per_batch", "3", logged=True)
     questions = len(whole["predictions.jsonl"].splitlines())
-    assert f"test: goes on, {len(kept)} of {questions} questions are answered already" in printed
+    assert f"test: resumes with {len(kept)} of {questions} questions answered" in printed
     assert results(folder) == whole and len(asked) == 2
     run("test")
     assert results(folder) == whole and len(asked) == 2 + 3  # what is done is done anew

@@ -264,7 +264,7 @@ def test_filtered_questions_are_counted(run: Run, tmp_path: Path) -> None:
     )
     counts = json.loads((tmp_path / "here/metrics.json").read_text())["counts"]
     assert counts["questions"] == 3 and counts["filtered"] > 10
-    assert f"{counts['filtered']} questions of other types left out" in printed
+    assert f"{counts['filtered']} questions left out by --data.question_types" in printed
 
 
 class Interrupted(Exception):

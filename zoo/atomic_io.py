@@ -1,4 +1,4 @@
-"""Files that survive a crash: lines that are on disk once they are written, and files that are whole or not there."""
+"""Files that survive a crash: JSON lines that are durable once appended, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -15,49 +15,48 @@ PARTIAL = ".partial"
 
 
 class JSONLines:
-    """A file of JSON lines to add to. What a crash left of a last line is cut off first.
+    """A file of JSON lines to append to; an incomplete last line, as a crash leaves it, is cut off first.
 
     Args:
-        path: of a file that may exist.
+        path: the file, which may exist.
 
     Raises:
-        InputError: it can't be written, here or in `append`; what was in it is kept.
+        InputError: the file can't be written, here or in `append`; its content is kept.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("a+b", buffering=0)  # a buffer would try again to write what failed, and in parts
+            self._file = path.open("a+b", buffering=0)  # a buffer would retry a failed write, and in parts
             self._file.seek(0)
-            whole = self._file.read().rfind(b"\n") + 1
-            self._file.truncate(whole)
+            self._file.truncate(self._file.read().rfind(b"\n") + 1)
         except OSError as error:
-            raise unwritable(path, error) from error
+            raise write_error(path, error) from error
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds a line each; they are on disk when this returns."""
-        rest = lines(records).encode(errors="backslashreplace")
+        """Append one line per record; they are on disk when this returns."""
+        rest = json_lines(records).encode(errors="backslashreplace")
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise write_error(self.path, error) from error
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
-def lines(records: Iterable[Mapping[str, Any]]) -> str:
-    """A line of JSON each."""
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return one line of JSON per record."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def sound_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The records with an id in some files, each id once: the first is kept.
+def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Read the records that have an id, the first one of each id.
 
-    A line that is no JSON, as a crash or a full disk leaves one, is passed over. So is a file that isn't there.
+    Skips absent files, and lines that are not valid JSON, as a crash or a full disk leaves them.
     """
     first: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -91,7 +90,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file as `replace_file` does, with an error for the user.
+    """Writes a file as `replace_file` does, with an error for the user; text is encoded as UTF-8.
 
     Raises:
         InputError: It can't be written.
@@ -99,10 +98,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         replace_file(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> InputError:
-    """The error for the user when a file can't be written."""
-    kept = "what was written before is kept"
-    return InputError(f"{path} can't be written: {error.strerror}; {kept}: mend that and run the command again")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an indented JSON file atomically, see `write_whole`."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_error(path: Path, error: OSError) -> InputError:
+    """Return the error for a file that can't be written."""
+    kept = "its former content is kept"
+    return InputError(f"{path} can't be written: {error.strerror}; {kept}: fix that and run the command again")

@@ -1,1 +1,1 @@
-"""What `score` and `report` are made of: a file of predictions, its scores, runs, tables, comparisons, the page."""
+"""Parts of `score` and `report`: reading predictions and runs, comparisons, tables and the HTML page."""

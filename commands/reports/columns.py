@@ -1,4 +1,4 @@
-"""What runs are compared in: the columns of the published tables, and the means of metrics.json."""
+"""The measures of a report: the columns of a benchmark's results table, and the means of metrics.json."""
 
 from __future__ import annotations
 
@@ -7,41 +7,32 @@ from typing import Any
 
 import numpy as np
 
-from zoo.metrics import DIRECTION_TYPES, MULTIPLE_CHOICE_TYPES, NUMERIC_TYPES, QUESTION_TYPES
+from zoo.benchmarks import Benchmark
 
-NUMERICAL = {
-    "Obj. Count": ("object_counting",),
-    "Abs. Dist.": ("object_abs_distance",),
-    "Obj. Size": ("object_size_estimation",),
-    "Room Size": ("room_size_estimation",),
-}
-MULTIPLE_CHOICE = {
-    "Rel. Dist.": ("object_rel_distance",),
-    "Rel. Dir.": DIRECTION_TYPES,  # their mean, as the macro means have it
-    "Route Plan": ("route_planning",),
-    "Appr. Order": ("obj_appearance_order",),
-}
-COLUMNS = NUMERICAL | MULTIPLE_CHOICE  # in the order of VSI-Bench's and Spatial-MLLM's tables
-AVERAGE = "Avg."  # of the columns, whatever their counts: `all/macro`
-GROUPS = {"acc": MULTIPLE_CHOICE_TYPES, "mra": NUMERIC_TYPES, "all": QUESTION_TYPES}  # of metrics.json
+AVERAGE = "Avg."  # of the columns: `all/macro`
 MEANS = {
-    **{"Acc. micro": ("acc", "micro"), "Acc. macro": ("acc", "macro")},
-    **{"MRA micro": ("mra", "micro"), "MRA macro": ("mra", "macro")},
-    **{"All micro": ("all", "micro"), "All macro": ("all", "macro")},
+    f"{title} {mean}": (group, mean)
+    for group, title in (("acc", "Acc."), ("mra", "MRA"), ("all", "All"))
+    for mean in ("micro", "macro")
 }
-MEASURES = (*COLUMNS, *MEANS)
 
 
-def column_score(metrics: Mapping[str, Any], column: str) -> float | None:
-    """The score of a column in metrics.json, in 0..1; None where it has no question."""
+def measures(benchmark: Benchmark) -> tuple[str, ...]:
+    """Return the titles of all columns and means."""
+    return (*benchmark.columns, *MEANS)
+
+
+def column_score(benchmark: Benchmark, metrics: Mapping[str, Any], column: str) -> float | None:
+    """Return the score of a column in metrics.json, in 0..1; None without questions."""
     if column == AVERAGE:
         return mean_score(metrics, "All macro")
-    scores = [metrics["per_question_type"][k]["score"] for k in COLUMNS[column] if k in metrics["per_question_type"]]
+    types = metrics["per_question_type"]
+    scores = [types[kind]["score"] for kind in benchmark.columns[column] if kind in types]
     return float(np.mean(scores)) if scores else None
 
 
 def mean_score(metrics: Mapping[str, Any], measure: str) -> float | None:
-    """One of MEANS in metrics.json."""
+    """Return one of MEANS in metrics.json."""
     group, mean = MEANS[measure]
     score: float | None = metrics[group][mean]
     return score

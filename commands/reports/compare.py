@@ -1,4 +1,4 @@
-"""Compares runs with one another, question by question."""
+"""Pairwise comparison of runs on the same questions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from commands.reports.bootstrap import RESAMPLES, intervals, observed
-from commands.reports.columns import MEASURES
+from commands.reports.columns import measures
 from commands.reports.predictions import Answer
 from commands.reports.runs import Run
 from zoo.errors import InputError
@@ -20,23 +20,28 @@ ASKED = ("question_type", "ground_truth", "scene", "question")
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the second run is than the first, in scores of 0..1, with its 95 % intervals."""
+    """Score of the second run minus score of the first, in 0..1, with 95 % intervals."""
 
     value: float
     by_question: Interval
-    by_scene: Interval | None  # None where all questions are of one scene
+    by_scene: Interval | None  # None if all questions are about one scene
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Of runs by their places, the lower first: the difference in each measure that has questions, or why not."""
+    """Comparisons of pairs of runs (i, j), i < j.
+
+    Attributes:
+        pairs: the difference in each measure that has questions.
+        refused: the reason why a pair isn't compared.
+    """
 
     pairs: dict[tuple[int, int], dict[str, Difference]]
     refused: dict[tuple[int, int], str]
 
 
 def refuse_other_questions(a: Run, b: Run) -> None:
-    """InputError, with what differs, unless two runs were asked the same questions and scored alike."""
+    """Raise InputError unless two runs have the same questions and scorer."""
     for run in (a, b):
         if not run.answers:
             raise InputError(f"{run.name} has no answers to compare")
@@ -44,23 +49,23 @@ def refuse_other_questions(a: Run, b: Run) -> None:
     for run, own, others, other in ((a, first, second, b), (b, second, first, a)):
         if only := own.keys() - others.keys():
             raise InputError(
-                f"{len(only)} of the {len(own)} questions of {run.name} are not among the {len(others)} of "
-                f"{other.name}, such as {min(only)}"
+                f"{len(only)} of {len(own)} questions of {run.name}, such as {min(only)}, are not among the "
+                f"{len(others)} of {other.name}"
             )
     for id, answer in first.items():
         for what in ASKED:
             asked = [str(getattr(question, what)) for question in (answer, second[id])]
             if asked[0] != asked[1]:
-                raise InputError(f"question {id} has another {what} in {a.name} than in {b.name}: {' | '.join(asked)}")
+                raise InputError(f"question {id}: {what} differs between {a.name} and {b.name}: {' | '.join(asked)}")
     scorers = [run.metrics["scorer"] for run in (a, b) if run.metrics]
     if scorers[0] != scorers[1]:
         raise InputError(f"{a.name} and {b.name} were scored by different scorers: {' and '.join(scorers)}")
 
 
 def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:
-    """Every pair of runs, those with the same questions on the same draws."""
+    """Compare every pair of runs; runs with the same questions share the draws."""
     refused: dict[tuple[int, int], str] = {}
-    groups: list[list[int]] = []  # of runs with the same questions
+    groups: list[list[int]] = []  # runs with the same questions
     for place, run in enumerate(runs):
         for group in groups:
             try:
@@ -89,9 +94,12 @@ def _pairs(runs: Sequence[Run], group: Sequence[int], resamples: int) -> dict[tu
     scores = {place: np.array([runs[place].scores[answer.id] for answer in asked]) for place in group}
     pairs = list(combinations(group, 2))
     differences = np.stack([scores[j] - scores[i] for i, j in pairs], axis=1)
-    now = observed(differences, kinds)
-    by_question = intervals(differences, kinds, range(len(asked)), resamples=resamples)
-    by_scene = intervals(differences, kinds, scenes, resamples=resamples) if len(set(scenes)) > 1 else None
+    benchmark = runs[group[0]].benchmark
+    now = observed(differences, kinds, benchmark)
+    by_question = intervals(differences, kinds, range(len(asked)), benchmark, resamples=resamples)
+    by_scene = None
+    if len(set(scenes)) > 1:
+        by_scene = intervals(differences, kinds, scenes, benchmark, resamples=resamples)
     return {
         pair: {
             measure: Difference(
@@ -99,7 +107,7 @@ def _pairs(runs: Sequence[Run], group: Sequence[int], resamples: int) -> dict[tu
                 _interval(by_question[:, m, p]),
                 None if by_scene is None else _interval(by_scene[:, m, p]),
             )
-            for m, measure in enumerate(MEASURES)
+            for m, measure in enumerate(measures(benchmark))
             if not np.isnan(now[m, p])
         }
         for p, pair in enumerate(pairs)

@@ -1,4 +1,4 @@
-"""A table as plain text, Markdown, LaTeX and HTML."""
+"""Formats of a table: plain text, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 from commands.reports.tables import Table, show
 
-# braces first: the other replacements bring braces of their own
+# one translation: the replacements contain braces
 LATEX = str.maketrans(
     {
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -18,7 +18,7 @@ LATEX = str.maketrans(
 
 
 def text(table: Table) -> str:
-    """Aligned columns for a terminal."""
+    """Format a table with aligned columns for a terminal."""
     rows = [table.headings, *_texts(table)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.headings))]
     numeric = [_numeric(table, column) for column in range(len(table.headings))]
@@ -32,7 +32,7 @@ def text(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A table of GitHub's Markdown; what would be markup in a cell is escaped."""
+    """Format a table in GitHub's Markdown, escaped."""
 
     def line(cells: tuple[str, ...]) -> str:
         return f"| {' | '.join(cells)} |"
@@ -48,7 +48,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` with a `tabular` to be read in with \\input; it needs \\usepackage{booktabs}."""
+    r"""Format a `table` environment for \input; needs \usepackage{booktabs}."""
     columns = "".join("r" if _numeric(table, i) else "l" for i in range(len(table.headings)))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}"]
     lines.append(r"\toprule")
@@ -67,7 +67,7 @@ def latex(table: Table) -> str:
 
 
 def html(table: Table) -> str:
-    """A `table` whose cells carry their full number in `data-value`, by which the page sorts."""
+    """Format a `table` element; `data-value` holds the full number, by which the page sorts."""
     lines = ["<table>", f"<caption>{escape(table.title)}</caption>", "<thead>"]
     if table.groups:
         spans = (f'<th colspan="{count}">{escape(name)}</th>' for name, count in table.groups)
@@ -91,14 +91,14 @@ def _texts(table: Table) -> list[tuple[str, ...]]:
 
 
 def _numeric(table: Table, column: int) -> bool:
-    """Whether a column holds numbers, which stand at the right."""
+    """Return whether a column holds numbers, which are right-aligned."""
     return not any(isinstance(row[column], str) for row in table.rows)
 
 
 def _latex_row(cells: Sequence[str], numeric: Sequence[bool]) -> str:
     signs = (_latex(c).replace("-", "$-$") if number else _latex(c) for c, number in zip(cells, numeric, strict=True))
     row = " & ".join(signs) + r" \\"
-    return f"{{}}{row}" if row[0] in "[*" else row  # else the \\ before it would take it for its own
+    return f"{{}}{row}" if row[0] in "[*" else row  # else the \\ before it would read it as its argument
 
 
 def _latex(cell: str) -> str:

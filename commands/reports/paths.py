@@ -1,4 +1,4 @@
-"""The camera's path through each scene from above, small enough for a page."""
+"""The camera path of each scene from above, reduced to a few points for the page."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from jsonargparse import ArgumentError, ArgumentParser
 
+from callbacks.visualization import level_axes
 from commands.reports.runs import Run
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource
 
 POINTS = 64  # of a path, beside the frames that were used
-SIDE = 1000  # of the square that a path lies in
+SIDE = 1000  # of the square around a path
 
 
 @dataclass(frozen=True)
 class CameraPaths:
-    """A path for each scene of each dataset, and which dataset each run was tested on.
+    """The camera paths of the scenes of each dataset.
 
-    A path is {"frames": [...], "xy": [[x, y], ...], "meters": side of the square}, as seen from above, where the
-    cameras' tops point on average; x and y are 0..1000, y downwards. Only frames whose pose is known are in it.
+    A path is `{"frames": [...], "xy": [[x, y], ...], "meters": side of the square}`, seen from above: from the mean
+    direction of the cameras' tops. x and y are 0..1000, y downwards. Frames without a pose are left out.
+
+    Attributes:
+        datasets: the paths of each dataset by scene.
+        of_run: the index of each run's dataset.
     """
 
-    datasets: list[dict[str, dict[str, Any]]]  # by scene
+    datasets: list[dict[str, dict[str, Any]]]
     of_run: list[int]
 
 
 def camera_paths(runs: Sequence[Run]) -> tuple[CameraPaths, list[str]]:
-    """The paths of all scenes that were asked about and have cameras; and which data isn't here.
+    """Return the paths of all answered scenes that have cameras, and notes about unreadable data.
 
-    Datasets are told apart by their settings: two may have scenes of one name.
+    Datasets differ by their settings, since two may share scene names.
     """
     sources = [json.dumps(run.setting("data", "source"), sort_keys=True) for run in runs]
     distinct = list(dict.fromkeys(sources))
@@ -59,7 +63,7 @@ def camera_paths(runs: Sequence[Run]) -> tuple[CameraPaths, list[str]]:
 
 
 def test_scenes(run: Run) -> list[Scene]:
-    """The test scenes of the dataset that a run's config names, which is not made if it isn't there."""
+    """Return the test scenes of a run's dataset, without preparing it."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SceneSource, "source")
     named = run.setting("data", "source")
@@ -68,11 +72,11 @@ def test_scenes(run: Run) -> list[Scene]:
 
 
 def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> dict[str, Any] | None:
-    """One scene's path; None without a known pose.
+    """Return the path of one scene; None if no frame has a pose.
 
     Args:
-        world_to_camera: a 4 x 4 matrix a frame, OpenCV axes, or None where the pose isn't known.
-        frames: those that have to be in the path.
+        world_to_camera: one 4 x 4 matrix per frame, OpenCV axes, or None without a pose.
+        frames: frames that the path must contain.
     """
     every = np.linspace(0, len(world_to_camera) - 1, min(POINTS, len(world_to_camera))).round().astype(int)
     wanted = sorted({*every.tolist(), *(frame for frame in frames if 0 <= frame < len(world_to_camera))})
@@ -82,17 +86,8 @@ def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> dict[str, An
     poses = np.array([world_to_camera[frame] for frame in kept], float)
     rotation, translation = poses[:, :3, :3], poses[:, :3, 3]
     centers = -np.einsum("nij,ni->nj", rotation, translation)
-    level = centers @ _level_axes(-rotation[:, 1].mean(0)).T  # OpenCV's y, the second row, points down
+    level = centers @ level_axes(-rotation[:, 1].mean(0)).T  # OpenCV's y, the second row, points down
     low, high = level.min(0), level.max(0)
     side = max(float((high - low).max()), 1e-6)
     xy = ((level - (low + high) / 2) / side * (1, -1) + 0.5) * SIDE
     return {"frames": kept, "xy": xy.round().astype(int).tolist(), "meters": round(side, 2)}
-
-
-def _level_axes(up: Float[np.ndarray, 3]) -> Float[np.ndarray, "2 3"]:
-    """Right and forward of a map whose up is given, along an axis of the world where one is level."""
-    up = up / max(float(np.linalg.norm(up)), 1e-9)
-    axis = np.eye(3)[np.abs(up).argmin()]
-    right = axis - (axis @ up) * up
-    right /= np.linalg.norm(right)
-    return np.stack((right, np.cross(up, right)))

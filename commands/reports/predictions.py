@@ -1,22 +1,21 @@
-"""Reads predictions.jsonl back: every line is checked, and what is wrong with one is said with its number."""
+"""Reads and checks predictions.jsonl; errors name the line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
-from zoo.metrics import QUESTION_TYPES
 
 TEXTS = ("question_type", "prediction", "ground_truth")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One line: a question, what was answered, and from what. `recorded` is the score that stands in the file."""
+    """One line: a question and its answer; `recorded` is the score in the file."""
 
     id: str
     question_type: str
@@ -32,21 +31,24 @@ class Answer:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers of a file, each id once, and what else its reader should know: what was dropped."""
+    """The answers of a file, each id once, and remarks about dropped lines."""
 
     answers: tuple[Answer, ...]
     remarks: tuple[str, ...]
 
 
-def read_predictions(path: Path) -> Predictions:
-    """The answers in a file.
+def read_predictions(path: Path, benchmark: Benchmark) -> Predictions:
+    """Read the answers of a file.
 
-    A last line that was cut off while it was written is dropped, and so is a line that repeats an earlier one; both
-    are remarked on. Two different answers with one id are refused: one of them would be scored by chance.
+    An incomplete last line and repeated lines are dropped with a remark.
+
+    Args:
+        path: a file of JSON lines.
+        benchmark: defines the question types.
 
     Raises:
-        InputError: the file and the line, and what is wrong: no file, no JSON, a field that is absent or of a wrong
-            kind, a question type that is unknown, an id that has two answers, nothing to score.
+        InputError: the file is absent or empty, or a line is not JSON, lacks a field, has a wrong type or an unknown
+            question type, or differs from an earlier line with its id; names the line.
     """
     try:
         lines = path.read_bytes().split(b"\n")  # "\n" only: an answer may hold other line separators
@@ -61,10 +63,10 @@ def read_predictions(path: Path) -> Predictions:
             record = json.loads(line)
         except ValueError as error:  # UnicodeDecodeError is one
             if number == len(lines):  # it has no end of line
-                remarks.append(f"line {number}, the last, was cut off while it was written: dropped")
+                remarks.append(f"line {number}, the last, is incomplete: dropped")
                 continue
             raise InputError(f"{path}, line {number}: not valid JSON: {error}") from error
-        answer = _answer(record, f"{path}, line {number}")
+        answer = _answer(record, f"{path}, line {number}", benchmark)
         fields = {key: value for key, value in record.items() if key != "versions"}
         before, former, _ = first.setdefault(answer.id, (number, fields, answer))
         if before != number:
@@ -72,42 +74,38 @@ def read_predictions(path: Path) -> Predictions:
             if former != fields:
                 changed = next(key for key in former | fields if former.get(key) != fields.get(key))
                 raise InputError(
-                    f"{path}, line {number}: question {answer.id} has another {changed} in line {before}: two runs in "
-                    "one file? Keep one line of the two"
+                    f"{path}, line {number}: question {answer.id} has another {changed} in line {before}: keep one "
+                    "of the two lines"
                 )
     if repeats:
         remarks.append(f"{repeats} {'line repeats' if repeats == 1 else 'lines repeat'} an earlier one: dropped")
     if not first:
-        raise InputError(f"{path} holds no answer")
+        raise InputError(f"{path} has no answers")
     return Predictions(tuple(answer for *_, answer in first.values()), tuple(remarks))
 
 
-def _answer(record: Any, where: str) -> Answer:
+def _answer(record: Any, where: str, benchmark: Benchmark) -> Answer:
     if not isinstance(record, dict):
-        raise InputError(f"{where}: not an object with the fields id, {', '.join(TEXTS)}")
+        raise InputError(f"{where}: expected an object with the fields id, {', '.join(TEXTS)}")
     if isinstance(record.get("id"), bool) or not isinstance(record.get("id"), (str, int)):
-        raise InputError(f"{where}: no id, which is to be text or a whole number")
+        raise InputError(f"{where}: id must be a string or an integer")
     for key in TEXTS:
         if not isinstance(record.get(key), str):
-            what = f"{json.dumps(record[key])[:40]} is no text" if key in record else "absent"
-            raise InputError(f"{where}: {key}: {what}")
-    if record["question_type"] not in QUESTION_TYPES:
-        kind = record["question_type"]
-        raise InputError(f"{where}: question_type {kind!r} is none of {', '.join(QUESTION_TYPES)}")
+            found = f"got {json.dumps(record[key])[:40]}" if key in record else "it is absent"
+            raise InputError(f"{where}: {key} must be a string, {found}")
+    try:
+        benchmark.check_question_type(record["question_type"])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     frames = record.get("frames") or []
     if not (isinstance(frames, list) and all(isinstance(frame, int) for frame in frames)):
-        raise InputError(f"{where}: frames: {json.dumps(frames)[:40]} is no list of whole numbers")
-    texts = {key: _text(record, key) for key in ("scene", "question", "prompt")}
+        raise InputError(f"{where}: frames must be a list of integers, got {json.dumps(frames)[:40]}")
     score = record.get("score")
     return Answer(
         id=str(record["id"]),
         **{key: record[key] for key in TEXTS},
-        **texts,
+        **{key: str(record.get(key) or "") for key in ("scene", "question", "prompt")},
         frames=tuple(frames),
         error=None if record.get("error") is None else str(record["error"]),
         recorded=float(score) if isinstance(score, (int, float)) else None,
     )
-
-
-def _text(record: Mapping[str, Any], key: str) -> str:
-    return str(record.get(key) or "")

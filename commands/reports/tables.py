@@ -1,53 +1,43 @@
-"""The tables of a report, before they are text, Markdown, LaTeX or HTML."""
+"""The tables of a report, independent of their format."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from commands.reports.bootstrap import RESAMPLES
-from commands.reports.columns import (
-    AVERAGE,
-    COLUMNS,
-    MEANS,
-    MEASURES,
-    MULTIPLE_CHOICE,
-    NUMERICAL,
-    column_score,
-    mean_score,
-)
-from commands.reports.compare import Comparisons, Difference, Interval
+from commands.reports.columns import AVERAGE, MEANS, column_score, mean_score, measures
+from commands.reports.compare import Comparisons, Interval
 from commands.reports.runs import Run, spell
 
-# a float is a score in 0..1, or a difference of two; None is a number, and "" a text, that is not there
+# a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
 Cell = str | int | float | Interval | None
-
-
-SETTINGS = (
-    *("Run", "Model", "Data", "Frames", "Sampler", "FramePairing"),
-    *("Encoding", "Views", "Fusion", "Geometry", "Cameras", "Time"),
-    *("Weights", "Checkpoint", "Fingerprint", "Profile"),
-)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headings; the first column names the row.
+    """A table of a report.
 
-    `groups` stand above the headings: a name and how many columns it spans, empty over those that have none.
+    Attributes:
+        title: the caption.
+        headings: the titles of the columns; the first column names the row.
+        rows: the cells.
+        groups: (name or "", number of columns) above the headings.
+        signed: whether the scores are differences.
     """
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     groups: tuple[tuple[str, int], ...] = ()
-    signed: bool = False  # of differences
+    signed: bool = False
 
 
 def show(cell: Cell, signed: bool = False) -> str:
-    """A cell's text: scores in per cent with one decimal, as the papers' tables have them."""
+    """Format a cell; scores in percent with one decimal."""
     if cell is None or cell == "":
         return "-"
     if isinstance(cell, tuple):
@@ -58,23 +48,24 @@ def show(cell: Cell, signed: bool = False) -> str:
 
 
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
-    """Scores by question type, means, differences from the first run where there are some, and settings."""
+    """Build all tables of a report."""
     return [scores(runs), means(runs), *differences(runs, comparisons), settings(runs)]
 
 
 def scores(runs: Sequence[Run]) -> Table:
-    """The published table: the columns of VSI-Bench, and their average."""
-    columns = (*COLUMNS, AVERAGE)
-    return Table(
-        "Scores by question type (%)",
-        ("Run", *columns),
-        tuple((run.name, *(column_score(run.metrics, c) if run.metrics else None for c in columns)) for run in runs),
-        (("", 1), ("Numerical", len(NUMERICAL)), ("Multiple choice", len(MULTIPLE_CHOICE)), ("", 1)),
+    """Build the benchmark's results table with the average of its columns."""
+    benchmark = runs[0].benchmark
+    columns = (*benchmark.columns, AVERAGE)
+    is_numeric = [set(kinds) <= set(benchmark.numeric_types) for kinds in benchmark.columns.values()]
+    groups = [("Numerical" if numeric else "Multiple choice", len(list(own))) for numeric, own in groupby(is_numeric)]
+    rows = (
+        (run.name, *(column_score(benchmark, run.metrics, c) if run.metrics else None for c in columns)) for run in runs
     )
+    return Table("Scores by question type (%)", ("Run", *columns), tuple(rows), (("", 1), *groups, ("", 1)))
 
 
 def means(runs: Sequence[Run]) -> Table:
-    """Accuracy of the multiple-choice questions, MRA of the numerical ones, and both."""
+    """Build the table of means: accuracy of multiple-choice questions, MRA of numeric ones, and both."""
     counts = ("questions", "failed", "unparsable")
     return Table(
         "Means over questions (micro) and over question types (macro), %",
@@ -91,17 +82,16 @@ def means(runs: Sequence[Run]) -> Table:
 
 
 def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
-    """Each run against the first that has answers: all measures if it is one pair, the means over all if more."""
+    """Compare each run with the first that has answers: in all measures if it is one pair, else in the means of all."""
     base = first_answered(runs)
     pairs = {pair[1]: found for pair, found in comparisons.pairs.items() if pair[0] == base}
     if base is None or not pairs:
         return []
-    measures = MEASURES if len(pairs) == 1 else ("All micro", "All macro")
+    chosen = measures(runs[base].benchmark) if len(pairs) == 1 else ("All micro", "All macro")
     rows: list[tuple[Cell, ...]] = []
     for place, found in pairs.items():
-        for measure in measures:
-            if measure in found:
-                each: Difference = found[measure]
+        for measure in chosen:
+            if each := found.get(measure):
                 rows.append((runs[place].name, measure, each.value, each.by_question, each.by_scene))
     return [
         Table(
@@ -115,50 +105,53 @@ def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
 
 
 def first_answered(runs: Sequence[Run]) -> int | None:
-    """The place of the first run that has answers: the one that the others are compared with."""
+    """Return the index of the first run with answers: the base of the comparisons."""
     return next((place for place, run in enumerate(runs) if run.answers), None)
 
 
 def settings(runs: Sequence[Run]) -> Table:
-    """What the runs are, and what they were tested on: of the test where there was one, else of the config."""
-    return Table(
-        "Settings",
-        SETTINGS,
-        tuple(_settings(run) for run in runs),
-    )
+    """Build the table of settings: those of the test, or of the config before a test."""
+    rows = tuple(tuple(_settings(run).values()) for run in runs)
+    return Table("Settings", tuple(_settings(runs[0])), rows)
 
 
-def _settings(run: Run) -> tuple[Cell, ...]:
-    tested = (run.metrics or {}).get("data") or {}
+def _settings(run: Run) -> dict[str, Cell]:
+    metrics = run.metrics or {}
+    tested = metrics.get("data") or {}
 
     def data(name: str) -> str:
         return tested.get(name) or _class(run.setting("data", name))
 
-    return (
-        run.name,
-        _class(run.setting("model")),
-        data("source"),
-        tested.get("num_frames") or run.setting("data", "num_frames"),
-        data("sampler"),
-        data("pairing"),
-        *(spell(run.setting("model", part)) for part in ("camera_encoding", "view_mixer", "fusion")),
-        _class(run.setting("model", "geometry")),
-        str(run.setting("model", "camera_source") or ""),
-        spell(run.setting("model", "time_index")),
-        str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
-        _checkpoint(run),
-        run.weights,
-        str((run.metrics or {}).get("scorer", "no test yet")),
-    )
+    def part(name: str) -> str:
+        return spell(run.setting("model", name))
+
+    return {
+        "Run": run.name,
+        "Model": _class(run.setting("model")),
+        "Data": data("source"),
+        "Frames": tested.get("num_frames") or run.setting("data", "num_frames"),
+        "Sampler": data("sampler"),
+        "Frame pairing": data("frame_pairing"),
+        "Camera encoding": part("camera_encoding"),
+        "View mixer": part("view_mixer"),
+        "Fusion": part("fusion"),
+        "Geometry": _class(run.setting("model", "geometry")),
+        "Camera source": part("camera_source"),
+        "Time index": part("time_index"),
+        "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
+        "Checkpoint": _checkpoint(run),
+        "Fingerprint": run.weights,
+        "Scorer": str(metrics.get("scorer", "no test yet")),
+    }
 
 
 def _class(part: Any) -> str:
-    """The name of the class that a part of a config is; "" where it names none."""
+    """Return the class name of a part of a config; "" without one."""
     return str(part.get("class_path") or "").rpartition(".")[2] if isinstance(part, Mapping) else ""
 
 
 def _checkpoint(run: Run) -> str:
-    """The tested checkpoint: as it is called within the run's folder, with its path where it is of elsewhere."""
+    """Return the tested checkpoint's path, relative to the run's folder if it lies there."""
     path = str((run.metrics or {}).get("checkpoint") or "")
     folder = os.path.abspath(run.setting("trainer", "default_root_dir") or run.folder)
     return os.path.relpath(path, folder) if os.path.abspath(path).startswith(folder + os.sep) and path else path

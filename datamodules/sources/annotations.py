@@ -1,12 +1,12 @@
-"""Questions in VSI-Bench's format, and the folder layout that goes with them.
+"""Annotation files in VSI-Bench's format and their folder layout.
 
-    <root>/<name>.jsonl                         a question a line; or <name>.parquet, a question a row
+    <root>/<name>.jsonl                         one question per line; or <name>.parquet, one question per row
     <root>/<dataset>/<scene_name>.mp4           or .mov, .avi, .mkv, .webm, or a folder of frames of that name
-    <root>/<dataset>/<scene_name>.cameras.json  optional: a camera for each raw frame
-    <root>/<dataset>/<scene_name>.depth/        optional: a depth image for each raw frame, see `datamodules.depth`
+    <root>/<dataset>/<scene_name>.cameras.json  optional: one camera per raw frame
+    <root>/<dataset>/<scene_name>.depth/        optional: one depth image per raw frame, see `datamodules.depth`
 
-A question: id, dataset, scene_name, question_type, question, ground_truth, and options: a list, or null for
-numeric questions.
+The fields of a question are id, dataset, scene_name, question_type, question, ground_truth and options: a list, or
+null for numeric questions.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from datamodules.depth import find_depth
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Missing, by_type
 from datamodules.video import VIDEO_SUFFIXES
-from zoo.metrics import MULTIPLE_CHOICE_TYPES, QUESTION_TYPES
+from zoo.benchmarks import Benchmark, VSIBench
 
 REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth")
 
 
-def read_questions(path: str | Path) -> dict[str, list[Question]]:
-    """The questions of each "<dataset>/<scene_name>"; scenes and questions in the order of the file.
+def read_questions(path: str | Path, benchmark: Benchmark | None = None) -> dict[str, list[Question]]:
+    """Read the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
 
     Args:
         path: a .jsonl file, or a .parquet file with the same columns (needs pyarrow).
+        benchmark: defines the question types; None is VSI-Bench.
 
     Raises:
-        ValueError: with file and line: invalid JSON, a missing field, an unknown question type, an id that is
-            taken, options that don't fit the type or the answer; a file without questions.
-        FileNotFoundError: no such file.
+        ValueError: invalid JSON, a missing field, an unknown question type, a repeated id, options that don't match the
+            type or the ground truth (each with file and line), or a file without questions.
+        FileNotFoundError: the file is absent.
     """
     path = Path(path)
     scenes: dict[str, list[Question]] = {}
@@ -45,9 +46,12 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
         absent = [field for field in REQUIRED if row.get(field) is None]
         if absent:
             raise ValueError(f"{where}: missing {', '.join(absent)}: a question has {', '.join(REQUIRED)}")
-        question = _question(row, where)
+        try:
+            question = _question(row, benchmark or VSIBench())
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         if question.id in line_of_id:
-            raise ValueError(f"{where}: id {question.id} is taken by line {line_of_id[question.id]}: give each its own")
+            raise ValueError(f"{where}: id {question.id} repeats line {line_of_id[question.id]}: ids must be unique")
         line_of_id[question.id] = number
         scenes.setdefault(f"{row['dataset']}/{row['scene_name']}", []).append(question)
     if not scenes:
@@ -56,20 +60,27 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
 
 
 def read_layout(
-    root: str | Path, annotations: str | Path, left_out: Container[str] = ()
+    root: str | Path, annotations: str | Path, left_out: Container[str] = (), benchmark: Benchmark | None = None
 ) -> tuple[list[Scene], Missing]:
-    """(scenes in the order of the file, those whose video is absent).
+    """List the scenes of an annotation file.
 
     Args:
+        root: folder of the videos.
         annotations: a file name in `root`, or an absolute path.
-        left_out: ids of questions that don't count; a scene without others doesn't either.
+        left_out: ids of questions to ignore; a scene without other questions is ignored as well.
+        benchmark: defines the question types; None is VSI-Bench.
 
-    Raises what `read_questions` raises.
+    Returns:
+        The scenes in the order of the file, and the scenes whose video is missing.
+
+    Raises:
+        ValueError: see `read_questions`.
+        FileNotFoundError: the annotation file is absent.
     """
     root = Path(root)
     scenes: list[Scene] = []
     missing: Missing = {}
-    for name, asked in read_questions(root / annotations).items():
+    for name, asked in read_questions(root / annotations, benchmark).items():
         questions = [question for question in asked if question.id not in left_out]
         if not questions:
             continue
@@ -82,7 +93,7 @@ def read_layout(
 
 
 def find_video(root: Path, name: str) -> Path | None:
-    """The video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
+    """Return the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
     candidates = [root / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES]
     if video := next((file for file in candidates if file.is_file()), None):
         return video
@@ -90,14 +101,14 @@ def find_video(root: Path, name: str) -> Path | None:
 
 
 def find_cameras(video: Path) -> Path | None:
-    """The cameras file beside a video file or a folder of frames, or None."""
+    """Return the cameras file beside a video file or a folder of frames, or None."""
     name = video.name if video.is_dir() else video.stem
     cameras = video.with_name(f"{name}.cameras.json")
     return cameras if cameras.is_file() else None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of each line that isn't empty. Raises ValueError, naming the line."""
+    """Yield (line number from 1, object) of each line that isn't empty; ValueError names an invalid line."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -107,12 +118,12 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except ValueError as error:  # neither JSON nor UTF-8
                 raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: a question is a JSON object, this is a {type(row).__name__}")
+                raise ValueError(f"{path}:{number}: expected a JSON object, got a {type(row).__name__}")
             yield number, row
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, columns) of each row. Raises ValueError without pyarrow, or without a sound file."""
+    """Yield (row number from 1, columns) of each row; ValueError without pyarrow or for an invalid file."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -120,26 +131,25 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         rows = parquet.read_table(path).to_pylist()
     except ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file, or cut short: download it again") from error
+        raise ValueError(f"{path}: not a parquet file, or truncated: download it again") from error
     yield from enumerate(rows, start=1)
 
 
-def _question(row: dict[str, Any], where: str) -> Question:
+def _question(row: dict[str, Any], benchmark: Benchmark) -> Question:
     kind, truth, options = row["question_type"], str(row["ground_truth"]), row.get("options") or []
-    if kind not in QUESTION_TYPES:
-        raise ValueError(f"{where}: unknown question_type {kind!r}; known are {', '.join(QUESTION_TYPES)}")
+    benchmark.check_question_type(kind)
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise ValueError(f'{where}: options must be a list such as ["A. chair", "B. sofa"], or null')
-    if kind in MULTIPLE_CHOICE_TYPES:
+        raise ValueError('options must be a list such as ["A. chair", "B. sofa"], or null')
+    if kind in benchmark.multiple_choice_types:
         if not options:
-            raise ValueError(f"{where}: options are missing, {kind} is a multiple choice")
+            raise ValueError(f"options are missing, {kind} is multiple choice")
         letters = [option.split(".", 1)[0] for option in options]
         if truth not in letters:
-            raise ValueError(f"{where}: ground_truth {truth!r} is none of the options {', '.join(letters)}")
+            raise ValueError(f"ground_truth {truth!r} is none of the options {', '.join(letters)}")
     elif options:
-        raise ValueError(f"{where}: {kind} is answered by a number, it has no options")
+        raise ValueError(f"{kind} is numeric: options must be null")
     elif not _is_number(truth):
-        raise ValueError(f"{where}: ground_truth {truth!r} is not a number, as {kind} needs it")
+        raise ValueError(f"ground_truth {truth!r} is not a number, which {kind} requires")
     return Question(str(row["id"]), kind, str(row["question"]), truth, tuple(options))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from datamodules.scenes import Question, Scene
+from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import Configurable
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ class SceneSource(Configurable, ABC):
     Attributes:
         missing: After `scenes`: scenes without their video or another file, and their number of questions by type.
             They are counted and listed in the results.
+        benchmark: Defines the question types, the wording of prompts, and the scores of this dataset.
     """
+
+    benchmark: Benchmark = VSIBench()
 
     def __init__(self) -> None:
         self.missing: Missing = {}

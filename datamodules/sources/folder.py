@@ -30,5 +30,5 @@ class SceneFolder(SceneSource):
             raise FileNotFoundError(
                 f"{self.root / split}.jsonl is absent: it holds one question per line; --data.source.root is its folder"
             )
-        scenes, self.missing = read_layout(self.root, f"{split}.jsonl")
+        scenes, self.missing = read_layout(self.root, f"{split}.jsonl", benchmark=self.benchmark)
         return scenes

@@ -66,6 +66,7 @@ class Mixture(SceneSource):
         self.weights = weights or None
         self.sources = [part.source or Conversations(str(part.path), part.videos) for part in parts]
         self.evaluation, self.seed = evaluation, seed
+        self.benchmark = (evaluation or self.sources[0]).benchmark
 
     def prepare(self) -> None:
         """Prepares all parts and the evaluation source."""

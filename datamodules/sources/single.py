@@ -1,4 +1,4 @@
-"""One question about one video: what `predict` asks."""
+"""One question about one video, for `predict`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from datamodules.sources.base import SceneSource, Split
 
 
 class SingleVideo(SceneSource):
-    """One video with one question, without an answer.
+    """One video with one question and no ground truth.
 
     Args:
         video: a video file, or a folder of frames; `<name>.cameras.json` beside it is used.
-        question: any question, without options.
-        question_type: one of `zoo.metrics.QUESTION_TYPES`, or empty for a question of one's own.
-        options: for a multiple choice, such as ["A. left", "B. right"].
-        cameras: a cameras file that lies elsewhere.
+        question: any question, without its options.
+        question_type: one of the benchmark's, or empty for a question of the user's own.
+        options: for multiple choice, such as ["A. left", "B. right"].
+        cameras: a cameras file in another place.
 
     Raises:
         FileNotFoundError: the video or the cameras file is absent.
@@ -38,13 +38,15 @@ class SingleVideo(SceneSource):
         self.question = Question("0", question_type, question, options=tuple(options))
 
     def prepare(self) -> None:
+        """Check that the files exist."""
         for path, what in ((self.video, "video file or folder of frames"), (self.cameras, "cameras file")):
             if path is not None and not path.exists():
                 raise FileNotFoundError(f"{path}: no such {what}")
 
     def scenes(self, split: Split) -> list[Scene]:
+        """Return the one scene."""
         if split == "train":
-            raise ValueError(f"{self.video}: a question without an answer can't be trained on: use predict")
+            raise ValueError(f"{self.video}: a question without a ground truth can't be trained on: use predict")
         self.prepare()
         cameras = self.cameras or find_cameras(self.video)
         return [Scene(self.video.stem, self.video, (self.question,), cameras)]

@@ -1,4 +1,4 @@
-"""VSI-Bench: 5,130 questions about 288 indoor videos (arXiv 2412.14171), from a copy of its hub data set."""
+"""VSI-Bench's dataset: 5,130 questions about 288 indoor videos (arXiv 2412.14171), from a local copy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from datamodules.sources.base import SceneSource, Split
 
 
 class VSIBench(SceneSource):
-    """The benchmark, which has a test split only; validation uses it too.
+    """VSI-Bench's questions and videos; its only split, test, also serves validation.
 
     Args:
         root: folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that
             name; a `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`.
-        annotations: the file of questions, a name in `root` or an absolute path: test.jsonl, or a parquet file of
-            the hub's data set such as test_debiased.parquet.
-        debiased: leave out the questions that `pruned_ids.txt`, beside the annotations, lists: those that can be
-            answered without looking (VSI-Bench-Debiased, arXiv 2511.04655).
+        annotations: the annotation file, a name in `root` or an absolute path: test.jsonl, or a parquet file of
+            the hub's dataset such as test_debiased.parquet.
+        debiased: leave out the questions listed in `pruned_ids.txt` beside the annotations, which are answerable
+            without the video (VSI-Bench-Debiased, arXiv 2511.04655).
 
     Raises:
-        FileNotFoundError: one of them is absent; says what to download and where to put it.
-        ValueError: annotations that can't be understood, or the train split.
+        FileNotFoundError: a file is absent.
+        ValueError: the annotations are invalid, or the split is train.
     """
 
     def __init__(self, root: str, annotations: str = "test.jsonl", debiased: bool = False) -> None:
@@ -32,17 +32,19 @@ class VSIBench(SceneSource):
         self.pruned = self.annotations.with_name("pruned_ids.txt") if debiased else None
 
     def prepare(self) -> None:
+        """Check that the files exist."""
         for file in (self.annotations, self.pruned):
             if file is not None and not file.is_file():
                 raise FileNotFoundError(
-                    f"{file} is absent: download the data set nyu-visionx/VSI-Bench from the Hugging Face hub,"
-                    f" put its questions there and unpack its videos to {self.root}/<dataset>/<scene_name>.mp4"
+                    f"{file} is absent: download the dataset nyu-visionx/VSI-Bench from the Hugging Face hub,"
+                    f" put its annotations there and unpack its videos to {self.root}/<dataset>/<scene_name>.mp4"
                 )
 
     def scenes(self, split: Split) -> list[Scene]:
+        """List the scenes of the test split."""
         if split == "train":
             raise ValueError("VSI-Bench has no training split: train on another source, such as Rooms")
         self.prepare()
         left_out = set() if self.pruned is None else set(self.pruned.read_text(encoding="utf-8").split())
-        scenes, self.missing = read_layout(self.root, self.annotations, left_out)
+        scenes, self.missing = read_layout(self.root, self.annotations, left_out, self.benchmark)
         return scenes

@@ -22,8 +22,8 @@ from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.benchmarks import VSIBench
 from zoo.fusions import ExtraTokens
-from zoo.metrics import QUESTION_TYPES, Profile
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
 BROKEN = 3  # this scene has no video that can be read
@@ -51,7 +51,9 @@ class Tiny(SceneSource):
     def scenes(self, split: Split) -> list[Scene]:
         made = []
         for scene, count in enumerate(QUESTIONS):
-            kinds = [QUESTION_TYPES[(scene + place) % len(QUESTION_TYPES)] for place in range(count)]
+            kinds = [
+                VSIBench().question_types[(scene + place) % len(VSIBench().question_types)] for place in range(count)
+            ]
             asked = tuple(
                 Question(f"{scene}-{place}", kind, f"{kind}\u2026", "4" if "object_c" in kind else "A")
                 for place, kind in enumerate(kinds)
@@ -92,7 +94,7 @@ def run(
     *callbacks: Callback,
     processes: int = 1,
     seconds: float = 0.0,
-    scorer: Profile = "spatial_mllm",
+    scorer: str | None = None,
     **data: Any,
 ) -> None:
     """The whole test, in this process (or as one of several, where the environment says which)."""

@@ -1,4 +1,4 @@
-"""A test that is broken off goes on with what is missing, and ends as if nothing had happened."""
+"""An interrupted test resumes with the missing questions and leaves the files of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from callbacks.predictions import SETTINGS, UNFINISHED
-from datamodules import Duplicate, PoseFarthestSampler, prompts
+from datamodules import Duplicate, PoseFarthestSampler
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import SelectedFrames
 from datamodules.selections import FILE, write_selection
-from zoo.atomic_io import JSONLines, sound_records
+from zoo.atomic_io import JSONLines, read_records
+from zoo.benchmarks import vsibench
 from zoo.errors import InputError
 
 RESULTS = ("metrics.json", "predictions.jsonl", SETTINGS)
@@ -62,7 +63,7 @@ def log(folder: Path) -> list[tuple[str, str, int]]:
 
 
 def on_disk(folder: Path) -> dict[str, dict[str, Any]]:
-    found = sound_records([folder / "predictions.jsonl", *folder.glob("predictions.rank*.jsonl")])
+    found = read_records([folder / "predictions.jsonl", *folder.glob("predictions.rank*.jsonl")])
     return {record["id"]: record for record in found}
 
 
@@ -223,7 +224,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "scorer was spatial_mllm, now it is thinking_in_space": {"scorer": "thinking_in_space"},
     "weights was .* now it is": {"callback": OtherWeights()},
     "questions was .* now it is .*; prompts was": {"patched": (breakable, "QUESTIONS", (4, *QUESTIONS[1:]))},
-    "broken off: prompts was .* now it is": {"patched": (prompts, "SHORT_INSTRUCTION", "One word!")},
+    "other settings: prompts was .* now it is": {"patched": (vsibench, "SHORT_INSTRUCTION", "One word!")},
 }
 
 
@@ -254,7 +255,9 @@ def test_other_files_of_a_scene_are_refused_unless_none_of_it_is_answered(scenes
     frame = own / "scene0" / "0.png"
     before = frame.read_bytes()
     Image.fromarray(np.full((28, 28, 3), 200, np.uint8)).save(frame)
-    with pytest.raises(InputError, match="broken off: files of tiny/scene0 was [0-9a-f]+, now it is [0-9a-f]+. Go on"):
+    with pytest.raises(
+        InputError, match="other settings: files of tiny/scene0 was [0-9a-f]+, now it is [0-9a-f]+. Resume"
+    ):
         run(folder, own)
     frame.write_bytes(before)
     for broken in (own / f"scene{BROKEN}").iterdir():
@@ -269,7 +272,7 @@ def test_frames_that_were_chosen_anew_are_other_files(scenes: Path, tmp_path: Pa
     chosen, folder = SelectedFrames(str(tmp_path)), tmp_path / "run"
     stopped(folder, scenes, after=5, sampler=chosen)
     write_selection(tmp_path / "scene1" / FILE, "tiny/scene1", [0, 0])
-    with pytest.raises(InputError, match="broken off: files of tiny/scene1 was"):
+    with pytest.raises(InputError, match="other settings: files of tiny/scene1 was"):
         run(folder, scenes, sampler=chosen)
 
 
@@ -336,7 +339,7 @@ def test_a_full_disk_loses_nothing_that_was_written(
         try:
             run(tmp_path, scenes)
         except InputError as error:
-            os._exit(2 if "File too large; what was written before is kept" in str(error) else 3)
+            os._exit(2 if "File too large; its former content is kept" in str(error) else 3)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (2 if size < len(whole["predictions.jsonl"]) else 0)
     assert before.keys() <= on_disk(tmp_path).keys()

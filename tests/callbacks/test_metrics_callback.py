@@ -6,7 +6,10 @@ from lightning.pytorch.loggers import CSVLogger
 from toy import Toy, golden_scenes, record, trainer
 
 from callbacks.metrics import MetricsCallback
+from callbacks.scoring import tally
 from callbacks.table import render
+from zoo.benchmarks import VSIBench
+from zoo.errors import InputError
 from zoo.metrics import VSIBenchScore
 
 HEADING = "question type"
@@ -33,7 +36,7 @@ def test_a_test_run_prints_one_table_and_writes_metrics_json(tmp_path, capsys):
 
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert {key: written[key] for key in result} == result
-    assert written["scorer"] == "spatial_mllm"
+    assert (written["benchmark"], written["scorer"]) == ("VSIBench", "spatial_mllm")
     assert written["counts"]["questions"] == sum(len(scene) for scene in scenes)
     assert written["counts"]["failed"] == 18
     assert written["failed_scenes"] == [
@@ -46,7 +49,7 @@ def test_a_test_run_prints_one_table_and_writes_metrics_json(tmp_path, capsys):
     assert returned[0]["test/object_counting"] == pytest.approx(counting)
 
 
-def test_the_profile_decides(tmp_path):
+def test_the_scorer_decides(tmp_path):
     scenes = golden_scenes()
     trainer(tmp_path, MetricsCallback("thinking_in_space")).test(Toy(scenes))
     written = json.loads((tmp_path / "metrics.json").read_text())
@@ -68,18 +71,18 @@ def test_failed_and_unparsable_questions_are_counted_apart_and_score_zero(tmp_pa
 
 
 class SanityProbe(Callback):
-    """What the sanity check left in the metrics callback."""
+    """Records the output of the sanity check."""
 
-    def __init__(self, metrics, capsys):
-        self.metrics, self.capsys, self.printed, self.rows = metrics, capsys, None, None
+    def __init__(self, capsys):
+        self.capsys, self.printed = capsys, None
 
     def on_sanity_check_end(self, trainer, pl_module):
-        self.printed, self.rows = self.capsys.readouterr().out, len(self.metrics.score.rows)
+        self.printed = self.capsys.readouterr().out
 
 
 def test_validation_in_fit_can_be_monitored_and_the_sanity_check_leaves_no_trace(tmp_path, capsys):
     metrics, checkpoint = MetricsCallback(), ModelCheckpoint(tmp_path, monitor="val/all/macro", mode="max")
-    probe = SanityProbe(metrics, capsys)
+    probe = SanityProbe(capsys)
     logger = CSVLogger(tmp_path, name="", version="")
     settings = {"max_epochs": 2, "num_sanity_val_steps": 2, "enable_checkpointing": True, "logger": logger}
     run = trainer(tmp_path, metrics, probe, checkpoint, **settings)
@@ -87,7 +90,6 @@ def test_validation_in_fit_can_be_monitored_and_the_sanity_check_leaves_no_trace
 
     result = expected(golden_scenes())
     assert HEADING not in probe.printed
-    assert probe.rows == 0
     assert capsys.readouterr().out.count(HEADING) == 2  # an epoch each
     assert run.callback_metrics["val/all/macro"].item() == pytest.approx(result["all"]["macro"])
     assert checkpoint.best_model_score.item() == pytest.approx(result["all"]["macro"])
@@ -113,13 +115,17 @@ def test_questions_without_a_truth_are_not_scored(tmp_path, capsys):
     }  # no multiple choice: no score, and nothing logged
 
 
-def test_the_table_in_a_terminal_and_in_a_file(tmp_path):
-    result = expected(golden_scenes())
-    counts = {"questions": 666, "failed": 0, "unparsable": 1}
-    terminal = render(result, counts, [], title="val", terminal=True)
-    plain = render(result, counts, [], title="val", terminal=False)
+def test_an_unknown_scorer_is_refused_before_the_run_starts(tmp_path):
+    with pytest.raises(InputError, match="unknown scorer 'vsi'; VSIBench has spatial_mllm"):
+        trainer(tmp_path, MetricsCallback("vsi")).fit(Toy())
+
+
+def test_the_table_in_a_terminal_and_in_a_file():
+    records = [each for scene in golden_scenes() for each in scene if not each["error"]]
+    scored = tally(records, VSIBench(), "spatial_mllm")
+    terminal, plain = (render(scored, title="val", terminal=terminal) for terminal in (True, False))
     assert "\x1b[" in terminal
     assert plain.isascii()
-    assert all(f"{entry['score']:.3f}" in plain for entry in result["per_question_type"].values())
-    assert "1 answer could not be parsed" in plain
-    assert "-" in render(VSIBenchScore().compute(), counts, [], title="val", terminal=False)
+    assert all(f"{entry['score']:.3f}" in plain for entry in scored.result["per_question_type"].values())
+    assert f"{scored.counts['unparsable']} answers could not be parsed" in plain
+    assert "-" in render(tally([], VSIBench(), "spatial_mllm"), title="val", terminal=False)

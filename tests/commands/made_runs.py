@@ -10,8 +10,9 @@ import yaml
 
 from callbacks import MetricsCallback, PredictionsCallback
 from tests.callbacks.toy import Toy, record, trainer
-from zoo.metrics import NUMERIC_TYPES, QUESTION_TYPES, Profile
+from zoo.benchmarks import VSIBench
 
+BENCHMARK = VSIBench()
 Record = dict[str, Any]
 CONFIG = {
     "trainer": {"default_root_dir": None},
@@ -31,17 +32,15 @@ def answers(count: int, *, seed: int = 0, right: float = 0.3, scenes: int = 5) -
     """Questions of all types, the same whatever the seed, and answers that are right with a probability."""
     rng, records = random.Random(seed), []
     for i in range(count):
-        kind = QUESTION_TYPES[i % len(QUESTION_TYPES)]
-        truth = str(2 + i % 7) if kind in NUMERIC_TYPES else "ABCD"[i % 4]
-        wrong = str(3 + i % 7) if kind in NUMERIC_TYPES else "none"
+        kind = BENCHMARK.question_types[i % len(BENCHMARK.question_types)]
+        truth = str(2 + i % 7) if kind in BENCHMARK.numeric_types else "ABCD"[i % 4]
+        wrong = str(3 + i % 7) if kind in BENCHMARK.numeric_types else "none"
         answer = truth if rng.random() < right else wrong
         records.append(record(f"q{i:05d}", kind, answer, truth, f"toy/{i % scenes}"))
     return records
 
 
-def make_run(
-    folder: Path, records: list[Record] | None, config: Any = CONFIG, scorer: Profile = "spatial_mllm"
-) -> Path:
+def make_run(folder: Path, records: list[Record] | None, config: Any = CONFIG, scorer: str | None = None) -> Path:
     """A run's folder, tested on the records; not tested if they are None."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -97,7 +97,6 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             "geometry, vision",
         ),
         ("--model.lora.r four", "model.lora.r: expected int, not four"),
-        ("--metrics.scorer vsi", "metrics.scorer: expected 'spatial_mllm', 'thinking_in_space', not vsi"),
         # no such class
         ("--model PROPE", "model: there is no class PROPE; did you mean PRoPEMLLM?"),
         ("--model.camera_encoding PROPE", "model.camera_encoding: there is no class PROPE; did you mean PRoPE?"),
@@ -211,7 +210,7 @@ def test_a_torn_config_is_named_with_its_line(error_of: ErrorOf) -> None:
         ),
         ("select-frames --split tst", "split: expected 'train', 'val', 'test', not tst"),
         ("score", "the following arguments are required: predictions; see main.py score --help"),
-        ("score a --scorer foo", "scorer: expected 'spatial_mllm', 'thinking_in_space', not foo"),
+        ("score a --scorer foo", "unknown scorer 'foo'; VSIBench has spatial_mllm, thinking_in_space, lmms_eval_0.7.3"),
         ("report", "the following arguments are required: runs; see main.py report --help"),
         ("report runs --fromat html", "fromat: there is no such option; did you mean format?"),
     ],

@@ -102,8 +102,8 @@ def test_what_is_no_run_is_named_and_a_run_without_a_test_is_listed(tmp_path: Pa
     report([*map(str, sorted(tmp_path.iterdir())), str(tmp_path / "gone"), str(tmp_path / "good")])
     said = capsys.readouterr().out
     for reason in (
-        "folder is no run: it has no config.yaml",
-        "notes.txt is no folder",
+        "folder is not a run: it has no config.yaml",
+        "notes.txt is not a folder",
         "torn/config.yaml can't be read",
         "modelless/config.yaml names no model",
         "gone does not exist",
@@ -112,12 +112,12 @@ def test_what_is_no_run_is_named_and_a_run_without_a_test_is_listed(tmp_path: Pa
     assert f"{tmp_path / 'untested'}: no test yet" in said
     assert re.search(r"^untested( +-){9}$", said, re.MULTILINE)
     assert len(re.findall("^good ", said, re.MULTILINE)) == 3  # named twice, reported once
-    with pytest.raises(InputError, match="nothing to report: .*folder is no run"):
+    with pytest.raises(InputError, match="nothing to report: .*folder is not a run"):
         report([str(tmp_path / "folder")])
 
 
 def test_questions_that_the_scores_are_not_of_are_left_out(tmp_path: Path, capsys) -> None:
-    """A test that was broken off leaves the metrics of the one before, or none; both are said."""
+    """An interrupted test leaves the metrics of an earlier test, or none; the report notes both."""
     runs = [make_run(tmp_path / name, answers(45, seed=i)) for i, name in enumerate(("whole", "again", "first", "cut"))]
     for run, kept in zip(runs[1:], (3000, 3000, -20), strict=True):
         file = run / "predictions.jsonl"
@@ -128,12 +128,10 @@ def test_questions_that_the_scores_are_not_of_are_left_out(tmp_path: Path, capsy
     report([*map(str, runs), "--output", str(tmp_path / "r.html")])
     said = capsys.readouterr().out
     assert "whole has no predictions.jsonl" in said
-    assert re.search(
-        "again/predictions.jsonl, *: line .* was cut off|again/predictions.jsonl: line .* was cut off", said
-    )
-    assert "again/predictions.jsonl isn't what metrics.json scores" in said
-    assert re.search(r"first: its test was broken off after \d+ answers", said)
-    assert "cut/predictions.jsonl isn't what metrics.json scores" in said
+    assert re.search("again/predictions.jsonl: line .* is incomplete", said)
+    assert "again/predictions.jsonl doesn't match metrics.json" in said
+    assert re.search(r"first: its test was interrupted after \d+ answers", said)
+    assert "cut/predictions.jsonl doesn't match metrics.json" in said
     page = (tmp_path / "r.html").read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["answers"] == [None] * 4 and data["questions"] == []
@@ -148,8 +146,8 @@ def test_damaged_files_of_a_run_are_named_and_the_others_are_reported(tmp_path: 
     report(list(map(str, runs)))
     said = capsys.readouterr().out
     assert "metrics/metrics.json can't be read" in said
-    assert "other/metrics.json is not what a test writes" in said
-    assert "answers/predictions.jsonl, line 1: question_type: absent" in said
+    assert "other/metrics.json lacks entries of a test" in said
+    assert "answers/predictions.jsonl, line 1: question_type must be a string, it is absent" in said
     assert len(re.findall(r"^answers +\d", said, re.MULTILINE)) == 2  # its scores are there all the same
 
 
@@ -184,7 +182,7 @@ def test_settings_are_those_of_the_test_and_weights_those_that_were_loaded(tmp_p
     config["trainer"]["default_root_dir"] = "runs/mine"
     run = make_run(tmp_path / "run", answers(9), config)
     metrics = json.loads((run / "metrics.json").read_text())
-    data = {"source": "VSIBench", "num_frames": 8, "sampler": "SpaceAwareSampler", "pairing": "Neighbor"}
+    data = {"source": "VSIBench", "num_frames": 8, "sampler": "SpaceAwareSampler", "frame_pairing": "Neighbor"}
     (run / "metrics.json").write_text(
         json.dumps({**metrics, "data": data, "checkpoint": "runs/mine/checkpoints/a.ckpt"})
     )

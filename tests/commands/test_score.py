@@ -13,14 +13,11 @@ from callbacks import MetricsCallback, PredictionsCallback
 from commands.score import score
 from tests.callbacks.toy import Toy, record, trainer
 from zoo.errors import InputError
-from zoo.metrics import Profile
 
-RESULT = ("per_question_type", "acc", "mra", "all", "failed_scenes", "scorer")
+RESULT = ("per_question_type", "acc", "mra", "all", "failed_scenes", "benchmark", "scorer")
 
 
-def finished_run(
-    folder: Path, scenes: list[list[dict[str, Any]]] | None = None, scorer: Profile = "spatial_mllm"
-) -> Path:
+def finished_run(folder: Path, scenes: list[list[dict[str, Any]]] | None = None, scorer: str | None = None) -> Path:
     """The folder of a run that was tested: metrics.json, predictions.jsonl."""
     callbacks: tuple[Callback, ...] = (MetricsCallback(scorer), PredictionsCallback(scorer))
     trainer(folder, *callbacks).test(Toy(scenes), verbose=False)
@@ -37,7 +34,7 @@ def write_lines(path: Path, records: list[dict[str, Any]], end: str = "\n") -> P
 
 
 @pytest.mark.parametrize("scorer", ["spatial_mllm", "thinking_in_space"])
-def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, scorer: Profile) -> None:
+def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, scorer: str) -> None:
     run = finished_run(tmp_path / "run", scorer=scorer)
     of_the_test = capsys.readouterr().out
     score([str(run / "predictions.jsonl"), "--scorer", scorer, "--output", str(tmp_path / "new" / "metrics.json")])
@@ -50,12 +47,12 @@ def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, 
     assert written["counts"]["failed"] == 18
 
 
-def test_another_profile_gives_other_numbers_and_says_so(tmp_path: Path, capsys) -> None:
+def test_another_scorer_gives_other_numbers_and_says_so(tmp_path: Path, capsys) -> None:
     run = finished_run(tmp_path)
     score([str(run), "--scorer", "thinking_in_space"])  # the run's folder serves as well
-    assert "scored otherwise in the file, by another scorer" in capsys.readouterr().out
+    assert "scores that differ from the file's" in capsys.readouterr().out
     score([str(run)])
-    assert "otherwise" not in capsys.readouterr().out
+    assert "differ" not in capsys.readouterr().out
 
 
 def test_four_fields_are_enough(tmp_path: Path, capsys) -> None:
@@ -74,11 +71,11 @@ def test_a_half_written_last_line_is_dropped_with_a_word(tmp_path: Path, capsys,
     file.write_bytes(content[: -1 - cut])
     score([str(file)])
     said = capsys.readouterr().out
-    assert f"{len(whole) - 1} questions" in said and f"line {len(whole)}, the last, was cut off" in said
+    assert f"{len(whole) - 1} questions" in said and f"line {len(whole)}, the last, is incomplete" in said
     file.write_bytes(content[:-1])  # only its end is lost: the line is whole
     score([str(file)])
     said = capsys.readouterr().out
-    assert f"{len(whole)} questions" in said and "cut off" not in said
+    assert f"{len(whole)} questions" in said and "incomplete" not in said
 
 
 def test_a_half_written_line_within_the_file_is_refused(tmp_path: Path) -> None:
@@ -139,14 +136,20 @@ GOOD = record("a", "object_counting", "4", "4")
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({**GOOD, "id": None}, "line 2: no id"),
-        ({key: value for key, value in GOOD.items() if key != "prediction"}, "line 2: prediction: absent"),
-        ({**GOOD, "prediction": 4}, "line 2: prediction: 4 is no text"),
-        ({**GOOD, "ground_truth": None}, "line 2: ground_truth: null is no text"),
-        ({**GOOD, "question_type": "riddle"}, "line 2: question_type 'riddle' is none of object_abs_distance"),
-        ({**GOOD, "frames": "all"}, 'line 2: frames: "all" is no list'),
-        ([GOOD], "line 2: not an object"),
-        ("", "line 2: not an object"),
+        ({**GOOD, "id": None}, "line 2: id must be"),
+        (
+            {key: value for key, value in GOOD.items() if key != "prediction"},
+            "line 2: prediction must be a string, it is absent",
+        ),
+        ({**GOOD, "prediction": 4}, "line 2: prediction must be a string, got 4"),
+        ({**GOOD, "ground_truth": None}, "line 2: ground_truth must be a string, got null"),
+        (
+            {**GOOD, "question_type": "riddle"},
+            "line 2: unknown question_type 'riddle'; VSIBench has object_abs",
+        ),
+        ({**GOOD, "frames": "all"}, 'line 2: frames must be a list of integers, got "all"'),
+        ([GOOD], "line 2: expected an object"),
+        ("", "line 2: expected an object"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, bad: Any, said: str) -> None:
@@ -161,9 +164,9 @@ def test_a_test_of_several_processes_that_was_broken_off_is_not_taken_for_whole(
     (run / "predictions.rank1.jsonl").write_text("")
     capsys.readouterr()
     score([str(run)])
-    assert "broken off: not scored is what predictions.rank1.jsonl hold" in capsys.readouterr().out
+    assert "interrupted: the answers in predictions.rank1.jsonl are not scored" in capsys.readouterr().out
     (run / "predictions.jsonl").write_text("")
-    with pytest.raises(InputError, match="broken off, test again to go on; or score .*predictions.rank1.jsonl"):
+    with pytest.raises(InputError, match="interrupted; run the test again, or score .*predictions.rank1.jsonl"):
         score([str(run)])
 
 
@@ -171,7 +174,7 @@ def test_files_with_nothing_to_score_are_refused(tmp_path: Path, capsys) -> None
     with pytest.raises(InputError, match="nothing.jsonl can't be read: No such file"):
         score([str(tmp_path / "nothing.jsonl")])
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(InputError, match="holds no answer"):
+    with pytest.raises(InputError, match="has no answers"):
         score([str(tmp_path / "empty.jsonl")])
     unknown = [record("a", "object_counting", "4", "")]
     with pytest.raises(InputError, match="no answer has a ground_truth"):

@@ -80,7 +80,7 @@ def test_ids_and_labels_are_the_official_training_codes(
 ) -> None:
     golden = load_file(TRAINING / f"{case}.safetensors")
     t, h, w = golden["video_grid_thw"][0].tolist()
-    monkeypatch.setattr(collate, "user_text", lambda question: text)  # this data is worded by itself
+    monkeypatch.setattr(collate, "user_text", lambda question, *_: text)  # this data is worded by itself
     real = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     loaded = scene("s", Question("0", "", text, answer), size=(14 * h, 14 * w), frames=2 * t)
     batch = Collate(real, training=True)([loaded])

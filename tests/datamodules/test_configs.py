@@ -54,7 +54,7 @@ def test_options_of_a_source_are_set(cli, capsys):
 ABSENT = {
     "data_arkitscenes": "test.jsonl is absent",
     "data_real_rooms": r"data/meta_info: no \*_meta_info_val.json: get data/meta_info",
-    "data_vsibench": "test.jsonl is absent: download the data set nyu-visionx/VSI-Bench",
+    "data_vsibench": "test.jsonl is absent: download the dataset nyu-visionx/VSI-Bench",
 }
 
 

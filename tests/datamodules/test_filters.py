@@ -1,4 +1,4 @@
-"""What a run is about: by dataset, question type and scene, and a draw that is the same every time."""
+"""Filters by dataset, question type and scene, and a reproducible subset."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from datamodules.filters import QuestionFilter
 from datamodules.scenes import Question, Scene
+from zoo.benchmarks import VSIBench
 from zoo.errors import InputError
 
 KINDS = ("object_counting", "room_size_estimation")
@@ -71,9 +72,10 @@ def test_a_subset_depends_on_the_seed_alone():
 
 
 def test_conditions_that_make_no_sense():
-    with pytest.raises(InputError, match="no question type color; there are object_abs_distance"):
-        QuestionFilter(question_types=["color"])
-    with pytest.raises(InputError, match="a subset of 0 questions is none"):
+    with pytest.raises(InputError, match="unknown question_type 'color'; VSIBench has object_abs_distance"):
+        QuestionFilter(question_types=["color"]).check_types(VSIBench())
+    QuestionFilter(question_types=list(KINDS)).check_types(VSIBench())
+    with pytest.raises(InputError, match="subset 0: at least 1"):
         QuestionFilter(subset=0)
     with pytest.raises(InputError, match="gone.txt is absent: scene_names is a list"):
         QuestionFilter(scene_names="gone.txt")

@@ -116,7 +116,7 @@ def of_training(case: str) -> bool:
 def test_a_batch_of_the_official_training(case: str, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     meta, t = load("preprocess_train", case)
     (clip,) = meta["samples"]
-    monkeypatch.setattr(collate, "user_text", lambda question: clip["q"].removeprefix("<video>"))  # worded by itself
+    monkeypatch.setattr(collate, "user_text", lambda question, *_: clip["q"].removeprefix("<video>"))
     video = synth_video(clip["synth_seed"], clip["T"], clip["H"], clip["W"])
     data = meta["data_args"]
     wanted = round(clip["T"] / clip["fps"] / data["base_interval"])

@@ -1,4 +1,4 @@
-"""The user's text is the official one, for every kind of question."""
+"""The user's text equals the official wording for every type of question."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.prompts import FRAMES_PREFIX, user_text
-from datamodules.scenes import Question
+from datamodules.prompts import user_text
+from datamodules.scenes import Question, RawQuestion
+from zoo.benchmarks.vsibench import FRAMES_PREFIX
 
 ROWS = json.loads((Path(__file__).parents[1] / "golden/preprocess/prompts.json").read_text())
 
@@ -26,6 +27,7 @@ def test_golden_prompts(row):
     assert user_text(question) in row["spatial_mllm_chat_text"]
 
 
-def test_a_question_of_ones_own_asks_for_a_short_answer():
+def test_a_free_question_asks_for_a_short_answer_and_a_raw_one_is_unchanged():
     text = user_text(Question("0", "", "Is the lamp on?"))
     assert text == "Is the lamp on?\nPlease answer the question using a single word or phrase."
+    assert user_text(RawQuestion("0", "", "Is the lamp on?")) == "Is the lamp on?"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.atomic_io import JSONLines, lines, sound_records, write_whole
+from zoo.atomic_io import JSONLines, json_lines, read_records, write_whole
 from zoo.errors import InputError
 
 RECORDS = [
@@ -22,11 +22,11 @@ def test_lines_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     file = JSONLines(tmp_path / "lines.jsonl")
     for record in RECORDS:
         file.append([record])
-        assert sound_records([tmp_path / "lines.jsonl"])[-1] == record  # at once
+        assert read_records([tmp_path / "lines.jsonl"])[-1] == record  # at once
     file.append([])
     file.close()
-    assert sound_records([tmp_path / "lines.jsonl"]) == RECORDS
-    assert (tmp_path / "lines.jsonl").read_bytes() == lines(RECORDS).encode(errors="backslashreplace")
+    assert read_records([tmp_path / "lines.jsonl"]) == RECORDS
+    assert (tmp_path / "lines.jsonl").read_bytes() == json_lines(RECORDS).encode(errors="backslashreplace")
 
 
 def test_a_line_is_on_the_disk_and_not_only_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,19 +40,19 @@ def test_a_line_is_on_the_disk_and_not_only_on_its_way(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_half_a_line_is_cut_off_before_more_is_added(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    content = lines(RECORDS[:2]).encode()
+    content = json_lines(RECORDS[:2]).encode()
     path.write_bytes(content[:-cut])
     file = JSONLines(path)
     file.append(RECORDS[2:])
-    assert sound_records([path]) == [RECORDS[0], RECORDS[2]]
+    assert read_records([path]) == [RECORDS[0], RECORDS[2]]
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [RECORDS[0], RECORDS[2]]
 
 
 def test_what_is_no_record_is_passed_over_and_the_first_of_an_id_is_kept(tmp_path: Path) -> None:
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    one.write_bytes(lines(RECORDS[:1]).encode() + b'\n7\n[]\n{"id": 1}\n{"no": "id"}\n\xff\n\0\0\0\n{"id": "b"')
-    two.write_text(lines([{"id": "a", "prediction": "another"}, RECORDS[1]]))
-    assert sound_records([one, tmp_path / "none.jsonl", two]) == RECORDS[:2]
+    one.write_bytes(json_lines(RECORDS[:1]).encode() + b'\n7\n[]\n{"id": 1}\n{"no": "id"}\n\xff\n\0\0\0\n{"id": "b"')
+    two.write_text(json_lines([{"id": "a", "prediction": "another"}, RECORDS[1]]))
+    assert read_records([one, tmp_path / "none.jsonl", two]) == RECORDS[:2]
 
 
 def test_a_write_that_is_cut_off_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_a_write_that_is_cut_off_leaves_the_former_file(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("write", [lambda path: write_whole(path, "text"), JSONLines], ids=["whole", "lines"])
 def test_what_cannot_be_written_is_one_line_that_says_so(write, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
-    with pytest.raises(InputError, match=r"/here can't be written: Is a directory; what was written before is kept"):
+    with pytest.raises(InputError, match=r"/here can't be written: Is a directory; its former content is kept"):
         write(tmp_path / "here")
 
 

@@ -6,29 +6,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.metrics import (
-    MULTIPLE_CHOICE_TYPES,
-    NUMERIC_TYPES,
-    QUESTION_TYPES,
-    VSIBenchScore,
-    is_parsable,
-    score_answer,
-)
+from zoo.benchmarks import VSIBench
+from zoo.benchmarks.scorers import read_any_number
+from zoo.metrics import VSIBenchScore, score_answer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vsibench_metric"
 ROWS = json.loads((GOLDEN / "cases.json").read_text())["rows"]
 AGGREGATES = json.loads((GOLDEN / "aggregates.json").read_text())
 SUBSETS = {"all": {"ids": [row["id"] for row in ROWS], **AGGREGATES["all"]}, **AGGREGATES["subsets"]}
-PROFILES = ("spatial_mllm", "thinking_in_space")
+BENCHMARK = VSIBench()
+NUMERIC_TYPES, MULTIPLE_CHOICE_TYPES = BENCHMARK.numeric_types, BENCHMARK.multiple_choice_types
+QUESTION_TYPES, is_parsable = BENCHMARK.question_types, BENCHMARK.is_parsable
+SCORERS = ("spatial_mllm", "thinking_in_space")  # with golden rows
 
 
-def official(row, profile):
-    key = {"spatial_mllm": "reward", "thinking_in_space": "score"}[profile]
-    return row[profile][key]  # None where the official scorer raises
+def official(row, scorer):
+    key = {"spatial_mllm": "reward", "thinking_in_space": "score"}[scorer]
+    return row[scorer][key]  # None where the official scorer raises
 
 
-def score(row, profile):
-    return score_answer(row["prediction"], row["ground_truth"], row["question_type"], profile)
+def score(row, scorer):
+    return score_answer(row["prediction"], row["ground_truth"], row["question_type"], scorer)
 
 
 def update(metric, rows, ids=True):
@@ -44,25 +42,25 @@ def update(metric, rows, ids=True):
 # ---- one answer -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_golden_row_bit_for_bit(profile):
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_every_golden_row_bit_for_bit(scorer):
     for row in ROWS:
-        expected = official(row, profile)
-        got = score(row, profile)
+        expected = official(row, scorer)
+        got = score(row, scorer)
         assert type(got) is float
         assert got == (0.0 if expected is None else expected), row
 
 
-def test_the_other_profile_fails_where_they_disagree():
-    differing = [row for row in ROWS if official(row, PROFILES[0]) != (official(row, PROFILES[1]) or 0.0)]
+def test_the_other_scorer_fails_where_they_disagree():
+    differing = [row for row in ROWS if official(row, SCORERS[0]) != (official(row, SCORERS[1]) or 0.0)]
     assert len(differing) > 100
-    for mine, other in permutations(PROFILES):
+    for mine, other in permutations(SCORERS):
         assert all(score(row, other) != (official(row, mine) or 0.0) for row in differing)
 
 
 @pytest.mark.parametrize(
     ("prediction", "ground_truth", "spatial_mllm", "thinking_in_space"),
-    [  # each by the rules in the module's docstring; the golden rows have no such case
+    [  # by the rules in zoo.benchmarks.scorers; cases that the golden rows lack
         ("1_0", "10", 1.0, 1.0),  # float() takes underscores,
         ("１０", "10", 1.0, 1.0),  # full-width digits,
         ("1e1", "10", 1.0, 1.0),  # exponents,
@@ -87,25 +85,71 @@ def test_how_numbers_are_read(prediction, ground_truth, spatial_mllm, thinking_i
     assert other == thinking_in_space
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_unparsable_answers_score_zero(profile):
-    """No answer that we count as unparsable has a score, wherever the truth is of the benchmark's kind."""
+@pytest.mark.parametrize(
+    ("prediction", "ground_truth", "expected"),
+    [
+        ("There are 3 boxes", "3", 1.0),
+        ("Three boxes.", "3", 1.0),
+        ("about twenty-one", "21", 1.0),
+        ("three hundred and twenty-one", "321", 1.0),
+        ("two thousand five", "2005", 1.0),
+        ("one apple, room 2", "1", 1.0),  # the first number wins
+        ("room 2, one apple", "2", 1.0),
+        ("-3.5 m", "3.5", 0.0),
+        ("1,200", "1", 1.0),  # no thousands separators
+        ("3", "3 m", 0.0),  # the ground truth is a plain float()
+        ("3", "0", 0.0),  # the official scorer raises
+        ("hundred " * 200, "3", 0.0),  # and here
+        ("no idea", "3", 0.0),
+        ("9", "10", 0.9),  # <=, 1 - 0.9 in float64
+    ],
+)
+def test_lmms_eval_reads_the_first_number_in_digits_or_words(prediction, ground_truth, expected):
+    """Expected values are the results of lmms-eval 0.7.3."""
+    score = score_answer(prediction, ground_truth, "object_counting", "lmms_eval_0.7.3")
+    assert score == pytest.approx(expected, abs=1e-12)
+    assert score_answer(prediction, ground_truth, "object_counting", scorer="lmms_eval_0.7.3") == score
+
+
+def test_lmms_eval_differs_from_thinking_in_space_in_numbers_only():
+    differing = 0
+    for row in ROWS:
+        lmms, other = (score(row, scorer) for scorer in ("lmms_eval_0.7.3", "thinking_in_space"))
+        assert lmms == other or row["question_type"] in NUMERIC_TYPES
+        differing += lmms != other
+    assert differing > 20
+    assert read_any_number("no number") is None and is_parsable("Four.", "object_counting", "lmms_eval_0.7.3")
+
+
+def test_scorer_is_another_name_of_profile():
+    row = next(row for row in ROWS if official(row, SCORERS[0]) != (official(row, SCORERS[1]) or 0.0))
+    for scorer in SCORERS:
+        metric = update(VSIBenchScore(scorer=scorer), [row])
+        assert metric.compute() == update(VSIBenchScore(scorer), [row]).compute()
+        assert metric.compute()["all"]["micro"] == (official(row, scorer) or 0.0)
+    with pytest.raises(ValueError, match="unknown scorer 'vsi'; VSIBench has spatial_mllm"):
+        VSIBenchScore("vsi")
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_unparsable_answers_score_zero(scorer):
+    """Unparsable answers score 0 wherever the ground truth has the format of the benchmark."""
     unparsable = 0
     for row in ROWS:
         kind, truth = row["question_type"], row["ground_truth"]
         sane = truth in "ABCD" if kind in MULTIPLE_CHOICE_TYPES else truth.replace(".", "").isdigit()
-        if truth and sane and not is_parsable(row["prediction"], kind, profile):
+        if truth and sane and not is_parsable(row["prediction"], kind, scorer):
             unparsable += 1
-            assert score(row, profile) == 0.0, row
+            assert score(row, scorer) == 0.0, row
     assert unparsable > 50
-    assert is_parsable("4.5", "object_counting", profile)
-    assert is_parsable("B", "route_planning", profile)
-    assert not is_parsable("nan", "object_counting", profile)
-    assert not is_parsable("the second", "route_planning", profile)
+    assert is_parsable("4.5", "object_counting", scorer)
+    assert is_parsable("B", "route_planning", scorer)
+    assert not is_parsable("nan", "object_counting", scorer)
+    assert not is_parsable("the second", "route_planning", scorer)
 
 
 def test_unknown_names_are_errors_that_name_them():
-    for call in (lambda: score_answer("1", "1", "room_color"), lambda: is_parsable("1", "room_color")):
+    for call in (lambda: score_answer("1", "1", "room_color"), lambda: is_parsable("1", "room_color", "spatial_mllm")):
         with pytest.raises(ValueError, match="room_color"):
             call()
     with pytest.raises(ValueError, match="room_color"):
@@ -118,8 +162,8 @@ def test_unknown_names_are_errors_that_name_them():
 
 def test_question_types():
     assert set(QUESTION_TYPES) == {row["question_type"] for row in ROWS}
-    assert QUESTION_TYPES == NUMERIC_TYPES + MULTIPLE_CHOICE_TYPES
     assert not set(NUMERIC_TYPES) & set(MULTIPLE_CHOICE_TYPES)
+    assert sorted(kind for kinds in BENCHMARK.columns.values() for kind in kinds) == sorted(QUESTION_TYPES)
 
 
 # ---- the table --------------------------------------------------------------------------------------------
@@ -156,12 +200,12 @@ def test_thinking_in_space_table(name):
         assert acc["macro"] != acc["micro"] or name != "random60"  # types of unequal size tell them apart
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_order_and_split_do_not_show(profile):
-    whole = update(VSIBenchScore(profile), ROWS).compute()
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_order_and_split_do_not_show(scorer):
+    whole = update(VSIBenchScore(scorer), ROWS).compute()
     for seed in range(5):
         shuffled = random.Random(seed).sample(ROWS, len(ROWS))
-        metric = VSIBenchScore(profile)
+        metric = VSIBenchScore(scorer)
         for start in range(0, len(ROWS), 97):
             update(metric, shuffled[start : start + 97])
         assert metric.compute() == whole

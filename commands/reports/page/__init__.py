@@ -1,4 +1,4 @@
-"""The report as one HTML page: no network, no other file, whatever an answer says."""
+"""The report as one self-contained HTML page, whatever the answers contain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.reports.bootstrap import RESAMPLES, SEED
-from commands.reports.columns import AVERAGE, COLUMNS, MEASURES, column_score
+from commands.reports.columns import AVERAGE, column_score, measures
 from commands.reports.compare import Comparisons
 from commands.reports.formats import html
 from commands.reports.page.questions import question_data
@@ -22,16 +22,23 @@ SCRIPTS = ("dom.js", "sort.js", "bars.js", "compare.js", "questions.js", "detail
 
 
 def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], paths: CameraPaths) -> str:
-    """The page's text.
+    """Return the text of the page.
 
     Args:
-        notes: what is to be said of runs and of what is none.
+        runs: at least one run.
+        comparisons: of the runs.
+        notes: lines above the tables.
+        paths: the scenes' camera paths.
     """
+    benchmark = runs[0].benchmark
     tables = "".join(f'<div class="wide">{html(table)}</div>' for table in (scores(runs), means(runs), settings(runs)))
     data = {
         "runs": [run.name for run in runs],
-        "bars": {c: [run.metrics and column_score(run.metrics, c) for run in runs] for c in (*COLUMNS, AVERAGE)},
-        "comparisons": _comparisons(comparisons),
+        "bars": {
+            column: [run.metrics and column_score(benchmark, run.metrics, column) for run in runs]
+            for column in (*benchmark.columns, AVERAGE)
+        },
+        "comparisons": _comparisons(comparisons, measures(benchmark)),
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED},
         **question_data(runs),
         "paths": paths.datasets,
@@ -45,19 +52,19 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
         "script": "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
     text = (HERE / "report.html").read_text(encoding="utf-8")
-    pieces = text.split("%%")  # text, name of a part, text, ...: a part is never looked into
+    pieces = text.split("%%")  # text, part, text, ...: parts are not searched for more
     return "".join(parts[piece] if place % 2 else piece for place, piece in enumerate(pieces))
 
 
-def _comparisons(comparisons: Comparisons) -> dict[str, Any]:
-    """{"0 1": [[measure, difference, [low, high], [low, high] or null], ...] or the reason why there are none}."""
+def _comparisons(comparisons: Comparisons, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return {"0 1": [[measure, difference, [low, high], [low, high] or null], ...] or the reason for none}."""
     found: dict[str, Any] = {}
     for (i, j), each in comparisons.pairs.items():
         found[f"{i} {j}"] = [
-            [MEASURES.index(measure), _short(d.value), _ends(d.by_question), d.by_scene and _ends(d.by_scene)]
+            [names.index(measure), _short(d.value), _ends(d.by_question), d.by_scene and _ends(d.by_scene)]
             for measure, d in each.items()
         ]
-    return {"measures": MEASURES, "pairs": found | {f"{i} {j}": why for (i, j), why in comparisons.refused.items()}}
+    return {"measures": names, "pairs": found | {f"{i} {j}": why for (i, j), why in comparisons.refused.items()}}
 
 
 def _ends(interval: tuple[float, float]) -> list[float]:
@@ -69,5 +76,5 @@ def _short(number: float) -> float:
 
 
 def _inert(text: str) -> str:
-    """JSON that no HTML parser takes for markup: `<` only stands within its strings."""
+    """Escape JSON for HTML: `<` occurs in its strings only."""
     return text.replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""The questions and answers of a page, with every text once: what repeats is a number."""
+"""The questions and answers of a page; each distinct text is stored once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 from commands.reports.predictions import Answer
 from commands.reports.runs import Run
-from zoo.metrics import QUESTION_TYPES
 
 
 class Distinct(dict[Hashable, int]):
-    """The place of each value among those that came before, in order."""
+    """The index of each distinct value, in the order of first use."""
 
     def __missing__(self, value: Hashable) -> int:
         self[value] = len(self)
@@ -19,17 +18,18 @@ class Distinct(dict[Hashable, int]):
 
 
 def question_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the view of single questions is made of.
+    """Return the data of the view of single questions.
 
     {"texts": [...], "frames": [[...], ...], "types": [...],
-     "questions": a row a question, [id, scene, type, question, ground truth], where all but id are places in a list,
-     "answers": for each run, null or {"prediction", "score", "frames", "before", "after", "error"}: a column of each, a
-     value a question, -1 where it wasn't asked}
+     "questions": one row per question, [id, scene, type, question, ground truth], where all but id are indices,
+     "answers": for each run, null or columns {"prediction", "score", "frames", "before", "after", "error"} with one
+     value per question, -1 if the run lacks it}
 
-    The prompt is the text `before`, the question, and the text `after`; after -1 it is `before` alone.
+    A prompt is the text `before`, the question and the text `after`; if `after` is -1 it is `before` alone.
     """
+    types = runs[0].benchmark.question_types
     texts, frames, rows = Distinct(), Distinct(), Distinct()
-    asked = [{rows[_row(answer, texts)]: answer for answer in run.answers} for run in runs]
+    asked = [{rows[_row(answer, types, texts)]: answer for answer in run.answers} for run in runs]
     answers: list[dict[str, list[Any]] | None] = []
     for run, own in zip(runs, asked, strict=True):
         columns: dict[str, list[Any]] = {
@@ -45,7 +45,7 @@ def question_data(runs: Sequence[Run]) -> dict[str, Any]:
             columns["error"][row] = -1 if not answer.error else texts[answer.error]
         answers.append(columns if own else None)
     return {
-        "types": QUESTION_TYPES,
+        "types": types,
         "questions": list(rows),
         "answers": answers,
         "texts": list(texts),
@@ -53,6 +53,6 @@ def question_data(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _row(answer: Answer, texts: Distinct) -> tuple[str | int, ...]:
-    kind = QUESTION_TYPES.index(answer.question_type)
+def _row(answer: Answer, types: Sequence[str], texts: Distinct) -> tuple[str | int, ...]:
+    kind = types.index(answer.question_type)
     return answer.id, texts[answer.scene], kind, texts[answer.question], texts[answer.ground_truth]

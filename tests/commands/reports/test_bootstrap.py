@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from commands.reports.bootstrap import draw, intervals, observed
-from commands.reports.columns import COLUMNS, MEASURES
-from zoo.metrics import MULTIPLE_CHOICE_TYPES, NUMERIC_TYPES, QUESTION_TYPES
+from commands.reports.columns import measures
+from zoo.benchmarks import VSIBench
+
+BENCHMARK = VSIBench()
+COLUMNS, MEASURES, QUESTION_TYPES = BENCHMARK.columns, measures(BENCHMARK), BENCHMARK.question_types
 
 
 def slow_measures(differences: list[float], kinds: list[str]) -> dict[str, float]:
@@ -18,7 +21,8 @@ def slow_measures(differences: list[float], kinds: list[str]) -> dict[str, float
         means = [sum(types[kind]) / len(types[kind]) for kind in among if types[kind]]
         if means:
             values[column] = sum(means) / len(means)
-    for group, among in (("Acc.", MULTIPLE_CHOICE_TYPES), ("MRA", NUMERIC_TYPES), ("All", QUESTION_TYPES)):
+    for group, name in (("Acc.", "acc"), ("MRA", "mra"), ("All", "all")):
+        among = BENCHMARK.groups[name]
         every = [d for kind in among for d in types[kind]]
         columns = [values[column] for column, kinds_of in COLUMNS.items() if column in values and kinds_of[0] in among]
         if every:
@@ -56,9 +60,9 @@ def questions(seed: int, count: int, scenes: int, types=QUESTION_TYPES):
 def test_it_equals_a_slow_bootstrap_with_the_same_draws(by_scene: bool, types) -> None:
     differences, kinds, scenes = questions(0, 60, 9, types)
     clusters = scenes if by_scene else list(range(60))
-    fast = intervals(differences[:, None], kinds, clusters, resamples=300, seed=5)[:, :, 0]
+    fast = intervals(differences[:, None], kinds, clusters, BENCHMARK, resamples=300, seed=5)[:, :, 0]
     slow = slow_intervals(differences, kinds, clusters, 300, 5)
-    now = observed(differences[:, None], kinds)[:, 0]
+    now = observed(differences[:, None], kinds, BENCHMARK)[:, 0]
     for place, measure in enumerate(MEASURES):
         if measure in slow:
             np.testing.assert_allclose(fast[:, place], slow[measure], atol=1e-12)
@@ -73,21 +77,23 @@ def test_equal_runs_differ_by_exactly_zero_and_others_do_not() -> None:
     difference, kinds, scenes = questions(1, 200, 20)
     pairs = np.stack([np.zeros(200), difference, -difference, difference], 1)
     for clusters in (scenes, range(200)):
-        low, high = intervals(pairs, kinds, clusters, resamples=500)
+        low, high = intervals(pairs, kinds, clusters, BENCHMARK, resamples=500)
         assert (low[:, 0] == 0).all() and (high[:, 0] == 0).all()
         assert (low[:, 1] < high[:, 1]).all()
         np.testing.assert_allclose(low[:, 2], -high[:, 1], atol=1e-12)  # the other way round
         np.testing.assert_allclose(low[:, 3], low[:, 1], atol=1e-12)
-    assert (observed(pairs, kinds)[:, 0] == 0).all()
+    assert (observed(pairs, kinds, BENCHMARK)[:, 0] == 0).all()
 
 
 def test_seeds_and_chunks_decide_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
     difference, kinds, scenes = questions(2, 100, 10)
-    first = intervals(difference[:, None], kinds, scenes, resamples=400)
-    np.testing.assert_array_equal(first, intervals(difference[:, None], kinds, scenes, resamples=400))
-    assert (first != intervals(difference[:, None], kinds, scenes, resamples=400, seed=1)).any()
+    first = intervals(difference[:, None], kinds, scenes, BENCHMARK, resamples=400)
+    np.testing.assert_array_equal(first, intervals(difference[:, None], kinds, scenes, BENCHMARK, resamples=400))
+    assert (first != intervals(difference[:, None], kinds, scenes, BENCHMARK, resamples=400, seed=1)).any()
     monkeypatch.setattr("commands.reports.bootstrap.AT_ONCE", 70)  # seven resamples at a time
-    np.testing.assert_allclose(first, intervals(difference[:, None], kinds, scenes, resamples=400), atol=1e-12)
+    np.testing.assert_allclose(
+        first, intervals(difference[:, None], kinds, scenes, BENCHMARK, resamples=400), atol=1e-12
+    )
 
 
 def test_draws_are_as_many_as_there_are_and_all_alike() -> None:
@@ -108,7 +114,7 @@ def test_by_scene_covers_the_truth_where_questions_of_a_scene_go_together(shared
     by_scene, noise = rng.normal(truth, 0.2, (40, rounds)), rng.normal(0, 0.2, (400, rounds))
     differences = np.repeat(by_scene, 10, axis=0) + noise if shared else truth + 2 * noise
     for name, clusters in (("scene", scenes), ("question", range(400))):
-        low, high = intervals(differences, kinds, clusters, resamples=400)[:, MEASURES.index("All micro")]
+        low, high = intervals(differences, kinds, clusters, BENCHMARK, resamples=400)[:, MEASURES.index("All micro")]
         covered[name] = int(((low <= truth) & (truth <= high)).sum())
     assert covered["scene"] >= 0.88 * rounds
     assert (covered["question"] < 0.75 * rounds) if shared else (covered["question"] >= 0.88 * rounds)
@@ -116,4 +122,4 @@ def test_by_scene_covers_the_truth_where_questions_of_a_scene_go_together(shared
 
 def test_lists_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="3 differences, 2 types, 3 clusters"):
-        intervals(np.zeros((3, 1)), ["object_counting"] * 2, [1, 2, 3])
+        intervals(np.zeros((3, 1)), ["object_counting"] * 2, [1, 2, 3], BENCHMARK)

@@ -13,8 +13,7 @@ from transformers import AutoProcessor
 from datamodules import VideoQADataModule
 from datamodules.collate import Collate, LoadedScene
 from datamodules.prompts import user_text
-from datamodules.raw_question import RawQuestion
-from datamodules.scenes import Scene
+from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA
 from datamodules.sources.conversations import NO_VIDEO
 from tests.datamodules.sources.listing import totals
@@ -104,7 +103,7 @@ def test_a_share_of_the_rows_is_fixed(tmp_path):
     assert answers("%25", seed=1) != quarter  # negative control
     assert len(answers("%0.5")) == 1 and answers("%100") == answers("") == list(range(200))
     for wrong in ("%0", "%101", "%many", "%-5"):
-        with pytest.raises(InputError, match="after % comes what part of the rows"):
+        with pytest.raises(InputError, match="after % give the percentage"):
             Conversations(f"{path}{wrong}")
 
 
@@ -131,15 +130,15 @@ def test_tokens_of_the_official_training(case, tmp_path, realdata):
 
 BAD = {
     "json": ("{", "not valid JSON"),
-    "list": ("[]", "is a JSON object, this is a list"),
+    "list": ("[]", "expected a JSON object, got a list"),
     "no conversations": ('{"video": "a.mp4"}', "conversations must list"),
     "role": (
         json.dumps(says("?", "!") | {"conversations": [{"from": "cat", "value": "?"}]}),
         "conversations must list",
     ),
-    "no answer": (json.dumps(says("?", video="a.mp4")), "human and gpt must take turns"),
-    "no turn": (json.dumps({"video": "a.mp4", "conversations": []}), "human and gpt must take turns"),
-    "number": (json.dumps(says("?", 4, video="a.mp4")), "a turn's value is a text"),
+    "no answer": (json.dumps(says("?", video="a.mp4")), "human and gpt must alternate"),
+    "no turn": (json.dumps({"video": "a.mp4", "conversations": []}), "human and gpt must alternate"),
+    "number": (json.dumps(says("?", 4, video="a.mp4")), "a turn's value must be a text"),
 }
 
 
@@ -155,10 +154,10 @@ def test_bad_rows_are_named_by_file_and_line(name, tmp_path):
 
 
 def test_other_bad_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl is absent: it holds the conversations"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl is absent: it should hold conversations"):
         Conversations(str(tmp_path / "gone.jsonl")).prepare()
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"a\.json: a list of conversations belongs here"):
+    with pytest.raises(ValueError, match=r"a\.json: expected a list of conversations"):
         Conversations(str(tmp_path / "a.json")).scenes("train")
     with pytest.raises(ValueError, match="no row has a video"):
         Conversations(str(write(tmp_path, [says("?", "!")]))).scenes("train")
@@ -238,10 +237,10 @@ def test_sqa3d(tmp_path):
     expected = {"scannet/scene0000_00": [("I am sitting on the bed. What is to my left?", "lamp")]}
     assert asked(source.scenes("train")) == expected
     (tmp_path / "a.json").write_text(json.dumps({"annotations": []}))
-    with pytest.raises(ValueError, match="a question lacks"):
+    with pytest.raises(ValueError, match="question 1 lacks"):
         source.scenes("train")
     (tmp_path / "a.json").write_text(json.dumps(answers))
-    with pytest.raises(ValueError, match=r"a\.json: not JSON as it is published"):
+    with pytest.raises(ValueError, match=r"a\.json: not the published JSON"):
         source.scenes("train")
     with pytest.raises(ValueError, match="SQA3D is for training"):
         source.scenes("test")
@@ -258,7 +257,7 @@ def test_two_videos_of_one_name_are_refused(tmp_path):
         for video in videos
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="would both be the scene s/v"):
+    with pytest.raises(ValueError, match="share the scene name s/v"):
         Conversations(str(tmp_path / "rows.jsonl"), str(tmp_path)).scenes("train")
 
 
@@ -267,5 +266,5 @@ def test_sqa3d_without_a_text(field, tmp_path):
     row = {"scene_id": "s", "situation": "I stand.", "question": "Where?", "question_id": 1, field: None}
     (tmp_path / "q.json").write_text(json.dumps({"questions": [row]}))
     (tmp_path / "a.json").write_text(json.dumps({"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}]}))
-    with pytest.raises(ValueError, match=r"q\.json.*: a question lacks scene_id"):
+    with pytest.raises(ValueError, match=r"q\.json.*: question 1 lacks one of scene_id"):
         SQA3D(str(tmp_path / "q.json"), str(tmp_path / "a.json"), str(tmp_path)).scenes("train")

@@ -139,7 +139,7 @@ def test_from_a_config(tmp_path):
         ([Part(videos="v", source=Made("a", 1))], "`videos` belongs to a part with a path"),
         ([Part(path="a.jsonl", weight=0.0)], "a weight must be above 0"),
         ([Part(path="a.jsonl", weight=1.0), Part(path="b.jsonl")], "1 of 2 parts have a weight"),
-        ([Part(path="a.jsonl%0")], "after % comes"),
+        ([Part(path="a.jsonl%0")], "after % give"),
     ],
 )
 def test_parts_that_make_no_sense(parts, reason):

@@ -129,7 +129,7 @@ def test_the_debiased_split(generated):
     assert ids(scenes) == ["0", "2", "3"]
     assert [scene.name for scene in scenes] == ["scannet/scene0", "scannet/scene1"]  # none is left of the third
     (generated / "pruned_ids.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"pruned_ids\.txt is absent: download the data set"):
+    with pytest.raises(FileNotFoundError, match=r"pruned_ids\.txt is absent: download the dataset"):
         VSIBench(str(generated), debiased=True).prepare()
 
 
@@ -146,11 +146,11 @@ def test_parquet_holds_the_same_questions(generated):
     assert debiased == VSIBench(str(generated), debiased=True).scenes("test") != asked
 
     (generated / "cut.parquet").write_bytes((generated / "debiased.parquet").read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"cut\.parquet: not a parquet file, or cut short") as error:
+    with pytest.raises(ValueError, match=r"cut\.parquet: not a parquet file, or truncated") as error:
         VSIBench(str(generated), annotations="cut.parquet").scenes("test")
     assert "\n" not in str(error.value)
     parquet.write_table(pyarrow.Table.from_pylist([ROWS[0], ROWS[0]]), generated / "twice.parquet")
-    with pytest.raises(ValueError, match=r"twice\.parquet:2: id 0 is taken by line 1"):
+    with pytest.raises(ValueError, match=r"twice\.parquet:2: id 0 repeats line 1"):
         VSIBench(str(generated), annotations="twice.parquet").scenes("test")
 
 

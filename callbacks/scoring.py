@@ -1,0 +1,88 @@
+"""Scores of prediction records, for the callbacks and the commands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning import Trainer
+
+from callbacks.versions import versions
+from zoo.benchmarks import Benchmark, VSIBench
+
+Record = Mapping[str, Any]
+
+
+def benchmark_of(trainer: Trainer) -> Benchmark:
+    """Return the benchmark of the trainer's source; VSI-Bench without a `VideoQADataModule`."""
+    source = getattr(getattr(trainer, "datamodule", None), "source", None)
+    benchmark: Benchmark = getattr(source, "benchmark", VSIBench())
+    return benchmark
+
+
+def score_record(record: Record, benchmark: Benchmark, scorer: str) -> float | None:
+    """Score a record; an error counts as an empty answer, and None means that there is no ground truth."""
+    if not record["ground_truth"]:
+        return None
+    answer = "" if record["error"] else record["prediction"]
+    return benchmark.score(answer, record["ground_truth"], record["question_type"], scorer)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The scores of a test.
+
+    Attributes:
+        result: as `Benchmark.aggregate` returns it.
+        counts: "questions", "failed" and "unparsable".
+        failed_scenes: "scene", "error" and "questions" of each error of a scene.
+        scores: the score of each id.
+    """
+
+    benchmark: Benchmark
+    scorer: str
+    result: dict[str, Any]
+    counts: dict[str, int]
+    failed_scenes: list[dict[str, Any]]
+    scores: dict[str, float]
+
+    def as_metrics(self, **more: Any) -> dict[str, Any]:
+        """Return the content of metrics.json with further entries."""
+        return {
+            **self.result,
+            "counts": self.counts,
+            "failed_scenes": self.failed_scenes,
+            "benchmark": self.benchmark.name,
+            "scorer": self.scorer,
+            **more,
+            "versions": versions(),
+        }
+
+
+def tally(records: Iterable[Record], benchmark: Benchmark, scorer: str) -> Tally:
+    """Score the records that have a ground truth; the first record of an id counts."""
+    unique: dict[str, Record] = {}
+    for record in records:
+        if record["ground_truth"]:
+            unique.setdefault(record["id"], record)
+    scores: dict[str, float] = {}
+    by_type: dict[str, list[float]] = {}
+    failed: Counter[tuple[str, str]] = Counter()
+    unparsable = 0
+    for id, record in unique.items():
+        scores[id] = score_record(record, benchmark, scorer) or 0.0
+        by_type.setdefault(record["question_type"], []).append(scores[id])
+        if record["error"]:
+            failed[record["scene"], record["error"]] += 1
+        else:
+            unparsable += not benchmark.is_parsable(record["prediction"], record["question_type"], scorer)
+    return Tally(
+        benchmark,
+        scorer,
+        benchmark.aggregate(by_type),
+        {"questions": len(unique), "failed": failed.total(), "unparsable": unparsable},
+        [{"scene": s, "error": e, "questions": n} for (s, e), n in sorted(failed.items())],
+        scores,
+    )

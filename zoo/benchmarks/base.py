@@ -1,0 +1,142 @@
+"""The interface of a benchmark: question types, prompt wording, scorers, aggregation and results table."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from zoo.errors import InputError
+
+Means = dict[str, float | None]
+
+
+class Benchmark(ABC):
+    """A benchmark of questions with short answers; it is stateless, reads no files and holds no tensors.
+
+    A subclass sets the class attributes and implements `user_text`, `score` and `is_parsable`.
+
+    Attributes:
+        numeric_types: question types answered by a number, scored by mean relative accuracy (MRA).
+        multiple_choice_types: question types answered by an option's letter, scored by accuracy.
+        averaged_types: groups of question types that the macro means count as one type, by the group's name.
+        scorers: names of the official scorers; the first is the default.
+        columns: the results table: title of each column and the question types that it averages, numeric ones first.
+            The question types of a group in `averaged_types` share a column.
+    """
+
+    numeric_types: ClassVar[tuple[str, ...]] = ()
+    multiple_choice_types: ClassVar[tuple[str, ...]] = ()
+    averaged_types: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    scorers: ClassVar[tuple[str, ...]]
+    columns: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    @abstractmethod
+    def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
+        """Return the user's text after the video: prefix, question, options and instruction.
+
+        Args:
+            question: the question without its options; it may also be a user's own.
+            options: of a multiple-choice question, such as `["A. left", "B. right"]`.
+            prefix: a line in front of the question.
+        """
+
+    @abstractmethod
+    def score(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float:
+        """Return the score of one answer in 0..1; 0.0 if it can't be parsed or the official scorer raises.
+
+        Raises:
+            ValueError: the question type or the scorer is unknown.
+        """
+
+    @abstractmethod
+    def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
+        """Return whether the scorer reads the answer as a finite number or a single letter.
+
+        Raises:
+            ValueError: the question type or the scorer is unknown.
+        """
+
+    @property
+    def name(self) -> str:
+        """Name of the class, recorded in results and accepted by `--benchmark`."""
+        return type(self).__name__
+
+    @property
+    def question_types(self) -> tuple[str, ...]:
+        """All question types, in the order of the results."""
+        return self.numeric_types + self.multiple_choice_types
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Question types of each group of means in metrics.json."""
+        return {"acc": self.multiple_choice_types, "mra": self.numeric_types, "all": self.question_types}
+
+    def check_question_type(self, question_type: str) -> None:
+        """Raise InputError for a question type that the benchmark lacks."""
+        if question_type not in self.question_types:
+            known = ", ".join(self.question_types)
+            raise InputError(f"unknown question_type {question_type!r}; {self.name} has {known}")
+
+    def find_scorer(self, scorer: str | None) -> str:
+        """Return the scorer's name; None selects the default.
+
+        Raises:
+            InputError: the benchmark has no scorer of this name.
+        """
+        if scorer is not None and scorer not in self.scorers:
+            raise InputError(f"unknown scorer {scorer!r}; {self.name} has {', '.join(self.scorers)}")
+        return scorer or self.scorers[0]
+
+    def aggregate(self, scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+        """Aggregate the scores of a test.
+
+        Args:
+            scores: the scores of all questions of each type.
+
+        Returns:
+            `{"per_question_type": {type: {"score", "count"}}, "acc": {"micro", "macro"}, "mra": ..., "all": ...}`.
+            Micro is the mean over questions, macro the mean over question types, where each group in
+            `averaged_types` counts as one type. None for a group without questions.
+        """
+        scores = {kind: scores[kind] for kind in self.question_types if scores.get(kind)}
+        types = {kind: {"score": _mean(values), "count": len(values)} for kind, values in scores.items()}
+        groups = {
+            group: self._means({kind: scores[kind] for kind in kinds if kind in scores})
+            for group, kinds in self.groups.items()
+        }
+        return {"per_question_type": types, **groups}
+
+    def _means(self, scores: Mapping[str, Sequence[float]]) -> Means:
+        if not scores:
+            return {"micro": None, "macro": None}
+        means = {kind: _mean(values) for kind, values in scores.items()}
+        for name, kinds in self.averaged_types.items():
+            if merged := [means.pop(kind) for kind in sorted(kinds) if kind in means]:
+                means[name] = float(np.mean(merged))
+        # numpy's mean in alphabetical order equals Spatial-MLLM's printed macro mean to the last bit
+        macro = float(np.mean([means[kind] for kind in sorted(means)]))
+        return {"micro": _mean([score for values in scores.values() for score in values]), "macro": macro}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """Return the benchmark whose class has this name.
+
+    Raises:
+        InputError: no imported benchmark has this name.
+    """
+    kinds: list[type[Benchmark]] = Benchmark.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    named = {kind.__name__: kind for kind in kinds}
+    if name not in named:
+        raise InputError(f"unknown benchmark {name!r}; choose from {', '.join(named)}")
+    return named[name]()
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean with an exact sum: the order of the values has no effect."""
+    return math.fsum(values) / len(values)
