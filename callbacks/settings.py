@@ -38,7 +38,7 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         described = data.describe() if hasattr(data, "describe") else None
         chosen = {"model": type(pl_module).__qualname__, "data": described}
     flat = {key: value for key, value in flatten(chosen).items() if not CHANGES_NO_ANSWER & set(key.split("."))}
-    geometry = getattr(pl_module, "geometry", None)
+    geometry = getattr(getattr(pl_module, "model", None), "geometry", None)
     if isinstance(geometry, CachedGeometry):  # the model itself lacks these weights
         flat["geometry_weights"] = geometry.weights
     tested = getattr(data, "tested", ())
