@@ -27,6 +27,7 @@ from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from benchmarks.measure import timed
 from zoo.backbones.qwen25_vl.attention import install_camera_attention
 from zoo.cameras import Cameras, normalize_intrinsics
+from zoo.decoder_layout import DecoderLayout
 from zoo.encodings import EncodedCameras, prope_attention
 from zoo.encodings.multiview import ROPE_BASE
 from zoo.encodings.table import COMBINATIONS
@@ -127,7 +128,13 @@ def text_model(arguments: argparse.Namespace) -> Qwen2_5_VLTextModel:
 
 def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace) -> EncodedCameras:
     encoding = COMBINATIONS[name]()
-    install_camera_attention(model, encoding)
+    install_camera_attention(model)
+    config, rotary = model.config, model.rotary_emb
+    layout = DecoderLayout(
+        config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads,
+        arguments.head_dim, tuple(MRoPE[arguments.head_dim]), (rotary.inv_freq, rotary.original_inv_freq), model.device,
+    )  # fmt: skip
+    encoding.bind_to_decoder(layout, range(config.num_hidden_layers))
     poses, K = cameras_of(arguments)
     index = torch.arange(arguments.views, device=poses.device).repeat_interleave(arguments.tokens)[None]
     places, points = (torch.rand(*index.shape, n, device=poses.device, dtype=poses.dtype) for n in (2, 3))

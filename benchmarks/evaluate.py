@@ -29,10 +29,9 @@ from benchmarks.measure import GIVE_BACK, peak_growth, timed
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
-from zoo.backbones.qwen25_vl.generation import greedy
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.geometry import VGGT, VGGTEncoder
-from zoo.prefix_cache import CachedPrefix, answer_questions
+from zoo.prefix_cache import CachedPrefix
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
 TEXTS = (
@@ -66,8 +65,8 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(memory(options, model)))
         return
-    size = sum(parameter.numel() for parameter in model.backbone.vlm.parameters()) / 1e6
-    geometry = sum(parameter.numel() for parameter in model.geometry.parameters()) / 1e6
+    size = sum(parameter.numel() for parameter in model.model.backbone.parameters()) / 1e6
+    geometry = sum(parameter.numel() for parameter in model.model.geometry.parameters()) / 1e6
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
     print(f"\nQwen2.5-VL of {size:.0f} M, VGGT of {geometry:.0f} M parameters, float32, {where}\n")
     for frames in options.frames:
@@ -89,7 +88,7 @@ def build(options: argparse.Namespace) -> SpatialMLLM:
     model = SpatialMLLM(
         backbone=backbone, geometry=lambda: VGGTEncoder(VGGT(**config)), max_new_tokens=NEW_TOKENS, learning_rates=rates
     )
-    model.backbone.vlm.config.text_config.eos_token_id = None
+    model.model.backbone.stop_tokens = []
     return model.eval().to(options.device)
 
 
@@ -100,8 +99,9 @@ def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: i
     video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
     asked = tuple(Question(str(i), "object_counting", TEXTS[i % len(TEXTS)], str(i)) for i in range(count))
     scene = LoadedScene(Scene("noise", Path("noise"), asked), asked, video, tuple(range(frames)))
-    made = Collate(tiny_preprocessor(), train, count, model.appended, model.requires_frames)([scene])
-    return {name: value.to(options.device) if isinstance(value, Tensor) else value for name, value in made.items()}
+    made = Collate(tiny_preprocessor(), train, count, model.extra_tokens, model.requirements.frames)([scene])
+    moved = {name: value.to(options.device) if isinstance(value, Tensor) else value for name, value in made.items()}
+    return {**moved, "scenes": [each.to(options.device) for each in made["scenes"]]}
 
 
 @torch.no_grad()
@@ -110,14 +110,18 @@ def one_by_one(model: SpatialMLLM, asked: dict[str, Any], count: int | None = No
     answers = []
     for row, mask in enumerate(asked["attention_mask"].bool()[:count]):
         ids = asked["input_ids"][row : row + 1, mask]
-        inputs = model.encode_scenes(asked)(ids, torch.ones_like(ids), asked["scene_index"][row : row + 1])
-        answers += greedy(model.backbone.vlm, inputs, NEW_TOKENS)
+        scenes = model.encode_scenes(asked)
+        inputs = model.model.build_inputs(ids, torch.ones_like(ids), scenes, [[int(asked["scene_index"][row])]])
+        answers += model.model.backbone.generate(inputs, NEW_TOKENS)
     return answers
 
 
 @torch.no_grad()
 def shared(model: SpatialMLLM, asked: dict[str, Any], count: int | None = None) -> list[list[int]]:
-    return [reply.ids for reply in answer_questions(model.backbone.vlm, model.encode_scenes(asked), asked, NEW_TOKENS)]
+    rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
+    prompts, scenes = [ids[real].tolist() for ids, real in rows], model.encode_scenes(asked)
+    found = model.model.reply(scenes, prompts, asked["scene_index"].tolist(), NEW_TOKENS, asked["questions_per_batch"])
+    return [reply.ids for reply in found]
 
 
 WAYS: dict[str, Callable[..., list[list[int]]]] = {"one by one": one_by_one, "shared": shared}
@@ -138,7 +142,7 @@ def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> N
             seconds[way].append(times * timed(lambda way=way: answer(way), options.device))
     same = sum(a == b for a, b in zip(found["one by one"], found["shared"], strict=False))
     mib = {way: memory_in_a_process(options, frames, way) / 2**20 for way in WAYS}
-    tokens = int((asked["input_ids"][0] == model.backbone.vlm.config.video_token_id).sum())
+    tokens = int((asked["input_ids"][0] == model.model.backbone.placeholders.video).sum())
     said = f"{same} answers of {alone} that were asked one by one are equal"
     print(f"{frames} frames, {tokens} visual tokens, {options.questions} questions; {said}\n")
     print(
@@ -158,19 +162,21 @@ def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> N
 @torch.no_grad()
 def parts(options: argparse.Namespace, model: SpatialMLLM, asked: dict[str, Any]) -> dict[str, float]:
     """What the shared way spends its time on."""
+    (scene,) = asked["scenes"]
     taken = {
         "the ViT": timed(
-            lambda: model.encode_pixels(asked["pixel_values_videos"], asked["video_grid_thw"]), options.device
+            lambda: model.model.backbone.encode_vision(scene.pixel_values, scene.grid_thw[None].to(options.device)),
+            options.device,
         ),
-        "VGGT": timed(lambda: model.encode_geometry(asked["frames"], asked["geometry"], cameras=False), options.device),
+        "VGGT": timed(lambda: model.model.geometry([scene.frames / 255], [None], cameras=False), options.device),
     }
-    prepare = model.encode_scenes(asked)
+    scenes = model.encode_scenes(asked)
     prompt = asked["input_ids"][0][asked["attention_mask"][0].bool()]
-    end = int((prompt == model.backbone.vlm.config.video_token_id).nonzero()[-1]) + 2
+    end = int((prompt == model.model.backbone.placeholders.video).nonzero()[-1]) + 2
     ids = prompt[None, :end]
-    inputs = prepare(ids, torch.ones_like(ids), asked["scene_index"][:1])
-    taken["the prefix"] = timed(lambda: CachedPrefix(model.backbone.vlm, inputs), options.device)
-    prefix = CachedPrefix(model.backbone.vlm, inputs)
+    inputs = model.model.build_inputs(ids, torch.ones_like(ids), scenes, [[0]])
+    taken["the prefix"] = timed(lambda: CachedPrefix(model.model.backbone, inputs), options.device)
+    prefix = CachedPrefix(model.model.backbone, inputs)
     rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
     questions = [ids[real].tolist()[end:] for ids, real in rows]
     taken["the questions and answers"] = timed(

@@ -35,9 +35,10 @@ from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import Collate, LoadedScene
 from datamodules.dataset import SceneDataset
 from datamodules.resize import PixelBounds
-from zoo import AddFusion, GeometryCache, SpatialMLLM, TinyVGGT, VGGTPretraining
+from zoo import AddFusion, GeometryCache, SpatialVLM, TinyVGGT, VGGTPretraining
 from zoo.geometry import VGGT, CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras
 from zoo.poses import invert_se3, pose_distance
+from zoo.requirements import DataRequirements
 
 DTYPES = ("bfloat16", "float8")
 
@@ -79,16 +80,16 @@ def measure_errors(arguments: argparse.Namespace, folder: str) -> None:
 
 def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
     torch.manual_seed(0)
-    model = SpatialMLLM(geometry=lambda: TinyVGGT(vggt)).eval()
+    model = SpatialVLM(geometry=lambda: TinyVGGT(vggt), fusion=AddFusion).eval()
     plain = model.geometry
     assert isinstance(plain, VGGTEncoder) and model.fusion is not None
     behind = {dtype: CachedGeometry(lambda: plain, GeometryCache(f"{folder}/{dtype}", dtype=dtype)) for dtype in DTYPES}
-    collate = Collate(model.processor, False, keep_frames=True)
+    collate = Collate(model.backbone.preprocessor, False, keep_frames=True)
     batches = [collate([replace(scene, questions=scene.questions[:1])]) for scene in scenes]
     equal_branches(model, batches[0])
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in (*DTYPES, "another room")}
     for batch, other in zip(batches, batches[1:] + batches[:1], strict=True):
-        (exact,), frames = geometry_of(plain, batch), batch["frames"]
+        (exact,), frames = geometry_of(plain, batch), batch["scenes"][0].frames
         expected = logits_of(model, batch)
         for name in found:
             if name == "another room":
@@ -125,7 +126,9 @@ def rooms(arguments: argparse.Namespace) -> list[LoadedScene]:
     data.prepare_data()
     bounds = PixelBounds(min_pixels=784, max_pixels=65536, legacy_folder_resize=False)
     scenes = data.scenes("test")[: arguments.scenes]
-    loaded = SceneDataset(scenes, data.sampler, data.num_frames, bounds, requires_cameras=True, requires_depth=True)
+    loaded = SceneDataset(
+        scenes, data.sampler, data.num_frames, bounds, requirements=DataRequirements(cameras=True, depth=True)
+    )
     return [loaded[i] for i in range(len(scenes))]
 
 
@@ -148,27 +151,28 @@ def learn(scenes: list[LoadedScene], steps: int, folder: str) -> str:
     return folder
 
 
-def equal_branches(model: SpatialMLLM, batch: dict[str, Any]) -> None:
+def equal_branches(model: SpatialVLM, batch: dict[str, Any]) -> None:
     """A random last layer of the connector, by which 3D tokens are as large as the 2D tokens."""
     assert isinstance(model.fusion, AddFusion)
-    last, grid = model.fusion.connector.mlp[2], batch["video_grid_thw"][0]
+    (shown,) = batch["scenes"]
+    last, grid = model.fusion.connector.mlp[2], shown.grid_thw
     nn.init.normal_(last.weight, std=last.weight.shape[1] ** -0.5, generator=torch.Generator().manual_seed(0))
-    (visual,) = model.encode_pixels(batch["pixel_values_videos"], batch["video_grid_thw"])
-    (scene,) = model.encode_geometry(batch["frames"], [None], False)
+    (visual,) = model.backbone.encode_vision(shown.pixel_values, grid[None])
+    (scene,) = geometry_of(model.geometry, batch)
     assert scene is not None
     last.weight.mul_(visual.std() / model.fusion.embed_3d(scene, grid, visual.dtype).std())
 
 
 def geometry_of(encoder: nn.Module, batch: dict[str, Any]) -> list[SceneGeometry]:
-    return encoder([frames.float() / 255 for frames in batch["frames"]], [None])
+    return encoder([scene.frames.float() / 255 for scene in batch["scenes"]], [None])
 
 
-def logits_of(model: SpatialMLLM, batch: dict[str, Any]) -> Tensor:
+def logits_of(model: SpatialVLM, batch: dict[str, Any]) -> Tensor:
     """Those of the tokens after the video: the question's, and the answer's first."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    inputs = model.encode_scenes(batch)(ids, mask, batch["scene_index"])
-    last = int((ids[0] == model.backbone.vlm.config.video_token_id).nonzero()[-1])
-    return model.backbone.vlm(**inputs, use_cache=False).logits[0, last + 1 :]
+    inputs = model.build_inputs(ids, mask, model.encode_scenes(batch["scenes"]), [[0]])
+    last = int((ids[0] == model.backbone.placeholders.video).nonzero()[-1])
+    return model.backbone.lm_head(model.backbone.decode(inputs).last_hidden_state)[0, last + 1 :]
 
 
 def compare(

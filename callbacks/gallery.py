@@ -43,7 +43,7 @@ def scene_images(dataset: Any, index: int) -> dict[str, np.ndarray]:
         return {}
     name, frames = loaded.scene.name, loaded.frame_indices
     drawn = {f"frames/{name}": np.asarray(contact_sheet(loaded.frames, frames))}
-    view = dataset.open(index).view(loaded.scene)
+    view = dataset.open(index).view()
     if view.world_to_camera is not None:
         drawn[f"path/{name}"] = np.asarray(camera_map(view, frames, type(dataset.sampler).__name__))
     return drawn

@@ -13,6 +13,7 @@ are listed, and the rest goes on.
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -139,7 +140,7 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
     settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
     options = settings.model.init_args
     if options.get("geometry_cache") is None:
-        options["geometry_cache"] = Namespace(**vars(GeometryCache()))
+        options["geometry_cache"] = Namespace(**asdict(GeometryCache()))
     with torch.device("meta"):
         built = parser.instantiate_classes(settings)
     model = built.model.model

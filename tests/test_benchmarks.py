@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from zoo.tiny import tiny_processor
 
 from callbacks import MetricsCallback, PredictionsCallback
 from commands.report import report
@@ -19,6 +18,7 @@ from datamodules.collate import Collate
 from datamodules.scenes import Question
 from tests.callbacks.toy import Toy, record, trainer
 from tests.commands.made_runs import CONFIG, answers, make_run
+from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
 from zoo.metrics import BenchmarkScore
@@ -127,8 +127,8 @@ def test_questions_and_filters_are_checked_against_the_sources_benchmark(tmp_pat
 
 def test_the_prompt_has_the_benchmarks_wording() -> None:
     question = Question("1", "legs", "How many legs?")
-    assert "Q: How many legs? <" in Collate(tiny_processor(), False, benchmark=Colors()).prompt(question)
-    assert "single word or phrase" in Collate(tiny_processor(), False).prompt(question)  # negative control
+    assert "Q: How many legs? <" in Collate(tiny_preprocessor(), False, benchmark=Colors()).prompt(question)
+    assert "single word or phrase" in Collate(tiny_preprocessor(), False).prompt(question)  # negative control
 
 
 def test_benchmarks_are_found_by_name() -> None:

@@ -40,9 +40,9 @@ def to_config(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, partial):
-        factory, arguments = (value.args[0], value.args[1:]) if value.args else (value.func, ())
-        if not arguments and isinstance(factory, type):
-            return _class_config(factory, value.keywords)
+        kinds = [each for each in (value.func, *value.args) if isinstance(each, type)]  # jsonargparse puts it last
+        if kinds:
+            return _class_config(kinds[-1], value.keywords)
     if isinstance(value, type):
         return _class_config(value, {})
     if isinstance(value, Configurable):

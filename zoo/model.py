@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.backbones import BackboneLoader, TinyQwen25VL
+from zoo.backbones import BackboneLoader, default_loader
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
@@ -61,8 +61,7 @@ class SpatialVLM(Configurable, nn.Module):
         InputError: parts that do not fit together.
 
     Example:
-        >>> model = SpatialVLM(TinyQwen25VL(layers=1, hidden_size=32, heads=2))
-        >>> model.requirements
+        >>> SpatialVLM().requirements
         DataRequirements(cameras=False, depth=False, frames=False, timestamps=False)
     """
 
@@ -80,7 +79,7 @@ class SpatialVLM(Configurable, nn.Module):
         lora: LoRA | None = None,
     ) -> None:
         super().__init__()
-        self.loader = loader = backbone or TinyQwen25VL()
+        self.loader = loader = backbone or default_loader()
         self.camera_encoding, self.time_index = camera_encoding, choose_time_index(camera_encoding, time_index)
         self.camera_source, self.merged_camera = camera_source, merged_camera
         # 1. Backbone, with the camera hooks in its attention.

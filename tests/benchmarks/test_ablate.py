@@ -133,10 +133,10 @@ def test_frame_ids_are_shuffled_and_nothing_else() -> None:
         data = kind()
         data.trainer = trainer  # type: ignore[assignment]
         batches.append(data._collate(False)([scene("a", steps=6)]))
-    (there,), (moved,) = (batch.pop("frame_indices") for batch in batches)
+    there, moved = (batch["scenes"][0].frame_indices for batch in batches)
     pairs = [list(zip(ids[::2], ids[1::2], strict=True)) for ids in (there, moved)]
     assert pairs[0] != pairs[1] and pairs[0] == sorted(pairs[1])
-    assert torch.equal(batches[0]["pixel_values_videos"], batches[1]["pixel_values_videos"])
+    assert torch.equal(batches[0]["scenes"][0].pixel_values, batches[1]["scenes"][0].pixel_values)
 
 
 # ---- the documents ----------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ from callbacks import MetricsCallback, PredictionsCallback
 from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
-from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import VSIBench
 from zoo.fusions import ExtraTokens
+from zoo.requirements import DataRequirements
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
 BROKEN = 3  # this scene has no video that can be read
@@ -65,13 +66,7 @@ class Tiny(SceneSource):
 class Answers(LightningModule):
     """Answers by the ids alone, after a while; notes in a log when it starts with a scene."""
 
-    processor, appended, requires_frames, requires_cameras, requires_depth = (
-        tiny_processor(),
-        ExtraTokens.NOTHING,
-        False,
-        False,
-        False,
-    )
+    preprocessor, extra_tokens, requirements = tiny_preprocessor(), ExtraTokens.NOTHING, DataRequirements()
 
     def __init__(self, log: Path, seconds: float) -> None:
         super().__init__()

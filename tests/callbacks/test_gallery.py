@@ -29,7 +29,7 @@ TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 @pytest.fixture
 def rooms(rooms_root: Path) -> SceneDataset:
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("val")
-    return SceneDataset(scenes, PoseFarthestSampler(), 6, TINY, requires_cameras=False)
+    return SceneDataset(scenes, PoseFarthestSampler(), 6, TINY)
 
 
 def test_a_contact_sheet_holds_every_frame_in_its_place() -> None:
@@ -66,7 +66,7 @@ def test_the_map_shows_where_cameras_are_seen_from_above() -> None:
 
 
 def test_more_views_cover_more(rooms: SceneDataset) -> None:
-    scene = rooms.open(0).view(rooms.scenes[0])
+    scene = rooms.open(0).view()
     frames, maps = compute_coverage(scene, [])
     assert frames == list(range(48))
     shares = []
@@ -78,14 +78,14 @@ def test_more_views_cover_more(rooms: SceneDataset) -> None:
 
 
 def test_depth_that_cannot_be_read_stops_no_run(rooms: SceneDataset, tmp_path: Path) -> None:
-    whole = rooms.open(0).view(rooms.scenes[0])
+    whole = rooms.open(0).view()
     broken = replace(whole, depth=tmp_path)  # no image in it
     assert compute_coverage(broken, [0]) is None and compute_coverage(whole, [0]) is not None
     assert (np.asarray(camera_map(broken, [0, 9])) != np.asarray(camera_map(whole, [0, 9]))).any()
 
 
 def test_a_video_without_cameras_is_drawn_as_the_samplers_geometry_saw_it(rooms: SceneDataset) -> None:
-    whole = rooms.open(0).view(rooms.scenes[0])
+    whole = rooms.open(0).view()
 
     class Seen(PointSource):
         """Knows the video's cameras and depth by itself, as VGGT would."""
@@ -134,9 +134,7 @@ def test_a_scene_that_cannot_be_read_has_no_picture(tmp_path: Path) -> None:
         '{"id": 1, "dataset": "mine", "scene_name": "clip", "question_type": "object_counting", "question": "?", '
         '"ground_truth": "1", "options": null}\n'
     )
-    broken = SceneDataset(
-        SceneFolder(str(tmp_path)).scenes("test"), PoseFarthestSampler(), 4, TINY, requires_cameras=False
-    )
+    broken = SceneDataset(SceneFolder(str(tmp_path)).scenes("test"), PoseFarthestSampler(), 4, TINY)
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
     validate(GalleryCallback(), broken, logger)
     logger.experiment.flush()

@@ -52,11 +52,11 @@ def trained(model: SpatialVLM) -> SpatialVLM:
 def logits(model: SpatialVLM) -> torch.Tensor:
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        return model.logits(ids, torch.ones_like(ids))
+        return (model if isinstance(model, SpatialVLM) else model.model).logits(ids, torch.ones_like(ids))
 
 
-def exported() -> Qwen25VL:
-    return Qwen25VL(backbone=PretrainedQwen25VL("out", dtype="float32"))
+def exported() -> SpatialVLM:
+    return SpatialVLM(PretrainedQwen25VL("out", dtype="float32"))
 
 
 def test_the_newest_run_is_exported(run: Run) -> None:
@@ -64,7 +64,7 @@ def test_the_newest_run_is_exported(run: Run) -> None:
     assert "export: out" in run("export", "--out", "out")
     model = trained(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
     assert torch.equal(logits(exported()), logits(model))
-    assert not torch.equal(logits(model), logits(Qwen25VL(backbone=TinyQwen25VL(**SIZES))))
+    assert not torch.equal(logits(model), logits(SpatialVLM(TinyQwen25VL(**SIZES))))
     with pytest.raises(SystemExit, match="out is there already and not empty"):
         run("export", "--out", "out")
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
@@ -78,13 +78,13 @@ def test_adapters_are_merged(run: Run) -> None:
     rates = [word for part in ("vision", "connector") for word in (f"--model.learning_rates.{part}", "0")]
     attention = ["--config", "prope.yaml", "--model.fusion", "null", "--model.view_mixer", "null"]  # it has no weights
     run("fit", *attention, *tiny(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
-    assert "without PRoPE" in run("export", "--out", "out")
+    assert "without PRoPE" in run("export", "--out", "out", "--layout", "official")
     frozen = LearningRates(decoder=0.1, connector=0.0, vision=0.0)
     backbone = TinyQwen25VL(**SIZES)
     model = PRoPEMLLM(PRoPE(), view_mixer=None, fusion=None, backbone=backbone, lora=LoRA(r=4), learning_rates=frozen)
     trained(model)
     assert torch.allclose(logits(exported()), logits(model), atol=1e-4)
-    untrained = logits(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
+    untrained = logits(SpatialVLM(TinyQwen25VL(**SIZES)))
     assert not torch.allclose(untrained, logits(model), atol=1e-2)
 
 
@@ -123,6 +123,6 @@ def test_what_can_not_be_exported_says_so(run: Run) -> None:
         run("export", "--out", "out")
     Path("random.yaml").write_text("model: {init_args: {geometry: {class_path: TinyVGGT, init_args: {path: null}}}}")
     words = ["--config", "concat_split.yaml", "--config", "random.yaml", *tiny()]
-    with pytest.raises(SystemExit, match="ConcatSplitMLLM can't be exported"):
-        run("export", *words, "--model.allow_untrained", "true", "--out", "out")
+    with pytest.raises(SystemExit, match="SpatialVLM can't be exported"):
+        run("export", *words, "--model.allow_untrained", "true", "--out", "out", "--layout", "official")
     assert not Path("out").exists()

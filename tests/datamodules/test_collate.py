@@ -13,6 +13,7 @@ from transformers import AutoProcessor
 from datamodules import collate
 from datamodules.collate import IGNORED, Collate, LoadedScene
 from datamodules.scenes import Question, Scene
+from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
 from zoo.fusions import ExtraTokens
 from zoo.geometry.base import SceneGeometry
@@ -50,8 +51,8 @@ def test_a_question_with_a_mark_of_the_chat_is_refused_and_spoils_no_other(train
     marked = Question("c", "object_counting", "How many <|video_pad|>?", "4")
     found, alone = build([scene("a", A, marked, B), scene("b", marked)]), build([scene("a", A, B)])
     assert [record["id"] for record in found["records"]] == ["a", "b"]
-    assert torch.equal(found["input_ids"], alone["input_ids"]) and len(found["video_grid_thw"]) == 1
-    said = "question c holds <|video_pad|>, a mark of the chat: take it out"
+    assert torch.equal(found["input_ids"], alone["input_ids"]) and len(found["scenes"]) == 1
+    said = "question c holds <|video_pad|>, a special token of the chat: take it out"
     assert [(record["scene"], record["error"]) for record in found["failed"]] == [("a", said), ("b", said)]
     fine = Question("d", "object_counting", "How many <b>chairs</b> | tables?", "4")
     assert not build([scene("a", fine)])["failed"]
@@ -61,7 +62,9 @@ def test_a_question_with_a_mark_of_the_chat_is_refused_and_spoils_no_other(train
 def test_real_and_tiny_templates_agree_on_any_chat(training: bool, realdata: Path) -> None:
     real = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     for question in (A, B):
-        assert Collate(real, training).prompt(question) == Collate(tiny_preprocessor(), training).prompt(question)
+        assert Collate(Qwen25VLPreprocessor(real), training).prompt(question) == Collate(
+            tiny_preprocessor(), training
+        ).prompt(question)
     own_system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
     kwargs = {"tokenize": False, "add_generation_prompt": not training}
     assert real.apply_chat_template(own_system, **kwargs) == tiny_processor().apply_chat_template(own_system, **kwargs)
@@ -83,11 +86,11 @@ def test_ids_and_labels_are_the_official_training_codes(
     monkeypatch.setattr(collate, "user_text", lambda question, *_: text)  # this data is worded by itself
     real = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     loaded = scene("s", Question("0", "", text, answer), size=(14 * h, 14 * w), frames=2 * t)
-    batch = Collate(real, training=True)([loaded])
+    batch = Collate(Qwen25VLPreprocessor(real), training=True)([loaded])
     assert torch.equal(batch["input_ids"], golden["input_ids"][:1])
     assert torch.equal(batch["labels"], golden["labels"][:1])
     assert torch.equal(batch["attention_mask"], golden["attention_mask"][:1].long())
-    assert torch.equal(batch["video_grid_thw"], golden["video_grid_thw"])
+    assert torch.equal(batch["scenes"][0].grid_thw[None], golden["video_grid_thw"])
 
 
 def test_training_pads_right_and_labels_the_answer_only() -> None:
@@ -105,7 +108,7 @@ def test_questions_pad_left_and_a_scene_is_seen_once() -> None:
     batch = Collate(tiny_preprocessor(), training=False)([scene("one", A, B)])
     assert (batch["attention_mask"].diff() >= 0).all() and not batch["attention_mask"].all()
     assert (batch["labels"] == IGNORED).all()
-    assert batch["video_grid_thw"].tolist() == [[2, 4, 6]] and len(batch["pixel_values_videos"]) == 2 * 4 * 6
+    assert [s.grid_thw.tolist() for s in batch["scenes"]] == [[2, 4, 6]] and len(batch["scenes"][0].pixel_values) == 48
     placeholders = (batch["input_ids"] == tiny_processor().video_token_id).sum(1)
     assert placeholders.tolist() == [12, 12]
     assert [r["id"] for r in batch["records"]] == ["a", "b"] and batch["records"][0]["frames"] == [0, 1, 2, 3]
@@ -125,12 +128,12 @@ def test_failed_scenes_become_records() -> None:
 def test_geometry_and_frames_come_scene_by_scene_and_only_what_is_wanted() -> None:
     scenes = [scene("long", A, frames=6), scene("short", A, frames=2)]
     batch = Collate(tiny_preprocessor(), training=True)(scenes)
-    assert [len(each.world_to_camera) for each in batch["geometry"]] == [6, 2] and "frames" not in batch
+    assert [len(s.geometry.world_to_camera) for s in batch["scenes"]] == [6, 2] and batch["scenes"][0].frames is None
     batch = Collate(tiny_preprocessor(), training=True, keep_frames=True)(scenes)
-    assert [tuple(each.shape) for each in batch["frames"]] == [(6, 3, 56, 84), (2, 3, 56, 84)]
+    assert [tuple(s.frames.shape) for s in batch["scenes"]] == [(6, 3, 56, 84), (2, 3, 56, 84)]
 
 
 @pytest.mark.parametrize(("appended", "view"), [(ExtraTokens.NOTHING, 6), (ExtraTokens.ONE, 7), (ExtraTokens.ALL, 12)])
 def test_what_a_fusion_appends_has_placeholders(appended: ExtraTokens, view: int) -> None:
-    batch = Collate(tiny_preprocessor(), training=True, appended=appended)([scene("a", A, frames=4)])
+    batch = Collate(tiny_preprocessor(), training=True, extra_tokens=appended)([scene("a", A, frames=4)])
     assert (batch["input_ids"] == tiny_processor().video_token_id).sum() == 2 * view

@@ -29,6 +29,7 @@ from datamodules.samplers import (
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
+from zoo.requirements import DataRequirements
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 PAIRINGS = {
@@ -49,7 +50,9 @@ SAMPLERS = {
 
 def dataset(rooms_root: Path, sampler: FrameSampler, pairing: FramePairing) -> SceneDataset:
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")
-    return SceneDataset(scenes, sampler, 8, TINY, requires_cameras=True, requires_depth=True, frame_pairing=pairing)
+    return SceneDataset(
+        scenes, sampler, 8, TINY, requirements=DataRequirements(cameras=True, depth=True), frame_pairing=pairing
+    )
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
@@ -64,7 +67,7 @@ def test_cameras_depth_and_times_follow_the_frames(sampler: str, pairing: str, r
     assert torch.equal(loaded.geometry.world_to_camera, poses[chosen])
     assert torch.equal(loaded.geometry.K_normalized, K[chosen])
     everything = SceneDataset(
-        scenes.scenes, UniformSampler(), 48, TINY, requires_cameras=True, requires_depth=True
+        scenes.scenes, UniformSampler(), 48, TINY, requirements=DataRequirements(cameras=True, depth=True)
     )[0]  # fmt: skip
     assert torch.equal(loaded.geometry.depth, everything.geometry.depth[chosen])
     assert not torch.equal(loaded.geometry.depth, everything.geometry.depth[[i - 1 for i in chosen]])  # control
@@ -102,8 +105,7 @@ def test_kept_scenes_read_the_depth_of_a_frame_once(
         RandomSampler(),
         8,
         TINY,
-        requires_cameras=True,
-        requires_depth=True,
+        requirements=DataRequirements(cameras=True, depth=True),
         keep=keep,
         frame_pairing=Duplicate(),
     )
@@ -126,7 +128,7 @@ def test_pictures_of_a_folder_have_the_times_of_their_cameras(tmp_path: Path) ->
     def steps(**times: list[float]) -> float | str:
         write_cameras(tmp_path / "clip.cameras.json", torch.eye(4).repeat(8, 1, 1), K_px, width=56, height=56, **times)
         scene = Scene("mine/clip", folder, (), tmp_path / "clip.cameras.json")
-        loaded = SceneDataset([scene], UniformSampler(), 8, TINY, requires_cameras=True)[0]
+        loaded = SceneDataset([scene], UniformSampler(), 8, TINY, requirements=DataRequirements(cameras=True))[0]
         return loaded.error or loaded.seconds_per_grid
 
     assert steps(times_s=times_s) == pytest.approx(7.3 / 3)  # the first of four pairs at 0.0, the last at 7.3

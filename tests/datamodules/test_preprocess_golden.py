@@ -22,6 +22,7 @@ from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, Scene
 from datamodules.video import Video
 from tests.golden.synth import synth_video
+from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
 from zoo.positions import mrope_position_ids
 
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -53,7 +54,7 @@ class Synthetics(SceneDataset):
 
     def __init__(self, videos: Sequence[Synthetic], questions: Sequence[Question], frames: int, bounds: PixelBounds):
         scenes = [Scene(f"s/{i}", Path(f"{i}.mp4"), (question,)) for i, question in enumerate(questions)]
-        super().__init__(scenes, UniformSampler(), frames, bounds, requires_cameras=False)
+        super().__init__(scenes, UniformSampler(), frames, bounds)
         self.videos = videos
 
     def open(self, index: int) -> OpenScene:
@@ -62,11 +63,15 @@ class Synthetics(SceneDataset):
 
 @pytest.fixture(scope="module")
 def processor(realdata: Path) -> Any:
-    return AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
+    return Qwen25VLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
+
+
+def grids_of(batch: dict[str, Any]) -> Tensor:
+    return torch.stack([scene.grid_thw for scene in batch["scenes"]])
 
 
 def check_pixels(batch: dict[str, Any], t: dict[str, Tensor]) -> None:
-    pixels = batch["pixel_values_videos"]
+    pixels = torch.cat([scene.pixel_values for scene in batch["scenes"]])
     assert list(pixels.shape) == t["pixel_values_videos_shape"].tolist()
     rows = pixels[t["pixel_values_videos_row_index"]]
     assert torch.allclose(rows, t["pixel_values_videos_rows"], atol=2e-6, rtol=0)
@@ -101,10 +106,13 @@ def test_a_batch_of_the_official_inference(case: str, processor: Any) -> None:
     for number, each in enumerate(loaded):
         check_frames(each.frames, t, number)
     batch = Collate(processor, training=False, keep_frames=True)(loaded)
-    assert torch.equal(batch["video_grid_thw"], t["video_grid_thw"])
+    assert torch.equal(grids_of(batch), t["video_grid_thw"])
     assert torch.equal(batch["input_ids"], t["input_ids"]) and torch.equal(batch["attention_mask"], t["attention_mask"])
     check_pixels(batch, t)
-    assert all(torch.equal(frames, each.frames) for frames, each in zip(batch["frames"], loaded, strict=True))
+    assert all(
+        torch.equal(frames, each.frames)
+        for frames, each in zip((s.frames for s in batch["scenes"]), loaded, strict=True)
+    )
 
 
 def of_training(case: str) -> bool:
@@ -128,17 +136,20 @@ def test_a_batch_of_the_official_training(case: str, processor: Any, monkeypatch
     check_frames(loaded.frames, t, 0)
     batch = Collate(processor, training=True)([loaded])
     check_pixels(batch, t)
-    for name in ("input_ids", "labels", "video_grid_thw"):
+    for name in ("input_ids", "labels"):
         assert torch.equal(batch[name], t[name]), name
+    assert torch.equal(grids_of(batch), t["video_grid_thw"])
     assert torch.equal(batch["attention_mask"], t["attention_mask"].long())
-    ids = {name: processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    ids = {
+        name: processor.processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")
+    }
     positions, _ = mrope_position_ids(
         batch["input_ids"],
         batch["attention_mask"],
-        video_grid_thw=batch["video_grid_thw"],
+        video_grid_thw=grids_of(batch),
         seconds_per_grid=[2 / (data["video_frame_fps"] or count * clip["fps"] / clip["T"])],  # nominal, or real
         image_token_id=ids["image_pad"],
         video_token_id=ids["video_pad"],
-        vision_start_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_start_token_id=processor.processor.tokenizer.convert_tokens_to_ids("<|vision_start|>"),
     )
     assert torch.equal(positions, t["position_ids"])

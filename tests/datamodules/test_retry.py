@@ -24,7 +24,7 @@ def test_a_scene_is_tried_twice(
     for frame in range(2):
         Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(tmp_path / f"{frame}.png")
     scene = Scene("a/b", tmp_path, (Question("1", "object_counting", "How many?", "4"),))
-    dataset = SceneDataset([scene], UniformSampler(), 2, PixelBounds(784, 784), requires_cameras=False)
+    dataset = SceneDataset([scene], UniformSampler(), 2, PixelBounds(784, 784))
     original, called = SceneDataset.open, []
 
     def stalls(self: SceneDataset, index: int) -> Any:
@@ -39,9 +39,7 @@ def test_a_scene_is_tried_twice(
 
 
 def test_a_bug_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = SceneDataset(
-        [Scene("a/b", tmp_path, ())], UniformSampler(), 2, PixelBounds(784, 784), requires_cameras=False
-    )
+    dataset = SceneDataset([Scene("a/b", tmp_path, ())], UniformSampler(), 2, PixelBounds(784, 784))
     monkeypatch.setattr(SceneDataset, "open", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         dataset[0]

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError
@@ -61,6 +60,25 @@ class ExtraTokens(Enum):
         return {ExtraTokens.NOTHING: range(0), ExtraTokens.ONE: range(1), ExtraTokens.ALL: range(tokens)}[self]
 
 
+class RMSNorm(nn.Module):
+    """RMSNorm in the published connector's order of operations, to the bit; `nn.RMSNorm` rounds otherwise.
+
+    Args:
+        channels: of the input.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*rest channels"]) -> Float[Tensor, "*rest channels"]:
+        exact = x.float()
+        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * exact.to(x.dtype)
+
+
 class Connector(nn.Module):
     """RMSNorm, linear, GELU, linear: Spatial-MLLM's, arXiv 2505.23747 section 3.2; the official names.
 
@@ -71,7 +89,7 @@ class Connector(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int, zero: bool = False) -> None:
         super().__init__()
-        self.ln_q = Qwen2_5_VLRMSNorm(inputs, eps=1e-6)
+        self.ln_q = RMSNorm(inputs, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
         if zero:
             for parameter in self.mlp[2].parameters():

@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.atomic_io import write_whole
-from zoo.backbones.base import Preprocessor
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.backbones import Preprocessor, tiny_preprocessor
 from zoo.errors import InputError
 from zoo.geometry import TinyVGGT, VGGTEncoder
 from zoo.geometry.base import same_shape

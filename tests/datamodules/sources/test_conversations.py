@@ -17,6 +17,7 @@ from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA
 from datamodules.sources.conversations import NO_VIDEO
 from tests.datamodules.sources.listing import totals
+from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
 from zoo.errors import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden/preprocess_train"
@@ -123,7 +124,8 @@ def test_tokens_of_the_official_training(case, tmp_path, realdata):
     t, h, w = golden["video_grid_thw"][0].tolist()
     frames = torch.zeros((2 * t, 3, 14 * h, 14 * w), dtype=torch.uint8)
     loaded = LoadedScene(scene, scene.questions, frames, tuple(range(2 * t)))
-    batch = Collate(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"), training=True)([loaded])
+    preprocessor = Qwen25VLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
+    batch = Collate(preprocessor, training=True)([loaded])
     assert torch.equal(batch["input_ids"], golden["input_ids"])
     assert torch.equal(batch["labels"], golden["labels"])
 

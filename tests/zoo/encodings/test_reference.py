@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.zoo.asking import batch, inputs_of, logits_of, scene
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
+from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.cameras import Cameras
 from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
 from zoo.errors import InputError
@@ -117,7 +118,7 @@ def test_model_chooses_from_its_2d_tokens() -> None:
     ours, given = model(**balanced()), videos()
     real = given["attention_mask"].bool()
     expected = []
-    for tokens, grid in zip(ours.encode_pixels(given["pixel_values_videos"], GRID), GRID, strict=True):
+    for tokens, grid in zip(ours.model.backbone.encode_vision(given["pixel_values_videos"], GRID), GRID, strict=True):
         expected.append(int(saddle_balanced(tokens.unflatten(0, (int(grid[0]), -1)).mean(1))))
     assert expected == [2, 0]
     found = ours.model.logits(**given, cameras=cameras())[real]
@@ -142,7 +143,7 @@ def test_change_of_world_cancels_and_other_cameras_do_not() -> None:
 @torch.no_grad()
 def test_text_alone_is_stock() -> None:
     stock, ours = model(time_index=ConstantIndex()), model(**balanced())
-    words = torch.tensor([stock.processor.tokenizer("How many chair(s) are in this room?")["input_ids"]])
+    words = torch.tensor([tiny_processor().tokenizer("How many chair(s) are in this room?")["input_ids"]])
     for media in ({}, {"cameras": cameras()[:1]}):
         given = {"input_ids": words, "attention_mask": torch.ones_like(words), **media}
         assert torch.equal(ours.model.logits(**given), stock.model.logits(**given))
@@ -264,7 +265,7 @@ def test_logits_with_predicted_points_and_predicted_median_depth() -> None:
     frames = {"frames": [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]}
     for encoding in (PointRoPE(), GTA(scale="median_depth")):
         ours, given = by_vggt(encoding), sequences()
-        moved = ours.model.logits(**given, **frames) - model().logits(**given)
+        moved = ours.model.logits(**given, **frames) - model().model.logits(**given)
         assert moved.isfinite().all() and moved[given["attention_mask"].bool()].abs().max() > 1e-3
 
 
