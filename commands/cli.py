@@ -70,9 +70,11 @@ class ZooCLI(LightningCLI):
         self.config = parser.parse_args([self.command, *DEFAULT_OPTIONS, *sys.argv[2:]])
 
     def before_instantiate_classes(self) -> None:
-        """Resolves the run's folder and checkpoint."""
+        """Resolves the run's folder and checkpoint, and whose cameras `predict` uses."""
         settings = self.config[self.command]
         resolve_run(self.command, settings)
+        if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
+            settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [progress_bar()]
 

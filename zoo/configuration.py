@@ -30,7 +30,8 @@ def to_config(value: Any) -> Any:
     """The configuration of a part, JSON-like: plain values, lists, mappings, and classes with their arguments.
 
     Args:
-        value: a `Configurable`, a dataclass, a class, a `functools.partial` of a class, or a plain value.
+        value: a `Configurable`, a dataclass, a class, a `functools.partial` of a class, a function of a
+            module, or a plain value.
 
     Raises:
         InputError: a value without a configuration, such as a lambda.
@@ -48,6 +49,8 @@ def to_config(value: Any) -> Any:
     if isinstance(value, Configurable):
         args, kwargs = value.__dict__["_constructor_arguments"]
         return _class_config(type(value), _bound_arguments(type(value), args, kwargs))
+    if inspect.isfunction(value) and "<" not in value.__qualname__:
+        return f"{value.__module__}.{value.__qualname__}"
     if inspect.isfunction(value) and not inspect.signature(value).parameters:
         with torch.device("meta"):  # a factory without arguments stands for what it makes
             return to_config(value())

@@ -385,7 +385,8 @@ class SpatialVLM(Configurable, nn.Module):
             One text for one question, a list for several.
 
         Raises:
-            InputError: the video can't be read, or lacks the cameras or depth that this model requires.
+            FileNotFoundError: there is no such video.
+            InputError: it can't be read, or lacks the cameras or depth that this model requires.
         """
         from datamodules.asking import batch_of_questions  # the application layer, at call time only
 

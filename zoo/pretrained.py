@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -22,8 +22,6 @@ from zoo.weights import WEIGHTS, SafetensorsFile
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
-
-Model = TypeVar("Model", bound="SpatialVLM")
 
 RUN_CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
 LIBRARY = "spatial-vlm-zoo"
@@ -80,7 +78,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def load_model(kind: type[Model], path: str | Path, overrides: Mapping[str, Any]) -> Model:
+def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any:
     """See `SpatialVLM.from_pretrained`."""
     name = str(path)
     local = Path(path).expanduser()
@@ -110,11 +108,11 @@ def own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     }
 
 
-def _of_run(kind: type[Model], run: Path, overrides: Mapping[str, Any]) -> Model:
+def _of_run(kind: Any, run: Path, overrides: Mapping[str, Any]) -> Any:
     settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
     # the task is named by its class path: the model does not import what is built on top of it
     task: Any = from_config(nn.Module, _overridden(settings["model"], overrides))
-    model: Model = task.model
+    model = task.model
     model.data_config = settings.get("data") or {}
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
@@ -125,7 +123,7 @@ def _of_run(kind: type[Model], run: Path, overrides: Mapping[str, Any]) -> Model
     return _frozen(model)
 
 
-def _released(kind: type[Model], path: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Model:
+def _released(kind: Any, path: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
     for loader in _loaders():
         if loader.reads(config):
             return _frozen(kind(**{**loader.released_parts(path), **overrides}))
@@ -145,7 +143,7 @@ def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict
     return {**config, "init_args": {**(config.get("init_args") or {}), **to_config(dict(overrides))}}
 
 
-def _build(kind: type[Model], config: Mapping[str, Any], overrides: Mapping[str, Any], copies: Path | None) -> Model:
+def _build(kind: Any, config: Mapping[str, Any], overrides: Mapping[str, Any], copies: Path | None) -> Any:
     return from_config(kind, _resolved(_overridden(config, overrides), copies))
 
 
@@ -205,7 +203,7 @@ def _check_frozen(model: SpatialVLM, recorded: Mapping[str, list[str]], folder: 
             )
 
 
-def _filled(model: Model, tensors: Mapping[str, Tensor], source: str) -> Model:
+def _filled(model: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
     wanted = own_tensors(model) if not model.loaded_names else {}
     result = model.load_state_dict(dict(tensors), strict=False)
     missing = sorted(name for name in result.missing_keys if name in wanted and not model.restored_by_files(name))
@@ -218,5 +216,5 @@ def _filled(model: Model, tensors: Mapping[str, Tensor], source: str) -> Model:
     return _frozen(model)
 
 
-def _frozen(model: Model) -> Model:
+def _frozen(model: Any) -> Any:
     return model.requires_grad_(False).eval()

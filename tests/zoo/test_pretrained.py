@@ -1,0 +1,283 @@
+"""In Python: a model is saved, loaded and asked, and is the same model; what is not the same is an error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+
+import main
+from tests.datamodules.clips import numbered_frame, write_video
+from tests.zoo.released import load_case, official_weights, read_release, write_release
+from zoo import (
+    ConcatSplitFusion,
+    DatasetGeometry,
+    InputError,
+    LoRA,
+    PretrainedQwen25VL,
+    PRoPE,
+    PRoPEMLLM,
+    SpatialVLM,
+    Task,
+    TinyQwen25VL,
+    TinyVGGT,
+    ViewAttention,
+)
+from zoo.configuration import from_config, to_config
+
+SIZES: dict[str, Any] = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+PARTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "PRoPE": {
+        "geometry": partial(DatasetGeometry, depth=False),
+        "fusion": ConcatSplitFusion,
+        "view_mixer": partial(ViewAttention, head_dim=16),
+        "camera_encoding": PRoPE(),
+    },
+    "VGGT and LoRA": {
+        "geometry": partial(TinyVGGT, path=None, embed_dim=16, depth=4, num_heads=2),
+        "fusion": ConcatSplitFusion,
+        "lora": LoRA(r=2),
+    },
+}
+QUESTIONS = ["How many chair(s) are in this room?", "What is the size of this room (in square meters)?"]
+
+
+def model_of(name: str) -> SpatialVLM:
+    torch.manual_seed(0)
+    return randomized(SpatialVLM(TinyQwen25VL(**SIZES), **PARTS[name]))
+
+
+def randomized(model: SpatialVLM) -> SpatialVLM:
+    """Zero-initialized projections too: a part that is not loaded shows."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return model.requires_grad_(True).eval()
+
+
+def equal(a: SpatialVLM, b: SpatialVLM) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released Qwen2.5-VL, tiny."""
+    folder = tmp_path_factory.mktemp("qwen")
+    config = load_case("qwen_one_video")[0]["config"]
+    write_release(folder, config["qwen"] | {"model_type": "qwen2_5_vl"}, official_weights(config, False))
+    return folder
+
+
+# ---- folders ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_saved_model_is_the_same_model(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = SpatialVLM.from_pretrained(tmp_path / "saved")
+    assert equal(model, loaded)
+    assert not equal(model_of(name), SpatialVLM(TinyQwen25VL(**SIZES), **PARTS[name]))  # the test can fail
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(model.logits(ids, torch.ones_like(ids)), loaded.logits(ids, torch.ones_like(ids)))
+    loaded.save_pretrained(tmp_path / "again")  # a loaded model is saved whole
+    assert equal(model, SpatialVLM.from_pretrained(tmp_path / "again"))
+
+
+def test_a_saved_model_names_its_parts(tmp_path: Path) -> None:
+    model_of("PRoPE").save_pretrained(tmp_path / "prope")
+    config = json.loads((tmp_path / "prope/config.json").read_text())
+    assert config["model"]["init_args"]["camera_encoding"] == {"class_path": "zoo.PRoPE", "init_args": {}}
+    card = (tmp_path / "prope/README.md").read_text()
+    assert "library_name: spatial-vlm-zoo" in card
+    assert "zoo.ViewAttention" in card
+    with pytest.raises(InputError, match="not empty"):
+        model_of("PRoPE").save_pretrained(tmp_path / "prope")
+    kept = (tmp_path / "prope/model.safetensors").read_bytes()
+    del config["model"]["init_args"]["view_mixer"]
+    (tmp_path / "prope/config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"unexpected \['view_mixer"):
+        SpatialVLM.from_pretrained(tmp_path / "prope")
+    assert (tmp_path / "prope/model.safetensors").read_bytes() == kept
+
+
+def test_a_part_from_a_function_has_no_configuration(tmp_path: Path) -> None:
+    model = SpatialVLM(TinyQwen25VL(**SIZES), view_mixer=lambda width: ViewAttention(width, 16))
+    with pytest.raises(InputError, match=r"functools.partial\(Class"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_overrides_replace_stored_arguments(tmp_path: Path) -> None:
+    model_of("PRoPE").save_pretrained(tmp_path / "saved")
+    assert SpatialVLM.from_pretrained(tmp_path / "saved").merged_camera == "first"
+    assert SpatialVLM.from_pretrained(tmp_path / "saved", merged_camera="mean").merged_camera == "mean"
+
+
+# ---- released weights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_frozen_released_weights_are_named_or_copied(qwen: Path, tmp_path: Path, full: bool) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(qwen, base)
+    model = SpatialVLM(PretrainedQwen25VL(str(base), dtype="float32"), view_mixer=partial(ViewAttention, head_dim=16))
+    model.requires_grad_(False)
+    assert model.view_mixer is not None
+    randomized_mixer = {name: torch.randn_like(p) for name, p in model.view_mixer.named_parameters()}
+    model.view_mixer.load_state_dict(randomized_mixer, strict=False)
+    model.view_mixer.requires_grad_(True)
+    model.eval().save_pretrained(tmp_path / "saved", full=full)
+    saved = load_file(tmp_path / "saved/model.safetensors")
+    assert saved
+    assert all(name.startswith("view_mixer.") for name in saved)
+    assert equal(model, SpatialVLM.from_pretrained(tmp_path / "saved"))
+
+    if full:  # the folder stands alone, wherever it goes
+        shutil.rmtree(base)
+        (tmp_path / "saved").rename(tmp_path / "moved")
+        assert equal(model, SpatialVLM.from_pretrained(tmp_path / "moved"))
+        return
+    other = read_release(base)
+    name = "model.embed_tokens.weight"
+    write_release(base, json.loads((base / "config.json").read_text()), other | {name: other[name] + 1})
+    with pytest.raises(InputError, match="not those that this model was trained with"):
+        SpatialVLM.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.usefixtures("tiny_dino")
+def test_a_released_folder_is_a_model(qwen: Path, release: Path) -> None:
+    stock = SpatialVLM(PretrainedQwen25VL(str(qwen)))
+    loaded = SpatialVLM.from_pretrained(qwen)
+    assert loaded.is_pretrained
+    assert equal(stock, loaded)
+    spatial = SpatialVLM.from_pretrained(release)
+    assert spatial.fusion is not None
+    assert spatial.is_pretrained
+
+
+def test_an_unknown_folder_names_what_is_known(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    with pytest.raises(InputError, match=r"model_type 'llava'.*PretrainedQwen25VL"):
+        SpatialVLM.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="hf download"):
+        SpatialVLM.from_pretrained("weights/nothing")
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def upload(api: HfApi, repo_id: str, folder_path: Path) -> str:
+        calls.append(sorted(file.name for file in folder_path.iterdir()))
+        return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **options: calls.append((repo_id, options)))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    assert model_of("plain").push_to_hub("someone/prope", private=True) == "https://huggingface.co/someone/prope"
+    (repo, options), files = calls
+    assert (repo, options) == ("someone/prope", {"private": True, "exist_ok": True})
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_a_model(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_RUN", raising=False)
+    sizes = [word for name, size in SIZES.items() for word in (f"--model.backbone.{name}", str(size))]
+    data = ["--data.source.root", str(rooms_root), "--data.source.scenes", "[6,2,3]", "--data.batch_size", "2"]
+    few = ["--data.num_frames", "4", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0"]
+    words = ["--config", "prope.yaml", *sizes, *data, *few, "--data.question_types", "null"]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *words])
+    main.main()
+    (run,) = Path("runs").iterdir()
+    checkpoint = run / "checkpoints/last.ckpt"
+
+    task = Task.load_from_checkpoint(checkpoint)  # no arguments: the checkpoint knows its task
+    assert type(task) is PRoPEMLLM
+    model = SpatialVLM.from_pretrained(run)
+    assert equal(model, task.model)
+    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(model.state_dict()[name.removeprefix("model.")], tensor) for name, tensor in kept.items())
+
+    model.save_pretrained(tmp_path / "saved")
+    loaded = SpatialVLM.from_pretrained(tmp_path / "saved")
+    assert equal(model, loaded)
+    video = str(next(rooms_root.glob("*/rooms/test_*.mp4")))
+    assert loaded.answer(video, QUESTIONS) == model.answer(video, QUESTIONS)
+    assert loaded.data_config["init_args"]["num_frames"] == 4
+
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["model"]["init_args"]["view_mixer"] = None
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(InputError, match="is of another model"):
+        SpatialVLM.from_pretrained(run)
+    checkpoint.unlink()
+    with pytest.raises(InputError, match="train it first"):
+        SpatialVLM.from_pretrained(run)
+
+
+# ---- answers ------------------------------------------------------------------------------------------------
+
+
+def test_answers_about_a_file_and_its_frames(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", [numbered_frame(i, 56, 112) for i in range(8)])
+    model = model_of("plain")
+    several = model.answer(video, QUESTIONS, num_frames=4)
+    assert len(several) == 2
+    assert several == [model.answer(video, question, num_frames=4) for question in QUESTIONS]
+    frames = torch.randint(0, 256, (4, 3, 56, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    asked = model.answer(frames, QUESTIONS[0])
+    assert isinstance(asked, str)
+    assert model.answer(frames / 255, QUESTIONS[0]) == asked
+    assert isinstance(model.answer(frames[:3], QUESTIONS[0]), str)  # an odd number
+    with pytest.raises(FileNotFoundError, match="nothing.mp4"):
+        model.answer(tmp_path / "nothing.mp4", QUESTIONS[0])
+
+
+def test_answers_by_cameras(rooms_root: Path, tmp_path: Path) -> None:
+    model = model_of("PRoPE")
+    video = next(rooms_root.glob("*/rooms/test_*.mp4"))
+    assert isinstance(model.answer(video, QUESTIONS[0], num_frames=4), str)
+    bare = tmp_path / "bare.mp4"
+    bare.write_bytes(video.read_bytes())
+    with pytest.raises(InputError, match="camera"):
+        model.answer(bare, QUESTIONS[0], num_frames=4)
+    cameras = video.with_suffix(".cameras.json")
+    given = model.answer(bare, QUESTIONS[0], num_frames=4, cameras=cameras)
+    assert given == model.answer(video, QUESTIONS[0], num_frames=4)
+    with pytest.raises(InputError, match="frames in memory come without cameras"):
+        model.answer(torch.zeros(4, 3, 56, 56), QUESTIONS[0])
+
+
+# ---- parts as configuration ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_configuration_builds_the_same_model(name: str) -> None:
+    config = to_config(model_of(name))
+    again = from_config(SpatialVLM, json.loads(json.dumps(config)))
+    whole = to_config(again)  # with every default
+    assert to_config(from_config(SpatialVLM, whole)) == whole
+    assert again.state_dict().keys() == model_of(name).state_dict().keys()
+
+
+def test_a_wrong_configuration_is_an_error() -> None:
+    with pytest.raises(InputError, match="SpatialVLM"):
+        from_config(SpatialVLM, {"class_path": "zoo.SpatialVLM", "init_args": {"glasses": True}})
