@@ -1,0 +1,85 @@
+"""docs/architecture.md: its tables and figure are up to date, and what it states about files and imports holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from docs.architecture import DOCUMENT, FIGURE, PATH, ROOT, SEAMS, document, figure
+from tests.zoo import asking
+
+PARTS = ("zoo/backbones/", "zoo/geometry/", "zoo/encodings/", "zoo/fusions/", "zoo/benchmarks/", "zoo/time_index.py")
+NOT_COUNTED = {  # each is named in the document
+    *("zoo/positions.py", "zoo/rays.py", "zoo/scenes.py", "zoo/cameras.py", "zoo/poses.py", "zoo/precision.py"),
+    *("zoo/shared_prefix.py", "zoo/question_masks.py", "zoo/requirements.py", "zoo/errors.py"),
+    "datamodules/prompts.py",
+}
+EXCEPTIONS = {"zoo/model.py": {"datamodules"}, "zoo/checkpoints/parts.py": {"lightning"}}
+
+
+def test_tables_and_figure_are_up_to_date() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == document()
+    assert FIGURE.read_text(encoding="utf-8") == figure()
+
+
+def test_every_file_named_exists() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8") + figure()
+    named = set(re.findall(r"\b((?:zoo|datamodules|callbacks|commands|configs|docs|tests)/(?:[\w/]+\.\w+)?)", text))
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert all((ROOT / file).exists() for seam in SEAMS for file in (seam.files, seam.defined_in, *seam.listed_in))
+
+
+def executed_files(run: Callable[[], Any]) -> set[str]:
+    """Files of the repository's packages whose functions a call runs."""
+    found: set[str] = set()
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            found.add(frame.f_code.co_filename)
+
+    sys.setprofile(profile)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    names = {Path(file).relative_to(ROOT).as_posix() for file in found if Path(file).is_relative_to(ROOT)}
+    return {name for name in names if name.startswith(("zoo/", "datamodules/"))}
+
+
+def test_a_training_step_runs_at_most_six_files_beside_the_parts() -> None:
+    task = asking.build("prope.yaml")
+    scenes = [asking.scene("a", asking.QUESTIONS[:2]), asking.scene("b", asking.QUESTIONS[:1])]
+    executed = executed_files(lambda: task.loss(asking.batch(task, *scenes, training=True)))
+    assert len(PATH) <= 6
+    assert {file for file in executed if not file.startswith(PARTS)} == PATH.keys() | NOT_COUNTED
+    assert all(f"`{file}`" in DOCUMENT.read_text(encoding="utf-8") for file in NOT_COUNTED)
+
+
+def imported_packages(file: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere, also inside functions."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return {".".join(name.split(".")[:2]) if name.startswith("zoo.tasks") else name.split(".")[0] for name in modules}
+
+
+def test_the_model_imports_nothing_from_the_layers_above() -> None:
+    above = {"zoo.tasks", "lightning", "datamodules", "callbacks", "commands"}
+    found = {
+        name: upward
+        for file in (ROOT / "zoo").rglob("*.py")
+        if not (name := file.relative_to(ROOT).as_posix()).startswith("zoo/tasks/")
+        and (upward := imported_packages(file) & above)
+    }
+    assert found == EXCEPTIONS
+
+
+def test_tasks_import_nothing_from_the_application() -> None:
+    files = (ROOT / "zoo" / "tasks").glob("*.py")
+    assert not any(imported_packages(file) & {"datamodules", "callbacks", "commands"} for file in files)
