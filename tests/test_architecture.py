@@ -19,7 +19,7 @@ NOT_COUNTED = {  # each is named in the document
     *("zoo/shared_prefix.py", "zoo/question_masks.py", "zoo/requirements.py", "zoo/errors.py"),
     "datamodules/prompts.py",
 }
-EXCEPTIONS = {"zoo/model.py": {"datamodules"}, "zoo/checkpoints/parts.py": {"lightning"}}
+EXCEPTIONS = {"zoo/model.py": {"datamodules"}}
 
 
 def test_tables_and_figure_are_up_to_date() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
@@ -99,7 +99,9 @@ def _compare_tied_head(head: Tensor, embeddings: Tensor) -> None:
             "to false in the config, or mend the file"
         )
     if not embeddings.is_meta and not torch.equal(head.to(embeddings), embeddings):
-        rank_zero_warn(f"{LM_HEAD} is tied to the embeddings by the config, and differs from them: it is not read")
+        warnings.warn(
+            f"{LM_HEAD} is tied to the embeddings by the config, and differs from them: it is not read", stacklevel=2
+        )
 
 
 def _refuse_v1(tensors: Mapping[str, Tensor]) -> None:
