@@ -14,15 +14,3 @@ from datamodules.sources.rooms.real_source import RealRooms
 from datamodules.sources.rooms.renderer import Rendering, read_scene, render, render_depth
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene
 from datamodules.sources.rooms.source import Rooms
-
-__all__ = [
-    "RealRooms",
-    "Rendering",
-    "RoomScene",
-    "Rooms",
-    "Thing",
-    "load_scene",
-    "read_scene",
-    "render",
-    "render_depth",
-]
