@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from benchmarks.measure import timed
+from benchmarks.symmetries import COMBINATIONS
 from zoo.backbones.qwen25_vl.attention import install_camera_attention
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings import EncodedCameras, prope_attention
 from zoo.encodings.multiview import ROPE_BASE
-from zoo.encodings.table import COMBINATIONS
 
 IMAGE = 448  # pixels a side; only the ratio to K matters
 DECODED = 16  # steps a measurement, each one token longer

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
+from benchmarks.symmetries import COMBINATIONS
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings import EncodedCameras
-from zoo.encodings.table import COMBINATIONS
 from zoo.poses import invert_se3, nearest_rotation, pose_distance
 from zoo.time_index import TemporalPatches
 

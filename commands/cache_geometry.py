@@ -14,25 +14,22 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import SUPPRESS, ActionConfigFile, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from commands.configs import DEFAULT_OPTIONS
-from commands.parser import OneLineParser
-from commands.select_frames import OTHERS, LeftAside
+from commands.select_frames import KEPT, MADE, OF_RUNS, scene_parser
 from datamodules import RandomSampler, VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.sources.base import Split
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, GeometryCache
 from zoo.tasks import VideoQATask
-
-MADE, KEPT = "made", "kept"
 
 
 class Place(NamedTuple):
@@ -104,13 +101,7 @@ def scenes_of(data: VideoQADataModule, split: Split) -> SceneDataset:
             "--data.train_sampler null, and give that here too"
         )
     data.prepare_data()
-    return SceneDataset(
-        data.scenes(split),
-        sampler,
-        data.num_frames,
-        data.pixels,
-        frame_pairing=data.frame_pairing,
-    )
+    return data.dataset(data.scenes(split), sampler)
 
 
 def this_process() -> Place:
@@ -127,16 +118,9 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
 
     The config of a run can be used unchanged. The model is built on the meta device, without reading weights.
     """
-    parser = OneLineParser(prog="main.py cache-geometry", description=__doc__)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
-    parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read frames; 0 reads in the main one")
+    parser = scene_parser("cache-geometry", __doc__, OF_RUNS)
     parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
-    parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
-    for other in OTHERS:
-        if other != "model":
-            parser.add_argument(f"--{other}", type=LeftAside, default=None, help=SUPPRESS)
     settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
     options = settings.model.init_args
     if options.get("geometry_cache") is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,8 +29,8 @@ from datamodules.sources.base import Split
 from zoo.atomic_io import write_whole
 from zoo.errors import SCENE_FAULTS, InputError
 
-OTHERS = (
-    *("model", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "weights_only"),
+OF_RUNS = (
+    *("trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "weights_only"),
     *("metrics", "predictions", "checkpoint", "gallery"),  # callbacks that every run has
 )
 LeftAside = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there
@@ -94,13 +95,7 @@ def select_frames(arguments: list[str]) -> None:
     if settings.workers < 0:
         raise InputError(f"--workers {settings.workers}: at least 0, which uses the main process")
     data.prepare_data()
-    scenes = SceneDataset(
-        data.scenes(split),
-        data.sampler,
-        data.num_frames,
-        data.pixels,
-        frame_pairing=data.frame_pairing,
-    )
+    scenes = data.dataset(data.scenes(split), data.sampler)
     output = Path(settings.output or f"selections/{type(data.sampler).__name__}-{data.num_frames}").expanduser()
     loader = DataLoader(SelectScenes(scenes, output, settings.plot), batch_size=None, num_workers=settings.workers)
     counts = Counter({MADE: 0, KEPT: 0})
@@ -121,13 +116,19 @@ def select_frames(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> Any:
     """Parses the settings and builds the DataModule; options of a run's config other than data are ignored."""
-    parser = OneLineParser(prog="main.py select-frames", description=__doc__)
+    parser = scene_parser("select-frames", __doc__, ("model", *OF_RUNS))
+    parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
+    parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
+    return parser.instantiate_classes(parser.parse_args([*DEFAULT_OPTIONS, *arguments]))
+
+
+def scene_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
+    """Returns a parser of the DataModule, its split and its workers that ignores other options of a run's config."""
+    parser = OneLineParser(prog=f"main.py {command}", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
-    parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
     parser.add_argument("--workers", type=int, default=0, help="worker processes; 0 uses the main process")
-    parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
     parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
-    for option in OTHERS:
+    for option in ignored:
         parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
-    return parser.instantiate_classes(parser.parse_args([*DEFAULT_OPTIONS, *arguments]))
+    return parser

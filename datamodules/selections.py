@@ -18,7 +18,6 @@ from typing import Any
 from torch import Tensor
 
 from zoo.atomic_io import write_whole
-from zoo.fingerprint import file_fingerprint as fingerprint  # noqa: F401 - imported from here elsewhere
 from zoo.fingerprint import tensor_fingerprint
 
 FILE = "selected_frames.json"

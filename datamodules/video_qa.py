@@ -19,11 +19,11 @@ from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ran
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
 from datamodules.scenes import Scene
-from datamodules.selections import fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
@@ -181,7 +181,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             **asdict(self.filter),
         }
 
-    def _dataset(self, scenes: list[Scene], sampler: FrameSampler, keep: bool = False) -> SceneDataset:
+    def dataset(self, scenes: list[Scene], sampler: FrameSampler, keep: bool = False) -> SceneDataset:
+        """Scenes with the frames that a sampler chooses; `keep` keeps decoded videos in memory."""
         return SceneDataset(
             scenes,
             sampler,
@@ -208,7 +209,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = self._dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
+        dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
         trainer = self.trainer
         assert trainer is not None
         order = TrainingOrder(len(dataset), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
@@ -222,7 +223,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         assert trainer is not None
         own = balance_across_ranks([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
         return DataLoader(
-            self._dataset(scenes, self.sampler),  # type: ignore[arg-type]
+            self.dataset(scenes, self.sampler),  # type: ignore[arg-type]
             batch_sampler=[[scene] for scene in own] or [[]],  # Lightning would leave a process without a batch out
             collate_fn=self._collate(False),
             num_workers=self.num_workers,
@@ -234,7 +235,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         scenes, prompt = self.scenes("test"), self._collate(False).prompt
         self.tested = [record(LoadedScene(scene, ()), q, prompt(q)) for scene in scenes for q in scene.questions]
-        self.tested_files = {scene.name: [fingerprint(file) for file in self._files(scene)] for scene in scenes}
+        self.tested_files = {scene.name: [file_fingerprint(file) for file in self._files(scene)] for scene in scenes}
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in scenes]
         return self._scene_loader([scene for scene in rest if scene.questions])
 
@@ -247,5 +248,5 @@ class VideoQADataModule(Configurable, LightningDataModule):
         assert self.asked is not None and self.trainer is not None  # prepare_data has refused already
         if self.trainer.world_size > 1:
             raise InputError("predict asks about one scene, so it takes one process: lower --trainer.devices")
-        dataset, collate = self._dataset(self.asked.scenes("test"), self.sampler), self._collate(False)
+        dataset, collate = self.dataset(self.asked.scenes("test"), self.sampler), self._collate(False)
         return DataLoader(dataset, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]

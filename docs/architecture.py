@@ -37,7 +37,7 @@ class Seam(NamedTuple):
 
 
 ZOO, DATA = "zoo/__init__.py", "datamodules/__init__.py"
-TABLE = "zoo/encodings/table.py"
+TABLE = "benchmarks/symmetries.py"
 SEAMS = (
     Seam("camera encoding", "zoo/encodings/", ("CameraEncoding", "MatrixEncoding"), "zoo/encodings/base.py",
          "--model.camera_encoding", (ZOO, TABLE)),

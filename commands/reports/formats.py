@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from commands.reports.tables import Table, show
+from commands.reports.tables import Table
 
 # one translation: the replacements contain braces
 LATEX = str.maketrans(
@@ -19,12 +19,11 @@ LATEX = str.maketrans(
 
 def text(table: Table) -> str:
     """Format a table with aligned columns for a terminal."""
-    rows = [table.headings, *_texts(table)]
+    rows = [table.headings, *table.texts]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.headings))]
-    numeric = [_numeric(table, column) for column in range(len(table.headings))]
 
     def line(row: tuple[str, ...]) -> str:
-        cells = zip(row, widths, numeric, strict=True)
+        cells = zip(row, widths, table.numeric, strict=True)
         return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
@@ -42,14 +41,14 @@ def markdown(table: Table) -> str:
             cell = cell.replace(sign, f"\\{sign}")
         return cell
 
-    rule = line(tuple("---:" if _numeric(table, i) else "---" for i in range(len(table.headings))))
-    rows = [line(tuple(map(plain, row))) for row in _texts(table)]
+    rule = line(tuple("---:" if numeric else "---" for numeric in table.numeric))
+    rows = [line(tuple(map(plain, row))) for row in table.texts]
     return "\n".join([f"**{plain(table.title)}**", "", line(table.headings), rule, *rows]) + "\n"
 
 
 def latex(table: Table) -> str:
     r"""Format a `table` environment for \input; needs \usepackage{booktabs}."""
-    columns = "".join("r" if _numeric(table, i) else "l" for i in range(len(table.headings)))
+    columns = "".join("r" if numeric else "l" for numeric in table.numeric)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}"]
     lines.append(r"\toprule")
     if table.groups:
@@ -60,8 +59,10 @@ def latex(table: Table) -> str:
         cells = [rf"\multicolumn{{{end - first + 1}}}{{c}}{{{_latex(name)}}}" for name, first, end in spans]
         lines.append(" & ".join(cells) + r" \\")
         lines.append(" ".join(rf"\cmidrule(lr){{{first}-{end}}}" for name, first, end in spans if name))
-    numeric = [_numeric(table, column) for column in range(len(table.headings))]
-    rows = [_latex_row(table.headings, [False] * len(numeric)), *(_latex_row(row, numeric) for row in _texts(table))]
+    rows = [
+        _latex_row(table.headings, [False] * len(table.headings)),
+        *(_latex_row(row, table.numeric) for row in table.texts),
+    ]
     lines += [rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -74,25 +75,15 @@ def html(table: Table) -> str:
         lines.append(f'<tr class="groups">{"".join(spans)}</tr>')
     lines.append(f"<tr>{''.join(f'<th>{escape(heading)}</th>' for heading in table.headings)}</tr>")
     lines += ["</thead>", "<tbody>"]
-    numeric = [_numeric(table, column) for column in range(len(table.headings))]
-    for row, texts in zip(table.rows, _texts(table), strict=True):
+    for row, texts in zip(table.rows, table.texts, strict=True):
         cells = []
-        for cell, shown, right in zip(row, texts, numeric, strict=True):
+        for cell, shown, right in zip(row, texts, table.numeric, strict=True):
             number = cell[0] if isinstance(cell, tuple) else cell
             place = ' class="number"' if right else ""
             value = f' data-value="{number!r}"' if isinstance(number, (int, float)) else ""
             cells.append(f"<td{place}{value}>{escape(shown)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</tbody>", "</table>"]) + "\n"
-
-
-def _texts(table: Table) -> list[tuple[str, ...]]:
-    return [tuple(show(cell, table.signed) for cell in row) for row in table.rows]
-
-
-def _numeric(table: Table, column: int) -> bool:
-    """Return whether a column holds numbers, which are right-aligned."""
-    return not any(isinstance(row[column], str) for row in table.rows)
 
 
 def _latex_row(cells: Sequence[str], numeric: Sequence[bool]) -> str:

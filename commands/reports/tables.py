@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -34,6 +35,16 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     groups: tuple[tuple[str, int], ...] = ()
     signed: bool = False
+
+    @cached_property
+    def texts(self) -> list[tuple[str, ...]]:
+        """The formatted cells."""
+        return [tuple(show(cell, self.signed) for cell in row) for row in self.rows]
+
+    @cached_property
+    def numeric(self) -> list[bool]:
+        """Whether each column holds numbers, which are right-aligned."""
+        return [not any(isinstance(row[i], str) for row in self.rows) for i in range(len(self.headings))]
 
 
 def show(cell: Cell, signed: bool = False) -> str:

@@ -9,24 +9,3 @@ from datamodules.samplers.random import RandomSampler
 from datamodules.samplers.selected import SelectedFrames
 from datamodules.samplers.space_aware import SpaceAwareSampler
 from datamodules.samplers.uniform import UniformSampler
-
-__all__ = [
-    "Consecutive",
-    "Duplicate",
-    "FrameSampler",
-    "DatasetDepth",
-    "OffsetNeighbor",
-    "Neighbor",
-    "FramePairing",
-    "PointSource",
-    "PoseFarthestSampler",
-    "PosePlaneSampler",
-    "RandomSampler",
-    "SceneView",
-    "SelectedFrames",
-    "SpaceAwareSampler",
-    "UniformSampler",
-    "PredictedPoints",
-    "maximum_coverage",
-    "voxelize",
-]

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from datamodules.depth import read_depth
 from datamodules.samplers.base import SceneView
-from datamodules.selections import fingerprint
 from datamodules.trajectories import Trajectory
 from zoo.cameras import intrinsics_in_pixels, normalize_intrinsics
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.fingerprint import file_fingerprint
 from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
 from zoo.geometry.lazy import LazyGeometry
 from zoo.geometry.projection import pixel_center_intrinsics
@@ -139,7 +139,7 @@ class PredictedPoints(PointSource):
         settings = self._encoder.identity()
         if self._is_default:
             del settings["dtype"]  # selections made on a GPU are valid on a CPU
-        return {**settings, "weights": self._encoder.weights(fingerprint)}
+        return {**settings, "weights": self._encoder.weights(file_fingerprint)}
 
     def points(self, scene: SceneView) -> PointMaps:
         """See `PointSource`; the first frame of the pool is the world."""

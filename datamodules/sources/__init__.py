@@ -9,17 +9,3 @@ from datamodules.sources.rooms import RealRooms, Rooms
 from datamodules.sources.scannet_qa import SQA3D, ScanQA
 from datamodules.sources.single import SingleVideo
 from datamodules.sources.vsibench import VSIBench
-
-__all__ = [
-    "SQA3D",
-    "Conversations",
-    "Mixture",
-    "PosedScenes",
-    "RealRooms",
-    "Rooms",
-    "ScanQA",
-    "SceneFolder",
-    "SceneSource",
-    "SingleVideo",
-    "VSIBench",
-]

@@ -6,5 +6,3 @@ from datamodules.trajectories.nerfstudio import Nerfstudio, ScanNetPlusPlus
 from datamodules.trajectories.scannet import ScanNet
 from datamodules.trajectories.seven_scenes import SevenScenes
 from datamodules.trajectories.tum import TUM
-
-__all__ = ["TUM", "ARKitScenes", "Nerfstudio", "PoseFormat", "ScanNet", "ScanNetPlusPlus", "SevenScenes", "Trajectory"]

@@ -116,8 +116,10 @@ def test_a_full_cache_never_loads_vggt(run: Run, monkeypatch: pytest.MonkeyPatch
 def test_what_it_refuses(run: Run, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="RandomSampler draws other frames each epoch.*--data.train_sampler null"):
         run("cache-geometry", "--split", "train")
+    parts = "{fusion: null, geometry: {class_path: zoo.TinyVGGT}}"
+    Path("no_fusion.yaml").write_text(f"model: {{class_path: zoo.PRoPEMLLM, init_args: {parts}}}\n")
     with pytest.raises(SystemExit, match="this model reads no geometry: name one that does"):
-        run("cache-geometry", "--model.fusion", "null")
+        run("cache-geometry", config="no_fusion.yaml")
     with pytest.raises(SystemExit, match="raise --model.geometry_cache.max_size_gb"):
         run("cache-geometry", "--model.geometry_cache.max_size_gb", "0.000008")  # one scene, and not two
     with pytest.raises(SystemExit, match="2 of 2 scenes have no geometry: see above"):

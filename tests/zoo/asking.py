@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.symmetries import COMBINATIONS
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, ConstantIndex, LearningRates, TinyQwen25VL, TinyVGGT
 from zoo.encodings import CameraEncoding, ViewAttention
-from zoo.encodings.table import COMBINATIONS
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
 from zoo.prefix_cache import Reply

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.layouts import sequence_layout
 from zoo.backbones.qwen25_vl import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
-from zoo.encodings.table import COMBINATIONS
 from zoo.positions import mrope_position_ids
 from zoo.time_index import ConstantIndex, TimeIndex
 

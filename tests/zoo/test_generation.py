@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.decoder import PAD, VIDEO, Example, install, tiny_model
 from zoo.backbones.qwen25_vl.generation import CameraQwen25VL, greedy
-from zoo.encodings.table import COMBINATIONS
 
 NEW, BEAMS = 4, 2
 pytestmark = pytest.mark.usefixtures("one_thread")

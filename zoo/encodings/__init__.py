@@ -26,35 +26,3 @@ from zoo.encodings.reference import balanced_views, saddle_balanced
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.view_attention import ViewAttention
 from zoo.encodings.view_mixer import ViewMixer
-
-__all__ = [
-    "AlternateAxes",
-    "CaPE",
-    "CameraEncoding",
-    "ChannelPlacement",
-    "ChannelRange",
-    "Compose",
-    "EncodedCameras",
-    "ExtraChannels",
-    "GTA",
-    "HeadSubset",
-    "HighFrequencies",
-    "LayerSubset",
-    "LowFrequencies",
-    "MatrixEncoding",
-    "PRoPE",
-    "Placement",
-    "PointRoPE",
-    "PoseALiBi",
-    "PoseIndex",
-    "RayEmbedding",
-    "RayEncoding",
-    "TemporalSection",
-    "ValueRoPE",
-    "ViewAttention",
-    "ViewMixer",
-    "balanced_views",
-    "projection_matrices",
-    "prope_attention",
-    "saddle_balanced",
-]

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras, ReferenceView
 from zoo.encodings.gta import GTA
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
-from zoo.encodings.view_mixer import ViewMixer, check_scenes
+from zoo.encodings.view_mixer import Grid, HasCamera, ViewMixer, check_scenes
 from zoo.errors import check_choice
 from zoo.poses import invert_se3
 from zoo.rays import patch_directions, plucker, ray_directions
@@ -94,11 +94,7 @@ class RayEmbedding(ViewMixer):
         return ViewSymmetries(no_pose, canonical=no_pose or self.reference is not None, scale=no_pose, intrinsics=False)
 
     def forward(
-        self,
-        tokens: Float[Tensor, "N D"],
-        cameras: Cameras,
-        grid: tuple[int, int, int] | Int[Tensor, " 3"],
-        has_camera: Bool[Tensor, "B t"] | None = None,
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Adds the embedding of the rays, see `ViewMixer.forward`."""
         _, rows, columns = check_scenes(tokens, cameras, grid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras
@@ -15,7 +15,7 @@ from zoo.encodings.placements import Matrices
 from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEncoding
 from zoo.encodings.symmetries import ViewSymmetries
-from zoo.encodings.view_mixer import ViewMixer, check_scenes
+from zoo.encodings.view_mixer import Grid, HasCamera, ViewMixer, check_scenes
 from zoo.errors import InputError
 
 
@@ -73,11 +73,7 @@ class ViewAttention(ViewMixer):
         return ViewSymmetries(relative, canonical, of_encoding.scale, of_encoding.intrinsics)
 
     def forward(
-        self,
-        tokens: Float[Tensor, "N D"],
-        cameras: Cameras,
-        grid: tuple[int, int, int] | Int[Tensor, " 3"],
-        has_camera: Bool[Tensor, "B t"] | None = None,
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Adds the attention between the views, see `ViewMixer.forward`."""
         steps, rows, columns = check_scenes(tokens, cameras, grid)

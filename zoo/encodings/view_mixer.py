@@ -11,6 +11,9 @@ from zoo.cameras import Cameras
 from zoo.encodings.base import CameraModule
 from zoo.encodings.symmetries import ViewSymmetries
 
+Grid = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w) of one scene in tokens
+HasCamera = Bool[Tensor, "B t"] | None  # temporal patches with a valid camera
+
 
 class ViewMixer(CameraModule):
     """A residual branch on the 2D tokens of a scene that reads its cameras; zero before training."""
@@ -22,11 +25,7 @@ class ViewMixer(CameraModule):
 
     @abstractmethod
     def forward(
-        self,
-        tokens: Float[Tensor, "N D"],
-        cameras: Cameras,
-        grid: tuple[int, int, int] | Int[Tensor, " 3"],
-        has_camera: Bool[Tensor, "B t"] | None = None,
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Returns the tokens plus the branch, for B independent scenes with the same grid.
 
@@ -41,7 +40,7 @@ class ViewMixer(CameraModule):
         """
 
 
-def check_scenes(tokens: Tensor, cameras: Cameras, grid: tuple[int, int, int] | Tensor) -> tuple[int, int, int]:
+def check_scenes(tokens: Tensor, cameras: Cameras, grid: Grid) -> tuple[int, int, int]:
     """Returns (t, h, w) as integers, or raises ValueError if tokens and cameras do not match the grid."""
     steps, rows, columns = (int(side) for side in grid)
     scenes, views = cameras.world_to_camera.shape[:2]

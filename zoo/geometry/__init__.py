@@ -8,20 +8,3 @@ from zoo.geometry.projection import project_points, unproject_depth
 from zoo.geometry.tiny_vggt import TinyVGGT
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.geometry.vggt_encoder import PretrainedVGGT, VGGTEncoder
-
-__all__ = [
-    "VGGT",
-    "CachedGeometry",
-    "GeometryCache",
-    "GeometryEncoder",
-    "DatasetGeometry",
-    "PretrainedVGGT",
-    "SceneGeometry",
-    "TinyVGGT",
-    "VGGTEncoder",
-    "VGGTOutput",
-    "cameras_to_pose_encoding",
-    "pose_encoding_to_cameras",
-    "project_points",
-    "unproject_depth",
-]

@@ -83,6 +83,10 @@ class SceneGeometry:
         return SceneGeometry(**{name: value.to(device) for name, value in self.present().items()})
 
 
+Frames = Sequence[Float[Tensor, "_S 3 _H _W"]]  # RGB in 0..1 of each scene
+Given = Sequence[SceneGeometry | None]  # the dataset's geometry of each scene
+
+
 class GeometryEncoder(Configurable, nn.Module, ABC):
     """Computes the geometry of scenes from their frames and the dataset's geometry.
 
@@ -145,12 +149,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        frames: Sequence[Float[Tensor, "_S 3 _H _W"]],
-        given: Sequence[SceneGeometry | None],
-        *,
-        tokens: bool = True,
-        cameras: bool = True,
+        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """The geometry of each scene; scenes may differ in their number of frames and in size.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from zoo.atomic_io import PARTIAL, replace_file
 from zoo.errors import InputError
+from zoo.fingerprint import digest
 from zoo.weights import fingerprint
 
 Packed = dict[str, Tensor]  # the tensors of a file
@@ -138,11 +139,6 @@ class GeometryCache:
         with suppress(OSError):
             replace_file(known, found.encode())
         return found
-
-
-def digest(content: Any) -> str:
-    """A file name for JSON content: equal for equal content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def metadata(entry: Description, packed: Packed) -> dict[str, str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry
 from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
 from zoo.geometry.lazy import LazyGeometry, Recipe, build_first_available
 from zoo.precision import full_precision
@@ -90,12 +90,7 @@ class CachedGeometry(GeometryEncoder):
         return {kind: {"kind": kind, **every} for kind, asked in (("tokens", tokens), ("cameras", cameras)) if asked}
 
     def forward(
-        self,
-        frames: Sequence[Float[Tensor, "_S 3 _H _W"]],
-        given: Sequence[SceneGeometry | None],
-        *,
-        tokens: bool = True,
-        cameras: bool = True,
+        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`; `given` is not part of the key."""
         entries = [self.entries(each, tokens=tokens, cameras=cameras) for each in frames]
@@ -110,9 +105,7 @@ class CachedGeometry(GeometryEncoder):
                     self._keep(entries[i][kind], scene[kind])
         return [self._unpacked(scene, where.device) for scene, where in zip(found, frames, strict=True)]
 
-    def _compute(
-        self, frames: Sequence[Tensor], given: Sequence[SceneGeometry | None], kinds: Collection[str]
-    ) -> list[dict[str, Packed]]:
+    def _compute(self, frames: Frames, given: Given, kinds: Collection[str]) -> list[dict[str, Packed]]:
         device = frames[0].device
         encoder = self.encoder().to(device)
         with torch.no_grad(), full_precision(device):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.geometry.base import GeometryEncoder, SceneGeometry, check_size
+from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry, check_size
 from zoo.poses import invert_se3
 from zoo.precision import full_precision, to_float32
 from zoo.rays import patch_depth, patch_directions, plucker
@@ -61,12 +60,7 @@ class DatasetGeometry(GeometryEncoder):
         self.width = RAY + POINT if depth else RAY
 
     def forward(
-        self,
-        frames: Sequence[Float[Tensor, "_S 3 _H _W"]],
-        given: Sequence[SceneGeometry | None],
-        *,
-        tokens: bool = True,
-        cameras: bool = True,
+        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`; the dataset's cameras are always part of the result."""
         return [self._encode(i, *scene, tokens) for i, scene in enumerate(zip(frames, given, strict=True))]

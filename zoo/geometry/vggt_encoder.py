@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.cameras import normalize_intrinsics
 from zoo.errors import InputError
-from zoo.geometry.base import GeometryEncoder, SceneGeometry, same_shape
+from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry, same_shape
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt.model import HEADS
 from zoo.geometry.vggt.official import find_weights
@@ -78,12 +78,7 @@ class VGGTEncoder(GeometryEncoder):
         self.vggt.load_head(head, self._weights)
 
     def forward(
-        self,
-        frames: Sequence[Float[Tensor, "_S 3 _H _W"]],
-        given: Sequence[SceneGeometry | None],
-        *,
-        tokens: bool = True,
-        cameras: bool = True,
+        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`; `given` is not used."""
         if cameras and self.vggt.camera_head is None:

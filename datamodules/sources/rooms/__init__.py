@@ -1,7 +1,7 @@
 """Procedurally rendered furnished rooms with exact ground truth: the embedded dataset.
 
 scene.py      data model of a room            layout.py       random room: size, camera path, furniture
-furniture.py  catalog of furniture            paths.py        camera motion
+furniture.*   catalog of furniture            paths.py        camera motion
 textures.py   texture atlas                   renderer.py     color, depth, object ids
 geometry.py   exact distances of boxes        questions.py    VSI-Bench's questions and answers
 writer.py     files of a scene                source.py       the dataset
@@ -14,15 +14,3 @@ from datamodules.sources.rooms.real_source import RealRooms
 from datamodules.sources.rooms.renderer import Rendering, read_scene, render, render_depth
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene
 from datamodules.sources.rooms.source import Rooms
-
-__all__ = [
-    "RealRooms",
-    "Rendering",
-    "RoomScene",
-    "Rooms",
-    "Thing",
-    "load_scene",
-    "read_scene",
-    "render",
-    "render_depth",
-]

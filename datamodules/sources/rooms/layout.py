@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from datamodules.sources.rooms import geometry
-from datamodules.sources.rooms.furniture import CATALOGUE, MOVERS, Category, draw_parts, draw_surface
+from datamodules.sources.rooms.furniture import CATALOG, MOVERS, Category, draw_parts, draw_surface
 from datamodules.sources.rooms.paths import Ring, ring_along_walls, walk
 from datamodules.sources.rooms.scene import RoomScene, Thing, Vector, to_vector
 
@@ -75,7 +75,7 @@ def _furnish(
 ) -> list[Thing]:
     """Places single things and one or two categories with several instances, wherever they fit."""
     big = unit * _log_uniform(0.75, 1.25, rng)  # scale of all furniture: room and furniture sizes are independent
-    order = [CATALOGUE[i] for i in rng.permutation(len(CATALOGUE))]
+    order = [CATALOG[i] for i in rng.permutation(len(CATALOG))]
     num_repeated = rng.integers(1, 3)
     categories = [category for category in order[:num_repeated] for _ in range(rng.integers(2, 6))]
     categories += order[num_repeated : num_repeated + rng.integers(6, 11)]

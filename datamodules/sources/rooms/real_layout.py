@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from datamodules.sources.rooms import geometry
-from datamodules.sources.rooms.furniture import CATALOGUE, Category, draw_parts
+from datamodules.sources.rooms.furniture import CATALOG, Category, draw_parts
 from datamodules.sources.rooms.layout import draw_shell, is_clear
 from datamodules.sources.rooms.paths import ring_along_walls, walk
 from datamodules.sources.rooms.real_boxes import RealRoom, bounds
@@ -26,7 +26,7 @@ CLEARANCE_M = 0.2  # between the camera and things
 INSETS_M = (0.45, 0.7, 0.95, 1.2)  # candidates: distance of the camera path from the walls
 THINNEST_M = 0.02
 
-KNOWN = {category.name: category for category in CATALOGUE}
+KNOWN = {category.name: category for category in CATALOG}
 SIMILAR = {
     "washing machine": "washer", "dishwasher": "washer", "oven": "stove", "microwave": "stove",
     "trash can": "trash bin", "bucket": "trash bin", "basket": "trash bin", "radiator": "heater",

@@ -83,17 +83,8 @@ class RealRooms(RenderedScenes):
         for split, count in counts.items():
             if count and not self.rooms[split]:
                 raise InputError(f"RealRooms: no real room for the {split} split: list more datasets")
-        self.key = [
-            DATASET,
-            VERSION,
-            train,
-            test,
-            counts,
-            size,
-            frames,
-            seed,
-            digest([room.content() for room in rooms]),
-        ]
+        contents = digest([room.content() for room in rooms])
+        self.key = [DATASET, VERSION, train, test, counts, size, frames, seed, contents]
         super().__init__(Path(root).expanduser() / digest(self.key)[:16], counts, workers)
 
     def work(self, folder: Path) -> WriteScene:

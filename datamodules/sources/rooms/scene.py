@@ -124,14 +124,15 @@ def _from_json(fields: dict[str, Any]) -> Material | Part | Thing | RoomScene:
     """Builds the class with these fields; lists become tuples."""
     for kind, field in ((Material, "pattern"), (Part, "material"), (Thing, "category")):
         if field in fields:
-            return kind(**_to_tuples(fields))
-    return RoomScene(**_to_tuples(fields))
+            return kind(**to_tuples(fields))
+    return RoomScene(**to_tuples(fields))
 
 
-def _to_tuples(value: Any) -> Any:
+def to_tuples(value: Any) -> Any:
+    """JSON content with tuples in place of lists."""
     if isinstance(value, dict):
-        return {key: _to_tuples(item) for key, item in value.items()}
-    return tuple(_to_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: to_tuples(item) for key, item in value.items()}
+    return tuple(to_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def to_vector(values: np.ndarray) -> Vector:

@@ -23,9 +23,10 @@ from datamodules.samplers import (
     SpaceAwareSampler,
 )
 from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource
-from datamodules.selections import FILE, fingerprint, read_selection, settings, write_selection
+from datamodules.selections import FILE, read_selection, settings, write_selection
 from datamodules.video import Video
 from zoo.errors import InputError
+from zoo.fingerprint import file_fingerprint
 
 
 @pytest.fixture
@@ -161,9 +162,9 @@ def test_a_copied_video_is_the_same_and_a_rewritten_one_is_not(tmp_path: Path) -
     file = tmp_path / "a.mp4"
     file.write_bytes(bytes(200_000))
     copy = shutil.copy(file, tmp_path / "b.mp4")
-    assert fingerprint(file) == fingerprint(copy)
+    assert file_fingerprint(file) == file_fingerprint(copy)
     copy.write_bytes(bytes(199_999) + b"x")
-    assert fingerprint(file) != fingerprint(copy)
+    assert file_fingerprint(file) != file_fingerprint(copy)
 
 
 def test_official_files_are_read_and_ours_have_their_fields(video: Video, tmp_path: Path) -> None:

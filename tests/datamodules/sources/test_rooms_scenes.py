@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datamodules.sources.rooms import geometry, layout
-from datamodules.sources.rooms.furniture import CATALOGUE, MOVERS
+from datamodules.sources.rooms.furniture import CATALOG, MOVERS
 from datamodules.sources.rooms.questions import GLIMPSE_SHARE, SEEN_SHARE, ask, direction
 from datamodules.sources.rooms.renderer import SHELL, Rendering, render
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene, save_scene
@@ -159,7 +159,7 @@ def test_nothing_meets_and_the_camera_stays_clear(path: str, moving: bool) -> No
 
 
 def test_parts_fill_the_bounding_box() -> None:
-    for category in (*CATALOGUE, *MOVERS):
+    for category in (*CATALOG, *MOVERS):
         recipe = np.array([part[:6] for part in category.recipe], float)
         assert (recipe[:, ::2] < recipe[:, 1::2]).all(), category.name
         assert (recipe[:, ::2].min(0) == 0).all() and (recipe[:, 1::2].max(0) == 1).all(), category.name

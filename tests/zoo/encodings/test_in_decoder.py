@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.decoder import (
     HEAD_DIM,
     MOVES,
@@ -24,7 +25,6 @@ from tests.zoo.decoder import (
     moved,
     tiny_model,
 )
-from zoo.encodings.table import COMBINATIONS
 
 ROUNDING = 2e-5  # float32, in another order of summation
 pytestmark = pytest.mark.parametrize("name", COMBINATIONS)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.symmetries import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
 from tests.zoo.encodings.attention import (
     EXACT,
     HEAD_DIM,
@@ -47,7 +48,6 @@ from zoo.encodings.alibi import DistanceChannels
 from zoo.encodings.base import CameraModule
 from zoo.encodings.layer_subset import EncodingWrapper
 from zoo.encodings.placements import Matrices
-from zoo.encodings.table import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
 from zoo.errors import InputError
 from zoo.poses import invert_se3
 
@@ -307,7 +307,7 @@ def test_repeat_interleave_for_beams(name: str) -> None:
 
 
 def test_document_is_up_to_date() -> None:
-    assert DOCUMENT.read_text() == document(), "run python -m zoo.encodings.table"
+    assert DOCUMENT.read_text() == document(), "run python -m benchmarks.symmetries"
 
 
 # ---- what a module needs of the cameras -------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
     assert written[0] == written[1] and any("safetensors" in name for name in written[0])
     # the VGGT of a release is available before the rest of it is loaded
     backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
-    encoder = CachedGeometry(backbone.geometry, GeometryCache(str(tmp_path / "cache")))
+    encoder = CachedGeometry(backbone.load_geometry, GeometryCache(str(tmp_path / "cache")))
     encoder.enable_camera_head()
     (found,) = ask(encoder, frames(2, 28, 28))
     assert found.world_to_camera is not None and len(encoder.files) == 3

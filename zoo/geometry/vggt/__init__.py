@@ -2,5 +2,3 @@
 
 from zoo.geometry.vggt.model import VGGT, VGGTOutput
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding, pose_encoding_to_cameras
-
-__all__ = ["VGGT", "VGGTOutput", "cameras_to_pose_encoding", "pose_encoding_to_cameras"]

@@ -1,6 +1,6 @@
 """The tables of docs/encodings.md: encodings with placements, and their exact symmetries.
 
-    python -m zoo.encodings.table                  # updates docs/encodings.md
+    python -m benchmarks.symmetries                  # updates docs/encodings.md
 
 The property tests measure the declared symmetries of the same `COMBINATIONS` and `VIEW_MIXERS`.
 """
@@ -33,7 +33,7 @@ from zoo.encodings.view_attention import ViewAttention
 from zoo.encodings.view_mixer import ViewMixer
 from zoo.time_index import PathLengthIndex, PoseDistanceIndex
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "encodings.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "encodings.md"
 
 COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "PRoPE, ChannelRange": lambda: PRoPE(ChannelRange(0.0, 0.5)),
