@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.test_cli import Run, run, the_run  # noqa: F401 - a fixture
-from zoo import SpatialVLM
+from zoo import VideoQATask
 
 RESULTS = ("metrics.json", "predictions.jsonl", "predictions.settings.json")
 
@@ -21,15 +21,15 @@ class PulledPlug(Exception):
 
 def break_off(run: Run, patch: pytest.MonkeyPatch, *words: str, after: int = 1) -> None:  # noqa: F811
     """Runs a test that ends with an exception after some scenes."""
-    step = SpatialVLM.test_step
+    step = VideoQATask.test_step
 
-    def pulled(self: SpatialVLM, batch: dict[str, Any], batch_idx: int) -> Any:
+    def pulled(self: VideoQATask, batch: dict[str, Any], batch_idx: int) -> Any:
         if batch_idx == after:
             raise PulledPlug
         return step(self, batch, batch_idx)
 
     with patch.context() as context:
-        context.setattr(SpatialVLM, "test_step", pulled)
+        context.setattr(VideoQATask, "test_step", pulled)
         with pytest.raises(PulledPlug):
             run("test", *words)
 
@@ -67,9 +67,9 @@ def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.
     shutil.copy(tmp_path / "former.ckpt", checkpoint)
 
     asked: list[str] = []
-    step = SpatialVLM.test_step
+    step = VideoQATask.test_step
     monkeypatch.setattr(
-        SpatialVLM,
+        VideoQATask,
         "test_step",
         lambda self, batch, i: asked.append(batch["records"][0]["scene"]) or step(self, batch, i),
     )

@@ -155,7 +155,7 @@ def sequence_cameras(
     """
     scenes = [scene for row in rows for scene in row]
     known = [scene.world_to_camera for scene in scenes if scene.world_to_camera is not None]
-    if given is None and not known:
+    if not known and (given is None or (given.index is None and not scenes)):
         return None
     if not is_contiguous(layout.spans):
         raise InputError("a sequence with a video between its images can't have cameras: put the images side by side")

@@ -68,7 +68,7 @@ def official_case(case: str, dtype: torch.dtype, eps: float = 1e-6) -> tuple[Ten
     fusion = AddFusion(meta["language_dim"], 2 * meta["vggt_dim"]).to(dtype).requires_grad_(False)
     for name, parameter in fusion.named_parameters():
         parameter.copy_(init_(name, torch.empty(parameter.shape)))
-    fusion.connector.ln_q.variance_epsilon = eps
+    fusion.connector.ln_q.eps = eps
     layer = range(meta["num_layers"])[meta["spatial_embeds_layer_idx"]]
     visual = t.get("video_embeds", t.get("image_embeds")).to(dtype)
     fused: list[Tensor] = []
