@@ -44,7 +44,7 @@ def cache_geometry(arguments: list[str]) -> None:
     """Runs the command.
 
     Args:
-        arguments: what follows `geometry` on the command line, config names resolved.
+        arguments: the command line after `cache-geometry`, with config names resolved.
 
     Raises:
         InputError: the model reads no geometry, the frames differ each epoch, the folder can't be written or is too
