@@ -166,7 +166,7 @@ def test_null_is_nothing_however_deep_the_option(
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("--model.help", "--model.help PRoPEMLLM        2D tokens to one half"),
+        ("--model.help", "--model.help ConcatSplitMLLM  2D tokens to one half"),
         ("--config concat_split.yaml --model.help", "Help for --model.help=zoo.ConcatSplitMLLM"),
         ("--model.help --config prope.yaml", "Help for --model.help=zoo.PRoPEMLLM"),
         ("--config concat_split.yaml --model.help Qwen25VL", "Help for --model.help=zoo.Qwen25VL"),
@@ -180,13 +180,13 @@ def test_the_help_of_a_model_is_that_of_the_configs(
     with pytest.raises(SystemExit) as end:
         main.main()
     printed = capsys.readouterr().out
-    assert end.value.code == 0 and named in printed and "SpatialVLM " not in printed
+    assert end.value.code == 0 and named in printed and "VideoQATask " not in printed
 
 
 def test_a_class_that_has_no_such_part_or_is_of_another_kind_lists_those_that_fit(error_of: ErrorOf) -> None:
-    models = "known: ConcatSplitMLLM, PRoPEMLLM, Qwen25VL, SpatialMLLM"
+    models = "known: BaselineVLM, ConcatSplitMLLM, PRoPEMLLM, Qwen25VL, SpatialMLLM, VGGTPretraining"
     assert error_of("fit --model zoo.PRoPE").startswith(
-        "error: model: expected Trainable or null, not zoo.PRoPE; " + models
+        "error: model: expected Task or null, not zoo.PRoPE; " + models
     )
     text = error_of("fit --config qwen25_vl.yaml --model.camera_encoding.scale none")
     assert text.startswith(
