@@ -52,7 +52,7 @@ class OptionError(InputError):
         return OptionError(f"{part}.{self.option}", self.problem, self.remedy)
 
 
-class UnknownOption(OptionError):
+class UnknownOptionError(OptionError):
     """An option that does not exist, with the most similar one."""
 
     def __init__(self, option: str, guess: Guess, otherwise: str) -> None:
@@ -60,11 +60,11 @@ class UnknownOption(OptionError):
         super().__init__(option, "there is no such option", _advice(guess, otherwise or see_help))
         self.guess, self.otherwise = guess, otherwise
 
-    def within(self, part: str, options: Iterable[str]) -> UnknownOption:
+    def within(self, part: str, options: Iterable[str]) -> UnknownOptionError:
         """Returns the error with the most similar option of both parsers."""
         similarity, name = self.guess
         guess = max((similarity, f"{part}.{name}"), closest(self.option, options))
-        return UnknownOption(f"{part}.{self.option}", guess, self.otherwise)
+        return UnknownOptionError(f"{part}.{self.option}", guess, self.otherwise)
 
 
 class OneLineParser(ArgumentParser):
@@ -146,7 +146,7 @@ class OneLineParser(ArgumentParser):
             group, options = None, options_of(commands[group])
         option = f"{group}.{found['option']}" if group else found["option"] or word.lstrip("-")
         is_part = getattr(self, "_inner_parser", False)  # and has no command of its own
-        return UnknownOption(option, closest(option, options), _listed(options, "" if is_part else see_help))
+        return UnknownOptionError(option, closest(option, options), _listed(options, "" if is_part else see_help))
 
 
 def options_of(parser: OneLineParser) -> set[str]:
@@ -171,8 +171,9 @@ def closest(word: str, names: Iterable[str]) -> Guess:
 def class_names(message: str) -> set[str]:
     """Returns the names of the classes that fit a type in the message; of all classes where it names no type."""
     from commands.registry import registered_classes
+    from commands.runs import BASES
 
-    parts = registered_classes()
+    parts = [part for part in registered_classes() if part.__name__ not in BASES]
 
     def fits(part: type) -> bool:
         return any(re.search(rf"\b{base.__module__}\.{base.__qualname__}\b", message) for base in part.__mro__[:-1])

@@ -19,6 +19,7 @@ def find_folder(path: str, released: str) -> Path:
     """The folder that a local path or a hub id stands for; what the hub has is downloaded, without pickle or code.
 
     Args:
+        path: a folder, or a hub id.
         released: a hub id that would do, for the error.
 
     Raises:

@@ -52,7 +52,9 @@ def mrope_position_ids(
         seconds_per_grid: seconds per temporal patch, one per video; None takes the time index's nominal value (1.0).
         tokens_per_second: positions per second.
         spatial_merge_size: patches per side in one visual token.
-        image_token_id, video_token_id, vision_start_token_id: see `Placeholders`.
+        image_token_id: placeholder of an image's tokens, see `Placeholders`.
+        video_token_id: placeholder of a video's tokens.
+        vision_start_token_id: precedes each image and video.
         time_index: defines the time component; None is `TimestampIndex()`.
         text_after_vision: where text continues after a video: after its highest position (`max_thw`, the
             checkpoints'), or at start + max(h, w) whatever its length in time (`max_hw`, transformers 5).

@@ -124,6 +124,7 @@ def maximum_coverage(voxel_sets: Sequence[VoxelSet], k: int) -> list[int]:
 
     Args:
         voxel_sets: the voxels of each frame: an (N, 3) integer array, or a list or set of triples; may be empty.
+        k: at most so many frames.
 
     Returns:
         The frames in the order in which they are taken.

@@ -185,9 +185,7 @@ def test_the_help_of_a_model_is_that_of_the_configs(
 
 def test_a_class_that_has_no_such_part_or_is_of_another_kind_lists_those_that_fit(error_of: ErrorOf) -> None:
     models = "known: BaselineVLM, ConcatSplitMLLM, PRoPEMLLM, Qwen25VL, SpatialMLLM, VGGTPretraining"
-    assert error_of("fit --model zoo.PRoPE").startswith(
-        "error: model: expected Task or null, not zoo.PRoPE; " + models
-    )
+    assert error_of("fit --model zoo.PRoPE").startswith("error: model: expected Task or null, not zoo.PRoPE; " + models)
     text = error_of("fit --config qwen25_vl.yaml --model.camera_encoding.scale none")
     assert text.startswith(
         "error: model.camera_encoding: name a class first, which could have the option scale; known: CaPE, "

@@ -65,6 +65,7 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     """config.json as transformers 4.51 writes it, of a Qwen2.5-VL or a Spatial-MLLM.
 
     Args:
+        model: what is exported.
         source: the config.json of the folder that the weights came from, whose settings are kept.
     """
     qwen = _flat(model.backbone.vlm.config) if source is None else {k: v for k, v in source.items() if k not in OWN}

@@ -33,6 +33,8 @@ def merge_spatial(
     Args:
         tokens: of S = temporal_merge * t frames, patches row by row, without special tokens.
         grid_thw: of the 2D tokens before merging: steps, and patches a column and a row.
+        temporal_merge: frames per 2D token.
+        spatial_merge: patches per side of a 2D token.
 
     Raises:
         ValueError: tokens that don't lie on that grid.

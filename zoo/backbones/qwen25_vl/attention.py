@@ -37,7 +37,13 @@ class CameraAttention(Qwen2_5_VLAttention):
         """As the stock forward.
 
         Args:
+            hidden_states: (B, L, width).
+            attention_mask: see the stock forward, as for the next three and `kwargs`.
+            position_ids: of each token.
+            cache: keys and values of the tokens before.
+            position_embeddings: cosines and sines of mRoPE.
             camera_encoding: for exactly these tokens, from `CameraEncoding.encode`; None changes nothing.
+            **kwargs: for the attention function.
 
         Raises:
             ValueError: an encoding of another number of tokens.
