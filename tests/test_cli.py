@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import main
-from zoo import SpatialVLM
+from zoo import VideoQATask
 
 REPOSITORY = Path(main.__file__).parent
 MODELS = ["qwen25_vl.yaml", "spatial_mllm.yaml", "concat_split.yaml", "prope.yaml"]
@@ -139,7 +139,7 @@ def copied_without_cameras(rooms_root: Path, to: Path) -> Path:
 def test_a_checkpoint_does_not_override_the_command_line(run: Run, tmp_path: Path, monkeypatch) -> None:
     run("fit", "--config", "qwen25_vl.yaml")
     seen = []
-    monkeypatch.setattr(SpatialVLM, "on_test_start", lambda self: seen.append(self.max_new_tokens))
+    monkeypatch.setattr(VideoQATask, "on_test_start", lambda self: seen.append(self.max_new_tokens))
     run("test", "--ckpt_path", str(the_run(tmp_path) / "checkpoints/last.ckpt"), "--model.max_new_tokens", "3")
     assert seen == [3]
 
@@ -216,7 +216,7 @@ def test_an_encoding_without_cameras_is_an_error(run: Run, tmp_path: Path, rooms
     words = ["--data.video", str(video), "--data.question", "How big?", "--model.allow_untrained", "true"]
     with pytest.raises(
         SystemExit,
-        match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, train with a VGGT that .*, or take",
+        match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, predict them .*, or use",
     ):
         run("predict", "--config", "prope.yaml", *RAYS, *words)
     assert "How big?" in run("predict", "--config", "qwen25_vl.yaml", *words)
@@ -286,16 +286,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     stop_after: int, extra: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses: list[float] = []
-    training_step = SpatialVLM.training_step
+    training_step = VideoQATask.training_step
 
-    def record(self: SpatialVLM, batch: dict, batch_idx: int) -> torch.Tensor:
+    def record(self: VideoQATask, batch: dict, batch_idx: int) -> torch.Tensor:
         if len(losses) == stop and stop:
             raise Interrupted
         loss = training_step(self, batch, batch_idx)
         losses.append(loss.item())
         return loss
 
-    monkeypatch.setattr(SpatialVLM, "training_step", record)
+    monkeypatch.setattr(VideoQATask, "training_step", record)
     words = [
         *("--config", "prope.yaml", *extra, "--trainer.max_steps", "7", "--trainer.limit_val_batches", "0"),
         *("--checkpoint.every_n_train_steps", "1"),
@@ -315,7 +315,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed.keys() == reference.keys()
     assert all(torch.equal(resumed[name], reference[name]) for name in reference)
     decoder = {name for name in reference if ".language_model." in name}
-    assert decoder and all("lora" in name for name in decoder) == bool(extra)
+    assert decoder and any("lora" in name for name in decoder) == bool(extra)
 
 
 def test_damaged_scenes_are_reported_and_the_others_scored(run: Run, tmp_path: Path, rooms_root: Path) -> None:

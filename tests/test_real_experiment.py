@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import main
 from tests.zoo.geometry.official import hash_weights, tiny_config
-from zoo import Qwen25VL, TinyQwen25VL
+from zoo import SpatialVLM, TinyQwen25VL
 from zoo.checkpoints import export_model
 from zoo.geometry.vggt.camera_head import CameraHead
 
@@ -26,7 +26,7 @@ def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     """Runs main.py in a folder with weights/ and data/vsibench/ as the README has them, of the least size."""
     monkeypatch.chdir(tmp_path)
     small = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    export_model(Qwen25VL(backbone=small), tmp_path / "weights/qwen2.5-vl-3b")
+    export_model(SpatialVLM(backbone=small), tmp_path / "weights/qwen2.5-vl-3b")
     vggt = {**tiny_config(), "camera_head": {"dim_in": 64}}
     monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", vggt)
     (tmp_path / "weights/vggt-1b").mkdir()
