@@ -87,6 +87,11 @@ def from_config(base: type[T], config: Mapping[str, Any]) -> T:
         raise
 
 
+def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a class with other constructor arguments in place of some of its own."""
+    return {**config, "init_args": {**(config.get("init_args") or {}), **to_config(overrides)}}
+
+
 def _class_config(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     module = kind.__module__.partition(".")[0]
     menu = __import__(module) if module in ("zoo", "datamodules", "callbacks") else None

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.backbones.base import BackboneLoader
-from zoo.configuration import from_config, to_config
+from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError
 from zoo.fingerprint import file_fingerprint
 from zoo.hub import CONFIG, find_folder, read_config
@@ -111,7 +111,7 @@ def own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
 def _of_run(kind: Any, run: Path, overrides: Mapping[str, Any]) -> Any:
     settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
     # the task is named by its class path: the model does not import what is built on top of it
-    task: Any = from_config(nn.Module, _overridden(settings["model"], overrides))
+    task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
     model = task.model
     model.data_config = settings.get("data") or {}
     checkpoint = run / LAST_CHECKPOINT
@@ -139,12 +139,8 @@ def _loaders(base: Any = BackboneLoader) -> Iterator[type[BackboneLoader]]:
         yield from _loaders(loader)
 
 
-def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {**config, "init_args": {**(config.get("init_args") or {}), **to_config(dict(overrides))}}
-
-
 def _build(kind: Any, config: Mapping[str, Any], overrides: Mapping[str, Any], copies: Path | None) -> Any:
-    return from_config(kind, _resolved(_overridden(config, overrides), copies))
+    return from_config(kind, _resolved(with_overrides(config, overrides), copies))
 
 
 def _resolved(config: Any, copies: Path | None) -> Any:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.base import Preprocessor
-from zoo.configuration import Configurable, from_config, to_config
+from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError
 from zoo.fusions.base import ExtraTokens
 from zoo.optim import LearningRates, freeze, parameter_groups
@@ -139,9 +139,6 @@ class Task(Configurable, LightningModule):
         """
         checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
         config = checkpoint.get(CONFIG_KEY)
-        if config is None:
-            task = cls(**overrides)
-        else:
-            task = from_config(cls, {**config, "init_args": {**config["init_args"], **to_config(overrides)}})
+        task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
         task.load_state_dict(checkpoint["state_dict"])
         return task
