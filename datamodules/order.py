@@ -1,4 +1,4 @@
-"""The order of scenes and their distribution across processes: pure functions of seed and position.
+"""The order of training questions and the distribution of scenes across processes: pure functions of seed and position.
 
 Runs therefore resume exactly, and all processes compute the same order.
 """
@@ -6,45 +6,100 @@ Runs therefore resume exactly, and all processes compute the same order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from zoo.errors import InputError
 
 
-class TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of (scene, epoch), reshuffled every epoch; an incomplete last batch is dropped.
+class Draw(NamedTuple):
+    """Questions about one scene in one training step; they share a sequence.
 
-    Args:
-        num_scenes: Scenes of the whole split.
-        batch_size: Scenes per batch on each rank.
-        seed: Seed of the shuffle, the same on all ranks.
-        rank: This process.
-        world_size: Number of processes; each takes its own batches of the same shuffle.
+    Attributes:
+        scene: index of the scene.
+        questions: indices of its questions.
+        epoch: part of the seed of random frame samplers.
+        is_repeated: whether another process learns from these questions. The copy only keeps this process in step.
     """
 
-    def __init__(self, num_scenes: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
-        if num_scenes < batch_size * world_size:
-            raise InputError(
-                f"{num_scenes} training scenes don't fill one batch of {batch_size} scenes on {world_size} "
-                "process(es): lower --data.batch_size"
-            )
-        self.num_scenes, self.batch_size, self.seed = num_scenes, batch_size, seed
+    scene: int
+    questions: tuple[int, ...]
+    epoch: int = 0
+    is_repeated: bool = False
+
+
+class TrainingOrder(Sampler[list[Draw]]):
+    """Batches in which each question comes exactly once per epoch, reshuffled every epoch.
+
+    The questions of each scene are shuffled and cut into near-equal sequences, and the sequences of all scenes are
+    shuffled. The last step of an epoch has what remains: fewer sequences, and on processes without any, a repeated one
+    that is not learned from.
+
+    Args:
+        num_questions: questions of each scene.
+        batch_size: sequences per batch on each rank.
+        questions_per_scene: most questions in one sequence.
+        seed: seed of the shuffle, the same on all ranks.
+        rank: this process.
+        world_size: number of processes; each takes its own sequences of the same shuffle.
+
+    Raises:
+        InputError: there is no question.
+
+    Example:
+        >>> order = TrainingOrder([1, 2], batch_size=1, questions_per_scene=2, seed=0)
+        >>> sorted(draw.scene for batch in order for draw in batch)
+        [0, 1]
+    """
+
+    def __init__(
+        self,
+        num_questions: Sequence[int],
+        batch_size: int,
+        questions_per_scene: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.counts = np.asarray(num_questions, dtype=np.int64)
+        self.num_scenes, self.num_questions = len(self.counts), int(self.counts.sum())
+        if not self.num_questions:
+            raise InputError("there is no training question")
+        self.batch_size, self.questions_per_scene, self.seed = batch_size, questions_per_scene, seed
         self.rank, self.world_size = rank, world_size
+        self.num_sequences = int((-(-self.counts // questions_per_scene)).sum())
         self.served = 0  # batches of all epochs so far
 
     def __len__(self) -> int:
-        return self.num_scenes // (self.batch_size * self.world_size)
+        return -(-self.num_sequences // (self.batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         epoch, first = divmod(self.served, len(self))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.num_scenes, generator=generator).tolist()
-        for batch in range(first, len(self)):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(scene, epoch) for scene in order[start : start + self.batch_size]]
+        sequences, scene_of, starts, questions = self._shuffle(epoch)
+        step = self.batch_size * self.world_size
+        for start in range(first * step, self.num_sequences, step):
+            own = sequences[start : start + step][self.rank :: self.world_size]
+            merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
+            for i in own if len(own) else sequences[start : start + 1]:
+                merged.setdefault(int(scene_of[i]), []).extend(questions[starts[i] : starts[i + 1]].tolist())
+            yield [Draw(scene, tuple(asked), epoch, is_repeated=not len(own)) for scene, asked in merged.items()]
+
+    def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """An epoch: the order of its sequences; the scene of each, where its questions start, and all questions."""
+        random = np.random.default_rng((self.seed, epoch))
+        # 1. Shuffle the questions of each scene.
+        scene_of = np.repeat(np.arange(self.num_scenes), self.counts)
+        first = (np.cumsum(self.counts) - self.counts)[scene_of]
+        questions = np.lexsort((random.random(self.num_questions), scene_of)) - first
+        # 2. Cut them into sequences: place p of n questions is in sequence floor(p s / n) of s.
+        cuts = -(-self.counts // self.questions_per_scene)
+        place = np.arange(self.num_questions) - first
+        sequence = (np.cumsum(cuts) - cuts)[scene_of] + place * cuts[scene_of] // self.counts[scene_of]
+        starts = np.searchsorted(sequence, np.arange(self.num_sequences + 1))
+        # 3. Shuffle the sequences.
+        return random.permutation(self.num_sequences), scene_of[starts[:-1]], starts, questions
 
 
 class ResumableLoader(DataLoader):
@@ -66,7 +121,8 @@ class ResumableLoader(DataLoader):
 
     def _settings(self) -> dict[str, int]:
         order = self.batch_sampler
-        return {name: getattr(order, name) for name in ("num_scenes", "batch_size", "seed", "world_size")}
+        names = ("num_scenes", "num_questions", "batch_size", "questions_per_scene", "seed", "world_size")
+        return {name: getattr(order, name) for name in names}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores the position; settings that differ from the checkpoint's raise `InputError`."""

@@ -1,50 +1,85 @@
-"""The order of training: all scenes once an epoch, no two ranks the same, resumable anywhere; scenes dealt out."""
+"""The order of training: each question once per epoch, dealt to ranks, resumable anywhere; scenes dealt to ranks."""
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
+from datamodules.order import Draw, ResumableLoader, TrainingOrder, balance_across_ranks
+
+COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene
+SEQUENCES = 13  # of at most two questions
 
 
-class Pairs(Dataset):
+class Echo(Dataset):
     def __getitem__(self, key):
         return key
 
 
+def order_of(counts=COUNTS, batch_size: int = 2, seed: int = 3, **kwargs) -> TrainingOrder:
+    return TrainingOrder(counts, batch_size, 2, seed, **kwargs)
+
+
 def loader(served: int = 0, workers: int = 0, **kwargs) -> ResumableLoader:
-    order = TrainingOrder(11, 2, seed=3, **kwargs)
-    made = ResumableLoader(Pairs(), batch_sampler=order, collate_fn=list, num_workers=workers)
+    made = ResumableLoader(Echo(), batch_sampler=order_of(**kwargs), collate_fn=list, num_workers=workers)
     made.load_state_dict(made.state_dict() | {"served": served})
     return made
 
 
-def epochs(made: ResumableLoader, count: int) -> list:
+def epochs(made: ResumableLoader, count: int) -> list[list[Draw]]:
     return [batch for _ in range(count) for batch in made]
 
 
-def test_an_epoch_shows_every_scene_once_in_an_order_of_its_own() -> None:
+def asked(batches: list[list[Draw]]) -> Counter[tuple[int, int]]:
+    """How often each question is learned from, as (scene, question)."""
+    draws = (draw for batch in batches for draw in batch if not draw.is_repeated)
+    return Counter((draw.scene, question) for draw in draws for question in draw.questions)
+
+
+EACH_ONCE = Counter((scene, question) for scene, count in enumerate(COUNTS) for question in range(count))
+
+
+def test_an_epoch_asks_each_question_once_in_an_order_of_its_own() -> None:
+    length = len(loader())
     batches = epochs(loader(), 2)
-    first, second = batches[:5], batches[5:]
+    first, second = batches[:length], batches[length:]
     for number, epoch in enumerate((first, second)):
-        scenes = [scene for batch in epoch for scene, _ in batch]
-        assert len(set(scenes)) == 10 and {n for batch in epoch for _, n in batch} == {number}
-    assert [s for b in first for s, _ in b] != [s for b in second for s, _ in b]
+        assert asked(epoch) == EACH_ONCE
+        assert {draw.epoch for batch in epoch for draw in batch} == {number}
+    assert [draw[:2] for batch in first for draw in batch] != [draw[:2] for batch in second for draw in batch]
+    groups = ({(d.scene, frozenset(d.questions)) for b in epoch for d in b} for epoch in (first, second))
+    assert next(groups) != next(groups), "which questions share a sequence is drawn anew"
 
 
-def test_ranks_share_an_epoch_without_repeats() -> None:
-    shares = [epochs(loader(rank=rank, world_size=2), 1) for rank in range(2)]
-    scenes = [scene for share in shares for batch in share for scene, _ in batch]
-    assert len(scenes) == len(set(scenes)) == 8
+@pytest.mark.parametrize("world_size", [2, 3, 5, 16])  # also ones that do not divide the number of sequences
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_ranks_share_an_epoch_and_take_equally_many_steps(world_size: int, batch_size: int) -> None:
+    shares = [epochs(loader(rank=r, world_size=world_size, batch_size=batch_size), 1) for r in range(world_size)]
+    assert len({len(share) for share in shares}) == 1 and all(batch for share in shares for batch in share)
+    assert asked([batch for share in shares for batch in share]) == EACH_ONCE
+    repeated = [draw for share in shares for batch in share for draw in batch if draw.is_repeated]
+    remainder = SEQUENCES % (batch_size * world_size)  # sequences of the last step
+    assert len(repeated) == (max(0, world_size - remainder) if remainder else 0)
+
+
+def test_a_scene_that_comes_twice_in_a_batch_is_read_once() -> None:
+    (batch,) = TrainingOrder([6], 3, 2, seed=0)
+    assert len(batch) == 1 and sorted(batch[0].questions) == list(range(6))
+
+
+def test_sequences_of_a_scene_are_of_nearly_equal_length() -> None:
+    sizes = [len(draw.questions) for batch in TrainingOrder([10], 1, 4, seed=0) for draw in batch]
+    assert sorted(sizes) == [3, 3, 4]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [0, 1, 4, 5, 7])
-def test_going_on_is_as_if_never_stopped(stop: int, workers: int) -> None:
+@pytest.mark.parametrize("stop", [0, 1, 5, 6, 8])
+def test_a_resumed_order_is_that_of_an_uninterrupted_run(stop: int, workers: int) -> None:
     whole = epochs(loader(), 3)
     stopped, head = loader(workers=workers), []
     while len(head) < stop:  # workers have fetched ahead by now: that must not count
@@ -53,22 +88,54 @@ def test_going_on_is_as_if_never_stopped(stop: int, workers: int) -> None:
             if len(head) == stop:
                 break
     rest = epochs(loader(stopped.state_dict()["served"]), 3)
-    assert head == whole[:stop] and rest[: 15 - stop] == whole[stop:]
+    assert head == whole[:stop] and rest[: len(whole) - stop] == whole[stop:]
 
 
 def test_another_seed_is_another_order() -> None:
-    assert list(TrainingOrder(50, 2, seed=1)) != list(TrainingOrder(50, 2, seed=2))
+    assert list(order_of(seed=1)) != list(order_of(seed=2))
 
 
-def test_too_few_scenes_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match="3 training scenes don't fill one batch of 2 scenes on 2"):
-        TrainingOrder(3, 2, seed=0, world_size=2)
+def test_no_question_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no training question"):
+        order_of(counts=[0, 0])
 
 
-def test_going_on_with_other_settings_is_an_error_that_names_them() -> None:
+@pytest.mark.parametrize(("counts", "seed", "changed"), [(COUNTS, 4, "seed 3, now it is 4"), ((9,), 3, "num_scenes 7")])
+def test_resuming_with_other_settings_is_an_error_that_names_them(counts, seed: int, changed: str) -> None:
     state = loader().state_dict()
-    with pytest.raises(ValueError, match="trained with seed 3, now it is 4"):
-        ResumableLoader(Pairs(), batch_sampler=TrainingOrder(11, 2, seed=4)).load_state_dict(state)
+    with pytest.raises(ValueError, match=f"trained with {changed}"):
+        loader(counts=counts, seed=seed).load_state_dict(state)
+
+
+def test_820_000_questions_on_64_ranks() -> None:
+    """Balanced at each step, no question twice, none lost, also when resumed in the middle."""
+    random = np.random.default_rng(0)
+    counts = random.multinomial(820_000, random.dirichlet(np.full(8_000, 0.5))).tolist()
+    taken = np.zeros(820_000, dtype=np.int64)
+    first = np.cumsum(counts) - counts
+    totals, repeated = [], 0
+    for rank in range(64):
+        order = TrainingOrder(counts, 2, 4, seed=0, rank=rank, world_size=64)
+        order._shuffle = shuffle(order._shuffle)  # the same on all ranks, which a test shows at a small size
+        middle = len(order) // 2
+        head = [batch for batch, _ in zip(order, range(middle), strict=False)]
+        order.served = middle
+        own = [draw for batch in (*head, *order) for draw in batch]
+        repeated += sum(draw.is_repeated for draw in own)
+        indices = [first[draw.scene] + q for draw in own if not draw.is_repeated for q in draw.questions]
+        np.add.at(taken, indices, 1)
+        totals.append(len(indices))
+    assert (taken == 1).all() and repeated == 0
+    assert max(totals) / min(totals) < 1.01
+
+
+def shuffle(compute, kept={}):  # noqa: B006 - shared by the ranks on purpose
+    def once(epoch: int):
+        if epoch not in kept:
+            kept[epoch] = compute(epoch)
+        return kept[epoch]
+
+    return once
 
 
 LOADS = [
