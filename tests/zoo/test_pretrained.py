@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from zoo import (
     Task,
     TinyQwen25VL,
     TinyVGGT,
+    VideoQATask,
     ViewAttention,
 )
 from zoo.configuration import from_config, to_config
@@ -121,6 +123,18 @@ def test_a_part_from_a_function_has_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"functools.partial\(Class"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_checkpoint_without_configuration_warns_once() -> None:
+    mixer = partial(ViewAttention, head_dim=16)
+    for view_mixer, warned in ((mixer, 0), (lambda width: mixer(width), 1)):
+        task = VideoQATask(backbone=TinyQwen25VL(**SIZES), view_mixer=view_mixer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                task.on_save_checkpoint(checkpoint := {"state_dict": {}})
+        assert ["same parts" in str(each.message) for each in caught] == [True] * warned
+        assert (checkpoint["task"] is None) == bool(warned)
 
 
 def test_overrides_replace_stored_arguments(tmp_path: Path) -> None:
