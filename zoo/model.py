@@ -187,11 +187,14 @@ class SpatialVLM(Configurable, nn.Module):
         lacking = [self._needs_predicted_cameras(scene) for scene in scenes]
         geometry = self._encode_geometry(scenes, cameras=any(lacking))
         # 3. Cameras: one per temporal patch.
-        encoded = [SceneTokens.of(scene, tokens) for scene, tokens in zip(scenes, visual, strict=True)]
+        encoded = [
+            SceneTokens(scene, tokens.unflatten(0, (scene.num_steps, -1)))
+            for scene, tokens in zip(scenes, visual, strict=True)
+        ]
         if self.camera_use.cameras:
-            for i, (scene, is_lacking) in enumerate(zip(scenes, lacking, strict=True)):
-                found = geometry[i] if is_lacking else scene.geometry
-                add_cameras(encoded[i], scene, found, self.camera_use, self.merged_camera)
+            for each, predicted, is_lacking in zip(encoded, geometry, lacking, strict=True):
+                found = predicted if is_lacking else each.scene.geometry
+                add_cameras(each, found, self.camera_use, self.merged_camera)
         # 4. View mixing and fusion.
         fuse_scenes(encoded, geometry, self.fusion, self.view_mixer, self.backbone.spatial_merge_size)
         return encoded
@@ -220,17 +223,18 @@ class SpatialVLM(Configurable, nn.Module):
             Keyword arguments of `Backbone.decode` and `Backbone.generate`.
         """
         rows = [[scenes[i] for i in row] for row in scene_index]
-        videos = [scene for row in rows for scene in row if scene.kind == "video"]
-        images = [scene for row in rows for scene in row if scene.kind == "image"]
+        videos = [each for row in rows for each in row if each.scene.kind == "video"]
+        images = [each for row in rows for each in row if each.scene.kind == "image"]
         # 1. Layout: where the visual tokens stand.
         if layout is None:
-            grids = {kind: torch.cat([scene.media_grids for scene in each]) for kind, each in
-                     (("video", videos), ("image", images)) if each}  # fmt: skip
+            grids = {kind: torch.cat([each.scene.media_grids for each in shown]) for kind, shown in
+                     (("video", videos), ("image", images)) if shown}  # fmt: skip
             layout = self.backbone.layout(input_ids, attention_mask, grids, self.extra_tokens)  # type: ignore[arg-type]
         # 2. Cameras: one per temporal patch of each sequence, and the camera of each token.
         cameras = sequence_cameras(rows, layout, cameras) if self.camera_use.cameras else None
         # 3. Positions.
-        seconds, frames = ([getattr(scene, name) for scene in videos] for name in ("seconds_per_grid", "frame_indices"))
+        seconds: list[Any] = [each.scene.seconds_per_grid for each in videos]
+        frames: list[Any] = [each.scene.frame_indices for each in videos]
         position_ids = self.backbone.position_ids(
             layout,
             self.time_index,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -54,6 +55,15 @@ class SceneInputs:
         """Temporal patches."""
         return int(self.grid_thw[0])
 
+    @property
+    def media_grids(self) -> Int[Tensor, "M 3"]:
+        """(t, h, w) of each medium in the prompt: one video, or each still image."""
+        if self.kind == "video":
+            return self.grid_thw[None]
+        one = self.grid_thw.clone()
+        one[0] = 1
+        return one.repeat(self.num_steps, 1)
+
     def to(self, device: torch.device | str, **_: Any) -> SceneInputs:
         """The same scene on another device; the grid stays where it is, since its numbers are read on the host."""
         other = copy(self)
@@ -63,76 +73,36 @@ class SceneInputs:
         return other
 
 
+class PatchCameras(NamedTuple):
+    """One camera per temporal patch of a scene.
+
+    Attributes:
+        world_to_camera: poses.
+        K_normalized: intrinsics, see `zoo.cameras.normalize_intrinsics`.
+        has_camera: the temporal patches whose camera is valid.
+    """
+
+    world_to_camera: Float[Tensor, "t 4 4"]
+    K_normalized: Float[Tensor, "t 3 3"]
+    has_camera: Bool[Tensor, " t"]
+
+
+@dataclass(eq=False)
 class SceneTokens:
     """One encoded scene: the decoder's visual tokens, and the cameras they belong to.
 
     Args:
+        scene: what was encoded.
         tokens: visual tokens of each temporal patch, in the decoder's width: those on the 2D grid, then extra tokens.
-        grid_thw: as of the `SceneInputs`.
-        kind: "video" or "image".
-        world_to_camera: one pose per temporal patch; None for a model that uses no cameras.
-        K_normalized: intrinsics likewise, see `zoo.cameras.normalize_intrinsics`.
-        has_camera: the temporal patches whose camera is valid.
+        cameras: None for a model that uses none, or a scene without.
         points: the 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
         median_depth: of all pixels of the scene; for an encoding that divides lengths by it.
         view_features: the mean 2D token of each temporal patch; for a reference view chosen by them.
-        frame_indices: as of the `SceneInputs`.
-        seconds_per_grid: as of the `SceneInputs`.
     """
 
-    def __init__(
-        self,
-        tokens: Float[Tensor, "t n D"],
-        grid_thw: Int[Tensor, " 3"],
-        *,
-        kind: MediaKind = "video",
-        world_to_camera: Float[Tensor, "t 4 4"] | None = None,
-        K_normalized: Float[Tensor, "t 3 3"] | None = None,
-        has_camera: Bool[Tensor, " t"] | None = None,
-        points: Float[Tensor, "tokens 3"] | None = None,
-        median_depth: Float[Tensor, ""] | None = None,
-        view_features: Float[Tensor, "t C"] | None = None,
-        frame_indices: Sequence[int] | None = None,
-        seconds_per_grid: float | None = None,
-    ) -> None:
-        self.tokens, self.grid_thw, self.kind = tokens, grid_thw, kind
-        self.world_to_camera, self.K_normalized, self.has_camera = world_to_camera, K_normalized, has_camera
-        self.points, self.median_depth, self.view_features = points, median_depth, view_features
-        self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
-
-    @classmethod
-    def of(cls, scene: SceneInputs, visual: Float[Tensor, "N D"]) -> SceneTokens:
-        """The 2D tokens of a scene, before its cameras and fusion."""
-        return cls(
-            visual.unflatten(0, (scene.num_steps, -1)),
-            scene.grid_thw,
-            kind=scene.kind,
-            frame_indices=scene.frame_indices,
-            seconds_per_grid=scene.seconds_per_grid,
-        )
-
-    @property
-    def num_steps(self) -> int:
-        """Temporal patches."""
-        return int(self.grid_thw[0])
-
-    @property
-    def camera_mask(self) -> Bool[Tensor, " t"]:
-        """The temporal patches whose camera is valid."""
-        if self.has_camera is not None:
-            return self.has_camera
-        return torch.ones(self.num_steps, dtype=torch.bool, device=self.tokens.device)
-
-    @property
-    def media_grids(self) -> Int[Tensor, "M 3"]:
-        """(t, h, w) of each medium in the prompt: one video, or each still image."""
-        return media_grids(self.kind, self.grid_thw)
-
-
-def media_grids(kind: MediaKind, grid_thw: Int[Tensor, " 3"]) -> Int[Tensor, "M 3"]:
-    """(t, h, w) of each medium of a scene: one video, or each of its still images."""
-    if kind == "video":
-        return grid_thw[None]
-    one = grid_thw.clone()
-    one[0] = 1
-    return one.repeat(int(grid_thw[0]), 1)
+    scene: SceneInputs
+    tokens: Float[Tensor, "t n D"]
+    cameras: PatchCameras | None = None
+    points: Float[Tensor, "tokens 3"] | None = None
+    median_depth: Float[Tensor, ""] | None = None
+    view_features: Float[Tensor, "t C"] | None = None

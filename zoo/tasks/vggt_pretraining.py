@@ -110,7 +110,7 @@ class VGGTPretraining(Task):
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> list[Any]:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Logs errors, and those of `constant_baseline`; returns no prediction records."""
         stage = "test" if self.trainer.testing else "val"
         for output, truth in self._outputs(batch):
