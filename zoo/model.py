@@ -24,7 +24,7 @@ from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.lora import LoRA
 from zoo.media import Media, scenes_of_media
-from zoo.prefix_cache import Reply, answer_questions
+from zoo.prefix_cache import answer_questions
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
 from zoo.scene_cameras import MergedCamera, add_cameras, sequence_cameras
@@ -294,22 +294,6 @@ class SpatialVLM(Configurable, nn.Module):
             layout=layout,
         )
 
-    @torch.no_grad()
-    def reply(
-        self,
-        scenes: Sequence[SceneTokens],
-        prompts: Sequence[Sequence[int]],
-        scene_index: Sequence[int],
-        max_new_tokens: int,
-        questions_per_batch: int = 8,
-    ) -> list[Reply]:
-        """Greedy replies to prompts about encoded scenes, see `answer_questions`."""
-
-        def build_inputs(ids: Tensor, scene: int) -> dict[str, Any]:
-            return self.build_inputs(ids, torch.ones_like(ids), scenes, [[scene]])
-
-        return answer_questions(self.backbone, build_inputs, prompts, scene_index, max_new_tokens, questions_per_batch)
-
     def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
         has_own = scene.cameras is not None or (scene.geometry is not None and scene.geometry.knows_cameras)
         return self.predicts_cameras and (self.camera_source == "predicted" or not has_own)
@@ -398,7 +382,7 @@ class SpatialVLM(Configurable, nn.Module):
         batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler)
         with torch.no_grad():
             scenes = self.encode_scenes(batch["scenes"])
-        replies = self.reply(scenes, batch["prompts"], [0] * len(asked), max_new_tokens)
+        replies = answer_questions(self, scenes, batch["prompts"], [0] * len(asked), max_new_tokens)
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)

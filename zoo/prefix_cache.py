@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.backbones.base import Backbone
-from zoo.question_masks import PREFIX
-from zoo.shared_prefix import shared_length
+from zoo.scenes import SceneTokens
+from zoo.shared_prefix import PREFIX, shared_length
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
 
 TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
-
-
-# from the token ids (1, L) of a prefix and its scene to the decoder's inputs
-BuildInputs = Callable[[Tensor, int], Mapping[str, Any]]
 
 
 class Reply(NamedTuple):
@@ -138,9 +137,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
+@torch.no_grad()
 def answer_questions(
-    backbone: Backbone,
-    build_inputs: BuildInputs,
+    model: SpatialVLM,
+    scenes: Sequence[SceneTokens],
     prompts: Sequence[Sequence[int]],
     scene_index: Sequence[int],
     max_new_tokens: int,
@@ -149,8 +149,8 @@ def answer_questions(
     """Answers prompts about encoded scenes; the prefix that prompts of one scene share is read once.
 
     Args:
-        backbone: the decoder to ask.
-        build_inputs: makes the decoder's inputs from the token ids of a prefix and the number of its scene.
+        model: the model to ask.
+        scenes: from its `encode_scenes`.
         prompts: token ids without padding.
         scene_index: the scene of each prompt.
         max_new_tokens: the longest answer.
@@ -159,16 +159,14 @@ def answer_questions(
     Returns:
         One reply per prompt, in the same order.
     """
+    backbone = model.backbone
     visual, context, device = backbone.placeholders.visual, backbone.context_length, backbone.like.device
     replies: dict[int, Reply] = {}
     rows_of: dict[int, list[int]] = {}
     for row, (prompt, scene) in enumerate(zip(prompts, scene_index, strict=True)):
         if len(prompt) + max_new_tokens > context:
-            replies[row] = Reply(
-                [],
-                f"the prompt has {len(prompt)} tokens and its answer up to {max_new_tokens}, more than the {context} "
-                "of the model's context",
-            )
+            error = f"the prompt has {len(prompt)} tokens and its answer up to {max_new_tokens}"
+            replies[row] = Reply([], f"{error}, more than the {context} of the model's context")
         else:
             rows_of.setdefault(scene, []).append(row)
     for scene, rows in rows_of.items():
@@ -178,9 +176,8 @@ def answer_questions(
             if not length:
                 raise ValueError("a prompt that ends with its video asks no question")
             ids = torch.tensor([list(prompts[family[0]][:length])], device=device)
+            inputs = model.build_inputs(ids, torch.ones_like(ids), scenes, [[scene]])
             questions = [prompts[row][length:] for row in family]
-            answered = CachedPrefix(backbone, build_inputs(ids, scene)).answer(
-                questions, max_new_tokens, questions_per_batch
-            )
+            answered = CachedPrefix(backbone, inputs).answer(questions, max_new_tokens, questions_per_batch)
             replies.update(zip(family, answered, strict=True))
     return [replies[row] for row in range(len(prompts))]

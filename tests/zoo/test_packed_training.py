@@ -16,11 +16,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
-from zoo.question_masks import block_mask, prefix_causal_mask
 from zoo.shared_prefix import (
     IGNORED,
     PackedScenes,
+    block_mask,
     pack_questions,
+    prefix_causal_mask,
 )
 from zoo.tasks import VideoQATask, video_qa
 

@@ -15,7 +15,7 @@ from zoo import prefix_cache
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.prefix_cache import CachedPrefix, Reply
-from zoo.question_masks import prefix_causal_mask
+from zoo.shared_prefix import prefix_causal_mask
 from zoo.tasks import VideoQATask
 
 

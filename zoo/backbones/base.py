@@ -21,8 +21,8 @@ from zoo.errors import InputError
 from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import GeometryEncoder
 from zoo.positions import SecondsPerGrid
-from zoo.question_masks import block_mask, prefix_causal_mask
 from zoo.sequence_layout import MediaKind, Placeholders, SequenceLayout
+from zoo.shared_prefix import block_mask, prefix_causal_mask
 from zoo.time_index import TimeIndex
 
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]

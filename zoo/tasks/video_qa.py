@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
 from zoo.optim import LearningRates, WarmupCosine, freeze
-from zoo.prefix_cache import Reply
+from zoo.prefix_cache import Reply, answer_questions
 from zoo.scenes import SceneTokens
 from zoo.shared_prefix import IGNORED, pack_questions
 from zoo.tasks.base import Task
@@ -115,9 +115,8 @@ class VideoQATask(Task):
             prompts = [ids[real].tolist() for ids, real in rows]
             with torch.no_grad():
                 scenes = self.encode_scenes(batch)
-            replies = self.model.reply(
-                scenes, prompts, batch["scene_index"].tolist(), self.max_new_tokens, batch["questions_per_batch"]
-            )
+            scene_index, at_once = batch["scene_index"].tolist(), batch["questions_per_batch"]
+            replies = answer_questions(self.model, scenes, prompts, scene_index, self.max_new_tokens, at_once)
         texts = self.preprocessor.decode([reply.ids for reply in replies])
         answered = [
             {**record, "prediction": text, "error": reply.error}
