@@ -62,9 +62,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: it isn't there, or isn't an object of JSON.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__} instead of settings")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} can't be read ({error}): download it again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / CONFIG} holds no settings but a {type(config).__name__}: download it again")
     return config

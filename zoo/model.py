@@ -23,13 +23,12 @@ from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.lora import LoRA
-from zoo.media import Media, scenes_of_media
 from zoo.prefix_cache import answer_questions
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
 from zoo.scene_cameras import MergedCamera, add_cameras, sequence_cameras
 from zoo.scene_encoding import encode_vision, fuse_scenes
-from zoo.scenes import SceneInputs, SceneTokens
+from zoo.scenes import Media, SceneInputs, SceneTokens, scenes_of_media
 from zoo.sequence_layout import MediaKind, SequenceLayout
 from zoo.time_index import TimeIndex
 
@@ -103,14 +102,17 @@ class SpatialVLM(Configurable, nn.Module):
             self.fusion = self._like_backbone(fusion(width, self.geometry.width))
         if view_mixer is not None:
             self.view_mixer = self._like_backbone(view_mixer(width if self.fusion is None else self.fusion.flat_width))
+        # 4. What the parts read of the data.
+        self.extra_tokens = ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
+        self.uses_geometry_tokens = self.fusion is not None and self.fusion.uses_geometry
+        self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
+        self.predicts_cameras = self.camera_use.may_be_predicted(camera_source, self.geometry)
+        self.requirements = DataRequirements.of(
+            self.camera_use, camera_source, self.geometry, self.uses_geometry_tokens, self.time_index
+        )
         if camera_source == "predicted" and self.camera_use.depth and self.geometry is not None:
-            if not self.geometry.predicts_depth:
-                raise InputError(
-                    "--model.camera_source predicted: this encoding uses depth, which "
-                    f"{type(self.geometry).__name__} does not predict; take the dataset's cameras and depth"
-                )
             self.geometry.enable_depth_head()
-        # an untrained fusion makes the whole model untrained
+        # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and loader.load_fusion(self.fusion)
         self.is_pretrained = loader.is_pretrained and (self.fusion is None or self.has_released_fusion)
         if lora is not None:
@@ -134,41 +136,14 @@ class SpatialVLM(Configurable, nn.Module):
 
     def restored_by_files(self, name: str) -> bool:
         """Whether a tensor of this name, as long as it is frozen, is read from released files again."""
+        if name in self.loaded_names:
+            return False
         part = name.partition(".")[0]
         if part == "backbone":
             return self.loader.released_path is not None and ".lora_" not in name
         if part == "geometry":
             return self.geometry is not None and bool(self.geometry.files)
         return part == "fusion" and self.has_released_fusion
-
-    # ---- what the model reads -----------------------------------------------------------------------------------
-
-    @property
-    def extra_tokens(self) -> ExtraTokens:
-        """Tokens that follow the 2D tokens of each view in the prompt."""
-        return ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
-
-    @property
-    def uses_geometry_tokens(self) -> bool:
-        """Whether 3D tokens reach the decoder."""
-        return self.fusion is not None and self.fusion.uses_geometry
-
-    @property
-    def camera_use(self) -> CameraUse:
-        """What the parts that read cameras need of them."""
-        return CameraUse.of((self.camera_encoding, self.view_mixer), self.time_index)
-
-    @property
-    def predicts_cameras(self) -> bool:
-        """Whether cameras may come from the geometry encoder."""
-        return self.camera_use.of_predicted(self.camera_source, self.geometry)
-
-    @property
-    def requirements(self) -> DataRequirements:
-        """What this model needs of the data."""
-        return self.camera_use.requirements(
-            self.camera_source, self.geometry, self.uses_geometry_tokens, self.time_index
-        )
 
     # ---- one forward path -----------------------------------------------------------------------------------------
 

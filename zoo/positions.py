@@ -160,12 +160,11 @@ def _mean_frame_indices(steps: TemporalPatches, frame_indices: Sequence[Sequence
         raise ValueError(f"frame_indices needs one list per video ({len(counts)}), got {len(frame_indices)}")
     means = []
     for video, (count, indices) in enumerate(zip(counts, frame_indices, strict=True)):
-        merged = -(-len(indices) // count)
-        whole = [*indices, *[indices[-1]] * (merged * count - len(indices))] if indices else []
-        if not indices or merged * (count - 1) >= len(indices):
+        merged = torch.tensor(indices, dtype=torch.float64).split(max(1, -(-len(indices) // count)))
+        if not indices or len(merged) != count:
             raise ValueError(f"video {video} has {count} temporal patches, but frame_indices has {len(indices)} frames")
-        means.append(torch.tensor(whole, dtype=torch.float64).view(count, merged).mean(1))
-    return torch.cat(means) if means else steps.seconds
+        means += [frames.mean() for frames in merged]  # a copy that is omitted changes no mean
+    return torch.stack(means) if means else steps.seconds
 
 
 def _cameras_of_steps(layout: SequenceLayout, cameras: Cameras) -> tuple[Float[Tensor, "N 4 4"], Bool[Tensor, " N"]]:

@@ -64,7 +64,8 @@ class CachedPrefix:
             try:
                 found = self._together(some, max_new_tokens)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                is_out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+                if not is_out_of_memory and "can't allocate memory" not in str(error):  # torch's, on the CPU
                     raise
                 if len(some) == 1:
                     replies.append(Reply([], f"no memory for this question alone: {error}"))
@@ -130,11 +131,6 @@ class CachedPrefix:
             output = self.backbone.decode(inputs, cache=self.cache, use_cache=True)
             hidden.append(output.last_hidden_state[0])
         return torch.cat(hidden)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the GPU or the machine had no memory left: torch has an error class for the GPU only."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 @torch.no_grad()

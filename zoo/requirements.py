@@ -16,23 +16,6 @@ CameraSource = Literal["dataset", "predicted", "auto"]
 
 
 @dataclass(frozen=True)
-class DataRequirements:
-    """Inputs beside the backbone's pixels and the questions.
-
-    Attributes:
-        cameras: the dataset's pose and intrinsics for each frame; a scene without is an error.
-        depth: the dataset's depth map for each frame; a scene without is an error.
-        frames: RGB frames in the size that the backbone sees, for a geometry encoder.
-        timestamps: the clip's own seconds per temporal patch, for a time index that uses them.
-    """
-
-    cameras: bool = False
-    depth: bool = False
-    frames: bool = False
-    timestamps: bool = False
-
-
-@dataclass(frozen=True)
 class CameraUse:
     """What the camera parts of a model read.
 
@@ -64,27 +47,51 @@ class CameraUse:
         """Whether depth in the unit of the cameras is used."""
         return self.points or self.median_depth
 
-    def of_predicted(self, source: CameraSource, geometry: GeometryEncoder | None) -> bool:
+    def may_be_predicted(self, source: CameraSource, geometry: GeometryEncoder | None) -> bool:
         """Whether cameras may come from the geometry encoder."""
         is_asked = source == "predicted" or (source == "auto" and not self.depth)
         return self.cameras and is_asked and geometry is not None and geometry.predicts_cameras
 
-    def requirements(
-        self, source: CameraSource, geometry: GeometryEncoder | None, uses_tokens: bool, time_index: TimeIndex
+
+@dataclass(frozen=True)
+class DataRequirements:
+    """Inputs beside the backbone's pixels and the questions.
+
+    Attributes:
+        cameras: the dataset's pose and intrinsics for each frame; a scene without is an error.
+        depth: the dataset's depth map for each frame; a scene without is an error.
+        frames: RGB frames in the size that the backbone sees, for a geometry encoder.
+        timestamps: the clip's own seconds per temporal patch, for a time index that uses them.
+    """
+
+    cameras: bool = False
+    depth: bool = False
+    frames: bool = False
+    timestamps: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        use: CameraUse,
+        source: CameraSource,
+        geometry: GeometryEncoder | None,
+        uses_tokens: bool,
+        time_index: TimeIndex,
     ) -> DataRequirements:
-        """What a model with these parts needs of the data.
+        """What a model needs of the data.
 
         Args:
-            source: whose cameras the parts get.
+            use: what its camera parts read.
+            source: whose cameras they get.
             geometry: the encoder, if there is one.
             uses_tokens: whether its 3D tokens reach the decoder.
             time_index: the time component of the position ids.
         """
-        predicts = self.of_predicted(source, geometry)
+        predicts = use.may_be_predicted(source, geometry)
         read = geometry if uses_tokens else None
-        return DataRequirements(
-            cameras=(self.cameras and not predicts) or (read is not None and read.requires_cameras),
-            depth=(self.depth and source != "predicted") or (read is not None and read.requires_depth),
+        return cls(
+            cameras=(use.cameras and not predicts) or (read is not None and read.requires_cameras),
+            depth=(use.depth and source != "predicted") or (read is not None and read.requires_depth),
             frames=(uses_tokens or predicts) and geometry is not None and geometry.requires_frames,
             timestamps=time_index.real_time,
         )

@@ -156,11 +156,17 @@ def test_frozen_released_weights_are_named_or_copied(qwen: Path, tmp_path: Path,
     randomized_mixer = {name: torch.randn_like(p) for name, p in model.view_mixer.named_parameters()}
     model.view_mixer.load_state_dict(randomized_mixer, strict=False)
     model.view_mixer.requires_grad_(True)
+    norm = model.backbone.decoder.norm.requires_grad_(True)
+    torch.nn.init.normal_(norm.weight)
     model.eval().save_pretrained(tmp_path / "saved", full=full)
     saved = load_file(tmp_path / "saved/model.safetensors")
     assert saved
-    assert all(name.startswith("view_mixer.") for name in saved)
-    assert equal(model, SpatialVLM.from_pretrained(tmp_path / "saved"))
+    names = {name for name in saved if not name.startswith("view_mixer.")}
+    assert names == {"backbone.vlm.model.language_model.norm.weight"}
+    loaded = SpatialVLM.from_pretrained(tmp_path / "saved")
+    assert equal(model, loaded)
+    loaded.save_pretrained(tmp_path / "again")  # what is trained stays in the file, although it is frozen now
+    assert equal(model, SpatialVLM.from_pretrained(tmp_path / "again"))
 
     if full:  # the folder stands alone, wherever it goes
         shutil.rmtree(base)
