@@ -222,12 +222,8 @@ class SpatialVLM(Configurable, nn.Module):
             "video": [scene.tokens.flatten(0, 1) for scene in videos],
             "image": [image for scene in images for image in scene.tokens],
         }
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-        }
-        inputs |= self.backbone.visual_inputs(tokens)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(tokens)}
         # 5. The camera encoding, shared by all layers.
         if self.camera_encoding is not None and cameras is not None:
             known = [scene.points for row in rows for scene in row if scene.points is not None]

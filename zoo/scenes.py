@@ -175,9 +175,7 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
         )
         if cameras is not None:
             scene.cameras = cameras[[row]].span(first, last - first)
-            if cameras.index is not None:
-                views = cameras[[row]].spanned(first, last - first)[1][0]
-                scene.has_camera = cameras.used_mask()[row, views]
+            scene.has_camera = cameras.used_mask()[row, cameras[[row]].spanned(first, last - first)[1][0]]
             scene.geometry = SceneGeometry(
                 world_to_camera=scene.cameras.world_to_camera[0].repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
                 K_normalized=scene.cameras.K_normalized[0].repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
