@@ -107,8 +107,13 @@ class SpatialVLM(Configurable, nn.Module):
         self.uses_geometry_tokens = self.fusion is not None and self.fusion.uses_geometry
         self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
         self.predicts_cameras = self.camera_use.may_be_predicted(camera_source, self.geometry)
-        self.requirements = DataRequirements.of(
-            self.camera_use, camera_source, self.geometry, self.uses_geometry_tokens, self.time_index
+        fused = self.geometry if self.uses_geometry_tokens else None
+        used = self.geometry if self.predicts_cameras else fused
+        self.requirements = DataRequirements(
+            cameras=(self.camera_use.cameras and not self.predicts_cameras) or bool(fused and fused.requires_cameras),
+            depth=(self.camera_use.depth and camera_source != "predicted") or bool(fused and fused.requires_depth),
+            frames=bool(used and used.requires_frames),
+            timestamps=self.time_index.real_time,
         )
         if camera_source == "predicted" and self.camera_use.depth and self.geometry is not None:
             self.geometry.enable_depth_head()
@@ -320,6 +325,7 @@ class SpatialVLM(Configurable, nn.Module):
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model"))
 
+    @torch.no_grad()
     def answer(
         self,
         video: str | Path | Tensor,
@@ -351,8 +357,7 @@ class SpatialVLM(Configurable, nn.Module):
 
         asked = [questions] if isinstance(questions, str) else list(questions)
         batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler)
-        with torch.no_grad():
-            scenes = self.encode_scenes(batch["scenes"])
+        scenes = self.encode_scenes(batch["scenes"])
         replies = answer_questions(self, scenes, batch["prompts"], [0] * len(asked), max_new_tokens)
         for reply in replies:
             if reply.error is not None:

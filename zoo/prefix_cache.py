@@ -82,12 +82,8 @@ class CachedPrefix:
         self._rewind()
         stops = self.backbone.stop_tokens
         alone = len(questions) == 1
-        hidden = self._read(
-            [token for question in questions for token in question],
-            [place for question in questions for place in range(len(question))],
-            [number for number, question in enumerate(questions) for _ in question],
-            alone,
-        )
+        tokens = [(token, place, n) for n, question in enumerate(questions) for place, token in enumerate(question)]
+        hidden = self._read(tokens, alone)
         ends = torch.tensor([len(question) for question in questions]).cumsum(0) - 1
         hidden = hidden[ends.to(hidden.device)]
         answers: list[list[int]] = [[] for _ in questions]
@@ -95,17 +91,16 @@ class CachedPrefix:
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.backbone.lm_head(hidden)
-            broken, tokens = (~logits.amax(-1).isfinite()).tolist(), logits.argmax(-1).tolist()
-            for number, token, is_broken in zip(going, tokens, broken, strict=True):
+            broken, found = (~logits.amax(-1).isfinite()).tolist(), logits.argmax(-1).tolist()
+            for n, token, is_broken in zip(going, found, broken, strict=True):
                 if is_broken:
-                    errors[number] = f"the logits of token {step + 1} of the answer are not finite"
+                    errors[n] = f"the logits of token {step + 1} of the answer are not finite"
                 else:
-                    answers[number].append(token)
-            going = [number for number in going if number not in errors and answers[number][-1] not in stops]
+                    answers[n].append(token)
+            going = [n for n in going if n not in errors and answers[n][-1] not in stops]
             if not going or step + 1 == max_new_tokens:
                 break
-            places = [len(questions[number]) + step for number in going]
-            hidden = self._read([answers[number][-1] for number in going], places, going, alone)
+            hidden = self._read([(answers[n][-1], len(questions[n]) + step, n) for n in going], alone)
         return [Reply([], errors[n]) if n in errors else Reply(ids) for n, ids in enumerate(answers)]
 
     def _rewind(self) -> None:
@@ -114,16 +109,15 @@ class CachedPrefix:
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
 
-    def _read(self, ids: list[int], places: list[int], questions: list[int], alone: bool) -> Float[Tensor, "T D"]:
-        """Hidden states of more tokens: their ids, places after the prefix, and questions (from 0)."""
-        device = self.groups.device
-        rows: Int[Tensor, "3 T"] = torch.tensor([ids, places, questions], device=device)
+    def _read(self, tokens: Sequence[tuple[int, int, int]], alone: bool) -> Float[Tensor, "T D"]:
+        """Hidden states of more tokens: each its id, its place after the prefix, and its question (from 0)."""
+        rows: Int[Tensor, "3 T"] = torch.tensor(tokens, device=self.groups.device).T
         hidden = []
-        for tokens, place, question in (part.unbind() for part in rows.split(TOKENS_AT_ONCE, 1)):
+        for ids, place, question in (part.unbind() for part in rows.split(TOKENS_AT_ONCE, 1)):
             group = question[None] + PREFIX + 1
             self.groups = torch.cat((self.groups, group), 1)
             inputs = {
-                "input_ids": tokens[None],
+                "input_ids": ids[None],
                 "position_ids": (self.next_position + place).expand(3, 1, -1),
                 "attention_mask": None if alone else self.backbone.question_mask(group, self.groups),
                 "camera_encoding": self.encoding,

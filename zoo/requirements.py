@@ -69,33 +69,6 @@ class DataRequirements:
     frames: bool = False
     timestamps: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        use: CameraUse,
-        source: CameraSource,
-        geometry: GeometryEncoder | None,
-        uses_tokens: bool,
-        time_index: TimeIndex,
-    ) -> DataRequirements:
-        """What a model needs of the data.
-
-        Args:
-            use: what its camera parts read.
-            source: whose cameras they get.
-            geometry: the encoder, if there is one.
-            uses_tokens: whether its 3D tokens reach the decoder.
-            time_index: the time component of the position ids.
-        """
-        predicts = use.may_be_predicted(source, geometry)
-        read = geometry if uses_tokens else None
-        return cls(
-            cameras=(use.cameras and not predicts) or (read is not None and read.requires_cameras),
-            depth=(use.depth and source != "predicted") or (read is not None and read.requires_depth),
-            frames=(uses_tokens or predicts) and geometry is not None and geometry.requires_frames,
-            timestamps=time_index.real_time,
-        )
-
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None) -> TimeIndex:
     """The encoding's own time index, the given one, or `TimestampIndex()`.

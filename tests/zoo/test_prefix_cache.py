@@ -176,8 +176,9 @@ def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.Monk
     expected = one_by_one(model, asked)
     original = CachedPrefix._read
 
-    def run_on(self: CachedPrefix, tokens: list[int], places: list[int], *rest: Any) -> Tensor:
-        return original(self, tokens, list(range(len(places))) if len(places) > len(QUESTIONS) else places, *rest)
+    def run_on(self: CachedPrefix, tokens: list[tuple[int, int, int]], alone: bool) -> Tensor:
+        is_prompt = len(tokens) > len(QUESTIONS)
+        return original(self, [(t, i if is_prompt else p, q) for i, (t, p, q) in enumerate(tokens)], alone)
 
     monkeypatch.setattr(CachedPrefix, "_read", run_on)
     assert ids(model, asked) != expected

@@ -103,6 +103,7 @@ class VideoQATask(Task):
         logits = backbone.lm_head(hidden[supervised])
         return F.cross_entropy(logits.float(), targets[supervised])
 
+    @torch.no_grad()
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """One prediction record per question, including those of failed scenes (see `datamodules.collate`).
 
@@ -113,10 +114,10 @@ class VideoQATask(Task):
         if len(batch["input_ids"]):
             rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
             prompts = [ids[real].tolist() for ids, real in rows]
-            with torch.no_grad():
-                scenes = self.encode_scenes(batch)
-            scene_index, at_once = batch["scene_index"].tolist(), batch["questions_per_batch"]
-            replies = answer_questions(self.model, scenes, prompts, scene_index, self.max_new_tokens, at_once)
+            scenes, scene_index = self.encode_scenes(batch), batch["scene_index"].tolist()
+            replies = answer_questions(
+                self.model, scenes, prompts, scene_index, self.max_new_tokens, batch["questions_per_batch"]
+            )
         texts = self.preprocessor.decode([reply.ids for reply in replies])
         answered = [
             {**record, "prediction": text, "error": reply.error}
