@@ -156,14 +156,11 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
     seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
     scenes: list[SceneInputs] = []
     scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]
-    steps_done = [0] * layout.shape[0]
     for number, spans in enumerate(groups.values()):
         row, kind = spans[0].row, spans[0].kind
         grids = torch.stack([pixels[kind][1][span.number] for span in spans])
         if (grids[:, 1:] != grids[0, 1:]).any():
             raise InputError(f"the images of a sequence are one scene and need one size, got grids {grids.tolist()}")
-        first, last = steps_done[row], steps_done[row] + int(grids[:, 0].sum())
-        steps_done[row] = last
         values = [pixels[kind][0][span.number] for span in spans]
         scene = SceneInputs(
             values[0] if len(values) == 1 else torch.cat(values),
@@ -174,8 +171,9 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
             seconds_per_grid=None if seconds is None or kind == "image" else float(seconds[spans[0].number]),
         )
         if cameras is not None:
-            scene.cameras = cameras[[row]].span(first, last - first)
-            scene.has_camera = cameras.used_mask()[row, cameras[[row]].spanned(first, last - first)[1][0]]
+            first = int(layout.steps_before[layout.spans.index(spans[0])])
+            scene.cameras = cameras[[row]].span(first, scene.num_steps)
+            scene.has_camera = cameras.used_mask()[row, cameras[[row]].spanned(first, scene.num_steps)[1][0]]
             scene.geometry = SceneGeometry(
                 world_to_camera=scene.cameras.world_to_camera[0].repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
                 K_normalized=scene.cameras.K_normalized[0].repeat_interleave(TEMPORAL_PATCH_SIZE, 0),

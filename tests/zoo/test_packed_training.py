@@ -74,7 +74,7 @@ def difference(found: Learned, expected: Learned) -> float:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_loss_and_gradients_are_those_of_a_row_each(name: str) -> None:
+def test_loss_and_gradients_equal_one_question_per_row(name: str) -> None:
     """A scene with three questions and one with one, of different lengths; answers of different lengths."""
     model = build(name).train()
     assert difference(packed(model, *SCENES), a_row_each(model, *SCENES)) < 1e-5
@@ -113,7 +113,7 @@ def test_flex_attention_on_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("queries", [slice(0, None), slice(-4, None)])
-def test_blocks_say_who_sees_whom(queries: slice) -> None:
+def test_block_mask_equals_the_dense_mask(queries: slice) -> None:
     groups = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 2, 3, 3, 3]])
     mask = block_mask(groups[:, queries], groups)
     seen = create_mask(mask.mask_mod, 2, 1, groups[:, queries].shape[1], 8, device="cpu")[:, 0]
@@ -160,7 +160,7 @@ def test_with_positions_that_run_on_they_differ(monkeypatch: pytest.MonkeyPatch)
 # ---- what takes a row each -----------------------------------------------------------------------------------
 
 
-def test_attention_that_takes_no_mask_gets_a_row_each() -> None:
+def test_attention_without_custom_masks_gets_one_question_per_row() -> None:
     """As flash attention: it knows padding, and nothing else."""
     model = build("plain").train()
     expected, masks = a_row_each(model, *SCENES), []

@@ -133,7 +133,7 @@ def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str) -> 
     assert read[1:] == [count for question in questions for count in (question, *[1] * (NEW - 1))]  # still one prefix
 
 
-def test_what_is_asked_before_it_is_shown_shares_nothing() -> None:
+def test_questions_before_the_video_share_no_prefix() -> None:
     """Prompts that part ways before the video: each is read whole."""
     model = build("PRoPE, ChannelRange")
     asked = batch(model, scene("a"))

@@ -208,7 +208,7 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
     torch.testing.assert_close(others[3], together[3], rtol=0, atol=1e-5)
 
 
-def test_without_the_2d_branch_there_is_nothing_to_tell() -> None:
+def test_a_view_mixer_has_no_effect_without_the_2d_branch() -> None:
     only_3d = lambda *widths: ConcatSplitFusion(*widths, active_branches="3d")  # noqa: E731
     torch.manual_seed(0)
     ours = VideoQATask(backbone=tiny(), view_mixer=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)
