@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import Optimizer
@@ -35,10 +35,7 @@ class LearningRates:
 
     def frozen(self) -> set[str]:
         """The parts that do not train."""
-        return {part for part in PARTS if not getattr(self, part)}
-
-
-PARTS = tuple(field.name for field in fields(LearningRates))
+        return {part for part, rate in vars(self).items() if not rate}
 
 
 def freeze(module: nn.Module, rates: LearningRates, part_of: Callable[[str], str]) -> None:

@@ -92,13 +92,10 @@ def check_geometry(
     geometry: GeometryEncoder | None, source: CameraSource, *, uses_cameras: bool, uses_tokens: bool
 ) -> None:
     """Raises an InputError if the parts ask the geometry encoder for more than it has."""
-    if source == "predicted" and not uses_cameras:
+    if source == "predicted" and not (uses_cameras and geometry and geometry.predicts_cameras):
         raise InputError(
-            "--model.camera_source predicted has no effect without --model.camera_encoding or --model.view_mixer"
-        )
-    if source == "predicted" and not (geometry and geometry.predicts_cameras):
-        raise InputError(
-            "--model.camera_source predicted needs a --model.geometry that predicts them, such as PretrainedVGGT"
+            "--model.camera_source predicted needs a --model.geometry that predicts cameras, such as PretrainedVGGT, "
+            "and a part that reads them: --model.camera_encoding or --model.view_mixer"
         )
     if uses_tokens and not (geometry and geometry.width):
         raise InputError("--model.fusion needs 3D tokens: name their encoder with --model.geometry")

@@ -132,9 +132,9 @@ def test_models_without_cameras_ignore_the_camera_source() -> None:
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ({}, "--model.camera_source predicted has no effect without --model.camera_encoding"),
-        ({"camera_encoding": PRoPE()}, "needs a --model.geometry that predicts them"),
-        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.geometry that predicts them"),
+        ({}, "a part that reads them: --model.camera_encoding or --model.view_mixer"),
+        ({"camera_encoding": PRoPE()}, "needs a --model.geometry that predicts cameras"),
+        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.geometry that predicts cameras"),
         ({"camera_encoding": PointRoPE(), **VGGT}, "this VGGT has no depth head"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -205,10 +205,9 @@ def reject_failed(batch: dict[str, Any]) -> None:
 
 def reject_long(batch: dict[str, Any], context_length: int) -> None:
     """Raises an InputError if a question with its video and answer exceeds the model's context (in tokens)."""
-    lengths: Sequence[int] = batch["attention_mask"].sum(1).tolist()
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] > context_length:
+    length, row = batch["attention_mask"].sum(1).max(0)
+    if length > context_length:
         raise InputError(
-            f"question {batch['records'][longest]['id']} has {lengths[longest]} tokens, more than the "
-            f"{context_length} of the model's context: lower --data.num_frames or --data.pixels.max_pixels"
+            f"question {batch['records'][int(row)]['id']} has {int(length)} tokens, more than the {context_length} of "
+            "the model's context: lower --data.num_frames or --data.pixels.max_pixels"
         )
