@@ -41,14 +41,14 @@ class SpatialVLM(Configurable, nn.Module):
 
     Args:
         backbone: the video-language model; a tiny random Qwen2.5-VL if not given.
-        geometry: makes the encoder of 3D tokens and cameras; built only if a fusion or `camera_source` asks for it, and
+        geometry: builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it, and
             only if the backbone was not released with its own.
         geometry_cache: keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
-        fusion: makes the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null takes the 2D
+        fusion: builds the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null uses the 2D
             tokens alone.
-        view_mixer: makes the branch that tells the 2D tokens about their cameras before the fusion (`ViewAttention`,
-            `RayEmbedding`); without effect before training.
-        camera_encoding: how the decoder's attention learns about the cameras; null is the stock attention.
+        view_mixer: builds the branch that adds camera information to the 2D tokens before the fusion
+            (`ViewAttention`, `RayEmbedding`); without effect before training.
+        camera_encoding: camera encoding in the decoder's attention; null is the stock attention.
         camera_source: whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
             the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
             predicted ones if the encoder predicts cameras. Without effect in a model that uses no cameras.

@@ -1,4 +1,4 @@
-"""Greedy answers to many questions about a scene, whose shared prefix is read once into the KV cache."""
+"""Greedy answers to many questions about a scene; their shared prefix is read into the KV cache once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the visual tokens of a batch of sequences stand: found in one walk, on the host."""
+"""The positions of visual tokens in a batch of sequences, computed once on the CPU."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _in_one(members: Sequence[tuple[Tensor, Tensor]], length: int) -> dict[str, 
 
 
 def prefix_causal_mask(queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]) -> Bool[Tensor, "B T K"]:
-    """Which token attends to which: to earlier tokens of the prefix and of its own group.
+    """Mask of the tokens that each query attends to: earlier ones of the prefix and of its own group.
 
     Args:
         queries: the group of each query, `PREFIX` or that of a question; the queries are the last T of the keys.
