@@ -22,7 +22,7 @@ from zoo.fusions import ExtraTokens, Fusion
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
-from zoo.lora import LoRA
+from zoo.optim import LoRA
 from zoo.prefix_cache import answer_questions
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
@@ -41,8 +41,8 @@ class SpatialVLM(Configurable, nn.Module):
 
     Args:
         backbone: the video-language model; a tiny random Qwen2.5-VL if not given.
-        geometry: builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it, and
-            only if the backbone was not released with its own.
+        geometry: builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it,
+            and only if the backbone was not released with its own.
         geometry_cache: keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
         fusion: builds the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null uses the 2D
             tokens alone.
