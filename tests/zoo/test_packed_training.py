@@ -129,31 +129,20 @@ def test_gradient_checkpointing_keeps_the_mask() -> None:
 # ---- the controls: what the mask and the positions are for ---------------------------------------------------
 
 
-def test_without_the_mask_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("removed", ["mask", "positions"])
+def test_without_mask_or_positions_of_the_questions_they_differ(removed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("plain").train()
     expected = a_row_each(model, *SCENES)
+    original = PackedScenes.with_question_masks
 
-    def causal(self: PackedScenes, qwen: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def changed(self: PackedScenes, qwen: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        if removed == "positions":
+            return original(self._replace(position_offset=0), qwen, inputs)
         everyone = torch.zeros_like(self.group)
-        return {
-            **with_question_masks(self, qwen, inputs),
-            "attention_mask": prefix_causal_mask(everyone, everyone)[:, None],
-        }
+        causal = prefix_causal_mask(everyone, everyone)[:, None]
+        return {**original(self, qwen, inputs), "attention_mask": causal}
 
-    with_question_masks = PackedScenes.with_question_masks
-    monkeypatch.setattr(PackedScenes, "with_question_masks", causal)
-    assert difference(packed(model, *SCENES), expected) > 1e-2
-
-
-def test_with_positions_that_run_on_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("plain").train()
-    expected = a_row_each(model, *SCENES)
-    with_question_masks = PackedScenes.with_question_masks
-    monkeypatch.setattr(
-        PackedScenes,
-        "with_question_masks",
-        lambda self, qwen, inputs: with_question_masks(self._replace(position_offset=0), qwen, inputs),
-    )
+    monkeypatch.setattr(PackedScenes, "with_question_masks", changed)
     assert difference(packed(model, *SCENES), expected) > 1e-2
 
 
