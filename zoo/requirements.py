@@ -1,4 +1,4 @@
-"""What the parts of a model read, and so what a model needs of the data."""
+"""Requirements of a model on the data, computed from its parts."""
 
 from __future__ import annotations
 

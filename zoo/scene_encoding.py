@@ -47,7 +47,7 @@ def fuse_scenes(
 ) -> None:
     """Mixes the views of each scene and fuses its 2D and 3D tokens, in place.
 
-    Scenes of one grid are fused as one long scene, since no temporal patch knows of another.
+    Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
 
     Args:
         scenes: with their 2D tokens.

@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole, and lines that are there once they are written."""
+"""JSON lines that are durable once appended, and files that are replaced atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a released folder is said in a line that names it: nothing is made up, and nothing passed over."""
+"""Faulty released folders: each fault is an error of one line that names the file."""
 
 from __future__ import annotations
 

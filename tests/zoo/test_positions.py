@@ -1,4 +1,4 @@
-"""mRoPE position ids: the official numbers, an obvious slow version, and transformers 5."""
+"""mRoPE position ids equal the golden ones, a slow reference implementation, and transformers 5."""
 
 from __future__ import annotations
 

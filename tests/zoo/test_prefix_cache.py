@@ -1,4 +1,4 @@
-"""Answers from a prefix that is read once: token for token those of each question by itself."""
+"""Answers from a shared prefix in the KV cache equal those of each question alone, token by token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions that can't be answered: each says why, and spoils no other."""
+"""Answers that fail: NaN logits, sequences beyond the context, scenes on which the model raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In Python: a model is saved, loaded and asked, and is the same model; what is not the same is an error."""
+"""Saving, loading and asking a model in Python; weights of another model are an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Released folders: read shard by shard, what is wrong with them is said, and written again bit for bit."""
+"""Released folders: read shard by shard, and exported bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The camera of two frames that become one token: the first's, the last's, or half-way between both."""
+"""The camera of two merged frames: the first, the last, or their midpoint."""
 
 from __future__ import annotations
 
