@@ -160,8 +160,9 @@ def load_into(
             Some tensors may be loaded by then.
     """
     missing = dict.fromkeys(official_name(name) for name in state)
+    places = set(missing)
     problems: dict[str, list[str]] = {
-        kind: [] for kind in ("missing", "unexpected", "misshapen", "no floating-point numbers")
+        kind: [] for kind in ("missing", "unexpected", "under two names", "misshapen", "no floating-point numbers")
     }
     for name in tqdm(tensors, f"loading {what}", unit=" tensors", delay=2, leave=False, disable=None):
         if name.startswith(skip):
@@ -169,7 +170,7 @@ def load_into(
         ours = current_names(name)
         official = official_name(ours[0])  # the file may use the names of another version
         if official not in missing:
-            problems["unexpected"].append(full_name(tensors, name))
+            problems["under two names" if official in places else "unexpected"].append(full_name(tensors, name))
             continue
         del missing[official]
         tensor, targets = tensors[name], [state[part] for part in ours]

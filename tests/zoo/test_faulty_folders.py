@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "twice": (
         lambda t: t.update({"model.language_model.norm.weight": torch.ones(64)}),
-        "1 unexpected: model.language_model",
+        "1 under two names: model",
     ),
 }
 
