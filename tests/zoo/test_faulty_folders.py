@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.zoo.released import read_release, released_model, spatial_mllm, tiny_release, write_release
-from zoo import CameraTokenFusion, InputError, PretrainedQwen25VL, TinyQwen25VL, TinyVGGT
+from tests.zoo.released import SIZES, read_release, released_model, tiny_release, write_release
+from zoo import InputError, PretrainedQwen25VL, TinyQwen25VL
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model
 from zoo.model import SpatialVLM
 from zoo.weights import open_weights
 
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
-SIZES = dict(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 
 
 pytestmark = pytest.mark.usefixtures("tiny_dino")
@@ -221,19 +220,6 @@ def test_a_folder_without_its_processor(qwen: Path, release: Path, backbone: typ
 
 
 # ---- export -------------------------------------------------------------------------------------------------------
-
-
-def spatial(**parts: Any) -> SpatialVLM:
-    def geometry() -> TinyVGGT:
-        return TinyVGGT(embed_dim=32, depth=4, num_heads=2)
-
-    return spatial_mllm(backbone=TinyQwen25VL(**SIZES), geometry=geometry, **parts)
-
-
-def test_another_connector_is_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="SpatialVLM with CameraTokenFusion can't be exported: .*AddFusion"):
-        export_model(spatial(fusion=CameraTokenFusion), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.zoo.released import (
+    SIZES,
     load_case,
     media,
     official_weights,
@@ -25,7 +26,17 @@ from tests.zoo.released import (
     write_release,
 )
 from tests.zoo.showing import SAMPLES, batch, logits
-from zoo import AddFusion, InputError, LoRA, PretrainedQwen25VL, TinyQwen25VL, TinyVGGT
+from zoo import (
+    AddFusion,
+    CameraTokenFusion,
+    ConcatSplitFusion,
+    Fusion,
+    InputError,
+    LoRA,
+    PretrainedQwen25VL,
+    TinyQwen25VL,
+    TinyVGGT,
+)
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
 from zoo.hub import read_config
 from zoo.model import SpatialVLM
@@ -41,7 +52,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     config, official = tiny_release()
     inside, outside = load_spatial_mllm(config, official), released_model(release)
-    assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
+    streamed = load_spatial_mllm(read_config(release), open_weights(release))
+    for model in (outside, streamed):
+        assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), model.parameters(), strict=True))
     assert outside.geometry.layer == -2 and outside.is_pretrained
     assert outside.backbone.preprocessor.processor.tokenizer("How many")["input_ids"]
     whole = released_model(release, dtype="float32")
@@ -75,15 +88,6 @@ def test_switches_of_the_fusion_need_no_retraining(release: Path) -> None:
         assert not torch.allclose(other, official_way, atol=1e-3)
     expected = logits(load_spatial_mllm(config, {name: t.float() for name, t in official.items()}), given)[0]
     assert torch.equal(official_way, expected)
-
-
-def test_a_folder_is_read_as_well_as_tensors_in_memory(release: Path) -> None:
-    config, official = tiny_release()
-    inside, outside = (
-        load_spatial_mllm(config, official),
-        load_spatial_mllm(read_config(release), open_weights(release)),
-    )
-    assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
 
 
 def test_a_shard_is_read_when_it_is_asked_for(release: Path) -> None:
@@ -138,8 +142,7 @@ def test_what_was_learned_is_written(release: Path, tmp_path: Path) -> None:
 
 
 def tiny_qwen() -> SpatialVLM:
-    backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    return SpatialVLM(backbone=backbone)
+    return SpatialVLM(backbone=TinyQwen25VL(**SIZES))
 
 
 def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) -> None:
@@ -187,15 +190,12 @@ def test_lora_is_merged_and_the_model_stays(tmp_path: Path) -> None:
     assert read_release(tmp_path / "out").keys() == official.keys()
 
 
-def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
-    from zoo import ConcatSplitFusion
-
-    backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    model = SpatialVLM(
-        fusion=ConcatSplitFusion, backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2)
-    )
-    with pytest.raises(InputError, match="SpatialVLM can't be exported.*such as fusion.flat"):
+@pytest.mark.parametrize("fusion", [ConcatSplitFusion, CameraTokenFusion])
+def test_what_has_no_official_layout_is_not_exported(tmp_path: Path, fusion: type[Fusion]) -> None:
+    model = spatial_mllm(fusion, backbone=TinyQwen25VL(**SIZES), geometry=partial(TinyVGGT, embed_dim=32, num_heads=2))
+    with pytest.raises(InputError, match="can't be exported, .* with AddFusion: .*such as fusion"):
         export_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("")
     with pytest.raises(InputError, match="taken is there already and not empty"):
@@ -203,8 +203,8 @@ def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:
-    backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    model = spatial_mllm(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2, layer=-2))
+    geometry = partial(TinyVGGT, embed_dim=32, depth=4, num_heads=2, layer=-2)
+    model = spatial_mllm(backbone=TinyQwen25VL(**SIZES), geometry=geometry)
     torch.nn.init.normal_(model.fusion.connector.mlp[2].weight)
     export_model(model, tmp_path / "out")
     again = released_model(tmp_path / "out", dtype="float32")

@@ -246,9 +246,11 @@ class BackboneLoader(Configurable, ABC):
 
     Attributes:
         is_pretrained: whether the weights answer questions before they are trained here.
+        released_path: folder or hub id of the released weights; None for random ones.
     """
 
     is_pretrained: bool = False
+    released_path: str | None = None
 
     def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
         if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
@@ -275,11 +277,6 @@ class BackboneLoader(Configurable, ABC):
     def load_fusion(self, fusion: nn.Module) -> bool:
         """Reads the fusion's weights if they were released with these; returns whether they were."""
         return False
-
-    @property
-    def released_path(self) -> str | None:
-        """Folder or hub id of the released weights; None for random ones."""
-        return None
 
     @property
     def files(self) -> tuple[Path, ...]:
