@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.decoder import PAD, VIDEO, Example, install, tiny_model
-from zoo.backbones.qwen25_vl.generation import CameraQwen25VL, greedy
+from zoo.backbones.qwen25_vl.attention import CameraQwen25VL, greedy
 
 NEW, BEAMS = 4, 2
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import local_torch_dtype
 
 from zoo.backbones.base import BackboneLoader
 from zoo.backbones.qwen25_vl import Qwen25VLBackbone
@@ -80,14 +81,9 @@ def empty_qwen(config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen2_5_VLForCon
     """Return a Qwen2.5-VL in training mode, whose memory is taken when it is filled."""
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype  # transformers prefers the dtype in a released config to the default
-    default = torch.get_default_dtype()
-    try:
-        # not .to(dtype) afterwards: that would round RoPE's frequencies as well
-        torch.set_default_dtype(dtype)
-        with no_init_weights():  # memory is not taken until it is written to
-            model = Qwen2_5_VLForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(default)
+    # not .to(dtype) afterwards: that would round RoPE's frequencies as well
+    with local_torch_dtype(dtype), no_init_weights():  # memory is not taken until it is written to
+        model = Qwen2_5_VLForConditionalGeneration(config)
     model.tie_weights()
     return model.train()
 

@@ -11,8 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zoo.backbones.base import Backbone, BackbonePart
-from zoo.backbones.qwen25_vl.attention import install_camera_attention
-from zoo.backbones.qwen25_vl.generation import CameraQwen25VL, greedy
+from zoo.backbones.qwen25_vl.attention import CameraQwen25VL, greedy, install_camera_attention
 from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
 from zoo.backbones.qwen25_vl.vision_tower import install_fast_vision
 from zoo.cameras import Cameras
