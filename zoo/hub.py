@@ -55,16 +55,16 @@ def download(hub_id: str, files: list[str]) -> Path:
         raise FileNotFoundError(f"{hub_id}: {error}") from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json.
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Return the settings in config.json, or in another JSON file of a folder.
 
     Raises:
         InputError: it isn't there, or isn't an object of JSON.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        config: dict[str, Any] = json.loads((folder / name).read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG} can't be read ({error}): download it again") from error
+        raise InputError(f"{folder / name} can't be read ({error}): download it again") from error
     if not isinstance(config, dict):
-        raise InputError(f"{folder / CONFIG} holds no settings but a {type(config).__name__}: download it again")
+        raise InputError(f"{folder / name} holds no settings but a {type(config).__name__}: download it again")
     return config

@@ -60,7 +60,7 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     qwen = {name: value for name, value in flat.items() if name not in OTHERS}
     if model.geometry is None:
         return {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], **qwen}
-    source, geometry = source or {}, model.geometry
+    kept, geometry = source or {}, model.geometry
     assert isinstance(geometry, VGGTEncoder)
     defaults = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
     aggregator = defaults | geometry.vggt.config["aggregator"]
@@ -69,8 +69,8 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
         "model_type": "spatial-mllm",
         "architectures": ["SpatialMLLMForConditionalGeneration"],
         **qwen,
-        "spatial_config": source.get("spatial_config", {}) | {name: aggregator.pop(name) for name in SIZES},
-        "connector_config": source.get("connector_config", {}) | connector,
+        "spatial_config": kept.get("spatial_config", {}) | {name: aggregator.pop(name) for name in SIZES},
+        "connector_config": kept.get("connector_config", {}) | connector,
     }
     unusual = {name: value for name, value in aggregator.items() if value != defaults[name]}
     return config | ({"vggt_aggregator": unusual} if unusual else {})  # the published code has no such settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLProcessor as Processor
 
 from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone
+from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 from zoo.checkpoints.config import ReleasedConfig
 from zoo.checkpoints.names import OFFICIAL_VGGT
 from zoo.checkpoints.released import FUSED, empty_qwen, fill_qwen, load_connector, load_vggt
@@ -76,12 +75,9 @@ class PretrainedQwen25VL(BackboneLoader):
     @property
     def stop_tokens(self) -> list[int]:
         """Stop tokens of generation_config.json, which is optional."""
-        try:
-            stops = json.loads((self.folder / GENERATION_CONFIG).read_text()).get("eos_token_id", [])
-        except FileNotFoundError:
+        if not (self.folder / GENERATION_CONFIG).exists():
             return []
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.folder / GENERATION_CONFIG} can't be read ({error}): download it again") from error
+        stops = read_config(self.folder, GENERATION_CONFIG).get("eos_token_id")
         return [stops] if isinstance(stops, int) else list(stops or ())
 
     @classmethod

@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 
 from zoo.backbones.base import BackboneLoader
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone
+from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 from zoo.checkpoints.config import ReleasedConfig
 from zoo.checkpoints.names import LM_HEAD, OFFICIAL_CONNECTOR, OFFICIAL_VGGT, current_name, released_name
 from zoo.errors import InputError

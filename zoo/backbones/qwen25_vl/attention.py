@@ -105,15 +105,6 @@ class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
         # transformers refuses keyword arguments that are not in the signature of forward, though forward passes them on
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k != "camera_encoding"})
 
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
-        # for beam search transformers repeats tensors only
-        encoding = kwargs.get("camera_encoding")
-        if encoding is not None and expand_size > 1:
-            kwargs["camera_encoding"] = encoding.repeat_interleave(expand_size)
-        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
         encoding = kwargs.get("camera_encoding")
         if encoding is not None and not is_first_iteration:
