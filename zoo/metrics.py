@@ -19,12 +19,7 @@ from zoo.benchmarks import Benchmark, VSIBench
 
 
 def score_answer(
-    prediction: str,
-    ground_truth: str,
-    question_type: str,
-    profile: str = "spatial_mllm",
-    *,
-    scorer: str | None = None,
+    prediction: str, ground_truth: str, question_type: str, profile: str = "spatial_mllm", *, scorer: str | None = None
 ) -> float:
     """Score one answer to a question of VSI-Bench as an official scorer does.
 

@@ -4,16 +4,6 @@ from zoo.backbones.base import Backbone, BackboneLoader, Preprocessor
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import TinyQwen25VL, tiny_preprocessor
 
-__all__ = [
-    "Backbone",
-    "BackboneLoader",
-    "Preprocessor",
-    "Qwen25VLBackbone",
-    "TinyQwen25VL",
-    "default_loader",
-    "tiny_preprocessor",
-]
-
 
 def default_loader() -> BackboneLoader:
     """Return a tiny random model, the default backbone of `SpatialVLM`."""

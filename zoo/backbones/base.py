@@ -167,12 +167,7 @@ class Backbone(nn.Module, ABC):
     ) -> Int[Tensor, "axes B L"]:
         """Return the position ids of all tokens; see `zoo.positions.mrope_position_ids` for the arguments."""
         return layout_position_ids(
-            layout,
-            time_index,
-            seconds_per_grid,
-            self.tokens_per_second,
-            frame_indices=frame_indices,
-            cameras=cameras,
+            layout, time_index, seconds_per_grid, self.tokens_per_second, frame_indices=frame_indices, cameras=cameras
         )
 
     @abstractmethod

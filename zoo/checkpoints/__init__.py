@@ -3,13 +3,3 @@
 from zoo.checkpoints.export import export_model, official_tensors, unofficial_parts
 from zoo.checkpoints.pretrained import PretrainedQwen25VL, PretrainedSpatialMLLM
 from zoo.checkpoints.released import load_qwen25_vl, load_spatial_mllm
-
-__all__ = [
-    "PretrainedQwen25VL",
-    "PretrainedSpatialMLLM",
-    "export_model",
-    "load_qwen25_vl",
-    "load_spatial_mllm",
-    "official_tensors",
-    "unofficial_parts",
-]

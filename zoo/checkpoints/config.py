@@ -63,7 +63,8 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     kept, geometry = source or {}, model.geometry
     assert isinstance(geometry, VGGTEncoder)
     defaults = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
-    aggregator = defaults | geometry.vggt.config["aggregator"]
+    given: Any = geometry.vggt.config["aggregator"]
+    aggregator = defaults | given
     connector = {"connector_type": CONNECTOR_TYPE, "spatial_embeds_layer_idx": geometry.layer}
     config = {
         "model_type": "spatial-mllm",

@@ -27,14 +27,11 @@ if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 OFFICIAL_FUSION = {"active_branches": "both", "temporal_merge": "concat"}
-SHARD_BYTES = 5 * 10**9  # as transformers 4.51
 EMBEDDINGS = "model.embed_tokens.weight"  # which a tied lm_head equals
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 
 
-def export_model(
-    model: SpatialVLM, out: Path, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
-) -> None:
+def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None) -> None:
     """Write a folder for the official code, and for `PretrainedQwen25VL` or `PretrainedSpatialMLLM`.
 
     Other content of the folder that the weights came from is copied: processor files, VGGT's heads and tracker.
@@ -44,7 +41,6 @@ def export_model(
             geometry behind a cache is loaded.
         out: a new or empty folder.
         dtype: of the weights; None is that of the folder they came from, else the model's.
-        shard_bytes: the largest file.
 
     Raises:
         InputError: the folder is not empty or can't be written, the folder of the weights is gone, or the model has
@@ -57,7 +53,7 @@ def export_model(
     tensors = official_tensors(model)
     source = _source(model)
     with whole_or_absent(out):
-        save_torch_state_dict(_as_in(source, tensors, dtype), out, max_shard_size=shard_bytes)
+        save_torch_state_dict(_as_in(source, tensors, dtype), out)
         config = released_config(model, None if source is None else read_config(source))
         if source is None or dtype is not None:
             config["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
@@ -75,12 +71,9 @@ def export_model(
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
-    found = [type(part).__name__ for part in (model.camera_encoding, model.view_mixer) if part is not None]
-    if model.fusion is None:
-        return found
-    if not isinstance(model.fusion, AddFusion):
-        return [*found, type(model.fusion).__name__]
-    chosen = {name: getattr(model.fusion, name) for name in OFFICIAL_FUSION}
+    parts = (model.camera_encoding, model.view_mixer, model.fusion)
+    chosen = {name: getattr(model.fusion, name, official) for name, official in OFFICIAL_FUSION.items()}
+    found = [type(part).__name__ for part in parts if not isinstance(part, AddFusion | None)]
     return found + [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL_FUSION[name]]
 
 

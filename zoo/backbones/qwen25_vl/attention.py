@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -27,25 +26,14 @@ class CameraAttention(Qwen2_5_VLAttention):
     """
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | BlockMask | None = None,
-        position_ids: Tensor | None = None,
-        cache: Any = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        camera_encoding: EncodedCameras | None = None,
-        **kwargs: Any,
+        self, hidden_states: Tensor, camera_encoding: EncodedCameras | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Run the stock forward with the encoding's four hooks.
 
         Args:
             hidden_states: (B, L, width).
-            attention_mask: see the stock forward, as for the next three arguments.
-            position_ids: positions of the tokens.
-            cache: keys and values of earlier tokens.
-            position_embeddings: cosines and sines of mRoPE.
             camera_encoding: encoding of exactly these tokens, from `CameraEncoding.encode`; None changes nothing.
-            **kwargs: arguments of the attention function.
+            **kwargs: other arguments of the stock forward, all by name as the decoder layer passes them.
 
         Raises:
             ValueError: the encoding has another number of tokens.
@@ -57,23 +45,17 @@ class CameraAttention(Qwen2_5_VLAttention):
                     f"the camera encoding is of {num_tokens} tokens, not {hidden_states.shape[1]}: "
                     "take its `for_decode_step()` for the steps of an answer"
                 )
-            assert self.layer_idx is not None and position_embeddings is not None  # the text model gives both
-            camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, position_embeddings)
+            assert self.layer_idx is not None
+            camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, kwargs["position_embeddings"])
         if camera_encoding is None:
-            return super().forward(
-                hidden_states,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                cache=cache,
-                position_embeddings=position_embeddings,
-                **kwargs,
-            )
+            return super().forward(hidden_states, **kwargs)
+        names = ("attention_mask", "position_ids", "cache", "position_embeddings")
+        mask, position_ids, cache, position_embeddings = (kwargs.pop(name, None) for name in names)
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
         v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(q, k)
-        assert position_embeddings is not None
         q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
         q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -87,7 +69,7 @@ class CameraAttention(Qwen2_5_VLAttention):
             q,
             k,
             v,
-            attention_mask,
+            mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,

@@ -104,9 +104,7 @@ class TinyQwen25VL(BackboneLoader):
                 initializer_range=INITIALIZER_RANGE,
                 # the released models' split of a head: 2/8 time, 3/8 height, 3/8 width
                 rope_parameters=dict(
-                    rope_type="default",
-                    rope_theta=1e6,
-                    mrope_section=[pairs // 4, pairs * 3 // 8, pairs * 3 // 8],
+                    rope_type="default", rope_theta=1e6, mrope_section=[pairs // 4, pairs * 3 // 8, pairs * 3 // 8]
                 ),
                 tie_word_embeddings=True,
                 bos_token_id=None,
