@@ -101,7 +101,7 @@ def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:
 
 def _gather(local: Any) -> list[Any]:
     """Return the objects of all ranks."""
-    if not torch.distributed.is_initialized():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [local]
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, local)

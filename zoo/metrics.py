@@ -64,7 +64,6 @@ class BenchmarkScore(Metric):
     """
 
     full_state_update = False
-    is_differentiable = False
     higher_is_better = True
     rows: list[Tensor]
 

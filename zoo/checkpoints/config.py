@@ -44,9 +44,7 @@ class ReleasedConfig:
         self.layer = int(connector.get("spatial_embeds_layer_idx", -1))
         kind = connector.get("connector_type", CONNECTOR_TYPE)
         if kind != CONNECTOR_TYPE:
-            raise InputError(
-                f"a checkpoint with a connector of type {kind}: only the published {CONNECTOR_TYPE} is known"
-            )
+            raise InputError(f"a connector of type {kind}: only the published {CONNECTOR_TYPE} is known")
 
 
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:

@@ -51,19 +51,20 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
     if isinstance(model.geometry, CachedGeometry):
         model.geometry = model.geometry.encoder()
     tensors = official_tensors(model)
-    source = _source(model)
+    config: Any = model.backbone.vlm.config
+    source = find_folder(config.name_or_path, config.name_or_path) if config.name_or_path else None
     with whole_or_absent(out):
         save_torch_state_dict(_as_in(source, tensors, dtype), out)
-        config = released_config(model, None if source is None else read_config(source))
+        written = released_config(model, None if source is None else read_config(source))
         if source is None or dtype is not None:
-            config["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
-        _write_json(out / CONFIG, config)
+            written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
+        _write_json(out / CONFIG, written)
         if source is not None:
             for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
                 if path.name not in (CONFIG, INDEX):
                     shutil.copyfile(path, out / path.name)
             return
-        ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {name: written[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         _write_json(out / "generation_config.json", ids)
         if hasattr(model.backbone, "preprocessor"):
             model.backbone.preprocessor.save_pretrained(str(out))
@@ -130,18 +131,6 @@ def _as_in(source: Path | None, tensors: dict[str, Tensor], dtype: torch.dtype |
         elif has_vggt and name.startswith(OFFICIAL_VGGT):
             written[name] = old[name].to(dtype or old[name].dtype)
     return written
-
-
-def _source(model: SpatialVLM) -> Path | None:
-    """Return the folder that the weights came from."""
-    config: Any = model.backbone.vlm.config
-    name = config.name_or_path
-    if not name:
-        return None
-    try:
-        return find_folder(name, name)
-    except InputError as error:
-        raise InputError(f"{name}, where the weights came from, is gone: its processor files belong to them") from error
 
 
 @contextmanager
