@@ -157,7 +157,7 @@ def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) 
         models = (model.backbone.vlm, again.backbone.vlm, stock)
         before, read, by_transformers = (getattr(each.config, part).to_dict() | {"dtype": None} for each in models)
         assert read == by_transformers
-        assert all(read[key] == value for key, value in before.items() if key != "rope_parameters")
+        assert all(read[key] == before[key] for key in read.keys() & before.keys() - {"rope_parameters"})
     assert stock.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
     export_model(again, tmp_path / "twice")
     assert same(read_release(tmp_path / "twice"), read_release(tmp_path / "out"))
