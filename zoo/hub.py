@@ -55,16 +55,16 @@ def download(hub_id: str, files: list[str]) -> Path:
         raise FileNotFoundError(f"{hub_id}: {error}") from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The settings in config.json.
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Return the settings in config.json, or in another JSON file of a folder.
 
     Raises:
         InputError: the file is missing, or is not a JSON object.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / name).read_text())
         if not isinstance(config, dict):
             raise ValueError(f"a {type(config).__name__} instead of settings")
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG} can't be read ({error}): download it again") from error
+        raise InputError(f"{folder / name} can't be read ({error}): download it again") from error
     return config

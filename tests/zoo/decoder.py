@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.layouts import sequence_layout
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone
+from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE

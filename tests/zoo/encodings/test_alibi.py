@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.zoo.decoder import tiny_model
 from tests.zoo.encodings.attention import EXACT, HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and_index, random_cameras
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone
+from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
 from zoo.encodings.encoded import EncodedCameras, ZeroChannels

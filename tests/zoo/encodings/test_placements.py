@@ -11,7 +11,7 @@ import torch
 
 from tests.zoo.decoder import MOVES, Example, gradients, install, layout_of, moved, tiny_model
 from tests.zoo.encodings.attention import Decoder, apply_rope, random_cameras, random_sequence
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone
+from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings import (
     GTA,
