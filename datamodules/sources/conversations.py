@@ -1,18 +1,19 @@
-"""Conversations about videos: the training format of Spatial-MLLM, VSI-590K and most other models."""
+"""Training sets with free answers: conversations (Spatial-MLLM, VSI-590K and most other models), ScanQA, SQA3D."""
 
 from __future__ import annotations
 
-import json
 import random
 import re
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datamodules.depth import find_depth
+from datamodules.json_files import read_json, read_rows
 from datamodules.scenes import Question, RawQuestion, Scene
-from datamodules.sources.annotations import find_cameras, find_video, read_jsonl
+from datamodules.sources.annotations import find_cameras, find_video
 from datamodules.sources.base import Missing, SceneSource, Split, by_type
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.errors import InputError
@@ -80,20 +81,95 @@ class Conversations(SceneSource):
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Return (line or position, row) of the selected rows, in the order of the file."""
-        rows = list(read_jsonl(self.path) if self.path.suffix == ".jsonl" else read_list(self.path))
+        rows = list(read_rows(self.path))
         if self.share == 1:
             return iter(rows)
         count = max(1, round(self.share * len(rows)))
         return iter(rows[i] for i in sorted(random.Random(self.seed).sample(range(len(rows)), count)))
 
 
+class _ScanNetQA(SceneSource):
+    """A training set about ScanNet's scenes."""
+
+    def __init__(self, files: list[str], videos: str, url: str) -> None:
+        super().__init__()
+        self.files, self.videos, self.url = [Path(file).expanduser() for file in files], Path(videos).expanduser(), url
+
+    def prepare(self) -> None:
+        """Checks that the annotation files exist."""
+        for file in self.files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is absent: download it from {self.url}")
+
+    def scenes(self, split: Split) -> list[Scene]:
+        """Lists the scenes of the training split."""
+        only_for_training(self, split)
+        self.prepare()
+        questions: dict[str, list[Question]] = {}
+        try:
+            for scene, number, text, answer in self._read():
+                question = Question(str(number), "", text, str(answer))
+                questions.setdefault(f"scannet/{scene}", []).append(question)
+        except (LookupError, TypeError, AttributeError) as error:
+            names, place = ", ".join(map(str, self.files)), sum(map(len, questions.values())) + 1
+            raise ValueError(f"{names}: question {place} is not as published ({error!r}): download it again") from error
+        self.missing = {}
+        return list_scenes(self.videos, questions, self.missing)
+
+    @abstractmethod
+    def _read(self) -> Iterator[tuple[str, int | str, str, str]]:
+        """Yields scene, id, text and answer of each question; any error of a lookup means that a field is missing."""
+
+
+class ScanQA(_ScanNetQA):
+    """ScanQA's training questions (arXiv 2112.10482) with the first of their annotated answers.
+
+    Args:
+        path: ScanQA_v1.0_train.json.
+        videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
+
+    Raises:
+        FileNotFoundError: The file is absent.
+        ValueError: The file is invalid.
+    """
+
+    def __init__(self, path: str, videos: str) -> None:
+        super().__init__([path], videos, "https://github.com/ATR-DBI/ScanQA")
+
+    def _read(self) -> Iterator[tuple[str, int | str, str, str]]:
+        for row in read_json(self.files[0]):
+            yield row["scene_id"], row["question_id"], row["question"].strip(), row["answers"][0]
+
+
+class SQA3D(_ScanNetQA):
+    """SQA3D's training questions (arXiv 2210.07474), each preceded by its situation.
+
+    Args:
+        questions: v1_balanced_questions_train_scannetv2.json.
+        answers: v1_balanced_sqa_annotations_train_scannetv2.json.
+        videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
+
+    Raises:
+        FileNotFoundError: A file is absent.
+        ValueError: A file is invalid, or a question has no answer.
+    """
+
+    def __init__(self, questions: str, answers: str, videos: str) -> None:
+        super().__init__([questions, answers], videos, "https://zenodo.org/records/7792397")
+
+    def _read(self) -> Iterator[tuple[str, int | str, str, str]]:
+        questions, answers = map(read_json, self.files)
+        answer_of = {row["question_id"]: row["answers"][0]["answer"] for row in answers["annotations"]}
+        for row in questions["questions"]:
+            text = f"{row['situation'].strip()} {row['question'].strip()}"
+            yield row["scene_id"], row["question_id"], text, answer_of[row["question_id"]]
+
+
 def only_for_training(source: SceneSource, split: Split) -> None:
     """Raise ValueError for another split: free answers have no score."""
     if split != "train":
-        raise ValueError(
-            f"{type(source).__name__} is for training, its free answers have no score: validate on another source by "
-            "`Mixture` with `evaluation`, or not at all by --trainer.limit_val_batches 0"
-        )
+        remedy = "set the `evaluation` of a `Mixture`, or --trainer.limit_val_batches 0"
+        raise ValueError(f"{type(source).__name__} is for training, its free answers have no score: {remedy}")
 
 
 def list_scenes(root: Path, questions: dict[str, list[Question]], missing: Missing) -> list[Scene]:
@@ -115,20 +191,6 @@ def list_scenes(root: Path, questions: dict[str, list[Question]], missing: Missi
             raise ValueError(f"{paths[name]} and {found} share the scene name {name}: use paths relative to `videos`")
         scenes.append(Scene(name, found, tuple(asked), find_cameras(found), find_depth(found)))
     return scenes
-
-
-def read_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (position from 1, object) of a JSON list; ValueError names the file and the position."""
-    try:
-        rows = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list of conversations, got a {type(rows).__name__}")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got a {type(row).__name__}")
-        yield number, row
 
 
 def _questions(row: dict[str, Any], where: str, name: str, kind: str) -> list[Question]:

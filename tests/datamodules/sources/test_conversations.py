@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from datamodules import VideoQADataModule
-from datamodules.collate import Collate, LoadedScene
-from datamodules.prompts import user_text
+from datamodules.collate import Collate, LoadedScene, user_text
 from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA
 from datamodules.sources.conversations import NO_VIDEO
@@ -159,7 +158,7 @@ def test_other_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl is absent: it should hold conversations"):
         Conversations(str(tmp_path / "gone.jsonl")).prepare()
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"a\.json: expected a list of conversations"):
+    with pytest.raises(ValueError, match=r"a\.json: expected a list of objects"):
         Conversations(str(tmp_path / "a.json")).scenes("train")
     with pytest.raises(ValueError, match="no row has a video"):
         Conversations(str(write(tmp_path, [says("?", "!")]))).scenes("train")
@@ -207,7 +206,7 @@ def test_scanqa(tmp_path):
     assert totals(source) == {"scannet/scene0001_00": 1}
     assert user_text(scenes[0].questions[0]) == f"What is next to door 0?\n{SHORT}"
     path.write_text(json.dumps([rows[0] | {"answers": []}]))
-    with pytest.raises(ValueError, match=r"train\.json: question 1 lacks one of scene_id"):
+    with pytest.raises(ValueError, match=r"train\.json: question 1 is not as published"):
         source.scenes("train")
     with pytest.raises(FileNotFoundError, match="download it from"):
         ScanQA(str(tmp_path / "gone.json"), str(tmp_path)).prepare()
@@ -239,10 +238,10 @@ def test_sqa3d(tmp_path):
     expected = {"scannet/scene0000_00": [("I am sitting on the bed. What is to my left?", "lamp")]}
     assert asked(source.scenes("train")) == expected
     (tmp_path / "a.json").write_text(json.dumps({"annotations": []}))
-    with pytest.raises(ValueError, match="question 1 lacks"):
+    with pytest.raises(ValueError, match="question 1 is not as published"):
         source.scenes("train")
     (tmp_path / "a.json").write_text(json.dumps(answers))
-    with pytest.raises(ValueError, match=r"a\.json: not the published JSON"):
+    with pytest.raises(ValueError, match=r"a\.json: question 1 is not as published"):
         source.scenes("train")
     with pytest.raises(ValueError, match="SQA3D is for training"):
         source.scenes("test")
@@ -268,5 +267,5 @@ def test_sqa3d_without_a_text(field, tmp_path):
     row = {"scene_id": "s", "situation": "I stand.", "question": "Where?", "question_id": 1, field: None}
     (tmp_path / "q.json").write_text(json.dumps({"questions": [row]}))
     (tmp_path / "a.json").write_text(json.dumps({"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}]}))
-    with pytest.raises(ValueError, match=r"q\.json.*: question 1 lacks one of scene_id"):
+    with pytest.raises(ValueError, match=r"q\.json.*: question 1 is not as published"):
         SQA3D(str(tmp_path / "q.json"), str(tmp_path / "a.json"), str(tmp_path)).scenes("train")

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.scenes import Scene
-from datamodules.sources.single import SingleVideo
-from datamodules.sources.vsibench import VSIBench
+from datamodules.sources import SingleVideo, VSIBench
 from datamodules.video import Video
 from datamodules.video_qa import VideoQADataModule
 from tests.datamodules.sources.listing import totals

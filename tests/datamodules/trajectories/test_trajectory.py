@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, SevenScenes, Trajectory
 from datamodules.trajectories.base import intrinsics, rigid, upright_turns
 from datamodules.trajectories.rotations import from_axis_angle
-from datamodules.trajectories.tum import read_tum
+from datamodules.trajectories.timestamped import read_tum
 from zoo.poses import invert_se3
 
 WIDTH, HEIGHT = 64, 48
@@ -215,15 +215,15 @@ BAD = {
         ARKitScenes(),
         lambda f: (f / "lowres_wide.traj").write_text("1 2 3 x 5 6 7\n"),
         ValueError,
-        "lowres_wide.traj:1: not a row of numbers",
+        "lowres_wide.traj: not a table of numbers",
     ),
     "short row": (
         ARKitScenes(),
         lambda f: (f / "lowres_wide.traj").write_text("1 2 3\n"),
         ValueError,
-        "lowres_wide.traj:1: 3 numbers in a row, expected 7",
+        "lowres_wide.traj: 1 rows of 3 numbers, expected any number of 7",
     ),
-    "empty traj": (ARKitScenes(), lambda f: (f / "lowres_wide.traj").write_text(""), ValueError, "no poses in it"),
+    "empty traj": (ARKitScenes(), lambda f: (f / "lowres_wide.traj").write_text(""), ValueError, "0 rows of 1 numbers"),
     "no pincam": (ARKitScenes(frames="wide"), lambda f: None, FileNotFoundError, "wide_intrinsics: no .pincam"),
     "no frames": (ScanNet(), lambda f: None, FileNotFoundError, "color: no frames N.jpg"),
     "no sequence": (SevenScenes(), lambda f: None, FileNotFoundError, r"no frame-\*.color.png"),
