@@ -89,8 +89,7 @@ class DatasetDepth(PointSource):
         filled = depth.isfinite() & (depth > 0)
         if not filled.any():
             raise ValueError(f"{scene.depth}: empty, no pixel of {len(depth)} frames has a depth: write it again")
-        last = len(scene.K_normalized) - 1  # later frames have no pose, and so no points
-        K = scene.K_normalized[[min(frame, last) for frame in scene.pool]]
+        K = scene.K_normalized[scene.pool]
         K_px = pixel_center_intrinsics(intrinsics_in_pixels(K, width, height))
         points = unproject_depth(depth[..., None], poses.float(), K_px.float())
         filled &= ~poses.isnan().flatten(1).any(1)[:, None, None]
@@ -127,10 +126,8 @@ class PredictedPoints(PointSource):
         self._encoder = LazyGeometry(encoder or partial(PretrainedVGGT, dtype=dtype))
         outline = self._encoder.outline
         if not (outline.predicts_cameras and (outline.predicts_points if head == "point" else outline.predicts_depth)):
-            raise InputError(
-                f"--data.sampler.geometry.encoder {type(outline).__name__} does not predict cameras and {head}: "
-                "choose another encoder or head"
-            )
+            option = f"--data.sampler.geometry.encoder {type(outline).__name__}"
+            raise InputError(f"{option} does not predict cameras and {head}: choose another encoder or head")
         self._encoder.enable("camera")
         self._encoder.enable(head)
 
