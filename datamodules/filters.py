@@ -9,7 +9,6 @@ from pathlib import Path
 
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Missing
-from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
 
 
@@ -44,11 +43,6 @@ class QuestionFilter:
                 raise InputError(f"{file} is absent: scene_names is a list, or a text file with one scene per line")
             object.__setattr__(self, "scene_names", file.read_text(encoding="utf-8").split())
 
-    def check_types(self, benchmark: Benchmark) -> None:
-        """Raise InputError for a question type that the benchmark lacks."""
-        for kind in self.question_types or ():
-            benchmark.check_question_type(kind)
-
     def described(self) -> str:
         """Return the conditions as text for an error message; empty without conditions."""
         given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
@@ -63,12 +57,8 @@ class QuestionFilter:
 
     def matching(self, missing: Missing) -> dict[str, int]:
         """Return the number of matching questions of each missing scene that has any; ignores `subset`."""
-        kinds = self.question_types
-        counts = {
-            name: sum(count for kind, count in asked.items() if not kinds or kind in kinds)
-            for name, asked in missing.items()
-            if self.is_chosen(name)
-        }
+        chosen = {name: asked for name, asked in missing.items() if self.is_chosen(name)}
+        counts = {name: sum(asked[kind] for kind in self.question_types or asked) for name, asked in chosen.items()}
         return {name: count for name, count in counts.items() if count}
 
     def unmatched(self, names: Iterable[str]) -> list[str]:

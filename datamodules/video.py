@@ -34,7 +34,6 @@ class Video:
         num_frames: Exact number of frames.
         height: Height of the upright frames in pixels.
         width: Width of the upright frames in pixels.
-        fps: Average frame rate; None for a folder.
         times_s: Presentation time of each frame in seconds after the first; a folder has one frame per second.
         is_folder: Whether the frames are images in a folder.
 
@@ -46,7 +45,6 @@ class Video:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.is_folder = self.path.is_dir()
-        self.fps: float | None = None
         self._file: VideoFile | None = None
         if self.is_folder:
             self.num_frames = len(self._images)
@@ -55,7 +53,7 @@ class Video:
         else:
             self._file = file = VideoFile(self.path)
             self.num_frames, self.height, self.width = file.num_frames, file.height, file.width
-            self.fps, self.times_s = file.fps, file.times_s
+            self.times_s = file.times_s
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
         """Decodes frames.

@@ -1,17 +1,12 @@
-"""Exclusive and visible preparation of a dataset: a file lock and a progress bar."""
+"""Exclusive preparation of a dataset by a file lock."""
 
 from __future__ import annotations
 
 import fcntl
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
-
-from tqdm import tqdm
-
-Item = TypeVar("Item")
 
 
 @contextmanager
@@ -24,8 +19,3 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
             print(waiting_message, file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def progress_bar(items: Collection[Item], description: str) -> Iterator[Item]:
-    """Iterates over scenes with a progress bar on a terminal."""
-    yield from tqdm(items, desc=description, unit="scene", file=sys.stderr, disable=None)
