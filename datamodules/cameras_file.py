@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,7 @@ def read_cameras(
         raise ValueError(f"{path}: K_px is for {stated} pixels, the video has {width} x {height}: scale it")
     poses, has_pose = _poses(path, content["world_to_camera"])
     if len(poses) != num_frames:
-        raise ValueError(
-            f"{path}: {len(poses)} poses for a video of {num_frames} frames: provide one or null per frame"
-        )
+        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: write a pose or null each")
     if not has_pose.any():
         raise ValueError(f"{path}: no frame has a pose: remove the file, or write it again")
     _require(path, "pose is not a rigid transform: its last row must be 0 0 0 1", _has_unit_last_row(poses))
@@ -81,8 +78,8 @@ def read_times(path: str | Path, num_frames: int) -> list[float] | None:
     times_s = _load(Path(path)).get("times_s")
     if times_s is None:
         return None
-    numbers = isinstance(times_s, list) and all(isinstance(time_s, (int, float)) for time_s in times_s)
-    if not numbers or len(times_s) != num_frames or any(b < a for a, b in pairwise(times_s)):
+    is_valid = isinstance(times_s, list) and all(isinstance(time_s, (int, float)) for time_s in times_s)
+    if not is_valid or len(times_s) != num_frames or times_s != sorted(times_s):
         raise ValueError(f"{path}: times_s must be {num_frames} increasing numbers, one per frame: write it again")
     return [float(time_s) for time_s in times_s]
 

@@ -131,7 +131,7 @@ class Collate:
 
     def _pad(self, sequences: list[TokenizedPrompt]) -> dict[str, Tensor]:
         pad = partial(pad_sequence, batch_first=True, padding_side="right" if self.training else "left")
-        ids, labels = zip(*sequences, strict=True)
+        ids, labels = (list(column) for column in zip(*sequences, strict=True))
         return {
             "input_ids": pad(ids, padding_value=self.preprocessor.pad_token_id),
             "labels": pad(labels, padding_value=IGNORED),

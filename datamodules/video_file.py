@@ -100,8 +100,8 @@ class VideoFile:
                         return
             except (av.FFmpegError, OSError) as error:
                 damage = error
-        frame = f"frame {min(pending)} of {self.num_frames}"
-        raise VideoError(f"{self.path}: {frame} can't be decoded: copy or download it again") from damage
+        which = f"frame {min(pending)} of {self.num_frames}"
+        raise VideoError(f"{self.path}: {which} can't be decoded: copy or download it again") from damage
 
     def plan(self, indices: Sequence[int]) -> list[tuple[int | None, list[int]]]:
         """Divides frames into runs that are decoded without a seek.

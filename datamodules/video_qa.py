@@ -87,8 +87,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             ("batch_size", batch_size, 1),
             ("questions_per_scene", questions_per_scene, 1),
             ("questions_per_batch", questions_per_batch, 1),
-            ("sampler.candidates", sampler and sampler.candidates, TEMPORAL_PATCH_SIZE),
-            ("train_sampler.candidates", train_sampler and train_sampler.candidates, TEMPORAL_PATCH_SIZE),
+            ("sampler.candidates", sampler.candidates if sampler else None, TEMPORAL_PATCH_SIZE),
+            ("train_sampler.candidates", train_sampler.candidates if train_sampler else None, TEMPORAL_PATCH_SIZE),
         ):
             if count is not None and count < least:
                 raise InputError(f"--data.{name} {count}: at least {least}")
@@ -188,8 +188,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
     def _collate(self, training: bool) -> Collate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         needs, benchmark = self.requirements, (self.asked or self.source).benchmark
-        options = {"keep_frames": needs.frames, "timestamps": needs.timestamps, "benchmark": benchmark}
-        return Collate(task.preprocessor, training, self.questions_per_batch, task.extra_tokens, **options)
+        count, extra_tokens = self.questions_per_batch, task.extra_tokens
+        return Collate(task.preprocessor, training, count, extra_tokens, needs.frames, needs.timestamps, benchmark)
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)

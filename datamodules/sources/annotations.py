@@ -27,16 +27,16 @@ REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_
 
 
 def read_questions(path: str | Path, benchmark: Benchmark | None = None) -> dict[str, list[Question]]:
-    """Read the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
+    """Reads the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
 
     Args:
-        path: see `datamodules.json_files.read_rows`.
-        benchmark: defines the question types; None is VSI-Bench.
+        path: See `datamodules.json_files.read_rows`.
+        benchmark: Defines the question types; None is VSI-Bench.
 
     Raises:
-        ValueError: invalid JSON, a missing field, an unknown question type, a repeated id, options that don't match the
+        ValueError: Invalid JSON, a missing field, an unknown question type, a repeated id, options that don't match the
             type or the ground truth (each with file and line), or a file without questions.
-        FileNotFoundError: the file is absent.
+        FileNotFoundError: The file is absent.
     """
     path = Path(path)
     scenes: dict[str, list[Question]] = {}
@@ -62,20 +62,20 @@ def read_questions(path: str | Path, benchmark: Benchmark | None = None) -> dict
 def read_layout(
     root: str | Path, annotations: str | Path, left_out: Container[str] = (), benchmark: Benchmark | None = None
 ) -> tuple[list[Scene], Missing]:
-    """List the scenes of an annotation file.
+    """Lists the scenes of an annotation file.
 
     Args:
-        root: folder of the videos.
-        annotations: a file name in `root`, or an absolute path.
-        left_out: ids of questions to ignore; a scene without other questions is ignored as well.
-        benchmark: defines the question types; None is VSI-Bench.
+        root: Folder of the videos.
+        annotations: A file name in `root`, or an absolute path.
+        left_out: Ids of questions to ignore; a scene without other questions is ignored as well.
+        benchmark: Defines the question types; None is VSI-Bench.
 
     Returns:
         The scenes in the order of the file, and the scenes whose video is missing.
 
     Raises:
-        ValueError: see `read_questions`.
-        FileNotFoundError: the annotation file is absent.
+        ValueError: See `read_questions`.
+        FileNotFoundError: The annotation file is absent.
     """
     root = Path(root)
     scenes: list[Scene] = []
@@ -93,7 +93,7 @@ def read_layout(
 
 
 def find_video(root: Path, name: str) -> Path | None:
-    """Return the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
+    """Returns the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
     candidates = [root / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES]
     if video := next((file for file in candidates if file.is_file()), None):
         return video
@@ -101,7 +101,7 @@ def find_video(root: Path, name: str) -> Path | None:
 
 
 def find_cameras(video: Path) -> Path | None:
-    """Return the cameras file beside a video file or a folder of frames, or None."""
+    """Returns the cameras file beside a video file or a folder of frames, or None."""
     name = video.name if video.is_dir() else video.stem
     cameras = video.with_name(f"{name}.cameras.json")
     return cameras if cameras.is_file() else None

@@ -34,14 +34,14 @@ class Conversations(SceneSource):
     video is absent count as missing.
 
     Args:
-        path: the file; `data.jsonl%25` selects a fixed 25 % of its rows.
-        videos: folder of the videos; null is the file's folder. A folder of frames may replace a video file, and
+        path: The file; `data.jsonl%25` selects a fixed 25 % of its rows.
+        videos: Folder of the videos; null is the file's folder. A folder of frames may replace a video file, and
             `<name>.cameras.json` beside either is used.
-        seed: seed of the selection of rows.
+        seed: Seed of the selection of rows.
 
     Raises:
-        FileNotFoundError: the file is absent.
-        ValueError: the file is invalid; names the line.
+        FileNotFoundError: The file is absent.
+        ValueError: The file is invalid; names the line.
     """
 
     def __init__(self, path: str, videos: str | None = None, seed: int = 0) -> None:
@@ -55,12 +55,12 @@ class Conversations(SceneSource):
         self.seed = seed
 
     def prepare(self) -> None:
-        """Check that the file exists."""
+        """Checks that the file exists."""
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is absent: it should hold conversations, one JSON object per line")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """List the scenes of the training split."""
+        """Lists the scenes of the training split."""
         only_for_training(self, split)
         self.prepare()
         questions: dict[str, list[Question]] = {}
@@ -68,7 +68,7 @@ class Conversations(SceneSource):
         for number, row in self._rows():
             where = f"{self.path}:{number}"
             kind = row.get("question_type")
-            kind = kind if kind in self.benchmark.question_types else ""  # other data sets' types have no score
+            kind = kind if kind in self.benchmark.question_types else ""  # other datasets' types have no score
             asked = _questions(row, where, f"{self.path.stem}-{number}", kind)
             video = row.get("video")
             if isinstance(video, str):
@@ -80,7 +80,7 @@ class Conversations(SceneSource):
         return list_scenes(self.videos, questions, self.missing)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Return (line or position, row) of the selected rows, in the order of the file."""
+        """Returns (line or position, row) of the selected rows, in the order of the file."""
         rows = list(read_rows(self.path))
         if self.share == 1:
             return iter(rows)
@@ -166,14 +166,14 @@ class SQA3D(_ScanNetQA):
 
 
 def only_for_training(source: SceneSource, split: Split) -> None:
-    """Raise ValueError for another split: free answers have no score."""
+    """Raises ValueError for another split: free answers have no score."""
     if split != "train":
         remedy = "set the `evaluation` of a `Mixture`, or --trainer.limit_val_batches 0"
         raise ValueError(f"{type(source).__name__} is for training, its free answers have no score: {remedy}")
 
 
 def list_scenes(root: Path, questions: dict[str, list[Question]], missing: Missing) -> list[Scene]:
-    """Build scenes from questions by video name; adds scenes without a video to `missing`.
+    """Builds scenes from questions by video name; adds scenes without a video to `missing`.
 
     A scene's name is its video's path without the suffix, or the last two parts of an absolute path.
     """

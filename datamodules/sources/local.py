@@ -37,16 +37,16 @@ class VSIBench(SceneSource):
     """VSI-Bench's questions and videos; its only split, test, also serves validation.
 
     Args:
-        root: folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that
+        root: Folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that
             name; a `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`.
-        annotations: the annotation file, a name in `root` or an absolute path: test.jsonl, or a parquet file of
+        annotations: The annotation file, a name in `root` or an absolute path: test.jsonl, or a parquet file of
             the hub's dataset such as test_debiased.parquet.
-        debiased: leave out the questions listed in `pruned_ids.txt` beside the annotations, which are answerable
+        debiased: Leave out the questions listed in `pruned_ids.txt` beside the annotations, which are answerable
             without the video (VSI-Bench-Debiased, arXiv 2511.04655).
 
     Raises:
-        FileNotFoundError: a file is absent.
-        ValueError: the annotations are invalid, or the split is train.
+        FileNotFoundError: A file is absent.
+        ValueError: The annotations are invalid, or the split is train.
     """
 
     def __init__(self, root: str, annotations: str = "test.jsonl", debiased: bool = False) -> None:
@@ -56,14 +56,14 @@ class VSIBench(SceneSource):
         self.pruned = self.annotations.with_name("pruned_ids.txt") if debiased else None
 
     def prepare(self) -> None:
-        """Check that the files exist."""
+        """Checks that the files exist."""
         for file in (self.annotations, self.pruned):
             if file is not None and not file.is_file():
                 remedy = f"download the dataset nyu-visionx/VSI-Bench from the hub and unpack its videos to {self.root}"
                 raise FileNotFoundError(f"{file} is absent: {remedy}/<dataset>/<scene_name>.mp4")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """List the scenes of the test split."""
+        """Lists the scenes of the test split."""
         if split == "train":
             raise ValueError("VSI-Bench has no training split: train on another source, such as Rooms")
         self.prepare()
@@ -76,14 +76,14 @@ class SingleVideo(SceneSource):
     """One video with one question and no ground truth.
 
     Args:
-        video: a video file, or a folder of frames; `<name>.cameras.json` beside it is used.
-        question: any question, without its options.
-        question_type: one of the benchmark's, or empty for a question of the user's own.
-        options: for multiple choice, such as ["A. left", "B. right"].
-        cameras: a cameras file in another place.
+        video: A video file, or a folder of frames; `<name>.cameras.json` beside it is used.
+        question: Any question, without its options.
+        question_type: A question type of the benchmark, or empty for a free question.
+        options: For multiple choice, such as ["A. left", "B. right"].
+        cameras: A cameras file elsewhere; null is the one beside the video.
 
     Raises:
-        FileNotFoundError: the video or the cameras file is absent.
+        FileNotFoundError: The video or the cameras file is absent.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class SingleVideo(SceneSource):
         self.question = Question("0", question_type, question, options=tuple(options))
 
     def prepare(self) -> None:
-        """Check that the files exist."""
+        """Checks that the files exist."""
         for path, what in ((self.video, "video file or folder of frames"), (self.cameras, "cameras file")):
             if path is not None and not path.exists():
                 raise FileNotFoundError(f"{path}: no such {what}")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """Return the one scene."""
+        """Returns the one scene."""
         if split == "train":
             raise ValueError(f"{self.video}: a question without a ground truth can't be trained on: use predict")
         self.prepare()

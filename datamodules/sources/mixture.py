@@ -70,7 +70,7 @@ class Mixture(SceneSource):
 
     def prepare(self) -> None:
         """Prepares all parts and the evaluation source."""
-        for source in (*self.sources, *([self.evaluation] if self.evaluation else [])):
+        for source in filter(None, (*self.sources, self.evaluation)):
             source.prepare()
 
     def scenes(self, split: Split) -> list[Scene]:

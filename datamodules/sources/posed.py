@@ -162,9 +162,9 @@ class PosedScenes(SceneSource):
                     _link_images(images, self.folder / f"{name}{suffix}", trajectory.quarter_turns)
             trajectory = trajectory.turned()
         (self.folder / f"{name}.made_of").write_text(state)
-        size = {"width": trajectory.width, "height": trajectory.height}
+        poses, width, height = trajectory.world_to_camera, trajectory.width, trajectory.height
         times_s = None if trajectory.times_s is None else trajectory.times_s.tolist()
-        write_cameras(cameras, trajectory.world_to_camera, trajectory.K_px, **size, times_s=times_s)
+        write_cameras(cameras, poses, trajectory.K_px, width=width, height=height, times_s=times_s)
 
 
 def _checked(trajectory: Trajectory) -> Trajectory:
