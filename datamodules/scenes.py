@@ -12,7 +12,7 @@ class Question:
 
     Attributes:
         id: Unique in a source.
-        question_type: One of the benchmark's, or empty for free text, which has no score.
+        question_type: A question type of the benchmark, or empty for free text, which has no score.
         question: The text without the options.
         ground_truth: A number, an option's letter or free text; empty if unknown (predict).
         options: Such as ("A. chair", "B. sofa"); empty unless multiple choice.
@@ -38,8 +38,8 @@ class Scene:
         name: "<dataset>/<scene_name>", unique in a source.
         video: A video file or a folder of frames.
         questions: All questions about the video.
-        cameras: Cameras.json, one camera per raw frame of the video.
-        depth: Folder of one depth image per raw frame, see `datamodules.depth`.
+        cameras: File with one camera per raw frame, see `datamodules.cameras_file`.
+        depth: Depth of each raw frame, see `datamodules.depth`.
     """
 
     name: str

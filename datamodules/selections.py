@@ -58,7 +58,7 @@ def read_selection(path: Path) -> dict[str, Any]:
     if not isinstance(frames, list) or not frames or not all(type(frame) is int and frame >= 0 for frame in frames):
         raise ValueError(f"{path}: selected_frames must be a list of frame indices: create it again")
     if not isinstance(content.get("made_by") or {}, dict):
-        raise ValueError(f"{path}: made_by must be an object with the sampler's settings, or absent: create it again")
+        raise ValueError(f"{path}: made_by must be an object: create it again")
     if content.get("num_frames", len(frames)) != len(frames):
         raise ValueError(f"{path}: {len(frames)} frames, but num_frames is {content['num_frames']}: create it again")
     return content

@@ -48,7 +48,7 @@ class Video:
         self._file: VideoFile | None = None
         if self.is_folder:
             self.num_frames = len(self._images)
-            self.height, self.width = self._check_image_sizes()
+            self.height, self.width = image_size(self._images[0])
             self.times_s = [float(i) for i in range(self.num_frames)]
         else:
             self._file = file = VideoFile(self.path)
@@ -85,15 +85,6 @@ class Video:
         if not images:
             raise VideoError(f"{self.path}: no frames in this folder ({', '.join(IMAGE_SUFFIXES)})")
         return sorted(images, key=lambda image: natural_key(image.name))
-
-    def _check_image_sizes(self) -> tuple[int, int]:
-        """Height and width of all frames, from their headers."""
-        height, width = image_size(self._images[0])
-        for image in self._images[1:]:
-            if (size := image_size(image)) != (height, width):
-                sizes = f"{size[1]} x {size[0]}, the first one {width} x {height}"
-                raise VideoError(f"{image}: frames of mixed sizes: this one is {sizes}")
-        return height, width
 
     def _read_images(self, indices: Iterable[int]) -> Iterator[tuple[int, RGB]]:
         for i in indices:

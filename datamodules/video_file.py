@@ -57,10 +57,8 @@ class VideoFile:
                 first = self._probe(container, stream)
                 rate, codec = stream.average_rate or stream.guessed_rate, stream.codec_context.name
                 time_base = float(stream.time_base or 0)
-            if self.num_frames == 0:
-                raise VideoError(f"{path}: the video has no frames: record or export it again")
-            if first is None:
-                raise VideoError(f"{path}: no frame of {self.num_frames} decodes: record or export it again")
+            if first is None or not self.num_frames:
+                raise VideoError(f"{path}: no frame of {self.num_frames} can be decoded: record or export it again")
             if codec in HIDDEN_FRAME_CODECS:
                 self.num_frames = sum(1 for _ in self._decode_all())
                 self._pts = self._keys = []

@@ -34,7 +34,7 @@ class PointMaps:
     """The 3D point of each pixel of the frames of a pool.
 
     Attributes:
-        points: In one world, in any unit.
+        points: Points in one world frame, in any unit.
         confidence: 0 where a pixel has no point.
         world_to_camera: Pose of each frame in that world, NaN where unknown; None for a source without poses.
         K_normalized: Intrinsics of each frame, see `zoo.cameras.normalize_intrinsics`.
@@ -66,7 +66,7 @@ class DatasetDepth(PointSource):
     """Unprojects the dataset's depth with its cameras; frames without a pose see nothing.
 
     Args:
-        longest_side: Of the depth maps in pixels. A voxel is some 2 to 5 percent of a room, so that a few hundred do.
+        longest_side: Longest side of the depth maps in pixels; a voxel is 2 to 5 percent of a room, so this suffices.
     """
 
     def __init__(self, longest_side: int = 256) -> None:
@@ -104,8 +104,8 @@ class PredictedPoints(PointSource):
             aggregator in bfloat16 on a GPU and in float32 elsewhere.
         head: "point" is the official choice; "depth" unprojects predicted depth with the predicted cameras, which
             VGGT's authors find more accurate (arXiv 2503.11651, section 4.3).
-        width: To which frames are resized, in pixels; a multiple of the encoder's patch size.
-        device: Null is a GPU where there is one.
+        width: Width of the resized frames in pixels; a multiple of the encoder's patch size.
+        device: Device of the encoder; null is a GPU if available.
 
     Raises:
         InputError: The encoder has no weights, or does not predict what `head` asks for.

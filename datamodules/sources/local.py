@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.scenes import Question, Scene
@@ -77,27 +76,18 @@ class SingleVideo(SceneSource):
 
     Args:
         video: A video file, or a folder of frames; `<name>.cameras.json` beside it is used.
-        question: Any question, without its options.
-        question_type: A question type of the benchmark, or empty for a free question.
-        options: For multiple choice, such as ["A. left", "B. right"].
+        question: The question.
         cameras: A cameras file elsewhere; null is the one beside the video.
 
     Raises:
         FileNotFoundError: The video or the cameras file is absent.
     """
 
-    def __init__(
-        self,
-        video: str,
-        question: str,
-        question_type: str = "",
-        options: Sequence[str] = (),
-        cameras: str | None = None,
-    ) -> None:
+    def __init__(self, video: str, question: str, cameras: str | None = None) -> None:
         super().__init__()
         self.video = Path(video).expanduser()
         self.cameras = Path(cameras).expanduser() if cameras else None
-        self.question = Question("0", question_type, question, options=tuple(options))
+        self.question = Question("0", "", question)
 
     def prepare(self) -> None:
         """Checks that the files exist."""

@@ -14,8 +14,7 @@ from tqdm import tqdm
 from datamodules.cameras_file import write_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import find_video, read_questions
-from datamodules.sources.base import SPLITS, SceneSource, Split, by_type
-from datamodules.sources.lock import locked
+from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked
 from datamodules.trajectories import PoseFormat, Trajectory
 from datamodules.trajectories.base import Match
 from datamodules.video import Video

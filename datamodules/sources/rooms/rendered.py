@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SPLITS, SceneSource, Split
-from datamodules.sources.lock import locked
+from datamodules.sources.base import SPLITS, SceneSource, Split, locked
 from zoo.errors import InputError
 
 # writes scene number i of a split and returns its questions as JSON lines

@@ -181,10 +181,8 @@ def test_a_single_video(tmp_path):
     assert scene.questions[0].question_type == "" and scene.questions[0].options == ()
 
     (tmp_path / "clip.cameras.json").write_text(json.dumps({}))
-    source = SingleVideo(str(tmp_path / "clip.mp4"), "Left?", "object_rel_distance", ["A. yes", "B. no"])
-    (scene,) = source.scenes("test")
+    (scene,) = SingleVideo(str(tmp_path / "clip.mp4"), "Left?").scenes("test")
     assert scene.cameras == tmp_path / "clip.cameras.json"
-    assert scene.questions[0].options == ("A. yes", "B. no")
 
 
 def test_a_single_video_that_is_absent(tmp_path):
