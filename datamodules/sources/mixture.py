@@ -55,9 +55,7 @@ class Mixture(SceneSource):
             raise InputError("Mixture: no parts: list at least one, such as {path: a.jsonl, weight: 0.5}")
         for part in parts:
             if (part.path is None) == (part.source is None) or (part.videos and part.source):
-                raise InputError(
-                    f"Mixture: a part has either a path (and `videos`) or a source, not {part}"
-                )
+                raise InputError(f"Mixture: a part has either a path (and `videos`) or a source, not {part}")
             if part.weight is not None and not part.weight > 0:
                 raise InputError(f"Mixture: a weight must be above 0, not {part.weight}: leave the part out")
         weights = [part.weight for part in parts if part.weight is not None]

@@ -45,13 +45,6 @@ def test_frames_are_exact(tmp_path, name):
     assert not torch.equal(video.read([17]), everything[[18]])
 
 
-def test_odd_sizes(tmp_path):
-    frames = [numbered_frame(i, 35, 57) for i in range(9)]
-    video = Video(write_video(tmp_path / "odd.mp4", frames, pix_fmt="yuv444p"))
-    assert (video.height, video.width) == (35, 57)
-    assert video.read([0, 8]).shape == (2, 3, 35, 57)
-
-
 def test_large_frames_on_several_threads(tmp_path):
     frames = [numbered_frame(i, 288, 320) for i in range(20)]
     path = write_video(tmp_path / "large.mp4", frames, options=B_FRAMES)

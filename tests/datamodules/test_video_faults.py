@@ -10,16 +10,7 @@ import pytest
 from PIL import Image
 
 from datamodules.video import Video, VideoError
-from tests.datamodules.clips import (
-    B_FRAMES,
-    FRAMES,
-    HEIGHT,
-    KINDS,
-    WIDTH,
-    number_of,
-    write_folder,
-    write_video,
-)
+from tests.datamodules.clips import B_FRAMES, FRAMES, HEIGHT, KINDS, WIDTH, number_of, write_folder, write_video
 
 
 @pytest.mark.parametrize("name", ["faststart.mp4", "plain.mp4", "h264.mkv", "mpeg4.avi", "vp9.webm"])

@@ -9,12 +9,7 @@ import pytest
 import torch
 
 from datamodules.video import Video, VideoError
-from tests.datamodules.clips import (
-    decode_everything,
-    numbered_frame,
-    write_folder,
-    write_video,
-)
+from tests.datamodules.clips import decode_everything, numbered_frame, write_folder, write_video
 
 LONG = [numbered_frame(i) for i in range(240)]
 SECOND = {"bf": "3", "g": "30", "b_strategy": "0", "crf": "20"}

@@ -46,15 +46,6 @@ def test_the_whole_benchmark_with_one_video(root):
 
 
 @needs_realdata
-def test_a_video_file_serves_as_well(root):
-    (root / "arkitscenes" / SCENE).unlink()
-    video = Path(str(REALDATA)) / "scenes/arkitscenes_47334096/47334096_28frames_1fps.mp4"
-    (root / "arkitscenes" / f"{SCENE}.mp4").symlink_to(video)
-    (scene,) = VSIBench(str(root)).scenes("test")
-    assert Video(scene.video).num_frames == 28
-
-
-@needs_realdata
 def test_annotations_may_lie_elsewhere(root):
     (root / "test.jsonl").unlink()
     elsewhere = Path(str(REALDATA)) / "vsibench/arkitscenes_room_size.jsonl"
