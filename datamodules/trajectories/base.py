@@ -185,6 +185,12 @@ def upright_turns(world_to_camera: Float64[Tensor, "N 4 4"]) -> int:
     return int(torch.stack((-down, right, down, -right)).argmax())
 
 
+def load_table(path: Path, dtype: type = float) -> np.ndarray:
+    """Reads rows of words; like numpy's `loadtxt`, but without warnings about comments and empty files."""
+    with warnings.catch_warnings(action="ignore"):
+        return np.loadtxt(path, dtype, ndmin=2, encoding="utf-8")
+
+
 def read_numbers(path: Path, columns: int, rows: int | None = None) -> Float64[np.ndarray, "N columns"]:
     """Reads a table of numbers separated by white space; # starts a comment.
 
@@ -198,8 +204,7 @@ def read_numbers(path: Path, columns: int, rows: int | None = None) -> Float64[n
         ValueError: The file holds another table.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # about a file without rows, which is an error below
-            table = np.loadtxt(path, ndmin=2, encoding="utf-8")
+        table = load_table(path)
     except ValueError as error:
         raise ValueError(f"{path}: not a table of numbers ({error}): download it again") from error
     if table.shape != (rows or len(table), columns):

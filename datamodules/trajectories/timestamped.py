@@ -17,6 +17,7 @@ from datamodules.trajectories.base import (
     all_or_none,
     from_camera_to_world,
     intrinsics,
+    load_table,
     neighbors_in_time,
     read_numbers,
     rigid,
@@ -55,7 +56,7 @@ class TUM(PoseFormat):
         """Reads a sequence; poses are matched to images by time."""
         listing = folder / "rgb.txt"
         try:
-            times, names = np.loadtxt(listing, dtype=str, ndmin=2, encoding="utf-8").T
+            times, names = load_table(listing, str).T
             images = sorted((float(time), name) for time, name in zip(times, names, strict=True))
         except ValueError as error:
             raise ValueError(f"{listing}: each line must be `time filename` ({error})") from error
