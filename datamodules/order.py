@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from zoo.errors import InputError
 
+SETTINGS = ("num_scenes", "batch_size", "seed", "world_size")  # of a training order
+
 
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """Batches of (scene, epoch), reshuffled every epoch; an incomplete last batch is dropped.
@@ -27,10 +29,8 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, num_scenes: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         if num_scenes < batch_size * world_size:
-            raise InputError(
-                f"{num_scenes} training scenes don't fill one batch of {batch_size} scenes on {world_size} "
-                "process(es): lower --data.batch_size"
-            )
+            needed = f"{batch_size} scenes on {world_size} process(es)"
+            raise InputError(f"{num_scenes} training scenes don't fill a batch of {needed}: lower --data.batch_size")
         self.num_scenes, self.batch_size, self.seed = num_scenes, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.served = 0  # batches of all epochs so far
@@ -62,20 +62,14 @@ class ResumableLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Position and settings of the training order."""
-        return {"served": self.batch_sampler.served, **self._settings()}
-
-    def _settings(self) -> dict[str, int]:
-        order = self.batch_sampler
-        return {name: getattr(order, name) for name in ("num_scenes", "batch_size", "seed", "world_size")}
+        return {name: getattr(self.batch_sampler, name) for name in ("served", *SETTINGS)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores the position; settings that differ from the checkpoint's raise `InputError`."""
-        for name, current in self._settings().items():
-            if state[name] != current:
-                raise InputError(
-                    f"the checkpoint was trained with {name} {state[name]}, now it is {current}: the order of the data "
-                    "would differ, so resume with the same settings"
-                )
+        for name in SETTINGS:
+            if state[name] != (current := getattr(self.batch_sampler, name)):
+                trained = f"the checkpoint was trained with {name} {state[name]}"
+                raise InputError(f"{trained}, now it is {current}: resume with the same settings")
         self.batch_sampler.served = state["served"]
 
 

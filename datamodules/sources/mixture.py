@@ -54,10 +54,8 @@ class Mixture(SceneSource):
         if not parts:
             raise InputError("Mixture: no parts: list at least one, such as {path: a.jsonl, weight: 0.5}")
         for part in parts:
-            if (part.path is None) == (part.source is None):
-                raise InputError(f"Mixture: a part has either a path or a source, not {part}")
-            if part.videos is not None and part.path is None:
-                raise InputError(f"Mixture: `videos` belongs to a part with a path, not to {part}")
+            if (part.path is None) == (part.source is None) or (part.videos and part.source):
+                raise InputError(f"Mixture: a part has either a path (and `videos`) or a source, not {part}")
             if part.weight is not None and not part.weight > 0:
                 raise InputError(f"Mixture: a weight must be above 0, not {part.weight}: leave the part out")
         weights = [part.weight for part in parts if part.weight is not None]
@@ -70,7 +68,7 @@ class Mixture(SceneSource):
 
     def prepare(self) -> None:
         """Prepares all parts and the evaluation source."""
-        for source in (*self.sources, *([self.evaluation] if self.evaluation else [])):
+        for source in filter(None, (*self.sources, self.evaluation)):
             source.prepare()
 
     def scenes(self, split: Split) -> list[Scene]:

@@ -61,7 +61,7 @@ def test_another_seed_is_another_order() -> None:
 
 
 def test_too_few_scenes_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match="3 training scenes don't fill one batch of 2 scenes on 2"):
+    with pytest.raises(ValueError, match="3 training scenes don't fill a batch of 2 scenes on 2"):
         TrainingOrder(3, 2, seed=0, world_size=2)
 
 

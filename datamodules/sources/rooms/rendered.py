@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SPLITS, SceneSource, Split
-from datamodules.sources.lock import locked, progress_bar
+from datamodules.sources.base import SPLITS, SceneSource, Split, locked
 from zoo.errors import InputError
 
 # writes scene number i of a split and returns its questions as JSON lines
@@ -81,7 +82,7 @@ class RenderedScenes(SceneSource):
         lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
         with _process_map(self.workers) as process_map:
             questions = iter(process_map(write_scene, *zip(*scenes, strict=True)) if scenes else ())
-            for split, _ in progress_bar(scenes, self.description):
+            for split, _ in tqdm(scenes, self.description, unit="scene", disable=None):
                 lines[split].append(next(questions))
         for split in SPLITS:
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))

@@ -134,9 +134,9 @@ def test_from_a_config(tmp_path):
     "parts, reason",
     [
         ([], "no parts"),
-        ([Part()], "either a path or a source"),
-        ([Part(path="a.jsonl", source=Made("a", 1))], "either a path or a source"),
-        ([Part(videos="v", source=Made("a", 1))], "`videos` belongs to a part with a path"),
+        ([Part()], "either a path"),
+        ([Part(path="a.jsonl", source=Made("a", 1))], "either a path"),
+        ([Part(videos="v", source=Made("a", 1))], "either a path"),
         ([Part(path="a.jsonl", weight=0.0)], "a weight must be above 0"),
         ([Part(path="a.jsonl", weight=1.0), Part(path="b.jsonl")], "1 of 2 parts have a weight"),
         ([Part(path="a.jsonl%0")], "after % give"),
