@@ -17,7 +17,7 @@ import torch
 from datamodules.cameras_file import read_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.base import SPLITS
-from datamodules.sources.rooms import Rooms, read_scene, render, render_depth, source, writer
+from datamodules.sources.rooms import Rooms, read_scene, render, render_depth
 from datamodules.sources.rooms import questions as wording
 from datamodules.sources.rooms.questions import direction, relative_angle, things_distance
 from datamodules.sources.rooms.scene import Thing
@@ -119,14 +119,14 @@ def test_rooms_that_were_rendered_before_stay_valid(tmp_path: Path) -> None:
 
 def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = Rooms(root=str(tmp_path), **SMALL)
-    real = source.write_scene
+    real = Rooms.write_scene
 
-    def fails(folder: Path, settings: writer.Settings, split: str, index: int) -> str:
+    def fails(self: Rooms, folder: Path, split: str, index: int) -> str:
         if index == 2:
             raise OSError("No space left on device")
-        return real(folder, settings, split, index)
+        return real(self, folder, split, index)
 
-    monkeypatch.setattr(source, "write_scene", fails)
+    monkeypatch.setattr(Rooms, "write_scene", fails)
     with pytest.raises(OSError, match="No space"):
         rooms.prepare()
     assert [path.name for path in tmp_path.iterdir()] == [f".{rooms.folder.name}.lock"]
@@ -149,7 +149,7 @@ def start(root: Path, scenes: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_process_that_is_ended_half_way(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_process_that_is_ended_half_way(tmp_path: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = Rooms(scenes=(200, 1, 1), root=str(tmp_path), workers=2)
     unfinished = tmp_path / f".{rooms.folder.name}.unfinished"
     process = start(tmp_path, 200)
@@ -162,22 +162,11 @@ def test_a_process_that_is_ended_half_way(tmp_path: Path, how: signal.Signals) -
     assert not rooms.folder.exists()
     assert unfinished.exists() == (how == signal.SIGKILL)  # nobody can clean up after that; the next one does
 
-    with monkeypatched(source, "write_scene", lambda folder, settings, split, index: "{}\n"):
-        rooms.workers = 1
-        rooms.prepare()  # gets the lock: the workers ended as well
+    monkeypatch.setattr(Rooms, "write_scene", lambda *_: "{}\n")
+    rooms.workers = 1
+    rooms.prepare()  # gets the lock: the workers ended as well
     assert not unfinished.exists()
     assert not list(rooms.folder.glob("rooms/*"))  # nothing of the first attempt
-
-
-class monkeypatched:  # noqa: N801 - reads as a with-statement
-    def __init__(self, module: object, name: str, value: object) -> None:
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(module, name, value)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None:
-        self.patch.undo()
 
 
 def test_two_at_once_make_it_once(tmp_path: Path) -> None:
@@ -191,17 +180,14 @@ def test_two_at_once_make_it_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scenes": (1, -1, 1)}, {"size": 57}, {"size": 8},
-              {"frames": 3}, {"seed": -1}, {"workers": -2}],
-)  # fmt: skip
-def test_settings_that_make_no_sense(wrong: dict, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="^Rooms: "):
-        Rooms(root=str(tmp_path), **wrong)
-
-
-@pytest.mark.parametrize("wrong", [{"trajectory": "around"}, {"scenes": (1, 2)}])
-def test_settings_of_a_wrong_type(wrong: dict, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, TypeError)):  # TypeError where types are checked at run time, as in tests
+    "wrong",
+    [
+        *({"scenes": (1, -1, 1)}, {"size": 57}, {"size": 8}, {"frames": 3}, {"seed": -1}, {"workers": -2}),
+        *({"trajectory": "around"}, {"scenes": (1, 2)}),
+    ],
+)
+def test_invalid_settings(wrong: dict, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match="Rooms"):  # TypeError if types are checked at run time
         Rooms(root=str(tmp_path), **wrong)
 
 
