@@ -6,7 +6,7 @@ from pathlib import Path
 
 from callbacks.checkpoint import FOLDER, LAST
 from commands.configs import load_configs, model_of
-from commands.model_help import complete_model_help
+from commands.registry import complete_model_help
 from commands.runs import CONFIG, newest_run, refuse_unreadable, run_of
 from zoo.errors import InputError
 

@@ -40,7 +40,7 @@ def report(arguments: list[str]) -> None:
 
     # after the options are read: these import PyTorch, which the help does without
     from commands.reports.compare import compare
-    from commands.reports.lines import in_lines
+    from commands.reports.formats import in_lines
     from commands.reports.page import page
     from commands.reports.paths import camera_paths
     from commands.reports.runs import load_runs
@@ -54,9 +54,9 @@ def report(arguments: list[str]) -> None:
     notes = [*(f"skipped: {reason}" for reason in skipped), *(remark for run in runs for remark in run.remarks)]
     comparisons = compare(runs)
     if format == "html":
-        paths, absent = camera_paths(runs)
+        paths, of_run, absent = camera_paths(runs)
         notes += absent
-        text = page(runs, comparisons, notes, paths)
+        text = page(runs, comparisons, notes, {"paths": paths, "dataset": of_run})
         output = output or Path("report.html")
     else:
         text = in_lines(runs, comparisons, notes, format)

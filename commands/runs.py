@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,11 +17,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.predictions import UNFINISHED
 from callbacks.settings import flatten
+from commands.registry import BASES
 from zoo.errors import InputError
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
-BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
 # what may differ between a run and the model that is asked for without making its weights those of another
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
@@ -52,17 +53,12 @@ def newest_run() -> Path:
     Raises:
         InputError: there is none; it says what to do.
     """
-    finished = [config.parent for config in RUNS.glob(f"*/{CONFIG}") if (config.parent / FOLDER / LAST).exists()]
-    for run in sorted(finished, key=_age):
-        if _answers_questions(run):
-            return run
+    for run in _newest_first(config.parent for config in RUNS.glob(f"*/{CONFIG}")):
+        if (run / FOLDER / LAST).exists():
+            model = config_of(run)["model"].get("class_path", "")
+            if model and resolve_name(model).answers_questions:  # a pretrained geometry does not
+                return run
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
-
-
-def _answers_questions(run: Path) -> bool:
-    """Whether the run's model can be tested on questions: a pretrained geometry can't."""
-    model = config_of(run)["model"].get("class_path", "")
-    return bool(model) and bool(resolve_name(model).answers_questions)
 
 
 def config_of(run: Path) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def resolve_run(command: str, settings: Any) -> None:
         InputError: a checkpoint that is not there or is of another model. Nothing is ever tested with weights
             that were not meant.
     """
-    if _name(settings) in BASES:
+    if _class(settings.model) in BASES:
         raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
     asked, folder = settings.ckpt_path, settings.trainer.default_root_dir
     parts = settings.model.init_args
@@ -112,7 +108,7 @@ def resolve_run(command: str, settings: Any) -> None:
         _check(command, checkpoint, settings)
     if folder is None:
         run = None if checkpoint is None else run_of(checkpoint)
-        folder = run or _broken_off(command, checkpoint, settings) or _new(_name(settings), command)
+        folder = run or _broken_off(command, checkpoint, settings) or _new(_class(settings.model), command)
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
     if settings.trainer.logger in (None, True):
@@ -144,65 +140,59 @@ def _class(part: Any) -> str:
     return str(getattr(part, "class_path", getattr(part, "__qualname__", ""))).rpartition(".")[2]
 
 
-def _age(run: Path) -> float:
-    """Sorts the newest run first: by its checkpoint, or by its config where it has none."""
-    checkpoint = run / FOLDER / LAST
-    return -(checkpoint if checkpoint.exists() else run / CONFIG).stat().st_mtime
+def _newest_first(runs: Iterable[Path]) -> list[Path]:
+    """Sorts runs by their checkpoint, or by their config where they have none."""
+
+    def age(run: Path) -> float:
+        checkpoint = run / FOLDER / LAST
+        return -(checkpoint if checkpoint.exists() else run / CONFIG).stat().st_mtime
+
+    return sorted(runs, key=age)
 
 
 def _last(settings: Any, folder: Path | None) -> Path:
-    runs = [config.parent for config in RUNS.glob(f"*/{CONFIG}")] if folder is None else [folder]
-    for run in sorted((run for run in runs if (run / CONFIG).exists()), key=_age):
+    """The checkpoint of the newest run of the same model, under `runs/` or in a folder."""
+    runs = [config.parent for config in (RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG))]
+    for run in _newest_first(runs):
         if not (run / FOLDER / LAST).exists():
             rank_zero_info(f"{run} is passed over: it has no checkpoint")
-        elif _same_model(run, settings):
+        elif not _changed(config_of(run), settings.as_dict(), ("model",), NOT_ARCHITECTURE):
             return run / FOLDER / LAST
     raise InputError(
-        f"no run of this {_name(settings)} under {folder or RUNS}/ has a checkpoint: train it first (python main.py "
-        "fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
+        f"no run of this {_class(settings.model)} under {folder or RUNS}/ has a checkpoint: train it first (python "
+        "main.py fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
     )
 
 
 def _check(command: str, checkpoint: Path, settings: Any) -> None:
+    """Refuses a checkpoint of another model, and for `fit` one of a run with other settings."""
     refuse_unreadable(checkpoint)
     run = run_of(checkpoint)
-    if run is not None and not _same_model(run, settings):
+    if run is None:
+        return
+    trained, asked = config_of(run), settings.as_dict()
+    if _changed(trained, asked, ("model",), NOT_ARCHITECTURE):
         raise InputError(
             f"{checkpoint} is of another model than was asked for: compare {run / CONFIG}, or leave --config out to "
             "take the model from there"
         )
-    if run is not None and command == "fit":
-        changed = sorted(_changed(config_of(run), settings.as_dict()))
-        if changed:
-            raise InputError(
-                f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
-                f"change), see {run / CONFIG}; to start from its weights with new ones is another run"
-            )
+    if command == "fit" and (changed := _changed(trained, asked)):
+        raise InputError(
+            f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
+            f"change), see {run / CONFIG}; to start from its weights with new ones is another run"
+        )
 
 
-def _changed(trained: Any, asked: Any) -> set[str]:
-    """The settings of model and data in which two configs differ, but for what changes no result."""
-    flat = [flatten({key: config[key] for key in ("model", "data", "seed_everything")}) for config in (trained, asked)]
-    return {
-        key
-        for key in flat[0].keys() | flat[1].keys()
-        if flat[0].get(key) != flat[1].get(key) and key.rpartition(".")[2] not in CHANGES_NO_RESULT
-    }
-
-
-def _same_model(run: Path, settings: Any) -> bool:
-    trained = config_of(run)["model"]
-    return bool(_architecture(trained) == _architecture(settings.model.as_dict()))
-
-
-def _architecture(model: Any) -> Any:
-    if not isinstance(model, dict):
-        return model
-    return {key: _architecture(value) for key, value in model.items() if key not in NOT_ARCHITECTURE}
-
-
-def _name(settings: Any) -> str:
-    return str(settings.model.class_path.rpartition(".")[2])
+def _changed(
+    trained: Any,
+    asked: Any,
+    parts: Collection[str] = ("model", "data", "seed_everything"),
+    ignored: set[str] = CHANGES_NO_RESULT,
+) -> list[str]:
+    """The settings in which two configs differ."""
+    one, other = (flatten({part: config[part] for part in parts}) for config in (trained, asked))
+    names = [name for name in sorted(one | other) if not ignored & set(name.split("."))]
+    return [name for name in names if one.get(name) != other.get(name)]
 
 
 def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
@@ -212,8 +202,8 @@ def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | 
     for unfinished in sorted(RUNS.glob(f"*/{UNFINISHED}"), key=lambda path: -path.stat().st_mtime):
         run = unfinished.parent
         tested = config_of(run) if (run / CONFIG).exists() else {}
-        of_these = tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
-        if tested and of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
+        of_these = tested and tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
+        if of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
             return run
     return None
 

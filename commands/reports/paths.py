@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,26 +19,16 @@ POINTS = 64  # of a path, beside the frames that were used
 SIDE = 1000  # of the square around a path
 
 
-@dataclass(frozen=True)
-class CameraPaths:
-    """The camera paths of the scenes of each dataset.
-
-    A path is `{"frames": [...], "xy": [[x, y], ...], "meters": side of the square}`, seen from above: from the mean
-    direction of the cameras' tops. x and y are 0..1000, y downwards. Frames without a pose are left out.
-
-    Attributes:
-        datasets: the paths of each dataset by scene.
-        of_run: the index of each run's dataset.
-    """
-
-    datasets: list[dict[str, dict[str, Any]]]
-    of_run: list[int]
+Path = dict[str, Any]
 
 
-def camera_paths(runs: Sequence[Run]) -> tuple[CameraPaths, list[str]]:
-    """Return the paths of all answered scenes that have cameras, and notes about unreadable data.
+def camera_paths(runs: Sequence[Run]) -> tuple[list[dict[str, Path]], list[int], list[str]]:
+    """Return the paths of all answered scenes that have cameras.
 
     Datasets differ by their settings, since two may share scene names.
+
+    Returns:
+        The paths of each dataset by scene, the index of each run's dataset, and notes about unreadable data.
     """
     sources = [json.dumps(run.setting("data", "source"), sort_keys=True) for run in runs]
     distinct = list(dict.fromkeys(sources))
@@ -59,7 +48,7 @@ def camera_paths(runs: Sequence[Run]) -> tuple[CameraPaths, list[str]]:
         except (ArgumentError, OSError, ValueError, KeyError) as error:
             absent.append(f"{same[0].name}: no camera paths, its data can't be read: {' '.join(str(error).split())}")
         datasets.append(found)
-    return CameraPaths(datasets, [distinct.index(source) for source in sources]), absent
+    return datasets, [distinct.index(source) for source in sources], absent
 
 
 def test_scenes(run: Run) -> list[Scene]:
@@ -71,8 +60,11 @@ def test_scenes(run: Run) -> list[Scene]:
     return list(source.scenes("test"))
 
 
-def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> dict[str, Any] | None:
+def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> Path | None:
     """Return the path of one scene; None if no frame has a pose.
+
+    A path is `{"frames": [...], "xy": [[x, y], ...], "meters": side of the square}`, seen from above: from the mean
+    direction of the cameras' tops. x and y are 0..1000, y downwards. Frames without a pose are left out.
 
     Args:
         world_to_camera: one 4 x 4 matrix per frame, OpenCV axes, or None without a pose.

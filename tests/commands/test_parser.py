@@ -286,3 +286,22 @@ def test_every_option_of_a_part_says_what_it_is(part: type) -> None:
     explained = {entry.arg_name for kind in ours for entry in docstring_parser.parse(kind.__doc__ or "").params}
     options = inspect.signature(part).parameters.values()
     assert {p.name for p in options if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} <= explained
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fit --config qwen25_vl.yaml --data.num_frames null", "data.num_frames: expected int"),
+        ("fit --config qwen25_vl.yaml --data.source.size null", "data.source.size: expected int"),
+        (
+            "fit --config spatial_mllm.yaml --model.fusion.temporal_merge null",
+            "model.fusion.temporal_merge: expected",
+        ),
+        ("select-frames --data.num_frames null", "data.num_frames: expected int"),
+    ],
+)
+def test_a_null_that_no_type_allows(line: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", *line.split()])
+    with pytest.raises(SystemExit, match=f"^error: {expected}.*, not null$"):
+        main.main()

@@ -102,17 +102,17 @@ def test_what_is_no_run_is_named_and_a_run_without_a_test_is_listed(tmp_path: Pa
     report([*map(str, sorted(tmp_path.iterdir())), str(tmp_path / "gone"), str(tmp_path / "good")])
     said = capsys.readouterr().out
     for reason in (
-        "folder is not a run: it has no config.yaml",
-        "notes.txt is not a folder",
+        "folder is not the folder of a run: it has no config.yaml",
+        "notes.txt is not the folder of a run",
         "torn/config.yaml can't be read",
         "modelless/config.yaml names no model",
-        "gone does not exist",
+        "gone is not the folder of a run",
     ):
         assert len(re.findall(f"skipped: .*{re.escape(reason)}", said)) == 1
     assert f"{tmp_path / 'untested'}: no test yet" in said
     assert re.search(r"^untested( +-){9}$", said, re.MULTILINE)
     assert len(re.findall("^good ", said, re.MULTILINE)) == 3  # named twice, reported once
-    with pytest.raises(InputError, match="nothing to report: .*folder is not a run"):
+    with pytest.raises(InputError, match="nothing to report: .*folder is not the folder of a run"):
         report([str(tmp_path / "folder")])
 
 
@@ -147,7 +147,7 @@ def test_damaged_files_of_a_run_are_named_and_the_others_are_reported(tmp_path: 
     said = capsys.readouterr().out
     assert "metrics/metrics.json can't be read" in said
     assert "other/metrics.json lacks entries of a test" in said
-    assert "answers/predictions.jsonl, line 1: question_type must be a string, it is absent" in said
+    assert "answers/predictions.jsonl, line 1: question_type must be a string, got null" in said
     assert len(re.findall(r"^answers +\d", said, re.MULTILINE)) == 2  # its scores are there all the same
 
 

@@ -139,7 +139,7 @@ GOOD = record("a", "object_counting", "4", "4")
         ({**GOOD, "id": None}, "line 2: id must be"),
         (
             {key: value for key, value in GOOD.items() if key != "prediction"},
-            "line 2: prediction must be a string, it is absent",
+            "line 2: prediction must be a string, got null",
         ),
         ({**GOOD, "prediction": 4}, "line 2: prediction must be a string, got 4"),
         ({**GOOD, "ground_truth": None}, "line 2: ground_truth must be a string, got null"),
