@@ -54,9 +54,9 @@ def report(arguments: list[str]) -> None:
     notes = [*(f"skipped: {reason}" for reason in skipped), *(remark for run in runs for remark in run.remarks)]
     comparisons = compare(runs)
     if format == "html":
-        paths, of_run, absent = camera_paths(runs)
+        paths, absent = camera_paths(runs)
         notes += absent
-        text = page(runs, comparisons, notes, {"paths": paths, "dataset": of_run})
+        text = page(runs, comparisons, notes, paths)
         output = output or Path("report.html")
     else:
         text = in_lines(runs, comparisons, notes, format)

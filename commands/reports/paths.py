@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 
 from callbacks.visualization import level_axes
 from commands.reports.runs import Run
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource
+from zoo.configuration import from_config
 
 POINTS = 64  # of a path, beside the frames that were used
 SIDE = 1000  # of the square around a path
 
 
-Path = dict[str, Any]
-
-
-def camera_paths(runs: Sequence[Run]) -> tuple[list[dict[str, Path]], list[int], list[str]]:
-    """Return the paths of all answered scenes that have cameras.
+def camera_paths(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
+    """Return the paths of all answered scenes that have cameras, and notes about unreadable data.
 
     Datasets differ by their settings, since two may share scene names.
 
     Returns:
-        The paths of each dataset by scene, the index of each run's dataset, and notes about unreadable data.
+        {"paths": the paths by scene, for each dataset, "dataset": the index of each run's dataset}, and the notes.
     """
     sources = [json.dumps(run.setting("data", "source"), sort_keys=True) for run in runs]
     distinct = list(dict.fromkeys(sources))
@@ -40,27 +37,23 @@ def camera_paths(runs: Sequence[Run]) -> tuple[list[dict[str, Path]], list[int],
             frames.setdefault(answer.scene, set()).update(answer.frames)
         found = {}
         try:
-            for scene in test_scenes(same[0]) if frames else ():
+            for scene in test_scenes(json.loads(source)) if frames else ():
                 if scene.name in frames and scene.cameras is not None:
                     poses = json.loads(scene.cameras.read_text(encoding="utf-8"))["world_to_camera"]
                     if (path := flat_path(poses, frames[scene.name])) is not None:
                         found[scene.name] = path
-        except (ArgumentError, OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             absent.append(f"{same[0].name}: no camera paths, its data can't be read: {' '.join(str(error).split())}")
         datasets.append(found)
-    return datasets, [distinct.index(source) for source in sources], absent
+    return {"paths": datasets, "dataset": [distinct.index(source) for source in sources]}, absent
 
 
-def test_scenes(run: Run) -> list[Scene]:
-    """Return the test scenes of a run's dataset, without preparing it."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SceneSource, "source")
-    named = run.setting("data", "source")
-    source = Rooms() if named is None else parser.instantiate(parser.parse_object({"source": named})).source
-    return list(source.scenes("test"))
+def test_scenes(source: Mapping[str, Any] | None) -> list[Scene]:
+    """Return the test scenes of a dataset, without preparing it; without a config, of the default one."""
+    return (Rooms() if source is None else from_config(SceneSource, source)).scenes("test")
 
 
-def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> Path | None:
+def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> dict[str, Any] | None:
     """Return the path of one scene; None if no frame has a pose.
 
     A path is `{"frames": [...], "xy": [[x, y], ...], "meters": side of the square}`, seen from above: from the mean

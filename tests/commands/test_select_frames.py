@@ -61,14 +61,16 @@ def test_several_workers_choose_the_same(run) -> None:
 
 def test_a_pairing_halves_the_views_and_the_frames_are_read_back(run, rooms_root: Path) -> None:
     run(
-        "--data.sampler",
-        "PoseFarthestSampler",
-        "--data.frame_pairing",
-        "Neighbor",
-        "--output",
-        "views",
-        "--split",
-        "val",
+        *[
+            "--data.sampler",
+            "PoseFarthestSampler",
+            "--data.frame_pairing",
+            "Neighbor",
+            "--output",
+            "views",
+            "--split",
+            "val",
+        ]
     )
     views = chosen("views")
     assert len(views) == 2 and all(len(each["selected_frames"]) == 3 for each in views.values())

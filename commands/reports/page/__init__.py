@@ -26,7 +26,7 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
         runs: at least one run.
         comparisons: of the runs.
         notes: lines above the tables.
-        paths: "paths" and "dataset", as `camera_paths` returns them.
+        paths: the scenes' camera paths, see `camera_paths`.
     """
     benchmark = runs[0].benchmark
     tables = "".join(f'<div class="wide">{html(table)}</div>' for table in (scores(runs), means(runs), settings(runs)))

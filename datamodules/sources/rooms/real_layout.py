@@ -131,7 +131,6 @@ def _choose_path(
     for inset in INSETS_M:
         poses = walk(ring_along_walls(size, height, inset, rng), frames, rng)
         eyes = np.linalg.inv(poses)[:, :3, 3]
-        boxes = [(np.array(thing.center), np.array(thing.size), thing.yaw) for thing in things]
-        kept = [thing for thing, box in zip(things, boxes, strict=True) if is_clear(*box, eyes, CLEARANCE_M)]
+        kept = [t for t in things if is_clear(np.array(t.center), np.array(t.size), t.yaw, eyes, CLEARANCE_M)]
         paths.append((poses, kept))
     return max(paths, key=lambda path: len(path[1]))

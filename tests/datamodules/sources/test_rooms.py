@@ -89,14 +89,6 @@ def test_the_video_shows_what_was_rendered(rooms: Rooms) -> None:
         assert np.array_equal(render_depth(description(scene), [40, 3]), depth)
 
 
-def test_made_once(rooms: Rooms) -> None:
-    before = {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")}
-    again = Rooms(root=str(rooms.folder.parent), scenes=(3, 1, 1), workers=2)
-    again.prepare()
-    assert again.folder == rooms.folder
-    assert {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")} == before
-
-
 def test_every_setting_has_its_folder(tmp_path: Path) -> None:
     root = str(tmp_path)
     variants = [
@@ -108,13 +100,11 @@ def test_every_setting_has_its_folder(tmp_path: Path) -> None:
     assert Rooms(root=root, workers=7).folder == variants[0].folder
 
 
-def test_rooms_that_were_rendered_before_stay_valid(tmp_path: Path) -> None:
+def test_folder_names_are_stable(tmp_path: Path) -> None:
     """The folder's name is a digest of the version and all settings: these may not change by themselves."""
     assert Rooms(root=str(tmp_path)).folder.name == "0d5bdb8ce6597589"
-    assert (
-        Rooms(root=str(tmp_path), trajectory="local", dynamic_objects=True, scenes=(3, 1, 1)).folder.name
-        == "0093b8520469d8dc"
-    )
+    local = Rooms(root=str(tmp_path), trajectory="local", dynamic_objects=True, scenes=(3, 1, 1))
+    assert local.folder.name == "0093b8520469d8dc"
 
 
 def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +139,9 @@ def start(root: Path, scenes: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_process_that_is_ended_half_way(tmp_path: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_process_leaves_nothing(
+    tmp_path: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rooms = Rooms(scenes=(200, 1, 1), root=str(tmp_path), workers=2)
     unfinished = tmp_path / f".{rooms.folder.name}.unfinished"
     process = start(tmp_path, 200)
@@ -169,10 +161,13 @@ def test_a_process_that_is_ended_half_way(tmp_path: Path, how: signal.Signals, m
     assert not list(rooms.folder.glob("rooms/*"))  # nothing of the first attempt
 
 
-def test_two_at_once_make_it_once(tmp_path: Path) -> None:
+def test_concurrent_processes_render_once(tmp_path: Path) -> None:
     processes = [start(tmp_path, 6) for _ in range(2)]
     assert [process.wait(120) for process in processes] == [0, 0]
     rooms = Rooms(scenes=(6, 1, 1), root=str(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")}
+    rooms.prepare()
+    assert {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")} == before
     visible = [name for name in os.listdir(tmp_path) if not name.startswith(".")]
     assert visible == [rooms.folder.name]
     assert len(rooms.scenes("train")) == 6
@@ -191,7 +186,7 @@ def test_invalid_settings(wrong: dict, tmp_path: Path) -> None:
         Rooms(root=str(tmp_path), **wrong)
 
 
-def test_files_that_can_not_be_rendered(rooms: Rooms, tmp_path: Path) -> None:
+def test_damaged_scene_files(rooms: Rooms, tmp_path: Path) -> None:
     path = description(rooms.scenes("train")[0])
     with pytest.raises(ValueError, match="scene.json: there is no frame 48"):
         read_scene(path, [0, 48])
@@ -245,7 +240,7 @@ def test_worded_as_the_real_questions(rooms: Rooms, realdata: Path) -> None:
                 assert re.fullmatch(answers, question.ground_truth)
 
 
-def test_directions_mean_what_they_mean_in_the_real_questions(realdata: Path) -> None:
+def test_directions_agree_with_the_real_questions(realdata: Path) -> None:
     boxes = real_boxes(realdata)
     agree = asked = 0
     for row in real_questions(realdata):
@@ -267,7 +262,7 @@ def test_directions_mean_what_they_mean_in_the_real_questions(realdata: Path) ->
     assert agree == asked
 
 
-def test_distances_mean_what_they_mean_in_the_real_questions(realdata: Path) -> None:
+def test_distances_agree_with_the_real_questions(realdata: Path) -> None:
     boxes = real_boxes(realdata)
     ours, theirs = [], []
     for row in real_questions(realdata):
