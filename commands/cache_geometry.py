@@ -18,15 +18,18 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from commands.configs import DEFAULT_OPTIONS
+from commands.arguments import DEFAULT_OPTIONS
 from commands.select_frames import FAILED, KEPT, MADE, OF_RUNS, scene_parser
-from datamodules import RandomSampler, VideoQADataModule
-from datamodules.dataset import SceneDataset
-from datamodules.sources.base import Split
+from datamodules import RandomSampler
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, GeometryCache
 from zoo.tasks import VideoQATask
@@ -43,15 +46,23 @@ def cache_geometry(arguments: list[str]) -> None:
             small, or some scenes have failed; the other entries are written by then.
     """
     settings, encoder, wanted = parse(arguments)
-    started_by = [each for each in (TorchElasticEnvironment, SLURMEnvironment) if each.detect()]
-    process = (started_by or [LightningEnvironment])[0]()
-    scenes = scenes_of(settings.data, settings.split)
+    launchers: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment)
+    process = next((launcher for launcher in launchers if launcher.detect()), LightningEnvironment)()
+    data, split = settings.data, settings.split
+    sampler = data.train_sampler if split == "train" else data.sampler
+    if isinstance(sampler, RandomSampler):
+        raise InputError(
+            "RandomSampler draws other frames each epoch, which no cache can hold beforehand: train with "
+            "--data.train_sampler null, and give that here too"
+        )
+    data.prepare_data()
+    scenes = data.dataset(data.scenes(split), sampler)
     mine = Subset(scenes, range(process.global_rank(), len(scenes), process.world_size()))
     loader = DataLoader(mine, batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")
     counts = Counter({MADE: 0, KEPT: 0})
     first = None
-    for loaded in tqdm(loader, desc=f"cache-geometry {settings.split}", unit="scene", file=sys.stdout, disable=None):
+    for loaded in tqdm(loader, desc=f"cache-geometry {split}", unit="scene", file=sys.stdout, disable=None):
         try:
             if loaded.error is not None:
                 raise InputError(loaded.error)
@@ -77,22 +88,6 @@ def cache_geometry(arguments: list[str]) -> None:
         )
     if counts[FAILED]:
         raise InputError(f"{counts[FAILED]} of {len(mine)} scenes have no geometry: see above")
-
-
-def scenes_of(data: VideoQADataModule, split: Split) -> SceneDataset:
-    """Returns the scenes of a split with the sampler of a run.
-
-    Raises:
-        InputError: the sampler draws other frames in each epoch.
-    """
-    sampler = data.train_sampler if split == "train" else data.sampler
-    if isinstance(sampler, RandomSampler):
-        raise InputError(
-            "RandomSampler draws other frames each epoch, which no cache can hold beforehand: train with "
-            "--data.train_sampler null, and give that here too"
-        )
-    data.prepare_data()
-    return data.dataset(data.scenes(split), sampler)
 
 
 def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -11,8 +12,11 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
+import datamodules
+import zoo
 from zoo.errors import InputError, input_error
 
+BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
 MIN_SIMILARITY, MAX_LISTED = 0.65, 16  # of a name that is suggested; of names that are listed
 Guess = tuple[float, str]  # similarity, name
 
@@ -66,8 +70,6 @@ class OneLineParser(ArgumentParser):
 
     def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a part, and imports all classes that it may be: jsonargparse finds short names among loaded ones."""
-        from commands.registry import registered_classes
-
         registered_classes()
         return super().add_subclass_arguments(*args, **kwargs)
 
@@ -167,10 +169,18 @@ def closest(word: str, names: Iterable[str]) -> Guess:
     return max(scores, default=(0.0, ""))
 
 
+def registered_classes(base: type = object) -> list[type]:
+    """Imports the public classes of `zoo` and `datamodules`, and returns those of `base` that can be built.
+
+    A command line may name them without their module.
+    """
+    exports = [getattr(package, name) for package in (zoo, datamodules) for name in package.__all__]
+    parts = [part for part in exports if inspect.isclass(part) and issubclass(part, base)]
+    return [part for part in parts if not inspect.isabstract(part) and part.__name__ not in BASES]
+
+
 def class_names(message: str) -> set[str]:
     """Returns the names of the classes that fit a type in the message; of all classes where it names no type."""
-    from commands.registry import registered_classes
-
     parts = registered_classes()
 
     def fits(part: type) -> bool:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.predictions import UNFINISHED
 from callbacks.settings import flatten
-from commands.registry import BASES
+from commands.parser import BASES
 from zoo.errors import InputError
 
 RUNS = Path("runs")

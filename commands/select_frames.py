@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from callbacks.visualization import camera_map, contact_sheet
-from commands.configs import DEFAULT_OPTIONS
+from commands.arguments import DEFAULT_OPTIONS
 from commands.parser import OneLineParser
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset, format_scene_error

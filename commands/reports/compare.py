@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -39,7 +39,7 @@ class Comparisons:
 
 def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:
     """Compare every pair of runs with the same questions and scorer; such runs share the draws."""
-    groups: dict[Hashable, list[int]] = {}
+    groups: dict[tuple[frozenset[tuple[str, ...]], str | None], list[int]] = {}
     for place, run in enumerate(runs):
         asked = frozenset((answer.id, *(getattr(answer, what) for what in ASKED)) for answer in run.answers)
         groups.setdefault((asked, run.metrics.get("scorer")), []).append(place)

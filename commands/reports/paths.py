@@ -50,7 +50,8 @@ def camera_paths(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
 
 def test_scenes(source: Mapping[str, Any] | None) -> list[Scene]:
     """Return the test scenes of a dataset, without preparing it; without a config, of the default one."""
-    return (Rooms() if source is None else from_config(SceneSource, source)).scenes("test")
+    dataset = Rooms() if source is None else from_config(SceneSource, source)  # type: ignore[type-abstract]
+    return list(dataset.scenes("test"))
 
 
 def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> dict[str, Any] | None:

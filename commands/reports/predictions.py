@@ -10,7 +10,9 @@ from typing import Any
 from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
 
-REQUIRED = {"id": (str, int), "question_type": str, "prediction": str, "ground_truth": str}
+REQUIRED: dict[str, tuple[type, ...]] = {
+    "id": (str, int), "question_type": (str,), "prediction": (str,), "ground_truth": (str,)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ def read_predictions(path: Path, benchmark: Benchmark) -> tuple[list[Answer], li
 def _answer(record: Any, benchmark: Benchmark) -> Answer:
     if not isinstance(record, dict):
         raise InputError(f"expected an object with the fields {', '.join(REQUIRED)}")
-    for key, kind in REQUIRED.items():
-        if not isinstance(record.get(key), kind):
-            expected = "a string" if kind is str else "a string or an integer"
+    for key, kinds in REQUIRED.items():
+        if not isinstance(record.get(key), kinds):
+            expected = "a string or an integer" if int in kinds else "a string"
             raise InputError(f"{key} must be {expected}, got {json.dumps(record.get(key))[:40]}")
     benchmark.check_question_type(record["question_type"])
     frames = record.get("frames") or []

@@ -87,11 +87,11 @@ def _question_data(runs: Sequence[Run]) -> dict[str, Any]:
     types = runs[0].benchmark.question_types
     texts, frames, rows = Distinct(), Distinct(), Distinct()
 
-    def row(answer: Answer) -> int:
+    def index(answer: Answer) -> int:
         kind = types.index(answer.question_type)
         return rows[answer.id, texts[answer.scene], kind, texts[answer.question], texts[answer.ground_truth]]
 
-    asked = [{row(answer): answer for answer in run.answers} for run in runs]
+    asked = [{index(answer): answer for answer in run.answers} for run in runs]
     answers: list[dict[str, list[Any]] | None] = []
     for run, own in zip(runs, asked, strict=True):
         columns: dict[str, list[Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,8 +53,8 @@ class Rooms(RenderedScenes):
             raise InputError(f"Rooms: scenes are three counts (train, val, test), not {scenes}")
         self.trajectory, self.dynamic_objects = trajectory, dynamic_objects
         counts = dict(zip(SPLITS, scenes, strict=True))
-        settings = {"trajectory": trajectory, "dynamic_objects": dynamic_objects}
-        settings |= {"size": size, "frames": frames, "seed": seed}
+        motion: dict[str, Any] = {"trajectory": trajectory, "dynamic_objects": dynamic_objects}
+        settings = {**motion, "size": size, "frames": frames, "seed": seed}
         super().__init__(root, [VERSION, settings, counts], counts, size, frames, seed, workers)
 
     def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
