@@ -1,4 +1,4 @@
-"""Where runs lie, and which run and checkpoint a command means when it does not say."""
+"""Folders of runs, and the default run and checkpoint of a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zoo.errors import InputError
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
-# what may differ between a run and the model that is asked for without making its weights those of another
+# options of a model that may differ from those of the run whose weights it loads
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
     *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype", "geometry_cache", "camera_source"),
@@ -34,13 +34,13 @@ CHANGES_NO_RESULT = {
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run that a checkpoint lies in, if it lies in one."""
+    """Returns the run whose folder contains a checkpoint, or None."""
     run = checkpoint.absolute().parent.parent
     return checkpoint.parent.parent if (run / CONFIG).exists() else None
 
 
 def refuse_unreadable(checkpoint: Path) -> None:
-    """InputError for a checkpoint that is not there or was cut short."""
+    """Raises InputError for a checkpoint that is absent or truncated."""
     if not checkpoint.exists():
         raise InputError(f"{checkpoint}: no such checkpoint; give the path of a .ckpt file, or `last`")
     if not zipfile.is_zipfile(checkpoint):
@@ -48,10 +48,10 @@ def refuse_unreadable(checkpoint: Path) -> None:
 
 
 def newest_run() -> Path:
-    """The run under `runs/` with the newest checkpoint.
+    """Returns the run under `runs/` with the newest checkpoint of a model that answers questions.
 
     Raises:
-        InputError: there is none; it says what to do.
+        InputError: there is none.
     """
     for run in _newest_first(config.parent for config in RUNS.glob(f"*/{CONFIG}")):
         if (run / FOLDER / LAST).exists():
@@ -62,10 +62,10 @@ def newest_run() -> Path:
 
 
 def config_of(run: Path) -> dict[str, Any]:
-    """The settings of a run, from its folder.
+    """Reads the settings of a run.
 
     Raises:
-        InputError: they can't be read, or aren't those of a run.
+        InputError: they can't be read, or have no model.
     """
     try:
         config: Any = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
@@ -77,15 +77,14 @@ def config_of(run: Path) -> dict[str, Any]:
 
 
 def resolve_run(command: str, settings: Any) -> None:
-    """Decides the run's folder and the checkpoint, in the parsed settings of a subcommand, in place.
+    """Sets the run's folder and checkpoint in the parsed settings of a subcommand, in place.
 
-    `fit` gets a new folder, or goes on in that of the checkpoint. An evaluation of random weights takes the newest
-    run of the same model; released weights are scored as they are unless a checkpoint is named. `last` is the
-    newest run of the same model.
+    `fit` gets a new folder, or that of the checkpoint. An evaluation of random weights uses the newest run of the same
+    model; released weights are scored unchanged unless a checkpoint is named. `last` is the newest run of the same
+    model.
 
     Raises:
-        InputError: a checkpoint that is not there or is of another model. Nothing is ever tested with weights
-            that were not meant.
+        InputError: no model, an absent checkpoint or one of another model, or parts that the weights lack.
     """
     if _class(settings.model) in BASES:
         raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
@@ -121,13 +120,13 @@ def resolve_run(command: str, settings: Any) -> None:
 
 
 def _released(parts: Any) -> bool:
-    """Whether the backbone's weights mean something before they are trained here."""
+    """Whether the backbone has released weights."""
     backbone = parts.get("backbone")
     return backbone is not None and bool(resolve_name(backbone.class_path).is_pretrained)
 
 
 def _untrained(parts: Any) -> str | None:
-    """The part that released weights know nothing of."""
+    """Returns the class of a part that the released weights were trained without, or None."""
     for part in ("camera_encoding", "view_mixer"):
         if parts.get(part) is not None:
             return _class(parts[part])
@@ -136,12 +135,12 @@ def _untrained(parts: Any) -> str | None:
 
 
 def _class(part: Any) -> str:
-    """The name of the class that a part of the settings is, or of the class itself where that is the default."""
+    """Returns the class name of a part of the settings; a default may be the class itself."""
     return str(getattr(part, "class_path", getattr(part, "__qualname__", ""))).rpartition(".")[2]
 
 
 def _newest_first(runs: Iterable[Path]) -> list[Path]:
-    """Sorts runs by their checkpoint, or by their config where they have none."""
+    """Sorts runs by the time of their checkpoint, or of their config without one."""
 
     def age(run: Path) -> float:
         checkpoint = run / FOLDER / LAST
@@ -151,7 +150,7 @@ def _newest_first(runs: Iterable[Path]) -> list[Path]:
 
 
 def _last(settings: Any, folder: Path | None) -> Path:
-    """The checkpoint of the newest run of the same model, under `runs/` or in a folder."""
+    """Returns the checkpoint of the newest run of the same model, under `runs/` or in a folder."""
     runs = [config.parent for config in (RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG))]
     for run in _newest_first(runs):
         if not (run / FOLDER / LAST).exists():
@@ -189,14 +188,14 @@ def _changed(
     parts: Collection[str] = ("model", "data", "seed_everything"),
     ignored: set[str] = CHANGES_NO_RESULT,
 ) -> list[str]:
-    """The settings in which two configs differ."""
+    """Returns the options in which two configs differ."""
     one, other = (flatten({part: config[part] for part in parts}) for config in (trained, asked))
     names = [name for name in sorted(one | other) if not ignored & set(name.split("."))]
     return [name for name in names if one.get(name) != other.get(name)]
 
 
 def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
-    """The folder of the same test, of weights that lie in no run, that was broken off: the newest one."""
+    """Returns the newest folder of the same interrupted test, of weights that belong to no run, or None."""
     if command != "test" or "ZOO_RUN" in os.environ:
         return None
     for unfinished in sorted(RUNS.glob(f"*/{UNFINISHED}"), key=lambda path: -path.stat().st_mtime):
@@ -209,7 +208,7 @@ def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | 
 
 
 def _new(model: str, command: str) -> Path:
-    """A folder of its own. Processes that Lightning starts inherit its name; those of a launcher agree on the job's."""
+    """Returns a new folder; its name is inherited by Lightning's processes, and shared by those of a launcher's job."""
     if "ZOO_RUN" not in os.environ:
         job = [os.environ.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")]
         launched = any(key in os.environ for key in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"))
