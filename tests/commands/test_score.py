@@ -62,7 +62,7 @@ def test_four_fields_are_enough(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 200])
-def test_an_incomplete_last_line_is_dropped_with_a_remark(tmp_path: Path, capsys, cut: int) -> None:
+def test_a_half_written_last_line_is_dropped_with_a_remark(tmp_path: Path, capsys, cut: int) -> None:
     run = finished_run(tmp_path)
     file = run / "predictions.jsonl"
     whole = lines(file)
