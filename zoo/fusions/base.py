@@ -170,7 +170,7 @@ class Fusion(Configurable, nn.Module, ABC):
         if self.uses_geometry:
             if geometry is None:
                 raise ValueError(f"{type(self).__name__} needs the geometry of the scene")
-            spatial = self.embed_3d(geometry, grid_thw, visual.dtype)
+            spatial = self.embed_3d(self.merged_3d(geometry, grid_thw, visual.dtype))
         return self.join(flat, spatial)
 
     def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"]) -> Float[Tensor, "t n a"]:
@@ -178,19 +178,17 @@ class Fusion(Configurable, nn.Module, ABC):
         return visual.unflatten(0, (int(grid_thw[0]), -1))
 
     @abstractmethod
-    def embed_3d(
-        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t m b"]:
-        """The 3D branch."""
+    def embed_3d(self, merged: Float[Tensor, "t m merged"]) -> Float[Tensor, "t m b"]:
+        """The 3D branch, from the tokens of `merged_3d`."""
 
     @abstractmethod
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t m b"]) -> Float[Tensor, "t tokens D"]:
         """Both branches as one sequence; a branch that is left out is a single zero, to be expanded."""
 
-    def merged_patches(
+    def merged_3d(
         self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
     ) -> Float[Tensor, "t n merged"]:
-        """The 3D tokens under each 2D token, see `merge_spatial`.
+        """Concatenates the 3D tokens under each 2D token, see `merge_spatial`.
 
         Raises:
             InputError: the geometry is of frames of another size.

@@ -32,15 +32,18 @@ class CameraTokenFusion(Fusion):
         self.appended = ExtraTokens.ONE if mode == "append" else ExtraTokens.NOTHING
         self.connector = Connector(TEMPORAL_PATCH_SIZE * geometry_width, width, width, zero=mode == "add")
 
-    def embed_3d(
+    def merged_3d(
         self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t 1 D"]:
+    ) -> Float[Tensor, "t 1 merged"]:
         if geometry.camera_tokens is None:
             raise ValueError(f"{type(self).__name__} needs camera tokens, and this geometry has none")
         pairs = self.paired(geometry.camera_tokens.to(dtype)).unflatten(0, (-1, TEMPORAL_PATCH_SIZE))
         if len(pairs) != int(grid_thw[0]):
             raise ValueError(f"{len(geometry.camera_tokens)} camera tokens for {int(grid_thw[0])} steps of two frames")
-        return self.connector(pairs.flatten(1))[:, None]
+        return pairs.flatten(1)[:, None]
+
+    def embed_3d(self, merged: Float[Tensor, "t 1 merged"]) -> Float[Tensor, "t 1 D"]:
+        return self.connector(merged)
 
     def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t 1 #D"]) -> Float[Tensor, "t tokens D"]:
         if self.mode == "add":

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.fusions.base import Connector, ExtraTokens, Fusion
-from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import PATCHES_PER_TOKEN
 
 
@@ -48,10 +47,8 @@ class ConcatSplitFusion(Fusion):
         flat = super().embed_2d(visual, grid_thw)
         return flat if self.flat is None else self.flat(flat)
 
-    def embed_3d(
-        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t n b"]:
-        return self.spatial(self.merged_patches(geometry, grid_thw, dtype))
+    def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "t n b"]:
+        return self.spatial(merged)
 
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t #n b"]) -> Float[Tensor, "t tokens D"]:
         # of equal width on either axis
