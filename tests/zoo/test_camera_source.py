@@ -106,7 +106,7 @@ def test_what_the_data_must_bring() -> None:
 class Refuses(TinyVGGT):
     """A geometry whose cameras must not be asked for."""
 
-    def enable_camera_head(self) -> None:
+    def enable_head(self, head: str) -> None:
         raise AssertionError("a camera head in vain")
 
 

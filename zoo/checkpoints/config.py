@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Qwen2_5_VLConfig
 
 from zoo.errors import InputError
-from zoo.geometry.vggt.aggregator import Aggregator
-from zoo.geometry.vggt.patch_embed import DINOV2, ConvPatchEmbed
+from zoo.geometry.vggt.aggregator import DINOV2, Aggregator, ConvPatchEmbed
 from zoo.geometry.vggt_encoder import VGGTEncoder
 
 if TYPE_CHECKING:

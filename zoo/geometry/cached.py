@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry
+from zoo.errors import InputError
+from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry
 from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
-from zoo.geometry.lazy import LazyGeometry, Recipe, build_first_available
 from zoo.precision import full_precision
 from zoo.weights import fingerprint
 
-__all__ = ["CachedGeometry", "build_first_available"]
+Recipe = Callable[[], GeometryEncoder | None]
 
 VERSION = 1  # raise it when encoders compute something else from the same weights, so that no entry is stale
 KINDS = {
@@ -24,6 +26,71 @@ KINDS = {
     "cameras": ("world_to_camera", "K_normalized", "has_camera", "depth"),
 }  # each an entry of its own
 EXACT = 1e-6  # tolerance of bytes / 255 in float32, which devices round differently
+
+
+class LazyGeometry:
+    """Builds a geometry encoder on the meta device, and again with its weights when it is first needed.
+
+    Args:
+        build: makes the encoder. On the meta device only shapes are made and no weights are read.
+
+    Attributes:
+        outline: the encoder on the meta device.
+
+    Raises:
+        InputError: Nothing is built.
+    """
+
+    def __init__(self, build: Recipe) -> None:
+        self._build = build
+        self._heads: list[Head] = []
+        self._loaded: GeometryEncoder | None = None
+        with torch.device("meta"):
+            self.outline = self._built()
+        self._from_files = bool(self.outline.files) and all(tensor.is_meta for tensor in self.outline.parameters())
+
+    def _built(self) -> GeometryEncoder:
+        encoder = self._build()
+        if encoder is None:
+            raise InputError("no geometry encoder: set --model.geometry, or leave --model.geometry_cache out")
+        return encoder
+
+    def enable_head(self, head: Head) -> None:
+        """Enables a head of the outline now, and of the encoder when it is loaded.
+
+        Raises:
+            InputError: There is no such head.
+        """
+        self._heads.append(head)
+        if self._loaded is not None:
+            self._loaded.enable_head(head)
+        with torch.device("meta"):
+            self.outline.enable_head(head)
+
+    def load(self) -> GeometryEncoder:
+        """The encoder itself, frozen; its weights are read at the first call."""
+        if self._loaded is None:
+            with torch.inference_mode(False):  # it is kept, and may be needed for training later
+                encoder = self._built()
+                for head in self._heads:
+                    encoder.enable_head(head)
+            self._loaded = encoder.requires_grad_(False).eval()
+        return self._loaded
+
+    def identity(self) -> dict[str, Any]:
+        """The class and the settings of the encoder, as JSON."""
+        return {"class": type(self.outline).__qualname__, **self.outline.identity()}
+
+    def weights(self, file_fingerprint: Callable[[Path], str]) -> list[str]:
+        """Fingerprints of the weights: of their files, or of the tensors of an encoder that no file describes."""
+        if self._from_files:
+            return [file_fingerprint(file) for file in self.outline.files]
+        return [fingerprint(self.load().state_dict())]
+
+
+def build_first_available(*recipes: Recipe | None) -> GeometryEncoder | None:
+    """Builds the encoder of the first recipe that yields one."""
+    return next((encoder for recipe in recipes if recipe is not None and (encoder := recipe()) is not None), None)
 
 
 class CachedGeometry(GeometryEncoder):
@@ -65,13 +132,9 @@ class CachedGeometry(GeometryEncoder):
         """The encoder itself, frozen; it is loaded at the first call."""
         return self._lazy.load()
 
-    def enable_camera_head(self) -> None:
+    def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
-        self._lazy.enable("camera")
-
-    def enable_depth_head(self) -> None:
-        """See `GeometryEncoder`."""
-        self._lazy.enable("depth")
+        self._lazy.enable_head(head)
 
     @cached_property
     def weights(self) -> list[str]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from zoo.errors import InputError
+from zoo.geometry.base import Head
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.official import find_weights
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.weights import WEIGHTS, SafetensorsFile
-
-Head = Literal["camera", "depth", "point"]
 
 
 class TinyVGGT(VGGTEncoder):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from zoo.cameras import normalize_intrinsics
 from zoo.errors import InputError
-from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry, same_shape
+from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, same_shape
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
-from zoo.geometry.vggt.model import HEADS
+from zoo.geometry.vggt import model as vggt_1b
 from zoo.geometry.vggt.official import find_weights
 from zoo.weights import SafetensorsFile
 
@@ -54,20 +54,9 @@ class VGGTEncoder(GeometryEncoder):
         config = {name: self.vggt.config[name] for name in ("aggregator", *(f"{head}_head" for head in self.heads))}
         return {**config, "layer": self.layer % trunk.depth, "dtype": str(trunk.camera_token.dtype)}
 
-    def enable_camera_head(self) -> None:
+    def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
-        self._enable("camera")
-
-    def enable_depth_head(self) -> None:
-        """See `GeometryEncoder`."""
-        self._enable("depth")
-
-    def enable_point_head(self) -> None:
-        """See `GeometryEncoder`."""
-        self._enable("point")
-
-    def _enable(self, head: str) -> None:
-        self.heads = tuple(each for each in HEADS if each == head or each in self.heads)
+        self.heads = tuple(each for each in vggt_1b.HEADS if each == head or each in self.heads)
         if getattr(self.vggt, f"{head}_head") is not None:
             return
         if self._weights is None:
@@ -124,9 +113,9 @@ class PretrainedVGGT(VGGTEncoder):
     def __init__(
         self, path: str = "facebook/VGGT-1B", layer: int = -1, dtype: Literal["float32", "bfloat16"] = "float32"
     ) -> None:
-        file = find_weights(path)
-        vggt = VGGT.from_pretrained(str(file), heads=(), dtype=getattr(torch, dtype))
-        super().__init__(vggt, layer, SafetensorsFile(file))
+        weights = SafetensorsFile(find_weights(path))
+        trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
+        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layer, weights)
 
 
 def valid_cameras(

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from tests.zoo.geometry.official import HEADS, hash_model, tiny_config, tiny_images
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
-from zoo.geometry.vggt.blocks import Attention
+from zoo.geometry.vggt.aggregator import DINOV2
+from zoo.geometry.vggt.blocks import Attention, patch_rotations, rotate
 from zoo.geometry.vggt.dpt_head import FusionBlock, upsample
-from zoo.geometry.vggt.patch_embed import DINOV2
-from zoo.geometry.vggt.rope import patch_rotations, rotate
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +229,7 @@ def test_attention_equals_a_slow_reference(with_rope: bool) -> None:
     attention = Attention(48, 3, qk_norm=True).double()
     x = torch.randn(2, 5 + 6, 48, dtype=torch.float64)
     positions = [(0, 0)] * 5 + [(row, column) for row in (1, 2) for column in (1, 2, 3)]
-    rotations = patch_rotations(2, 3, 5, 16, 100.0, x.device) if with_rope else None
+    rotations = patch_rotations((2, 3), 5, 16, 100.0, x.device) if with_rope else None
     positions = torch.tensor(positions, dtype=torch.float64) if with_rope else None
     out = attention(x, rotations)
     assert torch.allclose(out, reference_attention(attention, x, positions), atol=1e-6)
@@ -241,7 +240,7 @@ def test_attention_equals_a_slow_reference(with_rope: bool) -> None:
 
 def test_rope_is_the_identity_on_special_tokens_and_relative_on_patches() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64).expand(-1, 1, 1, 5 + 12, 16)
-    rotations = patch_rotations(3, 4, 5, 16, 100.0, q.device)
+    rotations = patch_rotations((3, 4), 5, 16, 100.0, q.device)
     assert torch.equal(rotate(q, rotations)[:, :, :5], q[:, :, :5])
     scores = (rotate(q, rotations) @ rotate(k, rotations).mT)[0, 0, 5:, 5:].view(3, 4, 3, 4)
     assert torch.allclose(scores[0, 0, 1, 2], scores[1, 1, 2, 3], atol=1e-6)
