@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.zoo.test_cameras import random_poses, rotation
-from zoo.pose_distances import PoseMeasure, path_length, pose_distances, se3_log, so3_log
-from zoo.poses import pose_distance
+from zoo.poses import PoseMeasure, path_length, pose_distance, pose_distances, se3_log, so3_log
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 ANGLES = [0.0, 1e-12, 1e-8, 1e-4, 0.0199, 0.0201, 0.5, math.pi / 2, 3.0, math.pi - 1e-4, math.pi - 1e-8]

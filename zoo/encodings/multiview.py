@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.cameras import normalize_intrinsics
-from zoo.encodings.channels import ChannelBlock
+from zoo.encodings.blocks import ChannelBlock
+from zoo.encodings.matrices import projection_matrices
 from zoo.encodings.placements import Matrices
-from zoo.encodings.prope import projection_matrices
 from zoo.precision import highest_matmul_precision
 
 ROPE_BASE = 100.0

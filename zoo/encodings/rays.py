@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras, ReferenceView
-from zoo.encodings.gta import GTA
+from zoo.encodings.base import Grid, HasCamera, ViewMixer
+from zoo.encodings.matrices import GTA
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
-from zoo.encodings.view_mixer import Grid, HasCamera, ViewMixer, check_scenes
 from zoo.errors import check_choice
 from zoo.poses import invert_se3
 from zoo.rays import patch_directions, plucker, ray_directions
@@ -97,7 +97,7 @@ class RayEmbedding(ViewMixer):
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Adds the embedding of the rays, see `ViewMixer.forward`."""
-        _, rows, columns = check_scenes(tokens, cameras, grid)
+        _, rows, columns = (int(side) for side in grid)
         rays = patch_directions(cameras.K_normalized.flatten(0, 1).double(), rows, columns)
         if self.rays == "plucker":
             poses = cameras.to(dtype=torch.float64).canonical(self.reference).world_to_camera

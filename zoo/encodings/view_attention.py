@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras
-from zoo.encodings.matrices import MatrixEncoding
+from zoo.encodings.base import Grid, HasCamera, ViewMixer
+from zoo.encodings.matrices import MatrixEncoding, PRoPE
 from zoo.encodings.multiview import multiview_attention
 from zoo.encodings.placements import Matrices
-from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEncoding
 from zoo.encodings.symmetries import ViewSymmetries
-from zoo.encodings.view_mixer import Grid, HasCamera, ViewMixer, check_scenes
 from zoo.errors import InputError
 
 
@@ -55,15 +52,12 @@ class ViewAttention(ViewMixer):
         if isinstance(encoding, RayEncoding):
             raise InputError("ViewAttention takes one matrix per camera, RayEncoding has one per token: use GTA")
         self.encoding = encoding or PRoPE()
+        self.parts = (self.encoding,)
         self.head_dim = head_dim
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.o = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.o.weight)  # this one alone, or nothing would get a gradient
-
-    @property
-    def parts(self) -> Sequence[MatrixEncoding]:
-        return (self.encoding,)
 
     @property
     def symmetries(self) -> ViewSymmetries:
@@ -76,7 +70,7 @@ class ViewAttention(ViewMixer):
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Adds the attention between the views, see `ViewMixer.forward`."""
-        steps, rows, columns = check_scenes(tokens, cameras, grid)
+        steps, rows, columns = (int(side) for side in grid)
         device = cameras.world_to_camera.device
         views = torch.arange(steps, device=device).expand(len(cameras), steps)
         present = torch.ones_like(views, dtype=torch.bool) if has_camera is None else has_camera.to(device)

@@ -16,7 +16,7 @@ from zoo.backbones.qwen25_vl import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
 from zoo.encodings.encoded import EncodedCameras, ZeroChannels
-from zoo.pose_distances import PoseMeasure, pose_distances
+from zoo.poses import PoseMeasure, pose_distances
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 
