@@ -12,13 +12,13 @@ from zoo.visual_grid import PATCHES_PER_TOKEN
 
 
 class AddFusion(Fusion):
-    """The 3D tokens under each 2D token, through the connector, added to it; arXiv 2505.23747, equation 3.
+    """Adds the connector's output for the 3D tokens under each 2D token to it (arXiv 2505.23747, equation 3).
 
-    An untrained one adds zero: the model starts as plain Qwen2.5-VL.
+    Before training it adds zero, so the model starts as plain Qwen2.5-VL.
 
     Args:
-        width: D, the decoder's.
-        geometry_width: C, of the 3D tokens.
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 

@@ -1,4 +1,4 @@
-"""Of VGGT's tokens only the one that sums up a frame's camera."""
+"""A fusion of VGGT's camera tokens, without its patch tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class CameraTokenFusion(Fusion):
-    """The patches of the geometry are dropped; the camera tokens of a view's two frames go through the connector.
+    """Maps the camera tokens of a view's two frames to one token by the connector; patch tokens are not used.
 
     Args:
-        width: D, the decoder's.
-        geometry_width: C, of the camera tokens.
-        mode: "append": a token that follows the 2D tokens of its view, at the position of the first of them; "add":
-            added to each 2D token of its view, zero before training.
+        width: D, width of the decoder.
+        geometry_width: C, width of the camera tokens.
+        mode: `append` it to the 2D tokens of its view, at the position of the first of them; `add` it to each 2D token
+            of its view, zero before training.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 

@@ -1,4 +1,4 @@
-"""Half and half: 2D tokens and 3D tokens each get their own channels, or their own places in the sequence."""
+"""Concatenation of 2D and 3D tokens, on the channels or on the sequence."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class ConcatSplitFusion(Fusion):
     """Concatenates both branches.
 
     Args:
-        width: D, the decoder's.
-        geometry_width: C, of the 3D tokens.
-        axis: "channel": the 2D tokens by an MLP to half of the decoder's width, the 3D tokens by another to the other
-            half. "token": the 3D tokens, by an MLP to the whole width, follow the 2D tokens of their view as tokens of
-            their own, at the same positions and without a camera: VGGT's features carry it already.
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
+        axis: with `channel` two MLPs map the 2D and the 3D tokens to half of the decoder's width each. With `token` an
+            MLP maps the 3D tokens to the whole width, and they follow the 2D tokens of their view, at the same
+            positions and without a camera, which VGGT's features already contain.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
 
     Raises:
-        ValueError: an odd width with `axis="channel"`.
+        ValueError: an odd width with axis `channel`.
     """
 
     def __init__(
