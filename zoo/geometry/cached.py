@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,27 +158,32 @@ class CachedGeometry(GeometryEncoder):
         """See `GeometryEncoder`; `given` is not part of the key."""
         entries = [self.entries(each, tokens=tokens, cameras=cameras) for each in frames]
         found = [{kind: self._cache.get(entry) for kind, entry in scene.items()} for scene in entries]
-        lacking = [i for i, scene in enumerate(found) if None in scene.values()]
-        if lacking:
-            kinds = {kind for i in lacking for kind, packed in found[i].items() if packed is None}
-            computed = self._compute([frames[i] for i in lacking], [given[i] for i in lacking], kinds)
-            for i, scene in zip(lacking, computed, strict=True):
-                for kind in [kind for kind, packed in found[i].items() if packed is None]:
-                    found[i][kind] = scene[kind]
-                    self._keep(entries[i][kind], scene[kind])
-        return [self._unpacked(scene, where.device) for scene, where in zip(found, frames, strict=True)]
+        missing = [(i, kind) for i, scene in enumerate(found) for kind, packed in scene.items() if packed is None]
+        computed = self._compute(frames, given, missing) if missing else {}
+        for i, kind in missing:
+            fields = computed[i].present()
+            packed = pack({name: fields[name] for name in KINDS[kind] if name in fields}, self._cache.dtype)
+            found[i][kind] = packed
+            self._keep(entries[i][kind], packed)
+        scenes = []
+        for scene, each in zip(found, frames, strict=True):
+            kept = {name: tensor for packed in scene.values() for name, tensor in (packed or {}).items()}
+            scenes.append(SceneGeometry(**unpack(kept)).to(each.device))
+        return scenes
 
-    def _compute(self, frames: Frames, given: Given, kinds: Collection[str]) -> list[dict[str, Packed]]:
+    def _compute(self, frames: Frames, given: Given, missing: list[tuple[int, str]]) -> dict[int, SceneGeometry]:
+        numbers, kinds = sorted({i for i, _ in missing}), {kind for _, kind in missing}
         device = frames[0].device
         encoder = self.encoder().to(device)
         with torch.no_grad(), full_precision(device):
-            scenes = encoder(frames, given, tokens="tokens" in kinds, cameras="cameras" in kinds)
+            scenes = encoder(
+                [frames[i] for i in numbers],
+                [given[i] for i in numbers],
+                tokens="tokens" in kinds,
+                cameras="cameras" in kinds,
+            )
         self.num_computed += len(scenes)
-        fields = [scene.present() for scene in scenes]
-        return [
-            {kind: pack({n: each[n] for n in KINDS[kind] if n in each}, self._cache.dtype) for kind in kinds}
-            for each in fields
-        ]
+        return dict(zip(numbers, scenes, strict=True))
 
     def _keep(self, entry: Description, packed: Packed) -> None:
         try:
@@ -188,11 +193,6 @@ class CachedGeometry(GeometryEncoder):
             warnings.warn(
                 f"{self.folder}: geometry can't be kept ({error.strerror}), so it will be computed again", stacklevel=2
             )
-
-    @staticmethod
-    def _unpacked(kinds: dict[str, Packed | None], device: torch.device) -> SceneGeometry:
-        every = {name: tensor.to(device) for packed in kinds.values() for name, tensor in (packed or {}).items()}
-        return SceneGeometry(**unpack(every))
 
     def holds(self, frames: Float[Tensor, "S 3 H W"], *, tokens: bool, cameras: bool) -> bool:
         """Whether a file exists, sound or not, for all that is asked of a scene."""

@@ -57,11 +57,8 @@ class Aggregator(nn.Module):
         super().__init__()
         if embed_dim % (4 * num_heads):
             raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4 * num_heads={4 * num_heads} for RoPE")
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
-        self.depth = depth
-        self.head_dim = embed_dim // num_heads
-        self.rope_freq = rope_freq
+        self.patch_size, self.embed_dim, self.depth = patch_size, embed_dim, depth
+        self.head_dim, self.rope_freq = embed_dim // num_heads, rope_freq
         self.patch_start = 1 + num_register_tokens
         self.patch_embed = build_patch_embed(patch_embed, img_size, patch_size, embed_dim, num_register_tokens)
         # index 0 is for the first frame, 1 for all others

@@ -234,10 +234,8 @@ class VGGT(nn.Module):
         if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
             raise ValueError(f"VGGT needs images in 0..1, got values up to {float(images.amax()):.4g}: divide by 255")
         for head in heads:
-            if head not in HEADS:
-                raise ValueError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
-            if getattr(self, f"{head}_head") is None:
-                raise ValueError(f"this VGGT was built without its {head} head: add {head}_head to its config")
+            if head not in HEADS or getattr(self, f"{head}_head") is None:
+                raise ValueError(f"this VGGT has no {head} head: add {head}_head to its config ({', '.join(HEADS)})")
 
 
 def layer_index(layer: int, depth: int) -> int:
