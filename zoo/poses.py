@@ -30,12 +30,15 @@ def invert_se3(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
         -2.0
     """
     rotation, translation = M[..., :3, :3], M[..., :3, 3:]
-    inverse = torch.zeros_like(M)
-    inverse[..., :3, :3] = rotation.mT
     # products and sums instead of a matrix product, which autocast would round to half precision
-    inverse[..., :3, 3] = -(rotation * translation).sum(-2)
-    inverse[..., 3, 3] = 1.0
-    return inverse
+    return rigid_matrix(rotation.mT, -(rotation * translation).sum(-2))
+
+
+def rigid_matrix(R: Float[Tensor, "*batch 3 3"], t: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
+    """Builds the 4 x 4 matrix of a rotation and a translation."""
+    M = t.new_zeros(*t.shape[:-1], 4, 4)
+    M[..., :3, :3], M[..., :3, 3], M[..., 3, 3] = R, t, 1.0
+    return M
 
 
 def pose_distance(
