@@ -6,7 +6,6 @@ from zoo.encodings.compose import Compose
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.matrices import GTA, CaPE, MatrixEncoding, PRoPE, projection_matrices
-from zoo.encodings.multiview import prope_attention
 from zoo.encodings.placements import (
     ChannelPlacement,
     ChannelRange,
@@ -20,4 +19,4 @@ from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.reference import balanced_views, saddle_balanced
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
-from zoo.encodings.view_attention import ViewAttention
+from zoo.encodings.view_attention import ViewAttention, prope_attention

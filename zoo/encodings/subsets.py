@@ -85,8 +85,6 @@ class HeadSubset(EncodingWrapper):
         super().bind_to_decoder(decoder, layers)
 
     def encode(self, cameras: Cameras, **head: Any) -> EncodedCameras:
-        if not hasattr(self, "kv_mask"):
-            raise ValueError("HeadSubset needs bind_to_decoder before encode")
         return EncodedHeads(self.encoding.encode(cameras, **head), self.query_mask, self.kv_mask)
 
 
