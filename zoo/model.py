@@ -96,7 +96,7 @@ class SpatialVLM(Configurable, nn.Module):
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_cameras, uses_tokens=fusion is not None)
         if predicts and self.geometry is not None and self.geometry.predicts_cameras:
-            self.geometry.enable_camera_head()
+            self.geometry.enable_head("camera")
         # 3. Fusion and view mixer, in the backbone's dtype.
         if fusion is not None and self.geometry is not None:
             self.fusion = self._like_backbone(fusion(width, self.geometry.width))
@@ -116,7 +116,12 @@ class SpatialVLM(Configurable, nn.Module):
             timestamps=self.time_index.real_time,
         )
         if camera_source == "predicted" and self.camera_use.depth and self.geometry is not None:
-            self.geometry.enable_depth_head()
+            if not self.geometry.predicts_depth:
+                raise InputError(
+                    "--model.camera_source predicted: this encoding uses depth, which "
+                    f"{type(self.geometry).__name__} does not predict; take the dataset's cameras and depth"
+                )
+            self.geometry.enable_head("depth")
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and loader.load_fusion(self.fusion)
         self.is_pretrained = loader.is_pretrained and (self.fusion is None or self.has_released_fusion)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from zoo.encodings.base import CameraEncoding
-from zoo.encodings.view_mixer import ViewMixer
+from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.time_index import TimeIndex, TimestampIndex

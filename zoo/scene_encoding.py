@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.backbones.base import Backbone
-from zoo.encodings.view_mixer import ViewMixer
+from zoo.encodings.base import ViewMixer
 from zoo.fusions import Fusion
 from zoo.geometry.base import SceneGeometry
 from zoo.scene_cameras import stack_cameras

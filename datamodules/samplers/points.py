@@ -23,8 +23,8 @@ from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.fingerprint import file_fingerprint
 from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
-from zoo.geometry.lazy import LazyGeometry
-from zoo.geometry.projection import pixel_center_intrinsics
+from zoo.geometry.cached import LazyGeometry
+from zoo.rays import pixel_center_intrinsics
 
 OFFICIAL_WIDTH = 518  # pixels, Spatial-MLLM's
 
@@ -128,8 +128,8 @@ class PredictedPoints(PointSource):
         if not (outline.predicts_cameras and (outline.predicts_points if head == "point" else outline.predicts_depth)):
             option = f"--data.sampler.geometry.encoder {type(outline).__name__}"
             raise InputError(f"{option} does not predict cameras and {head}: choose another encoder or head")
-        self._encoder.enable("camera")
-        self._encoder.enable(head)
+        self._encoder.enable_head("camera")
+        self._encoder.enable_head(head)
 
     def identity(self) -> Any:
         """The encoder's settings and weights."""

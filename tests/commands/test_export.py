@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import main
 from tests.zoo.released import TINY_DINO, read_release, tiny_release, write_release
 from zoo import LearningRates, LoRA, PretrainedQwen25VL, PRoPE, PRoPEMLLM, Qwen25VL, SpatialVLM, TinyQwen25VL
-from zoo.geometry.vggt.patch_embed import DINOV2
+from zoo.geometry.vggt.aggregator import DINOV2
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 Run = Callable[..., str]

@@ -106,7 +106,7 @@ def test_requirements_of_each_camera_source() -> None:
 class Refuses(TinyVGGT):
     """A geometry whose cameras must not be asked for."""
 
-    def enable_camera_head(self) -> None:
+    def enable_head(self, head: str) -> None:
         raise AssertionError("a camera head in vain")
 
 

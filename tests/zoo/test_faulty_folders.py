@@ -149,7 +149,7 @@ def test_a_release_without_a_camera_head_names_the_remedy(release: Path) -> None
     config, tensors = tiny_release()
     write_release(release, config, {name: t for name, t in tensors.items() if "camera_head" not in name})
     with pytest.raises(InputError, match=r"release: no camera head \(spatial.*\.\*\): .*--model.camera_source dataset"):
-        released_model(release).geometry.enable_camera_head()
+        released_model(release).geometry.enable_head("camera")
 
 
 # ---- index, config, processor -------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
     geometry = released_model(release).geometry
     assert geometry.vggt.camera_head is None
-    geometry.enable_camera_head()
+    geometry.enable_head("camera")
     with_cameras = geometry.vggt.camera_head
     name = "spatial_encoder.vggt_model.camera_head.pose_branch.fc1.weight"
     assert torch.equal(with_cameras.pose_branch.fc1.weight, official[name].float())

@@ -28,7 +28,7 @@ from zoo.geometry import (
     VGGTEncoder,
     unproject_depth,
 )
-from zoo.geometry.tiny_vggt import init_identity_pose
+from zoo.geometry.vggt_encoder import init_identity_pose
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

@@ -140,7 +140,7 @@ def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:
     # the VGGT of a release is available before the rest of it is loaded
     backbone = PretrainedSpatialMLLM(str(release), dtype="float32")
     encoder = CachedGeometry(backbone.load_geometry, GeometryCache(str(tmp_path / "cache")))
-    encoder.enable_camera_head()
+    encoder.enable_head("camera")
     (found,) = ask(encoder, frames(2, 28, 28))
     assert found.world_to_camera is not None and len(encoder.files) == 3
 
@@ -154,7 +154,7 @@ def test_encoders_that_cannot_be_cached_are_refused(weights: Path, tmp_path: Pat
     with pytest.raises(InputError, match="learning_rates.geometry trains what --model.geometry_cache keeps"):
         SpatialMLLM(lambda: TinyVGGT(**SIZES), learning_rates=LearningRates(geometry=1e-5), geometry_cache=cache)
     with pytest.raises(InputError, match="has no camera head"):
-        CachedGeometry(lambda: TinyVGGT(**SIZES, heads=()), cache).enable_camera_head()
+        CachedGeometry(lambda: TinyVGGT(**SIZES, heads=()), cache).enable_head("camera")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        CachedGeometry(lambda: TinyVGGT(**SIZES), cache).enable_camera_head()
+        CachedGeometry(lambda: TinyVGGT(**SIZES), cache).enable_head("camera")
