@@ -193,7 +193,7 @@ def test_predicted_points(head: str, dtype: str, tmp_path: Path) -> None:
     assert maps.world_to_camera.shape == (2, 4, 4) and maps.K_normalized.shape == (2, 3, 3)
     sampler = SpaceAwareSampler(Maps(maps.points, maps.confidence), cache=None)
     assert sampler(SceneView(video, frames=[0, 1]), 2) == [0, 1]
-    with pytest.raises(InputError, match="nowhere is no local file or folder"):
+    with pytest.raises(InputError, match="nowhere is no .safetensors file"):
         PredictedPoints(lambda: PretrainedVGGT(str(tmp_path / "nowhere")))
 
 
