@@ -30,7 +30,7 @@ from zoo.backbones.qwen25_vl.attention import install_camera_attention
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings import EncodedCameras, prope_attention
-from zoo.encodings.multiview import ROPE_BASE
+from zoo.encodings.view_attention import ROPE_BASE
 
 IMAGE = 448  # pixels a side; only the ratio to K matters
 DECODED = 16  # steps a measurement, each one token longer

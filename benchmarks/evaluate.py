@@ -31,7 +31,7 @@ from datamodules.scenes import Question, Scene
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.geometry import VGGT, VGGTEncoder
-from zoo.prefix_cache import CachedPrefix
+from zoo.prefix_cache import CachedPrefix, answer_questions
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
 TEXTS = (
@@ -120,7 +120,8 @@ def one_by_one(model: SpatialMLLM, asked: dict[str, Any], count: int | None = No
 def shared(model: SpatialMLLM, asked: dict[str, Any], count: int | None = None) -> list[list[int]]:
     rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
     prompts, scenes = [ids[real].tolist() for ids, real in rows], model.encode_scenes(asked)
-    found = model.model.reply(scenes, prompts, asked["scene_index"].tolist(), NEW_TOKENS, asked["questions_per_batch"])
+    rows, at_once = asked["scene_index"].tolist(), asked["questions_per_batch"]
+    found = answer_questions(model.model, scenes, prompts, rows, NEW_TOKENS, at_once)
     return [reply.ids for reply in found]
 
 

@@ -160,7 +160,7 @@ def equal_branches(model: SpatialVLM, batch: dict[str, Any]) -> None:
     (visual,) = model.backbone.encode_vision(shown.pixel_values, grid[None])
     (scene,) = geometry_of(model.geometry, batch)
     assert scene is not None
-    last.weight.mul_(visual.std() / model.fusion.embed_3d(scene, grid, visual.dtype).std())
+    last.weight.mul_(visual.std() / model.fusion.embed_3d(model.fusion.merged_3d(scene, grid, visual.dtype)).std())
 
 
 def geometry_of(encoder: nn.Module, batch: dict[str, Any]) -> list[SceneGeometry]:

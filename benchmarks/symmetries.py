@@ -16,21 +16,17 @@ from typing import get_args
 import torch
 
 from zoo.encodings.alibi import PoseALiBi
-from zoo.encodings.base import CameraEncoding
-from zoo.encodings.cape import CaPE
+from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.encodings.compose import COMMON_HEAD, Compose
 from zoo.encodings.extra_channels import ExtraChannels
-from zoo.encodings.gta import GTA
-from zoo.encodings.head_subset import HeadSubset
-from zoo.encodings.layer_subset import AlternateAxes, LayerSubset
+from zoo.encodings.matrices import GTA, CaPE, PRoPE
 from zoo.encodings.placements import ChannelRange, HighFrequencies, LowFrequencies, Section, TemporalSection
 from zoo.encodings.pose_index import PoseIndex
-from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
+from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.encodings.view_attention import ViewAttention
-from zoo.encodings.view_mixer import ViewMixer
 from zoo.time_index import PathLengthIndex, PoseDistanceIndex
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "encodings.md"

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import GIVE_BACK, peak_growth, timed
 from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.patch_embed import DINOV2
+from zoo.geometry.vggt.aggregator import DINOV2
 
 SIZES = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "patch_embed": "dinov2_vitl14_reg"},

@@ -10,6 +10,6 @@ __getattr__, __all__ = lazy_exports(
         "metrics": ["MetricsCallback"],
         "predictions": ["PredictionsCallback"],
         "progress": ["progress_bar"],
-        "run_config": ["SaveRunConfig"],
+        "settings": ["SaveRunConfig"],
     },
 )

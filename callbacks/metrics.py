@@ -38,8 +38,9 @@ class MetricsCallback(Callback):
         self._records: dict[str, Mapping[str, Any]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the scorer before the run starts."""
+        """Check the scorer before the run starts, and suppress Lightning's own table."""
         benchmark_of(trainer).find_scorer(self.scorer)
+        trainer.validate_loop.verbose = trainer.test_loop.verbose = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the records of the last epoch."""
@@ -60,12 +61,10 @@ class MetricsCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and log the scores."""
-        trainer.validate_loop.verbose = False  # suppresses Lightning's own table
         self._finish(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and log the scores and write metrics.json."""
-        trainer.test_loop.verbose = False
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:

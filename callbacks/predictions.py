@@ -12,9 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.metrics import METRICS
-from callbacks.scoring import benchmark_of, score_record
+from callbacks.scoring import benchmark_of, score_record, versions
 from callbacks.settings import differences, settings_of
-from callbacks.versions import versions
 from zoo.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.errors import InputError
 
@@ -100,7 +99,6 @@ class PredictionsCallback(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge the files of all processes; runs after metrics.json is written."""
-        self._close()
         trainer.strategy.barrier("all predictions are written")
         if trainer.is_global_zero:
             folder, data = Path(trainer.default_root_dir), getattr(trainer, "datamodule", None)
@@ -128,14 +126,6 @@ class PredictionsCallback(Callback):
             answer = f"failed: {record['error']}" if record["error"] else record["prediction"] or "(empty answer)"
             pl_module.print(f"{record['scene']}: {record['question']}\n  {answer}")
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the file."""
-        self._close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the file."""
-        self._close()
-
     # ---- both ---------------------------------------------------------------------------------------------------
 
     def _append(self, trainer: Trainer, records: Sequence[Mapping[str, Any]]) -> None:
@@ -145,7 +135,8 @@ class PredictionsCallback(Callback):
         scored = [{**each, "score": score_record(each, benchmark, scorer), "versions": made_by} for each in records]
         self._file.append(scored)
 
-    def _close(self) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None

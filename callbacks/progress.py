@@ -42,8 +42,8 @@ class PlainProgress(ProgressBar):
         self.is_enabled = False
 
     def _advance(self, loop: _Loop, done: int, note: Callable[[], str] = str) -> None:
-        if self.is_enabled and loop.is_due(done):
-            self.print(loop.line(done, note()), flush=True)
+        if self.is_enabled and (line := loop.line(done, note)):
+            self.print(line, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count optimizer steps."""
@@ -90,18 +90,16 @@ class _Loop:
         self.done = self._printed = begun
         self._started = self._printed_at = time.monotonic()
 
-    def is_due(self, done: int) -> bool:
-        if done == self._printed:  # gradient accumulation: a batch without a step
-            return False
-        if done >= self.total or time.monotonic() - self._printed_at >= SECONDS:
-            return True
-        return done - self._printed >= self.share * (self.total - self.begun)
-
-    def line(self, done: int, note: str) -> str:
-        """Return the text of a line and note its time."""
-        self._printed, self._printed_at = done, time.monotonic()
-        rate = (done - self.begun) / max(self._printed_at - self._started, 1e-9)
-        parts = [f"{self.name} {done}", note, f"{rate:.3g} it/s"]
+    def line(self, done: int, note: Callable[[], str]) -> str | None:
+        """Return the text of a line if one is due."""
+        now = time.monotonic()
+        is_due = done >= self.total or now - self._printed_at >= SECONDS
+        is_due = is_due or done - self._printed >= self.share * (self.total - self.begun)
+        if done == self._printed or not is_due:  # gradient accumulation: a batch without a step
+            return None
+        self._printed, self._printed_at = done, now
+        rate = (done - self.begun) / max(now - self._started, 1e-9)
+        parts = [f"{self.name} {done}", note(), f"{rate:.3g} it/s"]
         if math.isfinite(self.total):
             parts[0] += f"/{self.total:.0f} ({done / self.total:.0%})"
             parts.append(f"ETA {tqdm.format_interval((self.total - done) / rate)}")

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import distributions
 from typing import Any
 
 from lightning import Trainer
 
-from callbacks.versions import versions
 from zoo.benchmarks import Benchmark, VSIBench
 
 Record = Mapping[str, Any]
+PACKAGES = {"zoo": "spatial-vlm-zoo", "torch": "torch", "transformers": "transformers", "lightning": "lightning"}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that compute answers, recorded with results."""
+    installed = {name: list(distributions(name=package)) for name, package in PACKAGES.items()}
+    return {name: found[0].version if found else "not installed" for name, found in installed.items()}
 
 
 def benchmark_of(trainer: Trainer) -> Benchmark:

@@ -1,10 +1,11 @@
-"""The settings that determine a test's answers: an interrupted test resumes only if they are unchanged."""
+"""The settings of a run: saved as config.yaml, and compared when an interrupted test resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -20,6 +21,17 @@ CHANGES_NO_ANSWER = {
     *("batch_size", "questions_per_scene", "questions_per_batch", "train_sampler", "num_workers", "keep_in_memory"),
     *("video", "question", "workers", "max_size_gb"),
 }
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes config.yaml when a run is trained; an evaluation keeps that of the evaluated run."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the config on rank zero."""
+        path = Path(trainer.default_root_dir) / self.config_filename
+        if trainer.is_global_zero and (stage == "fit" or not path.exists()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -61,23 +73,23 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Col
         now: settings of this test.
         answered: scenes with answered questions; the files of other scenes may differ.
     """
-    every = {**before, **now}
-    counts = [name for name in every if not name.startswith(FILES) or name.removeprefix(FILES) in answered]
-    names = [name for name in counts if before.get(name) != now.get(name)]
-    return [f"{name} was {before.get(name)}, now it is {now.get(name)}" for name in names]
+    return [
+        f"{name} was {before.get(name)}, now it is {now.get(name)}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name) and (not name.startswith(FILES) or name.removeprefix(FILES) in answered)
+    ]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return the settings of a config by dotted name; `init_args` are merged into their class."""
     if not isinstance(config, dict):
-        # functions and tuples are import paths and lists in a file
+        # a file holds functions as import paths, and tuples as lists
         name = f"{config.__module__}.{config.__qualname__}" if callable(config) else config
         return {prefix: list(name) if isinstance(name, tuple) else name}
-    parts = (
-        flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in config.items() if key != "init_args"
-    )
-    inner = flatten(config["init_args"], prefix) if "init_args" in config else {}
-    return {key: value for part in (*parts, inner) for key, value in part.items()}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
+    return flat
 
 
 def _digest(texts: Iterable[str]) -> str:

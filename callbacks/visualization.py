@@ -184,7 +184,6 @@ def _draw_scale(draw: ImageDraw.ImageDraw, caption: str, scale: float, span: flo
     draw.text((16 * FINER, y - 20 * FINER), f"{length:g} m, if the poses are metric", INK, font)
 
 
-def _color(order: int, count: int) -> tuple[int, int, int]:
+def _color(order: int, count: int) -> tuple[int, ...]:
     """Interpolate from blue (first) to orange (last)."""
-    red, green, blue = (FIRST + (LAST - FIRST) * (order / max(1, count - 1))).astype(int).tolist()
-    return red, green, blue
+    return tuple((FIRST + (LAST - FIRST) * (order / max(1, count - 1))).astype(int).tolist())

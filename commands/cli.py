@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
-from commands.configs import DEFAULT_OPTIONS
+from commands.arguments import DEFAULT_OPTIONS
 from commands.export import ExportingTrainer
 from commands.parser import OneLineParser
 from commands.runs import resolve_run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -9,11 +10,13 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from commands.null_values import reject_nulls
+import datamodules
+import zoo
 from zoo.errors import InputError, input_error
 
+BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
 MIN_SIMILARITY, MAX_LISTED = 0.65, 16  # of a name that is suggested; of names that are listed
 Guess = tuple[float, str]  # similarity, name
 
@@ -41,30 +44,22 @@ class OptionError(InputError):
         option: its name, relative to the part whose parser found the error.
         problem: what is wrong.
         remedy: what to do about it.
+        guess: the most similar option where there is no such one; it replaces the remedy if it is similar enough.
     """
 
-    def __init__(self, option: str, problem: str, remedy: str = "") -> None:
-        super().__init__(f"{option}: {problem}" + (f"; {remedy}" if remedy else ""))
-        self.option, self.problem, self.remedy = option, problem, remedy
+    def __init__(self, option: str, problem: str, remedy: str = "", guess: Guess | None = None) -> None:
+        advice = remedy
+        if guess is not None:
+            advice = _advice(guess, remedy or f"see --{option.rpartition('.')[0]}.help")
+        super().__init__(f"{option}: {problem}" + (f"; {advice}" if advice else ""))
+        self.option, self.problem, self.remedy, self.guess = option, problem, remedy, guess
 
     def within(self, part: str, options: Iterable[str]) -> OptionError:
         """Returns the error with the option's name in the parser that has the part, and `options` of its own."""
-        return OptionError(f"{part}.{self.option}", self.problem, self.remedy)
-
-
-class UnknownOptionError(OptionError):
-    """An option that does not exist, with the most similar one."""
-
-    def __init__(self, option: str, guess: Guess, otherwise: str) -> None:
-        see_help = f"see --{option.rpartition('.')[0]}.help"
-        super().__init__(option, "there is no such option", _advice(guess, otherwise or see_help))
-        self.guess, self.otherwise = guess, otherwise
-
-    def within(self, part: str, options: Iterable[str]) -> UnknownOptionError:
-        """Returns the error with the most similar option of both parsers."""
-        similarity, name = self.guess
-        guess = max((similarity, f"{part}.{name}"), closest(self.option, options))
-        return UnknownOptionError(f"{part}.{self.option}", guess, self.otherwise)
+        guess = self.guess
+        if guess is not None:
+            guess = max((guess[0], f"{part}.{guess[1]}"), closest(self.option, options))
+        return OptionError(f"{part}.{self.option}", self.problem, self.remedy, guess)
 
 
 class OneLineParser(ArgumentParser):
@@ -75,8 +70,6 @@ class OneLineParser(ArgumentParser):
 
     def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a part, and imports all classes that it may be: jsonargparse finds short names among loaded ones."""
-        from commands.registry import registered_classes
-
         registered_classes()
         return super().add_subclass_arguments(*args, **kwargs)
 
@@ -94,8 +87,14 @@ class OneLineParser(ArgumentParser):
             raise InputError(f"{path}: {error}") from error
 
     def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:
-        """Builds the parts, after a check for nulls."""
-        reject_nulls(cfg[cfg.subcommand] if "subcommand" in cfg else cfg)
+        """Builds the parts, after a check for nulls: parsing takes a null for a value that was not given."""
+        set_parsing_settings(unset_sentinel=True)
+        try:
+            self.validate(cfg)
+        except TypeError as error:
+            self.error(str(error), error)
+        finally:
+            set_parsing_settings(unset_sentinel=False)  # with it, dumps have the text None for some nulls
         return super().instantiate_classes(cfg, **kwargs)
 
     def format_help(self, *args: Any) -> str:
@@ -132,7 +131,8 @@ class OneLineParser(ArgumentParser):
             return OptionError(part, f"expected options of its own, not {found[1]}", _listed(own))
         if part and (found := WRONG_VALUE.search(message)):
             types, value = found.group(1, 2) if found[1] else found.group(3, 4)
-            problem = f"expected {spell(types)}, not {value or 'nothing'}"
+            value = {"": "nothing", "None": "null"}.get(value, value)
+            problem = f"expected {spell(types)}, not {value}"
             return OptionError(part, problem, _listed(class_names(message)))
         return InputError(f"{' '.join(message.split())}; {see_help}")
 
@@ -146,7 +146,8 @@ class OneLineParser(ArgumentParser):
             group, options = None, options_of(commands[group])
         option = f"{group}.{found['option']}" if group else found["option"] or word.lstrip("-")
         is_part = getattr(self, "_inner_parser", False)  # and has no command of its own
-        return UnknownOptionError(option, closest(option, options), _listed(options, "" if is_part else see_help))
+        remedy = _listed(options, "" if is_part else see_help)
+        return OptionError(option, "there is no such option", remedy, closest(option, options))
 
 
 def options_of(parser: OneLineParser) -> set[str]:
@@ -168,12 +169,19 @@ def closest(word: str, names: Iterable[str]) -> Guess:
     return max(scores, default=(0.0, ""))
 
 
+def registered_classes(base: type = object) -> list[type]:
+    """Imports the public classes of `zoo` and `datamodules`, and returns those of `base` that can be built.
+
+    A command line may name them without their module.
+    """
+    exports = [getattr(package, name) for package in (zoo, datamodules) for name in package.__all__]
+    parts = [part for part in exports if inspect.isclass(part) and issubclass(part, base)]
+    return [part for part in parts if not inspect.isabstract(part) and part.__name__ not in BASES]
+
+
 def class_names(message: str) -> set[str]:
     """Returns the names of the classes that fit a type in the message; of all classes where it names no type."""
-    from commands.registry import registered_classes
-    from commands.runs import BASES
-
-    parts = [part for part in registered_classes() if part.__name__ not in BASES]
+    parts = registered_classes()
 
     def fits(part: type) -> bool:
         return any(re.search(rf"\b{base.__module__}\.{base.__qualname__}\b", message) for base in part.__mro__[:-1])

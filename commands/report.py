@@ -40,7 +40,7 @@ def report(arguments: list[str]) -> None:
 
     # after the options are read: these import PyTorch, which the help does without
     from commands.reports.compare import compare
-    from commands.reports.lines import in_lines
+    from commands.reports.formats import in_lines
     from commands.reports.page import page
     from commands.reports.paths import camera_paths
     from commands.reports.runs import load_runs

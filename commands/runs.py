@@ -1,9 +1,10 @@
-"""Where runs lie, and which run and checkpoint a command means when it does not say."""
+"""Folders of runs, and the default run and checkpoint of a command."""
 
 from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,12 +17,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.predictions import UNFINISHED
 from callbacks.settings import flatten
+from commands.parser import BASES
 from zoo.errors import InputError
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
-BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
-# what may differ between a run and the model that is asked for without making its weights those of another
+# options of a model that may differ from those of the run whose weights it loads
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
     *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype", "geometry_cache", "camera_source"),
@@ -33,13 +34,13 @@ CHANGES_NO_RESULT = {
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run that a checkpoint lies in, if it lies in one."""
+    """Returns the run whose folder contains a checkpoint, or None."""
     run = checkpoint.absolute().parent.parent
     return checkpoint.parent.parent if (run / CONFIG).exists() else None
 
 
 def refuse_unreadable(checkpoint: Path) -> None:
-    """InputError for a checkpoint that is not there or was cut short."""
+    """Raises InputError for a checkpoint that is absent or truncated."""
     if not checkpoint.exists():
         raise InputError(f"{checkpoint}: no such checkpoint; give the path of a .ckpt file, or `last`")
     if not zipfile.is_zipfile(checkpoint):
@@ -47,29 +48,24 @@ def refuse_unreadable(checkpoint: Path) -> None:
 
 
 def newest_run() -> Path:
-    """The run under `runs/` with the newest checkpoint.
+    """Returns the run under `runs/` with the newest checkpoint of a model that answers questions.
 
     Raises:
-        InputError: there is none; it says what to do.
+        InputError: there is none.
     """
-    finished = [config.parent for config in RUNS.glob(f"*/{CONFIG}") if (config.parent / FOLDER / LAST).exists()]
-    for run in sorted(finished, key=_age):
-        if _answers_questions(run):
-            return run
+    for run in _newest_first(config.parent for config in RUNS.glob(f"*/{CONFIG}")):
+        if (run / FOLDER / LAST).exists():
+            model = config_of(run)["model"].get("class_path", "")
+            if model and resolve_name(model).answers_questions:  # a pretrained geometry does not
+                return run
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
 
 
-def _answers_questions(run: Path) -> bool:
-    """Whether the run's model can be tested on questions: a pretrained geometry can't."""
-    model = config_of(run)["model"].get("class_path", "")
-    return bool(model) and bool(resolve_name(model).answers_questions)
-
-
 def config_of(run: Path) -> dict[str, Any]:
-    """The settings of a run, from its folder.
+    """Reads the settings of a run.
 
     Raises:
-        InputError: they can't be read, or aren't those of a run.
+        InputError: they can't be read, or have no model.
     """
     try:
         config: Any = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
@@ -81,17 +77,16 @@ def config_of(run: Path) -> dict[str, Any]:
 
 
 def resolve_run(command: str, settings: Any) -> None:
-    """Decides the run's folder and the checkpoint, in the parsed settings of a subcommand, in place.
+    """Sets the run's folder and checkpoint in the parsed settings of a subcommand, in place.
 
-    `fit` gets a new folder, or goes on in that of the checkpoint. An evaluation of random weights takes the newest
-    run of the same model; released weights are scored as they are unless a checkpoint is named. `last` is the
-    newest run of the same model.
+    `fit` gets a new folder, or that of the checkpoint. An evaluation of random weights uses the newest run of the same
+    model; released weights are scored unchanged unless a checkpoint is named. `last` is the newest run of the same
+    model.
 
     Raises:
-        InputError: a checkpoint that is not there or is of another model. Nothing is ever tested with weights
-            that were not meant.
+        InputError: no model, an absent checkpoint or one of another model, or parts that the weights lack.
     """
-    if _name(settings) in BASES:
+    if _class(settings.model) in BASES:
         raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
     asked, folder = settings.ckpt_path, settings.trainer.default_root_dir
     parts = settings.model.init_args
@@ -112,7 +107,7 @@ def resolve_run(command: str, settings: Any) -> None:
         _check(command, checkpoint, settings)
     if folder is None:
         run = None if checkpoint is None else run_of(checkpoint)
-        folder = run or _broken_off(command, checkpoint, settings) or _new(_name(settings), command)
+        folder = run or _broken_off(command, checkpoint, settings) or _new(_class(settings.model), command)
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
     if settings.trainer.logger in (None, True):
@@ -125,13 +120,13 @@ def resolve_run(command: str, settings: Any) -> None:
 
 
 def _released(parts: Any) -> bool:
-    """Whether the backbone's weights mean something before they are trained here."""
+    """Whether the backbone has released weights."""
     backbone = parts.get("backbone")
     return backbone is not None and bool(resolve_name(backbone.class_path).is_pretrained)
 
 
 def _untrained(parts: Any) -> str | None:
-    """The part that released weights know nothing of."""
+    """Returns the class of a part that the released weights were trained without, or None."""
     for part in ("camera_encoding", "view_mixer"):
         if parts.get(part) is not None:
             return _class(parts[part])
@@ -140,86 +135,80 @@ def _untrained(parts: Any) -> str | None:
 
 
 def _class(part: Any) -> str:
-    """The name of the class that a part of the settings is, or of the class itself where that is the default."""
+    """Returns the class name of a part of the settings; a default may be the class itself."""
     return str(getattr(part, "class_path", getattr(part, "__qualname__", ""))).rpartition(".")[2]
 
 
-def _age(run: Path) -> float:
-    """Sorts the newest run first: by its checkpoint, or by its config where it has none."""
-    checkpoint = run / FOLDER / LAST
-    return -(checkpoint if checkpoint.exists() else run / CONFIG).stat().st_mtime
+def _newest_first(runs: Iterable[Path]) -> list[Path]:
+    """Sorts runs by the time of their checkpoint, or of their config without one."""
+
+    def age(run: Path) -> float:
+        checkpoint = run / FOLDER / LAST
+        return -(checkpoint if checkpoint.exists() else run / CONFIG).stat().st_mtime
+
+    return sorted(runs, key=age)
 
 
 def _last(settings: Any, folder: Path | None) -> Path:
-    runs = [config.parent for config in RUNS.glob(f"*/{CONFIG}")] if folder is None else [folder]
-    for run in sorted((run for run in runs if (run / CONFIG).exists()), key=_age):
+    """Returns the checkpoint of the newest run of the same model, under `runs/` or in a folder."""
+    runs = [config.parent for config in (RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG))]
+    for run in _newest_first(runs):
         if not (run / FOLDER / LAST).exists():
             rank_zero_info(f"{run} is passed over: it has no checkpoint")
-        elif _same_model(run, settings):
+        elif not _changed(config_of(run), settings.as_dict(), ("model",), NOT_ARCHITECTURE):
             return run / FOLDER / LAST
     raise InputError(
-        f"no run of this {_name(settings)} under {folder or RUNS}/ has a checkpoint: train it first (python main.py "
-        "fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
+        f"no run of this {_class(settings.model)} under {folder or RUNS}/ has a checkpoint: train it first (python "
+        "main.py fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
     )
 
 
 def _check(command: str, checkpoint: Path, settings: Any) -> None:
+    """Refuses a checkpoint of another model, and for `fit` one of a run with other settings."""
     refuse_unreadable(checkpoint)
     run = run_of(checkpoint)
-    if run is not None and not _same_model(run, settings):
+    if run is None:
+        return
+    trained, asked = config_of(run), settings.as_dict()
+    if _changed(trained, asked, ("model",), NOT_ARCHITECTURE):
         raise InputError(
             f"{checkpoint} is of another model than was asked for: compare {run / CONFIG}, or leave --config out to "
             "take the model from there"
         )
-    if run is not None and command == "fit":
-        changed = sorted(_changed(config_of(run), settings.as_dict()))
-        if changed:
-            raise InputError(
-                f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
-                f"change), see {run / CONFIG}; to start from its weights with new ones is another run"
-            )
+    if command == "fit" and (changed := _changed(trained, asked)):
+        raise InputError(
+            f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
+            f"change), see {run / CONFIG}; to start from its weights with new ones is another run"
+        )
 
 
-def _changed(trained: Any, asked: Any) -> set[str]:
-    """The settings of model and data in which two configs differ, but for what changes no result."""
-    flat = [flatten({key: config[key] for key in ("model", "data", "seed_everything")}) for config in (trained, asked)]
-    return {
-        key
-        for key in flat[0].keys() | flat[1].keys()
-        if flat[0].get(key) != flat[1].get(key) and key.rpartition(".")[2] not in CHANGES_NO_RESULT
-    }
-
-
-def _same_model(run: Path, settings: Any) -> bool:
-    trained = config_of(run)["model"]
-    return bool(_architecture(trained) == _architecture(settings.model.as_dict()))
-
-
-def _architecture(model: Any) -> Any:
-    if not isinstance(model, dict):
-        return model
-    return {key: _architecture(value) for key, value in model.items() if key not in NOT_ARCHITECTURE}
-
-
-def _name(settings: Any) -> str:
-    return str(settings.model.class_path.rpartition(".")[2])
+def _changed(
+    trained: Any,
+    asked: Any,
+    parts: Collection[str] = ("model", "data", "seed_everything"),
+    ignored: set[str] = CHANGES_NO_RESULT,
+) -> list[str]:
+    """Returns the options in which two configs differ."""
+    one, other = (flatten({part: config[part] for part in parts}) for config in (trained, asked))
+    names = [name for name in sorted(one | other) if not ignored & set(name.split("."))]
+    return [name for name in names if one.get(name) != other.get(name)]
 
 
 def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
-    """The folder of the same test, of weights that lie in no run, that was broken off: the newest one."""
+    """Returns the newest folder of the same interrupted test, of weights that belong to no run, or None."""
     if command != "test" or "ZOO_RUN" in os.environ:
         return None
     for unfinished in sorted(RUNS.glob(f"*/{UNFINISHED}"), key=lambda path: -path.stat().st_mtime):
         run = unfinished.parent
         tested = config_of(run) if (run / CONFIG).exists() else {}
-        of_these = tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
-        if tested and of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
+        of_these = tested and tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
+        if of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
             return run
     return None
 
 
 def _new(model: str, command: str) -> Path:
-    """A folder of its own. Processes that Lightning starts inherit its name; those of a launcher agree on the job's."""
+    """Returns a new folder; its name is inherited by Lightning's processes, and shared by those of a launcher's job."""
     if "ZOO_RUN" not in os.environ:
         job = [os.environ.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")]
         launched = any(key in os.environ for key in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"))

@@ -46,13 +46,12 @@ def score(arguments: list[str]) -> None:
     parts = sorted(path.parent.glob("predictions.rank*.jsonl")) if path.name == PREDICTIONS else []
     if parts and not (path.exists() and path.stat().st_size):
         raise InputError(f"{path} has no answers: its test was interrupted; run the test again, or score {parts[0]}")
-    predictions = read_predictions(path, benchmark)
-    answers = predictions.answers
+    answers, remarks = read_predictions(path, benchmark)
     scored = tally(map(vars, answers), benchmark, scorer)
     if not scored.scores:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
     print(render(scored, title=f"{path} ({scorer})"))
-    for remark in predictions.remarks:
+    for remark in remarks:
         print(remark)
     if parts:
         print(f"its test was interrupted: the answers in {', '.join(part.name for part in parts)} are not scored")

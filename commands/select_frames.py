@@ -13,14 +13,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from jsonargparse import SUPPRESS, ActionConfigFile
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from callbacks.visualization import camera_map, contact_sheet
-from commands.configs import DEFAULT_OPTIONS
+from commands.arguments import DEFAULT_OPTIONS
 from commands.parser import OneLineParser
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset, format_scene_error
@@ -38,7 +38,7 @@ MADE, KEPT, FAILED = "made", "kept", "failed"
 
 
 class SelectScenes(Dataset):
-    """Item i selects the frames of scene i; its value is the scene's name and MADE, KEPT or an error.
+    """Item i selects the frames of scene i; its value is MADE, KEPT or the text of an error.
 
     Args:
         scenes: Dataset with the sampler and the pairing.
@@ -53,12 +53,11 @@ class SelectScenes(Dataset):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, index: int) -> tuple[str, str]:
-        scene = self.scenes.scenes[index]
+    def __getitem__(self, index: int) -> str:
         try:
-            return scene.name, self._select(index)
+            return self._select(index)
         except SCENE_FAULTS as error:
-            return scene.name, format_scene_error(scene, error)
+            return format_scene_error(self.scenes.scenes[index], error)
 
     def _select(self, index: int) -> str:
         scene, sampler, pairing = self.scenes.scenes[index], self.scenes.sampler, self.scenes.frame_pairing
@@ -88,7 +87,10 @@ def select_frames(arguments: list[str]) -> None:
     Raises:
         InputError: No scene can be read, or some have failed; the other selections are written by then.
     """
-    settings = parse(arguments)
+    parser = scene_parser("select-frames", __doc__, ("model", *OF_RUNS))
+    parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
+    parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
+    settings = parser.instantiate_classes(parser.parse_args([*DEFAULT_OPTIONS, *arguments]))
     data, split = settings.data, settings.split
     if data.asked is not None:
         raise InputError("--data.video is for predict: select-frames takes a source, such as --data.source SceneFolder")
@@ -99,7 +101,7 @@ def select_frames(arguments: list[str]) -> None:
     output = Path(settings.output or f"selections/{type(data.sampler).__name__}-{data.num_frames}").expanduser()
     loader = DataLoader(SelectScenes(scenes, output, settings.plot), batch_size=None, num_workers=settings.workers)
     counts = Counter({MADE: 0, KEPT: 0})
-    for _, outcome in tqdm(loader, desc=f"select-frames {split}", unit="scene", file=sys.stdout, disable=None):
+    for outcome in tqdm(loader, desc=f"select-frames {split}", unit="scene", file=sys.stdout, disable=None):
         counts[outcome if outcome in (MADE, KEPT) else FAILED] += 1
         if outcome not in (MADE, KEPT):
             tqdm.write(outcome, file=sys.stderr)
@@ -112,14 +114,6 @@ def select_frames(arguments: list[str]) -> None:
     print(f"select-frames: {type(data.sampler).__name__} on {len(scenes)} scenes: {done}{missing}; see {output}/")
     if counts[FAILED]:
         raise InputError(f"{counts[FAILED]} of {len(scenes)} scenes have no selection: see above")
-
-
-def parse(arguments: list[str]) -> Any:
-    """Parses the settings and builds the DataModule; options of a run's config other than data are ignored."""
-    parser = scene_parser("select-frames", __doc__, ("model", *OF_RUNS))
-    parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
-    parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
-    return parser.instantiate_classes(parser.parse_args([*DEFAULT_OPTIONS, *arguments]))
 
 
 def scene_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:

@@ -1,8 +1,9 @@
-"""One video with questions of one's own, as a batch: for `SpatialVLM.answer`."""
+"""A batch of one video with the user's questions, for `SpatialVLM.answer`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "pixels")  # settings that decide what the model sees
+READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "pixels")  # settings that the model's inputs depend on
 
 
 def batch_of_questions(
@@ -34,13 +35,13 @@ def batch_of_questions(
     num_frames: int | None,
     sampler: FrameSampler | None,
 ) -> dict[str, Any]:
-    """The scene as the model reads it, and the token ids of its prompts; see `SpatialVLM.answer`.
+    """The model's inputs of a scene and of its questions; see `SpatialVLM.answer`.
 
     Returns:
         "scenes": one `SceneInputs` on the model's device; "prompts": token ids of each question.
 
     Raises:
-        InputError: the video can't be read, or lacks what the model requires.
+        InputError: The video can't be read, or lacks data that the model requires.
     """
     data = _data_of(model)
     asked = tuple(Question(str(i), "", text) for i, text in enumerate(questions))
@@ -51,30 +52,13 @@ def batch_of_questions(
         frames = video if video.dtype == torch.uint8 else (video * 255).round().to(torch.uint8)
         frames = torch.cat((frames, frames[-1:])) if len(frames) % TEMPORAL_PATCH_SIZE else frames
         scene = Scene("frames", Path("frames"), asked)
-        loaded = LoadedScene(
-            scene, asked, resize_frames(frames, data.pixels, is_folder=False), tuple(range(len(frames)))
-        )
+        loaded = LoadedScene(scene, asked, resize_frames(frames, data.pixels), tuple(range(len(frames))))
     else:
         (found,) = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
-        scene = Scene(found.name, found.video, asked, found.cameras, found.depth)
-        reader = SceneDataset(
-            [scene],
-            sampler or data.sampler,
-            num_frames or data.num_frames,
-            data.pixels,
-            requirements=needs,
-            frame_pairing=data.frame_pairing,
-        )
-        loaded = reader[0]
-    if loaded.error is not None:
-        raise InputError(loaded.error)
-    collate = Collate(
-        model.backbone.preprocessor,
-        training=False,
-        extra_tokens=model.extra_tokens,
-        keep_frames=needs.frames,
-        timestamps=needs.timestamps,
-    )
+        scenes, count = [replace(found, questions=asked)], num_frames or data.num_frames
+        sampler = sampler or data.sampler
+        loaded = SceneDataset(scenes, sampler, count, data.pixels, needs, frame_pairing=data.frame_pairing)[0]
+    collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.timestamps)
     batch = collate([loaded])
     if batch["failed"]:
         raise InputError(batch["failed"][0]["error"])

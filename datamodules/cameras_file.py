@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from datamodules.json_files import read_json
 from zoo.atomic_io import write_whole
 from zoo.cameras import normalize_intrinsics
 from zoo.poses import nearest_rotation
@@ -50,9 +50,7 @@ def read_cameras(
         raise ValueError(f"{path}: K_px is for {stated} pixels, the video has {width} x {height}: scale it")
     poses, has_pose = _poses(path, content["world_to_camera"])
     if len(poses) != num_frames:
-        raise ValueError(
-            f"{path}: {len(poses)} poses for a video of {num_frames} frames: provide one pose or null per frame"
-        )
+        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: write a pose or null each")
     if not has_pose.any():
         raise ValueError(f"{path}: no frame has a pose: remove the file, or write it again")
     _require(path, "pose is not a rigid transform: its last row must be 0 0 0 1", _has_unit_last_row(poses))
@@ -80,8 +78,8 @@ def read_times(path: str | Path, num_frames: int) -> list[float] | None:
     times_s = _load(Path(path)).get("times_s")
     if times_s is None:
         return None
-    numbers = isinstance(times_s, list) and all(isinstance(time_s, (int, float)) for time_s in times_s)
-    if not numbers or len(times_s) != num_frames or any(b < a for a, b in pairwise(times_s)):
+    is_valid = isinstance(times_s, list) and all(isinstance(time_s, (int, float)) for time_s in times_s)
+    if not is_valid or len(times_s) != num_frames or times_s != sorted(times_s):
         raise ValueError(f"{path}: times_s must be {num_frames} increasing numbers, one per frame: write it again")
     return [float(time_s) for time_s in times_s]
 
@@ -106,22 +104,14 @@ def write_cameras(
         times_s: Timestamps of the raw frames in seconds.
     """
     content: dict[str, Any] = {"width": width, "height": height, "K_px": K_px.tolist()}
-    has_pose = world_to_camera.isfinite().all(-1).all(-1).tolist()
-    content["world_to_camera"] = [
-        pose if known else None for pose, known in zip(world_to_camera.tolist(), has_pose, strict=True)
-    ]
+    content["world_to_camera"] = [pose.tolist() if pose.isfinite().all() else None for pose in world_to_camera]
     if times_s is not None:
         content["times_s"] = list(times_s)
     write_whole(Path(path), json.dumps(content))
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: can't be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}): write it again") from error
+    content = read_json(path, "write it again")
     keys = ("width", "height", "K_px", "world_to_camera")
     absent = [key for key in keys if key not in content] if isinstance(content, dict) else keys
     if absent:
@@ -147,9 +137,8 @@ def _matrices(path: Path, key: str, rows: Any, side: int) -> Float64[Tensor, "N 
         matrices = matrices[None]
     if matrices.shape[1:] != (side, side):
         raise ValueError(f"{path}: {key} must hold {side}x{side} matrices, its shape is {tuple(matrices.shape)}")
-    _require(
-        path, f"{key} holds NaN or infinite numbers (null is an unknown pose)", matrices.isfinite().all(-1).all(-1)
-    )
+    is_finite = matrices.isfinite().flatten(1).all(1)
+    _require(path, f"{key} holds NaN or infinite numbers (null is an unknown pose)", is_finite)
     return matrices
 
 

@@ -1,27 +1,28 @@
-"""Scenes and their questions to one batch.
+"""Turns scenes and their questions into one batch.
 
 A batch is a dict of
     input_ids, attention_mask, labels (N, L): one question per row; labels are -100 except on the answer;
     scene_index (N,): the scene of each row;
     scenes: one `SceneInputs` per scene;
     records: one prediction record per row, without the prediction yet;
-    failed: complete records of the questions of scenes that could not be read, and of questions that can't be asked;
-    questions_per_batch: how many questions are answered at once.
+    failed: complete records of unreadable scenes' questions, and of questions with special tokens;
+    questions_per_batch: number of questions answered at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from datamodules.prompts import user_text
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question, RawQuestion, Scene
 from zoo.backbones.base import Preprocessor, TokenizedPrompt
-from zoo.benchmarks import Benchmark
+from zoo.benchmarks import Benchmark, VSIBench
 from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 from zoo.scenes import SceneInputs
@@ -30,16 +31,16 @@ from zoo.shared_prefix import IGNORED
 
 @dataclass
 class LoadedScene:
-    """A scene with its frames and geometry, or with the reason why they could not be read.
+    """A scene with its frames and geometry, or with the error of reading them.
 
     Attributes:
-        scene: the scene.
-        questions: those to ask.
-        frames: chosen and resized.
-        frame_indices: their indices among the video's raw frames.
-        seconds_per_grid: the clip's own seconds between two temporal patches.
-        geometry: cameras and depth of the frames; None if the scene has none.
-        error: why nothing was read.
+        scene: The scene.
+        questions: The questions to ask.
+        frames: The selected and resized frames.
+        frame_indices: Their indices among the video's raw frames.
+        seconds_per_grid: Real seconds between two temporal patches.
+        geometry: Cameras and depth of the frames; None if the scene has none.
+        error: Why the scene can't be read; None if it can.
     """
 
     scene: Scene
@@ -49,6 +50,7 @@ class LoadedScene:
     seconds_per_grid: float = 1.0
     geometry: SceneGeometry | None = None
     error: str | None = None
+    is_supervised: bool = True
 
 
 @dataclass
@@ -56,13 +58,13 @@ class Collate:
     """Turns loaded scenes into a batch.
 
     Args:
-        preprocessor: the backbone's.
-        training: append the answers, pad on the right, and label; else leave room for answers (pad on the left).
-        questions_per_batch: passed on to the model.
-        extra_tokens: tokens that follow the 2D tokens of each view, with placeholders of their own.
-        keep_frames: pass the frames on, for a geometry encoder.
-        timestamps: pass the clip's own seconds per temporal patch on, instead of the nominal ones.
-        benchmark: whose wording the questions have; None is VSI-Bench's.
+        preprocessor: The backbone's preprocessor.
+        training: Append the answers with labels and pad on the right; otherwise pad on the left, for generation.
+        questions_per_batch: Questions answered at once, for the model.
+        extra_tokens: Tokens after the 2D tokens of each view, with placeholders of their own.
+        keep_frames: Include the frames, for a geometry encoder.
+        timestamps: Include the real seconds per temporal patch, in place of the nominal ones.
+        benchmark: Defines the wording of the questions; None is VSI-Bench.
     """
 
     preprocessor: Preprocessor
@@ -74,19 +76,17 @@ class Collate:
     benchmark: Benchmark | None = None
 
     def __call__(self, loaded: list[LoadedScene]) -> dict[str, Any]:
-        # 1. Leave out what could not be read or can't be asked.
-        failed = [record(scene, q, prompt="") for scene in loaded if scene.error for q in scene.questions]
-        sound = []
+        # 1. Separate the scenes and questions with an error.
+        failed, sound = [], []
         for scene in loaded:
-            if scene.error is not None:
-                continue
-            refused = {q.id: reason for q in scene.questions if (reason := self._refusal(q))}
-            failed += [{**record(scene, q, ""), "error": refused[q.id]} for q in scene.questions if q.id in refused]
-            asked = tuple(q for q in scene.questions if q.id not in refused)
-            if asked or not refused:
+            errors = [scene.error or self._refusal(q) for q in scene.questions]
+            both = list(zip(scene.questions, errors, strict=True))
+            failed += [{**record(scene, q, ""), "error": error, "prediction": ""} for q, error in both if error]
+            asked = tuple(q for q, error in both if not error)
+            if scene.error is None and (asked or not both):
                 sound.append(replace(scene, questions=asked))
         batch: dict[str, Any] = {
-            "failed": [{**each, "prediction": ""} for each in failed],
+            "failed": failed,
             "questions_per_batch": self.questions_per_batch,
             "scenes": [self.scene_inputs(scene) for scene in sound],
         }
@@ -96,23 +96,23 @@ class Collate:
         rows = [(i, scene, question) for i, scene in enumerate(sound) for question in scene.questions]
         prompts = [self.prompt(question) for _, _, question in rows]
         grids = [scene.grid_thw.tolist() for scene in batch["scenes"]]
+        answers = [question.ground_truth if self.training else None for _, _, question in rows]
         sequences = [
-            self.preprocessor.tokenize(
-                prompt, grids[i], self.extra_tokens, question.ground_truth if self.training else None
-            )
-            for prompt, (i, _, question) in zip(prompts, rows, strict=True)
+            self.preprocessor.tokenize(prompt, grids[i], self.extra_tokens, answer)
+            for prompt, answer, (i, _, _) in zip(prompts, answers, rows, strict=True)
         ]
+        for (_, labels), (_, scene, _) in zip(sequences, rows, strict=True):
+            if not scene.is_supervised:
+                labels.fill_(IGNORED)
         return {
             **batch,
             **self._pad(sequences),
             "scene_index": torch.tensor([i for i, _, _ in rows]),
-            "records": [
-                record(scene, question, prompt) for prompt, (_, scene, question) in zip(prompts, rows, strict=True)
-            ],
+            "records": [record(scene, q, prompt) for prompt, (_, scene, q) in zip(prompts, rows, strict=True)],
         }
 
     def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
-        """A loaded scene as the model reads it."""
+        """The model's inputs of a loaded scene."""
         assert loaded.frames is not None
         pixel_values, grid_thw = self.preprocessor.cut_patches(loaded.frames)
         return SceneInputs(
@@ -125,25 +125,21 @@ class Collate:
         )
 
     def prompt(self, question: Question) -> str:
-        """The text of the chat up to where the answer starts; the video precedes the question."""
+        """The text of the chat up to the answer; the video precedes the question."""
         return self.preprocessor.prompt(user_text(question, self.benchmark))
 
     def _refusal(self, question: Question) -> str | None:
-        """Why a question can't be asked, if it can't."""
+        """The error of a question that contains a special token, or None."""
         token = self.preprocessor.reserved_token(f"{user_text(question, self.benchmark)}\n{question.ground_truth}")
         return f"question {question.id} holds {token}, a special token of the chat: take it out" if token else None
 
     def _pad(self, sequences: list[TokenizedPrompt]) -> dict[str, Tensor]:
-        fill = {"input_ids": self.preprocessor.pad_token_id, "labels": IGNORED, "attention_mask": 0}
-        columns = {
-            "input_ids": [ids for ids, _ in sequences],
-            "labels": [labels for _, labels in sequences],
-            "attention_mask": [torch.ones_like(ids) for ids, _ in sequences],
-        }
-        side = "right" if self.training else "left"
+        pad = partial(pad_sequence, batch_first=True, padding_side="right" if self.training else "left")
+        ids, labels = (list(column) for column in zip(*sequences, strict=True))
         return {
-            name: torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=fill[name], padding_side=side)
-            for name, column in columns.items()
+            "input_ids": pad(ids, padding_value=self.preprocessor.pad_token_id),
+            "labels": pad(labels, padding_value=IGNORED),
+            "attention_mask": pad([torch.ones_like(each) for each in ids], padding_value=0),
         }
 
 
@@ -159,3 +155,15 @@ def record(scene: LoadedScene, question: Question, prompt: str) -> dict[str, Any
         "frames": list(scene.frame_indices),
         "error": scene.error,
     }
+
+
+def user_text(question: Question, benchmark: Benchmark | None = None) -> str:
+    """Returns the user's text after the video; a `RawQuestion` keeps its text unchanged.
+
+    Args:
+        question: The question.
+        benchmark: Defines the wording; None is VSI-Bench.
+    """
+    if isinstance(question, RawQuestion):
+        return question.question
+    return (benchmark or VSIBench()).user_text(question.question, question.options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 from datamodules.cameras_file import read_cameras, read_times
 from datamodules.collate import LoadedScene
 from datamodules.depth import read_depth
+from datamodules.order import Draw
 from datamodules.resize import PixelBounds, resize_frames
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, SceneView
 from datamodules.samplers.frame_pairing import seconds_per_grid
@@ -89,8 +89,6 @@ class SceneDataset(Dataset):
         num_frames: Frames per scene.
         bounds: Pixel bounds of resized frames.
         requirements: What a scene must provide; depth is read only if required.
-        questions_per_scene: Number of questions drawn per scene and epoch.
-        seed: Seed of that draw.
         keep: Whether to keep decoded videos and depth maps in memory.
         frame_pairing: Which frames are merged into one token; consecutive ones if None.
     """
@@ -102,31 +100,27 @@ class SceneDataset(Dataset):
         num_frames: int,
         bounds: PixelBounds,
         requirements: DataRequirements = NOTHING,
-        questions_per_scene: int = 1,
-        seed: int = 0,
         keep: bool = False,
         frame_pairing: FramePairing | None = None,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
         self.requirements = requirements
-        self.questions_per_scene, self.seed, self.keep = questions_per_scene, seed, keep
+        self.keep = keep
         self._kept: dict[int, OpenScene] = {}
 
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> LoadedScene:
-        index, epoch = (key, None) if isinstance(key, int) else key
-        scene = self.scenes[index]
-        questions = scene.questions
-        if epoch is not None:
-            draw = random.Random(f"{self.seed}/{epoch}/{scene.name}")
-            questions = tuple(draw.sample(questions, min(self.questions_per_scene, len(questions))))
+    def __getitem__(self, key: int | Draw) -> LoadedScene:
+        """Returns a scene with all of its questions, or with those that a training step asks."""
+        draw = key if isinstance(key, Draw) else Draw(key, tuple(range(len(self.scenes[key].questions))))
+        scene = self.scenes[draw.scene]
+        questions = tuple(scene.questions[i] for i in draw.questions)
         for _ in range(MAX_ATTEMPTS):
-            loaded = LoadedScene(scene, questions)
+            loaded = LoadedScene(scene, questions, is_supervised=not draw.is_repeated)
             try:
-                self._load(loaded, self.open(index), epoch or 0)
+                self._load(loaded, self.open(draw.scene), draw.epoch)
                 break
             except SCENE_FAULTS as error:
                 loaded.error = format_scene_error(scene, error)
@@ -162,8 +156,7 @@ class SceneDataset(Dataset):
         if self.requirements.cameras and scene.cameras is None:
             raise InputError(
                 f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside "
-                "it, predict them (--model.geometry PretrainedVGGT --model.camera_source auto), or use a model "
-                "without cameras (--config qwen25_vl.yaml)"
+                "it, or predict them (--model.geometry PretrainedVGGT --model.camera_source auto)"
             )
         if self.requirements.depth and scene.depth is None:
             raise InputError(
@@ -182,9 +175,7 @@ class SceneDataset(Dataset):
         loaded.geometry = opened.geometry(frames)
         poses = opened.world_to_camera
         if self.requirements.cameras and poses is not None and not poses[frames].isfinite().flatten(1).all(1).any():
-            raise InputError(
-                f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
-            )
+            raise InputError(f"{scene.cameras}: no frame of {frames} has a pose: take a sampler that selects by poses")
         # 3. Depth
         if self.requirements.depth:
             loaded.geometry = loaded.geometry or SceneGeometry()

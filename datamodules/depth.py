@@ -66,21 +66,13 @@ def read_depth(
 
 
 def _read_images(folder: Path, indices: Sequence[int], num_frames: int) -> Float32[Tensor, "T H W"]:
-    files = sorted(
-        (file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.name[0] != "."),
-        key=lambda file: natural_key(file.name),
-    )
+    files = [file for file in folder.iterdir() if file.suffix.lower() == ".png" and file.name[0] != "."]
+    files.sort(key=lambda file: natural_key(file.name))
     if len(files) != num_frames:
-        raise ValueError(
-            f"{folder}: {len(files)} depth images for a video of {num_frames} frames: provide one per frame"
-        )
+        raise ValueError(f"{folder}: {len(files)} depth images for {num_frames} frames: provide one per frame")
     depth = [_read_image(files[i]) for i in indices]
-    for i, image in zip(indices, depth, strict=True):
-        if image.shape != depth[0].shape:
-            (height, width), (first_height, first_width) = image.shape, depth[0].shape
-            raise ValueError(
-                f"{files[i]}: depth images of mixed sizes: {width} x {height}, not {first_width} x {first_height}"
-            )
+    if len(sizes := {image.shape for image in depth}) > 1:
+        raise ValueError(f"{folder}: depth images of {len(sizes)} sizes: write them again, all with one size")
     return torch.from_numpy(np.stack(depth))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Missing
-from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
 
 
@@ -18,15 +17,15 @@ class QuestionFilter:
     """Keeps the questions that meet all conditions; None is no condition.
 
     Args:
-        datasets: first parts of the scenes' names.
-        question_types: question types of the benchmark.
+        datasets: First parts of the scenes' names.
+        question_types: Question types of the benchmark.
         scene_names: "<dataset>/<scene_name>" or "<scene_name>"; a string is the path of a text file with one name per
             line.
-        subset: number of questions drawn from those that meet the other conditions; all if there are fewer.
-        seed: seed of that draw, which depends on it and the questions' ids alone.
+        subset: Number of questions drawn from those that meet the other conditions; all if there are fewer.
+        seed: Seed of that draw, which depends on it and the questions' ids alone.
 
     Raises:
-        InputError: the subset is below 1, or the file of names is absent.
+        InputError: The subset is below 1, or the file of names is absent.
     """
 
     datasets: Sequence[str] | None = None
@@ -44,35 +43,26 @@ class QuestionFilter:
                 raise InputError(f"{file} is absent: scene_names is a list, or a text file with one scene per line")
             object.__setattr__(self, "scene_names", file.read_text(encoding="utf-8").split())
 
-    def check_types(self, benchmark: Benchmark) -> None:
-        """Raise InputError for a question type that the benchmark lacks."""
-        for kind in self.question_types or ():
-            benchmark.check_question_type(kind)
-
     def described(self) -> str:
-        """Return the conditions as text for an error message; empty without conditions."""
+        """Returns the conditions as text for an error message; empty without conditions."""
         given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
         return "".join(f", with {name}={value}" for name, value in given.items())
 
     def is_chosen(self, scene: str) -> bool:
-        """Return whether a scene's name meets the conditions."""
+        """Returns whether a scene's name meets the conditions."""
         dataset, _, own = scene.partition("/")
         if self.datasets and dataset not in self.datasets:
             return False
         return not self.scene_names or scene in self.scene_names or own in self.scene_names
 
     def matching(self, missing: Missing) -> dict[str, int]:
-        """Return the number of matching questions of each missing scene that has any; ignores `subset`."""
-        kinds = self.question_types
-        counts = {
-            name: sum(count for kind, count in asked.items() if not kinds or kind in kinds)
-            for name, asked in missing.items()
-            if self.is_chosen(name)
-        }
+        """Returns the number of matching questions of each missing scene that has any; ignores `subset`."""
+        chosen = {name: asked for name, asked in missing.items() if self.is_chosen(name)}
+        counts = {name: sum(asked[kind] for kind in self.question_types or asked) for name, asked in chosen.items()}
         return {name: count for name, count in counts.items() if count}
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
-        """Return the values of --data.datasets and --data.scene_names that match none of these scenes."""
+        """Returns the values of --data.datasets and --data.scene_names that match none of these scenes."""
         known = list(names)
         datasets = {name.partition("/")[0] for name in known}
         scenes = {called for name in known for called in (name, name.partition("/")[2])}
@@ -80,7 +70,7 @@ class QuestionFilter:
         return [f"--data.{option} {name}" for option, asked, there in given for name in set(asked or ()) - there]
 
     def __call__(self, scenes: Sequence[Scene]) -> tuple[list[Scene], int]:
-        """Apply the filter.
+        """Applies the filter.
 
         Returns:
             The scenes that keep questions, and the number of questions of the named scenes that were left out.

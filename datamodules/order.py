@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from zoo.errors import InputError
 
+# settings of a training order that a resumed run must have
+SETTINGS = ("num_scenes", "num_questions", "batch_size", "questions_per_scene", "seed", "world_size")
+
 
 class Draw(NamedTuple):
     """Questions about one scene in one training step; they share a sequence.
@@ -117,21 +120,14 @@ class ResumableLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Position and settings of the training order."""
-        return {"served": self.batch_sampler.served, **self._settings()}
-
-    def _settings(self) -> dict[str, int]:
-        order = self.batch_sampler
-        names = ("num_scenes", "num_questions", "batch_size", "questions_per_scene", "seed", "world_size")
-        return {name: getattr(order, name) for name in names}
+        return {name: getattr(self.batch_sampler, name) for name in ("served", *SETTINGS)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores the position; settings that differ from the checkpoint's raise `InputError`."""
-        for name, current in self._settings().items():
-            if state[name] != current:
-                raise InputError(
-                    f"the checkpoint was trained with {name} {state[name]}, now it is {current}: the order of the data "
-                    "would differ, so resume with the same settings"
-                )
+        for name in SETTINGS:
+            if state[name] != (current := getattr(self.batch_sampler, name)):
+                trained = f"the checkpoint was trained with {name} {state[name]}"
+                raise InputError(f"{trained}, now it is {current}: resume with the same settings")
         self.batch_sampler.served = state["served"]
 
 

@@ -11,11 +11,11 @@ class Question:
     """One question about a scene.
 
     Attributes:
-        id: unique in a source.
-        question_type: one of the benchmark's, or empty for free text, which has no score.
-        question: the text without the options.
-        ground_truth: a number, an option's letter or free text; empty if unknown (predict).
-        options: such as ("A. chair", "B. sofa"); empty unless multiple choice.
+        id: Unique in a source.
+        question_type: A question type of the benchmark, or empty for free text, which has no score.
+        question: The text without the options.
+        ground_truth: A number, an option's letter or free text; empty if unknown (predict).
+        options: Such as ("A. chair", "B. sofa"); empty unless multiple choice.
     """
 
     id: str
@@ -36,10 +36,10 @@ class Scene:
 
     Attributes:
         name: "<dataset>/<scene_name>", unique in a source.
-        video: a video file or a folder of frames.
-        questions: all questions about the video.
-        cameras: cameras.json, one camera per raw frame of the video.
-        depth: folder of one depth image per raw frame, see `datamodules.depth`.
+        video: A video file or a folder of frames.
+        questions: All questions about the video.
+        cameras: File with one camera per raw frame, see `datamodules.cameras_file`.
+        depth: Depth of each raw frame, see `datamodules.depth`.
     """
 
     name: str

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from datamodules.json_files import read_json
 from zoo.atomic_io import write_whole
 from zoo.fingerprint import tensor_fingerprint
 
@@ -24,26 +25,24 @@ FILE = "selected_frames.json"
 
 
 def settings(component: Any) -> Any:
-    """The settings of a component as JSON-like content: its class and public attributes, recursively.
+    """The settings of a component as JSON content: its class and public attributes, recursively.
 
     A component that depends on more than its attributes (a file of weights, say) has a method `identity()`.
 
     Raises:
-        TypeError: An attribute, such as a function, has no JSON-like content: make it private or add `identity()`.
+        TypeError: An attribute, such as a function, has no JSON content: make it private or add `identity()`.
     """
-    if component is None or isinstance(component, (bool, int, float, str)):
-        return component
+    return json.loads(json.dumps(component, default=_described))
+
+
+def _described(component: Any) -> Any:
     if isinstance(component, Path):
         return str(component)
     if isinstance(component, Tensor):
         return tensor_fingerprint(component)
-    if isinstance(component, Mapping):
-        return {str(key): settings(value) for key, value in component.items()}
-    if isinstance(component, Sequence):
-        return [settings(value) for value in component]
     if not hasattr(component, "__dict__") or inspect.isroutine(component) or isinstance(component, type):
         raise TypeError(f"{component!r} can't be recorded as a setting: keep it in a private attribute")
-    public = {name: settings(value) for name, value in vars(component).items() if not name.startswith("_")}
+    public = {name: value for name, value in vars(component).items() if not name.startswith("_")}
     identity = {"identity": component.identity()} if hasattr(component, "identity") else {}
     return {"class": type(component).__qualname__, **public, **identity}
 
@@ -54,19 +53,12 @@ def read_selection(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: One line that names the file: absent, truncated, or not a selection.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"{path}: can't be read ({error.strerror}): create it with python main.py select-frames"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: truncated, or not JSON ({error}): create it again") from error
+    content = read_json(path, "create it with python main.py select-frames")
     frames = content.get("selected_frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(type(frame) is int and frame >= 0 for frame in frames):
         raise ValueError(f"{path}: selected_frames must be a list of frame indices: create it again")
     if not isinstance(content.get("made_by") or {}, dict):
-        raise ValueError(f"{path}: made_by must be an object with the sampler's settings, or absent: create it again")
+        raise ValueError(f"{path}: made_by must be an object: create it again")
     if content.get("num_frames", len(frames)) != len(frames):
         raise ValueError(f"{path}: {len(frames)} frames, but num_frames is {content['num_frames']}: create it again")
     return content

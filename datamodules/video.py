@@ -34,7 +34,6 @@ class Video:
         num_frames: Exact number of frames.
         height: Height of the upright frames in pixels.
         width: Width of the upright frames in pixels.
-        fps: Average frame rate; None for a folder.
         times_s: Presentation time of each frame in seconds after the first; a folder has one frame per second.
         is_folder: Whether the frames are images in a folder.
 
@@ -46,16 +45,15 @@ class Video:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.is_folder = self.path.is_dir()
-        self.fps: float | None = None
         self._file: VideoFile | None = None
         if self.is_folder:
             self.num_frames = len(self._images)
-            self.height, self.width = self._check_image_sizes()
+            self.height, self.width = image_size(self._images[0])
             self.times_s = [float(i) for i in range(self.num_frames)]
         else:
             self._file = file = VideoFile(self.path)
             self.num_frames, self.height, self.width = file.num_frames, file.height, file.width
-            self.fps, self.times_s = file.fps, file.times_s
+            self.times_s = file.times_s
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
         """Decodes frames.
@@ -87,15 +85,6 @@ class Video:
         if not images:
             raise VideoError(f"{self.path}: no frames in this folder ({', '.join(IMAGE_SUFFIXES)})")
         return sorted(images, key=lambda image: natural_key(image.name))
-
-    def _check_image_sizes(self) -> tuple[int, int]:
-        """Height and width of all frames, from their headers."""
-        height, width = image_size(self._images[0])
-        for image in self._images[1:]:
-            if (size := image_size(image)) != (height, width):
-                sizes = f"{size[1]} x {size[0]}, the first one {width} x {height}"
-                raise VideoError(f"{image}: frames of mixed sizes: this one is {sizes}")
-        return height, width
 
     def _read_images(self, indices: Iterable[int]) -> Iterator[tuple[int, RGB]]:
         for i in indices:

@@ -41,7 +41,6 @@ class VideoFile:
         num_frames: Exact number of frames.
         height: Height of the upright frames in pixels.
         width: Width of the upright frames in pixels.
-        fps: Average frame rate, or None if the file states none.
         times_s: Presentation time of each frame in seconds after the first.
 
     Raises:
@@ -58,28 +57,23 @@ class VideoFile:
                 first = self._probe(container, stream)
                 rate, codec = stream.average_rate or stream.guessed_rate, stream.codec_context.name
                 time_base = float(stream.time_base or 0)
-            if self.num_frames == 0:
-                raise VideoError(f"{path}: the video has no frames: record or export it again")
-            if first is None:
-                raise VideoError(f"{path}: no frame of {self.num_frames} decodes: record or export it again")
+            if first is None or not self.num_frames:
+                raise VideoError(f"{path}: no frame of {self.num_frames} can be decoded: record or export it again")
             if codec in HIDDEN_FRAME_CODECS:
                 self.num_frames = sum(1 for _ in self._decode_all())
                 self._pts = self._keys = []
         except (av.FFmpegError, OSError) as error:
             if not path.exists():
                 raise VideoError(f"{path}: no such video file or folder of frames") from error
-            raise VideoError(
-                f"{path}: not a video, or cut short ({error.strerror}): copy or export it again"
-            ) from error
+            raise VideoError(f"{path}: not a video, or cut short ({error.strerror}): export it again") from error
         self.height, self.width = first.height, first.width
         if _quarter_turns(first) % 2:
             self.height, self.width = self.width, self.height
-        self.fps = float(rate) if rate else None
         self._skips = codec in SKIPPING_CODECS
         if self._pts:
             self.times_s = [(pts - self._pts[0]) * time_base for pts in self._pts]
         else:
-            self.times_s = [i / (self.fps or 1.0) for i in range(self.num_frames)]
+            self.times_s = [i / float(rate or 1) for i in range(self.num_frames)]
 
     def read(self, indices: Iterable[int]) -> Iterator[tuple[int, RGB]]:
         """Decodes frames; yields (index, upright frame) in any order.
@@ -104,9 +98,8 @@ class VideoFile:
                         return
             except (av.FFmpegError, OSError) as error:
                 damage = error
-        raise VideoError(
-            f"{self.path}: frame {min(pending)} of {self.num_frames} can't be decoded: copy or download it again"
-        ) from damage
+        which = f"frame {min(pending)} of {self.num_frames}"
+        raise VideoError(f"{self.path}: {which} can't be decoded: copy or download it again") from damage
 
     def plan(self, indices: Sequence[int]) -> list[tuple[int | None, list[int]]]:
         """Divides frames into runs that are decoded without a seek.

@@ -41,7 +41,7 @@ TABLE = "benchmarks/symmetries.py"
 SEAMS = (
     Seam("camera encoding", "zoo/encodings/", ("CameraEncoding", "MatrixEncoding"), "zoo/encodings/base.py",
          "--model.camera_encoding", (ZOO, TABLE)),
-    Seam("view mixer", "zoo/encodings/", ("ViewMixer",), "zoo/encodings/view_mixer.py",
+    Seam("view mixer", "zoo/encodings/", ("ViewMixer",), "zoo/encodings/base.py",
          "--model.view_mixer", (ZOO, TABLE)),
     Seam("geometry encoder", "zoo/geometry/", ("GeometryEncoder",), "zoo/geometry/base.py", "--model.geometry", (ZOO,)),
     Seam("fusion", "zoo/fusions/", ("Fusion",), "zoo/fusions/base.py", "--model.fusion", (ZOO,)),

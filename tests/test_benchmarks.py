@@ -19,7 +19,7 @@ from datamodules.scenes import Question
 from tests.callbacks.toy import Toy, record, trainer
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo.backbones import tiny_preprocessor
-from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
+from zoo.benchmarks import Benchmark, VSIBench
 from zoo.errors import InputError
 from zoo.metrics import BenchmarkScore
 
@@ -129,10 +129,6 @@ def test_the_prompt_has_the_benchmarks_wording() -> None:
     question = Question("1", "legs", "How many legs?")
     assert "Q: How many legs? <" in Collate(tiny_preprocessor(), False, benchmark=Colors()).prompt(question)
     assert "single word or phrase" in Collate(tiny_preprocessor(), False).prompt(question)  # negative control
-
-
-def test_benchmarks_are_found_by_name() -> None:
-    assert isinstance(find_benchmark("Colors"), Colors) and isinstance(find_benchmark("VSIBench"), VSIBench)
 
 
 def test_no_other_file_names_a_question_type() -> None:

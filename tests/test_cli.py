@@ -127,7 +127,7 @@ def test_predicted_cameras_need_none_in_the_dataset(run: Run, tmp_path: Path, ro
     without = ["--data.source", "SceneFolder", "--data.source.root", str(copied_without_cameras(rooms_root, tmp_path))]
     run("fit", "--config", "prope.yaml", "--model.camera_source", "predicted", *without)
     assert "room_size_estimation" in run("test")
-    with pytest.raises(SystemExit, match="--model.camera_source predicted has no effect"):
+    with pytest.raises(SystemExit, match="--model.camera_source predicted needs"):
         run("fit", "--config", "qwen25_vl.yaml", "--model.camera_source", "predicted")
 
 

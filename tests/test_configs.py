@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 import main
-from commands.arguments import preprocess_argv
-from commands.configs import CONFIGS, find_conflict, load_configs
+from commands.arguments import CONFIGS, find_conflict, load_configs, preprocess_argv
 from zoo.errors import InputError
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -81,7 +80,7 @@ def test_the_order_of_configs_does_not_matter(trio: tuple[str, ...], parsed: Par
 
 def test_every_order_of_every_trio_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {path: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
-    monkeypatch.setattr("commands.configs._read", contents.__getitem__)  # once each
+    monkeypatch.setattr("commands.arguments._read", contents.__getitem__)  # once each
     for trio in TRIOS:
         orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(trio)}
         assert len(orders) == 1 and {Path(word).name for word in min(orders)[2::2]} == set(trio)

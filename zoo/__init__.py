@@ -21,10 +21,9 @@ __getattr__, __all__ = lazy_exports(
         "errors": ["InputError"],
         "fusions": ["AddFusion", "CameraTokenFusion", "ConcatSplitFusion", "Fusion"],
         "geometry": ["DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedVGGT", "TinyVGGT"],
-        "lora": ["LoRA"],
         "metrics": ["VSIBenchScore", "score_answer"],
         "model": ["SpatialVLM"],
-        "optim": ["LearningRates", "WarmupCosine"],
+        "optim": ["LearningRates", "LoRA", "WarmupCosine"],
         "tasks": [
             *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "SpatialMLLM", "Task", "VGGTPretraining"),
             "VideoQATask",

@@ -34,8 +34,6 @@ class Cameras:
         world_to_camera: rigid poses, see the module docstring.
         K_normalized: intrinsics normalized by the image size, see `normalize_intrinsics`.
         index: the camera of each token; -1 for tokens without one (text, padding, views without a camera).
-        reference: the reference view of each sample for `saddle_balanced`, from `balanced_views`.
-        median_depth: median depth of each sample's views, in the unit of the poses.
 
     Raises:
         ValueError: inconsistent shapes, non-finite values, or an index out of range.
@@ -55,9 +53,6 @@ class Cameras:
         world_to_camera: Float[Tensor, "B C 4 4"],
         K_normalized: Float[Tensor, "B C 3 3"],
         index: Int[Tensor, "B L"] | None = None,
-        *,
-        reference: Int[Tensor, " B"] | None = None,
-        median_depth: Float[Tensor, " B"] | None = None,
     ) -> None:
         shape, K_shape = tuple(world_to_camera.shape), tuple(K_normalized.shape)
         if len(shape) != 4 or shape[2:] != (4, 4) or K_shape != (*shape[:2], 3, 3):
@@ -67,8 +62,8 @@ class Cameras:
         dtype = torch.promote_types(world_to_camera.dtype, K_normalized.dtype)
         self.world_to_camera = to_float32(world_to_camera.to(dtype))
         self.K_normalized = to_float32(K_normalized.to(dtype))
-        self.reference = reference
-        self.median_depth = None if median_depth is None else median_depth.to(self.world_to_camera)
+        self.reference: Int[Tensor, " B"] | None = None
+        self.median_depth: Float[Tensor, " B"] | None = None
         self.index: Int[Tensor, "B L"] | None = None
         self.patch_centers: Float[Tensor, "B L 2"] | None = None
         self.points: Float[Tensor, "B L 3"] | None = None

@@ -47,8 +47,7 @@ def to_config(value: Any) -> Any:
     if isinstance(value, type):
         return _class_config(value, {})
     if isinstance(value, Configurable):
-        args, kwargs = value.__dict__["_constructor_arguments"]
-        return _class_config(type(value), _bound_arguments(type(value), args, kwargs))
+        return _class_config(type(value), _given_arguments(value))
     if inspect.isfunction(value) and "<" not in value.__qualname__:
         return f"{value.__module__}.{value.__qualname__}"
     if inspect.isfunction(value) and not inspect.signature(value).parameters:
@@ -100,11 +99,11 @@ def _class_config(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"class_path": path, "init_args": {name: to_config(value) for name, value in arguments.items()}}
 
 
-def _bound_arguments(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
-    bound = dict(signature.bind_partial(None, *args, **kwargs).arguments)
-    bound.pop(next(iter(signature.parameters)))  # self
-    variable = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
-    for name in variable:
-        bound |= bound.pop(name, {})
-    return bound
+def _given_arguments(instance: Configurable) -> dict[str, Any]:
+    args, kwargs = instance.__dict__["_constructor_arguments"]
+    signature = inspect.signature(instance.__init__)  # type: ignore[misc]
+    given = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            given |= given.pop(parameter.name, {})
+    return given

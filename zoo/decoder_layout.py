@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class HeadLayout(NamedTuple):
+    """The channels of an attention head.
+
+    Attributes:
+        dim: D, channels per head. RoPE rotates the pairs (c, c + D/2).
+        mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections; they sum to D/2.
+    """
+
+    dim: int
+    mrope_section: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)

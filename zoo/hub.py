@@ -1,4 +1,4 @@
-"""Released weights: in which folder they are, here or on the hub, and the config in it."""
+"""Folders of released weights, local or from the Hugging Face hub, and their config."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
 
 
 def find_folder(path: str, released: str) -> Path:
-    """The folder that a local path or a hub id stands for; what the hub has is downloaded, without pickle or code.
+    """The folder of a local path or a hub id; the latter is downloaded, without pickle or code.
 
     Args:
         path: a folder, or a hub id.
-        released: a hub id that would do, for the error.
+        released: an example of a hub id, for the error message.
 
     Raises:
-        InputError: there is none, with the command that downloads it.
+        InputError: there is none; the message has the command that downloads it.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -44,10 +44,10 @@ def find_folder(path: str, released: str) -> Path:
 
 
 def download(hub_id: str, files: list[str]) -> Path:
-    """The folder of a hub's repository, with such files as it has of these; no network is an error at once.
+    """Downloads the files of a hub repository that match the patterns `files`; returns their folder.
 
     Raises:
-        FileNotFoundError: there is no such repository, here or there.
+        FileNotFoundError: no such repository, neither in the local cache nor on the hub, or no network.
     """
     try:
         return Path(snapshot_download(hub_id, allow_patterns=files))
@@ -55,16 +55,16 @@ def download(hub_id: str, files: list[str]) -> Path:
         raise FileNotFoundError(f"{hub_id}: {error}") from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json.
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Return the settings in config.json, or in another JSON file of a folder.
 
     Raises:
-        InputError: it isn't there, or isn't an object of JSON.
+        InputError: the file is missing, or is not a JSON object.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / name).read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__} instead of settings")
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG} can't be read ({error}): download it again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / CONFIG} holds no settings but a {type(config).__name__}: download it again")
+        raise InputError(f"{folder / name} can't be read ({error}): download it again") from error
     return config

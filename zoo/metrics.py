@@ -6,9 +6,9 @@ Scorers of VSI-Bench and their rules: `zoo.benchmarks.scorers`.
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -19,12 +19,7 @@ from zoo.benchmarks import Benchmark, VSIBench
 
 
 def score_answer(
-    prediction: str,
-    ground_truth: str,
-    question_type: str,
-    profile: str = "spatial_mllm",
-    *,
-    scorer: str | None = None,
+    prediction: str, ground_truth: str, question_type: str, profile: str = "spatial_mllm", *, scorer: str | None = None
 ) -> float:
     """Score one answer to a question of VSI-Bench as an official scorer does.
 
@@ -69,7 +64,6 @@ class BenchmarkScore(Metric):
     """
 
     full_state_update = False
-    is_differentiable = False
     higher_is_better = True
     rows: list[Tensor]
 
@@ -86,15 +80,13 @@ class BenchmarkScore(Metric):
         sample_ids: Sequence[str] | None = None,
     ) -> None:
         """Add one row per answer; the lists are parallel."""
-        ids = [None] * len(predictions) if sample_ids is None else sample_ids
-        if len({len(predictions), len(ground_truths), len(question_types), len(ids)}) != 1:
-            raise ValueError("predictions, ground_truths, question_types and sample_ids differ in length")
-        answers = zip(predictions, ground_truths, question_types, strict=True)
-        scores = [self.benchmark.score(*answer, self.scorer) for answer in answers]
+        ids = [uuid4().hex for _ in predictions] if sample_ids is None else sample_ids
+        scores, fields = [], []
+        for sample_id, answer, truth, kind in zip(ids, predictions, ground_truths, question_types, strict=True):
+            scores.append(self.benchmark.score(answer, truth, kind, self.scorer))
+            fields.append([*_hash(sample_id), self.benchmark.question_types.index(kind)])
         rows = torch.empty(len(scores), 4, dtype=torch.int64)
-        rows[:, :2] = torch.tensor([_hash(i) for i in ids], dtype=torch.int64).reshape(-1, 2)
-        types = [self.benchmark.question_types.index(kind) for kind in question_types]
-        rows[:, 2] = torch.tensor(types, dtype=torch.int64)
+        rows[:, :3] = torch.tensor(fields, dtype=torch.int64).reshape(-1, 3)
         rows[:, 3] = torch.tensor(scores, dtype=torch.float64).view(torch.int64)
         self.rows.append(rows.to(self.device))
 
@@ -137,10 +129,7 @@ class VSIBenchScore(BenchmarkScore):
         super().__init__(VSIBench(), scorer or profile, **kwargs)
 
 
-def _hash(sample_id: str | None) -> tuple[int, int]:
-    """Return 128 bits of the id as two int64; random ones without an id, so that the row stays unique."""
-    if sample_id is None:
-        digest = secrets.token_bytes(16)
-    else:
-        digest = hashlib.blake2b(str(sample_id).encode(), digest_size=16).digest()
+def _hash(sample_id: str) -> tuple[int, int]:
+    """Return 128 bits of the id as two int64."""
+    digest = hashlib.blake2b(str(sample_id).encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], signed=True), int.from_bytes(digest[8:], signed=True)

@@ -22,14 +22,13 @@ from zoo.fusions import ExtraTokens, Fusion
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
-from zoo.lora import LoRA
-from zoo.media import Media, scenes_of_media
-from zoo.prefix_cache import Reply, answer_questions
+from zoo.optim import LoRA
+from zoo.prefix_cache import answer_questions
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
 from zoo.scene_cameras import MergedCamera, add_cameras, sequence_cameras
 from zoo.scene_encoding import encode_vision, fuse_scenes
-from zoo.scenes import SceneInputs, SceneTokens
+from zoo.scenes import Media, SceneInputs, SceneTokens, scenes_of_media
 from zoo.sequence_layout import MediaKind, SequenceLayout
 from zoo.time_index import TimeIndex
 
@@ -42,14 +41,14 @@ class SpatialVLM(Configurable, nn.Module):
 
     Args:
         backbone: the video-language model; a tiny random Qwen2.5-VL if not given.
-        geometry: makes the encoder of 3D tokens and cameras; built only if a fusion or `camera_source` asks for it, and
-            only if the backbone was not released with its own.
+        geometry: builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it,
+            and only if the backbone was not released with its own.
         geometry_cache: keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
-        fusion: makes the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null takes the 2D
+        fusion: builds the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null uses the 2D
             tokens alone.
-        view_mixer: makes the branch that tells the 2D tokens about their cameras before the fusion (`ViewAttention`,
-            `RayEmbedding`); without effect before training.
-        camera_encoding: how the decoder's attention learns about the cameras; null is the stock attention.
+        view_mixer: builds the branch that adds camera information to the 2D tokens before the fusion
+            (`ViewAttention`, `RayEmbedding`); without effect before training.
+        camera_encoding: camera encoding in the decoder's attention; null is the stock attention.
         camera_source: whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
             the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
             predicted ones if the encoder predicts cameras. Without effect in a model that uses no cameras.
@@ -97,20 +96,33 @@ class SpatialVLM(Configurable, nn.Module):
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_cameras, uses_tokens=fusion is not None)
         if predicts and self.geometry is not None and self.geometry.predicts_cameras:
-            self.geometry.enable_camera_head()
+            self.geometry.enable_head("camera")
         # 3. Fusion and view mixer, in the backbone's dtype.
         if fusion is not None and self.geometry is not None:
             self.fusion = self._like_backbone(fusion(width, self.geometry.width))
         if view_mixer is not None:
             self.view_mixer = self._like_backbone(view_mixer(width if self.fusion is None else self.fusion.flat_width))
+        # 4. What the parts read of the data.
+        self.extra_tokens = ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
+        self.uses_geometry_tokens = self.fusion is not None and self.fusion.uses_geometry
+        self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
+        self.predicts_cameras = self.camera_use.may_be_predicted(camera_source, self.geometry)
+        fused = self.geometry if self.uses_geometry_tokens else None
+        used = self.geometry if self.predicts_cameras else fused
+        self.requirements = DataRequirements(
+            cameras=(self.camera_use.cameras and not self.predicts_cameras) or bool(fused and fused.requires_cameras),
+            depth=(self.camera_use.depth and camera_source != "predicted") or bool(fused and fused.requires_depth),
+            frames=bool(used and used.requires_frames),
+            timestamps=self.time_index.real_time,
+        )
         if camera_source == "predicted" and self.camera_use.depth and self.geometry is not None:
             if not self.geometry.predicts_depth:
                 raise InputError(
                     "--model.camera_source predicted: this encoding uses depth, which "
                     f"{type(self.geometry).__name__} does not predict; take the dataset's cameras and depth"
                 )
-            self.geometry.enable_depth_head()
-        # an untrained fusion makes the whole model untrained
+            self.geometry.enable_head("depth")
+        # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and loader.load_fusion(self.fusion)
         self.is_pretrained = loader.is_pretrained and (self.fusion is None or self.has_released_fusion)
         if lora is not None:
@@ -134,41 +146,14 @@ class SpatialVLM(Configurable, nn.Module):
 
     def restored_by_files(self, name: str) -> bool:
         """Whether a tensor of this name, as long as it is frozen, is read from released files again."""
+        if name in self.loaded_names:
+            return False
         part = name.partition(".")[0]
         if part == "backbone":
             return self.loader.released_path is not None and ".lora_" not in name
         if part == "geometry":
             return self.geometry is not None and bool(self.geometry.files)
         return part == "fusion" and self.has_released_fusion
-
-    # ---- what the model reads -----------------------------------------------------------------------------------
-
-    @property
-    def extra_tokens(self) -> ExtraTokens:
-        """Tokens that follow the 2D tokens of each view in the prompt."""
-        return ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
-
-    @property
-    def uses_geometry_tokens(self) -> bool:
-        """Whether 3D tokens reach the decoder."""
-        return self.fusion is not None and self.fusion.uses_geometry
-
-    @property
-    def camera_use(self) -> CameraUse:
-        """What the parts that read cameras need of them."""
-        return CameraUse.of((self.camera_encoding, self.view_mixer), self.time_index)
-
-    @property
-    def predicts_cameras(self) -> bool:
-        """Whether cameras may come from the geometry encoder."""
-        return self.camera_use.of_predicted(self.camera_source, self.geometry)
-
-    @property
-    def requirements(self) -> DataRequirements:
-        """What this model needs of the data."""
-        return self.camera_use.requirements(
-            self.camera_source, self.geometry, self.uses_geometry_tokens, self.time_index
-        )
 
     # ---- one forward path -----------------------------------------------------------------------------------------
 
@@ -187,11 +172,14 @@ class SpatialVLM(Configurable, nn.Module):
         lacking = [self._needs_predicted_cameras(scene) for scene in scenes]
         geometry = self._encode_geometry(scenes, cameras=any(lacking))
         # 3. Cameras: one per temporal patch.
-        encoded = [SceneTokens.of(scene, tokens) for scene, tokens in zip(scenes, visual, strict=True)]
+        encoded = [
+            SceneTokens(scene, tokens.unflatten(0, (scene.num_steps, -1)))
+            for scene, tokens in zip(scenes, visual, strict=True)
+        ]
         if self.camera_use.cameras:
-            for i, (scene, is_lacking) in enumerate(zip(scenes, lacking, strict=True)):
-                found = geometry[i] if is_lacking else scene.geometry
-                add_cameras(encoded[i], scene, found, self.camera_use, self.merged_camera)
+            for each, predicted, is_lacking in zip(encoded, geometry, lacking, strict=True):
+                found = predicted if is_lacking else each.scene.geometry
+                add_cameras(each, found, self.camera_use, self.merged_camera)
         # 4. View mixing and fusion.
         fuse_scenes(encoded, geometry, self.fusion, self.view_mixer, self.backbone.spatial_merge_size)
         return encoded
@@ -220,17 +208,18 @@ class SpatialVLM(Configurable, nn.Module):
             Keyword arguments of `Backbone.decode` and `Backbone.generate`.
         """
         rows = [[scenes[i] for i in row] for row in scene_index]
-        videos = [scene for row in rows for scene in row if scene.kind == "video"]
-        images = [scene for row in rows for scene in row if scene.kind == "image"]
+        videos = [each for row in rows for each in row if each.scene.kind == "video"]
+        images = [each for row in rows for each in row if each.scene.kind == "image"]
         # 1. Layout: where the visual tokens stand.
         if layout is None:
-            grids = {kind: torch.cat([scene.media_grids for scene in each]) for kind, each in
-                     (("video", videos), ("image", images)) if each}  # fmt: skip
+            grids = {kind: torch.cat([each.scene.media_grids for each in shown]) for kind, shown in
+                     (("video", videos), ("image", images)) if shown}  # fmt: skip
             layout = self.backbone.layout(input_ids, attention_mask, grids, self.extra_tokens)  # type: ignore[arg-type]
         # 2. Cameras: one per temporal patch of each sequence, and the camera of each token.
         cameras = sequence_cameras(rows, layout, cameras) if self.camera_use.cameras else None
         # 3. Positions.
-        seconds, frames = ([getattr(scene, name) for scene in videos] for name in ("seconds_per_grid", "frame_indices"))
+        seconds: list[Any] = [each.scene.seconds_per_grid for each in videos]
+        frames: list[Any] = [each.scene.frame_indices for each in videos]
         position_ids = self.backbone.position_ids(
             layout,
             self.time_index,
@@ -243,12 +232,8 @@ class SpatialVLM(Configurable, nn.Module):
             "video": [scene.tokens.flatten(0, 1) for scene in videos],
             "image": [image for scene in images for image in scene.tokens],
         }
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-        }
-        inputs |= self.backbone.visual_inputs(tokens)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(tokens)}
         # 5. The camera encoding, shared by all layers.
         if self.camera_encoding is not None and cameras is not None:
             known = [scene.points for row in rows for scene in row if scene.points is not None]
@@ -289,22 +274,6 @@ class SpatialVLM(Configurable, nn.Module):
             cameras=cameras if uses_given else None,
             layout=layout,
         )
-
-    @torch.no_grad()
-    def reply(
-        self,
-        scenes: Sequence[SceneTokens],
-        prompts: Sequence[Sequence[int]],
-        scene_index: Sequence[int],
-        max_new_tokens: int,
-        questions_per_batch: int = 8,
-    ) -> list[Reply]:
-        """Greedy replies to prompts about encoded scenes, see `answer_questions`."""
-
-        def build_inputs(ids: Tensor, scene: int) -> dict[str, Any]:
-            return self.build_inputs(ids, torch.ones_like(ids), scenes, [[scene]])
-
-        return answer_questions(self.backbone, build_inputs, prompts, scene_index, max_new_tokens, questions_per_batch)
 
     def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
         has_own = scene.cameras is not None or (scene.geometry is not None and scene.geometry.knows_cameras)
@@ -361,6 +330,7 @@ class SpatialVLM(Configurable, nn.Module):
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model"))
 
+    @torch.no_grad()
     def answer(
         self,
         video: str | Path | Tensor,
@@ -392,9 +362,8 @@ class SpatialVLM(Configurable, nn.Module):
 
         asked = [questions] if isinstance(questions, str) else list(questions)
         batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler)
-        with torch.no_grad():
-            scenes = self.encode_scenes(batch["scenes"])
-        replies = self.reply(scenes, batch["prompts"], [0] * len(asked), max_new_tokens)
+        scenes = self.encode_scenes(batch["scenes"])
+        replies = answer_questions(self, scenes, batch["prompts"], [0] * len(asked), max_new_tokens)
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)

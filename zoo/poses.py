@@ -1,13 +1,20 @@
-"""Rigid poses as 4 x 4 matrices: inverse, distance, and projection to SO(3).
+"""Rigid poses as 4 x 4 matrices: inverse, five distances, the length of a path, and projection to SO(3).
 
-Poses are world-to-camera, as defined in `zoo.cameras`.
+Poses are world-to-camera, as defined in `zoo.cameras`. The distances are invariant to a change of world V -> V G,
+because they only depend on V_a V_b^-1.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from zoo.errors import check_choice
+
+PoseMeasure = Literal["rotation", "center", "euclidean", "sum", "log"]
 
 ROTATION_TOLERANCE = 1e-2  # bound on max |R^T R - I|: recorded poses reach 4e-4, broken ones far more
 
@@ -23,12 +30,15 @@ def invert_se3(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
         -2.0
     """
     rotation, translation = M[..., :3, :3], M[..., :3, 3:]
-    inverse = torch.zeros_like(M)
-    inverse[..., :3, :3] = rotation.mT
     # products and sums instead of a matrix product, which autocast would round to half precision
-    inverse[..., :3, 3] = -(rotation * translation).sum(-2)
-    inverse[..., 3, 3] = 1.0
-    return inverse
+    return rigid_matrix(rotation.mT, -(rotation * translation).sum(-2))
+
+
+def rigid_matrix(R: Float[Tensor, "*batch 3 3"], t: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
+    """Builds the 4 x 4 matrix of a rotation and a translation."""
+    M = t.new_zeros(*t.shape[:-1], 4, 4)
+    M[..., :3, :3], M[..., :3, 3], M[..., 3, 3] = R, t, 1.0
+    return M
 
 
 def pose_distance(
@@ -53,6 +63,97 @@ def pose_distance(
     cosine, sine_axis = rotation_parts(relative)
     center_a, center_b = invert_se3(world_to_camera_a)[..., :3, 3], invert_se3(world_to_camera_b)[..., :3, 3]
     return torch.atan2(sine_axis.norm(dim=-1), cosine), (center_a - center_b).norm(dim=-1)
+
+
+@torch.no_grad()
+def pose_distances(
+    world_to_camera_a: Float[Tensor, "*#batch 4 4"],
+    world_to_camera_b: Float[Tensor, "*#batch 4 4"],
+    measure: PoseMeasure = "euclidean",
+    translation_weight: int | float = 1.0,
+) -> Float[Tensor, "*batch"]:
+    """Computes a distance between poses, with broadcasting; exactly 0 for equal poses. In float64; not differentiable.
+
+    With the angle w of the relative rotation (radians), the center distance t, and the weight lambda:
+
+    - `rotation`: w
+    - `center`: lambda t
+    - `euclidean`: sqrt(w^2 + lambda^2 t^2)
+    - `sum`: w + lambda t
+    - `log`: the Frobenius norm of log(V_a V_b^-1), sqrt(2 |omega|^2 + lambda^2 |u|^2), with the screw motion
+      (omega, u) between the poses
+
+    Args:
+        world_to_camera_a: rigid poses.
+        world_to_camera_b: rigid poses.
+        measure: one of the above.
+        translation_weight: lambda, radians per unit of length (per meter for metric poses).
+
+    Raises:
+        ValueError: an unknown measure.
+
+    Example:
+        >>> import torch
+        >>> a, b = torch.eye(4), torch.eye(4)
+        >>> b[0, 3] = 3.0
+        >>> pose_distances(a, b, "euclidean", translation_weight=0.5).item()
+        1.5
+    """
+    check_choice("measure", measure, PoseMeasure)
+    a, b = world_to_camera_a.double(), world_to_camera_b.double()
+    if measure == "log":
+        omega, u = se3_log(a @ invert_se3(b)).split(3, -1)
+        distance = (2 * omega.square().sum(-1) + translation_weight**2 * u.square().sum(-1)).sqrt()
+    else:
+        angle, centers = pose_distance(a, b)
+        centers = translation_weight * centers
+        if measure == "euclidean":
+            distance = torch.hypot(angle, centers)
+        else:
+            distance = {"rotation": angle, "center": centers, "sum": angle + centers}[measure]
+    # R R^T is the identity up to rounding only, but equal poses must leave the stock attention bit for bit
+    return distance.masked_fill((a == b).all(-1).all(-1), 0.0)
+
+
+def path_length(
+    world_to_camera: Float[Tensor, "N 4 4"], measure: PoseMeasure = "euclidean", translation_weight: int | float = 1.0
+) -> Float[Tensor, " N"]:
+    """Computes the length of the path from the first pose to each, summed over steps; see `pose_distances`."""
+    steps = pose_distances(world_to_camera[1:], world_to_camera[:-1], measure, translation_weight)
+    return torch.cat((steps.new_zeros(1), steps.cumsum(0)))[: len(world_to_camera)]
+
+
+def so3_log(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
+    """Computes the rotation vector omega, |omega| <= pi, with R = exp([omega]x); float64.
+
+    The axis is computed from R - R^T for angles up to pi/2 and from R + R^T beyond, so it is accurate at both ends.
+    """
+    R = R.double()
+    cosine, vector = rotation_parts(R)
+    angle = torch.atan2(vector.norm(dim=-1), cosine)[..., None]
+    near = vector / torch.sinc(angle / torch.pi)  # sinc(x / pi) = sin(x) / x, 1 at 0
+
+    eye = torch.eye(3, dtype=R.dtype, device=R.device)
+    outer = (R + R.mT) / 2 - cosine[..., None, None] * eye  # (1 - cos(angle)) * axis axis^T
+    largest = outer.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    axis = outer.gather(-1, largest[..., None, None].expand(*largest.shape, 3, 1))[..., 0]
+    axis = axis / axis.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(R.dtype).tiny)
+    sign = torch.where((axis * vector).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+    return torch.where(cosine[..., None] > 0, near, sign * angle * axis)
+
+
+def se3_log(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
+    """Computes the twist (omega, u) with M = exp([[[omega]x, u], [0, 0]]), |omega| <= pi; float64."""
+    M = M.double()
+    omega, t = so3_log(M[..., :3, :3]), M[..., :3, 3]
+    square = omega.square().sum(-1, keepdim=True)
+    half = square.sqrt() / 2
+    # (1 - x cot x) / (4 x^2) with x = |omega| / 2; its closed form cancels for small x, where the series replaces it
+    series = 1 / 12 + square / 720 + square.square() / 30240
+    closed = (1 - half * half.cos() / half.sin()) / square
+    cross = torch.linalg.cross(omega, t)
+    u = t - cross / 2 + torch.where(half < 0.01, series, closed) * torch.linalg.cross(omega, cross)
+    return torch.cat((omega, u), -1)
 
 
 def rotation_parts(R: Float[Tensor, "*batch 3 3"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch 3"]]:

@@ -103,14 +103,8 @@ def layout_position_ids(
     if text_after_vision not in ("max_thw", "max_hw"):
         raise ValueError(f"text_after_vision is 'max_thw' or 'max_hw', not {text_after_vision!r}")
     # 1. The time of each temporal patch; still images have time 0.
-    steps = _video_steps(
-        layout, time_index.seconds_per_grid if seconds_per_grid is None else seconds_per_grid, tokens_per_second
-    )
-    if frame_indices is not None:
-        steps = steps._replace(frame=_mean_frame_indices(steps, frame_indices))
-    if cameras is not None:
-        poses, has_camera = _cameras_of_steps(layout, cameras)
-        steps = steps._replace(world_to_camera=poses, has_camera=has_camera)
+    seconds = time_index.seconds_per_grid if seconds_per_grid is None else seconds_per_grid
+    steps = _video_steps(layout, seconds, tokens_per_second, frame_indices, cameras)
     span_of_step, _ = owners(layout.grid[:, 0])
     step_time = torch.zeros_like(span_of_step)
     step_time[layout.is_video[span_of_step]] = time_index(steps).to(step_time)
@@ -141,31 +135,35 @@ def layout_position_ids(
 
 
 def _video_steps(
-    layout: SequenceLayout, seconds_per_grid: int | float | SecondsPerGrid, tokens_per_second: int | float
+    layout: SequenceLayout,
+    seconds_per_grid: int | float | SecondsPerGrid,
+    tokens_per_second: int | float,
+    frame_indices: Sequence[Sequence[int]] | None,
+    cameras: Cameras | None,
 ) -> TemporalPatches:
-    steps = layout.grid[layout.is_video, 0]
+    counts = layout.grid[layout.is_video, 0]
     if isinstance(seconds_per_grid, int | float):
-        seconds_per_grid = [seconds_per_grid] * len(steps)
+        seconds_per_grid = [seconds_per_grid] * len(counts)
     seconds = torch.as_tensor(seconds_per_grid, dtype=torch.float32, device="cpu")
-    if seconds.shape != steps.shape:
-        raise ValueError(f"seconds_per_grid needs one number per video ({len(steps)}), got {tuple(seconds.shape)}")
-    video, step = owners(steps)
-    return TemporalPatches(video, step, seconds[video], tokens_per_second)
+    if seconds.shape != counts.shape:
+        raise ValueError(f"seconds_per_grid needs one number per video ({len(counts)}), got {tuple(seconds.shape)}")
+    frame = None if frame_indices is None else _mean_frame_indices(counts.tolist(), frame_indices)
+    poses, has_camera = (None, None) if cameras is None else _cameras_of_steps(layout, cameras)
+    video, step = owners(counts)
+    return TemporalPatches(video, step, seconds[video], tokens_per_second, frame, poses, has_camera)
 
 
-def _mean_frame_indices(steps: TemporalPatches, frame_indices: Sequence[Sequence[int]]) -> Float[Tensor, " N"]:
-    """The mean raw index of the frames of each temporal patch."""
-    counts = torch.bincount(steps.video).tolist()
+def _mean_frame_indices(counts: Sequence[int], frame_indices: Sequence[Sequence[int]]) -> Float[Tensor, " N"]:
+    """The mean raw index of the frames of each temporal patch, of which each video has `counts`."""
     if len(counts) != len(frame_indices):
         raise ValueError(f"frame_indices needs one list per video ({len(counts)}), got {len(frame_indices)}")
-    means = []
+    means: list[float] = []
     for video, (count, indices) in enumerate(zip(counts, frame_indices, strict=True)):
-        merged = -(-len(indices) // count)
-        whole = [*indices, *[indices[-1]] * (merged * count - len(indices))] if indices else []
-        if not indices or merged * (count - 1) >= len(indices):
+        merged = torch.tensor(indices, dtype=torch.float64).split(max(1, -(-len(indices) // count)))
+        if not indices or len(merged) != count:
             raise ValueError(f"video {video} has {count} temporal patches, but frame_indices has {len(indices)} frames")
-        means.append(torch.tensor(whole, dtype=torch.float64).view(count, merged).mean(1))
-    return torch.cat(means) if means else steps.seconds
+        means += [float(frames.mean()) for frames in merged]  # a copy that is omitted changes no mean
+    return torch.tensor(means, dtype=torch.float64)
 
 
 def _cameras_of_steps(layout: SequenceLayout, cameras: Cameras) -> tuple[Float[Tensor, "N 4 4"], Bool[Tensor, " N"]]:

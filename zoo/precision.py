@@ -28,12 +28,9 @@ def highest_matmul_precision(device: torch.device) -> Iterator[None]:
     pose, which is an error of centimeters at ten meters.
     """
     allowed = torch.get_float32_matmul_precision()
-    with full_precision(device):
-        if allowed == "highest":
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with full_precision(device):
             yield
-            return
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(allowed)
+    finally:
+        torch.set_float32_matmul_precision(allowed)

@@ -1,23 +1,22 @@
-"""Greedy answers to many questions about a scene, whose shared prefix is read once into the KV cache."""
+"""Greedy answers to many questions about a scene; their shared prefix is read into the KV cache once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.backbones.base import Backbone
-from zoo.question_masks import PREFIX
-from zoo.shared_prefix import shared_length
+from zoo.scenes import SceneTokens
+from zoo.shared_prefix import PREFIX, shared_length
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
 
 TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
-
-
-# from the token ids (1, L) of a prefix and its scene to the decoder's inputs
-BuildInputs = Callable[[Tensor, int], Mapping[str, Any]]
 
 
 class Reply(NamedTuple):
@@ -65,7 +64,8 @@ class CachedPrefix:
             try:
                 found = self._together(some, max_new_tokens)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                is_out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+                if not is_out_of_memory and "can't allocate memory" not in str(error):  # torch's, on the CPU
                     raise
                 if len(some) == 1:
                     replies.append(Reply([], f"no memory for this question alone: {error}"))
@@ -82,12 +82,8 @@ class CachedPrefix:
         self._rewind()
         stops = self.backbone.stop_tokens
         alone = len(questions) == 1
-        hidden = self._read(
-            [token for question in questions for token in question],
-            [place for question in questions for place in range(len(question))],
-            [number for number, question in enumerate(questions) for _ in question],
-            alone,
-        )
+        tokens = [(token, place, n) for n, question in enumerate(questions) for place, token in enumerate(question)]
+        hidden = self._read(tokens, alone)
         ends = torch.tensor([len(question) for question in questions]).cumsum(0) - 1
         hidden = hidden[ends.to(hidden.device)]
         answers: list[list[int]] = [[] for _ in questions]
@@ -95,17 +91,16 @@ class CachedPrefix:
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.backbone.lm_head(hidden)
-            broken, tokens = (~logits.amax(-1).isfinite()).tolist(), logits.argmax(-1).tolist()
-            for number, token, is_broken in zip(going, tokens, broken, strict=True):
+            broken, found = (~logits.amax(-1).isfinite()).tolist(), logits.argmax(-1).tolist()
+            for n, token, is_broken in zip(going, found, broken, strict=True):
                 if is_broken:
-                    errors[number] = f"the logits of token {step + 1} of the answer are not finite"
+                    errors[n] = f"the logits of token {step + 1} of the answer are not finite"
                 else:
-                    answers[number].append(token)
-            going = [number for number in going if number not in errors and answers[number][-1] not in stops]
+                    answers[n].append(token)
+            going = [n for n in going if n not in errors and answers[n][-1] not in stops]
             if not going or step + 1 == max_new_tokens:
                 break
-            places = [len(questions[number]) + step for number in going]
-            hidden = self._read([answers[number][-1] for number in going], places, going, alone)
+            hidden = self._read([(answers[n][-1], len(questions[n]) + step, n) for n in going], alone)
         return [Reply([], errors[n]) if n in errors else Reply(ids) for n, ids in enumerate(answers)]
 
     def _rewind(self) -> None:
@@ -114,16 +109,15 @@ class CachedPrefix:
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
 
-    def _read(self, ids: list[int], places: list[int], questions: list[int], alone: bool) -> Float[Tensor, "T D"]:
-        """Hidden states of more tokens: their ids, places after the prefix, and questions (from 0)."""
-        device = self.groups.device
-        rows: Int[Tensor, "3 T"] = torch.tensor([ids, places, questions], device=device)
+    def _read(self, tokens: Sequence[tuple[int, int, int]], alone: bool) -> Float[Tensor, "T D"]:
+        """Hidden states of more tokens: each its id, its place after the prefix, and its question (from 0)."""
+        rows: Int[Tensor, "3 T"] = torch.tensor(tokens, device=self.groups.device).T
         hidden = []
-        for tokens, place, question in (part.unbind() for part in rows.split(TOKENS_AT_ONCE, 1)):
+        for ids, place, question in (part.unbind() for part in rows.split(TOKENS_AT_ONCE, 1)):
             group = question[None] + PREFIX + 1
             self.groups = torch.cat((self.groups, group), 1)
             inputs = {
-                "input_ids": tokens[None],
+                "input_ids": ids[None],
                 "position_ids": (self.next_position + place).expand(3, 1, -1),
                 "attention_mask": None if alone else self.backbone.question_mask(group, self.groups),
                 "camera_encoding": self.encoding,
@@ -133,14 +127,10 @@ class CachedPrefix:
         return torch.cat(hidden)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the GPU or the machine had no memory left: torch has an error class for the GPU only."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
+@torch.no_grad()
 def answer_questions(
-    backbone: Backbone,
-    build_inputs: BuildInputs,
+    model: SpatialVLM,
+    scenes: Sequence[SceneTokens],
     prompts: Sequence[Sequence[int]],
     scene_index: Sequence[int],
     max_new_tokens: int,
@@ -149,8 +139,8 @@ def answer_questions(
     """Answers prompts about encoded scenes; the prefix that prompts of one scene share is read once.
 
     Args:
-        backbone: the decoder to ask.
-        build_inputs: makes the decoder's inputs from the token ids of a prefix and the number of its scene.
+        model: the model to ask.
+        scenes: from its `encode_scenes`.
         prompts: token ids without padding.
         scene_index: the scene of each prompt.
         max_new_tokens: the longest answer.
@@ -159,16 +149,14 @@ def answer_questions(
     Returns:
         One reply per prompt, in the same order.
     """
+    backbone = model.backbone
     visual, context, device = backbone.placeholders.visual, backbone.context_length, backbone.like.device
     replies: dict[int, Reply] = {}
     rows_of: dict[int, list[int]] = {}
     for row, (prompt, scene) in enumerate(zip(prompts, scene_index, strict=True)):
         if len(prompt) + max_new_tokens > context:
-            replies[row] = Reply(
-                [],
-                f"the prompt has {len(prompt)} tokens and its answer up to {max_new_tokens}, more than the {context} "
-                "of the model's context",
-            )
+            error = f"the prompt has {len(prompt)} tokens and its answer up to {max_new_tokens}"
+            replies[row] = Reply([], f"{error}, more than the {context} of the model's context")
         else:
             rows_of.setdefault(scene, []).append(row)
     for scene, rows in rows_of.items():
@@ -178,9 +166,8 @@ def answer_questions(
             if not length:
                 raise ValueError("a prompt that ends with its video asks no question")
             ids = torch.tensor([list(prompts[family[0]][:length])], device=device)
+            inputs = model.build_inputs(ids, torch.ones_like(ids), scenes, [[scene]])
             questions = [prompts[row][length:] for row in family]
-            answered = CachedPrefix(backbone, build_inputs(ids, scene)).answer(
-                questions, max_new_tokens, questions_per_batch
-            )
+            answered = CachedPrefix(backbone, inputs).answer(questions, max_new_tokens, questions_per_batch)
             replies.update(zip(family, answered, strict=True))
     return [replies[row] for row in range(len(prompts))]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zoo.atomic_io import write_json, write_whole
 from zoo.backbones.base import BackboneLoader
 from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError
@@ -56,7 +56,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
     sources = _released_files(model)
     if full:
         parts = _with_copies(parts, sources, folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own_tensors(model).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _own_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
         "library_name": LIBRARY,
@@ -65,7 +65,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
         "frozen": {path: [file_fingerprint(file) for file in files] for path, files in sources.items()},
         "full": full,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, config)
     model.backbone.preprocessor.save_pretrained(str(folder))
     released = [path for path in sources if not Path(path).exists()]
     card = CARD.format(
@@ -75,7 +75,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
         parts=yaml.safe_dump(parts, sort_keys=False),
         frozen="".join(f"\nFrozen weights are read from `{path}`.\n" for path in sources if not full),
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_whole(folder / "README.md", card)
 
 
 def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any:
@@ -83,32 +83,49 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
     name = str(path)
     local = Path(path).expanduser()
     if (local / RUN_CONFIG).is_file():
-        return _of_run(kind, local, overrides)
+        return _of_run(local, overrides)
     folder = find_folder(name, "Qwen/Qwen2.5-VL-3B-Instruct")
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
         return _released(kind, name, config, overrides)
-    model = _build(kind, config["model"], overrides, folder if config.get("full") else None)
+    parts = with_overrides(config["model"], overrides)
+    if config.get("full"):
+        parts = _with_paths(parts, lambda path: str(folder / path) if (folder / path).exists() else path)
+    model = from_config(kind, parts)
     if not config.get("full"):
         _check_frozen(model, config.get("frozen", {}), folder)
     model.data_config = config.get("data") or {}
     return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
 
 
-def own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
-    """Trained tensors, and those that no released file restores; a tied weight once."""
-    parameters = dict(model.named_parameters())
-    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
-    every: dict[str, Tensor] = {**parameters, **{n: t for n, t in buffers.items() if n not in tied}}
-    return {
-        name: tensor
-        for name, tensor in every.items()
-        if tensor.requires_grad or name in model.loaded_names or not model.restored_by_files(name)
-    }
+def saved_names(module: nn.Module, restored_by_files: Callable[[str], bool]) -> set[str]:
+    """Names of the trained tensors, and of those that no released file restores; a tied weight by all of its names."""
+    trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return trained | {name for name in module.state_dict() if not restored_by_files(name)}
 
 
-def _of_run(kind: Any, run: Path, overrides: Mapping[str, Any]) -> Any:
+def check_loaded(result: Any, wanted: set[str], source: str) -> None:
+    """Checks the result of `load_state_dict`.
+
+    Raises:
+        InputError: a tensor of `wanted` is missing, or one is unexpected.
+    """
+    missing = sorted(wanted.intersection(result.missing_keys))
+    if missing or result.unexpected_keys:
+        raise InputError(
+            f"{source} is of another model: missing {missing[:5]} ({len(missing)}), unexpected "
+            f"{result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
+        )
+
+
+def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
+    """The tensors of `saved_names`; a tied weight once."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    names = saved_names(model, model.restored_by_files) - (every.keys() - dict(model.named_parameters()).keys())
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
+
+
+def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
     settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
     # the task is named by its class path: the model does not import what is built on top of it
     task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
@@ -139,22 +156,14 @@ def _loaders(base: Any = BackboneLoader) -> Iterator[type[BackboneLoader]]:
         yield from _loaders(loader)
 
 
-def _build(kind: Any, config: Mapping[str, Any], overrides: Mapping[str, Any], copies: Path | None) -> Any:
-    return from_config(kind, _resolved(with_overrides(config, overrides), copies))
-
-
-def _resolved(config: Any, copies: Path | None) -> Any:
-    """Paths of copied weights, relative to the folder, as absolute ones."""
-    if copies is None:
+def _with_paths(config: Any, changed: Callable[[str], str]) -> Any:
+    """The configuration with each `path` in it changed."""
+    if not isinstance(config, dict):
         return config
-    if isinstance(config, dict):
-        return {
-            key: str(copies / value)
-            if key == "path" and isinstance(value, str) and (copies / value).exists()
-            else _resolved(value, copies)
-            for key, value in config.items()
-        }
-    return config
+    return {
+        key: changed(value) if key == "path" and isinstance(value, str) else _with_paths(value, changed)
+        for key, value in config.items()
+    }
 
 
 def _released_files(model: SpatialVLM) -> dict[str, tuple[Path, ...]]:
@@ -178,14 +187,7 @@ def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Pa
         for file in {*files, *beside}:
             shutil.copyfile(file, target / file.name)
         names[path] = str(target.relative_to(folder))
-
-    def renamed(config: Any) -> Any:
-        if isinstance(config, dict):
-            return {key: names.get(value, value) if key == "path" and isinstance(value, str) else renamed(value)
-                    for key, value in config.items()}  # fmt: skip
-        return config
-
-    return renamed(parts)
+    return _with_paths(parts, lambda path: names.get(path, path))
 
 
 def _check_frozen(model: SpatialVLM, recorded: Mapping[str, list[str]], folder: Path) -> None:
@@ -200,16 +202,10 @@ def _check_frozen(model: SpatialVLM, recorded: Mapping[str, list[str]], folder: 
 
 
 def _filled(model: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
-    wanted = own_tensors(model) if not model.loaded_names else {}
-    result = model.load_state_dict(dict(tensors), strict=False)
-    missing = sorted(name for name in result.missing_keys if name in wanted and not model.restored_by_files(name))
-    if missing or result.unexpected_keys:
-        raise InputError(
-            f"{source} is of another model: missing {missing[:5]} ({len(missing)}), unexpected "
-            f"{result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
-        )
+    _frozen(model)
+    check_loaded(model.load_state_dict(dict(tensors), strict=False), set(_own_tensors(model)), source)
     model.loaded_names = frozenset(tensors)
-    return _frozen(model)
+    return model
 
 
 def _frozen(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the parts of a model read, and so what a model needs of the data."""
+"""Requirements of a model on the data, computed from its parts."""
 
 from __future__ import annotations
 
@@ -6,30 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from zoo.encodings.base import CameraEncoding
-from zoo.encodings.view_mixer import ViewMixer
+from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.time_index import TimeIndex, TimestampIndex
 
 CameraSource = Literal["dataset", "predicted", "auto"]
-
-
-@dataclass(frozen=True)
-class DataRequirements:
-    """Inputs beside the backbone's pixels and the questions.
-
-    Attributes:
-        cameras: the dataset's pose and intrinsics for each frame; a scene without is an error.
-        depth: the dataset's depth map for each frame; a scene without is an error.
-        frames: RGB frames in the size that the backbone sees, for a geometry encoder.
-        timestamps: the clip's own seconds per temporal patch, for a time index that uses them.
-    """
-
-    cameras: bool = False
-    depth: bool = False
-    frames: bool = False
-    timestamps: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,30 +46,27 @@ class CameraUse:
         """Whether depth in the unit of the cameras is used."""
         return self.points or self.median_depth
 
-    def of_predicted(self, source: CameraSource, geometry: GeometryEncoder | None) -> bool:
+    def may_be_predicted(self, source: CameraSource, geometry: GeometryEncoder | None) -> bool:
         """Whether cameras may come from the geometry encoder."""
         is_asked = source == "predicted" or (source == "auto" and not self.depth)
         return self.cameras and is_asked and geometry is not None and geometry.predicts_cameras
 
-    def requirements(
-        self, source: CameraSource, geometry: GeometryEncoder | None, uses_tokens: bool, time_index: TimeIndex
-    ) -> DataRequirements:
-        """What a model with these parts needs of the data.
 
-        Args:
-            source: whose cameras the parts get.
-            geometry: the encoder, if there is one.
-            uses_tokens: whether its 3D tokens reach the decoder.
-            time_index: the time component of the position ids.
-        """
-        predicts = self.of_predicted(source, geometry)
-        read = geometry if uses_tokens else None
-        return DataRequirements(
-            cameras=(self.cameras and not predicts) or (read is not None and read.requires_cameras),
-            depth=(self.depth and source != "predicted") or (read is not None and read.requires_depth),
-            frames=(uses_tokens or predicts) and geometry is not None and geometry.requires_frames,
-            timestamps=time_index.real_time,
-        )
+@dataclass(frozen=True)
+class DataRequirements:
+    """Inputs beside the backbone's pixels and the questions.
+
+    Attributes:
+        cameras: the dataset's pose and intrinsics for each frame; a scene without is an error.
+        depth: the dataset's depth map for each frame; a scene without is an error.
+        frames: RGB frames in the size that the backbone sees, for a geometry encoder.
+        timestamps: the clip's own seconds per temporal patch, for a time index that uses them.
+    """
+
+    cameras: bool = False
+    depth: bool = False
+    frames: bool = False
+    timestamps: bool = False
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None) -> TimeIndex:
@@ -112,13 +91,10 @@ def check_geometry(
     geometry: GeometryEncoder | None, source: CameraSource, *, uses_cameras: bool, uses_tokens: bool
 ) -> None:
     """Raises an InputError if the parts ask the geometry encoder for more than it has."""
-    if source == "predicted" and not uses_cameras:
+    if source == "predicted" and not (uses_cameras and geometry and geometry.predicts_cameras):
         raise InputError(
-            "--model.camera_source predicted has no effect without --model.camera_encoding or --model.view_mixer"
-        )
-    if source == "predicted" and not (geometry and geometry.predicts_cameras):
-        raise InputError(
-            "--model.camera_source predicted needs a --model.geometry that predicts them, such as PretrainedVGGT"
+            "--model.camera_source predicted needs a --model.geometry that predicts cameras, such as PretrainedVGGT, "
+            "and a part that reads them: --model.camera_encoding or --model.view_mixer"
         )
     if uses_tokens and not (geometry and geometry.width):
         raise InputError("--model.fusion needs 3D tokens: name their encoder with --model.geometry")

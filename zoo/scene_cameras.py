@@ -16,12 +16,11 @@ from zoo.geometry.base import SceneGeometry
 from zoo.poses import invert_se3
 from zoo.rays import token_points
 from zoo.requirements import CameraUse
-from zoo.scenes import SceneInputs, SceneTokens
+from zoo.scenes import PatchCameras, SceneTokens
 from zoo.sequence_layout import SequenceLayout, is_contiguous
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 MergedCamera = Literal["first", "last", "mean"]
-PatchCameras = tuple[Float[Tensor, "t 4 4"], Float[Tensor, "t 3 3"], Bool[Tensor, " t"]]
 
 # ---- frames to temporal patches -------------------------------------------------------------------------------
 
@@ -36,8 +35,7 @@ def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -
             other's.
 
     Returns:
-        Poses, intrinsics, and which of them are valid. The first valid camera stands in for the others, since a
-        reference view may be chosen among them.
+        The first valid camera stands in for those that are not, since a reference view may be chosen among them.
 
     Raises:
         ValueError: a scene without cameras.
@@ -59,7 +57,7 @@ def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -
         known = has_camera[:, None, None]
         patch_poses = torch.where(known, patch_poses, patch_poses[stand_in])
         patch_K = torch.where(known, patch_K, patch_K[stand_in])
-    return patch_poses, patch_K, has_camera
+    return PatchCameras(patch_poses, patch_K, has_camera)
 
 
 def scene_points(scene: SceneGeometry, merged_camera: MergedCamera = "first") -> Float[Tensor, "t h w 3"]:
@@ -99,28 +97,26 @@ def _midpoint(poses: Float[Tensor, "N pair 4 4"]) -> Float[Tensor, "N 4 4"]:
     return invert_se3(middle).to(poses.dtype)
 
 
-def add_cameras(
-    encoded: SceneTokens, scene: SceneInputs, geometry: SceneGeometry | None, use: CameraUse, merged: MergedCamera
-) -> None:
-    """Adds one camera per temporal patch to an encoded scene, and what the camera parts use beside it.
+def add_cameras(encoded: SceneTokens, geometry: SceneGeometry | None, use: CameraUse, merged: MergedCamera) -> None:
+    """Adds one camera per temporal patch to an encoded scene, and the depth and features that the camera parts read.
 
     Args:
-        encoded: changed in place; left as it is where there are no cameras.
-        scene: its inputs.
+        encoded: changed in place; unchanged if there are no cameras.
         geometry: the dataset's, or the geometry encoder's for a scene whose cameras are predicted.
         use: what the camera parts read.
         merged: the camera of two merged frames.
     """
+    scene = encoded.scene
     if scene.cameras is not None and geometry is scene.geometry:
-        encoded.world_to_camera, encoded.K_normalized = scene.cameras.world_to_camera[0], scene.cameras.K_normalized[0]
-        encoded.has_camera = scene.has_camera
+        poses, K = scene.cameras.world_to_camera[0], scene.cameras.K_normalized[0]
+        every = torch.ones(len(poses), dtype=torch.bool, device=poses.device)
+        encoded.cameras = PatchCameras(poses, K, every if scene.has_camera is None else scene.has_camera)
     elif geometry is not None and geometry.knows_cameras:
-        encoded.world_to_camera, encoded.K_normalized, encoded.has_camera = merge_cameras(geometry, merged)
-    else:
-        return
-    if geometry is not None and not (scene.cameras is not None and geometry is scene.geometry):
+        encoded.cameras = merge_cameras(geometry, merged)
         encoded.points = scene_points(geometry, merged).flatten(0, 2) if use.points else None
         encoded.median_depth = median_depth(geometry) if use.median_depth else None
+    else:
+        return
     if use.balanced_reference:
         encoded.view_features = encoded.tokens.mean(1)
 
@@ -128,13 +124,17 @@ def add_cameras(
 # ---- temporal patches to sequences ----------------------------------------------------------------------------
 
 
-def stack_cameras(scenes: Sequence[SceneTokens]) -> tuple[Cameras, Bool[Tensor, "B t"] | None]:
-    """The cameras of scenes with equally many temporal patches, one sample each; and which are valid, None for all."""
-    poses, K, given = zip(*((s.world_to_camera, s.K_normalized, s.has_camera) for s in scenes), strict=True)
-    cameras = Cameras(torch.stack(poses), torch.stack(K))
-    has_camera = None if any(each is None for each in given) else torch.stack(given)
-    present = cameras.used_mask() if has_camera is None else has_camera
-    return with_scene_facts(cameras, [[scene] for scene in scenes], present), has_camera
+def stack_cameras(rows: Sequence[Sequence[SceneTokens]]) -> tuple[Cameras, Bool[Tensor, "B C"]]:
+    """The cameras of each row's scenes one after another, and which of them are valid; identities fill shorter rows."""
+    joined = [[torch.cat(each) for each in zip(*(scene.cameras for scene in row), strict=True)] for row in rows]
+    like = next(cameras[0] for cameras in joined if cameras)
+    steps = [len(cameras[0]) if cameras else 0 for cameras in joined]
+    poses, K = (torch.eye(n, dtype=like.dtype, device=like.device).repeat(len(rows), max(steps), 1, 1) for n in (4, 3))
+    present = torch.zeros(len(rows), max(steps), dtype=torch.bool, device=like.device)
+    for i, cameras in enumerate(joined):
+        if cameras:
+            poses[i, : steps[i]], K[i, : steps[i]], present[i, : steps[i]] = cameras
+    return with_scene_facts(Cameras(poses, K), rows, present), present
 
 
 def sequence_cameras(
@@ -148,48 +148,36 @@ def sequence_cameras(
         given: cameras of each sequence, instead of those of the scenes.
 
     Returns:
-        None where there are no cameras.
+        None if there are no cameras.
 
     Raises:
         InputError: some scenes have cameras and others do not; a video stands between the images of a sequence.
     """
-    scenes = [scene for row in rows for scene in row]
-    known = [scene.world_to_camera for scene in scenes if scene.world_to_camera is not None]
-    if not known and (given is None or (given.index is None and not scenes)):
+    known = [scene.cameras is not None for row in rows for scene in row]
+    if not any(known) and (given is None or (given.index is None and not known)):
         return None
     if not is_contiguous(layout.spans):
         raise InputError("a sequence with a video between its images can't have cameras: put the images side by side")
     if given is not None:
         cameras = with_scene_facts(given, rows, given.used_mask())
         return cameras if cameras.index is not None else cameras.with_index(layout.camera_index())
-    if len(known) != len(scenes):
+    if not all(known):
         raise InputError("a scene without cameras beside others that have some: give cameras to all of a batch")
-    steps = [sum(scene.num_steps for scene in row) for row in rows]
-    like = known[0]
-    poses = torch.eye(4, dtype=like.dtype, device=like.device).repeat(len(rows), max(steps), 1, 1)
-    K = torch.eye(3, dtype=like.dtype, device=like.device).repeat(len(rows), max(steps), 1, 1)
-    present = torch.zeros(len(rows), max(steps), dtype=torch.bool, device=like.device)
-    for i, row in enumerate(rows):
-        if row:
-            poses[i, : steps[i]] = torch.cat([scene.world_to_camera for scene in row])  # type: ignore[misc]
-            K[i, : steps[i]] = torch.cat([scene.K_normalized for scene in row])  # type: ignore[misc]
-            present[i, : steps[i]] = torch.cat([scene.camera_mask for scene in row])
-    return with_scene_facts(Cameras(poses, K), rows, present).with_index(layout.camera_index(present))
+    cameras, present = stack_cameras(rows)
+    return cameras.with_index(layout.camera_index(present))
 
 
 def with_scene_facts(cameras: Cameras, rows: Sequence[Sequence[SceneTokens]], present: Bool[Tensor, "B C"]) -> Cameras:
     """The cameras with the balanced reference view and the median depth of each row's scenes, where those are known."""
-    scenes = [scene for row in rows for scene in row]
-    if any(scene.view_features is not None for scene in scenes):
-        features = [scene.view_features for scene in scenes if scene.view_features is not None]
-        samples = [i for i, row in enumerate(rows) for _ in row]
-        steps = [len(feature) for feature in features]
-        cameras = cameras.with_reference(balanced_views(features, steps, samples, present))
-    if any(scene.median_depth is not None for scene in scenes):
+    pairs = [(i, scene) for i, row in enumerate(rows) for scene in row]
+    features = [(i, scene.view_features) for i, scene in pairs if scene.view_features is not None]
+    if features:
+        samples, views = zip(*features, strict=True)
+        cameras = cameras.with_reference(balanced_views(views, [len(each) for each in views], samples, present))
+    depths = {i: scene.median_depth for i, scene in pairs if scene.median_depth is not None}
+    if depths:
         depth = torch.ones(len(rows), device=cameras.world_to_camera.device)
-        for i, row in enumerate(rows):
-            for scene in row:
-                if scene.median_depth is not None:
-                    depth[i] = scene.median_depth
+        for i, median in depths.items():
+            depth[i] = median
         cameras = cameras.with_median_depth(depth)
     return cameras

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from zoo.backbones.base import Backbone
-from zoo.encodings.view_mixer import ViewMixer
+from zoo.encodings.base import ViewMixer
 from zoo.fusions import Fusion
 from zoo.geometry.base import SceneGeometry
 from zoo.scene_cameras import stack_cameras
-from zoo.scenes import SceneInputs, SceneTokens, media_grids
+from zoo.scenes import SceneInputs, SceneTokens
 from zoo.sequence_layout import MediaKind
 
 
 def encode_vision(backbone: Backbone, scenes: Sequence[SceneInputs]) -> list[Float[Tensor, "_N D"]]:
     """The 2D tokens of each scene: one call of the vision tower for all videos, and one for all images."""
     found: dict[int, Tensor] = {}
-    kinds: tuple[MediaKind, ...] = ("video", "image")
-    for kind in kinds:
+    for kind in get_args(MediaKind):
         members = [i for i, scene in enumerate(scenes) if scene.kind == kind]
         if not members:
             continue
         pixels = [scenes[i].pixel_values for i in members]
-        grids = [media_grids(kind, scenes[i].grid_thw) for i in members]
+        grids = [scenes[i].media_grids for i in members]
         device = "cpu" if pixels[0].is_meta else pixels[0].device  # the tower reads the numbers of a grid
         tokens = backbone.encode_vision(
             pixels[0] if len(pixels) == 1 else torch.cat(pixels), torch.cat(grids).to(device)
@@ -47,7 +47,7 @@ def fuse_scenes(
 ) -> None:
     """Mixes the views of each scene and fuses its 2D and 3D tokens, in place.
 
-    Scenes of one grid are fused as one long scene, since no temporal patch knows of another.
+    Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
 
     Args:
         scenes: with their 2D tokens.
@@ -56,25 +56,26 @@ def fuse_scenes(
         view_mixer: None mixes nothing.
         spatial_merge_size: patches per side in one visual token.
     """
+    if fusion is None and view_mixer is None:
+        return
     groups: dict[tuple[int, ...], list[int]] = {}
-    for i, scene in enumerate(scenes):
-        groups.setdefault(tuple(scene.grid_thw.tolist()), []).append(i)
+    for i, encoded in enumerate(scenes):
+        groups.setdefault(tuple(encoded.scene.grid_thw.tolist()), []).append(i)
     for (steps, *sides), members in groups.items():
         same = [scenes[i] for i in members]
+        tokens = torch.cat([encoded.tokens.flatten(0, 1) for encoded in same])
         mix = None
-        if view_mixer is not None and all(scene.world_to_camera is not None for scene in same):
-            cameras, has_camera = stack_cameras(same)
+        if view_mixer is not None and all(encoded.cameras is not None for encoded in same):
+            cameras, has_camera = stack_cameras([[encoded] for encoded in same])
             grid = (steps, *(side // spatial_merge_size for side in sides))
             mix = partial(view_mixer, cameras=cameras, grid=grid, has_camera=has_camera)
-        if fusion is None and mix is None:
-            continue
-        tokens = torch.cat([scene.tokens.flatten(0, 1) for scene in same])
-        if fusion is None:
-            assert mix is not None
-            fused = mix(tokens).unflatten(0, (steps * len(same), -1))
-        else:
+        if fusion is not None:
             known = [each for i in members if (each := geometry[i]) is not None and fusion.uses_geometry]
             read = SceneGeometry.joined(known) if len(known) == len(same) else None
             fused = fusion(tokens, torch.tensor([steps * len(same), *sides]), read, mix)
-        for scene, each in zip(same, fused.split(steps), strict=True):
-            scene.tokens = each
+        elif mix is not None:
+            fused = mix(tokens).unflatten(0, (steps * len(same), -1))
+        else:
+            continue
+        for encoded, each in zip(same, fused.split(steps), strict=True):
+            encoded.tokens = each

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.sequence_layout import MediaKind
+from zoo.sequence_layout import MediaKind, MediaSpan, SequenceLayout
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class SceneInputs:
@@ -54,6 +57,15 @@ class SceneInputs:
         """Temporal patches."""
         return int(self.grid_thw[0])
 
+    @property
+    def media_grids(self) -> Int[Tensor, "M 3"]:
+        """(t, h, w) of each medium in the prompt: one video, or each still image."""
+        if self.kind == "video":
+            return self.grid_thw[None]
+        one = self.grid_thw.clone()
+        one[0] = 1
+        return one.repeat(self.num_steps, 1)
+
     def to(self, device: torch.device | str, **_: Any) -> SceneInputs:
         """The same scene on another device; the grid stays where it is, since its numbers are read on the host."""
         other = copy(self)
@@ -63,76 +75,149 @@ class SceneInputs:
         return other
 
 
+class PatchCameras(NamedTuple):
+    """One camera per temporal patch of a scene.
+
+    Attributes:
+        world_to_camera: poses.
+        K_normalized: intrinsics, see `zoo.cameras.normalize_intrinsics`.
+        has_camera: the temporal patches whose camera is valid.
+    """
+
+    world_to_camera: Float[Tensor, "t 4 4"]
+    K_normalized: Float[Tensor, "t 3 3"]
+    has_camera: Bool[Tensor, " t"]
+
+
+@dataclass(eq=False)
 class SceneTokens:
     """One encoded scene: the decoder's visual tokens, and the cameras they belong to.
 
     Args:
+        scene: what was encoded.
         tokens: visual tokens of each temporal patch, in the decoder's width: those on the 2D grid, then extra tokens.
-        grid_thw: as of the `SceneInputs`.
-        kind: "video" or "image".
-        world_to_camera: one pose per temporal patch; None for a model that uses no cameras.
-        K_normalized: intrinsics likewise, see `zoo.cameras.normalize_intrinsics`.
-        has_camera: the temporal patches whose camera is valid.
+        cameras: None for a model that uses none, or a scene without.
         points: the 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
         median_depth: of all pixels of the scene; for an encoding that divides lengths by it.
         view_features: the mean 2D token of each temporal patch; for a reference view chosen by them.
-        frame_indices: as of the `SceneInputs`.
-        seconds_per_grid: as of the `SceneInputs`.
     """
 
-    def __init__(
-        self,
-        tokens: Float[Tensor, "t n D"],
-        grid_thw: Int[Tensor, " 3"],
-        *,
-        kind: MediaKind = "video",
-        world_to_camera: Float[Tensor, "t 4 4"] | None = None,
-        K_normalized: Float[Tensor, "t 3 3"] | None = None,
-        has_camera: Bool[Tensor, " t"] | None = None,
-        points: Float[Tensor, "tokens 3"] | None = None,
-        median_depth: Float[Tensor, ""] | None = None,
-        view_features: Float[Tensor, "t C"] | None = None,
-        frame_indices: Sequence[int] | None = None,
-        seconds_per_grid: float | None = None,
-    ) -> None:
-        self.tokens, self.grid_thw, self.kind = tokens, grid_thw, kind
-        self.world_to_camera, self.K_normalized, self.has_camera = world_to_camera, K_normalized, has_camera
-        self.points, self.median_depth, self.view_features = points, median_depth, view_features
-        self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
+    scene: SceneInputs
+    tokens: Float[Tensor, "t n D"]
+    cameras: PatchCameras | None = None
+    points: Float[Tensor, "tokens 3"] | None = None
+    median_depth: Float[Tensor, ""] | None = None
+    view_features: Float[Tensor, "t C"] | None = None
 
-    @classmethod
-    def of(cls, scene: SceneInputs, visual: Float[Tensor, "N D"]) -> SceneTokens:
-        """The 2D tokens of a scene, before its cameras and fusion."""
-        return cls(
-            visual.unflatten(0, (scene.num_steps, -1)),
-            scene.grid_thw,
-            kind=scene.kind,
-            frame_indices=scene.frame_indices,
-            seconds_per_grid=scene.seconds_per_grid,
+
+class Media(TypedDict, total=False):
+    """What the sequences of a batch show, in the order in which it appears in them.
+
+    pixel_values_videos (patches, channels) and video_grid_thw (V, 3); pixel_values and image_grid_thw likewise for
+    still images; frames: one (T, 3, H, W) tensor in 0..1 per video, for models with a geometry encoder, where the
+    images of a sequence are one scene and each is doubled; seconds_per_grid: one per video, None is 1.0; frame_indices:
+    the raw frames of each video, for a time index that uses them; cameras: of each sequence, one per temporal patch.
+    """
+
+    pixel_values_videos: Tensor | None
+    video_grid_thw: Tensor | None
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    frames: list[Tensor] | None
+    seconds_per_grid: list[float] | Tensor | None
+    frame_indices: Sequence[Sequence[int]] | None
+    cameras: Cameras | None
+
+
+def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInputs], list[list[int]]]:
+    """The scenes of a batch, and which of them each sequence shows.
+
+    Each video is a scene; all still images of a sequence together are one, as in Spatial-MLLM.
+
+    Raises:
+        InputError: frames or cameras of other media than the sequences show, or images of several sizes in a sequence.
+    """
+    cameras = media.get("cameras")
+    if cameras is not None and len(cameras) != layout.shape[0]:
+        raise InputError(f"expected cameras for {layout.shape[0]} sequences, got {len(cameras)}")
+    groups: dict[tuple[int, str, int], list[MediaSpan]] = {}
+    for span in layout.spans:
+        groups.setdefault((span.row, span.kind, span.number if span.kind == "video" else 0), []).append(span)
+    pixels = {
+        "video": _split(media.get("pixel_values_videos"), media.get("video_grid_thw")),
+        "image": _split(media.get("pixel_values"), media.get("image_grid_thw")),
+    }
+    frames = media.get("frames")
+    if frames is not None and len(frames) not in (len(layout.spans), len(groups)):
+        raise InputError(
+            f"{len(frames)} entries of frames, and the sequences show {len(layout.spans)} videos and images in "
+            f"{len(groups)} scenes: give one entry each"
         )
+    seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
+    scenes: list[SceneInputs] = []
+    scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]
+    for number, spans in enumerate(groups.values()):
+        row, kind = spans[0].row, spans[0].kind
+        grids = torch.stack([pixels[kind][1][span.number] for span in spans])
+        if (grids[:, 1:] != grids[0, 1:]).any():
+            raise InputError(f"the images of a sequence are one scene and need one size, got grids {grids.tolist()}")
+        values = [pixels[kind][0][span.number] for span in spans]
+        scene = SceneInputs(
+            values[0] if len(values) == 1 else torch.cat(values),
+            torch.cat((grids[:, :1].sum(0), grids[0, 1:])),
+            kind=kind,
+            frames=None if frames is None else _two_per_patch(frames, number, spans, layout.spans),
+            frame_indices=None if indices is None or kind == "image" else indices[spans[0].number],
+            seconds_per_grid=None if seconds is None or kind == "image" else float(seconds[spans[0].number]),
+        )
+        if cameras is not None:
+            first = int(layout.steps_before[layout.spans.index(spans[0])])
+            scene.cameras = cameras[[row]].span(first, scene.num_steps)
+            scene.has_camera = cameras.used_mask()[row, cameras[[row]].spanned(first, scene.num_steps)[1][0]]
+            scene.geometry = SceneGeometry(
+                world_to_camera=scene.cameras.world_to_camera[0].repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
+                K_normalized=scene.cameras.K_normalized[0].repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
+            )
+        scenes.append(scene)
+        scene_index[row].append(number)
+    return scenes, scene_index
 
-    @property
-    def num_steps(self) -> int:
-        """Temporal patches."""
-        return int(self.grid_thw[0])
 
-    @property
-    def camera_mask(self) -> Bool[Tensor, " t"]:
-        """The temporal patches whose camera is valid."""
-        if self.has_camera is not None:
-            return self.has_camera
-        return torch.ones(self.num_steps, dtype=torch.bool, device=self.tokens.device)
-
-    @property
-    def media_grids(self) -> Int[Tensor, "M 3"]:
-        """(t, h, w) of each medium in the prompt: one video, or each still image."""
-        return media_grids(self.kind, self.grid_thw)
+def _split(pixels: Tensor | None, grid_thw: Tensor | None) -> tuple[Sequence[Tensor], Tensor]:
+    """The patches and the grid of each video or image; grids are read on the host."""
+    if grid_thw is None:
+        return (), torch.empty(0, 3, dtype=torch.long)
+    grids = grid_thw.cpu()
+    if pixels is None:
+        raise InputError(f"{len(grids)} grids without pixel values: give pixel_values_videos or pixel_values")
+    return pixels.split(grids.prod(1).tolist()), grids
 
 
-def media_grids(kind: MediaKind, grid_thw: Int[Tensor, " 3"]) -> Int[Tensor, "M 3"]:
-    """(t, h, w) of each medium of a scene: one video, or each of its still images."""
-    if kind == "video":
-        return grid_thw[None]
-    one = grid_thw.clone()
-    one[0] = 1
-    return one.repeat(int(grid_thw[0]), 1)
+def _two_per_patch(
+    frames: Sequence[Tensor], number: int, scene: Sequence[MediaSpan], spans: Sequence[MediaSpan]
+) -> Float[Tensor, "T 3 H W"]:
+    """Two frames per temporal patch of a scene; still images come twice each, or once and are then doubled.
+
+    Args:
+        frames: one entry per video and image, or else one per scene, in the order in which they appear.
+        number: of the scene.
+        scene: its videos and images.
+        spans: all videos and images.
+
+    Raises:
+        InputError: a wrong number of frames.
+    """
+    parts = (
+        [(frames[spans.index(span)], span.grid[0]) for span in scene]
+        if len(frames) == len(spans)
+        else [(frames[number], sum(span.grid[0] for span in scene))]
+    )
+    doubled = []
+    for part, steps in parts:
+        if scene[0].kind == "image" and len(part) == steps:
+            part = part.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+        if len(part) != TEMPORAL_PATCH_SIZE * steps:
+            needed = TEMPORAL_PATCH_SIZE * steps
+            raise InputError(f"a scene of {steps} temporal patches needs {needed} frames, got {len(part)}")
+        doubled.append(part)
+    return torch.cat(doubled)

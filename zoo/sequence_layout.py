@@ -1,8 +1,9 @@
-"""Where the visual tokens of a batch of sequences stand: found in one walk, on the host."""
+"""The positions of visual tokens in a batch of sequences, computed once on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import torch
@@ -212,10 +213,5 @@ def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, "
 
 def is_contiguous(spans: Sequence[MediaSpan]) -> bool:
     """Whether no video stands between the still images of a sequence."""
-    kinds: dict[int, list[MediaKind]] = {}
-    for span in spans:
-        kinds.setdefault(span.row, []).append(span.kind)
-    return all(
-        "image" not in row or row[row.index("image") :][: row.count("image")] == ["image"] * row.count("image")
-        for row in kinds.values()
-    )
+    runs = [row for (row, kind), _ in groupby(spans, lambda span: (span.row, span.kind)) if kind == "image"]
+    return len(runs) == len(set(runs))

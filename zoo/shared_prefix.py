@@ -1,4 +1,4 @@
-"""Questions about one scene share all tokens up to the end of its video: how long that prefix is, and how to pack them.
+"""The prefix that questions about one scene share, up to the end of its video: its length, packing, attention masks.
 
 Several questions in one sequence are [prefix][question 1][question 2]...: each attends to the prefix and to itself, and
 its positions continue from the prefix, as if it had been alone. With an answer after each question that is a training
@@ -12,15 +12,15 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.utils.rnn import pad_sequence
-
-from zoo.question_masks import PREFIX
 
 if TYPE_CHECKING:
     from zoo.backbones.base import Backbone
 
+PREFIX = 0  # the group of the shared tokens; those of the questions count from 1
 IGNORED = -100  # the label of tokens that are not supervised
 
 
@@ -91,20 +91,43 @@ def pack_questions(batch: dict[str, Any], visual: Collection[int]) -> PackedScen
 
 def _in_one(members: Sequence[tuple[Tensor, Tensor]], length: int) -> dict[str, Tensor]:
     """One row of (ids, labels) that share their first `length` tokens."""
-    ids, labels = members[0][0][:length], members[0][1][:length]
-    parts = [
-        {
-            "input_ids": ids,
-            "labels": labels,
-            "group": torch.full_like(ids, PREFIX),
-            "position_offset": torch.zeros_like(ids),
-        }
-    ]
-    position_offset = 0
-    for number, (ids, labels) in enumerate(members, PREFIX + 1):
-        own = ids[length:]
-        group, before = torch.full_like(own, number), torch.full_like(own, position_offset)
-        parts.append({"input_ids": own, "labels": labels[length:], "group": group, "position_offset": before})
-        position_offset += len(own)
-    row = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {**row, "attention_mask": torch.ones_like(row["input_ids"])}
+    lengths = torch.tensor([length, *(len(ids) - length for ids, _ in members)])
+    number = torch.arange(len(lengths)).repeat_interleave(lengths)
+    position_offset = (lengths.cumsum(0) - lengths - length).clamp(min=0)[number]  # of the prefix 0
+    ids = torch.cat([members[0][0][:length], *(ids[length:] for ids, _ in members)])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.cat([members[0][1][:length], *(labels[length:] for _, labels in members)]),
+        "group": (PREFIX + number).to(ids.device),
+        "position_offset": position_offset.to(ids.device),
+    }
+
+
+def prefix_causal_mask(queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]) -> Bool[Tensor, "B T K"]:
+    """Mask of the tokens that each query attends to: earlier ones of the prefix and of its own group.
+
+    Args:
+        queries: the group of each query, `PREFIX` or that of a question; the queries are the last T of the keys.
+        keys: the group of each key.
+    """
+    place = torch.arange(keys.shape[1], device=keys.device)
+    earlier = place <= place[keys.shape[1] - queries.shape[1] :, None]
+    return earlier & ((keys == PREFIX)[:, None] | (keys[:, None] == queries[:, :, None]))
+
+
+def block_mask(queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]) -> BlockMask:
+    """`prefix_causal_mask` for FlexAttention, block by block; on a GPU no T x K tensor is built."""
+    (batch, rows), columns = queries.shape, keys.shape[1]
+    skipped = columns - rows
+    return create_block_mask(
+        lambda b, head, query, key: (
+            (key <= query + skipped) & ((keys[b, key] == PREFIX) | (keys[b, key] == queries[b, query]))
+        ),
+        batch,
+        None,
+        rows,
+        columns,
+        device=str(queries.device),
+        _compile=queries.is_cuda,
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.pose_distances import PoseMeasure, path_length, pose_distances
+from zoo.poses import PoseMeasure, path_length, pose_distances
 
 MIN_RANGE = 1e-4  # radians, meters or frames: a smaller range of values is rounding error, and is not spread
 

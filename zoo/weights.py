@@ -72,33 +72,27 @@ class Shards(LazyTensors):
         try:
             files = json.loads((folder / INDEX).read_text())["weight_map"]
             self.file_of: dict[str, str] = dict(sorted(files.items(), key=lambda item: item[1]))
-            named = {name: Path(name).name for name in self.file_of.values()}
+            self.files = tuple(folder / shard for shard in dict.fromkeys(self.file_of.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / INDEX} can't be read ({error!r}): download it again") from error
         self.names = self.file_of.keys()
         self.open: tuple[str, SafetensorsFile] | None = None
-        self.files = tuple(folder / name for name in named)
-        for name, inside in named.items():
-            if inside != name or not (folder / name).is_file():
-                raise InputError(f"{folder} lacks {name}, which its index names: the download is not complete")
+        for shard in self.file_of.values():
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise InputError(f"{folder} lacks {shard}, which its index names: the download is not complete")
 
     def __getitem__(self, name: str) -> Tensor:
         shard = self.file_of[name]
         if self.open is None or self.open[0] != shard:
             self.open = None  # frees the memory of the last shard first
             self.open = shard, SafetensorsFile(self.folder / shard)
-            beyond = [each for each in self.open[1] if self.file_of.get(each) != shard]
-            if beyond:
+            listed = {each for each, file in self.file_of.items() if file == shard}
+            if differing := sorted(listed.symmetric_difference(self.open[1])):
                 raise InputError(
-                    f"{self.folder / shard} has {len(beyond)} tensors that its index does not list there: "
-                    f"{_listed(beyond)}; download both again"
+                    f"{self.folder / shard} and its index differ in {len(differing)} tensors: {_listed(differing)}; "
+                    "download both again"
                 )
-        try:
-            return self.open[1][name]
-        except SafetensorError as error:
-            raise InputError(
-                f"{self.folder / shard} has no {name}, which its index lists there ({error}): download both again"
-            ) from error
+        return self.open[1][name]
 
 
 class PrefixView(LazyTensors):

@@ -8,6 +8,7 @@ draws, since their difference is resampled.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -54,12 +55,7 @@ def intervals(
         benchmark: defines the types and measures.
         resamples: number of resamples.
         seed: seed of the draws.
-
-    Raises:
-        ValueError: the lists differ in length.
     """
-    if not len(question_types) == len(clusters) == len(differences):
-        raise ValueError(f"{len(differences)} differences, {len(question_types)} types, {len(clusters)} clusters")
     number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
     own = np.array([number[cluster] for cluster in clusters])
     sums, counts = _by_cluster(differences, question_types, own, benchmark)
@@ -74,13 +70,9 @@ def intervals(
             for table in (sums, counts)
         ]
         drawn.append(_measures(resampled[0], resampled[1], benchmark))
-    found = np.concatenate(drawn)
-    bounds = np.full((2, *found.shape[1:]), np.nan)
-    for measure in range(found.shape[1]):
-        values = found[:, measure]
-        values = values[~np.isnan(values).any(1)]  # NaN for all pairs alike
-        if len(values):
-            bounds[:, measure] = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a measure without questions
+        bounds: np.ndarray = np.nanquantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return bounds
 
 
@@ -110,19 +102,16 @@ def _measures(
 ) -> Float[np.ndarray, "R M P"]:
     """Compute the measures from the sums and counts of the question types; NaN without questions."""
     place = {kind: k for k, kind in enumerate(benchmark.question_types)}
-    with np.errstate(invalid="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # without questions: 0 / 0, and the mean of no number
         types = sums / counts[..., None]
-        columns = {c: _nanmean(types[:, [place[kind] for kind in kinds]]) for c, kinds in benchmark.columns.items()}
+        columns = {
+            c: np.nanmean(types[:, [place[kind] for kind in kinds]], 1) for c, kinds in benchmark.columns.items()
+        }
         found = list(columns.values())
         for group in benchmark.groups.values():
             own = [place[kind] for kind in group]
             within = [columns[column] for column, kinds in benchmark.columns.items() if set(kinds) <= set(group)]
             found.append(sums[:, own].sum(1) / counts[:, own].sum(1)[:, None])
-            found.append(_nanmean(np.stack(within or [found[-1]], 1)))
+            found.append(np.nanmean(np.stack(within or [found[-1]], 1), 1))
     return np.stack(found, axis=1)
-
-
-def _nanmean(values: Float[np.ndarray, "R N P"]) -> Float[np.ndarray, "R P"]:
-    known = ~np.isnan(values)
-    total: np.ndarray = np.where(known, values, 0.0).sum(1) / known.sum(1)
-    return total

@@ -9,10 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from commands.reports.bootstrap import RESAMPLES, intervals, observed
-from commands.reports.columns import measures
-from commands.reports.predictions import Answer
-from commands.reports.runs import Run
-from zoo.errors import InputError
+from commands.reports.runs import Run, measures
 
 Interval = tuple[float, float]
 ASKED = ("question_type", "ground_truth", "scene", "question")
@@ -40,61 +37,46 @@ class Comparisons:
     refused: dict[tuple[int, int], str]
 
 
-def refuse_other_questions(a: Run, b: Run) -> None:
-    """Raise InputError unless two runs have the same questions and scorer."""
+def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:
+    """Compare every pair of runs with the same questions and scorer; such runs share the draws."""
+    groups: dict[tuple[frozenset[tuple[str, ...]], str | None], list[int]] = {}
+    for place, run in enumerate(runs):
+        asked = frozenset((answer.id, *(getattr(answer, what) for what in ASKED)) for answer in run.answers)
+        groups.setdefault((asked, run.metrics.get("scorer")), []).append(place)
+    pairs: dict[tuple[int, int], dict[str, Difference]] = {}
+    for (asked, _), group in groups.items():
+        if asked and len(group) > 1:
+            pairs |= _pairs(runs, group, resamples)
+    others = [pair for pair in combinations(range(len(runs)), 2) if pair not in pairs]
+    return Comparisons(pairs, {(i, j): _why_not(runs[i], runs[j]) for i, j in others})
+
+
+def _why_not(a: Run, b: Run) -> str:
+    """Return how the questions or scorers of two runs differ."""
     for run in (a, b):
         if not run.answers:
-            raise InputError(f"{run.name} has no answers to compare")
+            return f"{run.name} has no answers to compare"
     first, second = ({answer.id: answer for answer in run.answers} for run in (a, b))
     for run, own, others, other in ((a, first, second, b), (b, second, first, a)):
         if only := own.keys() - others.keys():
-            raise InputError(
+            return (
                 f"{len(only)} of {len(own)} questions of {run.name}, such as {min(only)}, are not among the "
                 f"{len(others)} of {other.name}"
             )
     for id, answer in first.items():
         for what in ASKED:
-            asked = [str(getattr(question, what)) for question in (answer, second[id])]
-            if asked[0] != asked[1]:
-                raise InputError(f"question {id}: {what} differs between {a.name} and {b.name}: {' | '.join(asked)}")
-    scorers = [run.metrics["scorer"] for run in (a, b) if run.metrics]
-    if scorers[0] != scorers[1]:
-        raise InputError(f"{a.name} and {b.name} were scored by different scorers: {' and '.join(scorers)}")
-
-
-def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:
-    """Compare every pair of runs; runs with the same questions share the draws."""
-    refused: dict[tuple[int, int], str] = {}
-    groups: list[list[int]] = []  # runs with the same questions
-    for place, run in enumerate(runs):
-        for group in groups:
-            try:
-                refuse_other_questions(runs[group[0]], run)
-            except InputError:
-                continue
-            group.append(place)
-            break
-        else:
-            groups.append([place])
-    pairs: dict[tuple[int, int], dict[str, Difference]] = {}
-    for group in groups:
-        pairs |= _pairs(runs, group, resamples) if len(group) > 1 else {}
-    for i, j in combinations(range(len(runs)), 2):
-        if (i, j) not in pairs:
-            try:
-                refuse_other_questions(runs[i], runs[j])
-            except InputError as error:
-                refused[i, j] = str(error)
-    return Comparisons(pairs, refused)
+            one, another = getattr(answer, what), getattr(second[id], what)
+            if one != another:
+                return f"question {id}: {what} differs between {a.name} and {b.name}: {one} | {another}"
+    return f"{a.name} and {b.name} were scored by different scorers: {a.metrics['scorer']} and {b.metrics['scorer']}"
 
 
 def _pairs(runs: Sequence[Run], group: Sequence[int], resamples: int) -> dict[tuple[int, int], dict[str, Difference]]:
-    asked: tuple[Answer, ...] = runs[group[0]].answers
+    asked, benchmark = runs[group[0]].answers, runs[group[0]].benchmark
     kinds, scenes = [answer.question_type for answer in asked], [answer.scene for answer in asked]
     scores = {place: np.array([runs[place].scores[answer.id] for answer in asked]) for place in group}
     pairs = list(combinations(group, 2))
     differences = np.stack([scores[j] - scores[i] for i, j in pairs], axis=1)
-    benchmark = runs[group[0]].benchmark
     now = observed(differences, kinds, benchmark)
     by_question = intervals(differences, kinds, range(len(asked)), benchmark, resamples=resamples)
     by_scene = None

@@ -1,12 +1,16 @@
-"""Formats of a table: plain text, Markdown, LaTeX and HTML."""
+"""Formats of a report and its tables: plain text, Markdown, LaTeX, and the tables of the HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import accumulate
 
-from commands.reports.tables import Table
+from commands.reports.compare import Comparisons
+from commands.reports.runs import Run
+from commands.reports.tables import Table, first_answered, tables
 
+COMMENTS = {"text": "{}\n", "markdown": "- {}\n", "latex": "% {}\n"}
 # one translation: the replacements contain braces
 LATEX = str.maketrans(
     {
@@ -15,6 +19,18 @@ LATEX = str.maketrans(
         **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
     }
 )
+
+
+def in_lines(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], format: str) -> str:
+    """Format a report as text, Markdown or LaTeX, with the notes and the refused comparisons below the tables."""
+    write = {"text": text, "markdown": markdown, "latex": latex}[format]
+    parts = ["% needs \\usepackage{booktabs}\n"] if format == "latex" else []
+    parts += [write(table) for table in tables(runs, comparisons)]
+    base = first_answered(runs)
+    refused = [why for (first, second), why in comparisons.refused.items() if first == base and runs[second].answers]
+    if remarks := [*notes, *(f"not compared: {why}" for why in refused)]:
+        parts.append("".join(COMMENTS[format].format(line) for line in remarks))
+    return "\n".join(parts)
 
 
 def text(table: Table) -> str:
@@ -52,19 +68,14 @@ def latex(table: Table) -> str:
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}"]
     lines.append(r"\toprule")
     if table.groups:
-        spans, start = [], 1
-        for name, count in table.groups:
-            spans.append((name, start, start + count - 1))
-            start += count
-        cells = [rf"\multicolumn{{{end - first + 1}}}{{c}}{{{_latex(name)}}}" for name, first, end in spans]
+        ends = list(accumulate(count for _, count in table.groups))
+        cells = (rf"\multicolumn{{{count}}}{{c}}{{{_latex(name)}}}" for name, count in table.groups)
         lines.append(" & ".join(cells) + r" \\")
-        lines.append(" ".join(rf"\cmidrule(lr){{{first}-{end}}}" for name, first, end in spans if name))
-    rows = [
-        _latex_row(table.headings, [False] * len(table.headings)),
-        *(_latex_row(row, table.numeric) for row in table.texts),
-    ]
-    lines += [rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+        spans = [(end - count + 1, end) for (name, count), end in zip(table.groups, ends, strict=True) if name]
+        lines.append(" ".join(rf"\cmidrule(lr){{{first}-{end}}}" for first, end in spans))
+    lines += [_latex_row(table.headings, [False] * len(table.headings)), r"\midrule"]
+    lines += [_latex_row(row, table.numeric) for row in table.texts]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
 def html(table: Table) -> str:

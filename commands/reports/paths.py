@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 
 from callbacks.visualization import level_axes
 from commands.reports.runs import Run
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource
+from zoo.configuration import from_config
 
 POINTS = 64  # of a path, beside the frames that were used
 SIDE = 1000  # of the square around a path
 
 
-@dataclass(frozen=True)
-class CameraPaths:
-    """The camera paths of the scenes of each dataset.
-
-    A path is `{"frames": [...], "xy": [[x, y], ...], "meters": side of the square}`, seen from above: from the mean
-    direction of the cameras' tops. x and y are 0..1000, y downwards. Frames without a pose are left out.
-
-    Attributes:
-        datasets: the paths of each dataset by scene.
-        of_run: the index of each run's dataset.
-    """
-
-    datasets: list[dict[str, dict[str, Any]]]
-    of_run: list[int]
-
-
-def camera_paths(runs: Sequence[Run]) -> tuple[CameraPaths, list[str]]:
+def camera_paths(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
     """Return the paths of all answered scenes that have cameras, and notes about unreadable data.
 
     Datasets differ by their settings, since two may share scene names.
+
+    Returns:
+        {"paths": the paths by scene, for each dataset, "dataset": the index of each run's dataset}, and the notes.
     """
     sources = [json.dumps(run.setting("data", "source"), sort_keys=True) for run in runs]
     distinct = list(dict.fromkeys(sources))
@@ -51,28 +37,28 @@ def camera_paths(runs: Sequence[Run]) -> tuple[CameraPaths, list[str]]:
             frames.setdefault(answer.scene, set()).update(answer.frames)
         found = {}
         try:
-            for scene in test_scenes(same[0]) if frames else ():
+            for scene in test_scenes(json.loads(source)) if frames else ():
                 if scene.name in frames and scene.cameras is not None:
                     poses = json.loads(scene.cameras.read_text(encoding="utf-8"))["world_to_camera"]
                     if (path := flat_path(poses, frames[scene.name])) is not None:
                         found[scene.name] = path
-        except (ArgumentError, OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             absent.append(f"{same[0].name}: no camera paths, its data can't be read: {' '.join(str(error).split())}")
         datasets.append(found)
-    return CameraPaths(datasets, [distinct.index(source) for source in sources]), absent
+    return {"paths": datasets, "dataset": [distinct.index(source) for source in sources]}, absent
 
 
-def test_scenes(run: Run) -> list[Scene]:
-    """Return the test scenes of a run's dataset, without preparing it."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SceneSource, "source")
-    named = run.setting("data", "source")
-    source = Rooms() if named is None else parser.instantiate(parser.parse_object({"source": named})).source
-    return list(source.scenes("test"))
+def test_scenes(source: Mapping[str, Any] | None) -> list[Scene]:
+    """Return the test scenes of a dataset, without preparing it; without a config, of the default one."""
+    dataset = Rooms() if source is None else from_config(SceneSource, source)  # type: ignore[type-abstract]
+    return list(dataset.scenes("test"))
 
 
 def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> dict[str, Any] | None:
     """Return the path of one scene; None if no frame has a pose.
+
+    A path is `{"frames": [...], "xy": [[x, y], ...], "meters": side of the square}`, seen from above: from the mean
+    direction of the cameras' tops. x and y are 0..1000, y downwards. Frames without a pose are left out.
 
     Args:
         world_to_camera: one 4 x 4 matrix per frame, OpenCV axes, or None without a pose.

@@ -10,7 +10,9 @@ from typing import Any
 from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
 
-TEXTS = ("question_type", "prediction", "ground_truth")
+REQUIRED: dict[str, tuple[type, ...]] = {
+    "id": (str, int), "question_type": (str,), "prediction": (str,), "ground_truth": (str,)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,10 @@ class Answer:
     recorded: float | None = None
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The answers of a file, each id once, and remarks about dropped lines."""
+def read_predictions(path: Path, benchmark: Benchmark) -> tuple[list[Answer], list[str]]:
+    """Read the answers of a file, each id once, and remarks about dropped lines.
 
-    answers: tuple[Answer, ...]
-    remarks: tuple[str, ...]
-
-
-def read_predictions(path: Path, benchmark: Benchmark) -> Predictions:
-    """Read the answers of a file.
-
-    An incomplete last line and repeated lines are dropped with a remark.
+    An incomplete last line and repeated lines are dropped.
 
     Args:
         path: a file of JSON lines.
@@ -61,49 +55,44 @@ def read_predictions(path: Path, benchmark: Benchmark) -> Predictions:
             continue
         try:
             record = json.loads(line)
+            answer = _answer(record, benchmark)
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
         except ValueError as error:  # UnicodeDecodeError is one
             if number == len(lines):  # it has no end of line
                 remarks.append(f"line {number}, the last, is incomplete: dropped")
                 continue
             raise InputError(f"{path}, line {number}: not valid JSON: {error}") from error
-        answer = _answer(record, f"{path}, line {number}", benchmark)
         fields = {key: value for key, value in record.items() if key != "versions"}
         before, former, _ = first.setdefault(answer.id, (number, fields, answer))
-        if before != number:
-            repeats += 1
-            if former != fields:
-                changed = next(key for key in former | fields if former.get(key) != fields.get(key))
-                raise InputError(
-                    f"{path}, line {number}: question {answer.id} has another {changed} in line {before}: keep one "
-                    "of the two lines"
-                )
+        repeats += before != number
+        if former != fields:
+            changed = next(key for key in former | fields if former.get(key) != fields.get(key))
+            raise InputError(
+                f"{path}, line {number}: question {answer.id} has another {changed} in line {before}: keep one of the "
+                "two lines"
+            )
     if repeats:
         remarks.append(f"{repeats} {'line repeats' if repeats == 1 else 'lines repeat'} an earlier one: dropped")
     if not first:
         raise InputError(f"{path} has no answers")
-    return Predictions(tuple(answer for *_, answer in first.values()), tuple(remarks))
+    return [answer for *_, answer in first.values()], remarks
 
 
-def _answer(record: Any, where: str, benchmark: Benchmark) -> Answer:
+def _answer(record: Any, benchmark: Benchmark) -> Answer:
     if not isinstance(record, dict):
-        raise InputError(f"{where}: expected an object with the fields id, {', '.join(TEXTS)}")
-    if isinstance(record.get("id"), bool) or not isinstance(record.get("id"), (str, int)):
-        raise InputError(f"{where}: id must be a string or an integer")
-    for key in TEXTS:
-        if not isinstance(record.get(key), str):
-            found = f"got {json.dumps(record[key])[:40]}" if key in record else "it is absent"
-            raise InputError(f"{where}: {key} must be a string, {found}")
-    try:
-        benchmark.check_question_type(record["question_type"])
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(f"expected an object with the fields {', '.join(REQUIRED)}")
+    for key, kinds in REQUIRED.items():
+        if not isinstance(record.get(key), kinds):
+            expected = "a string or an integer" if int in kinds else "a string"
+            raise InputError(f"{key} must be {expected}, got {json.dumps(record.get(key))[:40]}")
+    benchmark.check_question_type(record["question_type"])
     frames = record.get("frames") or []
     if not (isinstance(frames, list) and all(isinstance(frame, int) for frame in frames)):
-        raise InputError(f"{where}: frames must be a list of integers, got {json.dumps(frames)[:40]}")
+        raise InputError(f"frames must be a list of integers, got {json.dumps(frames)[:40]}")
     score = record.get("score")
     return Answer(
-        id=str(record["id"]),
-        **{key: record[key] for key in TEXTS},
+        **{key: str(record[key]) for key in REQUIRED},
         **{key: str(record.get(key) or "") for key in ("scene", "question", "prompt")},
         frames=tuple(frames),
         error=None if record.get("error") is None else str(record["error"]),

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from callbacks.metrics import METRICS
 from callbacks.predictions import PREDICTIONS, SETTINGS
 from callbacks.scoring import tally
@@ -17,6 +19,13 @@ from commands.reports.predictions import Answer, read_predictions
 from commands.runs import CONFIG, config_of
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
+
+AVERAGE = "Avg."  # of the columns of a results table
+MEANS = {
+    f"{title} {mean}": (group, mean)
+    for group, title in (("acc", "Acc."), ("mra", "MRA"), ("all", "All"))
+    for mean in ("micro", "macro")
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Run:
         name: the shortest unique end of the folder's path.
         folder: the folder.
         config: content of config.yaml.
-        metrics: content of metrics.json; None before a test.
+        metrics: content of metrics.json; empty before a test.
         answers: the answers that `metrics` scores; empty if unavailable.
         scores: the score of each answer by id.
         remarks: notes about missing or invalid files.
@@ -38,12 +47,12 @@ class Run:
     name: str
     folder: Path
     config: Mapping[str, Any]
-    metrics: Mapping[str, Any] | None
-    answers: tuple[Answer, ...]
+    metrics: Mapping[str, Any]
+    answers: Sequence[Answer]
     scores: Mapping[str, float]
-    remarks: tuple[str, ...]
-    weights: str = ""
-    benchmark: Benchmark = VSIBench()
+    remarks: Sequence[str]
+    weights: str
+    benchmark: Benchmark
 
     def setting(self, *path: str) -> Any:
         """Return the config's value at a path without `init_args`; None if absent."""
@@ -52,6 +61,23 @@ class Run:
             value = {**value, **(value.get("init_args") or {})} if isinstance(value, Mapping) else {}
             value = value.get(key)
         return value
+
+    def score(self, measure: str) -> float | None:
+        """Return the score of a column, AVERAGE or one of MEANS, in 0..1; None without a test or without questions."""
+        if not self.metrics:
+            return None
+        if measure in (AVERAGE, *MEANS):
+            group, mean = MEANS.get(measure, ("all", "macro"))
+            score: float | None = self.metrics[group][mean]
+            return score
+        types = self.metrics["per_question_type"]
+        scores = [types[kind]["score"] for kind in self.benchmark.columns[measure] if kind in types]
+        return float(np.mean(scores)) if scores else None
+
+
+def measures(benchmark: Benchmark) -> tuple[str, ...]:
+    """Return the titles of a benchmark's columns and of all means."""
+    return (*benchmark.columns, *MEANS)
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -67,12 +93,12 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             runs.append(load_run(folder, _name(folder, list(unique))))
         except InputError as error:
             skipped.append(str(error))
-    tested = next((run.benchmark for run in runs if run.metrics), VSIBench()).name
-    others = [run for run in runs if run.metrics and run.benchmark.name != tested]
+    benchmark = next((run.benchmark for run in runs if run.metrics), VSIBench())
+    others = [run for run in runs if run.metrics and run.benchmark.name != benchmark.name]
     skipped += [
-        f"{run.folder} was tested on {run.benchmark.name}, not {tested}: report it separately" for run in others
+        f"{run.folder} was tested on {run.benchmark.name}, not {benchmark.name}: report it separately" for run in others
     ]
-    return [replace(run, benchmark=find_benchmark(tested)) for run in runs if run not in others], skipped
+    return [replace(run, benchmark=benchmark) for run in runs if run not in others], skipped
 
 
 def load_run(folder: Path, name: str) -> Run:
@@ -81,35 +107,27 @@ def load_run(folder: Path, name: str) -> Run:
     Raises:
         InputError: the folder is not a run, or its config can't be read.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is not a run: it has no {CONFIG}")
-    config = config_of(folder)
-    metrics, benchmark = None, Run.benchmark
-    found: tuple[tuple[Answer, ...], Mapping[str, float], list[str]]
+        raise InputError(f"{folder} is not the folder of a run: it has no {CONFIG}")
+    metrics: dict[str, Any] = {}
+    benchmark: Benchmark = VSIBench()
+    answers: Sequence[Answer] = ()
+    scores: Mapping[str, float] = {}
     try:
-        if metrics := _metrics(folder / METRICS):
+        if (folder / METRICS).exists():
+            metrics = _read_metrics(folder / METRICS)
             benchmark = find_benchmark(metrics.get("benchmark", benchmark.name))
-        found = _answers(folder, metrics, benchmark)
+        answers, scores, remarks = _answers(folder, metrics, benchmark)
     except InputError as error:
-        found = (), {}, [str(error)]
-    answers, scores, remarks = found
-    return Run(name, folder, config, metrics, answers, scores, tuple(remarks), _weights(folder), benchmark)
-
-
-def _weights(folder: Path) -> str:
-    """Return the fingerprint in the settings of a finished test."""
+        remarks = [str(error)]
     try:
-        return str(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["weights"])
+        weights = str(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["weights"])
     except (OSError, ValueError, LookupError):
-        return ""
+        weights = ""
+    return Run(name, folder, config_of(folder), metrics, answers, scores, remarks, weights, benchmark)
 
 
-def _metrics(path: Path) -> dict[str, Any] | None:
-    """Read metrics.json, if it exists."""
-    if not path.exists():
-        return None
+def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -120,26 +138,25 @@ def _metrics(path: Path) -> dict[str, Any] | None:
 
 
 def _answers(
-    folder: Path, metrics: Mapping[str, Any] | None, benchmark: Benchmark
-) -> tuple[tuple[Answer, ...], Mapping[str, float], list[str]]:
+    folder: Path, metrics: Mapping[str, Any], benchmark: Benchmark
+) -> tuple[Sequence[Answer], Mapping[str, float], list[str]]:
     """Return the answers that metrics.json scores, their scores, and remarks."""
     path = folder / PREDICTIONS
     if not path.exists() or not path.stat().st_size:
-        if metrics is None:
-            began = path.exists() or any(folder.glob("predictions.rank*.jsonl"))
-            return (), {}, [f"{folder}: {'its test was interrupted' if began else 'no test yet'}"]
-        return (), {}, [f"{folder} has no {PREDICTIONS}: its questions can't be shown or compared"]
-    predictions = read_predictions(path, benchmark)
-    remarks = [f"{path}: {remark}" for remark in predictions.remarks]
-    if metrics is None:
-        count = len(predictions.answers)
-        remarks.append(f"{folder}: its test was interrupted after {count} answers (python main.py score {path})")
+        if metrics:
+            return (), {}, [f"{folder} has no {PREDICTIONS}: its questions can't be shown or compared"]
+        began = path.exists() or any(folder.glob("predictions.rank*.jsonl"))
+        return (), {}, [f"{folder}: {'its test was interrupted' if began else 'no test yet'}"]
+    answers, dropped = read_predictions(path, benchmark)
+    remarks = [f"{path}: {remark}" for remark in dropped]
+    if not metrics:
+        remarks.append(f"{folder}: its test was interrupted after {len(answers)} answers (python main.py score {path})")
         return (), {}, remarks
-    found = tally(map(vars, predictions.answers), benchmark, metrics["scorer"])
+    found = tally(map(vars, answers), benchmark, metrics["scorer"])
     if not _same(found.result["per_question_type"], metrics["per_question_type"]):
         remarks.append(f"{path} doesn't match {METRICS}, its answers are left out: score them by python main.py score")
         return (), {}, remarks
-    return tuple(answer for answer in predictions.answers if answer.id in found.scores), found.scores, remarks
+    return [answer for answer in answers if answer.id in found.scores], found.scores, remarks
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -158,16 +175,3 @@ def _name(folder: Path, all_folders: Sequence[Path]) -> str:
         if ends[parts[-length:]] == 1:
             return "/".join(parts[-length:])
     return str(folder)
-
-
-def spell(part: Any) -> str:
-    """Return a short text for a part of a config, such as `PRoPE(ChannelRange(0.0, 0.5), first)`; "" for null."""
-    if isinstance(part, Mapping):
-        if "class_path" not in part:
-            return ", ".join(f"{key} {spell(value)}" for key, value in part.items() if value is not None)
-        arguments = [spell(value) for value in (part.get("init_args") or {}).values() if value is not None]
-        name = str(part["class_path"]).rpartition(".")[2]
-        return f"{name}({', '.join(arguments)})" if arguments else name
-    if isinstance(part, list):
-        return f"[{', '.join(map(spell, part))}]"
-    return "" if part is None else str(part)

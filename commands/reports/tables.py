@@ -10,9 +10,8 @@ from itertools import groupby
 from typing import Any
 
 from commands.reports.bootstrap import RESAMPLES
-from commands.reports.columns import AVERAGE, MEANS, column_score, mean_score, measures
 from commands.reports.compare import Comparisons, Interval
-from commands.reports.runs import Run, spell
+from commands.reports.runs import AVERAGE, MEANS, Run, measures
 
 # a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
 Cell = str | int | float | Interval | None
@@ -69,27 +68,16 @@ def scores(runs: Sequence[Run]) -> Table:
     columns = (*benchmark.columns, AVERAGE)
     is_numeric = [set(kinds) <= set(benchmark.numeric_types) for kinds in benchmark.columns.values()]
     groups = [("Numerical" if numeric else "Multiple choice", len(list(own))) for numeric, own in groupby(is_numeric)]
-    rows = (
-        (run.name, *(column_score(benchmark, run.metrics, c) if run.metrics else None for c in columns)) for run in runs
-    )
-    return Table("Scores by question type (%)", ("Run", *columns), tuple(rows), (("", 1), *groups, ("", 1)))
+    rows = tuple((run.name, *map(run.score, columns)) for run in runs)
+    return Table("Scores by question type (%)", ("Run", *columns), rows, (("", 1), *groups, ("", 1)))
 
 
 def means(runs: Sequence[Run]) -> Table:
     """Build the table of means: accuracy of multiple-choice questions, MRA of numeric ones, and both."""
     counts = ("questions", "failed", "unparsable")
-    return Table(
-        "Means over questions (micro) and over question types (macro), %",
-        ("Run", *MEANS, *map(str.capitalize, counts)),
-        tuple(
-            (
-                run.name,
-                *(mean_score(run.metrics, measure) if run.metrics else None for measure in MEANS),
-                *((run.metrics or {}).get("counts", {}).get(count) for count in counts),
-            )
-            for run in runs
-        ),
-    )
+    rows = tuple((run.name, *map(run.score, MEANS), *map(run.metrics.get("counts", {}).get, counts)) for run in runs)
+    headings = ("Run", *MEANS, *map(str.capitalize, counts))
+    return Table("Means over questions (micro) and over question types (macro), %", headings, rows)
 
 
 def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
@@ -99,20 +87,17 @@ def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     if base is None or not pairs:
         return []
     chosen = measures(runs[base].benchmark) if len(pairs) == 1 else ("All micro", "All macro")
-    rows: list[tuple[Cell, ...]] = []
-    for place, found in pairs.items():
-        for measure in chosen:
-            if each := found.get(measure):
-                rows.append((runs[place].name, measure, each.value, each.by_question, each.by_scene))
-    return [
-        Table(
-            f"Differences from {runs[base].name} on the same questions, in points; 95 % intervals of a paired "
-            f"bootstrap, {RESAMPLES:,} resamples of questions or of scenes",
-            ("Run", "Measure", "Difference", "By question", "By scene"),
-            tuple(rows),
-            signed=True,
-        )
-    ]
+    rows = tuple(
+        (runs[place].name, measure, each.value, each.by_question, each.by_scene)
+        for place, found in pairs.items()
+        for measure in chosen
+        if (each := found.get(measure))
+    )
+    title = (
+        f"Differences from {runs[base].name} on the same questions, in points; 95 % intervals of a paired bootstrap, "
+        f"{RESAMPLES:,} resamples of questions or of scenes"
+    )
+    return [Table(title, ("Run", "Measure", "Difference", "By question", "By scene"), rows, signed=True)]
 
 
 def first_answered(runs: Sequence[Run]) -> int | None:
@@ -121,14 +106,14 @@ def first_answered(runs: Sequence[Run]) -> int | None:
 
 
 def settings(runs: Sequence[Run]) -> Table:
-    """Build the table of settings: those of the test, or of the config before a test."""
-    rows = tuple(tuple(_settings(run).values()) for run in runs)
-    return Table("Settings", tuple(_settings(runs[0])), rows)
+    """Build the table of settings."""
+    rows = [_settings(run) for run in runs]
+    return Table("Settings", tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
 
 
 def _settings(run: Run) -> dict[str, Cell]:
-    metrics = run.metrics or {}
-    tested = metrics.get("data") or {}
+    """Return the settings of the test, or of the config before a test."""
+    tested = run.metrics.get("data") or {}
 
     def data(name: str) -> str:
         return tested.get(name) or _class(run.setting("data", name))
@@ -152,7 +137,7 @@ def _settings(run: Run) -> dict[str, Cell]:
         "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
         "Checkpoint": _checkpoint(run),
         "Fingerprint": run.weights,
-        "Scorer": str(metrics.get("scorer", "no test yet")),
+        "Scorer": run.metrics.get("scorer", "no test yet"),
     }
 
 
@@ -163,6 +148,18 @@ def _class(part: Any) -> str:
 
 def _checkpoint(run: Run) -> str:
     """Return the tested checkpoint's path, relative to the run's folder if it lies there."""
-    path = str((run.metrics or {}).get("checkpoint") or "")
+    path = str(run.metrics.get("checkpoint") or "")
     folder = os.path.abspath(run.setting("trainer", "default_root_dir") or run.folder)
     return os.path.relpath(path, folder) if os.path.abspath(path).startswith(folder + os.sep) and path else path
+
+
+def spell(part: Any) -> str:
+    """Return a short text for a part of a config, such as `PRoPE(ChannelRange(0.0, 0.5), first)`; "" for null."""
+    if isinstance(part, Mapping):
+        if "class_path" not in part:
+            return ", ".join(f"{key} {spell(value)}" for key, value in part.items() if value is not None)
+        arguments = [spell(value) for value in (part.get("init_args") or {}).values() if value is not None]
+        return f"{_class(part)}({', '.join(arguments)})" if arguments else _class(part)
+    if isinstance(part, list):
+        return f"[{', '.join(map(spell, part))}]"
+    return "" if part is None else str(part)

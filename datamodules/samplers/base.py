@@ -19,7 +19,6 @@ from datamodules.selections import find_selection, settings, write_selection
 from datamodules.video import Video
 from zoo.configuration import Configurable
 from zoo.fingerprint import digest, file_fingerprint
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 if TYPE_CHECKING:
     from datamodules.samplers.points import PointSource  # which imports this file
@@ -39,7 +38,7 @@ class SceneView:
         name: "<dataset>/<scene_name>"; the folder and name of the video if empty.
 
     Raises:
-        ValueError: More poses than frames.
+        ValueError: The number of poses is not that of the video's frames.
     """
 
     video: Video
@@ -51,11 +50,9 @@ class SceneView:
     name: str = ""
 
     def __post_init__(self) -> None:
-        num_poses = 0 if self.world_to_camera is None else len(self.world_to_camera)
-        if num_poses > self.video.num_frames:
-            raise ValueError(
-                f"{self.video.path}: {num_poses} poses for {self.video.num_frames} frames: provide one per raw frame"
-            )
+        poses, total = self.world_to_camera, self.video.num_frames
+        if poses is not None and len(poses) != total:
+            raise ValueError(f"{self.video.path}: {len(poses)} poses for {total} frames: provide one per raw frame")
 
     @property
     def scene_name(self) -> str:
@@ -75,17 +72,12 @@ class SceneView:
         Raises:
             ValueError: No candidate has a pose.
         """
-        poses = torch.full((self.video.num_frames, 4, 4), torch.nan, dtype=torch.float64)
         if self.world_to_camera is not None:
-            poses[: len(self.world_to_camera)] = self.world_to_camera
-        poses = poses[self.pool]
-        poses[~poses.isfinite().flatten(1).all(1)] = torch.nan
-        if poses.isnan().all():
-            raise ValueError(
-                f"{self.video.path}: no frame has a pose, and this sampler requires poses: provide cameras, or take "
-                "another sampler"
-            )
-        return poses
+            poses = self.world_to_camera[self.pool].double()
+            is_known = poses.isfinite().flatten(1).all(1)
+            if is_known.any():
+                return poses.where(is_known[:, None, None], torch.nan)
+        raise ValueError(f"{self.video.path}: no frame has a pose: provide cameras, or take a sampler without poses")
 
     def among(self, candidates: int) -> SceneView:
         """The scene with at most `candidates` candidates at even steps, rounded down (Spatial-MLLM's rule)."""
@@ -127,12 +119,9 @@ class FrameSampler(Configurable, ABC):
         Raises:
             ValueError: n < 2, or the scene lacks data that the sampler requires.
         """
-        if n < TEMPORAL_PATCH_SIZE:
-            raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
-        n = self.count(n)
-        scene = SceneView(scene) if isinstance(scene, Video) else scene
-        frames = self.pad(self.select(scene, n), n, scene)
-        return frames + frames[-1:] * (len(frames) % TEMPORAL_PATCH_SIZE)
+        from datamodules.samplers.frame_pairing import Consecutive  # which imports this file
+
+        return Consecutive()(self, scene, n)
 
     def pad(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
         """Repeats the last frame up to n frames, unless the sampler stops early."""
@@ -151,11 +140,9 @@ class FrameSampler(Configurable, ABC):
             if cached is None:
                 write_selection(file, scene.scene_name, frames, key, made_by)
         if len(frames) < n and not self.stops_early:
-            warnings.warn(  # once per video: Python shows the same text from one place once
-                f"{scene.scene_name}: only {len(frames)} frames to choose from, {n} were asked for: the last one is "
-                "repeated",
-                stacklevel=1,
-            )
+            missing = f"only {len(frames)} frames to choose from, {n} were asked for"
+            # once per video: Python shows the same text from one place once
+            warnings.warn(f"{scene.scene_name}: {missing}: the last one is repeated", stacklevel=1)
         return frames
 
     def _select(self, scene: SceneView, n: int) -> list[int]:

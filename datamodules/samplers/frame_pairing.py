@@ -57,10 +57,6 @@ class FramePairing(Configurable, ABC):
 class Consecutive(FramePairing):
     """Merges consecutive chosen frames, whatever they show, as Qwen2.5-VL and Spatial-MLLM do."""
 
-    def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
-        """The sampler's frames."""
-        return sampler(scene, n)
-
     def views(self, n: int, sampler: FrameSampler) -> int:
         """The sampler's own number of frames."""
         return sampler.count(n)
@@ -128,10 +124,8 @@ class OffsetNeighbor(FramePairing):
         frames = scene.pool if self.of == "candidates" else list(range(scene.video.num_frames))
         place = {frame: i for i, frame in enumerate(frames)}
         if strange := set(views) - place.keys():
-            raise ValueError(
-                f"{scene.scene_name}: frame {min(strange)} was chosen but is not a candidate, so it has no neighbor "
-                "among the candidates: take --data.frame_pairing.of video"
-            )
+            chosen = f"{scene.scene_name}: frame {min(strange)} was chosen but is not a candidate"
+            raise ValueError(f"{chosen}, so it has no neighbor among them: take --data.frame_pairing.of video")
         draw = random.Random(f"{scene.epoch}/{scene.video.path.name}")
         pairs: list[int] = []
         for i, view in enumerate(views):

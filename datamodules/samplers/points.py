@@ -23,8 +23,8 @@ from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.fingerprint import file_fingerprint
 from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
-from zoo.geometry.lazy import LazyGeometry
-from zoo.geometry.projection import pixel_center_intrinsics
+from zoo.geometry.cached import LazyGeometry
+from zoo.rays import pixel_center_intrinsics
 
 OFFICIAL_WIDTH = 518  # pixels, Spatial-MLLM's
 
@@ -34,10 +34,10 @@ class PointMaps:
     """The 3D point of each pixel of the frames of a pool.
 
     Attributes:
-        points: in one world, in any unit.
+        points: Points in one world frame, in any unit.
         confidence: 0 where a pixel has no point.
-        world_to_camera: pose of each frame in that world, NaN where unknown; None for a source without poses.
-        K_normalized: intrinsics of each frame, see `zoo.cameras.normalize_intrinsics`.
+        world_to_camera: Pose of each frame in that world, NaN where unknown; None for a source without poses.
+        K_normalized: Intrinsics of each frame, see `zoo.cameras.normalize_intrinsics`.
     """
 
     points: Float[Tensor, "T H W 3"]
@@ -66,7 +66,7 @@ class DatasetDepth(PointSource):
     """Unprojects the dataset's depth with its cameras; frames without a pose see nothing.
 
     Args:
-        longest_side: of the depth maps in pixels. A voxel is some 2 to 5 percent of a room, so that a few hundred do.
+        longest_side: Longest side of the depth maps in pixels; a voxel is 2 to 5 percent of a room, so this suffices.
     """
 
     def __init__(self, longest_side: int = 256) -> None:
@@ -89,8 +89,7 @@ class DatasetDepth(PointSource):
         filled = depth.isfinite() & (depth > 0)
         if not filled.any():
             raise ValueError(f"{scene.depth}: empty, no pixel of {len(depth)} frames has a depth: write it again")
-        last = len(scene.K_normalized) - 1  # later frames have no pose, and so no points
-        K = scene.K_normalized[[min(frame, last) for frame in scene.pool]]
+        K = scene.K_normalized[scene.pool]
         K_px = pixel_center_intrinsics(intrinsics_in_pixels(K, width, height))
         points = unproject_depth(depth[..., None], poses.float(), K_px.float())
         filled &= ~poses.isnan().flatten(1).any(1)[:, None, None]
@@ -101,12 +100,12 @@ class PredictedPoints(PointSource):
     """Points predicted by a geometry encoder; the default is Spatial-MLLM's, VGGT-1B: 128 frames need a GPU.
 
     Args:
-        encoder: a geometry encoder that predicts points or depth with its cameras; null is `PretrainedVGGT`, with the
+        encoder: A geometry encoder that predicts points or depth with its cameras; null is `PretrainedVGGT`, with the
             aggregator in bfloat16 on a GPU and in float32 elsewhere.
         head: "point" is the official choice; "depth" unprojects predicted depth with the predicted cameras, which
             VGGT's authors find more accurate (arXiv 2503.11651, section 4.3).
-        width: to which frames are resized, in pixels; a multiple of the encoder's patch size.
-        device: null is a GPU where there is one.
+        width: Width of the resized frames in pixels; a multiple of the encoder's patch size.
+        device: Device of the encoder; null is a GPU if available.
 
     Raises:
         InputError: The encoder has no weights, or does not predict what `head` asks for.
@@ -127,12 +126,10 @@ class PredictedPoints(PointSource):
         self._encoder = LazyGeometry(encoder or partial(PretrainedVGGT, dtype=dtype))
         outline = self._encoder.outline
         if not (outline.predicts_cameras and (outline.predicts_points if head == "point" else outline.predicts_depth)):
-            raise InputError(
-                f"--data.sampler.geometry.encoder {type(outline).__name__} does not predict cameras and {head}: "
-                "choose another encoder or head"
-            )
-        self._encoder.enable("camera")
-        self._encoder.enable(head)
+            option = f"--data.sampler.geometry.encoder {type(outline).__name__}"
+            raise InputError(f"{option} does not predict cameras and {head}: choose another encoder or head")
+        self._encoder.enable_head("camera")
+        self._encoder.enable_head(head)
 
     def identity(self) -> Any:
         """The encoder's settings and weights."""

@@ -28,7 +28,6 @@ class SelectedFrames(FrameSampler):
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._fingerprints: dict[Path, str] = {}  # of videos, computed once instead of in every epoch
 
     def among(self, scene: SceneView) -> SceneView:
         """The scene with the candidates of the original sampler: a pairing may step among them."""
@@ -49,20 +48,14 @@ class SelectedFrames(FrameSampler):
         content, (file,) = self._read(scene), self.reads(scene.scene_name)
         frames, made_by = content["selected_frames"], content.get("made_by") or {}
         if max(frames) >= len(scene.pool):
-            raise ValueError(
-                f"{file}: frame {max(frames)} of a video of {len(scene.pool)} frames: the file is for another video"
-            )
+            raise ValueError(f"{file}: frame {max(frames)} of a video of {len(scene.pool)} frames: select them again")
         video = scene.video.path
-        if "video" in made_by:
-            if video not in self._fingerprints:
-                self._fingerprints[video] = file_fingerprint(video)
-            if made_by["video"] != self._fingerprints[video]:
-                raise ValueError(f"{file}: selected from another version of {video}: select the frames again")
+        if "video" in made_by and made_by["video"] != file_fingerprint(video):
+            raise ValueError(f"{file}: selected from another version of {video}: select the frames again")
         selected, candidates = made_by.get("views", n), len(self.among(scene).pool)
         if len(frames) > n or (n - selected >= TEMPORAL_PATCH_SIZE and selected < candidates):
-            raise ValueError(
-                f"{file}: {max(selected, len(frames))} frames were selected, {n} are asked for: select the frames again"
-            )
+            count = max(selected, len(frames))
+            raise ValueError(f"{file}: {count} frames were selected, {n} are asked for: select the frames again")
         return frames
 
     def pad(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from datamodules.samplers.base import FrameSampler, SceneView
-from datamodules.samplers.coverage import VoxelGrid, maximum_coverage, voxel_grid
+from datamodules.samplers.coverage import maximum_coverage, voxelize
 from datamodules.samplers.points import PointSource, PredictedPoints
 
 
@@ -14,15 +14,15 @@ class SpaceAwareSampler(FrameSampler):
     """Greedy maximum coverage of the scene's voxels (Spatial-MLLM, arXiv 2505.23747, section 3.3).
 
     The points that the candidates see fall into voxels of 1/20 of the scene's shortest side; each chosen frame adds the
-    most voxels to those before it. Selections are kept on disk, so that geometry is computed once per video.
+    most voxels to those before it. Selections are cached on disk, so that geometry is computed once per video.
 
     Args:
-        geometry: source of the points: `PredictedPoints`, by default of VGGT-1B as in the official code, or
+        geometry: Source of the points: `PredictedPoints`, by default of VGGT-1B as in the official code, or
             `DatasetDepth`.
-        when_covered: once no frame adds a voxel, "stop" with fewer frames than asked for, as the official code does, or
+        when_covered: Once no frame adds a voxel, "stop" with fewer frames than asked for, as the official code does, or
             "fill" up with the candidates farthest in time from the chosen frames.
-        candidates: number of frames to choose among, at even steps; null is all.
-        cache: folder where selections are kept; null keeps none.
+        candidates: Number of candidates at even steps; null is all frames.
+        cache: Folder of cached selections; null disables caching.
     """
 
     geometry: PointSource
@@ -39,27 +39,17 @@ class SpaceAwareSampler(FrameSampler):
         self.stops_early = when_covered == "stop"
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        """See `FrameSampler`.
+        """Places that cover the most voxels.
 
         Raises:
             ValueError: No frame has a point of sufficient confidence.
         """
-        chosen = maximum_coverage(self.grid(scene).sets, n)
-        if not chosen:
-            raise ValueError(
-                f"{scene.video.path}: no frame of {len(scene.pool)} has a point of sufficient confidence: choose "
-                "another sampler or another --data.sampler.geometry for it"
-            )
-        return chosen if self.when_covered == "stop" else fill(chosen, len(scene.pool), n)
-
-    def grid(self, scene: SceneView) -> VoxelGrid:
-        """The voxels that each frame of the pool sees.
-
-        Raises:
-            ValueError: The scene lacks what the geometry needs.
-        """
         maps = self.geometry.points(scene)
-        return voxel_grid(maps.points, maps.confidence)
+        chosen = maximum_coverage(voxelize(maps.points, maps.confidence), n)
+        if not chosen:
+            found = f"no frame of {len(scene.pool)} has a point of sufficient confidence"
+            raise ValueError(f"{scene.video.path}: {found}: choose another sampler or --data.sampler.geometry")
+        return chosen if self.when_covered == "stop" else fill(chosen, len(scene.pool), n)
 
 
 def fill(chosen: Sequence[int], total: int, n: int) -> list[int]:

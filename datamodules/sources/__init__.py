@@ -1,11 +1,8 @@
-"""Datasets of scenes: one file each beside `base.py`."""
+"""Datasets of scenes: see `base.py`."""
 
 from datamodules.sources.base import SceneSource
-from datamodules.sources.conversations import Conversations
-from datamodules.sources.folder import SceneFolder
+from datamodules.sources.conversations import SQA3D, Conversations, ScanQA
+from datamodules.sources.local import SceneFolder, SingleVideo, VSIBench
 from datamodules.sources.mixture import Mixture
 from datamodules.sources.posed import PosedScenes
 from datamodules.sources.rooms import RealRooms, Rooms
-from datamodules.sources.scannet_qa import SQA3D, ScanQA
-from datamodules.sources.single import SingleVideo
-from datamodules.sources.vsibench import VSIBench

@@ -11,13 +11,13 @@ null for numeric questions.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from datamodules.depth import find_depth
+from datamodules.json_files import read_rows
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Missing, by_type
 from datamodules.video import VIDEO_SUFFIXES
@@ -27,21 +27,21 @@ REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_
 
 
 def read_questions(path: str | Path, benchmark: Benchmark | None = None) -> dict[str, list[Question]]:
-    """Read the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
+    """Reads the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
 
     Args:
-        path: a .jsonl file, or a .parquet file with the same columns (needs pyarrow).
-        benchmark: defines the question types; None is VSI-Bench.
+        path: See `datamodules.json_files.read_rows`.
+        benchmark: Defines the question types; None is VSI-Bench.
 
     Raises:
-        ValueError: invalid JSON, a missing field, an unknown question type, a repeated id, options that don't match the
+        ValueError: Invalid JSON, a missing field, an unknown question type, a repeated id, options that don't match the
             type or the ground truth (each with file and line), or a file without questions.
-        FileNotFoundError: the file is absent.
+        FileNotFoundError: The file is absent.
     """
     path = Path(path)
     scenes: dict[str, list[Question]] = {}
     line_of_id: dict[str, int] = {}
-    for number, row in read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path):
+    for number, row in read_rows(path):
         where = f"{path}:{number}"
         absent = [field for field in REQUIRED if row.get(field) is None]
         if absent:
@@ -62,20 +62,20 @@ def read_questions(path: str | Path, benchmark: Benchmark | None = None) -> dict
 def read_layout(
     root: str | Path, annotations: str | Path, left_out: Container[str] = (), benchmark: Benchmark | None = None
 ) -> tuple[list[Scene], Missing]:
-    """List the scenes of an annotation file.
+    """Lists the scenes of an annotation file.
 
     Args:
-        root: folder of the videos.
-        annotations: a file name in `root`, or an absolute path.
-        left_out: ids of questions to ignore; a scene without other questions is ignored as well.
-        benchmark: defines the question types; None is VSI-Bench.
+        root: Folder of the videos.
+        annotations: A file name in `root`, or an absolute path.
+        left_out: Ids of questions to ignore; a scene without other questions is ignored as well.
+        benchmark: Defines the question types; None is VSI-Bench.
 
     Returns:
         The scenes in the order of the file, and the scenes whose video is missing.
 
     Raises:
-        ValueError: see `read_questions`.
-        FileNotFoundError: the annotation file is absent.
+        ValueError: See `read_questions`.
+        FileNotFoundError: The annotation file is absent.
     """
     root = Path(root)
     scenes: list[Scene] = []
@@ -93,7 +93,7 @@ def read_layout(
 
 
 def find_video(root: Path, name: str) -> Path | None:
-    """Return the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
+    """Returns the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
     candidates = [root / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES]
     if video := next((file for file in candidates if file.is_file()), None):
         return video
@@ -101,38 +101,10 @@ def find_video(root: Path, name: str) -> Path | None:
 
 
 def find_cameras(video: Path) -> Path | None:
-    """Return the cameras file beside a video file or a folder of frames, or None."""
+    """Returns the cameras file beside a video file or a folder of frames, or None."""
     name = video.name if video.is_dir() else video.stem
     cameras = video.with_name(f"{name}.cameras.json")
     return cameras if cameras.is_file() else None
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) of each line that isn't empty; ValueError names an invalid line."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # neither JSON nor UTF-8
-                raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected a JSON object, got a {type(row).__name__}")
-            yield number, row
-
-
-def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (row number from 1, columns) of each row; ValueError without pyarrow or for an invalid file."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise ValueError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file, or truncated: download it again") from error
-    yield from enumerate(rows, start=1)
 
 
 def _question(row: dict[str, Any], benchmark: Benchmark) -> Question:
@@ -148,12 +120,13 @@ def _question(row: dict[str, Any], benchmark: Benchmark) -> Question:
             raise ValueError(f"ground_truth {truth!r} is none of the options {', '.join(letters)}")
     elif options:
         raise ValueError(f"{kind} is numeric: options must be null")
-    elif not _is_number(truth):
+    elif not is_finite_number(truth):
         raise ValueError(f"ground_truth {truth!r} is not a number, which {kind} requires")
     return Question(str(row["id"]), kind, str(row["question"]), truth, tuple(options))
 
 
-def _is_number(text: str) -> bool:
+def is_finite_number(text: str) -> bool:
+    """Whether a text is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:

@@ -1,10 +1,14 @@
-"""Base class of datasets: they prepare their files and list their scenes."""
+"""Base class of datasets, which prepare their files and list their scenes, and a lock for the preparation."""
 
 from __future__ import annotations
 
+import fcntl
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from datamodules.scenes import Question, Scene
@@ -66,3 +70,15 @@ class SceneSource(Configurable, ABC):
         """Applies a question filter; overridden by sources that repeat scenes."""
         scenes = self.scenes(split)
         return Chosen(*chosen(scenes), [scene.name for scene in scenes])
+
+
+@contextmanager
+def locked(path: Path, waiting_message: str) -> Iterator[None]:
+    """Holds the lock of a file, which the system releases when the process ends; prints a message if it must wait."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting_message, file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

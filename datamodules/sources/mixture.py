@@ -25,7 +25,7 @@ class Part:
         path: File of conversations, see `Conversations`; `data.jsonl%25` takes a fixed quarter of its rows.
         videos: Folder of their videos.
         source: Another source, instead of `path`.
-        weight: Relative share of the training scenes; null in all parts uses each scene once per epoch.
+        weight: Relative share of the training questions; null in all parts uses each question once per epoch.
     """
 
     path: str | None = None
@@ -37,13 +37,12 @@ class Part:
 class Mixture(SceneSource):
     """A weighted mixture of training datasets, and a source of the validation and test splits.
 
-    An epoch contains every scene of every part. Scenes of a part with a larger weight are repeated, and their questions
-    are distributed over the repetitions.
+    An epoch contains every question of every part. Questions of a part with a larger weight are repeated.
 
     Args:
         parts: Such as `[{path: a.jsonl, weight: 0.5}, {path: b.jsonl%25, weight: 0.5}]`.
         evaluation: Source of the validation and test splits.
-        seed: Seed of the draw of scenes that are repeated once more than others.
+        seed: Seed of the draw of questions that are repeated once more than others.
 
     Raises:
         InputError: Contradictory parts.
@@ -54,10 +53,8 @@ class Mixture(SceneSource):
         if not parts:
             raise InputError("Mixture: no parts: list at least one, such as {path: a.jsonl, weight: 0.5}")
         for part in parts:
-            if (part.path is None) == (part.source is None):
-                raise InputError(f"Mixture: a part has either a path or a source, not {part}")
-            if part.videos is not None and part.path is None:
-                raise InputError(f"Mixture: `videos` belongs to a part with a path, not to {part}")
+            if (part.path is None) == (part.source is None) or (part.videos and part.source):
+                raise InputError(f"Mixture: a part has either a path (and `videos`) or a source, not {part}")
             if part.weight is not None and not part.weight > 0:
                 raise InputError(f"Mixture: a weight must be above 0, not {part.weight}: leave the part out")
         weights = [part.weight for part in parts if part.weight is not None]
@@ -70,7 +67,7 @@ class Mixture(SceneSource):
 
     def prepare(self) -> None:
         """Prepares all parts and the evaluation source."""
-        for source in (*self.sources, *([self.evaluation] if self.evaluation else [])):
+        for source in filter(None, (*self.sources, self.evaluation)):
             source.prepare()
 
     def scenes(self, split: Split) -> list[Scene]:
@@ -101,18 +98,25 @@ class Mixture(SceneSource):
             return [scene for part in parts for scene in part]
         if empty := [i for i, part in enumerate(parts) if not part]:
             raise ValueError(f"Mixture: part {empty[0] + 1} has no scene with a video{described}")
-        longest = max(len(part) / weight for part, weight in zip(parts, self.weights, strict=True))
+        sizes = [sum(len(scene.questions) for scene in part) for part in parts]
+        longest = max(size / weight for size, weight in zip(sizes, self.weights, strict=True))
         counts = [round(longest * weight) for weight in self.weights]
-        return [scene for part, n in zip(parts, counts, strict=True) for scene in resample_scenes(part, n, self.seed)]
+        repeated = (repeat_questions(part, n, self.seed) for part, n in zip(parts, counts, strict=True))
+        return [scene for part in repeated for scene in part]
 
 
-def resample_scenes(scenes: Sequence[Scene], count: int, seed: int) -> list[Scene]:
-    """Repeats scenes to `count` in total, evenly; the questions of a scene are distributed over its repetitions."""
-    repeats, rest = divmod(count, len(scenes))
-    once_more = set(random.Random(seed).sample(range(len(scenes)), rest))
-    return [copy for i, scene in enumerate(scenes) for copy in _repeat(scene, repeats + (i in once_more))]
+def repeat_questions(scenes: list[Scene], count: int, seed: int) -> list[Scene]:
+    """Repeats the questions of scenes evenly, to `count` in total.
 
-
-def _repeat(scene: Scene, repeats: int) -> list[Scene]:
-    shares = min(repeats, len(scene.questions))
-    return [replace(scene, questions=scene.questions[i % shares :: shares]) for i in range(repeats)]
+    Args:
+        scenes: Scenes with questions.
+        count: At least their number of questions.
+        seed: Seed of the draw of questions that are repeated once more than others.
+    """
+    each = [(scene, question) for scene, shown in enumerate(scenes) for question in range(len(shown.questions))]
+    repeats, rest = divmod(count, len(each))
+    once_more: dict[int, list[int]] = {}
+    for scene, question in sorted(random.Random(seed).sample(each, rest)):
+        once_more.setdefault(scene, []).append(question)
+    drawn = [replace(scenes[i], questions=tuple(scenes[i].questions[q] for q in qs)) for i, qs in once_more.items()]
+    return scenes * repeats + drawn

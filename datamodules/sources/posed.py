@@ -14,8 +14,7 @@ from tqdm import tqdm
 from datamodules.cameras_file import write_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import find_video, read_questions
-from datamodules.sources.base import SPLITS, SceneSource, Split, by_type
-from datamodules.sources.lock import locked, progress_bar
+from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked
 from datamodules.trajectories import PoseFormat, Trajectory
 from datamodules.trajectories.base import Match
 from datamodules.video import Video
@@ -89,7 +88,8 @@ class PosedScenes(SceneSource):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", "another process reads these poses: waiting for it"):
-            for name in progress_bar([name for name in present if not self._is_current(name)], "reading poses"):
+            outdated = [name for name in present if not self._is_current(name)]
+            for name in tqdm(outdated, "reading poses", unit="scene", disable=None):
                 try:
                     self._make(name)
                 except UNREADABLE as error:
@@ -126,11 +126,8 @@ class PosedScenes(SceneSource):
 
     def _is_current(self, name: str) -> bool:
         """Whether the cameras were made from the present raw files."""
-        stamp = self._stamp(name)
+        stamp = self.folder / f"{name}.made_of"
         return self._is_complete(name) and stamp.exists() and stamp.read_text() == self._raw_state(name)
-
-    def _stamp(self, name: str) -> Path:
-        return self.folder / f"{name}.made_of"
 
     def _raw_state(self, name: str) -> str:
         """Number, total size and newest modification time of the scene's raw files."""
@@ -150,28 +147,23 @@ class PosedScenes(SceneSource):
         if self.videos is not None and video is None:
             return  # `scenes` counts it as missing
         cameras.parent.mkdir(parents=True, exist_ok=True)
-        if video is None:
-            trajectory = self._link_frames(name, _checked(self.poses.read(raw)))
-        else:
-            trajectory = _match_video(Video(video), _checked(self.poses.read_track(raw)), self.clock)
+        trajectory = _checked(self.poses.read(raw) if video is None else self.poses.read_track(raw))
+        if video is not None:
+            trajectory = _match_video(Video(video), trajectory, self.clock)
         if num_unknown := int((~trajectory.known).sum()):
-            tqdm.write(f"{name}: {num_unknown} of {len(trajectory)} frames have no pose", file=sys.stderr)
-        self._stamp(name).write_text(state)
-        write_cameras(
-            cameras, trajectory.world_to_camera, trajectory.K_px, width=trajectory.width, height=trajectory.height,
-            times_s=None if trajectory.times_s is None else trajectory.times_s.tolist(),
-        )  # fmt: skip
-
-    def _link_frames(self, name: str, trajectory: Trajectory) -> Trajectory:
-        """Links to the frames that have a pose, upright; returns their cameras."""
-        posed = trajectory.only(trajectory.known)
-        if num_unknown := len(trajectory) - len(posed):
-            message = f"{name}: {num_unknown} of {len(trajectory)} frames have no pose and are excluded"
+            excluded = " and are excluded" if video is None else ""
+            message = f"{name}: {num_unknown} of {len(trajectory)} frames have no pose{excluded}"
             tqdm.write(message, file=sys.stderr)
-        _link_images(posed.frames, self.folder / name, posed.quarter_turns)
-        if posed.depth:
-            _link_images(posed.depth, self.folder / f"{name}.depth", posed.quarter_turns)
-        return posed.turned()
+        if video is None:
+            trajectory = trajectory.only(trajectory.known)
+            for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
+                if images:
+                    _link_images(images, self.folder / f"{name}{suffix}", trajectory.quarter_turns)
+            trajectory = trajectory.turned()
+        (self.folder / f"{name}.made_of").write_text(state)
+        poses, width, height = trajectory.world_to_camera, trajectory.width, trajectory.height
+        times_s = None if trajectory.times_s is None else trajectory.times_s.tolist()
+        write_cameras(cameras, poses, trajectory.K_px, width=width, height=height, times_s=times_s)
 
 
 def _checked(trajectory: Trajectory) -> Trajectory:
@@ -180,10 +172,9 @@ def _checked(trajectory: Trajectory) -> Trajectory:
     K = trajectory.K_px[trajectory.known]
     is_inside = (K[:, :2, 2] > 0) & (K[:, :2, 2] < K.new_tensor([trajectory.width, trajectory.height]))
     if not (K.isfinite().all() and is_inside.all()):
-        raise ValueError(
-            f"its intrinsics don't fit images of {trajectory.width} x {trajectory.height}: focal length and "
-            f"principal point {K[0, 0, 0]:.4g}, {K[0, 1, 1]:.4g}, {K[0, 0, 2]:.4g}, {K[0, 1, 2]:.4g}"
-        )
+        K_px = ", ".join(f"{value:.4g}" for value in (K[0, 0, 0], K[0, 1, 1], K[0, 0, 2], K[0, 1, 2]))
+        size = f"{trajectory.width} x {trajectory.height}"
+        raise ValueError(f"its intrinsics don't fit images of {size}: focal length and principal point {K_px}")
     return trajectory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -108,9 +109,9 @@ class Trajectory:
         """
         scale_x, scale_y = width / self.width, height / self.height
         if abs(scale_x / scale_y - 1) > ASPECT_TOLERANCE:
+            size = f"{self.width} x {self.height}"
             raise ValueError(
-                f"the images have {width} x {height} pixels, the cameras are for {self.width} x {self.height}: "
-                "cropped or turned otherwise"
+                f"the images have {width} x {height} pixels, the cameras are for {size}: cropped or turned"
             )
         scale = torch.tensor([scale_x, scale_y, 1.0], dtype=torch.float64)
         return replace(self, K_px=scale[:, None] * self.K_px, width=width, height=height)
@@ -129,7 +130,7 @@ class Trajectory:
 
 
 class PoseFormat(ABC):
-    """How a dataset stores the poses of a scene. A new format is a file in this folder with `read`."""
+    """How a dataset stores the poses of a scene. A new format is a class with `read`."""
 
     @abstractmethod
     def read(self, folder: Path) -> Trajectory:
@@ -180,59 +181,36 @@ def interpolate(
 
 def upright_turns(world_to_camera: Float64[Tensor, "N 4 4"]) -> int:
     """Counter-clockwise quarter turns after which the world's z axis points up in most images."""
-    poses = world_to_camera[world_to_camera.isfinite().flatten(1).all(1)]
-    right, down = poses[:, 0, 2].sum(), poses[:, 1, 2].sum()  # of the world's z axis, in the images
+    right, down = world_to_camera[:, 0, 2].nansum(), world_to_camera[:, 1, 2].nansum()  # of the z axis, in the images
     return int(torch.stack((-down, right, down, -right)).argmax())
 
 
-def read_numbers(path: Path, columns: int) -> Float64[np.ndarray, "N columns"]:
-    """Reads a table of numbers separated by white space; lines that start with # are comments.
+def load_table(path: Path, dtype: type = float) -> np.ndarray:
+    """Reads rows of words; like numpy's `loadtxt`, but without warnings about comments and empty files."""
+    with warnings.catch_warnings(action="ignore"):
+        return np.loadtxt(path, dtype, ndmin=2, encoding="utf-8")
+
+
+def read_numbers(path: Path, columns: int, rows: int | None = None) -> Float64[np.ndarray, "N columns"]:
+    """Reads a table of numbers separated by white space; # starts a comment.
 
     Args:
         path: The file.
         columns: Numbers per row.
+        rows: Number of rows; None is at least one.
 
     Raises:
         FileNotFoundError: The file is absent.
-        ValueError: A row is malformed, with file and line.
+        ValueError: The file holds another table.
     """
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip() and not line.lstrip().startswith("#"):
-                try:
-                    rows.append([float(word) for word in line.split()])
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number}: not a row of numbers ({error})") from error
-                if len(rows[-1]) != columns:
-                    raise ValueError(f"{path}:{number}: {len(rows[-1])} numbers in a row, expected {columns}")
-    return np.array(rows, dtype=np.float64).reshape(-1, columns)
-
-
-def read_pose_files(files: Sequence[Path]) -> Float64[Tensor, "N 4 4"]:
-    """Reads one 4x4 camera-to-world matrix per file as world-to-camera; an absent or non-finite pose is NaN.
-
-    Raises:
-        ValueError: A file is damaged or holds no rigid transform.
-    """
-    poses = np.full((len(files), 4, 4), np.nan)
-    for pose, file in zip(poses, files, strict=True):
-        if file.is_file():
-            pose[:] = read_matrix(file)
-    return from_camera_to_world(torch.from_numpy(poses), str(files[0].parent))
-
-
-def read_matrix(file: Path) -> Float64[np.ndarray, "4 4"]:
-    """Reads a 4x4 matrix.
-
-    Raises:
-        FileNotFoundError: The file is absent.
-        ValueError: The file is damaged.
-    """
-    rows = read_numbers(file, 4)
-    if len(rows) != 4:
-        raise ValueError(f"{file}: {len(rows)} rows, expected 4: export it again")
-    return rows
+    try:
+        table = load_table(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a table of numbers ({error}): download it again") from error
+    if table.shape != (rows or len(table), columns):
+        found, expected = f"{len(table)} rows of {table.shape[1]}", f"{rows or 'any number'} of {columns}"
+        raise ValueError(f"{path}: {found} numbers, expected {expected}: download it again")
+    return table
 
 
 def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Float64[Tensor, "3 3"]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from datamodules.json_files import read_json
 from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics
 from datamodules.video import natural_key
 
@@ -32,33 +31,33 @@ class Nerfstudio(PoseFormat):
     def read(self, folder: Path) -> Trajectory:
         """Reads a capture."""
         file = folder / self.file
-        content = _load(file)
+        content = read_json(file)
+        if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
+            raise ValueError(f"{file}: no frames in it: transforms.json needs a list `frames`")
         if "FISHEYE" in str(content.get("camera_model", "")).upper():
             raise ValueError(f"{file}: a fisheye camera: undistort the frames first and name that file")
         start = file.parent if self.images is None else folder / self.images
-        rows = sorted(content["frames"], key=lambda row: natural_key(str(row.get("file_path"))))
         poses, K_px, frames, sizes = [], [], [], set()
-        for row in rows:
+        for row in sorted(content["frames"], key=lambda row: natural_key(str(row.get("file_path")))):
+            pose = torch.eye(4, dtype=torch.float64)
             try:
                 cameras = [float(row.get(key, content.get(key))) for key in ("fl_x", "fl_y", "cx", "cy", "w", "h")]
-                pose = torch.tensor(row["transform_matrix"], dtype=torch.float64)[:3, :4]
+                pose[:3] = torch.tensor(row["transform_matrix"], dtype=torch.float64)[:3]
                 frames.append(start / row["file_path"])
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                keys = "file_path, transform_matrix and, per frame or for all, fl_x, fl_y, cx, cy, w, h"
+            except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+                keys = "file_path, a 4x4 transform_matrix and, per frame or for all, fl_x, fl_y, cx, cy, w, h"
                 raise ValueError(f"{file}: frame {len(frames)} needs {keys} ({error})") from error
-            if pose.shape != (3, 4):
-                raise ValueError(f"{file}: {row['file_path']}: a pose is 4x4, its shape is {tuple(pose.shape)}")
-            poses.append(pose * (torch.nan if row.get("is_bad") else 1))
+            if row.get("is_bad"):
+                pose[:3] = torch.nan
+            poses.append(pose)
             K_px.append(intrinsics(*cameras[:4]))
             sizes.add((int(cameras[4]), int(cameras[5])))
         if len(sizes) != 1:
             raise ValueError(f"{file}: frames of {len(sizes)} sizes: all must have the same")
         if absent := next((frame for frame in frames if not frame.is_file()), None):
             raise FileNotFoundError(f"{absent} is absent, but listed in {file}: copy it there")
-        matrices = torch.eye(4, dtype=torch.float64).repeat(len(poses), 1, 1)
-        matrices[:, :3] = torch.stack(poses)
         width, height = sizes.pop()
-        world_to_camera = from_camera_to_world(matrices @ OPENCV_FROM_OPENGL, str(file))
+        world_to_camera = from_camera_to_world(torch.stack(poses) @ OPENCV_FROM_OPENGL, str(file))
         return Trajectory(world_to_camera, torch.stack(K_px), width, height, None, tuple(frames))
 
 
@@ -79,13 +78,3 @@ class ScanNetPlusPlus(Nerfstudio):
         images: str | None = "dslr/resized_undistorted_images",
     ) -> None:
         super().__init__(file, images)
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}): write it again") from error
-    if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
-        raise ValueError(f"{file}: no frames in it: transforms.json needs a list `frames`")
-    return content

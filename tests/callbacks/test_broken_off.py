@@ -21,7 +21,7 @@ from breakable import BROKEN, QUESTIONS, Answers, Tiny, finish, run, start
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from callbacks.predictions import SETTINGS, UNFINISHED
+from callbacks.predictions import SETTINGS, UNFINISHED, PredictionsCallback
 from datamodules import Duplicate, PoseFarthestSampler
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import SelectedFrames
@@ -137,10 +137,15 @@ def test_answers_that_wait_for_the_end_are_seen_to_be_lost(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control."""
-    append, close = JSONLines.append, JSONLines.close
+    append, on_test_end = JSONLines.append, PredictionsCallback.on_test_end
     waiting: list[dict[str, Any]] = []
+
+    def write_at_the_end(self: PredictionsCallback, *args: Any) -> None:
+        append(self._file, waiting)
+        on_test_end(self, *args)
+
     monkeypatch.setattr(JSONLines, "append", lambda _, records: waiting.extend(records))
-    monkeypatch.setattr(JSONLines, "close", lambda self: (append(self, waiting), close(self)))
+    monkeypatch.setattr(PredictionsCallback, "on_test_end", write_at_the_end)
     run(tmp_path / "whole", scenes)
     assert len(on_disk(tmp_path / "whole")) == sum(QUESTIONS)
     with pytest.raises(AssertionError):

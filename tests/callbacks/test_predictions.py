@@ -26,18 +26,6 @@ def test_a_line_a_question(tmp_path, scorer):
         assert line["versions"]["torch"]
 
 
-def test_lines_are_there_while_the_run_goes(tmp_path):
-    counts = []
-
-    class Watch(Callback):
-        def on_test_batch_end(self, trainer, *_):
-            counts.append(len(lines(tmp_path)))
-
-    trainer(tmp_path, PredictionsCallback(), Watch()).test(Toy(golden_scenes()))
-    assert counts[0] == 36  # two scenes a batch, 18 questions each
-    assert counts == sorted(set(counts))
-
-
 def test_a_test_replaces_what_was_there_and_a_cut_off_one_keeps_what_it_had(tmp_path):
     (tmp_path / "predictions.jsonl").write_text('{"id": "of an older run"}\n')
     (tmp_path / "predictions.rank3.jsonl").write_text("{}\n")

@@ -1,4 +1,4 @@
-"""Runs to report on: tested by the real callbacks, with answers that are made up."""
+"""Runs for reports: made-up answers, tested by the real callbacks."""
 
 from __future__ import annotations
 

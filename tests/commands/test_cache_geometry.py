@@ -1,4 +1,4 @@
-"""python main.py cache-geometry: what it finds out, keeps and says; and runs that then never load a VGGT."""
+"""python main.py cache-geometry: its entries, messages and errors; and runs that use the cache without a VGGT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import main
-from commands.cache_geometry import cache_geometry, this_process
+from commands.cache_geometry import cache_geometry
 from tests.conftest import ROOMS
 from zoo import TinyVGGT
 from zoo.errors import InputError
@@ -56,7 +56,7 @@ def entries() -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in Path("cache/geometry").glob("*.safetensors")}
 
 
-def test_it_fills_and_goes_on_where_it_was(run: Run) -> None:
+def test_an_interrupted_command_resumes(run: Run) -> None:
     assert "cache-geometry: tokens of 3 scenes: 3 made, 0 kept; see cache/geometry/" in run("cache-geometry")
     one, two, _ = sorted(Path("cache/geometry").glob("*.safetensors"))
     whole = one.read_bytes(), two.read_bytes()
@@ -78,14 +78,13 @@ def test_processes_share_the_scenes(run: Run, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as torchrun:
         for name, value in zip(names, (1, 1, 2, 0, 2, 7), strict=True):
             torchrun.setenv(name, str(value))
-        assert this_process() == (1, 1, 2) and "of 1 scenes: 1 made, 0 kept" in run("cache-geometry")
+        assert "of 1 scenes: 1 made, 0 kept" in run("cache-geometry")
         torchrun.setenv("RANK", "0")
         assert "of 2 scenes: 2 made, 0 kept" in run("cache-geometry")
-    assert this_process() == (0, 0, 1) and "of 3 scenes: 0 made, 3 kept" in run("cache-geometry")
+    assert "of 3 scenes: 0 made, 3 kept" in run("cache-geometry")
 
 
-def test_a_full_cache_never_loads_vggt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training reads what the command found out; nothing is made or looked for beside it."""
+def test_a_run_with_a_full_cache_loads_no_vggt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = ("cache-geometry", *ALIKE, "--split", "train")
     assert "6 made" in run(*fill)
     filled = set(entries())
@@ -106,14 +105,14 @@ def test_a_full_cache_never_loads_vggt(run: Run, monkeypatch: pytest.MonkeyPatch
 
     cache_geometry(["--config", str(folder / "config.yaml"), "--split", "train"])  # a run's config serves as it is
     assert set(entries()) == filled
-    # the control: one is not there, and the spies see it
+    # negative control: an absent entry is computed
     Path("cache/geometry", next(iter(filled))).unlink()
     with pytest.raises(TypeError):
         run(*fill)
     assert set(made) == {"meta", "cpu"}
 
 
-def test_what_it_refuses(run: Run, capsys: pytest.CaptureFixture) -> None:
+def test_errors(run: Run, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="RandomSampler draws other frames each epoch.*--data.train_sampler null"):
         run("cache-geometry", "--split", "train")
     parts = "{fusion: null, geometry: {class_path: zoo.TinyVGGT}}"
@@ -127,7 +126,7 @@ def test_what_it_refuses(run: Run, capsys: pytest.CaptureFixture) -> None:
     assert "one scene takes" in capsys.readouterr().err
 
 
-def test_a_full_disk_ends_it_and_what_was_written_stays(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_the_command_and_entries_stay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from zoo.geometry import cache
 
     written: list[Path] = []
@@ -149,7 +148,7 @@ def test_a_full_disk_ends_it_and_what_was_written_stays(run: Run, monkeypatch: p
     assert "2 made, 1 kept" in run("cache-geometry")  # the other written file knows the weights
 
 
-def test_scenes_that_fail_are_named_and_the_rest_goes_on(run: Run, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+def test_failed_scenes_are_listed_and_skipped(run: Run, monkeypatch, capsys: pytest.CaptureFixture) -> None:
     forward, seen = Aggregator.forward, []
 
     def fails_once(self: Aggregator, *arguments: object) -> object:

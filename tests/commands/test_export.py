@@ -1,4 +1,4 @@
-"""python main.py export: what was trained is what is written, and what is written is read again."""
+"""python main.py export: exported weights equal the trained ones, and are read back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import main
 from tests.zoo.released import TINY_DINO, read_release, tiny_release, write_release
 from zoo import LearningRates, LoRA, PretrainedQwen25VL, PRoPE, PRoPEMLLM, Qwen25VL, SpatialVLM, TinyQwen25VL
-from zoo.geometry.vggt.patch_embed import DINOV2
+from zoo.geometry.vggt.aggregator import DINOV2
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 Run = Callable[..., str]
@@ -88,7 +88,7 @@ def test_adapters_are_merged(run: Run) -> None:
     assert not torch.allclose(untrained, logits(model), atol=1e-2)
 
 
-def test_released_weights_go_in_and_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_released_weights_are_exported_unchanged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
     config, tensors = tiny_release()
     write_release(Path("release"), config, tensors)
@@ -118,7 +118,7 @@ def test_a_fused_model_answers_the_same_as_released_weights(run: Run) -> None:
     assert answers[0] == answers[1] and len(answers[0]) > 5
 
 
-def test_what_can_not_be_exported_says_so(run: Run) -> None:
+def test_errors_of_models_without_a_run_or_layout(run: Run) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("export", "--out", "out")
     Path("random.yaml").write_text("model: {init_args: {geometry: {class_path: TinyVGGT, init_args: {path: null}}}}")

@@ -19,18 +19,15 @@ import datamodules
 import main
 import zoo
 from commands.cli import ZooCLI
-from commands.parser import closest
 
 ErrorOf = Callable[[str], str]
 CONFIGS = {
-    "option.yaml": "data: {init_args: {nm_frames: 4}}",
     "group.yaml": "model: {init_args: {learning_rates: {decodr: 1e-4}}}",
     "trainer.yaml": "trainer: {max_stps: 4}",
     "class.yaml": "data: {init_args: {sampler: SpaceAware}}",
     "part.yaml": "data: {init_args: {source: {class_path: Rooms, init_args: {dynamic_object: true}}}}",
     "torn.yaml": "model: [\n",
     "prose.yaml": "just words",
-    "empty.yaml": "",
 }
 
 
@@ -61,13 +58,7 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     [
         # misspelled, at every level
         ("--trainer.maxsteps 3", "trainer.maxsteps: there is no such option; did you mean trainer.max_steps?"),
-        ("--trainr.max_steps 3", "trainr.max_steps: there is no such option; did you mean trainer.max_steps?"),
         ("--max_steps 3", "max_steps: there is no such option; did you mean trainer.max_steps?"),
-        ("--seed_everythng 3", "seed_everythng: there is no such option; did you mean seed_everything?"),
-        (
-            "--model.learning_rate.decoder 1e-4",
-            "model.learning_rate.decoder: there is no such option; did you mean model.learning_rates.decoder?",
-        ),
         (
             "--model.camera_encoding.placment TemporalSection",
             "model.camera_encoding.placment: there is no such option; did you mean model.camera_encoding.placement?",
@@ -77,18 +68,11 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             "--data.trajectory local",
             "data.trajectory: there is no such option; see --data.help",
         ),
-        ("--data.num-frames 4", "data.num-frames: there is no such option; did you mean data.num_frames?"),
-        (
-            "--data.source.dynamic_object true",
-            "data.source.dynamic_object: there is no such option; did you mean data.source.dynamic_objects?",
-        ),
         ("--model.lora.rank 4", "model.lora.rank: there is no such option; known: alpha, dropout, r, targets"),
-        ("--checkpoint.moniter x", "checkpoint.moniter: there is no such option; did you mean checkpoint.monitor?"),
         ("--quite.unlike 1", "quite.unlike: there is no such option; see main.py fit --help"),
         # of a wrong kind
         ("--data.num_frames four", "data.num_frames: expected int, not four"),
         ("--data.num_frames ''", "data.num_frames: expected int, not nothing"),
-        ("--data.source.dynamic_objects maybe", "data.source.dynamic_objects: expected bool, not maybe"),
         ("--data.source.trajectory lokal", "data.source.trajectory: expected 'loop', 'local', not lokal"),
         ("--data.question_types room_size", "data.question_types: expected list[str] or null, not room_size"),
         (
@@ -96,10 +80,8 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             "model.learning_rates: expected options of its own, not 1e-4; known: connector, decoder, encoding, "
             "geometry, vision",
         ),
-        ("--model.lora.r four", "model.lora.r: expected int, not four"),
         # no such class
         ("--model PROPE", "model: there is no class PROPE; did you mean PRoPEMLLM?"),
-        ("--model.camera_encoding PROPE", "model.camera_encoding: there is no class PROPE; did you mean PRoPE?"),
         ("--data.sampler SpaceAware", "data.sampler: there is no class SpaceAware; did you mean SpaceAwareSampler?"),
         (
             "--model.camera_encoding.placement TemporalSecton",
@@ -111,7 +93,6 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ),
         ("--model.help PROPEMLLM", "model.help: there is no class PROPEMLLM; did you mean PRoPEMLLM?"),
         # in a config
-        ("--config option.yaml", "option.yaml: data.nm_frames: there is no such option; did you mean data.num_frames?"),
         (
             "--config group.yaml",
             "group.yaml: model.learning_rates.decodr: there is no such option; did you mean "
@@ -127,7 +108,6 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             "part.yaml: data.source.dynamic_object: there is no such option; did you mean data.source.dynamic_objects?",
         ),
         ("--config prose.yaml", "prose.yaml: holds no settings"),
-        ("--config empty.yaml", "empty.yaml: holds no settings"),
         # words in a wrong place
         (
             "prope.yaml",
@@ -137,22 +117,14 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ("--data.num_frames", "argument --data: expected one argument; see main.py fit --help"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it_and_the_remedy(line: str, expected: str, error_of: ErrorOf) -> None:
+def test_errors_are_one_line_with_the_option_and_the_remedy(line: str, expected: str, error_of: ErrorOf) -> None:
     assert error_of(f"fit --config prope.yaml {line}") == f"error: {expected}"
 
 
 @pytest.mark.parametrize(
-    "option",
-    [
-        "model.learning_rates.decoder",
-        "model.camera_encoding.reference",
-        "model.view_mixer.encoding.reference",
-        "data.source.workers",
-    ],
+    "option", ["model.learning_rates.decoder", "model.view_mixer.encoding.reference", "data.source.workers"]
 )
-def test_null_is_nothing_however_deep_the_option(
-    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_null_at_any_depth(option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     words = ["--model.view_mixer", "ViewAttention", "--model.view_mixer.encoding", "PRoPE", f"--{option}", "null"]
     monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", "prope.yaml", *words, "--print_config"])
     with pytest.raises(SystemExit) as end:
@@ -173,7 +145,7 @@ def test_null_is_nothing_however_deep_the_option(
         ("--config concat_split.yaml --model PRoPEMLLM --model.help", "Help for --model.help=zoo.PRoPEMLLM"),
     ],
 )
-def test_the_help_of_a_model_is_that_of_the_configs(
+def test_model_help_uses_the_model_of_the_configs(
     line: str, named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["main.py", "fit", *line.split()])
@@ -183,7 +155,7 @@ def test_the_help_of_a_model_is_that_of_the_configs(
     assert end.value.code == 0 and named in printed and "VideoQATask " not in printed
 
 
-def test_a_class_that_has_no_such_part_or_is_of_another_kind_lists_those_that_fit(error_of: ErrorOf) -> None:
+def test_errors_list_the_classes_of_the_expected_type(error_of: ErrorOf) -> None:
     models = "known: BaselineVLM, ConcatSplitMLLM, PRoPEMLLM, Qwen25VL, SpatialMLLM, VGGTPretraining"
     assert error_of("fit --model zoo.PRoPE").startswith("error: model: expected Task or null, not zoo.PRoPE; " + models)
     text = error_of("fit --config qwen25_vl.yaml --model.camera_encoding.scale none")
@@ -192,7 +164,7 @@ def test_a_class_that_has_no_such_part_or_is_of_another_kind_lists_those_that_fi
     )
 
 
-def test_a_torn_config_is_named_with_its_line(error_of: ErrorOf) -> None:
+def test_invalid_yaml_names_file_and_line(error_of: ErrorOf) -> None:
     text = error_of("fit --config torn.yaml")
     assert text.startswith("error: torn.yaml: cannot be read as YAML: ") and "line 2" in text and "\n" not in text
 
@@ -202,26 +174,21 @@ def test_a_torn_config_is_named_with_its_line(error_of: ErrorOf) -> None:
     [
         ("test --config prope.yaml --ckpt_pth x", "ckpt_pth: there is no such option; did you mean ckpt_path?"),
         ("select-frames --splt val", "splt: there is no such option; did you mean split?"),
-        (
-            "select-frames --data.sampler Uniform",
-            "data.sampler: there is no class Uniform; did you mean UniformSampler?",
-        ),
         ("select-frames --split tst", "split: expected 'train', 'val', 'test', not tst"),
         ("score", "the following arguments are required: predictions; see main.py score --help"),
         ("score a --scorer foo", "unknown scorer 'foo'; VSIBench has spatial_mllm, thinking_in_space, lmms_eval_0.7.3"),
-        ("report", "the following arguments are required: runs; see main.py report --help"),
         ("report runs --fromat html", "fromat: there is no such option; did you mean format?"),
     ],
 )
-def test_every_command_has_it(line: str, expected: str, error_of: ErrorOf) -> None:
+def test_errors_of_other_commands(line: str, expected: str, error_of: ErrorOf) -> None:
     assert error_of(line) == f"error: {expected}"
 
 
-def test_an_unknown_command_names_the_known(error_of: ErrorOf) -> None:
+def test_an_unknown_command_lists_the_commands(error_of: ErrorOf) -> None:
     assert error_of("fot") == f"error: there is no command fot, only {', '.join(main.COMMANDS)}"
 
 
-def test_a_trainer_that_can_not_be_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_trainer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ZooCLI, "before_instantiate_classes", lambda self: None)
     monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", "qwen25_vl.yaml", "--trainer.accelerator", "gppu"])
     with pytest.raises(SystemExit, match="error: trainer: You selected an invalid accelerator name: .*gppu") as end:
@@ -229,7 +196,7 @@ def test_a_trainer_that_can_not_be_is_one_line_too(monkeypatch: pytest.MonkeyPat
     assert "\n" not in str(end.value.code)
 
 
-def test_the_control_lightnings_own_parser_needs_many_lines(
+def test_negative_control_lightnings_parser_prints_many_lines(
     error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr("commands.cli.ZooParser", LightningArgumentParser)
@@ -240,28 +207,16 @@ def test_the_control_lightnings_own_parser_needs_many_lines(
     assert len(printed.splitlines()) > 20 and "data.num_frames?" not in printed
 
 
-def test_the_most_alike_name_is_meant() -> None:
-    names = ["trainer.max_steps", "trainer.min_steps", "data.num_frames"]
-    assert closest("trainer.maxsteps", names)[1] == "trainer.max_steps"
-    assert closest("max_steps", names) == (0.9, "trainer.max_steps")
-    assert closest("data.num_frames", names) == (1.0, "data.num_frames")
-    assert closest("nothing", []) == (0.0, "")
-
-
 @pytest.mark.parametrize(
     ("line", "names"),
     [
         ("fit --help", ["--trainer.max_steps", "--data.help", "--metrics.scorer"]),
         ("fit --model.help PRoPEMLLM", ["--model.learning_rates.decoder", "--model.fusion"]),
-        ("fit --data.help VideoQADataModule", ["--data.num_frames", "--data.source.help"]),
         ("fit --data.source.help Rooms", ["--data.source.trajectory", "--data.source.help=datamodules.Rooms"]),
         ("fit --model.camera_encoding.help PRoPE", ["--model.camera_encoding.placement.help"]),
         ("fit --config prope.yaml --model.view_mixer.encoding.help PRoPE", ["--model.view_mixer.encoding.placement"]),
         ("select-frames --help", ["--split", "--data.help"]),
-        ("select-frames --data.source.help=Rooms", ["--data.source.trajectory"]),
         ("cache-geometry --help", ["--split", "--model.geometry"]),
-        ("score --help", ["--scorer"]),
-        ("report --help", ["--format"]),
     ],
 )
 def test_help_names_options_in_full(line: str, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -280,9 +235,27 @@ PARTS = [part for part in EXPORTS if isinstance(part, type)]
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if not issubclass(part, Exception | SaveConfigCallback)])
-def test_every_option_of_a_part_says_what_it_is(part: type) -> None:
-    """A docstring's `a, b: ...` explains neither: the help has no text for them."""
+def test_every_option_has_a_description(part: type) -> None:
     ours = [kind for kind in part.__mro__ if kind.__module__.split(".")[0] in [package.__name__ for package in OURS]]
     explained = {entry.arg_name for kind in ours for entry in docstring_parser.parse(kind.__doc__ or "").params}
     options = inspect.signature(part).parameters.values()
     assert {p.name for p in options if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} <= explained
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fit --config qwen25_vl.yaml --data.num_frames null", "data.num_frames: expected int"),
+        ("fit --config qwen25_vl.yaml --data.source.size null", "data.source.size: expected int"),
+        (
+            "fit --config spatial_mllm.yaml --model.fusion.temporal_merge null",
+            "model.fusion.temporal_merge: expected",
+        ),
+        ("select-frames --data.num_frames null", "data.num_frames: expected int"),
+    ],
+)
+def test_null_of_a_type_without_null(line: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", *line.split()])
+    with pytest.raises(SystemExit, match=f"^error: {expected}.*, not null$"):
+        main.main()

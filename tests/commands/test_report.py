@@ -1,4 +1,4 @@
-"""python main.py report: the numbers of metrics.json in every format, and what is said of runs that aren't whole."""
+"""python main.py report: the scores of metrics.json in every format, and remarks about incomplete runs."""
 
 from __future__ import annotations
 
@@ -47,18 +47,19 @@ def cells(format: str, line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("format", ["text", "markdown", "latex", "html"])
-def test_every_format_has_the_numbers_of_metrics_json_in_the_published_order(tmp_path: Path, capsys, format) -> None:
-    runs = [make_run(tmp_path / name, answers(180, seed=i)) for i, name in enumerate(("one", "two"))]
+def test_formats_have_the_scores_of_metrics_json_in_the_published_order(tmp_path: Path, capsys, format) -> None:
+    runs = [make_run(tmp_path / name, answers(180, seed=i)) for i, name in enumerate(("x/run", "y/run"))]
     capsys.readouterr()
     report([*map(str, runs), "--format", format, *(["--output", str(tmp_path / "r.html")] if format == "html" else [])])
     text = (tmp_path / "r.html").read_text() if format == "html" else capsys.readouterr().out
     rows = [cells(format, line) for line in text.split("\n")]
     assert ["Run", *COLUMNS] in rows
     for run in runs:
-        scores, means, *_ = [row[1:] for row in rows if row and row[0] == run.name]
+        name = f"{run.parent.name}/{run.name}"  # the shortest that is unique
+        scores, means, *_ = [row[1:] for row in rows if row and row[0] == name]
         assert [*scores, *means[:6]] == expected(run)
         assert means[6:] == ["180", "0", str(json.loads((run / "metrics.json").read_text())["counts"]["unparsable"])]
-        settings = next(row for row in reversed(rows) if row and row[0] == run.name)
+        settings = next(row for row in reversed(rows) if row and row[0] == name)
         said = [cell.replace("\\", "") for cell in settings[1:]]
         assert said[0] == "PRoPEMLLM" and said[2] == "24" and said[5] == "PRoPE(first)" and said[-1] == "spatial_mllm"
     assert expected(runs[0]) != expected(runs[1])  # the control: the rows could be told apart
@@ -77,7 +78,7 @@ def test_two_runs_are_compared_in_every_measure_and_more_in_two(tmp_path: Path, 
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
-def test_latex_compiles_whatever_a_run_is_called(tmp_path: Path) -> None:
+def test_latex_compiles_with_special_characters(tmp_path: Path) -> None:
     names = ("plain", "under_score 50% & $x^2$ #1 ~{a}\\b", "[ab]*<c>|d")
     runs = [make_run(tmp_path / name, answers(45, seed=i)) for i, name in enumerate(names)]
     report([*map(str, runs), "--output", str(tmp_path / "tables.tex")])
@@ -90,7 +91,7 @@ def test_latex_compiles_whatever_a_run_is_called(tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode != 0
 
 
-def test_what_is_no_run_is_named_and_a_run_without_a_test_is_listed(tmp_path: Path, capsys) -> None:
+def test_other_folders_are_skipped_and_untested_runs_listed(tmp_path: Path, capsys) -> None:
     make_run(tmp_path / "good", answers(45))
     make_run(tmp_path / "untested", None)
     (tmp_path / "folder").mkdir()
@@ -102,21 +103,21 @@ def test_what_is_no_run_is_named_and_a_run_without_a_test_is_listed(tmp_path: Pa
     report([*map(str, sorted(tmp_path.iterdir())), str(tmp_path / "gone"), str(tmp_path / "good")])
     said = capsys.readouterr().out
     for reason in (
-        "folder is not a run: it has no config.yaml",
-        "notes.txt is not a folder",
+        "folder is not the folder of a run: it has no config.yaml",
+        "notes.txt is not the folder of a run",
         "torn/config.yaml can't be read",
         "modelless/config.yaml names no model",
-        "gone does not exist",
+        "gone is not the folder of a run",
     ):
         assert len(re.findall(f"skipped: .*{re.escape(reason)}", said)) == 1
     assert f"{tmp_path / 'untested'}: no test yet" in said
     assert re.search(r"^untested( +-){9}$", said, re.MULTILINE)
     assert len(re.findall("^good ", said, re.MULTILINE)) == 3  # named twice, reported once
-    with pytest.raises(InputError, match="nothing to report: .*folder is not a run"):
+    with pytest.raises(InputError, match="nothing to report: .*folder is not the folder of a run"):
         report([str(tmp_path / "folder")])
 
 
-def test_questions_that_the_scores_are_not_of_are_left_out(tmp_path: Path, capsys) -> None:
+def test_answers_that_do_not_match_the_metrics_are_left_out(tmp_path: Path, capsys) -> None:
     """An interrupted test leaves the metrics of an earlier test, or none; the report notes both."""
     runs = [make_run(tmp_path / name, answers(45, seed=i)) for i, name in enumerate(("whole", "again", "first", "cut"))]
     for run, kept in zip(runs[1:], (3000, 3000, -20), strict=True):
@@ -138,7 +139,7 @@ def test_questions_that_the_scores_are_not_of_are_left_out(tmp_path: Path, capsy
     assert data["bars"]["Avg."][2] is None and data["bars"]["Avg."][0] is not None
 
 
-def test_damaged_files_of_a_run_are_named_and_the_others_are_reported(tmp_path: Path, capsys) -> None:
+def test_damaged_files_are_remarked_and_other_runs_reported(tmp_path: Path, capsys) -> None:
     runs = [make_run(tmp_path / name, answers(45)) for name in ("good", "metrics", "other", "answers")]
     (runs[1] / "metrics.json").write_text('{"acc"')
     (runs[2] / "metrics.json").write_text("{}")
@@ -147,19 +148,11 @@ def test_damaged_files_of_a_run_are_named_and_the_others_are_reported(tmp_path: 
     said = capsys.readouterr().out
     assert "metrics/metrics.json can't be read" in said
     assert "other/metrics.json lacks entries of a test" in said
-    assert "answers/predictions.jsonl, line 1: question_type must be a string, it is absent" in said
+    assert "answers/predictions.jsonl, line 1: question_type must be a string, got null" in said
     assert len(re.findall(r"^answers +\d", said, re.MULTILINE)) == 2  # its scores are there all the same
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys) -> None:
-    for path in ("x/run", "y/run", "z"):
-        make_run(tmp_path / path, answers(9))
-    report([str(tmp_path / path) for path in ("x/run", "y/run", "z")])
-    said = capsys.readouterr().out
-    assert all(re.search(f"^{name} ", said, re.MULTILINE) for name in ("x/run", "y/run", "z"))
-
-
-def test_the_suffix_decides_the_format_and_a_page_has_a_name(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_format_by_suffix_and_default_name_of_a_page(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "run", answers(9))
     report(["run", "--output", "a.md"])
@@ -171,7 +164,7 @@ def test_the_suffix_decides_the_format_and_a_page_has_a_name(tmp_path: Path, cap
     assert {name: Path(name).read_text()[: len(start)] for name, start in starts.items()} == starts
 
 
-def test_settings_are_those_of_the_test_and_weights_those_that_were_loaded(tmp_path: Path, capsys) -> None:
+def test_settings_of_a_test(tmp_path: Path, capsys) -> None:
     config = yaml.safe_load(yaml.safe_dump(CONFIG))
     parts = config["model"]["init_args"]
     parts["backbone"] = {"class_path": "zoo.PretrainedQwen25VL", "init_args": {"path": "weights/3b"}}

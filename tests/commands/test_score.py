@@ -1,4 +1,4 @@
-"""python main.py score: the table and numbers of a test, and what is said of files that aren't right."""
+"""python main.py score: the table and scores of a test, and errors of invalid files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_lines(path: Path, records: list[dict[str, Any]], end: str = "\n") -> P
 
 
 @pytest.mark.parametrize("scorer", ["spatial_mllm", "thinking_in_space"])
-def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, scorer: str) -> None:
+def test_scores_and_table_equal_those_of_the_test(tmp_path: Path, capsys, scorer: str) -> None:
     run = finished_run(tmp_path / "run", scorer=scorer)
     of_the_test = capsys.readouterr().out
     score([str(run / "predictions.jsonl"), "--scorer", scorer, "--output", str(tmp_path / "new" / "metrics.json")])
@@ -47,7 +47,7 @@ def test_it_gives_the_table_and_the_numbers_of_the_test(tmp_path: Path, capsys, 
     assert written["counts"]["failed"] == 18
 
 
-def test_another_scorer_gives_other_numbers_and_says_so(tmp_path: Path, capsys) -> None:
+def test_scores_of_another_scorer_are_noted(tmp_path: Path, capsys) -> None:
     run = finished_run(tmp_path)
     score([str(run), "--scorer", "thinking_in_space"])  # the run's folder serves as well
     assert "scores that differ from the file's" in capsys.readouterr().out
@@ -61,8 +61,8 @@ def test_four_fields_are_enough(tmp_path: Path, capsys) -> None:
     assert "0.500" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cut", [1, 30, 200])
-def test_a_half_written_last_line_is_dropped_with_a_word(tmp_path: Path, capsys, cut: int) -> None:
+@pytest.mark.parametrize("cut", [1, 200])
+def test_a_half_written_last_line_is_dropped_with_a_remark(tmp_path: Path, capsys, cut: int) -> None:
     run = finished_run(tmp_path)
     file = run / "predictions.jsonl"
     whole = lines(file)
@@ -76,14 +76,8 @@ def test_a_half_written_last_line_is_dropped_with_a_word(tmp_path: Path, capsys,
     score([str(file)])
     said = capsys.readouterr().out
     assert f"{len(whole)} questions" in said and "incomplete" not in said
-
-
-def test_a_half_written_line_within_the_file_is_refused(tmp_path: Path) -> None:
-    file = finished_run(tmp_path) / "predictions.jsonl"
-    content = file.read_text().split("\n")
-    content[3] = content[3][:50]
-    file.write_text("\n".join(content))
-    with pytest.raises(InputError, match=r"predictions\.jsonl, line 4: not valid JSON"):
+    file.write_bytes(content[cut + 1 :])  # cut within the file
+    with pytest.raises(InputError, match=r"predictions\.jsonl, line 1: not valid JSON"):
         score([str(file)])
 
 
@@ -137,29 +131,21 @@ GOOD = record("a", "object_counting", "4", "4")
     ("bad", "said"),
     [
         ({**GOOD, "id": None}, "line 2: id must be"),
-        (
-            {key: value for key, value in GOOD.items() if key != "prediction"},
-            "line 2: prediction must be a string, it is absent",
-        ),
+        ({**GOOD, "prediction": None}, "line 2: prediction must be a string, got null"),
         ({**GOOD, "prediction": 4}, "line 2: prediction must be a string, got 4"),
-        ({**GOOD, "ground_truth": None}, "line 2: ground_truth must be a string, got null"),
-        (
-            {**GOOD, "question_type": "riddle"},
-            "line 2: unknown question_type 'riddle'; VSIBench has object_abs",
-        ),
+        ({**GOOD, "question_type": "riddle"}, "line 2: unknown question_type 'riddle'; VSIBench has object_abs"),
         ({**GOOD, "frames": "all"}, 'line 2: frames must be a list of integers, got "all"'),
         ([GOOD], "line 2: expected an object"),
-        ("", "line 2: expected an object"),
     ],
 )
-def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, bad: Any, said: str) -> None:
+def test_invalid_lines_are_named_with_file_and_line(tmp_path: Path, bad: Any, said: str) -> None:
     file = write_lines(tmp_path / "answers.jsonl", [GOOD, bad, GOOD])
     with pytest.raises(InputError) as error:
         score([str(file)])
     assert str(error.value).startswith(f"{file}, {said}") and "\n" not in str(error.value)
 
 
-def test_a_test_of_several_processes_that_was_broken_off_is_not_taken_for_whole(tmp_path: Path, capsys) -> None:
+def test_an_interrupted_test_of_several_processes_is_noted(tmp_path: Path, capsys) -> None:
     run = finished_run(tmp_path)
     (run / "predictions.rank1.jsonl").write_text("")
     capsys.readouterr()

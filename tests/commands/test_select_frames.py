@@ -1,4 +1,4 @@
-"""python main.py select-frames: what it writes, keeps, makes again, and says of scenes that fail."""
+"""python main.py select-frames: its files, resuming, and errors of scenes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def chosen(folder: str) -> dict[str, dict]:
     return {path.parent.name: json.loads(path.read_text()) for path in Path(folder).glob("*/*/selected_frames.json")}
 
 
-def test_it_writes_a_file_a_scene_and_goes_on_where_it_was(run) -> None:
+def test_one_file_per_scene_and_an_interrupted_command_resumes(run) -> None:
     folder = "selections/SpaceAwareSampler-6"
     assert "on 3 scenes: 3 made, 0 kept; see selections/SpaceAwareSampler-6/" in run(*SPACE_AWARE)
     first = chosen(folder)
@@ -53,7 +53,7 @@ def test_it_writes_a_file_a_scene_and_goes_on_where_it_was(run) -> None:
     assert chosen(folder) != first
 
 
-def test_several_workers_choose_the_same(run) -> None:
+def test_selections_do_not_depend_on_workers(run) -> None:
     run(*SPACE_AWARE, "--output", "alone", "--data.sampler.cache", "null")
     assert "3 made" in run(*SPACE_AWARE, "--output", "together", "--data.sampler.cache", "null", "--workers", "2")
     assert chosen("alone") == chosen("together")
@@ -61,14 +61,16 @@ def test_several_workers_choose_the_same(run) -> None:
 
 def test_a_pairing_halves_the_views_and_the_frames_are_read_back(run, rooms_root: Path) -> None:
     run(
-        "--data.sampler",
-        "PoseFarthestSampler",
-        "--data.frame_pairing",
-        "Neighbor",
-        "--output",
-        "views",
-        "--split",
-        "val",
+        *[
+            "--data.sampler",
+            "PoseFarthestSampler",
+            "--data.frame_pairing",
+            "Neighbor",
+            "--output",
+            "views",
+            "--split",
+            "val",
+        ]
     )
     views = chosen("views")
     assert len(views) == 2 and all(len(each["selected_frames"]) == 3 for each in views.values())
@@ -91,7 +93,7 @@ def test_plots_are_drawn_for_every_sampler(run) -> None:
     assert paths[0].exists() and sheets[0].exists()
 
 
-def test_scenes_that_fail_are_named_and_the_rest_goes_on(run, capsys: pytest.CaptureFixture) -> None:
+def test_failed_scenes_are_listed_and_skipped(run, capsys: pytest.CaptureFixture) -> None:
     run("--output", "some")
     next(Path("some").rglob("selected_frames.json")).unlink()
     with pytest.raises(InputError, match="1 of 3 scenes have no selection"):
@@ -101,7 +103,7 @@ def test_scenes_that_fail_are_named_and_the_rest_goes_on(run, capsys: pytest.Cap
     assert "selected_frames.json: can't be read" in said.err and len(chosen("again")) == 2
 
 
-def test_a_scene_that_takes_too_much_memory_does_not_end_it(
+def test_a_scene_without_enough_memory_is_skipped(
     run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     choose, called = UniformSampler.choose, []
@@ -132,5 +134,5 @@ def test_missing_videos_are_listed(rooms_root: Path, tmp_path: Path, capsys: pyt
     assert (output / "missing.txt").read_text() == f"{gone['dataset']}/{gone['scene_name']}\n"
 
 
-def test_a_config_of_a_run_serves_as_it_is(run) -> None:
+def test_the_config_of_a_run_can_be_used(run) -> None:
     assert "3 made" in run("--config", "prope.yaml", "--output", "chosen")

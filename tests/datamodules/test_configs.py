@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 import main
-from datamodules import VideoQADataModule
 
 CONFIGS = sorted((Path(main.__file__).parent / "configs").glob("data_*.yaml"))
 SOURCES = {
@@ -62,8 +61,3 @@ ABSENT = {
 def test_absent_data_is_an_error_of_one_line(name, cli):
     end = cli("test", "--config", "qwen25_vl.yaml", "--config", f"{name}.yaml", "--model.allow_untrained", "true")
     assert isinstance(end, str) and re.search(ABSENT[name], end) and "\n" not in end
-
-
-def test_every_config_names_the_data_module():
-    for path in CONFIGS:
-        assert yaml.safe_load(path.read_text())["data"]["class_path"] == VideoQADataModule.__name__

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ from datamodules import PixelBounds, Rooms
 from datamodules.cameras_file import read_cameras, write_cameras
 from datamodules.dataset import SceneDataset
 from datamodules.depth import read_depth
+from datamodules.order import Draw
 from datamodules.samplers import (
     Consecutive,
     DatasetDepth,
@@ -26,7 +29,7 @@ from datamodules.samplers import (
     SpaceAwareSampler,
     UniformSampler,
 )
-from datamodules.scenes import Scene
+from datamodules.scenes import Question, Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
 from zoo.requirements import DataRequirements
@@ -110,7 +113,7 @@ def test_kept_scenes_read_the_depth_of_a_frame_once(
         frame_pairing=Duplicate(),
     )
     for epoch in range(3):
-        loaded = kept[0, epoch]
+        loaded = kept[Draw(0, (0,), epoch)]
         frames = list(loaded.frame_indices)
         expected = read_depth(scenes[0].depth, frames, num_frames=48, size_hw=(56, 56))
         assert torch.equal(loaded.geometry.depth, expected)
@@ -135,3 +138,34 @@ def test_pictures_of_a_folder_have_the_times_of_their_cameras(tmp_path: Path) ->
     assert steps() == 2.0  # control: a frame a second
     assert "times_s must be 8 increasing numbers" in steps(times_s=times_s[::-1])
     assert "times_s must be 8 increasing numbers" in steps(times_s=times_s[1:])
+
+
+@pytest.mark.parametrize(
+    ("failures", "calls", "error"), [(0, 1, None), (1, 2, None), (2, 2, "a/b: stalled"), (9, 2, "a/b: stalled")]
+)
+@pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, IndexError])
+def test_a_scene_is_tried_twice(
+    failures: int, calls: int, error: str | None, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for frame in range(2):
+        Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(tmp_path / f"{frame}.png")
+    scene = Scene("a/b", tmp_path, (Question("1", "object_counting", "How many?", "4"),))
+    dataset = SceneDataset([scene], UniformSampler(), 2, PixelBounds(784, 784))
+    original, called = SceneDataset.open, []
+
+    def stalls(self: SceneDataset, index: int) -> Any:
+        called.append(index)
+        if len(called) <= failures:
+            raise kind("stalled")
+        return original(self, index)
+
+    monkeypatch.setattr(SceneDataset, "open", stalls)
+    loaded = dataset[0]
+    assert loaded.error == error and len(called) == calls and (loaded.frames is None) == (error is not None)
+
+
+def test_a_bug_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = SceneDataset([Scene("a/b", tmp_path, ())], UniformSampler(), 2, PixelBounds(784, 784))
+    monkeypatch.setattr(SceneDataset, "open", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        dataset[0]

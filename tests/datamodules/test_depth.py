@@ -89,10 +89,10 @@ def test_a_layout_brings_depth(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     folder = write_depth(tmp_path / "a.depth", np.ones((2, 2, 2)))
-    with pytest.raises(ValueError, match="a.depth: 2 depth images for a video of 3 frames"):
+    with pytest.raises(ValueError, match="a.depth: 2 depth images for 3 frames"):
         read_depth(folder, [0], num_frames=3, size_hw=(2, 2))
     Image.fromarray(np.ones((3, 2), np.uint16)).save(folder / "frame_1.png")
-    with pytest.raises(ValueError, match="frame_1.png: depth images of mixed sizes: 2 x 3, not 2 x 2"):
+    with pytest.raises(ValueError, match="a.depth: depth images of 2 sizes"):
         read_depth(folder, [0, 1], num_frames=2, size_hw=(2, 2))
     Image.fromarray(np.ones((2, 2), np.uint8)).save(folder / "frame_1.png")
     with pytest.raises(ValueError, match="frame_1.png: depth must be a 16-bit PNG"):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.prompts import user_text
+from datamodules.collate import user_text
 from datamodules.scenes import Question, RawQuestion
-from zoo.benchmarks.vsibench import FRAMES_PREFIX
+from zoo.benchmarks.vsibench import FRAMES_PREFIX, VSIBench
 
 ROWS = json.loads((Path(__file__).parents[1] / "golden/preprocess/prompts.json").read_text())
 
@@ -22,7 +22,8 @@ def as_question(row: dict) -> Question:
 def test_golden_prompts(row):
     question = as_question(row)
     assert user_text(question) == row["spatial_mllm_user_text"]
-    assert user_text(question, prefix=FRAMES_PREFIX) == row["thinking_in_space_user_text"]
+    prefixed = VSIBench().user_text(question.question, question.options, prefix=FRAMES_PREFIX)
+    assert prefixed == row["thinking_in_space_user_text"]
     assert user_text(question) != row["thinking_in_space_user_text"]  # negative control
     assert user_text(question) in row["spatial_mllm_chat_text"]
 

@@ -15,7 +15,7 @@ from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, ConstantIndex, 
 from zoo.encodings import CameraEncoding, ViewAttention
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
-from zoo.prefix_cache import Reply
+from zoo.prefix_cache import Reply, answer_questions
 from zoo.tasks import VideoQATask
 from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, StepIndex
 
@@ -121,7 +121,8 @@ def prompts_of(asked: dict[str, Any]) -> list[list[int]]:
 def replies(task: VideoQATask, asked: dict[str, Any]) -> list[Reply]:
     """What is tested: from prefixes that are read once."""
     scenes, rows = task.encode_scenes(asked), asked["scene_index"].tolist()
-    return task.model.reply(scenes, prompts_of(asked), rows, task.max_new_tokens, asked["questions_per_batch"])
+    at_once = asked["questions_per_batch"]
+    return answer_questions(task.model, scenes, prompts_of(asked), rows, task.max_new_tokens, at_once)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.zoo.released import TINY_DINO, tiny_release, write_release
-from zoo.geometry.vggt.patch_embed import DINOV2
+from zoo.geometry.vggt.aggregator import DINOV2
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.layouts import sequence_layout
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone
+from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
@@ -109,7 +109,8 @@ class Example:
         # what a token shows goes by its place and its view, on whichever side the padding is
         points = torch.cat((self.patch_centers, self.index[..., None] + 1.0), -1) / 3
         chosen = torch.full((2,), self.poses.shape[1] - 1)  # as a model chooses by what the views show
-        return Cameras(self.poses, self.K, self.index, reference=chosen).with_tokens(self.patch_centers, points)
+        cameras = Cameras(self.poses, self.K, self.index).with_reference(chosen)
+        return cameras.with_tokens(self.patch_centers, points)
 
     def encoded(self, cameras: Cameras | None = None) -> EncodedCameras:
         return self.encoding.encode(self.cameras() if cameras is None else cameras, **SHAPE)

@@ -28,6 +28,7 @@ from zoo.visual_grid import PATCHES_PER_TOKEN
 # all golden cases where they are at hand; the small ones are here
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
 CASES = sorted(path.stem for path in (GOLDEN / "full_model").glob("*.safetensors"))
+SIZES = dict(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)  # of a small TinyQwen25VL
 LOADERS = {"spatial_mllm": load_spatial_mllm, "qwen2_5_vl": load_qwen25_vl}
 
 

@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole, and lines that are there once they are written."""
+"""JSON lines that are durable once appended, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_lines_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert (tmp_path / "lines.jsonl").read_bytes() == json_lines(RECORDS).encode(errors="backslashreplace")
 
 
-def test_a_line_is_on_the_disk_and_not_only_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_appended_lines_are_synced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
     JSONLines(tmp_path / "lines.jsonl").append(RECORDS)
@@ -48,7 +48,7 @@ def test_half_a_line_is_cut_off_before_more_is_added(cut: int, tmp_path: Path) -
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [RECORDS[0], RECORDS[2]]
 
 
-def test_what_is_no_record_is_passed_over_and_the_first_of_an_id_is_kept(tmp_path: Path) -> None:
+def test_invalid_lines_are_skipped_and_the_first_record_of_an_id_is_kept(tmp_path: Path) -> None:
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     one.write_bytes(json_lines(RECORDS[:1]).encode() + b'\n7\n[]\n{"id": 1}\n{"no": "id"}\n\xff\n\0\0\0\n{"id": "b"')
     two.write_text(json_lines([{"id": "a", "prediction": "another"}, RECORDS[1]]))
@@ -68,13 +68,13 @@ def test_a_write_that_is_cut_off_leaves_the_former_file(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("write", [lambda path: write_whole(path, "text"), JSONLines], ids=["whole", "lines"])
-def test_what_cannot_be_written_is_one_line_that_says_so(write, tmp_path: Path) -> None:
+def test_write_errors_name_the_file(write, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     with pytest.raises(InputError, match=r"/here can't be written: Is a directory; its former content is kept"):
         write(tmp_path / "here")
 
 
-def test_a_full_disk_is_one_line_that_says_so(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_input_error(tmp_path: Path) -> None:
     file = JSONLines(tmp_path / "lines.jsonl")
     with Path("/dev/full").open("ab", buffering=0) as full:
         os.dup2(full.fileno(), file._file.fileno())

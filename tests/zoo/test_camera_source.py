@@ -66,7 +66,7 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_either_is_the_datas_where_it_has_them_and_vggts_elsewhere(kind: str) -> None:
+def test_auto_takes_the_datasets_cameras_before_predicted_ones(kind: str) -> None:
     given, found, either = (model(kind, source) for source in ("dataset", "predicted", "auto"))
     with_data, with_vggt = logits(given, one()), logits(found, one())
     assert equal(logits(either, one()), with_data)
@@ -80,7 +80,7 @@ def test_either_is_the_datas_where_it_has_them_and_vggts_elsewhere(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cameras_that_say_nothing_count_as_none(kind: str) -> None:
+def test_invalid_cameras_count_as_none(kind: str) -> None:
     either, unknown, depth_alone = model(kind, "auto"), one(), one()
     unknown.geometry.has_camera = torch.zeros(6, dtype=torch.bool)
     depth_alone.geometry = SceneGeometry(depth=depth_alone.geometry.depth)
@@ -91,7 +91,7 @@ def test_cameras_that_say_nothing_count_as_none(kind: str) -> None:
     assert not equal(logits(either, some), expected)
 
 
-def test_what_the_data_must_bring() -> None:
+def test_requirements_of_each_camera_source() -> None:
     for source, needs in (("dataset", True), ("predicted", False), ("auto", False)):
         ours = model("PRoPE on ConcatSplitFusion", source)
         assert ours.requirements.cameras == needs and ours.requirements.frames, source
@@ -106,7 +106,7 @@ def test_what_the_data_must_bring() -> None:
 class Refuses(TinyVGGT):
     """A geometry whose cameras must not be asked for."""
 
-    def enable_camera_head(self) -> None:
+    def enable_head(self, head: str) -> None:
         raise AssertionError("a camera head in vain")
 
 
@@ -114,7 +114,7 @@ def nothing() -> TinyVGGT:
     raise AssertionError("a geometry in vain")
 
 
-def test_models_without_cameras_are_not_bothered() -> None:
+def test_models_without_cameras_ignore_the_camera_source() -> None:
     plain = SpatialVLM(backbone=tiny(), camera_source="auto", geometry=nothing)
     assert plain.geometry is None and not plain.requirements.frames and not plain.requirements.cameras
     for fusion in (AddFusion, ConcatSplitFusion):
@@ -132,13 +132,13 @@ def test_models_without_cameras_are_not_bothered() -> None:
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ({}, "--model.camera_source predicted has no effect without --model.camera_encoding"),
-        ({"camera_encoding": PRoPE()}, "needs a --model.geometry that predicts them"),
-        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.geometry that predicts them"),
+        ({}, "a part that reads them: --model.camera_encoding or --model.view_mixer"),
+        ({"camera_encoding": PRoPE()}, "needs a --model.geometry that predicts cameras"),
+        ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.geometry that predicts cameras"),
         ({"camera_encoding": PointRoPE(), **VGGT}, "this VGGT has no depth head"),
     ],
 )
-def test_vggts_cameras_that_nobody_gives_or_reads_are_refused(parts: dict[str, Any], why: str) -> None:
+def test_predicted_cameras_need_an_encoder_and_a_reader(parts: dict[str, Any], why: str) -> None:
     with pytest.raises(InputError, match=why):
         SpatialVLM(backbone=tiny(), camera_source="predicted", **parts)
     SpatialVLM(backbone=tiny(), camera_source="auto", **parts)  # which asks for less

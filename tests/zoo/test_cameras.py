@@ -148,7 +148,7 @@ def test_medoid_is_closest_to_the_others() -> None:
 
 def test_balanced_reference_view_is_the_given_one() -> None:
     poses, chosen = random_poses(2, 3), torch.tensor([2, 1])
-    cameras = Cameras(poses, eye_intrinsics(2, 3), reference=chosen)
+    cameras = Cameras(poses, eye_intrinsics(2, 3)).with_reference(chosen)
     given, passed = cameras.canonical("saddle_balanced"), cameras.canonical(chosen)
     assert torch.equal(given.world_to_camera, passed.world_to_camera)
     assert torch.equal(given.world_to_camera[0, 2], torch.eye(4, dtype=torch.float64))
@@ -179,8 +179,8 @@ def other_unit(poses: Tensor, factor: float) -> Tensor:
 @pytest.mark.parametrize("scale", ["mean", "max", "rms", "median_depth"])
 def test_every_scale_makes_the_unit_cancel(scale: Any) -> None:
     poses, depth = random_poses(2, 5), torch.tensor([2.0, 3.0], dtype=torch.float64)
-    meters = Cameras(poses, eye_intrinsics(2, 5), median_depth=depth)
-    feet = Cameras(other_unit(poses, 3.28), eye_intrinsics(2, 5), median_depth=3.28 * depth)
+    meters = Cameras(poses, eye_intrinsics(2, 5)).with_median_depth(depth)
+    feet = Cameras(other_unit(poses, 3.28), eye_intrinsics(2, 5)).with_median_depth(3.28 * depth)
     scaled = meters.scaled(scale)
     torch.testing.assert_close(scaled.world_to_camera, feet.scaled(scale).world_to_camera, rtol=0, atol=1e-12)
     assert not torch.allclose(scaled.world_to_camera, poses, atol=1e-2)

@@ -1,4 +1,4 @@
-"""What is wrong with a released folder is said in a line that names it: nothing is made up, and nothing passed over."""
+"""Faulty released folders: each fault is an error of one line that names the file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.zoo.released import read_release, released_model, spatial_mllm, tiny_release, write_release
-from zoo import CameraTokenFusion, InputError, PretrainedQwen25VL, TinyQwen25VL, TinyVGGT
+from tests.zoo.released import SIZES, read_release, released_model, tiny_release, write_release
+from zoo import InputError, PretrainedQwen25VL, TinyQwen25VL
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model
 from zoo.model import SpatialVLM
 from zoo.weights import open_weights
 
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
-SIZES = dict(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 
 
 pytestmark = pytest.mark.usefixtures("tiny_dino")
@@ -76,28 +74,19 @@ def test_folders_that_wont_do(release: Path, tmp_path: Path, monkeypatch: pytest
         released_model(release)
 
 
-def test_an_index_that_lies_is_an_error(release: Path) -> None:
-    index = release / "model.safetensors.index.json"
+def test_an_index_and_a_shard_that_differ_are_an_error(release: Path) -> None:
+    shard, index = release / "model-00002-of-00003.safetensors", release / "model.safetensors.index.json"
     content = json.loads(index.read_text())
-    content["weight_map"]["absent"] = "model-00002-of-00003.safetensors"
+    content["weight_map"]["absent"] = shard.name
     index.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="has no absent, which its index lists there .*: download both again"):
+    with pytest.raises(InputError, match=f"{shard} and its index differ in 1 tensors: absent; download both again"):
         open_weights(release)["absent"]
+    save_file(load_file(shard) | {"another": torch.ones(2)}, shard)
+    with pytest.raises(InputError, match=f"{shard} and its index differ in 2 tensors: absent, another; download"):
+        released_model(release)
 
 
 # ---- weights ------------------------------------------------------------------------------------------------------
-
-
-def test_a_qwen_folder_is_what_transformers_reads(qwen: Path) -> None:
-    backbone = PretrainedQwen25VL(str(qwen), dtype="float32").load()
-    ours, processor = backbone.vlm, backbone.preprocessor.processor
-    stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen, dtype=torch.float32)
-    named = zip(ours.state_dict().items(), stock.state_dict().items(), strict=True)
-    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in named)
-    assert ours.training and ours.config.to_diff_dict().keys() >= {"text_config", "vision_config"}
-    assert ours.config.text_config.to_dict() == stock.config.text_config.to_dict()
-    assert ours.config.vision_config.to_dict() == stock.config.vision_config.to_dict()
-    assert processor.tokenizer("How many")["input_ids"]
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
@@ -134,13 +123,6 @@ def test_the_names_in_an_error_are_those_in_the_file(release: Path) -> None:
             released_model(release)
 
 
-def test_tensors_that_the_index_does_not_place_are_an_error(release: Path) -> None:
-    shard = release / "model-00002-of-00003.safetensors"
-    save_file(load_file(shard) | {"another": torch.ones(2)}, shard)
-    with pytest.raises(InputError, match="00002-of-00003.safetensors has 1 tensors that its index does not.*another"):
-        released_model(release)
-
-
 def test_a_spatial_mllm_is_not_read_as_a_qwen(release: Path) -> None:
     for model_type in ("spatial-mllm", "qwen2_5_vl"):
         with_config(release, model_type=model_type)
@@ -156,20 +138,18 @@ def test_a_head_that_is_tied_and_there_all_the_same(release: Path, tmp_path: Pat
     export_model(released_model(release), tmp_path / "out")
     written = read_release(tmp_path / "out")
     assert written.keys() == both.keys() and torch.equal(written[HEAD], both[HEAD])
-    write_release(release, config, both | {HEAD: both[HEAD] + 1})
-    with pytest.warns(UserWarning, match="differs from them: it is not read"):
-        model = released_model(release)
-    assert torch.equal(model.backbone.vlm.lm_head.weight, tensors["model.embed_tokens.weight"])
-    write_release(release, config, both | {HEAD: torch.ones(2, 2)})
-    with pytest.raises(InputError, match=r"lm_head.weight \[2, 2\] is tied to embeddings of"):
-        released_model(release)
+    for other in (both[HEAD] + 1, torch.ones(2, 2)):
+        write_release(release, config, both | {HEAD: other})
+        with pytest.warns(UserWarning, match="differs from them: it is not read"):
+            model = released_model(release)
+        assert torch.equal(model.backbone.vlm.lm_head.weight, tensors["model.embed_tokens.weight"])
 
 
 def test_a_release_without_a_camera_head_names_the_remedy(release: Path) -> None:
     config, tensors = tiny_release()
     write_release(release, config, {name: t for name, t in tensors.items() if "camera_head" not in name})
     with pytest.raises(InputError, match=r"release: no camera head \(spatial.*\.\*\): .*--model.camera_source dataset"):
-        released_model(release).geometry.enable_camera_head()
+        released_model(release).geometry.enable_head("camera")
 
 
 # ---- index, config, processor -------------------------------------------------------------------------------------
@@ -205,7 +185,7 @@ def test_a_config_that_makes_no_sense(release: Path, changes: dict[str, Any]) ->
 
 def test_a_config_that_is_a_list(release: Path) -> None:
     (release / "config.json").write_text("[]")
-    with pytest.raises(InputError, match="config.json holds no settings but a list"):
+    with pytest.raises(InputError, match="config.json can't be read .a list instead of settings"):
         released_model(release)
 
 
@@ -221,19 +201,6 @@ def test_a_folder_without_its_processor(qwen: Path, release: Path, backbone: typ
 
 
 # ---- export -------------------------------------------------------------------------------------------------------
-
-
-def spatial(**parts: Any) -> SpatialVLM:
-    def geometry() -> TinyVGGT:
-        return TinyVGGT(embed_dim=32, depth=4, num_heads=2)
-
-    return spatial_mllm(backbone=TinyQwen25VL(**SIZES), geometry=geometry, **parts)
-
-
-def test_another_connector_is_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="SpatialVLM with CameraTokenFusion can't be exported: .*AddFusion"):
-        export_model(spatial(fusion=CameraTokenFusion), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,5 +225,5 @@ def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch
 def test_a_source_that_is_gone_is_named(release: Path, tmp_path: Path) -> None:
     model = released_model(release)
     release.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="release, where the weights came from, is gone"):
+    with pytest.raises(InputError, match="release is no folder"):
         export_model(model, tmp_path / "out")

@@ -100,7 +100,7 @@ def test_stills_may_come_one_by_one_or_as_a_scene_once_or_twice_each(model: Spat
     assert not torch.allclose(logits(model, given, frames=swapped)[0], expected[0], atol=1e-3)
 
 
-def test_frames_that_dont_fit_are_refused() -> None:
+def test_frames_of_a_wrong_number_or_size_are_errors() -> None:
     model = MODELS["concat on the channel"]()
     given = batch(model, [SAMPLES["two videos"]])
     first, second = given["frames"]

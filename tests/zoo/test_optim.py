@@ -62,7 +62,7 @@ def test_a_part_without_a_rate_is_frozen_and_in_no_group() -> None:
     ]
 
 
-def test_what_an_encoding_learns_has_a_rate_of_its_own_and_no_decay() -> None:
+def test_parameters_of_an_encoding_have_their_own_rate_and_no_decay() -> None:
     encoding = GTA(learn_scale=True)
     module = nn.ModuleDict({"camera_encoding": encoding, "backbone": nn.Linear(2, 2, bias=False)})
     decoder, learned = parameter_groups(module.named_parameters(), LearningRates(encoding=1e-2), part_of)[::-1]

@@ -16,11 +16,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
-from zoo.question_masks import block_mask, prefix_causal_mask
 from zoo.shared_prefix import (
     IGNORED,
     PackedScenes,
+    block_mask,
     pack_questions,
+    prefix_causal_mask,
 )
 from zoo.tasks import VideoQATask, video_qa
 
@@ -73,7 +74,7 @@ def difference(found: Learned, expected: Learned) -> float:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_loss_and_gradients_are_those_of_a_row_each(name: str) -> None:
+def test_loss_and_gradients_equal_one_question_per_row(name: str) -> None:
     """A scene with three questions and one with one, of different lengths; answers of different lengths."""
     model = build(name).train()
     assert difference(packed(model, *SCENES), a_row_each(model, *SCENES)) < 1e-5
@@ -112,7 +113,7 @@ def test_flex_attention_on_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("queries", [slice(0, None), slice(-4, None)])
-def test_blocks_say_who_sees_whom(queries: slice) -> None:
+def test_block_mask_equals_the_dense_mask(queries: slice) -> None:
     groups = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 2, 3, 3, 3]])
     mask = block_mask(groups[:, queries], groups)
     seen = create_mask(mask.mask_mod, 2, 1, groups[:, queries].shape[1], 8, device="cpu")[:, 0]
@@ -128,38 +129,27 @@ def test_gradient_checkpointing_keeps_the_mask() -> None:
 # ---- the controls: what the mask and the positions are for ---------------------------------------------------
 
 
-def test_without_the_mask_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("removed", ["mask", "positions"])
+def test_without_mask_or_positions_of_the_questions_they_differ(removed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("plain").train()
     expected = a_row_each(model, *SCENES)
+    original = PackedScenes.with_question_masks
 
-    def causal(self: PackedScenes, qwen: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    def changed(self: PackedScenes, qwen: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        if removed == "positions":
+            return original(self._replace(position_offset=0), qwen, inputs)
         everyone = torch.zeros_like(self.group)
-        return {
-            **with_question_masks(self, qwen, inputs),
-            "attention_mask": prefix_causal_mask(everyone, everyone)[:, None],
-        }
+        causal = prefix_causal_mask(everyone, everyone)[:, None]
+        return {**original(self, qwen, inputs), "attention_mask": causal}
 
-    with_question_masks = PackedScenes.with_question_masks
-    monkeypatch.setattr(PackedScenes, "with_question_masks", causal)
-    assert difference(packed(model, *SCENES), expected) > 1e-2
-
-
-def test_with_positions_that_run_on_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("plain").train()
-    expected = a_row_each(model, *SCENES)
-    with_question_masks = PackedScenes.with_question_masks
-    monkeypatch.setattr(
-        PackedScenes,
-        "with_question_masks",
-        lambda self, qwen, inputs: with_question_masks(self._replace(position_offset=0), qwen, inputs),
-    )
+    monkeypatch.setattr(PackedScenes, "with_question_masks", changed)
     assert difference(packed(model, *SCENES), expected) > 1e-2
 
 
 # ---- what takes a row each -----------------------------------------------------------------------------------
 
 
-def test_attention_that_takes_no_mask_gets_a_row_each() -> None:
+def test_attention_without_custom_masks_gets_one_question_per_row() -> None:
     """As flash attention: it knows padding, and nothing else."""
     model = build("plain").train()
     expected, masks = a_row_each(model, *SCENES), []
@@ -191,3 +181,13 @@ def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
         and (rows.labels != IGNORED).sum() == (batch(model, scene("a", twice))["labels"] != IGNORED).sum()
     )
     assert difference(packed(model.train(), scene("a", twice)), a_row_each(model, scene("a", twice))) < 1e-5
+
+
+def test_questions_that_another_process_learns_from_give_zero_gradients() -> None:
+    """Every parameter keeps a gradient, which the other processes of DDP wait for."""
+    model = build("plain").train()
+    loss, gradients = learned(model, model.loss(batch(model, *(replace(each, is_supervised=False) for each in SCENES))))
+    reference = learned(model, model.loss(batch(model, *SCENES)))[1]
+    assert loss == 0 and gradients.keys() == reference.keys()
+    assert all((gradient == 0).all() for gradient in gradients.values())
+    assert any((gradient != 0).any() for gradient in reference.values())

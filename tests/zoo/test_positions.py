@@ -1,4 +1,4 @@
-"""mRoPE position ids: the official numbers, an obvious slow version, and transformers 5."""
+"""mRoPE position ids equal the golden ones, a slow reference implementation, and transformers 5."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_nominal_seconds_where_none_are_given() -> None:
     assert not torch.equal(given[0], half)
 
 
-def test_constant_time_says_so() -> None:
+def test_constant_attribute_of_each_time_index() -> None:
     ids, mask, grids = write_batch([[1, (VIDEO, 4, 2, 4), 1]], "left")
     visual = sequence_layout(ids, mask, **grids, **TOKENS).camera_index() >= 0
     for time in TIMES.values():
@@ -234,20 +234,16 @@ def test_max_hw_equals_transformers_5(stock: Qwen2_5_VLModel, side: str) -> None
         )
         assert torch.equal(ours[:, mask], theirs[:, mask])
         assert torch.equal(deltas, their_deltas - (~mask).sum(1, keepdim=True))
-
-
-def test_the_two_rules_differ_after_a_long_video() -> None:
-    ids, mask, grids = write_batch([[1, (VIDEO, 8, 2, 2), 3]], "left")
-    old, new = (
-        mrope_position_ids(ids, mask, **grids, **TOKENS, text_after_vision=rule)[0] for rule in ("max_thw", "max_hw")
-    )
+    ids, mask, grids = write_batch([[1, (VIDEO, 8, 2, 2), 3]], side)  # the control: the rules differ after a long video
+    rules = ("max_thw", "max_hw")
+    old, new = (mrope_position_ids(ids, mask, **grids, **TOKENS, text_after_vision=rule)[0] for rule in rules)
     assert old[0, 0, -1] > new[0, 0, -1]
 
 
 # ---- errors -----------------------------------------------------------------------------------------------
 
 
-def test_errors_name_the_trouble() -> None:
+def test_bad_arguments_are_errors() -> None:
     ids, mask, grids = write_batch([[1, (VIDEO, 2, 4, 4), 1]], "left")
     with pytest.raises(ValueError, match="1 videos, but video_grid_thw has 0 rows"):
         mrope_position_ids(ids, mask, **TOKENS)

@@ -1,10 +1,11 @@
-"""In Python: a model is saved, loaded and asked, and is the same model; what is not the same is an error."""
+"""Saving, loading and asking a model in Python; weights of another model are an error."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from zoo import (
     Task,
     TinyQwen25VL,
     TinyVGGT,
+    VideoQATask,
     ViewAttention,
 )
 from zoo.configuration import from_config, to_config
@@ -123,6 +125,18 @@ def test_a_part_from_a_function_has_no_configuration(tmp_path: Path) -> None:
     assert not (tmp_path / "saved").exists()
 
 
+def test_a_checkpoint_without_configuration_warns_once() -> None:
+    mixer = partial(ViewAttention, head_dim=16)
+    for view_mixer, warned in ((mixer, 0), (lambda width: mixer(width), 1)):
+        task = VideoQATask(backbone=TinyQwen25VL(**SIZES), view_mixer=view_mixer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                task.on_save_checkpoint(checkpoint := {"state_dict": {}})
+        assert ["same parts" in str(each.message) for each in caught] == [True] * warned
+        assert (checkpoint["task"] is None) == bool(warned)
+
+
 def test_overrides_replace_stored_arguments(tmp_path: Path) -> None:
     model_of("PRoPE").save_pretrained(tmp_path / "saved")
     assert SpatialVLM.from_pretrained(tmp_path / "saved").merged_camera == "first"
@@ -142,11 +156,17 @@ def test_frozen_released_weights_are_named_or_copied(qwen: Path, tmp_path: Path,
     randomized_mixer = {name: torch.randn_like(p) for name, p in model.view_mixer.named_parameters()}
     model.view_mixer.load_state_dict(randomized_mixer, strict=False)
     model.view_mixer.requires_grad_(True)
+    norm = model.backbone.decoder.norm.requires_grad_(True)
+    torch.nn.init.normal_(norm.weight)
     model.eval().save_pretrained(tmp_path / "saved", full=full)
     saved = load_file(tmp_path / "saved/model.safetensors")
     assert saved
-    assert all(name.startswith("view_mixer.") for name in saved)
-    assert equal(model, SpatialVLM.from_pretrained(tmp_path / "saved"))
+    names = {name for name in saved if not name.startswith("view_mixer.")}
+    assert names == {"backbone.vlm.model.language_model.norm.weight"}
+    loaded = SpatialVLM.from_pretrained(tmp_path / "saved")
+    assert equal(model, loaded)
+    loaded.save_pretrained(tmp_path / "again")  # what is trained stays in the file, although it is frozen now
+    assert equal(model, SpatialVLM.from_pretrained(tmp_path / "again"))
 
     if full:  # the folder stands alone, wherever it goes
         shutil.rmtree(base)

@@ -1,4 +1,4 @@
-"""Released folders: read shard by shard, what is wrong with them is said, and written again bit for bit."""
+"""Released folders: read shard by shard, and exported bit for bit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.zoo.released import (
+    SIZES,
     load_case,
     media,
     official_weights,
@@ -25,7 +27,17 @@ from tests.zoo.released import (
     write_release,
 )
 from tests.zoo.showing import SAMPLES, batch, logits
-from zoo import AddFusion, InputError, LoRA, PretrainedQwen25VL, TinyQwen25VL, TinyVGGT
+from zoo import (
+    AddFusion,
+    CameraTokenFusion,
+    ConcatSplitFusion,
+    Fusion,
+    InputError,
+    LoRA,
+    PretrainedQwen25VL,
+    TinyQwen25VL,
+    TinyVGGT,
+)
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
 from zoo.hub import read_config
 from zoo.model import SpatialVLM
@@ -41,14 +53,16 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     config, official = tiny_release()
     inside, outside = load_spatial_mllm(config, official), released_model(release)
-    assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
+    streamed = load_spatial_mllm(read_config(release), open_weights(release))
+    for model in (outside, streamed):
+        assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), model.parameters(), strict=True))
     assert outside.geometry.layer == -2 and outside.is_pretrained
     assert outside.backbone.preprocessor.processor.tokenizer("How many")["input_ids"]
     whole = released_model(release, dtype="float32")
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
     geometry = released_model(release).geometry
     assert geometry.vggt.camera_head is None
-    geometry.enable_camera_head()
+    geometry.enable_head("camera")
     with_cameras = geometry.vggt.camera_head
     name = "spatial_encoder.vggt_model.camera_head.pose_branch.fc1.weight"
     assert torch.equal(with_cameras.pose_branch.fc1.weight, official[name].float())
@@ -77,24 +91,6 @@ def test_switches_of_the_fusion_need_no_retraining(release: Path) -> None:
     assert torch.equal(official_way, expected)
 
 
-def test_a_folder_is_read_as_well_as_tensors_in_memory(release: Path) -> None:
-    config, official = tiny_release()
-    inside, outside = (
-        load_spatial_mllm(config, official),
-        load_spatial_mllm(read_config(release), open_weights(release)),
-    )
-    assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), outside.parameters(), strict=True))
-
-
-def test_a_shard_is_read_when_it_is_asked_for(release: Path) -> None:
-    tensors = open_weights(release)
-    assert len(tensors) == len(read_release(release))
-    order = [tensors.file_of[name] for name in tensors]
-    assert order == sorted(order)  # going through them opens each shard once
-    assert tensors["connector.ln_q.weight"].shape == (512,)
-    assert tensors.open[0] == tensors.file_of["connector.ln_q.weight"]
-
-
 def test_a_hub_id_is_downloaded_without_pickle_and_code(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
@@ -108,8 +104,10 @@ def test_a_hub_id_is_downloaded_without_pickle_and_code(release: Path, monkeypat
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_round_trip_is_bit_exact(release: Path, tmp_path: Path, dtype: str) -> None:
-    export_model(released_model(release, dtype=dtype), tmp_path / "out", shard_bytes=500_000)
+def test_round_trip_is_bit_exact(release: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards = partial(save_torch_state_dict, max_shard_size=500_000)
+    monkeypatch.setattr("zoo.checkpoints.export.save_torch_state_dict", small_shards)
+    export_model(released_model(release, dtype=dtype), tmp_path / "out")
     assert same(read_release(tmp_path / "out"), tiny_release()[1])  # VGGT's heads and its tracker too
     for path in release.glob("*"):
         if path.suffix != ".safetensors" and "index" not in path.name:
@@ -138,8 +136,7 @@ def test_what_was_learned_is_written(release: Path, tmp_path: Path) -> None:
 
 
 def tiny_qwen() -> SpatialVLM:
-    backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    return SpatialVLM(backbone=backbone)
+    return SpatialVLM(backbone=TinyQwen25VL(**SIZES))
 
 
 def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) -> None:
@@ -156,9 +153,11 @@ def test_a_random_qwen_becomes_a_folder_that_transformers_reads(tmp_path: Path) 
     assert again.backbone.preprocessor.processor.apply_chat_template([{"role": "user", "content": "Hi"}]).startswith(
         "<|im_start|>system"
     )
-    for setting in ("rope_parameters", "vocab_size", "eos_token_id", "pad_token_id", "rms_norm_eps"):
-        ours, theirs = (getattr(each.config.text_config, setting) for each in (model.backbone.vlm, stock))
-        assert ours == theirs or setting == "rope_parameters"
+    for part in ("text_config", "vision_config"):
+        models = (model.backbone.vlm, again.backbone.vlm, stock)
+        before, read, by_transformers = (getattr(each.config, part).to_dict() | {"dtype": None} for each in models)
+        assert read == by_transformers
+        assert all(read[key] == before[key] for key in read.keys() & before.keys() - {"rope_parameters"})
     assert stock.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
     export_model(again, tmp_path / "twice")
     assert same(read_release(tmp_path / "twice"), read_release(tmp_path / "out"))
@@ -187,15 +186,12 @@ def test_lora_is_merged_and_the_model_stays(tmp_path: Path) -> None:
     assert read_release(tmp_path / "out").keys() == official.keys()
 
 
-def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
-    from zoo import ConcatSplitFusion
-
-    backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    model = SpatialVLM(
-        fusion=ConcatSplitFusion, backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2)
-    )
-    with pytest.raises(InputError, match="SpatialVLM can't be exported.*such as fusion.flat"):
+@pytest.mark.parametrize("fusion", [ConcatSplitFusion, CameraTokenFusion])
+def test_what_has_no_official_layout_is_not_exported(tmp_path: Path, fusion: type[Fusion]) -> None:
+    model = spatial_mllm(fusion, backbone=TinyQwen25VL(**SIZES), geometry=partial(TinyVGGT, embed_dim=32, num_heads=2))
+    with pytest.raises(InputError, match="can't be exported, .* with AddFusion: .*such as fusion"):
         export_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("")
     with pytest.raises(InputError, match="taken is there already and not empty"):
@@ -203,8 +199,8 @@ def test_what_has_no_official_layout_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:
-    backbone = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    model = spatial_mllm(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2, layer=-2))
+    geometry = partial(TinyVGGT, embed_dim=32, depth=4, num_heads=2, layer=-2)
+    model = spatial_mllm(backbone=TinyQwen25VL(**SIZES), geometry=geometry)
     torch.nn.init.normal_(model.fusion.connector.mlp[2].weight)
     export_model(model, tmp_path / "out")
     again = released_model(tmp_path / "out", dtype="float32")

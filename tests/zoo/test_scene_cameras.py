@@ -1,4 +1,4 @@
-"""The camera of two frames that become one token: the first's, the last's, or half-way between both."""
+"""The camera of two merged frames: the first, the last, or their midpoint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_first_or_the_last(pair: Any, frames: list[int]) -> None:
 
 
 @pytest.mark.parametrize("pair", ["first", "last", "mean"])
-def test_where_one_has_no_camera_it_is_the_others(pair: Any) -> None:
+def test_a_frame_without_a_camera_takes_the_other_frames(pair: Any) -> None:
     poses, _, has_camera = merge_cameras(scene(False, True, True, False), pair)
     assert torch.equal(poses, scene().cameras()[0][[1, 2]]) and has_camera.all()
     poses, _, has_camera = merge_cameras(scene(False, False, True, True), pair)

@@ -25,7 +25,7 @@ from zoo import (
 from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
 from zoo.geometry import SceneGeometry
 from zoo.scene_encoding import fuse_scenes
-from zoo.scenes import SceneTokens
+from zoo.scenes import PatchCameras, SceneInputs, SceneTokens
 from zoo.tasks import VideoQATask
 
 WIDTH = 64  # of `tiny`
@@ -189,8 +189,9 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
         scenes = []
         for i, (tokens, grid) in enumerate(zip(visual, grids, strict=True)):
             steps = int(grid[0])
-            known = {"world_to_camera": poses.world_to_camera[i, :steps], "K_normalized": poses.K_normalized[i, :steps]}
-            scenes.append(SceneTokens(tokens.unflatten(0, (steps, -1)), grid, has_camera=present[i, :steps], **known))
+            known = (each[i, :steps] for each in (poses.world_to_camera, poses.K_normalized, present))
+            inputs = SceneInputs(torch.empty(0, 0), grid)
+            scenes.append(SceneTokens(inputs, tokens.unflatten(0, (steps, -1)), PatchCameras(*known)))
         fuse_scenes(scenes, found, parts.fusion, parts.view_mixer, 2)
         return [scene.tokens for scene in scenes]
 
@@ -207,7 +208,7 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
     torch.testing.assert_close(others[3], together[3], rtol=0, atol=1e-5)
 
 
-def test_without_the_2d_branch_there_is_nothing_to_tell() -> None:
+def test_a_view_mixer_has_no_effect_without_the_2d_branch() -> None:
     only_3d = lambda *widths: ConcatSplitFusion(*widths, active_branches="3d")  # noqa: E731
     torch.manual_seed(0)
     ours = VideoQATask(backbone=tiny(), view_mixer=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)

@@ -110,10 +110,3 @@ def test_calls_are_by_length(grid: list[list[int]], monkeypatch: pytest.MonkeyPa
             seen_by.append(list(calls))
     assert sum(seen_by[0]) == sum(seen_by[1]) == len(seen_by[0])  # every window, and stock makes a call for each
     assert len(seen_by[1]) <= 6 * len(ours.blocks)  # type: ignore[arg-type]
-
-
-def test_windows_by_length() -> None:
-    order, shapes = windows_by_length(torch.tensor([2, 1, 2, 3]))
-    assert shapes == [(1, 1), (2, 2), (1, 3)]
-    assert order is not None and order.tolist() == [2, 0, 1, 3, 4, 5, 6, 7]
-    assert windows_by_length(torch.tensor([4, 4])) == (None, [(2, 4)])

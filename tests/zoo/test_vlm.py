@@ -1,4 +1,4 @@
-"""SpatialVLM: stock where nothing is asked for, never silently off where something is, and lean checkpoints."""
+"""SpatialVLM: equal to the stock model without camera parts, camera encodings that have an effect, checkpoints."""
 
 from __future__ import annotations
 

@@ -1,19 +1,10 @@
-"""Video-language models: one folder or file each beside `base.py`."""
+"""Video-language models: `base.py` and a folder for each."""
 
 from zoo.backbones.base import Backbone, BackboneLoader, Preprocessor
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone, TinyQwen25VL, tiny_preprocessor
-
-__all__ = [
-    "Backbone",
-    "BackboneLoader",
-    "Preprocessor",
-    "Qwen25VLBackbone",
-    "TinyQwen25VL",
-    "default_loader",
-    "tiny_preprocessor",
-]
+from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
+from zoo.backbones.qwen25_vl.tiny import TinyQwen25VL, tiny_preprocessor
 
 
 def default_loader() -> BackboneLoader:
-    """A tiny random model, for a `SpatialVLM` without a backbone of its own."""
+    """Return a tiny random model, the default backbone of `SpatialVLM`."""
     return TinyQwen25VL()

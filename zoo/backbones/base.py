@@ -20,9 +20,9 @@ from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.errors import InputError
 from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import GeometryEncoder
-from zoo.positions import SecondsPerGrid
-from zoo.question_masks import block_mask, prefix_causal_mask
+from zoo.positions import SecondsPerGrid, layout_position_ids
 from zoo.sequence_layout import MediaKind, Placeholders, SequenceLayout
+from zoo.shared_prefix import block_mask, prefix_causal_mask
 from zoo.time_index import TimeIndex
 
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
@@ -31,11 +31,11 @@ BackbonePart = Literal["decoder", "vision", "connector"]
 
 
 class TokenizedPrompt(NamedTuple):
-    """A question as the backbone reads it.
+    """A tokenized question.
 
     Attributes:
         input_ids: the whole sequence, one placeholder per visual token; with the answer in training.
-        labels: the ids that are supervised, -100 elsewhere.
+        labels: the supervised ids, -100 elsewhere.
     """
 
     input_ids: Int[Tensor, " L"]
@@ -43,10 +43,10 @@ class TokenizedPrompt(NamedTuple):
 
 
 class Preprocessor(ABC):
-    """Turns frames and text into the backbone's inputs. Holds no weights, so that data workers can carry it.
+    """Turns frames and text into the backbone's inputs, in data workers; holds no weights.
 
     Attributes:
-        pad_token_id: fills shorter sequences of a batch.
+        pad_token_id: padding of shorter sequences in a batch.
     """
 
     pad_token_id: int
@@ -55,74 +55,76 @@ class Preprocessor(ABC):
     def cut_patches(
         self, frames: UInt8[Tensor, "T 3 H W"]
     ) -> tuple[Float[Tensor, "patches channels"], Int[Tensor, " 3"]]:
-        """Normalized patches of a video whose frames are already resized, and their (t, h, w) before the merge."""
+        """Return the normalized patches of resized frames, and their (t, h, w) before the merge."""
 
     @abstractmethod
     def prompt(self, user_text: str) -> str:
-        """The chat with one video and one user text, up to where the answer starts."""
+        """Return the chat with one video and one user text, up to the start of the answer."""
 
     @abstractmethod
     def tokenize(
         self, prompt: str, grid_thw: Sequence[int], extra_tokens: ExtraTokens, answer: str | None = None
     ) -> TokenizedPrompt:
-        """Token ids of a prompt, and of the answer that is to be learned.
+        """Return the token ids of a prompt, and of the answer in training.
 
         Args:
             prompt: from `prompt`.
-            grid_thw: of its video, in patches before the merge.
+            grid_thw: patches of its video before the merge.
             extra_tokens: tokens that follow the 2D tokens of each view.
-            answer: appended and supervised; None leaves room for an answer.
+            answer: appended and supervised; None ends with the prompt.
         """
 
     @abstractmethod
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of generated token ids, without special tokens."""
+        """Return the texts of generated token ids, without special tokens."""
 
     @abstractmethod
     def reserved_token(self, text: str) -> str | None:
-        """The first special token of the chat that a text contains, which the tokenizer would not read as text."""
+        """Return the first special token in a text, which the tokenizer would not read as text; None if absent."""
 
     @abstractmethod
     def save_pretrained(self, folder: str) -> None:
-        """Writes the tokenizer and processor files."""
+        """Write the tokenizer and processor files."""
 
 
 class Backbone(nn.Module, ABC):
-    """A loaded video-language model. A new one: a subclass of this, and a `BackboneLoader` that makes it.
+    """A loaded video-language model; a new one is a subclass of this and of `BackboneLoader`.
 
-    The decoder stays the stock one of transformers, with hooks for a camera encoding in its attention.
+    The decoder is the stock one of transformers, with hooks for a camera encoding in its attention.
 
     Attributes:
         vlm: the stock model.
         preprocessor: its processor and tokenizer.
-        placeholders: token ids that mark visual tokens.
+        placeholders: token ids of visual tokens.
         stop_tokens: token ids that end an answer.
-        lora_targets: names of the decoder's linear layers that LoRA adapts.
+        lora_targets: names of the linear layers of the decoder that LoRA adapts.
         spatial_merge_size: patches per side in one visual token.
+        tokens_per_second: steps of mRoPE's time index per second of a video.
         hidden_size: width of the decoder.
-        context_length: the most tokens of a sequence.
+        context_length: maximum number of tokens in a sequence.
     """
 
-    vlm: nn.Module
+    vlm: Any
     preprocessor: Preprocessor
     placeholders: Placeholders
     stop_tokens: list[int]
     lora_targets: tuple[str, ...]
     spatial_merge_size: int
+    tokens_per_second: float
     hidden_size: int
     context_length: int
 
     # ---- structure ------------------------------------------------------------------------------------------
 
     @property
-    @abstractmethod
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> Any:
         """The language model, without its head."""
+        return self.vlm.get_decoder()
 
     @property
-    @abstractmethod
-    def lm_head(self) -> nn.Module:
-        """From hidden states to logits."""
+    def lm_head(self) -> Any:
+        """The projection of hidden states to logits."""
+        return self.vlm.get_output_embeddings()
 
     @property
     @abstractmethod
@@ -136,15 +138,15 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def part_of(self, name: str) -> BackbonePart:
-        """The part that a parameter of this name trains with."""
+        """Return the part that a parameter belongs to for its learning rate."""
 
     @abstractmethod
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
-        """Puts the camera hooks into the decoder's attention, and binds the encoding to it."""
+        """Install the camera hooks in the decoder's attention, and bind the encoding to it."""
 
-    @abstractmethod
     def enable_gradient_checkpointing(self) -> None:
-        """Recomputes activations in the backward pass, in the decoder and the vision tower."""
+        """Recompute the activations of decoder and vision tower in the backward pass."""
+        self.vlm.activation_checkpointing_enable({"use_reentrant": False})
 
     # ---- forward ----------------------------------------------------------------------------------------------
 
@@ -152,9 +154,8 @@ class Backbone(nn.Module, ABC):
     def encode_vision(
         self, pixel_values: Float[Tensor, "patches channels"], grid_thw: Int[Tensor, "M 3"]
     ) -> list[Float[Tensor, "tokens D"]]:
-        """The 2D tokens of each video or still image, in the decoder's width."""
+        """Return the 2D tokens of each video or still image, in the decoder's width."""
 
-    @abstractmethod
     def position_ids(
         self,
         layout: SequenceLayout,
@@ -164,23 +165,26 @@ class Backbone(nn.Module, ABC):
         frame_indices: Sequence[Sequence[int]] | None = None,
         cameras: Cameras | None = None,
     ) -> Int[Tensor, "axes B L"]:
-        """Position ids of every token; see `zoo.positions.mrope_position_ids` for the arguments."""
+        """Return the position ids of all tokens; see `zoo.positions.mrope_position_ids` for the arguments."""
+        return layout_position_ids(
+            layout, time_index, seconds_per_grid, self.tokens_per_second, frame_indices=frame_indices, cameras=cameras
+        )
 
     @abstractmethod
     def visual_inputs(self, tokens: Mapping[MediaKind, Sequence[Float[Tensor, "_n D"]]]) -> dict[str, Any]:
-        """The keyword arguments of the stock model that replace its placeholders by visual tokens."""
+        """Return the stock model's keyword arguments that replace placeholders by visual tokens."""
 
-    @abstractmethod
     def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
-        """Runs the decoder.
+        """Run the decoder.
 
         Returns:
             An object with `last_hidden_state` (B, L, D) and `cache`.
         """
+        return self.vlm.model(**inputs, cache=cache, use_cache=use_cache)
 
     @abstractmethod
     def generate(self, inputs: Mapping[str, Any], max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers to left-padded sequences: new tokens only, up to a stop token (included)."""
+        """Return greedy answers to left-padded sequences: new tokens only, up to a stop token (included)."""
 
     def layout(
         self,
@@ -189,7 +193,7 @@ class Backbone(nn.Module, ABC):
         grids: Mapping[MediaKind, Int[Tensor, "M 3"] | None],
         extra_tokens: ExtraTokens = ExtraTokens.NOTHING,
     ) -> SequenceLayout:
-        """The visual tokens of a batch of sequences."""
+        """Return the layout of the visual tokens in a batch of sequences."""
         return SequenceLayout(
             input_ids,
             attention_mask,
@@ -201,32 +205,26 @@ class Backbone(nn.Module, ABC):
         )
 
     def encode_cameras(self, encoding: CameraEncoding, cameras: Cameras) -> EncodedCameras:
-        """What the encoding does in one forward pass of this decoder."""
+        """Return the encoding of these cameras for one forward pass of this decoder."""
         shape = self.decoder_layout
         return encoding.encode(cameras, head_dim=shape.head_dim, mrope_section=list(shape.mrope_section))
 
     # ---- attention of several questions in one sequence ---------------------------------------------------------
 
     @property
-    @abstractmethod
     def attn_implementation(self) -> str:
         """The decoder's attention backend."""
+        return self.decoder.config._attn_implementation
 
     @property
     def supports_custom_mask(self) -> bool:
-        """Whether the attention takes a mask of our own; flash attention does not."""
+        """Whether the attention backend takes any mask; flash attention does not."""
         return self.attn_implementation in ("sdpa", "eager", "flex_attention")
 
     def question_mask(
         self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]
     ) -> Bool[Tensor, "B 1 T K"] | Float[Tensor, "B 1 T K"] | BlockMask:
-        """`prefix_causal_mask` in the form that the attention backend takes.
-
-        Raises:
-            ValueError: a backend without custom masks.
-        """
-        if not self.supports_custom_mask:
-            raise ValueError(f"{self.attn_implementation} takes no mask of its own: give it one question per sequence")
+        """`prefix_causal_mask` in the form of the attention backend, which `supports_custom_mask`."""
         if self.attn_implementation == "flex_attention":
             return block_mask(queries, keys)
         visible = prefix_causal_mask(queries, keys)[:, None]
@@ -237,18 +235,20 @@ class Backbone(nn.Module, ABC):
 
 
 class BackboneLoader(Configurable, ABC):
-    """A recipe for a `Backbone`: where its weights come from. Nothing is loaded before `load` is called.
+    """A recipe for a `Backbone` and the source of its weights; `load` reads them.
 
     Args:
-        attn_implementation: the attention backend of transformers. `flex_attention`, for the decoder alone, needs a GPU
-            to train; it skips the blocks that no question sees where several share one sequence.
-        dtype: the type of the weights.
+        attn_implementation: the attention backend of transformers. `flex_attention` is for the decoder only and needs
+            a GPU to train; it skips blocks that are masked for all questions of a shared sequence.
+        dtype: dtype of the weights.
 
     Attributes:
-        is_pretrained: whether the weights answer questions before they are trained here.
+        is_pretrained: whether the weights answer questions without training here.
+        released_path: folder or hub id of the released weights; None for random ones.
     """
 
     is_pretrained: bool = False
+    released_path: str | None = None
 
     def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
         if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
@@ -261,25 +261,20 @@ class BackboneLoader(Configurable, ABC):
 
     @property
     def model_attention(self) -> str:
-        """The attention backend of the model as a whole: FlexAttention serves the decoder alone."""
+        """The attention backend of the whole model; FlexAttention is for the decoder only."""
         return "sdpa" if self.attn_implementation == "flex_attention" else self.attn_implementation
 
     @abstractmethod
     def load(self) -> Backbone:
-        """The model in training mode on the current device; on the meta device no weights are read."""
+        """Return the model in training mode on the current device; on the meta device no weights are read."""
 
     def load_geometry(self) -> GeometryEncoder | None:
-        """The geometry encoder that was released with these weights, if there is one."""
+        """Return the geometry encoder released with these weights, if any."""
         return None
 
     def load_fusion(self, fusion: nn.Module) -> bool:
-        """Reads the fusion's weights if they were released with these; returns whether they were."""
+        """Load the fusion's weights if they were released with these; return whether they were."""
         return False
-
-    @property
-    def released_path(self) -> str | None:
-        """Folder or hub id of the released weights; None for random ones."""
-        return None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -288,10 +283,10 @@ class BackboneLoader(Configurable, ABC):
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
-        """Whether a released folder with this config.json is one of this class's."""
+        """Return whether this class loads a released folder with this config.json."""
         return False
 
     @classmethod
     def released_parts(cls, path: str) -> dict[str, Any]:
-        """The arguments of `SpatialVLM` for the released model in a folder or hub repository."""
+        """Return the arguments of `SpatialVLM` for the released model in a folder or hub repository."""
         return {"backbone": cls(path)}  # type: ignore[arg-type]

@@ -2,5 +2,3 @@
 
 from zoo.benchmarks.base import Benchmark, find_benchmark
 from zoo.benchmarks.vsibench import VSIBench
-
-__all__ = ["Benchmark", "VSIBench", "find_benchmark"]

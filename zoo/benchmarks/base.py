@@ -11,8 +11,6 @@ import numpy as np
 
 from zoo.errors import InputError
 
-Means = dict[str, float | None]
-
 
 class Benchmark(ABC):
     """A benchmark of questions with short answers; it is stateless, reads no files and holds no tensors.
@@ -110,7 +108,7 @@ class Benchmark(ABC):
         }
         return {"per_question_type": types, **groups}
 
-    def _means(self, scores: Mapping[str, Sequence[float]]) -> Means:
+    def _means(self, scores: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
         if not scores:
             return {"micro": None, "macro": None}
         means = {kind: _mean(values) for kind, values in scores.items()}

@@ -1,25 +1,34 @@
-"""Qwen2.5-VL and Spatial-MLLM from official weights by their names; folders are for `zoo.checkpoints.pretrained`."""
+"""Qwen2.5-VL and Spatial-MLLM from tensors with official names; `zoo.checkpoints.pretrained` reads folders."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Qwen2_5_VLConfig
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.initialization import no_init_weights
+from transformers.modeling_utils import local_torch_dtype
 
 from zoo.backbones.base import BackboneLoader
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone
+from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 from zoo.checkpoints.config import ReleasedConfig
-from zoo.checkpoints.parts import empty_qwen, empty_vggt, fill_parts
+from zoo.checkpoints.names import LM_HEAD, OFFICIAL_CONNECTOR, OFFICIAL_VGGT, current_name, released_name
+from zoo.errors import InputError
 from zoo.fusions import AddFusion
+from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
+from zoo.weights import PrefixView, load_into
+
+FUSED = (OFFICIAL_VGGT, OFFICIAL_CONNECTOR)  # parts of a Spatial-MLLM beside Qwen2.5-VL
+V1_CONNECTOR = "vggt_embedding_merger."  # of Spatial-MLLM v1.0
 
 
 class EmptyQwen25VL(BackboneLoader):
-    """A Qwen2.5-VL whose weights are to be filled in; it has no processor."""
+    """Qwen2.5-VL without weights and processor; the weights are filled in afterwards."""
 
     is_pretrained = True
 
@@ -32,7 +41,7 @@ class EmptyQwen25VL(BackboneLoader):
 
 
 def load_qwen25_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> SpatialVLM:
-    """The baseline with these weights, in their dtype; all of it is trainable.
+    """Return the baseline with these weights, in their dtype; all parameters are trainable.
 
     Args:
         config: {"qwen": the model's config.json, ...}.
@@ -40,15 +49,15 @@ def load_qwen25_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> 
             tensor by tensor.
 
     Raises:
-        InputError: listing tensors that are missing, unexpected or of another shape.
+        InputError: lists tensors that are missing, unexpected or of another shape.
     """
     model = SpatialVLM(EmptyQwen25VL(ReleasedConfig(config).qwen, _dtype(state_dict)))
-    fill_parts(state_dict, qwen=model.backbone.vlm)
+    fill_qwen(model.backbone.vlm, state_dict)
     return model
 
 
 def load_spatial_mllm(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> SpatialVLM:
-    """Spatial-MLLM v1.1 with these weights, in their dtype; all of it is trainable.
+    """Return Spatial-MLLM v1.1 with these weights, in their dtype; all parameters are trainable.
 
     Args:
         config: {"qwen", "spatial_config", "connector_config", "vggt_aggregator"}, or a released config.json.
@@ -56,16 +65,88 @@ def load_spatial_mllm(config: dict[str, Any], state_dict: Mapping[str, Tensor]) 
             this model does not use, may be absent or present.
 
     Raises:
-        InputError: listing tensors that are missing, unexpected or of another shape.
+        InputError: lists tensors that are missing, unexpected or of another shape.
     """
     released, dtype = ReleasedConfig(config), _dtype(state_dict)
-    vggt = empty_vggt(released.aggregator, dtype)
-    model = SpatialVLM(
-        EmptyQwen25VL(released.qwen, dtype), geometry=lambda: VGGTEncoder(vggt, released.layer), fusion=AddFusion
-    )
-    assert isinstance(model.fusion, AddFusion)
-    fill_parts(state_dict, qwen=model.backbone.vlm, vggt=vggt, connector=model.fusion.connector)
+    vggt = load_vggt(released, state_dict, dtype)
+    vggt.files = ()  # a saved model has these weights in it: no loader reads them again
+    qwen = EmptyQwen25VL(released.qwen, dtype)
+    model = SpatialVLM(qwen, geometry=lambda: VGGTEncoder(vggt, released.layer), fusion=AddFusion)
+    fill_qwen(model.backbone.vlm, state_dict, skip=FUSED)
+    load_connector(model.fusion, state_dict)
     return model
+
+
+def empty_qwen(config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+    """Return a Qwen2.5-VL in training mode, whose memory is taken when it is filled."""
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = dtype  # transformers prefers the dtype in a released config to the default
+    # not .to(dtype) afterwards: that would round RoPE's frequencies as well
+    with local_torch_dtype(dtype), no_init_weights():  # memory is not taken until it is written to
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.tie_weights()
+    return model.train()
+
+
+def fill_qwen(qwen: Any, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> None:
+    """Copy official tensors into a Qwen2.5-VL.
+
+    Args:
+        qwen: the model. If its lm_head is tied, that of the tensors is not read, as in the official code; a warning
+            says if it differs from the embeddings.
+        tensors: by official names.
+        skip: prefixes of names to ignore.
+
+    Raises:
+        InputError: lists tensors that are missing, unexpected or misshapen; or the tensors are of Spatial-MLLM v1.0.
+    """
+    _refuse_v1(tensors)
+    state, embeddings = qwen.state_dict(), qwen.get_input_embeddings().weight
+    is_tied = qwen.config.tie_word_embeddings
+    if is_tied:
+        del state[LM_HEAD]
+        skip = (*skip, LM_HEAD)
+    load_into(
+        state,
+        tensors,
+        what="Qwen2.5-VL",
+        current_names=lambda name: (current_name(name),),
+        official_name=released_name,
+        skip=skip,
+    )
+    if not is_tied or LM_HEAD not in tensors or embeddings.is_meta:
+        return
+    if not torch.equal(tensors[LM_HEAD].to(embeddings), embeddings):
+        warnings.warn(
+            f"{LM_HEAD} is tied to the embeddings by the config, and differs from them: it is not read", stacklevel=2
+        )
+
+
+def load_vggt(config: ReleasedConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> VGGT:
+    """Return the VGGT of a Spatial-MLLM, without heads."""
+    _refuse_v1(tensors)
+    return VGGT.from_official({"aggregator": config.aggregator}, PrefixView(tensors, OFFICIAL_VGGT), dtype)
+
+
+def load_connector(fusion: nn.Module | None, tensors: Mapping[str, Tensor]) -> bool:
+    """Copy the connector of a Spatial-MLLM into an `AddFusion`; return False for another fusion."""
+    if not isinstance(fusion, AddFusion):
+        return False
+    load_into(fusion.connector.state_dict(), PrefixView(tensors, OFFICIAL_CONNECTOR), what="connector")
+    return True
+
+
+def _refuse_v1(tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError for Spatial-MLLM v1.0.
+
+    By its published code, v1.0 has VGGT under `vggt.`, and after a connector as v1.1's (with the patches of the second
+    frame behind those of the first) another RMSNorm and MLP. None of its outputs are at hand to check a port against.
+    """
+    if any(name.startswith(V1_CONNECTOR) for name in tensors):
+        raise InputError(
+            f"these are weights of Spatial-MLLM v1.0 ({V1_CONNECTOR}*): its connector is another one, of two MLPs, for "
+            "which there are no published numbers to check a port against; take Diankun/Spatial-MLLM-v1.1-Instruct-135K"
+        )
 
 
 def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -1,16 +1,11 @@
 """Camera encodings in the decoder's attention, and view mixers on the 2D tokens."""
 
 from zoo.encodings.alibi import PoseALiBi
-from zoo.encodings.base import CameraEncoding
-from zoo.encodings.cape import CaPE
+from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.encodings.compose import Compose
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.extra_channels import ExtraChannels
-from zoo.encodings.gta import GTA
-from zoo.encodings.head_subset import HeadSubset
-from zoo.encodings.layer_subset import AlternateAxes, LayerSubset
-from zoo.encodings.matrices import MatrixEncoding
-from zoo.encodings.multiview import prope_attention
+from zoo.encodings.matrices import GTA, CaPE, MatrixEncoding, PRoPE, projection_matrices
 from zoo.encodings.placements import (
     ChannelPlacement,
     ChannelRange,
@@ -20,9 +15,8 @@ from zoo.encodings.placements import (
     TemporalSection,
 )
 from zoo.encodings.pose_index import PoseIndex
-from zoo.encodings.prope import PRoPE, projection_matrices
 from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.reference import balanced_views, saddle_balanced
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
-from zoo.encodings.view_attention import ViewAttention
-from zoo.encodings.view_mixer import ViewMixer
+from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
+from zoo.encodings.view_attention import ViewAttention, prope_attention

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras, Scale
-from zoo.decoder_layout import DecoderLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.encoded import QK, EncodedCameras, ZeroChannels
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import check_choice
-from zoo.pose_distances import PoseMeasure, pose_distances
+from zoo.poses import PoseMeasure, pose_distances
 
 Slopes = Literal["fixed", "learned"]
 WIDTH = 8  # attention kernels require a multiple of this head width
@@ -71,9 +71,7 @@ class PoseALiBi(CameraEncoding):
         if self.slopes == "learned":
             self.learned = nn.Parameter(torch.zeros(decoder.num_heads, device=decoder.device))
 
-    def encode_canonical(
-        self, cameras: Cameras, head_dim: int, mrope_section: Sequence[int], dtype: torch.dtype
-    ) -> EncodedCameras:
+    def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
         """Computes the appended channels; without two different cameras, the stock attention, bit for bit."""
         if self.slopes == "learned" and self.learned is None:
             raise ValueError("PoseALiBi with learned slopes needs bind_to_decoder before encode")
@@ -83,11 +81,11 @@ class PoseALiBi(CameraEncoding):
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
         if not distances.any():
             return EncodedCameras()
-        logits = distances.to(dtype) * head_dim**0.5  # attention multiplies logits by head_dim^-1/2
-        return DistanceChannels(pose, F.pad(logits, (0, -(head_dim + logits.shape[-1]) % WIDTH)), self.learned)
+        logits = distances.to(dtype) * head.dim**0.5  # attention multiplies logits by head_dim^-1/2
+        return DistanceChannels(pose, F.pad(logits, (0, -(head.dim + logits.shape[-1]) % WIDTH)), self.learned)
 
 
-class DistanceChannels(EncodedCameras):
+class DistanceChannels(ZeroChannels):
     """Appends one channel per pose: the distances from the token's own pose to q, its one-hot pose to k.
 
     Their product is one distance, so the bias is part of the attention's own matrix product. The slopes are applied
@@ -105,8 +103,8 @@ class DistanceChannels(EncodedCameras):
     def __init__(
         self, pose: Int[Tensor, "B L"], distances: Float[Tensor, "B N E"], slopes: Float[Tensor, " H"] | None
     ) -> None:
-        super().__init__(pose.shape[1])
-        self.channels, self.slopes = distances.shape[-1], slopes
+        super().__init__(distances.shape[-1], pose.shape[1])
+        self.slopes = slopes
         has_pose = (pose >= 0)[..., None]
         row = pose.clamp(min=0)
         self.own_distances = distances.gather(1, row[..., None].expand(-1, -1, self.channels)) * has_pose
@@ -120,12 +118,6 @@ class DistanceChannels(EncodedCameras):
         bias = self.own_distances[:, :, None] * -slopes[:, None]
         own_pose = self.own_pose[:, :, None].expand(-1, -1, k.shape[2], -1)
         return torch.cat((q, bias.to(q.dtype)), -1), torch.cat((k, own_pose.to(k.dtype)), -1)
-
-    def transform_values(self, v: Tensor) -> Tensor:
-        return F.pad(v, (0, self.channels))
-
-    def transform_outputs(self, o: Tensor) -> Tensor:
-        return o[..., : -self.channels]
 
 
 def alibi_slopes(num_heads: int) -> Float[Tensor, " H"]:

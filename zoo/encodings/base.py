@@ -1,4 +1,4 @@
-"""Base class of camera encodings, which transform q, k, v and the output of the decoder's attention."""
+"""Base classes of camera encodings, in the decoder's attention, and of view mixers, on the 2D tokens before it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from zoo.cameras import Cameras, ReferenceView, Scale
 from zoo.configuration import Configurable
-from zoo.decoder_layout import DecoderLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras
-from zoo.encodings.symmetries import Symmetries
+from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.time_index import TimeIndex
+
+Grid = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w) of one scene in tokens
+HasCamera = Bool[Tensor, "B t"] | None  # temporal patches with a valid camera
 
 
 class CameraModule(Configurable, nn.Module, ABC):
@@ -22,15 +26,12 @@ class CameraModule(Configurable, nn.Module, ABC):
     Attributes:
         reference: view whose frame is the world of a clip; None keeps the world of the data.
         scale: unit of translations, see `Cameras.scaled`.
+        parts: the encodings that this module applies; their needs are its needs.
     """
 
     reference: ReferenceView | None = None
     scale: Scale = "none"
-
-    @property
-    def parts(self) -> Sequence[CameraModule]:
-        """The modules that this one applies; their needs are its needs."""
-        return ()
+    parts: tuple[CameraEncoding, ...] = ()
 
     @property
     def uses_cameras(self) -> bool:
@@ -76,7 +77,7 @@ class CameraEncoding(CameraModule):
     @property
     def requires_constant_time(self) -> bool:
         """Whether all views of a clip must share one time position (`ConstantIndex`)."""
-        return False
+        return any(part.requires_constant_time for part in self.parts)
 
     @property
     def time_index(self) -> TimeIndex | None:
@@ -88,13 +89,13 @@ class CameraEncoding(CameraModule):
     def symmetries(self) -> Symmetries:
         """The exact symmetries, measured in both directions by the property tests."""
 
-    def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
+    def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
         """Returns the head channels that are transformed, each with its term (q, k, v or o); not appended ones.
 
         Raises:
             InputError: the encoding does not fit heads of this size.
         """
-        return set()
+        return {channel for part in self.parts for channel in part.touched_channels(head)}
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         """Creates the tensors that depend on the decoder's sizes; called once, before training.
@@ -106,6 +107,8 @@ class CameraEncoding(CameraModule):
         Raises:
             InputError: the encoding does not fit the decoder.
         """
+        for part in self.parts:
+            part.bind_to_decoder(decoder, layers)
 
     def encode(
         self, cameras: Cameras, *, head_dim: int, mrope_section: Sequence[int], dtype: torch.dtype = torch.float32
@@ -122,13 +125,10 @@ class CameraEncoding(CameraModule):
             ValueError: cameras without an index or without tensors that the encoding reads.
             InputError: the encoding does not fit heads of this size.
         """
-        return self.encode_canonical(
-            self.canonical(cameras), head_dim, mrope_section, torch.promote_types(dtype, torch.float32)
-        )
+        head = HeadLayout(head_dim, tuple(mrope_section))
+        return self.encode_canonical(self.canonical(cameras), head, torch.promote_types(dtype, torch.float32))
 
-    def encode_canonical(
-        self, cameras: Cameras, head_dim: int, mrope_section: Sequence[int], dtype: torch.dtype
-    ) -> EncodedCameras:
+    def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
         """Computes the hooks from canonical cameras, see `encode`; the default is the stock attention."""
         return EncodedCameras()
 
@@ -141,3 +141,25 @@ class CameraEncoding(CameraModule):
         if cameras.index is None:
             raise ValueError("these cameras have no camera index: pass an index (B, L) to Cameras")
         return cameras.to(dtype=torch.float64).canonical(self.reference).scaled(self.scale)
+
+
+class ViewMixer(CameraModule):
+    """A residual branch on the 2D tokens of a scene that reads its cameras; zero before training."""
+
+    @property
+    @abstractmethod
+    def symmetries(self) -> ViewSymmetries:
+        """The exact symmetries, measured in both directions by the property tests."""
+
+    @abstractmethod
+    def forward(
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
+    ) -> Float[Tensor, "N D"]:
+        """Returns the tokens plus the branch, for B independent scenes with the same grid.
+
+        Args:
+            tokens: 2D tokens, ordered by scene, temporal patch, row and column.
+            cameras: of each scene, one per temporal patch.
+            grid: (t, h, w) of one scene in tokens.
+            has_camera: temporal patches with a valid camera; the tokens of the others are unchanged, bit for bit.
+        """

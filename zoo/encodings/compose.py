@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import combinations
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout
+from zoo.decoder_layout import HeadLayout
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.encoded import QK, EncodedCameras, EncodedGroup
 from zoo.encodings.extra_channels import ExtraChannels
@@ -20,7 +19,7 @@ from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 from zoo.time_index import TimeIndex
 
-COMMON_HEAD = 128, (16, 24, 24)  # channels of a head, mRoPE's sections
+COMMON_HEAD = HeadLayout(128, (16, 24, 24))
 
 
 class Compose(CameraEncoding):
@@ -44,7 +43,7 @@ class Compose(CameraEncoding):
             raise InputError("in a Compose only the first encoding may use ExtraChannels: reorder the encodings")
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
             raise InputError("a Compose may contain only one PoseIndex: leave the others out")
-        self.each = tuple(encodings)
+        self.parts = tuple(encodings)
         if self.requires_constant_time and self.time_index is not None and not self.time_index.constant:
             raise InputError(
                 "a PoseIndex gives each view its own time, but an encoding on mRoPE's T section requires one time for "
@@ -53,33 +52,18 @@ class Compose(CameraEncoding):
         self.encodings = nn.ModuleList(encodings)  # registers their parameters
 
     @property
-    def parts(self) -> Sequence[CameraEncoding]:
-        return self.each
-
-    @property
-    def requires_constant_time(self) -> bool:
-        return any(encoding.requires_constant_time for encoding in self.each)
-
-    @property
     def time_index(self) -> TimeIndex | None:
-        return next((e.time_index for e in self.each if e.time_index is not None), None)
+        return next((e.time_index for e in self.parts if e.time_index is not None), None)
 
     @property
     def symmetries(self) -> Symmetries:
-        common = reduce(and_, (encoding.symmetries for encoding in self.each))
-        if any(outer.uses_cameras and _overlap(outer, inner) for outer, inner in combinations(self.each, 2)):
+        common = reduce(and_, (encoding.symmetries for encoding in self.parts))
+        if any(outer.uses_cameras and _overlap(outer, inner) for outer, inner in combinations(self.parts, 2)):
             common = replace(common, world_views=False, world_text=False)
         return common
 
-    def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
-        return set().union(*(encoding.touched_channels(head_dim, mrope_section) for encoding in self.each))
-
-    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        for encoding in self.each:
-            encoding.bind_to_decoder(decoder, layers)
-
     def encode(self, cameras: Cameras, **head: Any) -> EncodedCameras:
-        return Composed([encoding.encode(cameras, **head) for encoding in self.each])
+        return Composed([encoding.encode(cameras, **head) for encoding in self.parts])
 
 
 class Composed(EncodedGroup):
@@ -108,6 +92,6 @@ class Composed(EncodedGroup):
 
 def _overlap(outer: CameraEncoding, inner: CameraEncoding) -> bool:
     try:
-        return not outer.touched_channels(*COMMON_HEAD).isdisjoint(inner.touched_channels(*COMMON_HEAD))
+        return not outer.touched_channels(COMMON_HEAD).isdisjoint(inner.touched_channels(COMMON_HEAD))
     except InputError:  # an encoding for heads of another size
         return True

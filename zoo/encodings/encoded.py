@@ -76,10 +76,11 @@ class ZeroChannels(EncodedCameras):
 
     Args:
         channels: number of appended channels.
+        num_tokens: L; None fits any number of tokens.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, num_tokens: int | None = None) -> None:
+        super().__init__(num_tokens)
         self.channels = channels
 
     def after_rope(self, q: Tensor, k: Tensor) -> QK:

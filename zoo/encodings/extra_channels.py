@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.decoder_layout import DecoderLayout
-from zoo.encodings.blocks import CameraMatrices
-from zoo.encodings.channels import ChannelBlock
+from zoo.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.blocks import CameraMatrices, ChannelBlock
 from zoo.encodings.encoded import QK, EncodedCameras, Rope, ZeroChannels
 from zoo.encodings.placements import Matrices, Placement
 from zoo.errors import InputError
@@ -43,9 +42,7 @@ class ExtraChannels(Placement):
         projections = {str(layer): ExtraChannelProjections(decoder, self.channels) for layer in layers}
         self.layers = nn.ModuleDict(projections).to(decoder.device)
 
-    def place(
-        self, index: Int[Tensor, "B L"], matrices: Matrices, head_dim: int, mrope_section: Sequence[int]
-    ) -> EncodedCameras:
+    def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> EncodedCameras:
         if self.layers is None:
             raise ValueError("ExtraChannels needs bind_to_decoder before encode")
         if not (index >= 0).any():

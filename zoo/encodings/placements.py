@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.configuration import Configurable
-from zoo.decoder_layout import DecoderLayout
-from zoo.encodings.blocks import CameraMatrices
-from zoo.encodings.channels import ChannelBlock
+from zoo.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.blocks import CameraMatrices, ChannelBlock
 from zoo.encodings.encoded import EncodedCameras
 from zoo.errors import InputError, check_choice
 
@@ -42,21 +41,18 @@ class Placement(Configurable, nn.Module, ABC):
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         """Creates the tensors that depend on the decoder's sizes, see `CameraEncoding.bind_to_decoder`."""
 
-    def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
+    def head_channels(self, head: HeadLayout) -> list[int]:
         """Returns the transformed channels of a head, without appended ones, in groups of four per 4 x 4 matrix."""
         return []
 
     @abstractmethod
-    def place(
-        self, index: Int[Tensor, "B L"], matrices: Matrices, head_dim: int, mrope_section: Sequence[int]
-    ) -> EncodedCameras:
+    def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> EncodedCameras:
         """Applies the matrices to the channels.
 
         Args:
             index: the camera of each token, -1 for none.
             matrices: for row vectors, that is, multiplied from the right.
-            head_dim: D, channels per attention head.
-            mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections; they sum to D/2.
+            head: the channels of a head.
 
         Raises:
             InputError: the placement does not fit heads of this size.
@@ -73,21 +69,17 @@ class ChannelPlacement(Placement):
     before_rope: bool = False
 
     @abstractmethod
-    def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
+    def block(self, head: HeadLayout) -> ChannelBlock:
         """Returns the channels; for arguments and errors see `place`."""
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        self.block(decoder.head_dim, decoder.mrope_section)  # raises if it does not fit
+        self.block(HeadLayout(decoder.head_dim, decoder.mrope_section))  # raises if it does not fit
 
-    def place(
-        self, index: Int[Tensor, "B L"], matrices: Matrices, head_dim: int, mrope_section: Sequence[int]
-    ) -> CameraMatrices:
-        return CameraMatrices(index, self.block(head_dim, mrope_section), not self.before_rope, **matrices)
+    def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> CameraMatrices:
+        return CameraMatrices(index, self.block(head), not self.before_rope, **matrices)
 
-    def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
-        return [
-            c for channels in self.block(head_dim, mrope_section).slices for c in range(*channels.indices(head_dim))
-        ]
+    def head_channels(self, head: HeadLayout) -> list[int]:
+        return [c for channels in self.block(head).slices for c in range(*channels.indices(head.dim))]
 
 
 class ChannelRange(ChannelPlacement):
@@ -108,11 +100,11 @@ class ChannelRange(ChannelPlacement):
             raise InputError(f"ChannelRange requires 0 <= start < stop <= 1, got {start} and {stop}")
         self.start, self.stop = start, stop
 
-    def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
-        start, stop = round(self.start * head_dim), round(self.stop * head_dim)
+    def block(self, head: HeadLayout) -> ChannelBlock:
+        start, stop = round(self.start * head.dim), round(self.stop * head.dim)
         if stop == start or (stop - start) % 4:
-            raise InputError(f"channels {start} to {stop} of {head_dim} are not a multiple of four: change the range")
-        return ChannelBlock(head_dim, start, stop - start)
+            raise InputError(f"channels {start} to {stop} of {head.dim} are not a multiple of four: change the range")
+        return ChannelBlock(head.dim, start, stop - start)
 
 
 class TemporalSection(ChannelPlacement):
@@ -126,11 +118,11 @@ class TemporalSection(ChannelPlacement):
     before_rope = True
     requires_constant_time = True
 
-    def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
-        width = mrope_section[0]
+    def block(self, head: HeadLayout) -> ChannelBlock:
+        width = head.mrope_section[0]
         if not width or width % 4:
             raise InputError(f"TemporalSection requires a T section with a multiple of four frequencies, got {width}")
-        return ChannelBlock(head_dim, 0, width, parts=2)
+        return ChannelBlock(head.dim, 0, width, parts=2)
 
 
 class Frequencies(ChannelPlacement):
@@ -160,12 +152,12 @@ class Frequencies(ChannelPlacement):
     def first(self, start: int, stop: int) -> int:
         """Returns the first of the frequencies; the section is `start` to `stop`, from high to low frequency."""
 
-    def block(self, head_dim: int, mrope_section: Sequence[int]) -> ChannelBlock:
+    def block(self, head: HeadLayout) -> ChannelBlock:
         section = "thw".index(self.section)
-        start, width = sum(mrope_section[:section]), mrope_section[section]
+        start, width = sum(head.mrope_section[:section]), head.mrope_section[section]
         if self.count > width:
             raise InputError(f"mRoPE's {self.section} section has {width} frequencies, fewer than {self.count}")
-        return ChannelBlock(head_dim, self.first(start, start + width), self.count, parts=2)
+        return ChannelBlock(head.dim, self.first(start, start + width), self.count, parts=2)
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         super().bind_to_decoder(decoder, layers)
@@ -189,7 +181,7 @@ class Frequencies(ChannelPlacement):
         return float((groups.amax(-1) - groups.amin(-1)).max() / 2)
 
     def _groups_of_four(self, frequencies: Tensor, mrope_section: Sequence[int]) -> Float[Tensor, "groups 4"]:
-        block = self.block(2 * len(frequencies), mrope_section)
+        block = self.block(HeadLayout(2 * len(frequencies), tuple(mrope_section)))
         return frequencies[block.start : block.start + block.width].view(-1, 4)
 
 

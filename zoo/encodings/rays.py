@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras, ReferenceView
-from zoo.encodings.gta import GTA
+from zoo.encodings.base import Grid, HasCamera, ViewMixer
+from zoo.encodings.matrices import GTA
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
-from zoo.encodings.view_mixer import Grid, HasCamera, ViewMixer, check_scenes
 from zoo.errors import check_choice
-from zoo.poses import invert_se3
+from zoo.poses import invert_se3, rigid_matrix
 from zoo.rays import patch_directions, plucker, ray_directions
 
 Rays = Literal["plucker", "directions"]
@@ -60,8 +60,7 @@ def ray_cameras(cameras: Cameras) -> Cameras:
     z = z / z.norm(dim=-1, keepdim=True)
     x = torch.stack((z[..., 2], torch.zeros_like(z[..., 0]), -z[..., 0]), -1)  # the camera's y axis cross z
     x = x / x.norm(dim=-1, keepdim=True)
-    camera_to_ray = torch.zeros_like(cameras.world_to_camera[sample, camera])
-    camera_to_ray[..., :3, :3], camera_to_ray[..., 3, 3] = torch.stack((x, torch.linalg.cross(z, x), z), -2), 1.0
+    camera_to_ray = rigid_matrix(torch.stack((x, torch.linalg.cross(z, x), z), -2), torch.zeros_like(z))
     intrinsics = torch.eye(3, dtype=z.dtype, device=z.device).expand(*z.shape[:2], 3, 3)
     token = torch.arange(z.shape[1], device=z.device).where(cameras.index >= 0, -1)
     return Cameras(camera_to_ray @ cameras.world_to_camera[sample, camera], intrinsics, token)
@@ -97,7 +96,7 @@ class RayEmbedding(ViewMixer):
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Adds the embedding of the rays, see `ViewMixer.forward`."""
-        _, rows, columns = check_scenes(tokens, cameras, grid)
+        _, rows, columns = (int(side) for side in grid)
         rays = patch_directions(cameras.K_normalized.flatten(0, 1).double(), rows, columns)
         if self.rays == "plucker":
             poses = cameras.to(dtype=torch.float64).canonical(self.reference).world_to_camera

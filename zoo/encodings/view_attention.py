@@ -1,22 +1,23 @@
-"""Attention between the views of a scene on their 2D tokens, before the decoder."""
+"""Attention between views in the complete published layout of PRoPE (arXiv 2507.10496), and the mixer that uses it."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from zoo.cameras import Cameras
-from zoo.encodings.matrices import MatrixEncoding
-from zoo.encodings.multiview import multiview_attention
+from zoo.cameras import Cameras, normalize_intrinsics
+from zoo.encodings.base import Grid, HasCamera, ViewMixer
+from zoo.encodings.blocks import ChannelBlock
+from zoo.encodings.matrices import MatrixEncoding, PRoPE, projection_matrices
 from zoo.encodings.placements import Matrices
-from zoo.encodings.prope import PRoPE
 from zoo.encodings.rays import RayEncoding
 from zoo.encodings.symmetries import ViewSymmetries
-from zoo.encodings.view_mixer import Grid, HasCamera, ViewMixer, check_scenes
 from zoo.errors import InputError
+from zoo.precision import highest_matmul_precision
+
+ROPE_BASE = 100.0
 
 
 class ViewAttention(ViewMixer):
@@ -55,15 +56,12 @@ class ViewAttention(ViewMixer):
         if isinstance(encoding, RayEncoding):
             raise InputError("ViewAttention takes one matrix per camera, RayEncoding has one per token: use GTA")
         self.encoding = encoding or PRoPE()
+        self.parts = (self.encoding,)
         self.head_dim = head_dim
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.o = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.o.weight)  # this one alone, or nothing would get a gradient
-
-    @property
-    def parts(self) -> Sequence[MatrixEncoding]:
-        return (self.encoding,)
 
     @property
     def symmetries(self) -> ViewSymmetries:
@@ -76,7 +74,7 @@ class ViewAttention(ViewMixer):
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Adds the attention between the views, see `ViewMixer.forward`."""
-        steps, rows, columns = check_scenes(tokens, cameras, grid)
+        steps, rows, columns = (int(side) for side in grid)
         device = cameras.world_to_camera.device
         views = torch.arange(steps, device=device).expand(len(cameras), steps)
         present = torch.ones_like(views, dtype=torch.bool) if has_camera is None else has_camera.to(device)
@@ -104,3 +102,130 @@ class ViewAttention(ViewMixer):
         q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         out = multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows)
         return self.o(out.transpose(1, 2).flatten(2)).to(x.dtype).view_as(x)
+
+
+def prope_attention(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H N D"],
+    v: Float[Tensor, "B H N D"],
+    world_to_camera: Float[Tensor, "B C 4 4"],
+    K_px: Float[Tensor, "B C 3 3"] | None,
+    *,
+    patches_x: int,
+    patches_y: int,
+    image_width: int | float,
+    image_height: int | float,
+    is_causal: bool = False,
+) -> Float[Tensor, "B H N D"]:
+    """Computes attention with PRoPE on half of each head's channels and RoPE over the image on the other half.
+
+    Channels 0 ... D/2: q' = P^T q, k' = P^-1 k, v' = P^-1 v, o' = P o with P = lift(K) V, in groups of four. The next
+    D/4: RoPE over patch columns x; the last D/4: RoPE over patch rows y (base 100, pairs (c, c + D/8)), on q, k and v,
+    with the inverse on the output. Source: arXiv 2507.10496.
+
+    Args:
+        q: queries, ordered by camera, patch row and patch column; N = C * patches_y * patches_x.
+        k: keys in the same order.
+        v: values in the same order.
+        world_to_camera: rigid poses, OpenCV axes.
+        K_px: intrinsics in pixels of the image, skew ignored; None omits them (GTA).
+        patches_x: patches per row.
+        patches_y: patches per column.
+        image_width: in pixels.
+        image_height: in pixels.
+        is_causal: mask later tokens.
+
+    Returns:
+        The output, in the dtype of q; computed in the widest dtype of q and the cameras, at least float32.
+
+    Raises:
+        ValueError: D is not a multiple of 8, or N is not C * patches_y * patches_x.
+
+    Example:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 1, 2, 12, 16).double()  # 2 heads; 2 cameras of 3 x 2 patches
+        >>> V = torch.eye(4).double().repeat(1, 2, 1, 1)
+        >>> V[:, 1, 0, 3] = 0.5
+        >>> size = {"patches_x": 3, "patches_y": 2, "image_width": 42, "image_height": 28}
+        >>> out = prope_attention(q, k, v, V, None, **size)
+        >>> world = torch.eye(4).double()
+        >>> world[:3, 3] = torch.tensor([1.0, -2.0, 3.0])
+        >>> torch.allclose(out, prope_attention(q, k, v, V @ world, None, **size))  # a change of world cancels
+        True
+    """
+    K = None if K_px is None else normalize_intrinsics(K_px, image_width, image_height)
+    with highest_matmul_precision(q.device):
+        P, P_inverse = projection_matrices(world_to_camera, K)
+    matrices = {"q": P.mT, "k": P_inverse, "v": P_inverse, "o": P}
+    return multiview_attention(q, k, v, matrices, patches_x=patches_x, patches_y=patches_y, is_causal=is_causal)
+
+
+def multiview_attention(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H N D"],
+    v: Float[Tensor, "B H N D"],
+    matrices: Matrices,
+    *,
+    patches_x: int,
+    patches_y: int,
+    is_causal: bool = False,
+) -> Float[Tensor, "B H N D"]:
+    """Computes `prope_attention` with other matrices than PRoPE's.
+
+    Args:
+        q: queries, see `prope_attention`.
+        k: keys.
+        v: values.
+        matrices: for column vectors, one per camera; a term without matrices keeps its first D/2 channels.
+        patches_x: patches per row.
+        patches_y: patches per column.
+        is_causal: mask later tokens.
+
+    Raises:
+        ValueError: see `prope_attention`.
+    """
+    given = next(iter(matrices.values()))
+    num_cameras, num_patches = given.shape[1], patches_x * patches_y
+    if q.shape[-1] % 8:
+        raise ValueError(f"PRoPE's layout requires heads with a multiple of 8 channels, got {q.shape[-1]}")
+    if q.shape[2] != num_cameras * num_patches:
+        raise ValueError(
+            f"{num_cameras} cameras of {patches_y} x {patches_x} patches are "
+            f"{num_cameras * num_patches} tokens, got {q.shape[2]}"
+        )
+    dtype = torch.promote_types(torch.promote_types(q.dtype, torch.float32), given.dtype)
+    cos, sin = _image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device)
+
+    def transform(x: Tensor, term: str, sin: Tensor) -> Tensor:
+        tokens = x.to(dtype).transpose(1, 2).unflatten(1, (num_cameras, num_patches))  # B C T H D
+        half, *pairs = tokens.split((x.shape[-1] // 2, *[x.shape[-1] // 8] * 4), -1)
+        parts = [_multiply(half, matrices[term].mT.to(dtype)) if term in matrices else half]
+        for axis, (a, b) in enumerate((pairs[:2], pairs[2:])):
+            parts.append(torch.addcmul(a * cos[axis], b, sin[axis], value=-1))
+            parts.append(torch.addcmul(b * cos[axis], a, sin[axis]))
+        return torch.cat(parts, -1).flatten(1, 2).transpose(1, 2).to(q.dtype)
+
+    q_k_v = [transform(x, term, sin) for x, term in ((q, "q"), (k, "k"), (v, "v"))]
+    output = F.scaled_dot_product_attention(q_k_v[0], q_k_v[1], q_k_v[2], is_causal=is_causal)
+    return transform(output, "o", -sin)
+
+
+def _multiply(x: Float[Tensor, "B C T H D"], matrices: Float[Tensor, "B C 4 4"]) -> Float[Tensor, "B C T H D"]:
+    """Multiplies groups of four channels, as row vectors, by the matrix of their camera."""
+    block = ChannelBlock(x.shape[-1], 0, x.shape[-1])
+    diagonal = block.block_diagonal(matrices.flatten(0, 1))
+    rows = x.reshape(len(diagonal), x.shape[2] * x.shape[3], x.shape[-1])
+    with highest_matmul_precision(x.device):
+        widths = [(channels, channels.stop - channels.start) for channels in block.slices]
+        products = [torch.bmm(rows[..., channels], diagonal[:, :width, :width]) for channels, width in widths]
+    return torch.cat(products, -1).view(x.shape)
+
+
+def _image_rope(
+    patches_x: int, patches_y: int, num_frequencies: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, "2 T 1 F"], Float[Tensor, "2 T 1 F"]]:
+    """Computes cosine and sine of each patch's angles for x and y, negative as in the published code."""
+    exponent = torch.arange(num_frequencies, dtype=torch.float64, device=device) / num_frequencies
+    y, x = torch.meshgrid(torch.arange(patches_y, device=device), torch.arange(patches_x, device=device), indexing="ij")
+    angle = -torch.stack((x.flatten(), y.flatten()))[..., None, None] * ROPE_BASE**-exponent
+    return angle.cos().to(dtype), angle.sin().to(dtype)

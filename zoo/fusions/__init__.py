@@ -4,5 +4,3 @@ from zoo.fusions.add import AddFusion
 from zoo.fusions.base import ExtraTokens, Fusion, merge_spatial
 from zoo.fusions.camera_token import CameraTokenFusion
 from zoo.fusions.concat_split import ConcatSplitFusion
-
-__all__ = ["AddFusion", "ExtraTokens", "CameraTokenFusion", "ConcatSplitFusion", "Fusion", "merge_spatial"]

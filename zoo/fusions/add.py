@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from zoo.fusions.base import Connector, Fusion
-from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import PATCHES_PER_TOKEN
 
 
 class AddFusion(Fusion):
-    """The 3D tokens under each 2D token, through the connector, added to it; arXiv 2505.23747, equation 3.
+    """Adds the connector's output for the 3D tokens under each 2D token to it (arXiv 2505.23747, equation 3).
 
-    An untrained one adds zero: the model starts as plain Qwen2.5-VL.
+    Before training it adds zero, so the model starts as plain Qwen2.5-VL.
 
     Args:
-        width: D, the decoder's.
-        geometry_width: C, of the 3D tokens.
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 
@@ -29,10 +27,8 @@ class AddFusion(Fusion):
         merged = PATCHES_PER_TOKEN * geometry_width
         self.connector = Connector(merged, merged, width, zero=True)
 
-    def embed_3d(
-        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t n D"]:
-        return self.connector(self.merged_patches(geometry, grid_thw, dtype))
+    def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "t n D"]:
+        return self.connector(merged)
 
     def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t #n #D"]) -> Float[Tensor, "t n D"]:
         return flat + spatial

@@ -1,4 +1,4 @@
-"""How 2D tokens and 3D tokens become one visual sequence of the decoder's width."""
+"""Base class of fusions, which join 2D and 3D tokens into one visual sequence of the decoder's width."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def merge_spatial(
     temporal_merge: int = TEMPORAL_PATCH_SIZE,
     spatial_merge: int = SPATIAL_MERGE_SIZE,
 ) -> Float[Tensor, "N merged"]:
-    """The patch tokens of each 2D token side by side: N = t h/2 w/2 rows of C * temporal * spatial^2 channels.
+    """Concatenates the patch tokens under each 2D token: N = t h/2 w/2 rows of C * temporal * spatial^2 channels.
 
-    Within a row the order is (row, column, channel, frame), the frame fastest, as Spatial-MLLM's connector has it.
+    Within a row the order is (row, column, channel, frame), the frame fastest, as in Spatial-MLLM's connector.
 
     Args:
-        tokens: of S = temporal_merge * t frames, patches row by row, without special tokens.
-        grid_thw: of the 2D tokens before merging: steps, and patches a column and a row.
+        tokens: patch tokens of S = temporal_merge * t frames, row by row, without special tokens.
+        grid_thw: temporal patches, and rows and columns of patches.
         temporal_merge: frames per 2D token.
         spatial_merge: patches per side of a 2D token.
 
     Raises:
-        ValueError: tokens that don't lie on that grid.
+        ValueError: the tokens do not match the grid.
     """
     steps, height, width = grid_thw[0].tolist()
     wanted = (steps * temporal_merge, height * width)
@@ -51,22 +51,22 @@ def merge_spatial(
 
 
 class ExtraTokens(Enum):
-    """The tokens that follow the 2D tokens of each view; each shares the position of one of these."""
+    """The tokens appended to the 2D tokens of each view; each shares the position of a 2D token."""
 
     NOTHING = "nothing"
-    ONE = "one a view"
-    ALL = "one a 2D token"
+    ONE = "one per view"
+    ALL = "one per 2D token"
 
     def positions(self, tokens: int) -> range:
-        """Of each appended token, the 2D token of its view (there are `tokens`) whose position it has."""
+        """Returns the 2D token (of `tokens` in the view) whose position each appended token shares."""
         return {ExtraTokens.NOTHING: range(0), ExtraTokens.ONE: range(1), ExtraTokens.ALL: range(tokens)}[self]
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm in the published connector's order of operations, to the bit; `nn.RMSNorm` rounds otherwise.
+    """RMSNorm in the published connector's order of operations, bit for bit; `nn.RMSNorm` rounds differently.
 
     Args:
-        channels: of the input.
+        channels: width of the input.
         eps: added to the mean square.
     """
 
@@ -82,11 +82,13 @@ class RMSNorm(nn.Module):
 
 
 class Connector(nn.Module):
-    """RMSNorm, linear, GELU, linear: Spatial-MLLM's, arXiv 2505.23747 section 3.2; the official names.
+    """RMSNorm, linear, GELU, linear: Spatial-MLLM's connector (arXiv 2505.23747, section 3.2), with its official names.
 
     Args:
-        inputs, hidden, outputs: channels.
-        zero: start with an output of zero; only the last layer is zero, or nothing would ever learn.
+        inputs: channels of the input.
+        hidden: channels of the hidden layer.
+        outputs: channels of the output.
+        zero: initialize the output to zero; only the last layer is zero, or no parameter would get a gradient.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, zero: bool = False) -> None:
@@ -102,21 +104,21 @@ class Connector(nn.Module):
 
 
 class Fusion(Configurable, nn.Module, ABC):
-    """Joins the two branches of a scene, each step by itself. A new one: a file in this folder, `embed_3d` and `join`.
+    """Joins the 2D and the 3D branch of a scene. To add one, implement `embed_3d` and `join` in a file of this folder.
 
-    Since a step knows of no other, scenes of one grid are fused as one long scene. What happens between the views of a
-    scene is for `views`.
+    Temporal patches are fused independently, so scenes with the same grid are fused as one long scene. Only `views`
+    mixes the views of a scene.
 
     Args:
-        width: D, the decoder's.
-        geometry_width: C, of the 3D tokens.
-        active_branches: which of them reaches the decoder, the other one's tokens are zero: what does a trained
-            model owe to which? Needs no retraining.
-        temporal_merge: what becomes of the 3D tokens of the two frames that Qwen2.5-VL merges into one token: both
-            side by side (the published way), or both replaced by their mean or by the first. The weights stay the same.
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
+        active_branches: the branch that reaches the decoder, or both; the tokens of the other are zero. An ablation of
+            trained models, without retraining.
+        temporal_merge: the 3D tokens of the two frames that Qwen2.5-VL merges into one token are concatenated (as
+            published), or both replaced by their `mean` or by the `first`. The weights have the same shapes.
 
     Attributes:
-        appended: what follows the 2D tokens.
+        appended: the tokens appended to the 2D tokens.
     """
 
     appended: ExtraTokens = ExtraTokens.NOTHING
@@ -135,7 +137,7 @@ class Fusion(Configurable, nn.Module, ABC):
 
     @property
     def uses_geometry(self) -> bool:
-        """Whether `forward` looks at the geometry."""
+        """Whether `forward` reads the geometry."""
         return self.active_branches != "2d"
 
     @property
@@ -150,16 +152,16 @@ class Fusion(Configurable, nn.Module, ABC):
         geometry: SceneGeometry | None,
         views: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "t n D"]:
-        """The visual tokens of a scene, step by step: those on the 2D grid, then the appended ones.
+        """Returns the visual tokens of a scene per temporal patch: those on the 2D grid, then the appended ones.
 
         Args:
             visual: 2D tokens, N = t h/2 w/2.
-            grid_thw: steps and patches before merging; the stills of a scene are a step each.
-            geometry: of its 2t frames; may be None if `uses_geometry` is false.
-            views: what happens between the views of the 2D branch, (N, flat_width) to the same, before it is joined.
+            grid_thw: temporal patches, and rows and columns of patches; each still of a scene is a temporal patch.
+            geometry: geometry of its 2t frames; may be None if `uses_geometry` is false.
+            views: the view mixer, a map of (N, flat_width) to itself, applied to the 2D branch before the join.
 
         Raises:
-            ValueError: geometry of other frames, or without what this fusion reads.
+            ValueError: the geometry has other frames, or lacks tokens that this fusion reads.
         """
         flat = self.embed_2d(visual, grid_thw)
         if self.active_branches == "3d":
@@ -170,30 +172,28 @@ class Fusion(Configurable, nn.Module, ABC):
         if self.uses_geometry:
             if geometry is None:
                 raise ValueError(f"{type(self).__name__} needs the geometry of the scene")
-            spatial = self.embed_3d(geometry, grid_thw, visual.dtype)
+            spatial = self.embed_3d(self.merged_3d(geometry, grid_thw, visual.dtype))
         return self.join(flat, spatial)
 
     def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"]) -> Float[Tensor, "t n a"]:
-        """The 2D branch."""
+        """Computes the 2D branch."""
         return visual.unflatten(0, (int(grid_thw[0]), -1))
 
     @abstractmethod
-    def embed_3d(
-        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t m b"]:
-        """The 3D branch."""
+    def embed_3d(self, merged: Float[Tensor, "t m merged"]) -> Float[Tensor, "t m b"]:
+        """Computes the 3D branch from the tokens of `merged_3d`."""
 
     @abstractmethod
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t m b"]) -> Float[Tensor, "t tokens D"]:
-        """Both branches as one sequence; a branch that is left out is a single zero, to be expanded."""
+        """Joins both branches into one sequence; an inactive 3D branch is a single zero, to be expanded."""
 
-    def merged_patches(
+    def merged_3d(
         self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
     ) -> Float[Tensor, "t n merged"]:
-        """The 3D tokens under each 2D token, see `merge_spatial`.
+        """Concatenates the 3D tokens under each 2D token, see `merge_spatial`.
 
         Raises:
-            InputError: the geometry is of frames of another size.
+            InputError: the geometry has frames of another size.
         """
         if geometry.patches is None:
             raise ValueError(f"{type(self).__name__} needs 3D tokens, and this geometry has none")
@@ -207,7 +207,7 @@ class Fusion(Configurable, nn.Module, ABC):
         return merge_spatial(patches, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))
 
     def paired(self, tokens: Float[Tensor, "S ..."]) -> Float[Tensor, "S ..."]:
-        """The tokens of each pair of frames as `temporal_merge` has them."""
+        """Applies `temporal_merge` to the tokens of each pair of frames."""
         if self.temporal_merge == "concat":
             return tokens
         pairs = tokens.unflatten(0, (-1, TEMPORAL_PATCH_SIZE))

@@ -1,4 +1,4 @@
-"""Of VGGT's tokens only the one that sums up a frame's camera."""
+"""A fusion of VGGT's camera tokens, without its patch tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class CameraTokenFusion(Fusion):
-    """The patches of the geometry are dropped; the camera tokens of a view's two frames go through the connector.
+    """Maps the camera tokens of a view's two frames to one token by the connector; patch tokens are not used.
 
     Args:
-        width: D, the decoder's.
-        geometry_width: C, of the camera tokens.
-        mode: "append": a token that follows the 2D tokens of its view, at the position of the first of them; "add":
-            added to each 2D token of its view, zero before training.
+        width: D, width of the decoder.
+        geometry_width: C, width of the camera tokens.
+        mode: `append` it to the 2D tokens of its view, at the position of the first of them; `add` it to each 2D token
+            of its view, zero before training.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 
@@ -32,15 +32,18 @@ class CameraTokenFusion(Fusion):
         self.appended = ExtraTokens.ONE if mode == "append" else ExtraTokens.NOTHING
         self.connector = Connector(TEMPORAL_PATCH_SIZE * geometry_width, width, width, zero=mode == "add")
 
-    def embed_3d(
+    def merged_3d(
         self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t 1 D"]:
+    ) -> Float[Tensor, "t 1 merged"]:
         if geometry.camera_tokens is None:
             raise ValueError(f"{type(self).__name__} needs camera tokens, and this geometry has none")
         pairs = self.paired(geometry.camera_tokens.to(dtype)).unflatten(0, (-1, TEMPORAL_PATCH_SIZE))
         if len(pairs) != int(grid_thw[0]):
             raise ValueError(f"{len(geometry.camera_tokens)} camera tokens for {int(grid_thw[0])} steps of two frames")
-        return self.connector(pairs.flatten(1))[:, None]
+        return pairs.flatten(1)[:, None]
+
+    def embed_3d(self, merged: Float[Tensor, "t 1 merged"]) -> Float[Tensor, "t 1 D"]:
+        return self.connector(merged)
 
     def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t 1 #D"]) -> Float[Tensor, "t tokens D"]:
         if self.mode == "add":

@@ -1,4 +1,4 @@
-"""Half and half: 2D tokens and 3D tokens each get their own channels, or their own places in the sequence."""
+"""Concatenation of 2D and 3D tokens, on the channels or on the sequence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.fusions.base import Connector, ExtraTokens, Fusion
-from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import PATCHES_PER_TOKEN
 
 
@@ -17,15 +16,15 @@ class ConcatSplitFusion(Fusion):
     """Concatenates both branches.
 
     Args:
-        width: D, the decoder's.
-        geometry_width: C, of the 3D tokens.
-        axis: "channel": the 2D tokens by an MLP to half of the decoder's width, the 3D tokens by another to the other
-            half. "token": the 3D tokens, by an MLP to the whole width, follow the 2D tokens of their view as tokens of
-            their own, at the same positions and without a camera: VGGT's features carry it already.
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
+        axis: with `channel` two MLPs map the 2D and the 3D tokens to half of the decoder's width each. With `token` an
+            MLP maps the 3D tokens to the whole width, and they follow the 2D tokens of their view, at the same
+            positions and without a camera, which VGGT's features already contain.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
 
     Raises:
-        ValueError: an odd width with `axis="channel"`.
+        ValueError: an odd width with axis `channel`.
     """
 
     def __init__(
@@ -48,10 +47,8 @@ class ConcatSplitFusion(Fusion):
         flat = super().embed_2d(visual, grid_thw)
         return flat if self.flat is None else self.flat(flat)
 
-    def embed_3d(
-        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t n b"]:
-        return self.spatial(self.merged_patches(geometry, grid_thw, dtype))
+    def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "t n b"]:
+        return self.spatial(merged)
 
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t #n b"]) -> Float[Tensor, "t tokens D"]:
         # of equal width on either axis

@@ -4,7 +4,6 @@ from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry
 from zoo.geometry.dataset_geometry import DatasetGeometry
-from zoo.geometry.projection import project_points, unproject_depth
-from zoo.geometry.tiny_vggt import TinyVGGT
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
-from zoo.geometry.vggt_encoder import PretrainedVGGT, VGGTEncoder
+from zoo.geometry.vggt_encoder import PretrainedVGGT, TinyVGGT, VGGTEncoder
+from zoo.rays import project_points, unproject_depth

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+
+Head = Literal["camera", "depth", "point"]
 
 
 class SceneGeometry:
@@ -126,22 +128,8 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         """
         raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
-    def enable_camera_head(self) -> None:
-        """Loads what only the prediction of cameras needs; for encoders that `predicts_cameras`.
-
-        Raises:
-            InputError: There is no such head; the message names the remedy.
-        """
-
-    def enable_depth_head(self) -> None:
-        """Adds depth to each later prediction of cameras; for encoders that `predicts_depth`.
-
-        Raises:
-            InputError: There is no such head; the message names the remedy.
-        """
-
-    def enable_point_head(self) -> None:
-        """Adds points to each later prediction of cameras; for encoders that `predicts_points`.
+    def enable_head(self, head: Head) -> None:
+        """Loads what only this head needs, and adds its output to each later prediction of cameras.
 
         Raises:
             InputError: There is no such head; the message names the remedy.

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry
+from zoo.errors import InputError
+from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry
 from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
-from zoo.geometry.lazy import LazyGeometry, Recipe, build_first_available
 from zoo.precision import full_precision
 from zoo.weights import fingerprint
 
-__all__ = ["CachedGeometry", "build_first_available"]
+Recipe = Callable[[], GeometryEncoder | None]
 
 VERSION = 1  # raise it when encoders compute something else from the same weights, so that no entry is stale
 KINDS = {
@@ -24,6 +26,71 @@ KINDS = {
     "cameras": ("world_to_camera", "K_normalized", "has_camera", "depth"),
 }  # each an entry of its own
 EXACT = 1e-6  # tolerance of bytes / 255 in float32, which devices round differently
+
+
+class LazyGeometry:
+    """Builds a geometry encoder on the meta device, and again with its weights when it is first needed.
+
+    Args:
+        build: makes the encoder. On the meta device only shapes are made and no weights are read.
+
+    Attributes:
+        outline: the encoder on the meta device.
+
+    Raises:
+        InputError: Nothing is built.
+    """
+
+    def __init__(self, build: Recipe) -> None:
+        self._build = build
+        self._heads: list[Head] = []
+        self._loaded: GeometryEncoder | None = None
+        with torch.device("meta"):
+            self.outline = self._built()
+        self._from_files = bool(self.outline.files) and all(tensor.is_meta for tensor in self.outline.parameters())
+
+    def _built(self) -> GeometryEncoder:
+        encoder = self._build()
+        if encoder is None:
+            raise InputError("no geometry encoder: set --model.geometry, or leave --model.geometry_cache out")
+        return encoder
+
+    def enable_head(self, head: Head) -> None:
+        """Enables a head of the outline now, and of the encoder when it is loaded.
+
+        Raises:
+            InputError: There is no such head.
+        """
+        self._heads.append(head)
+        if self._loaded is not None:
+            self._loaded.enable_head(head)
+        with torch.device("meta"):
+            self.outline.enable_head(head)
+
+    def load(self) -> GeometryEncoder:
+        """The encoder itself, frozen; its weights are read at the first call."""
+        if self._loaded is None:
+            with torch.inference_mode(False):  # it is kept, and may be needed for training later
+                encoder = self._built()
+                for head in self._heads:
+                    encoder.enable_head(head)
+            self._loaded = encoder.requires_grad_(False).eval()
+        return self._loaded
+
+    def identity(self) -> dict[str, Any]:
+        """The class and the settings of the encoder, as JSON."""
+        return {"class": type(self.outline).__qualname__, **self.outline.identity()}
+
+    def weights(self, file_fingerprint: Callable[[Path], str]) -> list[str]:
+        """Fingerprints of the weights: of their files, or of the tensors of an encoder that no file describes."""
+        if self._from_files:
+            return [file_fingerprint(file) for file in self.outline.files]
+        return [fingerprint(self.load().state_dict())]
+
+
+def build_first_available(*recipes: Recipe | None) -> GeometryEncoder | None:
+    """Builds the encoder of the first recipe that yields one."""
+    return next((encoder for recipe in recipes if recipe is not None and (encoder := recipe()) is not None), None)
 
 
 class CachedGeometry(GeometryEncoder):
@@ -65,13 +132,9 @@ class CachedGeometry(GeometryEncoder):
         """The encoder itself, frozen; it is loaded at the first call."""
         return self._lazy.load()
 
-    def enable_camera_head(self) -> None:
+    def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
-        self._lazy.enable("camera")
-
-    def enable_depth_head(self) -> None:
-        """See `GeometryEncoder`."""
-        self._lazy.enable("depth")
+        self._lazy.enable_head(head)
 
     @cached_property
     def weights(self) -> list[str]:
@@ -95,27 +158,32 @@ class CachedGeometry(GeometryEncoder):
         """See `GeometryEncoder`; `given` is not part of the key."""
         entries = [self.entries(each, tokens=tokens, cameras=cameras) for each in frames]
         found = [{kind: self._cache.get(entry) for kind, entry in scene.items()} for scene in entries]
-        lacking = [i for i, scene in enumerate(found) if None in scene.values()]
-        if lacking:
-            kinds = {kind for i in lacking for kind, packed in found[i].items() if packed is None}
-            computed = self._compute([frames[i] for i in lacking], [given[i] for i in lacking], kinds)
-            for i, scene in zip(lacking, computed, strict=True):
-                for kind in [kind for kind, packed in found[i].items() if packed is None]:
-                    found[i][kind] = scene[kind]
-                    self._keep(entries[i][kind], scene[kind])
-        return [self._unpacked(scene, where.device) for scene, where in zip(found, frames, strict=True)]
+        missing = [(i, kind) for i, scene in enumerate(found) for kind, packed in scene.items() if packed is None]
+        computed = self._compute(frames, given, missing) if missing else {}
+        for i, kind in missing:
+            fields = computed[i].present()
+            packed = pack({name: fields[name] for name in KINDS[kind] if name in fields}, self._cache.dtype)
+            found[i][kind] = packed
+            self._keep(entries[i][kind], packed)
+        scenes = []
+        for scene, each in zip(found, frames, strict=True):
+            kept = {name: tensor for packed in scene.values() for name, tensor in (packed or {}).items()}
+            scenes.append(SceneGeometry(**unpack(kept)).to(each.device))
+        return scenes
 
-    def _compute(self, frames: Frames, given: Given, kinds: Collection[str]) -> list[dict[str, Packed]]:
+    def _compute(self, frames: Frames, given: Given, missing: list[tuple[int, str]]) -> dict[int, SceneGeometry]:
+        numbers, kinds = sorted({i for i, _ in missing}), {kind for _, kind in missing}
         device = frames[0].device
         encoder = self.encoder().to(device)
         with torch.no_grad(), full_precision(device):
-            scenes = encoder(frames, given, tokens="tokens" in kinds, cameras="cameras" in kinds)
+            scenes = encoder(
+                [frames[i] for i in numbers],
+                [given[i] for i in numbers],
+                tokens="tokens" in kinds,
+                cameras="cameras" in kinds,
+            )
         self.num_computed += len(scenes)
-        fields = [scene.present() for scene in scenes]
-        return [
-            {kind: pack({n: each[n] for n in KINDS[kind] if n in each}, self._cache.dtype) for kind in kinds}
-            for each in fields
-        ]
+        return dict(zip(numbers, scenes, strict=True))
 
     def _keep(self, entry: Description, packed: Packed) -> None:
         try:
@@ -125,11 +193,6 @@ class CachedGeometry(GeometryEncoder):
             warnings.warn(
                 f"{self.folder}: geometry can't be kept ({error.strerror}), so it will be computed again", stacklevel=2
             )
-
-    @staticmethod
-    def _unpacked(kinds: dict[str, Packed | None], device: torch.device) -> SceneGeometry:
-        every = {name: tensor.to(device) for packed in kinds.values() for name, tensor in (packed or {}).items()}
-        return SceneGeometry(**unpack(every))
 
     def holds(self, frames: Float[Tensor, "S 3 H W"], *, tokens: bool, cameras: bool) -> bool:
         """Whether a file exists, sound or not, for all that is asked of a scene."""

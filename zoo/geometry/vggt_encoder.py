@@ -1,8 +1,13 @@
-"""VGGT as a geometry encoder: --model.geometry PretrainedVGGT --model.geometry.path weights/vggt-1b."""
+"""VGGT as a geometry encoder, released or tiny.
+
+--model.geometry PretrainedVGGT --model.geometry.path weights/vggt-1b
+--model.geometry TinyVGGT --model.geometry.path runs/vggt_tiny
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,11 +16,12 @@ from torch import Tensor
 
 from zoo.cameras import normalize_intrinsics
 from zoo.errors import InputError
-from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry, same_shape
+from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, same_shape
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
-from zoo.geometry.vggt.model import HEADS
+from zoo.geometry.vggt import model as vggt_1b
+from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.official import find_weights
-from zoo.weights import SafetensorsFile
+from zoo.weights import WEIGHTS, SafetensorsFile
 
 
 class VGGTEncoder(GeometryEncoder):
@@ -54,20 +60,9 @@ class VGGTEncoder(GeometryEncoder):
         config = {name: self.vggt.config[name] for name in ("aggregator", *(f"{head}_head" for head in self.heads))}
         return {**config, "layer": self.layer % trunk.depth, "dtype": str(trunk.camera_token.dtype)}
 
-    def enable_camera_head(self) -> None:
+    def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
-        self._enable("camera")
-
-    def enable_depth_head(self) -> None:
-        """See `GeometryEncoder`."""
-        self._enable("depth")
-
-    def enable_point_head(self) -> None:
-        """See `GeometryEncoder`."""
-        self._enable("point")
-
-    def _enable(self, head: str) -> None:
-        self.heads = tuple(each for each in HEADS if each == head or each in self.heads)
+        self.heads = tuple(each for each in vggt_1b.HEADS if each == head or each in self.heads)
         if getattr(self.vggt, f"{head}_head") is not None:
             return
         if self._weights is None:
@@ -81,11 +76,6 @@ class VGGTEncoder(GeometryEncoder):
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`; `given` is not used."""
-        if cameras and self.vggt.camera_head is None:
-            raise InputError(
-                "this VGGT was built without its camera head: predict cameras with --model.camera_source auto or "
-                "predicted, or provide them with the dataset"
-            )
         found: dict[int, SceneGeometry] = {}
         trained = any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
@@ -124,9 +114,64 @@ class PretrainedVGGT(VGGTEncoder):
     def __init__(
         self, path: str = "facebook/VGGT-1B", layer: int = -1, dtype: Literal["float32", "bfloat16"] = "float32"
     ) -> None:
-        file = find_weights(path)
-        vggt = VGGT.from_pretrained(str(file), heads=(), dtype=getattr(torch, dtype))
-        super().__init__(vggt, layer, SafetensorsFile(file))
+        weights = SafetensorsFile(find_weights(path))
+        trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
+        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layer, weights)
+
+
+class TinyVGGT(VGGTEncoder):
+    """A VGGT of a few million parameters, for small frames: random, or pretrained with geometry_tiny.yaml.
+
+    Args:
+        path: a run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, whose
+            outputs carry no geometry.
+        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
+        embed_dim: width of the aggregator; its tokens have twice as many channels.
+        depth: layers of the aggregator.
+        num_heads: of its attention.
+        features: width of the dense heads.
+        heads: those to build; pretraining needs all three.
+        seed: of the random weights.
+
+    Raises:
+        InputError: A path without weights, or with weights of another size.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        layer: int = -1,
+        embed_dim: int = 128,
+        depth: int = 4,
+        num_heads: int = 4,
+        features: int = 16,
+        heads: Sequence[Head] = ("camera",),
+        seed: int = 0,
+    ) -> None:
+        dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
+        dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
+        every: dict[str, dict[str, Any]] = {
+            "camera_head": {"dim_in": 2 * embed_dim, "trunk_depth": 2, "num_heads": num_heads},
+            "depth_head": dense | {"output_dim": 2, "activation": "exp"},
+            "point_head": dense | {"output_dim": 4, "activation": "inv_log"},
+        }
+        config = {"aggregator": dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_embed="conv")}
+        config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
+        if path is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                vggt = VGGT(**config)
+            if vggt.camera_head is not None:
+                init_identity_pose(vggt.camera_head)
+        else:
+            local = Path(path).expanduser()
+            if not local.is_file() and not (local / WEIGHTS).is_file():
+                raise InputError(
+                    f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or "
+                    "set --model.geometry.path to the run that did"
+                )
+            vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
+        super().__init__(vggt, layer)
 
 
 def valid_cameras(
@@ -150,3 +195,18 @@ def valid_cameras(
     keep = valid[..., None, None]
     identity = torch.eye(4, dtype=K.dtype, device=K.device)
     return torch.where(keep, world_to_camera, identity), torch.where(keep, K, identity[:3, :3]), valid
+
+
+def init_identity_pose(head: CameraHead, steps: int = 4) -> None:
+    """Initializes a camera head to predict identity rotations and a field of view of one radian.
+
+    With random weights the field of view is often below 0, where the ReLU passes no gradient.
+
+    Args:
+        head: an untrained head.
+        steps: its refinement steps, whose updates add up.
+    """
+    last = head.pose_branch.fc2
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.copy_(last.bias.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]) / steps)

@@ -4,14 +4,3 @@ from zoo.tasks.base import Task
 from zoo.tasks.models import BaselineVLM, ConcatSplitMLLM, PRoPEMLLM, Qwen25VL, SpatialMLLM
 from zoo.tasks.vggt_pretraining import VGGTPretraining
 from zoo.tasks.video_qa import VideoQATask
-
-__all__ = [
-    "BaselineVLM",
-    "ConcatSplitMLLM",
-    "PRoPEMLLM",
-    "Qwen25VL",
-    "SpatialMLLM",
-    "Task",
-    "VGGTPretraining",
-    "VideoQATask",
-]

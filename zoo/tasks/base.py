@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -15,7 +17,8 @@ from zoo.backbones.base import Preprocessor
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError
 from zoo.fusions.base import ExtraTokens
-from zoo.optim import LearningRates, freeze, parameter_groups
+from zoo.optim import LearningRates, parameter_groups
+from zoo.pretrained import check_loaded, saved_names
 from zoo.requirements import DataRequirements
 
 CONFIG_KEY = "task"  # of a checkpoint: the task's own configuration
@@ -33,10 +36,16 @@ class Task(Configurable, LightningModule):
         scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
 
     Attributes:
+        requirements: what the DataModule must provide beside pixels and questions.
+        preprocessor: turns frames and questions into a batch.
+        extra_tokens: tokens that follow the 2D tokens of each view in the prompt.
         answers_questions: whether validation and test steps return prediction records.
     """
 
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
+    requirements: DataRequirements
+    preprocessor: Preprocessor
+    extra_tokens: ExtraTokens = ExtraTokens.NOTHING
     answers_questions: bool = True
 
     def __init__(
@@ -48,21 +57,6 @@ class Task(Configurable, LightningModule):
         super().__init__()
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
 
-    @property
-    def requirements(self) -> DataRequirements:
-        """What the DataModule must provide beside pixels and questions."""
-        raise NotImplementedError
-
-    @property
-    def preprocessor(self) -> Preprocessor:
-        """Turns frames and questions into a batch."""
-        raise NotImplementedError
-
-    @property
-    def extra_tokens(self) -> ExtraTokens:
-        """Tokens that follow the 2D tokens of each view in the prompt."""
-        return ExtraTokens.NOTHING
-
     def part_of(self, name: str) -> str:
         """The field of `LearningRates` that governs the parameter of this name."""
         raise NotImplementedError
@@ -70,15 +64,6 @@ class Task(Configurable, LightningModule):
     def restored_by_files(self, name: str) -> bool:
         """Whether a frozen parameter or buffer of this name is read from released files again."""
         return False
-
-    def saved_names(self) -> set[str]:
-        """The tensors of a checkpoint, by every name they have (lm_head may be tied)."""
-        trained = {n for n, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
-        return trained | {name for name in self.state_dict() if not self.restored_by_files(name)}
-
-    def freeze_parts(self) -> None:
-        """Turns gradients off in the parts without a learning rate."""
-        freeze(self, self.learning_rates, self.part_of)
 
     def train(self, mode: bool = True) -> Task:
         """As in PyTorch, but parts without a learning rate stay in eval mode."""
@@ -99,28 +84,29 @@ class Task(Configurable, LightningModule):
         scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the tensors of `saved_names`, and the task's configuration where it has one."""
-        saved = self.saved_names()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
+    @cached_property
+    def configuration(self) -> Any:
+        """The task's configuration; None, with a warning, if one of its parts has none."""
         try:
-            checkpoint[CONFIG_KEY] = to_config(self)
-        except InputError:  # built in Python from functions: load it by passing the same parts
-            checkpoint[CONFIG_KEY] = None
+            return to_config(self)
+        except InputError as error:
+            rank_zero_warn(f"checkpoints can only be loaded by passing the same parts: {error}")
+            return None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the tensors of `saved_names`, and adds the task's configuration."""
+        saved = saved_names(self, self.restored_by_files)
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
+        checkpoint[CONFIG_KEY] = self.configuration
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Loads what checkpoints hold; frozen released weights may be absent, any other difference is an error.
 
         Raises:
-            InputError: listing missing or unexpected tensors (or, from torch, those of another shape).
+            InputError: missing or unexpected tensors.
         """
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = sorted(set(result.missing_keys) & self.saved_names())
-        if missing or result.unexpected_keys:
-            raise InputError(
-                f"the checkpoint is of another model: missing {missing[:5]} ({len(missing)}), "
-                f"unexpected {result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
-            )
+        check_loaded(result, saved_names(self, self.restored_by_files), "the checkpoint")
         return result
 
     @classmethod
@@ -135,7 +121,7 @@ class Task(Configurable, LightningModule):
             overrides: constructor arguments in place of the stored ones.
 
         Raises:
-            InputError: the checkpoint holds no configuration, or one of another task.
+            InputError: the configuration or the tensors are those of another task.
         """
         checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
         config = checkpoint.get(CONFIG_KEY)

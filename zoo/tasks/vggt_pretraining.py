@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.atomic_io import write_whole
-from zoo.backbones import Preprocessor, tiny_preprocessor
+from zoo.backbones import tiny_preprocessor
 from zoo.errors import InputError
 from zoo.geometry import TinyVGGT, VGGTEncoder
 from zoo.geometry.base import same_shape
@@ -24,6 +24,7 @@ from zoo.geometry.vggt.official import WEIGHTS
 from zoo.optim import LearningRates, WarmupCosine
 from zoo.requirements import DataRequirements
 from zoo.tasks.base import Task
+from zoo.tasks.video_qa import reject_failed
 
 RATES = LearningRates(geometry=1e-3)
 ERRORS = {
@@ -57,6 +58,7 @@ class VGGTPretraining(Task):
         scheduler: called with the optimizer and the number of optimizer steps; stepped once per optimizer step.
     """
 
+    requirements = DataRequirements(cameras=True, depth=True, frames=True)
     answers_questions = False
 
     def __init__(
@@ -68,6 +70,7 @@ class VGGTPretraining(Task):
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
     ):
         super().__init__(learning_rates, optimizer, scheduler)
+        self.preprocessor = tiny_preprocessor()  # the DataModule tokenizes the questions, although nothing reads them
         if "geometry" in learning_rates.frozen():
             raise InputError("--model.learning_rates.geometry: without a rate nothing is trained")
         if dense_frames < 1:
@@ -79,22 +82,12 @@ class VGGTPretraining(Task):
             raise InputError("--model.geometry.heads: a VGGT without heads can't be trained")
         self.dense_frames = dense_frames
 
-    @property
-    def requirements(self) -> DataRequirements:
-        return DataRequirements(cameras=True, depth=True, frames=True)
-
-    @property
-    def preprocessor(self) -> Preprocessor:
-        """The DataModule tokenizes the questions too, though nothing reads them."""
-        return tiny_preprocessor()
-
     def part_of(self, name: str) -> str:
         return "geometry"
 
     def _outputs(self, batch: dict[str, Any], dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
         """VGGT's outputs and targets for each group of scenes of one shape, with dense maps of some frames."""
-        if batch["failed"]:
-            raise InputError(batch["failed"][0]["error"])
+        reject_failed(batch)
         frames = [scene.frames for scene in batch["scenes"]]
         pairs = []
         for members in same_shape(frames):
@@ -118,40 +111,27 @@ class VGGTPretraining(Task):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        """Logs errors."""
-        return self._measure(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        """Logs errors."""
-        return self._measure(batch, "test")
-
-    def _measure(self, batch: dict[str, Any], stage: str) -> list[Any]:
+        """Logs errors, and those of `constant_baseline`; returns no prediction records."""
+        stage = "test" if self.trainer.testing else "val"
         for output, truth in self._outputs(batch):
-            found, unlearned_of = errors(output, truth), errors(constant_baseline(truth), truth)
-            named = found | {f"unlearned/{name}": unlearned_of[name] for name in found}
-            for name, each in named.items():
-                self.log(
-                    f"{stage}/{name}", each.mean(), on_step=False, on_epoch=True, batch_size=len(each), sync_dist=True
-                )
-        return []  # no prediction records, as it answers no questions
+            found, unlearned = errors(output, truth), errors(constant_baseline(truth), truth)
+            named = found | {f"unlearned/{name}": unlearned[name] for name in found}
+            means = {f"{stage}/{name}": each.mean() for name, each in named.items()}
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(truth.depth), sync_dist=True)
+        return []
+
+    test_step = validation_step
 
     def on_validation_end(self) -> None:
         """Prints the errors beside those of the baseline."""
-        self._report("val")
-
-    def on_test_end(self) -> None:
-        """Prints the errors beside those of the baseline."""
-        self._report("test")
-
-    def _report(self, stage: str) -> None:
         logged = self.trainer.callback_metrics
+        stage = "test" if self.trainer.testing else "val"
         for who, title in (("", stage), ("unlearned/", "a camera that stays where it is, one depth everywhere")):
-            said = [
-                text.format(float(logged[f"{stage}/{who}{name}"]))
-                for name, text in ERRORS.items()
-                if f"{stage}/{who}{name}" in logged
-            ]
-            self.print(f"{title}: {', '.join(said)}")
+            names = {f"{stage}/{who}{name}": text for name, text in ERRORS.items()}
+            errors_of = [text.format(float(logged[name])) for name, text in names.items() if name in logged]
+            self.print(f"{title}: {', '.join(errors_of)}")
+
+    on_test_end = on_validation_end
 
     @rank_zero_only
     def on_train_end(self) -> None:

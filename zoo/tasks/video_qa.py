@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +12,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.backbones.base import Preprocessor
 from zoo.errors import SCENE_FAULTS, InputError
-from zoo.fusions.base import ExtraTokens
 from zoo.model import SpatialVLM
-from zoo.optim import LearningRates, WarmupCosine
-from zoo.prefix_cache import Reply
-from zoo.requirements import DataRequirements
+from zoo.optim import LearningRates, WarmupCosine, freeze
+from zoo.prefix_cache import Reply, answer_questions
 from zoo.scenes import SceneTokens
 from zoo.shared_prefix import IGNORED, pack_questions
 from zoo.tasks.base import Task
@@ -62,24 +59,14 @@ class VideoQATask(Task):
         if parts.get("lora") is not None and "decoder" in learning_rates.frozen():
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
         self.model = SpatialVLM(**parts)
+        self.requirements, self.extra_tokens = self.model.requirements, self.model.extra_tokens
+        self.preprocessor = self.model.backbone.preprocessor
         self.max_new_tokens = max_new_tokens
         self.can_answer = self.model.is_pretrained or allow_untrained
-        self.freeze_parts()
+        freeze(self, learning_rates, self.part_of)
         if gradient_checkpointing:
             self.model.backbone.enable_gradient_checkpointing()
         self.train()
-
-    @property
-    def requirements(self) -> DataRequirements:
-        return self.model.requirements
-
-    @property
-    def preprocessor(self) -> Preprocessor:
-        return self.model.backbone.preprocessor
-
-    @property
-    def extra_tokens(self) -> ExtraTokens:
-        return self.model.extra_tokens
 
     def part_of(self, name: str) -> str:
         return self.model.part_of(name.removeprefix("model."))
@@ -114,8 +101,10 @@ class VideoQATask(Task):
         targets = labels[:, 1:]
         supervised = targets != IGNORED
         logits = backbone.lm_head(hidden[supervised])
-        return F.cross_entropy(logits.float(), targets[supervised])
+        total = F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        return total / supervised.sum().clamp(min=1)  # none is supervised where another process learns from them
 
+    @torch.no_grad()
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """One prediction record per question, including those of failed scenes (see `datamodules.collate`).
 
@@ -126,12 +115,11 @@ class VideoQATask(Task):
         if len(batch["input_ids"]):
             rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
             prompts = [ids[real].tolist() for ids, real in rows]
-            with torch.no_grad():
-                scenes = self.encode_scenes(batch)
-            replies = self.model.reply(
-                scenes, prompts, batch["scene_index"].tolist(), self.max_new_tokens, batch["questions_per_batch"]
+            scenes, scene_index = self.encode_scenes(batch), batch["scene_index"].tolist()
+            replies = answer_questions(
+                self.model, scenes, prompts, scene_index, self.max_new_tokens, batch["questions_per_batch"]
             )
-        texts = self.model.backbone.preprocessor.decode([reply.ids for reply in replies])
+        texts = self.preprocessor.decode([reply.ids for reply in replies])
         answered = [
             {**record, "prediction": text, "error": reply.error}
             for record, reply, text in zip(batch["records"], replies, texts, strict=True)
@@ -157,7 +145,7 @@ class VideoQATask(Task):
         Raises:
             InputError: a scene without the cameras that the model requires.
         """
-        if self.model.requirements.cameras and any(
+        if self.requirements.cameras and any(
             scene.geometry is None or not scene.geometry.knows_cameras for scene in batch["scenes"]
         ):
             raise InputError("a scene without cameras, which this model requires")
@@ -177,9 +165,7 @@ class VideoQATask(Task):
         """Returns prediction records."""
         return self.predict_batch_with_retry(batch)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        """Returns prediction records."""
-        return self.predict_batch_with_retry(batch)
+    test_step = validation_step
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Returns prediction records; a scene that can't be read is an error."""
@@ -220,10 +206,9 @@ def reject_failed(batch: dict[str, Any]) -> None:
 
 def reject_long(batch: dict[str, Any], context_length: int) -> None:
     """Raises an InputError if a question with its video and answer exceeds the model's context (in tokens)."""
-    lengths: Sequence[int] = batch["attention_mask"].sum(1).tolist()
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] > context_length:
+    length, row = batch["attention_mask"].sum(1).max(0)
+    if length > context_length:
         raise InputError(
-            f"question {batch['records'][longest]['id']} has {lengths[longest]} tokens, more than the "
-            f"{context_length} of the model's context: lower --data.num_frames or --data.pixels.max_pixels"
+            f"question {batch['records'][int(row)]['id']} has {int(length)} tokens, more than the {context_length} of "
+            "the model's context: lower --data.num_frames or --data.pixels.max_pixels"
         )

@@ -3,52 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from commands.reports.bootstrap import RESAMPLES, SEED
-from commands.reports.columns import AVERAGE, column_score, measures
-from commands.reports.compare import Comparisons
+from commands.reports.compare import Comparisons, Interval
 from commands.reports.formats import html
-from commands.reports.page.questions import question_data
-from commands.reports.paths import CameraPaths
-from commands.reports.runs import Run
+from commands.reports.predictions import Answer
+from commands.reports.runs import AVERAGE, Run, measures
 from commands.reports.tables import means, scores, settings
 
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "sort.js", "bars.js", "compare.js", "questions.js", "detail.js")
 
 
-def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], paths: CameraPaths) -> str:
+def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], paths: Mapping[str, Any]) -> str:
     """Return the text of the page.
 
     Args:
         runs: at least one run.
         comparisons: of the runs.
         notes: lines above the tables.
-        paths: the scenes' camera paths.
+        paths: the scenes' camera paths, see `camera_paths`.
     """
     benchmark = runs[0].benchmark
     tables = "".join(f'<div class="wide">{html(table)}</div>' for table in (scores(runs), means(runs), settings(runs)))
     data = {
         "runs": [run.name for run in runs],
-        "bars": {
-            column: [run.metrics and column_score(benchmark, run.metrics, column) for run in runs]
-            for column in (*benchmark.columns, AVERAGE)
-        },
+        "bars": {column: [run.score(column) for run in runs] for column in (*benchmark.columns, AVERAGE)},
         "comparisons": _comparisons(comparisons, measures(benchmark)),
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED},
-        **question_data(runs),
-        "paths": paths.datasets,
-        "dataset": paths.of_run,
+        **_question_data(runs),
+        **paths,
     }
     parts = {
         "style": (HERE / "report.css").read_text(encoding="utf-8"),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
         "tables": tables,
-        "data": _inert(json.dumps(data, separators=(",", ":"), allow_nan=False)),
+        # `<` occurs in the strings of the JSON only
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         "script": "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS),
     }
     text = (HERE / "report.html").read_text(encoding="utf-8")
@@ -58,23 +53,58 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
 
 def _comparisons(comparisons: Comparisons, names: tuple[str, ...]) -> dict[str, Any]:
     """Return {"0 1": [[measure, difference, [low, high], [low, high] or null], ...] or the reason for none}."""
-    found: dict[str, Any] = {}
+
+    def ends(interval: Interval) -> list[float]:
+        return [round(end, 6) for end in interval]
+
+    found: dict[str, Any] = {f"{i} {j}": why for (i, j), why in comparisons.refused.items()}
     for (i, j), each in comparisons.pairs.items():
         found[f"{i} {j}"] = [
-            [names.index(measure), _short(d.value), _ends(d.by_question), d.by_scene and _ends(d.by_scene)]
+            [names.index(measure), round(d.value, 6), ends(d.by_question), d.by_scene and ends(d.by_scene)]
             for measure, d in each.items()
         ]
-    return {"measures": names, "pairs": found | {f"{i} {j}": why for (i, j), why in comparisons.refused.items()}}
+    return {"measures": names, "pairs": found}
 
 
-def _ends(interval: tuple[float, float]) -> list[float]:
-    return [_short(end) for end in interval]
+class Distinct(dict[Hashable, int]):
+    """The index of each distinct value, in the order of first use: the page stores each text once."""
+
+    def __missing__(self, value: Hashable) -> int:
+        self[value] = len(self)
+        return self[value]
 
 
-def _short(number: float) -> float:
-    return round(number, 6)
+def _question_data(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the data of the view of single questions.
 
+    {"texts": [...], "frames": [[...], ...], "types": [...],
+     "questions": one row per question, [id, scene, type, question, ground truth], where all but id are indices,
+     "answers": for each run, null or columns {"prediction", "score", "frames", "before", "after", "error"} with one
+     value per question, -1 if the run lacks it}
 
-def _inert(text: str) -> str:
-    """Escape JSON for HTML: `<` occurs in its strings only."""
-    return text.replace("<", "\\u003c")
+    A prompt is the text `before`, the question and the text `after`; if `after` is -1 it is `before` alone.
+    """
+    types = runs[0].benchmark.question_types
+    texts, frames, rows = Distinct(), Distinct(), Distinct()
+
+    def index(answer: Answer) -> int:
+        kind = types.index(answer.question_type)
+        return rows[answer.id, texts[answer.scene], kind, texts[answer.question], texts[answer.ground_truth]]
+
+    asked = [{index(answer): answer for answer in run.answers} for run in runs]
+    answers: list[dict[str, list[Any]] | None] = []
+    for run, own in zip(runs, asked, strict=True):
+        columns: dict[str, list[Any]] = {
+            name: [-1] * len(rows) for name in ("prediction", "score", "frames", "before", "after", "error")
+        }
+        for row, answer in own.items():
+            before, question, after = answer.prompt.partition(answer.question or answer.prompt + "?")
+            columns["prediction"][row] = texts[answer.prediction]
+            columns["score"][row] = round(run.scores[answer.id], 4)
+            columns["frames"][row] = frames[answer.frames]
+            columns["before"][row] = texts[before]
+            columns["after"][row] = texts[after] if question else -1
+            columns["error"][row] = -1 if not answer.error else texts[answer.error]
+        answers.append(columns if own else None)
+    distinct = {"questions": list(rows), "texts": list(texts), "frames": list(frames)}
+    return {"types": types, "answers": answers, **distinct}

@@ -95,31 +95,31 @@ def _place(
     extent = rng.uniform(category.smallest, category.largest) * big
     extent[2] = min(extent[2], 0.85 * size[2])
     gap = 0.03 * unit
+    at_wall = category.place in ("wall", "hung")
     for _ in range(12):
-        yaw, inner = rng.uniform(-np.pi, np.pi), size[:2] / 2 - gap
-        if category.place in ("wall", "hung"):
-            side = rng.integers(4)
+        yaw = rng.uniform(-np.pi, np.pi)
+        if at_wall:
+            side = rng.integers(4)  # -y, +x, +y, -x
             yaw = side * np.pi / 2
-        turned = geometry.footprint(np.zeros(3), extent, np.array(yaw))
-        reach = turned.max(0)
+        reach = geometry.footprint(np.zeros(3), extent, np.array(yaw)).max(0)
+        inner = size[:2] / 2 - gap
         if (reach > inner).any():
             continue
-        x, y = rng.uniform(-1, 1, 2) * (inner - reach)
-        if category.place in ("wall", "hung"):
+        plan = rng.uniform(-1, 1, 2) * (inner - reach)
+        if at_wall:
             slack = gap * rng.uniform(0.1, 1) if category.place == "wall" else 1e-3 * unit
-            x, y = [(x, -1), (1, y), (x, 1), (-1, y)][side]
             limit = size[:2] / 2 - reach - slack
-            x, y = (x, y * limit[1]) if side % 2 == 0 else (x * limit[0], y)
-        z = {"hung": unit * rng.uniform(*category.bottom), "ceiling": size[2] - extent[2] - 1e-3 * unit}.get(
-            category.place, 0
-        )
-        z = min(z, 0.97 * size[2] - extent[2]) if category.place == "hung" else z
-        center = np.array([x, y, max(z, 0.0) + extent[2] / 2])
+            axis, sign = [(1, -1), (0, 1), (1, 1), (0, -1)][side]
+            plan[axis] = sign * limit[axis]
+        z, height = 0.0, unit * rng.uniform(*category.bottom)
+        if category.place == "hung":
+            z = min(height, 0.97 * size[2] - extent[2])
+        elif category.place == "ceiling":
+            z = size[2] - extent[2] - 1e-3 * unit
+        center = np.array([*plan, max(z, 0.0) + extent[2] / 2])
         if _is_free(center, extent, yaw, things, gap) and is_clear(center, extent, yaw, eyes, 0.2 * unit):
-            return Thing(
-                category.name, to_vector(center), to_vector(extent), float(yaw),
-                draw_parts(category, to_vector(extent), rng),
-            )  # fmt: skip
+            parts = draw_parts(category, to_vector(extent), rng)
+            return Thing(category.name, to_vector(center), to_vector(extent), float(yaw), parts)
     return None
 
 

@@ -44,10 +44,11 @@ class Placed:
     part_half: Float32[np.ndarray, "parts 3"]
     room_to_camera: Float64[np.ndarray, "T 4 4"]
 
-    def turn(self, vectors: np.ndarray) -> np.ndarray:
-        """Rotates vectors (3, boxes, T) from the room's frame into the things' frames."""
-        x, y, z = vectors
-        return np.stack([self.cos * x + self.sin * y, self.cos * y - self.sin * x, z])
+
+def turn(vectors: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotates vectors (3, ...) from the room's frame into frames with this cosine and sine of the yaw."""
+    x, y, z = vectors
+    return np.stack([cos * x + sin * y, cos * y - sin * x, z])
 
 
 def place(scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float64[np.ndarray, "T 4 4"]) -> Placed:
@@ -70,7 +71,7 @@ def place(scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float
         np.array([*(part.size for part in parts), scene.size], np.float32) / 2,
         np.linalg.inv(camera_to_room),
     )
-    placed.eye[:] = placed.turn(np.moveaxis(camera_to_room[:, :3, 3] - placed.center, -1, 0))
+    placed.eye[:] = turn(np.moveaxis(camera_to_room[:, :3, 3] - placed.center, -1, 0), placed.cos, placed.sin)
     return placed
 
 
@@ -91,24 +92,16 @@ def cast(
     rectangles = bounding_rectangles(placed, K_px, height, width)
     rows, columns = np.arange(height), np.arange(width)
     for thing in range(len(placed.half) - 1):
-        visible = np.flatnonzero(rectangles[thing, :, 0] < rectangles[thing, :, 1])
-        if not len(visible):
-            continue
-        left, right, top, bottom = rectangles[thing, visible].T[:, :, None]
+        left, right, top, bottom = rectangles[thing].T[:, :, None]
         tall, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
         where = np.flatnonzero(tall[:, :, None] & wide[:, None, :])
-        counts = ((right - left) * (bottom - top))[:, 0]
-        where += np.repeat((visible - np.arange(len(visible))) * pixels, counts)
+        frame = where // pixels
 
-        x, y, z = flat[:, where]
-        cos, sin = np.repeat(placed.cos[thing, visible], counts), np.repeat(placed.sin[thing, visible], counts)
-        inverse = 1 / (np.stack([cos * x + sin * y, cos * y - sin * x, z]) + TINY)
-        center = np.repeat(-placed.eye[:, thing, visible], counts, axis=1) * inverse
+        inverse = 1 / (turn(flat[:, where], placed.cos[thing, frame], placed.sin[thing, frame]) + TINY)
+        center = -placed.eye[:, thing, frame] * inverse
         reach = np.abs(inverse)
         enter, leave = _slabs(center, reach * placed.half[thing].astype(np.float32)[:, None])
         keep = np.flatnonzero((enter < leave) & (leave > NEAR_M) & (enter < depth[where]))
-        if not len(keep):
-            continue
         where, inverse, center, reach = where[keep], inverse[:, keep], center[:, keep], reach[:, keep]
         nearest, nearest_part = depth[where], part_hit[where]
         for part in np.flatnonzero(placed.thing_of_part == thing):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from datamodules.sources.rooms import geometry
+from zoo.errors import InputError
 
 UPRIGHT = 0.9  # cosine of the tilt up to which a box counts as upright
 
@@ -50,13 +51,12 @@ def read_rooms(folder: str | Path) -> list[RealRoom]:
     """Reads the rooms of all datasets in a folder, in the order of files and scenes.
 
     Raises:
-        FileNotFoundError: No such files.
-        ValueError: A malformed file.
+        InputError: No such files, or a malformed one.
     """
     folder = Path(folder).expanduser()
     files = sorted(folder.glob("*_meta_info_val.json"))
     if not files:
-        raise FileNotFoundError(
+        raise InputError(
             f"{folder}: no *_meta_info_val.json: get data/meta_info of github.com/vision-x-nyu/thinking-in-space"
         )
     rooms = []
@@ -64,17 +64,16 @@ def read_rooms(folder: str | Path) -> list[RealRoom]:
         try:
             for name, scene in json.loads(file.read_bytes()).items():
                 rooms.append(_room(file.name.split("_", 1)[0], name, scene))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}: not the room sizes and boxes of thinking-in-space ({error!r})") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file}: not the room sizes and boxes of thinking-in-space ({error!r})") from error
     return rooms
 
 
 def _room(dataset: str, name: str, scene: dict[str, Any]) -> RealRoom:
     labeled = [(category, _upright(box)) for category, boxes in scene["object_bbox"].items() for box in boxes]
-    boxes = [box for _, box in labeled]
-    centers = np.array([center for center, _, _ in boxes]).reshape(-1, 3)
-    sizes = np.array([size for _, size, _ in boxes]).reshape(-1, 3)
-    yaws = np.array([yaw for _, _, yaw in boxes])
+    centers = np.array([center for _, (center, _, _) in labeled]).reshape(-1, 3)
+    sizes = np.array([size for _, (_, size, _) in labeled]).reshape(-1, 3)
+    yaws = np.array([yaw for _, (_, _, yaw) in labeled])
     turn = _main_direction(sizes, yaws)
     cos, sin = np.cos(turn), np.sin(turn)
     centers[:, :2] = centers[:, :2] @ np.array([[cos, -sin], [sin, cos]])

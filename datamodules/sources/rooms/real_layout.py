@@ -75,7 +75,7 @@ def _varied(room: RealRoom, rng: np.random.Generator) -> RealRoom:
 def _floor(room: RealRoom) -> float:
     """Height of the floor: the lower edge of the lowest standing thing."""
     bottoms = room.centers[:, 2] - room.sizes[:, 2] / 2
-    standing = [KNOWN[name].place in ("floor", "wall") if name in KNOWN else False for name in room.categories]
+    standing = [name in KNOWN and KNOWN[name].place in ("floor", "wall") for name in room.categories]
     return float(bottoms[standing].min() if any(standing) else bottoms.min(initial=0.0))
 
 
@@ -98,23 +98,19 @@ def _furnish(
             continue
         plan = np.clip(plan, -limit, limit)
         z = np.clip(center[2] - floor, box[2] / 2, size[2] - box[2] / 2)
-        placed = np.array([*plan, z])
-        things.append(
-            Thing(category, to_vector(placed), to_vector(box), float(yaw), draw_parts(template, to_vector(box), rng))
-        )  # fmt: skip
+        parts = draw_parts(template, to_vector(box), rng)
+        things.append(Thing(category, to_vector(np.array([*plan, z])), to_vector(box), float(yaw), parts))
     return things
 
 
 def _template(name: str) -> Category:
     """The catalog entry of a category; unknown categories are boxes with a front, colored by name."""
-    known = KNOWN.get(SIMILAR.get(name, name))
-    if known:
+    if known := KNOWN.get(SIMILAR.get(name, name)):
         return known
     hue = zlib.crc32(name.encode()) % 360 / 360
     recipe = ((0, 1, 0, 0.95, 0, 1, 0), (0.1, 0.9, 0.95, 1, 0.1, 0.9, 1))
-    return Category(
-        name, "floor", (0.2, 0.2, 0.2), (0.5, 0.5, 0.5), ((hue, 0.6, 0.6), (hue, 0.4, 0.85)), recipe
-    )  # fmt: skip
+    colors = ((hue, 0.6, 0.6), (hue, 0.4, 0.85))
+    return Category(name, "floor", (0.2, 0.2, 0.2), (0.5, 0.5, 0.5), colors, recipe)
 
 
 def _orient(template: Category, box: np.ndarray, yaw: float, plan: np.ndarray) -> tuple[np.ndarray, float]:
@@ -135,7 +131,6 @@ def _choose_path(
     for inset in INSETS_M:
         poses = walk(ring_along_walls(size, height, inset, rng), frames, rng)
         eyes = np.linalg.inv(poses)[:, :3, 3]
-        boxes = [(np.array(thing.center), np.array(thing.size), thing.yaw) for thing in things]
-        kept = [thing for thing, box in zip(things, boxes, strict=True) if is_clear(*box, eyes, CLEARANCE_M)]
+        kept = [t for t in things if is_clear(np.array(t.center), np.array(t.size), t.yaw, eyes, CLEARANCE_M)]
         paths.append((poses, kept))
     return max(paths, key=lambda path: len(path[1]))

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
-from pathlib import Path
-
 import numpy as np
 
 from datamodules.sources.base import SPLITS, Split
 from datamodules.sources.rooms.real_boxes import RealRoom, read_rooms
 from datamodules.sources.rooms.real_layout import draw_real_room
-from datamodules.sources.rooms.rendered import RenderedScenes, WriteScene, check_rendering
-from datamodules.sources.rooms.writer import draw_intrinsics, write_rendered
+from datamodules.sources.rooms.rendered import RenderedScenes
+from datamodules.sources.rooms.writer import DrawnScene, draw_intrinsics
 from zoo.errors import InputError
 from zoo.fingerprint import digest
 
@@ -58,15 +54,11 @@ class RealRooms(RenderedScenes):
         root: str = "cache/rooms",
         workers: int | None = None,
     ) -> None:
-        check_rendering("RealRooms", size, frames, seed, workers)
         if min(scenes) < 0:
             raise InputError(f"RealRooms: scenes are two counts (train, val), not {scenes}")
         if both := set(train) & set(test):
             raise InputError(f"RealRooms: {', '.join(sorted(both))} can't be used for both training and test")
-        try:
-            rooms = read_rooms(meta_info)
-        except (OSError, ValueError) as error:
-            raise InputError(str(error)) from error
+        rooms = read_rooms(meta_info)
         available = sorted({room.dataset for room in rooms})
         if unknown := sorted({*train, *test} - set(available)):
             raise InputError(
@@ -78,31 +70,19 @@ class RealRooms(RenderedScenes):
             "val": pool[::HOLD_OUT_EVERY],
             "test": [room for room in rooms if room.dataset in test],
         }
-        self.size, self.frames, self.seed = size, frames, seed
         counts = dict(zip(SPLITS, (*scenes, len(self.rooms["test"])), strict=True))
         for split, count in counts.items():
             if count and not self.rooms[split]:
                 raise InputError(f"RealRooms: no real room for the {split} split: list more datasets")
         contents = digest([room.content() for room in rooms])
-        self.key = [DATASET, VERSION, train, test, counts, size, frames, seed, contents]
-        super().__init__(Path(root).expanduser() / digest(self.key)[:16], counts, workers)
+        key = [DATASET, VERSION, train, test, counts, size, frames, seed, contents]
+        super().__init__(root, key, counts, size, frames, seed, workers)
 
-    def work(self, folder: Path) -> WriteScene:
-        """Prepares the folder and returns the function that writes a scene."""
-        for dataset in {DATASET, *(room.dataset for room in self.rooms["test"])}:
-            (folder / dataset).mkdir()
-        (folder / "settings.json").write_text(json.dumps(self.key))
-        return partial(write_real, folder, self.rooms, self.size, self.frames, self.seed)
-
-
-def write_real(
-    folder: Path, rooms: dict[Split, list[RealRoom]], size: int, frames: int, seed: int, split: Split, index: int
-) -> str:
-    """Writes scene `index` of a split and returns its questions as JSON lines."""
-    rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    is_test = split == "test"
-    room = rooms[split][index if is_test else rng.integers(len(rooms[split]))]
-    place = (room.dataset, room.name) if is_test else (DATASET, f"{split}_{index:05d}")
-    scene, world_to_camera = draw_real_room(room, frames, varied=not is_test, rng=rng)
-    K_px = draw_intrinsics(size, rng)
-    return write_rendered(folder, place, scene, world_to_camera, K_px, "-".join(place), rng)
+    def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
+        """Draws a stand-in of a test room, or a variation of a random room of another split."""
+        is_test = split == "test"
+        room = self.rooms[split][index if is_test else rng.integers(len(self.rooms[split]))]
+        dataset, name = (room.dataset, room.name) if is_test else (DATASET, f"{split}_{index:05d}")
+        scene, world_to_camera = draw_real_room(room, self.frames, varied=not is_test, rng=rng)
+        K_px = draw_intrinsics(self.size, rng)
+        return DrawnScene(dataset, name, f"{dataset}-{name}", scene, world_to_camera, K_px)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -14,36 +15,64 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SPLITS, SceneSource, Split
-from datamodules.sources.lock import locked, progress_bar
+from datamodules.sources.base import SPLITS, SceneSource, Split, locked
+from datamodules.sources.rooms.writer import DrawnScene, write_drawn
 from zoo.errors import InputError
-
-# writes scene number i of a split and returns its questions as JSON lines
-WriteScene = Callable[[Split, int], str]
+from zoo.fingerprint import digest
 
 
 class RenderedScenes(SceneSource):
-    """Scenes in `folder`, rendered on first use.
+    """Scenes that are rendered on first use, in a folder for these settings alone.
 
     Args:
-        folder: Folder of these settings alone.
+        root: Cache folder, in which the scenes have one of their own.
+        key: JSON-like content on which the scenes depend.
         counts: Number of scenes of each split.
+        size: Width and height of a frame in pixels.
+        frames: Frames of each video.
+        seed: Seed of all scenes.
         workers: Rendering processes; None is one per CPU core.
+
+    Raises:
+        InputError: Invalid settings.
     """
 
     description = "rendering rooms"
 
-    def __init__(self, folder: Path, counts: dict[Split, int], workers: int | None) -> None:
+    def __init__(
+        self, root: str, key: Any, counts: dict[Split, int], size: int, frames: int, seed: int, workers: int | None
+    ) -> None:
         super().__init__()
-        self.folder, self.counts = folder, counts
+        source = type(self).__name__
+        if size < 16 or size % 2:
+            raise InputError(
+                f"{source}: size {size} must be even (H.264 halves the color's resolution) and at least 16"
+            )
+        if frames < 12 or seed < 0:
+            raise InputError(
+                f"{source}: at least 12 frames and a seed of at least 0 are needed, not {frames} and {seed}"
+            )
+        if workers is not None and workers < 1:
+            raise InputError(f"{source}: workers must be at least 1 or null, not {workers}")
+        self.key, self.folder = key, Path(root).expanduser() / digest(key)[:16]
+        self.counts, self.size, self.frames, self.seed = counts, size, frames, seed
         self.workers = workers or cores()
 
     @abstractmethod
-    def work(self, folder: Path) -> WriteScene:
-        """Prepares `folder` and returns the function that writes a scene; it must be picklable."""
+    def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
+        """Draws scene `index` of a split; the source must be picklable."""
+
+    def write_scene(self, folder: Path, split: Split, index: int) -> str:
+        """Writes the files of scene `index` of a split, and returns its questions as JSON lines."""
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
+        return write_drawn(folder, self.draw(split, index, rng), self.size, rng)
 
     def prepare(self) -> None:
         """Renders the dataset unless it exists; a second process waits for the first.
@@ -76,25 +105,16 @@ class RenderedScenes(SceneSource):
 
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        write_scene = self.work(folder)
+        (folder / "settings.json").write_text(json.dumps(self.key))
         scenes = [(split, index) for split, count in self.counts.items() for index in range(count)]
         lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
         with _process_map(self.workers) as process_map:
-            questions = iter(process_map(write_scene, *zip(*scenes, strict=True)) if scenes else ())
-            for split, _ in progress_bar(scenes, self.description):
+            write = partial(self.write_scene, folder)
+            questions = iter(process_map(write, *zip(*scenes, strict=True)) if scenes else ())
+            for split, _ in tqdm(scenes, self.description, unit="scene", disable=None):
                 lines[split].append(next(questions))
         for split in SPLITS:
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))
-
-
-def check_rendering(source: str, size: int, frames: int, seed: int, workers: int | None) -> None:
-    """Raises InputError for invalid rendering settings."""
-    if size < 16 or size % 2:
-        raise InputError(f"{source}: size {size} must be even (H.264 halves the color's resolution) and at least 16")
-    if frames < 12 or seed < 0:
-        raise InputError(f"{source}: at least 12 frames and a seed of at least 0 are needed, not {frames} and {seed}")
-    if workers is not None and workers < 1:
-        raise InputError(f"{source}: workers must be at least 1 or null, not {workers}")
 
 
 def cores() -> int:

@@ -112,12 +112,13 @@ def load_scene(path: Path) -> RoomScene:
     """
     try:
         scene = json.loads(Path(path).read_text(), object_hook=_from_json)
-        if isinstance(scene, RoomScene):
-            return scene
-        error: Exception = TypeError("no room in it")
-    except (ValueError, TypeError) as malformed:
-        error = malformed
-    raise ValueError(f"{path}: not a scene of Rooms ({error}); delete its folder, and it is rendered again") from error
+        if not isinstance(scene, RoomScene):
+            raise TypeError("no room in it")
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not a scene of Rooms ({error}); delete its folder, and it is rendered again"
+        ) from error
+    return scene
 
 
 def _from_json(fields: dict[str, Any]) -> Material | Part | Thing | RoomScene:

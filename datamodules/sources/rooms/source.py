@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from datamodules.sources.base import SPLITS
-from datamodules.sources.rooms.rendered import RenderedScenes, WriteScene, check_rendering
-from datamodules.sources.rooms.writer import DATASET, Settings, write_scene
-from zoo.errors import InputError
-from zoo.fingerprint import digest
+import numpy as np
+
+from datamodules.sources.base import SPLITS, Split
+from datamodules.sources.rooms.layout import draw_scene
+from datamodules.sources.rooms.rendered import RenderedScenes
+from datamodules.sources.rooms.writer import DrawnScene, draw_intrinsics
+from zoo.errors import InputError, check_choice
 
 VERSION = 8  # increase it with every change to the scenes or the questions
+Trajectory = Literal["loop", "local"]
 
 
 class Rooms(RenderedScenes):
@@ -40,7 +39,7 @@ class Rooms(RenderedScenes):
 
     def __init__(
         self,
-        trajectory: Literal["loop", "local"] = "loop",
+        trajectory: Trajectory = "loop",
         dynamic_objects: bool = False,
         scenes: tuple[int, int, int] = (1500, 150, 150),
         size: int = 56,
@@ -49,18 +48,18 @@ class Rooms(RenderedScenes):
         root: str = "cache/rooms",
         workers: int | None = None,
     ) -> None:
-        if trajectory not in ("loop", "local"):
-            raise InputError(f'Rooms: trajectory is "loop" or "local", not {trajectory!r}')
+        check_choice("Rooms: trajectory", trajectory, Trajectory)
         if len(scenes) != 3 or min(scenes) < 0:
             raise InputError(f"Rooms: scenes are three counts (train, val, test), not {scenes}")
-        check_rendering("Rooms", size, frames, seed, workers)
-        self.settings = Settings(trajectory, dynamic_objects, size, frames, seed)
+        self.trajectory, self.dynamic_objects = trajectory, dynamic_objects
         counts = dict(zip(SPLITS, scenes, strict=True))
-        key = digest([VERSION, asdict(self.settings), counts])[:16]
-        super().__init__(Path(root).expanduser() / key, counts, workers)
+        motion: dict[str, Any] = {"trajectory": trajectory, "dynamic_objects": dynamic_objects}
+        settings = {**motion, "size": size, "frames": frames, "seed": seed}
+        super().__init__(root, [VERSION, settings, counts], counts, size, frames, seed, workers)
 
-    def work(self, folder: Path) -> WriteScene:
-        """Prepares the folder and returns the function that writes a scene."""
-        (folder / DATASET).mkdir()
-        (folder / "settings.json").write_text(json.dumps(asdict(self.settings) | {"version": VERSION}))
-        return partial(write_scene, folder, self.settings)
+    def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
+        """Draws scene `index` of a split."""
+        K_px = draw_intrinsics(self.size, rng)
+        scene, world_to_camera = draw_scene(self.trajectory, self.dynamic_objects, self.frames, rng)
+        prefix = f"rooms-{self.trajectory}-{split}-{index:05d}"
+        return DrawnScene("rooms", f"{split}_{index:05d}", prefix, scene, world_to_camera, K_px)

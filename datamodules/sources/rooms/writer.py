@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -13,35 +13,32 @@ import torch
 from jaxtyping import Float64, UInt8
 
 from datamodules.cameras_file import write_cameras
-from datamodules.sources.base import SPLITS, Split
-from datamodules.sources.rooms.layout import draw_scene
 from datamodules.sources.rooms.questions import ask
 from datamodules.sources.rooms.renderer import render
 from datamodules.sources.rooms.scene import RoomScene, save_scene
 
-DATASET = "rooms"
 FRAMES_PER_SECOND = 4
 FIELD_OF_VIEW_DEG = (55.0, 95.0)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a scene depends on besides its split and index; see `Rooms`."""
+class DrawnScene(NamedTuple):
+    """A scene with its names and its camera.
 
-    trajectory: Literal["loop", "local"]
-    dynamic_objects: bool
-    size: int
-    frames: int
-    seed: int
+    Attributes:
+        dataset: Name of the dataset, whose folder has the files.
+        name: Name of the scene.
+        prefix: Prefix of the question ids.
+        scene: The room.
+        world_to_camera: Pose of each frame.
+        K_px: Intrinsics in pixels; the principal point is the center of a square frame.
+    """
 
-
-def write_scene(folder: Path, settings: Settings, split: Split, index: int) -> str:
-    """Writes scene `index` of a split to <folder>/rooms/ and returns its questions as JSON lines."""
-    rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
-    K_px = draw_intrinsics(settings.size, rng)
-    scene, world_to_camera = draw_scene(settings.trajectory, settings.dynamic_objects, settings.frames, rng)
-    prefix = f"{DATASET}-{settings.trajectory}-{split}-{index:05d}"
-    return write_rendered(folder, (DATASET, f"{split}_{index:05d}"), scene, world_to_camera, K_px, prefix, rng)
+    dataset: str
+    name: str
+    prefix: str
+    scene: RoomScene
+    world_to_camera: Float64[np.ndarray, "T 4 4"]
+    K_px: Float64[np.ndarray, "3 3"]
 
 
 def draw_intrinsics(side: int, rng: np.random.Generator) -> Float64[np.ndarray, "3 3"]:
@@ -50,35 +47,22 @@ def draw_intrinsics(side: int, rng: np.random.Generator) -> Float64[np.ndarray, 
     return np.array([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
 
 
-def write_rendered(
-    folder: Path,
-    place: tuple[str, str],
-    scene: RoomScene,
-    world_to_camera: Float64[np.ndarray, "T 4 4"],
-    K_px: Float64[np.ndarray, "3 3"],
-    prefix: str,
-    rng: np.random.Generator,
-) -> str:
+def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Generator) -> str:
     """Renders a scene, writes <folder>/<dataset>/<name>.* and returns its questions as JSON lines.
 
     Args:
         folder: Folder of the whole dataset.
-        place: Dataset and name.
-        scene: The scene.
-        world_to_camera: Pose of each frame.
-        K_px: Intrinsics in pixels; the principal point is the center of a square frame.
-        prefix: Prefix of the question ids.
+        drawn: The scene.
+        side: Width and height of a frame in pixels.
         rng: Draws the questions.
     """
-    dataset, name = place
-    side = round(2 * K_px[0, 2])
+    dataset, name, prefix, scene, world_to_camera, K_px = drawn
     rendering = render(scene, world_to_camera, K_px, side, side)
     base = folder / dataset / name
+    base.parent.mkdir(exist_ok=True)
     write_video(base.with_name(f"{name}.mp4"), rendering.rgb)
-    write_cameras(
-        base.with_name(f"{name}.cameras.json"), torch.from_numpy(world_to_camera), torch.from_numpy(K_px),
-        width=side, height=side,
-    )  # fmt: skip
+    cameras = base.with_name(f"{name}.cameras.json")
+    write_cameras(cameras, torch.from_numpy(world_to_camera), torch.from_numpy(K_px), width=side, height=side)
     save_scene(scene, base.with_name(f"{name}.scene.json"))
     names = {"dataset": dataset, "scene_name": name}
     rows = [asdict(question) | names for question in ask(scene, rendering.ids, rng, prefix)]

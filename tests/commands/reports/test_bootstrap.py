@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from commands.reports.bootstrap import draw, intervals, observed
-from commands.reports.columns import measures
+from commands.reports.runs import measures
 from zoo.benchmarks import VSIBench
 
 BENCHMARK = VSIBench()
@@ -118,8 +118,3 @@ def test_by_scene_covers_the_truth_where_questions_of_a_scene_go_together(shared
         covered[name] = int(((low <= truth) & (truth <= high)).sum())
     assert covered["scene"] >= 0.88 * rounds
     assert (covered["question"] < 0.75 * rounds) if shared else (covered["question"] >= 0.88 * rounds)
-
-
-def test_lists_of_other_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 differences, 2 types, 3 clusters"):
-        intervals(np.zeros((3, 1)), ["object_counting"] * 2, [1, 2, 3], BENCHMARK)

@@ -184,7 +184,7 @@ def test_official_files_are_read_and_ours_have_their_fields(video: Video, tmp_pa
     ("content", "said"),
     [
         (None, "can't be read.*python main.py select-frames"),
-        ('{"selected_frames": [1, 2', "truncated"),
+        ('{"selected_frames": [1, 2', "not valid JSON"),
         ('{"selected_frames": "all"}', "list of frame indices"),
         ('{"selected_frames": [1, 2], "num_frames": 3}', "2 frames, but num_frames is 3"),
         ('{"selected_frames": [1, 12]}', "frame 12 of a video of 12 frames"),

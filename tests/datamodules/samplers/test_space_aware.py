@@ -28,7 +28,7 @@ from zoo.geometry import (
     VGGTEncoder,
     unproject_depth,
 )
-from zoo.geometry.tiny_vggt import init_identity_pose
+from zoo.geometry.vggt_encoder import init_identity_pose
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -124,8 +124,8 @@ def test_dataset_depth_is_measured_at_pixel_centers(corridor: SceneView) -> None
 
 def test_frames_without_a_pose_see_nothing(corridor: SceneView) -> None:
     poses = corridor.world_to_camera.clone()
-    poses[2] = torch.nan
-    fewer = SceneView(corridor.video, poses[:6], corridor.K_normalized[:6], corridor.depth)  # and none for 6 and 7
+    poses[[2, 6, 7]] = torch.nan
+    fewer = SceneView(corridor.video, poses, corridor.K_normalized, corridor.depth)
     assert SpaceAwareSampler(DatasetDepth(), "stop", cache=None).select(fewer, 8) == [0, 3, 4]
 
 
@@ -193,7 +193,7 @@ def test_predicted_points(head: str, dtype: str, tmp_path: Path) -> None:
     assert maps.world_to_camera.shape == (2, 4, 4) and maps.K_normalized.shape == (2, 3, 3)
     sampler = SpaceAwareSampler(Maps(maps.points, maps.confidence), cache=None)
     assert sampler(SceneView(video, frames=[0, 1]), 2) == [0, 1]
-    with pytest.raises(InputError, match="nowhere is no local file or folder"):
+    with pytest.raises(InputError, match="nowhere is no .safetensors file"):
         PredictedPoints(lambda: PretrainedVGGT(str(tmp_path / "nowhere")))
 
 

@@ -1,4 +1,4 @@
-"""Uniform frames by each rule, equal to the official tables."""
+"""Uniform frames by each rule, equal to the official tables; random frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.samplers import FrameSampler, UniformSampler
+from datamodules.samplers import FrameSampler, RandomSampler, SceneView, UniformSampler
 from datamodules.video import Video
 from zoo.errors import InputError
 
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*frames to choose from")
 RULES = ["qwen_vl_utils", "linspace_floor", "floor_128"]
 
 
-def clip(num_frames: int) -> Video:
+def clip(num_frames: int, name: str = "clip.mp4") -> Video:
     """A video of which only the length is known: all that a uniform sampler asks for."""
     video = Video.__new__(Video)
-    video.num_frames, video.path = num_frames, Path("clip.mp4")
+    video.num_frames, video.path = num_frames, Path(name)
     return video
 
 
@@ -83,11 +83,6 @@ def test_any_pool_of_candidates(n):
         UniformSampler("floor_128", candidates=64)
 
 
-def test_too_few_frames_is_an_error():
-    with pytest.raises(ValueError, match="1 frames of a video are too few"):
-        UniformSampler()(clip(10), 1)
-
-
 def test_a_new_sampler_needs_only_choose():
     class LastSampler(FrameSampler):
         def choose(self, scene, n):
@@ -96,3 +91,28 @@ def test_a_new_sampler_needs_only_choose():
     assert LastSampler()(clip(10), 3) == [9, 9, 9, 9]
     with pytest.raises(TypeError):
         type("Empty", (FrameSampler,), {})()
+
+
+# ---- random frames
+
+
+def at(epoch: int, name: str = "clip.mp4") -> SceneView:
+    return SceneView(clip(48, name), epoch=epoch)
+
+
+def test_one_frame_of_each_stretch() -> None:
+    for epoch in range(20):
+        chosen = RandomSampler()(at(epoch), 8)
+        assert [frame // 6 for frame in chosen] == list(range(8))
+
+
+def test_anew_each_epoch_seed_and_video_but_reproducibly() -> None:
+    first = RandomSampler()(at(0), 8)
+    assert RandomSampler()(at(0), 8) == first
+    others = [RandomSampler()(at(1), 8), RandomSampler(seed=1)(at(0), 8), RandomSampler()(at(0, "other.mp4"), 8)]
+    assert all(other != first for other in others)
+
+
+def test_a_short_video_repeats_its_last_frame() -> None:
+    with pytest.warns(UserWarning, match="clip: only 3 frames to choose from, 6 were asked for"):
+        assert RandomSampler()(clip(3), 6) == [0, 1, 2, 2, 2, 2]

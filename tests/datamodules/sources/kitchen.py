@@ -13,15 +13,7 @@ from PIL import Image
 from datamodules.cameras_file import read_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.posed import PosedScenes
-from datamodules.trajectories import (
-    TUM,
-    ARKitScenes,
-    Nerfstudio,
-    PoseFormat,
-    ScanNet,
-    ScanNetPlusPlus,
-    SevenScenes,
-)
+from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, PoseFormat, ScanNet, ScanNetPlusPlus, SevenScenes
 from datamodules.trajectories.rotations import to_quaternion
 from datamodules.video import Video
 from zoo.poses import invert_se3, nearest_rotation

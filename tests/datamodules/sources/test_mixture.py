@@ -13,7 +13,7 @@ from datamodules.filters import QuestionFilter
 from datamodules.scenes import Question, Scene
 from datamodules.sources import Conversations, Mixture, SceneSource
 from datamodules.sources.base import Split
-from datamodules.sources.mixture import Part, resample_scenes
+from datamodules.sources.mixture import Part, repeat_questions
 from tests.datamodules.sources.listing import totals
 from zoo.errors import InputError
 
@@ -43,7 +43,15 @@ class Made(SceneSource):
 
 
 def parts_of(scenes: list[Scene]) -> Counter:
-    return Counter(scene.name.split("/")[0] for scene in scenes)
+    """Number of training questions of each part."""
+    counts: Counter = Counter()
+    for scene in scenes:
+        counts[scene.name.split("/")[0]] += len(scene.questions)
+    return counts
+
+
+def times_asked(scenes: list[Scene]) -> Counter:
+    return Counter(question.id for scene in scenes for question in scene.questions)
 
 
 def test_without_weights_each_scene_comes_once():
@@ -55,28 +63,23 @@ def test_without_weights_each_scene_comes_once():
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (3.0, 1.0), (0.1, 0.9)])
-def test_weights_are_shares_and_no_scene_is_lost(weights):
-    sources = Made("a", 40), Made("b", 10)
+def test_weights_are_shares_of_questions_and_none_is_lost(weights):
+    sources = Made("a", 40, questions=2), Made("b", 10, questions=5)
     mixture = Mixture([Part(source=source, weight=w) for source, w in zip(sources, weights, strict=True)])
     scenes = mixture.scenes("train")
     counts = parts_of(scenes)
-    assert counts["a"] / len(scenes) == pytest.approx(weights[0] / sum(weights), abs=0.02)
-    assert {scene.name for scene in scenes} == {f"a/{i}" for i in range(40)} | {f"b/{i}" for i in range(10)}
+    assert counts["a"] / counts.total() == pytest.approx(weights[0] / sum(weights), abs=0.01)
+    assert times_asked(scenes).keys() == times_asked([s for source in sources for s in source.scenes("train")]).keys()
     assert mixture.scenes("train") == scenes  # the same every time
-    assert counts != Counter(a=40, b=10)  # negative control: without weights
+    assert counts != Counter(a=80, b=50)  # negative control: without weights
 
 
-def test_a_repeated_scene_deals_out_its_questions():
-    source = Made("a", 2, questions=5)
-    scenes = resample_scenes(source.scenes("train"), 5, seed=0)
-    times = Counter(scene.name for scene in scenes)
-    assert sorted(times.values()) == [2, 3]
-    for name in times:
-        ids = [question.id for scene in scenes if scene.name == name for question in scene.questions]
-        assert len(ids) == len(set(ids)) == 5  # each once, none lost
-    short = resample_scenes(Made("a", 1, questions=2).scenes("train"), 5, seed=0)
-    assert [len(scene.questions) for scene in short] == [1] * 5
-    assert Counter(scene.questions[0].id for scene in short) == Counter({"a-0-0": 3, "a-0-1": 2})
+def test_questions_are_repeated_evenly():
+    scenes = Made("a", 2, questions=5).scenes("train")
+    times = times_asked(repeat_questions(scenes, 23, seed=0))
+    assert len(times) == 10 and sorted(times.values()) == [2] * 7 + [3] * 3
+    assert times != times_asked(repeat_questions(scenes, 23, seed=1))
+    assert repeat_questions(scenes, 10, seed=0) == scenes
 
 
 def test_weights_are_those_of_what_the_filters_leave():
@@ -84,8 +87,8 @@ def test_weights_are_those_of_what_the_filters_leave():
     mixture = Mixture([Part(source=source, weight=0.5) for source in sources])
     few = QuestionFilter(scene_names=["a/0", "a/1", *(f"b/{i}" for i in range(8))])
     scenes, left_out, names = mixture.filtered_split("train", few)
-    assert parts_of(scenes) == Counter(a=8, b=8) and left_out == 0 and len(names) == 80
-    assert parts_of(few(mixture.scenes("train"))[0]) == Counter(a=2, b=8)  # control: drawn before they are filtered
+    assert parts_of(scenes) == Counter(a=32, b=32) and left_out == 0 and len(names) == 80
+    assert parts_of(few(mixture.scenes("train"))[0]) == Counter(a=8, b=32)  # control: drawn before they are filtered
     assert sum(len(s.questions) for s in mixture.filtered_split("train", QuestionFilter(subset=5)).scenes) == 5
     with pytest.raises(ValueError, match="part 1 has no scene.*, with datasets=.*'b'"):
         mixture.filtered_split("train", QuestionFilter(datasets=["b"]))
@@ -94,7 +97,7 @@ def test_weights_are_those_of_what_the_filters_leave():
 
 def test_evaluation_is_another_source():
     mixture = Mixture([Part(source=Made("a", 5))], evaluation=Made("e", 2))
-    assert parts_of(mixture.scenes("val")) == Counter(e=2) and totals(mixture) == {"e/gone": 3}
+    assert parts_of(mixture.scenes("val")) == Counter(e=8) and totals(mixture) == {"e/gone": 3}
     with pytest.raises(ValueError, match="no test split: set its source as `evaluation`"):
         Mixture([Part(source=Made("a", 5))]).scenes("test")
 
@@ -127,16 +130,16 @@ def test_from_a_config(tmp_path):
     assert isinstance(source, Mixture) and source.weights == [0.5, 0.25, 0.25]
     assert all(isinstance(each, Conversations) for each in source.sources)
     scenes = source.scenes("train")
-    assert [len(scene.questions) for scene in scenes] == [2, 2, 2, 4]  # a dealt out twice, half of b, a once
+    assert [len(scene.questions) for scene in scenes] == [4, 4, 2, 2, 4]  # a twice, half of b twice, a once
 
 
 @pytest.mark.parametrize(
     "parts, reason",
     [
         ([], "no parts"),
-        ([Part()], "either a path or a source"),
-        ([Part(path="a.jsonl", source=Made("a", 1))], "either a path or a source"),
-        ([Part(videos="v", source=Made("a", 1))], "`videos` belongs to a part with a path"),
+        ([Part()], "either a path"),
+        ([Part(path="a.jsonl", source=Made("a", 1))], "either a path"),
+        ([Part(videos="v", source=Made("a", 1))], "either a path"),
         ([Part(path="a.jsonl", weight=0.0)], "a weight must be above 0"),
         ([Part(path="a.jsonl", weight=1.0), Part(path="b.jsonl")], "1 of 2 parts have a weight"),
         ([Part(path="a.jsonl%0")], "after % give"),

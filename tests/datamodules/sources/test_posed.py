@@ -12,9 +12,7 @@ import torch
 
 from datamodules.depth import read_depth
 from datamodules.sources.posed import TimestampMatching
-from datamodules.trajectories import (
-    ARKitScenes,
-)
+from datamodules.trajectories import ARKitScenes
 from datamodules.video import Video
 from tests.datamodules.sources.kitchen import (
     FORMATS,

@@ -12,18 +12,8 @@ import pytest
 from PIL import Image
 
 from datamodules.sources.posed import PosedScenes
-from datamodules.trajectories import (
-    ARKitScenes,
-    Nerfstudio,
-    ScanNet,
-)
-from tests.datamodules.sources.kitchen import (
-    ID,
-    arkit,
-    ask,
-    cameras_of,
-    posed,
-)
+from datamodules.trajectories import ARKitScenes, Nerfstudio, ScanNet
+from tests.datamodules.sources.kitchen import ID, arkit, ask, cameras_of, posed
 from tests.datamodules.sources.listing import totals
 
 

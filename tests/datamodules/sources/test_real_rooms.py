@@ -65,11 +65,8 @@ def sources(meta_info: Path, tmp_path: Path, **settings) -> RealRooms:
 
 def test_boxes_stand_along_the_room(meta_info):
     rooms = read_rooms(meta_info)
-    assert len(rooms) == 12 and (rooms[0].dataset, rooms[0].name, rooms[0].area) == (
-        "arkitscenes",
-        "arkitscenes0",
-        12.34,
-    )
+    assert len(rooms) == 12
+    assert (rooms[0].dataset, rooms[0].name, rooms[0].area) == ("arkitscenes", "arkitscenes0", 12.34)
     for room in rooms:  # each was turned by another angle
         assert room.categories == ("bed", "chair", "chair", "cup")
         quarter = np.pi / 2
@@ -102,7 +99,7 @@ def test_a_stand_in_has_the_area_and_the_things(meta_info, index):
         assert min(np.linalg.norm(into(thing, eye) - eye) for eye in eyes) > CLEARANCE_M
 
 
-def test_what_is_in_the_way_or_too_large_is_left_out():
+def test_things_in_the_way_or_too_large_are_removed():
     def room(size: tuple) -> RealRoom:
         return RealRoom("d", "n", 25.0, ("closet",), np.array([[0.0, 0, 1]]), np.array([size]), np.zeros(1))
 
@@ -151,10 +148,7 @@ def test_splits_on_disk(meta_info, tmp_path):
     held_out = {room.name for room in source.rooms["val"]}
     assert held_out == {"scannet0", "scannet5"} and not held_out & {room.name for room in source.rooms["train"]}
 
-    made = {path: path.stat().st_mtime_ns for path in source.folder.rglob("*")}
-    again = sources(meta_info, tmp_path, scenes=(3, 2))
-    again.prepare()
-    assert again.folder == source.folder and {p: p.stat().st_mtime_ns for p in again.folder.rglob("*")} == made
+    assert sources(meta_info, tmp_path, scenes=(3, 2)).folder == source.folder
     file = meta_info / "scannet_meta_info_val.json"
     file.write_text(file.read_text().replace("0.12", "0.13"))
     assert sources(meta_info, tmp_path, scenes=(3, 2)).folder != source.folder  # other boxes, another folder
@@ -170,13 +164,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("reason", WRONG)
-def test_settings_that_make_no_sense(reason, meta_info, tmp_path):
+def test_invalid_settings(reason, meta_info, tmp_path):
     settings = {"train": ("scannet",), "root": str(tmp_path)} | TINY | WRONG[reason]
     with pytest.raises(InputError, match=reason):
         RealRooms(str(meta_info), **settings)
 
 
-def test_boxes_that_are_absent_or_something_else(meta_info, tmp_path):
+def test_absent_or_malformed_boxes(meta_info, tmp_path):
     with pytest.raises(InputError, match=r"gone: no \*_meta_info_val.json: get data/meta_info"):
         RealRooms(str(tmp_path / "gone"))
     (meta_info / "scannet_meta_info_val.json").write_text('{"scene0000_00": {"room_size": 3}}')

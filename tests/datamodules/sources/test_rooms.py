@@ -17,7 +17,7 @@ import torch
 from datamodules.cameras_file import read_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.base import SPLITS
-from datamodules.sources.rooms import Rooms, read_scene, render, render_depth, source, writer
+from datamodules.sources.rooms import Rooms, read_scene, render, render_depth
 from datamodules.sources.rooms import questions as wording
 from datamodules.sources.rooms.questions import direction, relative_angle, things_distance
 from datamodules.sources.rooms.scene import Thing
@@ -89,14 +89,6 @@ def test_the_video_shows_what_was_rendered(rooms: Rooms) -> None:
         assert np.array_equal(render_depth(description(scene), [40, 3]), depth)
 
 
-def test_made_once(rooms: Rooms) -> None:
-    before = {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")}
-    again = Rooms(root=str(rooms.folder.parent), scenes=(3, 1, 1), workers=2)
-    again.prepare()
-    assert again.folder == rooms.folder
-    assert {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")} == before
-
-
 def test_every_setting_has_its_folder(tmp_path: Path) -> None:
     root = str(tmp_path)
     variants = [
@@ -108,25 +100,23 @@ def test_every_setting_has_its_folder(tmp_path: Path) -> None:
     assert Rooms(root=root, workers=7).folder == variants[0].folder
 
 
-def test_rooms_that_were_rendered_before_stay_valid(tmp_path: Path) -> None:
+def test_folder_names_are_stable(tmp_path: Path) -> None:
     """The folder's name is a digest of the version and all settings: these may not change by themselves."""
     assert Rooms(root=str(tmp_path)).folder.name == "0d5bdb8ce6597589"
-    assert (
-        Rooms(root=str(tmp_path), trajectory="local", dynamic_objects=True, scenes=(3, 1, 1)).folder.name
-        == "0093b8520469d8dc"
-    )
+    local = Rooms(root=str(tmp_path), trajectory="local", dynamic_objects=True, scenes=(3, 1, 1))
+    assert local.folder.name == "0093b8520469d8dc"
 
 
 def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = Rooms(root=str(tmp_path), **SMALL)
-    real = source.write_scene
+    real = Rooms.write_scene
 
-    def fails(folder: Path, settings: writer.Settings, split: str, index: int) -> str:
+    def fails(self: Rooms, folder: Path, split: str, index: int) -> str:
         if index == 2:
             raise OSError("No space left on device")
-        return real(folder, settings, split, index)
+        return real(self, folder, split, index)
 
-    monkeypatch.setattr(source, "write_scene", fails)
+    monkeypatch.setattr(Rooms, "write_scene", fails)
     with pytest.raises(OSError, match="No space"):
         rooms.prepare()
     assert [path.name for path in tmp_path.iterdir()] == [f".{rooms.folder.name}.lock"]
@@ -149,7 +139,9 @@ def start(root: Path, scenes: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_process_that_is_ended_half_way(tmp_path: Path, how: signal.Signals) -> None:
+def test_an_interrupted_process_leaves_nothing(
+    tmp_path: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rooms = Rooms(scenes=(200, 1, 1), root=str(tmp_path), workers=2)
     unfinished = tmp_path / f".{rooms.folder.name}.unfinished"
     process = start(tmp_path, 200)
@@ -162,28 +154,20 @@ def test_a_process_that_is_ended_half_way(tmp_path: Path, how: signal.Signals) -
     assert not rooms.folder.exists()
     assert unfinished.exists() == (how == signal.SIGKILL)  # nobody can clean up after that; the next one does
 
-    with monkeypatched(source, "write_scene", lambda folder, settings, split, index: "{}\n"):
-        rooms.workers = 1
-        rooms.prepare()  # gets the lock: the workers ended as well
+    monkeypatch.setattr(Rooms, "write_scene", lambda *_: "{}\n")
+    rooms.workers = 1
+    rooms.prepare()  # gets the lock: the workers ended as well
     assert not unfinished.exists()
     assert not list(rooms.folder.glob("rooms/*"))  # nothing of the first attempt
 
 
-class monkeypatched:  # noqa: N801 - reads as a with-statement
-    def __init__(self, module: object, name: str, value: object) -> None:
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(module, name, value)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None:
-        self.patch.undo()
-
-
-def test_two_at_once_make_it_once(tmp_path: Path) -> None:
+def test_concurrent_processes_render_once(tmp_path: Path) -> None:
     processes = [start(tmp_path, 6) for _ in range(2)]
     assert [process.wait(120) for process in processes] == [0, 0]
     rooms = Rooms(scenes=(6, 1, 1), root=str(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")}
+    rooms.prepare()
+    assert {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")} == before
     visible = [name for name in os.listdir(tmp_path) if not name.startswith(".")]
     assert visible == [rooms.folder.name]
     assert len(rooms.scenes("train")) == 6
@@ -191,21 +175,18 @@ def test_two_at_once_make_it_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scenes": (1, -1, 1)}, {"size": 57}, {"size": 8},
-              {"frames": 3}, {"seed": -1}, {"workers": -2}],
-)  # fmt: skip
-def test_settings_that_make_no_sense(wrong: dict, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="^Rooms: "):
+    "wrong",
+    [
+        *({"scenes": (1, -1, 1)}, {"size": 57}, {"size": 8}, {"frames": 3}, {"seed": -1}, {"workers": -2}),
+        *({"trajectory": "around"}, {"scenes": (1, 2)}),
+    ],
+)
+def test_invalid_settings(wrong: dict, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match="Rooms"):  # TypeError if types are checked at run time
         Rooms(root=str(tmp_path), **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"trajectory": "around"}, {"scenes": (1, 2)}])
-def test_settings_of_a_wrong_type(wrong: dict, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, TypeError)):  # TypeError where types are checked at run time, as in tests
-        Rooms(root=str(tmp_path), **wrong)
-
-
-def test_files_that_can_not_be_rendered(rooms: Rooms, tmp_path: Path) -> None:
+def test_damaged_scene_files(rooms: Rooms, tmp_path: Path) -> None:
     path = description(rooms.scenes("train")[0])
     with pytest.raises(ValueError, match="scene.json: there is no frame 48"):
         read_scene(path, [0, 48])
@@ -259,7 +240,7 @@ def test_worded_as_the_real_questions(rooms: Rooms, realdata: Path) -> None:
                 assert re.fullmatch(answers, question.ground_truth)
 
 
-def test_directions_mean_what_they_mean_in_the_real_questions(realdata: Path) -> None:
+def test_directions_agree_with_the_real_questions(realdata: Path) -> None:
     boxes = real_boxes(realdata)
     agree = asked = 0
     for row in real_questions(realdata):
@@ -281,7 +262,7 @@ def test_directions_mean_what_they_mean_in_the_real_questions(realdata: Path) ->
     assert agree == asked
 
 
-def test_distances_mean_what_they_mean_in_the_real_questions(realdata: Path) -> None:
+def test_distances_agree_with_the_real_questions(realdata: Path) -> None:
     boxes = real_boxes(realdata)
     ours, theirs = [], []
     for row in real_questions(realdata):

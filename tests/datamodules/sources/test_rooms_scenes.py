@@ -134,7 +134,7 @@ def test_depth_reprojects_through_the_cameras(path: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "moving"), KINDS)
-def test_nothing_meets_and_the_camera_stays_clear(path: str, moving: bool) -> None:
+def test_no_collisions(path: str, moving: bool) -> None:
     for index in range(25):
         scene, poses = drawn(path, moving, index)
         eyes = centers(poses @ np.linalg.inv(scene.room_from_world()))
@@ -167,7 +167,7 @@ def test_parts_fill_the_bounding_box() -> None:
 
 
 @pytest.mark.parametrize(("path", "low", "high"), [("loop", 0.85, 1.0), ("local", -0.25, 0.25)])
-def test_what_the_path_says_of_the_room(path: str, low: float, high: float) -> None:
+def test_how_far_the_path_tells_the_size_of_the_room(path: str, low: float, high: float) -> None:
     areas, extents = [], []
     for index in range(150):
         scene, poses = layout.draw_scene(path, False, 24, np.random.default_rng([5, index]))
@@ -291,7 +291,7 @@ def test_directions_near_a_border_are_not_asked() -> None:
     assert direction(np.deg2rad(-150.0), "medium") == "back"
 
 
-def test_what_moves_moves_and_is_asked_about_in_time() -> None:
+def test_moving_things_move_and_are_asked_about() -> None:
     asked = 0
     for index in range(6):
         scene, _ = drawn("local", True, index)

@@ -1,4 +1,4 @@
-"""Poses at other times, of turned pictures and of other sizes; and files that are wrong."""
+"""Poses matched by time, of turned and resized images, and damaged files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, SevenScenes, Trajectory
 from datamodules.trajectories.base import intrinsics, rigid, upright_turns
 from datamodules.trajectories.rotations import from_axis_angle
-from datamodules.trajectories.tum import read_tum
+from datamodules.trajectories.timestamped import read_tum
 from zoo.poses import invert_se3
 
 WIDTH, HEIGHT = 64, 48
@@ -209,54 +209,52 @@ def test_tum_files_of_the_benchmark(realdata):
     assert down[:, 2].mean() < -0.5
 
 
+def spoil_traj(content: str):
+    return lambda folder: (folder / "lowres_wide.traj").write_text(content)
+
+
+def spoil_transforms(**changes):
+    return lambda folder: write_transforms(folder, **changes)
+
+
+STRETCHED = [{"file_path": "a_2.png", "transform_matrix": np.diag([2.0, 1, 1, 1]).tolist()}]
+ROW_OF_3 = [{"file_path": "a_2.png", "transform_matrix": np.eye(3).tolist()}]
+NO_FILE, DAMAGED = FileNotFoundError, ValueError
 BAD = {
-    "no traj": (ARKitScenes(), lambda f: (f / "lowres_wide.traj").unlink(), FileNotFoundError, "lowres_wide.traj"),
-    "text in traj": (
-        ARKitScenes(),
-        lambda f: (f / "lowres_wide.traj").write_text("1 2 3 x 5 6 7\n"),
-        ValueError,
-        "lowres_wide.traj:1: not a row of numbers",
+    "no traj": (ARKitScenes(), lambda f: (f / "lowres_wide.traj").unlink(), NO_FILE, "lowres_wide.traj"),
+    "text in traj": (ARKitScenes(), spoil_traj("1 2 3 x 5 6 7\n"), DAMAGED, "wide.traj: not a table of numbers"),
+    "ragged traj": (ARKitScenes(), spoil_traj("1 2 3\n1 2\n"), DAMAGED, "wide.traj: not a table of numbers"),
+    "short row": (ARKitScenes(), spoil_traj("1 2 3\n"), DAMAGED, "1 rows of 3 numbers, expected any number of 7"),
+    "empty traj": (ARKitScenes(), spoil_traj(""), DAMAGED, "lowres_wide.traj: 0 rows"),
+    "no pincam": (ARKitScenes(frames="wide"), lambda f: None, NO_FILE, "wide_intrinsics: no .pincam"),
+    "no frames": (ScanNet(), lambda f: None, NO_FILE, "color: no frames N.jpg"),
+    "no sequence": (SevenScenes(), lambda f: None, NO_FILE, r"no frame-\*.color.png"),
+    "no list of images": (
+        TUM(),
+        lambda f: (f / "rgb.txt").write_text("# none\n"),
+        DAMAGED,
+        "rgb.txt: each line must be",
     ),
-    "short row": (
-        ARKitScenes(),
-        lambda f: (f / "lowres_wide.traj").write_text("1 2 3\n"),
-        ValueError,
-        "lowres_wide.traj:1: 3 numbers in a row, expected 7",
-    ),
-    "empty traj": (ARKitScenes(), lambda f: (f / "lowres_wide.traj").write_text(""), ValueError, "no poses in it"),
-    "no pincam": (ARKitScenes(frames="wide"), lambda f: None, FileNotFoundError, "wide_intrinsics: no .pincam"),
-    "no frames": (ScanNet(), lambda f: None, FileNotFoundError, "color: no frames N.jpg"),
-    "no sequence": (SevenScenes(), lambda f: None, FileNotFoundError, r"no frame-\*.color.png"),
-    "json": (Nerfstudio(), lambda f: (f / "transforms.json").write_text("{"), ValueError, "not valid JSON"),
-    "no list": (Nerfstudio(), lambda f: (f / "transforms.json").write_text("{}"), ValueError, "no frames in it"),
-    "fisheye": (
-        Nerfstudio(),
-        lambda f: write_transforms(f, camera_model="OPENCV_FISHEYE"),
-        ValueError,
-        "undistort the frames first",
-    ),
-    "no focal length": (Nerfstudio(), lambda f: write_transforms(f, fl_x=None), ValueError, "needs file_path"),
-    "no picture": (
-        Nerfstudio(),
-        lambda f: (write_transforms(f) / "a_2.png").unlink(),
-        FileNotFoundError,
-        "a_2.png is absent",
-    ),
+    "no image": (TUM(), lambda f: (f / "rgb.txt").write_text("1.0 a.png\n"), NO_FILE, "a.png is absent, but listed"),
+    "json": (Nerfstudio(), lambda f: (f / "transforms.json").write_text("{"), DAMAGED, "not valid JSON"),
+    "no list": (Nerfstudio(), lambda f: (f / "transforms.json").write_text("{}"), DAMAGED, "no frames in it"),
+    "fisheye": (Nerfstudio(), spoil_transforms(camera_model="OPENCV_FISHEYE"), DAMAGED, "undistort the frames first"),
+    "no focal length": (Nerfstudio(), spoil_transforms(fl_x=None), DAMAGED, "needs file_path"),
+    "no 4x4 matrix": (Nerfstudio(), spoil_transforms(frames=ROW_OF_3), DAMAGED, "needs file_path"),
+    "no picture": (Nerfstudio(), lambda f: (write_transforms(f) / "a_2.png").unlink(), NO_FILE, "a_2.png is absent"),
     "no rotation": (
         Nerfstudio(),
-        lambda f: write_transforms(
-            f, frames=[{"file_path": "a_2.png", "transform_matrix": np.diag([2.0, 1, 1, 1]).tolist()}]
-        ),
-        ValueError,
-        "transforms.json: frame 0: the rotation is off orthonormal",
+        spoil_transforms(frames=STRETCHED),
+        DAMAGED,
+        "frame 0: the rotation is off orthonormal",
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_named_in_one_line(tmp_path, name):
+def test_bad_files_are_named_in_one_line(tmp_path, name):
     poses, spoil, kind, reason = BAD[name]
     spoil(write_arkit(tmp_path))
     with pytest.raises(kind, match=reason) as error:
-        (poses.read_track if isinstance(poses, ARKitScenes) else poses.read)(tmp_path)
+        poses.read_track(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

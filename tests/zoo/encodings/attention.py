@@ -69,7 +69,7 @@ class Sequence:
         rotated = (camera_to_world[..., :3, :3] @ (unit * self.points)[..., None])[..., 0]
         reference = torch.full((len(poses),), poses.shape[1] - 1)
         depth = torch.full((len(poses),), 2.5 * unit, dtype=torch.float64)
-        cameras = Cameras(poses, K, self.index, reference=reference, median_depth=depth)
+        cameras = Cameras(poses, K, self.index).with_reference(reference).with_median_depth(depth)
         return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3])
 
 

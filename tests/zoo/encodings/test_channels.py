@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.encodings import blocks
-from zoo.encodings.blocks import CameraMatrices, camera_runs
-from zoo.encodings.channels import FEW_ROWS, ChannelBlock, multiply
+from zoo.encodings.blocks import CameraMatrices, ChannelBlock, camera_runs
 from zoo.encodings.rotary import Rotation
 from zoo.precision import highest_matmul_precision
 
@@ -56,15 +55,13 @@ def test_matches_definition(name: str, block: ChannelBlock, short: int, monkeypa
             assert torch.equal(given, kept)
 
 
-@pytest.mark.parametrize("tokens", [1, 2 * FEW_ROWS])
+@pytest.mark.parametrize("tokens", [1, 512])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_few_and_many_tokens_per_matrix(tokens: int, dtype: torch.dtype) -> None:
-    x, matrices, block = random(3 * tokens, 1, HEAD_DIM, dtype=dtype), random(3, 4, 4, dtype=torch.float32), BLOCKS[0]
-    out = x.clone()
-    with torch.autocast("cpu", enabled=False):
-        multiply(x, out, block.slices, block.block_diagonal(matrices))
+    x, matrices = random(1, 3 * tokens, 1, HEAD_DIM, dtype=dtype), random(1, 3, 4, 4, dtype=torch.float32)
     index = torch.arange(3).repeat_interleave(tokens)[None]
-    expected = by_definition(x[None].double(), matrices[None].double(), index, block)[0]
+    out = CameraMatrices(index, BLOCKS[0], True, v=matrices).transform_values(x)
+    expected = by_definition(x.double(), matrices.double(), index, BLOCKS[0])
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -93,20 +90,23 @@ def test_highest_matmul_precision_overrides_and_restores() -> None:
 
 
 def test_video_is_one_run_with_one_step_per_camera() -> None:
-    assert list(camera_runs(torch.tensor([VIDEO]))) == [slice(2, 14, 4)]
-    assert list(camera_runs(torch.tensor([VIDEO[2:-1], VIDEO[2:-1]]))) == [slice(0, 24, 4)]  # each with its own cameras
-    assert list(camera_runs(torch.full((2, 3), -1))) == []
+    assert camera_runs(torch.tensor([VIDEO])) == ([slice(2, 14)], 4)
+    assert camera_runs(torch.tensor([VIDEO[2:-1], VIDEO[2:-1]])) == ([slice(0, 24)], 4)  # each with its own cameras
+    assert camera_runs(torch.full((2, 3), -1)) == ([], 0)
 
 
+@pytest.mark.parametrize("short", [0, blocks.SHORT])
 @pytest.mark.parametrize("name", INDICES)
-def test_each_step_of_a_run_has_one_camera(name: str) -> None:
+def test_each_step_of_a_run_has_one_camera(name: str, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "SHORT", short)
     index = torch.tensor(INDICES[name])
     camera = torch.where(index >= 0, index + 3 * torch.arange(2)[:, None], -1).flatten()
     covered = torch.zeros_like(camera, dtype=torch.bool)
-    for run in camera_runs(index):
-        inside = camera[run.start : run.stop].unflatten(0, (-1, run.step))
+    runs, step = camera_runs(index)
+    for run in runs:
+        inside = camera[run].unflatten(0, (-1, step))
         assert (inside == inside[:, :1]).all() and (inside >= 0).all()
-        covered[run.start : run.stop] = True
+        covered[run] = True
     assert torch.equal(covered, camera >= 0)
 
 

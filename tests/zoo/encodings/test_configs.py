@@ -66,7 +66,7 @@ def test_nested_encodings() -> None:
         )
     )
     assert isinstance(stack, Compose)
-    layers, heads, _ = stack.each
+    layers, heads, _ = stack.parts
     assert isinstance(layers, LayerSubset) and isinstance(heads, HeadSubset) and heads.key_value_heads == [0, 1]
 
 

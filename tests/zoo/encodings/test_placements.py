@@ -11,8 +11,9 @@ import torch
 
 from tests.zoo.decoder import MOVES, Example, gradients, install, layout_of, moved, tiny_model
 from tests.zoo.encodings.attention import Decoder, apply_rope, random_cameras, random_sequence
-from zoo.backbones.qwen25_vl import Qwen25VLBackbone
+from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
+from zoo.decoder_layout import HeadLayout
 from zoo.encodings import (
     GTA,
     AlternateAxes,
@@ -35,21 +36,21 @@ from zoo.errors import InputError
 
 
 def test_channel_range_is_a_fraction_of_the_head() -> None:
-    assert ChannelRange().head_channels(16, [2, 3, 3]) == list(range(8))
-    assert ChannelRange(0.25, 0.75).head_channels(16, [2, 3, 3]) == list(range(4, 12))
+    assert ChannelRange().head_channels(HeadLayout(16, (2, 3, 3))) == list(range(8))
+    assert ChannelRange(0.25, 0.75).head_channels(HeadLayout(16, (2, 3, 3))) == list(range(4, 12))
 
 
 def test_temporal_section_contains_whole_rope_pairs() -> None:
-    assert TemporalSection().head_channels(32, [4, 4, 8]) == [0, 1, 2, 3, 16, 17, 18, 19]
-    channels = TemporalSection().head_channels(128, [16, 24, 24])
+    assert TemporalSection().head_channels(HeadLayout(32, (4, 4, 8))) == [0, 1, 2, 3, 16, 17, 18, 19]
+    channels = TemporalSection().head_channels(HeadLayout(128, (16, 24, 24)))
     assert channels == [*range(16), *range(64, 80)]
 
 
 def test_frequencies_are_rope_pairs_of_one_section() -> None:
-    section = [16, 24, 24]
-    assert sorted(LowFrequencies(4, "w").head_channels(128, section)) == [*range(60, 64), *range(124, 128)]
-    assert sorted(HighFrequencies(8, "h").head_channels(128, section)) == [*range(16, 24), *range(80, 88)]
-    channels = LowFrequencies(8, "t").head_channels(128, section)
+    section = (16, 24, 24)
+    assert sorted(LowFrequencies(4, "w").head_channels(HeadLayout(128, section))) == [*range(60, 64), *range(124, 128)]
+    assert sorted(HighFrequencies(8, "h").head_channels(HeadLayout(128, section))) == [*range(16, 24), *range(80, 88)]
+    channels = LowFrequencies(8, "t").head_channels(HeadLayout(128, section))
     assert channels == [*range(8, 12), *range(12, 16), *range(72, 76), *range(76, 80)]
 
 
@@ -100,10 +101,10 @@ def test_shared_frequency_is_the_geometric_mean_of_four_pairs() -> None:
 )
 def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None:
     """Also beside channels that another encoding appended."""
-    chosen = placement.head_channels(32, [4, 6, 6])
+    chosen = placement.head_channels(HeadLayout(32, (4, 6, 6)))
     x = torch.randn(2, 5, 3, 36, generator=torch.Generator().manual_seed(0))
     doubled = placement.place(
-        torch.zeros(2, 5, dtype=torch.long), {"v": 2 * torch.eye(4).expand(2, 1, 4, 4)}, 32, [4, 6, 6]
+        torch.zeros(2, 5, dtype=torch.long), {"v": 2 * torch.eye(4).expand(2, 1, 4, 4)}, HeadLayout(32, (4, 6, 6))
     )
     expected = x.clone()
     expected[..., chosen] *= 2
@@ -112,15 +113,15 @@ def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None
 
 def test_placements_that_do_not_fit_raise() -> None:
     with pytest.raises(ValueError, match="channels 0 to 10 of 20 are not a multiple of four"):
-        ChannelRange().block(20, [2, 4, 4])
+        ChannelRange().block(HeadLayout(20, (2, 4, 4)))
     with pytest.raises(ValueError, match="got 0.5 and 0.5"):
         ChannelRange(0.5, 0.5)
     with pytest.raises(ValueError, match="requires a T section with a multiple of four frequencies, got 6"):
-        TemporalSection().block(32, [6, 4, 6])
+        TemporalSection().block(HeadLayout(32, (6, 4, 6)))
     with pytest.raises(ValueError, match="frequencies must be a multiple of four, got 6"):
         LowFrequencies(6)
     with pytest.raises(ValueError, match="h section has 6 frequencies, fewer than 8"):
-        HighFrequencies(8, "h").block(32, [4, 6, 6])
+        HighFrequencies(8, "h").block(HeadLayout(32, (4, 6, 6)))
     with pytest.raises(ValueError, match="extra channels must be a multiple of four, got 6"):
         ExtraChannels(6)
     with pytest.raises(ValueError, match="at least two placements, got 1"):

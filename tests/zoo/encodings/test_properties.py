@@ -46,8 +46,8 @@ from zoo.encodings import (
 )
 from zoo.encodings.alibi import DistanceChannels
 from zoo.encodings.base import CameraModule
-from zoo.encodings.layer_subset import EncodingWrapper
 from zoo.encodings.placements import Matrices
+from zoo.encodings.subsets import EncodingWrapper
 from zoo.errors import InputError
 from zoo.poses import invert_se3
 

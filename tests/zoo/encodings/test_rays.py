@@ -157,8 +157,6 @@ def test_views_without_camera_change_no_bit() -> None:
     out = embedding("plucker")(tokens, Cameras(poses, K), (3, 2, 2), present[None])
     assert torch.equal(out[4:8], tokens[4:8])
     assert ((out - tokens).abs().amax(-1)[[0, 3, 8, 11]] > 1e-3).all()
-    with pytest.raises(Exception, match="12 tokens and 3 cameras per scene do not match"):
-        embedding("plucker")(tokens, Cameras(poses, K), (2, 2, 3))
 
 
 def test_bfloat16_tokens_get_float32_rays() -> None:

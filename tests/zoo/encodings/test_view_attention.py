@@ -53,11 +53,11 @@ def random_tokens(seed: int = 2) -> Tensor:
     return torch.randn(VIEWS * ROWS * COLUMNS, WIDTH, generator=generator, dtype=torch.float64)
 
 
-def scene(**more: Any) -> Cameras:
+def scene() -> Cameras:
     poses, K = random_cameras(1, VIEWS)
     K = K * torch.linspace(0.8, 1.2, VIEWS, dtype=K.dtype)[:, None, None]  # a zooming camera
     K[..., 2, 2] = 1
-    return Cameras(poses, K, **more)
+    return Cameras(poses, K)
 
 
 @torch.no_grad()
@@ -168,14 +168,12 @@ def test_permuted_views_permute_the_result(name: str) -> None:
     order, view = torch.tensor([2, 0, 3, 1]), 3
     wanted: dict[str, Any] = {"reference": "saddle_balanced"}
     encoding = PRoPE(pose_component="translation", **wanted) if name == "translation" else rule(name, **wanted)
-    module, cameras = attention(encoding), scene(reference=torch.tensor([view]))
-    mixed = Cameras(
-        cameras.world_to_camera[:, order], cameras.K_normalized[:, order], reference=(order == view).nonzero()[0]
-    )
+    module, cameras = attention(encoding), scene().with_reference(torch.tensor([view]))
+    mixed = select_views(cameras, order).with_reference((order == view).nonzero()[0])
     expected, found = permuted(run(module, cameras), order), run(module, mixed, permuted(random_tokens(), order))
     torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
     assert (found - run(module, cameras)).abs().max() > MOVES
-    elsewhere = Cameras(mixed.world_to_camera, mixed.K_normalized, reference=torch.tensor([0]))
+    elsewhere = mixed.with_reference(torch.tensor([0]))
     difference = (run(module, elsewhere, permuted(random_tokens(), order)) - expected).abs().max()
     assert difference > MOVES if name == "translation" else difference < EXACT
 
@@ -183,10 +181,10 @@ def test_permuted_views_permute_the_result(name: str) -> None:
 @pytest.mark.parametrize("scale", ["none", "mean", "max", "rms", "median_depth"])
 def test_every_scale_makes_the_unit_cancel(scale: Any) -> None:
     depth = torch.tensor([2.0], dtype=torch.float64)
-    module, meters = attention(PRoPE(scale=scale)), scene(median_depth=depth)
+    module, meters = attention(PRoPE(scale=scale)), scene().with_median_depth(depth)
     poses = meters.world_to_camera.clone()
     poses[..., :3, 3] *= 3.28
-    feet = Cameras(poses, meters.K_normalized, median_depth=3.28 * depth)
+    feet = meters.with_poses(poses).with_median_depth(3.28 * depth)
     moved = (run(module, feet) - run(module, meters)).abs().max()
     assert moved > MOVES if scale == "none" else moved < EXACT
 
@@ -249,7 +247,5 @@ def test_wrong_arguments_raise() -> None:
             ViewAttention(width, head_dim)
     with pytest.raises(InputError, match="RayEncoding has one per token"):
         ViewAttention(WIDTH, HEAD_DIM, RayEncoding())
-    with pytest.raises(ValueError, match="24 tokens and 4 cameras per scene do not match"):
-        attention()(random_tokens(), scene(), (VIEWS, ROWS, COLUMNS + 1))
     with pytest.raises(ValueError, match="saddle_balanced is computed from 2D tokens"):
         run(attention(PRoPE(reference="saddle_balanced")), scene())

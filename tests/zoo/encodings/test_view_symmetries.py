@@ -13,9 +13,8 @@ from benchmarks.symmetries import VIEW_MIXERS
 from tests.zoo.encodings.attention import random_cameras
 from tests.zoo.encodings.test_view_attention import EXACT, GRID, MOVES, WIDTH, permuted, random_tokens, scene
 from zoo.cameras import Cameras
-from zoo.encodings.base import CameraModule
+from zoo.encodings.base import CameraModule, ViewMixer
 from zoo.encodings.symmetries import ViewSymmetries
-from zoo.encodings.view_mixer import ViewMixer
 
 
 def trained(name: str) -> ViewMixer:

@@ -46,7 +46,7 @@ def test_depth_is_kept_with_the_cameras(tmp_path: Path) -> None:
     heads = {"heads": ("camera", "depth"), "features": 8}
     save_vggt(TinyVGGT(**SIZES, **heads), path)
     plain = TinyVGGT(str(path), **SIZES, **heads)
-    plain.enable_depth_head()
+    plain.enable_head("depth")
     (exact,) = plain([frames()], [None])
     encoders = [
         CachedGeometry(lambda: TinyVGGT(str(path), **SIZES, **heads), GeometryCache(str(tmp_path / "cache")))
@@ -54,7 +54,7 @@ def test_depth_is_kept_with_the_cameras(tmp_path: Path) -> None:
     ]
     (without,) = ask(encoders[0], frames(), tokens=False)
     for encoder in encoders[1:]:
-        encoder.enable_depth_head()
+        encoder.enable_head("depth")
         (found,) = ask(encoder, frames(), tokens=False)
         assert torch.equal(found.depth, exact.depth) and torch.equal(found.world_to_camera, exact.world_to_camera)
     assert without.depth is None and [encoder.num_computed for encoder in encoders] == [1, 1, 0]

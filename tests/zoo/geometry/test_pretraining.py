@@ -21,6 +21,7 @@ from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
 from zoo.optim import LearningRates
 from zoo.poses import invert_se3, pose_distance
+from zoo.pretrained import saved_names
 from zoo.scenes import SceneInputs
 from zoo.tasks.vggt_pretraining import VGGTPretraining
 
@@ -113,7 +114,9 @@ def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
     pretraining = model()
     assert all(parameter.requires_grad for parameter in pretraining.parameters())
     assert {name.split(".")[0] for name, _ in pretraining.named_parameters()} == {"geometry"}
-    assert pretraining.saved_names() == {name for name, _ in pretraining.named_parameters()}
+    assert saved_names(pretraining, pretraining.restored_by_files) == {
+        name for name, _ in pretraining.named_parameters()
+    }
     checkpoint = {"state_dict": pretraining.state_dict()}
     pretraining.on_save_checkpoint(checkpoint)
     other = model()

@@ -163,20 +163,18 @@ def test_the_camera_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pyt
     save_file(weights, tmp_path / "model.safetensors")
     encoder = PretrainedVGGT(str(tmp_path), dtype="bfloat16")
     assert encoder.vggt.camera_head is None and encode(encoder, frames, cameras=False)[0].patches is not None
-    with pytest.raises(InputError, match="built without its camera head: .*--model.camera_source auto"):
-        encode(encoder, frames)
-    encoder.enable_camera_head()
+    encoder.enable_head("camera")
     expected, found = hash_model(config).camera_head, encoder.vggt.camera_head
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
     assert encode(encoder, frames)[0].world_to_camera.dtype == torch.float32
-    encoder.enable_camera_head()
+    encoder.enable_head("camera")
     assert encoder.vggt.camera_head is found  # once
 
     save_file({name: t for name, t in weights.items() if "camera_head" not in name}, tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match=r"no camera head \(camera_head\.\*\).*--model.camera_source dataset"):
-        PretrainedVGGT(str(tmp_path / "bare.safetensors")).enable_camera_head()
+        PretrainedVGGT(str(tmp_path / "bare.safetensors")).enable_head("camera")
     with pytest.raises(InputError, match=r"no camera head: .*--model.geometry.heads \[camera\]"):
-        TinyVGGT(embed_dim=16, num_heads=2, heads=()).enable_camera_head()
+        TinyVGGT(embed_dim=16, num_heads=2, heads=()).enable_head("camera")
 
 
 def test_the_depth_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,10 +183,10 @@ def test_the_depth_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pyte
     config["camera_head"] = {"dim_in": 64}
     save_file(hash_weights(config), tmp_path / "model.safetensors")
     encoder, frames = PretrainedVGGT(str(tmp_path)), scenes((2, 28, 28))
-    encoder.enable_camera_head()
+    encoder.enable_head("camera")
     identity = encoder.identity()
     assert encode(encoder, frames)[0].depth is None
-    encoder.enable_depth_head()
+    encoder.enable_head("depth")
     assert encoder.identity() != identity
     (found,) = encode(encoder, frames)
     whole = hash_model(config)
@@ -196,7 +194,7 @@ def test_the_depth_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pyte
     torch.testing.assert_close(found.depth, expected)
     assert encode(encoder, frames, cameras=False)[0].depth is None
     with pytest.raises(InputError, match=r"no depth head: .*--model.geometry.heads \[camera,depth\]"):
-        TinyVGGT(embed_dim=16, num_heads=2).enable_depth_head()
+        TinyVGGT(embed_dim=16, num_heads=2).enable_head("depth")
 
 
 def test_tiny_weights_come_from_a_seed_or_a_path(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""The camera hooks in the decoder's attention: before RoPE on q and k, after RoPE on q and k, on v, on the output."""
+"""The camera hooks in the decoder's attention (before and after RoPE, on v, on the output) and in generation."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLAttention,
@@ -17,61 +18,44 @@ from zoo.encodings.base import EncodedCameras
 
 
 class CameraAttention(Qwen2_5_VLAttention):
-    """Qwen2.5-VL's decoder attention that takes a `camera_encoding`; without one, the stock forward runs.
+    """Qwen2.5-VL's decoder attention with a `camera_encoding`; without one, the stock forward runs.
 
-    Put in place by `install_camera_attention`. The encoding is a keyword argument of the model's forward,
-    which hands down to the layers what it doesn't know, also under gradient checkpointing. Keys and values
-    enter the KV cache encoded, so later steps, which hold text only, need no encoding.
+    Installed by `install_camera_attention`. The encoding is a keyword argument of the model's forward, which passes
+    unknown arguments to the layers, also under gradient checkpointing. Keys and values enter the KV cache encoded, so
+    later steps, which hold text only, need no encoding.
     """
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | BlockMask | None = None,
-        position_ids: Tensor | None = None,
-        cache: Any = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        camera_encoding: EncodedCameras | None = None,
-        **kwargs: Any,
+        self, hidden_states: Tensor, camera_encoding: EncodedCameras | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """As the stock forward.
+        """Run the stock forward with the encoding's four hooks.
 
         Args:
             hidden_states: (B, L, width).
-            attention_mask: see the stock forward, as for the next three and `kwargs`.
-            position_ids: of each token.
-            cache: keys and values of the tokens before.
-            position_embeddings: cosines and sines of mRoPE.
-            camera_encoding: for exactly these tokens, from `CameraEncoding.encode`; None changes nothing.
-            **kwargs: for the attention function.
+            camera_encoding: encoding of exactly these tokens, from `CameraEncoding.encode`; None changes nothing.
+            **kwargs: other arguments of the stock forward, all by name as the decoder layer passes them.
 
         Raises:
-            ValueError: an encoding of another number of tokens.
+            ValueError: the encoding has another number of tokens.
         """
         if camera_encoding is not None:
             num_tokens = camera_encoding.num_tokens
             if num_tokens not in (None, hidden_states.shape[1]):
                 raise ValueError(
                     f"the camera encoding is of {num_tokens} tokens, not {hidden_states.shape[1]}: "
-                    "take its `decoding()` where only text is decoded"
+                    "take its `for_decode_step()` for the steps of an answer"
                 )
-            assert self.layer_idx is not None and position_embeddings is not None  # the text model gives both
-            camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, position_embeddings)
+            assert self.layer_idx is not None
+            camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, kwargs["position_embeddings"])
         if camera_encoding is None:
-            return super().forward(
-                hidden_states,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                cache=cache,
-                position_embeddings=position_embeddings,
-                **kwargs,
-            )
+            return super().forward(hidden_states, **kwargs)
+        names = ("attention_mask", "position_ids", "cache", "position_embeddings")
+        mask, position_ids, cache, position_embeddings = (kwargs.pop(name, None) for name in names)
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
         v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(q, k)
-        assert position_embeddings is not None
         q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
         q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -85,7 +69,7 @@ class CameraAttention(Qwen2_5_VLAttention):
             q,
             k,
             v,
-            attention_mask,
+            mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
@@ -96,14 +80,46 @@ class CameraAttention(Qwen2_5_VLAttention):
         return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 
 
-def install_camera_attention(decoder: nn.Module) -> None:
-    """Turns the attention of every decoder layer into `CameraAttention`, in place; names and weights stay.
+class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
+    """The stock model whose `generate` passes a `camera_encoding` on to the attention."""
 
-    Raises:
-        ValueError: a model without Qwen2.5-VL decoder attention.
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        # transformers refuses keyword arguments that are not in the signature of forward, though forward passes them on
+        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k != "camera_encoding"})
+
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
+        encoding = kwargs.get("camera_encoding")
+        if encoding is not None and not is_first_iteration:
+            if kwargs.get("use_cache") is False:
+                raise ValueError("a camera encoding covers the prompt alone: generate with use_cache=True")
+            # decoded tokens are text without a camera; keys and values in the cache are encoded already
+            kwargs["camera_encoding"] = encoding.for_decode_step()
+        return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+
+
+def install_camera_attention(decoder: nn.Module) -> None:
+    """Turn the attention of every decoder layer into `CameraAttention`, in place; names and weights stay."""
+    for module in decoder.modules():
+        if isinstance(module, Qwen2_5_VLAttention):
+            module.__class__ = CameraAttention
+
+
+@torch.no_grad()
+def greedy(vlm: CameraQwen25VL, inputs: dict[str, Any], max_new_tokens: int, stop_tokens: list[int]) -> list[list[int]]:
+    """Return the new tokens of each left-padded sequence, up to a stop token (included).
+
+    Greedy, without penalties: Qwen's released generation config samples with a repetition penalty, which the published
+    evaluation does not use.
     """
-    attentions = [module for module in decoder.modules() if isinstance(module, Qwen2_5_VLAttention)]
-    if not attentions:
-        raise ValueError(f"{type(decoder).__name__} has no Qwen2.5-VL decoder attention")
-    for attention in attentions:
-        attention.__class__ = CameraAttention
+    vlm.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stop_tokens or None,
+        pad_token_id=next(iter(stop_tokens), 0),  # cut off below
+    )
+    sequences = vlm.generate(**inputs)
+    answers = []
+    for row in sequences[:, inputs["input_ids"].shape[1] :].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in stop_tokens), len(row))
+        answers.append(row[:end])
+    return answers

@@ -6,33 +6,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zoo.backbones.base import Backbone, BackbonePart
-from zoo.backbones.qwen25_vl.attention import install_camera_attention
-from zoo.backbones.qwen25_vl.generation import CameraQwen25VL, greedy
+from zoo.backbones.qwen25_vl.attention import CameraQwen25VL, greedy, install_camera_attention
 from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
 from zoo.backbones.qwen25_vl.vision_tower import install_fast_vision
-from zoo.cameras import Cameras
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings.base import CameraEncoding
-from zoo.positions import SecondsPerGrid, layout_position_ids
-from zoo.sequence_layout import MediaKind, Placeholders, SequenceLayout
-from zoo.time_index import TimeIndex
+from zoo.sequence_layout import MediaKind, Placeholders
 from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
 
 class Qwen25VLBackbone(Backbone):
-    """The stock model with camera hooks in its decoder's attention, and a faster vision tower with the same numbers.
+    """The stock model with camera hooks in its decoder's attention, and a faster vision tower with the same results.
 
     Args:
-        vlm: the stock model, which is changed in place; its weights and their names stay.
-        processor: its processor; None for a model that only takes token ids.
-        attn_implementation: of the decoder; None keeps that of the model. transformers refuses FlexAttention for this
-            model as a whole, but its decoder takes it.
-        stop_tokens: token ids that end an answer beside the config's own.
+        vlm: the stock model, changed in place; its weights and their names stay.
+        processor: its processor; None for a model that takes token ids only.
+        attn_implementation: attention backend of the decoder; None is the model's. transformers supports FlexAttention
+            for the decoder of this model, but not for the whole model.
+        stop_tokens: token ids that end an answer, in addition to the config's.
     """
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -58,18 +54,10 @@ class Qwen25VLBackbone(Backbone):
             self.preprocessor = Qwen25VLPreprocessor(processor)
         config = vlm.config
         self.placeholders = Placeholders(config.video_token_id, config.image_token_id, config.vision_start_token_id)
-        own = text.eos_token_id
-        self.stop_tokens = list(dict.fromkeys([*([own] if isinstance(own, int) else own or ()), *stop_tokens]))
-        self.spatial_merge_size = vision.spatial_merge_size
+        own = text.eos_token_id or ()
+        self.stop_tokens = list(dict.fromkeys([*([own] if isinstance(own, int) else own), *stop_tokens]))
+        self.spatial_merge_size, self.tokens_per_second = vision.spatial_merge_size, vision.tokens_per_second
         self.hidden_size, self.context_length = text.hidden_size, text.max_position_embeddings
-
-    @property
-    def decoder(self) -> Any:
-        return self.vlm.model.language_model
-
-    @property
-    def lm_head(self) -> nn.Module:
-        return self.vlm.lm_head
 
     @property
     def decoder_layout(self) -> DecoderLayout:
@@ -85,12 +73,8 @@ class Qwen25VLBackbone(Backbone):
             device=self.like.device,
         )
 
-    @property
-    def attn_implementation(self) -> str:
-        return self.decoder.config._attn_implementation
-
     def part_of(self, name: str) -> BackbonePart:
-        """The vision tower's last projection (`visual.merger`) trains with the connector, as in Spatial-MLLM."""
+        """See `Backbone`; the vision tower's last projection (`visual.merger`) is connector, as in Spatial-MLLM."""
         if ".visual.merger." in f".{name}":
             return "connector"
         return "vision" if ".visual." in f".{name}" else "decoder"
@@ -100,39 +84,14 @@ class Qwen25VLBackbone(Backbone):
         if encoding is not None:
             encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))
 
-    def enable_gradient_checkpointing(self) -> None:
-        self.vlm.activation_checkpointing_enable({"use_reentrant": False})
-
     def encode_vision(
         self, pixel_values: Float[Tensor, "patches channels"], grid_thw: Int[Tensor, "M 3"]
     ) -> list[Float[Tensor, "tokens D"]]:
         return list(self.vlm.model.get_video_features(pixel_values, grid_thw, return_dict=True).pooler_output)
 
-    def position_ids(
-        self,
-        layout: SequenceLayout,
-        time_index: TimeIndex,
-        *,
-        seconds_per_grid: SecondsPerGrid | None = None,
-        frame_indices: Sequence[Sequence[int]] | None = None,
-        cameras: Cameras | None = None,
-    ) -> Int[Tensor, "3 B L"]:
-        return layout_position_ids(
-            layout,
-            time_index,
-            seconds_per_grid,
-            self.vlm.config.vision_config.tokens_per_second,
-            frame_indices=frame_indices,
-            cameras=cameras,
-        )
-
     def visual_inputs(self, tokens: Mapping[MediaKind, Sequence[Float[Tensor, "_n D"]]]) -> dict[str, Any]:
         outputs = {kind: BaseModelOutputWithPooling(pooler_output=tuple(each)) for kind, each in tokens.items() if each}
         return {"mm_encoder_outputs": outputs}
-
-    def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
-        more = {} if cache is None else {"cache": cache}
-        return self.vlm.model(**inputs, **more, use_cache=use_cache)
 
     def generate(self, inputs: Mapping[str, Any], max_new_tokens: int) -> list[list[int]]:
         return greedy(self.vlm, dict(inputs), max_new_tokens, self.stop_tokens)

@@ -15,20 +15,15 @@ from zoo.fusions.base import ExtraTokens
 from zoo.shared_prefix import IGNORED
 
 END_OF_TURN = "<|im_end|>\n"  # follows each answer in the chat template
-# sizes, colors and frames are settled before: the processor only normalizes and cuts patches
-PATCHES_ONLY = {
-    "do_resize": False,
-    "do_sample_frames": False,
-    "cap_pixels_per_frame": False,
-    "return_tensors": "pt",
-}
+# frames are already sampled and resized: the processor only normalizes and cuts patches
+PATCHES_ONLY = dict(do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
 
 
 class Qwen25VLPreprocessor(Preprocessor):
     """See `Preprocessor`.
 
     Args:
-        processor: Qwen2.5-VL's.
+        processor: processor of Qwen2.5-VL.
     """
 
     def __init__(self, processor: Qwen2_5_VLProcessor) -> None:
@@ -65,7 +60,7 @@ class Qwen25VLPreprocessor(Preprocessor):
 
     @cached_property
     def _special_tokens(self) -> list[str]:
-        """Cached: the tokenizer builds its table anew each time that it is asked."""
+        """Special tokens, cached since the tokenizer rebuilds its table at each access."""
         return [str(token) for token in self.processor.tokenizer.added_tokens_decoder.values() if token.special]
 
     def reserved_token(self, text: str) -> str | None:

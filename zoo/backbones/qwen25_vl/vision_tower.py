@@ -1,7 +1,7 @@
-"""Qwen2.5-VL's vision tower, the same numbers in less time; with SDPA the same bits.
+"""A faster vision tower for Qwen2.5-VL with the same results, bit for bit with SDPA.
 
-The stock one calls attention once a window, and puts each patch through a Conv3d of the patch's size, whose gradient
-takes PyTorch several times as long on a CPU as that of the product which it amounts to.
+The stock tower calls attention once per window. Its patch embedding is a Conv3d with one kernel position; on a CPU,
+PyTorch's gradient of it takes several times as long as that of the equivalent matrix product.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from transformers.utils.generic import is_flash_attention_requested
 
 
 class WindowAttention(Qwen2_5_VLVisionAttention):
-    """Qwen2.5-VL's vision attention, the same numbers: a batch for each length of window, of four at most an image.
+    """Qwen2.5-VL's vision attention in one batch per window length; an image has at most four lengths.
 
-    A layer of the tower attends within windows or within frames; a batch of 32 tiny videos has hundreds of them. With
-    flash-attention, which knows lengths, the stock forward runs.
+    A layer of the tower attends within windows or within frames; a batch of 32 tiny videos has hundreds of windows.
+    FlashAttention handles lengths itself: there the stock forward runs.
     """
 
     def forward(
@@ -37,7 +37,7 @@ class WindowAttention(Qwen2_5_VLVisionAttention):
         max_seqlen: int | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "N D"]:
-        """As the stock forward; `cu_seqlens` says where each window begins, and at last where all end."""
+        """Run as the stock forward; `cu_seqlens` are the first tokens of the windows, and the number of tokens."""
         if is_flash_attention_requested(self.config):
             return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
         assert position_embeddings is not None  # the tower gives them
@@ -67,9 +67,9 @@ class WindowAttention(Qwen2_5_VLVisionAttention):
 
 
 def windows_by_length(lengths: Int[Tensor, " windows"]) -> tuple[Int[Tensor, " N"] | None, list[tuple[int, int]]]:
-    """The tokens in an order that puts windows of one length side by side, and (windows, length) of each length.
+    """Return the order of tokens that sorts windows by length, and (number of windows, length) for each length.
 
-    The order is None where all have one length.
+    The order is None if all windows have one length.
     """
     sizes, counts = lengths.unique(return_counts=True)  # in ascending order, as the sort below has them
     shapes = list(zip(counts.tolist(), sizes.tolist(), strict=True))
@@ -79,18 +79,18 @@ def windows_by_length(lengths: Int[Tensor, " windows"]) -> tuple[Int[Tensor, " N
 
 
 class PatchEmbedding(Qwen2_5_VisionPatchEmbed):
-    """Qwen2.5-VL's patch embedding, bit for bit; the gradient is that of the product which it amounts to."""
+    """Qwen2.5-VL's patch embedding, bit for bit, with the gradient of the equivalent matrix product."""
 
     def forward(self, hidden_states: Float[Tensor, "N pixels"]) -> Float[Tensor, "N D"]:
         weight, device = self.proj.weight, hidden_states.device.type
-        # what the convolution would be cast to: the gradient has no autocast around it
+        # the dtype of the convolution under autocast, which does not cover the backward pass
         casts = device != "meta" and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if casts else weight.dtype
         return _PatchConvolution.apply(hidden_states.to(dtype), weight.to(dtype))
 
 
 class _PatchConvolution(torch.autograd.Function):
-    """A kernel (D, 3, steps, side, side) on patches of its own size: a product, in the convolution's rounding."""
+    """A convolution on patches of the kernel's size (D, 3, steps, side, side); backward is a matrix product."""
 
     @staticmethod
     def forward(ctx: Any, patches: Tensor, weight: Tensor) -> Tensor:
@@ -108,9 +108,7 @@ class _PatchConvolution(torch.autograd.Function):
 
 
 def install_fast_vision(tower: nn.Module) -> None:
-    """Gives the tower's patch embedding and attentions the classes of this file, in place; names and weights stay."""
+    """Replace the classes of the tower's patch embedding and attentions, in place; names and weights stay."""
+    fast: dict[type, Any] = {Qwen2_5_VLVisionAttention: WindowAttention, Qwen2_5_VisionPatchEmbed: PatchEmbedding}
     for module in tower.modules():
-        if isinstance(module, Qwen2_5_VLVisionAttention):
-            module.__class__ = WindowAttention
-        elif isinstance(module, Qwen2_5_VisionPatchEmbed):
-            module.__class__ = PatchEmbedding
+        module.__class__ = fast.get(type(module), type(module))

@@ -1,4 +1,9 @@
-"""The transformer block of the aggregator and the camera head, with the official parameter names."""
+"""The transformer block of the aggregator and the camera head, with the official parameter names, and its RoPE.
+
+RoPE rotates the first half of the channels of a head by the row of the patch, the second by its column; within a half,
+channel i is paired with channel i + quarter. Patches count from 1; the special tokens before them are at 0, the
+identity. Source: RoFormer (arXiv 2104.09864) in two dimensions, as in VGGT.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from zoo.geometry.vggt.rope import rotate
 
 
 class Attention(nn.Module):
@@ -85,3 +88,31 @@ class Block(nn.Module):
         """Attention, then MLP, each with a residual connection."""
         x = self.ls1(x, self.attn(self.norm1(x), rotations))
         return self.ls2(x, self.mlp(self.norm2(x)))
+
+
+def patch_rotations(
+    grid: tuple[int, int], num_special: int, head_dim: int, base: float, device: torch.device
+) -> Float[Tensor, "2 P 2 quarter"]:
+    """Cosines and sines of the tokens of one frame, special tokens first; float32.
+
+    Args:
+        grid: rows and columns of patches.
+        num_special: tokens before the patches.
+        head_dim: channels of a head, a multiple of 4.
+        base: of the frequencies: base^(-i / quarter), i = 0 ... quarter - 1.
+        device: of the result.
+    """
+    quarter = head_dim // 4
+    frequency = base ** (-torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
+    rows, columns = (torch.arange(1, side + 1, dtype=torch.float32, device=device) for side in grid)
+    position = torch.cat((torch.zeros(num_special, 2, device=device), torch.cartesian_prod(rows, columns)))
+    angle = position[:, :, None] * frequency
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quarter"]) -> Float[Tensor, "B heads N D"]:
+    """Rotates queries or keys by `patch_rotations`."""
+    cosine, sine = rotations.to(x.dtype)
+    first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
+    turned = torch.stack((first * cosine - second * sine, second * cosine + first * sine), -2)
+    return turned.flatten(-3)

@@ -16,9 +16,9 @@ from zoo.geometry.base import check_size
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
-from zoo.geometry.vggt.official import current_names, find_weights, official_name, official_state_dict
+from zoo.geometry.vggt.official import current_names, official_name
 from zoo.precision import full_precision
-from zoo.weights import PrefixView, SafetensorsFile, files_of, full_name, load_into, source_path
+from zoo.weights import PrefixView, files_of, full_name, load_into, source_path
 
 HEADS = ("camera", "depth", "point")
 BRIGHTEST = 2.0  # images are in 0..1, and resizing overshoots a little
@@ -127,57 +127,19 @@ class VGGT(nn.Module):
         """
         first = next(iter(state_dict.values()), torch.empty(0))
         device = "meta" if torch.get_default_device().type == "meta" else first.device
-        return cls._load(config, state_dict, dtype or first.dtype, dtype or first.dtype, torch.device(device))
-
-    @classmethod
-    def _load(
-        cls,
-        config: dict[str, Any],
-        tensors: Mapping[str, Tensor],
-        trunk: torch.dtype,
-        heads: torch.dtype,
-        device: torch.device,
-    ) -> VGGT:
         with torch.device("meta"):  # so that loading takes no more memory than the model
-            model = cls(**config).to(heads)
-        model.aggregator.to(trunk)
+            model = cls(**config).to(dtype or first.dtype)
         model.to_empty(device=device)
-        model.files = files_of(tensors)
-        skip = (NOT_BUILT, *(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None))
+        model.files = files_of(state_dict)
         load_into(
             model.state_dict(),
-            tensors,
+            state_dict,
             what="VGGT",
             current_names=current_names,
             official_name=official_name,
-            skip=skip,
+            skip=(NOT_BUILT, *(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None)),
         )
         return model
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str = "facebook/VGGT-1B",
-        heads: Collection[str] = ("camera",),
-        dtype: torch.dtype = torch.float32,
-    ) -> VGGT:
-        """Loads VGGT-1B.
-
-        Args:
-            path: a hub id, a folder with model.safetensors in it, or a .safetensors file.
-            heads: those to build, any of "camera", "depth", "point"; the others are not loaded.
-            dtype: of the aggregator; the heads are float32, since poses in bfloat16 would be useless.
-
-        Raises:
-            InputError: There are no such weights, or they do not fit.
-        """
-        unknown = set(heads) - set(HEADS)
-        if unknown:
-            raise ValueError(f"unknown heads {sorted(unknown)}: choose from {', '.join(HEADS)}")
-        names = ["aggregator", *(f"{head}_head" for head in HEADS if head in heads)]
-        tensors = SafetensorsFile(find_weights(path))
-        default = torch.get_default_device()
-        return cls._load({name: VGGT_1B[name] for name in names}, tensors, dtype, torch.float32, default)
 
     def load_head(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Adds one of VGGT-1B's heads, in float32.
@@ -205,7 +167,11 @@ class VGGT(nn.Module):
 
     def official_state_dict(self) -> dict[str, Tensor]:
         """The inverse of `from_official`: the tensors by official names."""
-        return official_state_dict(self)
+        state = self.state_dict()
+        parts: dict[str, list[Tensor]] = {}
+        for name in dict.fromkeys(official_name(name) for name in state):
+            parts[name] = [state[part] for part in current_names(name)]
+        return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
 
     def forward(
         self,
@@ -268,10 +234,8 @@ class VGGT(nn.Module):
         if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
             raise ValueError(f"VGGT needs images in 0..1, got values up to {float(images.amax()):.4g}: divide by 255")
         for head in heads:
-            if head not in HEADS:
-                raise ValueError(f"unknown head {head!r}: choose from {', '.join(HEADS)}")
-            if getattr(self, f"{head}_head") is None:
-                raise ValueError(f"this VGGT was built without its {head} head: add {head}_head to its config")
+            if head not in HEADS or getattr(self, f"{head}_head") is None:
+                raise ValueError(f"this VGGT has no {head} head: add {head}_head to its config ({', '.join(HEADS)})")
 
 
 def layer_index(layer: int, depth: int) -> int:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from zoo.errors import InputError
 from zoo.hub import download
 from zoo.weights import WEIGHTS
@@ -61,39 +58,23 @@ def _translate(name: str, source: int, target: int) -> str:
     return name
 
 
-def official_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors by official names."""
-    state = model.state_dict()
-    parts: dict[str, list[Tensor]] = {}
-    for name in dict.fromkeys(official_name(name) for name in state):
-        parts[name] = [state[part] for part in current_names(name)]
-    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
-
-
 def find_weights(path: str) -> Path:
     """The safetensors file of a file name, a folder or a hub id, which is downloaded if needed.
 
     Raises:
         InputError: There is none; pickled weights (.pt, .bin) are never read.
     """
-    local = Path(path).expanduser()
-    if local.is_file() and local.suffix == ".safetensors":
-        return local
-    if (local / WEIGHTS).is_file():
-        return local / WEIGHTS
-    if local.exists():
-        raise InputError(
-            f"{path} is neither a .safetensors file nor a folder with {WEIGHTS} in it: download it again, "
-            f"`hf download facebook/VGGT-1B {WEIGHTS} --local-dir {path if local.is_dir() else 'weights/vggt-1b'}`"
-        )
+    local, cause = Path(path).expanduser(), None
+    file = local if local.suffix == ".safetensors" else local / WEIGHTS
     try:
-        if (downloaded := download(path, [WEIGHTS]) / WEIGHTS).is_file():
-            return downloaded
-        cause = None
+        if not local.exists():
+            file = download(path, [WEIGHTS]) / WEIGHTS
+        if file.is_file():
+            return file
     except FileNotFoundError as error:
         cause = error
     raise InputError(
-        f"{path} is no local file or folder, and can't be loaded from the hub: run "
-        f"`hf download facebook/VGGT-1B {WEIGHTS} --local-dir weights/vggt-1b` "
-        "where there is a network, then give weights/vggt-1b"
+        f"{path} is no .safetensors file, no folder with {WEIGHTS} in it, and can't be loaded from the hub: run "
+        f"`hf download facebook/VGGT-1B {WEIGHTS} --local-dir weights/vggt-1b` where there is a network, then give "
+        "weights/vggt-1b"
     ) from cause

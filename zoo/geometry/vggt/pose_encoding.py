@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.poses import rigid_matrix
 from zoo.precision import to_float32
 
 
@@ -23,10 +24,7 @@ def pose_encoding_to_cameras(
     """
     pose_enc = to_float32(pose_enc)
     height, width = image_size_hw
-    world_to_camera = pose_enc.new_zeros(*pose_enc.shape[:-1], 4, 4)
-    world_to_camera[..., :3, :3] = quaternion_to_rotation(pose_enc[..., 3:7])
-    world_to_camera[..., :3, 3] = pose_enc[..., :3]
-    world_to_camera[..., 3, 3] = 1.0
+    world_to_camera = rigid_matrix(quaternion_to_rotation(pose_enc[..., 3:7]), pose_enc[..., :3])
     K_px = pose_enc.new_zeros(*pose_enc.shape[:-1], 3, 3)
     K_px[..., 0, 0] = (width / 2) / torch.tan(pose_enc[..., 8] / 2)
     K_px[..., 1, 1] = (height / 2) / torch.tan(pose_enc[..., 7] / 2)

@@ -1,17 +1,19 @@
-"""Encodings on a subset of the layers, and placements that alternate from layer to layer."""
+"""Encodings on a subset of the layers or heads, and placements that alternate from layer to layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
-from zoo.encodings.encoded import EncodedCameras, EncodedGroup, Rope
+from zoo.encodings.encoded import QK, EncodedCameras, EncodedGroup, Rope
 from zoo.encodings.placements import Matrices, Placement
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError, check_choice
@@ -24,25 +26,11 @@ class EncodingWrapper(CameraEncoding):
         super().__init__(reference=None)
         if encoding.time_index is not None:
             raise InputError(f"{type(encoding).__name__} changes position ids, which all layers and heads share")
-        self.encoding = encoding
-
-    @property
-    def parts(self) -> Sequence[CameraEncoding]:
-        return (self.encoding,)
-
-    @property
-    def requires_constant_time(self) -> bool:
-        return self.encoding.requires_constant_time
+        self.encoding, self.parts = encoding, (encoding,)
 
     @property
     def symmetries(self) -> Symmetries:
         return self.encoding.symmetries
-
-    def touched_channels(self, head_dim: int, mrope_section: Sequence[int]) -> set[tuple[str, int]]:
-        return self.encoding.touched_channels(head_dim, mrope_section)
-
-    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        self.encoding.bind_to_decoder(decoder, layers)
 
 
 Parity = Literal["even", "odd"]
@@ -75,6 +63,60 @@ class LayerSubset(EncodingWrapper):
         return layer in self.layers if not isinstance(self.layers, str) else layer % 2 == (self.layers == "odd")
 
 
+class HeadSubset(EncodingWrapper):
+    """An encoding in some heads; the others are stock attention.
+
+    Args:
+        encoding: the encoding of these heads.
+        key_value_heads: numbers of the heads of k and v, from 0, with the query heads that share them.
+    """
+
+    def __init__(self, encoding: CameraEncoding, key_value_heads: list[int]) -> None:
+        super().__init__(encoding)
+        self.key_value_heads = key_value_heads
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        check_numbers("key_value_heads", self.key_value_heads, decoder.num_key_value_heads)
+        chosen = torch.zeros(decoder.num_key_value_heads, 1, dtype=torch.bool, device=decoder.device)
+        chosen[self.key_value_heads] = True
+        group = decoder.num_heads // decoder.num_key_value_heads
+        self.kv_mask = nn.Buffer(chosen, persistent=False)
+        self.query_mask = nn.Buffer(chosen.repeat_interleave(group, 0), persistent=False)
+        super().bind_to_decoder(decoder, layers)
+
+    def encode(self, cameras: Cameras, **head: Any) -> EncodedCameras:
+        return EncodedHeads(self.encoding.encode(cameras, **head), self.query_mask, self.kv_mask)
+
+
+class EncodedHeads(EncodedGroup):
+    """Another encoding's hooks in some heads; channels that it appends are zeros in the others.
+
+    Args:
+        encoded: the hooks of the other encoding.
+        query_mask: its heads of q and o.
+        kv_mask: its heads of k and v.
+    """
+
+    def __init__(self, encoded: EncodedCameras, query_mask: Bool[Tensor, "H 1"], kv_mask: Bool[Tensor, "G 1"]) -> None:
+        super().__init__([encoded])
+        self.query_mask, self.kv_mask = query_mask, kv_mask
+
+    def before_rope(self, q: Tensor, k: Tensor) -> QK:
+        return self._select(self.acting[0].before_rope(q, k), q, k)
+
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        return self._select(self.acting[0].after_rope(q, k), q, k)
+
+    def transform_values(self, v: Tensor) -> Tensor:
+        return _where(self.kv_mask, self.acting[0].transform_values(v), v)
+
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        return _where(self.query_mask, self.acting[0].transform_outputs(o), o)
+
+    def _select(self, transformed: QK, q: Tensor, k: Tensor) -> QK:
+        return _where(self.query_mask, transformed[0], q), _where(self.kv_mask, transformed[1], k)
+
+
 class AlternateAxes(Placement):
     """Placements that alternate: the first in layer 0, the second in layer 1, and so on, cyclically.
 
@@ -99,13 +141,11 @@ class AlternateAxes(Placement):
             own = (layer for layer in layers if layer % len(self.each) == turn)
             placement.bind_to_decoder(decoder, check_not_empty(own, placement))
 
-    def head_channels(self, head_dim: int, mrope_section: Sequence[int]) -> list[int]:
-        return [c for placement in self.each for c in placement.head_channels(head_dim, mrope_section)]
+    def head_channels(self, head: HeadLayout) -> list[int]:
+        return [c for placement in self.each for c in placement.head_channels(head)]
 
-    def place(
-        self, index: Int[Tensor, "B L"], matrices: Matrices, head_dim: int, mrope_section: Sequence[int]
-    ) -> EncodedCameras:
-        members = [p.place(index, matrices, head_dim, mrope_section) for p in self.each]
+    def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> EncodedCameras:
+        members = [p.place(index, matrices, head) for p in self.each]
         return EncodedByLayer(members, lambda layer: layer % len(members))
 
 
@@ -124,6 +164,12 @@ class EncodedByLayer(EncodedGroup):
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
         member = self.members[self.choose(layer)]
         return None if member is None else member.at_layer(layer, hidden_states, rope)
+
+
+def _where(mask: Bool[Tensor, "heads 1"], transformed: Tensor, stock: Tensor) -> Tensor:
+    """Selects heads; stock heads are padded with zeros, or cut, to the width of the transformed ones."""
+    appended = transformed.shape[-1] - stock.shape[-1]
+    return torch.where(mask, transformed, F.pad(stock, (0, appended)) if appended else stock)
 
 
 def check_numbers(name: str, chosen: list[int], count: int) -> None:

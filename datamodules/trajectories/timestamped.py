@@ -1,0 +1,145 @@
+"""TUM RGB-D and ARKitScenes: images and poses with timestamps of their own, matched by time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from datamodules.trajectories.base import (
+    Match,
+    PoseFormat,
+    Trajectory,
+    all_or_none,
+    from_camera_to_world,
+    intrinsics,
+    load_table,
+    neighbors_in_time,
+    read_numbers,
+    rigid,
+    upright_turns,
+)
+from datamodules.trajectories.rotations import from_axis_angle, from_quaternion
+from datamodules.video import image_size
+
+TOLERANCE_S = 0.2  # ARKitScenes records poses at 10 Hz, with some missing
+
+
+class TUM(PoseFormat):
+    """A sequence of the TUM RGB-D benchmark (Sturm et al., IROS 2012).
+
+        <scene>/groundtruth.txt   time tx ty tz qx qy qz qw: camera-to-world
+        <scene>/rgb.txt           time filename
+
+    Args:
+        K_px: fx, fy, cx, cy in pixels; the dataset lists them per device, the default is recommended for all.
+        trajectory: The file of poses.
+        tolerance_s: Maximum time between an image and its poses, in seconds.
+        match: "slerp" between the poses around an image, or the "nearest".
+    """
+
+    def __init__(
+        self,
+        K_px: tuple[float, float, float, float] = (525.0, 525.0, 319.5, 239.5),
+        trajectory: str = "groundtruth.txt",
+        tolerance_s: float = 0.05,
+        match: Match = "slerp",
+    ) -> None:
+        self.K_px, self.trajectory = K_px, trajectory
+        self.tolerance_s, self.match = tolerance_s, match
+
+    def read(self, folder: Path) -> Trajectory:
+        """Reads a sequence; poses are matched to images by time."""
+        listing = folder / "rgb.txt"
+        try:
+            times, names = load_table(listing, str).T
+            images = sorted((float(time), name) for time, name in zip(times, names, strict=True))
+        except ValueError as error:
+            raise ValueError(f"{listing}: each line must be `time filename` ({error})") from error
+        frames = tuple(folder / name for _, name in images)
+        if absent := next((frame for frame in frames if not frame.is_file()), None):
+            raise FileNotFoundError(f"{absent} is absent, but listed in {listing}: unpack the sequence again")
+        times_s, poses = read_tum(folder / self.trajectory)
+        height, width = image_size(frames[0])
+        track = Trajectory(poses, intrinsics(*self.K_px).expand(len(poses), 3, 3), width, height, times_s)
+        return replace(track.at([time_s for time_s, _ in images], self.tolerance_s, self.match), frames=frames)
+
+
+def read_tum(file: Path) -> tuple[Float64[Tensor, " N"], Float64[Tensor, "N 4 4"]]:
+    """Reads timestamps in seconds and world-to-camera poses, sorted by time.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    rows = _read_track(file, 8)
+    return rows[:, 0], from_camera_to_world(rigid(from_quaternion(rows[:, 4:]), rows[:, 1:4]), str(file), "row")
+
+
+class ARKitScenes(PoseFormat):
+    """A scene of ARKitScenes' raw data (arXiv 2111.08897).
+
+        <scene>/lowres_wide.traj                              time, axis-angle, translation: world-to-camera
+        <scene>/lowres_wide_intrinsics/<scene>_<time>.pincam  width height fx fy cx cy
+        <scene>/lowres_wide/<scene>_<time>.png                optional: frames
+        <scene>/lowres_depth/<scene>_<time>.png               optional: depth of the frames
+
+    Raw frames have the orientation of the device; the videos of VSI-Bench are upright. Frames and cameras are turned
+    upright by the world's z axis, as by the dataset's own tools.
+
+    Args:
+        frames: Folder of the frames, with `<frames>_intrinsics` beside it: lowres_wide, vga_wide or wide.
+        upright: Turn images upright; false for videos in the device's orientation.
+    """
+
+    def __init__(self, frames: str = "lowres_wide", upright: bool = True) -> None:
+        self.frames, self.upright = frames, upright
+
+    def read_track(self, folder: Path) -> Trajectory:
+        """Reads all poses with their timestamps."""
+        rows = _read_track(folder / "lowres_wide.traj", 7)
+        poses = rigid(from_axis_angle(rows[:, 1:4]), rows[:, 4:7])
+        turns = upright_turns(poses) if self.upright else 0
+        K_px, width, height = self._cameras(folder, rows[:, 0].numpy())
+        return Trajectory(poses, K_px, width, height, rows[:, 0], quarter_turns=turns)
+
+    def read(self, folder: Path) -> Trajectory:
+        """Reads the frames; poses are matched by time."""
+        frames = sorted((folder / self.frames).glob("*.png"), key=_time_s)
+        if not frames:
+            raise FileNotFoundError(f"{folder / self.frames}: no frames there: download them, or name their `videos`")
+        times_s = [_time_s(frame) for frame in frames]
+        K_px, _, _ = self._cameras(folder, np.array(times_s))
+        depth = all_or_none([folder / "lowres_depth" / frame.name for frame in frames])
+        track = self.read_track(folder).at(times_s, TOLERANCE_S)
+        return replace(track, K_px=K_px, frames=tuple(frames), depth=depth)
+
+    def _cameras(self, folder: Path, times_s: Float64[np.ndarray, " N"]) -> tuple[Float64[Tensor, "N 3 3"], int, int]:
+        """Intrinsics nearest in time, width and height."""
+        folder = folder / f"{self.frames}_intrinsics"
+        files = sorted(folder.glob("*.pincam"), key=_time_s)
+        if not files:
+            raise FileNotFoundError(f"{folder}: no .pincam files: download the scene's {folder.name}")
+        rows = np.concatenate([read_numbers(file, columns=6, rows=1) for file in files])
+        if (rows[:, :2] != rows[0, :2]).any():
+            raise ValueError(f"{folder}: .pincam files of different image sizes: download them again")
+        *_, nearest = neighbors_in_time(np.array([_time_s(file) for file in files]), times_s)
+        K_px = torch.stack([intrinsics(*row[2:]) for row in rows.tolist()])
+        return K_px[torch.from_numpy(nearest)], int(rows[0, 0]), int(rows[0, 1])
+
+
+def _read_track(file: Path, columns: int) -> Float64[Tensor, "N columns"]:
+    """Reads rows that begin with a timestamp, sorted by time."""
+    rows = read_numbers(file, columns)
+    return torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
+
+
+def _time_s(file: Path) -> float:
+    """The timestamp in a name such as 41069025_1234.567.png."""
+    try:
+        return float(file.stem.rsplit("_", 1)[1])
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{file}: no time in its name, such as 41069025_1234.567{file.suffix}") from error
