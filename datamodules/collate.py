@@ -20,8 +20,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from datamodules.scenes import Question, RawQuestion, Scene
-from zoo.backbones.base import Preprocessor, TokenizedPrompt
+from datamodules.scenes import MEDIUM, Question, RawQuestion, Scene
+from zoo.backbones.base import Message, Preprocessor, TokenizedPrompt
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import SceneGeometry
@@ -94,12 +94,11 @@ class Collate:
             return {**batch, "records": [], "input_ids": torch.empty(0, 0, dtype=torch.long)}
         # 2. One row per question.
         rows = [(i, scene, question) for i, scene in enumerate(sound) for question in scene.questions]
-        prompts = [self.prompt(question) for _, _, question in rows]
-        grids = [scene.grid_thw.tolist() for scene in batch["scenes"]]
-        answers = [question.ground_truth if self.training else None for _, _, question in rows]
+        chats = [self.chat(question, len(scene.scene.images), self.training) for _, scene, question in rows]
+        grids = [scene.media_grids.tolist() for scene in batch["scenes"]]
         sequences = [
-            self.preprocessor.tokenize(prompt, grids[i], self.extra_tokens, answer)
-            for prompt, answer, (i, _, _) in zip(prompts, answers, rows, strict=True)
+            self.preprocessor.tokenize(chat, grids[i], self.extra_tokens)
+            for chat, (i, _, _) in zip(chats, rows, strict=True)
         ]
         for (_, labels), (_, scene, _) in zip(sequences, rows, strict=True):
             if not scene.is_supervised:
@@ -108,7 +107,7 @@ class Collate:
             **batch,
             **self._pad(sequences),
             "scene_index": torch.tensor([i for i, _, _ in rows]),
-            "records": [record(scene, q, prompt) for prompt, (_, scene, q) in zip(prompts, rows, strict=True)],
+            "records": [record(scene, q, chat[0]) for chat, (_, scene, q) in zip(chats, rows, strict=True)],
         }
 
     def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
@@ -118,19 +117,44 @@ class Collate:
         return SceneInputs(
             pixel_values,
             grid_thw,
+            kind="image" if loaded.scene.images else "video",
             frames=loaded.frames if self.keep_frames else None,
             geometry=loaded.geometry,
             frame_indices=loaded.frame_indices,
             seconds_per_grid=loaded.seconds_per_grid if self.timestamps else None,
         )
 
+    def chat(self, question: Question, num_images: int = 0, with_answers: bool = False) -> list[str]:
+        """The chat about a video or images as texts: a prompt, and with answers also the answer, the next prompt, etc.
+
+        The media are where the text of a `RawQuestion` has marks, else they precede it.
+        """
+        media = [{"type": "image"}] * num_images or [{"type": "video"}]
+        text = user_text(question, self.benchmark)
+        is_raw = isinstance(question, RawQuestion)
+        before, *after = MEDIUM.split(text) if is_raw else [text]
+        if not after:
+            before, after = "", ["" for _ in media[1:]] + [text]
+        content = [{"type": "text", "text": before}]
+        for medium, part in zip(media, after, strict=True):
+            content += [medium, {"type": "text", "text": part}]
+        messages: list[Message] = [{"role": "user", "content": [each for each in content if each.get("text") != ""]}]
+        if with_answers:
+            messages.append({"role": "assistant", "content": question.ground_truth})
+            for asked, answer in question.later_turns if isinstance(question, RawQuestion) else ():
+                messages.append({"role": "user", "content": [{"type": "text", "text": asked}]})
+                messages.append({"role": "assistant", "content": answer})
+        return self.preprocessor.texts(messages)
+
     def prompt(self, question: Question) -> str:
         """The text of the chat up to the answer; the video precedes the question."""
-        return self.preprocessor.prompt(user_text(question, self.benchmark))
+        return self.chat(question)[0]
 
     def _refusal(self, question: Question) -> str | None:
         """The error of a question that contains a special token, or None."""
-        token = self.preprocessor.reserved_token(f"{user_text(question, self.benchmark)}\n{question.ground_truth}")
+        texts = [user_text(question, self.benchmark), question.ground_truth]
+        texts += [text for turn in getattr(question, "later_turns", ()) for text in turn]
+        token = self.preprocessor.reserved_token("\n".join(texts))
         return f"question {question.id} holds {token}, a special token of the chat: take it out" if token else None
 
     def _pad(self, sequences: list[TokenizedPrompt]) -> dict[str, Tensor]:

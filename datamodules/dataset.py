@@ -22,6 +22,7 @@ from datamodules.video import Video
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.requirements import DataRequirements
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 MAX_ATTEMPTS = 2
 NOTHING = DataRequirements()
@@ -139,7 +140,7 @@ class SceneDataset(Dataset):
             return self._kept[index]
         scene = self.scenes[index]
         self._check_requirements(scene)
-        video = Video(scene.video)
+        video = Video(scene.images or scene.video)
         world_to_camera = K = None
         times_s = video.times_s
         if scene.cameras is not None:
@@ -166,11 +167,14 @@ class SceneDataset(Dataset):
 
     def _load(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
         scene, video = opened.scene, opened.video
-        # 1. Frames
-        frames = self.frame_pairing(self.sampler, opened.view(epoch), self.num_frames)
+        # 1. Frames: all still images, each as a temporal patch of its own, or selected ones of a video
+        if scene.images:
+            frames = [i for i in range(video.num_frames) for _ in range(TEMPORAL_PATCH_SIZE)]
+        else:
+            frames = self.frame_pairing(self.sampler, opened.view(epoch), self.num_frames)
+            loaded.seconds_per_grid = seconds_per_grid([opened.times_s[i] for i in frames])
         loaded.frames = resize_frames(opened.read(frames), self.bounds, is_folder=video.is_folder)
         loaded.frame_indices = tuple(frames)
-        loaded.seconds_per_grid = seconds_per_grid([opened.times_s[i] for i in frames])
         # 2. Cameras
         loaded.geometry = opened.geometry(frames)
         poses = opened.world_to_camera

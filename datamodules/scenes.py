@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+MEDIUM = re.compile("<(?:video|image)>")  # where the text of a `RawQuestion` has its video or images
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,26 @@ class Question:
 
 @dataclass(frozen=True)
 class RawQuestion(Question):
-    """A question whose text is the user's whole text after the video: no options or instruction are added."""
+    """A question whose text is the user's whole text: no options or instruction are added.
+
+    Attributes:
+        later_turns: Further questions and answers of the conversation; each answer is learned from.
+    """
+
+    later_turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A video with its questions and its optional cameras and depth.
+    """A video, or several still images, with its questions and its optional cameras and depth.
 
     Attributes:
         name: "<dataset>/<scene_name>", unique in a source.
-        video: A video file or a folder of frames.
+        video: A video file or a folder of frames; of still images, the first.
         questions: All questions about the video.
         cameras: File with one camera per raw frame, see `datamodules.cameras_file`.
         depth: Depth of each raw frame, see `datamodules.depth`.
+        images: Files of still images, in place of a video.
     """
 
     name: str
@@ -47,3 +57,4 @@ class Scene:
     questions: tuple[Question, ...]
     cameras: Path | None = None
     depth: Path | None = None
+    images: tuple[Path, ...] = ()

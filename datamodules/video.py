@@ -1,4 +1,4 @@
-"""Exact frames of a video file or of a folder of images.
+"""Exact frames of a video file, a folder of images, or several images.
 
     video = Video("kitchen.mp4")
     frames = video.read([0, 40, 80])  # uint8 (3, 3, H, W)
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,10 @@ EXIF_ORIENTATION = 0x0112
 
 
 class Video:
-    """A video file, or a folder of .jpg/.png frames in natural order (frame 10000 after 9999).
+    """A video file, a folder of .jpg/.png frames in natural order (frame 10000 after 9999), or several image files.
+
+    Args:
+        path: The file or folder, or the image files.
 
     Attributes:
         num_frames: Exact number of frames.
@@ -42,11 +44,12 @@ class Video:
             an unreadable frame, frames of mixed sizes, a folder without frames.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | Sequence[Path]) -> None:
+        self.path = Path(path) if isinstance(path, (str, Path)) else path[0]
         self.is_folder = self.path.is_dir()
         self._file: VideoFile | None = None
-        if self.is_folder:
+        if self.is_folder or not isinstance(path, (str, Path)):
+            self._images = self._listed_images() if isinstance(path, (str, Path)) else list(path)
             self.num_frames = len(self._images)
             self.height, self.width = image_size(self._images[0])
             self.times_s = [float(i) for i in range(self.num_frames)]
@@ -79,8 +82,7 @@ class Video:
                 frames[row] = torch.from_numpy(rgb).permute(2, 0, 1)
         return frames
 
-    @cached_property
-    def _images(self) -> list[Path]:
+    def _listed_images(self) -> list[Path]:
         images = [p for p in self.path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
         if not images:
             raise VideoError(f"{self.path}: no frames in this folder ({', '.join(IMAGE_SUFFIXES)})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -12,31 +11,36 @@ from typing import Any
 
 from datamodules.depth import find_depth
 from datamodules.json_files import read_json, read_rows
-from datamodules.scenes import Question, RawQuestion, Scene
+from datamodules.scenes import MEDIUM, Question, RawQuestion, Scene
 from datamodules.sources.annotations import find_cameras, find_video
 from datamodules.sources.base import Missing, SceneSource, Split, by_type
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.errors import InputError
+from zoo.fingerprint import digest
 
-NO_VIDEO = "rows without a video"  # the name under which rows of images and plain text count as missing
-MEDIUM = re.compile("<(video|image)>")  # VSI-590K marks videos by <image> as well
+NO_MEDIUM = "rows without a video or image"  # the name under which rows of plain text count as missing
+Medium = str | tuple[str, ...]  # a video, or still images
 ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 
 
 class Conversations(SceneSource):
-    r"""Questions and free answers about videos, for training; all questions about one video form one scene.
+    r"""Questions and free answers about videos or images, for training.
+
+    All questions about one video, or about the same images, form one scene.
 
         {"video": "scannet/scene0000_00.mp4", "conversations": [{"from": "human", "value": "<video>\nHow many ...?"},
                                                                  {"from": "gpt", "value": "4"}]}
 
-    One object per line (.jsonl), or a list of objects (.json). The text after the video's mark is used unchanged. Each
-    turn is an independent question, also in a conversation of several. Rows of images or plain text and rows whose
-    video is absent count as missing.
+    One object per line (.jsonl), or a list of objects (.json); "image" is a file or a list of files. The texts are used
+    unchanged, with the media where their marks <video> or <image> are (VSI-590K marks videos by <image> as well), or
+    first. Rows of plain text, and rows whose video or images are absent, count as missing.
 
     Args:
         path: The file; `data.jsonl%25` selects a fixed 25 % of its rows.
         videos: Folder of the videos; null is the file's folder. A folder of frames may replace a video file, and
             `<name>.cameras.json` beside either is used.
+        separate_turns: Make each turn of a conversation a question of its own; else a conversation is one sequence in
+            which every answer is learned from, as in the published training.
         seed: Seed of the selection of rows.
 
     Raises:
@@ -44,7 +48,7 @@ class Conversations(SceneSource):
         ValueError: The file is invalid; names the line.
     """
 
-    def __init__(self, path: str, videos: str | None = None, seed: int = 0) -> None:
+    def __init__(self, path: str, videos: str | None = None, separate_turns: bool = False, seed: int = 0) -> None:
         super().__init__()
         file, percent, share = path.rpartition("%")
         if percent and not (share.replace(".", "", 1).isdecimal() and 0 < float(share) <= 100):
@@ -52,7 +56,7 @@ class Conversations(SceneSource):
         self.path = Path(file if percent else path).expanduser()
         self.share = float(share) / 100 if percent else 1.0
         self.videos = Path(videos).expanduser() if videos else self.path.parent
-        self.seed = seed
+        self.separate_turns, self.seed = separate_turns, seed
 
     def prepare(self) -> None:
         """Checks that the file exists."""
@@ -63,20 +67,20 @@ class Conversations(SceneSource):
         """Lists the scenes of the training split."""
         only_for_training(self, split)
         self.prepare()
-        questions: dict[str, list[Question]] = {}
+        questions: dict[Medium, list[Question]] = {}
         self.missing = {}
         for number, row in self._rows():
             where = f"{self.path}:{number}"
             kind = row.get("question_type")
             kind = kind if kind in self.benchmark.question_types else ""  # other datasets' types have no score
-            asked = _questions(row, where, f"{self.path.stem}-{number}", kind)
-            video = row.get("video")
-            if isinstance(video, str):
-                questions.setdefault(video, []).extend(asked)
+            medium = _medium(row, where)
+            asked = _questions(row, where, medium, f"{self.path.stem}-{number}", kind, self.separate_turns)
+            if medium is None:
+                self.missing.setdefault(NO_MEDIUM, Counter()).update(by_type(asked))
             else:
-                self.missing.setdefault(NO_VIDEO, Counter()).update(by_type(asked))
+                questions.setdefault(medium, []).extend(asked)
         if not questions:
-            raise ValueError(f"{self.path}: no row has a video")
+            raise ValueError(f"{self.path}: no row has a video or image")
         return list_scenes(self.videos, questions, self.missing)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,7 +109,7 @@ class _ScanNetQA(SceneSource):
         """Lists the scenes of the training split."""
         only_for_training(self, split)
         self.prepare()
-        questions: dict[str, list[Question]] = {}
+        questions: dict[Medium, list[Question]] = {}
         try:
             for scene, number, text, answer in self._read():
                 question = Question(str(number), "", text, str(answer))
@@ -172,14 +176,23 @@ def only_for_training(source: SceneSource, split: Split) -> None:
         raise ValueError(f"{type(source).__name__} is for training, its free answers have no score: {remedy}")
 
 
-def list_scenes(root: Path, questions: dict[str, list[Question]], missing: Missing) -> list[Scene]:
-    """Builds scenes from questions by video name; adds scenes without a video to `missing`.
+def list_scenes(root: Path, questions: dict[Medium, list[Question]], missing: Missing) -> list[Scene]:
+    """Builds scenes from questions by video or images; adds scenes with absent files to `missing`.
 
-    A scene's name is its video's path without the suffix, or the last two parts of an absolute path.
+    A scene's name is its video's path without the suffix, or the last two parts of an absolute path. Images have the
+    name of the first, and a fingerprint of all names where there are several.
     """
     scenes: list[Scene] = []
     paths: dict[str, Path] = {}
     for named, asked in questions.items():
+        if isinstance(named, tuple):
+            files = tuple(root / name for name in named)
+            name = named[0] if len(named) == 1 else f"{named[0]}+{digest(named)[:8]}"
+            if all(file.is_file() for file in files):
+                scenes.append(Scene(name, files[0], tuple(asked), images=files))
+            else:
+                missing.setdefault(name, Counter()).update(by_type(asked))
+            continue
         path = Path(named)
         bare = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
         name = "/".join(bare.parts[-2:]) if path.is_absolute() else bare.as_posix()
@@ -193,7 +206,20 @@ def list_scenes(root: Path, questions: dict[str, list[Question]], missing: Missi
     return scenes
 
 
-def _questions(row: dict[str, Any], where: str, name: str, kind: str) -> list[Question]:
+def _medium(row: dict[str, Any], where: str) -> Medium | None:
+    """The video or the images of a row; None for plain text."""
+    video, images = row.get("video"), row.get("image", row.get("images"))
+    images = [images] if isinstance(images, str) else images or []
+    if not isinstance(video, str | None) or not (isinstance(images, list) and all(isinstance(i, str) for i in images)):
+        raise ValueError(f"{where}: video must be a file name, image a file name or a list of file names")
+    if video and images:
+        raise ValueError(f"{where}: a video and images: expected one of them")
+    return video or tuple(images) or None
+
+
+def _questions(
+    row: dict[str, Any], where: str, medium: Medium | None, name: str, kind: str, separate_turns: bool
+) -> list[Question]:
     turns = row.get("conversations")
     try:
         said = [(ROLES[turn["from"]], turn["value"]) for turn in turns]  # type: ignore[union-attr]
@@ -203,8 +229,11 @@ def _questions(row: dict[str, Any], where: str, name: str, kind: str) -> list[Qu
         raise ValueError(f"{where}: human and gpt must alternate, human first and gpt last")
     if not all(isinstance(text, str) for _, text in said):
         raise ValueError(f"{where}: a turn's value must be a text")
-    pairs = list(zip(said[::2], said[1::2], strict=True))
-    return [
-        RawQuestion(name if len(pairs) == 1 else f"{name}.{turn}", kind, MEDIUM.sub("", question, count=1), answer)
-        for turn, ((_, question), (_, answer)) in enumerate(pairs, start=1)
-    ]
+    (first, answer), *later = turns = [(q, a) for (_, q), (_, a) in zip(said[::2], said[1::2], strict=True)]
+    num_media = len(medium) if isinstance(medium, tuple) else 1
+    marks = len(MEDIUM.findall(first))
+    if medium and (marks not in (0, num_media) or any(MEDIUM.search(question) for question, _ in later)):
+        raise ValueError(f"{where}: {marks} marks <image> or <video> in the first turn for {num_media} in the row")
+    if separate_turns and later:
+        return [RawQuestion(f"{name}.{i}", kind, q, a) for i, (q, a) in enumerate(turns, start=1)]
+    return [RawQuestion(name, kind, first, answer, later_turns=tuple(later))]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoProcessor
@@ -19,7 +20,7 @@ from datamodules.collate import Collate
 from datamodules.dataset import OpenScene, SceneDataset
 from datamodules.resize import PixelBounds
 from datamodules.samplers import UniformSampler
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.video import Video
 from tests.golden.synth import synth_video
 from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
@@ -153,3 +154,24 @@ def test_a_batch_of_the_official_training(case: str, processor: Any, monkeypatch
         vision_start_token_id=processor.processor.tokenizer.convert_tokens_to_ids("<|vision_start|>"),
     )
     assert torch.equal(positions, t["position_ids"])
+
+
+def test_images_of_the_official_training(processor: Any, tmp_path: Path) -> None:
+    """From image files to ids, labels and patches, by the source, the dataset and the collation."""
+    meta, t = load("preprocess_train", "images3")
+    (sample,) = meta["samples"]
+    files = tuple(tmp_path / f"{i}.png" for i in range(sample["n"]))
+    for i, file in enumerate(files):
+        (picture,) = synth_video(sample["synth_seed"] + 100 * i, 1, sample["H"], sample["W"])
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    scene = Scene("s", files[0], (RawQuestion("0", "", sample["q"], sample["a"]),), images=files)
+    loaded = SceneDataset([scene], UniformSampler(), 16, TRAINING)[0]
+    assert loaded.error is None and torch.equal(loaded.frames[..., ::9, ::7], t["image_tchw_0_u8_strided"])
+    batch = Collate(processor, training=True, keep_frames=True)([loaded])
+    for name in ("input_ids", "labels"):
+        assert torch.equal(batch[name], t[name]), name
+    (inputs,) = batch["scenes"]
+    assert torch.equal(inputs.media_grids, t["image_grid_thw"]) and inputs.kind == "image"
+    rows = inputs.pixel_values[t["pixel_values_row_index"]]
+    assert torch.allclose(rows, t["pixel_values_rows"], atol=2e-6, rtol=0)
+    assert not torch.allclose(rows.roll(1, 1), t["pixel_values_rows"], atol=1e-2)  # negative control

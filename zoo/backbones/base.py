@@ -30,8 +30,11 @@ DType = Literal["float32", "bfloat16"]
 BackbonePart = Literal["decoder", "vision", "connector"]
 
 
+Message = dict[str, Any]  # a turn of a chat, as transformers' chat templates take it
+
+
 class TokenizedPrompt(NamedTuple):
-    """A tokenized question.
+    """A tokenized chat.
 
     Attributes:
         input_ids: the whole sequence, one placeholder per visual token; with the answer in training.
@@ -58,20 +61,23 @@ class Preprocessor(ABC):
         """Return the normalized patches of resized frames, and their (t, h, w) before the merge."""
 
     @abstractmethod
-    def prompt(self, user_text: str) -> str:
-        """Return the chat with one video and one user text, up to the start of the answer."""
+    def texts(self, messages: Sequence[Message]) -> list[str]:
+        """Return a chat as texts, in turn a prompt up to the start of the answer, and an answer up to its end.
+
+        Args:
+            messages: of user and assistant in turn; a final user's message gives a final prompt.
+        """
 
     @abstractmethod
     def tokenize(
-        self, prompt: str, grid_thw: Sequence[int], extra_tokens: ExtraTokens, answer: str | None = None
+        self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], extra_tokens: ExtraTokens
     ) -> TokenizedPrompt:
-        """Return the token ids of a prompt, and of the answer in training.
+        """Return the token ids of a chat; the answers are supervised.
 
         Args:
-            prompt: from `prompt`.
-            grid_thw: patches of its video before the merge.
+            texts: from `texts`.
+            media_grids: (t, h, w) in patches before the merge of each video or image.
             extra_tokens: tokens that follow the 2D tokens of each view.
-            answer: appended and supervised; None ends with the prompt.
         """
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoProcessor
 from datamodules.collate import Collate, LoadedScene, user_text
 from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA
-from datamodules.sources.conversations import NO_VIDEO
+from datamodules.sources.conversations import NO_MEDIUM
 from tests.datamodules.sources.listing import totals
 from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
 from zoo.errors import InputError
@@ -34,6 +35,9 @@ ROWS = [
          question_type="room_size_estimation"),
     says("<video>\nWhere is the lamp?", "On the table.", video="scannet/scene0000_00.mp4", question_type="where"),
     says("<image>\nWhat is this?", "A cup.", image="pictures/1.jpg"),
+    says("Before: <image>, after: <image>.\nWhat moved?", "The cup.", image=["pictures/1.jpg", "pictures/2.jpg"]),
+    says("<image>\nWhat color?", "Red.", images=["pictures/1.jpg"]),
+    says("<image>\nWho?", "Nobody.", image=["pictures/gone.jpg"]),
     says("Hello?", "Hi there.", video=None),
     says("<video>\nWhat is left?", "A bed.", "And right?", "A door.", video="scannet/scene0001_00.mp4"),
     says("<video>\nWhich room?", "A kitchen.", video="scannet/gone.mp4"),
@@ -46,6 +50,9 @@ def write(folder: Path, rows: list[dict] = ROWS, name: str = "data.jsonl") -> Pa
     for video in ("scannet/scene0000_00.mp4", "arkitscenes/41069025.mp4"):
         (folder / video).parent.mkdir(exist_ok=True)
         (folder / video).touch()
+    (folder / "pictures").mkdir(exist_ok=True)
+    for picture in ("1.jpg", "2.jpg"):
+        (folder / "pictures" / picture).touch()
     (folder / "scannet/scene0001_00").mkdir(exist_ok=True)  # a folder of frames does as well
     return folder / name
 
@@ -54,19 +61,39 @@ def write(folder: Path, rows: list[dict] = ROWS, name: str = "data.jsonl") -> Pa
 def test_questions_of_one_video_are_one_scene(tmp_path, name):
     source = Conversations(str(write(tmp_path, name=name)))
     scenes = {scene.name: scene for scene in source.scenes("train")}
-    assert list(scenes) == ["scannet/scene0000_00", "arkitscenes/41069025", "scannet/scene0001_00"]
+    names = [
+        "scannet/scene0000_00",
+        "arkitscenes/41069025",
+        "pictures/1.jpg",
+        "pictures/1.jpg+",
+        "scannet/scene0001_00",
+    ]
+    assert [name[: name.find("+") + 1] or name for name in scenes] == names
     chairs, lamp = scenes["scannet/scene0000_00"].questions
-    assert chairs == RawQuestion("data-1", "", f"\nHow many chairs are there?\n{SHORT}", "4")
-    assert (lamp.question, lamp.ground_truth, lamp.question_type) == ("\nWhere is the lamp?", "On the table.", "")
+    assert chairs == RawQuestion("data-1", "", f"<video>\nHow many chairs are there?\n{SHORT}", "4")
+    assert (lamp.question, lamp.ground_truth, lamp.question_type) == (
+        "<video>\nWhere is the lamp?",
+        "On the table.",
+        "",
+    )
     (size,) = scenes["arkitscenes/41069025"].questions
-    assert size.question == "\nThese are frames of a video.\nHow big?"
+    assert size.question == "<image>\nThese are frames of a video.\nHow big?"
     assert size.question_type == "room_size_estimation"  # of VSI-Bench's types; "where" is none of them
-    left, right = scenes["scannet/scene0001_00"].questions
-    assert (left.id, right.id, right.question) == ("data-6.1", "data-6.2", "And right?")
+    (left,) = scenes["scannet/scene0001_00"].questions
+    assert (left.id, left.ground_truth, left.later_turns) == ("data-9", "A bed.", (("And right?", "A door."),))
+    cup, color = scenes["pictures/1.jpg"].questions
+    assert (cup.ground_truth, color.ground_truth) == ("A cup.", "Red.")
+    assert scenes["pictures/1.jpg"].images == (tmp_path / "pictures/1.jpg",)
+    assert len(scenes[next(name for name in scenes if "+" in name)].images) == 2
     assert scenes["scannet/scene0001_00"].video == tmp_path / "scannet/scene0001_00"
-    assert totals(source) == {NO_VIDEO: 2, "scannet/gone": 1}
-    asked = sum(len(scene.questions) for scene in scenes.values())
-    assert asked + sum(totals(source).values()) == sum(len(row["conversations"]) // 2 for row in ROWS)
+    assert totals(source) == {NO_MEDIUM: 1, "scannet/gone": 1, "pictures/gone.jpg": 1}
+    assert sum(len(scene.questions) for scene in scenes.values()) + 3 == len(ROWS)
+
+
+def test_turns_may_be_questions_of_their_own(tmp_path):
+    scenes = Conversations(str(write(tmp_path)), separate_turns=True).scenes("train")
+    left, right = scenes[-1].questions
+    assert (left.id, right.id, right.question, right.later_turns) == ("data-9.1", "data-9.2", "And right?", ())
 
 
 def test_videos_may_lie_elsewhere_and_have_cameras(tmp_path):
@@ -74,10 +101,10 @@ def test_videos_may_lie_elsewhere_and_have_cameras(tmp_path):
     path = write(tmp_path / "videos")
     (tmp_path / "videos/scannet/scene0000_00.cameras.json").touch()
     path = path.rename(tmp_path / "data.jsonl")
-    first, second, _ = Conversations(str(path), videos=str(tmp_path / "videos")).scenes("train")
+    first, second, *_ = Conversations(str(path), videos=str(tmp_path / "videos")).scenes("train")
     assert first.cameras == tmp_path / "videos/scannet/scene0000_00.cameras.json" and second.cameras is None
     nowhere = Conversations(str(path))
-    assert nowhere.scenes("train") == [] and sum(totals(nowhere).values()) == 8
+    assert nowhere.scenes("train") == [] and sum(totals(nowhere).values()) == len(ROWS)
 
     absolute = write(tmp_path, [says("?", "!", video=str(tmp_path / "videos/scannet/scene0000_00.mp4"))], "abs.jsonl")
     (scene,) = Conversations(str(absolute)).scenes("train")
@@ -101,20 +128,49 @@ def test_a_share_of_the_rows_is_fixed(tmp_path):
             Conversations(f"{path}{wrong}")
 
 
-@pytest.mark.parametrize("case", ["odd_frames_real_fps", "video_small_up"])
+@pytest.mark.parametrize("case", ["odd_frames_real_fps", "video_small_up", "images3"])
 def test_tokens_of_the_official_training(case, tmp_path, realdata):
     """From the row of the file to the ids and labels of Spatial-MLLM's own data loader."""
     sample = json.loads((GOLDEN / f"{case}.json").read_text())["samples"][0]
     golden = load_file(GOLDEN / f"{case}.safetensors")
-    path = write(tmp_path, [says(sample["q"], sample["a"], video="scannet/scene0000_00.mp4")])
-    (scene,) = Conversations(str(path)).scenes("train")
-    t, h, w = golden["video_grid_thw"][0].tolist()
+    is_video = sample["kind"] == "video"
+    shown = {"video": "scannet/scene0000_00.mp4"} if is_video else {"image": ["pictures/1.jpg"] * sample["n"]}
+    (scene,) = Conversations(str(write(tmp_path, [says(sample["q"], sample["a"], **shown)]))).scenes("train")
+    grids = golden["video_grid_thw" if is_video else "image_grid_thw"]
+    t, (h, w) = int(grids[:, 0].sum()), grids[0, 1:].tolist()
     frames = torch.zeros((2 * t, 3, 14 * h, 14 * w), dtype=torch.uint8)
     loaded = LoadedScene(scene, scene.questions, frames, tuple(range(2 * t)))
     preprocessor = Qwen25VLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
     batch = Collate(preprocessor, training=True)([loaded])
     assert torch.equal(batch["input_ids"], golden["input_ids"])
     assert torch.equal(batch["labels"], golden["labels"])
+    assert torch.equal(batch["scenes"][0].media_grids, grids)
+
+
+def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
+    """Token by token as transformers renders the whole chat."""
+    row = says("<image>Left of <image>?", "A bed.", "And right?", "A door.", image=["pictures/1.jpg", "pictures/2.jpg"])
+    (scene,) = Conversations(str(write(tmp_path, [row]))).scenes("train")
+    processor = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
+    frames = torch.zeros((4, 3, 28, 28), dtype=torch.uint8)  # one token per image
+    batch = Collate(Qwen25VLPreprocessor(processor), training=True)([LoadedScene(scene, scene.questions, frames)])
+    content = [
+        {"type": "image"},
+        {"type": "text", "text": "Left of "},
+        {"type": "image"},
+        {"type": "text", "text": "?"},
+    ]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "A bed."},
+        {"role": "user", "content": "And right?"},
+        {"role": "assistant", "content": "A door."},
+    ]
+    whole = processor.apply_chat_template(messages, tokenize=False)
+    (ids,), (labels,) = batch["input_ids"], batch["labels"]
+    assert processor.tokenizer.decode(ids) == whole
+    assert processor.tokenizer.decode(labels[labels >= 0]) == "A bed.<|im_end|>\nA door.<|im_end|>\n"
+    assert torch.equal(ids[labels >= 0], labels[labels >= 0])
 
 
 BAD = {
@@ -128,6 +184,11 @@ BAD = {
     "no answer": (json.dumps(says("?", video="a.mp4")), "human and gpt must alternate"),
     "no turn": (json.dumps({"video": "a.mp4", "conversations": []}), "human and gpt must alternate"),
     "number": (json.dumps(says("?", 4, video="a.mp4")), "a turn's value must be a text"),
+    "more images than marks": (json.dumps(says("<image>?", "!", image=["a.jpg", "b.jpg"])), "1 marks .* for 2"),
+    "more marks than videos": (json.dumps(says("<video><video>?", "!", video="a.mp4")), "2 marks .* for 1"),
+    "a mark in a later turn": (json.dumps(says("<image>?", "!", "<image>?", "!", image="a.jpg")), "in the first turn"),
+    "a video and an image": (json.dumps(says("?", "!", video="a.mp4", image="a.jpg")), "expected one of them"),
+    "an image that is a number": (json.dumps(says("?", "!", image=[3])), "a file name or a list of file names"),
 }
 
 
@@ -139,7 +200,7 @@ def test_bad_rows_are_named_by_file_and_line(name, tmp_path):
     with pytest.raises(ValueError) as error:
         Conversations(str(path)).scenes("train")
     message = str(error.value)
-    assert f"{path}:8: " in message and reason in message and "\n" not in message
+    assert f"{path}:{len(ROWS) + 1}: " in message and re.search(reason, message) and "\n" not in message
 
 
 def test_other_bad_files(tmp_path):
@@ -148,7 +209,7 @@ def test_other_bad_files(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json: expected a list of objects"):
         Conversations(str(tmp_path / "a.json")).scenes("train")
-    with pytest.raises(ValueError, match="no row has a video"):
+    with pytest.raises(ValueError, match="no row has a video or image"):
         Conversations(str(write(tmp_path, [says("?", "!")]))).scenes("train")
     with pytest.raises(ValueError, match="Conversations is for training, its free answers have no score"):
         Conversations(str(write(tmp_path))).scenes("val")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor
 
-from zoo.backbones.base import Preprocessor, TokenizedPrompt
+from zoo.backbones.base import Message, Preprocessor, TokenizedPrompt
 from zoo.fusions.base import ExtraTokens
 from zoo.shared_prefix import IGNORED
 
@@ -36,24 +36,38 @@ class Qwen25VLPreprocessor(Preprocessor):
         cut = self.processor.video_processor(videos=[frames], **PATCHES_ONLY)
         return cut["pixel_values_videos"], cut["video_grid_thw"][0]
 
-    def prompt(self, user_text: str) -> str:
-        content = [{"type": "video"}, {"type": "text", "text": user_text}]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+    def texts(self, messages: Sequence[Message]) -> list[str]:
+        texts: list[str] = []
+        for number, message in enumerate(messages, start=1):
+            if message["role"] == "assistant":
+                texts.append(f"{message['content']}{END_OF_TURN}")
+            else:
+                chat = self.processor.apply_chat_template(
+                    list(messages[:number]), add_generation_prompt=True, tokenize=False
+                )
+                texts.append(chat.removeprefix("".join(texts)))
+        return texts
 
     def tokenize(
-        self, prompt: str, grid_thw: Sequence[int], extra_tokens: ExtraTokens, answer: str | None = None
+        self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], extra_tokens: ExtraTokens
     ) -> TokenizedPrompt:
+        placeholders = (self.processor.video_token_id, self.processor.image_token_id)
+        grids = iter(media_grids)
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, text in enumerate(texts):
+            is_answer = number % 2 == 1
+            for token in self.processor.tokenizer(text)["input_ids"]:
+                repeats = self._num_tokens(next(grids), extra_tokens) if token in placeholders else 1
+                ids += [token] * repeats
+                labels += [token if is_answer else IGNORED] * repeats
+        return TokenizedPrompt(torch.tensor(ids), torch.tensor(labels))
+
+    def _num_tokens(self, grid_thw: Sequence[int], extra_tokens: ExtraTokens) -> int:
+        """Visual tokens of a video or image, extra tokens included."""
         steps, height, width = grid_thw
         view = height * width // self.processor.video_processor.merge_size**2
-        visual = steps * (view + len(extra_tokens.positions(view)))
-        tokenizer, placeholder = self.processor.tokenizer, self.processor.video_token_id
-        ids: list[int] = []
-        for token in tokenizer(prompt)["input_ids"]:
-            ids += [placeholder] * visual if token == placeholder else [token]
-        learned = [] if answer is None else tokenizer(f"{answer}{END_OF_TURN}")["input_ids"]
-        return TokenizedPrompt(torch.tensor(ids + learned), torch.tensor([IGNORED] * len(ids) + learned))
+        return steps * (view + len(extra_tokens.positions(view)))
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
         return self.processor.tokenizer.batch_decode([list(ids) for ids in answers], skip_special_tokens=True)
