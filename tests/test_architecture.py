@@ -17,7 +17,6 @@ PARTS = ("zoo/backbones/", "zoo/geometry/", "zoo/encodings/", "zoo/fusions/", "z
 NOT_COUNTED = {  # each is named in the document
     *("zoo/positions.py", "zoo/rays.py", "zoo/scenes.py", "zoo/cameras.py", "zoo/poses.py", "zoo/precision.py"),
     *("zoo/shared_prefix.py", "zoo/question_masks.py", "zoo/requirements.py", "zoo/errors.py"),
-    "datamodules/prompts.py",
 }
 EXCEPTIONS = {"zoo/model.py": {"datamodules"}}
 
