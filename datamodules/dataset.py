@@ -157,7 +157,8 @@ class SceneDataset(Dataset):
         if self.requirements.cameras and scene.cameras is None:
             raise InputError(
                 f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside "
-                "it, or predict them (--model.geometry PretrainedVGGT --model.camera_source auto)"
+                "it, predict them (--model.geometry PretrainedVGGT --model.camera_source auto), or use a model "
+                "without cameras (--config qwen25_vl.yaml)"
             )
         if self.requirements.depth and scene.depth is None:
             raise InputError(
@@ -179,7 +180,9 @@ class SceneDataset(Dataset):
         loaded.geometry = opened.geometry(frames)
         poses = opened.world_to_camera
         if self.requirements.cameras and poses is not None and not poses[frames].isfinite().flatten(1).all(1).any():
-            raise InputError(f"{scene.cameras}: no frame of {frames} has a pose: take a sampler that selects by poses")
+            raise InputError(
+                f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
+            )
         # 3. Depth
         if self.requirements.depth:
             loaded.geometry = loaded.geometry or SceneGeometry()

@@ -230,4 +230,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
         assert self.asked is not None and self.trainer is not None  # checked by prepare_data
         if self.trainer.world_size > 1:
             raise InputError("predict asks about one scene, so it takes one process: lower --trainer.devices")
-        return self._scene_loader(self.asked.scenes("test"))
+        # not `_scene_loader`: Lightning rebuilds a batch sampler for predict, which a list doesn't support
+        dataset, collate = self.dataset(self.asked.scenes("test"), self.sampler), self._collate(False)
+        return DataLoader(dataset, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]

@@ -1,12 +1,11 @@
 """Space-aware sampling's two steps: points to voxels, and the frames that cover most of them.
 
-Spatial-MLLM (arXiv 2505.23747), section 3.3. The official code holds sets of tuples; here a voxel is one integer, with
-the same choices.
+Spatial-MLLM (arXiv 2505.23747), section 3.3. The official code holds sets of tuples; here a voxel is one integer, and
+the voxels of a frame are marks in a table, with the same choices (timed in `benchmarks/sampling.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,8 @@ from torch import Tensor
 
 CELLS = 20  # voxels along the shortest side of the scene
 MINIMUM_CONFIDENCE = 0.1
-TABLE = 1 << 24  # cells up to which marking them is faster than sorting rows
+TABLE = 1 << 22  # cells up to which marking them is faster than sorting
+EXACT = 1 << 24  # integers up to which float32 counts exactly
 
 Voxels = Int[np.ndarray, "_ 3"]
 VoxelSet = Voxels | Int[Tensor, "_ 3"] | Collection[tuple[int, int, int]]
@@ -57,11 +57,17 @@ def voxel_grid(
     """
     flat_points = _array(points).reshape(len(points), -1, 3)
     flat_confidence = _array(confidence).reshape(len(points), -1)
-    threshold = np.percentile(np.nan_to_num(flat_confidence, nan=0.0, posinf=np.inf), 50)
-    is_confident = (flat_confidence >= threshold) & (flat_confidence > MINIMUM_CONFIDENCE)
-    # one column per point; compress instead of indexing by a mask, which takes five times as long
-    seen = [np.compress(mask, frame, axis=0).T.copy() for mask, frame in zip(is_confident, flat_points, strict=True)]
-    seen = [frame if np.isfinite(frame).all() else frame[:, np.isfinite(frame).all(0)] for frame in seen]
+    threshold = _median(flat_confidence)
+    if np.isnan(threshold):
+        flat_confidence = np.nan_to_num(flat_confidence, nan=0.0)
+        threshold = _median(flat_confidence)
+    seen = []
+    for frame, sure in zip(flat_points, flat_confidence, strict=True):
+        # compress and not a mask as an index, which takes five times as long
+        counted = np.compress((sure >= threshold) & (sure > MINIMUM_CONFIDENCE), frame, axis=0).T.copy()
+        if counted.size and not np.isfinite(counted.sum(1)).all():  # a sum is quicker than a look at each
+            counted = counted[:, np.isfinite(counted).all(0)]
+        seen.append(counted)
     corners = [(frame.min(1), frame.max(1)) for frame in seen if frame.size]
     if not corners:
         return VoxelGrid([np.empty((0, 3), np.int64) for _ in seen], np.zeros(3, flat_points.dtype), 1.0)
@@ -76,15 +82,36 @@ def _array(values: Tensor | np.ndarray) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
+def _median(values: np.ndarray) -> np.floating:
+    """`np.percentile(values, 50)` to the bit, in a third of the time: it partitions once, not at both middle values."""
+    if not values.size:
+        return np.float32(np.nan)
+    middle = values.size // 2
+    parted = np.partition(values, middle, axis=None)
+    if np.isnan(parted[middle:].max()):
+        return values.dtype.type(np.nan)
+    high = parted[middle]
+    return high if values.size % 2 else high - (high - parted[:middle].max()) * values.dtype.type(0.5)
+
+
 def _cells(points: np.ndarray, low: np.ndarray, size: np.floating, shape: tuple[int, ...]) -> Voxels:
     """The sorted unique cells of points, one per column, in a grid of `shape`."""
-    x, y, z = np.floor((points - low[:, None]) / size).astype(np.int64)
-    total = math.prod(shape)
-    if total > TABLE:
-        return np.unique(np.stack((x, y, z), -1), axis=0)
-    is_seen = np.zeros(total, bool)
-    is_seen[(x * shape[1] + y) * shape[2] + z] = True
-    return np.stack(np.unravel_index(np.flatnonzero(is_seen), shape), -1)
+    cells = points - low[:, None]
+    cells /= size
+    np.floor(cells, out=cells)
+    total = shape[0] * shape[1] * shape[2]
+    if total >= np.iinfo(np.int64).max:
+        return np.unique(cells.astype(np.int64).T, axis=0)
+    strides = np.array((shape[1] * shape[2], shape[2], 1))
+    exact = cells if total < EXACT else cells.astype(np.int64)
+    keys = (strides.astype(exact.dtype) @ exact).astype(np.int64)
+    if total <= TABLE:
+        marks = np.zeros(total, bool)
+        marks[keys] = True
+        keys = np.flatnonzero(marks)
+    else:
+        keys = np.unique(keys)
+    return np.stack(np.unravel_index(keys, shape), -1)
 
 
 def maximum_coverage(voxel_sets: Sequence[VoxelSet], k: int) -> list[int]:
