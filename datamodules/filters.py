@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question, Scene, select_questions
 from datamodules.sources.base import Missing
 from zoo.errors import InputError
 
@@ -78,16 +78,16 @@ class QuestionFilter:
         chosen = [scene for scene in scenes if self.is_chosen(scene.name)]
         total = _count(chosen)
         if kinds := self.question_types:
-            chosen = [_keep(scene, (q for q in scene.questions if q.question_type in kinds)) for scene in chosen]
+            chosen = [_keep(scene, lambda _, question: question.question_type in kinds) for scene in chosen]
         if self.subset is not None:
             ids = sorted((scene.name, question.id) for scene in chosen for question in scene.questions)
             drawn = set(random.Random(self.seed).sample(ids, min(self.subset, len(ids))))
-            chosen = [_keep(scene, (q for q in scene.questions if (scene.name, q.id) in drawn)) for scene in chosen]
+            chosen = [_keep(scene, lambda name, question: (name, question.id) in drawn) for scene in chosen]
         return [scene for scene in chosen if scene.questions], total - _count(chosen)
 
 
-def _keep(scene: Scene, questions: Iterable[Question]) -> Scene:
-    return replace(scene, questions=tuple(questions))
+def _keep(scene: Scene, meets: Callable[[str, Question], bool]) -> Scene:
+    return select_questions(scene, [i for i, question in enumerate(scene.questions) if meets(scene.name, question)])
 
 
 def _count(scenes: Sequence[Scene]) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 MEDIUM = re.compile("<(?:video|image)>")  # where the text of a `RawQuestion` has its video or images
+
+Medium = str | tuple[str, ...]  # the file of a video, or those of still images
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,13 @@ class Scene:
 
     name: str
     video: Path
-    questions: tuple[Question, ...]
+    questions: Sequence[Question]
     cameras: Path | None = None
     depth: Path | None = None
     images: tuple[Path, ...] = ()
+
+
+def select_questions(scene: Scene, indices: Sequence[int]) -> Scene:
+    """Returns a scene with some of its questions."""
+    select = getattr(scene.questions, "select", None)  # of an index, which builds no question for it
+    return replace(scene, questions=select(indices) if select else tuple(scene.questions[i] for i in indices))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from datamodules.depth import find_depth
-from datamodules.json_files import read_json, read_rows
-from datamodules.scenes import MEDIUM, Question, RawQuestion, Scene
+from datamodules.json_files import read_json
+from datamodules.scenes import Medium, Question, Scene
 from datamodules.sources.annotations import find_cameras, find_video
 from datamodules.sources.base import Missing, SceneSource, Split, by_type
 from datamodules.video import VIDEO_SUFFIXES
@@ -19,8 +20,6 @@ from zoo.errors import InputError
 from zoo.fingerprint import digest
 
 NO_MEDIUM = "rows without a video or image"  # the name under which rows of plain text count as missing
-Medium = str | tuple[str, ...]  # a video, or still images
-ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 
 
 class Conversations(SceneSource):
@@ -65,31 +64,36 @@ class Conversations(SceneSource):
 
     def scenes(self, split: Split) -> list[Scene]:
         """Lists the scenes of the training split."""
+        from datamodules.sources.conversation_index import IndexedQuestions, open_index  # pyarrow takes a moment
+
         only_for_training(self, split)
         self.prepare()
-        questions: dict[Medium, list[Question]] = {}
+        index = open_index(self.path)
+        # 1. The selected rows, and the turns that are questions of their own.
+        rows, turns = np.arange(len(index)), np.full(len(index), -1)
+        if self.share < 1:
+            count = max(1, round(self.share * len(index)))
+            rows = np.array(sorted(random.Random(self.seed).sample(range(len(index)), count)))
+            turns = turns[:count]
+        if self.separate_turns:
+            turns = np.concatenate([np.arange(n) for n in index.num_turns[rows]] or [turns])
+            rows = np.repeat(rows, index.num_turns[rows])
+        # 2. The questions of each video.
+        media = index.medium_of[rows]
+        order = np.argsort(media, kind="stable")
+        shown, starts = np.unique(media[order], return_index=True)
+        types = frozenset(self.benchmark.question_types)
+        questions: dict[Medium, Sequence[Question]] = {}
         self.missing = {}
-        for number, row in self._rows():
-            where = f"{self.path}:{number}"
-            kind = row.get("question_type")
-            kind = kind if kind in self.benchmark.question_types else ""  # other datasets' types have no score
-            medium = _medium(row, where)
-            asked = _questions(row, where, medium, f"{self.path.stem}-{number}", kind, self.separate_turns)
-            if medium is None:
-                self.missing.setdefault(NO_MEDIUM, Counter()).update(by_type(asked))
+        for medium, own in zip(shown.tolist(), np.split(order, starts[1:]), strict=True):
+            asked = IndexedQuestions(index, self.path.stem, types, rows[own], turns[own])
+            if medium < 0:
+                self.missing[NO_MEDIUM] = by_type(asked)
             else:
-                questions.setdefault(medium, []).extend(asked)
+                questions[index.media[medium]] = asked
         if not questions:
             raise ValueError(f"{self.path}: no row has a video or image")
         return list_scenes(self.videos, questions, self.missing)
-
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Returns (line or position, row) of the selected rows, in the order of the file."""
-        rows = list(read_rows(self.path))
-        if self.share == 1:
-            return iter(rows)
-        count = max(1, round(self.share * len(rows)))
-        return iter(rows[i] for i in sorted(random.Random(self.seed).sample(range(len(rows)), count)))
 
 
 class _ScanNetQA(SceneSource):
@@ -118,7 +122,7 @@ class _ScanNetQA(SceneSource):
             names, place = ", ".join(map(str, self.files)), sum(map(len, questions.values())) + 1
             raise ValueError(f"{names}: question {place} is not as published ({error!r}): download it again") from error
         self.missing = {}
-        return list_scenes(self.videos, questions, self.missing)
+        return list_scenes(self.videos, dict(questions), self.missing)
 
     @abstractmethod
     def _read(self) -> Iterator[tuple[str, int | str, str, str]]:
@@ -176,7 +180,7 @@ def only_for_training(source: SceneSource, split: Split) -> None:
         raise ValueError(f"{type(source).__name__} is for training, its free answers have no score: {remedy}")
 
 
-def list_scenes(root: Path, questions: dict[Medium, list[Question]], missing: Missing) -> list[Scene]:
+def list_scenes(root: Path, questions: dict[Medium, Sequence[Question]], missing: Missing) -> list[Scene]:
     """Builds scenes from questions by video or images; adds scenes with absent files to `missing`.
 
     A scene's name is its video's path without the suffix, or the last two parts of an absolute path. Images have the
@@ -189,7 +193,7 @@ def list_scenes(root: Path, questions: dict[Medium, list[Question]], missing: Mi
             files = tuple(root / name for name in named)
             name = named[0] if len(named) == 1 else f"{named[0]}+{digest(named)[:8]}"
             if all(file.is_file() for file in files):
-                scenes.append(Scene(name, files[0], tuple(asked), images=files))
+                scenes.append(Scene(name, files[0], asked, images=files))
             else:
                 missing.setdefault(name, Counter()).update(by_type(asked))
             continue
@@ -202,38 +206,5 @@ def list_scenes(root: Path, questions: dict[Medium, list[Question]], missing: Mi
             continue
         if paths.setdefault(name, found) != found:
             raise ValueError(f"{paths[name]} and {found} share the scene name {name}: use paths relative to `videos`")
-        scenes.append(Scene(name, found, tuple(asked), find_cameras(found), find_depth(found)))
+        scenes.append(Scene(name, found, asked, find_cameras(found), find_depth(found)))
     return scenes
-
-
-def _medium(row: dict[str, Any], where: str) -> Medium | None:
-    """The video or the images of a row; None for plain text."""
-    video, images = row.get("video"), row.get("image", row.get("images"))
-    images = [images] if isinstance(images, str) else images or []
-    if not isinstance(video, str | None) or not (isinstance(images, list) and all(isinstance(i, str) for i in images)):
-        raise ValueError(f"{where}: video must be a file name, image a file name or a list of file names")
-    if video and images:
-        raise ValueError(f"{where}: a video and images: expected one of them")
-    return video or tuple(images) or None
-
-
-def _questions(
-    row: dict[str, Any], where: str, medium: Medium | None, name: str, kind: str, separate_turns: bool
-) -> list[Question]:
-    turns = row.get("conversations")
-    try:
-        said = [(ROLES[turn["from"]], turn["value"]) for turn in turns]  # type: ignore[union-attr]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'{where}: conversations must list {{"from": "human" or "gpt", "value": text}}') from error
-    if not said or [role for role, _ in said] != ["question", "answer"] * (len(said) // 2):
-        raise ValueError(f"{where}: human and gpt must alternate, human first and gpt last")
-    if not all(isinstance(text, str) for _, text in said):
-        raise ValueError(f"{where}: a turn's value must be a text")
-    (first, answer), *later = turns = [(q, a) for (_, q), (_, a) in zip(said[::2], said[1::2], strict=True)]
-    num_media = len(medium) if isinstance(medium, tuple) else 1
-    marks = len(MEDIUM.findall(first))
-    if medium and (marks not in (0, num_media) or any(MEDIUM.search(question) for question, _ in later)):
-        raise ValueError(f"{where}: {marks} marks <image> or <video> in the first turn for {num_media} in the row")
-    if separate_turns and later:
-        return [RawQuestion(f"{name}.{i}", kind, q, a) for i, (q, a) in enumerate(turns, start=1)]
-    return [RawQuestion(name, kind, first, answer, later_turns=tuple(later))]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from datamodules.scenes import Scene
+import numpy as np
+
+from datamodules.scenes import Scene, select_questions
 from datamodules.sources.base import Chosen, SceneSource, Split
 from datamodules.sources.conversations import Conversations
 from zoo.errors import InputError
@@ -113,10 +114,14 @@ def repeat_questions(scenes: list[Scene], count: int, seed: int) -> list[Scene]:
         count: At least their number of questions.
         seed: Seed of the draw of questions that are repeated once more than others.
     """
-    each = [(scene, question) for scene, shown in enumerate(scenes) for question in range(len(shown.questions))]
-    repeats, rest = divmod(count, len(each))
-    once_more: dict[int, list[int]] = {}
-    for scene, question in sorted(random.Random(seed).sample(each, rest)):
-        once_more.setdefault(scene, []).append(question)
-    drawn = [replace(scenes[i], questions=tuple(scenes[i].questions[q] for q in qs)) for i, qs in once_more.items()]
-    return scenes * repeats + drawn
+    counts = np.array([len(scene.questions) for scene in scenes])
+    repeats, rest = divmod(count, int(counts.sum()))
+    drawn = np.sort(np.random.default_rng(seed).choice(counts.sum(), rest, replace=False))
+    ends = np.cumsum(counts)
+    parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+    once_more = [
+        select_questions(scene, (part - first).tolist())
+        for scene, part, first in zip(scenes, parts, ends - counts, strict=True)
+        if len(part)
+    ]
+    return scenes * repeats + once_more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import AutoProcessor
 
 from datamodules.collate import Collate, LoadedScene, user_text
 from datamodules.scenes import RawQuestion, Scene
-from datamodules.sources import SQA3D, Conversations, ScanQA
+from datamodules.sources import SQA3D, Conversations, ScanQA, conversation_index
 from datamodules.sources.conversations import NO_MEDIUM
 from tests.datamodules.sources.listing import totals
 from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
@@ -139,7 +140,7 @@ def test_tokens_of_the_official_training(case, tmp_path, realdata):
     grids = golden["video_grid_thw" if is_video else "image_grid_thw"]
     t, (h, w) = int(grids[:, 0].sum()), grids[0, 1:].tolist()
     frames = torch.zeros((2 * t, 3, 14 * h, 14 * w), dtype=torch.uint8)
-    loaded = LoadedScene(scene, scene.questions, frames, tuple(range(2 * t)))
+    loaded = LoadedScene(scene, tuple(scene.questions), frames, tuple(range(2 * t)))
     preprocessor = Qwen25VLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
     batch = Collate(preprocessor, training=True)([loaded])
     assert torch.equal(batch["input_ids"], golden["input_ids"])
@@ -153,7 +154,9 @@ def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
     (scene,) = Conversations(str(write(tmp_path, [row]))).scenes("train")
     processor = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     frames = torch.zeros((4, 3, 28, 28), dtype=torch.uint8)  # one token per image
-    batch = Collate(Qwen25VLPreprocessor(processor), training=True)([LoadedScene(scene, scene.questions, frames)])
+    batch = Collate(Qwen25VLPreprocessor(processor), training=True)(
+        [LoadedScene(scene, tuple(scene.questions), frames)]
+    )
     content = [
         {"type": "image"},
         {"type": "text", "text": "Left of "},
@@ -171,6 +174,30 @@ def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
     assert processor.tokenizer.decode(ids) == whole
     assert processor.tokenizer.decode(labels[labels >= 0]) == "A bed.<|im_end|>\nA door.<|im_end|>\n"
     assert torch.equal(ids[labels >= 0], labels[labels >= 0])
+
+
+def test_an_index_is_built_once_and_anew_for_a_changed_file(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    first = Conversations(str(path)).scenes("train")
+    with monkeypatch.context() as patch:
+        patch.setattr(conversation_index, "read_rows", lambda *_: pytest.fail("parsed again"))
+        again = Conversations(str(path)).scenes("train")
+    assert [list(scene.questions) for scene in again] == [list(scene.questions) for scene in first]
+    path.write_text(path.read_text().replace("A cup.", "A mug."))  # of the same size
+    changed = {q.ground_truth for scene in Conversations(str(path)).scenes("train") for q in scene.questions}
+    assert "A mug." in changed and "A cup." not in changed
+    copied = pickle.loads(pickle.dumps(first))  # as for a data worker
+    assert [list(scene.questions) for scene in copied] == [list(scene.questions) for scene in first]
+
+
+def test_a_build_that_fails_leaves_no_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversation_index, "FOLDER", tmp_path / "cache")
+    path = write(tmp_path)
+    path.write_text(path.read_text() + "{")  # cut off
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f":{len(ROWS) + 1}: not valid JSON"):
+            Conversations(str(path)).scenes("train")
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 BAD = {

@@ -1,0 +1,80 @@
+"""Start-up time and memory of a large file of conversations, before the first batch.
+
+    python -m benchmarks.conversations              # 10,000, 100,000 and 820,000 rows
+    python -m benchmarks.conversations 10000        # other sizes
+
+Each size runs in processes of its own: one that builds the index, and one for each later start. The memory is the
+process's largest resident set, with that of the imports beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+SIZES = (10_000, 100_000, 820_000)
+ROWS_PER_VIDEO = 100
+STARTS = 3
+
+
+def write(folder: Path, rows: int) -> Path:
+    """Writes rows of about 350 bytes about one video per hundred, as VSI-590K has."""
+    draw, words = (
+        random.Random(0),
+        ["the", "size", "of", "this", "room", "chair", "table", "left", "right", "behind", "closest", "first"],
+    )
+    videos = [f"scannet/scene{i:05}.mp4" for i in range(max(1, rows // ROWS_PER_VIDEO))]
+    (folder / "scannet").mkdir()
+    for video in videos:
+        (folder / video).touch()
+    path = folder / "data.jsonl"
+    with path.open("w") as file:
+        for i in range(rows):
+            text = f"<image>\nThese are frames of a video.\n{' '.join(draw.choices(words, k=30))}?"
+            turns = [{"from": "human", "value": text}, {"from": "gpt", "value": str(draw.random())}]
+            row = {"id": i, "video": draw.choice(videos), "question_type": "object_counting", "conversations": turns}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def start(path: str) -> None:
+    """Lists the scenes and deals the first batch; prints seconds of CPU and MB, without and with the imports."""
+    from datamodules.order import TrainingOrder
+    from datamodules.sources import Conversations
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    began = time.process_time()
+    scenes = Conversations(path).scenes("train")
+    order = TrainingOrder([len(scene.questions) for scene in scenes], 1, 4, seed=0)
+    (draw,) = next(iter(order))
+    assert scenes[draw.scene].questions[draw.questions[0]].ground_truth
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"{time.process_time() - began:.2f} {before:.0f} {peak:.0f}")
+
+
+def main(sizes: list[int]) -> None:
+    """Prints a Markdown table."""
+    print("| rows | file | start | CPU | peak memory | of which imports |\n|---|---|---|---|---|---|")
+    for rows in sizes:
+        with TemporaryDirectory() as folder:
+            path = write(Path(folder), rows)
+            size = path.stat().st_size / 1e6
+            for number in range(1 + STARTS):
+                command = [sys.executable, "-c", f"from benchmarks.conversations import start; start({str(path)!r})"]
+                environment = {"PYTHONPATH": str(Path.cwd()), "PATH": "/usr/bin:/bin"}
+                done = subprocess.run(
+                    command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
+                )
+                seconds, imports, peak = done.stdout.split()
+                kind = "later" if number else "first (builds the index)"
+                print(f"| {rows:,} | {size:.0f} MB | {kind} | {seconds} s | {peak} MB | {imports} MB |", flush=True)
+
+
+if __name__ == "__main__":
+    main([int(size) for size in sys.argv[1:]] or list(SIZES))
