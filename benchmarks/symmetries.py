@@ -15,11 +15,11 @@ from typing import get_args
 
 import torch
 
+from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.encodings.compose import COMMON_HEAD, Compose
 from zoo.encodings.extra_channels import ExtraChannels
-from zoo.encodings.matrices import GTA, CaPE, PRoPE
 from zoo.encodings.placements import ChannelRange, HighFrequencies, LowFrequencies, Section, TemporalSection
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.rays import RayEmbedding, RayEncoding

@@ -22,8 +22,9 @@ __getattr__, __all__ = lazy_exports(
         "fusions": ["AddFusion", "CameraTokenFusion", "ConcatSplitFusion", "Fusion"],
         "geometry": ["DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedVGGT", "TinyVGGT"],
         "metrics": ["VSIBenchScore", "score_answer"],
+        "lora": ["LoRA"],
         "model": ["SpatialVLM"],
-        "optim": ["LearningRates", "LoRA", "WarmupCosine"],
+        "optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "SpatialMLLM", "Task", "VGGTPretraining"),
             "VideoQATask",

@@ -22,7 +22,7 @@ from zoo.fusions import ExtraTokens, Fusion
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
-from zoo.optim import LoRA
+from zoo.lora import LoRA
 from zoo.prefix_cache import answer_questions
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
@@ -102,19 +102,10 @@ class SpatialVLM(Configurable, nn.Module):
             self.fusion = self._like_backbone(fusion(width, self.geometry.width))
         if view_mixer is not None:
             self.view_mixer = self._like_backbone(view_mixer(width if self.fusion is None else self.fusion.flat_width))
-        # 4. What the parts read of the data.
+        # 4. What the parts read of the cameras, and add to the prompt.
         self.extra_tokens = ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
-        self.uses_geometry_tokens = self.fusion is not None and self.fusion.uses_geometry
         self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
         self.predicts_cameras = self.camera_use.may_be_predicted(camera_source, self.geometry)
-        fused = self.geometry if self.uses_geometry_tokens else None
-        used = self.geometry if self.predicts_cameras else fused
-        self.requirements = DataRequirements(
-            cameras=(self.camera_use.cameras and not self.predicts_cameras) or bool(fused and fused.requires_cameras),
-            depth=(self.camera_use.depth and camera_source != "predicted") or bool(fused and fused.requires_depth),
-            frames=bool(used and used.requires_frames),
-            timestamps=self.time_index.real_time,
-        )
         if camera_source == "predicted" and self.camera_use.depth and self.geometry is not None:
             if not self.geometry.predicts_depth:
                 raise InputError(
@@ -154,6 +145,26 @@ class SpatialVLM(Configurable, nn.Module):
         if part == "geometry":
             return self.geometry is not None and bool(self.geometry.files)
         return part == "fusion" and self.has_released_fusion
+
+    # ---- what the model reads -------------------------------------------------------------------------------------
+
+    @property
+    def uses_geometry_tokens(self) -> bool:
+        """Whether 3D tokens reach the decoder; follows `fusion.active_branches`, which may change after training."""
+        return self.fusion is not None and self.fusion.uses_geometry
+
+    @property
+    def requirements(self) -> DataRequirements:
+        """What this model needs of the data."""
+        use, fused = self.camera_use, self.geometry if self.uses_geometry_tokens else None
+        encoder = self.geometry if self.predicts_cameras else fused
+        return DataRequirements(
+            cameras=(use.cameras and not self.predicts_cameras) or bool(fused and fused.requires_cameras),
+            depth=((use.points or use.median_depth) and self.camera_source != "predicted")
+            or bool(fused and fused.requires_depth),
+            frames=bool(encoder and encoder.requires_frames),
+            timestamps=self.time_index.real_time,
+        )
 
     # ---- one forward path -----------------------------------------------------------------------------------------
 

@@ -154,7 +154,7 @@ def _video_steps(
 
 
 def _mean_frame_indices(counts: Sequence[int], frame_indices: Sequence[Sequence[int]]) -> Float[Tensor, " N"]:
-    """The mean raw index of the frames of each temporal patch, of which each video has `counts`."""
+    """The mean raw index of the two frames of each temporal patch, of which each video has `counts`."""
     if len(counts) != len(frame_indices):
         raise ValueError(f"frame_indices needs one list per video ({len(counts)}), got {len(frame_indices)}")
     means: list[float] = []
@@ -162,7 +162,7 @@ def _mean_frame_indices(counts: Sequence[int], frame_indices: Sequence[Sequence[
         merged = torch.tensor(indices, dtype=torch.float64).split(max(1, -(-len(indices) // count)))
         if not indices or len(merged) != count:
             raise ValueError(f"video {video} has {count} temporal patches, but frame_indices has {len(indices)} frames")
-        means += [float(frames.mean()) for frames in merged]  # a copy that is omitted changes no mean
+        means += [float(frames.mean()) for frames in merged]  # an odd last frame stands for its copy
     return torch.tensor(means, dtype=torch.float64)
 
 

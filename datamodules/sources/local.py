@@ -1,4 +1,4 @@
-"""Local videos with questions: a folder of scenes, a copy of VSI-Bench, or one video with one question."""
+"""Videos of one's own: a folder of scenes with questions, or one video with one question."""
 
 from __future__ import annotations
 
@@ -29,45 +29,6 @@ class SceneFolder(SceneSource):
         if not (self.root / f"{split}.jsonl").is_file():
             raise FileNotFoundError(f"{self.root / split}.jsonl is absent: --data.source.root is its folder")
         scenes, self.missing = read_layout(self.root, f"{split}.jsonl", benchmark=self.benchmark)
-        return scenes
-
-
-class VSIBench(SceneSource):
-    """VSI-Bench's questions and videos; its only split, test, also serves validation.
-
-    Args:
-        root: Folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that
-            name; a `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`.
-        annotations: The annotation file, a name in `root` or an absolute path: test.jsonl, or a parquet file of
-            the hub's dataset such as test_debiased.parquet.
-        debiased: Leave out the questions listed in `pruned_ids.txt` beside the annotations, which are answerable
-            without the video (VSI-Bench-Debiased, arXiv 2511.04655).
-
-    Raises:
-        FileNotFoundError: A file is absent.
-        ValueError: The annotations are invalid, or the split is train.
-    """
-
-    def __init__(self, root: str, annotations: str = "test.jsonl", debiased: bool = False) -> None:
-        super().__init__()
-        self.root = Path(root).expanduser()
-        self.annotations = (self.root / annotations).absolute()
-        self.pruned = self.annotations.with_name("pruned_ids.txt") if debiased else None
-
-    def prepare(self) -> None:
-        """Checks that the files exist."""
-        for file in (self.annotations, self.pruned):
-            if file is not None and not file.is_file():
-                remedy = f"download the dataset nyu-visionx/VSI-Bench from the hub and unpack its videos to {self.root}"
-                raise FileNotFoundError(f"{file} is absent: {remedy}/<dataset>/<scene_name>.mp4")
-
-    def scenes(self, split: Split) -> list[Scene]:
-        """Lists the scenes of the test split."""
-        if split == "train":
-            raise ValueError("VSI-Bench has no training split: train on another source, such as Rooms")
-        self.prepare()
-        left_out = set() if self.pruned is None else set(self.pruned.read_text(encoding="utf-8").split())
-        scenes, self.missing = read_layout(self.root, self.annotations, left_out, self.benchmark)
         return scenes
 
 

@@ -103,6 +103,17 @@ def test_requirements_of_each_camera_source() -> None:
     assert by_depth.requirements.cameras and by_depth.requirements.depth  # in one unit
 
 
+def test_requirements_follow_the_active_branches() -> None:
+    ours = model("PRoPE on ConcatSplitFusion", "dataset")
+    both = logits(ours, one())
+    ours.model.fusion.active_branches = "2d"
+    assert not ours.requirements.frames  # so that the batch has none
+    flat = logits(ours, one())
+    assert not equal(flat, both)
+    ours.model.fusion.active_branches = "both"
+    assert ours.requirements.frames and equal(logits(ours, one()), both)
+
+
 class Refuses(TinyVGGT):
     """A geometry whose cameras must not be asked for."""
 

@@ -138,11 +138,13 @@ def test_a_head_that_is_tied_and_there_all_the_same(release: Path, tmp_path: Pat
     export_model(released_model(release), tmp_path / "out")
     written = read_release(tmp_path / "out")
     assert written.keys() == both.keys() and torch.equal(written[HEAD], both[HEAD])
-    for other in (both[HEAD] + 1, torch.ones(2, 2)):
-        write_release(release, config, both | {HEAD: other})
-        with pytest.warns(UserWarning, match="differs from them: it is not read"):
-            model = released_model(release)
-        assert torch.equal(model.backbone.vlm.lm_head.weight, tensors["model.embed_tokens.weight"])
+    write_release(release, config, both | {HEAD: both[HEAD] + 1})
+    with pytest.warns(UserWarning, match="differs from them: it is not read"):
+        model = released_model(release)
+    assert torch.equal(model.backbone.vlm.lm_head.weight, tensors["model.embed_tokens.weight"])
+    write_release(release, config, both | {HEAD: torch.ones(2, 2)})
+    with pytest.raises(InputError, match=r"lm_head.weight \[2, 2\] is tied to embeddings of"):
+        released_model(release)
 
 
 def test_a_release_without_a_camera_head_names_the_remedy(release: Path) -> None:

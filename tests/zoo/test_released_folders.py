@@ -31,14 +31,17 @@ from zoo import (
     AddFusion,
     CameraTokenFusion,
     ConcatSplitFusion,
+    DatasetGeometry,
     Fusion,
+    GeometryCache,
     InputError,
     LoRA,
+    PoseDistanceIndex,
     PretrainedQwen25VL,
     TinyQwen25VL,
     TinyVGGT,
 )
-from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm
+from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm, unofficial_parts
 from zoo.hub import read_config
 from zoo.model import SpatialVLM
 from zoo.weights import open_weights
@@ -196,6 +199,25 @@ def test_what_has_no_official_layout_is_not_exported(tmp_path: Path, fusion: typ
     (tmp_path / "taken/file").write_text("")
     with pytest.raises(InputError, match="taken is there already and not empty"):
         export_model(tiny_qwen(), tmp_path / "taken")
+
+
+class AnotherEncoder(DatasetGeometry):
+    """A geometry encoder with 3D tokens that is no VGGT."""
+
+    width = 8
+
+
+def test_other_geometry_than_a_fused_vggt_has_no_official_layout(tmp_path: Path) -> None:
+    backbone, vggt = TinyQwen25VL(**SIZES), partial(TinyVGGT, embed_dim=32, num_heads=2)
+    cached = SpatialVLM(backbone, vggt, GeometryCache(str(tmp_path / "cache")), AddFusion)
+    assert unofficial_parts(cached) == unofficial_parts(SpatialVLM(backbone, vggt, fusion=AddFusion)) == []
+    assert unofficial_parts(SpatialVLM(backbone, AnotherEncoder, fusion=AddFusion)) == ["AnotherEncoder"]
+    by_cameras = {"time_index": PoseDistanceIndex(), "camera_source": "auto"}
+    assert unofficial_parts(SpatialVLM(backbone, vggt, **by_cameras)) == ["TinyVGGT"]
+    without_weights = SpatialVLM(backbone, DatasetGeometry, **by_cameras)
+    assert unofficial_parts(without_weights) == ["DatasetGeometry"]
+    export_model(without_weights, tmp_path / "out")
+    assert read_config(tmp_path / "out")["model_type"] == "qwen2_5_vl"
 
 
 def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:

@@ -165,6 +165,20 @@ def test_generation_with_the_cache_equals_a_full_forward_each_step(encoding: PRo
         assert answer == (row[: row.index(eos) + 1] if eos in row else row)
 
 
+def test_beams_with_cameras_are_refused() -> None:
+    ours = model(PRoPE()).model
+    given = {**sequences("left"), "cameras": cameras()}
+    inputs = ours._media_inputs(given.pop("input_ids"), given.pop("attention_mask"), given)
+    with pytest.raises(ValueError, match="is not repeated for beams"):
+        ours.backbone.vlm.generate(**inputs, num_beams=2, max_new_tokens=2)
+
+
+def test_token_zero_may_end_an_answer() -> None:
+    loader = tiny()
+    loader.config.text_config.eos_token_id = 0
+    assert loader.load().stop_tokens == [0]
+
+
 def test_padding_on_the_left_changes_no_logit() -> None:
     ours = model(PRoPE())
     rows = []

@@ -56,7 +56,7 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     """
     flat = _flat(model.backbone.vlm.config) if source is None else source
     qwen = {name: value for name, value in flat.items() if name not in OTHERS}
-    if model.geometry is None:
+    if model.fusion is None:
         return {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], **qwen}
     kept, geometry = source or {}, model.geometry
     assert isinstance(geometry, VGGTEncoder)

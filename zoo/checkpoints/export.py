@@ -72,9 +72,11 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
-    parts = (model.camera_encoding, model.view_mixer, model.fusion)
+    geometry = model.geometry.outline if isinstance(model.geometry, CachedGeometry) else model.geometry
+    parts = (model.camera_encoding, model.view_mixer, model.fusion, geometry)
     chosen = {name: getattr(model.fusion, name, official) for name, official in OFFICIAL_FUSION.items()}
-    found = [type(part).__name__ for part in parts if not isinstance(part, AddFusion | None)]
+    known = AddFusion | None if model.fusion is None else AddFusion | VGGTEncoder | None  # no VGGT for cameras alone
+    found = [type(part).__name__ for part in parts if not isinstance(part, known)]
     return found + [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL_FUSION[name]]
 
 

@@ -114,9 +114,15 @@ def fill_qwen(qwen: Any, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = 
         official_name=released_name,
         skip=skip,
     )
-    if not is_tied or LM_HEAD not in tensors or embeddings.is_meta:
+    if not is_tied or LM_HEAD not in tensors:
         return
-    if not torch.equal(tensors[LM_HEAD].to(embeddings), embeddings):
+    head = tensors[LM_HEAD]
+    if head.shape != embeddings.shape:
+        raise InputError(
+            f"{LM_HEAD} {list(head.shape)} is tied to embeddings of {list(embeddings.shape)}: set tie_word_embeddings "
+            "to false in the config, or mend the file"
+        )
+    if not embeddings.is_meta and not torch.equal(head.to(embeddings), embeddings):
         warnings.warn(
             f"{LM_HEAD} is tied to the embeddings by the config, and differs from them: it is not read", stacklevel=2
         )

@@ -2,10 +2,12 @@
 
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, ViewMixer
+from zoo.encodings.cape import CaPE
 from zoo.encodings.compose import Compose
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.extra_channels import ExtraChannels
-from zoo.encodings.matrices import GTA, CaPE, MatrixEncoding, PRoPE, projection_matrices
+from zoo.encodings.gta import GTA
+from zoo.encodings.matrices import MatrixEncoding
 from zoo.encodings.placements import (
     ChannelPlacement,
     ChannelRange,
@@ -15,6 +17,7 @@ from zoo.encodings.placements import (
     TemporalSection,
 )
 from zoo.encodings.pose_index import PoseIndex
+from zoo.encodings.prope import PRoPE, projection_matrices
 from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.reference import balanced_views, saddle_balanced
 from zoo.encodings.rotary import PointRoPE, ValueRoPE

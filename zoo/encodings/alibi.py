@@ -98,8 +98,6 @@ class DistanceChannels(ZeroChannels):
         slopes: one per head, or None for ALiBi's.
     """
 
-    batched = ("own_distances", "own_pose")
-
     def __init__(
         self, pose: Int[Tensor, "B L"], distances: Float[Tensor, "B N E"], slopes: Float[Tensor, " H"] | None
     ) -> None:

@@ -57,7 +57,7 @@ class CameraMatrices(EncodedCameras):
         self, index: Int[Tensor, "B L"], block: ChannelBlock, on_rotated: bool, **matrices: Float[Tensor, "_B _C 4 4"]
     ) -> None:
         super().__init__(index.shape[1])
-        self.index, self.block, self.on_rotated, self.matrices = index, block, on_rotated, matrices
+        self.index, self.block, self.on_rotated = index, block, on_rotated
         self.runs, step = camera_runs(index)
         numbers = torch.arange(index.numel(), device=index.device)
         firsts = [numbers[run][::step] for run in self.runs]
@@ -65,10 +65,6 @@ class CameraMatrices(EncodedCameras):
         self.run_matrices = {
             term: [block.block_diagonal(m[camera]) for camera in cameras] for term, m in matrices.items()
         }
-
-    def repeat_interleave(self, copies: int) -> CameraMatrices:
-        matrices = {term: m.repeat_interleave(copies, 0) for term, m in self.matrices.items()}
-        return CameraMatrices(self.index.repeat_interleave(copies, 0), self.block, self.on_rotated, **matrices)
 
     def before_rope(self, q: Tensor, k: Tensor) -> QK:
         return (q, k) if self.on_rotated else (self._multiply(q, "q"), self._multiply(k, "k"))
@@ -97,14 +93,15 @@ def camera_runs(index: Int[Tensor, "B L"]) -> tuple[list[slice | Tensor], int]:
         The runs, or if they are short the numbers of all of their tokens as one; and the step that divides each run
         into equal parts of one camera.
     """
-    sample = torch.arange(len(index), device=index.device)[:, None]
-    camera = torch.where(index >= 0, (sample << 32) + index, -1).flatten()  # distinct for each camera of the batch
+    on_host = index.cpu()  # once: everything below reads numbers
+    sample = torch.arange(len(index))[:, None]
+    camera = torch.where(on_host >= 0, (sample << 32) + on_host, -1).flatten()  # distinct for each camera of the batch
     cameras, counts = camera.unique_consecutive(return_counts=True)
     step = math.gcd(*counts[cameras >= 0].tolist())
     tokens = (camera >= 0).nonzero()[:, 0]
-    runs = tokens.tensor_split((tokens.diff() > 1).nonzero()[:, 0].cpu() + 1)
+    runs = tokens.tensor_split((tokens.diff() > 1).nonzero()[:, 0] + 1)
     if len(runs) > 1 and len(tokens) < SHORT * len(runs):
-        return [tokens], step
+        return [tokens.to(index.device)], step
     return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)], step
 
 

@@ -24,11 +24,8 @@ class EncodedCameras:
     A plain class on purpose, see `Cameras`: FSDP would cast the matrices of a dataclass to bfloat16.
 
     Attributes:
-        batched: names of the attributes with one entry per sample, which `repeat_interleave` repeats.
         num_tokens: L; None if the transformation fits any number of tokens.
     """
-
-    batched: tuple[str, ...] = ()
 
     def __init__(self, num_tokens: int | None = None) -> None:
         self.num_tokens = num_tokens
@@ -46,13 +43,6 @@ class EncodedCameras:
     def for_decode_step(self) -> EncodedCameras | None:
         """Returns the hooks of later decode steps, which contain text only; None is the stock attention."""
         return None
-
-    def repeat_interleave(self, copies: int) -> EncodedCameras:
-        """Repeats each sample `copies` times in a row, as beam search does."""
-        repeated = copy(self)
-        for name in self.batched:
-            setattr(repeated, name, getattr(self, name).repeat_interleave(copies, 0))
-        return repeated
 
     def before_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
         """Transforms queries and keys before RoPE."""
@@ -105,9 +95,6 @@ class EncodedGroup(EncodedCameras):
 
     def for_decode_step(self) -> EncodedCameras | None:
         return self._map(lambda member: member.for_decode_step())._or_stock()
-
-    def repeat_interleave(self, copies: int) -> EncodedCameras:
-        return self._map(lambda member: member.repeat_interleave(copies))
 
     @property
     def acting(self) -> list[EncodedCameras]:

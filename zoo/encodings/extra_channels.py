@@ -81,9 +81,6 @@ class ExtraChannelCameras(EncodedCameras):
     def for_decode_step(self) -> ZeroChannels:
         return ZeroChannels(self.cameras.block.head_dim)
 
-    def repeat_interleave(self, copies: int) -> ExtraChannelCameras:
-        return ExtraChannelCameras(self.cameras.repeat_interleave(copies), self.layers)
-
 
 class _ExtraChannelsAtLayer(EncodedCameras):
     def __init__(self, cameras: CameraMatrices, hidden_states: Tensor, projections: ExtraChannelProjections) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.cameras import Cameras, ReferenceView
 from zoo.encodings.base import Grid, HasCamera, ViewMixer
-from zoo.encodings.matrices import GTA
+from zoo.encodings.gta import GTA
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.errors import check_choice
 from zoo.poses import invert_se3, rigid_matrix

@@ -53,8 +53,6 @@ class RelativeRoPE(EncodedCameras):
         dtype: of the rotations.
     """
 
-    batched = ("index",)
-
     def __init__(self, index: Int[Tensor, "B L"], dtype: torch.dtype) -> None:
         super().__init__(index.shape[1])
         self.index, self.dtype = index, dtype
@@ -142,8 +140,6 @@ class Rotation(EncodedCameras):
         sin: sine of the angle of each pair.
         apply_to: the rotated terms.
     """
-
-    batched = ("cos", "sin")
 
     def __init__(self, cos: Float[Tensor, "B L F"], sin: Float[Tensor, "B L F"], apply_to: ApplyTo) -> None:
         super().__init__(cos.shape[1])

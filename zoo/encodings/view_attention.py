@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings.base import Grid, HasCamera, ViewMixer
 from zoo.encodings.blocks import ChannelBlock
-from zoo.encodings.matrices import MatrixEncoding, PRoPE, projection_matrices
+from zoo.encodings.matrices import MatrixEncoding
 from zoo.encodings.placements import Matrices
+from zoo.encodings.prope import PRoPE, projection_matrices
 from zoo.encodings.rays import RayEncoding
 from zoo.encodings.symmetries import ViewSymmetries
 from zoo.errors import InputError

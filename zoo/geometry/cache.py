@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ SCALE = ".scale"
 FLOAT8 = torch.float8_e4m3fn
 ENTRY = ".safetensors"
 ABANDONED_S = 3600  # no entry takes an hour to write
+SHARE = 64  # the folder's size is measured again after each 1/64 of the limit was written
 
 
 @dataclass
@@ -48,7 +50,7 @@ class GeometryCache:
         folder: where the entries are kept.
         dtype: of 3D tokens; poses and intrinsics are kept exactly. `float8` (e4m3, one scale per token) takes half the
             space; benchmarks/README.md has its error.
-        max_size_gb: limit on the size of all entries, in 1e9 bytes.
+        max_size_gb: limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64.
 
     Raises:
         InputError: A limit that is not positive.
@@ -61,6 +63,7 @@ class GeometryCache:
     def __post_init__(self) -> None:
         if not self.max_size_gb > 0:
             raise InputError(f"--model.geometry_cache.max_size_gb {self.max_size_gb}: must be positive")
+        self._unseen = math.inf  # bytes written since the folder's size was measured
 
     @property
     def path(self) -> Path:
@@ -103,6 +106,10 @@ class GeometryCache:
             raise InputError(
                 f"one scene takes {size / 1e9:.3g} GB: raise --model.geometry_cache.max_size_gb {self.max_size_gb:g}"
             )
+        self._unseen += size
+        if self._unseen <= limit // SHARE:
+            return
+        self._unseen = size
         entries = []
         for path in self.path.glob("*"):
             with suppress(OSError):  # another process has evicted it
@@ -113,7 +120,7 @@ class GeometryCache:
                     path.unlink()  # of a process that was killed
         full = sum(size for _, size, _ in entries)
         for _, freed, path in sorted(entries):
-            if full <= limit - size:
+            if full <= limit - max(size, limit // SHARE):
                 break
             with suppress(OSError):
                 path.unlink()

@@ -128,6 +128,11 @@ class CachedGeometry(GeometryEncoder):
         self.num_computed = 0
         self.write_error: OSError | None = None
 
+    @property
+    def outline(self) -> GeometryEncoder:
+        """The encoder on the meta device."""
+        return self._lazy.outline
+
     def encoder(self) -> GeometryEncoder:
         """The encoder itself, frozen; it is loaded at the first call."""
         return self._lazy.load()

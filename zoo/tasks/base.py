@@ -36,14 +36,12 @@ class Task(Configurable, LightningModule):
         scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
 
     Attributes:
-        requirements: what the DataModule must provide beside pixels and questions.
         preprocessor: turns frames and questions into a batch.
         extra_tokens: tokens that follow the 2D tokens of each view in the prompt.
         answers_questions: whether validation and test steps return prediction records.
     """
 
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
-    requirements: DataRequirements
     preprocessor: Preprocessor
     extra_tokens: ExtraTokens = ExtraTokens.NOTHING
     answers_questions: bool = True
@@ -56,6 +54,11 @@ class Task(Configurable, LightningModule):
     ) -> None:
         super().__init__()
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
+
+    @property
+    def requirements(self) -> DataRequirements:
+        """What the DataModule must provide beside pixels and questions."""
+        raise NotImplementedError
 
     def part_of(self, name: str) -> str:
         """The field of `LearningRates` that governs the parameter of this name."""

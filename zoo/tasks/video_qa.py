@@ -16,6 +16,7 @@ from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
 from zoo.optim import LearningRates, WarmupCosine, freeze
 from zoo.prefix_cache import Reply, answer_questions
+from zoo.requirements import DataRequirements
 from zoo.scenes import SceneTokens
 from zoo.shared_prefix import IGNORED, pack_questions
 from zoo.tasks.base import Task
@@ -59,14 +60,17 @@ class VideoQATask(Task):
         if parts.get("lora") is not None and "decoder" in learning_rates.frozen():
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
         self.model = SpatialVLM(**parts)
-        self.requirements, self.extra_tokens = self.model.requirements, self.model.extra_tokens
-        self.preprocessor = self.model.backbone.preprocessor
+        self.preprocessor, self.extra_tokens = self.model.backbone.preprocessor, self.model.extra_tokens
         self.max_new_tokens = max_new_tokens
         self.can_answer = self.model.is_pretrained or allow_untrained
         freeze(self, learning_rates, self.part_of)
         if gradient_checkpointing:
             self.model.backbone.enable_gradient_checkpointing()
         self.train()
+
+    @property
+    def requirements(self) -> DataRequirements:
+        return self.model.requirements
 
     def part_of(self, name: str) -> str:
         return self.model.part_of(name.removeprefix("model."))

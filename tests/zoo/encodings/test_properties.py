@@ -6,7 +6,7 @@ Declared symmetries hold to 1e-10; the others are measurably broken.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -23,7 +23,6 @@ from tests.zoo.encodings.attention import (
     SHAPE,
     Decoder,
     Sequence,
-    attend,
     random_cameras,
     random_sequence,
 )
@@ -280,30 +279,6 @@ def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype) -> N
                 without, appended = out[sequence.index < 0].split((HEAD_DIM, out.shape[-1] - HEAD_DIM), -1)
                 assert out.dtype == dtype
                 assert torch.equal(without, given[sequence.index < 0]) and not appended.any()
-
-
-@pytest.mark.parametrize("name", COMBINATIONS)
-def test_repeat_interleave_for_beams(name: str) -> None:
-    encoding = COMBINATIONS[name]()
-    sequence, decoder = sequence_for(encoding, 2), Decoder(encoding)
-    sequence.index = sequence.index.clone()
-    sequence.index[1, sequence.index[1] == 2] = -1  # two different samples
-    encoded = encoding.encode(sequence.cameras(*random_cameras(2)), **SHAPE, dtype=torch.float64)
-    copies = replace(
-        sequence,
-        qkv=[x.repeat_interleave(3, 0) for x in sequence.qkv],
-        hidden_states=sequence.hidden_states.repeat_interleave(3, 0),
-    )
-    with torch.no_grad():
-        for layer in range(LAYERS):
-            ropes = (decoder.rope(ids) for ids in (sequence.ids, sequence.ids.repeat_interleave(3, 1)))
-            once, thrice = (
-                attend(each, layer, of, rope)
-                for each, of, rope in zip(
-                    (encoded, encoded.repeat_interleave(3)), (sequence, copies), ropes, strict=True
-                )
-            )
-            torch.testing.assert_close(thrice, once.repeat_interleave(3, 0), rtol=0, atol=1e-12)
 
 
 def test_document_is_up_to_date() -> None:

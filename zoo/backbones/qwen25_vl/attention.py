@@ -87,6 +87,11 @@ class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
         # transformers refuses keyword arguments that are not in the signature of forward, though forward passes them on
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k != "camera_encoding"})
 
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
+        if expand_size > 1 and kwargs.get("camera_encoding") is not None:
+            raise ValueError("a camera encoding is not repeated for beams: generate one greedy answer per sequence")
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
         encoding = kwargs.get("camera_encoding")
         if encoding is not None and not is_first_iteration:

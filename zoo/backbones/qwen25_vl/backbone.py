@@ -54,8 +54,8 @@ class Qwen25VLBackbone(Backbone):
             self.preprocessor = Qwen25VLPreprocessor(processor)
         config = vlm.config
         self.placeholders = Placeholders(config.video_token_id, config.image_token_id, config.vision_start_token_id)
-        own = text.eos_token_id or ()
-        self.stop_tokens = list(dict.fromkeys([*([own] if isinstance(own, int) else own), *stop_tokens]))
+        own = text.eos_token_id
+        self.stop_tokens = list(dict.fromkeys([*([own] if isinstance(own, int) else own or ()), *stop_tokens]))
         self.spatial_merge_size, self.tokens_per_second = vision.spatial_merge_size, vision.tokens_per_second
         self.hidden_size, self.context_length = text.hidden_size, text.max_position_embeddings
 

@@ -1,0 +1,51 @@
+"""Low-rank adapters on the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from zoo.errors import InputError
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters on the decoder (Hu et al. 2021, arXiv 2106.09685); the decoder itself is then frozen.
+
+    Args:
+        r: rank.
+        alpha: scale; the update is alpha / r · BA.
+        dropout: on the adapter's input.
+        targets: names of the decoder's linear layers that get an adapter; null takes the backbone's own list.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise InputError(
+                f"--model.lora.r {self.r}: a rank is at least 1; leave lora out to train the decoder whole"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--model.lora.dropout {self.dropout}: a fraction of the inputs, at least 0 and below 1")
+
+    def apply(self, decoder: nn.Module, default_targets: Sequence[str]) -> None:
+        """Inserts the adapters into the decoder in place; only they stay trainable.
+
+        Raises:
+            InputError: the decoder has no layers of these names.
+        """
+        from peft import LoraConfig, inject_adapter_in_model  # slow to import
+
+        targets = list(self.targets or default_targets)
+        config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+        try:
+            inject_adapter_in_model(config, decoder)
+        except ValueError as error:
+            layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
+            raise InputError(f"--model.lora.targets {targets}: choose from {', '.join(sorted(layers))}") from error
