@@ -1,9 +1,10 @@
 """Datasets of scenes: see `base.py`."""
 
 from datamodules.sources.base import SceneSource
-from datamodules.sources.conversations import SQA3D, Conversations, ScanQA
+from datamodules.sources.conversations import Conversations
 from datamodules.sources.local import SceneFolder, SingleVideo
 from datamodules.sources.mixture import Mixture
 from datamodules.sources.posed import PosedScenes
 from datamodules.sources.rooms import RealRooms, Rooms
+from datamodules.sources.scannet_qa import SQA3D, ScanQA
 from datamodules.sources.vsibench import VSIBench
