@@ -80,14 +80,22 @@ class MetricsCallback(Callback):
         pl_module.log_dict(_scalars(scored.result, stage), sync_dist=True)
         if not trainer.is_global_zero:
             return
-        pl_module.print(render(scored, title=f"{stage} ({scored.scorer})", missing=missing))
+        chosen_by = data.filter.option if hasattr(data, "filter") else ""
+        pl_module.print(render(scored, title=f"{stage} ({scored.scorer})", missing=missing, chosen_by=chosen_by))
         if stage == "test":
             content = scored.as_metrics(
                 missing_scenes=missing,
                 checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
                 data=data.describe() if hasattr(data, "describe") else None,
+                **_geometry(pl_module),
             )
             write_json(results_folder(trainer) / METRICS, content)
+
+
+def _geometry(pl_module: LightningModule) -> dict[str, str | None]:
+    """Return the class of the geometry encoder, which a config may name in vain; empty without a `SpatialVLM`."""
+    model = getattr(pl_module, "model", None)
+    return {"geometry": model.geometry_name} if hasattr(model, "geometry_name") else {}
 
 
 def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:

@@ -49,7 +49,8 @@ def keep_finished_test(run: Path) -> None:
         return
     folder = run / f"{PREFIX}former-weights-{_key(json.loads((run / SETTINGS).read_text(encoding='utf-8')))}"
     folder.mkdir(exist_ok=True)
-    shutil.copyfile(run / CONFIG, folder / CONFIG)
+    if (run / CONFIG).exists():
+        shutil.copyfile(run / CONFIG, folder / CONFIG)
     for name in (METRICS, PREDICTIONS, SETTINGS):  # in this order: after a kill, it goes on
         if (run / name).exists():
             (run / name).replace(folder / name)
