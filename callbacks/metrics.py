@@ -94,7 +94,7 @@ class MetricsCallback(Callback):
 
 def _geometry(pl_module: LightningModule) -> dict[str, str | None]:
     """Return the class of the geometry encoder, which a config may name in vain; empty without a `SpatialVLM`."""
-    model = getattr(pl_module, "model", None)
+    model: Any = getattr(pl_module, "model", None)
     return {"geometry": model.geometry_name} if hasattr(model, "geometry_name") else {}
 
 

@@ -72,7 +72,7 @@ class PredictionsCallback(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, *, resumes: bool) -> dict[str, dict[str, Any]]:
         """Choose and prepare the test's folder; return the answers of the interrupted test by id."""
-        chosen = self._prepare(trainer, pl_module, resumes) if trainer.is_global_zero else None
+        chosen: Any = self._prepare(trainer, pl_module, resumes) if trainer.is_global_zero else None
         self.results_folder, self._kept, refusal = trainer.strategy.broadcast(chosen)
         if refusal:
             raise InputError(refusal)  # on every process
