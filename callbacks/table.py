@@ -14,13 +14,21 @@ from callbacks.scoring import Tally
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
 
 
-def render(scored: Tally, *, title: str, missing: Mapping[str, int] | None = None, terminal: bool | None = None) -> str:
+def render(
+    scored: Tally,
+    *,
+    title: str,
+    missing: Mapping[str, int] | None = None,
+    chosen_by: str = "",
+    terminal: bool | None = None,
+) -> str:
     """Return the text of the table and, below it, the failed, filtered and missing questions.
 
     Args:
         scored: the scores of a test.
         title: the line above the table.
         missing: number of questions of each scene whose video is absent.
+        chosen_by: the option that left questions out.
         terminal: colors and rules if True, a plain Markdown table if False, as stdout is if None.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
@@ -47,7 +55,7 @@ def render(scored: Tally, *, title: str, missing: Mapping[str, int] | None = Non
         lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
         lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed]
     if counts.get("filtered"):
-        lines.append(f"{_plural(counts['filtered'], 'question')} left out by --data.question_types or --data.subset")
+        lines.append(f"{_plural(counts['filtered'], 'question')} left out by {chosen_by}")
     if missing:
         names = ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         absent = _plural(sum(missing.values()), "question")

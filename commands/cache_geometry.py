@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning import seed_everything
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -99,6 +100,7 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
     parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
     settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
+    seed_everything(settings.seed_everything, verbose=False)
     options = settings.model.init_args
     if options.get("geometry_cache") is None:
         options["geometry_cache"] = Namespace(**asdict(GeometryCache()))

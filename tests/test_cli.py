@@ -267,6 +267,48 @@ def test_filtered_questions_are_counted(run: Run, tmp_path: Path) -> None:
     assert f"{counts['filtered']} questions left out by --data.question_types" in printed
 
 
+def test_only_what_the_option_leaves_out_is_counted(run: Run, tmp_path: Path) -> None:
+    words = ["test", "--config", "qwen25_vl.yaml", "--model.allow_untrained", "true"]
+    kinds = ["--data.question_types", "[room_size_estimation]"]
+    printed = run(*words, *kinds, "--data.subset", "2", "--trainer.default_root_dir", "here")
+    counts = json.loads((tmp_path / "here/metrics.json").read_text())["counts"]
+    assert (counts["questions"], counts["filtered"]) == (2, 1)  # of three rooms' sizes
+    assert "1 question left out by --data.subset 2\n" in printed and "question_types" not in printed
+
+
+def test_seeds_and_tests_of_a_run(run: Run, tmp_path: Path) -> None:
+    words = ["--config", "spatial_mllm.yaml", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        run("fit", *words, "--seed_everything", str(seed), "--trainer.default_root_dir", f"runs/{name}")
+    one, again, two = (weights(tmp_path / "runs" / name) for name in ("one", "again", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(again[name], one[name]) for name in one)
+    drawn = [name for name in one if one[name].dim() > 1 and one[name].any()]
+    frozen = [name for name in drawn if name.startswith("model.geometry")]
+    assert frozen and not any(torch.equal(one[name], two[name]) for name in drawn)
+
+    folder = tmp_path / "runs/one"
+    in_the_run = ["--trainer.default_root_dir", "runs/one", "--ckpt_path", "runs/one/checkpoints/last.ckpt"]
+    run("test", *in_the_run)
+    before = {name: (folder / name).read_bytes() for name in ("metrics.json", "predictions.jsonl", "config.yaml")}
+    assert json.loads(before["metrics.json"])["geometry"] == "TinyVGGT"
+    said = run("test", *in_the_run, "--data.subset", "2", logged=True)
+    (other,) = folder.glob("test-*")
+    assert f"runs/one holds a finished test with other settings, so this one is in runs/one/{other.name}" in said
+    assert other.name.startswith("test-subset-2-") and before == {name: (folder / name).read_bytes() for name in before}
+    assert len((other / "predictions.jsonl").read_text().splitlines()) == 2
+    assert yaml.safe_load((other / "config.yaml").read_text())["data"]["init_args"]["subset"] == 2
+    run("test", *in_the_run, "--seed_everything", "7")  # the weights are the checkpoint's: the same test
+    assert before["predictions.jsonl"] == (folder / "predictions.jsonl").read_bytes()
+    assert list(folder.glob("test-*")) == [other]
+    run("test", "--ckpt_path", "runs/two/checkpoints/last.ckpt")
+    sys.argv[1:] = ["report", "runs/one", "runs/two", "--output", "report.md"]
+    main.main()
+    text = (tmp_path / "report.md").read_text().replace("\\", "")
+    assert (
+        f"| one/{other.name} | " in text and "differ in the seed alone" in text and "| one, two | Room Size |" in text
+    )
+
+
 class Interrupted(Exception):
     pass
 

@@ -126,6 +126,12 @@ class SpatialVLM(Configurable, nn.Module):
         like = self.backbone.like
         return part.to(device=like.device, dtype=like.dtype)
 
+    @property
+    def geometry_name(self) -> str | None:
+        """The class of the geometry encoder, also of one behind a cache; None without one."""
+        geometry = self.geometry.outline if isinstance(self.geometry, CachedGeometry) else self.geometry
+        return None if geometry is None else type(geometry).__name__
+
     # ---- parameters -----------------------------------------------------------------------------------------------
 
     def part_of(self, name: str) -> str:

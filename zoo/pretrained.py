@@ -18,6 +18,7 @@ from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError
 from zoo.fingerprint import file_fingerprint
 from zoo.hub import CONFIG, find_folder, read_config
+from zoo.seed import resolve_seed
 from zoo.weights import WEIGHTS, SafetensorsFile
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
     config = {
         "library_name": LIBRARY,
         "model": parts,
-        "data": model.data_config,
+        "data": _replaced(model.data_config, "seed", resolve_seed),
         "frozen": {path: [file_fingerprint(file) for file in files] for path, files in sources.items()},
         "full": full,
     }
@@ -90,7 +91,7 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
         return _released(kind, name, config, overrides)
     parts = with_overrides(config["model"], overrides)
     if config.get("full"):
-        parts = _with_paths(parts, lambda path: str(folder / path) if (folder / path).exists() else path)
+        parts = _replaced(parts, "path", lambda path: str(folder / path) if path and (folder / path).exists() else path)
     model = from_config(kind, parts)
     if not config.get("full"):
         _check_frozen(model, config.get("frozen", {}), folder)
@@ -130,7 +131,8 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
     # the task is named by its class path: the model does not import what is built on top of it
     task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
     model = task.model
-    model.data_config = settings.get("data") or {}
+    seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws
+    model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
@@ -156,13 +158,12 @@ def _loaders(base: Any = BackboneLoader) -> Iterator[type[BackboneLoader]]:
         yield from _loaders(loader)
 
 
-def _with_paths(config: Any, changed: Callable[[str], str]) -> Any:
-    """The configuration with each `path` in it changed."""
+def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
+    """The configuration with each value of an option in it changed."""
     if not isinstance(config, dict):
         return config
     return {
-        key: changed(value) if key == "path" and isinstance(value, str) else _with_paths(value, changed)
-        for key, value in config.items()
+        key: changed(value) if key == option else _replaced(value, option, changed) for key, value in config.items()
     }
 
 
@@ -187,7 +188,7 @@ def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Pa
         for file in {*files, *beside}:
             shutil.copyfile(file, target / file.name)
         names[path] = str(target.relative_to(folder))
-    return _with_paths(parts, lambda path: names.get(path, path))
+    return _replaced(parts, "path", lambda path: names.get(path, path))
 
 
 def _check_frozen(model: SpatialVLM, recorded: Mapping[str, list[str]], folder: Path) -> None:

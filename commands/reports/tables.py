@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from commands.reports.bootstrap import RESAMPLES
 from commands.reports.compare import Comparisons, Interval
 from commands.reports.runs import AVERAGE, MEANS, Run, measures
+from commands.reports.seeds import group_by_seed
 
 # a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
 Cell = str | int | float | Interval | None
@@ -59,7 +61,7 @@ def show(cell: Cell, signed: bool = False) -> str:
 
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
-    return [scores(runs), means(runs), *differences(runs, comparisons), settings(runs)]
+    return [scores(runs), means(runs), *over_seeds(runs), *differences(runs, comparisons), settings(runs)]
 
 
 def scores(runs: Sequence[Run]) -> Table:
@@ -78,6 +80,20 @@ def means(runs: Sequence[Run]) -> Table:
     rows = tuple((run.name, *map(run.score, MEANS), *map(run.metrics.get("counts", {}).get, counts)) for run in runs)
     headings = ("Run", *MEANS, *map(str.capitalize, counts))
     return Table("Means over questions (micro) and over question types (macro), %", headings, rows)
+
+
+def over_seeds(runs: Sequence[Run]) -> list[Table]:
+    """Average the runs that differ in the seed alone: in all measures if they are one group, else in two means."""
+    groups = group_by_seed(runs)
+    chosen = measures(runs[0].benchmark) if len(groups) == 1 else ("All micro", "All macro")
+    rows = [
+        (", ".join(run.name for run in group), measure, fmean(scored), min(scored), max(scored), len(scored))
+        for group in groups
+        for measure in chosen
+        if (scored := [score for run in group if (score := run.score(measure)) is not None])
+    ]
+    headings = ("Runs", "Measure", "Mean", "Least", "Greatest", "Count")
+    return [Table("Scores of runs that differ in the seed alone (%)", headings, tuple(rows))] if rows else []
 
 
 def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
@@ -112,7 +128,7 @@ def settings(runs: Sequence[Run]) -> Table:
 
 
 def _settings(run: Run) -> dict[str, Cell]:
-    """Return the settings of the test, or of the config before a test."""
+    """Return the settings of the test."""
     tested = run.metrics.get("data") or {}
 
     def data(name: str) -> str:
@@ -131,19 +147,28 @@ def _settings(run: Run) -> dict[str, Cell]:
         "Camera encoding": part("camera_encoding"),
         "View mixer": part("view_mixer"),
         "Fusion": part("fusion"),
-        "Geometry": _class(run.setting("model", "geometry")),
+        "Geometry": _geometry(run),
         "Camera source": part("camera_source"),
         "Time index": part("time_index"),
         "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
         "Checkpoint": _checkpoint(run),
-        "Fingerprint": run.weights,
-        "Scorer": run.metrics.get("scorer", "no test yet"),
+        "Fingerprint": str(run.tested.get("weights", "")),
+        "Scorer": run.metrics["scorer"],
     }
 
 
 def _class(part: Any) -> str:
     """Return the class name of a part of a config; "" without one."""
     return str(part.get("class_path") or "").rpartition(".")[2] if isinstance(part, Mapping) else ""
+
+
+def _geometry(run: Run) -> str:
+    """Return the class of the geometry encoder that the model was built with."""
+    if "geometry" in run.metrics:
+        return run.metrics["geometry"] or ""
+    # tests of earlier versions: a config may name one that its model does not build
+    is_used = run.setting("model", "fusion") or run.setting("model", "camera_source") in ("predicted", "auto")
+    return _class(run.setting("model", "geometry")) if is_used else ""
 
 
 def _checkpoint(run: Run) -> str:

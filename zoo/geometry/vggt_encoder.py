@@ -21,6 +21,7 @@ from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.official import find_weights
+from zoo.seed import resolve_seed
 from zoo.weights import WEIGHTS, SafetensorsFile
 
 
@@ -131,7 +132,7 @@ class TinyVGGT(VGGTEncoder):
         num_heads: of its attention.
         features: width of the dense heads.
         heads: those to build; pretraining needs all three.
-        seed: of the random weights.
+        seed: of the random weights; null is the run's.
 
     Raises:
         InputError: A path without weights, or with weights of another size.
@@ -146,7 +147,7 @@ class TinyVGGT(VGGTEncoder):
         num_heads: int = 4,
         features: int = 16,
         heads: Sequence[Head] = ("camera",),
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
         dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
@@ -159,7 +160,7 @@ class TinyVGGT(VGGTEncoder):
         config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
         if path is None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(resolve_seed(seed))
                 vggt = VGGT(**config)
             if vggt.camera_head is not None:
                 init_identity_pose(vggt.camera_head)
