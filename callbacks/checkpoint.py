@@ -53,7 +53,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save the newest state every few steps, and before training stops."""
         loop = trainer.fit_loop.epoch_loop
-        self._defer_stop(trainer)
+        self._withdraw_stop(trainer)
         if loop._should_accumulate():
             return
         # Lightning, resumed after the last batch of an epoch, doesn't count that the next one begins. A state of then
@@ -64,10 +64,16 @@ class Checkpoint(callbacks.Checkpoint):
         # Not in on_train_end: by then Lightning counts the epoch as complete, and would not resume within it, nor
         # after it in the next.
         is_last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        is_end = is_last or trainer.should_stop or step == trainer.max_steps
-        self._is_due |= is_end or bool(every and step % every == 0)
+        is_due = is_last or step == trainer.max_steps or bool(every and step % every == 0)
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        validates = loop._should_check_val_fx(fetcher)
+        # Lightning validates before it stops, and doesn't resume after an unscheduled validation at an epoch's end.
+        if self._stop_is_due and (validates or not trainer.is_last_batch):
+            self._stop_is_due, trainer.should_stop = False, True
+            is_due, validates = is_due or trainer.fit_loop._can_stop_early, loop._should_check_val_fx(fetcher)
+        self._is_due |= is_due
         # Lightning leaves out a validation that follows the batch which it resumes after: on_validation_end saves then.
-        if self._is_due and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+        if self._is_due and not validates:
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,9 +82,9 @@ class Checkpoint(callbacks.Checkpoint):
             return
         is_between_steps = trainer.fit_loop.epoch_loop._should_accumulate()
         self._save_best(trainer, weights_only=is_between_steps)
-        self._defer_stop(trainer)
         if is_between_steps:
             self._is_due = True
+            self._withdraw_stop(trainer)
         else:
             self._save_last(trainer)
 
@@ -87,13 +93,10 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.global_step != self._saved_step and not trainer.fit_loop.epoch_loop._should_accumulate():
             self._save_last(trainer)
 
-    def _defer_stop(self, trainer: Trainer) -> None:
-        """Withdraws a request to stop between two steps, and renews it when the step is complete."""
-        if trainer.fit_loop.epoch_loop._should_accumulate():
-            self._stop_is_due |= trainer.should_stop
-            trainer.should_stop = False
-        elif self._stop_is_due:
-            self._stop_is_due, trainer.should_stop = False, True
+    def _withdraw_stop(self, trainer: Trainer) -> None:
+        """Keeps a request to stop, as of a time limit or EarlyStopping, for a complete step."""
+        self._stop_is_due |= trainer.should_stop
+        trainer.should_stop = False
 
     def _save_last(self, trainer: Trainer) -> None:
         self._is_due, self._flush_is_due, self._saved_step = False, True, trainer.global_step

@@ -66,8 +66,9 @@ def test_a_run_that_is_resumed_twice_equals_an_uninterrupted_one(name: str, tmp_
     whole = result(tmp_path / "whole", [train(tmp_path / "whole", Small(), **schedule)])
     assert len(set(whole["losses"].values())) == len(whole["losses"]) == SCENES * EPOCHS
     assert (whole["best"] is not None) == bool(whole["scores"]) == ("validated" in name)
-    for number in range(12):
-        stops = [chance.randrange(2, 24 if whole["scores"] else 20), chance.randrange(1, 6)]
+    ends = [7 + len([step for step in whole["scores"] if step < whole["step"] / EPOCHS]), 2]  # an epoch's
+    for number in range(5):
+        stops = [chance.randrange(2, 20), chance.randrange(1, 6)] if number else ends
         try:
             found = broken_off(tmp_path / str(number), schedule, stops)
         except pytest.fail.Exception:
@@ -97,7 +98,7 @@ class StopAfter(Callback):
         trainer.should_stop |= self.batches <= 0
 
 
-@pytest.mark.parametrize("batches", range(1, 14))
+@pytest.mark.parametrize("batches", [1, 2, 5, 6, 7])  # an epoch has 7
 @pytest.mark.parametrize("name", ["window of 3, every other step", "validated between steps"])
 def test_a_run_that_is_told_to_stop_ends_with_a_whole_step_and_resumes_exactly(
     name: str, batches: int, tmp_path: Path
@@ -106,7 +107,7 @@ def test_a_run_that_is_told_to_stop_ends_with_a_whole_step_and_resumes_exactly(
     whole = train(tmp_path / "whole", Small(), **schedule)
     models = [train(tmp_path / "run", Small(), [StopAfter(batches)], **schedule)]
     seen = len(models[0].losses)
-    assert batches <= seen < batches + 3
+    assert batches <= seen <= batches + 3
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == models[0].global_step
     models.append(train(tmp_path / "run", Small(), **schedule))
     assert len(models[1].losses) == SCENES * EPOCHS - seen  # nothing was trained again
@@ -145,4 +146,16 @@ def test_each_step_is_saved_once_however_many_batches_it_takes(
 
 def test_without_a_step_there_is_nothing_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved_steps(tmp_path, monkeypatch, limit_train_batches=0) == []
-    assert torch.equal(Small().weight, Small().weight)
+
+
+@pytest.mark.parametrize(("shorter", "longer"), [({"max_epochs": 1}, {"max_epochs": 3}), ({"max_steps": 5}, {})])
+@pytest.mark.parametrize("name", ["window of 2", "validated at the end of an epoch"])
+def test_a_run_that_is_trained_for_longer_goes_on_with_the_next_scenes(
+    shorter: dict[str, int], longer: dict[str, int], name: str, tmp_path: Path
+) -> None:
+    schedule = SCHEDULES[name] | {"every": 50}
+    whole = train(tmp_path / "whole", Small(), **schedule)
+    models = [train(tmp_path / "run", Small(), **(schedule | shorter))]
+    models.append(train(tmp_path / "run", Small(), **(schedule | longer)))
+    assert models[0].losses | models[1].losses == whole.losses
+    assert torch.equal(models[1].weight, whole.weight)
