@@ -141,11 +141,6 @@ class CachedGeometry(GeometryEncoder):
         """The encoder itself, frozen; it is loaded at the first call."""
         return self._lazy.load()
 
-    @property
-    def outline(self) -> GeometryEncoder:
-        """The encoder on the meta device."""
-        return self._lazy.outline
-
     def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
         self._lazy.enable_head(head)
