@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.errors import InputError
+from zoo.precision import to_float32
 
 
 @dataclass
@@ -81,18 +85,33 @@ class LoRA:
             raise InputError(f"--model.lora.targets {targets}: choose from {', '.join(sorted(layers))}") from error
 
 
-def freeze(module: nn.Module, rates: LearningRates, part_of: Callable[[str], str]) -> None:
-    """Turns gradients off in every part without a learning rate, in place.
+def freeze(
+    module: nn.Module,
+    rates: LearningRates,
+    part_of: Callable[[str], str],
+    is_unreachable: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Turns gradients off in every part without a learning rate; what trains becomes float32. In place.
+
+    In bfloat16, with its eight significant bits, most updates of a fine-tuning learning rate are rounded away.
 
     Args:
         module: the whole model.
         rates: one per part.
         part_of: the part that a parameter's name belongs to.
+        is_unreachable: whether no loss has a gradient for the parameter of a name, which DDP would wait for.
     """
     frozen = rates.frozen()
     for name, parameter in module.named_parameters():
-        if part_of(name) in frozen:
+        if part_of(name) in frozen or is_unreachable(name):
             parameter.requires_grad_(False)
+        elif parameter.requires_grad:
+            parameter.data = to_float32(parameter.data)
+
+
+def keep_in_graph(loss: Float[Tensor, ""], parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """Gives parameters that a batch does not use a gradient of zero, so that all DDP processes reduce the same ones."""
+    return loss + sum(0.0 * parameter.sum() for parameter in parameters if parameter.requires_grad)
 
 
 def parameter_groups(
@@ -116,6 +135,15 @@ def parameter_groups(
         }
         for (part, is_bias), parameters in groups.items()
     ]
+
+
+def fused_adamw(parameters: Any, weight_decay: float) -> Optimizer:
+    """AdamW, fused where there is a GPU: otherwise each step makes temporary copies as large as the parameters."""
+    optimizer = AdamW(parameters, weight_decay=weight_decay, fused=torch.cuda.is_available() or None)
+    # Lightning refuses to clip gradients that a fused optimizer could still have to unscale (float16 alone is scaled,
+    # and then torch's GradScaler unscales before the clipping, as without fusion)
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 class WarmupCosine(LambdaLR):
