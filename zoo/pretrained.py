@@ -94,7 +94,7 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
         parts = _with_paths(parts, lambda path: str(folder / path) if (folder / path).exists() else path)
     model = from_config(kind, parts)
     if not config.get("full"):
-        check_frozen(config.get("frozen", {}), frozen_weights(model), folder)
+        check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
     model.data_config = config.get("data") or {}
     return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
 

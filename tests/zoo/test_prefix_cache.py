@@ -14,6 +14,7 @@ from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, r
 from zoo import prefix_cache
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.errors import InputError
 from zoo.prefix_cache import CachedPrefix, Reply
 from zoo.shared_prefix import prefix_causal_mask
 from zoo.tasks import VideoQATask
@@ -55,6 +56,26 @@ def test_answers_are_those_of_each_question_by_itself(name: str) -> None:
     assert expected[0] == expected[5] and len({tuple(answer) for answer in expected}) > 4  # the control
     asked = batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[2:3], seed=1))  # one question per scene
     assert ids(model, asked) == one_by_one(model, asked)
+
+
+@pytest.mark.parametrize("penalty", [1.05, 4.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_repetition_penalty_is_transformers(dtype: str, penalty: float) -> None:
+    """Of the tokens of the prompt, the shared ones included, and of the answer so far."""
+    model = build("plain", dtype=dtype, repetition_penalty=penalty)
+    for at_once in (8, 1):
+        asked = batch(model, scene("a"), scene("b", QUESTIONS[1:3], steps=2, seed=1), at_once=at_once)
+        if dtype == "float32":
+            assert ids(model, asked) == one_by_one(model, asked)
+        answers = [record["prediction"] for record in model.predict_batch(asked)]
+        assert answers == model.preprocessor.decode(ids(model, asked))
+    penalized = ids(model, asked)
+    for answer in penalized:
+        assert penalty < 2 or len(set(answer)) == len(answer)  # no token twice
+    model.repetition_penalty = 1.0
+    assert penalty < 2 or ids(model, asked) != penalized  # the control
+    with pytest.raises(InputError, match="repetition_penalty 0.0"):
+        build("plain", repetition_penalty=0.0)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,7 +21,7 @@ from zoo.geometry.vggt import VGGT as VGGTModel
 from zoo.geometry.vggt.aggregator import DINOV2
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.optim import LoRA
-from zoo.tasks import VideoQATask
+from zoo.tasks import VideoQATask, vggt_pretraining, video_qa
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
@@ -106,6 +109,58 @@ def test_checkpointing_keeps_the_graph_of_a_trained_tower_alone(trained: bool) -
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
 
 
+# ---- casts, and the optimizer -------------------------------------------------------------------------------
+
+
+def casts_of_a_test(dtype: str, **parts: Any) -> int:
+    """Casts of weights while an answer of several tokens is decoded, as Lightning's bf16-mixed does it."""
+    model = task(dtype, max_new_tokens=6, allow_untrained=True, **parts).eval()
+    model.model.backbone.stop_tokens = []
+    weights = {tuple(p.shape) for p in model.model.backbone.decoder.layers.parameters() if p.ndim == 2}
+    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+    with torch.profiler.profile(record_shapes=True) as profile, autocast:
+        model.predict_batch(batch(model, scene("a", QUESTIONS[:2])))
+    return sum(
+        event.count
+        for event in profile.key_averages(group_by_input_shape=True)
+        if event.key == "aten::_to_copy" and tuple(event.input_shapes[0]) in weights
+    )
+
+
+def test_no_weight_is_cast_again_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = 7 * SMALL["layers"]  # of the decoder's layers
+    # a few of the casts are of activations in a weight's shape
+    assert casts_of_a_test("float32") < 1.5 * matrices and casts_of_a_test("bfloat16") < 1.5 * matrices  # trained
+    assert casts_of_a_test("bfloat16", rates=LearningRates(decoder=None)) < 0.5 * matrices  # frozen
+    assert casts_of_a_test("float32", rates=LearningRates(decoder=None)) > 5 * matrices  # the control
+    monkeypatch.setattr(video_qa, "cached_casts", lambda device: nullcontext())
+    assert casts_of_a_test("float32") > 5 * matrices
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+@pytest.mark.parametrize("adamw", [video_qa.adamw, vggt_pretraining.adamw])
+def test_adamw_is_fused_where_there_is_a_gpu_and_can_be_clipped(
+    adamw: Any, has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
+    ours, plain = adamw(parameters), torch.optim.AdamW(copy.deepcopy(parameters), weight_decay=0.1)
+    assert bool(ours.defaults["fused"]) is has_gpu
+    for optimizer in (ours, plain):
+        for _ in range(3):
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.1
+                for parameter in group["params"]:
+                    parameter.grad = parameter.detach() + 1
+            MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
+            optimizer.step()
+    states = [optimizer.state_dict()["state"] for optimizer in (ours, plain)]
+    for one, other in zip(states[0].values(), states[1].values(), strict=True):
+        assert one.keys() == other.keys()
+        torch.testing.assert_close(one, other)
+    plain.load_state_dict(ours.state_dict())  # a run goes on where there is none
+
+
 # ---- a gradient for each -------------------------------------------------------------------------------------
 
 
@@ -118,7 +173,6 @@ def vggt() -> TinyVGGT:
     return TinyVGGT(embed_dim=32, depth=2, num_heads=2)
 
 
-GTA_LEARNED = partial(GTA, learn_scale=True)
 REACHED: dict[str, dict[str, Any]] = {
     "baseline": {},
     "trained geometry": {"fusion": AddFusion, "geometry": vggt},
@@ -138,7 +192,6 @@ REACHED: dict[str, dict[str, Any]] = {
     "PoseALiBi": {"camera_encoding": PoseALiBi(slopes="learned")},
     "ViewAttention": {"view_mixer": lambda width: ViewAttention(width, 16, GTA(learn_scale=True))},
 }
-LOST = ("ConcatSplitFusion", "AddFusion")  # of their configurations part is frozen
 
 
 def reached(name: str) -> VideoQATask:
@@ -147,9 +200,7 @@ def reached(name: str) -> VideoQATask:
 
 @pytest.mark.parametrize("cameras", [True, False], ids=["cameras", "no cameras"])
 @pytest.mark.parametrize("name", REACHED)
-def test_every_trainable_parameter_has_a_gradient(
-    name: str, cameras: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_trainable_parameter_has_a_gradient(name: str, cameras: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DINOV2, "tiny", (32, 2, 2))
     model = reached(name)
     found = gradients(model, cameras)
