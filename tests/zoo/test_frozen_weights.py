@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -54,6 +55,7 @@ def task(qwen: Path, vggt: Path | None, seed: int = 0, **options: Any) -> VideoQ
 
 def checkpoint_of(model: VideoQATask) -> dict[str, Any]:
     checkpoint = {"state_dict": dict(model.state_dict()), "global_step": 1}
+    checkpoint |= {"pytorch-lightning_version": lightning.__version__, "callbacks": {}}
     model.on_save_checkpoint(checkpoint)
     return checkpoint
 
@@ -92,7 +94,8 @@ def load(way: str, checkpoint: Path, qwen: Path, vggt: Path) -> Any:
     if way == "load_from_checkpoint":
         return VideoQATask.load_from_checkpoint(checkpoint)
     model = task(qwen, vggt)  # as Lightning does for fit, test, validate and predict
-    Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).predict(model, [], ckpt_path=str(checkpoint))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.validate(model, [], ckpt_path=str(checkpoint))
     return model
 
 
@@ -111,9 +114,8 @@ def test_other_frozen_weights_are_refused_by_name(way: str, replaced: str, qwen:
         write_release(qwen, load_case("qwen_one_video")[0]["config"]["qwen"] | {"model_type": "qwen2_5_vl"}, tensors)
     with pytest.raises(InputError, match=f"trained with the frozen {replaced} .*now holds another") as refused:
         load(way, checkpoint, qwen, vggt)
-    was, now = (
-        each[replaced]["files"] for each in (torch.load(checkpoint)["frozen_weights"], task(qwen, vggt).frozen_weights)
-    )
+    both = torch.load(checkpoint)["frozen_weights"], task(qwen, vggt).frozen_weights
+    was, now = (each[replaced]["files"] for each in both)
     assert was != now and all(each in str(refused.value) for each in (*was, *now))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
-from zoo import prefix_cache
+from tests.zoo.released import load_case, official_weights, write_release
+from zoo import PretrainedQwen25VL, prefix_cache
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
@@ -286,3 +288,15 @@ def test_bfloat16_logits_are_as_near_to_float32s_as_each_questions_own(name: str
     model = build(name, dtype="bfloat16")
     slow, fast = ((first(model, way) - exact).square().mean().sqrt() for way in (True, False))
     assert 0 < fast < 1.1 * slow
+
+
+def test_a_stop_token_of_the_released_generation_config_ends_an_answer(tmp_path: Path) -> None:
+    """Released models list <|im_end|> and <|endoftext|>; config.json has the former alone."""
+    config = load_case("qwen_one_video")[0]["config"]
+    write_release(tmp_path, config["qwen"] | {"model_type": "qwen2_5_vl"}, official_weights(config, False))
+    end = tiny_processor().tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    plain = PretrainedQwen25VL(str(tmp_path)).load()
+    assert end not in plain.stop_tokens  # the control
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [1, {end}], "repetition_penalty": 1.05}}')
+    backbone = PretrainedQwen25VL(str(tmp_path)).load()
+    assert {1, end} <= set(backbone.stop_tokens)

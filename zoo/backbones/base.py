@@ -245,7 +245,7 @@ class BackboneLoader(Configurable, ABC):
     Args:
         attn_implementation: the attention backend of transformers. `flex_attention` is for the decoder only and needs
             a GPU to train; it skips blocks that are masked for all questions of a shared sequence.
-        dtype: dtype of the weights.
+        dtype: dtype of the weights. A task keeps those of parts with a learning rate in float32.
 
     Attributes:
         is_pretrained: whether the weights answer questions without training here.
