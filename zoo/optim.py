@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -107,11 +106,6 @@ def freeze(
             parameter.requires_grad_(False)
         elif parameter.requires_grad:
             parameter.data = to_float32(parameter.data)
-
-
-def keep_in_graph(loss: Float[Tensor, ""], parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
-    """Gives parameters that a batch does not use a gradient of zero, so that all DDP processes reduce the same ones."""
-    return loss + sum(0.0 * parameter.sum() for parameter in parameters if parameter.requires_grad)
 
 
 def parameter_groups(

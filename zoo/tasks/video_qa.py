@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
-from zoo.optim import LearningRates, WarmupCosine, freeze, fused_adamw, keep_in_graph
+from zoo.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.precision import cached_casts
 from zoo.prefix_cache import Reply, answer_questions
 from zoo.pretrained import frozen_weights
@@ -114,10 +114,12 @@ class VideoQATask(Task):
         supervised = targets != IGNORED
         logits = backbone.lm_head(hidden[supervised])
         loss = F.cross_entropy(logits.float(), targets[supervised])
-        # 5. A batch without cameras, or with the dataset's, leaves out what reads or predicts them.
+        # 5. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
+        # zero there lets all DDP processes reduce the same parameters.
         model = self.model
         parts = [part for part in (model.camera_encoding, model.view_mixer, model.geometry) if part is not None]
-        return keep_in_graph(loss, (parameter for part in parts for parameter in part.parameters()))
+        unused = [0.0 * p.sum() for part in parts for p in part.parameters() if p.requires_grad]
+        return loss + sum(unused)
 
     @torch.no_grad()
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
