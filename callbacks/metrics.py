@@ -13,6 +13,7 @@ from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import benchmark_of, tally
 from callbacks.table import render
 from zoo.atomic_io import write_json
+from zoo.errors import InputError
 
 Stage = Literal["val", "test"]
 
@@ -24,8 +25,9 @@ class MetricsCallback(Callback):
     and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. A test also writes
     `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts and versions.
 
-    Questions of a failed scene (`error` in their records) score 0, are counted, and are listed with the error. Records
-    without a ground truth are not scored. Each id counts once.
+    Questions of a failed scene (`error` in their records) score 0, are counted, and are listed with the error; if all
+    questions failed, the run stops with an `InputError`. Records without a ground truth are not scored. Each id counts
+    once.
 
     Args:
         scorer: name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
@@ -76,6 +78,8 @@ class MetricsCallback(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         missing: dict[str, int] = getattr(data, "missing", {})
         scored.counts.update(missing=sum(missing.values()), filtered=getattr(data, "filtered", 0))
+        if records and all(record["error"] for record in records):
+            raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {records[0]['error']}")
         # 2. Loggers, table and file.
         pl_module.log_dict(_scalars(scored.result, stage), sync_dist=True)
         if not trainer.is_global_zero:

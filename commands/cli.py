@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -26,6 +27,10 @@ TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,  # Spatial-MLLM's
     "log_every_n_steps": 10,
 }
+
+
+# Strategies "ddp" and "auto" with several devices: gradients are views of DDP's buckets instead of copies of them.
+StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):

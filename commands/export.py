@@ -14,6 +14,7 @@ from zoo.checkpoint_file import read_checkpoint
 from zoo.checkpoints import export_model, unofficial_parts
 from zoo.configuration import to_config
 from zoo.errors import InputError
+from zoo.pretrained import FROZEN, check_frozen
 from zoo.tasks import Task, VideoQATask
 
 
@@ -50,7 +51,9 @@ class ExportingTrainer(Trainer):
         if not isinstance(model, VideoQATask):
             raise InputError(f"{type(model).__name__} is no video-language model: only these are exported")
         if ckpt_path is not None:
-            model.load_state_dict(read_checkpoint(ckpt_path)["state_dict"])
+            checkpoint = read_checkpoint(ckpt_path)
+            check_frozen(checkpoint.get(FROZEN, {}), model.frozen_weights, ckpt_path)
+            model.load_state_dict(checkpoint["state_dict"])
         left_out = unofficial_parts(model.model)
         if layout == "official" or (layout == "auto" and not left_out):
             export_model(model.model, Path(out), None if dtype is None else getattr(torch, dtype))

@@ -25,7 +25,8 @@ CONFIG = "config.yaml"
 # options of a model that may differ from those of the run whose weights it loads
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
-    *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype", "geometry_cache", "camera_source"),
+    *("max_new_tokens", "repetition_penalty", "allow_untrained", "attn_implementation", "dtype", "geometry_cache"),
+    "camera_source",
 }
 CHANGES_NO_RESULT = {
     *("num_workers", "keep_in_memory", "questions_per_batch", "video", "question", "workers"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 RUN_CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
+FROZEN = "frozen_weights"  # of a checkpoint: `frozen_weights` of its model
 LIBRARY = "spatial-vlm-zoo"
 CARD = """---
 library_name: {library}
@@ -63,7 +65,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
         "library_name": LIBRARY,
         "model": parts,
         "data": _replaced(model.data_config, "seed", resolve_seed),
-        "frozen": {path: [file_fingerprint(file) for file in files] for path, files in sources.items()},
+        "frozen": frozen_weights(model),
         "full": full,
     }
     write_json(folder / CONFIG, config)
@@ -94,7 +96,7 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
         parts = _replaced(parts, "path", lambda path: str(folder / path) if path and (folder / path).exists() else path)
     model = from_config(kind, parts)
     if not config.get("full"):
-        _check_frozen(model, config.get("frozen", {}), folder)
+        check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
     model.data_config = config.get("data") or {}
     return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
 
@@ -135,7 +137,9 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
     model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
-        state = read_checkpoint(checkpoint)["state_dict"]
+        saved = read_checkpoint(checkpoint)
+        check_frozen(saved.get(FROZEN, {}), task.frozen_weights, checkpoint)
+        state = saved["state_dict"]
         return _filled(model, {k.removeprefix("model."): v for k, v in state.items()}, str(checkpoint))
     if not model.is_pretrained:
         raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
@@ -168,14 +172,33 @@ def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
 
 
 def _released_files(model: SpatialVLM) -> dict[str, tuple[Path, ...]]:
-    """The released weights that frozen parts are read from: by hub id or path, their files."""
-    sources: dict[str, tuple[Path, ...]] = {}
+    """The released weights that parts are read from: by hub id or path, their files."""
+    return {path: files for path, files in _sources(model).values()}
+
+
+def _sources(model: SpatialVLM) -> dict[str, tuple[str, tuple[Path, ...]]]:
+    """Hub id or path, and files, of the released weights of each part that has some of its own."""
+    sources: dict[str, tuple[str, tuple[Path, ...]]] = {}
     if model.loader.released_path is not None:
-        sources[model.loader.released_path] = model.loader.files
-    geometry = model.geometry
-    if geometry is not None and geometry.files and getattr(geometry, "path", None):
-        sources[str(geometry.path)] = geometry.files  # type: ignore[union-attr]
+        sources["backbone"] = model.loader.released_path, model.loader.files
+    if model.geometry is not None and model.geometry.path is not None:
+        sources["geometry"] = model.geometry.path, model.geometry.files
     return sources
+
+
+def frozen_weights(model: SpatialVLM) -> dict[str, dict[str, Any]]:
+    """Path and fingerprints of the files of each part (`backbone`, `geometry`) that is not saved as a whole.
+
+    The fingerprints are of size, head and tail of each file, see `zoo.fingerprint`: some milliseconds.
+    """
+    parameters = list(model.named_parameters())
+    every = {name.partition(".")[0] for name, _ in parameters}
+    read = {name.partition(".")[0] for name, p in parameters if not p.requires_grad and model.restored_by_files(name)}
+    return {
+        part: {"path": path, "files": [file_fingerprint(file) for file in files]}
+        for part, (path, files) in _sources(model).items()
+        if part in read or part not in every  # a cached geometry has no parameters
+    }
 
 
 def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Path) -> Any:
@@ -187,24 +210,38 @@ def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Pa
         beside = [f for f in files[0].parent.iterdir() if f.suffix in (".json", ".txt", ".jinja")]
         for file in {*files, *beside}:
             shutil.copyfile(file, target / file.name)
-        names[path] = str(target.relative_to(folder))
+        source = target / Path(path).name if Path(path).is_file() else target
+        names[path] = str(source.relative_to(folder))
     return _replaced(parts, "path", lambda path: names.get(path, path))
 
 
-def _check_frozen(model: SpatialVLM, recorded: Mapping[str, list[str]], folder: Path) -> None:
-    """Raises an InputError if released weights are not those that the model was saved with."""
-    found = {path: [file_fingerprint(file) for file in files] for path, files in _released_files(model).items()}
-    for path, prints in recorded.items():
-        if path in found and found[path] != prints:
+def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
+    """Checks that frozen weights are those that a model was trained with, wherever their files lie.
+
+    Args:
+        recorded: `frozen_weights` of the model when it was trained.
+        found: `frozen_weights` of the model that its trained weights are loaded into.
+        source: the checkpoint or folder, for the error.
+
+    Raises:
+        InputError: the files of a part have other fingerprints; names both.
+    """
+    for part in recorded.keys() & found.keys():
+        before, now = recorded[part], found[part]
+        if before["files"] != now["files"]:
             raise InputError(
-                f"{folder}: the frozen weights of {path} are not those that this model was trained with: download them "
-                "again, or save the model with full=True"
+                f"{source} was trained with the frozen {part} {before['path']} ({', '.join(before['files'])}), and "
+                f"{now['path']} now holds another ({', '.join(now['files'])}): restore those files, or train again"
             )
 
 
 def _filled(model: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
     _frozen(model)
-    check_loaded(model.load_state_dict(dict(tensors), strict=False), set(_own_tensors(model)), source)
+    tensors = dict(tensors)
+    for name, parameter in model.named_parameters():
+        if name in tensors:  # what was trained is float32 beside a frozen bfloat16 model
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, tensors[name].dtype))
+    check_loaded(model.load_state_dict(tensors, strict=False), set(_own_tensors(model)), source)
     model.loaded_names = frozenset(tensors)
     return model
 

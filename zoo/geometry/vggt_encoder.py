@@ -73,6 +73,17 @@ class VGGTEncoder(GeometryEncoder):
             )
         self.vggt.load_head(head, self._weights)
 
+    def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
+        """See `GeometryEncoder`; DINOv2's mask token serves its own pretraining alone."""
+        if not (tokens or cameras):
+            return True
+        part, kind, number, *_ = [*name.removeprefix("vggt.").split("."), ""]
+        if part.endswith("_head"):
+            return not cameras or part.removesuffix("_head") not in self.heads
+        if kind in ("frame_blocks", "global_blocks") and not cameras:  # the heads read the last layer
+            return int(number) > self.layer % self.vggt.aggregator.depth
+        return name.endswith(".mask_token")
+
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
@@ -118,6 +129,7 @@ class PretrainedVGGT(VGGTEncoder):
         weights = SafetensorsFile(find_weights(path))
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
         super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layer, weights)
+        self.path = path
 
 
 class TinyVGGT(VGGTEncoder):
@@ -173,6 +185,7 @@ class TinyVGGT(VGGTEncoder):
                 )
             vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
         super().__init__(vggt, layer)
+        self.path = path
 
 
 def valid_cameras(

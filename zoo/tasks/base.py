@@ -18,7 +18,7 @@ from zoo.configuration import Configurable, from_config, to_config, with_overrid
 from zoo.errors import InputError
 from zoo.fusions.base import ExtraTokens
 from zoo.optim import LearningRates, parameter_groups
-from zoo.pretrained import check_loaded, saved_names
+from zoo.pretrained import FROZEN, check_frozen, check_loaded, saved_names
 from zoo.requirements import DataRequirements
 
 CONFIG_KEY = "task"  # of a checkpoint: the task's own configuration
@@ -39,6 +39,7 @@ class Task(Configurable, LightningModule):
         preprocessor: turns frames and questions into a batch.
         extra_tokens: tokens that follow the 2D tokens of each view in the prompt.
         answers_questions: whether validation and test steps return prediction records.
+        frozen_weights: path and fingerprints of the files that frozen parts were read from, by part.
     """
 
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
@@ -54,6 +55,7 @@ class Task(Configurable, LightningModule):
     ) -> None:
         super().__init__()
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
+        self.frozen_weights: dict[str, dict[str, Any]] = {}
 
     @property
     def requirements(self) -> DataRequirements:
@@ -101,6 +103,13 @@ class Task(Configurable, LightningModule):
         saved = saved_names(self, self.restored_by_files)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
         checkpoint[CONFIG_KEY] = self.configuration
+        checkpoint[FROZEN] = self.frozen_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that was trained with other frozen weights."""
+        trainer = self._trainer  # absent where a checkpoint is loaded without one
+        source = (trainer and trainer.ckpt_path) or "the checkpoint"
+        check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, source)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Loads what checkpoints hold; frozen released weights may be absent, any other difference is an error.
@@ -129,5 +138,6 @@ class Task(Configurable, LightningModule):
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)
         task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
+        check_frozen(checkpoint.get(FROZEN, {}), task.frozen_weights, checkpoint_path)
         task.load_state_dict(checkpoint["state_dict"])
         return task
