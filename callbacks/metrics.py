@@ -81,7 +81,10 @@ class MetricsCallback(Callback):
         pl_module.log_dict(_scalars(scored.result, stage), sync_dist=True)
         if not trainer.is_global_zero:
             return
-        pl_module.print(render(scored, title=f"{stage} ({scored.scorer})", missing=missing))
+        source = getattr(data, "source", None)
+        of_data = "" if source is None else f" of {type(source).__name__}"
+        title = f"{type(pl_module).__name__}, {stage} split{of_data}"
+        pl_module.print(render(scored, title=title, missing=missing))
         if stage == "test":
             content = scored.as_metrics(
                 missing_scenes=missing,
