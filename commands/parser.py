@@ -32,8 +32,8 @@ WRONG_VALUE = re.compile(  # the type, which spans many lines for a class; and t
 )
 UNNAMED_CLASS = re.compile(r"NestedArg\(key='([^']+)'")  # an option of a part that is null, to list its classes
 GIVEN_CLASS = re.compile(  # an import path where a class is expected, and the option of that part if it is for one
-    r"Subtypes: \[.*\w\.\w.*\](?s:.*)"
-    r"Given value: (?:NestedArg\(key='(?P<option>[^']+)', val='|{'class_path': ')?(?P<value>\w+(?:\.\w+)+)"
+    r"(?s:Subtypes: \[[^\n]*\w\.\w[^\n]*\].*Given value: |expects a function or a callable class: .*Got value: )"
+    r"(?:NestedArg\(key='(?P<option>[^']+)', val='|{'class_path': ')?(?P<value>\w+(?:\.\w+)+)"
 )
 WRONG_GROUP = re.compile(r"Unable to load config '([^']*)'")  # one value for a group of options, to list them
 
