@@ -85,7 +85,10 @@ class MetricsCallback(Callback):
         if not trainer.is_global_zero:
             return
         chosen_by = data.filter.option if hasattr(data, "filter") else ""
-        pl_module.print(render(scored, title=f"{stage} ({scored.scorer})", missing=missing, chosen_by=chosen_by))
+        source = getattr(data, "source", None)
+        of_data = "" if source is None else f" of {type(source).__name__}"
+        title = f"{type(pl_module).__name__}, {stage} split{of_data}"
+        pl_module.print(render(scored, title=title, missing=missing, chosen_by=chosen_by))
         if stage == "test":
             content = scored.as_metrics(
                 missing_scenes=missing,

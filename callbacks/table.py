@@ -26,7 +26,7 @@ def render(
 
     Args:
         scored: the scores of a test.
-        title: the line above the table.
+        title: the line above the table, such as the model and the split.
         missing: number of questions of each scene whose video is absent.
         chosen_by: the option that left questions out.
         terminal: colors and rules if True, a plain Markdown table if False, as stdout is if None.
@@ -35,15 +35,17 @@ def render(
     result, counts = scored.result, scored.counts
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)
     table.add_column("question type", no_wrap=True)
-    for heading in ("score (micro)", "macro", "questions"):
+    for heading in ("micro", "macro", "questions"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("scorer", no_wrap=True)
     types = result["per_question_type"]
     for kind, entry in types.items():
-        table.add_row(kind, _number(entry["score"]), "", str(entry["count"]), end_section=kind == list(types)[-1])
+        cells = (kind, _number(entry["score"]), "", str(entry["count"]), scored.scorer)
+        table.add_row(*cells, end_section=kind == list(types)[-1])
     for group, kinds in scored.benchmark.groups.items():
         questions = sum(types[kind]["count"] for kind in kinds if kind in types)
         means = (_number(result[group][mean]) for mean in ("micro", "macro"))
-        table.add_row(GROUPS[group], *means, str(questions), style="bold")
+        table.add_row(GROUPS[group], *means, str(questions), scored.scorer, style="bold")
     console = Console(force_terminal=terminal, width=None if terminal else 80)
     with console.capture() as capture:
         console.print(table)

@@ -19,16 +19,11 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning import seed_everything
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from commands.arguments import DEFAULT_OPTIONS
+from commands.new_run import launcher
 from commands.select_frames import FAILED, KEPT, MADE, OF_RUNS, scene_parser
 from datamodules import RandomSampler
 from zoo.errors import InputError
@@ -47,8 +42,7 @@ def cache_geometry(arguments: list[str]) -> None:
             small, or some scenes have failed; the other entries are written by then.
     """
     settings, encoder, wanted = parse(arguments)
-    launchers: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment)
-    process = next((launcher for launcher in launchers if launcher.detect()), LightningEnvironment)()
+    process = launcher()
     data, split = settings.data, settings.split
     sampler = data.train_sampler if split == "train" else data.sampler
     if isinstance(sampler, RandomSampler):
