@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zoo.backbones.base import Preprocessor
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
 from zoo.optim import LearningRates, WarmupCosine, freeze, fused_adamw
@@ -69,7 +70,7 @@ class VideoQATask(Task):
         if not 0 < repetition_penalty < math.inf:
             raise InputError(f"--model.repetition_penalty {repetition_penalty}: a factor above 0; 1 is no penalty")
         self.model = SpatialVLM(**parts)
-        self.preprocessor, self.extra_tokens = self.model.backbone.preprocessor, self.model.extra_tokens
+        self.extra_tokens = self.model.extra_tokens
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
@@ -83,6 +84,10 @@ class VideoQATask(Task):
     @property
     def requirements(self) -> DataRequirements:
         return self.model.requirements
+
+    @property
+    def preprocessor(self) -> Preprocessor:  # type: ignore[override]
+        return self.model.backbone.preprocessor
 
     def part_of(self, name: str) -> str:
         return self.model.part_of(name.removeprefix("model."))
