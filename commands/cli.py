@@ -97,9 +97,12 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolves the run's folder and checkpoint, and whose cameras `predict` uses."""
         settings = self.config[self.command]
+        given = settings.trainer.default_root_dir
+        existed = given is not None and Path(given).exists()
         resolve_run(self.command, settings)
         self.folder = Path(settings.trainer.default_root_dir)
-        self.is_new = getattr(rank_zero_only, "rank", 0) == 0 and not any(self.folder.glob("*"))
+        is_first = getattr(rank_zero_only, "rank", 0) == 0
+        self.is_new = is_first and not existed and not any(self.folder.glob("*"))
         if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
             settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
         if settings.trainer.enable_progress_bar is not False:

@@ -48,6 +48,11 @@ def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monke
         run("fit", "--config", "prope.yaml", "--model.camera_encoding", f"{__name__}.Picky")
     assert not runs()
     fail_at(0, KeyError("a bug"), monkeypatch)
+    Path("given").mkdir()
+    for given, is_kept in (("runs/made", False), ("given", True)):  # what was there before is the user's
+        with pytest.raises(KeyError):
+            run(*QWEN, "--trainer.default_root_dir", given)
+        assert Path(given, "config.yaml").exists() == is_kept
     with pytest.raises(KeyError):
         run(*QWEN)
     assert not runs()
