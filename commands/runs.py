@@ -10,7 +10,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -19,6 +18,7 @@ from callbacks.predictions import UNFINISHED
 from callbacks.settings import flatten
 from commands.parser import BASES
 from zoo.errors import InputError
+from zoo.pretrained import config_of
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
@@ -59,21 +59,6 @@ def newest_run() -> Path:
             if model and resolve_name(model).answers_questions:  # a pretrained geometry does not
                 return run
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
-
-
-def config_of(run: Path) -> dict[str, Any]:
-    """Reads the settings of a run.
-
-    Raises:
-        InputError: they can't be read, or have no model.
-    """
-    try:
-        config: Any = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{run / CONFIG} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise InputError(f"{run / CONFIG} names no model")
-    return config
 
 
 def resolve_run(command: str, settings: Any) -> None:

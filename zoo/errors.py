@@ -14,6 +14,9 @@ class InputError(ValueError):
     main.py shows the message alone; any other exception is a bug and comes with its traceback.
     """
 
+    def __init__(self, message: object) -> None:
+        super().__init__(" ".join(str(message).splitlines()))  # names from a user's file may hold line breaks
+
 
 def check_choice(name: str, value: object, choices: object) -> None:
     """Raises an InputError for a value that a `Literal` lacks: the command line checks this itself, Python does not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -98,6 +99,23 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
     return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
 
 
+def config_of(run: Path) -> dict[str, Any]:
+    """Reads the settings of a run.
+
+    Raises:
+        InputError: they can't be read, or have no model.
+    """
+    file = run / RUN_CONFIG
+    try:
+        config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        json.dumps(config, default=str)  # fails for an alias that leads to itself
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InputError(f"{file} names no model")
+    return config
+
+
 def saved_names(module: nn.Module, restored_by_files: Callable[[str], bool]) -> set[str]:
     """Names of the trained tensors, and of those that no released file restores; a tied weight by all of its names."""
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -126,10 +144,13 @@ def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
 
 
 def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
-    settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
-    # the task is named by its class path: the model does not import what is built on top of it
-    task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
-    model = task.model
+    settings = config_of(run)
+    try:
+        # the task is named by its class path: the model does not import what is built on top of it
+        task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
+        model = task.model
+    except Exception as error:  # whatever a constructor makes of what is in the file
+        raise InputError(f"{run / RUN_CONFIG}: its model can't be built: {error!r}") from error
     model.data_config = settings.get("data") or {}
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():

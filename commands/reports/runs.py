@@ -16,9 +16,10 @@ from callbacks.metrics import METRICS
 from callbacks.predictions import PREDICTIONS, SETTINGS
 from callbacks.scoring import tally
 from commands.reports.predictions import Answer, read_predictions
-from commands.runs import CONFIG, config_of
+from commands.runs import CONFIG
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
+from zoo.pretrained import config_of
 
 AVERAGE = "Avg."  # of the columns of a results table
 MEANS = {
