@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
+from callbacks.checkpoint_io import CheckpointFiles
 from commands.arguments import DEFAULT_OPTIONS
 from commands.export import ExportingTrainer
 from commands.parser import OneLineParser
@@ -69,6 +70,9 @@ class ZooCLI(LightningCLI):
         """Parses the command line, below it the default configs."""
         self.config = parser.parse_args([self.command, *DEFAULT_OPTIONS, *sys.argv[2:]])
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning reads the whole checkpoint here for its hyperparameters; those of the zoo have none."""
+
     def before_instantiate_classes(self) -> None:
         """Resolves the run's folder and checkpoint, and whose cameras `predict` uses."""
         settings = self.config[self.command]
@@ -86,6 +90,8 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Builds the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
         try:
-            return super().instantiate_trainer(**settings)
+            trainer = super().instantiate_trainer(**settings)
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        trainer.strategy.checkpoint_io = CheckpointFiles()
+        return trainer

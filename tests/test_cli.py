@@ -55,7 +55,7 @@ def the_run(tmp_path: Path) -> Path:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=False)["state_dict"]
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> None:
@@ -179,10 +179,13 @@ def test_last_is_the_newest_state_with_every_schedule(
         scores = iter((0.1, 0.2, 0.3))
         run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps)
     saved = tmp_path / "again/checkpoints"
-    assert torch.load(saved / "last.ckpt", weights_only=False)["global_step"] == last
-    assert {path.name for path in saved.iterdir()} == ({"last.ckpt"} if best is None else {"last.ckpt", "best.ckpt"})
+    assert torch.load(saved / "last.ckpt", weights_only=True)["global_step"] == last
+    states = ["last"] if best is None else ["best", "last"]
+    assert sorted(path.name for path in saved.glob("*.ckpt")) == [f"{state}.ckpt" for state in states]
+    assert sorted(path.name.split(".")[0] for path in saved.glob("*.optimizer")) == states
+    assert len(list(saved.iterdir())) == 2 * len(states)
     if best is not None:
-        assert torch.load(saved / "best.ckpt", weights_only=False)["global_step"] == best
+        assert torch.load(saved / "best.ckpt", weights_only=True)["global_step"] == best
 
 
 def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
         run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
     run("fit", "--config", "qwen25_vl.yaml")
     checkpoint = the_run(tmp_path) / "checkpoints/last.ckpt"
-    torch.save(torch.load(checkpoint, weights_only=False) | {"global_step": 0}, checkpoint)
+    torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 0}, checkpoint)
     with pytest.raises(SystemExit, match="this model has random weights"):
         run("test")
     with pytest.raises(SystemExit, match="no run of this PRoPEMLLM"):  # a run of another model does not count

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.atomic_io import write_json, write_whole
 from zoo.backbones.base import BackboneLoader
+from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError
 from zoo.fingerprint import file_fingerprint
@@ -154,7 +154,7 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
     model.data_config = settings.get("data") or {}
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        state = read_checkpoint(checkpoint)["state_dict"]
         return _filled(model, {k.removeprefix("model."): v for k, v in state.items()}, str(checkpoint))
     if not model.is_pretrained:
         raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")

@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.base import Preprocessor
+from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError
 from zoo.fusions.base import ExtraTokens
@@ -121,9 +121,9 @@ class Task(Configurable, LightningModule):
             overrides: constructor arguments in place of the stored ones.
 
         Raises:
-            InputError: the configuration or the tensors are those of another task.
+            InputError: the file is no checkpoint, or one of another task.
         """
-        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)
         task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
         task.load_state_dict(checkpoint["state_dict"])
