@@ -35,7 +35,7 @@ from datamodules.trajectories import Nerfstudio
 from datamodules.video import Video
 from tests.callbacks.toy import record
 from tests.datamodules.clips import numbered_frame, write_folder, write_video
-from zoo import InputError, SpatialVLM, Task, TinyQwen25VL
+from zoo import InputError, Qwen25VL, SpatialVLM, Task, TinyQwen25VL
 from zoo.configuration import to_config
 from zoo.pretrained import config_of
 from zoo.weights import open_weights
@@ -85,7 +85,7 @@ VALUES = (
     *("null", "true", "false", "0", "-1", "1.5", "1e999", "-0.0", "NaN", "Infinity", "-Infinity", str(2**63)),
     *("9" * 400, "-" + "9" * 400, "9" * 5000, '"' + "9" * 400 + '"', "[" + "9" * 400 + "]"),
     *('""', '"x"', '"\\ud800"', '"\\u0000"', '"a\\nb"', '"../.."', '"/"', '"nan"', '"%s"' % ("x" * 300)),
-    *('"%s"' % ("x" * 70_000), '"%s"' % "/".join("y" * 9 for _ in range(600))),
+    *('"%s"' % ("x" * 70_000), '"%s"' % ("yyyyyyyyy/" * 600)),
     *("[]", "{}", "[null]", '{"a": 1}', "[[[[1]]]]", '[{"a": {"b": []}}]', "[" * 100_000 + "]" * 100_000),
 )
 YAML_VALUES = (".nan", ".inf", "2026-01-01", "&a [*a]", "*b", "!!python/name:os.system", "0x_", "? [1]", "!!binary a")
@@ -271,11 +271,18 @@ def read_weights(path: Path) -> None:
         tensors[name]
 
 
-def run(folder: Path) -> Path:
-    """A run with a model of a few hundred parameters, its checkpoint as Lightning names things."""
-    from zoo import Qwen25VL
+def tiny() -> TinyQwen25VL:
+    return TinyQwen25VL(layers=1, hidden_size=32, heads=1, key_value_heads=1, vision_hidden_size=16)
 
-    task = Qwen25VL(backbone=TinyQwen25VL(layers=1, hidden_size=32, heads=1, key_value_heads=1, vision_hidden_size=16))
+
+def saved(folder: Path) -> Path:
+    SpatialVLM(tiny()).save_pretrained(folder / "saved")
+    return folder / "saved/config.json"
+
+
+def run(folder: Path) -> Path:
+    """A run with a small model, its checkpoint as Lightning names things."""
+    task = Qwen25VL(backbone=tiny())
     config = {"seed_everything": 0, "trainer": {"max_steps": 3}, "model": to_config(task), "data": {"num_frames": 4}}
     (folder / "run").mkdir()
     (folder / "run/config.yaml").write_text(yaml.safe_dump(config))
@@ -348,6 +355,7 @@ KINDS = {
     "index": Kind(index, read_weights, swap, (InputError,)),
     "checkpoint": Kind(checkpoint, Task.load_from_checkpoint, in_zip, (InputError,)),
     "config.yaml": Kind(run, read_run, partial(swap, values=VALUES + YAML_VALUES), (InputError,), count=100),
+    "config.json": Kind(saved, lambda path: SpatialVLM.from_pretrained(path.parent), swap, (InputError,), count=100),
     "transforms.json": Kind(poses, read_poses, swap, count=300),
 }
 
@@ -378,6 +386,75 @@ def _described(error: Exception) -> str:
 def mutated(kind: Kind, content: bytes, name: str, number: int) -> bytes:
     rng = random.Random(f"{name}/{number}")
     return (kind.inside if number % 2 else in_bytes)(content, rng)
+
+
+def bomb(png: bytes) -> bytes:
+    """A header of 10 gigapixels, with its checksum."""
+    header = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + png[24:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
+
+
+DIGITS, DEEP, LONG = b"9" * 400, b"[" * 100_000, b'"' + b"x" * 300 + b'"'
+CASES: tuple[tuple[str, bytes, bytes, str | None], ...] = (  # kind, text, replacement, the error if it is one
+    ("cameras", b"[[30.0", b"[[" + DIGITS, "an integer of 400 digits"),
+    ("cameras", b"[[[30.0", DEEP, "nested too deeply"),
+    ("cameras", b"0.5,", b"NaN,", "increasing numbers"),
+    ("questions", b'"a"', LONG, None),
+    ("questions", b'"How many?"', b'["How many?"]', "question must be text"),
+    ("questions", b"null", DEEP, "nested too deeply"),
+    ("conversations", b'"0.mp4"', LONG, None),
+    ("predictions", b'"score": 1.0', b'"score": ' + DIGITS, "line 2: not valid JSON: an integer of 400 digits"),
+    ("predictions", b"[0, 7]", DEEP, "nested too deeply"),
+    ("selection", b'{"candidates": 5}', b"5", "made_by does not hold the settings of a sampler"),
+    ("selection", b'"views": 4', b'"views": [4]', "made_by does not hold the settings of a sampler"),
+    ("video.mp4", b"avc1", b"\0\0\0\0", "its codec is unknown"),
+    ("video.mp4", b"Lavf", b"\xff\xfe\xff\xff", None),
+    ("index", b'"model-00001-of-00001.safetensors"', LONG, "which its index names"),
+    ("index", b"52", DIGITS, "an integer of 400 digits"),
+    ("config.yaml", b"seed_everything: 0", b"seed_everything: &a [*a]", "can't be read"),
+    ("config.yaml", b"hidden_size: 32", b"hidden_size: -32", "config.yaml: "),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"), CASES, ids=[f"{case[0]}-{i}" for i, case in enumerate(CASES)]
+)
+def test_what_was_once_a_traceback(name: str, old: bytes, new: bytes, message: str | None, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    path = kind.write(tmp_path)
+    content = path.read_bytes()
+    assert old in content
+    kind.read(path)
+    path.write_bytes(content.replace(old, new))
+    if message is None:
+        kind.read(path)
+    else:
+        with pytest.raises(kind.errors, match=message) as error:
+            kind.read(path)
+        assert str(path.parent) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_image_of_gigapixels_is_no_depth(tmp_path: Path) -> None:
+    kind = KINDS["depth"]
+    path = kind.write(tmp_path)
+    path.write_bytes(bomb(path.read_bytes()))
+    with pytest.raises(ValueError, match="0.png: unreadable depth image"):
+        kind.read(path)
+
+
+def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    content = torch.load(path, weights_only=True)
+    for state in ({}, {"a": 1}, [1]):
+        torch.save({**content, "state_dict": state}, path)
+        with pytest.raises(InputError, match="last.ckpt is"):
+            Task.load_from_checkpoint(path)
+    name = next(iter(content["state_dict"]))
+    torch.save({**content, "state_dict": content["state_dict"] | {name: torch.ones(2)}}, path)
+    for read in (Task.load_from_checkpoint, lambda path: SpatialVLM.from_pretrained(path.parents[1])):
+        with pytest.raises(InputError, match=f"last.ckpt.*{name.removeprefix('model.')}") as error:
+            read(path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

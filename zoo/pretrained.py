@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os.path
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from zoo.atomic_io import write_json, write_whole
 from zoo.backbones.base import BackboneLoader
 from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import from_config, to_config, with_overrides
-from zoo.errors import InputError
+from zoo.errors import InputError, reading
 from zoo.fingerprint import file_fingerprint
 from zoo.hub import CONFIG, find_folder, read_config
 from zoo.weights import WEIGHTS, SafetensorsFile
@@ -89,14 +90,16 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
         return _released(kind, name, config, overrides)
-    parts = with_overrides(config["model"], overrides)
-    if config.get("full"):
-        parts = _with_paths(parts, lambda path: str(folder / path) if (folder / path).exists() else path)
-    model = from_config(kind, parts)
-    if not config.get("full"):
-        _check_frozen(model, config.get("frozen", {}), folder)
-    model.data_config = config.get("data") or {}
-    return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
+    with reading(folder / CONFIG):
+        parts = with_overrides(config["model"], overrides)
+        if config.get("full"):
+            parts = _with_paths(parts, lambda path: str(folder / path) if os.path.exists(folder / path) else path)
+        model = from_config(kind, parts)
+        if not config.get("full"):
+            _check_frozen(model, config.get("frozen", {}), folder)
+        model.data_config = config.get("data") or {}
+    with reading(folder):
+        return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
 
 
 def config_of(run: Path) -> dict[str, Any]:
@@ -145,17 +148,16 @@ def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
 
 def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
     settings = config_of(run)
-    try:
+    with reading(run / RUN_CONFIG):
         # the task is named by its class path: the model does not import what is built on top of it
         task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
         model = task.model
-    except Exception as error:  # whatever a constructor makes of what is in the file
-        raise InputError(f"{run / RUN_CONFIG}: its model can't be built: {error!r}") from error
     model.data_config = settings.get("data") or {}
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
         state = read_checkpoint(checkpoint)["state_dict"]
-        return _filled(model, {k.removeprefix("model."): v for k, v in state.items()}, str(checkpoint))
+        with reading(checkpoint):
+            return _filled(model, {k.removeprefix("model."): v for k, v in state.items()}, str(checkpoint))
     if not model.is_pretrained:
         raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
     return _frozen(model)
