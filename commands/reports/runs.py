@@ -59,8 +59,9 @@ class Run:
         """Return the config's value at a path without `init_args`; None if absent."""
         value: Any = self.config
         for key in path:
-            value = {**value, **(value.get("init_args") or {})} if isinstance(value, Mapping) else {}
-            value = value.get(key)
+            value = value if isinstance(value, Mapping) else {}
+            parts = value.get("init_args")
+            value = {**value, **(parts if isinstance(parts, Mapping) else {})}.get(key)
         return value
 
     def score(self, measure: str) -> float | None:
