@@ -79,4 +79,4 @@ def _read_optimizers(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any
         file = path.with_name(name)
         if not file.exists():
             raise InputError(f"{file}, the optimizer's state of {path.name}, is missing: keep both in one folder")
-        yield from read_checkpoint(file)[OPTIMIZERS]
+        yield from read_checkpoint(file, required=OPTIMIZERS)[OPTIMIZERS]

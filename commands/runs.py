@@ -8,7 +8,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -18,6 +17,7 @@ from callbacks.settings import flatten
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
 from zoo.errors import InputError
+from zoo.pretrained import config_of
 
 CONFIG = "config.yaml"
 # options of a model that may differ from those of the run whose weights it loads
@@ -63,21 +63,6 @@ def newest_run() -> Path:
             return run
         rank_zero_info(f"{run} is passed over: {model.rpartition('.')[2]} answers no questions")
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
-
-
-def config_of(run: Path) -> dict[str, Any]:
-    """Reads the settings of a run.
-
-    Raises:
-        InputError: they can't be read, or have no model.
-    """
-    try:
-        config: Any = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{run / CONFIG} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise InputError(f"{run / CONFIG} names no model")
-    return config
 
 
 def resolve_run(command: str, settings: Any) -> None:

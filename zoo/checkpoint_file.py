@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from zoo.atomic_io import replace_file, write_error
 from zoo.errors import InputError
@@ -42,7 +43,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         raise write_error(path, error) from error
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str = "state_dict") -> dict[str, Any]:
     """Reads a checkpoint; the tensors stay on disk until they are used.
 
     Only tensors and plain values are unpickled, so a file of unknown origin can't run code.
@@ -50,9 +51,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     Args:
         path: The file.
         map_location: See `torch.load`.
+        required: The entry that it must have.
 
     Raises:
-        InputError: It is absent, damaged, or holds anything but tensors and plain values.
+        InputError: It is absent, damaged, holds anything but tensors and plain values, or lacks the entry.
     """
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
@@ -61,11 +63,14 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"{path} holds {_refused_type(error)}, not only tensors and plain values; loading it could run code of a "
             "stranger, so it is not read: take a checkpoint that this project wrote"
         ) from error
-    except (OSError, RuntimeError, ValueError, LookupError, EOFError) as error:
+    except Exception as error:  # a damaged pickle is a program of other instructions
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} can't be read as a checkpoint: {reason}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+    if not isinstance(content, dict) or not content.get(required):
+        raise InputError(f"{path} is no checkpoint: it has no {required}")
+    state = content.get("state_dict", {})
+    if not isinstance(state, dict) or not all(type(k) is str and isinstance(v, Tensor) for k, v in state.items()):
+        raise InputError(f"{path} is damaged: its state_dict is not of named tensors")
     return content
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os.path
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ from zoo.atomic_io import write_json, write_whole
 from zoo.backbones.base import BackboneLoader
 from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import from_config, to_config, with_overrides
-from zoo.errors import InputError
+from zoo.errors import InputError, reading
 from zoo.fingerprint import file_fingerprint
 from zoo.hub import CONFIG, find_folder, read_config
 from zoo.seed import resolve_seed
@@ -91,14 +93,35 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
         return _released(kind, name, config, overrides)
-    parts = with_overrides(config["model"], overrides)
-    if config.get("full"):
-        parts = _replaced(parts, "path", lambda path: str(folder / path) if path and (folder / path).exists() else path)
-    model = from_config(kind, parts)
-    if not config.get("full"):
-        check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
-    model.data_config = config.get("data") or {}
-    return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
+    with reading(folder / CONFIG):
+        parts = with_overrides(config["model"], overrides)
+        if config.get("full"):
+            parts = _replaced(
+                parts, "path", lambda path: str(folder / path) if path and os.path.exists(folder / path) else path
+            )
+        model = from_config(kind, parts)
+        if not config.get("full"):
+            check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
+        model.data_config = config.get("data") or {}
+    with reading(folder):
+        return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """Reads the settings of a run.
+
+    Raises:
+        InputError: they can't be read, or have no model.
+    """
+    file = run / RUN_CONFIG
+    try:
+        config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        json.dumps(config, default=str)  # fails for an alias that leads to itself
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InputError(f"{file} names no model")
+    return config
 
 
 def saved_names(module: nn.Module, restored_by_files: Callable[[str], bool]) -> set[str]:
@@ -129,18 +152,20 @@ def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
 
 
 def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
-    settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
-    # the task is named by its class path: the model does not import what is built on top of it
-    task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
-    model = task.model
-    seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws
-    model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
+    settings = config_of(run)
+    with reading(run / RUN_CONFIG):
+        # the task is named by its class path: the model does not import what is built on top of it
+        task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
+        model = task.model
+        seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws
+        model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
         saved = read_checkpoint(checkpoint)
-        check_frozen(saved.get(FROZEN, {}), task.frozen_weights, checkpoint)
-        state = saved["state_dict"]
-        return _filled(model, {k.removeprefix("model."): v for k, v in state.items()}, str(checkpoint))
+        with reading(checkpoint):
+            check_frozen(saved.get(FROZEN, {}), task.frozen_weights, checkpoint)
+            state = {k.removeprefix("model."): v for k, v in saved["state_dict"].items()}
+            return _filled(model, state, str(checkpoint))
     if not model.is_pretrained:
         raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
     return _frozen(model)

@@ -15,9 +15,10 @@ import numpy as np
 from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS
 from callbacks.scoring import tally
 from commands.reports.predictions import Answer, read_predictions
-from commands.runs import CONFIG, config_of
+from commands.runs import CONFIG
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
+from zoo.pretrained import config_of
 
 AVERAGE = "Avg."  # of the columns of a results table
 MEANS = {
@@ -57,8 +58,9 @@ class Run:
         """Return the config's value at a path without `init_args`; None if absent."""
         value: Any = self.config
         for key in path:
-            value = {**value, **(value.get("init_args") or {})} if isinstance(value, Mapping) else {}
-            value = value.get(key)
+            value = value if isinstance(value, Mapping) else {}
+            parts = value.get("init_args")
+            value = {**value, **(parts if isinstance(parts, Mapping) else {})}.get(key)
         return value
 
     def score(self, measure: str) -> float | None:

@@ -137,11 +137,12 @@ def _settings(run: Run) -> dict[str, Cell]:
     def part(name: str) -> str:
         return spell(run.setting("model", name))
 
+    frames = tested.get("num_frames") or run.setting("data", "num_frames")
     return {
         "Run": run.name,
         "Model": _class(run.setting("model")),
         "Data": data("source"),
-        "Frames": tested.get("num_frames") or run.setting("data", "num_frames"),
+        "Frames": frames if isinstance(frames, int) else spell(frames),
         "Sampler": data("sampler"),
         "Frame pairing": data("frame_pairing"),
         "Camera encoding": part("camera_encoding"),
@@ -174,7 +175,7 @@ def _geometry(run: Run) -> str:
 def _checkpoint(run: Run) -> str:
     """Return the tested checkpoint's path, relative to the run's folder if it lies there."""
     path = str(run.metrics.get("checkpoint") or "")
-    folder = os.path.abspath(run.setting("trainer", "default_root_dir") or run.folder)
+    folder = os.path.abspath(str(run.setting("trainer", "default_root_dir") or run.folder))
     return os.path.relpath(path, folder) if os.path.abspath(path).startswith(folder + os.sep) and path else path
 
 
@@ -183,7 +184,9 @@ def spell(part: Any) -> str:
     if isinstance(part, Mapping):
         if "class_path" not in part:
             return ", ".join(f"{key} {spell(value)}" for key, value in part.items() if value is not None)
-        arguments = [spell(value) for value in (part.get("init_args") or {}).values() if value is not None]
+        options = part.get("init_args")
+        values = options.values() if isinstance(options, Mapping) else ()
+        arguments = [spell(value) for value in values if value is not None]
         return f"{_class(part)}({', '.join(arguments)})" if arguments else _class(part)
     if isinstance(part, list):
         return f"[{', '.join(map(spell, part))}]"

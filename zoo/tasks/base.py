@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from zoo.backbones.base import Preprocessor
 from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
-from zoo.errors import InputError
+from zoo.errors import InputError, reading
 from zoo.fusions.base import ExtraTokens
 from zoo.optim import LearningRates, parameter_groups
 from zoo.pretrained import FROZEN, check_frozen, check_loaded, saved_names
@@ -115,9 +115,12 @@ class Task(Configurable, LightningModule):
         """Loads what checkpoints hold; frozen released weights may be absent, any other difference is an error.
 
         Raises:
-            InputError: missing or unexpected tensors.
+            InputError: missing or unexpected tensors, or tensors of other shapes.
         """
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:
+            raise InputError(f"the checkpoint is of another model: {error}") from error
         check_loaded(result, saved_names(self, self.restored_by_files), "the checkpoint")
         return result
 
@@ -137,7 +140,8 @@ class Task(Configurable, LightningModule):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)
-        task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
-        check_frozen(checkpoint.get(FROZEN, {}), task.frozen_weights, checkpoint_path)
-        task.load_state_dict(checkpoint["state_dict"])
+        with reading(checkpoint_path):
+            task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
+            check_frozen(checkpoint.get(FROZEN, {}), task.frozen_weights, checkpoint_path)
+            task.load_state_dict(checkpoint["state_dict"])
         return task
