@@ -6,7 +6,6 @@ import json
 import os.path
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,10 +122,6 @@ def config_of(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{file} names no model")
     return config
-
-
-def _path_of_copy(folder: Path, path: str | None) -> str | None:
-    return str(folder / path) if path and os.path.exists(folder / path) else path
 
 
 def saved_names(module: nn.Module, restored_by_files: Callable[[str], bool]) -> set[str]:
