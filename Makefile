@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/golden),)
 export ZOO_GOLDEN ?= $(abspath ../shared/golden)
 endif
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-lowest lint clean
 
 install: .venv/installed
 
@@ -31,5 +31,14 @@ lint: install
 test: lint  ## lint, types, tests
 	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal
 
+test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that pyproject.toml admits
+	.venv-lowest/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+.venv-lowest/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(PYTHON) -m tests.lowest > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf .venv cache runs
+	rm -rf .venv .venv-lowest cache runs

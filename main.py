@@ -32,9 +32,7 @@ Examples:
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from importlib.metadata import version
 from pkgutil import resolve_name
 
@@ -64,8 +62,12 @@ def main() -> None:
         if command not in COMMANDS:
             raise InputError(f"there is no command {command}, only {', '.join(COMMANDS)}")
         run(command)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     except Exception as error:
-        if (meant := input_error(error)) is None:
+        from commands.faults import known_fault
+
+        if (meant := input_error(error) or known_fault(error)) is None:
             raise
         sys.exit(f"error: {meant}")
 
@@ -78,12 +80,9 @@ def run(command: str) -> None:
         sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv
     if command in LIGHTNING:
         from commands.cli import ZooCLI
+        from commands.terminal import quiet_lightning
 
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start.*")  # frozen parts are, on purpose
-        # Lightning's advertisement of another logger
-        rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-        rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())
+        quiet_lightning()
         ZooCLI(command)
     else:
         resolve_name({**CONFIGURED, **PLAIN}[command])(sys.argv[2:])

@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from callbacks.results_folder import SETTINGS
 from datamodules.sources.rooms.rendered import cores
 
 QUESTION = "room_size_estimation"
@@ -97,7 +98,7 @@ def parse(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, tuple[str,
 
 
 def seeded(seed: int) -> tuple[str, ...]:
-    """The options that give a training another start and another order."""
+    """The options that give a training another seed; the first alone would do, but results are found by all three."""
     return tuple(f"--{option}={seed}" for option in ("seed_everything", "model.backbone.seed", "data.seed"))
 
 
@@ -180,5 +181,7 @@ def _make(run: Run, results: Results, folder: Path, threads: int) -> None:
     trained = ("--config", str(folder / "config.yaml"), f"--ckpt_path={checkpoint}")
     for test, words in run.tests.items():
         if results.find(run, test) is None:
+            # a finished test that is no result of these words: the new one would get a folder beside its files
+            (folder / test / SETTINGS).unlink(missing_ok=True)
             main_py(log, threads, "test", *trained, *words, f"--trainer.default_root_dir={folder / test}")
             results.add(run, test, done["fit_s"], json.loads((folder / test / "metrics.json").read_text()))

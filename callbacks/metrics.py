@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import benchmark_of, tally
 from callbacks.table import render
 from zoo.atomic_io import write_json
+from zoo.errors import InputError
 
 Stage = Literal["val", "test"]
-METRICS = "metrics.json"
 
 
 class MetricsCallback(Callback):
@@ -23,10 +23,11 @@ class MetricsCallback(Callback):
 
     At the end of an epoch rank zero prints one table, and every rank logs `val/...` or `test/...`: each question type,
     and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. A test also writes
-    `metrics.json` into the run's folder: the result of `Benchmark.aggregate`, counts and versions.
+    `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts and versions.
 
-    Questions of a failed scene (`error` in their records) score 0, are counted, and are listed with the error. Records
-    without a ground truth are not scored. Each id counts once.
+    Questions of a failed scene (`error` in their records) score 0, are counted, and are listed with the error; if all
+    questions failed, the run stops with an `InputError`. Records without a ground truth are not scored. Each id counts
+    once.
 
     Args:
         scorer: name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
@@ -77,18 +78,31 @@ class MetricsCallback(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         missing: dict[str, int] = getattr(data, "missing", {})
         scored.counts.update(missing=sum(missing.values()), filtered=getattr(data, "filtered", 0))
+        if records and all(record["error"] for record in records):
+            raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {records[0]['error']}")
         # 2. Loggers, table and file.
         pl_module.log_dict(_scalars(scored.result, stage), sync_dist=True)
         if not trainer.is_global_zero:
             return
-        pl_module.print(render(scored, title=f"{stage} ({scored.scorer})", missing=missing))
+        chosen_by = data.filter.option if hasattr(data, "filter") else ""
+        source = getattr(data, "source", None)
+        of_data = "" if source is None else f" of {type(source).__name__}"
+        title = f"{type(pl_module).__name__}, {stage} split{of_data}"
+        pl_module.print(render(scored, title=title, missing=missing, chosen_by=chosen_by))
         if stage == "test":
             content = scored.as_metrics(
                 missing_scenes=missing,
                 checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
                 data=data.describe() if hasattr(data, "describe") else None,
+                **_geometry(pl_module),
             )
-            write_json(Path(trainer.default_root_dir) / METRICS, content)
+            write_json(results_folder(trainer) / METRICS, content)
+
+
+def _geometry(pl_module: LightningModule) -> dict[str, str | None]:
+    """Return the class of the geometry encoder, which a config may name in vain; empty without a `SpatialVLM`."""
+    model: Any = getattr(pl_module, "model", None)
+    return {"geometry": model.geometry_name} if hasattr(model, "geometry_name") else {}
 
 
 def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,28 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.metrics import METRICS
+from callbacks.results_folder import (
+    METRICS,
+    PREDICTIONS,
+    SETTINGS,
+    UNFINISHED,
+    choose_folder,
+    keep_finished_test,
+    results_folder,
+)
 from callbacks.scoring import benchmark_of, score_record, versions
-from callbacks.settings import differences, settings_of
+from callbacks.settings import differences, save_config, settings_of
 from zoo.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.errors import InputError
 
-PREDICTIONS = "predictions.jsonl"
-UNFINISHED = "predictions.unfinished.json"  # the settings of a running or interrupted test
-SETTINGS = "predictions.settings.json"  # the same file, renamed when the test ends
-
 
 class PredictionsCallback(Callback):
-    """Writes one JSON line per question to `predictions.jsonl` in the run's folder, before the next scene starts.
+    """Writes one JSON line per question to `predictions.jsonl` in the test's folder, before the next scene starts.
 
     An interrupted test resumes when it is run again, on any number of processes: answered questions are kept, failed
-    ones are retried. Weights, data and prompts must be the same, see `callbacks.settings`. After a finished test, a
-    new one starts over and replaces the file.
+    ones are retried. Weights, data and prompts must be the same, see `callbacks.settings`. The folder is the run's;
+    once that holds a finished test, one with other settings gets a folder inside it (`callbacks.results_folder`), and
+    the same test starts over and replaces its file.
 
     With several processes each writes `predictions.rank<k>.jsonl`, and rank zero merges them at the end, each id once,
     in the order of the data. `predict` prints its answers and appends them to `answers.jsonl`.
@@ -42,56 +48,74 @@ class PredictionsCallback(Callback):
 
     def __init__(self, scorer: str | None = None) -> None:
         self.scorer = scorer
+        self.results_folder: Path | None = None  # of the running test
         self._kept: list[dict[str, Any]] = []  # answers of the interrupted test
         self._file: JSONLines | None = None
 
     # ---- test ---------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the DataModule which questions are answered, before it reads the data."""
+        """Let the DataModule ask which questions are answered, once it has read the data."""
         data: Any = getattr(trainer, "datamodule", None)
-        self._kept = []
-        if stage != "test" or not hasattr(data, "answered"):
-            return
-        folder = Path(trainer.default_root_dir)
-        if trainer.is_global_zero and (folder / UNFINISHED).exists():
-            found = read_records([folder / PREDICTIONS, *_parts(folder)])
-            self._kept = [record for record in found if not record.get("error")]
-        self._kept = trainer.strategy.broadcast(self._kept)
-        data.answered = {record["id"]: record for record in self._kept}
+        self.results_folder, self._kept = None, []
+        if stage == "fit" and trainer.is_global_zero:
+            keep_finished_test(Path(trainer.default_root_dir))
+        if stage == "test" and hasattr(data, "find_answered"):
+            data.find_answered = partial(self._begin, trainer, pl_module, resumes=True)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this process's file."""
-        refusal = self._begin(trainer, pl_module) if trainer.is_global_zero else None
-        if refusal := trainer.strategy.broadcast(refusal):
-            raise InputError(refusal)  # on every process
+        if self.results_folder is None:  # without a DataModule
+            self._begin(trainer, pl_module, resumes=False)
         own = PREDICTIONS if trainer.world_size == 1 else f"predictions.rank{trainer.global_rank}.jsonl"
-        self._file = JSONLines(Path(trainer.default_root_dir) / own)
+        self._file = JSONLines(results_folder(trainer) / own)
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
-        """Prepare the files of a test, or return why it can't resume the interrupted one."""
-        folder, benchmark = Path(trainer.default_root_dir), benchmark_of(trainer)
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, *, resumes: bool) -> dict[str, dict[str, Any]]:
+        """Choose and prepare the test's folder; return the answers of the interrupted test by id."""
+        chosen: Any = self._prepare(trainer, pl_module, resumes) if trainer.is_global_zero else None
+        self.results_folder, self._kept, refusal = trainer.strategy.broadcast(chosen)
+        if refusal:
+            raise InputError(refusal)  # on every process
+        return {record["id"]: record for record in self._kept}
+
+    def _prepare(
+        self, trainer: Trainer, pl_module: LightningModule, resumes: bool
+    ) -> tuple[Path, list[dict[str, Any]], str | None]:
+        """Return the test's folder with its files, the kept answers, and why the interrupted test can't resume."""
+        # 1. The folder.
+        run, benchmark = Path(trainer.default_root_dir), benchmark_of(trainer)
         scoring = {"benchmark": benchmark.name, "scorer": benchmark.find_scorer(self.scorer)}
         settings = {**scoring, **settings_of(trainer, pl_module)}
-        if self._kept:
+        folder = choose_folder(run, settings)
+        if folder != run:
+            rank_zero_info(f"test: {run} holds a finished test with other settings, so this one is in {folder}")
+            save_config(trainer, folder)
+        # 2. The answers of an interrupted test.
+        kept: list[dict[str, Any]] = []
+        if resumes and (folder / UNFINISHED).exists():
+            found = read_records([folder / PREDICTIONS, *_parts(folder)])
+            kept = [record for record in found if not record.get("error")]
+        if kept:
             before = json.loads((folder / UNFINISHED).read_text(encoding="utf-8"))
-            differing = differences(before, settings, {record["scene"] for record in self._kept})
+            differing = differences(before, settings, {record["scene"] for record in kept})
             if differing:
-                return (
+                refusal = (
                     f"{folder / UNFINISHED}: the interrupted test had other settings: {'; '.join(differing)}. Resume "
                     "it with those, or remove that file to start over"
                 )
+                return folder, [], refusal
             questions = len(trainer.datamodule.tested)  # type: ignore[attr-defined]
-            rank_zero_info(f"test: resumes with {len(self._kept)} of {questions} questions answered")
+            rank_zero_info(f"test: resumes with {len(kept)} of {questions} questions answered")
         else:
             # in this order: whenever this is killed, the answers match the settings beside them
             for name in (UNFINISHED, SETTINGS, METRICS):
                 (folder / name).unlink(missing_ok=True)
-        write_whole(folder / PREDICTIONS, json_lines(self._kept))
+        # 3. The files.
+        write_whole(folder / PREDICTIONS, json_lines(kept))
         for part in (*_parts(folder), *folder.glob(".*.partial")):  # the latter of writes that were killed
             part.unlink()
         write_json(folder / UNFINISHED, settings)
-        return None
+        return folder, kept, None
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         """Write the records of a batch."""
@@ -101,7 +125,7 @@ class PredictionsCallback(Callback):
         """Merge the files of all processes; runs after metrics.json is written."""
         trainer.strategy.barrier("all predictions are written")
         if trainer.is_global_zero:
-            folder, data = Path(trainer.default_root_dir), getattr(trainer, "datamodule", None)
+            folder, data = results_folder(trainer), getattr(trainer, "datamodule", None)
             place = {record["id"]: place for place, record in enumerate(getattr(data, "tested", ()))}
             merged = read_records([folder / PREDICTIONS, *_parts(folder)])
             merged.sort(key=lambda record: place.get(record["id"], len(place)))

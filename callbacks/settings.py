@@ -12,9 +12,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from zoo.geometry import CachedGeometry
+from zoo.seed import resolve_seed
 from zoo.weights import DIGITS, fingerprint
 
 FILES = "files of "  # prefix of a scene's entry
+DRAWN = ("data.sampler.seed", "data.frame_pairing.seed")  # options whose null is the run's seed
 # options of the model and the data that have no effect on answers
 CHANGES_NO_ANSWER = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
@@ -30,8 +32,20 @@ class SaveRunConfig(SaveConfigCallback):
         """Write the config on rank zero."""
         path = Path(trainer.default_root_dir) / self.config_filename
         if trainer.is_global_zero and (stage == "fit" or not path.exists()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
+            self.save(path)
+
+    def save(self, path: Path) -> None:
+        """Write the config."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
+
+
+def save_config(trainer: Trainer, folder: Path) -> None:
+    """Write the config of this command into a folder, if the run has a command line."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, SaveRunConfig):
+            callback.save(folder / callback.config_filename)
 
 
 def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -50,6 +64,8 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         described = data.describe() if hasattr(data, "describe") else None
         chosen = {"model": type(pl_module).__qualname__, "data": described}
     flat = {key: value for key, value in flatten(chosen).items() if not CHANGES_NO_ANSWER & set(key.split("."))}
+    flat.pop("data.seed", None)  # of training
+    flat |= {key: resolve_seed(flat[key]) for key in DRAWN if key in flat}
     geometry = getattr(getattr(pl_module, "model", None), "geometry", None)
     if isinstance(geometry, CachedGeometry):  # the model itself lacks these weights
         flat["geometry_weights"] = geometry.weights
@@ -63,6 +79,11 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         **{f"{FILES}{scene}": _digest(files) for scene, files in getattr(data, "tested_files", {}).items()},
     }
     return dict(json.loads(json.dumps(found, default=str)))
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that differ, apart from files of scenes."""
+    return [n for n in {**before, **now} if before.get(n) != now.get(n) and not n.startswith(FILES)]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Collection[str]) -> list[str]:

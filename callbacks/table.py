@@ -14,28 +14,38 @@ from callbacks.scoring import Tally
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
 
 
-def render(scored: Tally, *, title: str, missing: Mapping[str, int] | None = None, terminal: bool | None = None) -> str:
+def render(
+    scored: Tally,
+    *,
+    title: str,
+    missing: Mapping[str, int] | None = None,
+    chosen_by: str = "",
+    terminal: bool | None = None,
+) -> str:
     """Return the text of the table and, below it, the failed, filtered and missing questions.
 
     Args:
         scored: the scores of a test.
-        title: the line above the table.
+        title: the line above the table, such as the model and the split.
         missing: number of questions of each scene whose video is absent.
+        chosen_by: the option that left questions out.
         terminal: colors and rules if True, a plain Markdown table if False, as stdout is if None.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
     result, counts = scored.result, scored.counts
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)
     table.add_column("question type", no_wrap=True)
-    for heading in ("score (micro)", "macro", "questions"):
+    for heading in ("micro", "macro", "questions"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("scorer", no_wrap=True)
     types = result["per_question_type"]
     for kind, entry in types.items():
-        table.add_row(kind, _number(entry["score"]), "", str(entry["count"]), end_section=kind == list(types)[-1])
+        cells = (kind, _number(entry["score"]), "", str(entry["count"]), scored.scorer)
+        table.add_row(*cells, end_section=kind == list(types)[-1])
     for group, kinds in scored.benchmark.groups.items():
         questions = sum(types[kind]["count"] for kind in kinds if kind in types)
         means = (_number(result[group][mean]) for mean in ("micro", "macro"))
-        table.add_row(GROUPS[group], *means, str(questions), style="bold")
+        table.add_row(GROUPS[group], *means, str(questions), scored.scorer, style="bold")
     console = Console(force_terminal=terminal, width=None if terminal else 80)
     with console.capture() as capture:
         console.print(table)
@@ -47,7 +57,7 @@ def render(scored: Tally, *, title: str, missing: Mapping[str, int] | None = Non
         lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
         lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed]
     if counts.get("filtered"):
-        lines.append(f"{_plural(counts['filtered'], 'question')} left out by --data.question_types or --data.subset")
+        lines.append(f"{_plural(counts['filtered'], 'question')} left out by {chosen_by}")
     if missing:
         names = ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         absent = _plural(sum(missing.values()), "question")

@@ -18,16 +18,12 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning import seed_everything
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from commands.arguments import DEFAULT_OPTIONS
+from commands.new_run import launcher
 from commands.select_frames import FAILED, KEPT, MADE, OF_RUNS, scene_parser
 from datamodules import RandomSampler
 from zoo.errors import InputError
@@ -46,8 +42,7 @@ def cache_geometry(arguments: list[str]) -> None:
             small, or some scenes have failed; the other entries are written by then.
     """
     settings, encoder, wanted = parse(arguments)
-    launchers: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment)
-    process = next((launcher for launcher in launchers if launcher.detect()), LightningEnvironment)()
+    process = launcher()
     data, split = settings.data, settings.split
     sampler = data.train_sampler if split == "train" else data.sampler
     if isinstance(sampler, RandomSampler):
@@ -99,6 +94,7 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
     parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
     settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
+    seed_everything(settings.seed_everything, verbose=False)
     options = settings.model.init_args
     if options.get("geometry_cache") is None:
         options["geometry_cache"] = Namespace(**asdict(GeometryCache()))

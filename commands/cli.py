@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
+from callbacks.checkpoint import FOLDER, LAST
+from callbacks.checkpoint_io import CheckpointFiles
+from callbacks.predictions import UNFINISHED
 from commands.arguments import DEFAULT_OPTIONS
 from commands.export import ExportingTrainer
+from commands.new_run import remove_unused
 from commands.parser import OneLineParser
-from commands.runs import resolve_run
+from commands.runs import CONFIG, resolve_run
+from commands.terminal import describe_size
 from datamodules import VideoQADataModule
 from zoo.errors import InputError
 from zoo.tasks import Task
@@ -24,7 +33,12 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "gradient_clip_val": 1.0,  # Spatial-MLLM's
     "log_every_n_steps": 10,
+    "enable_model_summary": False,  # `describe_size` says what trains
 }
+
+
+# Strategies "ddp" and "auto" with several devices: gradients are views of DDP's buckets instead of copies of them.
+StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):
@@ -40,18 +54,26 @@ class ZooCLI(LightningCLI):
 
     def __init__(self, command: str) -> None:
         self.command = command
-        super().__init__(
-            Task,
-            VideoQADataModule,
-            trainer_class=ExportingTrainer,
-            parser_class=ZooParser,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=SaveRunConfig,
-            seed_everything_default=0,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-        )
+        self.folder, self.is_new = Path(), False
+        try:
+            super().__init__(
+                Task,
+                VideoQADataModule,
+                trainer_class=ExportingTrainer,
+                parser_class=ZooParser,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=SaveRunConfig,
+                seed_everything_default=0,
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+            )
+        except BaseException as error:  # an interrupt and a job's time limit as well
+            self.after_failure(error)
+            raise
+        if self.is_new:
+            with suppress(OSError):
+                self.folder.rmdir()  # `export` leaves nothing there
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the callbacks."""
@@ -69,23 +91,49 @@ class ZooCLI(LightningCLI):
         """Parses the command line, below it the default configs."""
         self.config = parser.parse_args([self.command, *DEFAULT_OPTIONS, *sys.argv[2:]])
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning reads the whole checkpoint here for its hyperparameters; those of the zoo have none."""
+
     def before_instantiate_classes(self) -> None:
         """Resolves the run's folder and checkpoint, and whose cameras `predict` uses."""
         settings = self.config[self.command]
+        given = settings.trainer.default_root_dir
+        existed = given is not None and Path(given).exists()
         resolve_run(self.command, settings)
+        self.folder = Path(settings.trainer.default_root_dir)
+        is_first = getattr(rank_zero_only, "rank", 0) == 0
+        self.is_new = is_first and not existed and not any(self.folder.glob("*"))
         if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
             settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [progress_bar()]
 
+    def before_fit(self) -> None:
+        """Prints the size of the model and of what trains."""
+        rank_zero_info(describe_size(self.model))
+
     def after_fit(self) -> None:
         """Names the command that scores the run."""
         if self.model.answers_questions and self.trainer.global_step:
-            rank_zero_info(f"{self.trainer.default_root_dir} is trained: python main.py test scores it")
+            rank_zero_info(f"{self.folder} is trained: python main.py test scores it")
+
+    def after_failure(self, error: BaseException) -> None:
+        """Removes a new folder in which nothing is, or names the command that goes on."""
+        trainer: Trainer | None = getattr(self, "trainer", None)
+        if self.is_new and (trainer is None or not trainer.global_step):
+            remove_unused(self.folder)
+        if trainer is None or not trainer.interrupted or isinstance(error, InputError):
+            return
+        if self.command == "fit" and (self.folder / FOLDER / LAST).exists():
+            rank_zero_info(f"to go on: python main.py fit --config {self.folder / CONFIG} --ckpt_path last")
+        elif self.command == "test" and (self.folder / UNFINISHED).exists():
+            rank_zero_info(f"to go on: python {shlex.join(sys.orig_argv[1:])}")
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Builds the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
         try:
-            return super().instantiate_trainer(**settings)
+            trainer = super().instantiate_trainer(**settings)
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        trainer.strategy.checkpoint_io = CheckpointFiles()
+        return trainer

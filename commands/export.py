@@ -10,9 +10,11 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import VideoQADataModule
+from zoo.checkpoint_file import read_checkpoint
 from zoo.checkpoints import export_model, unofficial_parts
 from zoo.configuration import to_config
 from zoo.errors import InputError
+from zoo.pretrained import FROZEN, check_frozen
 from zoo.tasks import Task, VideoQATask
 
 
@@ -49,7 +51,8 @@ class ExportingTrainer(Trainer):
         if not isinstance(model, VideoQATask):
             raise InputError(f"{type(model).__name__} is no video-language model: only these are exported")
         if ckpt_path is not None:
-            checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True)
+            checkpoint = read_checkpoint(ckpt_path)
+            check_frozen(checkpoint.get(FROZEN, {}), model.frozen_weights, ckpt_path)
             model.load_state_dict(checkpoint["state_dict"])
         left_out = unofficial_parts(model.model)
         if layout == "official" or (layout == "auto" and not left_out):

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 import datamodules
 import zoo
+from commands.faults import failed_construction, unusable_class
 from zoo.errors import InputError, input_error
 
 BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
@@ -30,6 +31,10 @@ WRONG_VALUE = re.compile(  # the type, which spans many lines for a class; and t
     r"Expected an? (.+?)\. Got value: (.*)|Subtypes: \[(.*)\](?s:.*)Given value: (.*)"
 )
 UNNAMED_CLASS = re.compile(r"NestedArg\(key='([^']+)'")  # an option of a part that is null, to list its classes
+GIVEN_CLASS = re.compile(  # an import path where a class is expected, and the option of that part if it is for one
+    r"(?s:Subtypes: \[[^\n]*\w\.\w[^\n]*\].*Given value: |expects a function or a callable class: .*Got value: )"
+    r"(?:NestedArg\(key='(?P<option>[^']+)', val='|{'class_path': ')?(?P<value>\w+(?:\.\w+)+)"
+)
 WRONG_GROUP = re.compile(r"Unable to load config '([^']*)'")  # one value for a group of options, to list them
 
 
@@ -95,7 +100,10 @@ class OneLineParser(ArgumentParser):
             self.error(str(error), error)
         finally:
             set_parsing_settings(unset_sentinel=False)  # with it, dumps have the text None for some nulls
-        return super().instantiate_classes(cfg, **kwargs)
+        try:
+            return super().instantiate_classes(cfg, **kwargs)
+        except Exception as error:
+            raise failed_construction(error) from error
 
     def format_help(self, *args: Any) -> str:
         """Formats the help; jsonargparse names the options of a nested part relative to the class that has the part."""
@@ -117,6 +125,10 @@ class OneLineParser(ArgumentParser):
 
     def _explain(self, message: str, part: str) -> InputError:
         see_help = f"see {self.prog.replace(' [options]', '')} --help"
+        if named := GIVEN_CLASS.search(message):
+            option = f"{part}.{named['option']}" if named["option"] else part
+            if reason := unusable_class(named["value"]):
+                return OptionError(option, reason)
         if found := UNKNOWN_OPTION.search(message):
             return self._unknown_option(found, see_help)
         if found := UNKNOWN_CLASS.search(message):
@@ -133,7 +145,8 @@ class OneLineParser(ArgumentParser):
             types, value = found.group(1, 2) if found[1] else found.group(3, 4)
             value = {"": "nothing", "None": "null"}.get(value, value)
             problem = f"expected {spell(types)}, not {value}"
-            return OptionError(part, problem, _listed(class_names(message)))
+            remedy = f"write [{value}]" if "list[str]" in types else _listed(class_names(message))
+            return OptionError(part, problem, remedy)
         return InputError(f"{' '.join(message.split())}; {see_help}")
 
     def _unknown_option(self, found: re.Match[str], see_help: str) -> OptionError:

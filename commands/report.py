@@ -3,9 +3,10 @@
     python main.py report runs/*
     python main.py report runs/* --output report.html
 
-prints the benchmark's results table, means, settings, and the differences from the first run with bootstrap intervals.
-The page is one file that needs no network; it also shows charts, every pair of runs and the single questions. Folders
-that are not runs are listed and skipped.
+prints the benchmark's results table, means, settings, the mean and range over runs that differ in the seed alone, and
+the differences from the first run with bootstrap intervals. All tests inside a run's folder are shown. The page is one
+file that needs no network; it also shows charts, every pair of runs and the single questions. Folders that are not runs
+and runs without a test are listed and skipped.
 """
 
 from __future__ import annotations

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Collection, Iterable
-from datetime import datetime
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.predictions import UNFINISHED
 from callbacks.settings import flatten
+from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
 from zoo.errors import InputError
+from zoo.pretrained import config_of
 
-RUNS = Path("runs")
 CONFIG = "config.yaml"
 # options of a model that may differ from those of the run whose weights it loads
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
-    *("max_new_tokens", "allow_untrained", "attn_implementation", "dtype", "geometry_cache", "camera_source"),
+    *("max_new_tokens", "repetition_penalty", "allow_untrained", "attn_implementation", "dtype", "geometry_cache"),
+    "camera_source",
 }
 CHANGES_NO_RESULT = {
     *("num_workers", "keep_in_memory", "questions_per_batch", "video", "question", "workers"),
@@ -40,7 +39,10 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def refuse_unreadable(checkpoint: Path) -> None:
-    """Raises InputError for a checkpoint that is absent or truncated."""
+    """Raises InputError for a checkpoint that is absent, a folder or truncated."""
+    if checkpoint.is_dir():
+        inside = [path for path in (checkpoint / LAST, checkpoint / FOLDER / LAST) if path.exists()]
+        raise InputError(f"{checkpoint} is a folder: give a file, {inside[0] if inside else 'such as ' + LAST}")
     if not checkpoint.exists():
         raise InputError(f"{checkpoint}: no such checkpoint; give the path of a .ckpt file, or `last`")
     if not zipfile.is_zipfile(checkpoint):
@@ -50,30 +52,17 @@ def refuse_unreadable(checkpoint: Path) -> None:
 def newest_run() -> Path:
     """Returns the run under `runs/` with the newest checkpoint of a model that answers questions.
 
+    Newer runs without one are named.
+
     Raises:
         InputError: there is none.
     """
-    for run in _newest_first(config.parent for config in RUNS.glob(f"*/{CONFIG}")):
-        if (run / FOLDER / LAST).exists():
-            model = config_of(run)["model"].get("class_path", "")
-            if model and resolve_name(model).answers_questions:  # a pretrained geometry does not
-                return run
+    for run in _with_checkpoint(RUNS.glob(f"*/{CONFIG}")):
+        model = config_of(run)["model"].get("class_path", "")
+        if model and resolve_name(model).answers_questions:
+            return run
+        rank_zero_info(f"{run} is passed over: {model.rpartition('.')[2]} answers no questions")
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
-
-
-def config_of(run: Path) -> dict[str, Any]:
-    """Reads the settings of a run.
-
-    Raises:
-        InputError: they can't be read, or have no model.
-    """
-    try:
-        config: Any = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{run / CONFIG} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise InputError(f"{run / CONFIG} names no model")
-    return config
 
 
 def resolve_run(command: str, settings: Any) -> None:
@@ -107,7 +96,8 @@ def resolve_run(command: str, settings: Any) -> None:
         _check(command, checkpoint, settings)
     if folder is None:
         run = None if checkpoint is None else run_of(checkpoint)
-        folder = run or _broken_off(command, checkpoint, settings) or _new(_class(settings.model), command)
+        name = _class(settings.model) if command == "fit" else f"{_class(settings.model)}-{command}"
+        folder = run or shared_folder(lambda: _broken_off(command, checkpoint, settings) or make_folder(name))
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
     if settings.trainer.logger in (None, True):
@@ -139,24 +129,26 @@ def _class(part: Any) -> str:
     return str(getattr(part, "class_path", getattr(part, "__qualname__", ""))).rpartition(".")[2]
 
 
-def _newest_first(runs: Iterable[Path]) -> list[Path]:
-    """Sorts runs by the time of their checkpoint, or of their config without one."""
+def _with_checkpoint(configs: Iterable[Path]) -> Iterator[Path]:
+    """Yields the runs of configs that have a checkpoint, the newest first, and names those that are passed over."""
 
     def age(run: Path) -> float:
         checkpoint = run / FOLDER / LAST
         return -(checkpoint if checkpoint.exists() else run / CONFIG).stat().st_mtime
 
-    return sorted(runs, key=age)
+    for run in sorted((config.parent for config in configs), key=age):
+        if (run / FOLDER / LAST).exists():
+            yield run
+        elif not any(run.glob("*.jsonl")):  # else it only evaluated other weights
+            rank_zero_info(f"{run} is passed over: it has no checkpoint")
 
 
 def _last(settings: Any, folder: Path | None) -> Path:
     """Returns the checkpoint of the newest run of the same model, under `runs/` or in a folder."""
-    runs = [config.parent for config in (RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG))]
-    for run in _newest_first(runs):
-        if not (run / FOLDER / LAST).exists():
-            rank_zero_info(f"{run} is passed over: it has no checkpoint")
-        elif not _changed(config_of(run), settings.as_dict(), ("model",), NOT_ARCHITECTURE):
+    for run in _with_checkpoint(RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG)):
+        if not (changed := _changed(config_of(run), settings.as_dict(), ("model",), NOT_ARCHITECTURE)):
             return run / FOLDER / LAST
+        rank_zero_info(f"{run} is passed over: it was trained with another {changed[0]}")
     raise InputError(
         f"no run of this {_class(settings.model)} under {folder or RUNS}/ has a checkpoint: train it first (python "
         "main.py fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
@@ -196,7 +188,7 @@ def _changed(
 
 def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
     """Returns the newest folder of the same interrupted test, of weights that belong to no run, or None."""
-    if command != "test" or "ZOO_RUN" in os.environ:
+    if command != "test":
         return None
     for unfinished in sorted(RUNS.glob(f"*/{UNFINISHED}"), key=lambda path: -path.stat().st_mtime):
         run = unfinished.parent
@@ -205,17 +197,3 @@ def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | 
         if of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
             return run
     return None
-
-
-def _new(model: str, command: str) -> Path:
-    """Returns a new folder; its name is inherited by Lightning's processes, and shared by those of a launcher's job."""
-    if "ZOO_RUN" not in os.environ:
-        job = [os.environ.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")]
-        launched = any(key in os.environ for key in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"))
-        stamp = "-".join(filter(None, job)) if launched else datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{model}-{stamp}" if command == "fit" else f"{model}-{command}-{stamp}"
-        folder, again = RUNS / name, 1
-        while folder.exists() and not launched:
-            folder, again = RUNS / f"{name}-{again}", again + 1
-        os.environ["ZOO_RUN"] = str(folder)
-    return Path(os.environ["ZOO_RUN"])

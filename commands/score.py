@@ -50,7 +50,7 @@ def score(arguments: list[str]) -> None:
     scored = tally(map(vars, answers), benchmark, scorer)
     if not scored.scores:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
-    print(render(scored, title=f"{path} ({scorer})"))
+    print(render(scored, title=str(path)))
     for remark in remarks:
         print(remark)
     if parts:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from jsonargparse import SUPPRESS, ActionConfigFile
+from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ from zoo.atomic_io import write_whole
 from zoo.errors import SCENE_FAULTS, InputError
 
 OF_RUNS = (
-    *("trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "weights_only"),
+    *("trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
     *("metrics", "predictions", "checkpoint", "gallery"),  # callbacks that every run has
 )
 LeftAside = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there
@@ -90,7 +91,9 @@ def select_frames(arguments: list[str]) -> None:
     parser = scene_parser("select-frames", __doc__, ("model", *OF_RUNS))
     parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
     parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
-    settings = parser.instantiate_classes(parser.parse_args([*DEFAULT_OPTIONS, *arguments]))
+    parsed = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
+    seed_everything(parsed.seed_everything, verbose=False)
+    settings = parser.instantiate_classes(parsed)
     data, split = settings.data, settings.split
     if data.asked is not None:
         raise InputError("--data.video is for predict: select-frames takes a source, such as --data.source SceneFolder")
@@ -120,6 +123,7 @@ def scene_parser(command: str, description: str | None, ignored: Iterable[str]) 
     """Returns a parser of the DataModule, its split and its workers that ignores other options of a run's config."""
     parser = OneLineParser(prog=f"main.py {command}", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
+    parser.add_argument("--seed_everything", type=int, default=0, help="the run's seed")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
     parser.add_argument("--workers", type=int, default=0, help="worker processes; 0 uses the main process")
     parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)

@@ -11,6 +11,7 @@ of frames (video files have their own).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,12 @@ def read_times(path: str | Path, num_frames: int) -> list[float] | None:
         num_frames: Raw frames of the video.
 
     Raises:
-        ValueError: One line with the file: not one number per frame, or decreasing timestamps.
+        ValueError: One line with the file: not one finite number per frame, or decreasing timestamps.
     """
     times_s = _load(Path(path)).get("times_s")
     if times_s is None:
         return None
-    is_valid = isinstance(times_s, list) and all(isinstance(time_s, (int, float)) for time_s in times_s)
+    is_valid = isinstance(times_s, list) and all(_is_finite(time_s) for time_s in times_s)
     if not is_valid or len(times_s) != num_frames or times_s != sorted(times_s):
         raise ValueError(f"{path}: times_s must be {num_frames} increasing numbers, one per frame: write it again")
     return [float(time_s) for time_s in times_s]
@@ -140,6 +141,10 @@ def _matrices(path: Path, key: str, rows: Any, side: int) -> Float64[Tensor, "N 
     is_finite = matrices.isfinite().flatten(1).all(1)
     _require(path, f"{key} holds NaN or infinite numbers (null is an unknown pose)", is_finite)
     return matrices
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _has_unit_last_row(matrices: Tensor) -> Tensor:

@@ -195,5 +195,5 @@ class SceneDataset(Dataset):
 
 def format_scene_error(scene: Scene, error: Exception) -> str:
     """The error of a scene in one line that contains the scene's name."""
-    message = str(error) or type(error).__name__
+    message = " ".join(str(error).splitlines()) or type(error).__name__
     return message if scene.name.rpartition("/")[2] in message else f"{scene.name}: {message}"

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.video import natural_key
+from datamodules.video import UNREADABLE_IMAGE, natural_key
 
 RENDERED = ".scene.json"
 MISSING = (0, 65535)  # what depth cameras write without a measurement
@@ -80,7 +80,7 @@ def _read_image(file: Path) -> Float32[np.ndarray, "H W"]:
     try:
         with Image.open(file) as image:
             mode, pixels = image.mode, np.array(image)
-    except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
+    except UNREADABLE_IMAGE as error:
         raise ValueError(f"{file}: unreadable depth image: write it again") from error
     if not mode.startswith("I"):  # Pillow's modes of 16 and 32 bits
         raise ValueError(f"{file}: depth must be a 16-bit PNG in millimeters, this image has mode {mode}")

@@ -48,6 +48,13 @@ class QuestionFilter:
         given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
         return "".join(f", with {name}={value}" for name, value in given.items())
 
+    @property
+    def option(self) -> str:
+        """The option that chose among the questions of the scenes: `subset`, else `question_types`."""
+        if self.subset is not None:
+            return f"--data.subset {self.subset}"
+        return f"--data.question_types [{','.join(self.question_types or ())}]"
+
     def is_chosen(self, scene: str) -> bool:
         """Returns whether a scene's name meets the conditions."""
         dataset, _, own = scene.partition("/")
@@ -73,13 +80,14 @@ class QuestionFilter:
         """Applies the filter.
 
         Returns:
-            The scenes that keep questions, and the number of questions of the named scenes that were left out.
+            The scenes that keep questions, and the number of questions that `option` left out.
         """
         chosen = [scene for scene in scenes if self.is_chosen(scene.name)]
         total = _count(chosen)
         if kinds := self.question_types:
             chosen = [_keep(scene, lambda _, question: question.question_type in kinds) for scene in chosen]
         if self.subset is not None:
+            total = _count(chosen)
             ids = sorted((scene.name, question.id) for scene in chosen for question in scene.questions)
             drawn = set(random.Random(self.seed).sample(ids, min(self.subset, len(ids))))
             chosen = [_keep(scene, lambda name, question: (name, question.id) in drawn) for scene in chosen]

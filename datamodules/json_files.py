@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from zoo.strict_json import parse_json
 
 
 def read_json(path: Path, remedy: str = "write or download it again") -> Any:
@@ -19,7 +20,7 @@ def read_json(path: Path, remedy: str = "write or download it again") -> Any:
         ValueError: The file is absent or damaged.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror}): {remedy}") from error
     except ValueError as error:  # neither JSON nor UTF-8
@@ -55,7 +56,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, parse_json(line)
                 except ValueError as error:
                     raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
 
@@ -67,5 +68,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
     try:
         return parquet.read_table(path).to_pylist()
-    except ArrowException as error:
+    except FileNotFoundError:
+        raise
+    except (ArrowException, OSError, ValueError) as error:  # its own, of reading, and of decoding texts
         raise ValueError(f"{path}: not a parquet file, or truncated: download it again") from error

@@ -57,11 +57,17 @@ def read_selection(path: Path) -> dict[str, Any]:
     frames = content.get("selected_frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(type(frame) is int and frame >= 0 for frame in frames):
         raise ValueError(f"{path}: selected_frames must be a list of frame indices: create it again")
-    if not isinstance(content.get("made_by") or {}, dict):
-        raise ValueError(f"{path}: made_by must be an object: create it again")
+    made_by = content.get("made_by") or {}
+    sampler = made_by.get("sampler", {}) if isinstance(made_by, dict) else None
+    if not isinstance(sampler, dict) or not _are_counts(made_by.get("views"), sampler.get("candidates")):
+        raise ValueError(f"{path}: made_by does not hold the settings of a sampler: create it again")
     if content.get("num_frames", len(frames)) != len(frames):
         raise ValueError(f"{path}: {len(frames)} frames, but num_frames is {content['num_frames']}: create it again")
     return content
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(value is None or (type(value) is int and value > 0) for value in values)
 
 
 def write_selection(

@@ -24,6 +24,7 @@ from datamodules.video_file import RGB, VideoError, VideoFile
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 EXIF_ORIENTATION = 0x0112
+UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow on damaged files
 
 
 class Video:
@@ -94,7 +95,7 @@ class Video:
                 with Image.open(self._images[i]) as image:
                     upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
                     yield i, np.array(upright.convert("RGB"))
-            except (OSError, SyntaxError) as error:  # Pillow raises both on damaged files
+            except UNREADABLE_IMAGE as error:
                 raise _unreadable(self._images[i]) from error
 
 
@@ -115,7 +116,7 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             # orientations 5 to 8 swap the sides; reading the EXIF of a PNG would decode it
             sideways = image.format == "JPEG" and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError) as error:
+    except UNREADABLE_IMAGE as error:
         raise _unreadable(path) from error
     return (width, height) if sideways else (height, width)
 

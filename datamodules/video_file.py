@@ -52,7 +52,7 @@ class VideoFile:
         self._pts: list[int] = []  # time stamps in presentation order; empty if they don't identify the frames
         self._keys: list[int] = []  # key frames
         try:
-            with av.open(path) as container:
+            with self._open() as container:
                 stream = self._video_stream(container)
                 first = self._probe(container, stream)
                 rate, codec = stream.average_rate or stream.guessed_rate, stream.codec_context.name
@@ -122,6 +122,9 @@ class VideoFile:
 
     # ---- content of the file
 
+    def _open(self) -> InputContainer:
+        return av.open(self.path, metadata_errors="replace")  # titles and the like may be in any encoding
+
     def _video_stream(self, container: InputContainer) -> VideoStream:
         # cover art of a music file is a video stream as well, and a text file opens as a terminal recording
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -129,6 +132,8 @@ class VideoFile:
             content = "only sound in it" if container.streams.audio else "no video in it"
             raise VideoError(f"{self.path}: {content}: give a video file or a folder of frames")
         codec = streams[0].codec_context
+        if codec is None:  # av has no decoder
+            raise VideoError(f"{self.path}: its codec is unknown, or damaged: export it again as H.264")
         streams[0].thread_type = "AUTO" if codec.width * codec.height >= THREADED_PIXELS else "NONE"
         return streams[0]
 
@@ -173,14 +178,14 @@ class VideoFile:
 
     def _decode_all(self) -> Iterator[tuple[int, VideoFrame]]:
         """All frames with their indices, in presentation order."""
-        with av.open(self.path) as container:
+        with self._open() as container:
             yield from enumerate(container.decode(self._video_stream(container)))
 
     def _decode_sought(self, indices: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
         """The frames that decoding from their key frames finds."""
         if not self._pts:
             return
-        with av.open(self.path) as container:
+        with self._open() as container:
             stream = self._video_stream(container)
             for key, run in self.plan(indices):
                 if key is not None:

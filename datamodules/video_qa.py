@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,6 +24,7 @@ from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
+from zoo.seed import resolve_seed
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
@@ -53,10 +54,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
         datasets: Use only these datasets of the source (the first part of a scene's name).
         question_types: Use only questions of these types.
         scene_names: Use only these scenes; a list, or a text file with one name per line.
-        subset: Number of questions, drawn by `seed` from those that the other filters keep; null is all.
+        subset: Number of questions drawn from those that the other filters keep, whatever the seed; null is all.
         num_workers: Processes that load data; 0 uses the main process.
         keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0).
-        seed: Seed of the training order and of the subset.
+        seed: Seed of the training order and of the questions drawn in training; null is the run's.
         video: For `predict`: a video file or a folder of frames, in place of the source.
         question: For `predict`: the question about it.
     """
@@ -78,7 +79,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         subset: int | None = None,
         num_workers: int = 1,
         keep_in_memory: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         video: str | None = None,
         question: str | None = None,
     ):
@@ -101,6 +102,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.filtered = 0  # questions of the last split that the filters leave out
         self.missing: dict[str, int] = {}  # number of questions of each scene whose video is absent
         self.answered: dict[str, dict[str, Any]] = {}  # records by id of questions that a test skips
+        self.find_answered: Callable[[], dict[str, dict[str, Any]]] = dict  # asked when `tested` is known
         self.tested: list[dict[str, Any]] = []  # records of all questions of the test, on all ranks
         self.tested_files: dict[str, list[str]] = {}  # fingerprints of the files of each tested scene
         self.asked: SceneSource | None = None
@@ -112,10 +114,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.pixels = pixels or PixelBounds()
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch = questions_per_batch
-        self.filter = QuestionFilter(datasets, question_types, scene_names, subset, seed)
+        self.filter = QuestionFilter(datasets, question_types, scene_names, subset)
         for kind in question_types or ():
             self.source.benchmark.check_question_type(kind)
-        self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, seed
+        self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
 
     def prepare_data(self) -> None:
         stage = None if self.trainer is None else self.trainer.state.fn
@@ -223,6 +225,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         for scene in scenes:
             files = (scene.video, scene.cameras, scene.depth, *self.sampler.reads(scene.name))
             self.tested_files[scene.name] = [file_fingerprint(file) for file in files if file and file.exists()]
+        self.answered = self.find_answered()
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in scenes]
         return self._scene_loader([scene for scene in rest if scene.questions])
 

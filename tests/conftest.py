@@ -15,6 +15,13 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # two wo
 ROOMS = (6, 2, 3)  # scenes of each split
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command leaves its seed in the environment; no test inherits it from another."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # remembered, and restored after the test
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+
+
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder of third-party scenes; tests that need it are skipped where ZOO_REALDATA doesn't name it."""

@@ -57,7 +57,7 @@ def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.
             run("test", *words)
     checkpoint = folder / "checkpoints/last.ckpt"
     shutil.copy(checkpoint, tmp_path / "former.ckpt")
-    other = torch.load(checkpoint, weights_only=False)
+    other = torch.load(checkpoint, weights_only=True)
     next(iter(other["state_dict"].values())).view(-1)[0] += 1
     torch.save(other, checkpoint)
     with pytest.raises(

@@ -55,7 +55,7 @@ def the_run(tmp_path: Path) -> Path:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=False)["state_dict"]
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> None:
@@ -179,10 +179,13 @@ def test_last_is_the_newest_state_with_every_schedule(
         scores = iter((0.1, 0.2, 0.3))
         run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps)
     saved = tmp_path / "again/checkpoints"
-    assert torch.load(saved / "last.ckpt", weights_only=False)["global_step"] == last
-    assert {path.name for path in saved.iterdir()} == ({"last.ckpt"} if best is None else {"last.ckpt", "best.ckpt"})
+    assert torch.load(saved / "last.ckpt", weights_only=True)["global_step"] == last
+    states = ["last"] if best is None else ["best", "last"]
+    assert sorted(path.name for path in saved.glob("*.ckpt")) == [f"{state}.ckpt" for state in states]
+    assert sorted(path.name.split(".")[0] for path in saved.glob("*.optimizer")) == states
+    assert len(list(saved.iterdir())) == 2 * len(states)
     if best is not None:
-        assert torch.load(saved / "best.ckpt", weights_only=False)["global_step"] == best
+        assert torch.load(saved / "best.ckpt", weights_only=True)["global_step"] == best
 
 
 def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
         run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
     run("fit", "--config", "qwen25_vl.yaml")
     checkpoint = the_run(tmp_path) / "checkpoints/last.ckpt"
-    torch.save(torch.load(checkpoint, weights_only=False) | {"global_step": 0}, checkpoint)
+    torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 0}, checkpoint)
     with pytest.raises(SystemExit, match="this model has random weights"):
         run("test")
     with pytest.raises(SystemExit, match="no run of this PRoPEMLLM"):  # a run of another model does not count
@@ -265,6 +268,48 @@ def test_filtered_questions_are_counted(run: Run, tmp_path: Path) -> None:
     counts = json.loads((tmp_path / "here/metrics.json").read_text())["counts"]
     assert counts["questions"] == 3 and counts["filtered"] > 10
     assert f"{counts['filtered']} questions left out by --data.question_types" in printed
+
+
+def test_only_what_the_option_leaves_out_is_counted(run: Run, tmp_path: Path) -> None:
+    words = ["test", "--config", "qwen25_vl.yaml", "--model.allow_untrained", "true"]
+    kinds = ["--data.question_types", "[room_size_estimation]"]
+    printed = run(*words, *kinds, "--data.subset", "2", "--trainer.default_root_dir", "here")
+    counts = json.loads((tmp_path / "here/metrics.json").read_text())["counts"]
+    assert (counts["questions"], counts["filtered"]) == (2, 1)  # of three rooms' sizes
+    assert "1 question left out by --data.subset 2\n" in printed and "question_types" not in printed
+
+
+def test_seeds_and_tests_of_a_run(run: Run, tmp_path: Path) -> None:
+    words = ["--config", "spatial_mllm.yaml", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        run("fit", *words, "--seed_everything", str(seed), "--trainer.default_root_dir", f"runs/{name}")
+    one, again, two = (weights(tmp_path / "runs" / name) for name in ("one", "again", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(again[name], one[name]) for name in one)
+    drawn = [name for name in one if one[name].dim() > 1 and one[name].any()]
+    frozen = [name for name in drawn if name.startswith("model.geometry")]
+    assert frozen and not any(torch.equal(one[name], two[name]) for name in drawn)
+
+    folder = tmp_path / "runs/one"
+    in_the_run = ["--trainer.default_root_dir", "runs/one", "--ckpt_path", "runs/one/checkpoints/last.ckpt"]
+    run("test", *in_the_run)
+    before = {name: (folder / name).read_bytes() for name in ("metrics.json", "predictions.jsonl", "config.yaml")}
+    assert json.loads(before["metrics.json"])["geometry"] == "TinyVGGT"
+    said = run("test", *in_the_run, "--data.subset", "2", logged=True)
+    (other,) = folder.glob("test-*")
+    assert f"runs/one holds a finished test with other settings, so this one is in runs/one/{other.name}" in said
+    assert other.name.startswith("test-subset-2-") and before == {name: (folder / name).read_bytes() for name in before}
+    assert len((other / "predictions.jsonl").read_text().splitlines()) == 2
+    assert yaml.safe_load((other / "config.yaml").read_text())["data"]["init_args"]["subset"] == 2
+    run("test", *in_the_run, "--seed_everything", "7")  # the weights are the checkpoint's: the same test
+    assert before["predictions.jsonl"] == (folder / "predictions.jsonl").read_bytes()
+    assert list(folder.glob("test-*")) == [other]
+    run("test", "--ckpt_path", "runs/two/checkpoints/last.ckpt")
+    sys.argv[1:] = ["report", "runs/one", "runs/two", "--output", "report.md"]
+    main.main()
+    text = (tmp_path / "report.md").read_text().replace("\\", "")
+    assert (
+        f"| one/{other.name} | " in text and "differ in the seed alone" in text and "| one, two | Room Size |" in text
+    )
 
 
 class Interrupted(Exception):

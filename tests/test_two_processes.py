@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import main
+from tests.callbacks.breakable import LAUNCHERS
 
 REPOSITORY = Path(main.__file__).parent
 SMALL = [
@@ -40,3 +44,28 @@ def test_two_processes_train_and_score_as_one(tmp_path: Path, rooms_root: Path) 
     assert results(folder) == together  # to the byte
     ids = [json.loads(line)["id"] for line in together[1].splitlines()]
     assert len(set(ids)) == len(ids) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "SLURM"])
+def test_a_second_run_of_a_job_replaces_nothing(launcher: str, tmp_path: Path, rooms_root: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = ["fit", "--config", "prope.yaml", *SMALL, "--data.source.root", str(rooms_root), "--trainer.max_steps", "1"]
+    command = [str(REPOSITORY / "main.py"), *words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"} | {"OMP_NUM_THREADS": "1"}
+    ranks = [{key: str(value) for key, value in LAUNCHERS["SLURM"](rank, 2, port).items()} for rank in range(2)]
+    first: dict[Path, bytes] = {}
+    for _ in range(2):
+        if launcher == "torchrun":
+            agent = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+            started = [subprocess.Popen([sys.executable, *agent, *command], cwd=tmp_path, env=environment)]
+        else:
+            python = [sys.executable, *command]
+            started = [subprocess.Popen(python, cwd=tmp_path, env=environment | rank) for rank in ranks]
+        assert [process.wait(250) for process in started] == [0] * len(started)
+        assert all(path.read_bytes() == content for path, content in first.items())
+        first = first or {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    checkpoints = list((tmp_path / "runs").glob("*/checkpoints/last.ckpt"))
+    assert len(checkpoints) == len(list((tmp_path / "runs").iterdir())) == 2

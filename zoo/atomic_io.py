@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from zoo.errors import InputError
 
@@ -71,8 +71,15 @@ def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return list(first.values())
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Writes a file whole or not at all, however many processes write it; makes its folder.
+
+    The new content is written beside the file and renamed: a rename is atomic within one file system only, so a
+    temporary folder is of no use.
+
+    Args:
+        path: The file, which may exist.
+        content: Its bytes, or a function that writes them to an open file.
 
     Raises:
         OSError: It can't be written; the former file is kept.
@@ -81,7 +88,10 @@ def replace_file(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

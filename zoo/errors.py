@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import get_args
 
 # Errors of one scene, in its files or in the model: they are recorded, and the run continues. Any other error is a bug.
@@ -14,12 +16,25 @@ class InputError(ValueError):
     main.py shows the message alone; any other exception is a bug and comes with its traceback.
     """
 
+    def __init__(self, message: object) -> None:
+        super().__init__(" ".join(str(message).splitlines()))  # names from a user's file may hold line breaks
+
 
 def check_choice(name: str, value: object, choices: object) -> None:
     """Raises an InputError for a value that a `Literal` lacks: the command line checks this itself, Python does not."""
     known = get_args(choices)
     if value not in known:
         raise InputError(f"{name} is one of {', '.join(map(str, known))}, not {value!r}")
+
+
+@contextmanager
+def reading(file: object) -> Iterator[None]:
+    """Names the file in any error of building or filling a model from it: its content decides what is raised."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(input_error(error) or repr(error))
+        raise InputError(reason if str(file) in reason else f"{file}: {reason}") from error
 
 
 def input_error(error: BaseException | None) -> InputError | None:

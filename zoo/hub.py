@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from zoo.errors import InputError
+from zoo.strict_json import parse_json
 
 CONFIG = "config.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
@@ -62,7 +62,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
         InputError: the file is missing, or is not a JSON object.
     """
     try:
-        config = json.loads((folder / name).read_text())
+        config = parse_json((folder / name).read_bytes())
         if not isinstance(config, dict):
             raise ValueError(f"a {type(config).__name__} instead of settings")
     except (OSError, ValueError) as error:

@@ -126,6 +126,12 @@ class SpatialVLM(Configurable, nn.Module):
         like = self.backbone.like
         return part.to(device=like.device, dtype=like.dtype)
 
+    @property
+    def geometry_name(self) -> str | None:
+        """The class of the geometry encoder, also of one behind a cache; None without one."""
+        geometry = self.geometry.outline if isinstance(self.geometry, CachedGeometry) else self.geometry
+        return None if geometry is None else type(geometry).__name__
+
     # ---- parameters -----------------------------------------------------------------------------------------------
 
     def part_of(self, name: str) -> str:
@@ -165,6 +171,16 @@ class SpatialVLM(Configurable, nn.Module):
             frames=bool(encoder and encoder.requires_frames),
             timestamps=self.time_index.real_time,
         )
+
+    def is_unreachable(self, name: str) -> bool:
+        """Whether no loss has a gradient for the parameter of this name: a branch or a head that is not used."""
+        part, _, rest = name.partition(".")
+        drops_2d = self.fusion is not None and self.fusion.active_branches == "3d"
+        if part == "geometry" and self.geometry is not None:
+            return self.geometry.is_unreachable(rest, tokens=self.uses_geometry_tokens, cameras=self.predicts_cameras)
+        if part == "fusion" and self.fusion is not None:
+            return rest.partition(".")[0] in self.fusion.unused_parts
+        return drops_2d and (part == "view_mixer" or (part == "backbone" and self.part_of(name) != "decoder"))
 
     # ---- one forward path -----------------------------------------------------------------------------------------
 

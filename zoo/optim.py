@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from zoo.precision import to_float32
 
 
 @dataclass
@@ -38,18 +42,28 @@ class LearningRates:
         return {part for part, rate in vars(self).items() if not rate}
 
 
-def freeze(module: nn.Module, rates: LearningRates, part_of: Callable[[str], str]) -> None:
-    """Turns gradients off in every part without a learning rate, in place.
+def freeze(
+    module: nn.Module,
+    rates: LearningRates,
+    part_of: Callable[[str], str],
+    is_unreachable: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Turns gradients off in every part without a learning rate; what trains becomes float32. In place.
+
+    In bfloat16, with its eight significant bits, most updates of a fine-tuning learning rate are rounded away.
 
     Args:
         module: the whole model.
         rates: one per part.
         part_of: the part that a parameter's name belongs to.
+        is_unreachable: whether no loss has a gradient for the parameter of a name, which DDP would wait for.
     """
     frozen = rates.frozen()
     for name, parameter in module.named_parameters():
-        if part_of(name) in frozen:
+        if part_of(name) in frozen or is_unreachable(name):
             parameter.requires_grad_(False)
+        elif parameter.requires_grad:
+            parameter.data = to_float32(parameter.data)
 
 
 def parameter_groups(
@@ -73,6 +87,15 @@ def parameter_groups(
         }
         for (part, is_bias), parameters in groups.items()
     ]
+
+
+def fused_adamw(parameters: Any, weight_decay: float) -> Optimizer:
+    """AdamW, fused where there is a GPU: otherwise each step makes temporary copies as large as the parameters."""
+    optimizer = AdamW(parameters, weight_decay=weight_decay, fused=torch.cuda.is_available() or None)
+    # Lightning refuses to clip gradients that a fused optimizer could still have to unscale (float16 alone is scaled,
+    # and then torch's GradScaler unscales before the clipping, as without fusion)
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 class WarmupCosine(LambdaLR):

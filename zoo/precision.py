@@ -20,6 +20,17 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+def cached_casts(device: torch.device) -> AbstractContextManager:
+    """Under autocast, casts each trained float32 weight once for all forward passes within; Lightning turns that off.
+
+    An answer of 32 tokens would cast them 32 times, which takes longer than to use them. Frozen weights are never kept:
+    load them in bfloat16.
+    """
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=True)
+
+
 @contextmanager
 def highest_matmul_precision(device: torch.device) -> Iterator[None]:
     """Disables autocast, and TF32 for float32 matrix products.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from zoo.backbones.base import Backbone
 from zoo.scenes import SceneTokens
@@ -36,11 +38,14 @@ class CachedPrefix:
     Args:
         backbone: the model.
         inputs: of the prefix alone, a batch of one without padding, from `SpatialVLM.build_inputs`.
+        repetition_penalty: divides the positive logits of the tokens of prompt and answer, and multiplies the negative
+            ones, as in transformers; 1 is none.
     """
 
     @torch.no_grad()
-    def __init__(self, backbone: Backbone, inputs: Mapping[str, Any]) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, inputs: Mapping[str, Any], repetition_penalty: float = 1.0) -> None:
+        self.backbone, self.input_ids = backbone, inputs["input_ids"]
+        self.penalize = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
         self.cache = backbone.decode({**inputs, "attention_mask": None}, use_cache=True).cache
         self.length = inputs["input_ids"].shape[1]
         self.next_position = int(inputs["position_ids"].amax()) + 1
@@ -49,7 +54,7 @@ class CachedPrefix:
         self.groups = torch.full_like(inputs["input_ids"], PREFIX)
 
     def answer(self, questions: Sequence[Sequence[int]], max_new_tokens: int, at_once: int) -> list[Reply]:
-        """Greedy answers without penalties, each as if its question had been alone.
+        """Greedy answers, each as if its question had been alone.
 
         Args:
             questions: token ids that follow the prefix, at least one each.
@@ -91,6 +96,11 @@ class CachedPrefix:
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.backbone.lm_head(hidden)
+            if self.penalize is not None:
+                said = [[*questions[n], *answers[n]] for n in going]
+                rows = [torch.cat((self.input_ids[0], self.input_ids.new_tensor(ids))) for ids in said]
+                seen = pad_sequence(rows, batch_first=True, padding_value=int(self.input_ids[0, 0]))  # a seen token
+                logits = self.penalize(seen, logits.float())  # float32, as in transformers' generate
             broken, found = (~logits.amax(-1).isfinite()).tolist(), logits.argmax(-1).tolist()
             for n, token, is_broken in zip(going, found, broken, strict=True):
                 if is_broken:
@@ -135,6 +145,7 @@ def answer_questions(
     scene_index: Sequence[int],
     max_new_tokens: int,
     questions_per_batch: int = 8,
+    repetition_penalty: float = 1.0,
 ) -> list[Reply]:
     """Answers prompts about encoded scenes; the prefix that prompts of one scene share is read once.
 
@@ -145,6 +156,7 @@ def answer_questions(
         scene_index: the scene of each prompt.
         max_new_tokens: the longest answer.
         questions_per_batch: prompts answered together.
+        repetition_penalty: see `CachedPrefix`.
 
     Returns:
         One reply per prompt, in the same order.
@@ -168,6 +180,7 @@ def answer_questions(
             ids = torch.tensor([list(prompts[family[0]][:length])], device=device)
             inputs = model.build_inputs(ids, torch.ones_like(ids), scenes, [[scene]])
             questions = [prompts[row][length:] for row in family]
-            answered = CachedPrefix(backbone, inputs).answer(questions, max_new_tokens, questions_per_batch)
+            prefix = CachedPrefix(backbone, inputs, repetition_penalty)
+            answered = prefix.answer(questions, max_new_tokens, questions_per_batch)
             replies.update(zip(family, answered, strict=True))
     return [replies[row] for row in range(len(prompts))]

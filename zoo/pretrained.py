@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os.path
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,16 +16,19 @@ from torch import Tensor, nn
 
 from zoo.atomic_io import write_json, write_whole
 from zoo.backbones.base import BackboneLoader
+from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import from_config, to_config, with_overrides
-from zoo.errors import InputError
+from zoo.errors import InputError, reading
 from zoo.fingerprint import file_fingerprint
 from zoo.hub import CONFIG, find_folder, read_config
+from zoo.seed import resolve_seed
 from zoo.weights import WEIGHTS, SafetensorsFile
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 RUN_CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
+FROZEN = "frozen_weights"  # of a checkpoint: `frozen_weights` of its model
 LIBRARY = "spatial-vlm-zoo"
 CARD = """---
 library_name: {library}
@@ -61,8 +66,8 @@ def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
     config = {
         "library_name": LIBRARY,
         "model": parts,
-        "data": model.data_config,
-        "frozen": {path: [file_fingerprint(file) for file in files] for path, files in sources.items()},
+        "data": _replaced(model.data_config, "seed", resolve_seed),
+        "frozen": frozen_weights(model),
         "full": full,
     }
     write_json(folder / CONFIG, config)
@@ -88,14 +93,35 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
         return _released(kind, name, config, overrides)
-    parts = with_overrides(config["model"], overrides)
-    if config.get("full"):
-        parts = _with_paths(parts, lambda path: str(folder / path) if (folder / path).exists() else path)
-    model = from_config(kind, parts)
-    if not config.get("full"):
-        _check_frozen(model, config.get("frozen", {}), folder)
-    model.data_config = config.get("data") or {}
-    return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
+    with reading(folder / CONFIG):
+        parts = with_overrides(config["model"], overrides)
+        if config.get("full"):
+            parts = _replaced(
+                parts, "path", lambda path: str(folder / path) if path and os.path.exists(folder / path) else path
+            )
+        model = from_config(kind, parts)
+        if not config.get("full"):
+            check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
+        model.data_config = config.get("data") or {}
+    with reading(folder):
+        return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """Reads the settings of a run.
+
+    Raises:
+        InputError: they can't be read, or have no model.
+    """
+    file = run / RUN_CONFIG
+    try:
+        config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        json.dumps(config, default=str)  # fails for an alias that leads to itself
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InputError(f"{file} names no model")
+    return config
 
 
 def saved_names(module: nn.Module, restored_by_files: Callable[[str], bool]) -> set[str]:
@@ -126,15 +152,20 @@ def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
 
 
 def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
-    settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
-    # the task is named by its class path: the model does not import what is built on top of it
-    task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
-    model = task.model
-    model.data_config = settings.get("data") or {}
+    settings = config_of(run)
+    with reading(run / RUN_CONFIG):
+        # the task is named by its class path: the model does not import what is built on top of it
+        task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
+        model = task.model
+        seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws
+        model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-        return _filled(model, {k.removeprefix("model."): v for k, v in state.items()}, str(checkpoint))
+        saved = read_checkpoint(checkpoint)
+        with reading(checkpoint):
+            check_frozen(saved.get(FROZEN, {}), task.frozen_weights, checkpoint)
+            state = {k.removeprefix("model."): v for k, v in saved["state_dict"].items()}
+            return _filled(model, state, str(checkpoint))
     if not model.is_pretrained:
         raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
     return _frozen(model)
@@ -156,25 +187,43 @@ def _loaders(base: Any = BackboneLoader) -> Iterator[type[BackboneLoader]]:
         yield from _loaders(loader)
 
 
-def _with_paths(config: Any, changed: Callable[[str], str]) -> Any:
-    """The configuration with each `path` in it changed."""
+def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
+    """The configuration with each value of an option in it changed."""
     if not isinstance(config, dict):
         return config
     return {
-        key: changed(value) if key == "path" and isinstance(value, str) else _with_paths(value, changed)
-        for key, value in config.items()
+        key: changed(value) if key == option else _replaced(value, option, changed) for key, value in config.items()
     }
 
 
 def _released_files(model: SpatialVLM) -> dict[str, tuple[Path, ...]]:
-    """The released weights that frozen parts are read from: by hub id or path, their files."""
-    sources: dict[str, tuple[Path, ...]] = {}
+    """The released weights that parts are read from: by hub id or path, their files."""
+    return {path: files for path, files in _sources(model).values()}
+
+
+def _sources(model: SpatialVLM) -> dict[str, tuple[str, tuple[Path, ...]]]:
+    """Hub id or path, and files, of the released weights of each part that has some of its own."""
+    sources: dict[str, tuple[str, tuple[Path, ...]]] = {}
     if model.loader.released_path is not None:
-        sources[model.loader.released_path] = model.loader.files
-    geometry = model.geometry
-    if geometry is not None and geometry.files and getattr(geometry, "path", None):
-        sources[str(geometry.path)] = geometry.files  # type: ignore[union-attr]
+        sources["backbone"] = model.loader.released_path, model.loader.files
+    if model.geometry is not None and model.geometry.path is not None:
+        sources["geometry"] = model.geometry.path, model.geometry.files
     return sources
+
+
+def frozen_weights(model: SpatialVLM) -> dict[str, dict[str, Any]]:
+    """Path and fingerprints of the files of each part (`backbone`, `geometry`) that is not saved as a whole.
+
+    The fingerprints are of size, head and tail of each file, see `zoo.fingerprint`: some milliseconds.
+    """
+    parameters = list(model.named_parameters())
+    every = {name.partition(".")[0] for name, _ in parameters}
+    read = {name.partition(".")[0] for name, p in parameters if not p.requires_grad and model.restored_by_files(name)}
+    return {
+        part: {"path": path, "files": [file_fingerprint(file) for file in files]}
+        for part, (path, files) in _sources(model).items()
+        if part in read or part not in every  # a cached geometry has no parameters
+    }
 
 
 def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Path) -> Any:
@@ -186,24 +235,38 @@ def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Pa
         beside = [f for f in files[0].parent.iterdir() if f.suffix in (".json", ".txt", ".jinja")]
         for file in {*files, *beside}:
             shutil.copyfile(file, target / file.name)
-        names[path] = str(target.relative_to(folder))
-    return _with_paths(parts, lambda path: names.get(path, path))
+        source = target / Path(path).name if Path(path).is_file() else target
+        names[path] = str(source.relative_to(folder))
+    return _replaced(parts, "path", lambda path: names.get(path, path))
 
 
-def _check_frozen(model: SpatialVLM, recorded: Mapping[str, list[str]], folder: Path) -> None:
-    """Raises an InputError if released weights are not those that the model was saved with."""
-    found = {path: [file_fingerprint(file) for file in files] for path, files in _released_files(model).items()}
-    for path, prints in recorded.items():
-        if path in found and found[path] != prints:
+def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
+    """Checks that frozen weights are those that a model was trained with, wherever their files lie.
+
+    Args:
+        recorded: `frozen_weights` of the model when it was trained.
+        found: `frozen_weights` of the model that its trained weights are loaded into.
+        source: the checkpoint or folder, for the error.
+
+    Raises:
+        InputError: the files of a part have other fingerprints; names both.
+    """
+    for part in recorded.keys() & found.keys():
+        before, now = recorded[part], found[part]
+        if before["files"] != now["files"]:
             raise InputError(
-                f"{folder}: the frozen weights of {path} are not those that this model was trained with: download them "
-                "again, or save the model with full=True"
+                f"{source} was trained with the frozen {part} {before['path']} ({', '.join(before['files'])}), and "
+                f"{now['path']} now holds another ({', '.join(now['files'])}): restore those files, or train again"
             )
 
 
 def _filled(model: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
     _frozen(model)
-    check_loaded(model.load_state_dict(dict(tensors), strict=False), set(_own_tensors(model)), source)
+    tensors = dict(tensors)
+    for name, parameter in model.named_parameters():
+        if name in tensors:  # what was trained is float32 beside a frozen bfloat16 model
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, tensors[name].dtype))
+    check_loaded(model.load_state_dict(tensors, strict=False), set(_own_tensors(model)), source)
     model.loaded_names = frozenset(tensors)
     return model
 

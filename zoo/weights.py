@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os.path
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from zoo.errors import InputError
+from zoo.strict_json import parse_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DIGITS = 32  # of a fingerprint: 128 bits
@@ -70,7 +71,7 @@ class Shards(LazyTensors):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            files = json.loads((folder / INDEX).read_text())["weight_map"]
+            files = parse_json((folder / INDEX).read_bytes())["weight_map"]
             self.file_of: dict[str, str] = dict(sorted(files.items(), key=lambda item: item[1]))
             self.files = tuple(folder / shard for shard in dict.fromkeys(self.file_of.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -78,7 +79,7 @@ class Shards(LazyTensors):
         self.names = self.file_of.keys()
         self.open: tuple[str, SafetensorsFile] | None = None
         for shard in self.file_of.values():
-            if Path(shard).name != shard or not (folder / shard).is_file():
+            if Path(shard).name != shard or not os.path.isfile(folder / shard):
                 raise InputError(f"{folder} lacks {shard}, which its index names: the download is not complete")
 
     def __getitem__(self, name: str) -> Tensor:

@@ -14,6 +14,7 @@ from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource
 from zoo.configuration import from_config
+from zoo.errors import SCENE_FAULTS
 
 POINTS = 64  # of a path, beside the frames that were used
 SIDE = 1000  # of the square around a path
@@ -42,7 +43,7 @@ def camera_paths(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
                     poses = json.loads(scene.cameras.read_text(encoding="utf-8"))["world_to_camera"]
                     if (path := flat_path(poses, frames[scene.name])) is not None:
                         found[scene.name] = path
-        except (OSError, ValueError, KeyError) as error:
+        except (*SCENE_FAULTS, TypeError) as error:
             absent.append(f"{same[0].name}: no camera paths, its data can't be read: {' '.join(str(error).split())}")
         datasets.append(found)
     return {"paths": datasets, "dataset": [distinct.index(source) for source in sources]}, absent

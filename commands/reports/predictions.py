@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
+from zoo.strict_json import parse_json
 
 REQUIRED: dict[str, tuple[type, ...]] = {
     "id": (str, int), "question_type": (str,), "prediction": (str,), "ground_truth": (str,)
@@ -54,7 +55,7 @@ def read_predictions(path: Path, benchmark: Benchmark) -> tuple[list[Answer], li
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             answer = _answer(record, benchmark)
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from error

@@ -6,19 +6,19 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from callbacks.metrics import METRICS
-from callbacks.predictions import PREDICTIONS, SETTINGS
+from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS
 from callbacks.scoring import tally
 from commands.reports.predictions import Answer, read_predictions
-from commands.runs import CONFIG, config_of
+from commands.runs import CONFIG
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
+from zoo.pretrained import config_of
 
 AVERAGE = "Avg."  # of the columns of a results table
 MEANS = {
@@ -37,10 +37,10 @@ class Run:
         folder: the folder.
         config: content of config.yaml.
         metrics: content of metrics.json; empty before a test.
+        tested: settings of the test, see `callbacks.settings`; empty if unavailable.
         answers: the answers that `metrics` scores; empty if unavailable.
         scores: the score of each answer by id.
         remarks: notes about missing or invalid files.
-        weights: fingerprint of the tested weights.
         benchmark: the benchmark of the test.
     """
 
@@ -48,24 +48,23 @@ class Run:
     folder: Path
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    tested: Mapping[str, Any]
     answers: Sequence[Answer]
     scores: Mapping[str, float]
     remarks: Sequence[str]
-    weights: str
     benchmark: Benchmark
 
     def setting(self, *path: str) -> Any:
         """Return the config's value at a path without `init_args`; None if absent."""
         value: Any = self.config
         for key in path:
-            value = {**value, **(value.get("init_args") or {})} if isinstance(value, Mapping) else {}
-            value = value.get(key)
+            value = value if isinstance(value, Mapping) else {}
+            parts = value.get("init_args")
+            value = {**value, **(parts if isinstance(parts, Mapping) else {})}.get(key)
         return value
 
     def score(self, measure: str) -> float | None:
-        """Return the score of a column, AVERAGE or one of MEANS, in 0..1; None without a test or without questions."""
-        if not self.metrics:
-            return None
+        """Return the score of a column, AVERAGE or one of MEANS, in 0..1; None without questions."""
         if measure in (AVERAGE, *MEANS):
             group, mean = MEANS.get(measure, ("all", "macro"))
             score: float | None = self.metrics[group][mean]
@@ -81,24 +80,31 @@ def measures(benchmark: Benchmark) -> tuple[str, ...]:
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Load the runs of one benchmark, that of the first tested run, each once.
+    """Load the tests of one benchmark, that of the first, each once: of runs, and of folders of tests inside them.
 
     Returns:
-        The runs in the order of their folders, and the reasons why other folders are skipped.
+        The tests in the order of their folders, and the reasons why other folders are skipped.
     """
-    unique = {folder.resolve(): folder for folder in reversed(folders)}
-    runs, skipped = [], []
+    every = [each for folder in folders for each in (folder, *sorted(folder.glob(f"{PREFIX}*/")))]
+    unique = {folder.resolve(): folder for folder in reversed(every)}
+    runs: list[Run] = []
+    skipped: list[str] = []
     for folder in reversed(list(unique.values())):
         try:
-            runs.append(load_run(folder, _name(folder, list(unique))))
+            run = load_run(folder, _name(folder, list(unique)))
         except InputError as error:
             skipped.append(str(error))
-    benchmark = next((run.benchmark for run in runs if run.metrics), VSIBench())
-    others = [run for run in runs if run.metrics and run.benchmark.name != benchmark.name]
+            continue
+        if run.metrics:
+            runs.append(run)
+        else:
+            skipped += run.remarks
+    benchmark = next((run.benchmark for run in runs), VSIBench())
+    others = [run for run in runs if run.benchmark.name != benchmark.name]
     skipped += [
         f"{run.folder} was tested on {run.benchmark.name}, not {benchmark.name}: report it separately" for run in others
     ]
-    return [replace(run, benchmark=benchmark) for run in runs if run not in others], skipped
+    return [run for run in runs if run not in others], skipped
 
 
 def load_run(folder: Path, name: str) -> Run:
@@ -121,10 +127,10 @@ def load_run(folder: Path, name: str) -> Run:
     except InputError as error:
         remarks = [str(error)]
     try:
-        weights = str(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["weights"])
-    except (OSError, ValueError, LookupError):
-        weights = ""
-    return Run(name, folder, config_of(folder), metrics, answers, scores, remarks, weights, benchmark)
+        tested = dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        tested = {}
+    return Run(name, folder, config_of(folder), metrics, tested, answers, scores, remarks, benchmark)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -168,9 +174,9 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _name(folder: Path, all_folders: Sequence[Path]) -> str:
-    """Return the shortest end of a folder's path that is unique."""
+    """Return the shortest end of a folder's path that is unique; with the run of a test inside one."""
     parts = folder.resolve().parts
-    for length in range(1, len(parts)):
+    for length in range(2 if folder.name.startswith(PREFIX) else 1, len(parts)):
         ends = Counter(other.parts[-length:] for other in all_folders)
         if ends[parts[-length:]] == 1:
             return "/".join(parts[-length:])

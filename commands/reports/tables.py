@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from commands.reports.bootstrap import RESAMPLES
 from commands.reports.compare import Comparisons, Interval
 from commands.reports.runs import AVERAGE, MEANS, Run, measures
+from commands.reports.seeds import group_by_seed
 
 # a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
 Cell = str | int | float | Interval | None
@@ -59,7 +61,7 @@ def show(cell: Cell, signed: bool = False) -> str:
 
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
-    return [scores(runs), means(runs), *differences(runs, comparisons), settings(runs)]
+    return [scores(runs), means(runs), *over_seeds(runs), *differences(runs, comparisons), settings(runs)]
 
 
 def scores(runs: Sequence[Run]) -> Table:
@@ -78,6 +80,20 @@ def means(runs: Sequence[Run]) -> Table:
     rows = tuple((run.name, *map(run.score, MEANS), *map(run.metrics.get("counts", {}).get, counts)) for run in runs)
     headings = ("Run", *MEANS, *map(str.capitalize, counts))
     return Table("Means over questions (micro) and over question types (macro), %", headings, rows)
+
+
+def over_seeds(runs: Sequence[Run]) -> list[Table]:
+    """Average the runs that differ in the seed alone: in all measures if they are one group, else in two means."""
+    groups = group_by_seed(runs)
+    chosen = measures(runs[0].benchmark) if len(groups) == 1 else ("All micro", "All macro")
+    rows = [
+        (", ".join(run.name for run in group), measure, fmean(scored), min(scored), max(scored), len(scored))
+        for group in groups
+        for measure in chosen
+        if (scored := [score for run in group if (score := run.score(measure)) is not None])
+    ]
+    headings = ("Runs", "Measure", "Mean", "Least", "Greatest", "Count")
+    return [Table("Scores of runs that differ in the seed alone (%)", headings, tuple(rows))] if rows else []
 
 
 def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
@@ -112,7 +128,7 @@ def settings(runs: Sequence[Run]) -> Table:
 
 
 def _settings(run: Run) -> dict[str, Cell]:
-    """Return the settings of the test, or of the config before a test."""
+    """Return the settings of the test."""
     tested = run.metrics.get("data") or {}
 
     def data(name: str) -> str:
@@ -121,23 +137,24 @@ def _settings(run: Run) -> dict[str, Cell]:
     def part(name: str) -> str:
         return spell(run.setting("model", name))
 
+    frames = tested.get("num_frames") or run.setting("data", "num_frames")
     return {
         "Run": run.name,
         "Model": _class(run.setting("model")),
         "Data": data("source"),
-        "Frames": tested.get("num_frames") or run.setting("data", "num_frames"),
+        "Frames": frames if isinstance(frames, int) else spell(frames),
         "Sampler": data("sampler"),
         "Frame pairing": data("frame_pairing"),
         "Camera encoding": part("camera_encoding"),
         "View mixer": part("view_mixer"),
         "Fusion": part("fusion"),
-        "Geometry": _class(run.setting("model", "geometry")),
+        "Geometry": _geometry(run),
         "Camera source": part("camera_source"),
         "Time index": part("time_index"),
         "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
         "Checkpoint": _checkpoint(run),
-        "Fingerprint": run.weights,
-        "Scorer": run.metrics.get("scorer", "no test yet"),
+        "Fingerprint": str(run.tested.get("weights", "")),
+        "Scorer": run.metrics["scorer"],
     }
 
 
@@ -146,10 +163,19 @@ def _class(part: Any) -> str:
     return str(part.get("class_path") or "").rpartition(".")[2] if isinstance(part, Mapping) else ""
 
 
+def _geometry(run: Run) -> str:
+    """Return the class of the geometry encoder that the model was built with."""
+    if "geometry" in run.metrics:
+        return run.metrics["geometry"] or ""
+    # tests of earlier versions: a config may name one that its model does not build
+    is_used = run.setting("model", "fusion") or run.setting("model", "camera_source") in ("predicted", "auto")
+    return _class(run.setting("model", "geometry")) if is_used else ""
+
+
 def _checkpoint(run: Run) -> str:
     """Return the tested checkpoint's path, relative to the run's folder if it lies there."""
     path = str(run.metrics.get("checkpoint") or "")
-    folder = os.path.abspath(run.setting("trainer", "default_root_dir") or run.folder)
+    folder = os.path.abspath(str(run.setting("trainer", "default_root_dir") or run.folder))
     return os.path.relpath(path, folder) if os.path.abspath(path).startswith(folder + os.sep) and path else path
 
 
@@ -158,7 +184,9 @@ def spell(part: Any) -> str:
     if isinstance(part, Mapping):
         if "class_path" not in part:
             return ", ".join(f"{key} {spell(value)}" for key, value in part.items() if value is not None)
-        arguments = [spell(value) for value in (part.get("init_args") or {}).values() if value is not None]
+        options = part.get("init_args")
+        values = options.values() if isinstance(options, Mapping) else ()
+        arguments = [spell(value) for value in values if value is not None]
         return f"{_class(part)}({', '.join(arguments)})" if arguments else _class(part)
     if isinstance(part, list):
         return f"[{', '.join(map(spell, part))}]"

@@ -16,6 +16,7 @@ from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.video import Video
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.seed import resolve_seed
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
@@ -104,9 +105,10 @@ class OffsetNeighbor(FramePairing):
     with itself if its neighbor is beyond the end of the video or reaches the adjacent view.
 
     Args:
-        side: Side of the neighbor; "random" is seeded with the video's name and the epoch.
+        side: Side of the neighbor; "random" draws it anew for each view and epoch.
         step: Distance of the neighbor.
         of: Unit of `step`: the sampler's "candidates" (all frames if it has none), or frames of the "video".
+        seed: Seed of random sides, together with the epoch and the video's name; null is the run's.
     """
 
     def __init__(
@@ -114,10 +116,11 @@ class OffsetNeighbor(FramePairing):
         side: Literal["before", "after", "random"] = "after",
         step: int = 1,
         of: Literal["candidates", "video"] = "candidates",
+        seed: int | None = None,
     ) -> None:
         if step < 1:
             raise InputError(f"--data.frame_pairing.step {step}: at least 1")
-        self.side, self.step, self.of = side, step, of
+        self.side, self.step, self.of, self.seed = side, step, of, resolve_seed(seed)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         """Each view and its neighbor, sorted."""
@@ -126,7 +129,7 @@ class OffsetNeighbor(FramePairing):
         if strange := set(views) - place.keys():
             chosen = f"{scene.scene_name}: frame {min(strange)} was chosen but is not a candidate"
             raise ValueError(f"{chosen}, so it has no neighbor among them: take --data.frame_pairing.of video")
-        draw = random.Random(f"{scene.epoch}/{scene.video.path.name}")
+        draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
         pairs: list[int] = []
         for i, view in enumerate(views):
             side = draw.choice(("before", "after")) if self.side == "random" else self.side

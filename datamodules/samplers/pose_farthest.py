@@ -19,6 +19,7 @@ from datamodules.samplers.poses import (
     pose_plane,
 )
 from zoo.poses import invert_se3
+from zoo.seed import resolve_seed
 
 Translation = Literal["center", "world_to_camera"]
 PREFILTER = 3  # points that the grid keeps per chosen point
@@ -35,7 +36,7 @@ class PoseFarthestSampler(FrameSampler):
         start: First view: the "first" frame, the "medoid" (least sum of distances), or a "random" one.
         translation: "center" compares camera centers; "world_to_camera" compares the translations of world-to-camera
             poses, which mix position and direction, and reproduces the fork's results with VGGT's poses.
-        seed: Seed of a random start, together with the epoch and the video's name.
+        seed: Seed of a random start, together with the epoch and the video's name; null is the run's.
         candidates: Number of candidates at even steps; null is all frames.
     """
 
@@ -44,11 +45,13 @@ class PoseFarthestSampler(FrameSampler):
         normalize: Normalize = "max",
         start: Literal["first", "medoid", "random"] = "first",
         translation: Translation = "center",
-        seed: int = 0,
+        seed: int | None = None,
         candidates: int | None = None,
     ) -> None:
         self.normalize, self.start, self.translation = normalize, start, translation
-        self.seed, self.candidates = seed, candidates
+        # cached selections depend on the run's seed only if they are drawn
+        self.seed = resolve_seed(seed) if start == "random" else seed
+        self.candidates = candidates
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
         """Places of n distant poses."""

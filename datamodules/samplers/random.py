@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from datamodules.samplers.base import FrameSampler, SceneView
+from zoo.seed import resolve_seed
 
 
 class RandomSampler(FrameSampler):
@@ -13,12 +14,12 @@ class RandomSampler(FrameSampler):
     The draw depends on the seed, the epoch and the video's name only, so a resumed run draws the same frames.
 
     Args:
-        seed: Seed of the draw.
+        seed: Seed of the draw; null is the run's.
         candidates: Number of candidates at even steps; null is all frames.
     """
 
-    def __init__(self, seed: int = 0, candidates: int | None = None) -> None:
-        self.seed, self.candidates = seed, candidates
+    def __init__(self, seed: int | None = None, candidates: int | None = None) -> None:
+        self.seed, self.candidates = resolve_seed(seed), candidates
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
         """One place per segment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,13 @@ class SelectedFrames(FrameSampler):
         made_by = self._made_by(scene)
         if made_by.get("stops_early", True):
             return chosen
-        return chosen + chosen[-1:] * (min(n, made_by["sampler"].get("candidates") or n) - len(chosen))
+        return chosen + chosen[-1:] * (min(n, made_by.get("sampler", {}).get("candidates") or n) - len(chosen))
 
     def reads(self, scene_name: str) -> list[Path]:
         """The selection file of a scene."""
         folder, name = Path(self.folder).expanduser(), Path(scene_name)
         file, official = folder / name / FILE, folder / name.name / FILE
-        return [official if official.exists() and not file.exists() else file]
+        return [official if os.path.exists(official) and not os.path.exists(file) else file]
 
     def _made_by(self, scene: SceneView) -> dict[str, Any]:
         """The settings of the original sampler; empty for official files."""

@@ -12,6 +12,7 @@ null for numeric questions.
 from __future__ import annotations
 
 import math
+import os.path
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,9 @@ def read_layout(
 def find_video(root: Path, name: str) -> Path | None:
     """Returns the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
     candidates = [root / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES]
-    if video := next((file for file in candidates if file.is_file()), None):
+    if video := next(filter(os.path.isfile, candidates), None):  # Path.is_file raises for names that are too long
         return video
-    return root / name if (root / name).is_dir() else None
+    return root / name if os.path.isdir(root / name) else None
 
 
 def find_cameras(video: Path) -> Path | None:
@@ -108,7 +109,9 @@ def find_cameras(video: Path) -> Path | None:
 
 
 def _question(row: dict[str, Any], benchmark: Benchmark) -> Question:
-    kind, truth, options = row["question_type"], str(row["ground_truth"]), row.get("options") or []
+    if wrong := [field for field in REQUIRED if not isinstance(row[field], (str, int, float))]:
+        raise ValueError(f"{', '.join(wrong)} must be text")
+    kind, truth, options = str(row["question_type"]), str(row["ground_truth"]), row.get("options") or []
     benchmark.check_question_type(kind)
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise ValueError('options must be a list such as ["A. chair", "B. sofa"], or null')

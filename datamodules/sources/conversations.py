@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -121,7 +122,7 @@ def list_scenes(root: Path, questions: dict[Medium, Sequence[Question]], missing
         path = Path(named)
         bare = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
         name = "/".join(bare.parts[-2:]) if path.is_absolute() else bare.as_posix()
-        found = root / path if (root / path).is_file() else find_video(root, str(bare))
+        found = root / path if os.path.isfile(root / path) else find_video(root, str(bare))
         if found is None:
             missing.setdefault(name, Counter()).update(by_type(asked))
             continue

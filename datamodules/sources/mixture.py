@@ -13,6 +13,7 @@ from datamodules.scenes import Scene, select_questions
 from datamodules.sources.base import Chosen, SceneSource, Split
 from datamodules.sources.conversations import Conversations
 from zoo.errors import InputError
+from zoo.seed import resolve_seed
 
 if TYPE_CHECKING:
     from datamodules.filters import QuestionFilter
@@ -43,13 +44,13 @@ class Mixture(SceneSource):
     Args:
         parts: Such as `[{path: a.jsonl, weight: 0.5}, {path: b.jsonl%25, weight: 0.5}]`.
         evaluation: Source of the validation and test splits.
-        seed: Seed of the draw of questions that are repeated once more than others.
+        seed: Seed of the draw of questions that are repeated once more than others; null is the run's.
 
     Raises:
         InputError: Contradictory parts.
     """
 
-    def __init__(self, parts: list[Part], evaluation: SceneSource | None = None, seed: int = 0) -> None:
+    def __init__(self, parts: list[Part], evaluation: SceneSource | None = None, seed: int | None = None) -> None:
         super().__init__()
         if not parts:
             raise InputError("Mixture: no parts: list at least one, such as {path: a.jsonl, weight: 0.5}")
@@ -63,7 +64,7 @@ class Mixture(SceneSource):
             raise InputError(f"Mixture: {len(weights)} of {len(parts)} parts have a weight: set all weights, or none")
         self.weights = weights or None
         self.sources = [part.source or Conversations(str(part.path), part.videos) for part in parts]
-        self.evaluation, self.seed = evaluation, seed
+        self.evaluation, self.seed = evaluation, resolve_seed(seed)
         self.benchmark = (evaluation or self.sources[0]).benchmark
 
     def prepare(self) -> None:

@@ -83,7 +83,7 @@ class PosedScenes(SceneSource):
         """Writes the cameras of new and changed scenes."""
         files = [file for split in SPLITS if (file := self.questions / f"{split}.jsonl").is_file()]
         names = dict.fromkeys(name for file in files for name in read_questions(file))  # unique, in order
-        present = [name for name in names if (self.root / _scene_name(name)).is_dir()]
+        present = [name for name in names if os.path.isdir(self.root / _scene_name(name))]
         if all(self._is_current(name) for name in present):
             return
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,29 +1,143 @@
-"""Nothing is saved before there is a step of training in it."""
+"""A run that is broken off resumes exactly, and nothing is saved before there is a step of training in it."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from callbacks import Checkpoint
-from tests.callbacks.toy import Toy
+from tests.callbacks.resumable import EPOCHS, SCENES, Interrupted, Small, train
+from zoo.checkpoint_file import read_checkpoint
 
-SCENES: list[list[dict[str, Any]]] = [[] for _ in range(8)]
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "each step": {},
+    "window of 2": {"accumulate_grad_batches": 2},
+    "window of 3, every other step": {"accumulate_grad_batches": 3, "every": 2},
+    "validated": {"val_check_interval": 2, "limit_val_batches": 1, "every": 2},
+    "validated between steps": {
+        **{"accumulate_grad_batches": 2, "val_check_interval": 3, "limit_val_batches": 1, "every": 1},
+    },
+    "validated at the end of an epoch": {
+        **{"accumulate_grad_batches": 3, "val_check_interval": 1.0, "limit_val_batches": 1, "every": 50},
+    },
+}
+
+
+def result(folder: Path, models: list[Small]) -> dict[str, Any]:
+    """Losses and scores, by step, of the parts of a run, and the states that it leaves."""
+    last = read_checkpoint(folder / "checkpoints/last.ckpt")
+    (optimizer,) = read_checkpoint(folder / "checkpoints" / last["files"]["optimizer_states"][0])["optimizer_states"]
+    best = folder / "checkpoints/best.ckpt"
+    merged: dict[str, dict[Any, float]] = {"losses": {}, "scores": {}}
+    for model in models:
+        for name, values in merged.items():
+            found = getattr(model, name)
+            assert all(values[key] == value for key, value in found.items() if key in values), "other numbers"
+            values |= found
+    return merged | {
+        "step": last["global_step"],
+        "weight": last["state_dict"]["weight"].tolist(),
+        "best": read_checkpoint(best)["state_dict"]["weight"].tolist() if best.exists() else None,
+        "optimizer": {name: value.tolist() for name, value in optimizer["state"][0].items()},
+        "schedule": last["lr_schedulers"],
+    }
+
+
+def broken_off(folder: Path, schedule: dict[str, Any], stops: list[int]) -> dict[str, Any]:
+    models = []
+    for stop in stops:
+        models.append(Small(stop))
+        with pytest.raises(Interrupted):
+            train(folder, models[-1], **schedule)
+    models.append(train(folder, Small(), **schedule))
+    return result(folder, models)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_that_is_resumed_twice_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
+    """Wherever it is broken off, validations included."""
+    schedule, chance = SCHEDULES[name], random.Random(0)
+    whole = result(tmp_path / "whole", [train(tmp_path / "whole", Small(), **schedule)])
+    assert len(set(whole["losses"].values())) == len(whole["losses"]) == SCENES * EPOCHS
+    assert (whole["best"] is not None) == bool(whole["scores"]) == ("validated" in name)
+    ends = [7 + len([step for step in whole["scores"] if step < whole["step"] / EPOCHS]), 2]  # an epoch's
+    for number in range(5):
+        stops = [chance.randrange(2, 20), chance.randrange(1, 6)] if number else ends
+        try:
+            found = broken_off(tmp_path / str(number), schedule, stops)
+        except pytest.fail.Exception:
+            continue  # it was done before it was stopped
+        assert found == whole, stops
+
+
+def test_a_state_between_two_steps_would_not_be_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: the test above sees what is saved in the middle of a window."""
+    schedule = SCHEDULES["window of 2"]
+    whole = result(tmp_path / "whole", [train(tmp_path / "whole", Small(), **schedule)])
+    monkeypatch.setattr(Checkpoint, "on_train_batch_end", lambda self, trainer, *_: self._save_last(trainer))
+    try:
+        assert broken_off(tmp_path / "run", schedule, [5, 2]) != whole
+    except AssertionError as error:
+        assert "other numbers" in str(error)
+
+
+class StopAfter(Callback):
+    """As a time limit does."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.batches -= 1
+        trainer.should_stop |= self.batches <= 0
+
+
+@pytest.mark.parametrize("batches", [1, 2, 5, 6, 7])  # an epoch has 7
+@pytest.mark.parametrize("name", ["window of 3, every other step", "validated between steps"])
+def test_a_run_that_is_told_to_stop_ends_with_a_whole_step_and_resumes_exactly(
+    name: str, batches: int, tmp_path: Path
+) -> None:
+    schedule = SCHEDULES[name] | {"every": 50}
+    whole = train(tmp_path / "whole", Small(), **schedule)
+    models = [train(tmp_path / "run", Small(), [StopAfter(batches)], **schedule)]
+    seen = len(models[0].losses)
+    assert batches <= seen <= batches + 3
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == models[0].global_step
+    models.append(train(tmp_path / "run", Small(), **schedule))
+    assert len(models[1].losses) == SCENES * EPOCHS - seen  # nothing was trained again
+    found, expected = result(tmp_path / "run", models), result(tmp_path / "whole", [whole])
+    assert {k: found[k] for k in ("losses", "weight", "optimizer")} == {
+        k: expected[k] for k in ("losses", "weight", "optimizer")
+    }
+
+
+def test_early_stopping_between_two_steps_waits_for_the_next(tmp_path: Path) -> None:
+    schedule = SCHEDULES["validated between steps"]
+    model = train(tmp_path, Small(), [EarlyStopping("val/score", patience=1, mode="max", min_delta=9)], **schedule)
+    assert 0 < len(model.losses) < SCENES * EPOCHS and len(model.losses) % 2 == 0
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == model.global_step
+
+
+def test_the_best_of_a_validation_between_two_steps_has_the_weights_that_were_scored(tmp_path: Path) -> None:
+    model = train(tmp_path, Small(), **SCHEDULES["validated between steps"])
+    best = read_checkpoint(tmp_path / "checkpoints/best.ckpt")["state_dict"]["weight"]
+    assert best.sum().item() == max(model.scores.values())
 
 
 def saved_steps(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[int]:
     steps = []
-    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self, *_: steps.append(self.global_step))
-    settings |= {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    trainer = Trainer(default_root_dir=folder, callbacks=[Checkpoint(every_n_train_steps=1)], **settings)
-    trainer.fit(Toy(SCENES))
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self, *_, **__: steps.append(self.global_step))
+    train(folder, Small(), max_epochs=1, **settings)
     return steps
 
 
-@pytest.mark.parametrize(("accumulated", "steps"), [(1, [1, 2, 3, 4]), (2, [1, 2]), (16, [1])])
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (2, [1, 2, 3, 4]), (16, [1])])
 def test_each_step_is_saved_once_however_many_batches_it_takes(
     accumulated: int, steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,3 +146,16 @@ def test_each_step_is_saved_once_however_many_batches_it_takes(
 
 def test_without_a_step_there_is_nothing_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved_steps(tmp_path, monkeypatch, limit_train_batches=0) == []
+
+
+@pytest.mark.parametrize(("shorter", "longer"), [({"max_epochs": 1}, {"max_epochs": 3}), ({"max_steps": 5}, {})])
+@pytest.mark.parametrize("name", ["window of 2", "validated at the end of an epoch"])
+def test_a_run_that_is_trained_for_longer_goes_on_with_the_next_scenes(
+    shorter: dict[str, int], longer: dict[str, int], name: str, tmp_path: Path
+) -> None:
+    schedule = SCHEDULES[name] | {"every": 50}
+    whole = train(tmp_path / "whole", Small(), **schedule)
+    models = [train(tmp_path / "run", Small(), **(schedule | shorter))]
+    models.append(train(tmp_path / "run", Small(), **(schedule | longer)))
+    assert models[0].losses | models[1].losses == whole.losses
+    assert torch.equal(models[1].weight, whole.weight)

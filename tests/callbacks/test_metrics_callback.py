@@ -30,6 +30,7 @@ def test_a_test_run_prints_one_table_and_writes_metrics_json(tmp_path, capsys):
 
     text = capsys.readouterr().out
     assert text.count(HEADING) == 1
+    assert "Toy, test split\n" in text and "| scorer " in text and "| spatial_mllm |" in text
     assert "Test metric" not in text  # Lightning's own table
     assert f"{result['all']['macro']:.3f}" in text
     assert "toy/1 (18 questions): toy/1.mp4: truncated video" in text

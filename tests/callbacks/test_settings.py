@@ -88,6 +88,16 @@ def test_what_changes_none_is_left_out(path: str, value: Any) -> None:
     assert settings(CONFIG) == settings(changed(path, value))
 
 
+def test_frames_drawn_by_the_runs_seed_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing = changed(
+        "data.init_args.sampler", {"class_path": "datamodules.RandomSampler", "init_args": {"seed": None}}
+    )
+    before = {name: settings(config) for name, config in (("drawing", drawing), ("uniform", CONFIG))}
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    assert differences(before["drawing"], settings(drawing), ()) == ["data.sampler.seed was 0, now it is 3"]
+    assert settings(CONFIG) == before["uniform"]
+
+
 def test_precision_and_weights_count() -> None:
     assert differences(settings(CONFIG), settings(CONFIG, precision="bf16-mixed"), ()) == [
         "precision was 32-true, now it is bf16-mixed"

@@ -74,7 +74,10 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ("--data.num_frames four", "data.num_frames: expected int, not four"),
         ("--data.num_frames ''", "data.num_frames: expected int, not nothing"),
         ("--data.source.trajectory lokal", "data.source.trajectory: expected 'loop', 'local', not lokal"),
-        ("--data.question_types room_size", "data.question_types: expected list[str] or null, not room_size"),
+        (
+            "--data.question_types room_size",
+            "data.question_types: expected list[str] or null, not room_size; write [room_size]",
+        ),
         (
             "--model.learning_rates 1e-4",
             "model.learning_rates: expected options of its own, not 1e-4; known: connector, decoder, encoding, "
@@ -162,6 +165,59 @@ def test_errors_list_the_classes_of_the_expected_type(error_of: ErrorOf) -> None
     assert text.startswith(
         "error: model.camera_encoding: name a class first, which could have the option scale; known: CaPE, "
     )
+
+
+MODULES = {
+    "lacks_a_package.py": "import no_such_package",
+    "misspelled.py": "class Encoding(:\n    pass",
+    "unfinished.py": "import zoo\nclass Encoding(zoo.CameraEncoding):\n    pass",
+    "own.yaml": "data: {init_args: {sampler: {class_path: misspelled.Sampler}}}",
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "--model.camera_encoding lacks_a_package.Encoding",
+            "model.camera_encoding: lacks_a_package.Encoding can't be imported: ModuleNotFoundError: No module named "
+            "'no_such_package' (lacks_a_package.py, line 1)",
+        ),
+        (
+            "--model.camera_encoding misspelled.Encoding",
+            "model.camera_encoding: misspelled.Encoding can't be imported: SyntaxError: invalid syntax "
+            "(misspelled.py, line 1)",
+        ),
+        (
+            "--config own.yaml",
+            "own.yaml: data.sampler: misspelled.Sampler can't be imported: SyntaxError: invalid syntax "
+            "(misspelled.py, line 1)",
+        ),
+        (
+            "--model.camera_encoding unfinished.Encoding",
+            "model.camera_encoding: unfinished.Encoding is abstract: it lacks symmetries",
+        ),
+        (
+            "--model.optimizer no_such_package.Adam",
+            "model.optimizer: no_such_package.Adam can't be imported: ModuleNotFoundError: No module named "
+            "'no_such_package'",
+        ),
+        (
+            "--trainer.callbacks misspelled.Stop",
+            "trainer.callbacks: misspelled.Stop can't be imported: SyntaxError: invalid syntax (misspelled.py, line 1)",
+        ),
+        # negative control: what can be built, but is no encoding
+        ("--model.camera_encoding zoo.AddFusion", "model.camera_encoding: expected CameraEncoding or null, not "),
+        ("--data.question_types a.b", "data.question_types: expected list[str] or null, not a.b; write [a.b]"),
+    ],
+)
+def test_a_class_that_cannot_be_built_is_reported_with_its_cause(
+    line: str, expected: str, error_of: ErrorOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in MODULES.items():
+        (tmp_path / name).write_text(text)
+    assert error_of(f"fit --config prope.yaml {line}").startswith(f"error: {expected}")
 
 
 def test_invalid_yaml_names_file_and_line(error_of: ErrorOf) -> None:

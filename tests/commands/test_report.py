@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -110,8 +111,8 @@ def test_other_folders_are_skipped_and_untested_runs_listed(tmp_path: Path, caps
         "gone is not the folder of a run",
     ):
         assert len(re.findall(f"skipped: .*{re.escape(reason)}", said)) == 1
-    assert f"{tmp_path / 'untested'}: no test yet" in said
-    assert re.search(r"^untested( +-){9}$", said, re.MULTILINE)
+    assert f"skipped: {tmp_path / 'untested'}: no test yet" in said and said.count("no test yet") == 1
+    assert not re.search("^untested", said, re.MULTILINE)  # no row of dashes
     assert len(re.findall("^good ", said, re.MULTILINE)) == 3  # named twice, reported once
     with pytest.raises(InputError, match="nothing to report: .*folder is not the folder of a run"):
         report([str(tmp_path / "folder")])
@@ -131,12 +132,12 @@ def test_answers_that_do_not_match_the_metrics_are_left_out(tmp_path: Path, caps
     assert "whole has no predictions.jsonl" in said
     assert re.search("again/predictions.jsonl: line .* is incomplete", said)
     assert "again/predictions.jsonl doesn't match metrics.json" in said
-    assert re.search(r"first: its test was interrupted after \d+ answers", said)
+    assert re.search(r"skipped: .*first: its test was interrupted after \d+ answers", said)
     assert "cut/predictions.jsonl doesn't match metrics.json" in said
     page = (tmp_path / "r.html").read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-    assert data["answers"] == [None] * 4 and data["questions"] == []
-    assert data["bars"]["Avg."][2] is None and data["bars"]["Avg."][0] is not None
+    assert data["answers"] == [None] * 3 and data["questions"] == []
+    assert data["runs"] == ["whole", "again", "cut"] and None not in data["bars"]["Avg."]
 
 
 def test_damaged_files_are_remarked_and_other_runs_reported(tmp_path: Path, capsys) -> None:
@@ -146,8 +147,8 @@ def test_damaged_files_are_remarked_and_other_runs_reported(tmp_path: Path, caps
     (runs[3] / "predictions.jsonl").write_text('{"id": 1}\n')
     report(list(map(str, runs)))
     said = capsys.readouterr().out
-    assert "metrics/metrics.json can't be read" in said
-    assert "other/metrics.json lacks entries of a test" in said
+    assert re.search("skipped: .*metrics/metrics.json can't be read", said)
+    assert re.search("skipped: .*other/metrics.json lacks entries of a test", said)
     assert "answers/predictions.jsonl, line 1: question_type must be a string, got null" in said
     assert len(re.findall(r"^answers +\d", said, re.MULTILINE)) == 2  # its scores are there all the same
 
@@ -188,3 +189,63 @@ def test_settings_of_a_test(tmp_path: Path, capsys) -> None:
         *("ViewAttention(32)", "AddFusion(both, [1, 2])", "DatasetGeometry", "dataset", "ConstantIndex"),
         *("weights/3b", "checkpoints/a.ckpt", fingerprint, "spatial_mllm"),
     ]
+
+
+def seeded(seed: int, steps: int = 10, rooms: int = 0) -> Any:
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    config["seed_everything"] = seed
+    config["trainer"] = {"default_root_dir": f"runs/{seed}", "max_steps": steps}
+    config["model"]["init_args"]["backbone"]["init_args"]["seed"] = None
+    config["data"]["init_args"]["source"] = {"class_path": "datamodules.Rooms", "init_args": {"seed": rooms}}
+    return config
+
+
+def test_runs_that_differ_in_the_seed_alone_are_averaged(tmp_path: Path, capsys) -> None:
+    configs = {
+        **{f"seed{seed}": seeded(seed) for seed in range(3)},
+        "again": seeded(2),  # the same training once more is no further seed
+        "longer": seeded(3, steps=20),
+        "elsewhere": seeded(3, rooms=1),  # the seed of the rooms makes other data
+    }
+    runs = [make_run(tmp_path / name, answers(90, seed=i), config) for i, (name, config) in enumerate(configs.items())]
+    make_run(tmp_path / "seed4", answers(90), seeded(4), scorer="thinking_in_space")
+    capsys.readouterr()
+    report([*map(str, runs), str(tmp_path / "seed4")])
+    said = capsys.readouterr().out
+    (table,) = re.findall(r"\nScores of runs that differ in the seed alone.*?\n\n.*?\n\n", said, re.DOTALL)
+    rows = [cells("text", line) for line in table.split("\n") if line.startswith("seed")]
+    assert {row[0] for row in rows} == {"seed0, seed1, seed2"} and len(rows) == 8 + 6
+    means = [100 * json.loads((run / "metrics.json").read_text())["all"]["micro"] for run in runs[:3]]
+    expected = [f"{number:.1f}" for number in (sum(means) / 3, min(means), max(means))]
+    assert ["seed0, seed1, seed2", "All micro", *expected, "3"] in rows and len(set(means)) == 3
+    report([*map(str, runs[3:]), "--output", str(tmp_path / "page.html")])
+    assert "differ in the seed alone" not in (tmp_path / "page.html").read_text()
+    report([*map(str, runs[:2]), "--output", str(tmp_path / "page.html")])
+    assert "differ in the seed alone" in (tmp_path / "page.html").read_text()
+
+
+def test_every_test_of_a_run_is_listed(tmp_path: Path, capsys) -> None:
+    run = make_run(tmp_path / "run", answers(90))
+    make_run(run / "test-subset-9-0a1b", answers(9))
+    capsys.readouterr()
+    report([str(run)])
+    said = capsys.readouterr().out
+    assert [len(re.findall(f"^{name} ", said, re.MULTILINE)) for name in ("run", "run/test-subset-9-0a1b")] == [3, 3]
+    assert re.search(r"^run/test-subset-9-0a1b .* 9 +\d+ +\d+$", said, re.MULTILINE)
+
+
+def test_a_geometry_that_the_model_does_not_have_is_not_listed(tmp_path: Path, capsys) -> None:
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    config["model"]["init_args"]["geometry"] = {"class_path": "zoo.TinyVGGT", "init_args": {}}
+    runs = [make_run(tmp_path / "baseline", answers(9), config)]
+    config["model"]["init_args"]["fusion"] = {"class_path": "zoo.AddFusion"}
+    runs.append(make_run(tmp_path / "fused", answers(9), config))
+    runs.append(make_run(tmp_path / "released", answers(9), config))
+    metrics = runs[2] / "metrics.json"  # as a test of a SpatialVLM with a geometry of its own
+    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "geometry": "VGGTEncoder"}))
+    capsys.readouterr()
+    report([*map(str, runs), "--format", "markdown"])
+    rows = [cells("markdown", line) for line in capsys.readouterr().out.split("\n")]
+    (headings,) = [row for row in rows if "Geometry" in row]
+    listed = {row[0]: row[headings.index("Geometry")] for row in rows if len(row) == len(headings)}
+    assert [listed[run.name] for run in runs] == ["-", "TinyVGGT", "VGGTEncoder"]

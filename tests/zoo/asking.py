@@ -122,7 +122,9 @@ def replies(task: VideoQATask, asked: dict[str, Any]) -> list[Reply]:
     """What is tested: from prefixes that are read once."""
     scenes, rows = task.encode_scenes(asked), asked["scene_index"].tolist()
     at_once = asked["questions_per_batch"]
-    return answer_questions(task.model, scenes, prompts_of(asked), rows, task.max_new_tokens, at_once)
+    return answer_questions(
+        task.model, scenes, prompts_of(asked), rows, task.max_new_tokens, at_once, task.repetition_penalty
+    )
 
 
 @torch.no_grad()
@@ -132,7 +134,7 @@ def one_by_one(task: VideoQATask, asked: dict[str, Any]) -> list[list[int]]:
     for row, mask in enumerate(asked["attention_mask"].bool()):
         ids = asked["input_ids"][row : row + 1, mask]
         inputs = task.model.build_inputs(ids, torch.ones_like(ids), scenes, [[int(asked["scene_index"][row])]])
-        found += task.model.backbone.generate(inputs, task.max_new_tokens)
+        found += task.model.backbone.generate(inputs, task.max_new_tokens, task.repetition_penalty)
     return found
 
 

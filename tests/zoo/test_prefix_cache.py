@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
-from zoo import prefix_cache
+from tests.zoo.released import load_case, official_weights, write_release
+from zoo import PretrainedQwen25VL, prefix_cache
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.errors import InputError
 from zoo.prefix_cache import CachedPrefix, Reply
 from zoo.shared_prefix import prefix_causal_mask
 from zoo.tasks import VideoQATask
@@ -55,6 +58,26 @@ def test_answers_are_those_of_each_question_by_itself(name: str) -> None:
     assert expected[0] == expected[5] and len({tuple(answer) for answer in expected}) > 4  # the control
     asked = batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[2:3], seed=1))  # one question per scene
     assert ids(model, asked) == one_by_one(model, asked)
+
+
+@pytest.mark.parametrize("penalty", [1.05, 4.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_repetition_penalty_is_transformers(dtype: str, penalty: float) -> None:
+    """Of the tokens of the prompt, the shared ones included, and of the answer so far."""
+    model = build("plain", dtype=dtype, repetition_penalty=penalty)
+    for at_once in (8, 1):
+        asked = batch(model, scene("a"), scene("b", QUESTIONS[1:3], steps=2, seed=1), at_once=at_once)
+        if dtype == "float32":
+            assert ids(model, asked) == one_by_one(model, asked)
+        answers = [record["prediction"] for record in model.predict_batch(asked)]
+        assert answers == model.preprocessor.decode(ids(model, asked))
+    penalized = ids(model, asked)
+    for answer in penalized:
+        assert penalty < 2 or len(set(answer)) == len(answer)  # no token twice
+    model.repetition_penalty = 1.0
+    assert penalty < 2 or ids(model, asked) != penalized  # the control
+    with pytest.raises(InputError, match="repetition_penalty 0.0"):
+        build("plain", repetition_penalty=0.0)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
@@ -265,3 +288,15 @@ def test_bfloat16_logits_are_as_near_to_float32s_as_each_questions_own(name: str
     model = build(name, dtype="bfloat16")
     slow, fast = ((first(model, way) - exact).square().mean().sqrt() for way in (True, False))
     assert 0 < fast < 1.1 * slow
+
+
+def test_a_stop_token_of_the_released_generation_config_ends_an_answer(tmp_path: Path) -> None:
+    """Released models list <|im_end|> and <|endoftext|>; config.json has the former alone."""
+    config = load_case("qwen_one_video")[0]["config"]
+    write_release(tmp_path, config["qwen"] | {"model_type": "qwen2_5_vl"}, official_weights(config, False))
+    end = tiny_processor().tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    plain = PretrainedQwen25VL(str(tmp_path)).load()
+    assert end not in plain.stop_tokens  # the control
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [1, {end}], "repetition_penalty": 1.05}}')
+    backbone = PretrainedQwen25VL(str(tmp_path)).load()
+    assert {1, end} <= set(backbone.stop_tokens)

@@ -110,3 +110,14 @@ def test_calls_are_by_length(grid: list[list[int]], monkeypatch: pytest.MonkeyPa
             seen_by.append(list(calls))
     assert sum(seen_by[0]) == sum(seen_by[1]) == len(seen_by[0])  # every window, and stock makes a call for each
     assert len(seen_by[1]) <= 6 * len(ours.blocks)  # type: ignore[arg-type]
+
+
+def test_windows_are_sorted_once_for_all_layers_alike() -> None:
+    """On a GPU each look at a tensor's numbers waits for all that was started before."""
+    tower = TinyQwen25VL(vision_layers=8).stock_model().model.visual
+    install_fast_vision(tower)
+    with torch.profiler.profile() as profile, torch.no_grad():
+        seen_by = tower(torch.randn(400, 1176), grid_thw=torch.tensor([[1, 20, 20]])).pooler_output
+    assert len(seen_by) == 100
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::_unique2"] == 2  # windows, and whole frames in the last layer

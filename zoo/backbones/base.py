@@ -153,6 +153,9 @@ class Backbone(nn.Module, ABC):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations of decoder and vision tower in the backward pass."""
         self.vlm.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers also makes the outputs of the embeddings require gradients, which only reentrant checkpoints
+        # need: a frozen vision tower would keep its whole graph, some 18 GB at full size
+        self.vlm.disable_input_require_grads()
 
     # ---- forward ----------------------------------------------------------------------------------------------
 
@@ -189,7 +192,9 @@ class Backbone(nn.Module, ABC):
         return self.vlm.model(**inputs, cache=cache, use_cache=use_cache)
 
     @abstractmethod
-    def generate(self, inputs: Mapping[str, Any], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, inputs: Mapping[str, Any], max_new_tokens: int, repetition_penalty: float = 1.0
+    ) -> list[list[int]]:
         """Return greedy answers to left-padded sequences: new tokens only, up to a stop token (included)."""
 
     def layout(
@@ -246,7 +251,7 @@ class BackboneLoader(Configurable, ABC):
     Args:
         attn_implementation: the attention backend of transformers. `flex_attention` is for the decoder only and needs
             a GPU to train; it skips blocks that are masked for all questions of a shared sequence.
-        dtype: dtype of the weights.
+        dtype: dtype of the weights. A task keeps those of parts with a learning rate in float32.
 
     Attributes:
         is_pretrained: whether the weights answer questions without training here.

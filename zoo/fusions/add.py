@@ -22,6 +22,8 @@ class AddFusion(Fusion):
         options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 
+    parts_3d = ("connector",)
+
     def __init__(self, width: int, geometry_width: int, **options: Any) -> None:
         super().__init__(width, geometry_width, **options)
         merged = PATCHES_PER_TOKEN * geometry_width

@@ -119,9 +119,13 @@ class Fusion(Configurable, nn.Module, ABC):
 
     Attributes:
         appended: the tokens appended to the 2D tokens.
+        parts_2d: names of the submodules of the 2D branch.
+        parts_3d: names of the submodules of the 3D branch.
     """
 
     appended: ExtraTokens = ExtraTokens.NOTHING
+    parts_2d: tuple[str, ...] = ()
+    parts_3d: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -139,6 +143,11 @@ class Fusion(Configurable, nn.Module, ABC):
     def uses_geometry(self) -> bool:
         """Whether `forward` reads the geometry."""
         return self.active_branches != "2d"
+
+    @property
+    def unused_parts(self) -> tuple[str, ...]:
+        """Names of the submodules of the inactive branch, which get no gradient."""
+        return {"both": (), "2d": self.parts_3d, "3d": self.parts_2d}[self.active_branches]
 
     @property
     def flat_width(self) -> int:

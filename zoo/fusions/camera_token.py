@@ -24,6 +24,8 @@ class CameraTokenFusion(Fusion):
         options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 
+    parts_3d = ("connector",)
+
     def __init__(
         self, width: int, geometry_width: int, mode: Literal["append", "add"] = "append", **options: Any
     ) -> None:

@@ -27,6 +27,8 @@ class ConcatSplitFusion(Fusion):
         ValueError: an odd width with axis `channel`.
     """
 
+    parts_2d, parts_3d = ("flat",), ("spatial",)
+
     def __init__(
         self, width: int, geometry_width: int, axis: Literal["channel", "token"] = "channel", **options: Any
     ) -> None:

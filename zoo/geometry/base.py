@@ -106,6 +106,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         predicts_cameras: it predicts cameras, so that the dataset needs none.
         predicts_depth: it can predict depth with the cameras, in their unit.
         predicts_points: it can predict the point of each pixel with the cameras, in their world and unit.
+        path: hub id, folder or file of its weights, as it was given; None if they come from elsewhere.
         files: that its weights were read from; empty if they come from elsewhere.
     """
 
@@ -118,6 +119,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     predicts_cameras: bool = False
     predicts_depth: bool = False
     predicts_points: bool = False
+    path: str | None = None
     files: tuple[Path, ...] = ()
 
     def identity(self) -> dict[str, Any]:
@@ -134,6 +136,10 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         Raises:
             InputError: There is no such head; the message names the remedy.
         """
+
+    def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
+        """Whether the parameter of this name never gets a gradient from the tokens and the cameras that are used."""
+        return not (tokens or cameras)
 
     @abstractmethod
     def forward(

@@ -36,6 +36,7 @@ class LazyGeometry:
 
     Attributes:
         outline: the encoder on the meta device.
+        from_files: whether its weights are read from files.
 
     Raises:
         InputError: Nothing is built.
@@ -47,7 +48,7 @@ class LazyGeometry:
         self._loaded: GeometryEncoder | None = None
         with torch.device("meta"):
             self.outline = self._built()
-        self._from_files = bool(self.outline.files) and all(tensor.is_meta for tensor in self.outline.parameters())
+        self.from_files = bool(self.outline.files) and all(tensor.is_meta for tensor in self.outline.parameters())
 
     def _built(self) -> GeometryEncoder:
         encoder = self._build()
@@ -83,7 +84,7 @@ class LazyGeometry:
 
     def weights(self, file_fingerprint: Callable[[Path], str]) -> list[str]:
         """Fingerprints of the weights: of their files, or of the tensors of an encoder that no file describes."""
-        if self._from_files:
+        if self.from_files:
             return [file_fingerprint(file) for file in self.outline.files]
         return [fingerprint(self.load().state_dict())]
 
@@ -103,7 +104,7 @@ class CachedGeometry(GeometryEncoder):
 
     The encoder computes without autocast, so that entries do not depend on the precision of the run that made them:
     load weights in bfloat16 for speed. It is no submodule, so that the model's state does not depend on whether it is
-    loaded; `encoder` gives access to it.
+    loaded; `encoder` gives access to it. Random weights, which no file restores, are part of the model's state.
 
     Args:
         build: makes the encoder, see `LazyGeometry`.
@@ -127,6 +128,9 @@ class CachedGeometry(GeometryEncoder):
         self._lazy.identity()  # raises for an encoder that can't be cached
         self.num_computed = 0
         self.write_error: OSError | None = None
+        if not self._lazy.from_files and torch.get_default_device().type != "meta":
+            for name, module in self._lazy.load().named_children():
+                self.add_module(name, module)
 
     @property
     def outline(self) -> GeometryEncoder:

@@ -21,6 +21,7 @@ from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.official import find_weights
+from zoo.seed import resolve_seed
 from zoo.weights import WEIGHTS, SafetensorsFile
 
 
@@ -72,6 +73,17 @@ class VGGTEncoder(GeometryEncoder):
             )
         self.vggt.load_head(head, self._weights)
 
+    def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
+        """See `GeometryEncoder`; DINOv2's mask token serves its own pretraining alone."""
+        if not (tokens or cameras):
+            return True
+        part, kind, number, *_ = [*name.removeprefix("vggt.").split("."), ""]
+        if part.endswith("_head"):
+            return not cameras or part.removesuffix("_head") not in self.heads
+        if kind in ("frame_blocks", "global_blocks") and not cameras:  # the heads read the last layer
+            return int(number) > self.layer % self.vggt.aggregator.depth
+        return name.endswith(".mask_token")
+
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
@@ -117,6 +129,7 @@ class PretrainedVGGT(VGGTEncoder):
         weights = SafetensorsFile(find_weights(path))
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
         super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layer, weights)
+        self.path = path
 
 
 class TinyVGGT(VGGTEncoder):
@@ -131,7 +144,7 @@ class TinyVGGT(VGGTEncoder):
         num_heads: of its attention.
         features: width of the dense heads.
         heads: those to build; pretraining needs all three.
-        seed: of the random weights.
+        seed: of the random weights; null is the run's.
 
     Raises:
         InputError: A path without weights, or with weights of another size.
@@ -146,7 +159,7 @@ class TinyVGGT(VGGTEncoder):
         num_heads: int = 4,
         features: int = 16,
         heads: Sequence[Head] = ("camera",),
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
         dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
@@ -159,7 +172,7 @@ class TinyVGGT(VGGTEncoder):
         config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
         if path is None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(resolve_seed(seed))
                 vggt = VGGT(**config)
             if vggt.camera_head is not None:
                 init_identity_pose(vggt.camera_head)
@@ -172,6 +185,7 @@ class TinyVGGT(VGGTEncoder):
                 )
             vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
         super().__init__(vggt, layer)
+        self.path = path
 
 
 def valid_cameras(

@@ -7,18 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.base import Preprocessor
+from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
-from zoo.errors import InputError
+from zoo.errors import InputError, reading
 from zoo.fusions.base import ExtraTokens
 from zoo.optim import LearningRates, parameter_groups
-from zoo.pretrained import check_loaded, saved_names
+from zoo.pretrained import FROZEN, check_frozen, check_loaded, saved_names
 from zoo.requirements import DataRequirements
 
 CONFIG_KEY = "task"  # of a checkpoint: the task's own configuration
@@ -39,6 +39,7 @@ class Task(Configurable, LightningModule):
         preprocessor: turns frames and questions into a batch.
         extra_tokens: tokens that follow the 2D tokens of each view in the prompt.
         answers_questions: whether validation and test steps return prediction records.
+        frozen_weights: path and fingerprints of the files that frozen parts were read from, by part.
     """
 
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
@@ -54,6 +55,7 @@ class Task(Configurable, LightningModule):
     ) -> None:
         super().__init__()
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
+        self.frozen_weights: dict[str, dict[str, Any]] = {}
 
     @property
     def requirements(self) -> DataRequirements:
@@ -101,14 +103,24 @@ class Task(Configurable, LightningModule):
         saved = saved_names(self, self.restored_by_files)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
         checkpoint[CONFIG_KEY] = self.configuration
+        checkpoint[FROZEN] = self.frozen_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that was trained with other frozen weights."""
+        trainer = self._trainer  # absent where a checkpoint is loaded without one
+        source = (trainer and trainer.ckpt_path) or "the checkpoint"
+        check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, source)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Loads what checkpoints hold; frozen released weights may be absent, any other difference is an error.
 
         Raises:
-            InputError: missing or unexpected tensors.
+            InputError: missing or unexpected tensors, or tensors of other shapes.
         """
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:
+            raise InputError(f"the checkpoint is of another model: {error}") from error
         check_loaded(result, saved_names(self, self.restored_by_files), "the checkpoint")
         return result
 
@@ -124,10 +136,12 @@ class Task(Configurable, LightningModule):
             overrides: constructor arguments in place of the stored ones.
 
         Raises:
-            InputError: the configuration or the tensors are those of another task.
+            InputError: the file is no checkpoint, or one of another task.
         """
-        checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)
-        task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
-        task.load_state_dict(checkpoint["state_dict"])
+        with reading(checkpoint_path):
+            task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
+            check_frozen(checkpoint.get(FROZEN, {}), task.frozen_weights, checkpoint_path)
+            task.load_state_dict(checkpoint["state_dict"])
         return task

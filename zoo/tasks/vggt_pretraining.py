@@ -21,7 +21,7 @@ from zoo.geometry.base import same_shape
 from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
 from zoo.geometry.vggt.official import WEIGHTS
-from zoo.optim import LearningRates, WarmupCosine
+from zoo.optim import LearningRates, WarmupCosine, fused_adamw
 from zoo.requirements import DataRequirements
 from zoo.tasks.base import Task
 from zoo.tasks.video_qa import reject_failed
@@ -36,7 +36,7 @@ ERRORS = {
 
 def adamw(parameters: Any) -> Optimizer:
     """AdamW with the weight decay of a small model on little data."""
-    return torch.optim.AdamW(parameters, weight_decay=0.05)
+    return fused_adamw(parameters, weight_decay=0.05)
 
 
 class VGGTPretraining(Task):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,18 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zoo.backbones.base import Preprocessor
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
-from zoo.optim import LearningRates, WarmupCosine, freeze
+from zoo.optim import LearningRates, WarmupCosine, freeze, fused_adamw
+from zoo.precision import cached_casts
 from zoo.prefix_cache import Reply, answer_questions
+from zoo.pretrained import frozen_weights
 from zoo.requirements import DataRequirements
 from zoo.scenes import SceneTokens
 from zoo.shared_prefix import IGNORED, pack_questions
 from zoo.tasks.base import Task
+from zoo.tasks.first_scenes import FirstScenes
 
 TRIES = 2  # at answering the questions of a scene
 PUBLISHED = LearningRates()  # Spatial-MLLM's
@@ -27,7 +32,7 @@ PUBLISHED = LearningRates()  # Spatial-MLLM's
 
 def adamw(parameters: Any) -> Optimizer:
     """AdamW with the published recipe's weight decay (biases have their own group without)."""
-    return torch.optim.AdamW(parameters, weight_decay=0.1)
+    return fused_adamw(parameters, weight_decay=0.1)
 
 
 class VideoQATask(Task):
@@ -39,6 +44,8 @@ class VideoQATask(Task):
         scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
         gradient_checkpointing: trades time for memory in the decoder and the vision tower.
         max_new_tokens: the longest answer.
+        repetition_penalty: of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
+            generation configs have 1.05.
         allow_untrained: answer questions even with random weights.
         parts: see `SpatialVLM`.
     """
@@ -51,6 +58,7 @@ class VideoQATask(Task):
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
         gradient_checkpointing: bool = False,
         max_new_tokens: int = 32,
+        repetition_penalty: float = 1.0,
         allow_untrained: bool = False,
         **parts: Any,
     ) -> None:
@@ -59,11 +67,16 @@ class VideoQATask(Task):
             raise InputError("--model.learning_rates.geometry trains what --model.geometry_cache keeps: leave one out")
         if parts.get("lora") is not None and "decoder" in learning_rates.frozen():
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
+        if not 0 < repetition_penalty < math.inf:
+            raise InputError(f"--model.repetition_penalty {repetition_penalty}: a factor above 0; 1 is no penalty")
         self.model = SpatialVLM(**parts)
-        self.preprocessor, self.extra_tokens = self.model.backbone.preprocessor, self.model.extra_tokens
-        self.max_new_tokens = max_new_tokens
+        self.extra_tokens = self.model.extra_tokens
+        self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
         self.can_answer = self.model.is_pretrained or allow_untrained
-        freeze(self, learning_rates, self.part_of)
+        self.first_scenes = FirstScenes()
+        unreachable = self.model.is_unreachable
+        freeze(self, learning_rates, self.part_of, lambda name: unreachable(name.removeprefix("model.")))
+        self.frozen_weights = frozen_weights(self.model)  # now, since the files may be replaced while this trains
         if gradient_checkpointing:
             self.model.backbone.enable_gradient_checkpointing()
         self.train()
@@ -71,6 +84,10 @@ class VideoQATask(Task):
     @property
     def requirements(self) -> DataRequirements:
         return self.model.requirements
+
+    @property
+    def preprocessor(self) -> Preprocessor:  # type: ignore[override]
+        return self.model.backbone.preprocessor
 
     def part_of(self, name: str) -> str:
         return self.model.part_of(name.removeprefix("model."))
@@ -106,7 +123,13 @@ class VideoQATask(Task):
         supervised = targets != IGNORED
         logits = backbone.lm_head(hidden[supervised])
         total = F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
-        return total / supervised.sum().clamp(min=1)  # none is supervised where another process learns from them
+        loss = total / supervised.sum().clamp(min=1)  # none is supervised where another process learns from them
+        # 5. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
+        # zero there lets all DDP processes reduce the same parameters.
+        model = self.model
+        parts = [part for part in (model.camera_encoding, model.view_mixer, model.geometry) if part is not None]
+        unused = [0.0 * p.sum() for part in parts for p in part.parameters() if p.requires_grad]
+        return loss + sum(unused)
 
     @torch.no_grad()
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,9 +143,11 @@ class VideoQATask(Task):
             rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
             prompts = [ids[real].tolist() for ids, real in rows]
             scenes, scene_index = self.encode_scenes(batch), batch["scene_index"].tolist()
-            replies = answer_questions(
-                self.model, scenes, prompts, scene_index, self.max_new_tokens, batch["questions_per_batch"]
-            )
+            at_once, penalty = batch["questions_per_batch"], self.repetition_penalty
+            with cached_casts(self.device):
+                replies = answer_questions(
+                    self.model, scenes, prompts, scene_index, self.max_new_tokens, at_once, penalty
+                )
         texts = self.preprocessor.decode([reply.ids for reply in replies])
         answered = [
             {**record, "prediction": text, "error": reply.error}
@@ -131,17 +156,27 @@ class VideoQATask(Task):
         return answered + batch["failed"]
 
     def predict_batch_with_retry(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """`predict_batch`; retries once, then records the error for every question of the scene."""
-        reason = ""
+        """`predict_batch`; retries once, then records the error for every question of the scene.
+
+        Raises:
+            InputError: the first scenes all failed alike, see `FirstScenes`.
+            RuntimeError: as above, by an error that is not the user's.
+        """
+        fault: Exception | None = None
         for _ in range(TRIES):
             try:
-                return self.predict_batch(batch)
+                records = self.predict_batch(batch)
+                break
             except torch.AcceleratorError:  # a failed GPU answers nothing more: the run continues after a restart
                 raise
             except SCENE_FAULTS as error:
-                reason = str(error) or type(error).__name__
+                fault = error
             torch.cuda.empty_cache()  # here the failed pass has released its tensors
-        return [{**record, "prediction": "", "error": reason} for record in batch["records"]] + batch["failed"]
+        else:
+            reason = str(fault) or type(fault).__name__
+            records = [{**record, "prediction": "", "error": reason} for record in batch["records"]] + batch["failed"]
+        self.first_scenes.check(records[: len(batch["records"])], fault)
+        return records
 
     def encode_scenes(self, batch: dict[str, Any]) -> list[SceneTokens]:
         """The scenes of a batch, each encoded once.
@@ -181,7 +216,7 @@ class VideoQATask(Task):
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise InputError(
                 f"--trainer.precision {self.trainer.precision} would round the cameras' and RoPE's numbers: take "
-                "bf16-mixed, or keep the weights in bfloat16 with --model.backbone.dtype bfloat16"
+                "bf16-mixed, or keep the frozen weights in bfloat16 with --model.backbone.dtype bfloat16"
             )
 
     def _reject_untrained(self) -> None:
@@ -199,6 +234,7 @@ class VideoQATask(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A trained checkpoint may answer."""
+        super().on_load_checkpoint(checkpoint)
         self.can_answer = self.can_answer or checkpoint["global_step"] > 0
 
 

@@ -110,15 +110,21 @@ def install_camera_attention(decoder: nn.Module) -> None:
 
 
 @torch.no_grad()
-def greedy(vlm: CameraQwen25VL, inputs: dict[str, Any], max_new_tokens: int, stop_tokens: list[int]) -> list[list[int]]:
+def greedy(
+    vlm: CameraQwen25VL,
+    inputs: dict[str, Any],
+    max_new_tokens: int,
+    stop_tokens: list[int],
+    repetition_penalty: float = 1.0,
+) -> list[list[int]]:
     """Return the new tokens of each left-padded sequence, up to a stop token (included).
 
-    Greedy, without penalties: Qwen's released generation config samples with a repetition penalty, which the published
-    evaluation does not use.
+    Greedy, and without the sampling and the penalty of a released generation_config.json.
     """
     vlm.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        repetition_penalty=repetition_penalty,
         eos_token_id=stop_tokens or None,
         pad_token_id=next(iter(stop_tokens), 0),  # cut off below
     )

@@ -93,5 +93,7 @@ class Qwen25VLBackbone(Backbone):
         outputs = {kind: BaseModelOutputWithPooling(pooler_output=tuple(each)) for kind, each in tokens.items() if each}
         return {"mm_encoder_outputs": outputs}
 
-    def generate(self, inputs: Mapping[str, Any], max_new_tokens: int) -> list[list[int]]:
-        return greedy(self.vlm, dict(inputs), max_new_tokens, self.stop_tokens)
+    def generate(
+        self, inputs: Mapping[str, Any], max_new_tokens: int, repetition_penalty: float = 1.0
+    ) -> list[list[int]]:
+        return greedy(self.vlm, dict(inputs), max_new_tokens, self.stop_tokens, repetition_penalty)

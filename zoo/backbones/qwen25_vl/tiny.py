@@ -22,6 +22,7 @@ from transformers.modeling_utils import local_torch_dtype
 from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
+from zoo.seed import resolve_seed
 
 SPECIAL_TOKENS = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -60,7 +61,7 @@ def tiny_preprocessor() -> Qwen25VLPreprocessor:
 
 
 class TinyQwen25VL(BackboneLoader):
-    """Random weights from a seed.
+    """Random weights.
 
     Args:
         layers: decoder layers.
@@ -69,7 +70,7 @@ class TinyQwen25VL(BackboneLoader):
         key_value_heads: heads of the decoder's keys and values.
         vision_layers: layers of the vision tower; the last attends to the whole frame, the others to windows.
         vision_hidden_size: width of the vision tower.
-        seed: seed of the weights.
+        seed: seed of the weights; null is the run's.
         attn_implementation: the attention backend of transformers.
         dtype: the type in which the weights are kept.
     """
@@ -82,7 +83,7 @@ class TinyQwen25VL(BackboneLoader):
         key_value_heads: int = 2,
         vision_layers: int = 2,
         vision_hidden_size: int = 128,
-        seed: int = 0,
+        seed: int | None = None,
         attn_implementation: AttentionImplementation = "sdpa",
         dtype: DType = "float32",
     ):
@@ -91,7 +92,7 @@ class TinyQwen25VL(BackboneLoader):
         if pairs % 8:
             raise ValueError(f"hidden_size / heads = {hidden_size / heads}: a head needs a multiple of 16 channels")
         ids = tiny_processor().tokenizer.convert_tokens_to_ids
-        self.seed = seed
+        self.seed = resolve_seed(seed)
         self.config = Qwen2_5_VLConfig(
             text_config=dict(
                 vocab_size=len(tiny_processor().tokenizer),

@@ -6,6 +6,7 @@ PyTorch's gradient of it takes several times as long as that of the equivalent m
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class WindowAttention(Qwen2_5_VLVisionAttention):
         if is_flash_attention_requested(self.config):
             return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
         assert position_embeddings is not None  # the tower gives them
-        order, shapes = windows_by_length(cu_seqlens.diff())
+        order, shapes = windows_by_length(cu_seqlens)
         cos, sin = position_embeddings
         if order is not None:
             hidden_states, cos, sin = hidden_states[order], cos[order], sin[order]
@@ -66,11 +67,15 @@ class WindowAttention(Qwen2_5_VLVisionAttention):
         return output if order is None else torch.empty_like(output).index_copy(0, order, output)
 
 
-def windows_by_length(lengths: Int[Tensor, " windows"]) -> tuple[Int[Tensor, " N"] | None, list[tuple[int, int]]]:
+@lru_cache(maxsize=2)  # by identity: all layers of a forward share two tensors, and a GPU waits for each look at one
+def windows_by_length(
+    cu_seqlens: Int[Tensor, " windows_and_one"],
+) -> tuple[Int[Tensor, " N"] | None, list[tuple[int, int]]]:
     """Return the order of tokens that sorts windows by length, and (number of windows, length) for each length.
 
     The order is None if all windows have one length.
     """
+    lengths = cu_seqlens.diff()
     sizes, counts = lengths.unique(return_counts=True)  # in ascending order, as the sort below has them
     shapes = list(zip(counts.tolist(), sizes.tolist(), strict=True))
     if len(shapes) == 1:

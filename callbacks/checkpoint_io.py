@@ -1,0 +1,82 @@
+"""The files of a checkpoint: the model with the state of training, and the optimizer's state beside it."""
+
+from __future__ import annotations
+
+import glob
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from zoo.atomic_io import PARTIAL
+from zoo.checkpoint_file import read_checkpoint, write_checkpoint
+from zoo.errors import InputError
+
+FILES = "files"  # of a checkpoint: for each state that is stored apart, the names of its files
+OPTIMIZERS = "optimizer_states"  # Lightning's key
+SUFFIX, TOKEN_DIGITS = ".optimizer", 8
+
+
+class CheckpointFiles(CheckpointIO):
+    """Writes `last.ckpt` and, in a file of its own that only training reads, the optimizer's state.
+
+    `last.ckpt` names that file (`files: {optimizer_states: [last.<token>.optimizer]}`), and each save takes a new name:
+    until `last.ckpt` is replaced, which is a single rename, the former checkpoint is complete. So a kill at any moment
+    leaves a consistent pair, and a checkpoint in shards only needs more names. Lightning's own plugin copies over the
+    only checkpoint where the temporary folder is on another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replaces a checkpoint.
+
+        Raises:
+            InputError: It can't be written; the former one is kept.
+        """
+        path = Path(path)
+        for partial in path.parent.glob(f".*{PARTIAL}"):  # of saves that were killed
+            partial.unlink()
+        content = dict(checkpoint)
+        if OPTIMIZERS in content:
+            apart = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:TOKEN_DIGITS]}{SUFFIX}")
+            write_checkpoint(apart, {OPTIMIZERS: content.pop(OPTIMIZERS)})
+            content[FILES] = {OPTIMIZERS: [apart.name]}
+        write_checkpoint(path, content)
+        self._remove_optimizers(path, keep=content.get(FILES, {}).get(OPTIMIZERS, ()))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a checkpoint; the optimizer's state is read when it is iterated over.
+
+        Args:
+            path: The file.
+            map_location: See `torch.load`; None is the CPU.
+            weights_only: Without effect: nothing but tensors and plain values is ever read.
+        """
+        path = Path(path)
+        content = read_checkpoint(path, map_location or "cpu")
+        if OPTIMIZERS not in content:  # it is, in a checkpoint of Lightning's own plugin
+            content[OPTIMIZERS] = _read_optimizers(path, content.pop(FILES, {}).get(OPTIMIZERS, ()))
+        return content
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes the files of a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+        self._remove_optimizers(Path(path))
+
+    @staticmethod
+    def _remove_optimizers(path: Path, keep: Sequence[str] = ()) -> None:
+        for file in path.parent.glob(f"{glob.escape(path.stem)}.{'?' * TOKEN_DIGITS}{SUFFIX}"):
+            if file.name not in keep:
+                file.unlink()
+
+
+def _read_optimizers(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yields the state of each optimizer; reads nothing before the first is asked for."""
+    if not names:
+        raise InputError(f"{path} holds no state of training, only weights: resume from last.ckpt")
+    for name in names:
+        file = path.with_name(name)
+        if not file.exists():
+            raise InputError(f"{file}, the optimizer's state of {path.name}, is missing: keep both in one folder")
+        yield from read_checkpoint(file, required=OPTIMIZERS)[OPTIMIZERS]

@@ -1,0 +1,122 @@
+"""A small training that can be broken off at any moment; as a script it trains in a process that can be killed.
+
+`python resumable.py <folder> <megabytes of weights> <seconds per batch>` resumes the run in the folder, if there is
+one, and appends each loss to `losses`, as `step batch loss`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from callbacks import Checkpoint
+from callbacks.checkpoint_io import CheckpointFiles
+from datamodules.order import ResumableLoader, TrainingOrder
+
+SCENES, EPOCHS = 7, 3
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Small(LightningModule):
+    """Each loss depends on the weights, the batch and its place in the training; records what happens.
+
+    Args:
+        stop_at: batches and validations that are begun before it is interrupted; None is never.
+        size: number of weights.
+    """
+
+    def __init__(self, stop_at: int | None = None, size: int = 4) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(-1, 1, size))
+        self.left = stop_at
+        self.losses: dict[tuple[int, int], float] = {}  # of (step, scene)
+        self.scores: dict[int, float] = {}  # of the validation after a step
+
+    def begin(self) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise Interrupted
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.begin()
+        ((scene, _),) = batch
+        loss = (self.weight[:4] * (scene + 1)).sin().square().sum()
+        self.losses[self.global_step, scene] = loss.item()
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.begin()
+        score = self.weight[:4].sum()
+        self.scores[self.global_step] = score.item()
+        self.log("val/score", score)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step),
+                "interval": "step",
+            },
+        }
+
+    def train_dataloader(self) -> ResumableLoader:
+        scenes = [[(scene, epoch) for epoch in range(99)] for scene in range(SCENES)]
+        dataset: Any = type("Scenes", (), {"__getitem__": lambda _, key: scenes[key[0]][key[1]], "__len__": len})()
+        return ResumableLoader(dataset, batch_sampler=TrainingOrder(SCENES, 1, seed=0), collate_fn=list)
+
+    def val_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader([0], batch_size=1)  # type: ignore[arg-type]
+
+
+def train(folder: Path, model: Small, others: Sequence[Callback] = (), every: int = 1, **settings: Any) -> Small:
+    """Trains, from the newest checkpoint in the folder if there is one."""
+    last = folder / "checkpoints/last.ckpt"
+    defaults: dict[str, Any] = {"max_epochs": EPOCHS, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    trainer = Trainer(
+        default_root_dir=folder,
+        callbacks=[*others, Checkpoint(every, "val/score" if "val_check_interval" in settings else None)],
+        plugins=[CheckpointFiles()],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **(defaults | settings),
+    )
+    trainer.fit(model, ckpt_path=str(last) if last.exists() else None)
+    return model
+
+
+class Log(Callback):
+    """Appends each loss to a file when it is known, and waits, so that a kill may come at any moment."""
+
+    def __init__(self, file: Path, seconds: float) -> None:
+        self.file, self.seconds = file, seconds
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        (step, scene), loss = list(pl_module.losses.items())[-1]
+        with self.file.open("a") as log:
+            log.write(f"{step} {scene} {loss!r}\n")
+        time.sleep(self.seconds)
+
+
+def main(folder: Path, megabytes: float, seconds: float) -> None:
+    torch.set_num_threads(1)
+    model = Small(size=4 + int(megabytes * 2**18))
+    train(folder, model, [Log(folder / "losses", seconds)], accumulate_grad_batches=2)
+    (folder / "done").touch()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))

@@ -1,0 +1,94 @@
+"""The folder of a new run: one per run, whatever a job's processes share, and the same in all processes of one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from commands import new_run
+from commands.new_run import INHERITED, make_folder, remove_unused, shared_folder
+from tests.callbacks.breakable import LAUNCHERS
+from zoo.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(INHERITED, raising=False)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+def take_part(rank: int, environment: dict[str, Any], port: int, results: Any) -> None:
+    """One process of a run: its folder, then a process group at the address of the launcher, as Lightning makes it."""
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    folder = shared_folder(lambda: make_folder("Model"))
+    address = f"tcp://localhost:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    ranks: list[Any] = [None, None]
+    torch.distributed.all_gather_object(ranks, rank)
+    results.put((rank, str(folder), ranks))
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_runs_of_one_job_have_a_folder_each(launcher: str) -> None:
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    folders = []
+    for _ in range(2):  # job, step and port are the same
+        results = fork.Queue()
+        run = [(rank, LAUNCHERS[launcher](rank, 2, port), port, results) for rank in range(2)]
+        started = [fork.Process(target=take_part, args=each, daemon=True) for each in run]
+        for process in started:
+            process.start()
+        one, two = (results.get(timeout=120) for _ in started)
+        assert one[1] == two[1] and one[2] == two[2] == [0, 1]
+        for process in started:
+            process.join(60)
+        folders.append(one[1])
+    assert sorted(folders) == sorted(str(path) for path in Path("runs").iterdir()) and len(set(folders)) == 2
+
+
+def test_one_task_of_a_job_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LAUNCHERS["SLURM"](0, 1, free_port()).items():
+        monkeypatch.setenv(name, str(value))
+    one = shared_folder(lambda: make_folder("Model"))
+    assert shared_folder(lambda: make_folder("Model")) == one  # Lightning's own processes inherit it
+    monkeypatch.delenv(INHERITED)
+    assert shared_folder(lambda: make_folder("Model")) != one
+
+
+def test_processes_that_do_not_meet_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_run, "PATIENCE", new_run.timedelta(seconds=1))
+    for name, value in LAUNCHERS["SLURM"](0, 2, free_port()).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(InputError, match="the 2 processes of this job did not meet at localhost:"):
+        shared_folder(lambda: make_folder("Model"))
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(InputError, match="--ntasks-per-node=2"):
+        shared_folder(lambda: make_folder("Model"))
+
+
+def test_a_folder_with_answers_is_kept() -> None:
+    one, two = make_folder("Model"), make_folder("Model")  # within a second
+    assert one != two
+    for folder, answers in ((one, ""), (two, "{}\n")):
+        (folder / "config.yaml").write_text("model: {}")
+        (folder / "predictions.jsonl").write_text(answers)
+        remove_unused(folder)
+    assert [path.name for path in Path("runs").iterdir()] == [two.name]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error() -> None:
+    Path("runs").write_text("")
+    with pytest.raises(InputError, match=r"runs/Model-.* can't be made: Not a directory"):
+        make_folder("Model")

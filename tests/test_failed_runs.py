@@ -1,0 +1,166 @@
+"""What a run prints and leaves: no noise, no empty folder, one line per fault, and the command that goes on."""
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import resource
+import shlex
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+
+from tests.test_cli import Run, run, the_run  # noqa: F401
+from zoo import PRoPE, VideoQATask
+
+QWEN = ("fit", "--config", "qwen25_vl.yaml")
+EVERY_STEP = ("--checkpoint.every_n_train_steps", "1", "--trainer.limit_val_batches", "0")
+
+
+class Picky(PRoPE):
+    """An encoding of a user's that refuses to be built."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("the head\nhas no room")
+
+
+def fail_at(step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    training_step = VideoQATask.training_step
+
+    def failing(self: VideoQATask, batch: dict, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == step:
+            raise error
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(VideoQATask, "training_step", failing)
+
+
+def runs() -> list[str]:
+    return sorted(path.name for path in Path("runs").glob("*"))
+
+
+def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"^error: Picky can't be built: RuntimeError: the head has no room \(test_"):
+        run("fit", "--config", "prope.yaml", "--model.camera_encoding", f"{__name__}.Picky")
+    assert not runs()
+    fail_at(0, KeyError("a bug"), monkeypatch)
+    Path("given").mkdir()
+    for given, is_kept in (("runs/made", False), ("given", True)):  # what was there before is the user's
+        with pytest.raises(KeyError):
+            run(*QWEN, "--trainer.default_root_dir", given)
+        assert Path(given, "config.yaml").exists() == is_kept
+    with pytest.raises(KeyError):
+        run(*QWEN)
+    assert not runs()
+
+
+def test_a_test_names_the_newer_runs_that_it_passes_over(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*QWEN)
+    (older,) = runs()
+    assert "passed over" not in run("test", logged=True)
+    with monkeypatch.context() as failing:
+        fail_at(1, KeyError("a bug"), failing)
+        with pytest.raises(KeyError):
+            run("fit", "--config", "prope.yaml")
+    (newer,) = {*runs()} - {older}  # it has trained a step
+    said = run("test", logged=True)
+    assert f"runs/{newer} is passed over: it has no checkpoint" in said and f"test: run runs/{older}," in said
+
+
+@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
+def test_a_score_that_is_not_logged_is_one_line(callback: str, run: Run) -> None:
+    words = ("--trainer.val_check_interval", "1", "--trainer.callbacks", callback)
+    with pytest.raises(SystemExit, match=r"^error: trainer: .*val/acuracy.*val/acc/micro") as end:
+        run(*QWEN, *words, "--trainer.callbacks.monitor", "val/acuracy")
+    assert "\n" not in str(end.value.code)
+
+
+def test_an_absent_logger_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    with pytest.raises(SystemExit, match="^error: WandbLogger can't be built: ModuleNotFoundError: ") as end:
+        run(*QWEN, "--trainer.logger", "WandbLogger")
+    assert "\n" not in str(end.value.code) and "site-packages" not in str(end.value.code)
+
+
+def test_a_folder_is_no_checkpoint(run: Run, tmp_path: Path) -> None:
+    run(*QWEN)
+    folder = the_run(tmp_path)
+    for given in (folder, folder / "checkpoints"):
+        with pytest.raises(SystemExit, match=f"^error: {given} is a folder: give a file, {folder}/checkpoints/last.ck"):
+            run("test", "--ckpt_path", str(given))
+    with pytest.raises(SystemExit, match="^error: .* is a folder: give a file, such as last.ckpt$"):
+        run(*QWEN, "--ckpt_path", str(tmp_path))
+
+
+def test_a_full_disk_is_one_line(run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, limits = Trainer.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_a_full_disk(self: Trainer, *words: object, **options: object) -> None:
+        if self.global_step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full disk: a real failed write
+        try:
+            save(self, *words, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", on_a_full_disk)
+    with pytest.raises(SystemExit, match="^error: .* can't be written: .*; free some space, then run it again$"):
+        run(*QWEN, *EVERY_STEP)
+    assert "to go on: python main.py fit --config runs/" in caplog.text
+
+
+def test_an_interrupted_fit_names_the_command_that_goes_on(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as failing:
+        fail_at(1, KeyboardInterrupt(), failing)
+        with pytest.raises(SystemExit):
+            run(*QWEN, *EVERY_STEP)
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    (line,) = (text for text in caplog.messages if text.startswith("to go on: python main.py "))
+    words = shlex.split(line.removeprefix("to go on: python main.py "))
+    run(*words, sized=False)
+    saved = torch.load(the_run(tmp_path) / "checkpoints/last.ckpt", weights_only=False)
+    assert saved["global_step"] == 2
+
+
+def test_an_interrupted_test_names_the_command_that_goes_on(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*QWEN)
+    handler, predict, asked = signal.getsignal(signal.SIGINT), VideoQATask.predict_batch, []
+
+    def interrupted(self: VideoQATask, batch: dict) -> list:
+        asked.append(batch)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return predict(self, batch)
+
+    monkeypatch.setattr(VideoQATask, "predict_batch", interrupted)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "main.py", "test"])
+    with pytest.raises(SystemExit):
+        run("test")
+    signal.signal(signal.SIGINT, handler)
+    assert "to go on: python main.py test" in caplog.messages
+    assert "resumes with" in run("test", logged=True)
+
+
+def test_a_run_prints_what_a_user_can_use(run: Run, capsys: pytest.CaptureFixture) -> None:
+    noise = ("GPU available", "TPU available", "weights_only", "FLOPs", "Restoring", "site-packages", "litlogger")
+    said = run(*QWEN, logged=True) + run(*QWEN, "--ckpt_path", "last", "--trainer.max_steps", "3", logged=True)
+    tested = run("test", logged=True)
+    assert [word for word in noise if word in said + tested] == []
+    assert "Qwen25VL: " in said and "parameters, trained: decoder " in said and said.count("Restored all states") == 1
+    assert tested.count("Loaded model weights") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("Qwen25VL, test split of Rooms\n") == 1 and "Total" not in printed
+    assert (
+        warnings.formatwarning("too few workers", UserWarning, "site-packages/x.py", 1) == "warning: too few workers\n"
+    )

@@ -1,0 +1,57 @@
+"""Every way to a checkpoint refuses one that would run code, in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_cli import Run, run, the_run  # noqa: F401 - a fixture
+from zoo import SpatialVLM, VideoQATask
+from zoo.errors import InputError
+
+
+class Malicious:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch owned",)
+
+
+def test_no_command_runs_the_code_of_a_checkpoint(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    rooms_root: Path,
+) -> None:
+    run("fit", "--config", "qwen25_vl.yaml")
+    folder = the_run(tmp_path)
+    checkpoint = folder / "checkpoints/last.ckpt"
+    torch.save(torch.load(checkpoint, weights_only=True) | {"hyper_parameters": Malicious()}, checkpoint)
+    says = r"last\.ckpt holds posix\.system, not only tensors and plain values; .* is not read: take a checkpoint"
+    video = next(rooms_root.glob("*/rooms/test_*.mp4"))
+    for words in (
+        ["test"],
+        ["test", "--ckpt_path", str(checkpoint)],
+        ["test", "--weights_only", "false"],
+        ["validate"],
+        ["predict", "--data.video", str(video), "--data.question", "How big?"],
+        ["export", "--out", "exported"],
+        ["fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"],
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{says}") as error:
+            run(*words)
+        assert "\n" not in str(error.value) and not Path("owned").exists()
+    for load in (VideoQATask.load_from_checkpoint, lambda _: SpatialVLM.from_pretrained(folder)):
+        with pytest.raises(InputError, match=says):
+            load(checkpoint)
+    assert not Path("owned").exists()
+    torch.load(checkpoint, weights_only=False)  # the control
+    assert Path("owned").exists()
+
+
+def test_a_save_says_nothing(run: Run, capsys: pytest.CaptureFixture) -> None:  # noqa: F811
+    said = run("fit", "--config", "qwen25_vl.yaml", logged=True)
+    assert "weights_only" not in said + "".join(capsys.readouterr())

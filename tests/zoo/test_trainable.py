@@ -1,0 +1,257 @@
+"""What trains: in float32, with a gradient in every batch and process, and beside frozen parts that keep no graph."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.zoo.asking import QUESTIONS, RATES, VGGT, batch, scene
+from zoo import GTA, AddFusion, ConcatSplitFusion, ExtraChannels, LearningRates, PoseALiBi, TinyQwen25VL, TinyVGGT
+from zoo.encodings import PRoPE, ViewAttention
+from zoo.geometry.base import SceneGeometry
+from zoo.geometry.vggt import VGGT as VGGTModel
+from zoo.geometry.vggt.aggregator import DINOV2
+from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.optim import LoRA
+from zoo.tasks import VideoQATask, vggt_pretraining, video_qa
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+TRAINED_GEOMETRY = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3, geometry=1e-3)
+
+
+def task(dtype: str = "float32", rates: LearningRates = RATES, **parts: Any) -> VideoQATask:
+    torch.manual_seed(0)
+    return VideoQATask(backbone=TinyQwen25VL(**SMALL, dtype=dtype), learning_rates=rates, **parts)  # type: ignore[arg-type]
+
+
+def training_batch(model: VideoQATask, cameras: bool = True) -> dict[str, Any]:
+    """Two questions on a scene; without cameras as an encoder returns it that finds none."""
+    asked = batch(model, scene("a", QUESTIONS[:2]), training=True)
+    if not cameras:
+        geometry = asked["scenes"][0].geometry
+        none = torch.zeros(len(geometry.world_to_camera), dtype=torch.bool)
+        asked["scenes"][0].geometry = SceneGeometry(**{**geometry.present(), "has_camera": none})
+    return asked
+
+
+def gradients(model: VideoQATask, cameras: bool = True) -> dict[str, Tensor | None]:
+    model.zero_grad()
+    if not cameras:
+        model.requirements = type(model.requirements)(**{**vars(model.requirements), "cameras": False})
+    model.loss(training_batch(model, cameras)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+# ---- float32 -----------------------------------------------------------------------------------------------
+
+HALF: dict[str, dict[str, Any]] = {
+    "whole decoder": {"rates": LearningRates(decoder=7e-6)},
+    "LoRA": {"rates": LearningRates(decoder=7e-6), "lora": LoRA(r=4)},
+    "fusion": {"rates": LearningRates(decoder=None), "fusion": ConcatSplitFusion, **VGGT},
+    "vision": {"rates": LearningRates(decoder=None, vision=7e-6)},
+    "encoding": {"rates": LearningRates(), "lora": LoRA(r=4), "camera_encoding": PRoPE(ExtraChannels())},
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "bf16-mixed"])
+def test_what_trains_is_float32_beside_bfloat16(name: str, autocast: bool) -> None:
+    model = task("bfloat16", **HALF[name])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    frozen = [p.dtype for p in model.model.backbone.parameters() if not p.requires_grad]
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert set(frozen) == {torch.bfloat16}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=7e-6, weight_decay=0.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model.loss(training_batch(model))
+        loss.backward()
+        optimizer.step()
+    for name, parameter in trained.items():
+        pushed = parameter.grad != 0  # type: ignore[operator]
+        moved = parameter.detach() != before[name]
+        assert moved[pushed].float().mean() > 0.9 or not pushed.any(), name
+    # the control: in bfloat16 nearly all of these updates are lost
+    weight = next(p for name, p in before.items() if p.ndim == 2 and (p != 0).any())
+    half = weight[weight != 0].bfloat16()
+    assert ((half - 7e-6).bfloat16() == half).float().mean() > 0.5
+
+
+# ---- frozen parts keep no graph ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_checkpointing_keeps_the_graph_of_a_trained_tower_alone(trained: bool) -> None:
+    rates = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3 if trained else None)
+    plain, checkpointed = (task(rates=rates, gradient_checkpointing=each) for each in (False, True))
+    tower = checkpointed.model.backbone.vlm.model.visual
+    requires: list[bool] = []
+    runs: list[bool] = []
+    for block in tower.blocks:
+        block.register_forward_hook(lambda _, inputs, output: requires.append(output.requires_grad))
+        block.attn.register_forward_hook(lambda *_: runs.append(True))
+    expected, found = gradients(plain), gradients(checkpointed)
+    assert requires == [trained] * len(tower.blocks)
+    assert len(runs) == len(tower.blocks) * (2 if trained else 1)  # recomputed in the backward pass
+    assert expected.keys() == found.keys() and any(".visual." in name for name in found)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+# ---- casts, and the optimizer -------------------------------------------------------------------------------
+
+
+def casts_of_a_test(dtype: str, **parts: Any) -> int:
+    """Casts of weights while an answer of several tokens is decoded, as Lightning's bf16-mixed does it."""
+    model = task(dtype, max_new_tokens=6, allow_untrained=True, **parts).eval()
+    model.model.backbone.stop_tokens = []
+    weights = {tuple(p.shape) for p in model.model.backbone.decoder.layers.parameters() if p.ndim == 2}
+    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+    with torch.profiler.profile(record_shapes=True) as profile, autocast:
+        model.predict_batch(batch(model, scene("a", QUESTIONS[:2])))
+    return sum(
+        event.count
+        for event in profile.key_averages(group_by_input_shape=True)
+        if event.key == "aten::_to_copy" and tuple(event.input_shapes[0]) in weights
+    )
+
+
+def test_no_weight_is_cast_again_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = 7 * SMALL["layers"]  # of the decoder's layers
+    # a few of the casts are of activations in a weight's shape
+    assert casts_of_a_test("float32") < 1.5 * matrices and casts_of_a_test("bfloat16") < 1.5 * matrices  # trained
+    assert casts_of_a_test("bfloat16", rates=LearningRates(decoder=None)) < 0.5 * matrices  # frozen
+    assert casts_of_a_test("float32", rates=LearningRates(decoder=None)) > 5 * matrices  # the control
+    monkeypatch.setattr(video_qa, "cached_casts", lambda device: nullcontext())
+    assert casts_of_a_test("float32") > 5 * matrices
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+@pytest.mark.parametrize("adamw", [video_qa.adamw, vggt_pretraining.adamw])
+def test_adamw_is_fused_where_there_is_a_gpu_and_can_be_clipped(
+    adamw: Any, has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
+    ours, plain = adamw(parameters), torch.optim.AdamW(copy.deepcopy(parameters), weight_decay=0.1)
+    assert bool(ours.defaults["fused"]) is has_gpu
+    for optimizer in (ours, plain):
+        for _ in range(3):
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.1
+                for parameter in group["params"]:
+                    parameter.grad = parameter.detach() + 1
+            MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
+            optimizer.step()
+    states = [optimizer.state_dict()["state"] for optimizer in (ours, plain)]
+    for one, other in zip(states[0].values(), states[1].values(), strict=True):
+        assert one.keys() == other.keys()
+        torch.testing.assert_close(one, other)
+    plain.load_state_dict(ours.state_dict())  # a run goes on where there is none
+
+
+# ---- a gradient for each -------------------------------------------------------------------------------------
+
+
+def dino_vggt() -> VGGTEncoder:
+    aggregator = dict(embed_dim=32, img_size=56, depth=3, num_heads=2, patch_embed="tiny")
+    return VGGTEncoder(VGGTModel(aggregator, {"dim_in": 64, "num_heads": 2}), layer=-2)
+
+
+def vggt() -> TinyVGGT:
+    return TinyVGGT(embed_dim=32, depth=2, num_heads=2)
+
+
+REACHED: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "trained geometry": {"fusion": AddFusion, "geometry": vggt},
+    "trained geometry, an earlier layer of DINOv2's": {"fusion": AddFusion, "geometry": dino_vggt},
+    "trained geometry, its cameras": {"geometry": vggt, "camera_encoding": PRoPE(), "camera_source": "predicted"},
+    "trained geometry, cameras of some": {"geometry": vggt, "camera_encoding": PRoPE(), "camera_source": "auto"},
+    "ConcatSplitFusion 2d": {"fusion": partial(ConcatSplitFusion, active_branches="2d"), "geometry": vggt},
+    "ConcatSplitFusion 3d": {
+        "fusion": partial(ConcatSplitFusion, active_branches="3d"),
+        "geometry": vggt,
+        "view_mixer": partial(ViewAttention, head_dim=16),
+    },
+    "AddFusion 2d": {"fusion": partial(AddFusion, active_branches="2d"), "geometry": vggt},
+    "AddFusion 3d": {"fusion": partial(AddFusion, active_branches="3d"), "geometry": vggt},
+    "ExtraChannels": {"camera_encoding": PRoPE(ExtraChannels())},
+    "GTA(learn_scale)": {"camera_encoding": GTA(learn_scale=True)},
+    "PoseALiBi": {"camera_encoding": PoseALiBi(slopes="learned")},
+    "ViewAttention": {"view_mixer": lambda width: ViewAttention(width, 16, GTA(learn_scale=True))},
+}
+
+
+def reached(name: str) -> VideoQATask:
+    return task(rates=TRAINED_GEOMETRY, **REACHED[name])
+
+
+@pytest.mark.parametrize("cameras", [True, False], ids=["cameras", "no cameras"])
+@pytest.mark.parametrize("name", REACHED)
+def test_every_trainable_parameter_has_a_gradient(name: str, cameras: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DINOV2, "tiny", (32, 2, 2))
+    model = reached(name)
+    found = gradients(model, cameras)
+    assert found and not [parameter for parameter, gradient in found.items() if gradient is None]
+
+
+def test_what_is_frozen_is_what_the_configuration_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: each of these has a gradient where it is used."""
+    monkeypatch.setitem(DINOV2, "tiny", (32, 2, 2))
+
+    def frozen(name: str) -> set[str]:
+        names = {name.removeprefix("model.") for name, p in reached(name).named_parameters() if not p.requires_grad}
+        return {".".join(name.split(".")[: 4 if name.startswith("backbone") else 3]) for name in names}
+
+    assert frozen("baseline") == set() == frozen("ExtraChannels") == frozen("trained geometry, its cameras")
+    assert frozen("trained geometry") == {"geometry.vggt.camera_head"}
+    assert frozen("ConcatSplitFusion 2d") == {"fusion.spatial.ln_q", "fusion.spatial.mlp"} | {
+        f"geometry.vggt.{part}" for part in ("aggregator", "camera_head")
+    }
+    assert frozen("ConcatSplitFusion 3d") == {
+        *("backbone.vlm.model.visual", "fusion.flat.ln_q", "fusion.flat.mlp", "geometry.vggt.camera_head"),
+        *("view_mixer.norm.weight", "view_mixer.qkv.weight", "view_mixer.o.weight"),
+    }
+    early = {
+        name
+        for name, p in reached("trained geometry, an earlier layer of DINOv2's").model.geometry.named_parameters()
+        if not p.requires_grad and "camera_head" not in name
+    }
+    blocks = {name for name in early if "_blocks.2." in name}
+    assert blocks and early - blocks == {"vggt.aggregator.patch_embed.embeddings.mask_token"}
+
+
+def train_together(rank: int, store: str) -> None:
+    """Two steps each; the second fails if the first has left a parameter without a gradient."""
+    torch.set_num_threads(1)
+    DINOV2["tiny"] = (32, 2, 2)
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    for name in REACHED:
+        model = reached(name)
+        model.forward = model.loss  # type: ignore[method-assign]
+        parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        if rank:
+            model.requirements = type(model.requirements)(**{**vars(model.requirements), "cameras": False})
+        for _ in range(2):
+            parallel.zero_grad()
+            parallel(training_batch(model, cameras=rank == 0)).backward()
+        norms = [torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None])] * 2
+        torch.distributed.all_gather(both := [torch.empty_like(n) for n in norms], norms[0])
+        assert torch.equal(both[0], both[1]), name
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_of_which_one_has_no_cameras(tmp_path: Any) -> None:
+    torch.multiprocessing.spawn(train_together, (str(tmp_path / "store"),), nprocs=2)
