@@ -36,6 +36,7 @@ import sys
 from importlib.metadata import version
 from pkgutil import resolve_name
 
+from commands.help_cache import print_help
 from zoo.errors import InputError, input_error
 
 # Nothing here imports PyTorch before a command needs it: --help answers at once.
@@ -61,7 +62,10 @@ def main() -> None:
     try:
         if command not in COMMANDS:
             raise InputError(f"there is no command {command}, only {', '.join(COMMANDS)}")
-        run(command)
+        if sys.argv[2:] in (["-h"], ["--help"]) and command not in PLAIN:
+            print_help(command, run)
+        else:
+            run(command)
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:

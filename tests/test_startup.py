@@ -11,9 +11,11 @@ import pytest
 
 import main
 
+ROOT = Path(main.__file__).parent
 HEAVY = ("torch", "lightning", "transformers")
 SCRIPT = """
 import sys
+sys.path.insert(0, {root!r})
 sys.argv = ["main.py", *{words}]
 try:
     import main
@@ -24,10 +26,9 @@ print("loaded:", *(name for name in {heavy} if name in sys.modules))
 """
 
 
-def printed_by(*words: str) -> str:
-    script = SCRIPT.format(words=words, heavy=HEAVY)
-    root = Path(main.__file__).parent
-    return subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True).stdout
+def printed_by(*words: str, cwd: Path = ROOT) -> str:
+    command = [sys.executable, "-c", SCRIPT.format(words=words, heavy=HEAVY, root=str(ROOT))]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,14 @@ def test_help_and_version_load_no_pytorch(words: list[str], expected: list[str])
     assert printed.endswith("loaded:\n"), printed
 
 
-def test_the_control_a_command_with_a_model_loads_it() -> None:
-    assert printed_by("select-frames", "--help").endswith("loaded: torch lightning transformers\n")
+def test_the_help_of_a_command_with_a_model_loads_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call is the control; the second prints the same text, and another width builds it anew."""
+    first, second = (printed_by("fit", "--help", cwd=tmp_path) for _ in range(2))
+    text, _, loaded = first.rpartition("loaded:")
+    assert loaded == " torch lightning transformers\n" and "--trainer.accelerator" in text
+    assert second == f"{text}loaded:\n"
+    monkeypatch.setenv("COLUMNS", "200")
+    assert printed_by("fit", "--help", cwd=tmp_path).endswith(first[-len("loaded: torch lightning transformers\n") :])
 
 
 def test_every_command_has_one_line_in_the_help() -> None:
@@ -56,4 +63,4 @@ def test_every_command_has_one_line_in_the_help() -> None:
 
 def test_the_packages_themselves_load_no_pytorch() -> None:
     script = "import sys, zoo.errors, datamodules, callbacks; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], cwd=Path(main.__file__).parent, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
