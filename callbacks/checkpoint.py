@@ -58,7 +58,9 @@ class Checkpoint(callbacks.Checkpoint):
             return
         # Lightning, resumed after the last batch of an epoch, doesn't count that the next one begins. A state of then
         # would be resumed as if that epoch were over: from its first batch, in the order of the first epoch.
-        for progress in (trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_progress.current):
+        epochs = trainer.fit_loop.epoch_progress
+        progress: Any
+        for progress in (epochs.total, epochs.current):
             progress.ready = progress.started = progress.processed + 1
         every, step = self.every_n_train_steps, trainer.global_step
         # Not in on_train_end: by then Lightning counts the epoch as complete, and would not resume within it, nor
