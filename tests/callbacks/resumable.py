@@ -72,9 +72,9 @@ class Small(LightningModule):
         }
 
     def train_dataloader(self) -> ResumableLoader:
-        scenes = [[(scene, epoch) for epoch in range(99)] for scene in range(SCENES)]
-        dataset: Any = type("Scenes", (), {"__getitem__": lambda _, key: scenes[key[0]][key[1]], "__len__": len})()
-        return ResumableLoader(dataset, batch_sampler=TrainingOrder(SCENES, 1, seed=0), collate_fn=list)
+        dataset: Any = type("Scenes", (), {"__getitem__": lambda _, draw: (draw.scene, draw.epoch), "__len__": len})()
+        order = TrainingOrder([1] * SCENES, 1, questions_per_scene=1, seed=0)
+        return ResumableLoader(dataset, batch_sampler=order, collate_fn=list)
 
     def val_dataloader(self) -> Any:
         return torch.utils.data.DataLoader([0], batch_size=1)  # type: ignore[arg-type]

@@ -167,11 +167,13 @@ def other_disk() -> Any:
     shutil.rmtree(folder)
 
 
-def saves(folder: Path, temporary: Path, io: CheckpointIO, size: int) -> None:
+def saves(folder: Path, temporary: Path, io: CheckpointIO, size: int, done: Any) -> None:
     """Saves one state after another, until it is killed."""
     tempfile.tempdir = str(temporary)
-    for step in range(10**6):
-        io.save_checkpoint(checkpoint(step, size), folder / "last.ckpt")
+    torch.set_num_threads(1)  # a fork has no threads of its parent's pool, and would wait for them
+    while True:
+        io.save_checkpoint(checkpoint(done.value, size), folder / "last.ckpt")
+        done.value += 1
 
 
 def lost_checkpoints(folder: Path, temporary: Path, io: CheckpointIO, kills: int) -> int:
@@ -181,9 +183,16 @@ def lost_checkpoints(folder: Path, temporary: Path, io: CheckpointIO, kills: int
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         io.save_checkpoint(checkpoint(0, 4 * MEGABYTES), folder / "last.ckpt")
-        process = get_context("fork").Process(target=saves, args=(folder, temporary, io, 4 * MEGABYTES))
+        done = get_context("fork").Value("i", 0)
+        process = get_context("fork").Process(target=saves, args=(folder, temporary, io, 4 * MEGABYTES, done))
         process.start()
-        time.sleep(0.1 + 0.3 * chance.random())
+        while done.value < 1 and process.is_alive():
+            time.sleep(0.001)
+        begun = time.monotonic()
+        while done.value < 2 and process.is_alive():
+            time.sleep(0.001)
+        assert process.is_alive()
+        time.sleep(chance.random() * (time.monotonic() - begun))  # somewhere in a save
         process.kill()
         process.join()
         try:
