@@ -205,6 +205,11 @@ QUESTIONS = [
 ]
 
 
+def questions(folder: Path) -> Path:
+    (folder / "mine").mkdir()
+    return write_json("train.jsonl", QUESTIONS, folder)
+
+
 def parquet(folder: Path) -> Path:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -325,7 +330,7 @@ def read_poses(path: Path) -> None:
 KINDS = {
     "cameras": Kind(cameras, read_both, swap),
     "questions": Kind(
-        partial(write_json, "train.jsonl", QUESTIONS),
+        questions,
         lambda path: SceneFolder(str(path.parent)).scenes("train"),
         swap_in_line,
     ),
