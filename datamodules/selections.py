@@ -60,7 +60,7 @@ def read_selection(path: Path) -> dict[str, Any]:
     made_by = content.get("made_by") or {}
     sampler = made_by.get("sampler", {}) if isinstance(made_by, dict) else None
     if not isinstance(sampler, dict) or not _are_counts(made_by.get("views"), sampler.get("candidates")):
-        raise ValueError(f"{path}: made_by does not hold the settings of a sampler: create it again")
+        raise ValueError(f"{path}: made_by must be an object with the settings of a sampler: create it again")
     if content.get("num_frames", len(frames)) != len(frames):
         raise ValueError(f"{path}: {len(frames)} frames, but num_frames is {content['num_frames']}: create it again")
     return content

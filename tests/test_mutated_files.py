@@ -205,6 +205,11 @@ QUESTIONS = [
 ]
 
 
+def questions(folder: Path) -> Path:
+    (folder / "mine").mkdir()
+    return write_json("train.jsonl", QUESTIONS, folder)
+
+
 def parquet(folder: Path) -> Path:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -325,7 +330,7 @@ def read_poses(path: Path) -> None:
 KINDS = {
     "cameras": Kind(cameras, read_both, swap),
     "questions": Kind(
-        partial(write_json, "train.jsonl", QUESTIONS),
+        questions,
         lambda path: SceneFolder(str(path.parent)).scenes("train"),
         swap_in_line,
     ),
@@ -407,8 +412,8 @@ CASES: tuple[tuple[str, bytes, bytes, str | None], ...] = (  # kind, text, repla
     ("conversations", b'"0.mp4"', LONG, None),
     ("predictions", b'"score": 1.0', b'"score": ' + DIGITS, "line 2: not valid JSON: an integer of 400 digits"),
     ("predictions", b"[0, 7]", DEEP, "nested too deeply"),
-    ("selection", b'{"candidates": 5}', b"5", "made_by does not hold the settings of a sampler"),
-    ("selection", b'"views": 4', b'"views": [4]', "made_by does not hold the settings of a sampler"),
+    ("selection", b'{"candidates": 5}', b"5", "made_by must be an object with the settings"),
+    ("selection", b'"views": 4', b'"views": [4]', "made_by must be an object with the settings"),
     ("video.mp4", b"avc1", b"\0\0\0\0", "its codec is unknown"),
     ("video.mp4", b"Lavf", b"\xff\xfe\xff\xff", None),
     ("index", b'"model-00001-of-00001.safetensors"', LONG, "which its index names"),
@@ -449,7 +454,7 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
     content = torch.load(path, weights_only=True)
     for state in ({}, {"a": 1}, [1]):
         torch.save({**content, "state_dict": state}, path)
-        with pytest.raises(InputError, match="last.ckpt is"):
+        with pytest.raises(InputError, match="last.ckpt"):
             Task.load_from_checkpoint(path)
     name = next(iter(content["state_dict"]))
     torch.save({**content, "state_dict": content["state_dict"] | {name: torch.ones(2)}}, path)

@@ -66,7 +66,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str =
     except Exception as error:  # a damaged pickle is a program of other instructions
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} can't be read as a checkpoint: {reason}") from error
-    if not isinstance(content, dict) or not content.get(required):
+    if not isinstance(content, dict) or required not in content:
         raise InputError(f"{path} is no checkpoint: it has no {required}")
     state = content.get("state_dict", {})
     if not isinstance(state, dict) or not all(type(k) is str and isinstance(v, Tensor) for k, v in state.items()):
