@@ -32,7 +32,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 def result(folder: Path, models: list[Small]) -> dict[str, Any]:
     """Losses and scores, by step, of the parts of a run, and the states that it leaves."""
     last = read_checkpoint(folder / "checkpoints/last.ckpt")
-    (optimizer,) = read_checkpoint(folder / "checkpoints" / last["files"]["optimizer_states"][0])["optimizer_states"]
+    file = folder / "checkpoints" / last["files"]["optimizer_states"][0]
+    (optimizer,) = read_checkpoint(file, required="optimizer_states")["optimizer_states"]
     best = folder / "checkpoints/best.ckpt"
     merged: dict[str, dict[Any, float]] = {"losses": {}, "scores": {}}
     for model in models:
