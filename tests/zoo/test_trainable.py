@@ -20,7 +20,7 @@ from zoo.geometry.base import SceneGeometry
 from zoo.geometry.vggt import VGGT as VGGTModel
 from zoo.geometry.vggt.aggregator import DINOV2
 from zoo.geometry.vggt_encoder import VGGTEncoder
-from zoo.optim import LoRA
+from zoo.lora import LoRA
 from zoo.tasks import VideoQATask, vggt_pretraining, video_qa
 
 pytestmark = pytest.mark.usefixtures("one_thread")
