@@ -107,7 +107,7 @@ class OneLineParser(ArgumentParser):
 
     def _check_value_key(self, action: Any, value: Any, key: str, *others: Any, **kwargs: Any) -> Any:
         """Checks a value; jsonargparse lets a null of a group of options pass, which no constructor takes."""
-        if value is None and key in self.groups:
+        if value is None and key in (self.groups or ()):
             raise TypeError(f"Parser key \"{key}\": Unable to load config 'null'")  # as of any other single value
         return super()._check_value_key(action, value, key, *others, **kwargs)
 
