@@ -58,10 +58,13 @@ class PredictionsCallback(Callback):
         """Let the DataModule ask which questions are answered, once it has read the data."""
         data: Any = getattr(trainer, "datamodule", None)
         self.results_folder, self._kept = None, []
-        if stage == "fit" and trainer.is_global_zero:
-            keep_finished_test(Path(trainer.default_root_dir))
         if stage == "test" and hasattr(data, "find_answered"):
             data.find_answered = partial(self._begin, trainer, pl_module, resumes=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the finished test of the weights that this fit replaces; a fit with no step to go replaces none."""
+        if trainer.is_global_zero and (kept := keep_finished_test(Path(trainer.default_root_dir))):
+            rank_zero_info(f"fit: the finished test of the former weights is now in {kept}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this process's file."""

@@ -13,11 +13,11 @@ from lightning import Trainer
 
 from callbacks.settings import FILES, changed
 from zoo.fingerprint import digest
+from zoo.pretrained import RUN_CONFIG
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 UNFINISHED = "predictions.unfinished.json"  # the settings of a running or interrupted test
 SETTINGS = "predictions.settings.json"  # the same file, renamed when the test ends
-CONFIG = "config.yaml"
 PREFIX = "test-"  # of a folder inside a run's
 COMPUTED = ("questions", "prompts", "geometry_weights", "weights")  # entries of the settings that are no options
 KEY_DIGITS, MAX_NAME = 8, 40
@@ -43,17 +43,18 @@ def choose_folder(run: Path, settings: Mapping[str, Any]) -> Path:
     return run if finished is None else run / f"{PREFIX}{_describe(finished, settings)}-{_key(settings)}"
 
 
-def keep_finished_test(run: Path) -> None:
-    """Moves a run's finished test to a folder of its own, before a fit replaces the weights that it tested."""
+def keep_finished_test(run: Path) -> Path | None:
+    """Moves a run's finished test, if there is one, to a folder of its own, and returns that folder."""
     if not (run / SETTINGS).exists():
-        return
+        return None
     folder = run / f"{PREFIX}former-weights-{_key(json.loads((run / SETTINGS).read_text(encoding='utf-8')))}"
     folder.mkdir(exist_ok=True)
-    if (run / CONFIG).exists():
-        shutil.copyfile(run / CONFIG, folder / CONFIG)
+    if (run / RUN_CONFIG).exists():
+        shutil.copyfile(run / RUN_CONFIG, folder / RUN_CONFIG)
     for name in (METRICS, PREDICTIONS, SETTINGS):  # in this order: after a kill, it goes on
         if (run / name).exists():
             (run / name).replace(folder / name)
+    return folder
 
 
 def _key(settings: Mapping[str, Any]) -> str:

@@ -105,6 +105,12 @@ class OneLineParser(ArgumentParser):
         except Exception as error:
             raise failed_construction(error) from error
 
+    def _check_value_key(self, action: Any, value: Any, key: str, *others: Any, **kwargs: Any) -> Any:
+        """Checks a value; jsonargparse lets a null of a group of options pass, which no constructor takes."""
+        if value is None and key in (self.groups or ()):
+            raise TypeError(f"Parser key \"{key}\": Unable to load config 'null'")  # as of any other single value
+        return super()._check_value_key(action, value, key, *others, **kwargs)
+
     def format_help(self, *args: Any) -> str:
         """Formats the help; jsonargparse names the options of a nested part relative to the class that has the part."""
         text = super().format_help(*args)

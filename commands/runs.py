@@ -17,9 +17,9 @@ from callbacks.settings import flatten
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
 from zoo.errors import InputError
+from zoo.pretrained import RUN_CONFIG as CONFIG
 from zoo.pretrained import config_of
 
-CONFIG = "config.yaml"
 # options of a model that may differ from those of the run whose weights it loads
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
@@ -181,7 +181,7 @@ def _changed(
     ignored: set[str] = CHANGES_NO_RESULT,
 ) -> list[str]:
     """Returns the options in which two configs differ."""
-    one, other = (flatten({part: config[part] for part in parts}) for config in (trained, asked))
+    one, other = (flatten({part: config.get(part) for part in parts}) for config in (trained, asked))
     names = [name for name in sorted(one | other) if not ignored & set(name.split("."))]
     return [name for name in names if one.get(name) != other.get(name)]
 

@@ -125,6 +125,8 @@ class ResumableLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restores the position; settings that differ from the checkpoint's raise `InputError`."""
         for name in SETTINGS:
+            if name not in state:
+                raise InputError("the checkpoint is of a version that trained in another order: start a new run")
             if state[name] != (current := getattr(self.batch_sampler, name)):
                 trained = f"the checkpoint was trained with {name} {state[name]}"
                 raise InputError(f"{trained}, now it is {current}: resume with the same settings")

@@ -28,7 +28,9 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(dict(content), file)
             file.flush()
         except RuntimeError as error:  # torch's writer hides the cause, such as a full disk
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         try:
             torch.load(file.name, map_location="cpu", weights_only=True, mmap=True)
         except UnpicklingError as error:

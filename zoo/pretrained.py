@@ -100,10 +100,10 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
                 parts, "path", lambda path: str(folder / path) if path and os.path.exists(folder / path) else path
             )
         model = from_config(kind, parts)
-        if not config.get("full"):
-            check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
         model.data_config = config.get("data") or {}
     with reading(folder):
+        if not config.get("full"):
+            check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
         return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
 
 

@@ -300,3 +300,16 @@ def test_other_files_are_one_line(content: bytes, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="no-such.ckpt can't be read as a checkpoint: .*No such file"):
         CheckpointFiles().load_checkpoint(tmp_path / "no-such.ckpt")
+
+
+def test_another_error_of_a_save_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its own cause it would keep main.py looking for the cause forever."""
+    failure = RuntimeError("no storage")
+
+    def save(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RuntimeError, match="^no storage$"):
+        CheckpointFiles().save_checkpoint(checkpoint(1), tmp_path / "last.ckpt")
+    assert failure.__cause__ is None and not list(tmp_path.iterdir())

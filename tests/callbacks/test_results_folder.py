@@ -95,7 +95,7 @@ def test_an_interrupted_test_with_other_settings_is_resumed(
     assert not again & {record["scene"] for record in kept.values() if not record["error"]}
 
 
-def test_a_new_fit_keeps_the_test_of_the_former_weights(tmp_path: Path) -> None:
+def test_a_new_fit_keeps_the_test_of_the_former_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The run's own files are then those of the test of its own weights."""
 
     def fit(rate: float) -> Toy:
@@ -112,7 +112,13 @@ def test_a_new_fit_keeps_the_test_of_the_former_weights(tmp_path: Path) -> None:
     model = fit(0.2)
     (former,) = inside(tmp_path)
     assert results(former) == first and not (tmp_path / "metrics.json").exists()
+    assert f"fit: the finished test of the former weights is now in {former}" in caplog.text
     second = test(model)
     assert inside(tmp_path) == [former] and results(former) == first
     names = ("metrics.json", "predictions.settings.json")
     assert second[names[1]] != first[names[1]] and second[names[0]] == first[names[0]]
+
+
+def test_a_fit_without_a_step_leaves_the_finished_test(finished: dict[str, bytes], tmp_path: Path) -> None:
+    trainer(tmp_path, PredictionsCallback(), max_steps=0).fit(Toy())
+    assert results(tmp_path) == finished and not inside(tmp_path)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.order import Draw, ResumableLoader, TrainingOrder, balance_across_ranks
+from zoo.errors import InputError
 
 COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene
 SEQUENCES = 13  # of at most two questions
@@ -105,6 +106,13 @@ def test_resuming_with_other_settings_is_an_error_that_names_them(counts, seed: 
     state = loader().state_dict()
     with pytest.raises(ValueError, match=f"trained with {changed}"):
         loader(counts=counts, seed=seed).load_state_dict(state)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_an_error() -> None:
+    state = loader().state_dict()
+    del state["num_questions"]
+    with pytest.raises(InputError, match="of a version that trained in another order"):
+        loader().load_state_dict(state)
 
 
 def test_820_000_questions_on_64_ranks() -> None:

@@ -27,7 +27,7 @@ from zoo import (
     ViewAttention,
 )
 from zoo.configuration import to_config
-from zoo.optim import LoRA
+from zoo.lora import LoRA
 
 VGGT: dict[str, Any] = dict(embed_dim=16, depth=2, num_heads=2)
 
