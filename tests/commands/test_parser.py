@@ -276,9 +276,9 @@ def test_negative_control_lightnings_parser_prints_many_lines(
     ],
 )
 def test_help_names_options_in_full(line: str, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["main.py", *shlex.split(line)])
+    monkeypatch.setattr(sys, "argv", ["main.py", *(words := shlex.split(line))])
     with pytest.raises(SystemExit) as end:
-        main.main()
+        main.run(words[0])
     printed = capsys.readouterr().out
     assert end.value.code == 0 and all(name in printed for name in names)
     short = re.findall(r"--(?:source|placement|encoding|camera_encoding|fusion)\b", printed)
