@@ -147,7 +147,7 @@ def camera_map(
     return image.resize((MAP, MAP), Image.Resampling.LANCZOS)
 
 
-def level_axes(up: Float[np.ndarray, 3]) -> Float[np.ndarray, "2 3"]:
+def level_axes(up: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "2 3"]:
     """Return two horizontal world axes, right and forward on a map, given the up direction."""
     up = up / max(float(np.linalg.norm(up)), 1e-9)
     axis = np.eye(3)[np.abs(up).argmin()]  # along an axis of the world if one is horizontal
