@@ -122,7 +122,7 @@ class ZooCLI(LightningCLI):
         trainer: Trainer | None = getattr(self, "trainer", None)
         if self.is_new and (trainer is None or not trainer.global_step):
             remove_unused(self.folder)
-        if trainer is None or not trainer.interrupted or isinstance(error, InputError):
+        if trainer is None or not trainer.interrupted or (isinstance(error, InputError) and not trainer.global_step):
             return
         if self.command == "fit" and (self.folder / FOLDER / LAST).exists():
             rank_zero_info(f"to go on: python main.py fit --config {self.folder / CONFIG} --ckpt_path last")

@@ -309,7 +309,10 @@ def read_run(path: Path) -> None:
     config_of(path.parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *_, **__: None)
-        report([str(path.parent)])
+        try:
+            report([str(path.parent)])
+        except InputError as error:
+            assert "no test yet" in str(error)  # the run is only trained
     SpatialVLM.from_pretrained(path.parent)
 
 
