@@ -135,7 +135,9 @@ if __name__ == "__main__":
 
 
 def start(root: Path, scenes: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(scenes, str(root))], stderr=subprocess.DEVNULL)
+    # a shell's background job ignores SIGINT, and so would its children
+    script = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{SCRIPT}"
+    return subprocess.Popen([sys.executable, "-c", script.format(scenes, str(root))], stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
