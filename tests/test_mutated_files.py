@@ -378,7 +378,8 @@ def fault(kind: Kind, path: Path, content: bytes) -> str | None:
     try:
         kind.read(path)
     except Exception as raised:
-        error = input_error(raised) or raised  # as main.py: the type checks of these tests wrap it, and so do libraries
+        # as main.py: the type checks of these tests wrap errors, and so do libraries
+        error = raised if isinstance(raised, kind.errors) else input_error(raised)
         if not isinstance(error, kind.errors):
             return _described(raised)
         message = str(InputError(error))  # what the zoo makes of an error about a file
