@@ -68,6 +68,8 @@ class Conversations(SceneSource):
         only_for_training(self, split)
         self.prepare()
         index = open_index(self.path)
+        if not len(index):
+            raise ValueError(f"{self.path}: no row has a video or image")
         # 1. The selected rows, and the turns that are questions of their own.
         rows, turns = np.arange(len(index)), np.full(len(index), -1)
         if self.share < 1:
@@ -114,7 +116,7 @@ def list_scenes(root: Path, questions: dict[Medium, Sequence[Question]], missing
         if isinstance(named, tuple):
             files = tuple(root / name for name in named)
             name = named[0] if len(named) == 1 else f"{named[0]}+{digest(named)[:8]}"
-            if all(file.is_file() for file in files):
+            if all(map(os.path.isfile, files)):
                 scenes.append(Scene(name, files[0], asked, images=files))
             else:
                 missing.setdefault(name, Counter()).update(by_type(asked))

@@ -238,6 +238,13 @@ def test_other_bad_files(tmp_path):
         Conversations(str(tmp_path / "a.json")).scenes("train")
     with pytest.raises(ValueError, match="no row has a video or image"):
         Conversations(str(write(tmp_path, [says("?", "!")]))).scenes("train")
+    (tmp_path / "empty.jsonl").touch()
+    for empty in ("empty.jsonl", "empty.jsonl%25"):
+        with pytest.raises(ValueError, match="no row has a video or image"):
+            Conversations(str(tmp_path / empty)).scenes("train")
+    long = [says("<image>?", "!", image="x" * 300), says("<image>?", "!", image="pictures/1.jpg")]
+    source = Conversations(str(write(tmp_path, long)))
+    assert len(source.scenes("train")) == 1 and totals(source) == {"x" * 300: 1}
     with pytest.raises(ValueError, match="Conversations is for training, its free answers have no score"):
         Conversations(str(write(tmp_path))).scenes("val")
 
