@@ -8,12 +8,15 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 import datamodules
 import zoo
+from commands.configs import read_config
 from commands.faults import failed_construction, unusable_class
 from zoo.errors import InputError, input_error
 
@@ -85,9 +88,10 @@ class OneLineParser(ArgumentParser):
         return super().parse_args(args, *others, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Parses a config; its errors name the file."""
+        """Parses a config, composed of others or not; its errors name the file."""
         try:
-            return super().parse_path(path, *args, **kwargs)
+            content = read_config(Path(str(path)))
+            return super().parse_string(yaml.safe_dump(content, sort_keys=False), str(path), *args, **kwargs)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 

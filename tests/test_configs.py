@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import main
-from commands.arguments import CONFIGS, find_conflict, load_configs, preprocess_argv
+from commands.arguments import preprocess_argv
+from commands.configs import CONFIGS, find_conflict, load_configs, read_config
 from zoo.errors import InputError
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -80,7 +81,7 @@ def test_the_order_of_configs_does_not_matter(trio: tuple[str, ...], parsed: Par
 
 def test_every_order_of_every_trio_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {path: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
-    monkeypatch.setattr("commands.arguments._read", contents.__getitem__)  # once each
+    monkeypatch.setattr("commands.configs.read_config", contents.__getitem__)  # once each
     for trio in TRIOS:
         orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(trio)}
         assert len(orders) == 1 and {Path(word).name for word in min(orders)[2::2]} == set(trio)
@@ -116,6 +117,37 @@ def test_only_different_values_of_one_key_conflict() -> None:
     assert find_conflict(config, config) is None
     assert find_conflict(config, {"model": {"init_args": {"x": 2}}}) == "model.init_args.x"
     assert find_conflict(config, {"model": None}) == "model"
+
+
+def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_path: Path, parsed: Parsed) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "configs: [scale_3b.yaml, prope.yaml]\n"
+        "model: {init_args: {learning_rates: {decoder: 1.0e-6}, camera_encoding: null}}\n"
+        "trainer: {max_steps: 7}\n"
+    )
+    options = ("--model.learning_rates.decoder=1.0e-6", "--model.camera_encoding=null", "--trainer.max_steps=7")
+    assert parsed("fit", "recipe.yaml") == parsed("fit", "prope.yaml", "scale_3b.yaml", options=options)
+    assert parsed("fit", "recipe.yaml") != parsed("fit", "prope.yaml", "scale_3b.yaml")
+    with pytest.raises(InputError, match=r"recipe.yaml and .*scale_7b.yaml disagree about model.backbone.path"):
+        load_configs(["recipe.yaml", "scale_7b.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("configs: prope.yaml", "recipe.yaml: configs: expected a list of configs"),
+        ("configs: [prop.yaml]", "recipe.yaml: no config prop.yaml"),
+        ("configs: [prope.yaml, qwen25_vl.yaml]", "recipe.yaml: .*disagree about model"),
+        ("configs: [recipe.yaml]", "recipe.yaml: it is composed of itself"),
+        ("configs: [a list", "recipe.yaml: cannot be read as YAML"),
+        ("", "recipe.yaml: holds no settings"),
+    ],
+)
+def test_a_composition_that_cannot_be_is_named(text: str, error: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(text)
+    with pytest.raises(InputError, match=error):
+        read_config(Path("recipe.yaml"))
 
 
 def test_an_option_wins_over_a_config_that_follows_it(parsed: Parsed) -> None:

@@ -1,0 +1,108 @@
+"""Config files: found by name, composed of others, and read in an order that does not depend on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.errors import InputError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+BASES = "configs"  # key of a config that is composed of others
+
+
+def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
+    """Reads the named configs, in an order that does not depend on theirs.
+
+    jsonargparse drops the options of a part when a later config names another class for it. So the config that names
+    the model comes first, then those that name most classes.
+
+    Raises:
+        InputError: A config is absent or damaged, or two configs disagree.
+    """
+    contents = {path: read_config(path) for path in map(find_config, names)}
+    refuse_conflicts(contents)
+
+    def rank(path: Path) -> tuple[bool, int, str]:
+        return model_of(contents[path]) is None, -str(contents[path]).count("class_path"), str(path)
+
+    return {path: contents[path] for path in sorted(contents, key=rank)}
+
+
+def find_config(name: str, beside: Path | None = None) -> Path:
+    """Returns the config of this path, or of this name in `configs/`; first, the one beside another config."""
+    folders = (Path(), CONFIGS) if beside is None else (beside.parent, Path(), CONFIGS)
+    for path in (*(folder / name for folder in folders), CONFIGS / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+    raise InputError(f"no config {name}, neither here nor in configs/ ({known})")
+
+
+def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
+    """Reads a config; with a list `configs`, its settings are put over theirs.
+
+    Args:
+        path: The config.
+        within: The configs that are composed of this one.
+
+    Raises:
+        InputError: It is absent, damaged or composed of itself, or two of its configs disagree.
+    """
+    if path in within:
+        raise InputError(f"{path}: it is composed of itself, by {within[-1]}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no settings")
+    names = content.pop(BASES, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: {BASES}: expected a list of configs, not {names}")
+    try:
+        bases = {base: read_config(base, [*within, path]) for base in (find_config(name, path) for name in names)}
+        refuse_conflicts(bases)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    composed: dict[str, Any] = {}
+    for base in bases.values():
+        composed = override(composed, base)
+    return override(composed, content)
+
+
+def override(below: Any, above: Any) -> Any:
+    """Puts settings over others; a part of another class replaces the part below with all of its options."""
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return above
+    if "class_path" in below and above.get("class_path", below["class_path"]) != below["class_path"]:
+        return above
+    return {**below, **{key: override(below.get(key), value) for key, value in above.items()}}
+
+
+def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raises InputError if two configs set an option to different values."""
+    for (first, mine), (second, other) in combinations(contents.items(), 2):
+        if key := find_conflict(mine, other):
+            option = key.replace(".init_args", "").removesuffix(".class_path")
+            raise InputError(
+                f"{first} and {second} disagree about {option}: leave one of them out, and set --{option} instead"
+            )
+
+
+def find_conflict(first: Any, second: Any, key: str = "") -> str | None:
+    """Returns the first dotted key that both configs set to different values, or None."""
+    if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+        return None if first == second else key
+    conflicts = (find_conflict(first[k], second[k], f"{key}.{k}".lstrip(".")) for k in first if k in second)
+    return next(filter(None, conflicts), None)
+
+
+def model_of(config: Mapping[str, Any]) -> str | None:
+    """Returns the model's class as a config names it."""
+    model = config.get("model")
+    return model.get("class_path") if isinstance(model, dict) else model
