@@ -8,6 +8,10 @@ from zoo.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "perturbations": [
+            *("OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames", "ShuffledFrameNumbers"),
+            *("ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
+        ],
         "resize": ["PixelBounds"],
         "samplers": [
             *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameSampler", "Neighbor", "OffsetNeighbor"),

@@ -6,14 +6,15 @@ A batch is a dict of
     scenes: one `SceneInputs` per scene;
     records: one prediction record per row, without the prediction yet;
     failed: complete records of unreadable scenes' questions, and of questions with special tokens;
-    questions_per_batch: number of questions answered at once.
+    questions_per_batch: number of questions answered at once;
+    tokens_per_sequence: most tokens of a training sequence with several questions, or None.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import UInt8
@@ -41,6 +42,8 @@ class LoadedScene:
         seconds_per_grid: Real seconds between two temporal patches.
         geometry: Cameras and depth of the frames; None if the scene has none.
         error: Why the scene can't be read; None if it can.
+        is_supervised: Whether its answers are learned from.
+        geometry_of: See `SceneInputs`.
     """
 
     scene: Scene
@@ -51,6 +54,7 @@ class LoadedScene:
     geometry: SceneGeometry | None = None
     error: str | None = None
     is_supervised: bool = True
+    geometry_of: LoadedScene | Literal["nothing"] | None = None
 
 
 @dataclass
@@ -65,6 +69,7 @@ class Collate:
         keep_frames: Include the frames, for a geometry encoder.
         timestamps: Include the real seconds per temporal patch, in place of the nominal ones.
         benchmark: Defines the wording of the questions; None is VSI-Bench.
+        tokens_per_sequence: Most tokens of a training sequence with several questions, for the model.
     """
 
     preprocessor: Preprocessor
@@ -74,6 +79,7 @@ class Collate:
     keep_frames: bool = False
     timestamps: bool = False
     benchmark: Benchmark | None = None
+    tokens_per_sequence: int | None = None
 
     def __call__(self, loaded: list[LoadedScene]) -> dict[str, Any]:
         # 1. Separate the scenes and questions with an error.
@@ -88,6 +94,7 @@ class Collate:
         batch: dict[str, Any] = {
             "failed": failed,
             "questions_per_batch": self.questions_per_batch,
+            "tokens_per_sequence": self.tokens_per_sequence,
             "scenes": [self.scene_inputs(scene) for scene in sound],
         }
         if not sound:
@@ -114,6 +121,7 @@ class Collate:
         """The model's inputs of a loaded scene."""
         assert loaded.frames is not None
         pixel_values, grid_thw = self.preprocessor.cut_patches(loaded.frames)
+        other = loaded.geometry_of
         return SceneInputs(
             pixel_values,
             grid_thw,
@@ -122,6 +130,7 @@ class Collate:
             geometry=loaded.geometry,
             frame_indices=loaded.frame_indices,
             seconds_per_grid=loaded.seconds_per_grid if self.timestamps else None,
+            geometry_of=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,
         )
 
     def chat(self, question: Question, num_images: int = 0, with_answers: bool = False) -> list[str]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import Collate, LoadedScene, record
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
 from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
+from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
 from datamodules.scenes import Scene
@@ -50,11 +51,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
         batch_size: Sequences per training batch and rank: a scene with some of its questions. An epoch asks each
             question once.
         questions_per_scene: Most questions in one training sequence; which ones is drawn anew in each epoch.
+        tokens_per_sequence: Most tokens in one training sequence with several questions; what exceeds them is another
+            sequence of the same step. null is no bound.
         questions_per_batch: Questions answered at once about one scene, which is encoded once.
         datasets: Use only these datasets of the source (the first part of a scene's name).
         question_types: Use only questions of these types.
         scene_names: Use only these scenes; a list, or a text file with one name per line.
         subset: Number of questions drawn from those that the other filters keep, whatever the seed; null is all.
+        perturbation: For `test`: show the model something wrong, such as `OtherCameras`, to see what it relies on.
         num_workers: Processes that load data; 0 uses the main process.
         keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0).
         seed: Seed of the training order and of the questions drawn in training; null is the run's.
@@ -72,11 +76,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
         pixels: PixelBounds | None = None,
         batch_size: int = 1,
         questions_per_scene: int = 1,
+        tokens_per_sequence: int | None = None,
         questions_per_batch: int = 8,
         datasets: list[str] | None = None,
         question_types: list[str] | None = None,
         scene_names: list[str] | str | None = None,
         subset: int | None = None,
+        perturbation: Perturbation | None = None,
         num_workers: int = 1,
         keep_in_memory: bool = False,
         seed: int | None = None,
@@ -88,6 +94,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             ("num_frames", num_frames, TEMPORAL_PATCH_SIZE),
             ("batch_size", batch_size, 1),
             ("questions_per_scene", questions_per_scene, 1),
+            ("tokens_per_sequence", tokens_per_sequence, 1),
             ("questions_per_batch", questions_per_batch, 1),
             ("sampler.candidates", sampler.candidates if sampler else None, TEMPORAL_PATCH_SIZE),
             ("train_sampler.candidates", train_sampler.candidates if train_sampler else None, TEMPORAL_PATCH_SIZE),
@@ -113,10 +120,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.frame_pairing = frame_pairing or Consecutive()
         self.pixels = pixels or PixelBounds()
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
-        self.questions_per_batch = questions_per_batch
+        self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
         self.filter = QuestionFilter(datasets, question_types, scene_names, subset)
         for kind in question_types or ():
             self.source.benchmark.check_question_type(kind)
+        self.perturbation = perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
 
     def prepare_data(self) -> None:
@@ -125,8 +133,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError('predict needs --data.video clip.mp4 --data.question "What is the size of this room?"')
         if self.asked is not None and stage not in (None, "predict"):
             raise InputError(f"--data.video is for predict, not for {stage}")
+        splits: tuple[Split, ...] = ("test",)
+        if stage in (None, "fit"):
+            validates = self.trainer is None or self.trainer.limit_val_batches != 0
+            splits = ("train", "val") if validates else ("train",)
         with as_input_error():
-            (self.asked or self.source).prepare()
+            (self.asked or self.source).prepare_splits(splits)
 
     def scenes(self, split: Split) -> list[Scene]:
         """The scenes of a split that have a video, with the questions that the filters keep.
@@ -171,6 +183,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "num_frames": self.num_frames,
             "sampler": type(self.sampler).__name__,
             "frame_pairing": type(self.frame_pairing).__name__,
+            "perturbation": None if self.perturbation is None else type(self.perturbation).__name__,
             **asdict(self.filter),
         }
 
@@ -189,10 +202,20 @@ class VideoQADataModule(Configurable, LightningDataModule):
     def _collate(self, training: bool) -> Collate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         needs, benchmark = self.requirements, (self.asked or self.source).benchmark
-        count, extra_tokens = self.questions_per_batch, task.extra_tokens
-        return Collate(task.preprocessor, training, count, extra_tokens, needs.frames, needs.timestamps, benchmark)
+        return Collate(
+            task.preprocessor,
+            training,
+            self.questions_per_batch,
+            task.extra_tokens,
+            needs.frames,
+            needs.timestamps,
+            benchmark,
+            self.tokens_per_sequence,
+        )
 
     def train_dataloader(self) -> ResumableLoader:
+        if self.perturbation is not None:
+            raise InputError("--data.perturbation is for a test of a trained model: leave it out of fit")
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
         trainer = self.trainer
         assert trainer is not None
@@ -203,13 +226,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
             dataset, batch_sampler=order, collate_fn=self._collate(True), num_workers=self.num_workers
         )
 
-    def _scene_loader(self, scenes: list[Scene]) -> DataLoader:
+    def _scene_loader(self, scenes: list[Scene], dataset: Dataset | None = None) -> DataLoader:
         """This rank's scenes, one per batch with all of its questions."""
         trainer = self.trainer
         assert trainer is not None
         own = balance_across_ranks([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
         return DataLoader(
-            self.dataset(scenes, self.sampler),  # type: ignore[arg-type]
+            dataset or self.dataset(scenes, self.sampler),
             batch_sampler=[[scene] for scene in own] or [[]],  # Lightning skips a rank without batches
             collate_fn=self._collate(False),
             num_workers=self.num_workers,
@@ -227,7 +250,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
             self.tested_files[scene.name] = [file_fingerprint(file) for file in files if file and file.exists()]
         self.answered = self.find_answered()
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in scenes]
-        return self._scene_loader([scene for scene in rest if scene.questions])
+        rest = [scene for scene in rest if scene.questions]
+        if self.perturbation is None:
+            return self._scene_loader(rest)
+        asked, every = (self.dataset(each, self.sampler) for each in (rest, scenes))
+        return self._scene_loader(rest, PerturbedScenes(asked, every, self.perturbation))
 
     def predict_dataloader(self) -> DataLoader:
         assert self.asked is not None and self.trainer is not None  # checked by prepare_data

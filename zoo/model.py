@@ -317,7 +317,12 @@ class SpatialVLM(Configurable, nn.Module):
                 f"{type(self.geometry).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]"
             )
         scaled = [each if each is None or each.is_floating_point() else each.float() / 255 for each in frames]
-        return list(self.geometry(scaled, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
+        found = list(self.geometry(scaled, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
+        for i, other in enumerate(scene.geometry_of for scene in scenes):  # in a perturbed test
+            if other is not None and self.uses_geometry_tokens:
+                source = found[i] if other == "nothing" else self._encode_geometry([other], cameras=False)[0]
+                found[i] = found[i].with_tokens_of(source, scale=0.0 if other == "nothing" else 1.0)
+        return found
 
     # ---- saved models -----------------------------------------------------------------------------------------------
 

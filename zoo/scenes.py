@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -33,6 +33,7 @@ class SceneInputs:
         has_camera: the temporal patches whose camera is valid; None means all.
         frame_indices: the raw video frames shown, for a time index that requires frames.
         seconds_per_grid: seconds per temporal patch; None takes the time index's nominal value.
+        geometry_of: another scene whose 3D tokens it gets, or "nothing" for zeros, in a perturbed test.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class SceneInputs:
         has_camera: Bool[Tensor, " t"] | None = None,
         frame_indices: Sequence[int] | None = None,
         seconds_per_grid: float | None = None,
+        geometry_of: SceneInputs | Literal["nothing"] | None = None,
     ) -> None:
         self.pixel_values, self.grid_thw, self.kind = pixel_values, grid_thw, kind
         self.frames, self.geometry, self.cameras, self.has_camera = frames, geometry, cameras, has_camera
         self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
+        self.geometry_of = geometry_of
 
     @property
     def num_steps(self) -> int:
@@ -70,7 +73,7 @@ class SceneInputs:
         """The same scene on another device; the grid stays where it is, since its numbers are read on the host."""
         other = copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, (Tensor, SceneGeometry, Cameras)) and name != "grid_thw":
+            if isinstance(value, (Tensor, SceneGeometry, Cameras, SceneInputs)) and name != "grid_thw":
                 setattr(other, name, value.to(device))
         return other
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoo.backbones.base import Backbone
 
 PREFIX = 0  # the group of the shared tokens; those of the questions count from 1
+Row = tuple[Tensor, Tensor]  # token ids and labels
 IGNORED = -100  # the label of tokens that are not supervised
 
 
@@ -40,7 +41,7 @@ def shared_length(prompts: Sequence[Sequence[int]], visual: Collection[int]) -> 
 
 
 class PackedScenes(NamedTuple):
-    """One training sequence per scene, padded on the right, with all of its questions and answers.
+    """Training sequences with the questions and answers of one scene each, padded on the right.
 
     Attributes:
         scene: the scene of each row.
@@ -66,30 +67,48 @@ def pack_questions(batch: dict[str, Any], visual: Collection[int]) -> PackedScen
     """Packs the questions of each scene into one sequence; returns None if no two rows share a prefix.
 
     Args:
-        batch: `input_ids`, `attention_mask` and `labels` (N, L), and `scene_index` (N,), see `datamodules.collate`.
+        batch: `input_ids`, `attention_mask` and `labels` (N, L), `scene_index` (N,) and the bound
+            `tokens_per_sequence`, see `datamodules.collate`; questions beyond the bound are packed into further
+            sequences.
         visual: the placeholders of visual tokens.
     """
-    scenes: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    scenes: dict[int, list[Row]] = {}
     rows = zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), strict=True)
     for scene, (ids, labels, real) in zip(batch["scene_index"].tolist(), rows, strict=True):
         scenes.setdefault(scene, []).append((ids[real], labels[real]))
     if all(len(members) == 1 for members in scenes.values()):
         return None
-    packed = []
-    for members in scenes.values():
+    packed: list[dict[str, Tensor]] = []
+    scene_of: list[int] = []
+    for scene, members in scenes.items():
         # neither an answer is shared nor the token before it, or only one question would learn from that token
         prompts = [ids[: int((labels != IGNORED).int().argmax())].tolist() for ids, labels in members]
         length = shared_length(prompts, visual) if all(prompts) else 0
         if not length:
             return None
-        packed.append(_in_one(members, length))
+        for own in _within(members, length, batch.get("tokens_per_sequence")):
+            packed.append(_in_one(own, length))
+            scene_of.append(scene)
     fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED, "group": -1, "position_offset": 0}
     columns = {name: [row[name] for row in packed] for name in fill}
     padded = {name: pad_sequence(rows, batch_first=True, padding_value=fill[name]) for name, rows in columns.items()}
-    return PackedScenes(torch.tensor(list(scenes), device=batch["input_ids"].device), **padded)
+    return PackedScenes(torch.tensor(scene_of, device=batch["input_ids"].device), **padded)
 
 
-def _in_one(members: Sequence[tuple[Tensor, Tensor]], length: int) -> dict[str, Tensor]:
+def _within(members: Sequence[Row], length: int, bound: int | None) -> list[list[Row]]:
+    """Divides the questions of a scene among sequences of at most `bound` tokens; a longer question has its own."""
+    divided, used = [[members[0]]], len(members[0][0])
+    for row in members[1:]:
+        added = len(row[0]) - length
+        if bound is not None and used + added > bound:
+            divided.append([])
+            used = length
+        divided[-1].append(row)
+        used += added
+    return divided
+
+
+def _in_one(members: Sequence[Row], length: int) -> dict[str, Tensor]:
     """One row of (ids, labels) that share their first `length` tokens."""
     lengths = torch.tensor([length, *(len(ids) - length for ids, _ in members)])
     number = torch.arange(len(lengths)).repeat_interleave(lengths)

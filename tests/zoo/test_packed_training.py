@@ -169,6 +169,24 @@ def test_attention_without_custom_masks_gets_one_question_per_row() -> None:
     assert difference(found, expected) < 1e-5
 
 
+def test_a_bound_of_tokens_divides_the_questions_and_changes_no_gradient() -> None:
+    model = build("plain").train()
+    visual = model.model.backbone.placeholders.visual
+    asked = batch(model, *SCENES)
+    unbounded = pack_questions(asked, visual)
+    assert unbounded is not None
+    longest = int(unbounded.attention_mask.sum(1).max())
+    for bound in (longest, longest - 1, 1):
+        rows = pack_questions({**asked, "tokens_per_sequence": bound}, visual)
+        assert rows is not None
+        lengths, questions = rows.attention_mask.sum(1), rows.group.amax(1)
+        assert ((lengths <= bound) | (questions == 1)).all()  # one question alone may be longer
+        assert questions.sum() == len(asked["input_ids"])
+        assert (len(rows.input_ids) == len(SCENES)) == (bound == longest)
+        found = learned(model, model.loss({**asked, "tokens_per_sequence": bound}))
+        assert difference(found, learned(model, model.loss(asked))) < 1e-5
+
+
 def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
     """Two answers to one question: only one could learn of the token before it. A question each shares nothing."""
     model = build("plain")

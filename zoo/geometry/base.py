@@ -15,6 +15,7 @@ from zoo.configuration import Configurable
 from zoo.errors import InputError
 
 Head = Literal["camera", "depth", "point"]
+TOKENS = ("patches", "camera_tokens")  # the 3D tokens of a `SceneGeometry`; a cache rounds them, and nothing else
 
 
 class SceneGeometry:
@@ -79,6 +80,11 @@ class SceneGeometry:
         """Concatenates the frames of scenes of one size; a field that one of them lacks is None."""
         shared = set.intersection(*(set(scene.present()) for scene in scenes))
         return cls(**{name: torch.cat([getattr(scene, name) for scene in scenes]) for name in shared})
+
+    def with_tokens_of(self, other: SceneGeometry, scale: float = 1.0) -> SceneGeometry:
+        """This geometry with the scaled 3D tokens of another."""
+        tokens = {name: value * scale for name, value in other.present().items() if name in TOKENS}
+        return SceneGeometry(**{**self.present(), **tokens})
 
     def to(self, device: torch.device | str) -> SceneGeometry:
         """Copies the geometry to a device."""

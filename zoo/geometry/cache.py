@@ -22,13 +22,13 @@ from torch import Tensor
 from zoo.atomic_io import PARTIAL, replace_file
 from zoo.errors import InputError
 from zoo.fingerprint import digest
+from zoo.geometry.base import TOKENS
 from zoo.weights import fingerprint
 
 Packed = dict[str, Tensor]  # the tensors of a file
 Description = Mapping[str, Any]  # everything that an entry depends on; JSON
 TokenDType = Literal["bfloat16", "float8"]
 
-TOKENS = ("patches", "camera_tokens")  # kept in half precision; everything else exactly
 SCALE = ".scale"
 FLOAT8 = torch.float8_e4m3fn
 ENTRY = ".safetensors"

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry
+from zoo.geometry.base import TOKENS, Frames, GeometryEncoder, Given, Head, SceneGeometry
 from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
 from zoo.precision import full_precision
 from zoo.weights import fingerprint
@@ -22,7 +22,7 @@ Recipe = Callable[[], GeometryEncoder | None]
 
 VERSION = 1  # raise it when encoders compute something else from the same weights, so that no entry is stale
 KINDS = {
-    "tokens": ("patches", "camera_tokens"),
+    "tokens": TOKENS,
     "cameras": ("world_to_camera", "K_normalized", "has_camera", "depth"),
 }  # each an entry of its own
 EXACT = 1e-6  # tolerance of bytes / 255 in float32, which devices round differently

@@ -1,0 +1,164 @@
+"""Perturbed scenes: what is changed, what is not, and that a model is answered by what it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from datamodules import (
+    OtherCameras,
+    OtherGeometry,
+    PixelBounds,
+    ReversedFrames,
+    Rooms,
+    ShuffledFrameNumbers,
+    ShuffledFrames,
+    UniformSampler,
+    VideoQADataModule,
+    WrongFocalLength,
+    ZeroGeometry,
+)
+from datamodules.collate import LoadedScene
+from datamodules.dataset import SceneDataset
+from datamodules.perturbations import Perturbation, PerturbedScenes
+from tests.conftest import ROOMS
+from tests.zoo.asking import batch, build, scene
+from zoo.errors import InputError
+from zoo.geometry.base import SceneGeometry
+from zoo.requirements import DataRequirements
+
+A, B = scene("a", steps=4), scene("b", steps=4, seed=1)
+PERTURBATIONS: dict[str, Perturbation] = {
+    "cameras": OtherCameras(),
+    "intrinsics": WrongFocalLength(0.2),
+    "shuffled": ShuffledFrames(),
+    "reversed": ReversedFrames(),
+    "frame numbers": ShuffledFrameNumbers(),
+    "other 3D tokens": OtherGeometry(),
+    "no 3D tokens": ZeroGeometry(),
+}
+
+
+def content(loaded: LoadedScene) -> dict[str, Tensor]:
+    geometry = loaded.geometry or SceneGeometry()
+    return {
+        **geometry.present(),
+        "frames": loaded.frames,
+        "frame_indices": torch.tensor(loaded.frame_indices),
+        "is_other": torch.tensor(loaded.geometry_of is not None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("cameras", {"world_to_camera"}),  # the intrinsics of both scenes are equal
+        ("intrinsics", {"K_normalized"}),
+        ("shuffled", {"world_to_camera", "depth", "frames", "frame_indices"}),
+        ("reversed", {"world_to_camera", "depth", "frames", "frame_indices"}),
+        ("frame numbers", {"frame_indices"}),
+        ("other 3D tokens", {"is_other"}),
+        ("no 3D tokens", {"is_other"}),
+    ],
+)
+def test_each_changes_what_it_names_and_nothing_else(name: str, changed: set[str]) -> None:
+    before, after = content(A), content(PERTURBATIONS[name](A, lambda: B))
+    assert {key for key in before if not torch.equal(before[key], after[key])} == changed
+    assert after["frame_indices"].sort().values.equal(before["frame_indices"])
+
+
+def test_frames_keep_their_cameras_and_those_of_a_token_stay_together() -> None:
+    for perturbation in (ShuffledFrames(), ReversedFrames()):
+        found = perturbation(A, lambda: B)
+        order = [A.frame_indices.index(i) for i in found.frame_indices]
+        assert order != list(range(8)) and found.frames.equal(A.frames[order])
+        assert found.geometry.world_to_camera.equal(A.geometry.world_to_camera[order])
+        assert {frozenset(pair) for pair in zip(order[::2], order[1::2], strict=True)} == {
+            frozenset((i, i + 1)) for i in range(0, 8, 2)
+        }
+
+
+def test_cameras_of_a_shorter_scene_start_again() -> None:
+    short = scene("c", steps=2, seed=2)
+    found = OtherCameras()(A, lambda: short).geometry
+    assert found.world_to_camera.equal(short.geometry.world_to_camera.repeat(2, 1, 1))
+    assert found.depth.equal(A.geometry.depth)
+
+
+def test_3d_tokens_of_another_scene_are_those_that_it_would_have() -> None:
+    task = build("prope.yaml")
+
+    def tokens(loaded: LoadedScene) -> Tensor:
+        with torch.no_grad():
+            (encoded,) = task.model.encode_scenes(batch(task, loaded)["scenes"])
+        return encoded.tokens
+
+    task.model.view_mixer = None  # it would read the cameras of B as well
+    expected = tokens(replace(A, geometry=B.geometry)), tokens(A)
+    other, zero = tokens(OtherGeometry()(A, lambda: B)), tokens(ZeroGeometry()(A, lambda: B))
+    assert torch.allclose(other, expected[0]) and not torch.allclose(other, expected[1])
+    half = other.shape[-1] // 2
+    assert zero[..., :half].equal(expected[1][..., :half]) and not zero.allclose(expected[1])
+    assert (zero[..., half:] == zero[0, 0, half:]).all()  # the bias of the connector
+
+
+def test_a_larger_scene_is_brought_to_the_grid_of_3d_tokens() -> None:
+    large = scene("large", seed=3)
+    frames = torch.zeros(6, 3, 112, 112, dtype=torch.uint8)
+    large = replace(large, frames=frames, geometry=replace_depth(large.geometry, torch.ones(6, 112, 112)))
+    task = build("ConcatSplitFusion")
+    (encoded,) = task.model.encode_scenes(batch(task, OtherGeometry()(A, lambda: large))["scenes"])
+    assert encoded.tokens.shape[0] == 4
+
+
+def replace_depth(geometry: SceneGeometry, depth: Tensor) -> SceneGeometry:
+    return SceneGeometry(**{**geometry.present(), "depth": depth})
+
+
+def test_a_model_without_3d_tokens_answers_as_if_they_were_its_own() -> None:
+    task = build("plain")
+    for perturbation in (OtherGeometry(), ZeroGeometry(), OtherCameras(), WrongFocalLength(0.5)):
+        own, other = (
+            task.model.encode_scenes(batch(task, each)["scenes"])[0].tokens for each in (A, perturbation(A, lambda: B))
+        )
+        assert own.equal(other)
+
+
+def scenes_of(rooms_root: Path) -> SceneDataset:
+    scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")
+    bounds = PixelBounds(784, 65536, legacy_folder_resize=False)
+    return SceneDataset(scenes, UniformSampler(), 8, bounds, requirements=DataRequirements(cameras=True))
+
+
+def test_a_resumed_test_takes_the_same_other_scene(rooms_root: Path) -> None:
+    every = scenes_of(rooms_root)
+    rest = scenes_of(rooms_root)
+    rest.scenes = every.scenes[-1:]
+    resumed = PerturbedScenes(rest, every, OtherCameras())[0]
+    whole = PerturbedScenes(every, every, OtherCameras())
+    assert len(whole) == len(every.scenes) > 1
+    expected = every[0].geometry.world_to_camera  # the first follows the last
+    assert resumed.geometry.world_to_camera.equal(expected)
+    assert whole[len(every) - 1].geometry.world_to_camera.equal(expected)
+
+
+def test_an_other_scene_that_cannot_be_read_is_named(rooms_root: Path) -> None:
+    every = scenes_of(rooms_root)
+    every.scenes = [replace(every.scenes[0], video=Path("absent.mp4")), *every.scenes[1:]]
+    found = PerturbedScenes(every, every, OtherCameras())
+    assert "can't be perturbed: " in found[len(every) - 1].error and "absent.mp4" in found[0].error
+    with pytest.raises(InputError, match="the test has one scene"):
+        every.scenes = every.scenes[:1]
+        PerturbedScenes(every, every, OtherCameras())
+
+
+def test_a_fit_refuses_a_perturbation() -> None:
+    data = VideoQADataModule(perturbation=ReversedFrames())
+    with pytest.raises(InputError, match="leave it out of fit"):
+        data.train_dataloader()
+    with pytest.raises(InputError, match="a share above -1"):
+        WrongFocalLength(-1.0)
