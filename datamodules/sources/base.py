@@ -6,7 +6,7 @@ import fcntl
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -56,6 +56,10 @@ class SceneSource(Configurable, ABC):
         Raises:
             FileNotFoundError: Data that can't be created is absent, in one line with the remedy.
         """
+
+    def prepare_splits(self, splits: Collection[Split]) -> None:
+        """`prepare`, of a source that can do so for some splits alone."""
+        self.prepare()
 
     @abstractmethod
     def scenes(self, split: Split) -> list[Scene]:

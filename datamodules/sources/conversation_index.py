@@ -182,7 +182,8 @@ def _medium(row: dict[str, Any], where: str) -> Medium | None:
 def _turns(row: dict[str, Any], where: str, medium: Medium | None) -> list[str]:
     """The texts of a conversation: question, answer, question, ..."""
     try:
-        said = [(ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
+        turns = row["conversations"] if "conversations" in row else row["conversation"]
+        said = [(ROLES[turn["from"]], turn["value"]) for turn in turns]
     except (KeyError, TypeError) as error:
         raise ValueError(f'{where}: conversations must list {{"from": "human" or "gpt", "value": text}}') from error
     if not said or [role for role, _ in said] != ["question", "answer"] * (len(said) // 2):

@@ -29,9 +29,10 @@ class Conversations(SceneSource):
         {"video": "scannet/scene0000_00.mp4", "conversations": [{"from": "human", "value": "<video>\nHow many ...?"},
                                                                  {"from": "gpt", "value": "4"}]}
 
-    One object per line (.jsonl), or a list of objects (.json); "image" is a file or a list of files. The texts are used
-    unchanged, with the media where their marks <video> or <image> are (VSI-590K marks videos by <image> as well), or
-    first. Rows of plain text, and rows whose video or images are absent, count as missing.
+    One object per line (.jsonl), or a list of objects (.json); the key may also be "conversation", and "image" is a
+    file or a list of files. The texts are used unchanged, with the media where their marks <video> or <image> are
+    (VSI-590K marks videos by <image> as well), or first. Rows of plain text, and rows whose video or images are absent,
+    count as missing.
 
     Args:
         path: The file; `data.jsonl%25` selects a fixed 25 % of its rows.

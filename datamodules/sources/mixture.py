@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -69,8 +69,15 @@ class Mixture(SceneSource):
 
     def prepare(self) -> None:
         """Prepares all parts and the evaluation source."""
-        for source in filter(None, (*self.sources, self.evaluation)):
-            source.prepare()
+        self.prepare_splits(("train", "test"))
+
+    def prepare_splits(self, splits: Collection[Split]) -> None:
+        """Training needs the parts, and anything else the evaluation source."""
+        if "train" in splits:
+            for source in self.sources:
+                source.prepare()
+        if self.evaluation is not None and set(splits) - {"train"}:
+            self.evaluation.prepare()
 
     def scenes(self, split: Split) -> list[Scene]:
         """The weighted scenes for training, or those of the evaluation source."""

@@ -1,0 +1,82 @@
+"""The published recipes: they are read, hold the published settings, and train on files of their layout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import main
+from commands.configs import read_config
+from tests.test_two_processes import REPOSITORY, run
+
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_holds_the_published_settings(recipe: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", str(recipe), "--print_config"])
+    with pytest.raises(SystemExit):
+        main.main()
+    config = yaml.safe_load(capsys.readouterr().out)
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    assert {part: rate for part, rate in model["learning_rates"].items() if rate} == {
+        "decoder": 7e-6,
+        "connector": 2e-5,
+        "encoding": 2e-4,  # of a camera encoding, which the recipe has not
+    }
+    assert model["camera_encoding"] is model["view_mixer"] is None
+    assert model["time_index"]["init_args"]["seconds_per_grid"] == 0.5
+    assert (data["pixels"]["min_pixels"], data["pixels"]["max_pixels"]) == (293216, 324576)
+    assert data["num_frames"] == 16 and data["train_sampler"] is None and data["questions_per_scene"] == 1
+    assert (trainer["max_epochs"], trainer["max_steps"], trainer["gradient_clip_val"]) == (1, -1, 1.0)
+    assert 6 * data["batch_size"] * trainer["accumulate_grad_batches"] == 48
+    page = recipe.with_suffix(".md").read_text()
+    for part in data["source"]["init_args"]["parts"]:
+        assert part["weight"] is None and part["path"] in page
+
+
+def test_the_larger_recipe_replaces_the_data_alone() -> None:
+    small, large = (read_config(REPOSITORY / f"recipes/spatial_mllm_{size}.yaml") for size in ("135k", "820k"))
+    assert len(large["data"]["init_args"]["source"]["init_args"].pop("parts")) == 4
+    assert len(small["data"]["init_args"]["source"]["init_args"].pop("parts")) == 2
+    assert large == small
+
+
+def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_root: Path) -> None:
+    """At the tiny scale: each of five rows once, two of them about one image."""
+    text = (REPOSITORY / "recipes/spatial_mllm_820k.yaml").read_text()
+    base = (REPOSITORY / "recipes/spatial_mllm_135k.yaml").read_text()
+    (tmp_path / "spatial_mllm_135k.yaml").write_text(base.replace("scale_3b.yaml", "scale_tiny.yaml"))
+    (tmp_path / "recipe.yaml").write_text(text)
+    videos = sorted(rooms_root.rglob("*.mp4"))[:2]
+    visuals = tmp_path / "data/visuals"
+    rows = {
+        "spatial-mllm-mix-203k": [{"video": "a.mp4"}, {"video": "b.mp4"}],
+        "routeplan-4k": [{"video": "a.mp4"}],
+        "vsi_590k": [{"image": "c.png"}],
+        "mindcube": [{"image": ["c.png", "d.png"]}],
+    }
+    for folder in ("vsi-590k", "mindcube"):
+        (visuals / folder).mkdir(parents=True)
+        for name in ("c.png", "d.png"):
+            Image.new("RGB", (56, 56), "red").save(visuals / folder / name)
+    for name, video in zip("ab", videos, strict=True):
+        (visuals / f"{name}.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "data/annotations").mkdir()
+    for name, media in rows.items():
+        turns = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "4"}]
+        lines = [json.dumps({**medium, "conversations": turns}) + "\n" for medium in media]
+        (tmp_path / f"data/annotations/{name}.jsonl").write_text("".join(lines))
+    options = ["--model.geometry=TinyVGGT", "--model.geometry.path=null", "--data.num_workers=0", "--data.batch_size=1"]
+    small = ["--data.pixels.min_pixels=784", "--data.pixels.max_pixels=3136", "--trainer.accumulate_grad_batches=1"]
+    run(tmp_path, "fit", "--config", "recipe.yaml", *options, *small, "--data.num_frames=4")
+    (folder,) = (tmp_path / "runs").iterdir()
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 5  # an epoch of five questions
