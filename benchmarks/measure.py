@@ -15,7 +15,7 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 
 
 def timed(run: Callable[[], Any], device: str) -> float:
-    """TimestampIndex, with all that it started on a GPU."""
+    """Seconds of a call, with all that it started on a GPU."""
     synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     synchronise()
     start = time.perf_counter()

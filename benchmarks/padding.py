@@ -1,0 +1,99 @@
+"""Padding in a training step: one draw per scene and epoch, as before, beside every question once.
+
+    python -m benchmarks.padding --vsibench data/vsibench/test.jsonl --tokenizer Qwen/Qwen2.5-VL-3B-Instruct
+
+The questions of the embedded rooms with the tiny tokenizer, and of VSI-Bench (a jsonl file) with a released one; the
+texts are tokenized, and no video is read. Sequences are packed as in training: the visual tokens of a scene once, then
+its questions and answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from datamodules import Rooms
+from datamodules.collate import user_text
+from datamodules.order import TrainingOrder
+from datamodules.scenes import Question
+from zoo import TinyQwen25VL
+
+BATCHES, PER_SCENE, EPOCHS = (4, 32), (1, 8), 3
+ROOM_TOKENS = 48  # visual tokens of 24 frames of 56 x 56
+VIDEO_TOKENS = 3128  # of 16 frames of 476 x 644
+Batch = list[tuple[int, Sequence[int]]]  # scenes and their questions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vsibench", type=Path)
+    parser.add_argument("--tokenizer")
+    arguments = parser.parse_args()
+    rooms = Rooms()
+    rooms.prepare()
+    tiny = TinyQwen25VL().load().preprocessor.processor.tokenizer
+    sets = {"rooms": ([scene.questions for scene in rooms.scenes("train")], tiny, ROOM_TOKENS)}
+    if arguments.vsibench:
+        released = AutoTokenizer.from_pretrained(arguments.tokenizer)
+        sets["VSI-Bench"] = (vsibench(arguments.vsibench), released, VIDEO_TOKENS)
+    titles = ("questions of", "sequences in a batch", "most questions in one", "order", "padding")
+    titles += ("tokens per question, with padding", "questions asked in an epoch", "steps")
+    print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
+    for name, (scenes, tokenizer, visual) in sets.items():
+        lengths = [[len(ids) for ids in tokenizer([text(q) for q in own])["input_ids"]] for own in scenes]
+        for batch_size in BATCHES:
+            for most in PER_SCENE:
+                for order, epochs in (("before", scene_draws), ("now", question_draws)):
+                    found = [measure(lengths, visual, epochs(lengths, batch_size, most, e)) for e in range(EPOCHS)]
+                    padding, tokens, asked, steps = np.mean(found, axis=0)
+                    row = f"{padding:.1%} | {tokens:,.0f} | {asked / sum(map(len, lengths)):.0%} | {steps:.0f}"
+                    print(f"| {name} | {batch_size} | {most} | {order} | {row} |")
+
+
+def vsibench(path: Path) -> list[list[Question]]:
+    """The questions of each video."""
+    scenes: dict[str, list[Question]] = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        question = Question(
+            str(row["id"]), row["question_type"], row["question"], row["ground_truth"], tuple(row["options"] or ())
+        )
+        scenes.setdefault(f"{row['dataset']}/{row['scene_name']}", []).append(question)
+    return list(scenes.values())
+
+
+def text(question: Question) -> str:
+    return user_text(question) + question.ground_truth
+
+
+def scene_draws(lengths: Sequence[Sequence[int]], batch_size: int, most: int, epoch: int) -> Iterator[Batch]:
+    """The former order: each scene once per epoch, with a draw of its questions; the last, smaller batch is left out."""
+    random = np.random.default_rng(epoch)
+    order = random.permutation(len(lengths))
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        drawn = (int(scene) for scene in order[start : start + batch_size])
+        yield [(s, random.permutation(len(lengths[s]))[:most].tolist()) for s in drawn]
+
+
+def question_draws(lengths: Sequence[Sequence[int]], batch_size: int, most: int, epoch: int) -> Iterator[Batch]:
+    for batch in TrainingOrder([len(own) for own in lengths], batch_size, most, seed=epoch):
+        yield [(draw.scene, draw.questions) for draw in batch]
+
+
+def measure(lengths: Sequence[Sequence[int]], visual: int, batches: Iterator[Batch]) -> tuple[float, ...]:
+    """Share of padding among the tokens of all steps, tokens per question with padding, questions asked, and steps."""
+    real = total = steps = 0
+    asked = set()
+    for batch in batches:
+        rows = [visual + sum(lengths[scene][q] for q in questions) for scene, questions in batch]
+        asked |= {(scene, q) for scene, questions in batch for q in questions}
+        real, total, steps = real + sum(rows), total + len(rows) * max(rows), steps + 1
+    return 1 - real / total, total / len(asked), len(asked), steps
+
+
+if __name__ == "__main__":
+    main()
