@@ -71,7 +71,7 @@ def text(question: Question) -> str:
 
 
 def scene_draws(lengths: Sequence[Sequence[int]], batch_size: int, most: int, epoch: int) -> Iterator[Batch]:
-    """The former order: each scene once per epoch, with a draw of its questions; the last, smaller batch is left out."""
+    """The former order: each scene once per epoch with a draw of its questions, without a smaller last batch."""
     random = np.random.default_rng(epoch)
     order = random.permutation(len(lengths))
     for start in range(0, len(order) - batch_size + 1, batch_size):
