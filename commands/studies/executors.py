@@ -102,8 +102,10 @@ class SubmititExecutor(Executor):
             array = jobs[start : start + self._array]
             submitted = dict(zip(self._executor.map_array(_call, array), array, strict=True))
             for each in self._as_completed(list(submitted), poll_frequency=POLL_S):
-                failure = each.exception()
-                yield submitted[each], str(failure).strip().splitlines()[-1] if failure else each.results()[0]
+                if failure := each.exception():  # the scheduler's, or a bug: its traceback is in the job's log
+                    yield submitted[each], f"{str(failure).splitlines()[0]} (see {each.paths.stderr})"
+                else:
+                    yield submitted[each], each.results()[0]
 
 
 def _call(job: Job) -> str | None:
