@@ -25,7 +25,6 @@ studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there. 
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,17 +81,18 @@ def study(arguments: list[str]) -> None:
         check_names(asked[option] or [], known, option.removesuffix("s"))
     results, sources = Results(plan.results), digest_sources()
     print("".join(f"{note}\n" for note in results.notes), end="")
-    codes = {run.configs: code_of(run.configs, sources) for run in everything}
+    by_configs = {configs: code_of(configs, sources) for configs in {run.configs for run in everything}}
+    codes = {run.command: by_configs[run.configs] for run in everything}
 
     # 1. What is missing.
     chosen, todo = plan.runs(*(asked[key] or getattr(plan, key) for key in ("settings", "columns", "seeds"))), []
     for run in chosen:
         found = [results.find(run, test) for test in run.tests]
-        is_outdated = any(result is not None and result.code != codes[run.configs] for result in found)
+        is_outdated = any(result is not None and result.code != codes[run.command] for result in found)
         if None in found or (asked.redo_outdated and is_outdated):
             todo.append(run)
     if asked.dry_run:
-        print("".join(f"{run}: main.py fit {shlex.join(run.fit)}\n" for run in todo), end="")
+        print("".join(f"{run}: main.py fit {run.command}\n" for run in todo), end="")
     if not asked.write:
         print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)
 

@@ -20,7 +20,7 @@ CONSTANT = "best constant answer"
 MARKS = re.compile(r"(<!-- study: (?P<study>[^/]+?) / (?P<title>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def write_documents(study: Study, results: Results, codes: Mapping[tuple[str, ...], str]) -> list[Path]:
+def write_documents(study: Study, results: Results, codes: Mapping[str, str]) -> list[Path]:
     """Write the study's document and plot, and its sections in other documents; return the files.
 
     Raises:

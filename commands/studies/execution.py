@@ -15,7 +15,7 @@ from zoo.errors import InputError
 def execute(
     study: Study,
     runs: Sequence[Run],
-    codes: Mapping[tuple[str, ...], str],
+    codes: Mapping[str, str],
     results: Results,
     executor: Executor,
     sharing: int,
@@ -25,28 +25,26 @@ def execute(
     Args:
         study: the plan.
         runs: the trainings, in their order.
-        codes: the digest of the present code, by the configs of a training.
+        codes: the digest of the present code, by the command of a training.
         results: where the results are added.
         executor: where they run.
         sharing: number of trainings that share the cores.
     """
-    trainings = [Training(run, study.folder / run.folder_name, codes[run.configs], sharing) for run in runs]
-    unfinished, total, failed = [], len(trainings), 0
+    trainings = [Training(run, study.folder / run.folder_name, codes[run.command], sharing) for run in runs]
+    unfinished, done, failed = [], 0, 0
 
     def report(training: Training, failure: str | None) -> None:
-        nonlocal failed
-        done = total - left
+        nonlocal done, failed
+        done += 1
         try:
             said = f"failed: {failure}" if failure else _collect(training, results)
         except InputError as error:
             failure = said = f"failed: {error}"
         failed += failure is not None
-        print(f"[{done}/{total}] {training.run}: {said}", flush=True)
+        print(f"[{done}/{len(trainings)}] {training.run}: {said}", flush=True)
 
-    left = total
     for training in trainings:  # of an earlier command that ended before its jobs
         if training.is_finished():
-            left -= 1
             report(training, None)
         else:
             unfinished.append(training)
@@ -54,12 +52,10 @@ def execute(
     ready = []
     for training in unfinished:
         if reasons := [absent[file] for file in training.run.requires if file in absent]:
-            left -= 1
             report(training, reasons[0])
         else:
             ready.append(training)
     for training, failure in executor.execute(ready):
-        left -= 1
         report(training, failure)
     return failed
 

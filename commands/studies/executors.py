@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,13 +101,9 @@ class SubmititExecutor(Executor):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         for start in range(0, len(jobs), self._array):
             array = jobs[start : start + self._array]
-            submitted = dict(zip(self._executor.map_array(_call, array), array, strict=True))
+            submitted = dict(zip(self._executor.map_array(operator.call, array), array, strict=True))
             for each in self._as_completed(list(submitted), poll_frequency=POLL_S):
                 if failure := each.exception():  # the scheduler's, or a bug: its traceback is in the job's log
                     yield submitted[each], f"{str(failure).splitlines()[0]} (see {each.paths.stderr})"
                 else:
                     yield submitted[each], each.results()[0]
-
-
-def _call(job: Job) -> str | None:
-    return job()

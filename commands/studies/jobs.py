@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,11 @@ class Training(Job):
     at_once: int = 1
 
     def prepare(self) -> None:
-        """Keep the content of the folder if it is of this training, else empty the folder."""
-        _claim(self.folder, {"fit": list(self.run.fit), "code": self.code})
-        for test, words in self.run.tests.items():
-            if test != OWN:
-                _claim(self.folder_of(test), {"test": list(words)})
+        """Keep the content of its folders if it is of this training and these tests, else empty them."""
+        for folder, owner in self._owners().items():
+            if _read(folder / CLAIM) != owner:
+                shutil.rmtree(folder, ignore_errors=True)
+                write_json(folder / CLAIM, owner)
 
     def __call__(self) -> str | None:
         """Train and test what is not finished; return the reason if that fails."""
@@ -79,12 +78,14 @@ class Training(Job):
 
     def is_finished(self) -> bool:
         """Return whether all of it is done, by an earlier command whose results were not kept."""
-        is_own = _read(self.folder / CLAIM) == {"fit": list(self.run.fit), "code": self.code}
-        return is_own and (self.folder / TRAINED).exists() and all(map(self._is_tested, self.run.tests))
+        owners = self._owners().items()
+        return all(_read(folder / CLAIM) == owner and (folder / SETTINGS).exists() for folder, owner in owners)
 
-    def _is_tested(self, test: str) -> bool:
-        folder, words = self.folder_of(test), list(self.run.tests[test])
-        return (folder / SETTINGS).exists() and (test == OWN or _read(folder / CLAIM) == {"test": words})
+    def _owners(self) -> dict[Path, dict[str, Any]]:
+        """Return what each of its folders belongs to; the folders of tests lie in that of the training."""
+        owners: dict[Path, dict[str, Any]] = {self.folder: {"fit": list(self.run.fit), "code": self.code}}
+        tests = {self.folder_of(test): {"test": list(words)} for test, words in self.run.tests.items() if test != OWN}
+        return owners | tests
 
     def seconds(self) -> float | None:
         """Return how long the training took; None if it was interrupted."""
@@ -125,12 +126,6 @@ def main_py(log: Path, at_once: int, *words: str) -> str | None:
         status = subprocess.run(command, check=False, stdout=file, stderr=file, env=environment).returncode
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return f"{lines[-1]} (all of it in {log})" if status else None
-
-
-def _claim(folder: Path, owner: Mapping[str, Any]) -> None:
-    if _read(folder / CLAIM) != owner:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(folder / CLAIM, owner)
 
 
 def _read(path: Path) -> Any:

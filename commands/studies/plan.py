@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import product
@@ -76,6 +77,11 @@ class Run:
 
     def __str__(self) -> str:
         return ", ".join([*filter(None, (self.setting, self.column)), f"seed {self.seed}"])
+
+    @property
+    def command(self) -> str:
+        """The words of `fit` as text, by which results are found."""
+        return shlex.join(self.fit)
 
     @property
     def folder_name(self) -> str:

@@ -85,7 +85,7 @@ class Results:
 
     def find(self, run: Run, test: str) -> Result | None:
         """Return the newest result of these very words, or None."""
-        return self._found.get((shlex.join(run.fit), shlex.join(run.tests[test])))
+        return self._found.get((run.command, shlex.join(run.tests[test])))
 
     def questions_of(self, result: Result) -> Questions:
         """Return the questions of a result."""
@@ -133,7 +133,7 @@ def load_result(run: Run, test: str, folder: Path, code: str, fit_s: float | Non
         run.column,
         run.seed,
         test,
-        shlex.join(run.fit),
+        run.command,
         shlex.join(run.tests[test]),
         code,
         fit_s,

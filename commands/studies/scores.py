@@ -21,10 +21,10 @@ class Scores:
     Args:
         study: the plan.
         results: what is measured.
-        codes: the digest of the present code, by the configs of a training.
+        codes: the digest of the present code, by the command of a training.
     """
 
-    def __init__(self, study: Study, results: Results, codes: Mapping[tuple[str, ...], str]) -> None:
+    def __init__(self, study: Study, results: Results, codes: Mapping[str, str]) -> None:
         self.study, self.results, self.codes = study, results, codes
 
     def found(self, setting: str, column: str, test: str = OWN) -> dict[int, Result]:
@@ -47,7 +47,7 @@ class Scores:
 
     def is_outdated(self, result: Result) -> bool:
         """Return whether other code than the present made a result."""
-        return result.code != self.codes[self.study.run(result.setting, result.column, result.seed).configs]
+        return result.code != self.codes[result.fit]
 
     def cell(self, setting: str, column: str, test: str = OWN) -> str:
         """Return the mean over the seeds with the least and the greatest, and how many seeds if some are missing."""

@@ -60,6 +60,18 @@ def test_other_words_are_another_training_and_the_former_result_stays(main_py: F
     assert main_py.calls == OF_ROW * 2
 
 
+def test_results_stay_with_the_words_when_a_setting_is_renamed(main_py: FakeMain, study_file: Path) -> None:
+    study([str(study_file), *ROW])
+    before = study_file.with_suffix(".md").read_text()
+    settings = {name.replace("PRoPE", "Projective"): content for name, content in STUDY["settings"].items()}
+    write_study(study_file, settings=settings, compare=[])
+    study([str(study_file), "--write"])
+    renamed = study_file.with_suffix(".md").read_text()
+    assert [line.replace("Projective", "PRoPE") in before for line in renamed.splitlines() if "| 0." in line] == [
+        True
+    ] * 2
+
+
 def test_a_new_test_is_of_the_training_that_is_there(main_py: FakeMain, study_file: Path) -> None:
     settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "tests": ["wrong cameras", "no frames"]}}
     study([str(study_file), *ROW])
