@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import main
-from commands.studies.document import MARKS
+from commands.studies.plan import MARKS
 from commands.studies.reading import read_study
 
 ROOT = Path(main.__file__).parent

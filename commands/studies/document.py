@@ -7,24 +7,21 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from commands.parser import closest
-from commands.studies.plan import OWN, Comparison, Study, words
+from commands.studies.plan import MARKS, OWN, Study, words
 from commands.studies.plot import draw
 from commands.studies.results import Results
 from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, change, is_measured, section, table, titled
 from zoo.atomic_io import write_whole
-from zoo.errors import InputError
 
 CONSTANT = "best constant answer"
-MARKS = re.compile(r"(<!-- study: (?P<study>[^/]+?) / (?P<title>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write_documents(study: Study, results: Results, codes: Mapping[str, str]) -> list[Path]:
     """Write the study's document and plot, and its sections in other documents; return the files.
 
     Raises:
-        InputError: a document embeds a section that the study does not have, or a file can't be written.
+        InputError: a file can't be written.
     """
     scores = Scores(study, results, codes)
     embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
@@ -83,8 +80,7 @@ def _scores(study: Study, scores: Scores, constants: Mapping[str, float]) -> str
 
 def _further_tests(study: Study, scores: Scores) -> str:
     """Return the table of further tests: of each the score, and its change against the own test."""
-    columns = [column for column in study.columns if any(column in study.columns_of(name) for name in study.settings)]
-    rows = []
+    columns, rows = list(study.columns), []
     for name, setting in study.settings.items():
         for test in setting.tests:
             cells = []
@@ -104,22 +100,14 @@ def _footnote(study: Study) -> str:
 def _embed(path: Path, scores: Scores) -> str:
     """Return a document with the measured sections between their marks; others keep their text."""
     study = scores.study
-    titles: dict[str, Comparison] = {each.title: each for each in study.compare}
+    titles = {each.title: each for each in study.compare}
 
     def replace(block: re.Match[str]) -> str:
-        if block["study"] != study.name:
-            return block[0]
-        if block["title"] not in titles:
-            guess = closest(block["title"], titles)[1]
-            raise InputError(f"{path}: {study.path} compares nothing as {block['title']}; the nearest is {guess}")
-        each = titles[block["title"]]
-        if not is_measured(each, scores):
+        each = titles.get(block["title"]) if block["study"] == study.name else None
+        if each is None or not is_measured(each, scores):
             return block[0]
         text = section(each, scores)
         note = f"\n{_footnote(study)}\n" if OUTDATED in text else ""
         return f"{block[1]}\n{text}\n{note}\n{block[4]}"
 
-    try:
-        return MARKS.sub(replace, path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    return MARKS.sub(replace, path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import yaml
 
 from commands.arguments import find_config
 from commands.parser import OneLineParser, closest
-from commands.studies.plan import MACRO, Setting, Study, folder_name
+from commands.studies.plan import MACRO, MARKS, Setting, Study, folder_name
 from zoo.benchmarks import registered_benchmarks
 from zoo.errors import InputError
 
@@ -120,5 +120,9 @@ def _check(study: Study) -> None:
         check_names(each.tests, study.tests, "test")
         if (each.baseline is None) == (not each.tests):
             raise InputError(f"compare: {each.title}: name either a baseline or tests")
-    if absent := [name for name in study.documents if not Path(name).is_file()]:
-        raise InputError(f"documents: there is no {absent[0]}")
+    for name in study.documents:
+        if not Path(name).is_file():
+            raise InputError(f"documents: there is no {name}")
+        blocks = MARKS.finditer(Path(name).read_text(encoding="utf-8"))
+        embedded = {block["title"] for block in blocks if block["study"] == study.name}
+        check_names(embedded, [each.title for each in study.compare], f"section for {name},")

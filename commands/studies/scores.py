@@ -64,18 +64,13 @@ class Scores:
 
     def constants(self) -> dict[str, float]:
         """Return the score of the best constant answer in each column, in the study's measure."""
-        best: dict[str, float] = {}
-        cache: dict[str, float | None] = {}
+        names = [name for name in self.study.settings if self.study.score_of(name) == self.study.score]
+        best = {}
         for column in self.study.columns:
-            settings = [name for name in self.study.settings if self.study.score_of(name) == self.study.score]
-            for result in (result for name in settings for result in self.found(name, column).values()):
-                key = result.questions
-                if key not in cache:
-                    cache[key] = best_constant(self.results.questions_of(result), self.study.score)
-                if (score := cache[key]) is not None:
-                    best[column] = score
-                break
-        return best
+            first = next((result for name in names for result in self.found(name, column).values()), None)
+            if first is not None:
+                best[column] = best_constant(self.results.questions_of(first), self.study.score)
+        return {column: score for column, score in best.items() if score is not None}
 
 
 def best_constant(questions: Questions, measure: str) -> float | None:
