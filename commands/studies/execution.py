@@ -7,7 +7,7 @@ from pathlib import Path
 
 from commands.studies.executors import Executor
 from commands.studies.jobs import Requirement, Training
-from commands.studies.plan import Run, Study, folder_name
+from commands.studies.plan import OWN, Run, Study, folder_name
 from commands.studies.results import Results, load_result
 from zoo.errors import InputError
 
@@ -37,14 +37,14 @@ def execute(
         nonlocal done, failed
         done += 1
         try:
-            said = f"failed: {failure}" if failure else _collect(training, results)
+            said = _collect(training, results)  # also of a training of which one test has failed
         except InputError as error:
-            failure = said = f"failed: {error}"
+            failure, said = failure or str(error), ""
         failed += failure is not None
-        print(f"[{done}/{len(trainings)}] {training.run}: {said}", flush=True)
+        print(f"[{done}/{len(trainings)}] {training.run}: {f'failed: {failure}' if failure else said}", flush=True)
 
     for training in trainings:  # of an earlier command that ended before its jobs
-        if training.is_finished():
+        if len(training.finished_tests()) == len(training.run.tests):
             report(training, None)
         else:
             unfinished.append(training)
@@ -61,17 +61,17 @@ def execute(
 
 
 def _collect(training: Training, results: Results) -> str:
-    """Add the results of a finished training, and describe its score."""
-    run, fit_s = training.run, training.seconds()
-    for test in run.tests:
+    """Add the results of the finished tests, and describe the score."""
+    run = training.run
+    for test in training.finished_tests():
+        fit_s = training.seconds()
         result, questions = load_result(run, test, training.folder_of(test), training.code, fit_s)
         if results.find(run, test) != result:
             results.add(result, questions)
-    own = results.find(run, next(iter(run.tests)))
-    score = own.scores.get(run.score) if own else None
-    if score is None:
+    own = results.find(run, OWN)
+    if own is None or run.score not in own.scores:
         raise InputError(f"its test has no question of the score {run.score}")
-    return f"{run.score} {score:.3f}" + ("" if fit_s is None else f" ({fit_s:.0f} s)")
+    return f"{run.score} {own.scores[run.score]:.3f}" + ("" if own.fit_s is None else f" ({own.fit_s:.0f} s)")
 
 
 def _requirements(study: Study, runs: Sequence[Run], executor: Executor) -> dict[str, str]:

@@ -76,10 +76,11 @@ class Training(Job):
         """Return the folder of a test."""
         return self.folder if test == OWN else self.folder / f"{PREFIX}{folder_name(test)}"
 
-    def is_finished(self) -> bool:
-        """Return whether all of it is done, by an earlier command whose results were not kept."""
-        owners = self._owners().items()
-        return all(_read(folder / CLAIM) == owner and (folder / SETTINGS).exists() for folder, owner in owners)
+    def finished_tests(self) -> list[str]:
+        """Return the tests that are done, also by an earlier command."""
+        owners = {folder: _read(folder / CLAIM) == owner for folder, owner in self._owners().items()}
+        folders = {test: self.folder_of(test) for test in self.run.tests if owners[self.folder]}
+        return [test for test, folder in folders.items() if owners[folder] and (folder / SETTINGS).exists()]
 
     def _owners(self) -> dict[Path, dict[str, Any]]:
         """Return what each of its folders belongs to; the folders of tests lie in that of the training."""

@@ -110,6 +110,17 @@ def test_a_failed_training_is_named_and_the_rest_goes_on(main_py: FakeMain, stud
     assert study_file.with_suffix(".md").exists()
 
 
+def test_a_failed_test_costs_no_training(main_py: FakeMain, study_file: Path, capsys) -> None:
+    main_py.broken = "--data.perturbation=OtherCameras"
+    with pytest.raises(SystemExit, match="1 of 1 trainings have failed"):
+        study([str(study_file), *ROW])
+    assert [each["test"] for each in results_of(study_file) if "setting" in each] == [""]
+    main_py.broken = "--nothing"
+    study([str(study_file), *ROW])
+    assert main_py.calls == [*OF_ROW, "test test-wrong-cameras"]
+    assert [each["test"] for each in results_of(study_file) if "setting" in each] == ["", "wrong cameras"]
+
+
 def test_an_incomplete_last_line_is_made_again(main_py: FakeMain, study_file: Path, capsys) -> None:
     study([str(study_file), *ROW])
     path = study_file.parent / "results/toys.jsonl"
