@@ -26,7 +26,7 @@ def write_documents(study: Study, results: Results, codes: Mapping[str, str]) ->
     scores = Scores(study, results, codes)
     embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
     plot = study.path.with_suffix(".png")
-    rows = {name: {column: scores.of(name, column) for column in study.columns} for name in study.settings}
+    rows = {_row(study, name): {column: scores.of(name, column) for column in study.columns} for name in study.settings}
     constants = scores.constants() if study.constant else {}
     draw(rows, constants, list(study.columns), study.score, plot)
     files = {study.path.with_suffix(".md"): document(study, scores, constants, plot.name), **embedded}
@@ -38,7 +38,8 @@ def write_documents(study: Study, results: Results, codes: Mapping[str, str]) ->
 def document(study: Study, scores: Scores, constants: Mapping[str, float], plot: str) -> str:
     """Return the text of a study's document."""
     parts = [f"# {study.title}", study.text.strip(), _summary(study, scores), _scores(study, scores, constants)]
-    parts.append(f"![the scores as dots, with the range over the seeds]({plot})")
+    lines = f", and lines at the {CONSTANT}" if constants else ""
+    parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
     if further := _further_tests(study, scores):
         parts += ["## Further tests of the trained models", further]
     for each in study.compare:
@@ -66,12 +67,15 @@ def _command(study: Study) -> str:
     return f"python main.py study {study.path}"
 
 
+def _row(study: Study, name: str) -> str:
+    own = study.score_of(name)
+    return name if own == study.score else f"{name} ({own})"
+
+
 def _scores(study: Study, scores: Scores, constants: Mapping[str, float]) -> str:
     rows = []
     for name in study.settings:
-        own = study.score_of(name)
-        title = name if own == study.score else f"{name} ({own})"
-        rows.append([title, *(scores.cell(name, column) for column in study.columns)])
+        rows.append([_row(study, name), *(scores.cell(name, column) for column in study.columns)])
     if constants:
         cells = (f"{constants[column]:.3f}" if column in constants else "" for column in study.columns)
         rows.append([CONSTANT, *cells])
