@@ -12,6 +12,7 @@ Commands:
     cache-geometry  compute 3D tokens and cameras beforehand
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
+    study           run the experiments of a YAML file, and write their tables
 
 Defaults, replaced by --config <file of configs/>, in any order:
     model           none: name one, such as prope.yaml or qwen25_vl.yaml
@@ -26,6 +27,7 @@ Examples:
     python main.py export --out folder
     python main.py score predictions.jsonl
     python main.py report runs/*
+    python main.py study studies/encodings.yaml --dry_run
 
     --version prints the versions of this package and of its main dependencies.
 """
@@ -45,7 +47,7 @@ CONFIGURED = {
     "select-frames": "commands.select_frames:select_frames",
     "cache-geometry": "commands.cache_geometry:cache_geometry",
 }
-PLAIN = {"score": "commands.score:score", "report": "commands.report:report"}
+PLAIN = {"score": "commands.score:score", "report": "commands.report:report", "study": "commands.study:study"}
 COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 PACKAGES = ("spatial-vlm-zoo", "torch", "transformers", "lightning")
 

@@ -38,6 +38,7 @@ def printed_by(*words: str, cwd: Path = ROOT) -> str:
         (["--version"], [f"torch {version('torch')}", f"transformers {version('transformers')}", "spatial-vlm-zoo 0."]),
         (["score", "--help"], ["--scorer"]),
         (["report", "--help"], ["--format"]),
+        (["study", "--help"], ["--executor"]),
     ],
 )
 def test_help_and_version_load_no_pytorch(words: list[str], expected: list[str]) -> None:

@@ -126,13 +126,18 @@ def find_benchmark(name: str) -> Benchmark:
     Raises:
         InputError: no imported benchmark has this name.
     """
-    kinds: list[type[Benchmark]] = Benchmark.__subclasses__()
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    named = {kind.__name__: kind for kind in kinds}
+    named = registered_benchmarks()
     if name not in named:
         raise InputError(f"unknown benchmark {name!r}; choose from {', '.join(named)}")
     return named[name]()
+
+
+def registered_benchmarks() -> dict[str, type[Benchmark]]:
+    """Return the classes of all imported benchmarks by name."""
+    kinds: list[type[Benchmark]] = Benchmark.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind.__name__: kind for kind in kinds}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,0 +1,1 @@
+"""Studies: experiments as YAML files. See `commands.study`."""

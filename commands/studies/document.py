@@ -1,0 +1,117 @@
+"""The document of a study: tables, plot and comparisons in Markdown, some of them embedded in other documents."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from commands.studies.plan import MARKS, OWN, Study, words
+from commands.studies.plot import draw
+from commands.studies.results import Results
+from commands.studies.scores import OUTDATED, Scores
+from commands.studies.sections import Cell, change, is_measured, section, table, titled
+from zoo.atomic_io import write_whole
+
+CONSTANT = "best constant answer"
+
+
+def write_documents(study: Study, results: Results, codes: Mapping[str, str]) -> list[Path]:
+    """Write the study's document and plot, and its sections in other documents; return the files.
+
+    Raises:
+        InputError: a file can't be written.
+    """
+    scores = Scores(study, results, codes)
+    embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
+    plot = study.path.with_suffix(".png")
+    rows = {_row(study, name): {column: scores.of(name, column) for column in study.columns} for name in study.settings}
+    constants = scores.constants() if study.constant else {}
+    draw(rows, constants, list(study.columns), study.score, plot)
+    files = {study.path.with_suffix(".md"): document(study, scores, constants, plot.name), **embedded}
+    for path, text in files.items():
+        write_whole(path, text)
+    return [*files, plot]
+
+
+def document(study: Study, scores: Scores, constants: Mapping[str, float], plot: str) -> str:
+    """Return the text of a study's document."""
+    parts = [f"# {study.title}", study.text.strip(), _summary(study, scores), _scores(study, scores, constants)]
+    lines = f", and lines at the {CONSTANT}" if constants else ""
+    parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
+    if further := _further_tests(study, scores):
+        parts += ["## Further tests of the trained models", further]
+    for each in study.compare:
+        parts += [f"## {each.title}", section(each, scores)]
+    if any(OUTDATED in part for part in parts):
+        parts.insert(4, _footnote(study))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _summary(study: Study, scores: Scores) -> str:
+    runs = study.runs(study.settings, study.columns, study.seeds)
+    found = [result for run in runs if (result := scores.results.find(run, OWN))]
+    seconds = [result.fit_s for result in found if result.fit_s is not None]
+    took = f" A training took {statistics.median(seconds):.0f} s (median)." if seconds else ""
+    common = [*(f"--config={name}" for name in study.configs), *words(study.options)]
+    options = ["All trainings have the options", "    " + " ".join(common)] if common else []
+    seeds = ", ".join(map(str, study.seeds))
+    spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
+    cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
+    command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
+    return "\n\n".join([command, *options, cells])
+
+
+def _command(study: Study) -> str:
+    return f"python main.py study {study.path}"
+
+
+def _row(study: Study, name: str) -> str:
+    own = study.score_of(name)
+    return name if own == study.score else f"{name} ({own})"
+
+
+def _scores(study: Study, scores: Scores, constants: Mapping[str, float]) -> str:
+    rows = []
+    for name in study.settings:
+        rows.append([_row(study, name), *(scores.cell(name, column) for column in study.columns)])
+    if constants:
+        cells = (f"{constants[column]:.3f}" if column in constants else "" for column in study.columns)
+        rows.append([CONSTANT, *cells])
+    return table(["setting", *(titled(column, scores) for column in study.columns)], rows)
+
+
+def _further_tests(study: Study, scores: Scores) -> str:
+    """Return the table of further tests: of each the score, and its change against the own test."""
+    columns, rows = list(study.columns), []
+    for name, setting in study.settings.items():
+        for test in setting.tests:
+            cells = []
+            for column in columns:
+                tested, own = Cell(name, column, test), Cell(name, column)
+                cells += [scores.cell(*tested), change(tested, own, scores)]
+            if any(cells):
+                rows.append([name, test, *cells])
+    headings = [text for column in columns for text in (titled(column, scores), "change")]
+    return table(["setting", "tested with", *headings], rows) if rows else ""
+
+
+def _footnote(study: Study) -> str:
+    return f"{OUTDATED} Made by other code than the present; `{_command(study)} --redo_outdated` makes these anew."
+
+
+def _embed(path: Path, scores: Scores) -> str:
+    """Return a document with the measured sections between their marks; others keep their text."""
+    study = scores.study
+    titles = {each.title: each for each in study.compare}
+
+    def replace(block: re.Match[str]) -> str:
+        each = titles.get(block["title"]) if block["study"] == study.name else None
+        if each is None or not is_measured(each, scores):
+            return block[0]
+        text = section(each, scores)
+        note = f"\n{_footnote(study)}\n" if OUTDATED in text else ""
+        return f"{block[1]}\n{text}\n{note}\n{block[4]}"
+
+    return MARKS.sub(replace, path.read_text(encoding="utf-8"))

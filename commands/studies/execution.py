@@ -1,0 +1,89 @@
+"""Executes the trainings of a study, and keeps their results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from commands.studies.executors import Executor
+from commands.studies.jobs import Requirement, Training
+from commands.studies.plan import OWN, Run, Study, folder_name
+from commands.studies.results import Results, load_result
+from zoo.errors import InputError
+
+
+def execute(
+    study: Study,
+    runs: Sequence[Run],
+    codes: Mapping[str, str],
+    results: Results,
+    executor: Executor,
+    sharing: int,
+) -> int:
+    """Run trainings and add their results, with a line for each; return how many have failed.
+
+    Args:
+        study: the plan.
+        runs: the trainings, in their order.
+        codes: the digest of the present code, by the command of a training.
+        results: where the results are added.
+        executor: where they run.
+        sharing: number of trainings that share the cores.
+    """
+    trainings = [Training(run, study.folder / run.folder_name, codes[run.command], sharing) for run in runs]
+    unfinished, done, failed = [], 0, 0
+
+    def report(training: Training, failure: str | None) -> None:
+        nonlocal done, failed
+        done += 1
+        try:
+            said = _collect(training, results)  # also of a training of which one test has failed
+        except InputError as error:
+            failure, said = failure or str(error), ""
+        failed += failure is not None
+        print(f"[{done}/{len(trainings)}] {training.run}: {f'failed: {failure}' if failure else said}", flush=True)
+
+    for training in trainings:  # of an earlier command that ended before its jobs
+        if len(training.finished_tests()) == len(training.run.tests):
+            report(training, None)
+        else:
+            unfinished.append(training)
+    absent = _requirements(study, [training.run for training in unfinished], executor)
+    ready = []
+    for training in unfinished:
+        if reasons := [absent[file] for file in training.run.requires if file in absent]:
+            report(training, reasons[0])
+        else:
+            ready.append(training)
+    for training, failure in executor.execute(ready):
+        report(training, failure)
+    return failed
+
+
+def _collect(training: Training, results: Results) -> str:
+    """Add the results of the finished tests, and describe the score."""
+    run = training.run
+    for test in training.finished_tests():
+        fit_s = training.seconds()
+        result, questions = load_result(run, test, training.folder_of(test), training.code, fit_s)
+        if results.find(run, test) != result:
+            results.add(result, questions)
+    own = results.find(run, OWN)
+    if own is None or run.score not in own.scores:
+        raise InputError(f"its test has no question of the score {run.score}")
+    return f"{run.score} {own.scores[run.score]:.3f}" + ("" if own.fit_s is None else f" ({own.fit_s:.0f} s)")
+
+
+def _requirements(study: Study, runs: Sequence[Run], executor: Executor) -> dict[str, str]:
+    """Make the files that trainings require; return why some are absent."""
+    files = dict.fromkeys(file for run in runs for file in run.requires if not Path(file).exists())
+    jobs = [
+        Requirement(Path(file), study.requires[file], study.folder / f"requires-{folder_name(file)}.txt")
+        for file in files
+    ]
+    absent = {}
+    for job, failure in executor.execute(jobs):
+        print(f"{job.file}: {failure or 'made'}", flush=True)
+        if failure:
+            absent[str(job.file)] = f"it requires {job.file}: {failure}"
+    return absent

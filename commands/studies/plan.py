@@ -1,0 +1,173 @@
+"""The content of a study file, and the trainings that it plans."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+RUNS = Path("runs") / "studies"
+MACRO = "macro"  # a score: the mean over the question types
+OWN = ""  # the name of the test that every trained model has
+# where documents embed a section
+MARKS = re.compile(r"(<!-- study: (?P<study>[^/]+?) / (?P<title>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+Options = dict[str, Any]  # values by dotted name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        options: options of `fit`.
+        configs: config files.
+        columns: the columns that it is run under; None is all.
+        tests: names of further tests.
+        score: the measure of its row; None is the study's.
+        requires: files that its training reads, keys of the study's `requires`.
+    """
+
+    options: Options = field(default_factory=dict)
+    configs: list[str] = field(default_factory=list)
+    columns: list[str] | None = None
+    tests: list[str] = field(default_factory=list)
+    score: str | None = None
+    requires: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One section of the document: settings against a baseline, or trained models under tests against themselves.
+
+    Attributes:
+        title: the heading, by which documents embed the section.
+        settings: the rows.
+        baseline: the setting that the others are compared with; None compares tests.
+        tests: further tests; each row is a setting under one of those that it has.
+        column: the column in which the scores are compared; None is the first.
+    """
+
+    title: str
+    settings: list[str]
+    baseline: str | None = None
+    tests: list[str] = field(default_factory=list)
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its tests.
+
+    Attributes:
+        fit: words of the command line after `main.py fit`.
+        tests: words after `main.py test` that change the test, by the test's name; those of `OWN` are empty.
+    """
+
+    setting: str
+    column: str
+    seed: int
+    configs: tuple[str, ...]
+    fit: tuple[str, ...]
+    tests: dict[str, tuple[str, ...]]
+    score: str
+    requires: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ", ".join([*filter(None, (self.setting, self.column)), f"seed {self.seed}"])
+
+    @property
+    def command(self) -> str:
+        """The words of `fit` as text, by which results are found."""
+        return shlex.join(self.fit)
+
+    @property
+    def folder_name(self) -> str:
+        """The name of its folder, below that of the study."""
+        return "-".join([*(folder_name(part) for part in (self.setting, self.column) if part), str(self.seed)])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file; `commands.study` describes it."""
+
+    title: str
+    settings: dict[str, Setting]
+    text: str = ""
+    configs: list[str] = field(default_factory=list)
+    options: Options = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    score: str = MACRO
+    columns: dict[str, Options] = field(default_factory=lambda: {"": {}})
+    tests: dict[str, Options] = field(default_factory=dict)
+    requires: dict[str, str] = field(default_factory=dict)
+    constant: bool = False
+    compare: list[Comparison] = field(default_factory=list)
+    documents: list[str] = field(default_factory=list)
+    parts: Any = None  # YAML anchors
+    path: Path = Path()  # of the file itself
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its runs."""
+        return RUNS / self.name
+
+    @property
+    def results(self) -> Path:
+        """The file of its results."""
+        return self.path.parent / "results" / f"{self.name}.jsonl"
+
+    def score_of(self, setting: str) -> str:
+        """Return the measure of a setting's row."""
+        return self.settings[setting].score or self.score
+
+    def columns_of(self, setting: str) -> list[str]:
+        """Return the columns that a setting is run under."""
+        chosen = self.settings[setting].columns
+        return [column for column in self.columns if chosen is None or column in chosen]
+
+    def runs(self, settings: Collection[str], columns: Collection[str], seeds: Collection[int]) -> list[Run]:
+        """Return the planned trainings: all settings of a seed and column together, so that whole tables come early."""
+        return [
+            self.run(name, column, seed)
+            for seed, column, name in product(self.seeds, self.columns, self.settings)
+            if seed in seeds and column in columns and name in settings and column in self.columns_of(name)
+        ]
+
+    def run(self, name: str, column: str, seed: int) -> Run:
+        """Return the training of a setting; of options that are given twice, the column's win, then the setting's."""
+        setting = self.settings[name]
+        configs = (*self.configs, *setting.configs)
+        options = (*words(self.options), *words(setting.options), *words(self.columns[column]))
+        return Run(
+            name,
+            column,
+            seed,
+            configs,
+            (*(f"--config={config}" for config in configs), *options, f"--seed_everything={seed}"),
+            {OWN: (), **{test: words(self.tests[test]) for test in setting.tests}},
+            self.score_of(name),
+            tuple(setting.requires),
+        )
+
+
+def words(options: Options) -> tuple[str, ...]:
+    """Return options as words of a command line."""
+    return tuple(
+        f"--{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+        for name, value in options.items()
+    )
+
+
+def folder_name(name: str) -> str:
+    """Return a name without the characters that a folder's should not have."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")

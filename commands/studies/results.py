@@ -1,0 +1,144 @@
+"""The results of a study: a file of JSON lines that is committed, so that a fresh clone goes on from there."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from commands.reports.runs import load_run
+from commands.studies.plan import MACRO, Run
+from zoo.atomic_io import JSONLines
+from zoo.errors import InputError
+from zoo.fingerprint import digest
+
+DIGITS = 5  # of a score
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a test, which many results share; `key` is their digest."""
+
+    key: str
+    benchmark: str
+    scorer: str
+    ids: list[str]
+    question_types: list[str]
+    scenes: list[str]
+    ground_truths: list[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The scores of one test of one training.
+
+    Attributes:
+        fit: words after `main.py fit`.
+        tested_with: words after `main.py test` that change the test.
+        code: digest of the code that trained, see `commands.studies.source_code`.
+        fit_s: seconds of the training; None if it was interrupted.
+        scores: by question type, and their macro mean.
+        questions: key of the questions.
+        question_scores: in the order of the questions.
+    """
+
+    setting: str
+    column: str
+    seed: int
+    test: str
+    fit: str
+    tested_with: str
+    code: str
+    fit_s: float | None
+    scores: dict[str, float]
+    questions: str
+    question_scores: list[float]
+
+
+class Results:
+    """The results in a file.
+
+    Args:
+        path: the file; it is made with the first result.
+
+    Attributes:
+        notes: remarks about the file.
+
+    Raises:
+        InputError: a line is no result; the last may be incomplete, as a kill leaves it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.notes = path, list[str]()
+        self._found: dict[tuple[str, str], Result] = {}
+        self._questions: dict[str, Questions] = {}
+        *lines, rest = (path.read_text(encoding="utf-8") if path.exists() else "").split("\n")
+        if rest:
+            self.notes.append(f"{path}: line {len(lines) + 1}, the last, is incomplete: its result is made again")
+        for number, line in enumerate(lines, 1):
+            try:
+                content = json.loads(line)
+                self._keep(Result(**content) if "setting" in content else Questions(**content))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{path}, line {number}: no result of a study: {error}; remove the line") from error
+
+    def find(self, run: Run, test: str) -> Result | None:
+        """Return the newest result of these very words, or None."""
+        return self._found.get((run.command, shlex.join(run.tests[test])))
+
+    def questions_of(self, result: Result) -> Questions:
+        """Return the questions of a result."""
+        return self._questions[result.questions]
+
+    def add(self, result: Result, questions: Questions) -> None:
+        """Append a result, and its questions unless an earlier result has them."""
+        new = [] if questions.key in self._questions else [asdict(questions)]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = JSONLines(self.path)
+        file.append([*new, asdict(result)])
+        file.close()
+        self._keep(questions)
+        self._keep(result)
+
+    def _keep(self, line: Result | Questions) -> None:
+        if isinstance(line, Result):
+            self._found[line.fit, line.tested_with] = line
+        else:
+            self._questions[line.key] = line
+
+
+def load_result(run: Run, test: str, folder: Path, code: str, fit_s: float | None) -> tuple[Result, Questions]:
+    """Read the result of a finished test from its folder.
+
+    Raises:
+        InputError: the test's files are missing or don't match.
+    """
+    tested = load_run(folder, folder.name)
+    if not tested.answers:
+        raise InputError("; ".join(tested.remarks) or f"{folder}: no question has a ground truth")
+    answers, metrics = tested.answers, tested.metrics
+    content = {
+        "benchmark": tested.benchmark.name,
+        "scorer": metrics["scorer"],
+        "ids": [answer.id for answer in answers],
+        "question_types": [answer.question_type for answer in answers],
+        "scenes": [answer.scene for answer in answers],
+        "ground_truths": [answer.ground_truth for answer in answers],
+    }
+    scores = {kind: round(entry["score"], DIGITS) for kind, entry in metrics["per_question_type"].items()}
+    questions = Questions(digest(content), **content)
+    result = Result(
+        run.setting,
+        run.column,
+        run.seed,
+        test,
+        run.command,
+        shlex.join(run.tests[test]),
+        code,
+        fit_s,
+        {**scores, MACRO: round(metrics["all"]["macro"], DIGITS)},
+        questions.key,
+        [round(tested.scores[answer.id], DIGITS) for answer in answers],
+    )
+    return result, questions

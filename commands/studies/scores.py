@@ -1,0 +1,96 @@
+"""The scores of a study's rows, and the best constant answer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from commands.studies.plan import MACRO, OWN, Study
+from commands.studies.results import Questions, Result, Results
+from zoo.benchmarks import Benchmark, find_benchmark
+
+OUTDATED = "†"  # marks a result that other code made
+GRID = 500  # constants that are tried beside the right answers themselves
+
+
+class Scores:
+    """The results of the planned tests.
+
+    Args:
+        study: the plan.
+        results: what is measured.
+        codes: the digest of the present code, by the command of a training.
+    """
+
+    def __init__(self, study: Study, results: Results, codes: Mapping[str, str]) -> None:
+        self.study, self.results, self.codes = study, results, codes
+
+    def found(self, setting: str, column: str, test: str = OWN) -> dict[int, Result]:
+        """Return the results of a cell by seed."""
+        if column not in self.study.columns_of(setting):
+            return {}
+        runs = [self.study.run(setting, column, seed) for seed in self.study.seeds]
+        found = {run.seed: self.results.find(run, test) for run in runs}
+        return {seed: result for seed, result in found.items() if result is not None}
+
+    def of(self, setting: str, column: str, test: str = OWN) -> list[float]:
+        """Return the scores of a cell, one per seed that is measured."""
+        kind = self.study.score_of(setting)
+        found = self.found(setting, column, test).values()
+        return [result.scores[kind] for result in found if kind in result.scores]
+
+    def is_complete(self, setting: str, column: str, test: str = OWN) -> bool:
+        """Return whether all seeds of a cell are measured."""
+        return len(self.found(setting, column, test)) == len(self.study.seeds)
+
+    def is_outdated(self, result: Result) -> bool:
+        """Return whether other code than the present made a result."""
+        return result.code != self.codes[result.fit]
+
+    def cell(self, setting: str, column: str, test: str = OWN) -> str:
+        """Return the mean over the seeds with the least and the greatest, and how many seeds if some are missing."""
+        scores, seeds = self.of(setting, column, test), len(self.study.seeds)
+        if not scores:
+            return ""
+        missing = "" if len(scores) == seeds else f", {len(scores)} of {seeds} seeds"
+        spread = f" ({min(scores):.3f} to {max(scores):.3f}{missing})" if seeds > 1 else ""
+        return f"{statistics.mean(scores):.3f}{spread}{self.mark(self.found(setting, column, test).values())}"
+
+    def mark(self, results: Iterable[Result]) -> str:
+        """Return the mark of results of which some are outdated."""
+        return OUTDATED if any(map(self.is_outdated, results)) else ""
+
+    def constants(self) -> dict[str, float]:
+        """Return the score of the best constant answer in each column, in the study's measure."""
+        names = [name for name in self.study.settings if self.study.score_of(name) == self.study.score]
+        best = {}
+        for column in self.study.columns:
+            first = next((result for name in names for result in self.found(name, column).values()), None)
+            if first is not None:
+                best[column] = best_constant(self.results.questions_of(first), self.study.score)
+        return {column: score for column, score in best.items() if score is not None}
+
+
+def best_constant(questions: Questions, measure: str) -> float | None:
+    """Return the score of answering each question type by the constant that scores best; None without questions."""
+    benchmark = find_benchmark(questions.benchmark)
+    truths: dict[str, list[str]] = {}
+    for kind, truth in zip(questions.question_types, questions.ground_truths, strict=True):
+        truths.setdefault(kind, []).append(truth)
+    scores = {kind: _best_scores(benchmark, kind, own, questions.scorer) for kind, own in truths.items()}
+    if measure == MACRO:
+        macro: float | None = benchmark.aggregate(scores)["all"]["macro"]
+        return macro
+    return statistics.mean(scores[measure]) if measure in scores else None
+
+
+def _best_scores(benchmark: Benchmark, kind: str, truths: list[str], scorer: str) -> list[float]:
+    constants = set(truths)
+    if kind in benchmark.numeric_types:
+        numbers = [float(truth) for truth in truths]
+        constants |= {f"{number:.4g}" for number in np.linspace(min(numbers), max(numbers), GRID)}
+    return max(
+        ([benchmark.score(each, truth, kind, scorer) for truth in truths] for each in sorted(constants)), key=sum
+    )

@@ -1,0 +1,114 @@
+"""The sections of a document that compare: settings with a baseline, and tests with the own test of the same models."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from commands.reports.bootstrap import intervals
+from commands.reports.runs import measures
+from commands.studies.plan import MACRO, OWN, Comparison
+from commands.studies.results import Result
+from commands.studies.scores import Scores
+from zoo.benchmarks import find_benchmark
+
+
+class Cell(NamedTuple):
+    """What a score is of."""
+
+    setting: str
+    column: str
+    test: str = OWN
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def titled(column: str, scores: Scores) -> str:
+    """Return the heading of a column."""
+    return f"`{column}`" if column else scores.study.score
+
+
+def section(each: Comparison, scores: Scores) -> str:
+    """Return the table of a comparison, without rows that have no score."""
+    columns, rows = list(scores.study.columns), []
+    own = each.column or columns[0]
+    for cell, base in pairs(each, scores):
+        of = [scores.cell(cell.setting, column, cell.test) for column in (columns if each.baseline else [own])]
+        first = [cell.setting] if each.baseline else [cell.setting, cell.test]
+        if any(of):
+            rows.append([*first, *of, change(cell, base, scores), *paired_intervals(cell, base, scores)])
+    if not rows:
+        return "Not measured yet."
+    against = f"minus *{each.baseline}*" if each.baseline else "minus the own test"
+    compared = [f"{titled(own, scores)}, {against}", "95 %, by scene", "95 %, by question"]
+    if each.baseline:
+        return table(["setting", *(titled(column, scores) for column in columns), *compared], rows)
+    return table(["setting", "tested with", titled(own, scores), *compared], rows)
+
+
+def pairs(each: Comparison, scores: Scores) -> Iterator[tuple[Cell, Cell]]:
+    """Yield the cells of a comparison, each with the one that it is compared with."""
+    column = each.column or next(iter(scores.study.columns))
+    if each.baseline is not None:
+        base = Cell(each.baseline, column)
+        for name in dict.fromkeys([each.baseline, *each.settings]):
+            yield Cell(name, column), base
+    else:
+        for name in each.settings:
+            for test in each.tests:
+                if test in scores.study.settings[name].tests:
+                    yield Cell(name, column, test), Cell(name, column)
+
+
+def is_measured(each: Comparison, scores: Scores) -> bool:
+    """Return whether all cells that a section shows are measured with all seeds."""
+    columns = list(scores.study.columns) if each.baseline else []
+    shown = {cell for pair in pairs(each, scores) for cell in pair}
+    shown |= {Cell(cell.setting, column) for cell in shown for column in columns}
+    return all(scores.is_complete(*cell) for cell in shown if cell.column in scores.study.columns_of(cell.setting))
+
+
+def change(cell: Cell, base: Cell, scores: Scores) -> str:
+    """Return the score of a cell minus that of another, over the seeds that both have."""
+    kind, both = scores.study.score_of(cell.setting), _in_pairs(cell, base, scores)
+    differences = [a.scores[kind] - b.scores[kind] for a, b in both if kind in a.scores and kind in b.scores]
+    return f"{statistics.mean(differences):+.3f}{scores.mark(sum(both, ()))}" if differences else ""
+
+
+def paired_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
+    """Return the 95 % intervals of a change by scene and by question, by the paired bootstrap.
+
+    What is resampled is the difference of each question's scores, averaged over the seeds that both cells have.
+    """
+    both = _in_pairs(cell, base, scores)
+    if not both:
+        return ["", ""]
+    if len({result.questions for pair in both for result in pair}) > 1:
+        return ["other questions", "other questions"]
+    questions, kind = scores.results.questions_of(both[0][0]), scores.study.score_of(cell.setting)
+    kept = [number for number, own in enumerate(questions.question_types) if kind in (MACRO, own)]
+    if not kept:
+        return ["", ""]
+    changes = [np.subtract(a.question_scores, b.question_scores)[kept] for a, b in both]
+    types, scenes = ([each[number] for number in kept] for each in (questions.question_types, questions.scenes))
+    benchmark = find_benchmark(questions.benchmark)
+    # of one question type, the mean over questions; of all, that over question types
+    measure = measures(benchmark).index("All macro" if kind == MACRO else "All micro")
+    found = []
+    for clusters in (scenes, kept):
+        low, high = intervals(np.mean(changes, axis=0)[:, None], types, clusters, benchmark)[:, measure, 0]
+        found.append(f"{low:+.3f} to {high:+.3f}" if len(set(clusters)) > 1 else "")
+    return found
+
+
+def _in_pairs(cell: Cell, base: Cell, scores: Scores) -> list[tuple[Result, Result]]:
+    """Return the results of the seeds that both cells have; none of a cell and itself."""
+    ours, theirs = scores.found(*cell), scores.found(*base)
+    return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs and cell != base]

@@ -1,0 +1,55 @@
+"""A digest of the code and configs that a training depends on."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from commands.arguments import DEFAULTS, find_config
+from zoo.fingerprint import digest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("zoo", "datamodules", "callbacks", "commands/cli.py")  # the last has the defaults of the trainer
+DIGITS = 12
+
+
+def code_of(configs: Iterable[str], sources: str) -> str:
+    """Return the digest of the code of a training.
+
+    Args:
+        configs: the configs that it names.
+        sources: as `digest_sources` returns it.
+    """
+    contents = [yaml.safe_load(find_config(name).read_text(encoding="utf-8")) for name in (*DEFAULTS, *configs)]
+    return digest([sources, contents])[:DIGITS]
+
+
+def digest_sources(root: Path = ROOT) -> str:
+    """Return the digest of the packages that training depends on.
+
+    Comments, docstrings and the layout of Python files have no effect.
+    """
+    total = hashlib.sha256()
+    for source in SOURCES:
+        path = root / source
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                content = _code(file) if file.suffix == ".py" else file.read_bytes()
+                total.update(f"{file.relative_to(root).as_posix()}/{len(content)};".encode() + content)
+    return total.hexdigest()
+
+
+def _code(file: Path) -> bytes:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body: list[Any] = getattr(node, "body", [])
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            del body[0]
+    return ast.unparse(tree).encode(errors="backslashreplace")

@@ -1,0 +1,116 @@
+"""python main.py study: run the experiments of a YAML file and write their document.
+
+    python main.py study studies/encodings.yaml
+    python main.py study studies/encodings.yaml --settings none PRoPE --seeds 0 --dry_run
+    python main.py study studies/encodings.yaml --jobs 50 --executor slurm --slurm.partition gpu --slurm.gpus_per_node 1
+
+trains and tests what has no result yet, each with `main.py fit` and `main.py test` in a folder of its own in
+runs/studies/<study>/, and writes studies/<study>.md and .png. An interrupted training goes on. The results are in
+studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there. A study file has the keys
+
+    title, text   of the document
+    settings      the rows of the table: options of `fit` by dotted name for each, and the special keys `configs`
+                  (--config files), `tests`, `columns`, `score` and `requires`; of two options the later one wins
+    columns       the columns of the table: options that each setting is run under; a setting's `columns` chooses some
+    configs, options   those that all settings have
+    seeds         values of --seed_everything; a table with all settings is complete before the next seed starts
+    tests         options of further tests of the trained models, for the settings that name them in `tests`
+    score         the measure of the tables: a question type, or macro, the mean over question types
+    constant      true: also show the score of the best constant answer
+    compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column
+    documents     files in which a section is embedded between <!-- study: <study> / <title> --> and <!-- end -->
+    requires      commands by the file that they make, for the settings that name the file in `requires`
+    parts         anything, for YAML's anchors: `part: &part {...}`, then `setting: {<<: *part, ...}`
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from commands.parser import OneLineParser
+from zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from commands.studies.executors import Executor
+
+ExecutorName = Literal["local", "slurm", "submitit_local"]
+
+
+def study(arguments: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: the command line after `study`.
+
+    Raises:
+        InputError: the file or an option is wrong.
+        SystemExit: some trainings have failed.
+    """
+    parser = OneLineParser(prog="main.py study", description=__doc__)
+    parser.add_argument("study", type=str, help="the study file")
+    parser.add_argument("--settings", type=str, nargs="+", help="only these settings")
+    parser.add_argument("--columns", type=str, nargs="+", help="only these columns")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time; on one machine they share the cores")
+    parser.add_argument("--redo_outdated", action="store_true", help="also make the results anew that other code made")
+    parser.add_argument("--dry_run", action="store_true", help="only list what would be run")
+    parser.add_argument("--write", action="store_true", help="only write the document")
+    executor_help = "this machine, an array of SLURM jobs, or submitit's jobs on this machine"
+    parser.add_argument("--executor", type=ExecutorName, default="local", help=executor_help)
+    slurm_help = "parameters of submitit's AutoExecutor, such as --slurm.partition gpu --slurm.timeout_min 600"
+    parser.add_argument("--slurm", type=dict[str, Any], default={}, help=slurm_help)
+    asked = parser.parse_args(arguments)
+    if asked.jobs < 1:
+        raise InputError(f"--jobs {asked.jobs}: at least 1")
+    if asked.slurm and asked.executor == "local":
+        raise InputError("--slurm: for --executor slurm")
+
+    # after the options are read: these import PyTorch, which the help does without
+    from commands.studies.document import write_documents
+    from commands.studies.execution import execute
+    from commands.studies.executors import LocalExecutor, SubmititExecutor
+    from commands.studies.reading import check_names, read_study
+    from commands.studies.results import Results
+    from commands.studies.source_code import code_of, digest_sources
+
+    plan = read_study(Path(asked.study).expanduser())
+    everything = plan.runs(plan.settings, plan.columns, plan.seeds)
+    for option, known in (("settings", plan.settings), ("columns", plan.columns), ("seeds", plan.seeds)):
+        check_names(asked[option] or [], known, option.removesuffix("s"))
+    results, sources = Results(plan.results), digest_sources()
+    print("".join(f"{note}\n" for note in results.notes), end="")
+    by_configs = {configs: code_of(configs, sources) for configs in {run.configs for run in everything}}
+    codes = {run.command: by_configs[run.configs] for run in everything}
+
+    # 1. What is missing.
+    chosen, todo = plan.runs(*(asked[key] or getattr(plan, key) for key in ("settings", "columns", "seeds"))), []
+    for run in chosen:
+        found = [results.find(run, test) for test in run.tests]
+        is_outdated = any(result is not None and result.code != codes[run.command] for result in found)
+        if None in found or (asked.redo_outdated and is_outdated):
+            todo.append(run)
+    if asked.dry_run:
+        print("".join(f"{run}: main.py fit {run.command}\n" for run in todo), end="")
+    if not asked.write:
+        print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)
+
+    # 2. Train and test it.
+    failed = 0
+    try:
+        if todo and not asked.write and not asked.dry_run:
+            if asked.executor == "local":
+                executor: Executor = LocalExecutor(asked.jobs)
+            else:
+                cluster = asked.executor.removeprefix("submitit_")
+                executor = SubmititExecutor(asked.jobs, cluster, plan.folder / "submitit", asked.slurm)
+            sharing = 1 if asked.executor == "slurm" else asked.jobs
+            failed = execute(plan, todo, codes, results, executor, sharing)
+
+    # 3. The document, also after an interrupt.
+    finally:
+        if not asked.dry_run:
+            print(f"written: {', '.join(map(str, write_documents(plan, results, codes)))}")
+    if failed:
+        sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")

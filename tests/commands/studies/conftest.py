@@ -1,0 +1,25 @@
+"""A folder to run studies in, with a main.py that is faked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from commands.studies import jobs
+from tests.commands.studies.faked import FakeMain, write_study
+
+
+@pytest.fixture
+def main_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMain:
+    """The faked main.py, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    fake = FakeMain()
+    monkeypatch.setattr(jobs, "main_py", fake)
+    return fake
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    """The study of toy settings."""
+    return write_study(tmp_path / "studies/toys.yaml")

@@ -1,0 +1,100 @@
+"""The document of a study has the scores, their differences and intervals, and embeds sections once they are whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands.studies.plot import draw
+from commands.studies.results import Questions
+from commands.studies.scores import best_constant
+from commands.study import study
+from tests.commands.studies.faked import FakeMain, write_study
+from zoo.errors import InputError
+
+
+def row(text: str, first: str, heading: str) -> list[str]:
+    """The cells of the row that begins with a cell, in the first table below a heading."""
+    lines = text[text.index(heading) :].splitlines()
+    return [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {first} |")).split("|")[2:-1]]
+
+
+def test_differences_are_those_of_the_results_with_intervals_around_them(main_py: FakeMain, study_file: Path) -> None:
+    study([str(study_file), "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    lines = [json.loads(line) for line in (study_file.parent / "results/toys.jsonl").read_text().splitlines()]
+    scores = {
+        name: [line["scores"]["object_counting"] for line in lines if (line.get("setting"), line.get("column")) == name]
+        for name in (("none", "loop"), ("PRoPE", "loop"))
+    }
+    none, prope = scores["none", "loop"], scores["PRoPE", "loop"][::2]  # the others are of wrong cameras
+    *cells, change, by_scene, by_question = row(text, "PRoPE", "## Do cameras help?")
+    assert cells == [f"{np.mean(prope):.3f} ({min(prope):.3f} to {max(prope):.3f})", ""]
+    assert float(change) == pytest.approx(np.mean(prope) - np.mean(none), abs=1e-3)
+    for interval in (by_scene, by_question):
+        low, high = map(float, interval.split(" to "))
+        assert 0 < low < float(change) < high  # cameras do help
+    assert row(text, "none", "## Do cameras help?")[2:] == ["", "", ""]  # the baseline
+    tested = row(text, "PRoPE", "## Do wrong cameras hurt?")
+    assert float(tested[2]) < 0 and tested[2] == row(text, "PRoPE", "## Further tests")[2]
+
+
+def test_a_cell_shows_how_many_seeds_it_has(main_py: FakeMain, study_file: Path) -> None:
+    study([str(study_file), "--seeds", "0", "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    assert "1 of 2 seeds" in row(text, "PRoPE", "# Toys")[0] and row(text, "PRoPE", "# Toys")[1] == ""
+    study([str(study_file), "--jobs", "1"])
+    assert "of 2 seeds" not in study_file.with_suffix(".md").read_text()
+
+
+def test_a_section_is_embedded_once_it_is_measured(main_py: FakeMain, study_file: Path, tmp_path: Path) -> None:
+    guide = tmp_path / "guide.md"
+    before = (
+        "One.\n<!-- study: toys / Do cameras help? -->\nold\n<!-- end -->\nTwo.\n<!-- study: x / y -->\n<!-- end -->\n"
+    )
+    guide.write_text(before)
+    write_study(study_file, documents=["guide.md"])
+    study([str(study_file), "--seeds", "0", "--jobs", "1"])
+    assert guide.read_text() == before
+    study([str(study_file), "--jobs", "1"])
+    text = guide.read_text()
+    assert "old" not in text and text.startswith("One.\n<!-- study") and "<!-- end -->\nTwo.\n<!-- study: x" in text
+    assert row(text, "PRoPE", "toys") == row(study_file.with_suffix(".md").read_text(), "PRoPE", "## Do cameras help?")
+    study([str(study_file), "--write"])
+    assert guide.read_text() == text
+    guide.write_text(before.replace("cameras help", "cameras hurt"))
+    with pytest.raises(InputError, match="there is no section for guide.md, Do cameras hurt.*the nearest is Do"):
+        study([str(study_file), "--write"])
+
+
+def test_the_best_constant_is_found_by_the_scorer(main_py: FakeMain, study_file: Path) -> None:
+    kinds = ["object_counting"] * 3 + ["route_planning"] * 3
+    asked = Questions("k", "VSIBench", "spatial_mllm", list("abcdef"), kinds, ["s"] * 6, ["2", "2", "9", "A", "B", "A"])
+    # "2" is right twice and off by 78 % once, below all thresholds; "A" is right twice
+    assert best_constant(asked, "object_counting") == pytest.approx(2 / 3)
+    assert (
+        best_constant(asked, "macro") == pytest.approx(2 / 3) and best_constant(asked, "obj_appearance_order") is None
+    )
+    between = Questions("k", "VSIBench", "spatial_mllm", ["a", "b"], ["object_counting"] * 2, ["s"] * 2, ["10", "14"])
+    best = best_constant(between, "object_counting")
+    assert best is not None and best > (1 + 0.4) / 2  # neither right answer is the best one
+    write_study(study_file, constant=True)
+    study([str(study_file), "--seeds", "0", "--jobs", "1"])
+    loop, _ = row(study_file.with_suffix(".md").read_text(), "best constant answer", "# Toys")
+    assert re.fullmatch(r"0\.\d{3}", loop)
+
+
+def test_the_plot_has_a_row_for_each_measured_setting(tmp_path: Path) -> None:
+    from PIL import Image
+
+    heights = []
+    for count in (1, 5):
+        rows = {f"setting {n}": {"loop": [0.1, 0.3]} for n in range(count)} | {"nothing yet": {"loop": []}}
+        draw(rows, {"loop": 0.2}, ["loop"], "MRA", tmp_path / "dots.png")
+        heights.append(Image.open(tmp_path / "dots.png").height)
+    assert heights[1] - heights[0] == 4 * 36  # the pixels of a row
+    assert (tmp_path / "dots.png").stat().st_size < 50_000

@@ -1,0 +1,111 @@
+"""A study file that is wrong is refused in one line, which names the file and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from commands.studies.reading import read_study
+from commands.study import study
+from tests.commands.studies.faked import STUDY, write_study
+from zoo.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+COMPARED = STUDY["compare"][0]
+
+
+def setting(**changes: Any) -> dict[str, Any]:
+    return {"settings": {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], **changes}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seed": [0]}, "seed: there is no such option; did you mean seeds"),
+        ({"seeds": ["a"]}, "seeds: expected int, not a"),
+        ({"seeds": [0, 0]}, "seed 0 is given twice"),
+        ({"settings": {}}, "settings: there is none"),
+        ({"settings": ["none"]}, "settings: expected"),
+        ({"settings": {"none": None}}, "settings: expected options by name"),
+        ({"score": "object_count"}, "there is no score object_count; the nearest is object_counting"),
+        ({"configs": ["prop.yaml"]}, "no config prop.yaml"),
+        (setting(configs=["prop.yaml"]), "no config prop.yaml"),
+        (setting(columns=["lop"]), "there is no column lop; the nearest is loop"),
+        (setting(tests=["wrong camera"]), "there is no test wrong camera; the nearest is wrong cameras"),
+        (setting(score="counting"), "there is no score counting"),
+        (setting(requires=["vggt"]), "there is no required file vggt"),
+        ({"compare": [{**COMPARED, "settings": ["PRoPe"]}]}, "there is no setting PRoPe; the nearest is PRoPE"),
+        ({"compare": [{**COMPARED, "baseline": "non"}]}, "there is no setting non; the nearest is none"),
+        ({"compare": [{**COMPARED, "column": "lopp"}]}, "there is no column lopp; the nearest is loop"),
+        ({"compare": [{**COMPARED, "tests": ["wrong cameras"]}]}, "name either a baseline or tests"),
+        ({"compare": [COMPARED, COMPARED]}, "title Do cameras help.* is given twice"),
+        ({"documents": ["guide.md"]}, "documents: there is no guide.md"),
+        ({"settings": {"a b": {}, "a, b": {}}, "compare": []}, "settings a b and a, b would share a folder"),
+    ],
+)
+def test_a_wrong_value_is_named(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "toys.yaml", **changes)
+    with pytest.raises(InputError, match=f"^{path}: .*{expected}"):
+        read_study(path)
+    read_study(write_study(path))  # the control
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("title: [", "cannot be read as YAML"),
+        ("- a", "holds no study"),
+        ("title: a\nsettings:\n  a: {}\n  a: {}", "line 4: a is given twice"),
+        ("parts: [&a {x: 1}, &b {y: 1}]\ntitle: a\nsettings: {a: {<<: [*a, *b]}}", "line 3: merge one part"),
+    ],
+)
+def test_yaml_that_would_be_misread_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "toys.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"^{path}: .*{expected}"):
+        read_study(path)
+
+
+def test_wrong_options_are_named(tmp_path: Path) -> None:
+    path = str(write_study(tmp_path / "toys.yaml"))
+    for words, expected in (
+        (["--settings", "PRoPe"], "there is no setting PRoPe; the nearest is PRoPE"),
+        (["--columns", "lop"], "there is no column lop; the nearest is loop"),
+        (["--seeds", "7"], "there is no seed 7"),
+        (["--seeds", "0", "0"], "seed 0 is given twice"),
+        (["--jobs", "0"], "--jobs 0: at least 1"),
+        (["--trainer.max_steps=3"], "trainer.max_steps: there is no such option"),
+        (["--slurm.partition", "gpu"], "--slurm: for --executor slurm"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            study([path, *words])
+    with pytest.raises(InputError, match=f"there is no such study; known: {path}"):
+        study([str(tmp_path / "toy.yaml")])
+
+
+def test_options_keep_their_order_and_the_column_wins(tmp_path: Path) -> None:
+    part = {"model.camera_encoding": None, "model.fusion": None}
+    own = {"model.camera_encoding": "PRoPE", "model.camera_encoding.scale": "rms", "trainer.max_steps": 5}
+    text = yaml.safe_dump({"title": "t", "options": {"trainer.max_steps": 3}, "parts": part}, sort_keys=False)
+    text = text.replace("parts:", "parts: &part")
+    settings = yaml.safe_dump(own, sort_keys=False).replace("\n", "\n    ")
+    path = tmp_path / "toys.yaml"
+    path.write_text(f"{text}settings:\n  a:\n    <<: *part\n    {settings}\ncolumns: {{c: {{data.x: [1, true]}}}}\n")
+    plan = read_study(path)
+    assert plan.run("a", "c", 7).fit == (
+        *("--trainer.max_steps=3", "--model.camera_encoding=PRoPE", "--model.fusion=null"),
+        *("--model.camera_encoding.scale=rms", "--trainer.max_steps=5", "--data.x=[1, true]", "--seed_everything=7"),
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_of_the_repository_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = read_study(path)
+    runs = plan.runs(plan.settings, plan.columns, plan.seeds)
+    assert len({run.fit for run in runs}) == len({run.folder_name for run in runs}) == len(runs) > 20
+    used = {test for setting in plan.settings.values() for test in setting.tests}
+    assert used == plan.tests.keys()

@@ -1,0 +1,49 @@
+"""The command line accepts the settings of the repository's studies, and none is overridden by another option."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import main
+from commands.studies.reading import read_study
+
+ROOT = Path(main.__file__).parent
+PARTS = ("camera_encoding", "view_mixer", "time_index", "fusion", "geometry")
+ALL_KINDS = (  # of options; the others are like one of these
+    *("PRoPE on both", "PRoPE, data world", "ValueRoPE and GTA", "PRoPE, x and y in turns", "camera token alone"),
+    *("VGGT tokens and PRoPE by VGGT cameras", "moving: PRoPE, no time", "ConcatSplitMLLM, space_aware"),
+)
+SETTINGS = [
+    pytest.param(path.stem, name, marks=() if name in ALL_KINDS else pytest.mark.slow)
+    for path in sorted((ROOT / "studies").glob("*.yaml"))
+    for name in yaml.safe_load(path.read_text(encoding="utf-8"))["settings"]
+]
+
+
+@pytest.mark.parametrize(("study", "name"), SETTINGS)
+def test_a_setting_is_understood(
+    study: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = read_study(Path("studies", f"{study}.yaml"))
+    run = plan.run(name, list(plan.columns)[-1], 7)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *run.fit, "--print_config"])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 0, end.value.code
+    config = yaml.safe_load(capsys.readouterr().out)
+    given: dict[str, Any] = {**plan.options, **plan.settings[name].options}
+    assert config["seed_everything"] == 7
+    for option, value in given.items():
+        if option.startswith("trainer."):
+            assert config["trainer"][option.removeprefix("trainer.")] == value
+        elif option in [f"model.{part}" for part in PARTS]:
+            built = (config["model"]["init_args"].get(option.removeprefix("model.")) or {}).get("class_path")
+            asked = value["class_path"] if isinstance(value, dict) else value
+            assert built == asked or built.endswith(f".{asked}")

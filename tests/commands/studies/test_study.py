@@ -1,0 +1,172 @@
+"""A study trains what has no result, goes on after any interruption, and names what fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands.reports.runs import load_runs
+from commands.study import study
+from tests.commands.studies.faked import STUDY, FakeMain, write_study
+
+ROW = ["--settings", "PRoPE", "--columns", "loop", "--seeds", "0", "--jobs", "1"]
+OF_ROW = ["fit PRoPE-loop-0", "test PRoPE-loop-0", "test test-wrong-cameras"]
+
+
+def results_of(study_file: Path) -> list[dict]:
+    path = study_file.parent / "results/toys.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_all_settings_of_a_seed_and_column_come_together(main_py: FakeMain, study_file: Path, capsys) -> None:
+    study([str(study_file), "--dry_run"])
+    assert not main_py.calls and not (study_file.parent / "results").exists()
+    listed = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert listed == [
+        *("none, loop, seed 0", "PRoPE, loop, seed 0", "none, local, seed 0"),
+        *("none, loop, seed 1", "PRoPE, loop, seed 1", "none, local, seed 1"),
+    ]
+    study([str(study_file), "--jobs", "1"])
+    fitted = [call.removeprefix("fit ") for call in main_py.calls if call.startswith("fit")]
+    assert fitted == [name.replace(", seed ", "-").replace(", ", "-") for name in listed]
+    printed = capsys.readouterr().out
+    assert "[1/6] none, loop, seed 0: object_counting 0." in printed and "[6/6]" in printed
+
+
+def test_nothing_is_made_twice_here_or_in_a_fresh_clone(main_py: FakeMain, study_file: Path, tmp_path: Path) -> None:
+    study([str(study_file), *ROW])
+    assert main_py.calls == OF_ROW
+    study([str(study_file), *ROW])
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    study([str(study_file), *ROW])
+    assert main_py.calls == OF_ROW
+    questions, own, wrong = results_of(study_file)  # the questions once, though two tests have them
+    assert own["questions"] == wrong["questions"] == questions["key"] and len(questions["ids"]) == 180
+    assert [own["test"], wrong["test"]] == ["", "wrong cameras"]
+    asked = [n for n, kind in enumerate(questions["question_types"]) if kind == "object_counting"]
+    score = sum(own["question_scores"][n] for n in asked) / len(asked)
+    assert own["scores"]["object_counting"] == pytest.approx(score, abs=1e-4) and 0 < own["scores"]["macro"] < 1
+
+
+def test_other_words_are_another_training_and_the_former_result_stays(main_py: FakeMain, study_file: Path) -> None:
+    study([str(study_file), *ROW])
+    write_study(study_file, options={"trainer.max_steps": 4})
+    study([str(study_file), *ROW])
+    assert main_py.calls == OF_ROW * 2
+    write_study(study_file)
+    study([str(study_file), *ROW])  # the first is still known
+    assert main_py.calls == OF_ROW * 2
+
+
+def test_results_stay_with_the_words_when_a_setting_is_renamed(main_py: FakeMain, study_file: Path) -> None:
+    study([str(study_file), *ROW])
+    before = study_file.with_suffix(".md").read_text()
+    settings = {name.replace("PRoPE", "Projective"): content for name, content in STUDY["settings"].items()}
+    write_study(study_file, settings=settings, compare=[])
+    study([str(study_file), "--write"])
+    renamed = study_file.with_suffix(".md").read_text()
+    assert [line.replace("Projective", "PRoPE") in before for line in renamed.splitlines() if "| 0." in line] == [
+        True
+    ] * 2
+
+
+def test_a_new_test_is_of_the_training_that_is_there(main_py: FakeMain, study_file: Path) -> None:
+    settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "tests": ["wrong cameras", "no frames"]}}
+    study([str(study_file), *ROW])
+    write_study(study_file, settings=settings, tests={**STUDY["tests"], "no frames": {"data.perturbation": "None"}})
+    study([str(study_file), *ROW])
+    assert main_py.calls == [*OF_ROW, "test test-no-frames"]
+    changed = {"wrong cameras": {"data.perturbation": "OtherGeometry"}}
+    write_study(study_file, tests=changed)
+    study([str(study_file), *ROW])  # in the folder of the test of that name, whose former files go
+    assert main_py.calls == [*OF_ROW, "test test-no-frames", "test test-wrong-cameras"]
+
+
+@pytest.mark.parametrize("has_changed", [False, True])
+def test_a_killed_training_goes_on_unless_its_options_have_changed(
+    has_changed: bool, main_py: FakeMain, study_file: Path, capsys
+) -> None:
+    main_py.killed = "--model.camera_encoding=PRoPE"
+    with pytest.raises(SystemExit, match="1 of 1 trainings have failed"):
+        study([str(study_file), *ROW])
+    assert "PRoPE, loop, seed 0: failed: interrupted" in capsys.readouterr().out
+    main_py.killed = "--nothing"
+    if has_changed:
+        write_study(study_file, options={"trainer.max_steps": 4})
+    study([str(study_file), *ROW])
+    assert main_py.calls[1] == ("fit PRoPE-loop-0" if has_changed else "fit PRoPE-loop-0 again")
+    assert (results_of(study_file)[1]["fit_s"] is None) != has_changed  # of a part nobody knows the time
+
+
+def test_a_failed_training_is_named_and_the_rest_goes_on(main_py: FakeMain, study_file: Path, capsys) -> None:
+    main_py.broken = "--model.camera_encoding=PRoPE"
+    with pytest.raises(SystemExit, match="1 of 3 trainings have failed"):
+        study([str(study_file), "--seeds", "0", "--jobs", "1"])
+    printed = capsys.readouterr().out
+    assert "PRoPE, loop, seed 0: failed: error: --model.camera_encoding=PRoPE is wrong (all of it in" in printed
+    assert [each["setting"] for each in results_of(study_file) if "setting" in each] == ["none", "none"]
+    assert study_file.with_suffix(".md").exists()
+
+
+def test_a_failed_test_costs_no_training(main_py: FakeMain, study_file: Path, capsys) -> None:
+    main_py.broken = "--data.perturbation=OtherCameras"
+    with pytest.raises(SystemExit, match="1 of 1 trainings have failed"):
+        study([str(study_file), *ROW])
+    assert [each["test"] for each in results_of(study_file) if "setting" in each] == [""]
+    main_py.broken = "--nothing"
+    study([str(study_file), *ROW])
+    assert main_py.calls == [*OF_ROW, "test test-wrong-cameras"]
+    assert [each["test"] for each in results_of(study_file) if "setting" in each] == ["", "wrong cameras"]
+
+
+def test_an_incomplete_last_line_is_made_again(main_py: FakeMain, study_file: Path, capsys) -> None:
+    study([str(study_file), *ROW])
+    path = study_file.parent / "results/toys.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-30])
+    study([str(study_file), *ROW])
+    assert "line 3, the last, is incomplete" in capsys.readouterr().out
+    assert path.read_text() == whole and main_py.calls == OF_ROW  # its test is still in the folder
+    path.write_text(whole.replace("\n", "\n<<<<<<< HEAD\n", 1))
+    with pytest.raises(ValueError, match="toys.jsonl, line 2: no result of a study"):
+        study([str(study_file), *ROW])
+
+
+def test_results_of_other_code_are_marked_and_made_anew_on_request(
+    main_py: FakeMain, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = study_file.with_suffix(".md")
+    study([str(study_file), *ROW])
+    assert "†" not in document.read_text()
+    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other")
+    study([str(study_file), *ROW])
+    assert main_py.calls == OF_ROW
+    measured = [line for line in document.read_text().splitlines() if line.startswith("| PRoPE |")]
+    assert all("†" in line for line in measured) and "--redo_outdated" in document.read_text()
+    study([str(study_file), *ROW, "--redo_outdated"])
+    assert main_py.calls == OF_ROW * 2 and "†" not in document.read_text()
+
+
+def test_report_shows_the_tests_of_a_study(main_py: FakeMain, study_file: Path) -> None:
+    study([str(study_file), *ROW])
+    runs, skipped = load_runs([Path("runs/studies/toys/PRoPE-loop-0")])
+    assert [run.folder.name for run in runs] == ["PRoPE-loop-0", "test-wrong-cameras"] and not skipped
+
+
+def test_required_files_are_made_first(main_py: FakeMain, study_file: Path, capsys) -> None:
+    made = "fit --config geometry_tiny.yaml --trainer.default_root_dir=runs/vggt"
+    settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "requires": ["runs/vggt/config.yaml"]}}
+    write_study(study_file, settings=settings, requires={"runs/vggt/config.yaml": made})
+    study([str(study_file), "--settings", "none", "--seeds", "0", "--jobs", "1"])
+    assert "fit vggt" not in main_py.calls
+    main_py.calls.clear()
+    study([str(study_file), *ROW])
+    assert main_py.calls == ["fit vggt", *OF_ROW]
+    write_study(study_file, settings=settings, requires={"runs/vggt/config.yaml": made.replace("vggt", "other")})
+    (Path("runs/vggt/config.yaml")).unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        study([str(study_file), *ROW, "--seeds", "1"])
+    assert "PRoPE, loop, seed 1: failed: it requires runs/vggt/config.yaml: main.py fit" in capsys.readouterr().out
