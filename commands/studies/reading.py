@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from commands.arguments import find_config
+from commands.configs import find_config
 from commands.parser import OneLineParser, closest
 from commands.studies.plan import MACRO, MARKS, Setting, Study, folder_name
 from zoo.benchmarks import registered_benchmarks

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from commands.arguments import DEFAULTS, find_config
+from commands.arguments import DEFAULTS
+from commands.configs import find_config, read_config
 from zoo.fingerprint import digest
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +24,7 @@ def code_of(configs: Iterable[str], sources: str) -> str:
         configs: the configs that it names.
         sources: as `digest_sources` returns it.
     """
-    contents = [yaml.safe_load(find_config(name).read_text(encoding="utf-8")) for name in (*DEFAULTS, *configs)]
+    contents = [read_config(find_config(name)) for name in (*DEFAULTS, *configs)]
     return digest([sources, contents])[:DIGITS]
 
 
