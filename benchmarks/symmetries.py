@@ -115,7 +115,7 @@ HEADINGS = {
     "order": "order of views",
 }
 
-HEAD_DIM, SECTION = COMMON_HEAD
+HEAD_DIM = COMMON_HEAD.dim
 FREQUENCIES = 1e6 ** -(2 * torch.arange(HEAD_DIM // 2) / HEAD_DIM)  # RoPE with base 1e6, radians per position
 
 
@@ -141,7 +141,7 @@ def commutation_errors() -> str:
     """Returns a Markdown table of `Frequencies.commutation_error` for heads of 128 channels."""
     lines = ["| placement | radians per position |", "|---|---|"]
     for kind, section, count in product((LowFrequencies, HighFrequencies), get_args(Section), (4, 8)):
-        error = kind(count, section).commutation_error(FREQUENCIES, SECTION)
+        error = kind(count, section).commutation_error(FREQUENCIES, COMMON_HEAD)
         lines.append(f"| `{kind.__name__}({count}, {section!r})` | {error:.1g} |")
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.backbones import BackboneLoader, default_loader
+from zoo.backbones.base import VisualTokens
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
@@ -53,7 +54,7 @@ class SpatialVLM(Configurable, nn.Module):
             the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
             predicted ones if the encoder predicts cameras. Without effect in a model that uses no cameras.
         merged_camera: the camera of two frames that are merged into one token.
-        time_index: the time component of mRoPE's position ids.
+        time_index: the time component of mRoPE's position ids; null is the backbone's own.
         lora: low-rank adapters on the decoder.
 
     Raises:
@@ -79,10 +80,11 @@ class SpatialVLM(Configurable, nn.Module):
     ) -> None:
         super().__init__()
         self.loader = loader = backbone or default_loader()
-        self.camera_encoding, self.time_index = camera_encoding, choose_time_index(camera_encoding, time_index)
+        self.camera_encoding = camera_encoding
         self.camera_source, self.merged_camera = camera_source, merged_camera
         # 1. Backbone, with the camera hooks in its attention.
         self.backbone = loader.load()
+        self.time_index = choose_time_index(camera_encoding, time_index, self.backbone.default_time_index())
         self.backbone.install_encoding(camera_encoding)
         width = self.backbone.hidden_size
         # 2. Geometry, if some part reads it.
@@ -180,6 +182,8 @@ class SpatialVLM(Configurable, nn.Module):
             return self.geometry.is_unreachable(rest, tokens=self.uses_geometry_tokens, cameras=self.predicts_cameras)
         if part == "fusion" and self.fusion is not None:
             return rest.partition(".")[0] in self.fusion.unused_parts
+        if part == "backbone" and self.fusion is not None and self.backbone.serves_deepstack(name):
+            return not self.fusion.keeps_deepstack
         return drops_2d and (part == "view_mixer" or (part == "backbone" and self.part_of(name) != "decoder"))
 
     # ---- one forward path -----------------------------------------------------------------------------------------
@@ -200,7 +204,7 @@ class SpatialVLM(Configurable, nn.Module):
         geometry = self._encode_geometry(scenes, cameras=any(lacking))
         # 3. Cameras: one per temporal patch.
         encoded = [
-            SceneTokens(scene, tokens.unflatten(0, (scene.num_steps, -1)))
+            SceneTokens(scene, *(each.unflatten(-2, (scene.num_steps, -1)) for each in tokens))
             for scene, tokens in zip(scenes, visual, strict=True)
         ]
         if self.camera_use.cameras:
@@ -255,12 +259,14 @@ class SpatialVLM(Configurable, nn.Module):
             cameras=cameras if self.time_index.requires_cameras else None,
         )
         # 4. Visual tokens in place of the placeholders.
-        tokens: dict[MediaKind, list[Tensor]] = {
-            "video": [scene.tokens.flatten(0, 1) for scene in videos],
-            "image": [image for scene in images for image in scene.tokens],
+        media: dict[MediaKind, list[VisualTokens]] = {
+            "video": [VisualTokens(scene.tokens.flatten(0, 1), scene.deepstack.flatten(1, 2)) for scene in videos],
+            "image": [
+                VisualTokens(*image) for s in images for image in zip(s.tokens, s.deepstack.unbind(1), strict=True)
+            ],
         }
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(tokens)}
+        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(media)}
         # 5. The camera encoding, shared by all layers.
         if self.camera_encoding is not None and cameras is not None:
             known = [scene.points for row in rows for scene in row if scene.points is not None]

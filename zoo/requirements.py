@@ -9,7 +9,7 @@ from typing import Literal
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
-from zoo.time_index import TimeIndex, TimestampIndex
+from zoo.time_index import TimeIndex
 
 CameraSource = Literal["dataset", "predicted", "auto"]
 
@@ -69,8 +69,8 @@ class DataRequirements:
     timestamps: bool = False
 
 
-def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None) -> TimeIndex:
-    """The encoding's own time index, the given one, or `TimestampIndex()`.
+def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:
+    """The encoding's own time index, the given one, or the backbone's default.
 
     Raises:
         InputError: both are set, or the encoding needs a constant time and the index is not.
@@ -78,7 +78,7 @@ def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None) 
     own = None if encoding is None else encoding.time_index
     if own is not None and given is not None:
         raise InputError(f"{type(encoding).__name__} sets the time index itself: leave --model.time_index out")
-    chosen = own or given or TimestampIndex()
+    chosen = own or given or default
     if encoding is not None and encoding.requires_constant_time and not chosen.constant:
         raise InputError(
             f"{type(encoding).__name__} acts on mRoPE's T section, where {type(chosen).__name__} would mix time with "

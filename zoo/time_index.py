@@ -55,6 +55,8 @@ class TimeIndex(Configurable, ABC):
         seconds_per_grid: nominal seconds per temporal patch, if the caller passes none.
         real_time: whether the model passes the actual seconds per temporal patch of the clip.
         constant: all views of a video share one position, so RoPE on the T section is the identity between them.
+        per_span: positions count from the start of each span of visual tokens, not from that of the video; they differ
+            where each temporal patch is a span of its own (Qwen3-VL).
         requires_frames: reads the raw frame indices.
         requires_cameras: reads the poses.
     """
@@ -62,6 +64,7 @@ class TimeIndex(Configurable, ABC):
     seconds_per_grid: int | float = 1.0
     real_time: bool = False
     constant: bool = False
+    per_span: bool = False
     requires_frames: bool = False
     requires_cameras: bool = False
 
@@ -110,6 +113,15 @@ class ConstantIndex(TimeIndex):
     """Position 0 for all views of a video, for static scenes. Consecutive stills start at consecutive positions."""
 
     constant = True
+
+    def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
+        return torch.zeros_like(steps.step)
+
+
+class SpanIndex(TimeIndex):
+    """The position where each temporal patch starts in the sequence, as in Qwen3-VL, whose prompt has time as text."""
+
+    per_span = True
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         return torch.zeros_like(steps.step)

@@ -23,7 +23,7 @@ from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.video import Video
 from tests.golden.synth import synth_video
-from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
+from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.positions import mrope_position_ids
 
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -64,7 +64,7 @@ class Synthetics(SceneDataset):
 
 @pytest.fixture(scope="module")
 def processor(realdata: Path) -> Any:
-    return Qwen25VLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
+    return QwenVLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
 
 
 def grids_of(batch: dict[str, Any]) -> Tensor:

@@ -12,7 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.decoder import VIDEO, Example, install, tiny_model
-from zoo.backbones.qwen25_vl.attention import CameraQwen25VL, greedy
+from zoo.backbones.attention import greedy
+from zoo.backbones.qwen25_vl.backbone import CameraQwen25VL
 
 NEW = 4
 pytestmark = pytest.mark.usefixtures("one_thread")

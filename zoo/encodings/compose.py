@@ -19,7 +19,7 @@ from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 from zoo.time_index import TimeIndex
 
-COMMON_HEAD = HeadLayout(128, (16, 24, 24))
+COMMON_HEAD = HeadLayout.in_row(128, (16, 24, 24))
 
 
 class Compose(CameraEncoding):
@@ -62,8 +62,8 @@ class Compose(CameraEncoding):
             common = replace(common, world_views=False, world_text=False)
         return common
 
-    def encode(self, cameras: Cameras, **head: Any) -> EncodedCameras:
-        return Composed([encoding.encode(cameras, **head) for encoding in self.parts])
+    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
+        return Composed([encoding.encode(cameras, *head, **options) for encoding in self.parts])
 
 
 class Composed(EncodedGroup):

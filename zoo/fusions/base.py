@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError
@@ -116,6 +117,8 @@ class Fusion(Configurable, nn.Module, ABC):
             trained models, without retraining.
         temporal_merge: the 3D tokens of the two frames that Qwen2.5-VL merges into one token are concatenated (as
             published), or both replaced by their `mean` or by the `first`. The weights have the same shapes.
+        deepstack: keep the vision tower's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
+            those of the 2D branch; without, the fused tokens are all that the decoder sees.
 
     Attributes:
         appended: the tokens appended to the 2D tokens.
@@ -134,15 +137,25 @@ class Fusion(Configurable, nn.Module, ABC):
         *,
         active_branches: ActiveBranches = "both",
         temporal_merge: TemporalMerge = "concat",
+        deepstack: bool = True,
     ) -> None:
         super().__init__()
         self.width, self.geometry_width = width, geometry_width
-        self.active_branches, self.temporal_merge = active_branches, temporal_merge
+        self.active_branches, self.temporal_merge, self.deepstack = active_branches, temporal_merge, deepstack
 
     @property
     def uses_geometry(self) -> bool:
         """Whether `forward` reads the geometry."""
         return self.active_branches != "2d"
+
+    @property
+    def keeps_deepstack(self) -> bool:
+        """Whether the 2D branch's features reach the first decoder layers."""
+        return self.deepstack and self.active_branches != "3d"
+
+    def fit_deepstack(self, features: Float[Tensor, "layers t n D"], tokens: int) -> Float[Tensor, "kept t {tokens} D"]:
+        """Returns features for `tokens` per view: zeros for the appended ones; of no layer unless they are kept."""
+        return F.pad(features if self.keeps_deepstack else features[:0], (0, 0, 0, tokens - features.shape[2]))
 
     @property
     def unused_parts(self) -> tuple[str, ...]:
