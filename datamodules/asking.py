@@ -34,6 +34,7 @@ def batch_of_questions(
     cameras: str | Path | None,
     num_frames: int | None,
     sampler: FrameSampler | None,
+    times_s: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """The model's inputs of a scene and of its questions; see `SpatialVLM.answer`.
 
@@ -50,10 +51,19 @@ def batch_of_questions(
         if cameras is not None or needs.cameras or needs.depth:
             raise InputError("frames in memory come without cameras: give the path of a video with a cameras.json")
         frames = video if video.dtype == torch.uint8 else (video * 255).round().to(torch.uint8)
-        frames = torch.cat((frames, frames[-1:])) if len(frames) % TEMPORAL_PATCH_SIZE else frames
-        scene = Scene("frames", Path("frames"), asked)
-        loaded = LoadedScene(scene, asked, resize_frames(frames, data.pixels), tuple(range(len(frames))))
+        if times_s is not None and len(times_s) != len(frames):
+            raise InputError(f"{len(times_s)} times_s for {len(frames)} frames: give one time per frame")
+        indices = [*range(len(frames)), *[len(frames) - 1] * (len(frames) % TEMPORAL_PATCH_SIZE)]
+        loaded = LoadedScene(
+            Scene("frames", Path("frames"), asked),
+            asked,
+            resize_frames(frames[indices], data.pixels, token_px=needs.token_px),
+            tuple(range(len(indices))),
+            frame_times=None if times_s is None else tuple(float(times_s[i]) for i in indices),
+        )
     else:
+        if times_s is not None:
+            raise InputError("times_s is for frames in memory: a video file has its own")
         (found,) = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
         scenes, count = [replace(found, questions=asked)], num_frames or data.num_frames
         sampler = sampler or data.sampler

@@ -39,6 +39,7 @@ class LoadedScene:
         frames: The selected and resized frames.
         frame_indices: Their indices among the video's raw frames.
         seconds_per_grid: Real seconds between two temporal patches.
+        frame_times: Real seconds of each frame; None for images, or if unknown.
         geometry: Cameras and depth of the frames; None if the scene has none.
         error: Why the scene can't be read; None if it can.
     """
@@ -51,6 +52,7 @@ class LoadedScene:
     geometry: SceneGeometry | None = None
     error: str | None = None
     is_supervised: bool = True
+    frame_times: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -97,8 +99,8 @@ class Collate:
         chats = [self.chat(question, len(scene.scene.images), self.training) for _, scene, question in rows]
         grids = [scene.media_grids.tolist() for scene in batch["scenes"]]
         sequences = [
-            self.preprocessor.tokenize(chat, grids[i], self.extra_tokens)
-            for chat, (i, _, _) in zip(chats, rows, strict=True)
+            self.preprocessor.tokenize(chat, grids[i], self.extra_tokens, scene.frame_times)
+            for chat, (i, scene, _) in zip(chats, rows, strict=True)
         ]
         for (_, labels), (_, scene, _) in zip(sequences, rows, strict=True):
             if not scene.is_supervised:

@@ -38,6 +38,7 @@ class OpenScene:
         world_to_camera: Poses of all raw frames, NaN where unknown; None without cameras.
         K_normalized: Intrinsics of all raw frames; None without cameras.
         times_s: Timestamps of all raw frames in seconds.
+        has_times: Whether they are known; a folder of frames without times_s counts one second per frame.
         raw: All raw frames, if videos are kept in memory.
         depths: Depth maps read so far by raw frame, if videos are kept in memory.
     """
@@ -47,6 +48,7 @@ class OpenScene:
     world_to_camera: Float[Tensor, "N 4 4"] | None
     K_normalized: Float[Tensor, "N 3 3"] | None
     times_s: list[float]
+    has_times: bool
     raw: UInt8[Tensor, "N 3 H W"] | None
     depths: dict[int, Float32[Tensor, "H W"]] = field(default_factory=dict)
 
@@ -142,13 +144,19 @@ class SceneDataset(Dataset):
         self._check_requirements(scene)
         video = Video(scene.images or scene.video)
         world_to_camera = K = None
-        times_s = video.times_s
+        times_s, has_times = video.times_s, not video.is_folder
         if scene.cameras is not None:
             world_to_camera, K = read_cameras(scene.cameras, video.num_frames, video.height, video.width)
             if video.is_folder:
-                times_s = read_times(scene.cameras, video.num_frames) or times_s
+                read = read_times(scene.cameras, video.num_frames)
+                times_s, has_times = read or times_s, read is not None
+        if self.requirements.frame_times and not (has_times or scene.images):
+            raise InputError(
+                f"{scene.video}: no times of the frames, and this model writes them into its prompt: put times_s into "
+                f"{scene.video.stem}.cameras.json, or give a video file"
+            )
         raw = video.read(range(video.num_frames)) if self.keep else None
-        opened = OpenScene(scene, video, world_to_camera, K, times_s, raw)
+        opened = OpenScene(scene, video, world_to_camera, K, times_s, has_times, raw)
         if self.keep:
             self._kept[index] = opened
         return opened
@@ -173,8 +181,12 @@ class SceneDataset(Dataset):
             frames = [i for i in range(video.num_frames) for _ in range(TEMPORAL_PATCH_SIZE)]
         else:
             frames = self.frame_pairing(self.sampler, opened.view(epoch), self.num_frames)
-            loaded.seconds_per_grid = seconds_per_grid([opened.times_s[i] for i in frames])
-        loaded.frames = resize_frames(opened.read(frames), self.bounds, is_folder=video.is_folder)
+            times_s = [opened.times_s[i] for i in frames]
+            loaded.seconds_per_grid = seconds_per_grid(times_s)
+            loaded.frame_times = tuple(times_s) if opened.has_times else None
+        loaded.frames = resize_frames(
+            opened.read(frames), self.bounds, is_folder=video.is_folder, token_px=self.requirements.token_px
+        )
         loaded.frame_indices = tuple(frames)
         # 2. Cameras
         loaded.geometry = opened.geometry(frames)

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 import torch
 from huggingface_hub import HfApi
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.backbones import BackboneLoader, default_loader
@@ -20,7 +20,7 @@ from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import ExtraTokens, Fusion
-from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.base import GeometryEncoder, SceneGeometry, resample_frames
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.lora import LoRA
@@ -62,7 +62,7 @@ class SpatialVLM(Configurable, nn.Module):
 
     Example:
         >>> SpatialVLM().requirements
-        DataRequirements(cameras=False, depth=False, frames=False, timestamps=False)
+        DataRequirements(cameras=False, depth=False, frames=False, timestamps=False, frame_times=False, token_px=28)
     """
 
     def __init__(
@@ -96,6 +96,8 @@ class SpatialVLM(Configurable, nn.Module):
         if fusion is not None or predicts:
             build = partial(build_first_available, loader.load_geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
+        if self.geometry is not None:
+            self.geometry.match_patches(self.backbone.patch_size)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_cameras, uses_tokens=fusion is not None)
         if predicts and self.geometry is not None and self.geometry.predicts_cameras:
             self.geometry.enable_head("camera")
@@ -172,6 +174,8 @@ class SpatialVLM(Configurable, nn.Module):
             or bool(fused and fused.requires_depth),
             frames=bool(encoder and encoder.requires_frames),
             timestamps=self.time_index.real_time,
+            frame_times=self.backbone.span_per_step,
+            token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
         )
 
     def is_unreachable(self, name: str) -> bool:
@@ -322,8 +326,14 @@ class SpatialVLM(Configurable, nn.Module):
             raise InputError(
                 f"{type(self.geometry).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]"
             )
-        scaled = [each if each is None or each.is_floating_point() else each.float() / 255 for each in frames]
-        return list(self.geometry(scaled, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
+        read = [None if each is None else self.geometry_frames(each) for each in frames]
+        return list(self.geometry(read, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
+
+    def geometry_frames(self, frames: Shaped[Tensor, "S 3 H W"]) -> Float[Tensor, "S 3 h w"]:
+        """Frames for the geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
+        assert self.geometry is not None
+        scaled = frames if frames.is_floating_point() else frames.float() / 255
+        return resample_frames(scaled, self.backbone.patch_size, self.geometry.patch_size)
 
     # ---- saved models -----------------------------------------------------------------------------------------------
 
@@ -373,6 +383,7 @@ class SpatialVLM(Configurable, nn.Module):
         num_frames: int | None = None,
         sampler: Any = None,
         max_new_tokens: int = 32,
+        times_s: Sequence[float] | None = None,
     ) -> Any:
         """Greedy answers to one or several questions about a video, which is encoded once.
 
@@ -383,6 +394,7 @@ class SpatialVLM(Configurable, nn.Module):
             num_frames: frames to sample; None takes the number that the model was trained with.
             sampler: a `FrameSampler`; None takes that of the model's run.
             max_new_tokens: the longest answer.
+            times_s: seconds of each of the frames in memory, for a backbone that writes them into the prompt.
 
         Returns:
             One text for one question, a list for several.
@@ -394,7 +406,7 @@ class SpatialVLM(Configurable, nn.Module):
         from datamodules.asking import batch_of_questions  # the application layer, at call time only
 
         asked = [questions] if isinstance(questions, str) else list(questions)
-        batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler)
+        batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler, times_s)
         scenes = self.encode_scenes(batch["scenes"])
         replies = answer_questions(self, scenes, batch["prompts"], [0] * len(asked), max_new_tokens)
         for reply in replies:

@@ -61,12 +61,16 @@ class DataRequirements:
         depth: the dataset's depth map for each frame; a scene without is an error.
         frames: RGB frames in the size that the backbone sees, for a geometry encoder.
         timestamps: the clip's own seconds per temporal patch, for a time index that uses them.
+        frame_times: the time of each frame of a video, for a prompt that states them; a video without is an error.
+        token_px: side of a visual token in pixels; the sides of resized frames are multiples of it.
     """
 
     cameras: bool = False
     depth: bool = False
     frames: bool = False
     timestamps: bool = False
+    frame_times: bool = False
+    token_px: int = 28
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:

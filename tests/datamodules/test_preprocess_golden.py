@@ -59,7 +59,7 @@ class Synthetics(SceneDataset):
         self.videos = videos
 
     def open(self, index: int) -> OpenScene:
-        return OpenScene(self.scenes[index], self.videos[index], None, None, self.videos[index].times_s, None)
+        return OpenScene(self.scenes[index], self.videos[index], None, None, self.videos[index].times_s, True, None)
 
 
 @pytest.fixture(scope="module")

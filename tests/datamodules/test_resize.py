@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from datamodules.resize import FOLDER_FACTOR, FOLDER_MAX_PIXELS, PixelBounds, resize_frames, smart_resize
+from datamodules.resize import FOLDER_MAX_TOKENS, FOLDER_MIN_TOKENS, TOKEN_PX, PixelBounds, resize_frames, smart_resize
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 synth_video = runpy.run_path(str(GOLDEN / "synth.py"))["synth_video"]
@@ -29,7 +29,8 @@ def test_sizes_of_the_official_inference(num_frames):
 
 
 def test_sizes_of_the_training_script_and_of_folders():
-    folder = {"factor": FOLDER_FACTOR, "min_pixels": 4 * FOLDER_FACTOR**2, "max_pixels": FOLDER_MAX_PIXELS}
+    side = 2 * TOKEN_PX
+    folder = {"factor": side, "min_pixels": FOLDER_MIN_TOKENS * side**2, "max_pixels": FOLDER_MAX_TOKENS * side**2}
     for row in SIZES:
         height, width = row["h"], row["w"]
         assert list(smart_resize(height, width, **folder)) == row["folder_first_pass_factor56"]
