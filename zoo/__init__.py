@@ -9,9 +9,9 @@ from zoo.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "backbones": ["Backbone", "BackboneLoader", "TinyQwen25VL"],
+        "backbones": ["Backbone", "BackboneLoader", "TinyQwen25VL", "TinyQwen3VL"],
         "cameras": ["Cameras"],
-        "checkpoints": ["PretrainedQwen25VL", "PretrainedSpatialMLLM"],
+        "checkpoints": ["PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedSpatialMLLM"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
             *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
@@ -31,7 +31,7 @@ __getattr__, __all__ = lazy_exports(
         ],
         "time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),
-            "TimestampIndex",
+            *("SpanIndex", "TimestampIndex"),
         ],
     },
 )

@@ -342,7 +342,7 @@ class SpatialVLM(Configurable, nn.Module):
         """A model from a run, an exported folder, a released folder, or a hub id; frozen, in eval mode.
 
         Args:
-            path: `runs/<name>`, a folder of `save_pretrained`, a released Qwen2.5-VL or Spatial-MLLM, or a hub id.
+            path: `runs/<name>`, a folder of `save_pretrained`, a released Qwen-VL or Spatial-MLLM, or a hub id.
             overrides: constructor arguments in place of the stored ones, such as `camera_source="auto"`.
 
         Raises:

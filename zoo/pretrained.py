@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os.path
 import shutil
@@ -183,7 +184,8 @@ def _released(kind: Any, path: str, config: Mapping[str, Any], overrides: Mappin
 
 def _loaders(base: Any = BackboneLoader) -> Iterator[type[BackboneLoader]]:
     for loader in base.__subclasses__():
-        yield loader
+        if not inspect.isabstract(loader):
+            yield loader
         yield from _loaders(loader)
 
 

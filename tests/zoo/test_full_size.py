@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from zoo import Cameras, ConcatSplitMLLM, PRoPE, PRoPEMLLM, Qwen25VL, SpatialMLLM
 from zoo.checkpoints.config import ReleasedConfig
-from zoo.checkpoints.released import EmptyQwen25VL
+from zoo.checkpoints.released import EmptyQwenVL
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.geometry.vggt.model import VGGT_1B
 from zoo.tasks import VideoQATask
@@ -43,15 +43,15 @@ def manifest(size: str) -> dict[str, Any]:
     return json.loads((MANIFESTS / f"qwen2_5_vl_{size}_shapes.json").read_text())
 
 
-def qwen(size: str) -> EmptyQwen25VL:
-    return EmptyQwen25VL(ReleasedConfig({"qwen": manifest(size)["config"]}).qwen, torch.bfloat16)
+def qwen(size: str) -> EmptyQwenVL:
+    return EmptyQwenVL(ReleasedConfig({"qwen": manifest(size)["config"]}).qwen, torch.bfloat16)
 
 
 def vggt() -> VGGTEncoder:
     return VGGTEncoder(VGGT(aggregator=VGGT_1B["aggregator"]))
 
 
-MODELS: dict[str, Callable[[EmptyQwen25VL], VideoQATask]] = {
+MODELS: dict[str, Callable[[EmptyQwenVL], VideoQATask]] = {
     "Qwen25VL": lambda qwen: Qwen25VL(backbone=qwen),
     "SpatialMLLM": lambda qwen: SpatialMLLM(backbone=qwen, geometry=vggt),
     "ConcatSplitMLLM": lambda qwen: ConcatSplitMLLM(backbone=qwen, geometry=vggt),

@@ -65,7 +65,7 @@ class QwenVLBackbone(Backbone):
         text, rotary = self.vlm.config.text_config, self.decoder.rotary_emb
         head_dim = self.decoder.layers[0].self_attn.head_dim
         # the stock code selects the axis of each frequency: here it selects among the axes' own numbers
-        axes = rotary.recomposition_frequencies(torch.arange(3)[:, None].repeat(1, head_dim // 2))
+        axes = rotary.recomposition_frequencies(torch.arange(3, device="cpu")[:, None].repeat(1, head_dim // 2))
         return DecoderLayout(
             hidden_size=text.hidden_size,
             num_layers=text.num_hidden_layers,
