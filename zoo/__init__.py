@@ -26,8 +26,8 @@ __getattr__, __all__ = lazy_exports(
         "model": ["SpatialVLM"],
         "optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "SpatialMLLM", "Task", "VGGTPretraining"),
-            "VideoQATask",
+            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),
+            *("VGGTPretraining", "VideoQATask"),
         ],
         "time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -127,7 +127,7 @@ def _nested(config: Qwen3VLConfig) -> dict[str, Any]:
             "rope_theta": rope.pop("rope_theta"),
             "rope_scaling": {**rope, "mrope_section": list(rope["mrope_section"])},
         },
-        "vision_config": {**_own(vision), "model_type": vision["model_type"]},
+        "vision_config": {**_own(vision), "model_type": QWEN3},
     }
 
 

@@ -33,3 +33,7 @@ class Qwen3VLPreprocessor(QwenVLPreprocessor):
         first, last = frame_times[::TEMPORAL_PATCH_SIZE], frame_times[TEMPORAL_PATCH_SIZE - 1 :: TEMPORAL_PATCH_SIZE]
         blocks = "".join(f"<{(a + b) / 2:.1f} seconds>{VIDEO}" for a, b in zip(first, last, strict=True))
         return [text.replace(VIDEO, blocks) for text in texts], [(1, height, width)] * steps
+
+    def save_pretrained(self, folder: str) -> None:
+        super().save_pretrained(folder)
+        self.processor.video_processor.save_pretrained(folder)  # where transformers 4.57 looks
