@@ -31,7 +31,11 @@ WEIGHTS = {
     "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
 }
 TINY = {"scale_tiny.yaml": "zoo.TinyQwen25VL", "scale_tiny_qwen3.yaml": "zoo.TinyQwen3VL"}
-TINY_GEOMETRY = {"PRoPEMLLM": "zoo.DatasetGeometry", "Qwen25VL": None, "Qwen3VL": None}  # of the others it is a TinyVGGT
+TINY_GEOMETRY = {
+    "PRoPEMLLM": "zoo.DatasetGeometry",
+    "Qwen25VL": None,
+    "Qwen3VL": None,
+}  # of the others it is a TinyVGGT
 DATA = [name for name in SHIPPED if name.startswith("data_")]
 TRIOS = [*product(MODELS, [*WEIGHTS, *TINY], DATA)]
 FAST = {("prope.yaml", "scale_3b.yaml", "data_conversations.yaml")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os.path
@@ -173,6 +174,7 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
 
 
 def _released(kind: Any, path: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
+    importlib.import_module("zoo.checkpoints")  # its loaders are found among the subclasses
     for loader in _loaders():
         if loader.reads(config):
             return _frozen(kind(**{**loader.released_parts(path), **overrides}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
+from tests.zoo import asking
+from tests.zoo.asking import BACKBONES, MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
 from tests.zoo.released import load_case, official_weights, write_release
 from zoo import PretrainedQwen25VL, prefix_cache
 from zoo.backbones import Qwen25VLBackbone
@@ -48,10 +50,11 @@ def ids(model: VideoQATask, asked: dict[str, Any]) -> list[list[int]]:
 # ---- equal to the question-by-question path -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_are_those_of_each_question_by_itself(name: str) -> None:
+def test_answers_are_those_of_each_question_by_itself(name: str, family: str) -> None:
     """Questions of different lengths and scenes of different lengths; two of the questions are the same."""
-    model = build(name)
+    model, scene = build(name, family=family), partial(asking.scene, family=family)
     asked = batch(model, scene("a", (*QUESTIONS, QUESTIONS[0])), scene("b", QUESTIONS[1:3], steps=2, seed=1))
     expected = one_by_one(model, asked)
     assert ids(model, asked) == expected

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,9 @@ def test_a_folder_goes_out_and_comes_back(folder: Path, tmp_path: Path) -> None:
     found = SpatialVLM(PretrainedQwen3VL(str(folder), dtype="float32"))
     assert torch.equal(logits(found, given)[0], expected)
     assert found.backbone.stop_tokens == model.backbone.stop_tokens
-    from_config = load_qwen3_vl(Qwen3VLConfig.from_pretrained(folder).to_dict(), load_file(folder / "model.safetensors"))
+    from_config = load_qwen3_vl(
+        Qwen3VLConfig.from_pretrained(folder).to_dict(), load_file(folder / "model.safetensors")
+    )
     assert torch.equal(logits(from_config, given)[0], expected)
     again = SpatialVLM.from_pretrained(folder)
     assert isinstance(again.loader, PretrainedQwen3VL) and again.is_pretrained
@@ -70,6 +74,14 @@ def test_a_folder_goes_out_and_comes_back(folder: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes(), path.name
     text = read_config(folder)["text_config"]  # as transformers 4.57 reads it
     assert text["rope_theta"] == 5e6 and text["rope_scaling"]["mrope_section"] == [8, 4, 4]
+
+
+def test_a_fresh_process_finds_the_loaders(folder: Path) -> None:
+    """Where nothing has imported them yet."""
+    code = f"from zoo import SpatialVLM; print(type(SpatialVLM.from_pretrained({str(folder)!r}).loader).__name__)"
+    root = Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert found.stdout.strip() == "PretrainedQwen3VL"
 
 
 def test_folders_of_other_kinds_are_refused(folder: Path, tmp_path: Path) -> None:
