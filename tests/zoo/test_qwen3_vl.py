@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.zoo import showing
+from tests.zoo import asking, showing
 from tests.zoo.showing import SAMPLES
-from zoo import SpatialVLM
-from zoo.backbones import TinyQwen3VL
+from zoo import AddFusion, CameraTokenFusion, DatasetGeometry, SpatialVLM, TinyQwen3VL, TinyVGGT, VideoQATask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHOWN = ("a video", "two videos", "stills", "stills and videos")
@@ -76,3 +76,82 @@ def test_greedy_answers_are_the_stock_models() -> None:
     expected = [row[: row.index(stop) + 1] if stop in row else row for row in expected]
     assert ours.generate_ids(**given, max_new_tokens=6) == expected
     assert len({tuple(row) for row in expected}) > 2
+
+
+# ---- DeepStack beside a fusion -----------------------------------------------------------------------------------
+
+
+def fused(**switches: Any) -> SpatialVLM:
+    """An untrained AddFusion adds nothing to the 2D tokens."""
+    torch.manual_seed(0)
+    fusion = partial(AddFusion, **switches)
+    return SpatialVLM(tiny(seed=0), geometry=lambda: TinyVGGT(embed_dim=32, depth=2, num_heads=2), fusion=fusion)
+
+
+@torch.no_grad()
+def test_features_for_the_first_layers_stay_those_of_the_2d_branch_or_are_left_out() -> None:
+    plain, kept, left_out = SpatialVLM(tiny(seed=0)), fused(), fused(deepstack=False)
+    given = showing.batch(plain, [SAMPLES["stills and videos"], SAMPLES["a video"]])
+    expected = showing.logits(plain, given)
+    assert all(torch.equal(a, b) for a, b in zip(showing.logits(kept, given), expected, strict=True))
+    without = showing.logits(left_out, given)
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(without, expected, strict=True))
+    for merger in plain.backbone.vlm.model.visual.deepstack_merger_list:  # features of zeros
+        torch.nn.init.zeros_(merger.linear_fc2.weight)
+        torch.nn.init.zeros_(merger.linear_fc2.bias)
+    for a, b in zip(showing.logits(plain, given), without, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_without_the_2d_branch_its_pixels_reach_no_layer() -> None:
+    for branch, moves in (("3d", False), ("both", True), ("2d", True)):
+        model = fused(active_branches=branch)
+        given = showing.batch(model, [SAMPLES["a video"]])
+        before, after = (
+            showing.logits(model, given, pixel_values_videos=pixels)[0]
+            for pixels in (given["pixel_values_videos"], given["pixel_values_videos"].flip(0))
+        )
+        assert torch.equal(before, after) != moves, branch
+
+
+def test_what_serves_features_that_are_left_out_is_not_trained() -> None:
+    name = "model.backbone.vlm.model.visual.deepstack_merger_list.0.linear_fc1.weight"
+    for switches, trains in (({}, True), ({"deepstack": False}, False), ({"active_branches": "3d"}, False)):
+        task = VideoQATask(
+            backbone=tiny(),
+            geometry=lambda: TinyVGGT(embed_dim=32, depth=2, num_heads=2),
+            fusion=partial(AddFusion, **switches),
+            learning_rates=asking.RATES,
+        )
+        assert dict(task.named_parameters())[name].requires_grad == trains
+        assert task.part_of(name) == "connector"
+
+
+def test_appended_tokens_have_no_such_features() -> None:
+    features = torch.randn(2, 3, 6, 8)
+    fitted = CameraTokenFusion(8, 4).fit_deepstack(features, 7)
+    assert torch.equal(fitted[:, :, :6], features) and not fitted[:, :, 6:].any()
+    assert CameraTokenFusion(8, 4, deepstack=False).fit_deepstack(features, 7).shape == (0, 3, 7, 8)
+
+
+# ---- patches of 16 beside those of 14 ----------------------------------------------------------------------------
+
+
+def test_an_encoder_with_patches_of_its_own_gets_resampled_frames() -> None:
+    model = fused()
+    frames = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
+    small = model.geometry_frames(frames)
+    assert small.shape == (2, 3, 56, 84) and 0 <= small.min() < small.max() <= 1
+    same = SpatialVLM(geometry=TinyVGGT, fusion=AddFusion)  # on Qwen2.5-VL, of 14 as well
+    assert torch.equal(same.geometry_frames(frames), frames / 255)
+
+
+def test_the_datasets_rays_are_those_of_patches_of_16() -> None:
+    task = asking.build("prope.yaml", family="Qwen3-VL")
+    shown = asking.batch(task, asking.scene("a", family="Qwen3-VL"))["scenes"][0]
+    (found,) = task.model.geometry([shown.frames.float() / 255], [shown.geometry])
+    assert found.patches.shape[:3] == (6, 4, 6) and found.patches.shape[1:3] == tuple(shown.grid_thw[1:])
+    shown.geometry.depth = None  # in the size of the frames
+    (other,) = DatasetGeometry(depth=False)([torch.zeros(6, 3, 56, 84)], [shown.geometry])
+    assert torch.equal(found.patches, other.patches)  # the same grid of rays, whatever the size of its patches

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from tests.zoo.decoder import MOVES, Example, gradients, install, layout_of, moved, tiny_model
-from tests.zoo.encodings.attention import Decoder, apply_rope, random_cameras, random_sequence
+from tests.zoo.encodings.attention import (
+    EXACT,
+    LAYOUTS,
+    SHAPE,
+    Decoder,
+    apply_rope,
+    mrope,
+    random_cameras,
+    random_sequence,
+)
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.decoder_layout import HeadLayout
@@ -58,6 +67,32 @@ def test_frequencies_are_rope_pairs_of_one_section() -> None:
     ]
     channels = LowFrequencies(8, "t").head_channels(HeadLayout.in_row(128, section))
     assert channels == [*range(8, 12), *range(12, 16), *range(72, 76), *range(76, 80)]
+
+
+def test_sections_follow_the_table_of_axes() -> None:
+    """Qwen3-VL's sections of 24, 20 and 20 frequencies take turns; t has the rest at the end."""
+    head = HeadLayout(128, (*[0, 1, 2] * 20, *[0] * 4))
+    time = [*range(0, 60, 3), *range(60, 64)]
+    assert [len(head.frequencies(axis)) for axis in range(3)] == [24, 20, 20]
+    assert TemporalSection().head_channels(head) == [*time, *(c + 64 for c in time)]
+    assert LowFrequencies(4, "w").head_channels(head) == [50, 53, 56, 59, 114, 117, 120, 123]
+    assert HighFrequencies(4, "h").head_channels(head) == [1, 4, 7, 10, 65, 68, 71, 74]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_table_of_another_model_breaks_the_change_of_world(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels of the T section are without RoPE among the views, where the table is that of the decoder's RoPE."""
+    sequence = random_sequence(0).constant_time()
+    poses, K = random_cameras(2)
+    world = random_cameras(2, 1, seed=5)[0]
+    for other in LAYOUTS:
+        monkeypatch.setitem(SHAPE, "head", LAYOUTS[name])
+        decoder = Decoder(PRoPE(TemporalSection(), reference=None))
+        rope = mrope(sequence.ids, decoder.inv_freq)
+        monkeypatch.setattr(decoder, "rope", lambda _, rope=rope: rope)
+        monkeypatch.setitem(SHAPE, "head", LAYOUTS[other])
+        before, after = (decoder.attend(sequence, each, K) for each in (poses, poses @ world))
+        assert ((before - after).abs().max() < EXACT) == (other == name)
 
 
 @pytest.mark.parametrize("lowest", [True, False])
