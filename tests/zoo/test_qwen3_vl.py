@@ -12,7 +12,25 @@ from torch.nn import functional as F
 
 from tests.zoo import asking, showing
 from tests.zoo.showing import SAMPLES
-from zoo import AddFusion, CameraTokenFusion, DatasetGeometry, SpatialVLM, TinyQwen3VL, TinyVGGT, VideoQATask
+from zoo import (
+    AddFusion,
+    Cameras,
+    CameraTokenFusion,
+    ConstantIndex,
+    DatasetGeometry,
+    InputError,
+    LoRA,
+    PRoPE,
+    Qwen3VL,
+    Qwen25VL,
+    SpatialVLM,
+    TemporalSection,
+    TinyQwen3VL,
+    TinyQwen25VL,
+    TinyVGGT,
+    VideoQATask,
+)
+from zoo.backbones.qwen3_vl.backbone import Qwen3VLAttention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHOWN = ("a video", "two videos", "stills", "stills and videos")
@@ -76,6 +94,53 @@ def test_greedy_answers_are_the_stock_models() -> None:
     expected = [row[: row.index(stop) + 1] if stop in row else row for row in expected]
     assert ours.generate_ids(**given, max_new_tokens=6) == expected
     assert len({tuple(row) for row in expected}) > 2
+
+
+# ---- cameras in the decoder --------------------------------------------------------------------------------------
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"backbone": tiny(dtype="bfloat16", seed=0)},
+    "lora": {"lora": LoRA(r=4)},
+    "checkpointing": {"gradient_checkpointing": True},
+}
+
+
+def cameras(seed: int | None) -> Cameras:
+    """Two sequences of up to four views; identities without a seed."""
+    poses, K = torch.eye(4).repeat(2, 4, 1, 1), torch.eye(3).repeat(2, 4, 1, 1)
+    if seed is not None:
+        skew = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(seed))
+        poses[..., :3, :3], poses[..., 0, 3], K[..., 0, 0] = (
+            torch.linalg.matrix_exp(skew - skew.mT),
+            skew[..., 0, 1],
+            0.9,
+        )
+    return Cameras(poses, K)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("placement", [None, TemporalSection()])
+def test_identity_cameras_change_nothing_and_others_do(placement: TemporalSection | None, variant: str) -> None:
+    """Behind the norms of queries and keys, which cancel the size of what comes before them."""
+    options = {"backbone": tiny(seed=0), "time_index": ConstantIndex(), "learning_rates": asking.RATES} | VARIANTS[
+        variant
+    ]
+    torch.manual_seed(0)
+    stock, task = VideoQATask(**options), VideoQATask(camera_encoding=PRoPE(placement), **options)
+    given = showing.batch(task.model, [SAMPLES["a video"], SAMPLES["two videos"]], side="right")
+    real = given["attention_mask"].bool()
+    reference = stock.model.logits(**given)[real]
+    assert torch.equal(task.model.logits(**given, cameras=cameras(None))[real], reference)
+    moved = task.model.logits(**given, cameras=cameras(1))[real]
+    assert (moved - reference).abs().max() > 1e-3
+    moved.float().square().mean().backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in task.model.backbone.decoder.parameters())
+    with pytest.MonkeyPatch.context() as patch:  # the control
+        patch.setattr(Qwen3VLAttention, "normalize_heads", lambda self, q, k: (q, k))
+        without_norms = task.model.logits(**given, cameras=cameras(None))[real]
+    assert (without_norms - reference).abs().max() > 1e-3
 
 
 # ---- DeepStack beside a fusion -----------------------------------------------------------------------------------
@@ -155,3 +220,10 @@ def test_the_datasets_rays_are_those_of_patches_of_16() -> None:
     shown.geometry.depth = None  # in the size of the frames
     (other,) = DatasetGeometry(depth=False)([torch.zeros(6, 3, 56, 84)], [shown.geometry])
     assert torch.equal(found.patches, other.patches)  # the same grid of rays, whatever the size of its patches
+
+
+def test_a_baseline_with_a_backbone_of_another_family_is_an_error() -> None:
+    for baseline, backbone in ((Qwen3VL, TinyQwen25VL), (Qwen25VL, TinyQwen3VL)):
+        with pytest.raises(InputError, match=f"{baseline.__name__} with the backbone {backbone.__name__}"):
+            baseline(backbone=backbone())
+    assert isinstance(Qwen3VL().model.loader, TinyQwen3VL)
