@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import InputError, PretrainedQwen3VL, PretrainedQwen25VL, SpatialVLM, TinyQwen3VL, TinyQwen25VL
 from zoo.checkpoints import export_model, load_qwen3_vl, official_tensors
+from zoo.fusions import ExtraTokens
 from zoo.hub import read_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden/manifests"
@@ -79,6 +81,30 @@ def test_a_fresh_process_finds_the_loaders(folder: Path) -> None:
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "PretrainedQwen3VL"
+
+
+def test_the_released_settings_of_4b(realdata: Path, tmp_path: Path) -> None:
+    """Config, tokenizer, processor and stop tokens of the release; on the meta device no weights are read."""
+    own, shared = realdata / "qwen3-vl", realdata / "qwen2.5-vl"  # the words of the tokenizer are the same
+    for file in (*own.glob("*.json"), shared / "vocab.json", shared / "merges.txt"):
+        shutil.copyfile(file, tmp_path / file.name)
+    with torch.device("meta"):
+        backbone = PretrainedQwen3VL(str(tmp_path)).load()
+    config = read_config(tmp_path)
+    assert backbone.stop_tokens == [151645, 151643]
+    ids = tuple(config[f"{name}_token_id"] for name in ("video", "image", "vision_start"))
+    assert backbone.placeholders == (*ids, True)
+    head = backbone.decoder_layout.head
+    assert head.dim == 128 and [len(head.frequencies(axis)) for axis in range(3)] == [24, 20, 20]
+    preprocessor = backbone.preprocessor
+    frames = torch.zeros(2, 3, 32, 64, dtype=torch.uint8)
+    assert preprocessor.cut_patches(frames)[0].unique().tolist() == [-1.0]  # mean and deviation of 0.5
+    (text,) = preprocessor.texts([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "How?"}]}])
+    ids = preprocessor.tokenize([text], [(1, 2, 4)], ExtraTokens.NOTHING, [1.0, 2.0]).input_ids
+    assert preprocessor.processor.tokenizer.decode(ids) == (
+        "<|im_start|>user\n<1.5 seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|>How?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
 
 
 def test_folders_of_other_kinds_are_refused(folder: Path, tmp_path: Path) -> None:

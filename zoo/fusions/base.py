@@ -115,7 +115,7 @@ class Fusion(Configurable, nn.Module, ABC):
         geometry_width: C, width of the 3D tokens.
         active_branches: the branch that reaches the decoder, or both; the tokens of the other are zero. An ablation of
             trained models, without retraining.
-        temporal_merge: the 3D tokens of the two frames that Qwen2.5-VL merges into one token are concatenated (as
+        temporal_merge: the 3D tokens of the two frames that are merged into one 2D token are concatenated (as
             published), or both replaced by their `mean` or by the `first`. The weights have the same shapes.
         deepstack: keep the vision tower's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
             those of the 2D branch; without, the fused tokens are all that the decoder sees.
@@ -223,7 +223,7 @@ class Fusion(Configurable, nn.Module, ABC):
         if list(grid) != wanted:
             raise InputError(
                 f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {wanted[0]} x {wanted[1]}: "
-                "give the geometry encoder the frames in the size in which Qwen2.5-VL sees them"
+                "give the geometry encoder the frames in the size in which the vision tower sees them"
             )
         patches = self.paired(geometry.patches.to(dtype).flatten(1, 2))
         return merge_spatial(patches, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))

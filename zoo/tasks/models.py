@@ -25,7 +25,7 @@ class BaselineVLM(VideoQATask):
         backbone_class: that of the models of this name.
     """
 
-    backbone_class: type[Backbone] = Backbone
+    backbone_class: Any = Backbone
 
     def __init__(self, **parts: Any) -> None:
         for part, model in (("camera_encoding", "PRoPEMLLM"), ("fusion", "SpatialMLLM")):
