@@ -117,11 +117,12 @@ def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.M
     assert ids(model, asked) == one_by_one(model, asked)
 
 
+@pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 @pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange", "PRoPE, ExtraChannels"])
-def test_other_attention_backends_give_the_same_answers(name: str, implementation: str) -> None:
-    model, other = build(name, implementation=implementation), build(name)
-    asked = batch(model, scene("a"))
+def test_other_attention_backends_give_the_same_answers(name: str, implementation: str, family: str) -> None:
+    model, other = build(name, implementation=implementation, family=family), build(name, family=family)
+    asked = batch(model, scene("a", family=family))
     with torch.compiler.set_stance("force_eager"):
         assert ids(model, asked) == ids(other, asked) == one_by_one(other, asked)
 
