@@ -15,7 +15,16 @@ __getattr__, __all__ = lazy_exports(
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
             *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
-            *("PointRoPE", "PoseALiBi", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection", "ValueRoPE"),
+            *(
+                "PointRoPE",
+                "PoseALiBi",
+                "PoseAxis",
+                "PoseIndex",
+                "RayEmbedding",
+                "RayEncoding",
+                "TemporalSection",
+                "ValueRoPE",
+            ),
             *("ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],

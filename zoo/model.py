@@ -275,7 +275,7 @@ class SpatialVLM(Configurable, nn.Module):
         if self.camera_encoding is not None and cameras is not None:
             known = [scene.points for row in rows for scene in row if scene.points is not None]
             points = layout.scatter_points(torch.cat(known)) if known else None
-            cameras = cameras.with_tokens(layout.patch_centers(), points)
+            cameras = cameras.with_tokens(layout.patch_centers(), points, position_ids[0])
             inputs["camera_encoding"] = self.backbone.encode_cameras(self.camera_encoding, cameras)
         return inputs
 

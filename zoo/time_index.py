@@ -148,13 +148,15 @@ class SpreadIndex(TimeIndex):
         positions = torch.zeros_like(steps.step)
         for video in steps.video.unique():
             mask = steps.video == video
-            values = self.values(steps.only(mask)).double()
-            values = values - values.amin()
-            largest = values.amax()
             # 1e-6 rounds halves up despite rounding errors: uniform motion gives exact halves
-            spread = (values / largest.clamp(min=MIN_RANGE) * self.span + 1e-6).round().long()
-            positions[mask] = spread * (largest >= MIN_RANGE)
+            positions[mask] = (self.spread(self.values(steps.only(mask))) + 1e-6).round().long()
         return positions
+
+    def spread(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Scales the values of one video to 0 ... span, in float64."""
+        values = values.double() - values.double().amin()
+        largest = values.amax()
+        return values / largest.clamp(min=MIN_RANGE) * self.span * (largest >= MIN_RANGE)
 
 
 class FrameNumberIndex(SpreadIndex):

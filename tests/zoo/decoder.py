@@ -110,7 +110,8 @@ class Example:
         points = torch.cat((self.patch_centers, self.index[..., None] + 1.0), -1) / 3
         chosen = torch.full((2,), self.poses.shape[1] - 1)  # as a model chooses by what the views show
         cameras = Cameras(self.poses, self.K, self.index).with_reference(chosen)
-        return cameras.with_tokens(self.patch_centers, points)
+        time = self.positions(stock=True)[0][0, :, : self.index.shape[1]]
+        return cameras.with_tokens(self.patch_centers, points, time)
 
     def encoded(self, cameras: Cameras | None = None) -> EncodedCameras:
         return self.encoding.encode(self.cameras() if cameras is None else cameras, **SHAPE)

@@ -80,6 +80,11 @@ class CameraEncoding(CameraModule):
         return any(part.requires_constant_time for part in self.parts)
 
     @property
+    def owns_channels(self) -> bool:
+        """Whether no other encoding of a `Compose` may transform the same channels."""
+        return any(part.owns_channels for part in self.parts)
+
+    @property
     def time_index(self) -> TimeIndex | None:
         """A time index that replaces the model's; None keeps the model's."""
         return None

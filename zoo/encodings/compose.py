@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import reduce
 from itertools import combinations
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import HeadLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.encoded import QK, EncodedCameras, EncodedGroup
 from zoo.encodings.extra_channels import ExtraChannels
@@ -50,6 +51,16 @@ class Compose(CameraEncoding):
                 "all views: give that encoding another placement"
             )
         self.encodings = nn.ModuleList(encodings)  # registers their parameters
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        super().bind_to_decoder(decoder, layers)
+        for pair in combinations(self.parts, 2):
+            taken = and_(*(part.touched_channels(decoder.head) for part in pair))
+            if taken and any(part.owns_channels for part in pair):
+                names = " and ".join(type(part).__name__ for part in pair)
+                raise InputError(
+                    f"{names} share {len(taken)} channels: move one of them, by its placement or PoseAxis's count"
+                )
 
     @property
     def time_index(self) -> TimeIndex | None:

@@ -75,7 +75,7 @@ class Sequence:
         reference = torch.full((len(poses),), poses.shape[1] - 1)
         depth = torch.full((len(poses),), 2.5 * unit, dtype=torch.float64)
         cameras = Cameras(poses, K, self.index).with_reference(reference).with_median_depth(depth)
-        return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3])
+        return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3], self.ids[0])
 
 
 def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
