@@ -15,16 +15,8 @@ __getattr__, __all__ = lazy_exports(
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
             *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
-            *(
-                "PointRoPE",
-                "PoseALiBi",
-                "PoseAxis",
-                "PoseIndex",
-                "RayEmbedding",
-                "RayEncoding",
-                "TemporalSection",
-                "ValueRoPE",
-            ),
+            *("PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection"),
+            *("ValueRoPE",),
             *("ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
