@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from zoo.backbones.attention import greedy, replace_classes
 from zoo.backbones.base import Backbone, BackbonePart
@@ -66,13 +67,17 @@ class QwenVLBackbone(Backbone):
         head_dim = self.decoder.layers[0].self_attn.head_dim
         # the stock code selects the axis of each frequency: here it selects among the axes' own numbers
         axes = rotary.recomposition_frequencies(torch.arange(3, device="cpu")[:, None].repeat(1, head_dim // 2))
+        frequencies: tuple[Tensor, ...] = (rotary.inv_freq, rotary.original_inv_freq)
+        if rotary.inv_freq.is_meta:  # they are no weights: a model without those has them as well
+            with torch.device("cpu"):
+                frequencies = (type(rotary)(rotary.config).inv_freq,)
         return DecoderLayout(
             hidden_size=text.hidden_size,
             num_layers=text.num_hidden_layers,
             num_heads=text.num_attention_heads,
             num_key_value_heads=text.num_key_value_heads,
             head=HeadLayout(head_dim, tuple(axes[: head_dim // 2].tolist())),
-            rope_frequencies=(rotary.inv_freq, rotary.original_inv_freq),
+            rope_frequencies=frequencies,
             device=self.like.device,
         )
 

@@ -38,7 +38,7 @@ class PoseAxis(CameraEncoding):
     Args:
         index: `PoseDistanceIndex` (the default) or `PathLengthIndex`, with its `span` and `measure`.
         count: number of T's frequencies that P gets; null is all of them.
-        frequencies: which of them.
+        frequencies: which of them. The lowest of Qwen3-VL turn too slowly to tell poses apart, see docs/encodings.md.
         offset: of P, in positions.
 
     Raises:
@@ -58,7 +58,7 @@ class PoseAxis(CameraEncoding):
         self,
         index: PoseTimeIndex | None = None,
         count: int | None = None,
-        frequencies: Choice = "lowest",
+        frequencies: Choice = "highest",
         offset: int | float = 0.0,
     ) -> None:
         super().__init__(reference=None)
