@@ -14,6 +14,7 @@ from datamodules.collate import Collate, LoadedScene
 from datamodules.dataset import SceneDataset
 from datamodules.resize import resize_frames
 from datamodules.samplers import FrameSampler
+from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
 from datamodules.video_qa import VideoQADataModule
@@ -53,12 +54,15 @@ def batch_of_questions(
         frames = video if video.dtype == torch.uint8 else (video * 255).round().to(torch.uint8)
         if times_s is not None and len(times_s) != len(frames):
             raise InputError(f"{len(times_s)} times_s for {len(frames)} frames: give one time per frame")
+        if times_s is None and needs.seconds != "nominal":
+            raise InputError(f"--model.time_index.seconds {needs.seconds} needs the time of each frame: give times_s")
         indices = [*range(len(frames)), *[len(frames) - 1] * (len(frames) % TEMPORAL_PATCH_SIZE)]
         loaded = LoadedScene(
             Scene("frames", Path("frames"), asked),
             asked,
             resize_frames(frames[indices], data.pixels, token_px=needs.token_px),
             tuple(range(len(indices))),
+            seconds_per_grid(times_s) if times_s is not None else 1.0,
             frame_times=None if times_s is None else tuple(float(times_s[i]) for i in indices),
         )
     else:
@@ -68,7 +72,7 @@ def batch_of_questions(
         scenes, count = [replace(found, questions=asked)], num_frames or data.num_frames
         sampler = sampler or data.sampler
         loaded = SceneDataset(scenes, sampler, count, data.pixels, needs, frame_pairing=data.frame_pairing)[0]
-    collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.timestamps)
+    collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.seconds)
     batch = collate([loaded])
     if batch["failed"]:
         raise InputError(batch["failed"][0]["error"])

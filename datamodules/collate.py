@@ -27,6 +27,7 @@ from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 from zoo.scenes import SceneInputs
 from zoo.shared_prefix import IGNORED
+from zoo.time_index import Seconds
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Collate:
         questions_per_batch: Questions answered at once, for the model.
         extra_tokens: Tokens after the 2D tokens of each view, with placeholders of their own.
         keep_frames: Include the frames, for a geometry encoder.
-        timestamps: Include the real seconds per temporal patch, in place of the nominal ones.
+        seconds: Whose seconds per temporal patch the model uses; nominal ones are its own.
         benchmark: Defines the wording of the questions; None is VSI-Bench.
     """
 
@@ -74,7 +75,7 @@ class Collate:
     questions_per_batch: int = 8
     extra_tokens: ExtraTokens = ExtraTokens.NOTHING
     keep_frames: bool = False
-    timestamps: bool = False
+    seconds: Seconds = "nominal"
     benchmark: Benchmark | None = None
 
     def __call__(self, loaded: list[LoadedScene]) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Collate:
             frames=loaded.frames if self.keep_frames else None,
             geometry=loaded.geometry,
             frame_indices=loaded.frame_indices,
-            seconds_per_grid=loaded.seconds_per_grid if self.timestamps else None,
+            seconds_per_grid=None if self.seconds == "nominal" else loaded.seconds_per_grid,
         )
 
     def chat(self, question: Question, num_images: int = 0, with_answers: bool = False) -> list[str]:

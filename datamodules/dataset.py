@@ -16,7 +16,7 @@ from datamodules.depth import read_depth
 from datamodules.order import Draw
 from datamodules.resize import PixelBounds, resize_frames
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, SceneView
-from datamodules.samplers.frame_pairing import seconds_per_grid
+from datamodules.samplers.frame_pairing import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from zoo.errors import SCENE_FAULTS, InputError
@@ -182,7 +182,10 @@ class SceneDataset(Dataset):
         else:
             frames = self.frame_pairing(self.sampler, opened.view(epoch), self.num_frames)
             times_s = [opened.times_s[i] for i in frames]
-            loaded.seconds_per_grid = seconds_per_grid(times_s)
+            sampled = self.requirements.seconds == "sampled_fps"
+            loaded.seconds_per_grid = (
+                sampled_seconds_per_grid(opened.times_s, len(frames)) if sampled else seconds_per_grid(times_s)
+            )
             loaded.frame_times = tuple(times_s) if opened.has_times else None
         loaded.frames = resize_frames(
             opened.read(frames), self.bounds, is_folder=video.is_folder, token_px=self.requirements.token_px

@@ -190,7 +190,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         needs, benchmark = self.requirements, (self.asked or self.source).benchmark
         count, extra_tokens = self.questions_per_batch, task.extra_tokens
-        return Collate(task.preprocessor, training, count, extra_tokens, needs.frames, needs.timestamps, benchmark)
+        return Collate(task.preprocessor, training, count, extra_tokens, needs.frames, needs.seconds, benchmark)
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)

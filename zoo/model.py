@@ -18,12 +18,13 @@ from zoo.backbones.base import VisualTokens
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.fusions import ExtraTokens, Fusion
 from zoo.geometry.base import GeometryEncoder, SceneGeometry, resample_frames
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.lora import LoRA
+from zoo.positions import TextAfterVision
 from zoo.prefix_cache import answer_questions
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
@@ -55,6 +56,9 @@ class SpatialVLM(Configurable, nn.Module):
             predicted ones if the encoder predicts cameras. Without effect in a model that uses no cameras.
         merged_camera: the camera of two frames that are merged into one token.
         time_index: the time component of mRoPE's position ids; null is the backbone's own.
+        text_after_vision: the position of the text after a video: behind its highest position on any axis (`max_thw`,
+            transformers 4.51, with which the released checkpoints were trained), or max(h, w) behind its start
+            (`max_hw`, transformers 5).
         lora: low-rank adapters on the decoder.
 
     Raises:
@@ -62,7 +66,7 @@ class SpatialVLM(Configurable, nn.Module):
 
     Example:
         >>> SpatialVLM().requirements
-        DataRequirements(cameras=False, depth=False, frames=False, timestamps=False, frame_times=False, token_px=28)
+        DataRequirements(cameras=False, depth=False, frames=False, seconds='nominal', frame_times=False, token_px=28)
     """
 
     def __init__(
@@ -76,12 +80,15 @@ class SpatialVLM(Configurable, nn.Module):
         camera_source: CameraSource = "dataset",
         merged_camera: MergedCamera = "first",
         time_index: TimeIndex | None = None,
+        text_after_vision: TextAfterVision = "max_thw",
         lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         self.loader = loader = backbone or default_loader()
         self.camera_encoding = camera_encoding
         self.camera_source, self.merged_camera = camera_source, merged_camera
+        check_choice("text_after_vision", text_after_vision, TextAfterVision)
+        self.text_after_vision = text_after_vision
         # 1. Backbone, with the camera hooks in its attention.
         self.backbone = loader.load()
         self.time_index = choose_time_index(camera_encoding, time_index, self.backbone.default_time_index())
@@ -173,7 +180,7 @@ class SpatialVLM(Configurable, nn.Module):
             depth=((use.points or use.median_depth) and self.camera_source != "predicted")
             or bool(fused and fused.requires_depth),
             frames=bool(encoder and encoder.requires_frames),
-            timestamps=self.time_index.real_time,
+            seconds=self.time_index.seconds,
             frame_times=self.backbone.span_per_step,
             token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
         )
@@ -261,6 +268,7 @@ class SpatialVLM(Configurable, nn.Module):
             seconds_per_grid=None if None in seconds else seconds,
             frame_indices=frames if self.time_index.requires_frames and None not in frames else None,
             cameras=cameras if self.time_index.requires_cameras else None,
+            text_after_vision=self.text_after_vision,
         )
         # 4. Visual tokens in place of the placeholders.
         media: dict[MediaKind, list[VisualTokens]] = {

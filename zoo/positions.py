@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.errors import check_choice
 from zoo.sequence_layout import Placeholders, SequenceLayout, owners
 from zoo.time_index import TemporalPatches, TimeIndex, TimestampIndex
 from zoo.visual_grid import SPATIAL_MERGE_SIZE
@@ -101,8 +102,7 @@ def layout_position_ids(
 
     An extra token of a fusion shares the position of a 2D token of its view.
     """
-    if text_after_vision not in ("max_thw", "max_hw"):
-        raise ValueError(f"text_after_vision is 'max_thw' or 'max_hw', not {text_after_vision!r}")
+    check_choice("text_after_vision", text_after_vision, TextAfterVision)
     # 1. The time of each temporal patch; still images have time 0.
     seconds = time_index.seconds_per_grid if seconds_per_grid is None else seconds_per_grid
     steps = _video_steps(layout, seconds, tokens_per_second, frame_indices, cameras)

@@ -9,7 +9,7 @@ from typing import Literal
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
-from zoo.time_index import TimeIndex
+from zoo.time_index import Seconds, TimeIndex
 
 CameraSource = Literal["dataset", "predicted", "auto"]
 
@@ -60,7 +60,7 @@ class DataRequirements:
         cameras: the dataset's pose and intrinsics for each frame; a scene without is an error.
         depth: the dataset's depth map for each frame; a scene without is an error.
         frames: RGB frames in the size that the backbone sees, for a geometry encoder.
-        timestamps: the clip's own seconds per temporal patch, for a time index that uses them.
+        seconds: whose seconds per temporal patch a time index uses, see `TimestampIndex`.
         frame_times: the time of each frame of a video, for a prompt that states them; a video without is an error.
         token_px: side of a visual token in pixels; the sides of resized frames are multiples of it.
     """
@@ -68,7 +68,7 @@ class DataRequirements:
     cameras: bool = False
     depth: bool = False
     frames: bool = False
-    timestamps: bool = False
+    seconds: Seconds = "nominal"
     frame_times: bool = False
     token_px: int = 28
 

@@ -131,9 +131,7 @@ def scene(
 
 def batch(task: VideoQATask, *scenes: LoadedScene, training: bool = False, at_once: int = 8) -> dict[str, Any]:
     needs = task.requirements
-    return Collate(task.preprocessor, training, at_once, task.extra_tokens, needs.frames, needs.timestamps)(
-        list(scenes)
-    )
+    return Collate(task.preprocessor, training, at_once, task.extra_tokens, needs.frames, needs.seconds)(list(scenes))
 
 
 def prompts_of(asked: dict[str, Any]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.errors import InputError
 from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import GeometryEncoder
-from zoo.positions import SecondsPerGrid, layout_position_ids
+from zoo.positions import SecondsPerGrid, TextAfterVision, layout_position_ids
 from zoo.sequence_layout import MediaKind, Placeholders, SequenceLayout
 from zoo.shared_prefix import block_mask, prefix_causal_mask
 from zoo.time_index import TimeIndex, TimestampIndex
@@ -209,10 +209,17 @@ class Backbone(nn.Module, ABC):
         seconds_per_grid: SecondsPerGrid | None = None,
         frame_indices: Sequence[Sequence[int]] | None = None,
         cameras: Cameras | None = None,
+        text_after_vision: TextAfterVision = "max_thw",
     ) -> Int[Tensor, "axes B L"]:
         """Return the position ids of all tokens; see `zoo.positions.mrope_position_ids` for the arguments."""
         return layout_position_ids(
-            layout, time_index, seconds_per_grid, self.tokens_per_second, frame_indices=frame_indices, cameras=cameras
+            layout,
+            time_index,
+            seconds_per_grid,
+            self.tokens_per_second,
+            text_after_vision,
+            frame_indices,
+            cameras,
         )
 
     @abstractmethod
