@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.collate import Collate, LoadedScene
-from datamodules.dataset import SceneDataset
-from datamodules.resize import resize_frames
+from datamodules.resize import bounds_of_images, resize_frames
 from datamodules.samplers import FrameSampler
 from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.scenes import Question, Scene
@@ -25,7 +24,8 @@ from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "pixels")  # settings that the model's inputs depend on
+# settings that the model's inputs depend on
+READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "frames_as", "pixels", "image_pixels")
 
 
 def batch_of_questions(
@@ -57,21 +57,28 @@ def batch_of_questions(
         if times_s is None and needs.seconds != "nominal":
             raise InputError(f"--model.time_index.seconds {needs.seconds} needs the time of each frame: give times_s")
         indices = [*range(len(frames)), *[len(frames) - 1] * (len(frames) % TEMPORAL_PATCH_SIZE)]
+        bounds, stills = data.pixels, 0
+        if data.frames_as != "video":
+            indices, stills = [i for i in range(len(frames)) for _ in range(TEMPORAL_PATCH_SIZE)], len(frames)
+            bounds = bounds_of_images(data.image_pixels, needs.image_pixels)
         loaded = LoadedScene(
             Scene("frames", Path("frames"), asked),
             asked,
-            resize_frames(frames[indices], data.pixels, token_px=needs.token_px),
+            resize_frames(frames[indices], bounds, token_px=needs.token_px),
             tuple(range(len(indices))),
             seconds_per_grid(times_s) if times_s is not None else 1.0,
             frame_times=None if times_s is None else tuple(float(times_s[i]) for i in indices),
+            num_images=stills,
+            has_labels=data.frames_as == "labeled_image",
         )
     else:
         if times_s is not None:
             raise InputError("times_s is for frames in memory: a video file has its own")
         (found,) = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
-        scenes, count = [replace(found, questions=asked)], num_frames or data.num_frames
-        sampler = sampler or data.sampler
-        loaded = SceneDataset(scenes, sampler, count, data.pixels, needs, frame_pairing=data.frame_pairing)[0]
+        scenes = [replace(found, questions=asked)]
+        dataset = data.dataset(scenes, sampler or data.sampler)
+        dataset.num_frames, dataset.requirements = num_frames or data.num_frames, needs
+        loaded = dataset[0]
     collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.seconds)
     batch = collate([loaded])
     if batch["failed"]:

@@ -7,6 +7,7 @@ The released checkpoints are evaluated with the defaults of `PixelBounds`, and w
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,6 +88,11 @@ class PixelBounds:
         largest = min(self.max_pixels, self.total_pixels / num_frames * 2)
         largest = max(largest, int(self.min_pixels * 1.05))
         return smart_resize(height, width, factor=token_px, min_pixels=self.min_pixels, max_pixels=largest)
+
+
+def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int]) -> PixelBounds:
+    """The bounds of still images: given ones, or else the least and most pixels of the model's own processor."""
+    return given or PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)
 
 
 def resize_frames(

@@ -65,8 +65,8 @@ class SpatialVLM(Configurable, nn.Module):
         InputError: parts that do not fit together.
 
     Example:
-        >>> SpatialVLM().requirements
-        DataRequirements(cameras=False, depth=False, frames=False, seconds='nominal', frame_times=False, token_px=28)
+        >>> SpatialVLM().requirements.cameras
+        False
     """
 
     def __init__(
@@ -183,6 +183,7 @@ class SpatialVLM(Configurable, nn.Module):
             seconds=self.time_index.seconds,
             frame_times=self.backbone.span_per_step,
             token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
+            image_pixels=self.backbone.image_pixels,
         )
 
     def is_unreachable(self, name: str) -> bool:

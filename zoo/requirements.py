@@ -10,6 +10,7 @@ from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.time_index import Seconds, TimeIndex
+from zoo.visual_grid import IMAGE_PIXELS
 
 CameraSource = Literal["dataset", "predicted", "auto"]
 
@@ -63,6 +64,7 @@ class DataRequirements:
         seconds: whose seconds per temporal patch a time index uses, see `TimestampIndex`.
         frame_times: the time of each frame of a video, for a prompt that states them; a video without is an error.
         token_px: side of a visual token in pixels; the sides of resized frames are multiples of it.
+        image_pixels: least and most pixels of a still image, those of the model's own processor.
     """
 
     cameras: bool = False
@@ -71,6 +73,7 @@ class DataRequirements:
     seconds: Seconds = "nominal"
     frame_times: bool = False
     token_px: int = 28
+    image_pixels: tuple[int, int] = IMAGE_PIXELS
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:

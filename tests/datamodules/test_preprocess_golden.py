@@ -165,7 +165,7 @@ def test_images_of_the_official_training(processor: Any, tmp_path: Path) -> None
         (picture,) = synth_video(sample["synth_seed"] + 100 * i, 1, sample["H"], sample["W"])
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
     scene = Scene("s", files[0], (RawQuestion("0", "", sample["q"], sample["a"]),), images=files)
-    loaded = SceneDataset([scene], UniformSampler(), 16, TRAINING)[0]
+    loaded = SceneDataset([scene], UniformSampler(), 16, TRAINING, image_bounds=TRAINING)[0]
     assert loaded.error is None and torch.equal(loaded.frames[..., ::9, ::7], t["image_tchw_0_u8_strided"])
     batch = Collate(processor, training=True, keep_frames=True)([loaded])
     for name in ("input_ids", "labels"):

@@ -129,6 +129,7 @@ class Backbone(nn.Module, ABC):
         lora_targets: names of the linear layers of the decoder that LoRA adapts.
         spatial_merge_size: patches per side in one visual token.
         patch_size: side of a patch in pixels.
+        image_pixels: least and most pixels of a still image, as its processor resizes them.
         span_per_step: whether each temporal patch of a video is a run of placeholders of its own, with its time as text
             before it.
         tokens_per_second: steps of mRoPE's time index per second of a video.
@@ -143,6 +144,7 @@ class Backbone(nn.Module, ABC):
     lora_targets: tuple[str, ...]
     spatial_merge_size: int
     patch_size: int
+    image_pixels: tuple[int, int]
     span_per_step: bool = False
     tokens_per_second: float
     hidden_size: int

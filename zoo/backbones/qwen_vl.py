@@ -14,7 +14,7 @@ from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
 from zoo.sequence_layout import Placeholders
-from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from zoo.visual_grid import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
 
 class QwenVLBackbone(Backbone):
@@ -51,8 +51,11 @@ class QwenVLBackbone(Backbone):
         self.vlm = vlm
         if attn_implementation is not None:
             self.decoder.config._attn_implementation = attn_implementation
+        self.image_pixels = IMAGE_PIXELS
         if processor is not None:
             self.preprocessor = self.preprocessor_class(processor)
+            size = processor.image_processor.size
+            self.image_pixels = (size["shortest_edge"], size["longest_edge"])
         self.placeholders = Placeholders(
             config.video_token_id, config.image_token_id, config.vision_start_token_id, self.span_per_step
         )
