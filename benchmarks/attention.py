@@ -26,9 +26,10 @@ from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from benchmarks.measure import timed
 from benchmarks.symmetries import COMBINATIONS
-from zoo.backbones.qwen25_vl.attention import install_camera_attention
+from zoo.backbones import Qwen25VLBackbone
+from zoo.backbones.attention import replace_classes
 from zoo.cameras import Cameras, normalize_intrinsics
-from zoo.decoder_layout import DecoderLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings import EncodedCameras, prope_attention
 from zoo.encodings.view_attention import ROPE_BASE
 
@@ -128,18 +129,19 @@ def text_model(arguments: argparse.Namespace) -> Qwen2_5_VLTextModel:
 
 def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace) -> EncodedCameras:
     encoding = COMBINATIONS[name]()
-    install_camera_attention(model)
+    replace_classes(model, Qwen25VLBackbone.camera_attention)
+    head = HeadLayout.in_row(arguments.head_dim, MRoPE[arguments.head_dim])
     config, rotary = model.config, model.rotary_emb
     layout = DecoderLayout(
         config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads,
-        arguments.head_dim, tuple(MRoPE[arguments.head_dim]), (rotary.inv_freq, rotary.original_inv_freq), model.device,
+        head, (rotary.inv_freq, rotary.original_inv_freq), model.device,
     )  # fmt: skip
     encoding.bind_to_decoder(layout, range(config.num_hidden_layers))
     poses, K = cameras_of(arguments)
     index = torch.arange(arguments.views, device=poses.device).repeat_interleave(arguments.tokens)[None]
     places, points = (torch.rand(*index.shape, n, device=poses.device, dtype=poses.dtype) for n in (2, 3))
     cameras = Cameras(poses, normalize_intrinsics(K, IMAGE, IMAGE).double(), index).with_tokens(places, points)
-    return encoding.encode(cameras, head_dim=arguments.head_dim, mrope_section=MRoPE[arguments.head_dim])
+    return encoding.encode(cameras, head)
 
 
 def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Callable[[], object]]:

@@ -23,6 +23,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from benchmarks.symmetries import COMBINATIONS
 from zoo.cameras import Cameras, normalize_intrinsics
+from zoo.decoder_layout import HeadLayout
 from zoo.encodings import EncodedCameras
 from zoo.poses import invert_se3, nearest_rotation, pose_distance
 from zoo.time_index import TemporalPatches
@@ -90,7 +91,7 @@ def bias(name: str, cameras: Cameras) -> Tensor:
     )
     encoding = COMBINATIONS[name]()
     encoding.bind_to_decoder(Qwen2_5_VLTextModel(config), layers=range(config.num_hidden_layers))
-    encoded = encoding.encode(cameras, head_dim=HEAD_DIM, mrope_section=SECTION, dtype=torch.float64)
+    encoded = encoding.encode(cameras, HeadLayout.in_row(HEAD_DIM, SECTION), dtype=torch.float64)
     angle = torch.zeros(1, VIEWS, HEAD_DIM // 2, dtype=torch.float64)
     if encoding.time_index is not None:
         steps = torch.arange(VIEWS)

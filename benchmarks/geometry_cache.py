@@ -157,7 +157,7 @@ def equal_branches(model: SpatialVLM, batch: dict[str, Any]) -> None:
     (shown,) = batch["scenes"]
     last, grid = model.fusion.connector.mlp[2], shown.grid_thw
     nn.init.normal_(last.weight, std=last.weight.shape[1] ** -0.5, generator=torch.Generator().manual_seed(0))
-    (visual,) = model.backbone.encode_vision(shown.pixel_values, grid[None])
+    ((visual, _),) = model.backbone.encode_vision(shown.pixel_values, grid[None])
     (scene,) = geometry_of(model.geometry, batch)
     assert scene is not None
     last.weight.mul_(visual.std() / model.fusion.embed_3d(model.fusion.merged_3d(scene, grid, visual.dtype)).std())

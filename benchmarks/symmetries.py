@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import Tensor
 
+from zoo.decoder_layout import HeadLayout
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, ViewMixer
-from zoo.encodings.compose import COMMON_HEAD, Compose
+from zoo.encodings.compose import Compose
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.placements import ChannelRange, HighFrequencies, LowFrequencies, Section, TemporalSection
+from zoo.encodings.pose_axis import PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.rays import RayEmbedding, RayEncoding
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
@@ -64,6 +67,8 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "PoseALiBi, learned slopes": lambda: PoseALiBi("log", slopes="learned"),
     "PoseIndex, PoseDistanceIndex": lambda: PoseIndex(PoseDistanceIndex()),
     "PoseIndex, PathLengthIndex": lambda: PoseIndex(PathLengthIndex()),
+    "PoseAxis": lambda: PoseAxis(),
+    "PoseAxis, 2 lowest, PathLengthIndex rotation": lambda: PoseAxis(PathLengthIndex("rotation"), 2),
     "ValueRoPE": lambda: ValueRoPE(),
     "PointRoPE": lambda: PointRoPE(),
     "PointRoPE, qkvo": lambda: PointRoPE("qkvo"),
@@ -115,8 +120,12 @@ HEADINGS = {
     "order": "order of views",
 }
 
-HEAD_DIM, SECTION = COMMON_HEAD
-FREQUENCIES = 1e6 ** -(2 * torch.arange(HEAD_DIM // 2) / HEAD_DIM)  # RoPE with base 1e6, radians per position
+# the released models' heads of 128 channels, and the base of their RoPE
+RELEASED = {
+    "Qwen2.5-VL": (HeadLayout.in_row(128, (16, 24, 24)), 1e6),
+    "Qwen3-VL": (HeadLayout(128, (*(0, 1, 2) * 20, *(0,) * 4)), 5e6),
+}
+APART = 16  # positions between P and T, half of the default span
 
 
 def document() -> str:
@@ -127,6 +136,7 @@ def document() -> str:
         "symmetries": table("encoding, placement", symmetries),
         "symmetries: columns": columns(Symmetries),
         "commutation errors": commutation_errors(),
+        "pose axis": pose_axes(),
         "view mixers": table("view mixer", view_symmetries),
         "view mixers: columns": columns(ViewSymmetries),
     }
@@ -138,12 +148,36 @@ def document() -> str:
 
 
 def commutation_errors() -> str:
-    """Returns a Markdown table of `Frequencies.commutation_error` for heads of 128 channels."""
-    lines = ["| placement | radians per position |", "|---|---|"]
+    """Returns a Markdown table of `Frequencies.commutation_error` in the released models."""
+    lines = [f"| placement | {' | '.join(RELEASED)} |", "|---" * (len(RELEASED) + 1) + "|"]
     for kind, section, count in product((LowFrequencies, HighFrequencies), get_args(Section), (4, 8)):
-        error = kind(count, section).commutation_error(FREQUENCIES, SECTION)
-        lines.append(f"| `{kind.__name__}({count}, {section!r})` | {error:.1g} |")
+        errors = (kind(count, section).commutation_error(rope(*each), each[0]) for each in RELEASED.values())
+        lines.append(f"| `{kind.__name__}({count}, {section!r})` | {' | '.join(f'{error:.1g}' for error in errors)} |")
     return "\n".join(lines)
+
+
+def pose_axes() -> str:
+    """Returns a Markdown table of the angles by which `PoseAxis` moves tokens of the released models."""
+    lines = ["| model | `PoseAxis` | sections (P, T, H, W) | largest, at 16 positions | median | smallest |"]
+    lines.append("|---" * 6 + "|")
+    for name, (head, base) in RELEASED.items():
+        half = len(head.frequencies(0)) // 2
+        for count, which in ((None, "lowest"), (half, "highest"), (half, "alternate"), (half, "lowest")):
+            chosen = PoseAxis(count=count, frequencies=which).chosen(head)
+            angles = APART * rope(head, base)[chosen]
+            sections = [len(chosen), *(len(set(head.frequencies(axis)) - set(chosen)) for axis in range(3))]
+            option = "all" if count is None else f"{count} {which}"
+            cells = (
+                ", ".join(map(str, sections)),
+                *(f"{x:.2g}" for x in (angles.max(), angles.median(), angles.min())),
+            )
+            lines.append(f"| {name} | {option} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rope(head: HeadLayout, base: float) -> Tensor:
+    """Returns RoPE's frequencies in radians per position."""
+    return base ** -(2 * torch.arange(head.dim // 2) / head.dim)
 
 
 def table(title: str, rows: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:

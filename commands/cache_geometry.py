@@ -27,7 +27,9 @@ from commands.new_run import launcher
 from commands.select_frames import FAILED, KEPT, MADE, OF_RUNS, scene_parser
 from datamodules import RandomSampler
 from zoo.errors import InputError
-from zoo.geometry import CachedGeometry, GeometryCache
+from zoo.geometry import GeometryCache
+from zoo.model import SpatialVLM
+from zoo.requirements import DataRequirements
 from zoo.tasks import VideoQATask
 
 
@@ -41,7 +43,8 @@ def cache_geometry(arguments: list[str]) -> None:
         InputError: the model uses no geometry, the frames differ each epoch, the folder can't be written or is too
             small, or some scenes have failed; the other entries are written by then.
     """
-    settings, encoder, wanted = parse(arguments)
+    settings, model, wanted = parse(arguments)
+    encoder: Any = model.geometry
     process = launcher()
     data, split = settings.data, settings.split
     sampler = data.train_sampler if split == "train" else data.sampler
@@ -52,6 +55,7 @@ def cache_geometry(arguments: list[str]) -> None:
         )
     data.prepare_data()
     scenes = data.dataset(data.scenes(split), sampler)
+    scenes.requirements = DataRequirements(token_px=model.requirements.token_px)
     mine = Subset(scenes, range(process.global_rank(), len(scenes), process.world_size()))
     loader = DataLoader(mine, batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")
@@ -61,7 +65,7 @@ def cache_geometry(arguments: list[str]) -> None:
         try:
             if loaded.error is not None:
                 raise InputError(loaded.error)
-            frames = loaded.frames.to(device).float() / 255
+            frames = model.geometry_frames(loaded.frames.to(device))
             before = encoder.num_computed
             encoder([frames], [None], **wanted)
         except (OSError, ValueError) as error:
@@ -85,8 +89,8 @@ def cache_geometry(arguments: list[str]) -> None:
         raise InputError(f"{counts[FAILED]} of {len(mine)} scenes have no geometry: see above")
 
 
-def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
-    """Returns the settings with a built DataModule, the cached encoder, and which of its outputs the model uses.
+def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:
+    """Returns the settings with a built DataModule, the model, and which outputs of its cached encoder it uses.
 
     The config of a run can be used unchanged. The model is built on the meta device, without reading weights.
     """
@@ -107,4 +111,4 @@ def parse(arguments: list[str]) -> tuple[Any, CachedGeometry, dict[str, bool]]:
             "this model reads no geometry: name one that does (--config spatial_mllm.yaml), or --model.camera_source "
             "predicted"
         )
-    return built, model.geometry, wanted
+    return built, model, wanted

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from datamodules.collate import Collate, LoadedScene
-from datamodules.dataset import SceneDataset
-from datamodules.resize import resize_frames
+from datamodules.resize import bounds_of_images, resize_frames
 from datamodules.samplers import FrameSampler
+from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
 from datamodules.video_qa import VideoQADataModule
@@ -24,7 +24,8 @@ from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "pixels")  # settings that the model's inputs depend on
+# settings that the model's inputs depend on
+READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "frames_as", "pixels", "image_pixels")
 
 
 def batch_of_questions(
@@ -34,6 +35,7 @@ def batch_of_questions(
     cameras: str | Path | None,
     num_frames: int | None,
     sampler: FrameSampler | None,
+    times_s: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """The model's inputs of a scene and of its questions; see `SpatialVLM.answer`.
 
@@ -50,15 +52,34 @@ def batch_of_questions(
         if cameras is not None or needs.cameras or needs.depth:
             raise InputError("frames in memory come without cameras: give the path of a video with a cameras.json")
         frames = video if video.dtype == torch.uint8 else (video * 255).round().to(torch.uint8)
-        frames = torch.cat((frames, frames[-1:])) if len(frames) % TEMPORAL_PATCH_SIZE else frames
-        scene = Scene("frames", Path("frames"), asked)
-        loaded = LoadedScene(scene, asked, resize_frames(frames, data.pixels), tuple(range(len(frames))))
+        if times_s is not None and len(times_s) != len(frames):
+            raise InputError(f"{len(times_s)} times_s for {len(frames)} frames: give one time per frame")
+        if times_s is None and needs.seconds != "nominal":
+            raise InputError(f"--model.time_index.seconds {needs.seconds} needs the time of each frame: give times_s")
+        indices = [*range(len(frames)), *[len(frames) - 1] * (len(frames) % TEMPORAL_PATCH_SIZE)]
+        bounds, stills = data.pixels, 0
+        if data.frames_as != "video":
+            indices, stills = [i for i in range(len(frames)) for _ in range(TEMPORAL_PATCH_SIZE)], len(frames)
+            bounds = bounds_of_images(data.image_pixels, needs.image_pixels)
+        loaded = LoadedScene(
+            Scene("frames", Path("frames"), asked),
+            asked,
+            resize_frames(frames[indices], bounds, token_px=needs.token_px),
+            tuple(range(len(indices))),
+            seconds_per_grid(times_s) if times_s is not None else 1.0,
+            frame_times=None if times_s is None else tuple(float(times_s[i]) for i in indices),
+            num_images=stills,
+            has_labels=data.frames_as == "labeled_image",
+        )
     else:
+        if times_s is not None:
+            raise InputError("times_s is for frames in memory: a video file has its own")
         (found,) = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
-        scenes, count = [replace(found, questions=asked)], num_frames or data.num_frames
-        sampler = sampler or data.sampler
-        loaded = SceneDataset(scenes, sampler, count, data.pixels, needs, frame_pairing=data.frame_pairing)[0]
-    collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.timestamps)
+        scenes = [replace(found, questions=asked)]
+        dataset = data.dataset(scenes, sampler or data.sampler)
+        dataset.num_frames, dataset.requirements = num_frames or data.num_frames, needs
+        loaded = dataset[0]
+    collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.seconds)
     batch = collate([loaded])
     if batch["failed"]:
         raise InputError(batch["failed"][0]["error"])

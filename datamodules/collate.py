@@ -12,6 +12,7 @@ A batch is a dict of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -28,6 +29,11 @@ from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 from zoo.scenes import SceneInputs
 from zoo.shared_prefix import IGNORED
+from zoo.time_index import Seconds
+
+FramesAs = Literal["video", "image", "labeled_image"]
+Content = list[dict[str, str]]  # items of a message
+VIDEO: list[Content] = [[{"type": "video"}]]
 
 
 @dataclass
@@ -40,10 +46,13 @@ class LoadedScene:
         frames: The selected and resized frames.
         frame_indices: Their indices among the video's raw frames.
         seconds_per_grid: Real seconds between two temporal patches.
+        frame_times: Real seconds of each frame; None for images, or if unknown.
         geometry: Cameras and depth of the frames; None if the scene has none.
         error: Why the scene can't be read; None if it can.
         is_supervised: Whether its answers are learned from.
         geometry_of: See `SceneInputs`.
+        num_images: Still images that the frames show, two frames each; 0 for a video.
+        has_labels: Whether each image has its number as a label.
     """
 
     scene: Scene
@@ -55,6 +64,9 @@ class LoadedScene:
     error: str | None = None
     is_supervised: bool = True
     geometry_of: LoadedScene | Literal["nothing"] | None = None
+    frame_times: tuple[float, ...] | None = None
+    num_images: int = 0
+    has_labels: bool = False
 
 
 @dataclass
@@ -67,7 +79,7 @@ class Collate:
         questions_per_batch: Questions answered at once, for the model.
         extra_tokens: Tokens after the 2D tokens of each view, with placeholders of their own.
         keep_frames: Include the frames, for a geometry encoder.
-        timestamps: Include the real seconds per temporal patch, in place of the nominal ones.
+        seconds: Whose seconds per temporal patch the model uses; nominal ones are its own.
         benchmark: Defines the wording of the questions; None is VSI-Bench.
         tokens_per_sequence: Most tokens of a training sequence with several questions, for the model.
     """
@@ -77,7 +89,7 @@ class Collate:
     questions_per_batch: int = 8
     extra_tokens: ExtraTokens = ExtraTokens.NOTHING
     keep_frames: bool = False
-    timestamps: bool = False
+    seconds: Seconds = "nominal"
     benchmark: Benchmark | None = None
     tokens_per_sequence: int | None = None
 
@@ -101,11 +113,11 @@ class Collate:
             return {**batch, "records": [], "input_ids": torch.empty(0, 0, dtype=torch.long)}
         # 2. One row per question.
         rows = [(i, scene, question) for i, scene in enumerate(sound) for question in scene.questions]
-        chats = [self.chat(question, len(scene.scene.images), self.training) for _, scene, question in rows]
+        chats = [self.chat(question, media_of(scene), self.training) for _, scene, question in rows]
         grids = [scene.media_grids.tolist() for scene in batch["scenes"]]
         sequences = [
-            self.preprocessor.tokenize(chat, grids[i], self.extra_tokens)
-            for chat, (i, _, _) in zip(chats, rows, strict=True)
+            self.preprocessor.tokenize(chat, grids[i], self.extra_tokens, scene.frame_times)
+            for chat, (i, scene, _) in zip(chats, rows, strict=True)
         ]
         for (_, labels), (_, scene, _) in zip(sequences, rows, strict=True):
             if not scene.is_supervised:
@@ -125,20 +137,19 @@ class Collate:
         return SceneInputs(
             pixel_values,
             grid_thw,
-            kind="image" if loaded.scene.images else "video",
+            kind="image" if loaded.num_images else "video",
             frames=loaded.frames if self.keep_frames else None,
             geometry=loaded.geometry,
             frame_indices=loaded.frame_indices,
-            seconds_per_grid=loaded.seconds_per_grid if self.timestamps else None,
+            seconds_per_grid=None if self.seconds == "nominal" else loaded.seconds_per_grid,
             geometry_of=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,
         )
 
-    def chat(self, question: Question, num_images: int = 0, with_answers: bool = False) -> list[str]:
+    def chat(self, question: Question, media: Sequence[Content] = VIDEO, with_answers: bool = False) -> list[str]:
         """The chat about a video or images as texts: a prompt, and with answers also the answer, the next prompt, etc.
 
-        The media are where the text of a `RawQuestion` has marks, else they precede it.
+        The media, see `media_of`, are where the text of a `RawQuestion` has marks, else they precede it.
         """
-        media = [{"type": "image"}] * num_images or [{"type": "video"}]
         text = user_text(question, self.benchmark)
         is_raw = isinstance(question, RawQuestion)
         before, *after = MEDIUM.split(text) if is_raw else [text]
@@ -146,7 +157,7 @@ class Collate:
             before, after = "", ["" for _ in media[1:]] + [text]
         content = [{"type": "text", "text": before}]
         for medium, part in zip(media, after, strict=True):
-            content += [medium, {"type": "text", "text": part}]
+            content += [*medium, {"type": "text", "text": part}]
         messages: list[Message] = [{"role": "user", "content": [each for each in content if each.get("text") != ""]}]
         if with_answers:
             messages.append({"role": "assistant", "content": question.ground_truth})
@@ -174,6 +185,20 @@ class Collate:
             "labels": pad(labels, padding_value=IGNORED),
             "attention_mask": pad([torch.ones_like(each) for each in ids], padding_value=0),
         }
+
+
+def media_of(scene: LoadedScene) -> Sequence[Content]:
+    """The content of a message for the video, for each image of a scene, or for all frames that are shown as images."""
+    images = [{"type": "image"} for _ in range(scene.num_images)]
+    if not images:
+        return VIDEO
+    if scene.scene.images:
+        return [[image] for image in images]
+    if not scene.has_labels:
+        return [images]
+    labels = ({"type": "text", "text": f"Frame-{number}: "} for number in range(1, len(images) + 1))
+    end = {"type": "text", "text": "\n"}
+    return [[each for label, image in zip(labels, images, strict=True) for each in (label, image, end)]]
 
 
 def record(scene: LoadedScene, question: Question, prompt: str) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.cameras_file import read_cameras, read_times
-from datamodules.collate import LoadedScene
+from datamodules.collate import FramesAs, LoadedScene
 from datamodules.depth import read_depth
 from datamodules.order import Draw
-from datamodules.resize import PixelBounds, resize_frames
+from datamodules.resize import PixelBounds, bounds_of_images, resize_frames
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, SceneView
-from datamodules.samplers.frame_pairing import seconds_per_grid
+from datamodules.samplers.frame_pairing import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from zoo.errors import SCENE_FAULTS, InputError
@@ -38,6 +38,7 @@ class OpenScene:
         world_to_camera: Poses of all raw frames, NaN where unknown; None without cameras.
         K_normalized: Intrinsics of all raw frames; None without cameras.
         times_s: Timestamps of all raw frames in seconds.
+        has_times: Whether they are known; a folder of frames without times_s counts one second per frame.
         raw: All raw frames, if videos are kept in memory.
         depths: Depth maps read so far by raw frame, if videos are kept in memory.
     """
@@ -47,6 +48,7 @@ class OpenScene:
     world_to_camera: Float[Tensor, "N 4 4"] | None
     K_normalized: Float[Tensor, "N 3 3"] | None
     times_s: list[float]
+    has_times: bool
     raw: UInt8[Tensor, "N 3 H W"] | None
     depths: dict[int, Float32[Tensor, "H W"]] = field(default_factory=dict)
 
@@ -92,6 +94,8 @@ class SceneDataset(Dataset):
         requirements: What a scene must provide; depth is read only if required.
         keep: Whether to keep decoded videos and depth maps in memory.
         frame_pairing: Which frames are merged into one token; consecutive ones if None.
+        frames_as: How the frames of a video are shown, see `VideoQADataModule`.
+        image_bounds: Pixel bounds of still images; those of the model's own processor if None.
     """
 
     def __init__(
@@ -103,11 +107,13 @@ class SceneDataset(Dataset):
         requirements: DataRequirements = NOTHING,
         keep: bool = False,
         frame_pairing: FramePairing | None = None,
+        frames_as: FramesAs = "video",
+        image_bounds: PixelBounds | None = None,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
-        self.requirements = requirements
-        self.keep = keep
+        self.requirements, self.keep = requirements, keep
+        self.frames_as, self.image_bounds = frames_as, image_bounds
         self._kept: dict[int, OpenScene] = {}
 
     def __len__(self) -> int:
@@ -142,13 +148,19 @@ class SceneDataset(Dataset):
         self._check_requirements(scene)
         video = Video(scene.images or scene.video)
         world_to_camera = K = None
-        times_s = video.times_s
+        times_s, has_times = video.times_s, not video.is_folder
         if scene.cameras is not None:
             world_to_camera, K = read_cameras(scene.cameras, video.num_frames, video.height, video.width)
             if video.is_folder:
-                times_s = read_times(scene.cameras, video.num_frames) or times_s
+                read = read_times(scene.cameras, video.num_frames)
+                times_s, has_times = read or times_s, read is not None
+        if self.requirements.frame_times and not (has_times or scene.images or self.frames_as != "video"):
+            raise InputError(
+                f"{scene.video}: no times of the frames, and this model writes them into its prompt: put times_s into "
+                f"{scene.video.stem}.cameras.json, or give a video file"
+            )
         raw = video.read(range(video.num_frames)) if self.keep else None
-        opened = OpenScene(scene, video, world_to_camera, K, times_s, raw)
+        opened = OpenScene(scene, video, world_to_camera, K, times_s, has_times, raw)
         if self.keep:
             self._kept[index] = opened
         return opened
@@ -168,13 +180,27 @@ class SceneDataset(Dataset):
 
     def _load(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
         scene, video = opened.scene, opened.video
-        # 1. Frames: all still images, each as a temporal patch of its own, or selected ones of a video
-        if scene.images:
-            frames = [i for i in range(video.num_frames) for _ in range(TEMPORAL_PATCH_SIZE)]
+        # 1. Frames: still images, each as a temporal patch of its own, or selected ones of a video
+        bounds, is_folder = self.bounds, video.is_folder
+        if scene.images or self.frames_as != "video":
+            view, is_folder = opened.view(epoch), False
+            stills: Sequence[int] = range(video.num_frames)
+            if not scene.images:
+                stills = self.sampler.pad(self.sampler.select(view, self.num_frames), self.num_frames, view)
+            frames = [i for i in stills for _ in range(TEMPORAL_PATCH_SIZE)]
+            loaded.num_images, loaded.has_labels = len(stills), self.frames_as == "labeled_image" and not scene.images
+            bounds = bounds_of_images(self.image_bounds, self.requirements.image_pixels)
         else:
             frames = self.frame_pairing(self.sampler, opened.view(epoch), self.num_frames)
-            loaded.seconds_per_grid = seconds_per_grid([opened.times_s[i] for i in frames])
-        loaded.frames = resize_frames(opened.read(frames), self.bounds, is_folder=video.is_folder)
+            times_s = [opened.times_s[i] for i in frames]
+            sampled = self.requirements.seconds == "sampled_fps"
+            loaded.seconds_per_grid = (
+                sampled_seconds_per_grid(opened.times_s, len(frames)) if sampled else seconds_per_grid(times_s)
+            )
+            loaded.frame_times = tuple(times_s) if opened.has_times else None
+        loaded.frames = resize_frames(
+            opened.read(frames), bounds, is_folder=is_folder, token_px=self.requirements.token_px
+        )
         loaded.frame_indices = tuple(frames)
         # 2. Cameras
         loaded.geometry = opened.geometry(frames)

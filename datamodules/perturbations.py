@@ -79,14 +79,14 @@ class WrongFocalLength(Perturbation):
 
 
 class ShuffledFrames(Perturbation):
-    """The temporal patches in a random order, drawn from the scene's name; each keeps its cameras and frame numbers."""
+    """The temporal patches in a random order, drawn from the scene's name; each keeps its camera, number and time."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         return _in_order(scene, _shuffled(scene))
 
 
 class ReversedFrames(Perturbation):
-    """The frames from the last to the first; each keeps its camera and frame number."""
+    """The frames from the last to the first; each keeps its camera, number and time."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         return _in_order(scene, range(len(scene.frame_indices))[::-1])
@@ -167,6 +167,7 @@ def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
         scene,
         frames=scene.frames[list(order)],
         frame_indices=tuple(scene.frame_indices[i] for i in order),
+        frame_times=None if scene.frame_times is None else tuple(scene.frame_times[i] for i in order),
         geometry=None if scene.geometry is None else _frames(scene.geometry, order),
     )
 

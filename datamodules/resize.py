@@ -7,6 +7,7 @@ The released checkpoints are evaluated with the defaults of `PixelBounds`, and w
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,15 +18,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-PATCH_FACTOR = 28  # two ViT patches of 14 pixels are merged into one token
-FOLDER_FACTOR = 56  # qwen-vl-utils >= 0.0.13 first rounds the frames of a folder to multiples of this
-FOLDER_MIN_PIXELS, FOLDER_MAX_PIXELS = 4 * FOLDER_FACTOR**2, 16384 * FOLDER_FACTOR**2
+TOKEN_PX = 28  # side of Qwen2.5-VL's tokens: two patches of 14 pixels; Qwen3-VL's are of 32
+FOLDER_MIN_TOKENS, FOLDER_MAX_TOKENS = 4, 16384  # of the first of two passes, in tokens of twice the side
 MAX_ASPECT_RATIO = 200
 CHUNK = 8  # frames resized at once: bounds the memory of float copies
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int = PATCH_FACTOR, min_pixels: int, max_pixels: int | float
+    height: int, width: int, *, factor: int = TOKEN_PX, min_pixels: int, max_pixels: int | float
 ) -> tuple[int, int]:
     """Rounds (height, width) to multiples of `factor` with an area in [min_pixels, max_pixels].
 
@@ -71,27 +71,36 @@ class PixelBounds:
         min_pixels: Minimum per frame.
         max_pixels: Maximum per frame.
         total_pixels: Maximum per clip: long clips get smaller frames.
-        legacy_folder_resize: Resize the frames of a folder to multiples of 56 first, as qwen-vl-utils does.
+        legacy_folder_resize: Resize the frames of a folder to multiples of two tokens first, as qwen-vl-utils does.
         resize_backend: Bicubic filter: "torchvision" (official inference) or "pillow" (official training); single
             pixels differ by one level.
     """
 
-    min_pixels: int = 128 * PATCH_FACTOR**2
-    max_pixels: int = 768 * PATCH_FACTOR**2
-    total_pixels: int = 115_200 * PATCH_FACTOR**2
+    min_pixels: int = 128 * TOKEN_PX**2
+    max_pixels: int = 768 * TOKEN_PX**2
+    total_pixels: int = 115_200 * TOKEN_PX**2
     legacy_folder_resize: bool = True
     resize_backend: Literal["torchvision", "pillow"] = "torchvision"
 
-    def frame_size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
+    def frame_size(self, height: int, width: int, num_frames: int, token_px: int = TOKEN_PX) -> tuple[int, int]:
         """Height and width in pixels of the resized frames of a clip."""
         # two frames share one temporal patch, hence the 2; 1.05 keeps the maximum above the minimum
         largest = min(self.max_pixels, self.total_pixels / num_frames * 2)
         largest = max(largest, int(self.min_pixels * 1.05))
-        return smart_resize(height, width, min_pixels=self.min_pixels, max_pixels=largest)
+        return smart_resize(height, width, factor=token_px, min_pixels=self.min_pixels, max_pixels=largest)
+
+
+def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int]) -> PixelBounds:
+    """The bounds of still images: given ones, or else the least and most pixels of the model's own processor."""
+    return given or PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)
 
 
 def resize_frames(
-    frames: UInt8[Tensor, "T 3 H W"], bounds: PixelBounds | None = None, *, is_folder: bool = False
+    frames: UInt8[Tensor, "T 3 H W"],
+    bounds: PixelBounds | None = None,
+    *,
+    is_folder: bool = False,
+    token_px: int = TOKEN_PX,
 ) -> UInt8[Tensor, "T 3 h w"]:
     """Resizes the frames of one clip within `bounds`, bit for bit as the official code.
 
@@ -101,6 +110,7 @@ def resize_frames(
         is_folder: Whether the frames come from a folder of images. The official code resizes those twice, first to
             multiples of 56 with Pillow: 480 x 640 becomes 504 x 616 from a folder, and 476 x 644 from a video file.
             `PixelBounds(legacy_folder_resize=False)` treats both alike.
+        token_px: Side of a visual token in pixels; the sides are multiples of it.
 
     Returns:
         Resized frames.
@@ -108,11 +118,11 @@ def resize_frames(
     bounds = bounds or PixelBounds()
     num_frames, _, height, width = frames.shape
     if is_folder and bounds.legacy_folder_resize:
-        first = smart_resize(
-            height, width, factor=FOLDER_FACTOR, min_pixels=FOLDER_MIN_PIXELS, max_pixels=FOLDER_MAX_PIXELS
-        )
+        factor = 2 * token_px
+        least, most = FOLDER_MIN_TOKENS * factor**2, FOLDER_MAX_TOKENS * factor**2
+        first = smart_resize(height, width, factor=factor, min_pixels=least, max_pixels=most)
         frames = _resize_pillow(frames, first)
-    size = bounds.frame_size(frames.shape[-2], frames.shape[-1], num_frames)
+    size = bounds.frame_size(frames.shape[-2], frames.shape[-1], num_frames, token_px)
     if size == tuple(frames.shape[-2:]):
         return frames
     resize = _resize_pillow if bounds.resize_backend == "pillow" else _resize_bicubic

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.collate import Collate, LoadedScene, record
+from datamodules.collate import Collate, FramesAs, LoadedScene, record
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
 from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
@@ -22,7 +22,7 @@ from datamodules.scenes import Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from zoo.configuration import Configurable
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
 from zoo.seed import resolve_seed
@@ -47,7 +47,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
         sampler: Frame sampler; null is `UniformSampler`.
         train_sampler: Frame sampler for training, such as `RandomSampler`; null is `sampler`.
         frame_pairing: Which two frames are merged into one token; null merges consecutive ones.
-        pixels: Bounds of a frame's size.
+        frames_as: Show the frames of a video as a `video`, in which two are merged into a token; each as an `image` of
+            its own, with one camera; or as a `labeled_image`, after its number ("Frame-1: "). Images have no pairing.
+        pixels: Bounds of a frame's size in a video.
+        image_pixels: Bounds of a still image's size; null is the model's own.
         batch_size: Sequences per training batch and rank: a scene with some of its questions. An epoch asks each
             question once.
         questions_per_scene: Most questions in one training sequence; which ones is drawn anew in each epoch.
@@ -73,7 +76,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
         sampler: FrameSampler | None = None,
         train_sampler: FrameSampler | None = None,
         frame_pairing: FramePairing | None = None,
+        frames_as: FramesAs = "video",
         pixels: PixelBounds | None = None,
+        image_pixels: PixelBounds | None = None,
         batch_size: int = 1,
         questions_per_scene: int = 1,
         tokens_per_sequence: int | None = None,
@@ -118,7 +123,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.num_frames, self.sampler = num_frames, sampler or UniformSampler()
         self.train_sampler = train_sampler or self.sampler
         self.frame_pairing = frame_pairing or Consecutive()
-        self.pixels = pixels or PixelBounds()
+        check_choice("frames_as", frames_as, FramesAs)
+        self.frames_as, self.pixels, self.image_pixels = frames_as, pixels or PixelBounds(), image_pixels
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
         self.filter = QuestionFilter(datasets, question_types, scene_names, subset)
@@ -184,6 +190,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "sampler": type(self.sampler).__name__,
             "frame_pairing": type(self.frame_pairing).__name__,
             "perturbation": None if self.perturbation is None else type(self.perturbation).__name__,
+            "frames_as": self.frames_as,
             **asdict(self.filter),
         }
 
@@ -197,6 +204,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             requirements=self.requirements,
             keep=keep,
             frame_pairing=self.frame_pairing,
+            frames_as=self.frames_as,
+            image_bounds=self.image_pixels,
         )
 
     def _collate(self, training: bool) -> Collate:
@@ -208,7 +217,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             self.questions_per_batch,
             task.extra_tokens,
             needs.frames,
-            needs.timestamps,
+            needs.seconds,
             benchmark,
             self.tokens_per_sequence,
         )

@@ -98,7 +98,7 @@ def seam_table() -> str:
 def smallest(seam: Seam) -> tuple[str, int]:
     """The smallest implementation and its number of lines, with docstrings and comments.
 
-    A file; a folder for a backbone; a class where one file holds all implementations.
+    A file; a folder for a backbone, beside the files that backbones share; a class where one file holds all.
     """
     path = ROOT / seam.files
     if path.is_file():
@@ -106,9 +106,8 @@ def smallest(seam: Seam) -> tuple[str, int]:
         return f"`{name}`", count
     files = {file for file in path.rglob("*.py") if subclasses(file, seam.bases)}
     if seam.part == "backbone":
-        count, name = min(
-            (sum(map(file_lines, each.glob("*.py"))), f"{each.name}/") for each in {f.parent for f in files}
-        )
+        folders = (file.parent for file in path.glob("*/backbone.py"))
+        count, name = min((sum(map(file_lines, each.glob("*.py"))), f"{each.name}/") for each in folders)
     else:
         count, name = min((file_lines(file), file.relative_to(path).as_posix()) for file in files)
     return link(seam.files + name), count

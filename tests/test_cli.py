@@ -17,7 +17,11 @@ import main
 from zoo import VideoQATask
 
 REPOSITORY = Path(main.__file__).parent
-MODELS = ["qwen25_vl.yaml", "spatial_mllm.yaml", "concat_split.yaml", "prope.yaml"]
+QWEN3 = "scale_tiny_qwen3.yaml"
+MODELS = [
+    *(("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml",)),
+    *(("qwen3_vl.yaml", QWEN3), ("spatial_mllm.yaml", QWEN3), ("prope.yaml", QWEN3)),
+]
 RAYS = ("--model.geometry", "DatasetGeometry", "--model.geometry.depth", "false")  # prope.yaml's at the tiny scale
 Run = Callable[..., str]
 
@@ -83,9 +87,10 @@ def test_an_unknown_config_is_an_error_that_lists_the_shipped_ones(run: Run) -> 
         run("fit", "--config", "porpe.yaml")
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_fit_test_predict(model: str, run: Run, tmp_path: Path, rooms_root: Path) -> None:
-    run("fit", "--config", model)
+@pytest.mark.parametrize("configs", MODELS, ids=" ".join)
+def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, rooms_root: Path) -> None:
+    words = [word for name in configs for word in ("--config", name)]
+    run("fit", *words)
     folder = the_run(tmp_path)
     assert {"config.yaml", "checkpoints"} <= {path.name for path in folder.iterdir()}
     assert list(folder.glob("events.out.tfevents.*"))
@@ -102,7 +107,7 @@ def test_fit_test_predict(model: str, run: Run, tmp_path: Path, rooms_root: Path
 
     video = next(rooms_root.glob("*/rooms/test_*.mp4"))
     question = "What is the size of this room?"
-    printed = run("predict", "--config", model, "--data.video", str(video), "--data.question", question)
+    printed = run("predict", *words, "--data.video", str(video), "--data.question", question)
     assert question in printed
 
 

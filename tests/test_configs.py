@@ -18,6 +18,7 @@ from zoo.errors import InputError
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 MODELS = {
     "qwen25_vl.yaml": "Qwen25VL",
+    "qwen3_vl.yaml": "Qwen3VL",
     "spatial_mllm.yaml": "SpatialMLLM",
     "concat_split.yaml": "ConcatSplitMLLM",
     "prope.yaml": "PRoPEMLLM",
@@ -25,11 +26,19 @@ MODELS = {
 WEIGHTS = {
     "scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct",
     "scale_7b.yaml": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "scale_qwen3vl_2b.yaml": "Qwen/Qwen3-VL-2B-Instruct",
+    "scale_qwen3vl_4b.yaml": "Qwen/Qwen3-VL-4B-Instruct",
+    "scale_qwen3vl_8b.yaml": "Qwen/Qwen3-VL-8B-Instruct",
     "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
 }
-TINY_GEOMETRY = {"PRoPEMLLM": "zoo.DatasetGeometry", "Qwen25VL": None}  # of the others it is a TinyVGGT
+TINY = {"scale_tiny.yaml": "zoo.TinyQwen25VL", "scale_tiny_qwen3.yaml": "zoo.TinyQwen3VL"}
+TINY_GEOMETRY = {
+    "PRoPEMLLM": "zoo.DatasetGeometry",
+    "Qwen25VL": None,
+    "Qwen3VL": None,
+}  # of the others it is a TinyVGGT
 DATA = [name for name in SHIPPED if name.startswith("data_")]
-TRIOS = [*product(MODELS, [*WEIGHTS, "scale_tiny.yaml"], DATA)]
+TRIOS = [*product(MODELS, [*WEIGHTS, *TINY], DATA)]
 FAST = {("prope.yaml", "scale_3b.yaml", "data_conversations.yaml")}
 Parsed = Callable[..., dict]
 
@@ -51,21 +60,21 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("scale", ["scale_tiny.yaml", *WEIGHTS])
+@pytest.mark.parametrize("scale", [*TINY, *WEIGHTS])
 def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> None:
     config = parsed("fit", model, scale)
     assert config["model"]["class_path"] == f"zoo.{MODELS[model]}"
     parts, data = config["model"]["init_args"], config["data"]["init_args"]
-    is_tiny = scale == "scale_tiny.yaml"
+    is_tiny = scale in TINY
     assert data["pixels"]["legacy_folder_resize"] == (not is_tiny) == (data["train_sampler"] is None)
     if is_tiny:
-        assert config == parsed("fit", model)  # the default scale and data
-        assert parts["backbone"]["class_path"] == "zoo.TinyQwen25VL"
+        assert (config == parsed("fit", model)) == (scale == "scale_tiny.yaml")  # the default scale and data
+        assert parts["backbone"]["class_path"] == TINY[scale]
         geometry = (parts["geometry"] or {}).get("class_path")
         assert geometry == TINY_GEOMETRY.get(MODELS[model], "zoo.TinyVGGT")
     else:
         assert parts["backbone"]["init_args"]["path"] == WEIGHTS[scale]
-    if scale in ("scale_3b.yaml", "scale_7b.yaml"):
+    if not is_tiny and scale != "spatial_mllm_released.yaml":
         assert parts["geometry"]["init_args"]["path"] == "facebook/VGGT-1B"
 
 
@@ -163,7 +172,7 @@ def test_every_scale_sets_what_the_default_scale_sets() -> None:
             return {prefix}
         return {name for key, value in config.items() for name in options(value, f"{prefix}.{key}")}
 
-    scales = {name: options(yaml.safe_load((CONFIGS / name).read_text())) for name in ("scale_tiny.yaml", *WEIGHTS)}
+    scales = {name: options(yaml.safe_load((CONFIGS / name).read_text())) for name in (*TINY, *WEIGHTS)}
     assert all(scales["scale_tiny.yaml"] <= keys for keys in scales.values())
 
 
@@ -175,5 +184,5 @@ def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
 
 
 def test_no_config_is_left_out() -> None:
-    others = {"scale_tiny.yaml", "model_default.yaml", "geometry_tiny.yaml"}
+    others = {*TINY, "model_default.yaml", "geometry_tiny.yaml"}
     assert set(SHIPPED) == {*MODELS, *WEIGHTS, *DATA, *others}  # those of data: tests/datamodules/test_configs.py

@@ -75,7 +75,12 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
         lines = [json.dumps({**medium, "conversations": turns}) + "\n" for medium in media]
         (tmp_path / f"data/annotations/{name}.jsonl").write_text("".join(lines))
     options = ["--model.geometry=TinyVGGT", "--model.geometry.path=null", "--data.num_workers=0", "--data.batch_size=1"]
-    small = ["--data.pixels.min_pixels=784", "--data.pixels.max_pixels=3136", "--trainer.accumulate_grad_batches=1"]
+    small = [
+        "--data.pixels.min_pixels=784",
+        "--data.pixels.max_pixels=3136",
+        "--data.image_pixels=null",
+        "--trainer.accumulate_grad_batches=1",
+    ]
     run(tmp_path, "fit", "--config", "recipe.yaml", *options, *small, "--data.num_frames=4")
     (folder,) = (tmp_path / "runs").iterdir()
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)

@@ -9,14 +9,14 @@ from zoo.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "backbones": ["Backbone", "BackboneLoader", "TinyQwen25VL"],
+        "backbones": ["Backbone", "BackboneLoader", "TinyQwen25VL", "TinyQwen3VL"],
         "cameras": ["Cameras"],
-        "checkpoints": ["PretrainedQwen25VL", "PretrainedSpatialMLLM"],
+        "checkpoints": ["PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedSpatialMLLM"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
             *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
-            *("PointRoPE", "PoseALiBi", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection", "ValueRoPE"),
-            *("ViewAttention", "ViewMixer"),
+            *("PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection"),
+            *("ValueRoPE", "ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
         "fusions": ["AddFusion", "CameraTokenFusion", "ConcatSplitFusion", "Fusion"],
@@ -26,12 +26,12 @@ __getattr__, __all__ = lazy_exports(
         "model": ["SpatialVLM"],
         "optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "SpatialMLLM", "Task", "VGGTPretraining"),
-            "VideoQATask",
+            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),
+            *("VGGTPretraining", "VideoQATask"),
         ],
         "time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),
-            "TimestampIndex",
+            *("SpanIndex", "TimestampIndex"),
         ],
     },
 )

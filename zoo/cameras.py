@@ -11,7 +11,7 @@ from copy import copy
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.errors import check_choice
@@ -67,6 +67,7 @@ class Cameras:
         self.index: Int[Tensor, "B L"] | None = None
         self.patch_centers: Float[Tensor, "B L 2"] | None = None
         self.points: Float[Tensor, "B L 3"] | None = None
+        self.time: Float[Tensor, "B L"] | None = None
         if index is not None:
             self.index = self.with_index(index).index
 
@@ -88,7 +89,7 @@ class Cameras:
             world_to_camera=self.world_to_camera[sample, view],
             K_normalized=self.K_normalized[sample, view],
             reference=None if self.reference is None else (self.reference - view[:, 0]).clamp(0, count - 1),
-            **dict.fromkeys(("index", "patch_centers", "points")),
+            **dict.fromkeys(("index", "patch_centers", "points", "time")),
         )
 
     def spanned(self, first: Int[Tensor, " B"] | int, count: int) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B count"]]:
@@ -117,15 +118,19 @@ class Cameras:
         return self._replaced(index=index.to(self.world_to_camera.device))
 
     def with_tokens(
-        self, patch_centers: Float[Tensor, "B L 2"] | None = None, points: Float[Tensor, "B L 3"] | None = None
+        self,
+        patch_centers: Float[Tensor, "B L 2"] | None = None,
+        points: Float[Tensor, "B L 3"] | None = None,
+        time: Shaped[Tensor, "B L"] | None = None,
     ) -> Cameras:
         """Returns the same cameras with tensors per token, for encodings that read them.
 
         Args:
             patch_centers: center of each token in its view, see `zoo.positions.view_patch_centers`.
             points: 3D point of each token, in the world frame and unit of the poses; NaN where unknown.
+            time: position of each token on mRoPE's T axis.
         """
-        given = {"patch_centers": patch_centers, "points": points}
+        given = {"patch_centers": patch_centers, "points": points, "time": time}
         return self._replaced(**{name: x.to(self.world_to_camera) for name, x in given.items() if x is not None})
 
     def with_poses(self, world_to_camera: Float[Tensor, "B C 4 4"]) -> Cameras:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,15 +11,29 @@ from torch import Tensor
 
 
 class HeadLayout(NamedTuple):
-    """The channels of an attention head.
+    """The channels of an attention head: RoPE rotates the pairs (c, c + D/2), each by one axis of mRoPE.
 
     Attributes:
-        dim: D, channels per head. RoPE rotates the pairs (c, c + D/2).
-        mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections; they sum to D/2.
+        dim: D, channels per head.
+        axes: the axis of each of the D/2 frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the
+            axes in a row; in Qwen3-VL they take turns.
     """
 
     dim: int
-    mrope_section: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @classmethod
+    def in_row(cls, dim: int, sections: Sequence[int]) -> HeadLayout:
+        """Return a layout with all frequencies of t, then those of h, then those of w."""
+        return cls(dim, tuple(axis for axis, count in enumerate(sections) for _ in range(count)))
+
+    def frequencies(self, axis: int) -> list[int]:
+        """Return the numbers of the frequencies of an axis, from high to low."""
+        return [number for number, each in enumerate(self.axes) if each == axis]
+
+    def pairs(self, frequencies: Sequence[int]) -> list[int]:
+        """Return the channels that RoPE rotates by these frequencies: the first of each pair, then the second."""
+        return [*frequencies, *(number + self.dim // 2 for number in frequencies)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +45,7 @@ class DecoderLayout:
         num_layers: number of decoder layers.
         num_heads: attention heads of q and o.
         num_key_value_heads: attention heads of k and v (grouped-query attention); divides `num_heads`.
-        head_dim: D, channels per head. RoPE rotates the pairs (c, c + D/2).
-        mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections; they sum to D/2.
+        head: the channels of a head, and the axis of each of its RoPE frequencies.
         rope_frequencies: RoPE's inverse frequencies (radians per position, shape (D/2,)), buffers of the decoder.
             An encoding with shared frequencies overwrites them in place.
         device: device of the decoder's weights.
@@ -41,7 +55,6 @@ class DecoderLayout:
     num_layers: int
     num_heads: int
     num_key_value_heads: int
-    head_dim: int
-    mrope_section: tuple[int, int, int]
+    head: HeadLayout
     rope_frequencies: tuple[Tensor, ...] = ()
     device: torch.device | str = "cpu"

@@ -10,19 +10,21 @@ from typing import Any, Unpack
 
 import torch
 from huggingface_hub import HfApi
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.backbones import BackboneLoader, default_loader
+from zoo.backbones.base import VisualTokens
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.fusions import ExtraTokens, Fusion
-from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.base import GeometryEncoder, SceneGeometry, resample_frames
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.lora import LoRA
+from zoo.positions import TextAfterVision
 from zoo.prefix_cache import answer_questions
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
@@ -53,15 +55,18 @@ class SpatialVLM(Configurable, nn.Module):
             the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
             predicted ones if the encoder predicts cameras. Without effect in a model that uses no cameras.
         merged_camera: the camera of two frames that are merged into one token.
-        time_index: the time component of mRoPE's position ids.
+        time_index: the time component of mRoPE's position ids; null is the backbone's own.
+        text_after_vision: the position of the text after a video: behind its highest position on any axis (`max_thw`,
+            transformers 4.51, with which the released checkpoints were trained), or max(h, w) behind its start
+            (`max_hw`, transformers 5).
         lora: low-rank adapters on the decoder.
 
     Raises:
         InputError: parts that do not fit together.
 
     Example:
-        >>> SpatialVLM().requirements
-        DataRequirements(cameras=False, depth=False, frames=False, timestamps=False)
+        >>> SpatialVLM().requirements.cameras
+        False
     """
 
     def __init__(
@@ -75,14 +80,18 @@ class SpatialVLM(Configurable, nn.Module):
         camera_source: CameraSource = "dataset",
         merged_camera: MergedCamera = "first",
         time_index: TimeIndex | None = None,
+        text_after_vision: TextAfterVision = "max_thw",
         lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         self.loader = loader = backbone or default_loader()
-        self.camera_encoding, self.time_index = camera_encoding, choose_time_index(camera_encoding, time_index)
+        self.camera_encoding = camera_encoding
         self.camera_source, self.merged_camera = camera_source, merged_camera
+        check_choice("text_after_vision", text_after_vision, TextAfterVision)
+        self.text_after_vision = text_after_vision
         # 1. Backbone, with the camera hooks in its attention.
         self.backbone = loader.load()
+        self.time_index = choose_time_index(camera_encoding, time_index, self.backbone.default_time_index())
         self.backbone.install_encoding(camera_encoding)
         width = self.backbone.hidden_size
         # 2. Geometry, if some part reads it.
@@ -94,6 +103,8 @@ class SpatialVLM(Configurable, nn.Module):
         if fusion is not None or predicts:
             build = partial(build_first_available, loader.load_geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
+        if self.geometry is not None:
+            self.geometry.match_patches(self.backbone.patch_size)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_cameras, uses_tokens=fusion is not None)
         if predicts and self.geometry is not None and self.geometry.predicts_cameras:
             self.geometry.enable_head("camera")
@@ -169,7 +180,10 @@ class SpatialVLM(Configurable, nn.Module):
             depth=((use.points or use.median_depth) and self.camera_source != "predicted")
             or bool(fused and fused.requires_depth),
             frames=bool(encoder and encoder.requires_frames),
-            timestamps=self.time_index.real_time,
+            seconds=self.time_index.seconds,
+            frame_times=self.backbone.span_per_step,
+            token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
+            image_pixels=self.backbone.image_pixels,
         )
 
     def is_unreachable(self, name: str) -> bool:
@@ -180,6 +194,8 @@ class SpatialVLM(Configurable, nn.Module):
             return self.geometry.is_unreachable(rest, tokens=self.uses_geometry_tokens, cameras=self.predicts_cameras)
         if part == "fusion" and self.fusion is not None:
             return rest.partition(".")[0] in self.fusion.unused_parts
+        if part == "backbone" and self.fusion is not None and self.backbone.serves_deepstack(name):
+            return not self.fusion.keeps_deepstack
         return drops_2d and (part == "view_mixer" or (part == "backbone" and self.part_of(name) != "decoder"))
 
     # ---- one forward path -----------------------------------------------------------------------------------------
@@ -200,7 +216,7 @@ class SpatialVLM(Configurable, nn.Module):
         geometry = self._encode_geometry(scenes, cameras=any(lacking))
         # 3. Cameras: one per temporal patch.
         encoded = [
-            SceneTokens(scene, tokens.unflatten(0, (scene.num_steps, -1)))
+            SceneTokens(scene, *(each.unflatten(-2, (scene.num_steps, -1)) for each in tokens))
             for scene, tokens in zip(scenes, visual, strict=True)
         ]
         if self.camera_use.cameras:
@@ -253,19 +269,22 @@ class SpatialVLM(Configurable, nn.Module):
             seconds_per_grid=None if None in seconds else seconds,
             frame_indices=frames if self.time_index.requires_frames and None not in frames else None,
             cameras=cameras if self.time_index.requires_cameras else None,
+            text_after_vision=self.text_after_vision,
         )
         # 4. Visual tokens in place of the placeholders.
-        tokens: dict[MediaKind, list[Tensor]] = {
-            "video": [scene.tokens.flatten(0, 1) for scene in videos],
-            "image": [image for scene in images for image in scene.tokens],
+        media: dict[MediaKind, list[VisualTokens]] = {
+            "video": [VisualTokens(scene.tokens.flatten(0, 1), scene.deepstack.flatten(1, 2)) for scene in videos],
+            "image": [
+                VisualTokens(*image) for s in images for image in zip(s.tokens, s.deepstack.unbind(1), strict=True)
+            ],
         }
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(tokens)}
+        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(media)}
         # 5. The camera encoding, shared by all layers.
         if self.camera_encoding is not None and cameras is not None:
             known = [scene.points for row in rows for scene in row if scene.points is not None]
             points = layout.scatter_points(torch.cat(known)) if known else None
-            cameras = cameras.with_tokens(layout.patch_centers(), points)
+            cameras = cameras.with_tokens(layout.patch_centers(), points, position_ids[0])
             inputs["camera_encoding"] = self.backbone.encode_cameras(self.camera_encoding, cameras)
         return inputs
 
@@ -316,13 +335,19 @@ class SpatialVLM(Configurable, nn.Module):
             raise InputError(
                 f"{type(self.geometry).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]"
             )
-        scaled = [each if each is None or each.is_floating_point() else each.float() / 255 for each in frames]
-        found = list(self.geometry(scaled, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
+        read = [None if each is None else self.geometry_frames(each) for each in frames]
+        found = list(self.geometry(read, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
         for i, other in enumerate(scene.geometry_of for scene in scenes):  # in a perturbed test
             if other is not None and self.uses_geometry_tokens:
                 source = found[i] if other == "nothing" else self._encode_geometry([other], cameras=False)[0]
                 found[i] = found[i].with_tokens_of(source, scale=0.0 if other == "nothing" else 1.0)
         return found
+
+    def geometry_frames(self, frames: Shaped[Tensor, "S 3 H W"]) -> Float[Tensor, "S 3 h w"]:
+        """Frames for the geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
+        assert self.geometry is not None
+        scaled = frames if frames.is_floating_point() else frames.float() / 255
+        return resample_frames(scaled, self.backbone.patch_size, self.geometry.patch_size)
 
     # ---- saved models -----------------------------------------------------------------------------------------------
 
@@ -331,7 +356,7 @@ class SpatialVLM(Configurable, nn.Module):
         """A model from a run, an exported folder, a released folder, or a hub id; frozen, in eval mode.
 
         Args:
-            path: `runs/<name>`, a folder of `save_pretrained`, a released Qwen2.5-VL or Spatial-MLLM, or a hub id.
+            path: `runs/<name>`, a folder of `save_pretrained`, a released Qwen-VL or Spatial-MLLM, or a hub id.
             overrides: constructor arguments in place of the stored ones, such as `camera_source="auto"`.
 
         Raises:
@@ -372,6 +397,7 @@ class SpatialVLM(Configurable, nn.Module):
         num_frames: int | None = None,
         sampler: Any = None,
         max_new_tokens: int = 32,
+        times_s: Sequence[float] | None = None,
     ) -> Any:
         """Greedy answers to one or several questions about a video, which is encoded once.
 
@@ -382,6 +408,7 @@ class SpatialVLM(Configurable, nn.Module):
             num_frames: frames to sample; None takes the number that the model was trained with.
             sampler: a `FrameSampler`; None takes that of the model's run.
             max_new_tokens: the longest answer.
+            times_s: seconds of each of the frames in memory, for a backbone that writes them into the prompt.
 
         Returns:
             One text for one question, a list for several.
@@ -393,7 +420,7 @@ class SpatialVLM(Configurable, nn.Module):
         from datamodules.asking import batch_of_questions  # the application layer, at call time only
 
         asked = [questions] if isinstance(questions, str) else list(questions)
-        batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler)
+        batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler, times_s)
         scenes = self.encode_scenes(batch["scenes"])
         replies = answer_questions(self, scenes, batch["prompts"], [0] * len(asked), max_new_tokens)
         for reply in replies:

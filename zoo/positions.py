@@ -1,8 +1,9 @@
-"""Multimodal rotary position ids (mRoPE) of Qwen2.5-VL; a `TimeIndex` defines their time component.
+"""Multimodal rotary position ids (mRoPE) of the Qwen-VL models; a `TimeIndex` defines their time component.
 
 A visual token has the position (t, h, w) in its grid, counted from where its video or image starts; a text token has
 three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923; equal to transformers 4.51, with which the released
-checkpoints were trained, or with `text_after_vision="max_hw"` to transformers 5.
+checkpoints were trained, or with `text_after_vision="max_hw"` to transformers 5. In Qwen3-VL (arXiv 2511.21631) each
+temporal patch of a video is a span of its own, with text between them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.errors import check_choice
 from zoo.sequence_layout import Placeholders, SequenceLayout, owners
 from zoo.time_index import TemporalPatches, TimeIndex, TimestampIndex
 from zoo.visual_grid import SPATIAL_MERGE_SIZE
@@ -100,8 +102,7 @@ def layout_position_ids(
 
     An extra token of a fusion shares the position of a 2D token of its view.
     """
-    if text_after_vision not in ("max_thw", "max_hw"):
-        raise ValueError(f"text_after_vision is 'max_thw' or 'max_hw', not {text_after_vision!r}")
+    check_choice("text_after_vision", text_after_vision, TextAfterVision)
     # 1. The time of each temporal patch; still images have time 0.
     seconds = time_index.seconds_per_grid if seconds_per_grid is None else seconds_per_grid
     steps = _video_steps(layout, seconds, tokens_per_second, frame_indices, cameras)
@@ -109,29 +110,40 @@ def layout_position_ids(
     step_time = torch.zeros_like(span_of_step)
     step_time[layout.is_video[span_of_step]] = time_index(steps).to(step_time)
 
-    # 2. (t, h, w) of each visual token from the start of its span.
+    # 2. (h, w) of each visual token from the start of its span, t from there or from the first span of its video.
     first_step = (layout.grid[:, 0].cumsum(0) - layout.grid[:, 0])[layout.span]
     width = layout.grid[layout.span, 2]
     offset = torch.stack((step_time[first_step + layout.step], layout.cell // width, layout.cell % width))
+    spans = torch.arange(len(layout.start))
+    first = spans if time_index.per_span else torch.searchsorted(layout.medium, layout.medium)
+    last = torch.searchsorted(layout.medium, torch.arange(len(layout.media)), right=True) - 1
 
     # 3. Each text token advances the position by one; a visual span does so once, by its extent.
     extent = layout.grid[:, 1:].amax(1)
-    if text_after_vision == "max_thw":
-        last = torch.zeros_like(extent).scatter_reduce(0, span_of_step, step_time, "amax")
-        extent = torch.maximum(last + 1, extent)
+    if text_after_vision == "max_thw":  # behind the highest t of a medium too
+        start = _running_positions(layout, extent)[layout.start]
+        end = start[first[span_of_step]] + step_time + 1
+        end = torch.zeros_like(start).scatter_reduce(0, last[layout.medium[span_of_step]], end, "amax")
+        extent = torch.maximum(extent, end - start)
+    before = _running_positions(layout, extent)
+    flat = before.expand(3, -1).clone()
+    flat[1:, layout.tokens] = before[layout.start[layout.span]] + offset[1:]
+    flat[0, layout.tokens] = before[layout.start[first[layout.span]]] + offset[0]
+
+    position_ids = flat.new_full((3, *layout.shape), PADDED_POSITION)
+    position_ids[:, layout.mask] = flat
+    return position_ids.to(layout.device)
+
+
+def _running_positions(layout: SequenceLayout, extent: Int[Tensor, " M"]) -> Int[Tensor, " N"]:
+    """The position before each token that is not padding, if every text token takes one and a span its extent."""
     advance = torch.ones_like(layout.row)
     advance[layout.tokens] = 0
     advance[layout.start] = extent
     before = advance.cumsum(0) - advance
     tokens_per_row = layout.mask.sum(1)
     row_start = tokens_per_row.cumsum(0) - tokens_per_row
-    before = before - before[row_start[layout.row]]
-    flat = before.expand(3, -1).clone()
-    flat[:, layout.tokens] = before[layout.start[layout.span]] + offset
-
-    position_ids = flat.new_full((3, *layout.shape), PADDED_POSITION)
-    position_ids[:, layout.mask] = flat
-    return position_ids.to(layout.device)
+    return before - before[row_start[layout.row]]
 
 
 def _video_steps(
@@ -141,7 +153,7 @@ def _video_steps(
     frame_indices: Sequence[Sequence[int]] | None,
     cameras: Cameras | None,
 ) -> TemporalPatches:
-    counts = layout.grid[layout.is_video, 0]
+    counts = torch.tensor([medium.steps for medium in layout.media if medium.kind == "video"], dtype=torch.long)
     if isinstance(seconds_per_grid, int | float):
         seconds_per_grid = [seconds_per_grid] * len(counts)
     seconds = torch.as_tensor(seconds_per_grid, dtype=torch.float32, device="cpu")

@@ -48,7 +48,8 @@ class CachedPrefix:
         self.penalize = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
         self.cache = backbone.decode({**inputs, "attention_mask": None}, use_cache=True).cache
         self.length = inputs["input_ids"].shape[1]
-        self.next_position = int(inputs["position_ids"].amax()) + 1
+        # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
+        self.next_position = int(inputs["position_ids"][..., -1].amax()) + 1
         encoding = inputs.get("camera_encoding")
         self.encoding = None if encoding is None else encoding.for_decode_step()
         self.groups = torch.full_like(inputs["input_ids"], PREFIX)

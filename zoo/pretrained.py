@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os.path
 import shutil
@@ -172,6 +174,7 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
 
 
 def _released(kind: Any, path: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
+    importlib.import_module("zoo.checkpoints")  # its loaders are found among the subclasses
     for loader in _loaders():
         if loader.reads(config):
             return _frozen(kind(**{**loader.released_parts(path), **overrides}))
@@ -183,7 +186,8 @@ def _released(kind: Any, path: str, config: Mapping[str, Any], overrides: Mappin
 
 def _loaders(base: Any = BackboneLoader) -> Iterator[type[BackboneLoader]]:
     for loader in base.__subclasses__():
-        yield loader
+        if not inspect.isabstract(loader):
+            yield loader
         yield from _loaders(loader)
 
 

@@ -52,7 +52,7 @@ def token_points(
     depth: Float[Tensor, "S H W"],
     world_to_camera: Float[Tensor, "S 4 4"],
     K_normalized: Float[Tensor, "S 3 3"],
-    token_px: int = 28,
+    token_px: int,
 ) -> Float[Tensor, "S h w 3"]:
     """Unprojects the center of each token at the token's median depth, for `Cameras.with_tokens`.
 

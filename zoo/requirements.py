@@ -9,7 +9,8 @@ from typing import Literal
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
-from zoo.time_index import TimeIndex, TimestampIndex
+from zoo.time_index import Seconds, TimeIndex
+from zoo.visual_grid import IMAGE_PIXELS
 
 CameraSource = Literal["dataset", "predicted", "auto"]
 
@@ -60,17 +61,23 @@ class DataRequirements:
         cameras: the dataset's pose and intrinsics for each frame; a scene without is an error.
         depth: the dataset's depth map for each frame; a scene without is an error.
         frames: RGB frames in the size that the backbone sees, for a geometry encoder.
-        timestamps: the clip's own seconds per temporal patch, for a time index that uses them.
+        seconds: whose seconds per temporal patch a time index uses, see `TimestampIndex`.
+        frame_times: the time of each frame of a video, for a prompt that states them; a video without is an error.
+        token_px: side of a visual token in pixels; the sides of resized frames are multiples of it.
+        image_pixels: least and most pixels of a still image, those of the model's own processor.
     """
 
     cameras: bool = False
     depth: bool = False
     frames: bool = False
-    timestamps: bool = False
+    seconds: Seconds = "nominal"
+    frame_times: bool = False
+    token_px: int = 28
+    image_pixels: tuple[int, int] = IMAGE_PIXELS
 
 
-def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None) -> TimeIndex:
-    """The encoding's own time index, the given one, or `TimestampIndex()`.
+def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:
+    """The encoding's own time index, the given one, or the backbone's default.
 
     Raises:
         InputError: both are set, or the encoding needs a constant time and the index is not.
@@ -78,7 +85,7 @@ def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None) 
     own = None if encoding is None else encoding.time_index
     if own is not None and given is not None:
         raise InputError(f"{type(encoding).__name__} sets the time index itself: leave --model.time_index out")
-    chosen = own or given or TimestampIndex()
+    chosen = own or given or default
     if encoding is not None and encoding.requires_constant_time and not chosen.constant:
         raise InputError(
             f"{type(encoding).__name__} acts on mRoPE's T section, where {type(chosen).__name__} would mix time with "

@@ -18,7 +18,7 @@ from zoo.rays import token_points
 from zoo.requirements import CameraUse
 from zoo.scenes import PatchCameras, SceneTokens
 from zoo.sequence_layout import SequenceLayout, is_contiguous
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
 MergedCamera = Literal["first", "last", "mean"]
 
@@ -60,8 +60,13 @@ def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -
     return PatchCameras(patch_poses, patch_K, has_camera)
 
 
-def scene_points(scene: SceneGeometry, merged_camera: MergedCamera = "first") -> Float[Tensor, "t h w 3"]:
+def scene_points(scene: SceneGeometry, rows: int, merged_camera: MergedCamera = "first") -> Float[Tensor, "t h w 3"]:
     """The 3D point of each 2D token, by the depth of the first frame of its temporal patch; NaN where unknown.
+
+    Args:
+        scene: with depth.
+        rows: of 2D tokens in a view.
+        merged_camera: see `merge_cameras`.
 
     Raises:
         InputError: a scene without depth, or another `merged_camera` than "first".
@@ -71,7 +76,7 @@ def scene_points(scene: SceneGeometry, merged_camera: MergedCamera = "first") ->
     if merged_camera != "first":
         raise InputError("points are those of the first frame of a temporal patch: leave --model.merged_camera first")
     poses, K, present = (each[::TEMPORAL_PATCH_SIZE] for each in scene.cameras())
-    points = token_points(scene.depth[::TEMPORAL_PATCH_SIZE], poses, K)
+    points = token_points(scene.depth[::TEMPORAL_PATCH_SIZE], poses, K, scene.depth.shape[1] // rows)
     return points.where(present[:, None, None, None], torch.nan)
 
 
@@ -113,7 +118,8 @@ def add_cameras(encoded: SceneTokens, geometry: SceneGeometry | None, use: Camer
         encoded.cameras = PatchCameras(poses, K, every if scene.has_camera is None else scene.has_camera)
     elif geometry is not None and geometry.knows_cameras:
         encoded.cameras = merge_cameras(geometry, merged)
-        encoded.points = scene_points(geometry, merged).flatten(0, 2) if use.points else None
+        rows = int(scene.grid_thw[1]) // SPATIAL_MERGE_SIZE
+        encoded.points = scene_points(geometry, rows, merged).flatten(0, 2) if use.points else None
         encoded.median_depth = median_depth(geometry) if use.median_depth else None
     else:
         return
@@ -156,7 +162,7 @@ def sequence_cameras(
     known = [scene.cameras is not None for row in rows for scene in row]
     if not any(known) and (given is None or (given.index is None and not known)):
         return None
-    if not is_contiguous(layout.spans):
+    if not is_contiguous(layout.media):
         raise InputError("a sequence with a video between its images can't have cameras: put the images side by side")
     if given is not None:
         cameras = with_scene_facts(given, rows, given.used_mask())

@@ -7,10 +7,8 @@ from functools import partial
 from typing import get_args
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from zoo.backbones.base import Backbone
+from zoo.backbones.base import Backbone, VisualTokens
 from zoo.encodings.base import ViewMixer
 from zoo.fusions import Fusion
 from zoo.geometry.base import SceneGeometry
@@ -19,9 +17,9 @@ from zoo.scenes import SceneInputs, SceneTokens
 from zoo.sequence_layout import MediaKind
 
 
-def encode_vision(backbone: Backbone, scenes: Sequence[SceneInputs]) -> list[Float[Tensor, "_N D"]]:
+def encode_vision(backbone: Backbone, scenes: Sequence[SceneInputs]) -> list[VisualTokens]:
     """The 2D tokens of each scene: one call of the vision tower for all videos, and one for all images."""
-    found: dict[int, Tensor] = {}
+    found: dict[int, VisualTokens] = {}
     for kind in get_args(MediaKind):
         members = [i for i, scene in enumerate(scenes) if scene.kind == kind]
         if not members:
@@ -34,7 +32,9 @@ def encode_vision(backbone: Backbone, scenes: Sequence[SceneInputs]) -> list[Flo
         )
         for i, own in zip(members, grids, strict=True):
             media, tokens = tokens[: len(own)], tokens[len(own) :]
-            found[i] = media[0] if len(media) == 1 else torch.cat(media)
+            found[i] = (
+                media[0] if len(media) == 1 else VisualTokens(*(torch.cat(x, -2) for x in zip(*media, strict=True)))
+            )
     return [found[i] for i in range(len(scenes))]
 
 
@@ -79,3 +79,5 @@ def fuse_scenes(
             continue
         for encoded, each in zip(same, fused.split(steps), strict=True):
             encoded.tokens = each
+            if fusion is not None:
+                encoded.deepstack = fusion.fit_deepstack(encoded.deepstack, each.shape[1])

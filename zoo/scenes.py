@@ -14,7 +14,7 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.sequence_layout import MediaKind, MediaSpan, SequenceLayout
+from zoo.sequence_layout import MediaKind, Medium, SequenceLayout
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
@@ -99,6 +99,7 @@ class SceneTokens:
     Args:
         scene: what was encoded.
         tokens: visual tokens of each temporal patch, in the decoder's width: those on the 2D grid, then extra tokens.
+        deepstack: what is added to their hidden states in the first decoder layers, see `VisualTokens`.
         cameras: None for a model that uses none, or a scene without.
         points: the 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
         median_depth: of all pixels of the scene; for an encoding that divides lengths by it.
@@ -107,6 +108,7 @@ class SceneTokens:
 
     scene: SceneInputs
     tokens: Float[Tensor, "t n D"]
+    deepstack: Float[Tensor, "layers t n D"]
     cameras: PatchCameras | None = None
     points: Float[Tensor, "tokens 3"] | None = None
     median_depth: Float[Tensor, ""] | None = None
@@ -143,38 +145,38 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
     cameras = media.get("cameras")
     if cameras is not None and len(cameras) != layout.shape[0]:
         raise InputError(f"expected cameras for {layout.shape[0]} sequences, got {len(cameras)}")
-    groups: dict[tuple[int, str, int], list[MediaSpan]] = {}
-    for span in layout.spans:
-        groups.setdefault((span.row, span.kind, span.number if span.kind == "video" else 0), []).append(span)
+    groups: dict[tuple[int, str, int], list[Medium]] = {}
+    for medium in layout.media:
+        groups.setdefault((medium.row, medium.kind, medium.number if medium.kind == "video" else 0), []).append(medium)
     pixels = {
         "video": _split(media.get("pixel_values_videos"), media.get("video_grid_thw")),
         "image": _split(media.get("pixel_values"), media.get("image_grid_thw")),
     }
     frames = media.get("frames")
-    if frames is not None and len(frames) not in (len(layout.spans), len(groups)):
+    if frames is not None and len(frames) not in (len(layout.media), len(groups)):
         raise InputError(
-            f"{len(frames)} entries of frames, and the sequences show {len(layout.spans)} videos and images in "
+            f"{len(frames)} entries of frames, and the sequences show {len(layout.media)} videos and images in "
             f"{len(groups)} scenes: give one entry each"
         )
     seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
     scenes: list[SceneInputs] = []
     scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]
-    for number, spans in enumerate(groups.values()):
-        row, kind = spans[0].row, spans[0].kind
-        grids = torch.stack([pixels[kind][1][span.number] for span in spans])
+    for number, shown in enumerate(groups.values()):
+        row, kind, which = shown[0].row, shown[0].kind, shown[0].number
+        grids = torch.stack([pixels[kind][1][medium.number] for medium in shown])
         if (grids[:, 1:] != grids[0, 1:]).any():
             raise InputError(f"the images of a sequence are one scene and need one size, got grids {grids.tolist()}")
-        values = [pixels[kind][0][span.number] for span in spans]
+        values = [pixels[kind][0][medium.number] for medium in shown]
         scene = SceneInputs(
             values[0] if len(values) == 1 else torch.cat(values),
             torch.cat((grids[:, :1].sum(0), grids[0, 1:])),
             kind=kind,
-            frames=None if frames is None else _two_per_patch(frames, number, spans, layout.spans),
-            frame_indices=None if indices is None or kind == "image" else indices[spans[0].number],
-            seconds_per_grid=None if seconds is None or kind == "image" else float(seconds[spans[0].number]),
+            frames=None if frames is None else _two_per_patch(frames, number, shown, layout.media),
+            frame_indices=None if indices is None or kind == "image" else indices[which],
+            seconds_per_grid=None if seconds is None or kind == "image" else float(seconds[which]),
         )
         if cameras is not None:
-            first = int(layout.steps_before[layout.spans.index(spans[0])])
+            first = shown[0].steps_before
             scene.cameras = cameras[[row]].span(first, scene.num_steps)
             scene.has_camera = cameras.used_mask()[row, cameras[[row]].spanned(first, scene.num_steps)[1][0]]
             scene.geometry = SceneGeometry(
@@ -197,7 +199,7 @@ def _split(pixels: Tensor | None, grid_thw: Tensor | None) -> tuple[Sequence[Ten
 
 
 def _two_per_patch(
-    frames: Sequence[Tensor], number: int, scene: Sequence[MediaSpan], spans: Sequence[MediaSpan]
+    frames: Sequence[Tensor], number: int, scene: Sequence[Medium], media: Sequence[Medium]
 ) -> Float[Tensor, "T 3 H W"]:
     """Two frames per temporal patch of a scene; still images come twice each, or once and are then doubled.
 
@@ -205,15 +207,15 @@ def _two_per_patch(
         frames: one entry per video and image, or else one per scene, in the order in which they appear.
         number: of the scene.
         scene: its videos and images.
-        spans: all videos and images.
+        media: all videos and images.
 
     Raises:
         InputError: a wrong number of frames.
     """
     parts = (
-        [(frames[spans.index(span)], span.grid[0]) for span in scene]
-        if len(frames) == len(spans)
-        else [(frames[number], sum(span.grid[0] for span in scene))]
+        [(frames[media.index(medium)], medium.steps) for medium in scene]
+        if len(frames) == len(media)
+        else [(frames[number], sum(medium.steps for medium in scene))]
     )
     doubled = []
     for part, steps in parts:

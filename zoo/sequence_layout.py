@@ -22,12 +22,14 @@ class Placeholders(NamedTuple):
     Attributes:
         video: stands for one visual token of a video.
         image: stands for one visual token of a still image.
-        vision_start: precedes the first placeholder of each video or image.
+        vision_start: precedes the first placeholder of each run.
+        span_per_step: whether each temporal patch of a video is a run of its own, with text between them.
     """
 
     video: int
     image: int
     vision_start: int
+    span_per_step: bool = False
 
     @property
     def visual(self) -> tuple[int, int]:
@@ -35,24 +37,29 @@ class Placeholders(NamedTuple):
         return self.video, self.image
 
 
-class MediaSpan(NamedTuple):
-    """One video or still image in a batch of sequences: a run of consecutive placeholders.
+class Medium(NamedTuple):
+    """One video or still image in a batch of sequences: one span of visual tokens, or several.
 
     Attributes:
         row: the sequence that contains it.
         kind: "video" or "image".
         number: index among the videos, or among the images, of the batch.
-        grid: (t, h, w) in visual tokens, after the spatial merge.
+        steps: temporal patches.
+        steps_before: temporal patches of the same sequence before it, over all of its videos and images.
     """
 
     row: int
     kind: MediaKind
     number: int
-    grid: tuple[int, int, int]
+    steps: int
+    steps_before: int
 
 
 class SequenceLayout:
-    """The media spans of a batch, and for each visual token its span, temporal patch and cell in the grid.
+    """The spans of visual tokens of a batch, and for each token its span, temporal patch and cell in the grid.
+
+    A span is a run of consecutive placeholders: a still image, a video, or a temporal patch of a video in a prompt with
+    text between those (`Placeholders.span_per_step`).
 
     Index tensors are computed on the CPU from one copy of the token ids, so that a forward pass waits for the GPU once;
     the public methods return tensors on the device of the ids.
@@ -67,11 +74,12 @@ class SequenceLayout:
         extra_tokens: tokens that follow the 2D tokens of each view.
 
     Attributes:
-        spans: in the order in which they appear.
+        media: videos and images, in the order in which they appear.
+        medium: the medium of each span.
         row: the sequence of each token that is not padding.
         start: index of each span's first token, among the tokens that are not padding.
         grid: (t, h, w) of each span in visual tokens.
-        is_video: whether a span is a video.
+        is_video: whether a span is of a video.
         span: the span of each visual token.
         step: the temporal patch of each visual token within its span.
         cell: its cell in the (h, w) grid, row by row; an extra token has that of the 2D token whose position it shares.
@@ -99,29 +107,37 @@ class SequenceLayout:
         )
         ids, self.row = host_ids[self.mask], self.mask.nonzero()[:, 0]
 
-        # 1. Spans: placeholders that follow a vision_start token.
+        # 1. Spans: placeholders that follow a vision_start token. Those of one video follow each other.
         follows = torch.zeros_like(ids, dtype=torch.bool)
         follows[1:] = (ids[:-1] == placeholders.vision_start) & (self.row[1:] == self.row[:-1])
         self.start: Int[Tensor, " M"] = (follows & torch.isin(ids, torch.tensor(placeholders.visual))).nonzero()[:, 0]
         self.is_video: Bool[Tensor, " M"] = ids[self.start] == placeholders.video
         self.grid: Int[Tensor, "M 3"] = ids.new_zeros(len(self.start), 3)
+        number = torch.zeros_like(self.start)
         for kind, chosen, grids in (
             ("image", ~self.is_video, image_grid_thw),
             ("video", self.is_video, video_grid_thw),
         ):
-            given, shown = 0 if grids is None else len(grids), int(chosen.sum())
+            own = torch.zeros(0, 3, dtype=ids.dtype) if grids is None else grids.to(ids)
+            medium, found, unit = torch.arange(len(own)), f"{kind}s", "rows"
+            if kind == "video" and placeholders.span_per_step:
+                medium, _ = owners(own[:, 0])
+                own, found, unit = own[medium], "blocks of videos", "temporal patches"
+                own[:, 0] = 1
+            given, shown = len(own), int(chosen.sum())
             if given != shown:
-                raise ValueError(f"the prompts hold {shown} {kind}s, but {kind}_grid_thw has {given} rows")
-            if grids is not None:
-                self.grid[chosen] = grids.to(ids)
+                raise ValueError(f"the prompts hold {shown} {found}, but {kind}_grid_thw has {given} {unit}")
+            self.grid[chosen], number[chosen] = own, medium
         self.grid[:, 1:] //= spatial_merge_size
-        numbers = torch.where(self.is_video, self.is_video.cumsum(0), (~self.is_video).cumsum(0)) - 1
-        self.spans: list[MediaSpan] = [
-            MediaSpan(row, "video" if is_video else "image", number, (grid[0], grid[1], grid[2]))
-            for row, is_video, number, grid in zip(
-                self.row[self.start].tolist(), self.is_video.tolist(), numbers.tolist(), self.grid.tolist(), strict=True
-            )
-        ]
+        of_span = torch.stack((self.row[self.start], self.is_video, number), 1)
+        first = torch.ones_like(self.is_video)
+        first[1:] = (of_span[1:] != of_span[:-1]).any(1)
+        self.medium: Int[Tensor, " M"] = first.cumsum(0) - 1
+        steps = torch.zeros_like(self.medium[first]).index_add(0, self.medium, self.grid[:, 0])
+        rows = torch.cat((of_span[first], steps[:, None], self.steps_before[first, None]), 1).tolist()
+        self.media = [Medium(row, "video" if is_video else "image", *others) for row, is_video, *others in rows]
+        if len(self.media) != len({(medium.kind, medium.number) for medium in self.media}):
+            raise ValueError("the temporal patches of a video do not follow each other in one sequence")
 
         # 2. Tokens: each view has h * w 2D tokens, then its extra tokens.
         view = self.grid[:, 1] * self.grid[:, 2]
@@ -211,7 +227,7 @@ def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, "
     return run, places - (ends - lengths)[run]
 
 
-def is_contiguous(spans: Sequence[MediaSpan]) -> bool:
+def is_contiguous(media: Sequence[Medium]) -> bool:
     """Whether no video stands between the still images of a sequence."""
-    runs = [row for (row, kind), _ in groupby(spans, lambda span: (span.row, span.kind)) if kind == "image"]
+    runs = [row for (row, kind), _ in groupby(media, lambda medium: (medium.row, medium.kind)) if kind == "image"]
     return len(runs) == len(set(runs))

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.poses import PoseMeasure, path_length, pose_distances
 
+Seconds = Literal["nominal", "clip", "sampled_fps"]
 MIN_RANGE = 1e-4  # radians, meters or frames: a smaller range of values is rounding error, and is not spread
 
 
@@ -53,15 +54,18 @@ class TimeIndex(Configurable, ABC):
 
     Attributes:
         seconds_per_grid: nominal seconds per temporal patch, if the caller passes none.
-        real_time: whether the model passes the actual seconds per temporal patch of the clip.
+        seconds: whose seconds per temporal patch the model passes, see `TimestampIndex`.
         constant: all views of a video share one position, so RoPE on the T section is the identity between them.
+        per_span: positions count from the start of each span of visual tokens, not from that of the video; they differ
+            where each temporal patch is a span of its own (Qwen3-VL).
         requires_frames: reads the raw frame indices.
         requires_cameras: reads the poses.
     """
 
     seconds_per_grid: int | float = 1.0
-    real_time: bool = False
+    seconds: Seconds = "nominal"
     constant: bool = False
+    per_span: bool = False
     requires_frames: bool = False
     requires_cameras: bool = False
 
@@ -80,7 +84,8 @@ class TimestampIndex(TimeIndex):
     Args:
         seconds_per_grid: nominal seconds per temporal patch, whatever the actual rate of the clip. The released
             Spatial-MLLM checkpoints are evaluated with 1.0 and were trained with 0.5.
-        real_time: use the actual seconds of the clip instead.
+        seconds: `nominal`; those of the `clip`, from its frames' times; or by the `sampled_fps`, 2 / (n / N fps) for n
+            of the N frames of a video, as in qwen-vl-utils. docs/positions.md compares them.
 
     Example:
         >>> import torch
@@ -90,9 +95,10 @@ class TimestampIndex(TimeIndex):
         ([0, 1, 3, 4], [0, 1, 2, 3], [0, 0, 0, 0])
     """
 
-    def __init__(self, seconds_per_grid: int | float = 1.0, real_time: bool = False) -> None:
+    def __init__(self, seconds_per_grid: int | float = 1.0, seconds: Seconds = "nominal") -> None:
+        check_choice("seconds", seconds, Seconds)
         self.seconds_per_grid = seconds_per_grid
-        self.real_time = real_time
+        self.seconds = seconds
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         # float32 and this order of the products, so that the floor is the one of the released models' training
@@ -110,6 +116,15 @@ class ConstantIndex(TimeIndex):
     """Position 0 for all views of a video, for static scenes. Consecutive stills start at consecutive positions."""
 
     constant = True
+
+    def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
+        return torch.zeros_like(steps.step)
+
+
+class SpanIndex(TimeIndex):
+    """The position where each temporal patch starts in the sequence, as in Qwen3-VL, whose prompt has time as text."""
+
+    per_span = True
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         return torch.zeros_like(steps.step)
@@ -136,13 +151,15 @@ class SpreadIndex(TimeIndex):
         positions = torch.zeros_like(steps.step)
         for video in steps.video.unique():
             mask = steps.video == video
-            values = self.values(steps.only(mask)).double()
-            values = values - values.amin()
-            largest = values.amax()
             # 1e-6 rounds halves up despite rounding errors: uniform motion gives exact halves
-            spread = (values / largest.clamp(min=MIN_RANGE) * self.span + 1e-6).round().long()
-            positions[mask] = spread * (largest >= MIN_RANGE)
+            positions[mask] = (self.spread(self.values(steps.only(mask))) + 1e-6).round().long()
         return positions
+
+    def spread(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Scales the values of one video to 0 ... span, in float64."""
+        values = values.double() - values.double().amin()
+        largest = values.amax()
+        return values / largest.clamp(min=MIN_RANGE) * self.span * (largest >= MIN_RANGE)
 
 
 class FrameNumberIndex(SpreadIndex):

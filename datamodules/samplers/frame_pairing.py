@@ -143,6 +143,17 @@ class OffsetNeighbor(FramePairing):
         return sorted(pairs)  # as in the fork: the neighbors of two views may have crossed
 
 
+def sampled_seconds_per_grid(times_s: Sequence[float], num_frames: int) -> float:
+    """Seconds per temporal patch as in qwen-vl-utils: 2 / sampled fps, the mean fps times the share of chosen frames.
+
+    Args:
+        times_s: Timestamps of all frames of the video.
+        num_frames: Chosen frames.
+    """
+    interval = (times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
+    return TEMPORAL_PATCH_SIZE * interval * len(times_s) / num_frames
+
+
 def seconds_per_grid(times_s: Sequence[float]) -> float:
     """Mean time in seconds between the first frames of consecutive tokens.
 

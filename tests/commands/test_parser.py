@@ -159,7 +159,7 @@ def test_model_help_uses_the_model_of_the_configs(
 
 
 def test_errors_list_the_classes_of_the_expected_type(error_of: ErrorOf) -> None:
-    models = "known: BaselineVLM, ConcatSplitMLLM, PRoPEMLLM, Qwen25VL, SpatialMLLM, VGGTPretraining"
+    models = "known: BaselineVLM, ConcatSplitMLLM, PRoPEMLLM, Qwen25VL, Qwen3VL, SpatialMLLM, VGGTPretraining"
     assert error_of("fit --model zoo.PRoPE").startswith("error: model: expected Task or null, not zoo.PRoPE; " + models)
     text = error_of("fit --config qwen25_vl.yaml --model.camera_encoding.scale none")
     assert text.startswith(

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from datamodules.collate import IGNORED, Collate, LoadedScene
 from datamodules.scenes import Question, Scene
-from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
+from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
 from zoo.fusions import ExtraTokens
 from zoo.geometry.base import SceneGeometry
@@ -60,7 +60,7 @@ def test_a_question_with_a_mark_of_the_chat_is_refused_and_spoils_no_other(train
 def test_real_and_tiny_templates_agree_on_any_chat(training: bool, realdata: Path) -> None:
     real = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     for question in (A, B):
-        assert Collate(Qwen25VLPreprocessor(real), training).prompt(question) == Collate(
+        assert Collate(QwenVLPreprocessor(real), training).prompt(question) == Collate(
             tiny_preprocessor(), training
         ).prompt(question)
     own_system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]

@@ -23,7 +23,7 @@ from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.video import Video
 from tests.golden.synth import synth_video
-from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
+from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.positions import mrope_position_ids
 
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -59,12 +59,12 @@ class Synthetics(SceneDataset):
         self.videos = videos
 
     def open(self, index: int) -> OpenScene:
-        return OpenScene(self.scenes[index], self.videos[index], None, None, self.videos[index].times_s, None)
+        return OpenScene(self.scenes[index], self.videos[index], None, None, self.videos[index].times_s, True, None)
 
 
 @pytest.fixture(scope="module")
 def processor(realdata: Path) -> Any:
-    return Qwen25VLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
+    return QwenVLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
 
 
 def grids_of(batch: dict[str, Any]) -> Tensor:
@@ -165,7 +165,7 @@ def test_images_of_the_official_training(processor: Any, tmp_path: Path) -> None
         (picture,) = synth_video(sample["synth_seed"] + 100 * i, 1, sample["H"], sample["W"])
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
     scene = Scene("s", files[0], (RawQuestion("0", "", sample["q"], sample["a"]),), images=files)
-    loaded = SceneDataset([scene], UniformSampler(), 16, TRAINING)[0]
+    loaded = SceneDataset([scene], UniformSampler(), 16, TRAINING, image_bounds=TRAINING)[0]
     assert loaded.error is None and torch.equal(loaded.frames[..., ::9, ::7], t["image_tchw_0_u8_strided"])
     batch = Collate(processor, training=True, keep_frames=True)([loaded])
     for name in ("input_ids", "labels"):

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as stock_resize
 
-from datamodules.resize import FOLDER_FACTOR, FOLDER_MAX_PIXELS, PixelBounds, resize_frames, smart_resize
+from datamodules.resize import FOLDER_MAX_TOKENS, FOLDER_MIN_TOKENS, TOKEN_PX, PixelBounds, resize_frames, smart_resize
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 synth_video = runpy.run_path(str(GOLDEN / "synth.py"))["synth_video"]
@@ -29,7 +30,8 @@ def test_sizes_of_the_official_inference(num_frames):
 
 
 def test_sizes_of_the_training_script_and_of_folders():
-    folder = {"factor": FOLDER_FACTOR, "min_pixels": 4 * FOLDER_FACTOR**2, "max_pixels": FOLDER_MAX_PIXELS}
+    side = 2 * TOKEN_PX
+    folder = {"factor": side, "min_pixels": FOLDER_MIN_TOKENS * side**2, "max_pixels": FOLDER_MAX_TOKENS * side**2}
     for row in SIZES:
         height, width = row["h"], row["w"]
         assert list(smart_resize(height, width, **folder)) == row["folder_first_pass_factor56"]
@@ -43,6 +45,19 @@ def test_size_stays_in_bounds_and_near_the_aspect_ratio():
         assert new_height % 28 == new_width % 28 == 0
         assert 100_000 <= new_height * new_width <= 400_000
         assert abs(math.log(new_height / new_width * width / height)) < 0.15
+
+
+def test_sizes_in_tokens_of_32_pixels_are_the_processors() -> None:
+    """Qwen3-VL's, by the stock function; a frame of a folder is first rounded to multiples of two tokens."""
+    bounds = PixelBounds(min_pixels=131072, max_pixels=786432)
+    for height, width in [(480, 640), (1080, 1920), (333, 250), (64, 64)]:
+        expected = stock_resize(height, width, factor=32, min_pixels=131072, max_pixels=786432)
+        assert bounds.frame_size(height, width, 16, token_px=32) == tuple(expected)
+    frames = torch.zeros(2, 3, 480, 640, dtype=torch.uint8)
+    first = stock_resize(480, 640, factor=64)
+    twice = resize_frames(frames, bounds, is_folder=True, token_px=32).shape[2:]
+    assert tuple(twice) == tuple(stock_resize(*first, factor=32, min_pixels=131072, max_pixels=786432)) == (512, 640)
+    assert resize_frames(frames, bounds, token_px=32).shape[2:] == (480, 640)
 
 
 def test_an_extreme_aspect_ratio_is_an_error():

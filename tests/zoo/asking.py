@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from benchmarks.symmetries import COMBINATIONS
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
-from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, ConstantIndex, LearningRates, TinyQwen25VL, TinyVGGT
+from zoo import (
+    AddFusion,
+    CameraTokenFusion,
+    ConcatSplitFusion,
+    ConstantIndex,
+    LearningRates,
+    TinyQwen3VL,
+    TinyQwen25VL,
+    TinyVGGT,
+)
 from zoo.encodings import CameraEncoding, ViewAttention
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
@@ -53,7 +62,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, *, dtype: str = "float32", implementation: str = "sdpa", **more: Any) -> VideoQATask:
+BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL}
+SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96)}  # of frames of 2 x 3 tokens
+
+
+def build(
+    name: str, *, dtype: str = "float32", implementation: str = "sdpa", family: str = "Qwen2.5-VL", **more: Any
+) -> VideoQATask:
     """Random weights that make answers differ: with the usual ones, and with attention that is less sharp, they repeat
     a token whatever was asked."""
     parts = {**MODELS[name], **more}
@@ -63,7 +78,7 @@ def build(name: str, *, dtype: str = "float32", implementation: str = "sdpa", **
             "camera_encoding": encoding,
             "time_index": ConstantIndex() if encoding.requires_constant_time else None,
         }
-    backbone = TinyQwen25VL(
+    backbone = BACKBONES[family](
         layers=2,
         hidden_size=64,
         heads=2,
@@ -79,18 +94,27 @@ def build(name: str, *, dtype: str = "float32", implementation: str = "sdpa", **
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
     for attention in (layer.self_attn for layer in model.model.backbone.vlm.model.language_model.layers):
-        attention.q_proj.weight.data *= 2
-        attention.k_proj.weight.data *= 2
+        sharpened = (
+            (attention.q_norm, attention.k_norm) if family == "Qwen3-VL" else (attention.q_proj, attention.k_proj)
+        )
+        for each in sharpened:
+            each.weight.data *= 2
     if encoding is not None:
         for parameter in encoding.parameters():
             nn.init.normal_(parameter, std=0.1, generator=generator)
     return model.eval()
 
 
-def scene(name: str, questions: tuple[Question, ...] = QUESTIONS, steps: int = 3, seed: int = 0) -> LoadedScene:
+def scene(
+    name: str,
+    questions: tuple[Question, ...] = QUESTIONS,
+    steps: int = 3,
+    seed: int = 0,
+    family: str = "Qwen2.5-VL",
+) -> LoadedScene:
     """Noise, seen by random cameras, with random depth."""
     generator = torch.Generator().manual_seed(seed)
-    frames = torch.randint(0, 255, (2 * steps, 3, 56, 84), dtype=torch.uint8, generator=generator)
+    frames = torch.randint(0, 255, (2 * steps, 3, *SIZES[family]), dtype=torch.uint8, generator=generator)
     skew = torch.randn(2 * steps, 3, 3, generator=generator, dtype=torch.float64)
     poses = torch.eye(4, dtype=torch.float64).repeat(2 * steps, 1, 1)
     poses[:, :3, :3] = torch.linalg.matrix_exp(skew - skew.mT)
@@ -98,17 +122,16 @@ def scene(name: str, questions: tuple[Question, ...] = QUESTIONS, steps: int = 3
     geometry = SceneGeometry(
         world_to_camera=poses,
         K_normalized=torch.diag(torch.tensor([0.8, 1.1, 1.0], dtype=torch.float64)).repeat(2 * steps, 1, 1),
-        depth=torch.rand(2 * steps, 56, 84, generator=generator) + 1,
+        depth=torch.rand(2 * steps, *SIZES[family], generator=generator) + 1,
     )
     described = Scene(name, Path(name), questions)
-    return LoadedScene(described, questions, frames, tuple(range(0, 20 * steps, 10)), 1.0, geometry)
+    times = tuple(0.7 * frame for frame in range(2 * steps))
+    return LoadedScene(described, questions, frames, tuple(range(0, 20 * steps, 10)), 1.0, geometry, frame_times=times)
 
 
 def batch(task: VideoQATask, *scenes: LoadedScene, training: bool = False, at_once: int = 8) -> dict[str, Any]:
     needs = task.requirements
-    return Collate(task.preprocessor, training, at_once, task.extra_tokens, needs.frames, needs.timestamps)(
-        list(scenes)
-    )
+    return Collate(task.preprocessor, training, at_once, task.extra_tokens, needs.frames, needs.seconds)(list(scenes))
 
 
 def prompts_of(asked: dict[str, Any]) -> list[list[int]]:

@@ -12,14 +12,14 @@ from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.layouts import sequence_layout
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
 from zoo.positions import mrope_position_ids
 from zoo.time_index import ConstantIndex, TimeIndex
 
 PAD, START, END, VIDEO = 0, 1, 2, 3
 HEAD_DIM, MROPE_SECTION, WIDTH = 32, [4, 4, 8], 128
-SHAPE: dict[str, Any] = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION}
+SHAPE: dict[str, Any] = {"head": HeadLayout.in_row(HEAD_DIM, MROPE_SECTION)}
 TOKENS = {"image_token_id": 4, "video_token_id": VIDEO, "vision_start_token_id": START}
 GRIDS = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}
 ROWS = [[9, 8, START, *[VIDEO] * 12, END, 7, 6, 5], [9, START, *[VIDEO] * 8, END, 5, 6]]
@@ -110,7 +110,8 @@ class Example:
         points = torch.cat((self.patch_centers, self.index[..., None] + 1.0), -1) / 3
         chosen = torch.full((2,), self.poses.shape[1] - 1)  # as a model chooses by what the views show
         cameras = Cameras(self.poses, self.K, self.index).with_reference(chosen)
-        return cameras.with_tokens(self.patch_centers, points)
+        time = self.positions(stock=True)[0][0, :, : self.index.shape[1]]
+        return cameras.with_tokens(self.patch_centers, points, time)
 
     def encoded(self, cameras: Cameras | None = None) -> EncodedCameras:
         return self.encoding.encode(self.cameras() if cameras is None else cameras, **SHAPE)

@@ -24,6 +24,7 @@ SAMPLES: dict[str, Sample] = {
 def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict[str, list[Any]]]:
     """(ids, media in order of appearance); the stills are one scene of each twice, where the first of them comes."""
     config, generator = model.backbone.vlm.config, torch.Generator().manual_seed(seed)
+    side, span_per_step = model.backbone.patch_size, model.backbone.span_per_step
     ids: list[int] = []
     found: dict[str, list[Any]] = {}
     scene: list[Tensor] = []
@@ -34,11 +35,14 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
         steps, rows, columns = what if kind == "v" else (1, *what)
         name, suffix = ("video", "_videos") if kind == "v" else ("image", "")
         view = rows * columns // 4
-        tokens = steps * (view + len(model.extra_tokens.positions(view)))
+        per_view = view + len(model.extra_tokens.positions(view))
         token = getattr(config, f"{name}_token_id")
-        ids += [config.vision_start_token_id, *[token] * tokens, config.vision_end_token_id]
-        pixels = torch.randn(steps * rows * columns, 1176, generator=generator)
-        frames = torch.rand(2 * steps if kind == "v" else 1, 3, 14 * rows, 14 * columns, generator=generator)
+        for step in range(steps) if span_per_step else [0]:
+            tokens = per_view if span_per_step else steps * per_view
+            times = [11, 12 + step] if span_per_step and kind == "v" else []  # stand for `<1.5 seconds>`
+            ids += [*times, config.vision_start_token_id, *[token] * tokens, config.vision_end_token_id]
+        pixels = torch.randn(steps * rows * columns, 6 * side**2, generator=generator)
+        frames = torch.rand(2 * steps if kind == "v" else 1, 3, side * rows, side * columns, generator=generator)
         found.setdefault(f"pixel_values{suffix}", []).append(pixels)
         found.setdefault(f"{name}_grid_thw", []).append(torch.tensor([steps, rows, columns]))
         if kind == "v":

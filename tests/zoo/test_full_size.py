@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
-from zoo import Cameras, ConcatSplitMLLM, PRoPE, PRoPEMLLM, Qwen25VL, SpatialMLLM
-from zoo.checkpoints.config import ReleasedConfig
-from zoo.checkpoints.released import EmptyQwen25VL
+from zoo import BaselineVLM, Cameras, ConcatSplitMLLM, PRoPE, PRoPEMLLM, SpatialMLLM
+from zoo.checkpoints.config import ReleasedConfig, qwen3_config
+from zoo.checkpoints.released import EmptyQwenVL
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.geometry.vggt.model import VGGT_1B
 from zoo.tasks import VideoQATask
 
-SIZES = ["3b", "7b"]
+SIZES = ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_4b", "qwen3_vl_8b"]
 MANIFESTS = Path(__file__).parents[1] / "golden/manifests"
-GRID = torch.tensor([[2, 12, 16]])  # four frames of 168 x 224
+GRID = torch.tensor([[2, 12, 16]])  # in patches: four frames
 
 
 class ToMeta(TorchDispatchMode):
@@ -39,20 +40,23 @@ class ToMeta(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def manifest(size: str) -> dict[str, Any]:
-    return json.loads((MANIFESTS / f"qwen2_5_vl_{size}_shapes.json").read_text())
-
-
-def qwen(size: str) -> EmptyQwen25VL:
-    return EmptyQwen25VL(ReleasedConfig({"qwen": manifest(size)["config"]}).qwen, torch.bfloat16)
+def qwen(size: str) -> tuple[EmptyQwenVL, int]:
+    """The backbone, and the number of its released parameters."""
+    if size.startswith("qwen3"):
+        manifest = json.loads((MANIFESTS / f"{size}.json").read_text())
+        config, shapes = qwen3_config(manifest["config"]), manifest["tensors"]
+    else:
+        manifest = json.loads((MANIFESTS / f"{size}_shapes.json").read_text())
+        config, shapes = ReleasedConfig({"qwen": manifest["config"]}).qwen, manifest["shapes"]
+    return EmptyQwenVL(config, torch.bfloat16), sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
 def vggt() -> VGGTEncoder:
     return VGGTEncoder(VGGT(aggregator=VGGT_1B["aggregator"]))
 
 
-MODELS: dict[str, Callable[[EmptyQwen25VL], VideoQATask]] = {
-    "Qwen25VL": lambda qwen: Qwen25VL(backbone=qwen),
+MODELS: dict[str, Callable[[EmptyQwenVL], VideoQATask]] = {
+    "BaselineVLM": lambda qwen: BaselineVLM(backbone=qwen),
     "SpatialMLLM": lambda qwen: SpatialMLLM(backbone=qwen, geometry=vggt),
     "ConcatSplitMLLM": lambda qwen: ConcatSplitMLLM(backbone=qwen, geometry=vggt),
     "PRoPEMLLM": lambda qwen: PRoPEMLLM(PRoPE(), backbone=qwen, geometry=vggt),
@@ -61,23 +65,30 @@ MODELS: dict[str, Callable[[EmptyQwen25VL], VideoQATask]] = {
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", MODELS)
-def test_forward_at_the_size_of_the_released_weights(name: str, size: str) -> None:
+def test_forward_at_the_size_of_the_released_weights(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(self: Any, hidden: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Where the mask is true can't be read on the meta device."""
+        assert features.shape == (GRID.prod() // 4, hidden.shape[-1])
+        return hidden
+
+    monkeypatch.setattr(Qwen3VLTextModel, "_deepstack_process", add)
     with torch.device("meta"):
-        model = MODELS[name](qwen(size)).model
-    config = model.backbone.vlm.config
-    tokens = [1, config.vision_start_token_id, *[config.video_token_id] * int(GRID.prod() // 4), 5, 6]
+        empty, released = qwen(size)
+        model = MODELS[name](empty).model
+    config, patch = model.backbone.vlm.config, model.backbone.patch_size
+    spans = int(GRID[0, 0]) if model.backbone.span_per_step else 1
+    span = [7, config.vision_start_token_id, *[config.video_token_id] * int(GRID.prod() // 4 // spans)]
+    tokens = [1, *span * spans, 5, 6]
     ids = torch.tensor([tokens])
     poses = torch.eye(4).repeat(1, 2, 1, 1)
     with ToMeta():
         logits = model.logits(
             ids,
             torch.ones_like(ids),
-            pixel_values_videos=torch.empty(int(GRID.prod()), 1176, device="meta"),
+            pixel_values_videos=torch.empty(int(GRID.prod()), 6 * patch**2, device="meta"),
             video_grid_thw=GRID,
-            frames=[torch.empty(4, 3, 168, 224, device="meta")],
+            frames=[torch.empty(4, 3, 12 * patch, 16 * patch, device="meta")],
             cameras=Cameras(poses, torch.eye(3).repeat(1, 2, 1, 1)),
         )
     assert logits.is_meta and logits.shape == (1, len(tokens), config.text_config.vocab_size)
-
-    released = sum(torch.Size(shape).numel() for shape in manifest(size)["shapes"].values())
     assert sum(p.numel() for p in model.backbone.vlm.parameters()) == released

@@ -12,7 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.decoder import VIDEO, Example, install, tiny_model
-from zoo.backbones.qwen25_vl.attention import CameraQwen25VL, greedy
+from zoo.backbones.attention import greedy
+from zoo.backbones.qwen25_vl.backbone import CameraQwen25VL
 
 NEW = 4
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +50,8 @@ def log_probabilities(model: CameraQwen25VL, example: Example, sequences: Tensor
     cameras = example.cameras()
     assert cameras.index is not None and cameras.patch_centers is not None and cameras.points is not None
     longer = cameras.with_index(F.pad(cameras.index, (0, new), value=-1))
-    longer = longer.with_tokens(F.pad(cameras.patch_centers, (0, 0, 0, new)), F.pad(cameras.points, (0, 0, 0, new)))
+    padded = (F.pad(each, (0, 0, 0, new)) for each in (cameras.patch_centers, cameras.points))
+    longer = longer.with_tokens(*padded, F.pad(cameras.time, (0, new)))
     output = model(
         inputs_embeds=embeddings,
         attention_mask=F.pad(example.attention_mask, (0, new), value=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.zoo.asking import MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
+from tests.zoo import asking
+from tests.zoo.asking import BACKBONES, MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
 from tests.zoo.released import load_case, official_weights, write_release
 from zoo import PretrainedQwen25VL, prefix_cache
 from zoo.backbones import Qwen25VLBackbone
@@ -48,10 +50,11 @@ def ids(model: VideoQATask, asked: dict[str, Any]) -> list[list[int]]:
 # ---- equal to the question-by-question path -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_are_those_of_each_question_by_itself(name: str) -> None:
+def test_answers_are_those_of_each_question_by_itself(name: str, family: str) -> None:
     """Questions of different lengths and scenes of different lengths; two of the questions are the same."""
-    model = build(name)
+    model, scene = build(name, family=family), partial(asking.scene, family=family)
     asked = batch(model, scene("a", (*QUESTIONS, QUESTIONS[0])), scene("b", QUESTIONS[1:3], steps=2, seed=1))
     expected = one_by_one(model, asked)
     assert ids(model, asked) == expected
@@ -114,11 +117,12 @@ def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.M
     assert ids(model, asked) == one_by_one(model, asked)
 
 
+@pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 @pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange", "PRoPE, ExtraChannels"])
-def test_other_attention_backends_give_the_same_answers(name: str, implementation: str) -> None:
-    model, other = build(name, implementation=implementation), build(name)
-    asked = batch(model, scene("a"))
+def test_other_attention_backends_give_the_same_answers(name: str, implementation: str, family: str) -> None:
+    model, other = build(name, implementation=implementation, family=family), build(name, family=family)
+    asked = batch(model, scene("a", family=family))
     with torch.compiler.set_stance("force_eager"):
         assert ids(model, asked) == ids(other, asked) == one_by_one(other, asked)
 

@@ -68,5 +68,5 @@ def test_points_are_of_the_first_frame() -> None:
     deep = scene()
     deep.depth = torch.ones(4, 28, 28)
     with pytest.raises(InputError, match="leave --model.merged_camera first"):
-        scene_points(deep, "mean")
-    assert scene_points(deep).shape == (2, 1, 1, 3)
+        scene_points(deep, 1, "mean")
+    assert scene_points(deep, 1).shape == (2, 1, 1, 3)

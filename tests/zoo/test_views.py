@@ -191,7 +191,8 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
             steps = int(grid[0])
             known = (each[i, :steps] for each in (poses.world_to_camera, poses.K_normalized, present))
             inputs = SceneInputs(torch.empty(0, 0), grid)
-            scenes.append(SceneTokens(inputs, tokens.unflatten(0, (steps, -1)), PatchCameras(*known)))
+            views = tokens.unflatten(0, (steps, -1))
+            scenes.append(SceneTokens(inputs, views, views.new_empty(0, *views.shape), PatchCameras(*known)))
         fuse_scenes(scenes, found, parts.fusion, parts.view_mixer, 2)
         return [scene.tokens for scene in scenes]
 

@@ -20,10 +20,10 @@ from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.errors import InputError
 from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import GeometryEncoder
-from zoo.positions import SecondsPerGrid, layout_position_ids
+from zoo.positions import SecondsPerGrid, TextAfterVision, layout_position_ids
 from zoo.sequence_layout import MediaKind, Placeholders, SequenceLayout
 from zoo.shared_prefix import block_mask, prefix_causal_mask
-from zoo.time_index import TimeIndex
+from zoo.time_index import TimeIndex, TimestampIndex
 
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
 DType = Literal["float32", "bfloat16"]
@@ -45,14 +45,29 @@ class TokenizedPrompt(NamedTuple):
     labels: Int[Tensor, " L"]
 
 
+class VisualTokens(NamedTuple):
+    """The 2D tokens of one video or image, in the decoder's width.
+
+    Attributes:
+        tokens: take the places of the placeholders.
+        deepstack: added to the hidden states at the same places behind each of the first decoder layers (DeepStack,
+            arXiv 2406.04334); of no layer in a model without.
+    """
+
+    tokens: Float[Tensor, "tokens D"]
+    deepstack: Float[Tensor, "layers tokens D"]
+
+
 class Preprocessor(ABC):
     """Turns frames and text into the backbone's inputs, in data workers; holds no weights.
 
     Attributes:
         pad_token_id: padding of shorter sequences in a batch.
+        token_size: side of a visual token in pixels; the sides of frames are multiples of it.
     """
 
     pad_token_id: int
+    token_size: int
 
     @abstractmethod
     def cut_patches(
@@ -70,7 +85,11 @@ class Preprocessor(ABC):
 
     @abstractmethod
     def tokenize(
-        self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], extra_tokens: ExtraTokens
+        self,
+        texts: Sequence[str],
+        media_grids: Sequence[Sequence[int]],
+        extra_tokens: ExtraTokens,
+        frame_times: Sequence[float] | None = None,
     ) -> TokenizedPrompt:
         """Return the token ids of a chat; the answers are supervised.
 
@@ -78,6 +97,10 @@ class Preprocessor(ABC):
             texts: from `texts`.
             media_grids: (t, h, w) in patches before the merge of each video or image.
             extra_tokens: tokens that follow the 2D tokens of each view.
+            frame_times: seconds of each frame of the video; None for images, or if unknown.
+
+        Raises:
+            InputError: unknown times, for a backbone that writes them.
         """
 
     @abstractmethod
@@ -105,6 +128,10 @@ class Backbone(nn.Module, ABC):
         stop_tokens: token ids that end an answer.
         lora_targets: names of the linear layers of the decoder that LoRA adapts.
         spatial_merge_size: patches per side in one visual token.
+        patch_size: side of a patch in pixels.
+        image_pixels: least and most pixels of a still image, as its processor resizes them.
+        span_per_step: whether each temporal patch of a video is a run of placeholders of its own, with its time as text
+            before it.
         tokens_per_second: steps of mRoPE's time index per second of a video.
         hidden_size: width of the decoder.
         context_length: maximum number of tokens in a sequence.
@@ -116,6 +143,9 @@ class Backbone(nn.Module, ABC):
     stop_tokens: list[int]
     lora_targets: tuple[str, ...]
     spatial_merge_size: int
+    patch_size: int
+    image_pixels: tuple[int, int]
+    span_per_step: bool = False
     tokens_per_second: float
     hidden_size: int
     context_length: int
@@ -146,6 +176,14 @@ class Backbone(nn.Module, ABC):
     def part_of(self, name: str) -> BackbonePart:
         """Return the part that a parameter belongs to for its learning rate."""
 
+    def serves_deepstack(self, name: str) -> bool:
+        """Return whether the parameter of this name has an effect on `VisualTokens.deepstack` alone."""
+        return False
+
+    def default_time_index(self) -> TimeIndex:
+        """Return the time component of the stock model's position ids."""
+        return TimestampIndex()
+
     @abstractmethod
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         """Install the camera hooks in the decoder's attention, and bind the encoding to it."""
@@ -162,8 +200,8 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def encode_vision(
         self, pixel_values: Float[Tensor, "patches channels"], grid_thw: Int[Tensor, "M 3"]
-    ) -> list[Float[Tensor, "tokens D"]]:
-        """Return the 2D tokens of each video or still image, in the decoder's width."""
+    ) -> list[VisualTokens]:
+        """Return the 2D tokens of each video or still image."""
 
     def position_ids(
         self,
@@ -173,14 +211,21 @@ class Backbone(nn.Module, ABC):
         seconds_per_grid: SecondsPerGrid | None = None,
         frame_indices: Sequence[Sequence[int]] | None = None,
         cameras: Cameras | None = None,
+        text_after_vision: TextAfterVision = "max_thw",
     ) -> Int[Tensor, "axes B L"]:
         """Return the position ids of all tokens; see `zoo.positions.mrope_position_ids` for the arguments."""
         return layout_position_ids(
-            layout, time_index, seconds_per_grid, self.tokens_per_second, frame_indices=frame_indices, cameras=cameras
+            layout,
+            time_index,
+            seconds_per_grid,
+            self.tokens_per_second,
+            text_after_vision,
+            frame_indices,
+            cameras,
         )
 
     @abstractmethod
-    def visual_inputs(self, tokens: Mapping[MediaKind, Sequence[Float[Tensor, "_n D"]]]) -> dict[str, Any]:
+    def visual_inputs(self, media: Mapping[MediaKind, Sequence[VisualTokens]]) -> dict[str, Any]:
         """Return the stock model's keyword arguments that replace placeholders by visual tokens."""
 
     def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
@@ -217,8 +262,7 @@ class Backbone(nn.Module, ABC):
 
     def encode_cameras(self, encoding: CameraEncoding, cameras: Cameras) -> EncodedCameras:
         """Return the encoding of these cameras for one forward pass of this decoder."""
-        shape = self.decoder_layout
-        return encoding.encode(cameras, head_dim=shape.head_dim, mrope_section=list(shape.mrope_section))
+        return encoding.encode(cameras, self.decoder_layout.head)
 
     # ---- attention of several questions in one sequence ---------------------------------------------------------
 

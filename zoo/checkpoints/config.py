@@ -1,12 +1,13 @@
-"""config.json of Qwen2.5-VL and Spatial-MLLM: read and written."""
+"""config.json of Qwen-VL models and Spatial-MLLM: read and written."""
 
 from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig, Qwen2_5_VLConfig
+from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
+from zoo.checkpoints.names import QWEN3
 from zoo.errors import InputError
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt_encoder import VGGTEncoder
@@ -47,13 +48,37 @@ class ReleasedConfig:
             raise InputError(f"a connector of type {kind}: only the published {CONNECTOR_TYPE} is known")
 
 
+def qwen3_config(config: dict[str, Any], source: str = "the config") -> Qwen3VLConfig:
+    """Return transformers' config of a Qwen3-VL.
+
+    Args:
+        config: its config.json.
+        source: where it was read from, for errors.
+
+    Raises:
+        InputError: mRoPE's sections do not share out the frequencies of a head.
+    """
+    found = Qwen3VLConfig.from_dict(config)
+    text = found.text_config
+    sections, pairs = list(text.rope_parameters["mrope_section"]), text.head_dim // 2
+    taken = [len(range(axis, min(3 * count, pairs), 3)) for axis, count in enumerate(sections)]  # h and w take turns
+    if len(sections) != 3 or sum(sections) != pairs or taken[1:] != sections[1:]:
+        raise InputError(
+            f"{source}: mrope_section {sections} does not share out the {pairs} frequencies of a head of "
+            f"{text.head_dim} channels in turns: download it again"
+        )
+    return found
+
+
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the config.json, as transformers 4.51 writes it, of a Qwen2.5-VL or a Spatial-MLLM.
+    """Return the config.json, as the transformers of the release writes it, of a Qwen-VL or a Spatial-MLLM.
 
     Args:
         model: the exported model.
         source: config.json of the folder that the weights came from; its settings are kept.
     """
+    if model.backbone.vlm.config.model_type == QWEN3:
+        return _nested(model.backbone.vlm.config) if source is None else source
     flat = _flat(model.backbone.vlm.config) if source is None else source
     qwen = {name: value for name, value in flat.items() if name not in OTHERS}
     if model.fusion is None:
@@ -77,16 +102,36 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
 
 def _flat(config: Qwen2_5_VLConfig) -> dict[str, Any]:
     """Return the decoder's settings beside the others, with the old names of RoPE's."""
-    generic = NEWER | PreTrainedConfig().to_dict().keys()
-
-    def own(settings: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in settings.items() if name not in generic}
-
     nested = config.to_dict()
     rope = nested["text_config"]["rope_parameters"]
     return {
-        **own(nested["text_config"] | nested),
+        **_own(nested["text_config"] | nested),
         "rope_theta": rope["rope_theta"],
         "rope_scaling": {"type": "mrope", "mrope_section": list(rope["mrope_section"])},
-        "vision_config": own(nested["vision_config"]),
+        "vision_config": _own(nested["vision_config"]),
     }
+
+
+def _nested(config: Qwen3VLConfig) -> dict[str, Any]:
+    """Return the config of a Qwen3-VL with the old names of RoPE's settings."""
+    nested = config.to_dict()
+    text, vision = nested["text_config"], nested["vision_config"]
+    rope = dict(text["rope_parameters"])
+    return {
+        **_own(nested),
+        "model_type": QWEN3,
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "text_config": {
+            **_own(text),
+            "model_type": text["model_type"],
+            "rope_theta": rope.pop("rope_theta"),
+            "rope_scaling": {**rope, "mrope_section": list(rope["mrope_section"])},
+        },
+        "vision_config": {**_own(vision), "model_type": QWEN3},
+    }
+
+
+def _own(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without those that every model has, and without those of transformers 5."""
+    generic = NEWER | PreTrainedConfig().to_dict().keys()
+    return {name: value for name, value in settings.items() if name not in generic}

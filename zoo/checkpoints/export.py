@@ -15,7 +15,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from zoo.checkpoints.config import released_config
-from zoo.checkpoints.names import CONNECTOR, LM_HEAD, OFFICIAL_VGGT, QWEN, VGGT_MODEL, model_names, official_name
+from zoo.checkpoints.names import (
+    CONNECTOR,
+    LM_HEAD,
+    OFFICIAL_VGGT,
+    QWEN,
+    QWEN25,
+    VGGT_MODEL,
+    model_names,
+    official_name,
+    released_name,
+)
 from zoo.errors import InputError
 from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
@@ -27,17 +37,17 @@ if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 OFFICIAL_FUSION = {"active_branches": "both", "temporal_merge": "concat"}
-EMBEDDINGS = "model.embed_tokens.weight"  # which a tied lm_head equals
+EMBEDDINGS = "model.language_model.embed_tokens.weight"  # which a tied lm_head equals
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 
 
 def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a folder for the official code, and for `PretrainedQwen25VL` or `PretrainedSpatialMLLM`.
+    """Write a folder for the official code, and for the `Pretrained` backbones.
 
     Other content of the folder that the weights came from is copied: processor files, VGGT's heads and tracker.
 
     Args:
-        model: a Qwen2.5-VL or a Spatial-MLLM. LoRA is merged in the written weights; the model stays as it is. A
+        model: a Qwen-VL or a Spatial-MLLM. LoRA is merged in the written weights; the model stays as it is. A
             geometry behind a cache is loaded.
         out: a new or empty folder.
         dtype: of the weights; None is that of the folder they came from, else the model's.
@@ -54,7 +64,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
     config: Any = model.backbone.vlm.config
     source = find_folder(config.name_or_path, config.name_or_path) if config.name_or_path else None
     with whole_or_absent(out):
-        save_torch_state_dict(_as_in(source, tensors, dtype), out)
+        save_torch_state_dict(_as_in(source, tensors, dtype, config.model_type), out)
         written = released_config(model, None if source is None else read_config(source))
         if source is None or dtype is not None:
             written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
@@ -64,7 +74,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
                 if path.name not in (CONFIG, INDEX):
                     shutil.copyfile(path, out / path.name)
             return
-        ids = {name: written[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {name: getattr(config.text_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         _write_json(out / "generation_config.json", ids)
         if hasattr(model.backbone, "preprocessor"):
             model.backbone.preprocessor.save_pretrained(str(out))
@@ -75,13 +85,14 @@ def unofficial_parts(model: SpatialVLM) -> list[str]:
     geometry = model.geometry.outline if isinstance(model.geometry, CachedGeometry) else model.geometry
     parts = (model.camera_encoding, model.view_mixer, model.fusion, geometry)
     chosen = {name: getattr(model.fusion, name, official) for name, official in OFFICIAL_FUSION.items()}
-    known = AddFusion | None if model.fusion is None else AddFusion | VGGTEncoder | None  # no VGGT for cameras alone
+    fused = AddFusion if model.backbone.vlm.config.model_type == QWEN25 else type(None)
+    known = fused | None if model.fusion is None else fused | VGGTEncoder | None  # no VGGT for cameras alone
     found = [type(part).__name__ for part in parts if not isinstance(part, known)]
     return found + [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL_FUSION[name]]
 
 
 def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
-    """Return the tensors of a Qwen2.5-VL or a Spatial-MLLM by official names, without a tied lm_head.
+    """Return the tensors of a Qwen-VL or a Spatial-MLLM by official names, without a tied lm_head.
 
     Raises:
         InputError: the model has weights that no official model has.
@@ -95,11 +106,12 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     config: Any = model.backbone.vlm.config
     if config.tie_word_embeddings:
         del state[QWEN + LM_HEAD]
-    is_fused = isinstance(model.fusion, AddFusion) and isinstance(model.geometry, VGGTEncoder)
+    family = config.model_type
+    is_fused = isinstance(model.fusion, AddFusion) and isinstance(model.geometry, VGGTEncoder) and family == QWEN25
     parts = (QWEN, VGGT_MODEL, CONNECTOR) if is_fused else (QWEN,)
     if beyond := [name for name in state if not name.startswith(parts)]:
         raise InputError(
-            f"{type(model).__name__} can't be exported, only a Qwen2.5-VL, or a Spatial-MLLM with AddFusion: "
+            f"{type(model).__name__} can't be exported, only a Qwen-VL, or a Spatial-MLLM with AddFusion: "
             f"{len(beyond)} tensors are in neither, such as {beyond[-1]}"
         )
 
@@ -113,23 +125,25 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
         return (tensor.to(exact) + update).detach().to(tensor.dtype)
 
     joined: dict[str, Tensor] = {}
-    for name in dict.fromkeys(official_name(name) for name in state):
-        rows = [merged(part) for part in model_names(name)]
+    for name in dict.fromkeys(official_name(name, family) for name in state):
+        rows = [merged(part) for part in model_names(name, family)]
         joined[name] = rows[0] if len(rows) == 1 else torch.cat(rows)
     return joined
 
 
-def _as_in(source: Path | None, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _as_in(
+    source: Path | None, tensors: dict[str, Tensor], dtype: torch.dtype | None, family: str
+) -> dict[str, Tensor]:
     """Return the tensors in the dtypes of the folder they came from, and VGGT's heads from there."""
     old = {} if source is None else open_weights(source)
     has_vggt = any(name.startswith(OFFICIAL_VGGT) for name in tensors)
     written = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
     for name in old:
-        ours = official_name(model_names(name)[0])
+        ours = official_name(model_names(name, family)[0], family)
         if ours in tensors:
             written[ours] = tensors[ours].to(dtype or old[name].dtype)
         elif name == LM_HEAD:  # tied: the source holds it twice, so does the copy
-            written[name] = tensors[EMBEDDINGS].to(dtype or old[name].dtype, copy=True)
+            written[name] = tensors[released_name(EMBEDDINGS, family)].to(dtype or old[name].dtype, copy=True)
         elif has_vggt and name.startswith(OFFICIAL_VGGT):
             written[name] = old[name].to(dtype or old[name].dtype)
     return written

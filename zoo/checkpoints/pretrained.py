@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLProcessor as Processor
 
 from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
-from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
-from zoo.checkpoints.config import ReleasedConfig
-from zoo.checkpoints.names import OFFICIAL_VGGT
-from zoo.checkpoints.released import FUSED, empty_qwen, fill_qwen, load_connector, load_vggt
+from zoo.backbones.qwen_vl import QwenVLBackbone
+from zoo.checkpoints.config import ReleasedConfig, qwen3_config
+from zoo.checkpoints.names import OFFICIAL_VGGT, QWEN3, QWEN25
+from zoo.checkpoints.released import FAMILIES, FUSED, empty_qwen, fill_qwen, load_connector, load_vggt
 from zoo.errors import InputError
 from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
@@ -25,29 +25,26 @@ from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.hub import CONFIG, find_folder, read_config
 from zoo.weights import PrefixView, files_of, open_weights
 
+MOE = "qwen3_vl_moe"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
-class PretrainedQwen25VL(BackboneLoader):
-    """Released weights.
-
-    Args:
-        path: a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
-        attn_implementation, dtype: see `BackboneLoader`.
+class PretrainedQwenVL(BackboneLoader):
+    """Released weights of a family.
 
     Attributes:
+        family: the model_type of its config.json.
         released: an example of a hub id, for errors.
         skip: prefixes of the folder's tensors that belong to other parts.
     """
 
     is_pretrained = True
-    released = "Qwen/Qwen2.5-VL-3B-Instruct"
+    family: ClassVar[str]
+    released: ClassVar[str]
     skip: tuple[str, ...] = ()
 
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
+    def __init__(self, path: str, attn_implementation: AttentionImplementation, dtype: DType):
         super().__init__(attn_implementation, dtype)
         self.path = self.released_path = path
 
@@ -59,10 +56,10 @@ class PretrainedQwen25VL(BackboneLoader):
     def settings(self) -> dict[str, Any]:
         return read_config(self.folder)
 
-    @cached_property
-    def config(self) -> ReleasedConfig:
-        with config_errors(self.folder):
-            return ReleasedConfig(self.settings)
+    @property
+    @abstractmethod
+    def vlm_config(self) -> Any:
+        """Transformers' config of the model, from `settings`."""
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -82,26 +79,97 @@ class PretrainedQwen25VL(BackboneLoader):
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
-        return config.get("model_type") == "qwen2_5_vl"
+        return config.get("model_type") == cls.family
 
-    def load(self) -> Qwen25VLBackbone:
+    def load(self) -> QwenVLBackbone:
         """See `BackboneLoader`.
 
         Raises:
-            InputError: the folder or its processor is absent, the config is invalid, or tensors are missing,
-                unexpected or misshapen.
+            InputError: the folder or its processor is absent or of another family, the config is invalid, or tensors
+                are missing, unexpected, misshapen or quantized.
         """
-        is_fused = _is_fused(self.settings) or any(name.startswith(FUSED) for name in self.tensors)
-        if is_fused and not self.skip:
-            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
-        config = self.config.qwen
-        config._attn_implementation = self.model_attention
+        self._refuse_others()
         with config_errors(self.folder):
+            config = self.vlm_config
+            config._attn_implementation = self.model_attention
             model = empty_qwen(config, self.dtype)
         model.config.name_or_path = str(self.folder)
         if model.device.type != "meta":
             fill_qwen(model, self.tensors, self.skip)
-        return Qwen25VLBackbone(model, read_processor(self.folder), self.attn_implementation, self.stop_tokens)
+        own = FAMILIES[self.family]
+        processor = read_processor(self.folder, own.processor)
+        return own.backbone(model, processor, self.attn_implementation, self.stop_tokens)
+
+    def _refuse_others(self) -> None:
+        """Raise InputError for weights of another kind, with the class that loads them."""
+        kind, own = self.settings.get("model_type"), FAMILIES[self.family].title
+        if kind == MOE:
+            dense = PretrainedQwen3VL.released
+            raise InputError(
+                f"{self.path} is a Qwen3-VL-MoE, which is not supported: take a dense one, such as {dense}"
+            )
+        if kind != self.family and kind in FAMILIES:
+            loader = PretrainedQwen3VL if kind == QWEN3 else PretrainedQwen25VL
+            raise InputError(f"{self.path} is a {FAMILIES[kind].title}: take --model.backbone {loader.__name__} for it")
+        if "quantization_config" in self.settings:
+            raise InputError(f"{self.path} is quantized: take the {own} in bfloat16 of which it was made")
+
+
+class PretrainedQwen25VL(PretrainedQwenVL):
+    """Released weights of Qwen2.5-VL.
+
+    Args:
+        path: a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
+        attn_implementation: the attention backend of transformers.
+        dtype: the type in which the weights are kept.
+    """
+
+    family, released = QWEN25, "Qwen/Qwen2.5-VL-3B-Instruct"
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @cached_property
+    def config(self) -> ReleasedConfig:
+        with config_errors(self.folder):
+            return ReleasedConfig(self.settings)
+
+    @property
+    def vlm_config(self) -> Any:
+        return self.config.qwen
+
+    def _refuse_others(self) -> None:
+        super()._refuse_others()
+        is_fused = _is_fused(self.settings) or any(name.startswith(FUSED) for name in self.tensors)
+        if is_fused and not self.skip:
+            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
+
+
+class PretrainedQwen3VL(PretrainedQwenVL):
+    """Released weights of a dense Qwen3-VL.
+
+    Args:
+        path: a hub id (`Qwen/Qwen3-VL-4B-Instruct`) or a local folder with config, safetensors and processor.
+        attn_implementation: the attention backend of transformers.
+        dtype: the type in which the weights are kept.
+    """
+
+    family, released = QWEN3, "Qwen/Qwen3-VL-4B-Instruct"
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") in (QWEN3, MOE)  # `load` refuses the latter by its name
+
+    @property
+    def vlm_config(self) -> Any:
+        return qwen3_config(self.settings, str(self.folder / CONFIG))
 
 
 class PretrainedSpatialMLLM(PretrainedQwen25VL):
@@ -157,8 +225,12 @@ def config_errors(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder / CONFIG} makes no sense ({_first_line(error)}): download it again") from error
 
 
-def read_processor(folder: Path) -> Processor:
+def read_processor(folder: Path, kind: Any) -> Any:
     """Return the tokenizer and the image and video processors of a folder.
+
+    Args:
+        folder: with their files.
+        kind: transformers' class of the processor.
 
     Raises:
         InputError: files are absent or can't be read.
@@ -167,7 +239,7 @@ def read_processor(folder: Path) -> Processor:
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
         raise InputError(f"{folder} has no tokenizer.json, nor vocab.json with merges.txt: download it again")
     try:
-        return Processor.from_pretrained(folder)
+        return kind.from_pretrained(folder)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{folder} has no whole processor ({_first_line(error)}): download it again") from error
 

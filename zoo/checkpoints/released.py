@@ -1,21 +1,36 @@
-"""Qwen2.5-VL and Spatial-MLLM from tensors with official names; `zoo.checkpoints.pretrained` reads folders."""
+"""Qwen-VL models and Spatial-MLLM from tensors with official names; `zoo.checkpoints.pretrained` reads folders."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+)
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 
 from zoo.backbones.base import BackboneLoader
+from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
-from zoo.checkpoints.config import ReleasedConfig
-from zoo.checkpoints.names import LM_HEAD, OFFICIAL_CONNECTOR, OFFICIAL_VGGT, current_name, released_name
+from zoo.backbones.qwen_vl import QwenVLBackbone
+from zoo.checkpoints.config import ReleasedConfig, qwen3_config
+from zoo.checkpoints.names import (
+    LM_HEAD,
+    OFFICIAL_CONNECTOR,
+    OFFICIAL_VGGT,
+    QWEN3,
+    QWEN25,
+    current_name,
+    released_name,
+)
 from zoo.errors import InputError
 from zoo.fusions import AddFusion
 from zoo.geometry.vggt import VGGT
@@ -27,17 +42,37 @@ FUSED = (OFFICIAL_VGGT, OFFICIAL_CONNECTOR)  # parts of a Spatial-MLLM beside Qw
 V1_CONNECTOR = "vggt_embedding_merger."  # of Spatial-MLLM v1.0
 
 
-class EmptyQwen25VL(BackboneLoader):
-    """Qwen2.5-VL without weights and processor; the weights are filled in afterwards."""
+class Family(NamedTuple):
+    """A family of released models: its title, transformers' classes, and the backbone around them."""
+
+    title: str
+    stock: Any
+    processor: Any
+    backbone: type[QwenVLBackbone]
+
+
+FAMILIES = {
+    QWEN25: Family("Qwen2.5-VL", Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen25VLBackbone),
+    QWEN3: Family("Qwen3-VL", Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLBackbone),
+}
+
+
+class EmptyQwenVL(BackboneLoader):
+    """A Qwen-VL without weights and processor; the weights are filled in afterwards.
+
+    Args:
+        config: transformers' config of the model.
+        dtype: of the weights.
+    """
 
     is_pretrained = True
 
-    def __init__(self, config: Qwen2_5_VLConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
 
-    def load(self) -> Qwen25VLBackbone:
-        return Qwen25VLBackbone(empty_qwen(self.config, self.dtype), None)
+    def load(self) -> QwenVLBackbone:
+        return FAMILIES[self.config.model_type].backbone(empty_qwen(self.config, self.dtype), None)
 
 
 def load_qwen25_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> SpatialVLM:
@@ -51,7 +86,23 @@ def load_qwen25_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> 
     Raises:
         InputError: lists tensors that are missing, unexpected or of another shape.
     """
-    model = SpatialVLM(EmptyQwen25VL(ReleasedConfig(config).qwen, _dtype(state_dict)))
+    model = SpatialVLM(EmptyQwenVL(ReleasedConfig(config).qwen, _dtype(state_dict)))
+    fill_qwen(model.backbone.vlm, state_dict)
+    return model
+
+
+def load_qwen3_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> SpatialVLM:
+    """Return the baseline with these weights, in their dtype; all parameters are trainable.
+
+    Args:
+        config: config.json of a dense Qwen3-VL, or `Qwen3VLConfig.to_dict()`.
+        state_dict: by transformers' names; a tied lm_head may be absent or present. May be read from files tensor by
+            tensor.
+
+    Raises:
+        InputError: lists tensors that are missing, unexpected or of another shape.
+    """
+    model = SpatialVLM(EmptyQwenVL(qwen3_config(config), _dtype(state_dict)))
     fill_qwen(model.backbone.vlm, state_dict)
     return model
 
@@ -70,26 +121,26 @@ def load_spatial_mllm(config: dict[str, Any], state_dict: Mapping[str, Tensor]) 
     released, dtype = ReleasedConfig(config), _dtype(state_dict)
     vggt = load_vggt(released, state_dict, dtype)
     vggt.files = ()  # a saved model has these weights in it: no loader reads them again
-    qwen = EmptyQwen25VL(released.qwen, dtype)
+    qwen = EmptyQwenVL(released.qwen, dtype)
     model = SpatialVLM(qwen, geometry=lambda: VGGTEncoder(vggt, released.layer), fusion=AddFusion)
     fill_qwen(model.backbone.vlm, state_dict, skip=FUSED)
     load_connector(model.fusion, state_dict)
     return model
 
 
-def empty_qwen(config: Qwen2_5_VLConfig, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
-    """Return a Qwen2.5-VL in training mode, whose memory is taken when it is filled."""
+def empty_qwen(config: Any, dtype: torch.dtype) -> Any:
+    """Return the stock model of a config in training mode, whose memory is taken when it is filled."""
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype  # transformers prefers the dtype in a released config to the default
     # not .to(dtype) afterwards: that would round RoPE's frequencies as well
     with local_torch_dtype(dtype), no_init_weights():  # memory is not taken until it is written to
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = FAMILIES[config.model_type].stock(config)
     model.tie_weights()
     return model.train()
 
 
 def fill_qwen(qwen: Any, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> None:
-    """Copy official tensors into a Qwen2.5-VL.
+    """Copy official tensors into a stock Qwen-VL.
 
     Args:
         qwen: the model. If its lm_head is tied, that of the tensors is not read, as in the official code; a warning
@@ -102,16 +153,16 @@ def fill_qwen(qwen: Any, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = 
     """
     _refuse_v1(tensors)
     state, embeddings = qwen.state_dict(), qwen.get_input_embeddings().weight
-    is_tied = qwen.config.tie_word_embeddings
+    is_tied, family = qwen.config.tie_word_embeddings, qwen.config.model_type
     if is_tied:
         del state[LM_HEAD]
         skip = (*skip, LM_HEAD)
     load_into(
         state,
         tensors,
-        what="Qwen2.5-VL",
-        current_names=lambda name: (current_name(name),),
-        official_name=released_name,
+        what=FAMILIES[family].title,
+        current_names=lambda name: (current_name(name, family),),
+        official_name=lambda name: released_name(name, family),
         skip=skip,
     )
     if not is_tied or LM_HEAD not in tensors:

@@ -16,6 +16,7 @@ from zoo.encodings.placements import (
     Placement,
     TemporalSection,
 )
+from zoo.encodings.pose_axis import PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE, projection_matrices
 from zoo.encodings.rays import RayEmbedding, RayEncoding

@@ -42,10 +42,11 @@ class PoseALiBi(CameraEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, PoseALiBi
+        >>> from zoo.decoder_layout import HeadLayout
         >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
         >>> poses[:, 1, 0, 3] = 0.5
         >>> cameras = Cameras(poses, torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
-        >>> encoded = PoseALiBi().encode(cameras, head_dim=16, mrope_section=(4, 2, 2))
+        >>> encoded = PoseALiBi().encode(cameras, HeadLayout.in_row(16, (4, 2, 2)))
         >>> q, k = encoded.after_rope(torch.zeros(1, 2, 2, 16), torch.zeros(1, 2, 1, 16))
         >>> (q[0, :, 0] @ k[0, :, 0].T * 16**-0.5).tolist()  # m_1 = 1/16
         [[0.0, -0.03125], [-0.03125, 0.0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,6 +80,11 @@ class CameraEncoding(CameraModule):
         return any(part.requires_constant_time for part in self.parts)
 
     @property
+    def owns_channels(self) -> bool:
+        """Whether no other encoding of a `Compose` may transform the same channels."""
+        return any(part.owns_channels for part in self.parts)
+
+    @property
     def time_index(self) -> TimeIndex | None:
         """A time index that replaces the model's; None keeps the model's."""
         return None
@@ -110,22 +115,18 @@ class CameraEncoding(CameraModule):
         for part in self.parts:
             part.bind_to_decoder(decoder, layers)
 
-    def encode(
-        self, cameras: Cameras, *, head_dim: int, mrope_section: Sequence[int], dtype: torch.dtype = torch.float32
-    ) -> EncodedCameras:
+    def encode(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype = torch.float32) -> EncodedCameras:
         """Computes the hooks of one forward pass, shared by all layers.
 
         Args:
             cameras: with an `index` (B, L), the camera of each token of the sequence.
-            head_dim: D, channels per attention head.
-            mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections.
+            head: the channels of an attention head.
             dtype: of the matrices; at least float32, whatever the dtype of the hidden states.
 
         Raises:
             ValueError: cameras without an index or without tensors that the encoding reads.
             InputError: the encoding does not fit heads of this size.
         """
-        head = HeadLayout(head_dim, tuple(mrope_section))
         return self.encode_canonical(self.canonical(cameras), head, torch.promote_types(dtype, torch.float32))
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:

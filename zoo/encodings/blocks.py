@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,32 +16,53 @@ from zoo.encodings.encoded import QK, EncodedCameras
 from zoo.precision import highest_matmul_precision
 
 SHORT = 128  # tokens: shorter runs are gathered, which costs a copy but saves one call per run
+GROUP = 4  # channels per matrix
 WIDTH = 32  # channels multiplied at once, by a block-diagonal matrix: matrix libraries are slow for four
+
+ChannelRun = tuple[slice | list[int], int]  # an index of channels, and their number
 
 
 class ChannelBlock:
-    """Groups of four adjacent head channels: `width` channels from `start` in each of `parts` equal parts of a head.
+    """Head channels in groups of four, each of which is multiplied by a 4 x 4 matrix.
 
-    With two parts, channels c ... c + 3 and c + D/2 ... c + D/2 + 3 share a matrix P, which is P x I_2 on four of
-    RoPE's pairs. Channels appended by another encoding are not included.
+    A group in the first half of a head and the same in the second share a matrix P, which is P x I_2 on four of RoPE's
+    pairs. Channels appended by another encoding are not included.
+
+    Args:
+        channels: a multiple of four.
     """
 
-    def __init__(self, head_dim: int, start: int, width: int, parts: int = 1) -> None:
-        self.head_dim, self.start, self.width, self.parts = head_dim, start, width, parts
+    def __init__(self, channels: Sequence[int]) -> None:
+        self.channels = list(channels)
 
-    @property
-    def slices(self) -> list[slice]:
-        """The channels as slices of at most `WIDTH` channels, whole groups of four each."""
-        firsts = [self.start + part * self.head_dim // self.parts for part in range(self.parts)]
-        within = [(c, min(c + WIDTH, self.width)) for c in range(0, self.width, WIDTH)]
-        return [slice(first + start, first + stop) for first in firsts for start, stop in within]
+    @cached_property
+    def runs(self) -> list[ChannelRun]:
+        """The channels as slices of at most `WIDTH` channels, whole groups each; a group of uneven steps is a list."""
+        runs: list[list[int]] = []
+        for i in range(0, len(self.channels), GROUP):
+            group = self.channels[i : i + GROUP]
+            if runs and len(runs[-1]) < WIDTH and _step(runs[-1]) and _step([*runs[-1], *group]):
+                runs[-1] += group
+            else:
+                runs.append(group)
+        steps = [_step(run) for run in runs]
+        return [
+            (slice(run[0], run[0] + step * len(run), step) if step else run, len(run))
+            for run, step in zip(runs, steps, strict=True)
+        ]
 
     def block_diagonal(self, matrices: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n w w"]:
-        """Repeats each matrix along the diagonal of a larger one, as wide as the widest slice."""
-        width = min(WIDTH, self.width)
-        groups = torch.eye(width // 4, dtype=matrices.dtype, device=matrices.device)
+        """Repeats each matrix along the diagonal of a larger one, as wide as the widest run."""
+        width = max(width for _, width in self.runs)
+        groups = torch.eye(width // GROUP, dtype=matrices.dtype, device=matrices.device)
         # an elementwise product: autocast would round a matrix product
         return (groups[:, None, :, None] * matrices[:, None, :, None, :]).reshape(-1, width, width)
+
+
+def _step(channels: list[int]) -> int:
+    """The constant positive difference of adjacent channels, or 0."""
+    steps = {b - a for a, b in pairwise(channels)}
+    return max(steps) if len(steps) == 1 and min(steps) > 0 else 0
 
 
 class CameraMatrices(EncodedCameras):
@@ -80,7 +104,7 @@ class CameraMatrices(EncodedCameras):
 
     def _multiply(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
         matrices = self.run_matrices.get(term)
-        return _MultiplyTokens.apply(x, self.block.slices, self.runs, *matrices) if matrices else x
+        return _MultiplyTokens.apply(x, self.block.runs, self.runs, *matrices) if matrices else x
 
 
 def camera_runs(index: Int[Tensor, "B L"]) -> tuple[list[slice | Tensor], int]:
@@ -114,7 +138,9 @@ class _MultiplyTokens(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, channels: list[slice], runs: list[slice | Tensor], *matrices: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, channels: list[ChannelRun], runs: list[slice | Tensor], *matrices: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x if any(m.requires_grad for m in matrices) else None, *matrices)
         ctx.channels, ctx.runs = channels, runs
         out = x.clone(memory_format=torch.contiguous_format)
@@ -123,8 +149,7 @@ class _MultiplyTokens(torch.autograd.Function):
             for run, m in zip(runs, matrices, strict=True):
                 written = target[run]  # a view for a slice, a copy for numbers
                 rows, products = _rows_per_matrix(source[run], m), _rows_per_matrix(written, m)
-                for each in channels:
-                    width = each.stop - each.start
+                for each, width in channels:
                     products[..., each] = torch.bmm(rows[..., each].to(m.dtype), m[:, :width, :width])
                 if not isinstance(run, slice):
                     target[run] = written
@@ -143,11 +168,10 @@ class _MultiplyTokens(torch.autograd.Function):
         return grad_x, None, None, *matrix_grads
 
 
-def _matrix_grad(source: Tensor, grad: Tensor, channels: list[slice], matrices: Tensor) -> Float[Tensor, "n w w"]:
+def _matrix_grad(source: Tensor, grad: Tensor, channels: list[ChannelRun], matrices: Tensor) -> Float[Tensor, "n w w"]:
     rows, grads = (_rows_per_matrix(each, matrices).to(matrices.dtype) for each in (source, grad))
     total = torch.zeros_like(matrices)
-    for each in channels:
-        width = each.stop - each.start
+    for each, width in channels:
         total[:, :width, :width] += rows[..., each].mT @ grads[..., each]
     return total
 

@@ -22,8 +22,9 @@ class CaPE(MatrixEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, CaPE
+        >>> from zoo.decoder_layout import HeadLayout
         >>> cameras = Cameras(torch.eye(4).repeat(1, 2, 1, 1), torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
-        >>> encoded = CaPE().encode(cameras, head_dim=16, mrope_section=(4, 2, 2))
+        >>> encoded = CaPE().encode(cameras, HeadLayout.in_row(16, (4, 2, 2)))
         >>> v = torch.randn(1, 2, 2, 16)
         >>> encoded.transform_values(v) is v
         True

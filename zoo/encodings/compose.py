@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import reduce
 from itertools import combinations
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import HeadLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.encoded import QK, EncodedCameras, EncodedGroup
 from zoo.encodings.extra_channels import ExtraChannels
@@ -19,7 +20,7 @@ from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 from zoo.time_index import TimeIndex
 
-COMMON_HEAD = HeadLayout(128, (16, 24, 24))
+COMMON_HEAD = HeadLayout.in_row(128, (16, 24, 24))
 
 
 class Compose(CameraEncoding):
@@ -51,6 +52,16 @@ class Compose(CameraEncoding):
             )
         self.encodings = nn.ModuleList(encodings)  # registers their parameters
 
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        super().bind_to_decoder(decoder, layers)
+        for pair in combinations(self.parts, 2):
+            taken = and_(*(part.touched_channels(decoder.head) for part in pair))
+            if taken and any(part.owns_channels for part in pair):
+                names = " and ".join(type(part).__name__ for part in pair)
+                raise InputError(
+                    f"{names} share {len(taken)} channels: move one of them, by its placement or PoseAxis's count"
+                )
+
     @property
     def time_index(self) -> TimeIndex | None:
         return next((e.time_index for e in self.parts if e.time_index is not None), None)
@@ -62,8 +73,8 @@ class Compose(CameraEncoding):
             common = replace(common, world_views=False, world_text=False)
         return common
 
-    def encode(self, cameras: Cameras, **head: Any) -> EncodedCameras:
-        return Composed([encoding.encode(cameras, **head) for encoding in self.parts])
+    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
+        return Composed([encoding.encode(cameras, *head, **options) for encoding in self.parts])
 
 
 class Composed(EncodedGroup):

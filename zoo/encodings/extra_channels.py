@@ -47,7 +47,7 @@ class ExtraChannels(Placement):
             raise ValueError("ExtraChannels needs bind_to_decoder before encode")
         if not (index >= 0).any():
             return EncodedCameras(index.shape[1])
-        block = ChannelBlock(self.channels, 0, self.channels)
+        block = ChannelBlock(range(self.channels))
         return ExtraChannelCameras(CameraMatrices(index, block, True, **matrices), self.layers)
 
 
@@ -58,7 +58,7 @@ class ExtraChannelProjections(nn.Module):
         super().__init__()
         self.heads = (decoder.num_heads, decoder.num_key_value_heads, decoder.num_key_value_heads)
         self.q, self.k, self.v = (nn.Linear(decoder.hidden_size, n * channels, bias=False) for n in self.heads)
-        self.o = nn.Parameter(torch.zeros(decoder.num_heads, channels, decoder.head_dim))
+        self.o = nn.Parameter(torch.zeros(decoder.num_heads, channels, decoder.head.dim))
         nn.init.zeros_(self.q.weight)
 
     def forward(self, hidden_states: Float[Tensor, "B L W"]) -> list[Float[Tensor, "B L heads d"]]:
@@ -79,7 +79,7 @@ class ExtraChannelCameras(EncodedCameras):
         return _ExtraChannelsAtLayer(self.cameras, hidden_states, projections)
 
     def for_decode_step(self) -> ZeroChannels:
-        return ZeroChannels(self.cameras.block.head_dim)
+        return ZeroChannels(len(self.cameras.block.channels))
 
 
 class _ExtraChannelsAtLayer(EncodedCameras):

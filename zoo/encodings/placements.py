@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from zoo.encodings.encoded import EncodedCameras
 from zoo.errors import InputError, check_choice
 
 Section = Literal["t", "h", "w"]
+AXES = "thw"  # the sections by the numbers of `HeadLayout.axes`
 Matrices = Mapping[str, Float[Tensor, "B C 4 4"]]  # of q, k, v and o, or some of them; one matrix per camera
 
 
@@ -73,13 +75,13 @@ class ChannelPlacement(Placement):
         """Returns the channels; for arguments and errors see `place`."""
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        self.block(HeadLayout(decoder.head_dim, decoder.mrope_section))  # raises if it does not fit
+        self.block(decoder.head)  # raises if it does not fit
 
     def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> CameraMatrices:
         return CameraMatrices(index, self.block(head), not self.before_rope, **matrices)
 
     def head_channels(self, head: HeadLayout) -> list[int]:
-        return [c for channels in self.block(head).slices for c in range(*channels.indices(head.dim))]
+        return self.block(head).channels
 
 
 class ChannelRange(ChannelPlacement):
@@ -104,7 +106,7 @@ class ChannelRange(ChannelPlacement):
         start, stop = round(self.start * head.dim), round(self.stop * head.dim)
         if stop == start or (stop - start) % 4:
             raise InputError(f"channels {start} to {stop} of {head.dim} are not a multiple of four: change the range")
-        return ChannelBlock(head.dim, start, stop - start)
+        return ChannelBlock(range(start, stop))
 
 
 class TemporalSection(ChannelPlacement):
@@ -119,10 +121,12 @@ class TemporalSection(ChannelPlacement):
     requires_constant_time = True
 
     def block(self, head: HeadLayout) -> ChannelBlock:
-        width = head.mrope_section[0]
-        if not width or width % 4:
-            raise InputError(f"TemporalSection requires a T section with a multiple of four frequencies, got {width}")
-        return ChannelBlock(head.dim, 0, width, parts=2)
+        section = head.frequencies(AXES.index("t"))
+        if not section or len(section) % 4:
+            raise InputError(
+                f"TemporalSection requires a T section with a multiple of four frequencies, got {len(section)}"
+            )
+        return ChannelBlock(head.pairs(section))
 
 
 class Frequencies(ChannelPlacement):
@@ -149,24 +153,31 @@ class Frequencies(ChannelPlacement):
         self.keeps_world, self.keeps_rope = shared_frequency, not shared_frequency
 
     @abstractmethod
-    def first(self, start: int, stop: int) -> int:
-        """Returns the first of the frequencies; the section is `start` to `stop`, from high to low frequency."""
+    def choose(self, section: list[int]) -> list[int]:
+        """Returns `count` of the frequencies of the section, which are in order from high to low."""
+
+    def chosen(self, head: HeadLayout) -> list[int]:
+        """Returns the numbers of the frequencies.
+
+        Raises:
+            InputError: the section has too few.
+        """
+        section = head.frequencies(AXES.index(self.section))
+        if self.count > len(section):
+            raise InputError(f"mRoPE's {self.section} section has {len(section)} frequencies, fewer than {self.count}")
+        return self.choose(section)
 
     def block(self, head: HeadLayout) -> ChannelBlock:
-        section = "thw".index(self.section)
-        start, width = sum(head.mrope_section[:section]), head.mrope_section[section]
-        if self.count > width:
-            raise InputError(f"mRoPE's {self.section} section has {width} frequencies, fewer than {self.count}")
-        return ChannelBlock(head.dim, self.first(start, start + width), self.count, parts=2)
+        return ChannelBlock(head.pairs(self.chosen(head)))
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         super().bind_to_decoder(decoder, layers)
         if self.shared_frequency:
+            groups = self._groups_of_four(decoder.head)
             for frequencies in decoder.rope_frequencies:
-                groups = self._groups_of_four(frequencies, decoder.mrope_section)
-                groups.copy_(groups.log().mean(-1, keepdim=True).exp().expand_as(groups))
+                frequencies[groups] = frequencies[groups].log().mean(-1, keepdim=True).exp().expand(groups.shape)
 
-    def commutation_error(self, frequencies: Float[Tensor, " F"], mrope_section: Sequence[int]) -> float:
+    def commutation_error(self, frequencies: Float[Tensor, " F"], head: HeadLayout) -> float:
         """Computes how far RoPE is from one common rotation of each four pairs, in radians per position.
 
         This is half of the largest range of the four frequencies of a group. In the spectral norm, RoPE's rotation
@@ -175,25 +186,24 @@ class Frequencies(ChannelPlacement):
 
         Args:
             frequencies: RoPE's inverse frequencies, in radians per position.
-            mrope_section: number of RoPE frequencies in mRoPE's t, h and w sections.
+            head: the axis of each.
         """
-        groups = self._groups_of_four(frequencies, mrope_section)
+        groups = frequencies[self._groups_of_four(head)]
         return float((groups.amax(-1) - groups.amin(-1)).max() / 2)
 
-    def _groups_of_four(self, frequencies: Tensor, mrope_section: Sequence[int]) -> Float[Tensor, "groups 4"]:
-        block = self.block(HeadLayout(2 * len(frequencies), tuple(mrope_section)))
-        return frequencies[block.start : block.start + block.width].view(-1, 4)
+    def _groups_of_four(self, head: HeadLayout) -> Int[Tensor, "groups 4"]:
+        return torch.tensor(self.chosen(head)).view(-1, 4)
 
 
 class LowFrequencies(Frequencies):
     """The lowest frequencies of one mRoPE section, see `Frequencies`: RoPE almost commutes with the camera there."""
 
-    def first(self, start: int, stop: int) -> int:
-        return stop - self.count
+    def choose(self, section: list[int]) -> list[int]:
+        return section[-self.count :]
 
 
 class HighFrequencies(Frequencies):
     """The highest frequencies of one mRoPE section, see `Frequencies`: unless shared, far from commuting."""
 
-    def first(self, start: int, stop: int) -> int:
-        return start
+    def choose(self, section: list[int]) -> list[int]:
+        return section[: self.count]

@@ -43,11 +43,12 @@ class PRoPE(MatrixEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, PRoPE, TemporalSection
+        >>> from zoo.decoder_layout import HeadLayout
         >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
         >>> poses[:, 1, 0, 3] = 0.5
         >>> index = torch.tensor([[-1, 0, 1, -1]])  # text, a token of each view, text
         >>> cameras = Cameras(poses, torch.eye(3).repeat(1, 2, 1, 1), index)
-        >>> encoded = PRoPE(TemporalSection()).encode(cameras, head_dim=128, mrope_section=(16, 24, 24))
+        >>> encoded = PRoPE(TemporalSection()).encode(cameras, HeadLayout.in_row(128, (16, 24, 24)))
         >>> q, k = torch.randn(1, 4, 16, 128), torch.randn(1, 4, 2, 128)
         >>> transformed, _ = encoded.before_rope(q, k)
         >>> (transformed != q).any(-1).any(-1).tolist()  # the first view is the reference

@@ -121,12 +121,12 @@ class PointRoPE(CameraEncoding):
             raise ValueError("PointRoPE requires the 3D points of the tokens: pass points to Cameras.with_tokens")
         known = (cameras.index >= 0) & cameras.points.isfinite().all(-1)
         points = cameras.points.where(known[..., None], 0.0)
-        angles = []
-        for coordinate, count in zip((2, 1, 0), head.mrope_section, strict=True):
-            exponent = torch.linspace(0, 1, count, dtype=torch.float64, device=points.device)
+        angle = points.new_zeros(*points.shape[:-1], head.dim // 2)
+        for axis, coordinate in enumerate((2, 1, 0)):
+            pairs = head.frequencies(axis)
+            exponent = torch.linspace(0, 1, len(pairs), dtype=torch.float64, device=points.device)
             wavelength = self.shortest * (self.longest / self.shortest) ** exponent
-            angles.append(2 * math.pi * points[..., coordinate, None] / wavelength)
-        angle = torch.cat(angles, -1)
+            angle[..., pairs] = 2 * math.pi * points[..., coordinate, None] / wavelength
         return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.apply_to)
 
 

@@ -55,8 +55,10 @@ class LayerSubset(EncodingWrapper):
             check_numbers("layers", self.layers, decoder.num_layers)
         super().bind_to_decoder(decoder, check_not_empty(filter(self.acts_in, layers), self.encoding))
 
-    def encode(self, cameras: Cameras, **head: Any) -> EncodedCameras:
-        return EncodedByLayer([self.encoding.encode(cameras, **head), None], lambda layer: int(not self.acts_in(layer)))
+    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
+        return EncodedByLayer(
+            [self.encoding.encode(cameras, *head, **options), None], lambda layer: int(not self.acts_in(layer))
+        )
 
     def acts_in(self, layer: int) -> bool:
         """Whether the encoding acts in a layer."""
@@ -84,8 +86,8 @@ class HeadSubset(EncodingWrapper):
         self.query_mask = nn.Buffer(chosen.repeat_interleave(group, 0), persistent=False)
         super().bind_to_decoder(decoder, layers)
 
-    def encode(self, cameras: Cameras, **head: Any) -> EncodedCameras:
-        return EncodedHeads(self.encoding.encode(cameras, **head), self.query_mask, self.kv_mask)
+    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
+        return EncodedHeads(self.encoding.encode(cameras, *head, **options), self.query_mask, self.kv_mask)
 
 
 class EncodedHeads(EncodedGroup):

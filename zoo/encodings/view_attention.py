@@ -213,12 +213,11 @@ def multiview_attention(
 
 def _multiply(x: Float[Tensor, "B C T H D"], matrices: Float[Tensor, "B C 4 4"]) -> Float[Tensor, "B C T H D"]:
     """Multiplies groups of four channels, as row vectors, by the matrix of their camera."""
-    block = ChannelBlock(x.shape[-1], 0, x.shape[-1])
+    block = ChannelBlock(range(x.shape[-1]))
     diagonal = block.block_diagonal(matrices.flatten(0, 1))
     rows = x.reshape(len(diagonal), x.shape[2] * x.shape[3], x.shape[-1])
     with highest_matmul_precision(x.device):
-        widths = [(channels, channels.stop - channels.start) for channels in block.slices]
-        products = [torch.bmm(rows[..., channels], diagonal[:, :width, :width]) for channels, width in widths]
+        products = [torch.bmm(rows[..., run], diagonal[:, :width, :width]) for run, width in block.runs]
     return torch.cat(products, -1).view(x.shape)
 
 

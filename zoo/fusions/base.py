@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError
@@ -114,8 +115,10 @@ class Fusion(Configurable, nn.Module, ABC):
         geometry_width: C, width of the 3D tokens.
         active_branches: the branch that reaches the decoder, or both; the tokens of the other are zero. An ablation of
             trained models, without retraining.
-        temporal_merge: the 3D tokens of the two frames that Qwen2.5-VL merges into one token are concatenated (as
+        temporal_merge: the 3D tokens of the two frames that are merged into one 2D token are concatenated (as
             published), or both replaced by their `mean` or by the `first`. The weights have the same shapes.
+        deepstack: keep the vision tower's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
+            those of the 2D branch; without, the fused tokens are all that the decoder sees.
 
     Attributes:
         appended: the tokens appended to the 2D tokens.
@@ -134,15 +137,25 @@ class Fusion(Configurable, nn.Module, ABC):
         *,
         active_branches: ActiveBranches = "both",
         temporal_merge: TemporalMerge = "concat",
+        deepstack: bool = True,
     ) -> None:
         super().__init__()
         self.width, self.geometry_width = width, geometry_width
-        self.active_branches, self.temporal_merge = active_branches, temporal_merge
+        self.active_branches, self.temporal_merge, self.deepstack = active_branches, temporal_merge, deepstack
 
     @property
     def uses_geometry(self) -> bool:
         """Whether `forward` reads the geometry."""
         return self.active_branches != "2d"
+
+    @property
+    def keeps_deepstack(self) -> bool:
+        """Whether the 2D branch's features reach the first decoder layers."""
+        return self.deepstack and self.active_branches != "3d"
+
+    def fit_deepstack(self, features: Float[Tensor, "layers t n D"], tokens: int) -> Float[Tensor, "kept t {tokens} D"]:
+        """Returns features for `tokens` per view: zeros for the appended ones; of no layer unless they are kept."""
+        return F.pad(features if self.keeps_deepstack else features[:0], (0, 0, 0, tokens - features.shape[2]))
 
     @property
     def unused_parts(self) -> tuple[str, ...]:
@@ -210,7 +223,7 @@ class Fusion(Configurable, nn.Module, ABC):
         if list(grid) != wanted:
             raise InputError(
                 f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {wanted[0]} x {wanted[1]}: "
-                "give the geometry encoder the frames in the size in which Qwen2.5-VL sees them"
+                "give the geometry encoder the frames in the size in which the vision tower sees them"
             )
         patches = self.paired(geometry.patches.to(dtype).flatten(1, 2))
         return merge_spatial(patches, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError
@@ -136,6 +137,9 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         """
         raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
+    def match_patches(self, patch_size: int) -> None:
+        """Takes the vision tower's size of patches in pixels, if this encoder has no size of its own."""
+
     def enable_head(self, head: Head) -> None:
         """Loads what only this head needs, and adds its output to each later prediction of cameras.
 
@@ -170,6 +174,20 @@ def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
     for i, scene in enumerate(frames):
         groups.setdefault(tuple(scene.shape), []).append(i)
     return list(groups.values())
+
+
+def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_size: int) -> Float[Tensor, "S 3 h w"]:
+    """Resizes frames (bicubic) so that patches of another size form the same grid.
+
+    Args:
+        frames: RGB in 0..1, sides in multiples of `patch_size`.
+        patch_size: of the grid, in pixels.
+        wanted_size: of the patches of the result, in pixels.
+    """
+    if patch_size == wanted_size:
+        return frames
+    size = [side // patch_size * wanted_size for side in frames.shape[-2:]]
+    return F.interpolate(frames, size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
 
 
 def check_size(height: int, width: int, patch: int) -> None:

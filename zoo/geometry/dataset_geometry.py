@@ -34,7 +34,6 @@ class DatasetGeometry(GeometryEncoder):
         unit: of lengths in the tokens. "scene" is the mean distance of the scene's points from the first camera, as in
             VGGT's training targets: such tokens show the shape of a scene and not its size. Cameras stay in the
             dataset's unit.
-        patch_size: in pixels; that of the vision tower, so that both branches have one grid.
 
     Raises:
         InputError: The unit "scene" without depth.
@@ -52,12 +51,15 @@ class DatasetGeometry(GeometryEncoder):
     requires_cameras = True
     requires_frames = True  # for their size
 
-    def __init__(self, depth: bool = True, unit: Literal["meters", "scene"] = "meters", patch_size: int = 14) -> None:
+    def __init__(self, depth: bool = True, unit: Literal["meters", "scene"] = "meters") -> None:
         super().__init__()
         if unit == "scene" and not depth:
             raise InputError("--model.geometry.unit scene needs the scene's points: set --model.geometry.depth true")
-        self.requires_depth, self.is_metric, self.patch_size = depth, unit == "meters", patch_size
+        self.requires_depth, self.is_metric = depth, unit == "meters"
         self.width = RAY + POINT if depth else RAY
+
+    def match_patches(self, patch_size: int) -> None:
+        self.patch_size = patch_size
 
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True

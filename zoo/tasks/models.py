@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from zoo.backbones import Backbone, BackboneLoader, Qwen3VLBackbone, Qwen25VLBackbone, TinyQwen3VL
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion
@@ -19,17 +20,43 @@ class BaselineVLM(VideoQATask):
     """The backbone as it is: 2D tokens only, timestamps, no cameras. Arguments as `VideoQATask`.
 
     A scale config may name a geometry encoder: the baseline builds none.
+
+    Attributes:
+        backbone_class: that of the models of this name.
     """
+
+    backbone_class: Any = Backbone
 
     def __init__(self, **parts: Any) -> None:
         for part, model in (("camera_encoding", "PRoPEMLLM"), ("fusion", "SpatialMLLM")):
             if parts.get(part) is not None:
                 raise InputError(f"{type(self).__name__} is the baseline without {part}: take {model} for one")
         super().__init__(**parts)
+        if not isinstance(self.model.backbone, self.backbone_class):
+            raise InputError(
+                f"{type(self).__name__} with the backbone {type(self.model.loader).__name__}: take a scale of its "
+                "own family (such as scale_tiny.yaml for Qwen25VL, scale_tiny_qwen3.yaml for Qwen3VL), or BaselineVLM"
+            )
 
 
 class Qwen25VL(BaselineVLM):
     """Qwen2.5-VL (arXiv 2502.13923) as it is: 2D tokens only, timestamps, no cameras. Arguments as `VideoQATask`."""
+
+    backbone_class = Qwen25VLBackbone
+
+
+class Qwen3VL(BaselineVLM):
+    """Qwen3-VL (arXiv 2511.21631) as it is: 2D tokens only, time as text, no cameras.
+
+    Args:
+        backbone: a Qwen3-VL, by default a tiny random one.
+        parts: the other arguments of `VideoQATask`.
+    """
+
+    backbone_class = Qwen3VLBackbone
+
+    def __init__(self, backbone: BackboneLoader | None = None, **parts: Any) -> None:
+        super().__init__(backbone=backbone or TinyQwen3VL(), **parts)
 
 
 class SpatialMLLM(VideoQATask):

@@ -17,7 +17,7 @@ from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA, conversation_index
 from datamodules.sources.conversations import NO_MEDIUM
 from tests.datamodules.sources.listing import totals
-from zoo.backbones.qwen25_vl.preprocessor import Qwen25VLPreprocessor
+from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.errors import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden/preprocess_train"
@@ -141,7 +141,7 @@ def test_tokens_of_the_official_training(case, tmp_path, realdata):
     t, (h, w) = int(grids[:, 0].sum()), grids[0, 1:].tolist()
     frames = torch.zeros((2 * t, 3, 14 * h, 14 * w), dtype=torch.uint8)
     loaded = LoadedScene(scene, tuple(scene.questions), frames, tuple(range(2 * t)))
-    preprocessor = Qwen25VLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
+    preprocessor = QwenVLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
     batch = Collate(preprocessor, training=True)([loaded])
     assert torch.equal(batch["input_ids"], golden["input_ids"])
     assert torch.equal(batch["labels"], golden["labels"])
@@ -154,9 +154,7 @@ def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
     (scene,) = Conversations(str(write(tmp_path, [row]))).scenes("train")
     processor = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     frames = torch.zeros((4, 3, 28, 28), dtype=torch.uint8)  # one token per image
-    batch = Collate(Qwen25VLPreprocessor(processor), training=True)(
-        [LoadedScene(scene, tuple(scene.questions), frames)]
-    )
+    batch = Collate(QwenVLPreprocessor(processor), training=True)([LoadedScene(scene, tuple(scene.questions), frames)])
     content = [
         {"type": "image"},
         {"type": "text", "text": "Left of "},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings import CameraEncoding, EncodedCameras
 from zoo.poses import invert_se3
 from zoo.time_index import TemporalPatches, TimeIndex
@@ -17,7 +17,12 @@ from zoo.time_index import TemporalPatches, TimeIndex
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS = 32, [4, 4, 8], 4, 2, 2
 VIEWS, TOKENS = 3, 4  # tokens per view
 EXACT, BROKEN = 1e-10, 1e-3
-SHAPE = {"head_dim": HEAD_DIM, "mrope_section": MROPE_SECTION}
+# of Qwen2.5-VL, and of Qwen3-VL
+LAYOUTS = {
+    "axes in a row": HeadLayout.in_row(HEAD_DIM, MROPE_SECTION),
+    "axes in turns": HeadLayout(HEAD_DIM, (*[0, 1, 2] * 4, *[0] * 4)),
+}
+SHAPE = {"head": LAYOUTS["axes in a row"]}
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -70,7 +75,7 @@ class Sequence:
         reference = torch.full((len(poses),), poses.shape[1] - 1)
         depth = torch.full((len(poses),), 2.5 * unit, dtype=torch.float64)
         cameras = Cameras(poses, K, self.index).with_reference(reference).with_median_depth(depth)
-        return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3])
+        return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3], self.ids[0])
 
 
 def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
@@ -111,8 +116,7 @@ class Decoder:
         frequencies = 1e4 ** -(torch.arange(HEAD_DIM // 2, dtype=torch.float64) / (HEAD_DIM // 2))
         self.encoding = encoding
         if encoding is not None:
-            section = (MROPE_SECTION[0], MROPE_SECTION[1], MROPE_SECTION[2])
-            layout = DecoderLayout(HEADS * HEAD_DIM, LAYERS, HEADS, kv_heads, HEAD_DIM, section, (frequencies,))
+            layout = DecoderLayout(HEADS * HEAD_DIM, LAYERS, HEADS, kv_heads, SHAPE["head"], (frequencies,))
             encoding.bind_to_decoder(layout, range(LAYERS))
             generator = torch.Generator().manual_seed(3)
             for parameter in encoding.double().parameters():
@@ -161,9 +165,9 @@ def with_time_index(time_index: TimeIndex, sequence: Sequence, cameras: Cameras)
     return ids
 
 
-def mrope(ids: Tensor, frequencies: Tensor, section: list[int] = MROPE_SECTION) -> tuple[Tensor, Tensor]:
+def mrope(ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Computes mRoPE's cosine and sine (B, L, D) from position ids (3, B, L)."""
-    axis = torch.arange(3).repeat_interleave(torch.tensor(section))
+    axis = torch.tensor(SHAPE["head"].axes)
     angle = ids[axis].permute(1, 2, 0) * frequencies
     return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
 

@@ -14,6 +14,7 @@ from tests.zoo.decoder import tiny_model
 from tests.zoo.encodings.attention import HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and_index, random_cameras
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
+from zoo.decoder_layout import HeadLayout
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
 from zoo.encodings.encoded import EncodedCameras, ZeroChannels
 from zoo.poses import PoseMeasure, pose_distances
@@ -112,7 +113,7 @@ def test_one_channel_per_pose_padded_to_eight() -> None:
     assert encoded.transform_values(qkv[2]).shape[-1] == HEAD_DIM + 8
     half = encoded.after_rope(qkv[0].bfloat16(), qkv[1].bfloat16())
     assert half[0].dtype == half[1].dtype == torch.bfloat16
-    odd = PoseALiBi().encode(Cameras(poses, K, index), head_dim=20, mrope_section=[2, 4, 4])
+    odd = PoseALiBi().encode(Cameras(poses, K, index), HeadLayout.in_row(20, [2, 4, 4]))
     assert isinstance(odd, DistanceChannels) and odd.channels == 4  # 20 + 4 is a multiple of 8
 
 
@@ -182,7 +183,7 @@ def test_learned_slopes_start_at_stock_and_train() -> None:
     index = torch.tensor([[-1, 0, 0, 1, 1, 2, 2, -1, -1]]).expand(2, -1)
 
     def logits() -> Tensor:
-        encoded = encoding.encode(Cameras(poses, K, index), head_dim=16, mrope_section=[2, 3, 3])
+        encoded = encoding.encode(Cameras(poses, K, index), HeadLayout.in_row(16, [2, 3, 3]))
         return model(input_ids=ids, camera_encoding=encoded).logits
 
     stock = model(input_ids=ids).logits

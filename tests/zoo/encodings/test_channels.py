@@ -14,7 +14,13 @@ from zoo.encodings.rotary import Rotation
 from zoo.precision import highest_matmul_precision
 
 HEAD_DIM, HEADS = 80, 3
-BLOCKS = [ChannelBlock(HEAD_DIM, 0, 40), ChannelBlock(HEAD_DIM, 4, 36, parts=2), ChannelBlock(HEAD_DIM, 76, 4)]
+TURNS = [*range(1, 37, 3), 37, 38, 39, 40, 3, 9, 11, 12]  # every third channel, a row of four, uneven steps
+BLOCKS = [
+    ChannelBlock(range(40)),
+    ChannelBlock([*range(4, 40), *range(44, 80)]),
+    ChannelBlock(range(76, 80)),
+    ChannelBlock([*TURNS, *(c + 40 for c in TURNS if c < 40)][:24]),
+]
 VIDEO = [-1, -1, *[0] * 4, *[1] * 4, *[2] * 4, -1]
 MIXED = [0, 0, 0, -1, 2, 1, 1, 1, 1, -1, -1, 0, 2, 2, -1]
 INDICES = {"video": [VIDEO, VIDEO], "mixed": [MIXED, VIDEO], "none": [[-1] * 15, VIDEO], "full": [[0] * 15, [1] * 15]}
@@ -28,11 +34,8 @@ def by_definition(x: Tensor, matrices: Tensor, index: Tensor, block: ChannelBloc
     """Multiplies each group of four channels, a row vector, by its camera's matrix."""
     out = x.clone()
     for sample, token in (index >= 0).nonzero().tolist():
-        for part in range(block.parts):
-            start = block.start + part * HEAD_DIM // block.parts
-            for c in range(start, start + block.width, 4):
-                group = x[sample, token, :, c : c + 4]
-                out[sample, token, :, c : c + 4] = group @ matrices[sample, index[sample, token]]
+        for group in torch.tensor(block.channels).view(-1, 4):
+            out[sample, token, :, group] = x[sample, token, :, group] @ matrices[sample, index[sample, token]]
     return out
 
 
@@ -112,7 +115,7 @@ def test_each_step_of_a_run_has_one_camera(name: str, short: int, monkeypatch: p
 
 def multiply_outputs(x: Tensor, matrices: Tensor) -> Tensor:
     index = torch.tensor([[0, 0, -1, 1, 1], [-1, 1, 0, 0, -1]])
-    return CameraMatrices(index, ChannelBlock(8, 0, 4, parts=2), True, o=matrices).transform_outputs(x)
+    return CameraMatrices(index, ChannelBlock([0, 3, 6, 9, 1, 2, 4, 7]), True, o=matrices).transform_outputs(x)
 
 
 def rotate_outputs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

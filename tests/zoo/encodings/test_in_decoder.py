@@ -129,7 +129,7 @@ def test_samples_of_a_batch_are_independent(name: str) -> None:
     cameras = example.cameras()[1:]
     assert cameras.patch_centers is not None and cameras.points is not None and cameras.index is not None
     alone = cameras.with_index(cameras.index[:, -count:])
-    alone = alone.with_tokens(cameras.patch_centers[:, -count:], cameras.points[:, -count:])
+    alone = alone.with_tokens(*(x[:, -count:] for x in (cameras.patch_centers, cameras.points, cameras.time)))
     positions = example.positions()[0][:, 1:, -count:]
     embeddings = example.embeddings[1:, -count:]
     output = model(inputs_embeds=embeddings, position_ids=positions, camera_encoding=example.encoded(alone))

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from tests.zoo.decoder import MOVES, Example, gradients, install, layout_of, moved, tiny_model
-from tests.zoo.encodings.attention import Decoder, apply_rope, random_cameras, random_sequence
+from tests.zoo.encodings.attention import (
+    EXACT,
+    LAYOUTS,
+    SHAPE,
+    Decoder,
+    apply_rope,
+    mrope,
+    random_cameras,
+    random_sequence,
+)
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.decoder_layout import HeadLayout
@@ -36,22 +45,54 @@ from zoo.errors import InputError
 
 
 def test_channel_range_is_a_fraction_of_the_head() -> None:
-    assert ChannelRange().head_channels(HeadLayout(16, (2, 3, 3))) == list(range(8))
-    assert ChannelRange(0.25, 0.75).head_channels(HeadLayout(16, (2, 3, 3))) == list(range(4, 12))
+    assert ChannelRange().head_channels(HeadLayout.in_row(16, (2, 3, 3))) == list(range(8))
+    assert ChannelRange(0.25, 0.75).head_channels(HeadLayout.in_row(16, (2, 3, 3))) == list(range(4, 12))
 
 
 def test_temporal_section_contains_whole_rope_pairs() -> None:
-    assert TemporalSection().head_channels(HeadLayout(32, (4, 4, 8))) == [0, 1, 2, 3, 16, 17, 18, 19]
-    channels = TemporalSection().head_channels(HeadLayout(128, (16, 24, 24)))
+    assert TemporalSection().head_channels(HeadLayout.in_row(32, (4, 4, 8))) == [0, 1, 2, 3, 16, 17, 18, 19]
+    channels = TemporalSection().head_channels(HeadLayout.in_row(128, (16, 24, 24)))
     assert channels == [*range(16), *range(64, 80)]
 
 
 def test_frequencies_are_rope_pairs_of_one_section() -> None:
     section = (16, 24, 24)
-    assert sorted(LowFrequencies(4, "w").head_channels(HeadLayout(128, section))) == [*range(60, 64), *range(124, 128)]
-    assert sorted(HighFrequencies(8, "h").head_channels(HeadLayout(128, section))) == [*range(16, 24), *range(80, 88)]
-    channels = LowFrequencies(8, "t").head_channels(HeadLayout(128, section))
+    assert sorted(LowFrequencies(4, "w").head_channels(HeadLayout.in_row(128, section))) == [
+        *range(60, 64),
+        *range(124, 128),
+    ]
+    assert sorted(HighFrequencies(8, "h").head_channels(HeadLayout.in_row(128, section))) == [
+        *range(16, 24),
+        *range(80, 88),
+    ]
+    channels = LowFrequencies(8, "t").head_channels(HeadLayout.in_row(128, section))
     assert channels == [*range(8, 12), *range(12, 16), *range(72, 76), *range(76, 80)]
+
+
+def test_sections_follow_the_table_of_axes() -> None:
+    """Qwen3-VL's sections of 24, 20 and 20 frequencies take turns; t has the rest at the end."""
+    head = HeadLayout(128, (*[0, 1, 2] * 20, *[0] * 4))
+    time = [*range(0, 60, 3), *range(60, 64)]
+    assert [len(head.frequencies(axis)) for axis in range(3)] == [24, 20, 20]
+    assert TemporalSection().head_channels(head) == [*time, *(c + 64 for c in time)]
+    assert LowFrequencies(4, "w").head_channels(head) == [50, 53, 56, 59, 114, 117, 120, 123]
+    assert HighFrequencies(4, "h").head_channels(head) == [1, 4, 7, 10, 65, 68, 71, 74]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_table_of_another_model_breaks_the_change_of_world(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels of the T section are without RoPE among the views, where the table is that of the decoder's RoPE."""
+    sequence = random_sequence(0).constant_time()
+    poses, K = random_cameras(2)
+    world = random_cameras(2, 1, seed=5)[0]
+    for other in LAYOUTS:
+        monkeypatch.setitem(SHAPE, "head", LAYOUTS[name])
+        decoder = Decoder(PRoPE(TemporalSection(), reference=None))
+        rope = mrope(sequence.ids, decoder.inv_freq)
+        monkeypatch.setattr(decoder, "rope", lambda _, rope=rope: rope)
+        monkeypatch.setitem(SHAPE, "head", LAYOUTS[other])
+        before, after = (decoder.attend(sequence, each, K) for each in (poses, poses @ world))
+        assert ((before - after).abs().max() < EXACT) == (other == name)
 
 
 @pytest.mark.parametrize("lowest", [True, False])
@@ -68,22 +109,26 @@ def test_commutation_error_bounds_the_change_of_world(lowest: bool) -> None:
     products, norms = [], []
     for V in (poses, poses @ world):
         encoded = encoding.encode(
-            Cameras(V, K, torch.tensor([[0, 1]])), head_dim=32, mrope_section=section, dtype=torch.float64
+            Cameras(V, K, torch.tensor([[0, 1]])), HeadLayout.in_row(32, section), dtype=torch.float64
         )
         q, k = encoded.before_rope(basis, basis)
         norms.append(torch.linalg.matrix_norm(q[0, 0], 2) * torch.linalg.matrix_norm(k[0, 1], 2))
         q, k = apply_rope(q, (cos, sin)), apply_rope(k, (cos, sin))
         products.append(q[0, 0] @ k[0, 1].mT)
     moved = float(torch.linalg.matrix_norm(products[0] - products[1], 2))
-    bound = positions * placement.commutation_error(frequencies, section) * float(norms[0] + norms[1])
+    bound = (
+        positions
+        * placement.commutation_error(frequencies, HeadLayout.in_row(32, section))
+        * float(norms[0] + norms[1])
+    )
     assert 0.01 * bound < moved < bound
 
 
 def test_shared_frequency_is_the_geometric_mean_of_four_pairs() -> None:
-    placement, section = LowFrequencies(8, "w", shared_frequency=True), [4, 4, 8]
+    placement, head = LowFrequencies(8, "w", shared_frequency=True), HeadLayout.in_row(32, [4, 4, 8])
     decoder = Decoder(PRoPE(placement))
     stock = Decoder(None).inv_freq
-    assert placement.commutation_error(decoder.inv_freq, section) < 1e-9 < placement.commutation_error(stock, section)
+    assert placement.commutation_error(decoder.inv_freq, head) < 1e-9 < placement.commutation_error(stock, head)
     assert torch.equal(decoder.inv_freq[:8], stock[:8])
     torch.testing.assert_close(decoder.inv_freq[8:12].log(), stock[8:12].log().mean().expand(4), rtol=1e-6, atol=0)
 
@@ -101,10 +146,12 @@ def test_shared_frequency_is_the_geometric_mean_of_four_pairs() -> None:
 )
 def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None:
     """Also beside channels that another encoding appended."""
-    chosen = placement.head_channels(HeadLayout(32, (4, 6, 6)))
+    chosen = placement.head_channels(HeadLayout.in_row(32, (4, 6, 6)))
     x = torch.randn(2, 5, 3, 36, generator=torch.Generator().manual_seed(0))
     doubled = placement.place(
-        torch.zeros(2, 5, dtype=torch.long), {"v": 2 * torch.eye(4).expand(2, 1, 4, 4)}, HeadLayout(32, (4, 6, 6))
+        torch.zeros(2, 5, dtype=torch.long),
+        {"v": 2 * torch.eye(4).expand(2, 1, 4, 4)},
+        HeadLayout.in_row(32, (4, 6, 6)),
     )
     expected = x.clone()
     expected[..., chosen] *= 2
@@ -113,15 +160,15 @@ def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None
 
 def test_placements_that_do_not_fit_raise() -> None:
     with pytest.raises(ValueError, match="channels 0 to 10 of 20 are not a multiple of four"):
-        ChannelRange().block(HeadLayout(20, (2, 4, 4)))
+        ChannelRange().block(HeadLayout.in_row(20, (2, 4, 4)))
     with pytest.raises(ValueError, match="got 0.5 and 0.5"):
         ChannelRange(0.5, 0.5)
     with pytest.raises(ValueError, match="requires a T section with a multiple of four frequencies, got 6"):
-        TemporalSection().block(HeadLayout(32, (6, 4, 6)))
+        TemporalSection().block(HeadLayout.in_row(32, (6, 4, 6)))
     with pytest.raises(ValueError, match="frequencies must be a multiple of four, got 6"):
         LowFrequencies(6)
     with pytest.raises(ValueError, match="h section has 6 frequencies, fewer than 8"):
-        HighFrequencies(8, "h").block(HeadLayout(32, (4, 6, 6)))
+        HighFrequencies(8, "h").block(HeadLayout.in_row(32, (4, 6, 6)))
     with pytest.raises(ValueError, match="extra channels must be a multiple of four, got 6"):
         ExtraChannels(6)
     with pytest.raises(ValueError, match="at least two placements, got 1"):

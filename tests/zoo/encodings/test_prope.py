@@ -20,6 +20,7 @@ from tests.zoo.encodings.attention import (
     random_sequence,
 )
 from zoo.cameras import Cameras
+from zoo.decoder_layout import HeadLayout
 from zoo.encodings import ChannelPlacement, ChannelRange, EncodedCameras, PRoPE, TemporalSection, projection_matrices
 from zoo.poses import invert_se3
 
@@ -186,7 +187,7 @@ def test_gradients_of_tokens_and_poses(placement: ChannelPlacement) -> None:
     def run(x: Tensor, change: Tensor) -> tuple[Tensor, ...]:
         moved = torch.cat((poses[..., :3, :] + change, poses[..., 3:, :]), -2)
         encoded = PRoPE(placement, reference=None).encode(
-            Cameras(moved, K, index), head_dim=16, mrope_section=[4, 2, 2], dtype=torch.float64
+            Cameras(moved, K, index), HeadLayout.in_row(16, [4, 2, 2]), dtype=torch.float64
         )
         q, k = encoded.after_rope(*encoded.before_rope(x, x))
         return q, k, encoded.transform_values(x), encoded.transform_outputs(x)

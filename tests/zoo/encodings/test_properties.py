@@ -20,6 +20,7 @@ from tests.zoo.encodings.attention import (
     HEAD_DIM,
     KV_HEADS,
     LAYERS,
+    LAYOUTS,
     SHAPE,
     Decoder,
     Sequence,
@@ -51,6 +52,14 @@ from zoo.errors import InputError
 from zoo.poses import invert_se3
 
 BROKEN, MOVES = 1e-6, 1e-3
+
+
+@pytest.fixture(params=LAYOUTS, autouse=True)
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The axes of the frequencies of a head, for all that reads `SHAPE`."""
+    monkeypatch.setitem(SHAPE, "head", LAYOUTS[request.param])
+
+
 UNIT = 3.0
 
 

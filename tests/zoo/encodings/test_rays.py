@@ -180,7 +180,7 @@ def test_token_points_lie_on_their_rays_at_median_depth() -> None:
     depth[1, :28, 28:56] = 0.0  # a token without depth
     depth[0, :28, :28] = torch.where(torch.rand(28, 28) < 0.4, 9.0, 2.0)
     depth[0, 28:, 28:56] = torch.where(torch.rand(28, 28) < 0.7, 0.0, 5.0)
-    points = token_points(depth, poses[0], K[0])
+    points = token_points(depth, poses[0], K[0], 28)
     assert points.shape == (2, 2, 3, 3) and points[1, 0, 1].isnan().all()
     assert points.isfinite().all(-1).sum() == 11
     for step, row, column, expected in ((0, 0, 0, 2.0), (0, 1, 1, 5.0), (1, 1, 2, 3.0)):

@@ -15,6 +15,7 @@ from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.cameras import Cameras
+from zoo.decoder_layout import HeadLayout
 from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
 from zoo.errors import InputError
 from zoo.scene_cameras import merge_cameras, scene_points
@@ -119,7 +120,7 @@ def test_model_chooses_from_its_2d_tokens() -> None:
     real = given["attention_mask"].bool()
     expected = []
     for tokens, grid in zip(ours.model.backbone.encode_vision(given["pixel_values_videos"], GRID), GRID, strict=True):
-        expected.append(int(saddle_balanced(tokens.unflatten(0, (int(grid[0]), -1)).mean(1))))
+        expected.append(int(saddle_balanced(tokens.tokens.unflatten(0, (int(grid[0]), -1)).mean(1))))
     assert expected == [2, 0]
     found = ours.model.logits(**given, cameras=cameras())[real]
     ours.model.camera_encoding.reference = None  # type: ignore[union-attr]
@@ -246,7 +247,7 @@ def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
         (found,) = ours.model.geometry([asked["scenes"][0].frames.float() / 255], [None], tokens=False)
         assert found.depth is not None and found.depth.shape == (6, 56, 84) and found.depth.min() > 0
         inputs = inputs_of(ours, asked, slice(0, 1))
-        points = scene_points(found).flatten(0, 2)
+        points = scene_points(found, 2).flatten(0, 2)
         assert points.isfinite().all()
         poses, K, _ = merge_cameras(found)
         cameras = Cameras(poses[None], K[None])
@@ -255,7 +256,7 @@ def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
         scattered = torch.full((*index.shape, 3), torch.nan, dtype=points.dtype)
         scattered[index >= 0] = points
         expected = PointRoPE().encode(
-            cameras.with_index(index).with_tokens(points=scattered), head_dim=32, mrope_section=[4, 6, 6]
+            cameras.with_index(index).with_tokens(points=scattered), HeadLayout.in_row(32, [4, 6, 6])
         )
         torch.testing.assert_close(inputs["camera_encoding"].cos, expected.cos, rtol=0, atol=1e-6)
 

@@ -22,6 +22,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.utils.generic import is_flash_attention_requested
 
+from zoo.backbones.attention import replace_classes
+
 
 class WindowAttention(Qwen2_5_VLVisionAttention):
     """Qwen2.5-VL's vision attention in one batch per window length; an image has at most four lengths.
@@ -113,7 +115,5 @@ class _PatchConvolution(torch.autograd.Function):
 
 
 def install_fast_vision(tower: nn.Module) -> None:
-    """Replace the classes of the tower's patch embedding and attentions, in place; names and weights stay."""
-    fast: dict[type, Any] = {Qwen2_5_VLVisionAttention: WindowAttention, Qwen2_5_VisionPatchEmbed: PatchEmbedding}
-    for module in tower.modules():
-        module.__class__ = fast.get(type(module), type(module))
+    """Replace the classes of the tower's patch embedding and attentions, in place."""
+    replace_classes(tower, {Qwen2_5_VLVisionAttention: WindowAttention, Qwen2_5_VisionPatchEmbed: PatchEmbedding})

@@ -1,14 +1,14 @@
-"""Frames and text to Qwen2.5-VL's inputs, by transformers' own processor."""
+"""Frames and text to a Qwen-VL's inputs, by transformers' own processor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from transformers import Qwen2_5_VLProcessor
 
 from zoo.backbones.base import Message, Preprocessor, TokenizedPrompt
 from zoo.fusions.base import ExtraTokens
@@ -19,16 +19,17 @@ END_OF_TURN = "<|im_end|>\n"  # follows each answer in the chat template
 PATCHES_ONLY = dict(do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
 
 
-class Qwen25VLPreprocessor(Preprocessor):
+class QwenVLPreprocessor(Preprocessor):
     """See `Preprocessor`.
 
     Args:
-        processor: processor of Qwen2.5-VL.
+        processor: processor of the model.
     """
 
-    def __init__(self, processor: Qwen2_5_VLProcessor) -> None:
+    def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.pad_token_id = processor.tokenizer.pad_token_id
+        self.token_size = processor.video_processor.patch_size * processor.video_processor.merge_size
 
     def cut_patches(
         self, frames: UInt8[Tensor, "T 3 H W"]
@@ -49,9 +50,14 @@ class Qwen25VLPreprocessor(Preprocessor):
         return texts
 
     def tokenize(
-        self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], extra_tokens: ExtraTokens
+        self,
+        texts: Sequence[str],
+        media_grids: Sequence[Sequence[int]],
+        extra_tokens: ExtraTokens,
+        frame_times: Sequence[float] | None = None,
     ) -> TokenizedPrompt:
         placeholders = (self.processor.video_token_id, self.processor.image_token_id)
+        texts, media_grids = self.place_media(texts, media_grids, frame_times)
         grids = iter(media_grids)
         ids: list[int] = []
         labels: list[int] = []
@@ -62,6 +68,18 @@ class Qwen25VLPreprocessor(Preprocessor):
                 ids += [token] * repeats
                 labels += [token if is_answer else IGNORED] * repeats
         return TokenizedPrompt(torch.tensor(ids), torch.tensor(labels))
+
+    def place_media(
+        self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], frame_times: Sequence[float] | None
+    ) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+        """Return the texts with one placeholder per run of visual tokens, and the (t, h, w) of each run.
+
+        Args:
+            texts: with one placeholder per video or image.
+            media_grids: (t, h, w) of each.
+            frame_times: see `tokenize`.
+        """
+        return texts, media_grids
 
     def _num_tokens(self, grid_thw: Sequence[int], extra_tokens: ExtraTokens) -> int:
         """Visual tokens of a video or image, extra tokens included."""

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig
+from transformers.generation import GenerationMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VLAttention,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+
+# Qwen3-VL's are the same two functions
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, eager_attention_forward
 
 from zoo.encodings.base import EncodedCameras
+from zoo.encodings.encoded import QK
 
 
-class CameraAttention(Qwen2_5_VLAttention):
-    """Qwen2.5-VL's decoder attention with a `camera_encoding`; without one, the stock forward runs.
+class CameraAttention(nn.Module):
+    """A decoder attention of transformers with a `camera_encoding`; without one, the stock forward runs.
 
-    Installed by `install_camera_attention`. The encoding is a keyword argument of the model's forward, which passes
-    unknown arguments to the layers, also under gradient checkpointing. Keys and values enter the KV cache encoded, so
-    later steps, which hold text only, need no encoding.
+    A backbone derives a class from this one and its stock attention, and installs it by `replace_classes`. The encoding
+    is a keyword argument of the model's forward, which passes unknown arguments to the layers, also under gradient
+    checkpointing. Keys and values enter the KV cache encoded, so later steps, which hold text only, need no encoding.
     """
 
-    def forward(
+    config: Any
+    layer_idx: Any
+    q_proj: Any
+    k_proj: Any
+    v_proj: Any
+    o_proj: Any
+
+    def normalize_heads(self, q: Tensor, k: Tensor) -> QK:
+        """Normalize queries and keys per head before the hooks, where the stock attention does."""
+        return q, k
+
+    def forward(  # type: ignore[override]
         self, hidden_states: Tensor, camera_encoding: EncodedCameras | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Run the stock forward with the encoding's four hooks.
@@ -45,7 +57,6 @@ class CameraAttention(Qwen2_5_VLAttention):
                     f"the camera encoding is of {num_tokens} tokens, not {hidden_states.shape[1]}: "
                     "take its `for_decode_step()` for the steps of an answer"
                 )
-            assert self.layer_idx is not None
             camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, kwargs["position_embeddings"])
         if camera_encoding is None:
             return super().forward(hidden_states, **kwargs)
@@ -55,7 +66,7 @@ class CameraAttention(Qwen2_5_VLAttention):
         q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
         v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
 
-        q, k = camera_encoding.before_rope(q, k)
+        q, k = camera_encoding.before_rope(*self.normalize_heads(q, k))
         q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
         q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -72,7 +83,7 @@ class CameraAttention(Qwen2_5_VLAttention):
             mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            sliding_window=self.sliding_window,
+            sliding_window=getattr(self, "sliding_window", None),
             position_ids=position_ids,
             **kwargs,
         )
@@ -80,8 +91,8 @@ class CameraAttention(Qwen2_5_VLAttention):
         return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 
 
-class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
-    """The stock model whose `generate` passes a `camera_encoding` on to the attention."""
+class CameraGeneration(GenerationMixin):
+    """A model of transformers whose `generate` passes a `camera_encoding` on to the attention."""
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         # transformers refuses keyword arguments that are not in the signature of forward, though forward passes them on
@@ -102,16 +113,15 @@ class CameraQwen25VL(Qwen2_5_VLForConditionalGeneration):
         return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
 
 
-def install_camera_attention(decoder: nn.Module) -> None:
-    """Turn the attention of every decoder layer into `CameraAttention`, in place; names and weights stay."""
-    for module in decoder.modules():
-        if isinstance(module, Qwen2_5_VLAttention):
-            module.__class__ = CameraAttention
+def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:
+    """Give the submodules of these classes another class, in place; names and weights stay."""
+    for each in module.modules():
+        each.__class__ = classes.get(type(each), type(each))
 
 
 @torch.no_grad()
 def greedy(
-    vlm: CameraQwen25VL,
+    vlm: Any,
     inputs: dict[str, Any],
     max_new_tokens: int,
     stop_tokens: list[int],

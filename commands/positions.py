@@ -1,0 +1,101 @@
+"""python main.py positions: which channels of a decoder's heads hold time, height, width and the camera.
+
+    python main.py positions --config qwen3_vl.yaml --config scale_qwen3vl_4b.yaml
+    python main.py positions --config prope.yaml --model.camera_encoding PoseAxis --model.camera_encoding.count 4
+
+takes the options of a run. RoPE turns the channels c and c + D/2 of a head of D channels as a pair, at a frequency of
+its own; each frequency belongs to one axis of mRoPE. A wavelength is the number of positions of a full turn. The
+model's weights are not read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import SUPPRESS, ActionConfigFile, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from commands.arguments import DEFAULT_OPTIONS
+from commands.parser import OneLineParser
+from commands.select_frames import OF_RUNS, LeftAside
+from zoo.encodings import CameraEncoding, PoseAxis
+from zoo.encodings.placements import AXES
+from zoo.model import SpatialVLM
+from zoo.tasks import VideoQATask
+
+WIDTH = 120  # of the table, so that a narrow terminal breaks lines instead of cells
+
+
+def positions(arguments: list[str]) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: the command line after `positions`, with config names resolved.
+    """
+    model = parse(arguments)
+    layout = model.backbone.decoder_layout
+    head, encoding = layout.head, model.camera_encoding
+    pose = pose_axes(encoding)
+    rows = {name: head.frequencies(axis) for axis, name in enumerate(AXES)}
+    for axis in pose:
+        rows["p"] = axis.chosen(head)
+        rows["t"] = [number for number in rows["t"] if number not in rows["p"]]
+    table = Table("axis", "frequencies", f"channels of {head.dim}", "wavelengths, positions", box=None, pad_edge=False)
+    for name, numbers in rows.items():
+        lengths = (2 * math.pi / layout.rope_frequencies[0][numbers]).tolist()
+        ends = f"{lengths[0]:,.0f} to {lengths[-1]:,.0f}" if lengths else "-"
+        table.add_row(name, f"{len(numbers)}: {ranges(numbers)}", ranges(sorted(head.pairs(numbers))), ends)
+    if encoding is not None:
+        touched = encoding.touched_channels(head)
+        for term in "qkvo":
+            channels = sorted(channel for each, channel in touched if each == term)
+            table.add_row(f"camera, {term}", "", ranges(channels), "")
+    Console(highlight=False, width=WIDTH).print(table)
+    named = "none" if encoding is None else type(encoding).__name__
+    print(f"time index: {type(model.time_index).__name__}; camera encoding: {named}")
+
+
+def parse(arguments: list[str]) -> SpatialVLM:
+    """Builds what decides positions on the meta device: backbone, camera encoding and time index, without weights."""
+    parser = OneLineParser(prog="main.py positions", description=__doc__)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
+    parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
+    for option in ("data", "seed_everything", *OF_RUNS):
+        parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
+    settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
+    options = settings.model.init_args
+    parts = {name: options.get(name) for name in ("backbone", "camera_encoding", "time_index")}
+    settings.model = Namespace(class_path=VideoQATask.__qualname__, init_args=Namespace(**parts))
+    with torch.device("meta"):
+        built: Any = parser.instantiate_classes(settings)
+    model: SpatialVLM = built.model.model
+    return model
+
+
+def pose_axes(encoding: CameraEncoding | None) -> list[PoseAxis]:
+    """Returns the pose axes of an encoding, also of the parts of a `Compose`."""
+    return [] if encoding is None else [part for part in encoding.modules() if isinstance(part, PoseAxis)]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Writes sorted numbers as ranges with their step: `0-57/3, 60-63`.
+
+    Example:
+        >>> ranges([0, 1, 2, 5, 8, 11, 20])
+        '0-2, 5-11/3, 20'
+    """
+    written, start = [], 0
+    while start < len(numbers):
+        end, step = start + 1, numbers[start + 1] - numbers[start] if start + 1 < len(numbers) else 1
+        while end < len(numbers) and numbers[end] - numbers[end - 1] == step:
+            end += 1
+        if step > 1 and end - start < 3:
+            end = start + 1
+        text = f"{numbers[start]}-{numbers[end - 1]}" if end > start + 1 else str(numbers[start])
+        written.append(text + (f"/{step}" if step > 1 and end > start + 1 else ""))
+        start = end
+    return ", ".join(written) or "-"

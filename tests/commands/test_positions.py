@@ -1,0 +1,65 @@
+"""The printed channels of each axis are those that the stock decoder turns when a position on that axis changes."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+import torch
+
+import main
+from commands.positions import ranges
+from zoo import TinyQwen3VL, TinyQwen25VL
+
+CONFIGS = {
+    TinyQwen25VL: ["--config", "prope.yaml"],
+    TinyQwen3VL: ["--config", "prope.yaml", "--config", "scale_tiny_qwen3.yaml"],
+}
+AXIS = re.compile(r"^(t|h|w|p|camera, [qkvo])  +(?:\d+: [\d,/ -]+?  +|  +)([\d,/ -]+?)(?:  |$)", re.MULTILINE)
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> dict[str, set[int]]:
+    monkeypatch.setattr(sys, "argv", ["main.py", "positions", *words])
+    main.main()
+    text = capsys.readouterr().out
+    return {name: parsed(channels.strip()) for name, channels in AXIS.findall(text)}
+
+
+def parsed(text: str) -> set[int]:
+    found: set[int] = set()
+    for part in text.split(", ") if text != "-" else ():
+        ends, _, step = part.partition("/")
+        first, _, last = ends.partition("-")
+        found |= set(range(int(first), int(last or first) + 1, int(step or 1)))
+    return found
+
+
+@pytest.mark.parametrize("loader", CONFIGS, ids=lambda each: each.__name__)
+def test_the_channels_of_an_axis_are_those_that_its_positions_turn(loader: type, monkeypatch, capsys) -> None:
+    found = printed(monkeypatch, capsys, *CONFIGS[loader])
+    decoder = loader().load().decoder
+    states = torch.zeros(1, 1, 192)
+    for axis, name in enumerate("thw"):
+        positions = torch.zeros(3, 1, 1, dtype=torch.long)
+        positions[axis] = 10_000
+        moved = sum((a - b).abs() for a, b in zip(
+            decoder.rotary_emb(states, positions), decoder.rotary_emb(states, torch.zeros_like(positions)), strict=True
+        ))  # fmt: skip
+        assert found[name] == set((moved.flatten() > 0).nonzero()[:, 0].tolist())
+    assert sorted(found["t"] | found["h"] | found["w"]) == list(range(32))
+    assert found["camera, q"] == set(range(16))  # half of a head
+
+
+def test_the_pose_takes_channels_of_time(monkeypatch, capsys) -> None:
+    stock = printed(monkeypatch, capsys, "--config", "qwen25_vl.yaml")
+    words = ("--model.camera_encoding", "PoseAxis", "--model.camera_encoding.count", "2")
+    found = printed(monkeypatch, capsys, "--config", "prope.yaml", *words)
+    assert found["p"] == {0, 1, 16, 17} == found["camera, q"] and found["t"] | found["p"] == stock["t"]
+    assert "p" not in stock and found["camera, v"] == set()
+
+
+def test_numbers_are_written_as_ranges() -> None:
+    for numbers in ([], [3], [1, 2], [0, 3, 6, 9, 60, 61, 62, 63], [0, 5], [0, 5, 6, 7], list(range(9))):
+        assert parsed(ranges(numbers)) == set(numbers)
+    assert ranges([0, 3, 6, 60, 61, 62]) == "0-6/3, 60-62"

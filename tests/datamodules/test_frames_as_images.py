@@ -1,0 +1,107 @@
+"""Frames as pictures: the inputs of the stock processor for the same stills, one camera each, in every path."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datamodules import Duplicate, PixelBounds, Rooms, UniformSampler, VideoQADataModule
+from datamodules.collate import Collate
+from datamodules.dataset import SceneDataset
+from datamodules.scenes import Question, RawQuestion
+from datamodules.video import Video
+from tests.conftest import ROOMS
+from tests.zoo.asking import build, one_by_one, replies
+from zoo import TinyQwen3VL, TinyQwen25VL
+from zoo.requirements import DataRequirements
+
+LOADERS = (TinyQwen25VL, TinyQwen3VL)
+QUESTION = "How large is this room?"
+
+
+def loaded(rooms_root: Path, frames_as: str, requirements: DataRequirements, frames: int = 5, **more: Any) -> Any:
+    scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")
+    scenes = [replace(scenes[0], questions=(Question("0", "", QUESTION, "20"), Question("1", "", "Why?", "4")))]
+    bounds = PixelBounds(784, 65536, legacy_folder_resize=False)
+    return SceneDataset(scenes, UniformSampler(), frames, bounds, requirements, frames_as=frames_as, **more)[0]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("frames_as", ["image", "labeled_image"])
+def test_inputs_are_those_of_the_stock_processor(loader: type, frames_as: str, rooms_root: Path) -> None:
+    backbone = loader().load()
+    needs = DataRequirements(token_px=backbone.preprocessor.token_size, image_pixels=backbone.image_pixels)
+    scene = loaded(rooms_root, frames_as, needs)
+    assert scene.error is None and scene.num_images == 5 and len(scene.frame_indices) == 10
+    batch = Collate(backbone.preprocessor, training=False)([scene])
+
+    stills = list(Video(scene.scene.video).read(scene.frame_indices[::2]))
+    content: list[dict[str, Any]] = []
+    for number, _ in enumerate(stills, start=1):
+        label = [{"type": "text", "text": f"Frame-{number}: "}], [{"type": "text", "text": "\n"}]
+        before, after = label if frames_as == "labeled_image" else ([], [])
+        content += [*before, {"type": "image"}, *after]
+    asked = batch["records"][0]["prompt"].rpartition(QUESTION)[2].partition("<|im_end|>")[0]
+    content.append({"type": "text", "text": QUESTION + asked})
+    processor = backbone.preprocessor.processor
+    chat = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    stock = processor(text=[chat], images=stills, return_tensors="pt")
+    row = batch["attention_mask"][0].bool()
+    assert torch.equal(batch["input_ids"][0, row], stock["input_ids"][0])
+    (inputs,) = batch["scenes"]
+    assert torch.equal(inputs.media_grids, stock["image_grid_thw"])
+    assert torch.allclose(inputs.pixel_values, stock["pixel_values"], atol=2e-2)  # one level of 255
+    assert not torch.allclose(inputs.pixel_values.roll(1, 0), stock["pixel_values"], atol=2e-2)  # the control
+
+
+def test_each_still_has_the_camera_of_its_frame_and_no_frame_is_merged(rooms_root: Path) -> None:
+    needs = DataRequirements(cameras=True)
+    stills = loaded(rooms_root, "image", needs, frame_pairing=Duplicate())  # pairings are for videos
+    video = loaded(rooms_root, "video", needs, frames=10)
+    assert stills.frame_indices[::2] == stills.frame_indices[1::2] == (0, 12, 24, 35, 47)  # of 48
+    poses = stills.geometry.world_to_camera
+    assert torch.equal(poses[::2], poses[1::2])
+    assert not torch.equal(video.geometry.world_to_camera[::2], video.geometry.world_to_camera[1::2])  # the control
+
+
+def test_the_mark_of_a_video_is_where_its_stills_are(rooms_root: Path) -> None:
+    scene = loaded(rooms_root, "image", DataRequirements())
+    raw = RawQuestion("0", "", "Look: <video>\nWhat is it?", "a room")
+    batch = Collate(TinyQwen25VL().load().preprocessor, training=True)([replace(scene, questions=(raw,))])
+    prompt = batch["records"][0]["prompt"]
+    assert prompt.index("Look: ") < prompt.index("<|image_pad|>") < prompt.index("What is it?")
+    assert prompt.count("<|image_pad|>") == 5
+
+
+@pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange"])
+def test_answers_and_packed_questions_agree_with_one_by_one(name: str, rooms_root: Path) -> None:
+    task = build(name)
+    scene = loaded(rooms_root, "labeled_image", task.requirements)
+    asked = Collate(task.preprocessor, training=False)([scene])
+    assert [reply.ids for reply in replies(task, asked)] == one_by_one(task, asked)
+    training = Collate(task.preprocessor, training=True)([scene])
+    packed = task.loss(training).detach()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.tasks.video_qa.pack_questions", lambda *_: None)
+        assert torch.allclose(packed, task.loss(training).detach(), rtol=1e-5)
+
+
+def test_answer_shows_frames_as_the_model_was_trained() -> None:
+    task = build("plain")
+    frames = torch.rand(3, 3, 56, 84)
+    model = task.model
+    as_video = model.answer(frames, QUESTION)
+    model.data_config = {"init_args": {"frames_as": "image"}}
+    found = model.answer(frames, QUESTION)
+    assert isinstance(found, str) and found != as_video
+
+
+def test_an_unknown_way_is_refused() -> None:
+    with pytest.raises((ValueError, TypeError), match="frames_as"):
+        VideoQADataModule(frames_as="pictures")

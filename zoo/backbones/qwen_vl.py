@@ -1,0 +1,104 @@
+"""What the Qwen-VL backbones share: a stock model with camera hooks in its decoder's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from zoo.backbones.attention import greedy, replace_classes
+from zoo.backbones.base import Backbone, BackbonePart
+from zoo.backbones.preprocessor import QwenVLPreprocessor
+from zoo.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import CameraEncoding
+from zoo.sequence_layout import Placeholders
+from zoo.visual_grid import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
+
+
+class QwenVLBackbone(Backbone):
+    """A stock Qwen-VL, changed in place; its weights and their names stay.
+
+    Args:
+        vlm: the stock model.
+        processor: its processor; None for a model that takes token ids only.
+        attn_implementation: attention backend of the decoder; None is the model's. transformers supports FlexAttention
+            for the decoder of these models, but not for the whole model.
+        stop_tokens: token ids that end an answer, in addition to the config's.
+
+    Attributes:
+        camera_model: the class with camera hooks in `generate`.
+        camera_attention: the class with camera hooks in place of each stock attention.
+        preprocessor_class: turns frames and text into inputs.
+    """
+
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    camera_model: ClassVar[type]
+    camera_attention: ClassVar[Mapping[type, type]]
+    preprocessor_class: ClassVar[type[QwenVLPreprocessor]]
+
+    def __init__(
+        self, vlm: Any, processor: Any, attn_implementation: str | None = None, stop_tokens: Iterable[int] = ()
+    ) -> None:
+        super().__init__()
+        config = vlm.config
+        text, vision = config.text_config, config.vision_config
+        merge = (vision.temporal_patch_size, vision.spatial_merge_size)
+        if merge != (TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE):
+            raise ValueError(f"this model merges {merge} frames and patches per side; the zoo is built for 2 and 2")
+        vlm.__class__ = self.camera_model
+        self.vlm = vlm
+        if attn_implementation is not None:
+            self.decoder.config._attn_implementation = attn_implementation
+        self.image_pixels = IMAGE_PIXELS
+        if processor is not None:
+            self.preprocessor = self.preprocessor_class(processor)
+            size = processor.image_processor.size
+            self.image_pixels = (size["shortest_edge"], size["longest_edge"])
+        self.placeholders = Placeholders(
+            config.video_token_id, config.image_token_id, config.vision_start_token_id, self.span_per_step
+        )
+        own = text.eos_token_id
+        self.stop_tokens = list(dict.fromkeys([*([own] if isinstance(own, int) else own or ()), *stop_tokens]))
+        self.spatial_merge_size, self.patch_size = vision.spatial_merge_size, vision.patch_size
+        self.hidden_size, self.context_length = text.hidden_size, text.max_position_embeddings
+
+    @property
+    def decoder_layout(self) -> DecoderLayout:
+        text, rotary = self.vlm.config.text_config, self.decoder.rotary_emb
+        head_dim = self.decoder.layers[0].self_attn.head_dim
+        # the stock code selects the axis of each frequency: here it selects among the axes' own numbers
+        axes = rotary.recomposition_frequencies(torch.arange(3, device="cpu")[:, None].repeat(1, head_dim // 2))
+        frequencies: tuple[Tensor, ...] = (rotary.inv_freq, rotary.original_inv_freq)
+        if rotary.inv_freq.is_meta:  # they are no weights: a model without those has them as well
+            with torch.device("cpu"):
+                frequencies = (type(rotary)(rotary.config).inv_freq,)
+        return DecoderLayout(
+            hidden_size=text.hidden_size,
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_attention_heads,
+            num_key_value_heads=text.num_key_value_heads,
+            head=HeadLayout(head_dim, tuple(axes[: head_dim // 2].tolist())),
+            rope_frequencies=frequencies,
+            device=self.like.device,
+        )
+
+    def part_of(self, name: str) -> BackbonePart:
+        """See `Backbone`; the vision tower's projections to the decoder's width are connector, as in Spatial-MLLM."""
+        if ".visual.merger." in f".{name}" or self.serves_deepstack(name):
+            return "connector"
+        return "vision" if ".visual." in f".{name}" else "decoder"
+
+    def serves_deepstack(self, name: str) -> bool:
+        return ".visual.deepstack_merger_list." in f".{name}"
+
+    def install_encoding(self, encoding: CameraEncoding | None) -> None:
+        replace_classes(self.decoder, self.camera_attention)
+        if encoding is not None:
+            encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))
+
+    def generate(
+        self, inputs: Mapping[str, Any], max_new_tokens: int, repetition_penalty: float = 1.0
+    ) -> list[list[int]]:
+        return greedy(self.vlm, dict(inputs), max_new_tokens, self.stop_tokens, repetition_penalty)

@@ -1,0 +1,114 @@
+"""PoseAxis: the camera pose as an axis of mRoPE beside time, height and width."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import product
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.cameras import Cameras
+from zoo.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import CameraEncoding
+from zoo.encodings.encoded import EncodedCameras
+from zoo.encodings.rotary import Rotation
+from zoo.encodings.symmetries import Symmetries
+from zoo.errors import InputError, check_choice
+from zoo.time_index import PoseDistanceIndex, PoseTimeIndex
+
+Choice = Literal["lowest", "highest", "alternate"]
+
+
+class PoseAxis(CameraEncoding):
+    """An axis P of mRoPE: some of T's frequencies rotate queries and keys by the pose of the view instead of its time.
+
+    P = T_0 + offset + span d / max d, for the position T_0 of the first token with a camera, and the distance d of the
+    view to a reference view, or with `PathLengthIndex` the length of the camera path up to it. P is not rounded. H and
+    W are as they were. Text has P = T, and so has a view without a camera: those tokens are the stock model's, bit for
+    bit.
+
+    With all of T's frequencies the axes are P, H, W ("PHW"). With some of them they are P, T, H, W ("PTHW"): 8 of 16
+    give Qwen2.5-VL the sections 8, 8, 24, 24, and 12 of 24 give Qwen3-VL 12, 12, 20, 20.
+
+    One number does not identify a pose, see `PoseIndex`, which replaces time in all frequencies and rounds.
+
+    Args:
+        index: `PoseDistanceIndex` (the default) or `PathLengthIndex`, with its `span` and `measure`.
+        count: number of T's frequencies that P gets; null is all of them.
+        frequencies: which of them. The lowest of Qwen3-VL turn too slowly to tell poses apart, see docs/encodings.md.
+        offset: of P, in positions.
+
+    Raises:
+        InputError: a count below 1, or more than T has.
+
+    Example:
+        >>> import torch
+        >>> from zoo.decoder_layout import DecoderLayout, HeadLayout
+        >>> encoding = PoseAxis(count=2, frequencies="alternate")
+        >>> encoding.chosen(HeadLayout.in_row(16, (4, 2, 2)))
+        [0, 2]
+    """
+
+    owns_channels = True
+
+    def __init__(
+        self,
+        index: PoseTimeIndex | None = None,
+        count: int | None = None,
+        frequencies: Choice = "highest",
+        offset: int | float = 0.0,
+    ) -> None:
+        super().__init__(reference=None)
+        check_choice("frequencies", frequencies, Choice)
+        if count is not None and count < 1:
+            raise InputError(f"PoseAxis: {count} frequencies: give at least 1, or null for all of T's")
+        self.index, self.count, self.frequencies, self.offset = index or PoseDistanceIndex(), count, frequencies, offset
+        self.rope: Float[Tensor, " F"]
+
+    def chosen(self, head: HeadLayout) -> list[int]:
+        """Returns the numbers of P's frequencies, from high to low.
+
+        Raises:
+            InputError: T has fewer.
+        """
+        section = head.frequencies(0)
+        count = len(section) if self.count is None else self.count
+        if count > len(section):
+            raise InputError(f"PoseAxis: mRoPE's T section has {len(section)} frequencies, fewer than {count}")
+        if self.frequencies == "alternate":
+            return [section[i * len(section) // count] for i in range(count)]
+        return section[:count] if self.frequencies == "highest" else section[len(section) - count :]
+
+    def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
+        return set(product("qk", head.pairs(self.chosen(head))))
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        self.chosen(decoder.head)  # raises if it does not fit
+        self.register_buffer("rope", decoder.rope_frequencies[0].detach().clone(), persistent=False)
+
+    @property
+    def symmetries(self) -> Symmetries:
+        # identical poses share one position, which differs from the stock model
+        return Symmetries(scale=self.index.measure in ("rotation", "center"), identity_stock=False)
+
+    def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
+        if cameras.time is None or cameras.index is None:
+            raise ValueError("PoseAxis requires the time positions of the tokens: pass time to Cameras.with_tokens")
+        # 1. The position of each view.
+        used = cameras.used_mask()
+        views = torch.zeros_like(used, dtype=torch.float64)
+        for sample, known in enumerate(used):
+            if known.any():
+                views[sample, known] = self.index.spread(self.index.pose_values(cameras.world_to_camera[sample, known]))
+        # 2. P - T of each token.
+        visual = cameras.index >= 0
+        start = cameras.time.gather(1, visual.int().argmax(1, keepdim=True))
+        ahead = start + self.offset + views.gather(1, cameras.index.clamp(min=0)) - cameras.time
+        # 3. RoPE has rotated by T: the rest of the angle.
+        angle = ahead.new_zeros(*ahead.shape, head.dim // 2)
+        chosen = self.chosen(head)
+        angle[..., chosen] = ahead.where(visual, 0.0)[..., None] * self.rope.to(ahead)[chosen]
+        return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), "qk")
