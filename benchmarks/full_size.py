@@ -1,0 +1,82 @@
+"""Parameters, memory and FLOPs of the released sizes, computed on the meta device from their configs.
+
+    python -m benchmarks.full_size --manifests tests/golden/manifests
+
+One scene is 16 frames of 480 x 640 with a prompt of 40 tokens. The memory of training counts weights (2 bytes where
+frozen, else 4), gradients (4) and AdamW's state (8) with the decoder and the connector trained; activations come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.meta import on_meta
+from datamodules.resize import PixelBounds
+from zoo.checkpoints.config import ReleasedConfig, qwen3_config
+from zoo.checkpoints.released import EmptyQwenVL
+from zoo.model import SpatialVLM
+
+SIZES = ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
+FRAMES, HEIGHT, WIDTH, PROMPT = 16, 480, 640, 40
+TITLES = ("model", "parameters", "of the vision tower", "weights, GB", "training, GB", "visual tokens", "vision, TFLOP")
+TITLES += ("decoder, TFLOP", "cache of a scene, MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifests", type=Path, required=True)
+    folder = parser.parse_args().manifests
+    print(f"| {' | '.join(TITLES)} |", "|---" * len(TITLES) + "|", sep="\n")
+    for size in SIZES:
+        print(f"| {size} | {' | '.join(row(load(folder, size)))} |", flush=True)
+
+
+def load(folder: Path, size: str) -> SpatialVLM:
+    """The baseline of a size on the meta device."""
+    path = folder / f"{size}.json"
+    config = json.loads((path if path.exists() else folder / f"{size}_shapes.json").read_text())["config"]
+    config = qwen3_config(config) if size.startswith("qwen3") else ReleasedConfig({"qwen": config}).qwen
+    with torch.device("meta"):
+        return SpatialVLM(EmptyQwenVL(config, torch.bfloat16))
+
+
+def row(model: SpatialVLM) -> list[str]:
+    """The cells of a size."""
+    backbone = model.backbone
+    counts = {part: 0 for part in ("vision", "connector", "decoder")}
+    for name, parameter in model.named_parameters():
+        counts[model.part_of(name)] += parameter.numel()
+    total, trained = sum(counts.values()), counts["connector"] + counts["decoder"]
+    # 1. The vision tower.
+    token_px = backbone.patch_size * backbone.spatial_merge_size
+    height, width = PixelBounds(legacy_folder_resize=False).frame_size(HEIGHT, WIDTH, FRAMES, token_px)
+    grid = torch.tensor([[FRAMES // 2, height // backbone.patch_size, width // backbone.patch_size]])
+    pixels = torch.empty(int(grid.prod()), 6 * backbone.patch_size**2, device="meta", dtype=torch.bfloat16)
+    vision, tokens = flops(lambda: backbone.encode_vision(pixels, grid)), int(grid.prod()) // 4
+    # 2. The decoder, which reads the scene and a prompt.
+    text, length = backbone.vlm.config.text_config, tokens + PROMPT
+    ids = torch.zeros(1, length, dtype=torch.long)
+    inputs: dict[str, Any] = {"input_ids": ids, "position_ids": torch.arange(length).expand(3, 1, -1)}
+    decoder = flops(lambda: backbone.decode({**inputs, "attention_mask": None}))
+    head_dim = backbone.decoder_layout.head.dim
+    cache = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * length
+    memory = 2 * (total - trained) + 16 * trained
+    cells = (f"{total / 1e9:.2f} B", f"{counts['vision'] / 1e9:.2f} B", f"{2 * total / 1e9:.1f}", f"{memory / 1e9:.0f}")
+    return [*cells, f"{tokens:,}", f"{vision / 1e12:.1f}", f"{decoder / 1e12:.1f}", f"{cache / 1e6:.0f}"]
+
+
+def flops(run: Any) -> float:
+    """Floating-point operations of a call without gradients; a product and a sum are two."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, on_meta():
+        run()
+    return counter.get_total_flops()
+
+
+if __name__ == "__main__":
+    main()
