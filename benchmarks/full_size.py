@@ -3,7 +3,7 @@
     python -m benchmarks.full_size --manifests tests/golden/manifests
 
 One scene is 16 frames of 480 x 640 with a prompt of 40 tokens. The memory of training counts weights (2 bytes where
-frozen, else 4), gradients (4) and AdamW's state (8) with the decoder and the connector trained; activations come on top.
+frozen, else 4), gradients (4) and AdamW's state (8) with decoder and connector trained; activations come on top.
 """
 
 from __future__ import annotations
