@@ -104,7 +104,10 @@ class PretrainedQwenVL(BackboneLoader):
         """Raise InputError for weights of another kind, with the class that loads them."""
         kind, own = self.settings.get("model_type"), FAMILIES[self.family].title
         if kind == MOE:
-            raise InputError(f"{self.path} is a Qwen3-VL-MoE, which is not supported: take a dense Qwen3-VL")
+            dense = PretrainedQwen3VL.released
+            raise InputError(
+                f"{self.path} is a Qwen3-VL-MoE, which is not supported: take a dense one, such as {dense}"
+            )
         if kind != self.family and kind in FAMILIES:
             loader = PretrainedQwen3VL if kind == QWEN3 else PretrainedQwen25VL
             raise InputError(f"{self.path} is a {FAMILIES[kind].title}: take --model.backbone {loader.__name__} for it")
