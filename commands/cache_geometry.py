@@ -55,7 +55,8 @@ def cache_geometry(arguments: list[str]) -> None:
         )
     data.prepare_data()
     scenes = data.dataset(data.scenes(split), sampler)
-    scenes.requirements = DataRequirements(token_px=model.requirements.token_px)
+    needs = model.requirements
+    scenes.requirements = DataRequirements(token_px=needs.token_px, image_pixels=needs.image_pixels)
     mine = Subset(scenes, range(process.global_rank(), len(scenes), process.world_size()))
     loader = DataLoader(mine, batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")

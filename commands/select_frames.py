@@ -61,17 +61,17 @@ class SelectScenes(Dataset):
             return format_scene_error(self.scenes.scenes[index], error)
 
     def _select(self, index: int) -> str:
-        scene, sampler, pairing = self.scenes.scenes[index], self.scenes.sampler, self.scenes.frame_pairing
+        scene, sampler = self.scenes.scenes[index], self.scenes.sampler
         opened = self.scenes.open(index)
         view = opened.view()
-        views = pairing.views(self.scenes.num_frames, sampler)
+        views = self.scenes.num_views
         key, made_by = sampler.key(view, views)
         file = self.output / scene.name / FILE
         is_new = find_selection(file, key) is None
         if is_new:
             write_selection(file, scene.name, sampler.select(view, views), key, made_by)
         if self.plot:  # every time: the pairing may have changed, and it is fast
-            frames = pairing(sampler, view, self.scenes.num_frames)
+            frames = self.scenes.select(view)
             contact_sheet(opened.read(frames), frames).save(file.parent / "frames.jpg", quality=90)
             if view.world_to_camera is not None or sampler.geometry is not None:
                 path = camera_map(view, frames, type(sampler).__name__, sampler.geometry)

@@ -133,6 +133,18 @@ class SceneDataset(Dataset):
                 loaded.error = format_scene_error(scene, error)
         return loaded
 
+    @property
+    def num_views(self) -> int:
+        """The number of frames that the sampler chooses."""
+        is_video = self.frames_as == "video"
+        return self.frame_pairing.views(self.num_frames, self.sampler) if is_video else self.num_frames
+
+    def select(self, view: SceneView) -> list[int]:
+        """Chooses frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""
+        if self.frames_as == "video":
+            return self.frame_pairing(self.sampler, view, self.num_frames)
+        return _doubled(self.sampler.pad(self.sampler.select(view, self.num_frames), self.num_frames, view))
+
     def open(self, index: int) -> OpenScene:
         """Opens the video of a scene and reads its cameras.
 
@@ -183,15 +195,13 @@ class SceneDataset(Dataset):
         # 1. Frames: still images, each as a temporal patch of its own, or selected ones of a video
         bounds, is_folder = self.bounds, video.is_folder
         if scene.images or self.frames_as != "video":
-            view, is_folder = opened.view(epoch), False
-            stills: Sequence[int] = range(video.num_frames)
-            if not scene.images:
-                stills = self.sampler.pad(self.sampler.select(view, self.num_frames), self.num_frames, view)
-            frames = [i for i in stills for _ in range(TEMPORAL_PATCH_SIZE)]
-            loaded.num_images, loaded.has_labels = len(stills), self.frames_as == "labeled_image" and not scene.images
+            is_folder = False
+            frames = _doubled(range(video.num_frames)) if scene.images else self.select(opened.view(epoch))
+            loaded.num_images = len(frames) // TEMPORAL_PATCH_SIZE
+            loaded.has_labels = self.frames_as == "labeled_image" and not scene.images
             bounds = bounds_of_images(self.image_bounds, self.requirements.image_pixels)
         else:
-            frames = self.frame_pairing(self.sampler, opened.view(epoch), self.num_frames)
+            frames = self.select(opened.view(epoch))
             times_s = [opened.times_s[i] for i in frames]
             sampled = self.requirements.seconds == "sampled_fps"
             loaded.seconds_per_grid = (
@@ -217,6 +227,10 @@ class SceneDataset(Dataset):
             if not (depth > 0).any():
                 raise InputError(f"{scene.depth}: empty, no pixel of frames {frames} has depth: write it again")
             loaded.geometry.depth = depth
+
+
+def _doubled(frames: Sequence[int]) -> list[int]:
+    return [i for i in frames for _ in range(TEMPORAL_PATCH_SIZE)]
 
 
 def format_scene_error(scene: Scene, error: Exception) -> str:
