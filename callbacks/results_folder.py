@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning import Trainer
 
+from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.settings import FILES, changed
 from zoo.fingerprint import digest
 from zoo.pretrained import RUN_CONFIG
@@ -18,6 +19,7 @@ from zoo.pretrained import RUN_CONFIG
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 UNFINISHED = "predictions.unfinished.json"  # the settings of a running or interrupted test
 SETTINGS = "predictions.settings.json"  # the same file, renamed when the test ends
+PERTURBATION = "data.perturbation"
 PREFIX = "test-"  # of a folder inside a run's
 COMPUTED = ("questions", "prompts", "geometry_weights", "weights")  # entries of the settings that are no options
 KEY_DIGITS, MAX_NAME = 8, 40
@@ -32,6 +34,9 @@ def results_folder(trainer: Trainer) -> Path:
 
 def choose_folder(run: Path, settings: Mapping[str, Any]) -> Path:
     """Returns the folder for a test with these settings; a repeated or resumed test gets the folder that it had."""
+    is_perturbed = any(name.startswith(PERTURBATION) and value is not None for name, value in settings.items())
+    if is_perturbed and (run / CHECKPOINTS).exists():  # never in place of the run's own test
+        return run / f"{PREFIX}{_describe({}, settings, PERTURBATION)}-{_key(settings)}"
     if not (run / SETTINGS).exists() and not (run / UNFINISHED).exists():
         return run
     finished = json.loads((run / SETTINGS).read_text(encoding="utf-8")) if (run / SETTINGS).exists() else None
@@ -62,9 +67,9 @@ def _key(settings: Mapping[str, Any]) -> str:
     return digest({name: value for name, value in settings.items() if not name.startswith(FILES)})[:KEY_DIGITS]
 
 
-def _describe(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Returns the first option that differs and its value, such as `subset-20`."""
-    names = sorted(changed(before, now), key=lambda name: (name in COMPUTED, not name.startswith("data.")))
+def _describe(before: Mapping[str, Any], now: Mapping[str, Any], first: str = "data.") -> str:
+    """Returns the first option that differs and its value, such as `subset-20`; those of a prefix come first."""
+    names = sorted(changed(before, now), key=lambda name: (name in COMPUTED, not name.startswith(first)))
     option = names[0].removesuffix(".class_path")
     value = "" if names[0] in COMPUTED else f"-{str(now.get(names[0])).rpartition('.')[2]}"
     return re.sub(r"\W+", "-", f"{option.rpartition('.')[2]}{value}")[:MAX_NAME].strip("-")

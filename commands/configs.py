@@ -79,7 +79,7 @@ def override(below: Any, above: Any) -> Any:
     """Puts settings over others; a part of another class replaces the part below with all of its options."""
     if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
         return above
-    if "class_path" in below and above.get("class_path", below["class_path"]) != below["class_path"]:
+    if "class_path" in below and _differ(below["class_path"], above.get("class_path", below["class_path"])):
         return above
     return {**below, **{key: override(below.get(key), value) for key, value in above.items()}}
 
@@ -97,9 +97,15 @@ def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
 def find_conflict(first: Any, second: Any, key: str = "") -> str | None:
     """Returns the first dotted key that both configs set to different values, or None."""
     if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
-        return None if first == second else key
+        is_class = key.rpartition(".")[2] == "class_path"
+        return key if (_differ(first, second) if is_class else first != second) else None
     conflicts = (find_conflict(first[k], second[k], f"{key}.{k}".lstrip(".")) for k in first if k in second)
     return next(filter(None, conflicts), None)
+
+
+def _differ(first: Any, second: Any) -> bool:
+    """Whether two class paths name different classes; one may lack the module."""
+    return str(first).rpartition(".")[2] != str(second).rpartition(".")[2]
 
 
 def model_of(config: Mapping[str, Any]) -> str | None:

@@ -54,7 +54,7 @@ def study(arguments: list[str]) -> None:
     parser.add_argument("--columns", type=str, nargs="+", help="only these columns")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time; on one machine they share the cores")
-    parser.add_argument("--redo_outdated", action="store_true", help="also make the results anew that other code made")
+    parser.add_argument("--redo_outdated", action="store_true", help="retrain what other code has trained")
     parser.add_argument("--dry_run", action="store_true", help="only list what would be run")
     parser.add_argument("--write", action="store_true", help="only write the document")
     executor_help = "this machine, an array of SLURM jobs, or submitit's jobs on this machine"
@@ -106,11 +106,11 @@ def study(arguments: list[str]) -> None:
                 cluster = asked.executor.removeprefix("submitit_")
                 executor = SubmititExecutor(asked.jobs, cluster, plan.folder / "submitit", asked.slurm)
             sharing = 1 if asked.executor == "slurm" else asked.jobs
-            failed = execute(plan, todo, codes, results, executor, sharing)
+            failed = execute(plan, todo, codes, results, executor, sharing, asked.redo_outdated)
 
     # 3. The document, also after an interrupt.
     finally:
         if not asked.dry_run:
-            print(f"written: {', '.join(map(str, write_documents(plan, results, codes)))}")
+            print(f"written: {', '.join(map(str, write_documents(plan, Results(plan.results), codes)))}")
     if failed:
         sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")

@@ -1,9 +1,9 @@
-"""Perturbations of a test: a trained model is shown something wrong, and what its score loses, it owed to that.
+"""Perturbations of a test: the loss in score measures what a trained model relies on.
 
     python main.py test --data.perturbation OtherCameras
     python main.py test --data.perturbation WrongFocalLength --data.perturbation.error 0.05
 
-Nothing is trained again. A test with a perturbation has a folder of its own inside the run.
+Nothing is trained again. A test with a perturbation is written to a folder inside the run's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class Perturbation(Configurable, ABC):
-    """Changes what a tested model is shown of a scene, and not what it is asked. Subclasses define `__call__`."""
+    """Changes the video, cameras or 3D tokens of a scene, and not its questions. Subclasses define `__call__`.
+
+    Attributes:
+        requires_cameras: It changes nothing in scenes without cameras.
+    """
+
+    requires_cameras: bool = False
 
     @abstractmethod
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
@@ -35,22 +41,23 @@ class Perturbation(Configurable, ABC):
 
         Args:
             scene: A scene that could be read.
-            read_other: Reads the next scene of the test; the first one follows the last.
+            read_other: Reads another scene of the test, with cameras if they are required.
 
         Raises:
-            InputError: The other scene can't be read, or lacks what is taken from it.
+            InputError: There is no such scene.
         """
 
 
 class OtherCameras(Perturbation):
-    """The cameras of another scene."""
+    """The cameras of another scene. Scenes without cameras are unchanged."""
+
+    requires_cameras = True
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         if scene.geometry is None or not scene.geometry.knows_cameras:
             return scene
         other = read_other()
-        if other.geometry is None or not other.geometry.knows_cameras:
-            raise InputError(f"{other.scene.name} has no cameras that {scene.scene.name} could be shown with")
+        assert other.geometry is not None
         poses, K, has_camera = _frames(other.geometry, _repeated(len(other.frame_indices), scene)).cameras()
         geometry = copy(scene.geometry)
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = poses, K, has_camera
@@ -63,6 +70,8 @@ class WrongFocalLength(Perturbation):
     Args:
         error: Share of the focal length; 0.05 is 5 % too long.
     """
+
+    requires_cameras = True
 
     def __init__(self, error: float = 0.05) -> None:
         if not error > -1:
@@ -132,12 +141,13 @@ class PerturbedScenes(Dataset):
         perturbation: It is applied to each scene that can be read.
 
     Raises:
-        InputError: There is one scene only.
+        InputError: The perturbation requires cameras, and no scene has some.
     """
 
     def __init__(self, scenes: SceneDataset, every: SceneDataset, perturbation: Perturbation) -> None:
-        if len(every) < 2:
-            raise InputError("--data.perturbation: the test has one scene, and needs another to perturb it with")
+        if perturbation.requires_cameras and all(scene.cameras is None for scene in every.scenes):
+            name = type(perturbation).__name__
+            raise InputError(f"--data.perturbation {name} changes cameras, and no scene of the test has some")
         self.scenes, self.every, self.perturbation = scenes, every, perturbation
         self._place = {scene.name: place for place, scene in enumerate(every.scenes)}
 
@@ -154,10 +164,15 @@ class PerturbedScenes(Dataset):
             return replace(loaded, error=str(error))
 
     def _read_other(self, loaded: LoadedScene) -> LoadedScene:
-        other = self.every[(self._place[loaded.scene.name] + 1) % len(self.every)]
-        if other.error is not None:
-            raise InputError(f"{loaded.scene.name} can't be perturbed: {other.error}")
-        return other
+        """The first suitable scene, from half the list away: neighbors may show the same room."""
+        place, count = self._place[loaded.scene.name], len(self.every)
+        for step in range(count):
+            i = (place + count // 2 + step) % count
+            other = self.every[i] if i != place else loaded
+            has_cameras = other.geometry is not None and other.geometry.knows_cameras
+            if i != place and other.error is None and (has_cameras or not self.perturbation.requires_cameras):
+                return other
+        raise InputError(f"{loaded.scene.name}: the test has no other scene that could perturb it")
 
 
 def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
@@ -179,10 +194,12 @@ def _frames(geometry: SceneGeometry, order: Sequence[int]) -> SceneGeometry:
 def _shuffled(scene: LoadedScene) -> list[int]:
     """The frames, those of a temporal patch side by side."""
     patches = torch.arange(len(scene.frame_indices)).unflatten(0, (-1, TEMPORAL_PATCH_SIZE)).tolist()
-    random.Random(scene.scene.name).shuffle(patches)
+    chance, before = random.Random(scene.scene.name), list(patches)
+    while len(patches) > 1 and patches == before:
+        chance.shuffle(patches)
     return [frame for patch in patches for frame in patch]
 
 
 def _repeated(count: int, scene: LoadedScene) -> list[int]:
-    """As many of `count` frames as the scene has, from the start again where there are too few."""
+    """As many frames as the scene has, out of `count`; cycles through them if there are too few."""
     return [i % count for i in range(len(scene.frame_indices))]

@@ -21,7 +21,7 @@ from datamodules.samplers import Consecutive, FramePairing, FrameSampler, Unifor
 from datamodules.scenes import Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
-from zoo.configuration import Configurable
+from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice
 from zoo.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
@@ -53,7 +53,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         image_pixels: Bounds of a still image's size; null is the model's own.
         batch_size: Sequences per training batch and rank: a scene with some of its questions. An epoch asks each
             question once.
-        questions_per_scene: Most questions in one training sequence; which ones is drawn anew in each epoch.
+        questions_per_scene: Most questions in one training sequence; which ones is drawn anew in each epoch. A scene
+            that is drawn twice for a batch has twice as many.
         tokens_per_sequence: Most tokens in one training sequence with several questions; what exceeds them is another
             sequence of the same step. null is no bound.
         questions_per_batch: Questions answered at once about one scene, which is encoded once.
@@ -137,6 +138,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         stage = None if self.trainer is None else self.trainer.state.fn
         if self.asked is None and stage == "predict":
             raise InputError('predict needs --data.video clip.mp4 --data.question "What is the size of this room?"')
+        if self.perturbation is not None and stage not in (None, "test"):
+            raise InputError(f"--data.perturbation is for test, not for {stage}")
         if self.asked is not None and stage not in (None, "predict"):
             raise InputError(f"--data.video is for predict, not for {stage}")
         splits: tuple[Split, ...] = ("test",)
@@ -189,7 +192,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "num_frames": self.num_frames,
             "sampler": type(self.sampler).__name__,
             "frame_pairing": type(self.frame_pairing).__name__,
-            "perturbation": None if self.perturbation is None else type(self.perturbation).__name__,
+            "perturbation": to_config(self.perturbation),
             "frames_as": self.frames_as,
             **asdict(self.filter),
         }
@@ -223,8 +226,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        if self.perturbation is not None:
-            raise InputError("--data.perturbation is for a test of a trained model: leave it out of fit")
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
         trainer = self.trainer
         assert trainer is not None

@@ -145,6 +145,7 @@ def _settings(run: Run) -> dict[str, Cell]:
         "Frames": frames if isinstance(frames, int) else spell(frames),
         "Sampler": data("sampler"),
         "Frame pairing": data("frame_pairing"),
+        "Perturbation": spell(tested.get("perturbation")),
         "Camera encoding": part("camera_encoding"),
         "View mixer": part("view_mixer"),
         "Fusion": part("fusion"),

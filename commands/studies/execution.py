@@ -19,6 +19,7 @@ def execute(
     results: Results,
     executor: Executor,
     sharing: int,
+    redo: bool = False,
 ) -> int:
     """Run trainings and add their results, with a line for each; return how many have failed.
 
@@ -29,8 +30,9 @@ def execute(
         results: where the results are added.
         executor: where they run.
         sharing: number of trainings that share the cores.
+        redo: whether to replace weights that other code has trained.
     """
-    trainings = [Training(run, study.folder / run.folder_name, codes[run.command], sharing) for run in runs]
+    trainings = [Training(run, study.folder / run.folder_name, codes[run.command], sharing, redo) for run in runs]
     unfinished, done, failed = [], 0, 0
 
     def report(training: Training, failure: str | None) -> None:
@@ -64,8 +66,8 @@ def _collect(training: Training, results: Results) -> str:
     """Add the results of the finished tests, and describe the score."""
     run = training.run
     for test in training.finished_tests():
-        fit_s = training.seconds()
-        result, questions = load_result(run, test, training.folder_of(test), training.code, fit_s)
+        fit_s, code = training.trained()
+        result, questions = load_result(run, test, training.folder_of(test), code, fit_s)
         if results.find(run, test) != result:
             results.add(result, questions)
     own = results.find(run, OWN)

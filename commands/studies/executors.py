@@ -22,7 +22,11 @@ class Job(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Get ready; called once, in one process."""
+        """Get ready; called once, in one process.
+
+        Raises:
+            InputError: it can't be executed now.
+        """
 
     @abstractmethod
     def __call__(self) -> str | None:
@@ -30,6 +34,15 @@ class Job(ABC):
 
 
 J = TypeVar("J", bound=Job)
+
+
+def _prepare(job: Job) -> str | None:
+    """Prepare a job; return the reason if that fails."""
+    try:
+        job.prepare()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 class Executor(ABC):
@@ -52,8 +65,7 @@ class LocalExecutor(Executor):
 
     def execute(self, jobs: Sequence[J]) -> Iterator[tuple[J, str | None]]:
         def call(job: J) -> str | None:
-            job.prepare()
-            return job()
+            return _prepare(job) or job()
 
         pool = ThreadPoolExecutor(self.at_once)
         try:
@@ -95,12 +107,16 @@ class SubmititExecutor(Executor):
             raise InputError(f"--executor and --slurm: submitit refuses them: {error}") from error
 
     def execute(self, jobs: Sequence[J]) -> Iterator[tuple[J, str | None]]:
+        ready = []
         for job in jobs:
-            job.prepare()
+            if reason := _prepare(job):
+                yield job, reason
+            else:
+                ready.append(job)
         # a job imports this package, wherever the study was started
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        for start in range(0, len(jobs), self._array):
-            array = jobs[start : start + self._array]
+        for start in range(0, len(ready), self._array):
+            array = ready[start : start + self._array]
             submitted = dict(zip(self._executor.map_array(operator.call, array), array, strict=True))
             for each in self._as_completed(list(submitted), poll_frequency=POLL_S):
                 if failure := each.exception():  # the scheduler's, or a bug: its traceback is in the job's log

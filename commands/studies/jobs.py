@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -9,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,13 @@ from typing import Any
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import PREFIX, SETTINGS
 from commands.runs import CONFIG
+from commands.studies import source_code
 from commands.studies.executors import Job
 from commands.studies.plan import OWN, Run, folder_name
 from commands.studies.source_code import ROOT
 from datamodules.sources.rooms.rendered import cores
 from zoo.atomic_io import write_json
+from zoo.errors import InputError
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
 
@@ -34,41 +39,64 @@ class Training(Job):
     Args:
         run: the training.
         folder: its folder.
-        code: the digest of the code.
+        code: the digest of the present code.
         at_once: number of jobs that share the cores.
+        redo: whether to replace weights that other code has trained.
     """
 
     run: Run
     folder: Path
     code: str
     at_once: int = 1
+    redo: bool = False
 
     def prepare(self) -> None:
-        """Keep the content of its folders if it is of this training and these tests, else empty them."""
-        for folder, owner in self._owners().items():
-            if _read(folder / CLAIM) != owner:
-                shutil.rmtree(folder, ignore_errors=True)
-                write_json(folder / CLAIM, owner)
+        """Empty the folders of other trainings and tests, and that of a training which other code has begun.
+
+        Raises:
+            InputError: another process uses the folder.
+        """
+        with self._lock():
+            claim = _read(self.folder / CLAIM) or {}
+            is_current, is_trained = claim.get("code") == self.code, (self.folder / TRAINED).exists()
+            if not (self._is_own(claim) and (is_current or (is_trained and not self.redo))):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                write_json(self.folder / CLAIM, {"fit": list(self.run.fit), "code": self.code})
+            for folder, owner in self._test_owners().items():
+                if _read(folder / CLAIM) != owner:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    write_json(folder / CLAIM, owner)
 
     def __call__(self) -> str | None:
         """Train and test what is not finished; return the reason if that fails."""
+        if int(os.environ.get("SLURM_PROCID", 0)):
+            return self._train_and_test()
+        try:
+            with self._lock() as lock:
+                return self._train_and_test(lock)
+        except InputError as error:
+            return str(error)
+
+    def _train_and_test(self, *locks: int) -> str | None:
         checkpoint, rank = self.folder / FOLDER / LAST, int(os.environ.get("SLURM_PROCID", 0))
         log = self.folder / (f"rank-{rank}-{LOG}" if rank else LOG)
         if not (self.folder / TRAINED).exists():
             resumes, started = checkpoint.exists(), time.monotonic()
             resume = [f"--ckpt_path={checkpoint}"] if resumes else []
             root = f"--trainer.default_root_dir={self.folder}"
-            if failure := main_py(log, self.at_once, "fit", *self.run.fit, *resume, root):
+            if failure := main_py(log, self.at_once, "fit", *self.run.fit, *resume, root, keep_open=locks):
                 return failure
+            if source_code.code_of(self.run.configs, source_code.digest_sources()) != self.code:
+                return "the code was changed since the study was started: start it again"
             if rank == 0:
                 fit_s = None if resumes else round(time.monotonic() - started, 1)
-                write_json(self.folder / TRAINED, {"fit_s": fit_s})
+                write_json(self.folder / TRAINED, {"fit_s": fit_s, "code": self.code})
         trained = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
         for test, words in self.run.tests.items():
             folder = self.folder_of(test)
             if not (folder / SETTINGS).exists():
                 root = f"--trainer.default_root_dir={folder}"
-                if failure := main_py(log, self.at_once, "test", *trained, *words, root):
+                if failure := main_py(log, self.at_once, "test", *trained, *words, root, keep_open=locks):
                     return failure
         return None
 
@@ -78,20 +106,39 @@ class Training(Job):
 
     def finished_tests(self) -> list[str]:
         """Return the tests that are done, also by an earlier command."""
-        owners = {folder: _read(folder / CLAIM) == owner for folder, owner in self._owners().items()}
-        folders = {test: self.folder_of(test) for test in self.run.tests if owners[self.folder]}
-        return [test for test, folder in folders.items() if owners[folder] and (folder / SETTINGS).exists()]
+        trained = _read(self.folder / TRAINED)
+        if not self._is_own(_read(self.folder / CLAIM) or {}) or trained is None:
+            return []
+        if self.redo and trained["code"] != self.code:
+            return []
+        owners = self._test_owners()
+        folders = {test: self.folder_of(test) for test in self.run.tests}
+        own = {test: folder for test, folder in folders.items() if owners.get(folder) in (None, _read(folder / CLAIM))}
+        return [test for test, folder in own.items() if (folder / SETTINGS).exists()]
 
-    def _owners(self) -> dict[Path, dict[str, Any]]:
-        """Return what each of its folders belongs to; the folders of tests lie in that of the training."""
-        owners: dict[Path, dict[str, Any]] = {self.folder: {"fit": list(self.run.fit), "code": self.code}}
-        tests = {self.folder_of(test): {"test": list(words)} for test, words in self.run.tests.items() if test != OWN}
-        return owners | tests
+    def trained(self) -> tuple[float | None, str]:
+        """Return how long the training took, None if it was interrupted, and the digest of its code."""
+        content = _read(self.folder / TRAINED)
+        return content["fit_s"], content["code"]
 
-    def seconds(self) -> float | None:
-        """Return how long the training took; None if it was interrupted."""
-        fit_s: float | None = _read(self.folder / TRAINED)["fit_s"]
-        return fit_s
+    def _is_own(self, claim: dict[str, Any]) -> bool:
+        return claim.get("fit") == list(self.run.fit)
+
+    def _test_owners(self) -> dict[Path, dict[str, Any]]:
+        """Return what the folder of each further test belongs to."""
+        return {self.folder_of(test): {"test": list(words)} for test, words in self.run.tests.items() if test != OWN}
+
+    @contextmanager
+    def _lock(self) -> Iterator[int]:
+        """Lock the folder against other studies; a main.py that outlives this process keeps the lock."""
+        path = self.folder.with_name(f"{self.folder.name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"another process is training in {self.folder}") from error
+            yield file.fileno()
 
 
 @dataclass(frozen=True)
@@ -118,15 +165,22 @@ class Requirement(Job):
         return failure or (None if self.file.exists() else f"main.py {self.command} has not made {self.file}")
 
 
-def main_py(log: Path, at_once: int, *words: str) -> str | None:
-    """Run main.py with its output in a log; return the log's last line if it fails."""
+def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = ()) -> str | None:
+    """Run main.py with its output in a log; return the log's last line if it fails.
+
+    Args:
+        log: the file.
+        at_once: number of jobs that share the cores.
+        words: the command line.
+        keep_open: files that stay open as long as main.py runs.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
     with log.open("a", encoding="utf-8") as file:
         print("main.py", shlex.join(words), file=file, flush=True)
         command = [sys.executable, str(ROOT / "main.py"), *words]
-        status = subprocess.run(command, check=False, stdout=file, stderr=file, env=environment).returncode
+        done = subprocess.run(command, check=False, stdout=file, stderr=file, env=environment, pass_fds=keep_open)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return f"{lines[-1]} (all of it in {log})" if status else None
+    return f"{lines[-1]} (all of it in {log})" if done.returncode else None
 
 
 def _read(path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -39,7 +40,7 @@ def draw(rows: Scores, constants: Mapping[str, float], series: Sequence[str], la
         x = across(tenth / 10)
         pen.line((x, MARGIN_PX, x, bottom), fill=(225, 225, 225))
         pen.text((x, bottom + 8), f"{tenth / 10:.1f}", fill="black", font=font, anchor="ma")
-    for number, (name, color) in enumerate(zip(series, COLORS, strict=False)):
+    for number, (name, color) in enumerate(zip(series, cycle(COLORS))):
         x = NAMES_PX + 160 * number
         pen.ellipse((x, 22, x + 14, 36), fill=color)
         pen.text((x + 24, 29), name or label, fill="black", font=font, anchor="lm")
@@ -48,7 +49,7 @@ def draw(rows: Scores, constants: Mapping[str, float], series: Sequence[str], la
     for number, (name, row) in enumerate(rows.items()):
         y = MARGIN_PX + ROW_PX * (number + 0.5)
         pen.text((NAMES_PX - 16, y), name, fill="black", font=font, anchor="rm")
-        for place, (each, color) in enumerate(zip(series, COLORS, strict=False)):
+        for place, (each, color) in enumerate(zip(series, cycle(COLORS))):
             scores = row.get(each)
             if scores:
                 at = y + 8 * (place - (len(series) - 1) / 2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from commands.configs import find_config
-from commands.parser import OneLineParser, closest
+from commands.parser import OneLineParser, closest, registered_classes
 from commands.studies.plan import MACRO, MARKS, Setting, Study, folder_name
 from zoo.benchmarks import registered_benchmarks
 from zoo.errors import InputError
@@ -92,6 +93,18 @@ def _split(setting: Any) -> Any:
     return {**{key: value for key, value in setting.items() if key in SPECIAL}, "options": options}
 
 
+def _check_classes(options: Iterable[dict[str, Any]]) -> None:
+    """Check names of classes, which a training would refuse only when it starts, and a test only after hours."""
+    known = {"None", *(kind.__name__ for kind in registered_classes())}
+    for own in options:
+        for name, value in own.items():
+            if isinstance(value, str) and re.fullmatch(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*|GTA", value):
+                try:
+                    check_names([value], known, "class")
+                except InputError as error:
+                    raise InputError(f"{name}: {error}") from error
+
+
 def _check(study: Study) -> None:
     """Check the names that a study file refers to."""
     if not study.settings:
@@ -101,6 +114,8 @@ def _check(study: Study) -> None:
     check_names([study.score], scores, "score")
     for config in study.configs:
         find_config(config)
+    _check_classes([study.options, *study.columns.values(), *study.tests.values()])
+    _check_classes([setting.options for setting in study.settings.values()])
     for name, setting in study.settings.items():
         for config in setting.configs:
             find_config(config)
@@ -112,6 +127,9 @@ def _check(study: Study) -> None:
         alike = Counter(folder_name(name) for name in names)
         if same := [name for name in names if alike[folder_name(name)] > 1]:
             raise InputError(f"{what}s {' and '.join(same)} would share a folder: rename one")
+    folders = Counter(run.folder_name for run in study.runs(study.settings, study.columns, study.seeds))
+    if shared := [name for name, count in folders.items() if count > 1]:
+        raise InputError(f"two trainings would share the folder {shared[0]}: rename a setting or a column")
     check_names([each.title for each in study.compare], [each.title for each in study.compare], "title")
     for each in study.compare:
         check_names(each.settings, study.settings, "setting")
@@ -120,6 +138,11 @@ def _check(study: Study) -> None:
         check_names(each.tests, study.tests, "test")
         if (each.baseline is None) == (not each.tests):
             raise InputError(f"compare: {each.title}: name either a baseline or tests")
+        column = each.column or next(iter(study.columns))
+        if each.baseline and column not in study.columns_of(each.baseline):
+            raise InputError(f"compare: {each.title}: its baseline {each.baseline} is not run under {column}")
+        if not each.baseline and not any(set(study.settings[name].tests) & set(each.tests) for name in each.settings):
+            raise InputError(f"compare: {each.title}: none of its settings has one of its tests")
     for name in study.documents:
         if not Path(name).is_file():
             raise InputError(f"documents: there is no {name}")

@@ -82,6 +82,10 @@ class Results:
                 self._keep(Result(**content) if "setting" in content else Questions(**content))
             except (ValueError, TypeError) as error:
                 raise InputError(f"{path}, line {number}: no result of a study: {error}; remove the line") from error
+        whole = {words: result for words, result in self._found.items() if result.questions in self._questions}
+        if lost := len(self._found) - len(whole):
+            self.notes.append(f"{path}: the questions of {lost} results are missing: the results are made again")
+        self._found = whole
 
     def find(self, run: Run, test: str) -> Result | None:
         """Return the newest result of these very words, or None."""

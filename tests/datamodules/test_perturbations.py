@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_a_model_without_3d_tokens_answers_as_if_they_were_its_own() -> None:
 
 
 def scenes_of(rooms_root: Path) -> SceneDataset:
-    scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")
+    scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")
     bounds = PixelBounds(784, 65536, legacy_folder_resize=False)
     return SceneDataset(scenes, UniformSampler(), 8, bounds, requirements=DataRequirements(cameras=True))
 
@@ -141,24 +142,47 @@ def test_a_resumed_test_takes_the_same_other_scene(rooms_root: Path) -> None:
     resumed = PerturbedScenes(rest, every, OtherCameras())[0]
     whole = PerturbedScenes(every, every, OtherCameras())
     assert len(whole) == len(every.scenes) > 1
-    expected = every[0].geometry.world_to_camera  # the first follows the last
+    expected = every[(len(every) - 1 + len(every) // 2) % len(every)].geometry.world_to_camera
     assert resumed.geometry.world_to_camera.equal(expected)
     assert whole[len(every) - 1].geometry.world_to_camera.equal(expected)
 
 
-def test_an_other_scene_that_cannot_be_read_is_named(rooms_root: Path) -> None:
+def test_another_scene_that_cannot_be_read_or_has_no_cameras_is_passed_over(rooms_root: Path) -> None:
     every = scenes_of(rooms_root)
-    every.scenes = [replace(every.scenes[0], video=Path("absent.mp4")), *every.scenes[1:]]
+    first, other = every.scenes[0], len(every) // 2
+    every.scenes = [*every.scenes]
+    every.scenes[other] = replace(every.scenes[other], video=Path("absent.mp4"))
+    every.scenes[other + 1] = replace(every.scenes[other + 1], cameras=None)
+    every.requirements = DataRequirements()
     found = PerturbedScenes(every, every, OtherCameras())
-    assert "can't be perturbed: " in found[len(every) - 1].error and "absent.mp4" in found[0].error
-    with pytest.raises(InputError, match="the test has one scene"):
-        every.scenes = every.scenes[:1]
+    assert found[0].scene is first and found[0].error is None
+    assert found[0].geometry.world_to_camera.equal(every[(other + 2) % len(every)].geometry.world_to_camera)
+    assert "absent.mp4" in found[other].error
+    every.scenes = every.scenes[:1]
+    assert PerturbedScenes(every, every, ReversedFrames())[0].error is None
+    assert "no other scene" in PerturbedScenes(every, every, OtherCameras())[0].error
+    every.scenes = [replace(first, cameras=None)]
+    with pytest.raises(InputError, match="OtherCameras changes cameras, and no scene of the test has some"):
         PerturbedScenes(every, every, OtherCameras())
 
 
-def test_a_fit_refuses_a_perturbation() -> None:
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_short_videos_are_shuffled_as_well(steps: int) -> None:
+    for number in range(20):
+        found = ShuffledFrames()(scene(f"s{number}", steps=steps), lambda: B)
+        assert (found.frame_indices == tuple(range(0, 20 * steps, 10))) == (steps == 1)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "predict"])
+def test_other_commands_refuse_a_perturbation(stage: str) -> None:
     data = VideoQADataModule(perturbation=ReversedFrames())
-    with pytest.raises(InputError, match="leave it out of fit"):
-        data.train_dataloader()
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage))
+    with pytest.raises(InputError, match=f"for test, not for {stage}" if stage != "predict" else "perturbation|needs"):
+        data.prepare_data()
     with pytest.raises(InputError, match="a share above -1"):
         WrongFocalLength(-1.0)
+
+
+def test_a_result_records_the_perturbation_with_its_arguments() -> None:
+    one, other = (VideoQADataModule(perturbation=WrongFocalLength(e)).describe()["perturbation"] for e in (0.05, 0.2))
+    assert one != other and "WrongFocalLength" in one["class_path"]

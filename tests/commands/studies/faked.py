@@ -54,7 +54,9 @@ class FakeMain:
         self.calls: list[str] = []
         self.broken = self.killed = "--nothing"
 
-    def __call__(self, log: Path, at_once: int, command: str, *words: str) -> str | None:
+    def __call__(
+        self, log: Path, at_once: int, command: str, *words: str, keep_open: tuple[int, ...] = ()
+    ) -> str | None:
         folder = Path(words[-1].removeprefix("--trainer.default_root_dir="))
         resumes = command == "fit" and any(word.startswith("--ckpt_path") for word in words)
         self.calls.append(f"{command} {folder.name}{' again' if resumes else ''}")

@@ -42,6 +42,13 @@ def setting(**changes: Any) -> dict[str, Any]:
         ({"compare": [{**COMPARED, "column": "lopp"}]}, "there is no column lopp; the nearest is loop"),
         ({"compare": [{**COMPARED, "tests": ["wrong cameras"]}]}, "name either a baseline or tests"),
         ({"compare": [COMPARED, COMPARED]}, "title Do cameras help.* is given twice"),
+        ({"compare": [{**COMPARED, "baseline": "PRoPE", "column": "local"}]}, "baseline PRoPE is not run under local"),
+        ({"compare": [{"title": "x", "settings": ["none"], "tests": ["wrong cameras"]}]}, "none of its settings has"),
+        ({"tests": {"wrong cameras": {"data.perturbation": "OtherCamera"}}}, "class OtherCamera; .*OtherCameras"),
+        (
+            {"settings": {"a": {}, "a-x": {}}, "columns": {"y": {}, "x-y": {}}, "compare": []},
+            "share the folder a-x-y-0",
+        ),
         ({"documents": ["guide.md"]}, "documents: there is no guide.md"),
         ({"settings": {"a b": {}, "a, b": {}}, "compare": []}, "settings a b and a, b would share a folder"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -147,6 +148,54 @@ def test_results_of_other_code_are_marked_and_made_anew_on_request(
     assert all("†" in line for line in measured) and "--redo_outdated" in document.read_text()
     study([str(study_file), *ROW, "--redo_outdated"])
     assert main_py.calls == OF_ROW * 2 and "†" not in document.read_text()
+
+
+def test_a_new_test_of_a_model_that_other_code_has_trained_keeps_it(
+    main_py: FakeMain, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "tests": []}}
+    write_study(study_file, settings=plain, compare=[])
+    study([str(study_file), *ROW])
+    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other")
+    write_study(study_file)
+    study([str(study_file), *ROW])
+    assert main_py.calls == OF_ROW  # tested, and not trained again
+    own, wrong = (each for each in results_of(study_file) if "setting" in each)
+    assert own["code"] == wrong["code"]  # of the training
+
+
+def test_code_that_changes_during_a_training_is_no_result(
+    main_py: FakeMain, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    digests = iter(["at the start", "later"])
+    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: next(digests))
+    with pytest.raises(SystemExit):
+        study([str(study_file), *ROW])
+    assert "the code was changed since the study was started" in capsys.readouterr().out
+    assert not (study_file.parent / "results/toys.jsonl").exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(main_py: FakeMain, study_file: Path, capsys) -> None:
+    study([str(study_file), *ROW])
+    (study_file.parent / "results/toys.jsonl").unlink()
+    Path("runs/studies/toys/PRoPE-loop-0/test-wrong-cameras/predictions.settings.json").unlink()
+    with Path("runs/studies/toys/PRoPE-loop-0.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            study([str(study_file), *ROW])
+    assert "another process is training in runs/studies/toys/PRoPE-loop-0" in capsys.readouterr().out
+    assert main_py.calls == OF_ROW
+    study([str(study_file), *ROW])  # the lock is free
+    assert main_py.calls == [*OF_ROW, OF_ROW[-1]]
+
+
+def test_results_whose_questions_are_lost_are_made_again(main_py: FakeMain, study_file: Path, capsys) -> None:
+    study([str(study_file), *ROW])
+    path = study_file.parent / "results/toys.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"ids"' not in line))
+    study([str(study_file), *ROW])
+    assert "the questions of 2 results are missing" in capsys.readouterr().out
+    assert {"ids", "setting"} <= {key for each in results_of(study_file) for key in each}
 
 
 def test_report_shows_the_tests_of_a_study(main_py: FakeMain, study_file: Path) -> None:
