@@ -73,13 +73,17 @@ def _row(study: Study, name: str) -> str:
 
 
 def _scores(study: Study, scores: Scores, constants: Mapping[str, float]) -> str:
-    rows = []
+    rows, missing = [], []
     for name in study.settings:
-        rows.append([_row(study, name), *(scores.cell(name, column) for column in study.columns)])
+        cells = [scores.cell(name, column) for column in study.columns]
+        if any(cells):
+            rows.append([_row(study, name), *cells])
+        else:
+            missing.append(name)
     if constants:
-        cells = (f"{constants[column]:.3f}" if column in constants else "" for column in study.columns)
-        rows.append([CONSTANT, *cells])
-    return table(["setting", *(titled(column, scores) for column in study.columns)], rows)
+        rows.append([CONSTANT, *(f"{constants[each]:.3f}" if each in constants else "" for each in study.columns)])
+    shown = table(["setting", *(titled(column, scores) for column in study.columns)], rows)
+    return f"{shown}\n\nNot measured yet: {'; '.join(missing)}." if missing else shown
 
 
 def _further_tests(study: Study, scores: Scores) -> str:
