@@ -50,9 +50,8 @@ def score(arguments: list[str]) -> None:
     scored = tally(map(vars, answers), benchmark, scorer)
     if not scored.scores:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
-    print(render(scored, title=str(path)))
-    for remark in remarks:
-        print(remark)
+    for text in (render(scored, title=str(path)), *remarks):
+        print(text.encode(errors="backslashreplace").decode())  # names of files may hold bytes that are no UTF-8
     if parts:
         print(f"its test was interrupted: the answers in {', '.join(part.name for part in parts)} are not scored")
     if unscored := len(answers) - len(scored.scores):

@@ -124,6 +124,8 @@ def first_answered(runs: Sequence[Run]) -> int | None:
 def settings(runs: Sequence[Run]) -> Table:
     """Build the table of settings."""
     rows = [_settings(run) for run in runs]
+    if not any(row["Perturbation"] for row in rows):
+        rows = [{name: value for name, value in row.items() if name != "Perturbation"} for row in rows]
     return Table("Settings", tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
 
 

@@ -151,6 +151,10 @@ def _parsed(path: Path, media: dict[Medium, int]) -> Iterator[dict[str, Any]]:
         where = f"{path}:{number}"
         medium, kind = _medium(row, where), row.get("question_type")
         turns = _turns(row, where, medium)
+        try:
+            "".join([str(kind), *turns]).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where}: a text has half of a surrogate pair, which is no character") from error
         yield {
             "number": number,
             "medium": -1 if medium is None else media.setdefault(medium, len(media)),

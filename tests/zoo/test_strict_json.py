@@ -12,8 +12,6 @@ from zoo.strict_json import parse_json
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        (r'{"a": "\ud83d"}', "half of a surrogate pair"),
-        (r'["\uDE00\ud83d"]', "half of a surrogate pair"),
         ("1" * 301, "an integer of 301 digits"),
         ("[" * 100_000, "nested too deeply"),
         (b'"\xff"', "utf-8"),

@@ -140,7 +140,8 @@ def test_tokens_of_the_official_training(case, tmp_path, realdata):
     grids = golden["video_grid_thw" if is_video else "image_grid_thw"]
     t, (h, w) = int(grids[:, 0].sum()), grids[0, 1:].tolist()
     frames = torch.zeros((2 * t, 3, 14 * h, 14 * w), dtype=torch.uint8)
-    loaded = LoadedScene(scene, tuple(scene.questions), frames, tuple(range(2 * t)))
+    stills = len(scene.images)
+    loaded = LoadedScene(scene, tuple(scene.questions), frames, tuple(range(2 * t)), num_images=stills)
     preprocessor = QwenVLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
     batch = Collate(preprocessor, training=True)([loaded])
     assert torch.equal(batch["input_ids"], golden["input_ids"])
@@ -154,7 +155,8 @@ def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
     (scene,) = Conversations(str(write(tmp_path, [row]))).scenes("train")
     processor = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     frames = torch.zeros((4, 3, 28, 28), dtype=torch.uint8)  # one token per image
-    batch = Collate(QwenVLPreprocessor(processor), training=True)([LoadedScene(scene, tuple(scene.questions), frames)])
+    loaded = LoadedScene(scene, tuple(scene.questions), frames, num_images=len(scene.images))
+    batch = Collate(QwenVLPreprocessor(processor), training=True)([loaded])
     content = [
         {"type": "image"},
         {"type": "text", "text": "Left of "},
