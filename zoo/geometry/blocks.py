@@ -158,3 +158,14 @@ def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quar
     first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
     turned = torch.stack((first * cosine - second * sine, second * cosine + first * sine), -2)
     return turned.flatten(-3)
+
+
+def layer_index(layer: int, depth: int) -> int:
+    """Converts a layer, counted from the end where negative, to an index from 0.
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    if not -depth <= layer < depth:
+        raise ValueError(f"there is no layer {layer}: the model has {depth}")
+    return layer % depth

@@ -1,0 +1,129 @@
+"""Dense heads of Depth Anything 3: depth and rays of the any-view models, depth and sky of the metric model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.geometry.dpt import DPT, ResidualUnit, Scratch, in_chunks, output_branch, upsample
+from zoo.precision import to_float32
+
+LEVELS = 4
+FINEST = LEVELS - 1  # the auxiliary output that is used; released files hold one per level
+RAY = 6  # direction and center
+
+
+class DualDPT(DPT):
+    """Depth at the size of the images, and a map of rays, from the same four levels by two chains of fusion blocks.
+
+    Args:
+        dim_in: width of the tokens.
+        output_dim: channels of the depth map: depth and confidence.
+        features: width of the merged maps.
+        out_channels: widths of the four maps.
+    """
+
+    def __init__(self, dim_in: int, output_dim: int, features: int, out_channels: Sequence[int]) -> None:
+        super().__init__(dim_in, out_channels)
+        self.scratch = DualScratch(features, output_dim, out_channels)
+
+    def forward(
+        self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int, heads: Collection[str]
+    ) -> dict[str, Float[Tensor, "N ..."]]:
+        """Predicts maps for N views, float32 or better.
+
+        Args:
+            tokens: patch tokens of the four layers.
+            height: of the images in pixels.
+            width: of the images in pixels.
+            heads: "depth", "ray" or both.
+
+        Returns:
+            depth and depth_conf at the size of the images; rays and rays_conf at 8 / 14 of it.
+        """
+        aspect = width / height
+
+        def predict(chunk: Sequence[Tensor]) -> dict[str, Tensor]:
+            levels, found = self.scratch.levels(self.reassemble(chunk, height, width)), {}
+            if "depth" in heads:
+                merged = upsample(self.scratch.output_conv1(self.scratch.merge(levels)), (height, width))
+                depth, confidence = to_float32(self.scratch.output_conv2(self.embed_positions(merged, aspect))).unbind(
+                    1
+                )
+                found |= {"depth": depth.exp(), "depth_conf": 1 + confidence.exp()}
+            if "ray" in heads:
+                merged = self.scratch.output_conv1_aux[FINEST](self.scratch.merge(levels, "_aux"))
+                rays = to_float32(self.scratch.output_conv2_aux[FINEST](self.embed_positions(merged, aspect)))
+                rays, confidence = rays.movedim(1, -1).split([RAY, 1], -1)
+                found |= {"rays": rays, "rays_conf": 1 + confidence.squeeze(-1).exp()}
+            return found
+
+        return in_chunks(predict, tokens)
+
+
+class DualScratch(Scratch):
+    """`Scratch` with a second chain for the rays."""
+
+    def __init__(self, features: int, output_dim: int, in_channels: Sequence[int]) -> None:
+        super().__init__(features, output_dim, in_channels, ResidualUnit)
+        self.add_chain("_aux")
+        half = features // 2
+        widths = (features, half, features, half, features, half)
+        self.output_conv1_aux = nn.ModuleList(
+            nn.Sequential(*[nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)])
+            for _ in range(LEVELS)
+        )
+        norm = ChannelNorm(32)  # one module for all levels, as in the official code
+        self.output_conv2_aux = nn.ModuleList(
+            nn.Sequential(
+                *(nn.Conv2d(half, 32, 3, padding=1), nn.Identity(), norm, nn.Identity(), nn.ReLU()),
+                nn.Conv2d(32, RAY + 1, 1),
+            )
+            for _ in range(LEVELS)
+        )
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of maps."""
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:  # noqa: D102
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class SkyDPT(DPT):
+    """Depth, and what is sky, at the size of the images: without LayerNorm and without position embeddings.
+
+    Args:
+        dim_in: width of the tokens.
+        output_dim: channels of the depth map: depth alone.
+        features: width of the merged maps.
+        out_channels: widths of the four maps.
+    """
+
+    def __init__(self, dim_in: int, output_dim: int, features: int, out_channels: Sequence[int]) -> None:
+        super().__init__(dim_in, out_channels)
+        self.norm = nn.Identity()
+        self.scratch = Scratch(features, output_dim, out_channels, ResidualUnit)
+        self.scratch.sky_output_conv2 = output_branch(features, 1)
+
+    def embed_positions(self, x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
+        """Adds nothing."""
+        return x
+
+    def forward(
+        self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int
+    ) -> dict[str, Float[Tensor, "N H W"]]:
+        """Predicts depth and sky of N views, float32 or better; see `DualDPT`."""
+
+        def predict(chunk: Sequence[Tensor]) -> dict[str, Tensor]:
+            levels = self.scratch.levels(self.reassemble(chunk, height, width))
+            merged = upsample(self.scratch.output_conv1(self.scratch.merge(levels)), (height, width))
+            depth, sky = (
+                to_float32(out(merged)[:, 0]) for out in (self.scratch.output_conv2, self.scratch.sky_output_conv2)
+            )
+            return {"depth": depth.exp(), "sky": F.relu(sky)}
+
+        return in_chunks(predict, tokens)
