@@ -44,7 +44,7 @@ class DPT(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of its weights."""
-        return self.projects[0].weight.dtype
+        return next(self.projects.parameters()).dtype
 
     def embed_positions(self, x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
         """Adds the position embedding of this head to maps; see `add_positions`."""

@@ -165,8 +165,7 @@ def another_level_of_rays(model: DA3, patch: Patch) -> None:
 
 
 def norm_of_rays_not_loaded(model: DA3, patch: Patch) -> None:
-    for parameter, value in zip(model.model.head.scratch.output_conv2_aux[0][2].parameters(), (1.0, 0.0), strict=True):
-        parameter.data.fill_(value)
+    model.model.head.scratch.output_conv2_aux[0].get_submodule("2").reset_parameters()
 
 
 def images_not_normalized(model: DA3, patch: Patch) -> None:

@@ -31,6 +31,8 @@ class AnyView(nn.Module):
         cam_dec: arguments of `CameraDecoder`; None builds none.
     """
 
+    parts_of_head = {"camera": ("cam_dec",), "depth": ("head",), "ray": ("head",)}
+
     def __init__(
         self,
         net: dict[str, Any],

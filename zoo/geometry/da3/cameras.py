@@ -81,6 +81,17 @@ class CameraDecoder(nn.Module):
         x = self.backbone(tokens)
         return to_float32(torch.cat((self.fc_t(x), self.fc_qvec(x), self.fc_fov(x)), -1))
 
+    @torch.no_grad()
+    def init_identity_pose(self) -> None:
+        """Makes an untrained decoder predict about the identity and a field of view of one radian.
+
+        With random weights the field of view is often below 0, where the ReLU passes no gradient.
+        """
+        for layer, bias in ((self.fc_t, [0, 0, 0]), (self.fc_qvec, [0, 0, 0, 1]), (self.fc_fov, [1, 1])):
+            weight, start = layer.parameters()
+            weight.mul_(0.1)
+            start.copy_(start.new_tensor(bias))
+
 
 class CameraEncoder(nn.Module):
     """Given cameras to camera tokens, which replace the learned ones.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -47,7 +47,8 @@ class DualDPT(DPT):
         aspect = width / height
 
         def predict(chunk: Sequence[Tensor]) -> dict[str, Tensor]:
-            levels, found = self.scratch.levels(self.reassemble(chunk, height, width)), {}
+            levels = self.scratch.levels(self.reassemble(chunk, height, width))
+            found: dict[str, Tensor] = {}
             if "depth" in heads:
                 merged = upsample(self.scratch.output_conv1(self.scratch.merge(levels)), (height, width))
                 depth, confidence = to_float32(self.scratch.output_conv2(self.embed_positions(merged, aspect))).unbind(
@@ -55,8 +56,7 @@ class DualDPT(DPT):
                 )
                 found |= {"depth": depth.exp(), "depth_conf": 1 + confidence.exp()}
             if "ray" in heads:
-                merged = self.scratch.output_conv1_aux[FINEST](self.scratch.merge(levels, "_aux"))
-                rays = to_float32(self.scratch.output_conv2_aux[FINEST](self.embed_positions(merged, aspect)))
+                rays = to_float32(self.scratch.rays(levels, lambda x: self.embed_positions(x, aspect)))
                 rays, confidence = rays.movedim(1, -1).split([RAY, 1], -1)
                 found |= {"rays": rays, "rays_conf": 1 + confidence.squeeze(-1).exp()}
             return found
@@ -76,14 +76,34 @@ class DualScratch(Scratch):
             nn.Sequential(*[nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)])
             for _ in range(LEVELS)
         )
-        norm = ChannelNorm(32)  # one module for all levels, as in the official code
-        self.output_conv2_aux = nn.ModuleList(
-            nn.Sequential(
-                *(nn.Conv2d(half, 32, 3, padding=1), nn.Identity(), norm, nn.Identity(), nn.ReLU()),
-                nn.Conv2d(32, RAY + 1, 1),
-            )
-            for _ in range(LEVELS)
-        )
+        self.output_conv2_aux = nn.ModuleList(RayBranch(half, level == 0) for level in range(LEVELS))
+
+    def rays(
+        self, levels: Sequence[Float[Tensor, "N features _ _"]], embed: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "N 7 _ _"]:
+        """Rays and confidence of the finest level; `embed` adds positions."""
+        x = embed(self.output_conv1_aux[FINEST](self.merge(levels, "_aux")))
+        return self.output_conv2_aux[FINEST](x, self.output_conv2_aux[0].get_submodule("2"))
+
+
+class RayBranch(nn.Module):
+    """Convolution, LayerNorm, ReLU and convolution, by the official numbers.
+
+    Args:
+        width: of the maps.
+        has_norm: whether it holds the LayerNorm, which is one for all levels.
+    """
+
+    def __init__(self, width: int, has_norm: bool) -> None:
+        super().__init__()
+        self.add_module("0", nn.Conv2d(width, 32, 3, padding=1))
+        if has_norm:
+            self.add_module("2", ChannelNorm(32))
+        self.add_module("5", nn.Conv2d(32, RAY + 1, 1))
+
+    def forward(self, x: Float[Tensor, "N C H W"], norm: nn.Module) -> Float[Tensor, "N 7 H W"]:
+        """Rays and confidence."""
+        return self.get_submodule("5")(F.relu(norm(self.get_submodule("0")(x))))
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -107,7 +127,7 @@ class SkyDPT(DPT):
         super().__init__(dim_in, out_channels)
         self.norm = nn.Identity()
         self.scratch = Scratch(features, output_dim, out_channels, ResidualUnit)
-        self.scratch.sky_output_conv2 = output_branch(features, 1)
+        self.scratch.add_module("sky_output_conv2", output_branch(features, 1))
 
     def embed_positions(self, x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
         """Adds nothing."""

@@ -33,6 +33,7 @@ class Metric(nn.Module):
     """
 
     heads = frozenset({"depth"})
+    parts_of_head = {"depth": ("head",)}
     takes_cameras = False
 
     def __init__(self, net: dict[str, Any], head: dict[str, Any]) -> None:

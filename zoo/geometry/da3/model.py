@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ HEADS = ("camera", "depth", "ray")
 PARTS = ("head", "cam_enc", "cam_dec")  # of a config, beside its net
 PREFIX = "model."
 NOT_BUILT = ("gs_head.", "gs_adapter.")  # Gaussians are not part of this project
-TIED = re.compile(r"(scratch\.output_conv2_aux\.)[123](\.2\.)")  # LayerNorms that are the one of level 0
+COPY = re.compile(r"scratch\.output_conv2_aux\.[123]\.2\.")  # of the LayerNorm of level 0; newer files have none
 
 
 class DA3(nn.Module):
@@ -97,16 +98,20 @@ class DA3(nn.Module):
             part, weights = whole.get_submodule(name), PrefixView(tensors, f"{PREFIX}{name}.")
             if not weights:
                 raise InputError(f"{source_path(tensors)}: no tensors {PREFIX}{name}.*: download it again")
-            for each in part.children() if isinstance(part, Metric) else ():
-                each.to(self.model.trunk.dtype if each is part.backbone else torch.float32)
+            if isinstance(part, Metric):
+                part.trunk.to(self.model.trunk.dtype)
             part.to_empty(device=torch.get_default_device())
             _load(part.state_dict(), weights)
             parent, _, attribute = name.rpartition(".")
             setattr(self.model.get_submodule(parent), attribute, part)
 
+    def has_part(self, name: str) -> bool:
+        """Whether the model was built with a part, such as "cam_dec" or "da3.head"."""
+        return attrgetter(name)(self.model) is not None
+
     def official_state_dict(self) -> dict[str, Tensor]:
         """The inverse of `from_official`: the tensors by the names of released files."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name == _untied(name)}
+        return self.state_dict()
 
     def forward(
         self,
@@ -148,10 +153,10 @@ class DA3(nn.Module):
         if world_to_camera is None or K_px is None:
             given = "K_px" if world_to_camera is None else "world_to_camera"
             raise InputError(f"{given} alone: give world_to_camera and K_px, or neither")
-        for name, given in (("world_to_camera", world_to_camera), ("K_px", K_px)):
-            if given.shape[:2] != images.shape[:2]:
+        for name, tensor in (("world_to_camera", world_to_camera), ("K_px", K_px)):
+            if tensor.shape[:2] != images.shape[:2]:
                 raise InputError(
-                    f"{name} of {list(given.shape[:2])} scenes and views for images of {list(images.shape[:2])}: give "
+                    f"{name} of {list(tensor.shape[:2])} scenes and views for images of {list(images.shape[:2])}: give "
                     "one camera per view, or none"
                 )
         if not self.model.takes_cameras:
@@ -175,9 +180,8 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Prefixes of the tensors that a config leaves out."""
-    if "anyview" not in config:
-        models = {PREFIX: config}
-    else:
+    models: dict[str, Any] = {PREFIX: config}
+    if "anyview" in config:
         models = {f"{PREFIX}da3.": config["anyview"], f"{PREFIX}da3_metric.": config.get("metric")}
     skip = [prefix for prefix, each in models.items() if each is None]
     for prefix, each in models.items():
@@ -186,10 +190,6 @@ def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(skip)
 
 
-def _untied(name: str) -> str:
-    return TIED.sub(r"\g<1>0\2", name)
-
-
 def _load(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> None:
-    copies = tuple(name for name in tensors if _untied(name) != name)  # newer files hold them once
-    load_into(state, tensors, what="Depth Anything 3", official_name=_untied, skip=skip + copies)
+    copies = tuple(name for name in tensors if COPY.search(name))
+    load_into(state, tensors, what="Depth Anything 3", skip=skip + copies)

@@ -30,6 +30,8 @@ class Nested(nn.Module):
         metric: arguments of `Metric`; None builds none, then there are tokens only.
     """
 
+    parts_of_head = dict.fromkeys(("camera", "depth", "ray"), ("da3.cam_dec", "da3.head", "da3_metric"))
+
     def __init__(self, anyview: dict[str, Any], metric: dict[str, Any] | None) -> None:
         super().__init__()
         self.da3 = AnyView(**anyview)

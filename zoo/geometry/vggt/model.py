@@ -221,7 +221,7 @@ class VGGT(nn.Module):
         batch, _, _, height, width = images.shape
         frames = slice(None) if dense_frames is None else list(dense_frames)
         tokens = [
-            outputs[layer][:, frames, self.aggregator.patch_start :].flatten(0, 1).to(head.norm.weight.dtype)
+            outputs[layer][:, frames, self.aggregator.patch_start :].flatten(0, 1).to(head.dtype)
             for layer in head.layers
         ]
         values, confidence = head(tokens, height, width)
