@@ -141,9 +141,8 @@ class SkyDPT(DPT):
         def predict(chunk: Sequence[Tensor]) -> dict[str, Tensor]:
             levels = self.scratch.levels(self.reassemble(chunk, height, width))
             merged = upsample(self.scratch.output_conv1(self.scratch.merge(levels)), (height, width))
-            depth, sky = (
-                to_float32(out(merged)[:, 0]) for out in (self.scratch.output_conv2, self.scratch.sky_output_conv2)
-            )
+            branches = (self.scratch.output_conv2, self.scratch.get_submodule("sky_output_conv2"))
+            depth, sky = (to_float32(branch(merged)[:, 0]) for branch in branches)
             return {"depth": depth.exp(), "sky": F.relu(sky)}
 
         return in_chunks(predict, tokens)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.errors import InputError
 from zoo.geometry.blocks import MLP, Block, SwiGLU, patch_rotations, rotations_at
 from zoo.geometry.da3.reference import FEWEST_VIEWS, Strategy, choose_reference
 from zoo.precision import to_float32
@@ -46,6 +47,9 @@ class Trunk(nn.Module):
         depth: number of blocks, instead of the name's.
         num_heads: of the attention, instead of the name's.
         img_size: side in pixels of the square image that the position table was made for.
+
+    Raises:
+        InputError: An unknown name, or a width that does not fit the heads.
     """
 
     def __init__(
@@ -63,11 +67,11 @@ class Trunk(nn.Module):
     ) -> None:
         super().__init__()
         if name not in SIZES:
-            raise ValueError(f"unknown net.name {name!r}: choose {', '.join(SIZES)}")
+            raise InputError(f"unknown net.name {name!r}: choose {', '.join(SIZES)}")
         width, blocks, heads, mlp = SIZES[name]
         self.embed_dim, self.depth, heads = embed_dim or width, depth or blocks, num_heads or heads
         if self.embed_dim % (4 * heads):
-            raise ValueError(f"embed_dim={self.embed_dim} must be a multiple of 4 * num_heads={4 * heads} for RoPE")
+            raise InputError(f"embed_dim={self.embed_dim} must be a multiple of 4 * num_heads={4 * heads} for RoPE")
         never = self.depth
         self.alt_start = alt_start if alt_start >= 0 else never
         self.rope_start = rope_start if rope_start >= 0 else never
