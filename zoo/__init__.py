@@ -20,7 +20,10 @@ __getattr__, __all__ = lazy_exports(
         ],
         "errors": ["InputError"],
         "fusions": ["AddFusion", "CameraTokenFusion", "ConcatSplitFusion", "Fusion"],
-        "geometry": ["DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedVGGT", "TinyVGGT"],
+        "geometry": [
+            *("DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedDA3", "PretrainedVGGT", "TinyDA3"),
+            "TinyVGGT",
+        ],
         "metrics": ["VSIBenchScore", "score_answer"],
         "lora": ["LoRA"],
         "model": ["SpatialVLM"],

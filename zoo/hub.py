@@ -15,12 +15,13 @@ CONFIG = "config.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
 
 
-def find_folder(path: str, released: str) -> Path:
+def find_folder(path: str, released: str, option: str = "--model.backbone.path") -> Path:
     """The folder of a local path or a hub id; the latter is downloaded, without pickle or code.
 
     Args:
         path: a folder, or a hub id.
         released: an example of a hub id, for the error message.
+        option: which names the folder, for the error message.
 
     Raises:
         InputError: there is none; the message has the command that downloads it.
@@ -29,7 +30,7 @@ def find_folder(path: str, released: str) -> Path:
     if local.is_dir():
         return local
     name = local.name or path
-    remedy = f"where there is a network, then set --model.backbone.path weights/{name}"
+    remedy = f"where there is a network, then set {option} weights/{name}"
     if path.startswith((".", "/", "~", "weights/")):
         raise InputError(
             f"{path} is no folder: run `hf download <hub id, such as {released}> --local-dir weights/{name}` {remedy}"

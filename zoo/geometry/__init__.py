@@ -3,6 +3,7 @@
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry
+from zoo.geometry.da3_encoder import DA3Encoder, PretrainedDA3, TinyDA3
 from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.geometry.vggt_encoder import PretrainedVGGT, TinyVGGT, VGGTEncoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,6 +174,21 @@ def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
     for i, scene in enumerate(frames):
         groups.setdefault(tuple(scene.shape), []).append(i)
     return list(groups.values())
+
+
+def encode_by_shape(
+    frames: Frames, encode: Callable[[Float[Tensor, "B S 3 H W"]], list[SceneGeometry]]
+) -> list[SceneGeometry]:
+    """Encodes scenes of one shape as a batch; none is padded, since frames attend to each other.
+
+    Args:
+        frames: of each scene.
+        encode: computes the geometry of the scenes of a batch.
+    """
+    found: dict[int, SceneGeometry] = {}
+    for members in same_shape(frames):
+        found.update(zip(members, encode(torch.stack([frames[i] for i in members])), strict=True))
+    return [found[i] for i in range(len(frames))]
 
 
 def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_size: int) -> Float[Tensor, "S 3 h w"]:

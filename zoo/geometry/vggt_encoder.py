@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from zoo.cameras import normalize_intrinsics
 from zoo.errors import InputError
-from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, same_shape
+from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, encode_by_shape
+from zoo.geometry.valid_cameras import valid_cameras
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
 from zoo.geometry.vggt.camera_head import CameraHead
@@ -88,13 +88,9 @@ class VGGTEncoder(GeometryEncoder):
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`; `given` is not used."""
-        found: dict[int, SceneGeometry] = {}
         trained = any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            for members in same_shape(frames):
-                images = torch.stack([frames[i] for i in members])
-                found.update(zip(members, self._encode(images, tokens, cameras), strict=True))
-        return [found[i] for i in range(len(frames))]
+            return encode_by_shape(frames, lambda images: self._encode(images, tokens, cameras))
 
     def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
         height, width = images.shape[-2:]
@@ -105,8 +101,8 @@ class VGGTEncoder(GeometryEncoder):
             fields["camera_tokens"] = layer[:, :, 0]
             fields["patches"] = layer[:, :, output.patch_start :].unflatten(2, grid)
         if cameras:
-            names = ("world_to_camera", "K_normalized", "has_camera")
-            fields |= dict(zip(names, valid_cameras(output.pose_enc, (height, width)), strict=True))
+            found = valid_cameras(output.pose_enc, (height, width), pose_encoding_to_cameras)
+            fields |= dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
             fields["depth"] = None if output.depth is None else output.depth[..., 0]
             fields["points"] = output.points
             fields["confidence"] = output.depth_conf if output.points is None else output.points_conf
@@ -186,29 +182,6 @@ class TinyVGGT(VGGTEncoder):
             vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
         super().__init__(vggt, layer)
         self.path = path
-
-
-def valid_cameras(
-    pose_enc: Float[Tensor, "B S 9"], size_hw: tuple[int, int]
-) -> tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"], Bool[Tensor, "B S"]]:
-    """Cameras of pose encodings, with identities in place of invalid ones.
-
-    Invalid are a field of view of 0, which the head can output and which is an infinite focal length, or of pi and
-    more; a quaternion of length 0; and numbers that are not finite.
-
-    Returns:
-        world_to_camera, K_normalized, and a mask of the valid cameras.
-    """
-    fov = pose_enc[..., 7:]
-    valid = pose_enc.isfinite().all(-1) & (fov > 0).all(-1) & (fov < torch.pi).all(-1)
-    valid = valid & (pose_enc[..., 3:7].square().sum(-1) > 0)
-    # replaced before as well as after the conversion: an infinity that is only masked afterwards gives NaN gradients
-    harmless = pose_enc.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
-    world_to_camera, K_px = pose_encoding_to_cameras(torch.where(valid[..., None], pose_enc, harmless), size_hw)
-    K = normalize_intrinsics(K_px, size_hw[1], size_hw[0])
-    keep = valid[..., None, None]
-    identity = torch.eye(4, dtype=K.dtype, device=K.device)
-    return torch.where(keep, world_to_camera, identity), torch.where(keep, K, identity[:3, :3]), valid
 
 
 def init_identity_pose(head: CameraHead, steps: int = 4) -> None:

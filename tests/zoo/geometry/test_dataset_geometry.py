@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.geometry import DatasetGeometry, SceneGeometry, project_points
-from zoo.geometry.vggt.pose_encoding import quaternion_to_rotation
+from zoo.geometry.quaternions import quaternion_to_rotation
 from zoo.poses import invert_se3
 
 HEIGHT, WIDTH = 28, 42

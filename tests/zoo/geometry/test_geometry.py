@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.zoo.geometry.official import GOLDEN
 from zoo.cameras import Cameras
 from zoo.geometry import cameras_to_pose_encoding, pose_encoding_to_cameras, project_points, unproject_depth
-from zoo.geometry.vggt.pose_encoding import quaternion_to_rotation, rotation_to_quaternion
+from zoo.geometry.quaternions import quaternion_to_rotation, rotation_to_quaternion
 from zoo.poses import invert_se3, nearest_rotation
 
 CASES = sorted(path.stem for path in (GOLDEN / "vggt_geometry").glob("*.safetensors"))

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tests.zoo.geometry.official import HEADS, hash_model, tiny_config, tiny_images
+from zoo.geometry.blocks import Attention, patch_rotations, rotate
+from zoo.geometry.dpt import FusionBlock, upsample
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt.aggregator import DINOV2
-from zoo.geometry.vggt.blocks import Attention, patch_rotations, rotate
-from zoo.geometry.vggt.dpt_head import FusionBlock, upsample
+from zoo.geometry.vggt.dpt_head import ReluResidualUnit
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_one_frame_and_a_hundred(model: VGGT, frames: int) -> None:
 def test_frames_in_chunks_equal_frames_at_once(model: VGGT, monkeypatch: pytest.MonkeyPatch) -> None:
     images = tiny_images(1, 11)
     chunked = model(images, heads=("depth",)).depth
-    monkeypatch.setattr("zoo.geometry.vggt.dpt_head.FRAMES_AT_A_TIME", 100)
+    monkeypatch.setattr("zoo.geometry.dpt.FRAMES_AT_A_TIME", 100)
     assert torch.allclose(chunked, model(images, heads=("depth",)).depth, atol=1e-5)
 
 
@@ -236,7 +237,7 @@ def test_rope_is_the_identity_on_special_tokens_and_relative_on_patches() -> Non
 
 def test_pointwise_convolution_before_upsampling_is_the_same() -> None:
     torch.manual_seed(0)
-    block = FusionBlock(8, lateral=False).double()
+    block = FusionBlock(8, False, ReluResidualUnit).double()
     x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
     official = block.out_conv(upsample(block.resConfUnit2(x), (6, 8)))
     assert torch.allclose(block(None, x, (6, 8)), official, atol=1e-12)
@@ -292,7 +293,7 @@ def test_gradients_reach_every_parameter() -> None:
         (tiny_images(height=30), {}, "42 x 30 pixels: .*multiples of 14"),
         (tiny_images(width=41), {}, "41 x 28 pixels: .*multiples of 14"),
         (255 * tiny_images(), {}, "in 0..1, got values up to .*: divide by 255"),
-        (tiny_images(), {"layers": (3,)}, "no layer 3: the aggregator has 3"),
+        (tiny_images(), {"layers": (3,)}, "no layer 3: the model has 3"),
         (tiny_images(), {"heads": ("normals",)}, "has no normals head"),
     ],
 )

@@ -14,7 +14,7 @@ from tests.zoo.geometry.official import hash_model, hash_weights, tiny_config, t
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry import PretrainedVGGT, SceneGeometry, TinyVGGT, VGGTEncoder, pose_encoding_to_cameras
-from zoo.geometry.vggt_encoder import valid_cameras
+from zoo.geometry.valid_cameras import valid_cameras
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_invalid_cameras_are_masked_identities() -> None:
     rows[3][3:7] = [0.0] * 4  # no rotation
     rows[4][0] = math.nan
     pose_enc = torch.tensor([rows], requires_grad=True)
-    poses, K, has_camera = valid_cameras(pose_enc, (28, 42))
+    poses, K, has_camera = valid_cameras(pose_enc, (28, 42), pose_encoding_to_cameras)
     assert has_camera.tolist() == [[True, False, False, False, False, True]]
     assert torch.equal(poses[0, 1:5], torch.eye(4).expand(4, 4, 4)) and torch.equal(K[0, 1], torch.eye(3))
     assert not torch.equal(poses[0, 0], torch.eye(4)) and torch.equal(poses[0, 0], poses[0, 5])

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.geometry.official import CASES, HEADS, hash_model, load_case
+from zoo.geometry.images import normalize
 from zoo.geometry.vggt import VGGT, VGGTOutput
-from zoo.geometry.vggt.aggregator import normalize
-from zoo.geometry.vggt.dpt_head import ResidualUnit
+from zoo.geometry.vggt.dpt_head import ReluResidualUnit
 
 LAYERS_ATOL, OUTPUTS_ATOL = 2e-5, 4e-5  # four times what float32 runs of the official code differ by
 
@@ -112,10 +112,10 @@ def test_a_skip_of_x_instead_of_relu_x_is_detected(monkeypatch: pytest.MonkeyPat
     meta, t = load_case("conv_s2_56x84")
     model = hash_model(meta["config"])
 
-    def as_published_in_dpt(self: ResidualUnit, x: Tensor) -> Tensor:
+    def as_published_in_dpt(self: ReluResidualUnit, x: Tensor) -> Tensor:
         return self.conv2(F.relu(self.conv1(F.relu(x)))) + x
 
-    monkeypatch.setattr(ResidualUnit, "forward", as_published_in_dpt)
+    monkeypatch.setattr(ReluResidualUnit, "forward", as_published_in_dpt)
     found = errors(run(model, t), t)
     assert found["depth"] > 100 and found["points"] > 100
 

@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from zoo.geometry.vggt.blocks import Block, patch_rotations
+from zoo.geometry.blocks import Block, patch_rotations
+from zoo.geometry.images import normalize
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DINOV2 = {  # name: width, layers, heads
     "dinov2_vits14_reg": (384, 12, 6),
     "dinov2_vitb14_reg": (768, 12, 12),
@@ -100,13 +99,6 @@ class Aggregator(nn.Module):
             if layer in layers:
                 outputs[layer] = torch.cat((within, tokens), -1).unflatten(0, (batch, frames))
         return outputs
-
-
-def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
-    """Normalizes by ImageNet's mean and standard deviation per channel."""
-    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
-    return (images - mean) / std
 
 
 class DINOv2(Dinov2WithRegistersModel):

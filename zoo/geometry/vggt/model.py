@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.geometry.base import check_size
+from zoo.geometry.blocks import layer_index
+from zoo.geometry.images import check_images
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
@@ -21,7 +22,6 @@ from zoo.precision import full_precision
 from zoo.weights import PrefixView, files_of, full_name, load_into, source_path
 
 HEADS = ("camera", "depth", "point")
-BRIGHTEST = 2.0  # images are in 0..1, and resizing overshoots a little
 NOT_BUILT = "track_head."  # the point tracker is not part of this project
 VGGT_1B: dict[str, dict[str, Any]] = {  # facebook/VGGT-1B; everything else is a default
     "aggregator": {"img_size": 518, "patch_size": 14, "embed_dim": 1024},
@@ -221,29 +221,14 @@ class VGGT(nn.Module):
         batch, _, _, height, width = images.shape
         frames = slice(None) if dense_frames is None else list(dense_frames)
         tokens = [
-            outputs[layer][:, frames, self.aggregator.patch_start :].flatten(0, 1).to(head.norm.weight.dtype)
+            outputs[layer][:, frames, self.aggregator.patch_start :].flatten(0, 1).to(head.dtype)
             for layer in head.layers
         ]
         values, confidence = head(tokens, height, width)
         return values.unflatten(0, (batch, -1)), confidence.unflatten(0, (batch, -1))
 
     def _check(self, images: Tensor, heads: Collection[str]) -> None:
-        check_size(images.shape[-2], images.shape[-1], self.aggregator.patch_size)
-        if not images.is_floating_point():
-            raise ValueError(f"VGGT needs images in 0..1, got {images.dtype}: divide by 255")
-        if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
-            raise ValueError(f"VGGT needs images in 0..1, got values up to {float(images.amax()):.4g}: divide by 255")
+        check_images(images, self.aggregator.patch_size, "VGGT")
         for head in heads:
             if head not in HEADS or getattr(self, f"{head}_head") is None:
                 raise ValueError(f"this VGGT has no {head} head: add {head}_head to its config ({', '.join(HEADS)})")
-
-
-def layer_index(layer: int, depth: int) -> int:
-    """Converts a layer, counted from the end where negative, to an index from 0.
-
-    Raises:
-        ValueError: The aggregator has no such layer.
-    """
-    if not -depth <= layer < depth:
-        raise ValueError(f"there is no layer {layer}: the aggregator has {depth}")
-    return layer % depth

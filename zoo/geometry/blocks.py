@@ -1,4 +1,4 @@
-"""The transformer block of the aggregator and the camera head, with the official parameter names, and its RoPE.
+"""The transformer block of VGGT and Depth Anything 3, with the official parameter names, and its RoPE.
 
 RoPE rotates the first half of the channels of a head by the row of the patch, the second by its column; within a half,
 channel i is paired with channel i + quarter. Patches count from 1; the special tokens before them are at 0, the
@@ -6,6 +6,8 @@ identity. Source: RoFormer (arXiv 2104.09864) in two dimensions, as in VGGT.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,24 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class SwiGLU(nn.Module):
+    """A gated MLP (Shazeer 2020, arXiv 2002.05202) of about as many parameters as `MLP` with the same arguments.
+
+    Two thirds of the hidden width, rounded up to a multiple of 8, as its three matrices replace two.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__()
+        gated = -(-(2 * hidden // 3) // 8) * 8
+        self.w12 = nn.Linear(dim, 2 * gated)
+        self.w3 = nn.Linear(gated, out)
+
+    def forward(self, x: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch D"]:
+        """Maps each token."""
+        gate, value = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * value)
+
+
 class LayerScale(nn.Module):
     """Adds a residual branch with one learned factor per channel (Touvron et al. 2021, arXiv 2103.17239)."""
 
@@ -71,15 +91,32 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP with LayerScale; all LayerNorms have eps 1e-5, unlike DINOv2's."""
+    """Pre-norm attention and MLP with LayerScale.
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: bool = False) -> None:
+    Args:
+        dim: width of the tokens.
+        num_heads: a divisor of dim.
+        mlp_ratio: hidden width of the MLP over dim.
+        qk_norm: see `Attention`; its LayerNorms have eps 1e-5, whatever `eps` is.
+        eps: of the two LayerNorms of the block.
+        mlp: `MLP` or `SwiGLU`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = False,
+        eps: float = 1e-5,
+        mlp: Callable[[int, int, int], nn.Module] = MLP,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim, eps)
         self.attn = Attention(dim, num_heads, qk_norm)
         self.ls1 = LayerScale(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, int(dim * mlp_ratio), dim)
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp = mlp(dim, int(dim * mlp_ratio), dim)
         self.ls2 = LayerScale(dim)
 
     def forward(
@@ -102,10 +139,15 @@ def patch_rotations(
         base: of the frequencies: base^(-i / quarter), i = 0 ... quarter - 1.
         device: of the result.
     """
-    quarter = head_dim // 4
-    frequency = base ** (-torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
     rows, columns = (torch.arange(1, side + 1, dtype=torch.float32, device=device) for side in grid)
     position = torch.cat((torch.zeros(num_special, 2, device=device), torch.cartesian_prod(rows, columns)))
+    return rotations_at(position, head_dim, base)
+
+
+def rotations_at(position: Float[Tensor, "N 2"], head_dim: int, base: float) -> Float[Tensor, "2 N 2 quarter"]:
+    """Cosines and sines of tokens at positions (row, column); see `patch_rotations`."""
+    quarter = head_dim // 4
+    frequency = base ** (-torch.arange(quarter, dtype=torch.float32, device=position.device) / quarter)
     angle = position[:, :, None] * frequency
     return torch.stack((angle.cos(), angle.sin()))
 
@@ -116,3 +158,14 @@ def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quar
     first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
     turned = torch.stack((first * cosine - second * sine, second * cosine + first * sine), -2)
     return turned.flatten(-3)
+
+
+def layer_index(layer: int, depth: int) -> int:
+    """Converts a layer, counted from the end where negative, to an index from 0.
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    if not -depth <= layer < depth:
+        raise ValueError(f"there is no layer {layer}: the model has {depth}")
+    return layer % depth

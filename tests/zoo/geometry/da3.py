@@ -1,0 +1,113 @@
+"""Depth Anything 3 with weights that are pure functions of the official names, and its golden cases."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.golden.weights import init_
+from tests.zoo.geometry.official import GOLDEN, HERE
+from zoo.geometry.da3 import DA3, DA3Output
+
+HEADS = ("camera", "depth", "ray")
+FOV_BIAS = 0.8  # the golden cases' one exception: with hash weights, a third of the fields of view would be 0
+
+
+def cases(group: str) -> list[str]:
+    """The golden cases of a group, all of them where they are available; the small ones are in the repository."""
+    return sorted(path.stem for path in (GOLDEN / "da3" / group).glob("*.safetensors"))
+
+
+def load_case(group: str, case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A golden case, from the repository if it is there."""
+    folder = next(
+        (root / "da3" / group for root in (HERE, GOLDEN) if (root / "da3" / group / f"{case}.json").exists()), None
+    )
+    if folder is None:
+        pytest.skip(f"{group}/{case} is not in the repository: set ZOO_GOLDEN to the folder of all golden cases")
+    return json.loads((folder / f"{case}.json").read_text()), load_file(folder / f"{case}.safetensors")
+
+
+def manifest(name: str) -> dict[str, Any]:
+    """Config and tensors, on the meta device, of a released model."""
+    path = GOLDEN / f"da3/manifests/{name}.json"
+    if not path.exists():
+        pytest.skip(f"{name}'s manifest is not in the repository: set ZOO_GOLDEN to the folder of all golden cases")
+    found = json.loads(path.read_text())
+    shapes = found["tensors"].items()
+    return found | {"tensors": {each: torch.empty(about["shape"], device="meta") for each, about in shapes}}
+
+
+def hash_weights(names: dict[str, list[int]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """All tensors of a file by their names and shapes."""
+    tensors = {name: init_(name, torch.empty(shape)) for name, shape in names.items()}
+    for name, tensor in tensors.items():
+        if name.endswith("cam_dec.fc_fov.0.bias"):
+            tensor += FOV_BIAS
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def hash_model(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> DA3:
+    """A model of any config."""
+    with torch.device("meta"):
+        names = {name: list(tensor.shape) for name, tensor in DA3(config).official_state_dict().items()}
+    return DA3.from_official(config, hash_weights(names, dtype))
+
+
+def case_model(meta: dict[str, Any], dtype: torch.dtype = torch.float32) -> DA3:
+    """The model of a golden case; from its names, so that each must be in the model."""
+    return DA3.from_official(meta["config"], hash_weights(meta["param_names"], dtype))
+
+
+def run(model: DA3, meta: dict[str, Any], t: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> DA3Output:
+    """Everything that a model can compute of the images of a case."""
+    cameras = {}
+    if "given_world_to_camera" in t:
+        cameras = {"world_to_camera": t["given_world_to_camera"].to(dtype), "K_px": t["given_K_px"].to(dtype)}
+    options = {"reference": meta["strategy"]} if "strategy" in meta else {}
+    heads = [head for head in HEADS if head in model.model.heads]
+    with torch.no_grad():
+        return model(t["images_u8"].to(dtype) / 255, range(model.model.trunk.depth), heads, **options, **cameras)
+
+
+TOLERANCES = {  # absolute, relative: some ten times what float32 runs of the official code differ by
+    "layer": (3e-5, 0.0),
+    "pose_enc": (1e-5, 0.0),
+    "world_to_camera": (3e-5, 0.0),
+    "K_px": (0.0, 1e-4),
+    "depth": (2e-5, 1e-5),
+    "metric_depth": (5e-5, 1e-5),
+    "depth_conf": (2e-5, 0.0),
+    "rays": (5e-5, 0.0),
+    "rays_conf": (2e-5, 1e-5),
+    "sky": (2e-5, 0.0),
+    "scale": (0.0, 5e-5),
+}
+
+
+def error(kind: str, found: Tensor, expected: Tensor) -> float:
+    """The largest deviation in units of the tolerance."""
+    absolute, relative = TOLERANCES[kind]
+    return float(((found - expected).abs() / (absolute + relative * expected.abs()).clamp(min=1e-12)).max())
+
+
+def errors(output: DA3Output, t: dict[str, Tensor], suffix: str = "", depth: str = "depth") -> dict[str, float]:
+    """The error of each output that the case holds."""
+    found = {}
+    for layer, tokens in output.tokens.items():
+        if f"layer_{layer}{suffix}" in t:
+            found[f"layer_{layer}"] = error("layer", tokens, t[f"layer_{layer}{suffix}"])
+    names = {"world_to_camera": "world_to_camera", "K_px": "intrinsics"}
+    for kind in ("pose_enc", "world_to_camera", "K_px", "depth", "depth_conf", "rays", "rays_conf", "sky", "scale"):
+        name, value = names.get(kind, kind) + suffix, getattr(output, kind)
+        if name not in t or value is None:
+            continue
+        if kind == "world_to_camera":
+            value = value[..., :3, :]
+        found[kind] = error(depth if kind == "depth" else kind, value, t[name])
+    return found

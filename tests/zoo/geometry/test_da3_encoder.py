@@ -1,0 +1,239 @@
+"""Depth Anything 3 as a geometry encoder: equal to the model, loaded from folders, cached, and trainable."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.zoo.geometry.da3 import hash_model
+from tests.zoo.geometry.official import tiny_images
+from tests.zoo.geometry.test_da3 import any_view_config, metric_config, nested_config
+from zoo.cameras import Cameras, normalize_intrinsics
+from zoo.errors import InputError
+from zoo.geometry import CachedGeometry, DA3Encoder, GeometryCache, PretrainedDA3, SceneGeometry, TinyDA3
+from zoo.geometry.da3 import DA3
+from zoo.geometry.da3_encoder import announce_license
+
+
+def scenes(*shapes: tuple[int, int, int]) -> list[Tensor]:
+    return [tiny_images(1, *shape, seed=i)[0] for i, shape in enumerate(shapes)]
+
+
+def encode(encoder: DA3Encoder, frames: list[Tensor], **wanted: bool) -> list[SceneGeometry]:
+    return encoder(frames, [None] * len(frames), **wanted)
+
+
+def save(folder: Path, config: dict[str, Any], model: DA3 | None = None) -> str:
+    """A folder as released ones are."""
+    folder.mkdir(exist_ok=True)
+    save_file((model or hash_model(config)).official_state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_name": "da3", "config": config}))
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return save(tmp_path / "any_view", any_view_config())
+
+
+# ---- equal to the model -----------------------------------------------------------------------------------
+
+
+def test_tokens_cameras_and_depth_are_the_models(folder: str) -> None:
+    encoder, (frames,) = PretrainedDA3(folder), scenes((3, 28, 42))
+    encoder.enable_head("camera")
+    encoder.enable_head("depth")
+    (scene,) = encode(encoder, [frames])
+    expected = hash_model(any_view_config())(frames[None], heads=("camera", "depth"))
+    tokens = expected.tokens[-1][0]
+    assert encoder.width == tokens.shape[-1] and torch.equal(scene.camera_tokens, tokens[:, 0])
+    assert torch.equal(scene.patches[1, 1, 0], tokens[1, 1 + 3])  # row by row, after the camera token
+    assert torch.equal(scene.depth, expected.depth[0]) and torch.equal(scene.confidence, expected.depth_conf[0])
+    valid = scene.has_camera
+    assert valid.any()
+    assert torch.equal(scene.world_to_camera[valid], expected.world_to_camera[0, valid])
+    assert torch.equal(scene.K_normalized[valid], normalize_intrinsics(expected.K_px[0, valid], 42, 28))
+    Cameras(scene.world_to_camera[None], scene.K_normalized[None])  # what it accepts
+    assert not encoder.is_metric and encode(encoder, [frames], cameras=False)[0].depth is None
+
+
+def test_layer_and_reference_are_the_given_ones(folder: str) -> None:
+    frames = scenes((4, 28, 42))
+    model = hash_model(any_view_config())
+    first = encode(PretrainedDA3(folder, layer=3, reference="first"), frames, cameras=False)[0]
+    assert torch.equal(first.camera_tokens, model(frames[0][None], (3,), (), reference="first").tokens[3][0, :, 0])
+    (other,) = encode(PretrainedDA3(folder, layer=3, reference="middle"), frames, cameras=False)
+    assert not torch.allclose(first.patches, other.patches, atol=1e-2)
+    with pytest.raises(InputError, match="--model.geometry.layer 6: this Depth Anything 3 has layers 0 to 5"):
+        PretrainedDA3(folder, layer=6)
+
+
+def test_scenes_of_different_lengths_and_sizes(folder: str) -> None:
+    encoder, frames = PretrainedDA3(folder), scenes((3, 28, 42), (1, 28, 42), (3, 28, 42), (2, 42, 28))
+    for one, scene in zip(frames, encode(encoder, frames, cameras=False), strict=True):
+        assert torch.allclose(scene.patches, encode(encoder, [one], cameras=False)[0].patches, atol=3e-5)
+    with pytest.raises(InputError, match="^frames of 40 x 28 pixels.* to 42 x 28$"):
+        encode(encoder, scenes((2, 28, 40)), cameras=False)
+
+
+def test_only_a_nested_model_is_metric(tmp_path: Path) -> None:
+    config, frames = nested_config(), scenes((3, 28, 42))
+    encoder = PretrainedDA3(save(tmp_path / "nested", config))
+    assert encoder.is_metric and encoder.da3.model.da3_metric is None  # not before it is needed
+    encoder.enable_head("camera")
+    expected = hash_model(config)(frames[0][None], heads=("camera",))
+    (scene,) = encode(encoder, frames)
+    valid = scene.has_camera
+    assert torch.allclose(scene.world_to_camera[valid], expected.world_to_camera[0, valid], atol=1e-5)
+    own = expected.world_to_camera[0, :, :3, 3] / expected.scale
+    assert not torch.allclose(scene.world_to_camera[:, :3, 3], own, rtol=1e-3)  # the control: without the scale
+    assert scene.depth is None
+
+    metric = PretrainedDA3(save(tmp_path / "metric", metric_config()))
+    assert not (metric.is_metric or metric.predicts_cameras or metric.predicts_depth)
+    assert encode(metric, frames)[0].patches.shape == (3, 2, 3, metric.width)
+    for head in ("camera", "depth"):
+        with pytest.raises(InputError, match=f"no {head} head: use an any-view or nested model"):
+            metric.enable_head(head)
+
+
+def test_heads_are_loaded_when_enabled(folder: str) -> None:
+    encoder, frames = PretrainedDA3(folder, dtype="bfloat16"), scenes((3, 28, 42))
+    assert encoder.da3.model.cam_dec is encoder.da3.model.head is None
+    with pytest.raises(ValueError, match="not enabled: camera"):
+        encode(encoder, frames)
+    encoder.enable_head("camera")
+    found = encoder.da3.model.cam_dec
+    encoder.enable_head("camera")
+    assert encoder.da3.model.cam_dec is found and encoder.da3.model.head is None
+    before = encoder.identity()
+    encoder.enable_head("depth")
+    assert encoder.identity() != before
+    (scene,) = encode(encoder, frames)
+    assert scene.patches.dtype == torch.bfloat16
+    assert scene.depth.dtype == scene.world_to_camera.dtype == torch.float32
+    with pytest.raises(InputError, match="no point head"):
+        encoder.enable_head("point")
+
+
+def test_identities_differ_where_outputs_do(folder: str) -> None:
+    encoders = [PretrainedDA3(folder), PretrainedDA3(folder, layer=5), PretrainedDA3(folder, layer=2)]
+    encoders += [PretrainedDA3(folder, dtype="bfloat16"), PretrainedDA3(folder, reference="first")]
+    identities = [json.dumps(encoder.identity(), sort_keys=True) for encoder in encoders]
+    assert identities[0] == identities[1] and len(set(identities)) == 4  # layer -1 is layer 5
+
+
+def test_the_cache_serves_it(folder: str, tmp_path: Path) -> None:
+    def new() -> CachedGeometry:
+        encoder = CachedGeometry(lambda: PretrainedDA3(folder), GeometryCache(str(tmp_path / "cache")))
+        encoder.enable_head("camera")
+        return encoder
+
+    first, again, (frames,) = new(), new(), scenes((3, 28, 42))
+    scene, kept = (encode(each, [frames])[0] for each in (first, again))
+    assert first.num_computed == 1 and again.num_computed == 0
+    assert torch.equal(scene.patches, kept.patches) and torch.equal(scene.world_to_camera, kept.world_to_camera)
+    encode(again, [1 - frames])
+    assert again.num_computed == 1  # the control
+
+
+# ---- folders ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_model_is_an_error(folder: str, tmp_path: Path) -> None:
+    config = Path(folder, "config.json")
+    larger = any_view_config(embed_dim=64)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for content, message in (
+        (json.dumps({"config": larger}), r"\d+ misshapen: .*" + re.escape(folder)),
+        (json.dumps({"model_name": "da3"}), "is no config of Depth Anything 3"),
+        (json.dumps({"config": {"net": {"name": "vitx", "out_layers": []}}}), "config.json: unknown net.name 'vitx'"),
+        (json.dumps({"config": {}}), "config.json: KeyError"),
+        ("{", "can't be read .*download it again"),
+    ):
+        config.write_text(content)
+        with pytest.raises(InputError, match=message):
+            PretrainedDA3(folder)
+    with pytest.raises(InputError, match="can't be read"):
+        PretrainedDA3(str(bare))
+    with pytest.raises(InputError, match="hf download .*--model.geometry.path weights/absent"):
+        PretrainedDA3(str(tmp_path / "absent"))
+
+
+def test_a_folder_without_a_head_is_an_error_when_it_is_needed(tmp_path: Path) -> None:
+    config = any_view_config()
+    trunk = DA3.from_official({"net": config["net"]}, hash_model(config).official_state_dict())
+    encoder = PretrainedDA3(save(tmp_path / "bare", config, trunk))
+    with pytest.raises(InputError, match=r"no tensors model.cam_dec.\*: download it again"):
+        encoder.enable_head("camera")
+
+
+@pytest.mark.parametrize(("name", "is_printed"), [("vits", False), ("vitb", False), ("vitl", True), ("vitg", True)])
+def test_the_license_is_printed_once(
+    name: str, is_printed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(tmp_path / "weights", any_view_config(name=name))
+    announce_license.cache_clear()
+    for _ in range(2):
+        PretrainedDA3(folder)
+    assert capsys.readouterr().err.count("CC BY-NC 4.0") == is_printed
+    PretrainedDA3(save(tmp_path / "metric", metric_config()))  # as large, but under Apache 2.0
+    assert "CC BY-NC" not in capsys.readouterr().err
+
+
+# ---- tiny -------------------------------------------------------------------------------------------------
+
+
+def test_tiny_weights_come_from_a_seed() -> None:
+    state, frames = torch.random.get_rng_state(), scenes((3, 28, 28))
+    first, again, other = (TinyDA3(seed=seed, embed_dim=32) for seed in (0, 0, 1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    tokens = [encode(each, frames)[0].patches for each in (first, again, other)]
+    assert torch.equal(tokens[0], tokens[1]) and not torch.allclose(tokens[0], tokens[2], atol=1e-2)
+    with pytest.raises(InputError, match="no camera head"):
+        TinyDA3(embed_dim=32, heads=()).enable_head("camera")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tiny_da3_starts_at_identity_rotations(seed: int) -> None:
+    (scene,) = encode(TinyDA3(seed=seed, embed_dim=64), scenes((3, 28, 28)))
+    assert scene.has_camera.all()
+    assert torch.allclose(scene.world_to_camera, torch.eye(4).expand(3, 4, 4), atol=0.35)
+
+
+def test_shapes_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        (scene,) = TinyDA3(embed_dim=32)([torch.empty(3, 3, 28, 42)], [None])
+    assert scene.patches.shape == (3, 2, 3, 64) and scene.world_to_camera.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("layer", [0, 3, 5])
+@pytest.mark.parametrize(
+    ("tokens", "cameras", "depth"), [(True, False, False), (True, True, False), (False, True, True)]
+)
+def test_unreachable_parameters_have_no_gradient(layer: int, tokens: bool, cameras: bool, depth: bool) -> None:
+    """A parameter gets a gradient if and only if it is reachable."""
+    encoder = DA3Encoder(hash_model(any_view_config()), layer)
+    if depth:
+        encoder.enable_head("depth")
+    (scene,) = encode(encoder, scenes((3, 28, 42)), tokens=tokens, cameras=cameras)
+    sum(value.sin().sum() for value in scene.present().values() if value.requires_grad).backward()
+    for name, parameter in encoder.named_parameters():
+        unreachable = encoder.is_unreachable(name, tokens=tokens, cameras=cameras)
+        assert (parameter.grad is None) == unreachable, name
+    assert all(encoder.is_unreachable(name, tokens=False, cameras=False) for name, _ in encoder.named_parameters())
+
+
+def test_a_frozen_encoder_keeps_no_graph() -> None:
+    encoder, frames = TinyDA3(embed_dim=32), scenes((3, 28, 28))
+    assert encode(encoder, frames)[0].patches.requires_grad
+    encoder.requires_grad_(False)
+    assert not encode(encoder, frames)[0].patches.requires_grad

@@ -1,0 +1,190 @@
+"""The trunk of Depth Anything 3: a plain DINOv2 in which some blocks attend over all views of a scene.
+
+It sees normalized images, has no register tokens, and keeps DINOv2's official parameter names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.errors import InputError
+from zoo.geometry.blocks import MLP, Block, SwiGLU, patch_rotations, rotations_at
+from zoo.geometry.da3.reference import FEWEST_VIEWS, Strategy, choose_reference
+from zoo.precision import to_float32
+
+PATCH_SIZE = 14
+ROPE_BASE = 100.0
+BLOCK_EPS = 1e-6  # all other LayerNorms have 1e-5
+OFFSET = 0.1  # DINOv2 without registers scales its position table by (side + 0.1) / 37, not to a size
+SIZES = {  # width, blocks, heads, MLP
+    "vits": (384, 12, 6, MLP),
+    "vitb": (768, 12, 12, MLP),
+    "vitl": (1024, 24, 16, MLP),
+    "vitg": (1536, 40, 24, SwiGLU),
+}
+
+
+class Trunk(nn.Module):
+    """DINOv2 with alternating attention (section 3 of arXiv 2511.10647).
+
+    Blocks are local (each view for itself) or global (all tokens of a scene): global are those of odd index from
+    `alt_start` on. Before block `alt_start` the class token of each view is replaced by a camera token; one block
+    earlier a reference view is chosen, whose camera is the world. A start of -1 is never.
+
+    Args:
+        name: `vits`, `vitb`, `vitl` or `vitg`: width, blocks, heads and kind of MLP.
+        out_layers: blocks whose outputs the heads use.
+        alt_start: the first block after the camera token.
+        qknorm_start: the first block with LayerNorm on queries and keys.
+        rope_start: the first block with RoPE.
+        cat_token: whether a layer's output is [last local block | block], 2C channels, or the block's alone.
+        embed_dim: width C, instead of the name's.
+        depth: number of blocks, instead of the name's.
+        num_heads: of the attention, instead of the name's.
+        img_size: side in pixels of the square image that the position table was made for.
+
+    Raises:
+        InputError: An unknown name, or a width that does not fit the heads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out_layers: Sequence[int],
+        alt_start: int = -1,
+        qknorm_start: int = -1,
+        rope_start: int = -1,
+        cat_token: bool = True,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        img_size: int = 518,
+    ) -> None:
+        super().__init__()
+        if name not in SIZES:
+            raise InputError(f"unknown net.name {name!r}: choose {', '.join(SIZES)}")
+        width, blocks, heads, mlp = SIZES[name]
+        self.embed_dim, self.depth, heads = embed_dim or width, depth or blocks, num_heads or heads
+        if self.embed_dim % (4 * heads):
+            raise InputError(f"embed_dim={self.embed_dim} must be a multiple of 4 * num_heads={4 * heads} for RoPE")
+        never = self.depth
+        self.alt_start = alt_start if alt_start >= 0 else never
+        self.rope_start = rope_start if rope_start >= 0 else never
+        qknorm_start = qknorm_start if qknorm_start >= 0 else never
+        self.out_layers, self.cat_token = tuple(out_layers), cat_token
+        self.head_dim, self.width = self.embed_dim // heads, (1 + cat_token) * self.embed_dim
+
+        side = img_size // PATCH_SIZE
+        self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, self.embed_dim))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + side**2, self.embed_dim))
+        if self.alternates:  # index 0 is for the reference view, 1 for all others
+            self.camera_token = nn.Parameter(0.02 * torch.randn(1, 2, self.embed_dim))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, self.embed_dim, PATCH_SIZE, PATCH_SIZE)})
+        self.blocks = nn.ModuleList(
+            [Block(self.embed_dim, heads, 4.0, i >= qknorm_start, BLOCK_EPS, mlp) for i in range(self.depth)]
+        )
+        self.norm = nn.LayerNorm(self.embed_dim)
+
+    @property
+    def alternates(self) -> bool:
+        """Whether it has global blocks; without, each view is alone."""
+        return self.alt_start < self.depth
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
+        return self.cls_token.dtype
+
+    def forward(
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        layers: Collection[int],
+        strategy: Strategy,
+        camera_tokens: Float[Tensor, "B S C"] | None = None,
+    ) -> tuple[dict[int, Float[Tensor, "B S P D"]], Int[Tensor, " B"] | None]:
+        """Computes the outputs of layers, in the order of the input.
+
+        No block after the last of `layers` is computed, and no other output is kept.
+
+        Args:
+            images: normalized.
+            layers: indices from 0 to depth - 1.
+            strategy: how the reference view is chosen.
+            camera_tokens: of given cameras; no reference view is chosen then.
+
+        Returns:
+            For each of `layers`, tokens in the order camera token, patches (row by row); and the reference view of
+            each scene, or None where none was chosen. The block's patches are normalized, those of the local block
+            and the camera token are not.
+        """
+        views, grid = images.shape[1], (images.shape[-2] // PATCH_SIZE, images.shape[-1] // PATCH_SIZE)
+        x = self.embed(images)
+        rotations = self._rotations(grid, views, images.device)
+        reference = order = None
+        outputs: dict[int, Tensor] = {}
+        local = x
+        for i in range(max(layers, default=-1) + 1):
+            if i == self.alt_start - 1 and self.alternates and camera_tokens is None and views >= FEWEST_VIEWS:
+                reference = choose_reference(x[:, :, 0], strategy)
+                order = reference_first(reference, views)
+                x = reorder(x, order)
+            if i == self.alt_start:
+                x = torch.cat((self._camera_tokens(x, camera_tokens), x[:, :, 1:]), 2)
+            is_global = i >= self.alt_start and i % 2 == 1
+            rotation = rotations[is_global] if i >= self.rope_start else None
+            joined = x.flatten(1, 2) if is_global else x.flatten(0, 1)
+            x = self.blocks[i](joined, rotation).reshape(x.shape)
+            local = local if is_global else x
+            if i in layers:
+                output = self._output(local, x)
+                outputs[i] = output if order is None or i < self.alt_start - 1 else reorder(output, order.argsort(1))
+        return outputs, reference
+
+    def embed(self, images: Float[Tensor, "B S 3 H W"]) -> Float[Tensor, "B S P C"]:
+        """The class token and the patches of each view, with their positions."""
+        maps = self.patch_embed["proj"](images.flatten(0, 1).to(self.dtype))
+        tokens = torch.cat((self.cls_token.expand(len(maps), -1, -1), maps.flatten(2).mT), 1)
+        return (tokens + self._positions(maps.shape[-2], maps.shape[-1])).unflatten(0, images.shape[:2])
+
+    def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 P C"]:
+        special, table = self.pos_embed.split([1, self.pos_embed.shape[1] - 1], 1)
+        side = round(table.shape[1] ** 0.5)
+        if rows == columns == side:
+            return self.pos_embed
+        square = to_float32(table).mT.unflatten(2, (side, side))
+        scale = ((rows + OFFSET) / side, (columns + OFFSET) / side)
+        resized = F.interpolate(square, scale_factor=scale, mode="bicubic", antialias=False)
+        return torch.cat((special, resized.flatten(2).mT.to(special.dtype)), 1)
+
+    def _rotations(self, grid: tuple[int, int], views: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """RoPE of local blocks, by the place of a patch; and of global ones, where all patches are at (1, 1)."""
+        local = patch_rotations(grid, 1, self.head_dim, ROPE_BASE, device)
+        position = torch.ones(1 + grid[0] * grid[1], 2, device=device)
+        position[0] = 0.0
+        return local, rotations_at(position.repeat(views, 1), self.head_dim, ROPE_BASE)
+
+    def _camera_tokens(self, x: Tensor, given: Tensor | None) -> Float[Tensor, "B S 1 C"]:
+        if given is not None:
+            return given.to(x.dtype)[:, :, None]
+        which = (torch.arange(x.shape[1], device=x.device) > 0).long()  # the reference is in front
+        return self.camera_token[:, which, None].expand(len(x), -1, -1, -1)
+
+    def _output(self, local: Tensor, x: Tensor) -> Tensor:
+        current = torch.cat((x[:, :, :1], self.norm(x[:, :, 1:]).to(x.dtype)), 2)
+        return torch.cat((local, current), -1) if self.cat_token else current
+
+
+def reference_first(reference: Int[Tensor, " B"], views: int) -> Int[Tensor, "B S"]:
+    """The order of views with the reference in front; the others keep theirs."""
+    index = torch.arange(views, device=reference.device).expand(len(reference), -1)
+    return torch.where(index == reference[:, None], -1, index).argsort(1)
+
+
+def reorder(x: Float[Tensor, "B S P C"], order: Int[Tensor, "B S"]) -> Float[Tensor, "B S P C"]:
+    """The views of each scene in an order."""
+    return x.gather(1, order[:, :, None, None].expand_as(x))

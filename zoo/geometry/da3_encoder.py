@@ -1,0 +1,223 @@
+"""Depth Anything 3 as a geometry encoder, released or tiny.
+
+--model.geometry PretrainedDA3 --model.geometry.path weights/DA3-BASE
+--model.geometry TinyDA3
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.errors import InputError, reading
+from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, encode_by_shape
+from zoo.geometry.da3 import DA3, pose_encoding_to_cameras
+from zoo.geometry.da3.any_view import AnyView
+from zoo.geometry.da3.model import HEADS, build
+from zoo.geometry.da3.nested import Nested
+from zoo.geometry.da3.reference import Strategy
+from zoo.geometry.da3.trunk import PATCH_SIZE
+from zoo.geometry.valid_cameras import valid_cameras
+from zoo.hub import CONFIG, find_folder, read_config
+from zoo.seed import resolve_seed
+from zoo.weights import open_weights
+
+
+class DA3Encoder(GeometryEncoder):
+    """Tokens of Depth Anything 3, and its cameras if asked for: float32, the reference view's camera as the world.
+
+    Lengths are meters for a nested model, and in the scene's own scale for the others. A metric model has neither
+    cameras nor an own focal length, so that only its tokens are used. Without trainable parameters no activations are
+    kept for a backward pass.
+
+    Args:
+        da3: with its weights.
+        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        reference: how the view whose camera is the world is chosen, see `choose_reference`. `first` makes it frame 0.
+        config: of the whole model, where `da3` lacks heads that can be loaded.
+        weights: official tensors from which such a head is loaded when it is enabled.
+
+    Raises:
+        InputError: There is no such layer.
+    """
+
+    requires_frames = True
+    patch_size = PATCH_SIZE
+
+    def __init__(
+        self,
+        da3: DA3,
+        layer: int = -1,
+        reference: Strategy = "saddle_balanced",
+        config: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        trunk = da3.model.trunk
+        if not -trunk.depth <= layer < trunk.depth:
+            raise InputError(f"--model.geometry.layer {layer}: this Depth Anything 3 has layers 0 to {trunk.depth - 1}")
+        self.da3, self.layer, self.reference, self.files, self.width = da3, layer, reference, da3.files, trunk.width
+        self._config, self._weights = config or da3.config, weights
+        with torch.device("meta"):
+            heads = build(self._config).heads
+        self.predicts_cameras, self.predicts_depth = "camera" in heads, {"camera", "depth"} <= heads
+        self.is_metric = isinstance(da3.model, Nested)
+        self.heads: tuple[str, ...] = ("camera",) if self.predicts_cameras else ()
+
+    def identity(self) -> dict[str, Any]:
+        """See `GeometryEncoder`."""
+        trunk = self.da3.model.trunk
+        return {
+            "config": dict(self._config),
+            "heads": self.heads,
+            "layer": self.layer % trunk.depth,
+            "reference": self.reference,
+            "dtype": str(trunk.dtype),
+        }
+
+    def enable_head(self, head: Head) -> None:
+        """See `GeometryEncoder`."""
+        if not (self.predicts_cameras if head == "camera" else head == "depth" and self.predicts_depth):
+            raise InputError(
+                f"this Depth Anything 3 has no {head} head: use an any-view or nested model, such as "
+                "depth-anything/DA3-BASE, or the dataset's geometry, --model.camera_source dataset"
+            )
+        self.heads = tuple(each for each in HEADS if each == head or each in self.heads)
+        if head not in self.da3.model.heads and self._weights is not None:
+            lacking = [part for part in self.da3.model.parts_of_head[head] if not self.da3.has_part(part)]
+            self.da3.load_parts(lacking, self._config, self._weights)
+
+    def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
+        """See `GeometryEncoder`; cameras are never given to the camera encoder, and rays are not used."""
+        if not (tokens or cameras):
+            return True
+        name, heads = name.removeprefix("da3.model.").removeprefix("da3."), set(self.heads if cameras else ())
+        if self.is_metric and heads:  # the scale of everything depends on depth
+            heads |= {"camera", "depth"}
+        if name.startswith(("cam_enc.", "cam_dec.")):
+            return name.startswith("cam_enc.") or "camera" not in heads
+        if "sky_output_conv2." in name or "_aux." in name:
+            return True
+        if name.startswith(("head.", "da3_metric.")):
+            return "depth" not in heads
+        trunk = self.da3.model.trunk
+        last = max(self.layer % trunk.depth if tokens else 0, trunk.out_layers[-1] if heads else 0)
+        part, number, *_ = [*name.removeprefix("backbone.pretrained.").split("."), ""]
+        if part == "blocks":
+            return int(number) > last
+        if part == "norm":  # camera tokens are not normalized
+            return not (tokens or "depth" in heads)
+        return part == "camera_token" and last < trunk.alt_start
+
+    def forward(
+        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
+    ) -> list[SceneGeometry]:
+        """See `GeometryEncoder`; `given` is not used."""
+        trained = any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            return encode_by_shape(frames, lambda images: self._encode(images, tokens, cameras))
+
+    def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
+        height, width = images.shape[-2:]
+        heads = self.heads if cameras else ()
+        if lacking := set(heads) - self.da3.model.heads:
+            raise ValueError(f"heads that are not enabled: {', '.join(sorted(lacking))}: call enable_head")
+        output = self.da3(images, (self.layer,) if tokens else (), heads, reference=self.reference)
+        fields: dict[str, Tensor | None] = {}
+        if tokens:
+            layer, grid = output.tokens[self.layer], (height // PATCH_SIZE, width // PATCH_SIZE)
+            fields["camera_tokens"] = layer[:, :, 0]
+            fields["patches"] = layer[:, :, output.patch_start :].unflatten(2, grid)
+        if output.pose_enc is not None:
+            found = valid_cameras(output.pose_enc, (height, width), pose_encoding_to_cameras)
+            fields |= dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
+        if "depth" in heads:
+            fields |= {"depth": output.depth, "confidence": output.depth_conf}
+        present = {name: value for name, value in fields.items() if value is not None}
+        return [SceneGeometry(**{name: value[i] for name, value in present.items()}) for i in range(len(images))]
+
+
+class PretrainedDA3(DA3Encoder):
+    """Depth Anything 3 with released weights (arXiv 2511.10647); its heads are loaded only when they are enabled.
+
+    Args:
+        path: a hub id, or a folder with config.json and model.safetensors in it.
+        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        dtype: of the trunk; the heads are float32.
+        reference: how the view whose camera is the world is chosen, see `choose_reference`.
+    """
+
+    def __init__(
+        self,
+        path: str = "depth-anything/DA3-BASE",
+        layer: int = -1,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        reference: Strategy = "saddle_balanced",
+    ) -> None:
+        folder = find_folder(path, "depth-anything/DA3-BASE", "--model.geometry.path")
+        config = read_config(folder).get("config")
+        if not isinstance(config, dict) or not isinstance(config.get("anyview", config), dict):
+            raise InputError(f"{folder / CONFIG} is no config of Depth Anything 3: give a folder of a released model")
+        with reading(folder / CONFIG):
+            anyview = config.get("anyview", config)
+            trunk = {"anyview": {"net": anyview["net"]}} if "anyview" in config else {"net": anyview["net"]}
+            with torch.device("meta"):
+                is_large = build(config).trunk.alternates and anyview["net"]["name"] in ("vitl", "vitg")
+        weights = open_weights(folder)
+        super().__init__(DA3.from_official(trunk, weights, getattr(torch, dtype)), layer, reference, config, weights)
+        self.path = path
+        if is_large:
+            announce_license(path)
+
+
+class TinyDA3(DA3Encoder):
+    """A Depth Anything 3 of a few million parameters, for small frames, with random weights: they carry no geometry.
+
+    Args:
+        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        embed_dim: width of the trunk; its tokens have twice as many channels.
+        depth: blocks of the trunk, four or more; from a third of them on they alternate.
+        num_heads: of its attention.
+        features: width of the dense head.
+        heads: those to build.
+        reference: how the view whose camera is the world is chosen, see `choose_reference`.
+        seed: of the random weights; null is the run's.
+    """
+
+    def __init__(
+        self,
+        layer: int = -1,
+        embed_dim: int = 128,
+        depth: int = 6,
+        num_heads: int = 4,
+        features: int = 16,
+        heads: Sequence[Literal["camera", "depth"]] = ("camera",),
+        reference: Strategy = "saddle_balanced",
+        seed: int | None = None,
+    ) -> None:
+        start = depth // 3
+        net = {"name": "vits", "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "alt_start": start}
+        net |= {"qknorm_start": start, "rope_start": start, "out_layers": list(range(depth - 4, depth))}
+        every = {
+            "cam_dec": {"dim_in": 2 * embed_dim},
+            "head": {"dim_in": 2 * embed_dim, "output_dim": 2, "features": features, "out_channels": [features] * 4},
+        }
+        parts = {"camera": "cam_dec", "depth": "head"}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(resolve_seed(seed))
+            da3 = DA3({"net": net} | {parts[head]: every[parts[head]] for head in heads})
+        if isinstance(da3.model, AnyView) and da3.model.cam_dec is not None:
+            da3.model.cam_dec.init_identity_pose()
+        super().__init__(da3, layer, reference)
+
+
+@cache  # once per process
+def announce_license(path: str) -> None:
+    """Prints that weights are not for commercial use: those of the large, giant and nested models."""
+    print(f"{path}: these weights are under CC BY-NC 4.0, for non-commercial use only", file=sys.stderr)

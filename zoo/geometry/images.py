@@ -1,0 +1,33 @@
+"""Images of the geometry networks: checks, and ImageNet's normalization."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.geometry.base import check_size
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BRIGHTEST = 2.0  # images are in 0..1, and resizing overshoots a little
+
+
+def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
+    """Normalizes by ImageNet's mean and standard deviation per channel."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
+    return (images - mean) / std
+
+
+def check_images(images: Tensor, patch_size: int, model: str) -> None:
+    """Checks that images have sides in multiples of the patch size, and values in 0..1.
+
+    Raises:
+        ValueError: They don't; the message names the model.
+    """
+    check_size(images.shape[-2], images.shape[-1], patch_size)
+    if not images.is_floating_point():
+        raise ValueError(f"{model} needs images in 0..1, got {images.dtype}: divide by 255")
+    if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
+        raise ValueError(f"{model} needs images in 0..1, got values up to {float(images.amax()):.4g}: divide by 255")
