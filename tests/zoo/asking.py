@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -63,6 +64,29 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL}
+# on the second backbone, models that differ in how they meet it; the others are slow tests
+ON_BOTH = {
+    "plain",
+    "AddFusion",
+    "ConcatSplitFusion",
+    "CameraTokenFusion, append",
+    "prope.yaml",
+    "StepIndex",
+    "PoseALiBi",
+}
+ON_BOTH |= {
+    "PRoPE, ChannelRange",
+    "PRoPE, TemporalSection",
+    "PRoPE, ExtraChannels",
+    "PoseAxis",
+    "PointRoPE",
+    "ValueRoPE",
+}
+MODELS_AND_FAMILIES = [
+    pytest.param(name, family, marks=pytest.mark.slow if family == "Qwen3-VL" and name not in ON_BOTH else ())
+    for family in BACKBONES
+    for name in MODELS
+]
 SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96)}  # of frames of 2 x 3 tokens
 
 

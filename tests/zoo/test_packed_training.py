@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
-from tests.zoo.asking import BACKBONES, MODELS, QUESTIONS, build, scene
+from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, scene
 from zoo.shared_prefix import (
     IGNORED,
     PackedScenes,
@@ -80,8 +80,7 @@ def difference(found: Learned, expected: Learned) -> float:
     return max(abs(loss - reference) / reference, float(torch.tensor(list(apart.values())).norm() / total), *each)
 
 
-@pytest.mark.parametrize("family", BACKBONES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "family"), MODELS_AND_FAMILIES)
 def test_loss_and_gradients_equal_one_question_per_row(name: str, family: str) -> None:
     """A scene with three questions and one with one, of different lengths; answers of different lengths."""
     model, scenes = build(name, family=family).train(), scenes_of(family)

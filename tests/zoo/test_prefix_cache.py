@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.zoo import asking
-from tests.zoo.asking import BACKBONES, MODELS, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
+from tests.zoo.asking import BACKBONES, MODELS_AND_FAMILIES, NEW, QUESTIONS, batch, build, one_by_one, replies, scene
 from tests.zoo.released import load_case, official_weights, write_release
 from zoo import PretrainedQwen25VL, prefix_cache
 from zoo.backbones import Qwen25VLBackbone
@@ -50,8 +50,7 @@ def ids(model: VideoQATask, asked: dict[str, Any]) -> list[list[int]]:
 # ---- equal to the question-by-question path -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", BACKBONES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "family"), MODELS_AND_FAMILIES)
 def test_answers_are_those_of_each_question_by_itself(name: str, family: str) -> None:
     """Questions of different lengths and scenes of different lengths; two of the questions are the same."""
     model, scene = build(name, family=family), partial(asking.scene, family=family)
