@@ -135,7 +135,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
 
     def prepare_data(self) -> None:
-        stage = None if self.trainer is None else self.trainer.state.fn
+        state: Any = None if self.trainer is None else self.trainer.state.fn
+        stage = getattr(state, "value", state)  # "fit", and not "TrainerFn.FITTING"
         if self.asked is None and stage == "predict":
             raise InputError('predict needs --data.video clip.mp4 --data.question "What is the size of this room?"')
         if self.perturbation is not None and stage not in (None, "test"):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from datamodules import (
@@ -173,11 +174,11 @@ def test_short_videos_are_shuffled_as_well(steps: int) -> None:
         assert (found.frame_indices == tuple(range(0, 20 * steps, 10))) == (steps == 1)
 
 
-@pytest.mark.parametrize("stage", ["fit", "validate", "predict"])
-def test_other_commands_refuse_a_perturbation(stage: str) -> None:
+@pytest.mark.parametrize("stage", [TrainerFn.FITTING, TrainerFn.VALIDATING])
+def test_other_commands_refuse_a_perturbation(stage: TrainerFn) -> None:
     data = VideoQADataModule(perturbation=ReversedFrames())
     data.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage))
-    with pytest.raises(InputError, match=f"for test, not for {stage}" if stage != "predict" else "perturbation|needs"):
+    with pytest.raises(InputError, match=f"for test, not for {stage.value}"):
         data.prepare_data()
     with pytest.raises(InputError, match="a share above -1"):
         WrongFocalLength(-1.0)
