@@ -20,15 +20,8 @@ DRAWN = ("data.sampler.seed", "data.frame_pairing.seed")  # options whose null i
 # options of the model and the data that have no effect on answers
 CHANGES_NO_ANSWER = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
-    *(
-        "batch_size",
-        "questions_per_scene",
-        "tokens_per_sequence",
-        "questions_per_batch",
-        "train_sampler",
-        "num_workers",
-    ),
-    *("keep_in_memory", "video", "question", "workers", "max_size_gb"),
+    *("batch_size", "questions_per_scene", "tokens_per_sequence", "questions_per_batch", "train_sampler"),
+    *("num_workers", "keep_in_memory", "video", "question", "workers", "max_size_gb"),
 }
 
 
