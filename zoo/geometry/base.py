@@ -177,17 +177,20 @@ def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
 
 
 def encode_by_shape(
-    frames: Frames, encode: Callable[[Float[Tensor, "B S 3 H W"]], list[SceneGeometry]]
+    encoder: nn.Module, frames: Frames, encode: Callable[[Float[Tensor, "B S 3 H W"]], list[SceneGeometry]]
 ) -> list[SceneGeometry]:
     """Encodes scenes of one shape as a batch; none is padded, since frames attend to each other.
 
     Args:
+        encoder: the module; one that is frozen keeps no graph.
         frames: of each scene.
         encode: computes the geometry of the scenes of a batch.
     """
+    trained = any(parameter.requires_grad for parameter in encoder.parameters())
     found: dict[int, SceneGeometry] = {}
-    for members in same_shape(frames):
-        found.update(zip(members, encode(torch.stack([frames[i] for i in members])), strict=True))
+    with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+        for members in same_shape(frames):
+            found.update(zip(members, encode(torch.stack([frames[i] for i in members])), strict=True))
     return [found[i] for i in range(len(frames))]
 
 

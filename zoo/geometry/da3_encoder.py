@@ -119,9 +119,7 @@ class DA3Encoder(GeometryEncoder):
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`; `given` is not used."""
-        trained = any(parameter.requires_grad for parameter in self.parameters())
-        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            return encode_by_shape(frames, lambda images: self._encode(images, tokens, cameras))
+        return encode_by_shape(self, frames, lambda images: self._encode(images, tokens, cameras))
 
     def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
         height, width = images.shape[-2:]
