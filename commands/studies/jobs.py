@@ -138,7 +138,10 @@ class Training(Job):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"another process is training in {self.folder}") from error
-            yield file.fileno()
+            try:
+                yield file.fileno()
+            finally:  # closing is not enough: a process that another thread is just starting has the file open as well
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @dataclass(frozen=True)
