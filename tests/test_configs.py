@@ -32,11 +32,7 @@ WEIGHTS = {
     "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
 }
 TINY = {"scale_tiny.yaml": "zoo.TinyQwen25VL", "scale_tiny_qwen3.yaml": "zoo.TinyQwen3VL"}
-TINY_GEOMETRY = {
-    "PRoPEMLLM": "zoo.DatasetGeometry",
-    "Qwen25VL": None,
-    "Qwen3VL": None,
-}  # of the others it is a TinyVGGT
+WITHOUT_GEOMETRY = ("Qwen25VL", "Qwen3VL")  # the others have the dataset's at a tiny scale
 DATA = [name for name in SHIPPED if name.startswith("data_")]
 TRIOS = [*product(MODELS, [*WEIGHTS, *TINY], DATA)]
 FAST = {("prope.yaml", "scale_3b.yaml", "data_conversations.yaml")}
@@ -71,7 +67,7 @@ def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> No
         assert (config == parsed("fit", model)) == (scale == "scale_tiny.yaml")  # the default scale and data
         assert parts["backbone"]["class_path"] == TINY[scale]
         geometry = (parts["geometry"] or {}).get("class_path")
-        assert geometry == TINY_GEOMETRY.get(MODELS[model], "zoo.TinyVGGT")
+        assert geometry == (None if MODELS[model] in WITHOUT_GEOMETRY else "zoo.DatasetGeometry")
     else:
         assert parts["backbone"]["init_args"]["path"] == WEIGHTS[scale]
     if not is_tiny and scale != "spatial_mllm_released.yaml":

@@ -75,7 +75,7 @@ class Broken(PRoPE):
 """
 
 
-@pytest.mark.parametrize(("processes", "failing"), [(1, 10**6), (1, 2), (2, 10**6)])
+@pytest.mark.parametrize(("processes", "failing"), [pytest.param(1, 10**6, marks=pytest.mark.slow), (1, 2), (2, 10**6)])
 def test_main_stops_or_goes_on(tmp_path: Path, rooms_root: Path, processes: int, failing: int) -> None:
     """Three scenes: one process sees them all, two see too few each, and stop at the end."""
     (tmp_path / "broken.py").write_text(BROKEN.replace("FAILING", str(failing)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,13 @@ MODELS: dict[str, Callable[[EmptyQwenVL], VideoQATask]] = {
 }
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", MODELS)
+FAST = {*zip(MODELS, SIZES, strict=False)}  # each model once, and each size
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [pytest.param(*each, marks=() if each in FAST else pytest.mark.slow) for each in product(MODELS, SIZES)],
+)
 def test_forward_at_the_size_of_the_released_weights(name: str, size: str) -> None:
     with torch.device("meta"):
         empty, released = qwen(size)

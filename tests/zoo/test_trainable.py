@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -246,7 +247,8 @@ def train_together(rank: int, store: str) -> None:
     """Two steps each; the second fails if the first has left a parameter without a gradient."""
     torch.set_num_threads(1)
     DINOV2["tiny"] = (32, 2, 2)
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    limit = timedelta(seconds=100)  # names the collective that waits, before pytest ends the test
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2, timeout=limit)
     for name in REACHED:
         model = reached(name)
         model.forward = model.loss  # type: ignore[method-assign]
@@ -259,6 +261,10 @@ def train_together(rank: int, store: str) -> None:
         norms = [torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None])] * 2
         torch.distributed.all_gather(both := [torch.empty_like(n) for n in norms], norms[0])
         assert torch.equal(both[0], both[1]), name
+    # gloo's thread may still hold the gathered tensors; where the reducer is the group's last owner, its end waits for
+    # that thread with the GIL locked, and the thread waits for the GIL
+    del parallel
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -12,7 +12,7 @@ from zoo.backbones import Backbone, BackboneLoader, Qwen3VLBackbone, Qwen25VLBac
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion
-from zoo.geometry import DatasetGeometry, GeometryEncoder, TinyVGGT
+from zoo.geometry import DatasetGeometry, GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
 
 
@@ -63,14 +63,14 @@ class SpatialMLLM(VideoQATask):
     """Spatial-MLLM (arXiv 2505.23747): the 3D tokens pass a connector and are added to the 2D tokens.
 
     Args:
-        geometry: encoder of the 3D tokens, VGGT in the paper; by default the one that geometry_tiny.yaml pretrains.
+        geometry: encoder of the 3D tokens, VGGT in the paper; by default the dataset's rays and points.
         fusion: `AddFusion`, or another one.
         parts: the other arguments of `VideoQATask`.
     """
 
     def __init__(
         self,
-        geometry: Callable[[], GeometryEncoder] = lambda: TinyVGGT(path="runs/vggt_tiny"),
+        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
         fusion: Callable[[int, int], Fusion] = AddFusion,
         **parts: Any,
     ) -> None:
@@ -81,14 +81,14 @@ class ConcatSplitMLLM(VideoQATask):
     """2D tokens to one half of the decoder's channels and 3D tokens to the other, concatenated.
 
     Args:
-        geometry: encoder of the 3D tokens, by default the one that geometry_tiny.yaml pretrains.
+        geometry: encoder of the 3D tokens, by default the dataset's rays and points.
         fusion: `ConcatSplitFusion`, or another one.
         parts: the other arguments of `VideoQATask`.
     """
 
     def __init__(
         self,
-        geometry: Callable[[], GeometryEncoder] = lambda: TinyVGGT(path="runs/vggt_tiny"),
+        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
         fusion: Callable[[int, int], Fusion] = ConcatSplitFusion,
         **parts: Any,
     ) -> None:

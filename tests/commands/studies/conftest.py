@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.studies import jobs
+from commands.studies import document, jobs
 from tests.commands.studies.faked import FakeMain, write_study
 
 
@@ -16,6 +16,7 @@ def main_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMain:
     monkeypatch.chdir(tmp_path)
     fake = FakeMain()
     monkeypatch.setattr(jobs, "main_py", fake)
+    monkeypatch.setattr(document, "draw", lambda *arguments: arguments[-1].touch())  # drawing takes seconds
     return fake
 
 

@@ -23,7 +23,7 @@ OPTIONS = {
 SETTINGS = {"none": {"configs": ["qwen25_vl.yaml"]}, "wrong": {"configs": ["qwen25_vl.yaml"], "data.no_option": 1}}
 
 
-@pytest.mark.parametrize("executor", ["local", "submitit_local"])
+@pytest.mark.parametrize("executor", ["local", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_a_study_trains_and_tests_and_names_what_main_py_refuses(
     executor: str, tmp_path: Path, rooms_root: Path
 ) -> None:
@@ -44,5 +44,6 @@ def test_a_study_trains_and_tests_and_names_what_main_py_refuses(
     assert result["scores"]["macro"] == pytest.approx(metrics["all"]["macro"], abs=1e-5)
     assert len(questions["ids"]) == len(result["question_scores"]) == metrics["counts"]["questions"] == ROOMS[2]
     assert "| best constant answer |" in path.with_suffix(".md").read_text()
+    assert path.with_suffix(".png").stat().st_size
     if executor == "submitit_local":
         assert list((tmp_path / "runs/studies/tiny/submitit").glob("*_result.pkl"))
