@@ -19,7 +19,7 @@ __getattr__, __all__ = lazy_exports(
             *("ValueRoPE", "ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
-        "fusions": ["AddFusion", "CameraTokenFusion", "ConcatSplitFusion", "Fusion"],
+        "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
         "geometry": [
             *("DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedDA3", "PretrainedVGGT", "TinyDA3"),
             "TinyVGGT",

@@ -110,7 +110,9 @@ class SpatialVLM(Configurable, nn.Module):
             self.geometry.enable_head("camera")
         # 3. Fusion and view mixer, in the backbone's dtype.
         if fusion is not None and self.geometry is not None:
-            self.fusion = self._like_backbone(fusion(width, self.geometry.width))
+            self.fusion = fusion(width, self.geometry.width)
+            self.fusion.bind(self.geometry.num_layers, self.backbone.decoder_layout.num_layers)
+            self.fusion = self._like_backbone(self.fusion)
         if view_mixer is not None:
             self.view_mixer = self._like_backbone(view_mixer(width if self.fusion is None else self.fusion.flat_width))
         # 4. What the parts read of the cameras, and add to the prompt.
@@ -279,7 +281,7 @@ class SpatialVLM(Configurable, nn.Module):
             ],
         }
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(media)}
+        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(media, input_ids)}
         # 5. The camera encoding, shared by all layers.
         if self.camera_encoding is not None and cameras is not None:
             known = [scene.points for row in rows for scene in row if scene.points is not None]

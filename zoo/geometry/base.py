@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +104,8 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     With `identity` its outputs can be cached.
 
     Attributes:
-        width: channels D of its tokens; 0 if it has none.
+        width: channels D of its tokens, of all layers together; 0 if it has none.
+        num_layers: layers whose tokens are concatenated on the channels.
         patch_size: in pixels; the sides of frames must be multiples of it.
         is_metric: its lengths are meters.
         requires_cameras: the dataset must provide a camera for each frame.
@@ -118,6 +119,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     """
 
     width: int = 0
+    num_layers: int = 1
     patch_size: int = 14
     is_metric: bool = False
     requires_cameras: bool = False
@@ -192,6 +194,33 @@ def encode_by_shape(
         for members in same_shape(frames):
             found.update(zip(members, encode(torch.stack([frames[i] for i in members])), strict=True))
     return [found[i] for i in range(len(frames))]
+
+
+def check_layers(layers: Sequence[int], depth: int, model: str) -> tuple[int, ...]:
+    """Returns the layers whose outputs are the 3D tokens, counted from the end where negative.
+
+    Raises:
+        InputError: There is no such layer, or none is named.
+    """
+    if not layers or not all(-depth <= layer < depth for layer in layers):
+        raise InputError(f"--model.geometry.layers {list(layers)}: this {model} has layers 0 to {depth - 1}")
+    return tuple(layers)
+
+
+def tokens_of_layers(
+    tokens: Mapping[int, Float[Tensor, "B S P _C"]], layers: Sequence[int], patch_start: int, grid: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Concatenates the tokens of several layers on the channels; those of one layer are not copied.
+
+    Args:
+        tokens: of each layer; the camera token first.
+        layers: in the order of the channels.
+        patch_start: number of tokens before the patches.
+        grid: rows and columns of patches.
+    """
+    parts = [tokens[layer] for layer in layers]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    return {"camera_tokens": joined[:, :, 0], "patches": joined[:, :, patch_start:].unflatten(2, grid)}
 
 
 def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_size: int) -> Float[Tensor, "S 3 h w"]:

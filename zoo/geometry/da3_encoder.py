@@ -16,7 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError, reading
-from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, encode_by_shape
+from zoo.geometry.base import (
+    Frames,
+    GeometryEncoder,
+    Given,
+    Head,
+    SceneGeometry,
+    check_layers,
+    encode_by_shape,
+    tokens_of_layers,
+)
 from zoo.geometry.da3 import DA3, pose_encoding_to_cameras
 from zoo.geometry.da3.any_view import AnyView
 from zoo.geometry.da3.model import HEADS, build
@@ -38,7 +47,8 @@ class DA3Encoder(GeometryEncoder):
 
     Args:
         da3: with its weights.
-        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+            negative.
         reference: how the view whose camera is the world is chosen, see `choose_reference`. `first` makes it frame 0.
         config: of the whole model, where `da3` lacks heads that can be loaded.
         weights: official tensors from which such a head is loaded when it is enabled.
@@ -53,16 +63,16 @@ class DA3Encoder(GeometryEncoder):
     def __init__(
         self,
         da3: DA3,
-        layer: int = -1,
+        layers: Sequence[int] = (-1,),
         reference: Strategy = "saddle_balanced",
         config: Mapping[str, Any] | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         trunk = da3.model.trunk
-        if not -trunk.depth <= layer < trunk.depth:
-            raise InputError(f"--model.geometry.layer {layer}: this Depth Anything 3 has layers 0 to {trunk.depth - 1}")
-        self.da3, self.layer, self.reference, self.files, self.width = da3, layer, reference, da3.files, trunk.width
+        self.layers = check_layers(layers, trunk.depth, "Depth Anything 3")
+        self.num_layers, self.width = len(layers), trunk.width * len(layers)
+        self.da3, self.reference, self.files = da3, reference, da3.files
         self._config, self._weights = config or da3.config, weights
         with torch.device("meta"):
             heads = build(self._config).heads
@@ -76,7 +86,7 @@ class DA3Encoder(GeometryEncoder):
         return {
             "config": dict(self._config),
             "heads": self.heads,
-            "layer": self.layer % trunk.depth,
+            "layers": [layer % trunk.depth for layer in self.layers],
             "reference": self.reference,
             "dtype": str(trunk.dtype),
         }
@@ -107,7 +117,8 @@ class DA3Encoder(GeometryEncoder):
         if name.startswith(("head.", "da3_metric.")):
             return "depth" not in heads
         trunk = self.da3.model.trunk
-        last = max(self.layer % trunk.depth if tokens else 0, trunk.out_layers[-1] if heads else 0)
+        read = [layer % trunk.depth for layer in self.layers] if tokens else [0]
+        last = max(*read, trunk.out_layers[-1] if heads else 0)
         part, number, *_ = [*name.removeprefix("backbone.pretrained.").split("."), ""]
         if part == "blocks":
             return int(number) > last
@@ -126,12 +137,11 @@ class DA3Encoder(GeometryEncoder):
         heads = self.heads if cameras else ()
         if lacking := set(heads) - self.da3.model.heads:
             raise ValueError(f"heads that are not enabled: {', '.join(sorted(lacking))}: call enable_head")
-        output = self.da3(images, (self.layer,) if tokens else (), heads, reference=self.reference)
+        output = self.da3(images, self.layers if tokens else (), heads, reference=self.reference)
         fields: dict[str, Tensor | None] = {}
         if tokens:
-            layer, grid = output.tokens[self.layer], (height // PATCH_SIZE, width // PATCH_SIZE)
-            fields["camera_tokens"] = layer[:, :, 0]
-            fields["patches"] = layer[:, :, output.patch_start :].unflatten(2, grid)
+            grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+            fields |= tokens_of_layers(output.tokens, self.layers, output.patch_start, grid)
         if output.pose_enc is not None:
             found = valid_cameras(output.pose_enc, (height, width), pose_encoding_to_cameras)
             fields |= dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
@@ -146,7 +156,8 @@ class PretrainedDA3(DA3Encoder):
 
     Args:
         path: a hub id, or a folder with config.json and model.safetensors in it.
-        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+            negative.
         dtype: of the trunk; the heads are float32.
         reference: how the view whose camera is the world is chosen, see `choose_reference`.
     """
@@ -154,7 +165,7 @@ class PretrainedDA3(DA3Encoder):
     def __init__(
         self,
         path: str = "depth-anything/DA3-BASE",
-        layer: int = -1,
+        layers: Sequence[int] = (-1,),
         dtype: Literal["float32", "bfloat16"] = "float32",
         reference: Strategy = "saddle_balanced",
     ) -> None:
@@ -168,7 +179,7 @@ class PretrainedDA3(DA3Encoder):
             with torch.device("meta"):
                 is_large = build(config).trunk.alternates and anyview["net"]["name"] in ("vitl", "vitg")
         weights = open_weights(folder)
-        super().__init__(DA3.from_official(trunk, weights, getattr(torch, dtype)), layer, reference, config, weights)
+        super().__init__(DA3.from_official(trunk, weights, getattr(torch, dtype)), layers, reference, config, weights)
         self.path = path
         if is_large:
             announce_license(path)
@@ -178,7 +189,8 @@ class TinyDA3(DA3Encoder):
     """A Depth Anything 3 of a few million parameters, for small frames, with random weights: they carry no geometry.
 
     Args:
-        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+            negative.
         embed_dim: width of the trunk; its tokens have twice as many channels.
         depth: blocks of the trunk, four or more; from a third of them on they alternate.
         num_heads: of its attention.
@@ -190,7 +202,7 @@ class TinyDA3(DA3Encoder):
 
     def __init__(
         self,
-        layer: int = -1,
+        layers: Sequence[int] = (-1,),
         embed_dim: int = 128,
         depth: int = 6,
         num_heads: int = 4,
@@ -212,7 +224,7 @@ class TinyDA3(DA3Encoder):
             da3 = DA3({"net": net} | {parts[head]: every[parts[head]] for head in heads})
         if isinstance(da3.model, AnyView) and da3.model.cam_dec is not None:
             da3.model.cam_dec.init_identity_pose()
-        super().__init__(da3, layer, reference)
+        super().__init__(da3, layers, reference)
 
 
 @cache  # once per process

@@ -67,12 +67,15 @@ def test_tokens_cameras_and_depth_are_the_models(folder: str) -> None:
 def test_layer_and_reference_are_the_given_ones(folder: str) -> None:
     frames = scenes((4, 28, 42))
     model = hash_model(any_view_config())
-    first = encode(PretrainedDA3(folder, layer=3, reference="first"), frames, cameras=False)[0]
+    first = encode(PretrainedDA3(folder, layers=(3,), reference="first"), frames, cameras=False)[0]
     assert torch.equal(first.camera_tokens, model(frames[0][None], (3,), (), reference="first").tokens[3][0, :, 0])
-    (other,) = encode(PretrainedDA3(folder, layer=3, reference="middle"), frames, cameras=False)
+    (other,) = encode(PretrainedDA3(folder, layers=(3,), reference="middle"), frames, cameras=False)
     assert not torch.allclose(first.patches, other.patches, atol=1e-2)
-    with pytest.raises(InputError, match="--model.geometry.layer 6: this Depth Anything 3 has layers 0 to 5"):
-        PretrainedDA3(folder, layer=6)
+    (both,) = encode(PretrainedDA3(folder, layers=(3, -1), reference="first"), frames, cameras=False)
+    (last,) = encode(PretrainedDA3(folder, reference="first"), frames, cameras=False)
+    assert torch.equal(both.patches, torch.cat((first.patches, last.patches), -1))
+    with pytest.raises(InputError, match=r"--model.geometry.layers \[2, 6\]: this Depth Anything 3 has layers 0 to 5"):
+        PretrainedDA3(folder, layers=(2, 6))
 
 
 def test_scenes_of_different_lengths_and_sizes(folder: str) -> None:
@@ -124,7 +127,7 @@ def test_heads_are_loaded_when_enabled(folder: str) -> None:
 
 
 def test_identities_differ_where_outputs_do(folder: str) -> None:
-    encoders = [PretrainedDA3(folder), PretrainedDA3(folder, layer=5), PretrainedDA3(folder, layer=2)]
+    encoders = [PretrainedDA3(folder), PretrainedDA3(folder, (5,)), PretrainedDA3(folder, (2,))]
     encoders += [PretrainedDA3(folder, dtype="bfloat16"), PretrainedDA3(folder, reference="first")]
     identities = [json.dumps(encoder.identity(), sort_keys=True) for encoder in encoders]
     assert identities[0] == identities[1] and len(set(identities)) == 4  # layer -1 is layer 5
@@ -215,13 +218,15 @@ def test_shapes_on_the_meta_device() -> None:
     assert scene.patches.shape == (3, 2, 3, 64) and scene.world_to_camera.shape == (3, 4, 4)
 
 
-@pytest.mark.parametrize("layer", [0, 3, 5])
+@pytest.mark.parametrize("layers", [(0,), (3, 0), (5,)])
 @pytest.mark.parametrize(
     ("tokens", "cameras", "depth"), [(True, False, False), (True, True, False), (False, True, True)]
 )
-def test_unreachable_parameters_have_no_gradient(layer: int, tokens: bool, cameras: bool, depth: bool) -> None:
+def test_unreachable_parameters_have_no_gradient(
+    layers: tuple[int, ...], tokens: bool, cameras: bool, depth: bool
+) -> None:
     """A parameter gets a gradient if and only if it is reachable."""
-    encoder = DA3Encoder(hash_model(any_view_config()), layer)
+    encoder = DA3Encoder(hash_model(any_view_config()), layers)
     if depth:
         encoder.enable_head("depth")
     (scene,) = encode(encoder, scenes((3, 28, 42)), tokens=tokens, cameras=cameras)
