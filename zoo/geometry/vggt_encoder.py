@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, encode_by_shape
+from zoo.geometry.scale import ScaleSource
 from zoo.geometry.valid_cameras import valid_cameras
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
@@ -26,7 +27,7 @@ from zoo.weights import WEIGHTS, SafetensorsFile
 
 
 class VGGTEncoder(GeometryEncoder):
-    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own scale, the first frame as the world.
+    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own unit, the first frame as the world.
 
     Scenes of one shape form a batch; none is padded, since frames attend to each other. Without trainable parameters
     no activations are kept for a backward pass.
@@ -35,9 +36,10 @@ class VGGTEncoder(GeometryEncoder):
         vggt: with its weights.
         layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
         weights: official tensors from which a head that `vggt` lacks is loaded when it is enabled.
+        scale_from: how lengths become meters; None keeps the scene's own unit.
 
     Raises:
-        InputError: There is no such layer.
+        InputError: There is no such layer, or no depth head that the scale needs.
     """
 
     requires_frames = True
@@ -45,7 +47,13 @@ class VGGTEncoder(GeometryEncoder):
     predicts_depth = True
     predicts_points = True
 
-    def __init__(self, vggt: VGGT, layer: int = -1, weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        vggt: VGGT,
+        layer: int = -1,
+        weights: Mapping[str, Tensor] | None = None,
+        scale_from: ScaleSource | None = None,
+    ) -> None:
         super().__init__()
         depth = vggt.aggregator.depth
         if not -depth <= layer < depth:
@@ -54,6 +62,7 @@ class VGGTEncoder(GeometryEncoder):
         self.width, self.patch_size = 2 * vggt.aggregator.embed_dim, vggt.aggregator.patch_size
         self.heads: tuple[str, ...] = ("camera",)
         self._weights = weights
+        self.align_lengths(scale_from)
 
     def identity(self) -> dict[str, Any]:
         """See `GeometryEncoder`."""
@@ -87,8 +96,9 @@ class VGGTEncoder(GeometryEncoder):
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; `given` is not used."""
-        return encode_by_shape(self, frames, lambda images: self._encode(images, tokens, cameras))
+        """See `GeometryEncoder`; `given` is for the scale alone."""
+        scenes = encode_by_shape(self, frames, lambda images, _: self._encode(images, tokens, cameras))
+        return self.scale_from.in_meters(scenes, frames, given) if cameras and self.scale_from else scenes
 
     def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
         height, width = images.shape[-2:]
@@ -115,14 +125,19 @@ class PretrainedVGGT(VGGTEncoder):
         path: a hub id, a folder with model.safetensors in it, or a .safetensors file.
         layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
         dtype: of the aggregator; the heads are float32.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
     """
 
     def __init__(
-        self, path: str = "facebook/VGGT-1B", layer: int = -1, dtype: Literal["float32", "bfloat16"] = "float32"
+        self,
+        path: str = "facebook/VGGT-1B",
+        layer: int = -1,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        scale_from: ScaleSource | None = None,
     ) -> None:
         weights = SafetensorsFile(find_weights(path))
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
-        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layer, weights)
+        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layer, weights, scale_from)
         self.path = path
 
 
@@ -139,6 +154,7 @@ class TinyVGGT(VGGTEncoder):
         features: width of the dense heads.
         heads: those to build; pretraining needs all three.
         seed: of the random weights; null is the run's.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
 
     Raises:
         InputError: A path without weights, or with weights of another size.
@@ -154,6 +170,7 @@ class TinyVGGT(VGGTEncoder):
         features: int = 16,
         heads: Sequence[Head] = ("camera",),
         seed: int | None = None,
+        scale_from: ScaleSource | None = None,
     ) -> None:
         dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
         dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
@@ -178,7 +195,7 @@ class TinyVGGT(VGGTEncoder):
                     "set --model.geometry.path to the run that did"
                 )
             vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
-        super().__init__(vggt, layer)
+        super().__init__(vggt, layer, scale_from=scale_from)
         self.path = path
 
 
