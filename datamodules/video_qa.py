@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import Collate, FramesAs, LoadedScene, record
@@ -177,6 +177,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError(
                 f"{source}: no scene of the {split} split has cameras: put {kept[0].video.stem}.cameras.json beside "
                 f"{kept[0].video} etc., or predict them: --model.geometry PretrainedVGGT --model.camera_source auto"
+            )
+        asked = {question.question_type for scene in kept for question in scene.questions}
+        if (unit := self.requirements.arbitrary_unit) and asked.intersection(self.source.benchmark.metric_types):
+            rank_zero_warn(
+                f"{unit} predicts lengths in a unit of each scene's own, and questions ask for meters: align them by "
+                "--model.geometry.scale_from DatasetPoses or MetricModel, or take an encoder whose lengths are meters"
             )
         return kept
 

@@ -21,8 +21,8 @@ __getattr__, __all__ = lazy_exports(
         "errors": ["InputError"],
         "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
         "geometry": [
-            *("DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedDA3", "PretrainedVGGT", "TinyDA3"),
-            "TinyVGGT",
+            *("DatasetGeometry", "DatasetPoses", "GeometryCache", "GeometryEncoder", "MetricModel", "PosedDA3"),
+            *("PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
         ],
         "metrics": ["VSIBenchScore", "score_answer"],
         "lora": ["LoRA"],

@@ -177,8 +177,9 @@ class SpatialVLM(Configurable, nn.Module):
         """What this model needs of the data."""
         use, fused = self.camera_use, self.geometry if self.uses_geometry_tokens else None
         encoder = self.geometry if self.predicts_cameras else fused
+        has_own_unit = self.predicts_cameras and use.lengths and not (encoder and encoder.is_metric)
         return DataRequirements(
-            cameras=(use.cameras and not self.predicts_cameras) or bool(fused and fused.requires_cameras),
+            cameras=(use.cameras and not self.predicts_cameras) or bool(encoder and encoder.requires_cameras),
             depth=((use.points or use.median_depth) and self.camera_source != "predicted")
             or bool(fused and fused.requires_depth),
             frames=bool(encoder and encoder.requires_frames),
@@ -186,6 +187,7 @@ class SpatialVLM(Configurable, nn.Module):
             frame_times=self.backbone.span_per_step,
             token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
             image_pixels=self.backbone.image_pixels,
+            arbitrary_unit=self.geometry_name if has_own_unit else None,
         )
 
     def is_unreachable(self, name: str) -> bool:

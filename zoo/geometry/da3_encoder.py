@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -31,9 +29,11 @@ from zoo.geometry.da3.any_view import AnyView
 from zoo.geometry.da3.model import HEADS, build
 from zoo.geometry.da3.nested import Nested
 from zoo.geometry.da3.reference import Strategy
+from zoo.geometry.da3.released import announce_license, find_model
 from zoo.geometry.da3.trunk import PATCH_SIZE
+from zoo.geometry.scale import ScaleSource
 from zoo.geometry.valid_cameras import valid_cameras
-from zoo.hub import CONFIG, find_folder, read_config
+from zoo.hub import CONFIG
 from zoo.seed import resolve_seed
 from zoo.weights import open_weights
 
@@ -52,9 +52,10 @@ class DA3Encoder(GeometryEncoder):
         reference: how the view whose camera is the world is chosen, see `choose_reference`. `first` makes it frame 0.
         config: of the whole model, where `da3` lacks heads that can be loaded.
         weights: official tensors from which such a head is loaded when it is enabled.
+        scale_from: how lengths become meters; None keeps the model's own unit.
 
     Raises:
-        InputError: There is no such layer.
+        InputError: There is no such layer, or no depth head that the scale needs.
     """
 
     requires_frames = True
@@ -67,6 +68,7 @@ class DA3Encoder(GeometryEncoder):
         reference: Strategy = "saddle_balanced",
         config: Mapping[str, Any] | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        scale_from: ScaleSource | None = None,
     ) -> None:
         super().__init__()
         trunk = da3.model.trunk
@@ -79,6 +81,7 @@ class DA3Encoder(GeometryEncoder):
         self.predicts_cameras, self.predicts_depth = "camera" in heads, {"camera", "depth"} <= heads
         self.is_metric = isinstance(da3.model, Nested)
         self.heads: tuple[str, ...] = ("camera",) if self.predicts_cameras else ()
+        self.align_lengths(scale_from)
 
     def identity(self) -> dict[str, Any]:
         """See `GeometryEncoder`."""
@@ -104,11 +107,11 @@ class DA3Encoder(GeometryEncoder):
             self.da3.load_parts(lacking, self._config, self._weights)
 
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
-        """See `GeometryEncoder`; cameras are never given to the camera encoder, and rays are not used."""
+        """See `GeometryEncoder`; rays are not used, nor is the camera encoder, except by `PosedDA3`."""
         if not (tokens or cameras):
             return True
         name, heads = name.removeprefix("da3.model.").removeprefix("da3."), set(self.heads if cameras else ())
-        if self.is_metric and heads:  # the scale of everything depends on depth
+        if isinstance(self.da3.model, Nested) and heads:  # the scale of everything depends on depth
             heads |= {"camera", "depth"}
         if name.startswith(("cam_enc.", "cam_dec.")):
             return name.startswith("cam_enc.") or "camera" not in heads
@@ -129,15 +132,26 @@ class DA3Encoder(GeometryEncoder):
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; `given` is not used."""
-        return encode_by_shape(self, frames, lambda images: self._encode(images, tokens, cameras))
+        """See `GeometryEncoder`; `given` is for the scale alone."""
 
-    def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
+        def encode(images: Tensor, members: list[int]) -> list[SceneGeometry]:
+            return self._encode(images, tokens, cameras, self._given_cameras(given, members, images.shape[-2:]))
+
+        scenes = encode_by_shape(self, frames, encode)
+        return self.scale_from.in_meters(scenes, frames, given) if cameras and self.scale_from else scenes
+
+    def _given_cameras(self, given: Given, members: Sequence[int], size_hw: Sequence[int]) -> dict[str, Tensor]:
+        """The cameras of some scenes that the model gets, as arguments of `DA3`; none."""
+        return {}
+
+    def _encode(
+        self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool, known: Mapping[str, Tensor]
+    ) -> list[SceneGeometry]:
         height, width = images.shape[-2:]
         heads = self.heads if cameras else ()
         if lacking := set(heads) - self.da3.model.heads:
             raise ValueError(f"heads that are not enabled: {', '.join(sorted(lacking))}: call enable_head")
-        output = self.da3(images, self.layers if tokens else (), heads, reference=self.reference)
+        output = self.da3(images, self.layers if tokens else (), heads, reference=self.reference, **known)
         fields: dict[str, Tensor | None] = {}
         if tokens:
             grid = (height // PATCH_SIZE, width // PATCH_SIZE)
@@ -160,6 +174,7 @@ class PretrainedDA3(DA3Encoder):
             negative.
         dtype: of the trunk; the heads are float32.
         reference: how the view whose camera is the world is chosen, see `choose_reference`.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
     """
 
     def __init__(
@@ -168,18 +183,17 @@ class PretrainedDA3(DA3Encoder):
         layers: Sequence[int] = (-1,),
         dtype: Literal["float32", "bfloat16"] = "float32",
         reference: Strategy = "saddle_balanced",
+        scale_from: ScaleSource | None = None,
     ) -> None:
-        folder = find_folder(path, "depth-anything/DA3-BASE", "--model.geometry.path")
-        config = read_config(folder).get("config")
-        if not isinstance(config, dict) or not isinstance(config.get("anyview", config), dict):
-            raise InputError(f"{folder / CONFIG} is no config of Depth Anything 3: give a folder of a released model")
+        folder, config = find_model(path, "depth-anything/DA3-BASE", "--model.geometry.path")
         with reading(folder / CONFIG):
             anyview = config.get("anyview", config)
             trunk = {"anyview": {"net": anyview["net"]}} if "anyview" in config else {"net": anyview["net"]}
             with torch.device("meta"):
                 is_large = build(config).trunk.alternates and anyview["net"]["name"] in ("vitl", "vitg")
         weights = open_weights(folder)
-        super().__init__(DA3.from_official(trunk, weights, getattr(torch, dtype)), layers, reference, config, weights)
+        da3 = DA3.from_official(trunk, weights, getattr(torch, dtype))
+        super().__init__(da3, layers, reference, config, weights, scale_from)
         self.path = path
         if is_large:
             announce_license(path)
@@ -198,6 +212,7 @@ class TinyDA3(DA3Encoder):
         heads: those to build.
         reference: how the view whose camera is the world is chosen, see `choose_reference`.
         seed: of the random weights; null is the run's.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
     """
 
     def __init__(
@@ -210,6 +225,7 @@ class TinyDA3(DA3Encoder):
         heads: Sequence[Literal["camera", "depth"]] = ("camera",),
         reference: Strategy = "saddle_balanced",
         seed: int | None = None,
+        scale_from: ScaleSource | None = None,
     ) -> None:
         start = depth // 3
         net = {"name": "vits", "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "alt_start": start}
@@ -224,10 +240,4 @@ class TinyDA3(DA3Encoder):
             da3 = DA3({"net": net} | {parts[head]: every[parts[head]] for head in heads})
         if isinstance(da3.model, AnyView) and da3.model.cam_dec is not None:
             da3.model.cam_dec.init_identity_pose()
-        super().__init__(da3, layers, reference)
-
-
-@cache  # once per process
-def announce_license(path: str) -> None:
-    """Prints that weights are not for commercial use: those of the large, giant and nested models."""
-    print(f"{path}: these weights are under CC BY-NC 4.0, for non-commercial use only", file=sys.stderr)
+        super().__init__(da3, layers, reference, scale_from=scale_from)

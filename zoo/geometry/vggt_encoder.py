@@ -25,6 +25,7 @@ from zoo.geometry.base import (
     encode_by_shape,
     tokens_of_layers,
 )
+from zoo.geometry.scale import ScaleSource
 from zoo.geometry.valid_cameras import valid_cameras
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
@@ -35,7 +36,7 @@ from zoo.weights import WEIGHTS, SafetensorsFile
 
 
 class VGGTEncoder(GeometryEncoder):
-    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own scale, the first frame as the world.
+    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own unit, the first frame as the world.
 
     Scenes of one shape form a batch; none is padded, since frames attend to each other. Without trainable parameters
     no activations are kept for a backward pass.
@@ -45,9 +46,10 @@ class VGGTEncoder(GeometryEncoder):
         layers: of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
             where negative.
         weights: official tensors from which a head that `vggt` lacks is loaded when it is enabled.
+        scale_from: how lengths become meters; None keeps the scene's own unit.
 
     Raises:
-        InputError: There is no such layer.
+        InputError: There is no such layer, or no depth head that the scale needs.
     """
 
     requires_frames = True
@@ -55,13 +57,20 @@ class VGGTEncoder(GeometryEncoder):
     predicts_depth = True
     predicts_points = True
 
-    def __init__(self, vggt: VGGT, layers: Sequence[int] = (-1,), weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        vggt: VGGT,
+        layers: Sequence[int] = (-1,),
+        weights: Mapping[str, Tensor] | None = None,
+        scale_from: ScaleSource | None = None,
+    ) -> None:
         super().__init__()
         self.vggt, self.files, self.patch_size = vggt, vggt.files, vggt.aggregator.patch_size
         self.layers = check_layers(layers, vggt.aggregator.depth, "VGGT")
         self.num_layers, self.width = len(layers), 2 * vggt.aggregator.embed_dim * len(layers)
         self.heads: tuple[str, ...] = ("camera",)
         self._weights = weights
+        self.align_lengths(scale_from)
 
     def identity(self) -> dict[str, Any]:
         """See `GeometryEncoder`."""
@@ -96,8 +105,9 @@ class VGGTEncoder(GeometryEncoder):
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; `given` is not used."""
-        return encode_by_shape(self, frames, lambda images: self._encode(images, tokens, cameras))
+        """See `GeometryEncoder`; `given` is for the scale alone."""
+        scenes = encode_by_shape(self, frames, lambda images, _: self._encode(images, tokens, cameras))
+        return self.scale_from.in_meters(scenes, frames, given) if cameras and self.scale_from else scenes
 
     def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
         height, width = images.shape[-2:]
@@ -124,6 +134,7 @@ class PretrainedVGGT(VGGTEncoder):
         layers: of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
             where negative.
         dtype: of the aggregator; the heads are float32.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
     """
 
     def __init__(
@@ -131,10 +142,11 @@ class PretrainedVGGT(VGGTEncoder):
         path: str = "facebook/VGGT-1B",
         layers: Sequence[int] = (-1,),
         dtype: Literal["float32", "bfloat16"] = "float32",
+        scale_from: ScaleSource | None = None,
     ) -> None:
         weights = SafetensorsFile(find_weights(path))
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
-        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layers, weights)
+        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layers, weights, scale_from)
         self.path = path
 
 
@@ -152,6 +164,7 @@ class TinyVGGT(VGGTEncoder):
         features: width of the dense heads.
         heads: those to build; pretraining needs all three.
         seed: of the random weights; null is the run's.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
 
     Raises:
         InputError: A path without weights, or with weights of another size.
@@ -167,6 +180,7 @@ class TinyVGGT(VGGTEncoder):
         features: int = 16,
         heads: Sequence[Head] = ("camera",),
         seed: int | None = None,
+        scale_from: ScaleSource | None = None,
     ) -> None:
         dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
         dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
@@ -191,7 +205,7 @@ class TinyVGGT(VGGTEncoder):
                     "set --model.geometry.path to the run that did"
                 )
             vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
-        super().__init__(vggt, layers)
+        super().__init__(vggt, layers, scale_from=scale_from)
         self.path = path
 
 
