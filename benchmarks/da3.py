@@ -57,9 +57,9 @@ def build(arguments: argparse.Namespace, names: Collection[str]) -> Mapping[str,
     return {name: ways[name] for name in names}
 
 
-def ours(trunk: nn.Module, images: Tensor) -> list[Tensor]:
+def ours(trunk: Trunk, images: Tensor) -> list[Tensor]:
     """The tokens of the four layers."""
-    outputs, _ = trunk(normalize(images), OUT_LAYERS, REFERENCE)
+    outputs, _ = trunk(normalize(images).to(trunk.dtype), OUT_LAYERS, REFERENCE)
     return [outputs[layer] for layer in OUT_LAYERS]
 
 

@@ -143,7 +143,7 @@ def fill(module: nn.Module, arguments: argparse.Namespace) -> nn.Module:
     module.to(getattr(torch, arguments.dtype)).to_empty(device=arguments.device)
     torch.manual_seed(0)
     for parameter in module.requires_grad_(False).parameters():
-        parameter.normal_(std=0.02) if parameter.ndim > 1 else parameter.fill_(0.5)
+        parameter.normal_(std=parameter[0].numel() ** -0.5) if parameter.ndim > 1 else parameter.normal_(0.5, 0.2)
     return module.eval()
 
 

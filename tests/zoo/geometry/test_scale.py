@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.zoo.geometry.caching import alter
@@ -15,11 +16,13 @@ from tests.zoo.geometry.da3 import hash_model
 from tests.zoo.geometry.official import tiny_images
 from tests.zoo.geometry.test_da3 import any_view_config, metric_config
 from tests.zoo.geometry.test_da3_encoder import save
+from zoo import PRoPE, SpatialVLM, TinyQwen25VL
 from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetPoses, GeometryCache, MetricModel, SceneGeometry, TinyDA3, TinyVGGT
 from zoo.geometry.da3 import to_meters
 from zoo.poses import invert_se3, rigid_matrix
+from zoo.pretrained import check_frozen, frozen_weights
 
 HEADS = ("camera", "depth")
 
@@ -206,3 +209,19 @@ def test_cached_cameras_depend_on_the_source_of_their_scale(metric: str, tmp_pat
     assert each.num_computed == 0 and each.is_metric and not each.requires_cameras
     (exact,) = TinyDA3(**options, scale_from=source)([frames], [given(3)])
     assert torch.equal(made.world_to_camera, exact.world_to_camera) and torch.equal(made.depth, read.depth)
+
+
+def test_a_saved_model_knows_the_weights_of_its_scale(metric: str) -> None:
+    def tiny_da3() -> TinyDA3:
+        return TinyDA3(embed_dim=16, num_heads=2, features=8, heads=HEADS, scale_from=MetricModel(metric))
+
+    backbone = TinyQwen25VL(layers=1, hidden_size=32, heads=2, key_value_heads=1, vision_hidden_size=32)
+    model = SpatialVLM(backbone, tiny_da3, camera_encoding=PRoPE(), camera_source="predicted")
+    assert not model.requirements.cameras and model.requirements.arbitrary_unit is None
+    before = frozen_weights(model)
+    assert before["scale"]["path"] == metric
+    file = Path(metric, "model.safetensors")
+    save_file(load_file(file), file, metadata={"of": "another download"})
+    with pytest.raises(InputError, match=f"trained with the frozen scale {metric}"):
+        check_frozen(before, frozen_weights(model), "a run")
+    assert not any("da3_metric" in name or "scale" in name for name in model.state_dict())
