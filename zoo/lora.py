@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from zoo.errors import InputError
@@ -41,6 +42,7 @@ class LoRA:
             InputError: the decoder has no layers of these names.
         """
         from peft import LoraConfig, inject_adapter_in_model  # slow to import
+        from peft.tuners.lora import LoraLayer
 
         targets = list(self.targets or default_targets)
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
@@ -49,3 +51,9 @@ class LoRA:
         except ValueError as error:
             layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
             raise InputError(f"--model.lora.targets {targets}: choose from {', '.join(sorted(layers))}") from error
+        if (device := torch.get_default_device()).type != "meta":  # peft put them beside weights that are read later
+            for layer in decoder.modules():
+                if isinstance(layer, LoraLayer) and next(layer.lora_A.parameters()).is_meta:
+                    layer.lora_A.to_empty(device=device)
+                    layer.lora_B.to_empty(device=device)
+                    layer.reset_lora_parameters("default", True)
