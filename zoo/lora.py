@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.errors import InputError
+from zoo.weight_reading import are_weights_later
 
 
 @dataclass
@@ -46,14 +48,20 @@ class LoRA:
 
         targets = list(self.targets or default_targets)
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+        adapted: Any = LoraLayer
+        move = adapted._move_adapter_to_device_of_base_layer
+        if are_weights_later() and torch.get_default_device().type != "meta":  # where the base layer still is
+            adapted._move_adapter_to_device_of_base_layer = _cast_adapter
         try:
             inject_adapter_in_model(config, decoder)
         except ValueError as error:
             layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
             raise InputError(f"--model.lora.targets {targets}: choose from {', '.join(sorted(layers))}") from error
-        if (device := torch.get_default_device()).type != "meta":  # peft put them beside weights that are read later
-            for layer in decoder.modules():
-                if isinstance(layer, LoraLayer) and next(layer.lora_A.parameters()).is_meta:
-                    layer.lora_A.to_empty(device=device)
-                    layer.lora_B.to_empty(device=device)
-                    layer.reset_lora_parameters("default", True)
+        finally:
+            adapted._move_adapter_to_device_of_base_layer = move
+
+
+def _cast_adapter(layer: Any, adapter_name: str, device: torch.device | None = None) -> None:
+    """What peft does with an adapter, except that it stays on its device."""
+    for part in (layer.lora_A, layer.lora_B):
+        part.to(layer.get_base_layer().weight.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,18 +57,19 @@ def read_weights(reading: Reading) -> None:
 @contextmanager
 def meta_parameters() -> Iterator[None]:
     """Puts the parameters of new modules on the meta device; buffers, which no file restores, are computed."""
-    register = nn.Module.register_parameter
+    every: Any = nn.Module
+    register = every.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None and not parameter.is_meta:
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    every.register_parameter = on_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        every.register_parameter = register
 
 
 class TensorsOf(Mapping[str, Tensor]):

@@ -149,7 +149,7 @@ class KeepFirst(Callback):
 def main(folder: Path, rooms: str, chosen: list[str]) -> None:
     torch.set_num_threads(1)
     released = folder / "release"
-    export_model(SpatialVLM(OLD(), geometry=VGGT, fusion=AddFusion), released)
+    export_model(SpatialVLM(OLD(), geometry=VGGT, fusion=AddFusion), released, torch.bfloat16)
     for name, processes in RUNS.items():
         with socket.socket() as free:
             free.bind(("localhost", 0))
