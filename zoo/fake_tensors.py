@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -91,13 +91,13 @@ class Footprint(TorchDispatchMode):
         if key in self._storages:
             return
 
-        def free(_: Any) -> None:
-            del self._storages[key]
-            self.live -= size
-
-        self._storages[key] = weakref.ref(storage, free)
+        self._storages[key] = weakref.ref(storage, partial(self._free, key, size))
         self.live += size
         self.peak = max(self.peak, self.live)
+
+    def _free(self, key: int, size: int, _: Any) -> None:
+        del self._storages[key]
+        self.live -= size
 
 
 def _as_counts(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
