@@ -127,7 +127,7 @@ def parse(arguments: list[str]) -> Training:
         parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
     settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
     trainer: Mapping[str, Any] = dict(settings.trainer or {})
-    gpus = settings.gpus or _devices(trainer.get("devices"))
+    gpus = _devices(trainer.get("devices")) if settings.gpus is None else settings.gpus
     for option, value in (("gpus", gpus), ("memory_gb", settings.memory_gb)):
         if value <= 0:
             raise InputError(f"--{option} {value}: more than 0")
@@ -220,10 +220,9 @@ def verdict(training: Training, arguments: list[str]) -> str:
         other = training if not words else parse([*arguments, *words])
         for setup, gpus in other.setups():
             if (found := other.needed(setup, gpus)) <= other.memory:
-                more = f", on {gpus} GPUs" if gpus > training.gpus else ""
-                return (
-                    f"{lacks}; take {' '.join([*words, *options(training.setup, setup)])}{more}: {gigabytes(found)} GB"
-                )
+                more = ["on", str(gpus), "GPUs"] if gpus > training.gpus else []
+                taken = " ".join([*words, *options(training.setup, setup), *more])
+                return f"{lacks}; take {taken}: {gigabytes(found)} GB"
             least = min(least, found)
     return f"{lacks}; with all changes that are known here it still takes {gigabytes(least)} GB: rent larger GPUs"
 

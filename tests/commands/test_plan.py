@@ -102,7 +102,7 @@ def test_a_plan_needs_nothing_but_its_configs(model: str, scale: str, monkeypatc
         (["--memory_gb", "-1"], "--memory_gb -1.0: more than 0"),
         (["--video_size", "[480]"], "--video_size [480]: height and width in pixels, such as [480,640]"),
         (["--video_size", "[2,4800]"], "--video_size: a frame of 4800 x 2 pixels can't be resized"),
-        (["--memory", "80"], "memory: there is no such option; did you mean memory_gb?"),
+        (["--memori_gb", "80"], "memori_gb: there is no such option; did you mean memory_gb?"),
         (["--model.lora.r", "0"], "--model.lora.r 0: a rank is at least 1"),
         (["--model.backbone", "PretrainedQwen25VL", "--model.backbone.path", "./gone"], "./gone is no folder"),
     ],
