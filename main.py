@@ -10,6 +10,7 @@ Commands:
     export          write a run in the layout of the official weights
     select-frames   choose the frames of each scene beforehand
     cache-geometry  compute 3D tokens and cameras beforehand
+    plan            print the memory and FLOPs that a training needs on each GPU
     positions       print the axes and channels of the decoder's positions
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
@@ -47,6 +48,7 @@ LIGHTNING = ("fit", "validate", "test", "predict", "export")
 CONFIGURED = {
     "select-frames": "commands.select_frames:select_frames",
     "cache-geometry": "commands.cache_geometry:cache_geometry",
+    "plan": "commands.plan:plan",
     "positions": "commands.positions:positions",
 }
 PLAIN = {"score": "commands.score:score", "report": "commands.report:report", "study": "commands.study:study"}

@@ -1,49 +1,43 @@
-"""Parameters, memory and FLOPs of the released sizes, computed on the meta device from their configs.
+"""Parameters, memory and FLOPs of the released sizes, from tensors without memory.
 
-    python -m benchmarks.full_size --manifests tests/golden/manifests
+    python -m benchmarks.full_size
 
 One scene is 16 frames of 480 x 640 with a prompt of 40 tokens. The memory of training counts weights (2 bytes where
-frozen, else 4), gradients (4) and AdamW's state (8) with decoder and connector trained; activations come on top.
+frozen, else 4), gradients (4) and AdamW's state (8) with decoder and connector trained; activations come on top, see
+`python main.py plan`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.meta import on_meta
 from datamodules.resize import PixelBounds
-from zoo.checkpoints.config import ReleasedConfig, qwen3_config
-from zoo.checkpoints.released import EmptyQwenVL
+from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL
+from zoo.fake_tensors import Footprint, fake_tensor, make_fake
 from zoo.model import SpatialVLM
+from zoo.weight_reading import shapes_only
 
-SIZES = ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
+SIZES = ("Qwen2.5-VL-3B", "Qwen2.5-VL-7B", "Qwen3-VL-2B", "Qwen3-VL-4B", "Qwen3-VL-8B")
 FRAMES, HEIGHT, WIDTH, PROMPT = 16, 480, 640, 40
 TITLES = ("model", "parameters", "of the vision tower", "weights, GB", "training, GB", "visual tokens", "vision, TFLOP")
 TITLES += ("decoder, TFLOP", "cache of a scene, MB")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifests", type=Path, required=True)
-    folder = parser.parse_args().manifests
     print(f"| {' | '.join(TITLES)} |", "|---" * len(TITLES) + "|", sep="\n")
     for size in SIZES:
-        print(f"| {size} | {' | '.join(row(load(folder, size)))} |", flush=True)
+        print(f"| {size} | {' | '.join(row(load(size)))} |", flush=True)
 
 
-def load(folder: Path, size: str) -> SpatialVLM:
-    """The baseline of a size on the meta device."""
-    path = folder / f"{size}.json"
-    config = json.loads((path if path.exists() else folder / f"{size}_shapes.json").read_text())["config"]
-    config = qwen3_config(config) if size.startswith("qwen3") else ReleasedConfig({"qwen": config}).qwen
-    with torch.device("meta"):
-        return SpatialVLM(EmptyQwenVL(config, torch.bfloat16))
+def load(size: str) -> SpatialVLM:
+    """The baseline of a size, without memory."""
+    loader = PretrainedQwen3VL if size.startswith("Qwen3") else PretrainedQwen25VL
+    with shapes_only():
+        model = SpatialVLM(loader(f"Qwen/{size}-Instruct"))
+    make_fake(model)
+    return model
 
 
 def row(model: SpatialVLM) -> list[str]:
@@ -57,7 +51,7 @@ def row(model: SpatialVLM) -> list[str]:
     token_px = backbone.patch_size * backbone.spatial_merge_size
     height, width = PixelBounds(legacy_folder_resize=False).frame_size(HEIGHT, WIDTH, FRAMES, token_px)
     grid = torch.tensor([[FRAMES // 2, height // backbone.patch_size, width // backbone.patch_size]])
-    pixels = torch.empty(int(grid.prod()), 6 * backbone.patch_size**2, device="meta", dtype=torch.bfloat16)
+    pixels = fake_tensor(int(grid.prod()), 6 * backbone.patch_size**2)
     vision, tokens = flops(lambda: backbone.encode_vision(pixels, grid)), int(grid.prod()) // 4
     # 2. The decoder, which reads the scene and a prompt.
     text, length = backbone.vlm.config.text_config, tokens + PROMPT
@@ -71,11 +65,11 @@ def row(model: SpatialVLM) -> list[str]:
     return [*cells, f"{tokens:,}", f"{vision / 1e12:.1f}", f"{decoder / 1e12:.1f}", f"{cache / 1e6:.0f}"]
 
 
-def flops(run: Any) -> float:
+def flops(run: Any) -> int:
     """Floating-point operations of a call without gradients; a product and a sum are two."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, on_meta():
+    with torch.no_grad(), Footprint() as step:
         run()
-    return counter.get_total_flops()
+    return step.flops
 
 
 if __name__ == "__main__":

@@ -75,20 +75,21 @@ class PredictionsCallback(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, *, resumes: bool) -> dict[str, dict[str, Any]]:
         """Choose and prepare the test's folder; return the answers of the interrupted test by id."""
-        chosen: Any = self._prepare(trainer, pl_module, resumes) if trainer.is_global_zero else None
+        settings = settings_of(trainer, pl_module)  # on every process: each has a shard of the weights
+        chosen: Any = self._prepare(trainer, settings, resumes) if trainer.is_global_zero else None
         self.results_folder, self._kept, refusal = trainer.strategy.broadcast(chosen)
         if refusal:
             raise InputError(refusal)  # on every process
         return {record["id"]: record for record in self._kept}
 
     def _prepare(
-        self, trainer: Trainer, pl_module: LightningModule, resumes: bool
+        self, trainer: Trainer, settings: dict[str, Any], resumes: bool
     ) -> tuple[Path, list[dict[str, Any]], str | None]:
         """Return the test's folder with its files, the kept answers, and why the interrupted test can't resume."""
         # 1. The folder.
         run, benchmark = Path(trainer.default_root_dir), benchmark_of(trainer)
         scoring = {"benchmark": benchmark.name, "scorer": benchmark.find_scorer(self.scorer)}
-        settings = {**scoring, **settings_of(trainer, pl_module)}
+        settings = {**scoring, **settings}
         folder = choose_folder(run, settings)
         if folder != run:
             rank_zero_info(f"test: {run} holds a finished test with other settings, so this one is in {folder}")

@@ -27,6 +27,8 @@ from commands.terminal import describe_size
 from datamodules import VideoQADataModule
 from zoo.errors import InputError
 from zoo.tasks import Task
+from zoo.tasks.fsdp2 import FSDP2Strategy
+from zoo.tasks.video_qa import shards_models
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
@@ -39,6 +41,7 @@ TRAINER_DEFAULTS = {
 
 # Strategies "ddp" and "auto" with several devices: gradients are views of DDP's buckets instead of copies of them.
 StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
+StrategyRegistry.register("fsdp2", FSDP2Strategy)
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):
@@ -105,6 +108,10 @@ class ZooCLI(LightningCLI):
         self.is_new = is_first and not existed and not any(self.folder.glob("*"))
         if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
             settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
+        strategy = settings.trainer.get("strategy")
+        if isinstance(strategy, str) and strategy.startswith("fsdp") and strategy != "fsdp2":
+            raise InputError(f"--trainer.strategy {strategy}: FSDP1 is not supported, take fsdp2")
+        shards_models.set(strategy == "fsdp2" and self.command != "export")
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [progress_bar()]
 

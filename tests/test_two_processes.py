@@ -33,9 +33,10 @@ def results(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("metrics.json", "predictions.jsonl", "predictions.settings.json")]
 
 
-def test_two_processes_train_and_score_as_one(tmp_path: Path, rooms_root: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, rooms_root: Path) -> None:
     data = ["--data.source.root", str(rooms_root)]
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", strategy]
     run(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *data, *two, "--trainer.max_steps", "2")
     (folder,) = (tmp_path / "runs").iterdir()  # both processes wrote into the same one
     run(tmp_path, "test", *two)
@@ -44,6 +45,8 @@ def test_two_processes_train_and_score_as_one(tmp_path: Path, rooms_root: Path) 
     assert results(folder) == together  # to the byte
     ids = [json.loads(line)["id"] for line in together[1].splitlines()]
     assert len(set(ids)) == len(ids) > 10
+    run(tmp_path, "export", "--out", "exported")
+    assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from zoo.errors import InputError
 from zoo.strict_json import parse_json
+from zoo.weight_reading import only_shapes
 
 CONFIG = "config.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
@@ -36,7 +37,7 @@ def find_folder(path: str, released: str, option: str = "--model.backbone.path")
             f"{path} is no folder: run `hf download <hub id, such as {released}> --local-dir weights/{name}` {remedy}"
         )
     try:
-        return download(path, FILES)
+        return download(path, ["*.json"] if only_shapes.get() else FILES)
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is no folder, and can't be loaded from the hub: run `hf download {path} --local-dir "

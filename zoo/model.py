@@ -136,8 +136,7 @@ class SpatialVLM(Configurable, nn.Module):
         self.data_config: dict[str, Any] = {}  # the frames that the model was trained with, see `answer`
 
     def _like_backbone(self, part: Any) -> Any:
-        like = self.backbone.like
-        return part.to(device=like.device, dtype=like.dtype)
+        return part.to(device=self.backbone.device, dtype=self.backbone.like.dtype)
 
     @property
     def geometry_name(self) -> str | None:
@@ -164,6 +163,11 @@ class SpatialVLM(Configurable, nn.Module):
         if part == "geometry":
             return self.geometry is not None and bool(self.geometry.files)
         return part == "fusion" and self.has_released_fusion
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks that every batch runs; a sharded model gathers the weights of one at a time."""
+        always = self.uses_geometry_tokens or self.camera_source == "predicted"
+        return [*self.backbone.blocks(), *(self.geometry.blocks() if self.geometry is not None and always else ())]
 
     # ---- what the model reads -------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import get_args
 
 import torch
 
@@ -14,28 +13,21 @@ from zoo.fusions import Fusion
 from zoo.geometry.base import SceneGeometry
 from zoo.scene_cameras import stack_cameras
 from zoo.scenes import SceneInputs, SceneTokens
-from zoo.sequence_layout import MediaKind
 
 
 def encode_vision(backbone: Backbone, scenes: Sequence[SceneInputs]) -> list[VisualTokens]:
-    """The 2D tokens of each scene: one call of the vision tower for all videos, and one for all images."""
-    found: dict[int, VisualTokens] = {}
-    for kind in get_args(MediaKind):
-        members = [i for i, scene in enumerate(scenes) if scene.kind == kind]
-        if not members:
-            continue
-        pixels = [scenes[i].pixel_values for i in members]
-        grids = [scenes[i].media_grids for i in members]
-        device = "cpu" if pixels[0].is_meta else pixels[0].device  # the tower reads the numbers of a grid
-        tokens = backbone.encode_vision(
-            pixels[0] if len(pixels) == 1 else torch.cat(pixels), torch.cat(grids).to(device)
+    """The 2D tokens of each scene, by one call of the vision tower: sharded processes must call it equally often."""
+    if not scenes:
+        return []
+    pixels, grids = [scene.pixel_values for scene in scenes], [scene.media_grids for scene in scenes]
+    joined = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+    tokens, found = backbone.encode_vision(joined, torch.cat(grids).to(joined.device)), []
+    for own in grids:
+        media, tokens = tokens[: len(own)], tokens[len(own) :]
+        found.append(
+            media[0] if len(media) == 1 else VisualTokens(*(torch.cat(x, -2) for x in zip(*media, strict=True)))
         )
-        for i, own in zip(members, grids, strict=True):
-            media, tokens = tokens[: len(own)], tokens[len(own) :]
-            found[i] = (
-                media[0] if len(media) == 1 else VisualTokens(*(torch.cat(x, -2) for x in zip(*media, strict=True)))
-            )
-    return [found[i] for i in range(len(scenes))]
+    return found
 
 
 def fuse_scenes(

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from zoo.errors import InputError
+from zoo.sharded_tensors import shard_like, whole
 from zoo.strict_json import parse_json
+from zoo.weight_reading import only_shapes
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DIGITS = 32  # of a fingerprint: 128 bits
@@ -40,6 +42,16 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class NoTensors(LazyTensors):
+    """The tensors of a model of which only shapes are built."""
+
+    names: Collection[str] = ()
+    files = ()
+
+    def __getitem__(self, name: str) -> Tensor:
+        raise KeyError(name)
 
 
 class SafetensorsFile(LazyTensors):
@@ -130,6 +142,8 @@ def open_weights(folder: Path) -> Mapping[str, Tensor]:
     Raises:
         InputError: The folder has neither; pickled weights (.pt, .bin) are never read.
     """
+    if only_shapes.get():
+        return NoTensors()
     if (folder / INDEX).is_file():
         return Shards(folder)
     if (folder / WEIGHTS).is_file():
@@ -185,7 +199,7 @@ def load_into(
             continue
         with torch.no_grad():
             for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
-                target.copy_(part)
+                target.copy_(shard_like(part, target))
     problems["missing"] = [full_name(tensors, name) for name in missing]
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names)
@@ -198,10 +212,13 @@ def _listed(names: list[str]) -> str:
 
 
 def fingerprint(content: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names, types, shapes and bytes of tensors; some 4 s for 3 billion parameters in bfloat16."""
+    """SHA-256 of the names, types, shapes and bytes of tensors; some 4 s for 3 billion parameters in bfloat16.
+
+    For a sharded model it is a collective: every process must call it.
+    """
     tensors = content.state_dict() if isinstance(content, nn.Module) else content
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:DIGITS]

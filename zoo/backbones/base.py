@@ -167,10 +167,19 @@ class Backbone(nn.Module, ABC):
     def decoder_layout(self) -> DecoderLayout:
         """The shape of the decoder's attention."""
 
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The layers of decoder and vision tower, which are checkpointed and sharded one by one."""
+
     @property
     def like(self) -> Tensor:
-        """A weight whose dtype and device new parts take."""
+        """A weight whose dtype new parts take."""
         return next(self.decoder.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """The device of new parts: that of the weights, or of new tensors where those are read later."""
+        return torch.get_default_device() if self.like.is_meta else self.like.device
 
     @abstractmethod
     def part_of(self, name: str) -> BackbonePart:

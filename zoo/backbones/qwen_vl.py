@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.backbones.attention import greedy, replace_classes
 from zoo.backbones.base import Backbone, BackbonePart
@@ -64,6 +64,9 @@ class QwenVLBackbone(Backbone):
         self.spatial_merge_size, self.patch_size = vision.spatial_merge_size, vision.patch_size
         self.hidden_size, self.context_length = text.hidden_size, text.max_position_embeddings
 
+    def blocks(self) -> list[nn.Module]:
+        return [*self.decoder.layers, *self.vlm.model.visual.blocks]
+
     @property
     def decoder_layout(self) -> DecoderLayout:
         text, rotary = self.vlm.config.text_config, self.decoder.rotary_emb
@@ -81,7 +84,7 @@ class QwenVLBackbone(Backbone):
             num_key_value_heads=text.num_key_value_heads,
             head=HeadLayout(head_dim, tuple(axes[: head_dim // 2].tolist())),
             rope_frequencies=frequencies,
-            device=self.like.device,
+            device=self.device,
         )
 
     def part_of(self, name: str) -> BackbonePart:

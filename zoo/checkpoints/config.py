@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from zoo.checkpoints.names import QWEN3
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 OTHERS = {"model_type", "architectures", "auto_map", "spatial_config", "connector_config", "vggt_aggregator"}
 NEWER = {"layer_types", "rope_parameters", "text_config"}  # settings of transformers 5
 CONNECTOR_TYPE = "mlp_add"
+KNOWN = Path(__file__).parent / "released_configs.yaml"
 SIZES = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}  # of VGGT, in `spatial_config`
 
 
@@ -68,6 +71,12 @@ def qwen3_config(config: dict[str, Any], source: str = "the config") -> Qwen3VLC
             f"{text.head_dim} channels in turns: download it again"
         )
     return found
+
+
+def known_config(path: str) -> dict[str, Any] | None:
+    """Return the sizes in the config.json of a released model, by the last part of its hub id or folder; else None."""
+    known: dict[str, dict[str, Any]] = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
+    return known.get(Path(path).name)
 
 
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:

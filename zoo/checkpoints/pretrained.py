@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.qwen_vl import QwenVLBackbone
-from zoo.checkpoints.config import ReleasedConfig, qwen3_config
+from zoo.checkpoints.config import ReleasedConfig, known_config, qwen3_config
 from zoo.checkpoints.names import OFFICIAL_VGGT, QWEN3, QWEN25
 from zoo.checkpoints.released import FAMILIES, FUSED, empty_qwen, fill_qwen, load_connector, load_vggt
 from zoo.errors import InputError
@@ -23,6 +24,7 @@ from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.vggt.model import layer_index
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.hub import CONFIG, find_folder, read_config
+from zoo.weight_reading import only_shapes
 from zoo.weights import PrefixView, files_of, open_weights
 
 MOE = "qwen3_vl_moe"
@@ -49,12 +51,18 @@ class PretrainedQwenVL(BackboneLoader):
         self.path = self.released_path = path
 
     @cached_property
+    def known(self) -> dict[str, Any] | None:
+        """The config of a released model of which only the shapes are built, unless its folder is there."""
+        is_local = Path(self.path).expanduser().is_dir()
+        return known_config(self.path) if only_shapes.get() and not is_local else None
+
+    @cached_property
     def folder(self) -> Path:
-        return find_folder(self.path, self.released)
+        return Path(self.path) if self.known else find_folder(self.path, self.released)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        return read_config(self.folder)
+        return self.known or read_config(self.folder)
 
     @property
     @abstractmethod
@@ -94,9 +102,11 @@ class PretrainedQwenVL(BackboneLoader):
             config._attn_implementation = self.model_attention
             model = empty_qwen(config, self.dtype)
         model.config.name_or_path = str(self.folder)
-        if model.device.type != "meta":
+        if torch.get_default_device().type != "meta":
             fill_qwen(model, self.tensors, self.skip)
         own = FAMILIES[self.family]
+        if only_shapes.get():
+            return own.backbone(model, None, self.attn_implementation)
         processor = read_processor(self.folder, own.processor)
         return own.backbone(model, processor, self.attn_implementation, self.stop_tokens)
 

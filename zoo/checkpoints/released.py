@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -36,6 +38,7 @@ from zoo.fusions import AddFusion
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
+from zoo.weight_reading import TensorsOf, are_weights_later, meta_parameters, read_weights
 from zoo.weights import PrefixView, load_into
 
 FUSED = (OFFICIAL_VGGT, OFFICIAL_CONNECTOR)  # parts of a Spatial-MLLM beside Qwen2.5-VL
@@ -133,7 +136,8 @@ def empty_qwen(config: Any, dtype: torch.dtype) -> Any:
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype  # transformers prefers the dtype in a released config to the default
     # not .to(dtype) afterwards: that would round RoPE's frequencies as well
-    with local_torch_dtype(dtype), no_init_weights():  # memory is not taken until it is written to
+    on_meta = meta_parameters() if are_weights_later() else nullcontext()
+    with local_torch_dtype(dtype), no_init_weights(), on_meta:  # memory is not taken until it is written to
         model = FAMILIES[config.model_type].stock(config)
     model.tie_weights()
     return model.train()
@@ -152,28 +156,31 @@ def fill_qwen(qwen: Any, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = 
         InputError: lists tensors that are missing, unexpected or misshapen; or the tensors are of Spatial-MLLM v1.0.
     """
     _refuse_v1(tensors)
-    state, embeddings = qwen.state_dict(), qwen.get_input_embeddings().weight
     is_tied, family = qwen.config.tie_word_embeddings, qwen.config.model_type
-    if is_tied:
-        del state[LM_HEAD]
-        skip = (*skip, LM_HEAD)
-    load_into(
-        state,
-        tensors,
-        what=FAMILIES[family].title,
-        current_names=lambda name: (current_name(name, family),),
-        official_name=lambda name: released_name(name, family),
-        skip=skip,
+    ignored = (LM_HEAD,) if is_tied else ()
+    state = TensorsOf(qwen, without=ignored)
+    read_weights(
+        lambda: load_into(
+            state,
+            tensors,
+            what=FAMILIES[family].title,
+            current_names=lambda name: (current_name(name, family),),
+            official_name=lambda name: released_name(name, family),
+            skip=(*skip, *ignored),
+        )
     )
-    if not is_tied or LM_HEAD not in tensors:
-        return
-    head = tensors[LM_HEAD]
+    if is_tied and LM_HEAD in tensors:
+        read_weights(lambda: _check_tied(tensors[LM_HEAD], qwen.get_input_embeddings().weight))
+
+
+def _check_tied(head: Tensor, embeddings: Tensor) -> None:
+    """Raise InputError for an lm_head that can't be tied, and warn of one that differs from the embeddings."""
     if head.shape != embeddings.shape:
         raise InputError(
             f"{LM_HEAD} {list(head.shape)} is tied to embeddings of {list(embeddings.shape)}: set tie_word_embeddings "
             "to false in the config, or mend the file"
         )
-    if not embeddings.is_meta and not torch.equal(head.to(embeddings), embeddings):
+    if not (embeddings.is_meta or isinstance(embeddings, DTensor)) and not torch.equal(head.to(embeddings), embeddings):
         warnings.warn(
             f"{LM_HEAD} is tied to the embeddings by the config, and differs from them: it is not read", stacklevel=2
         )
@@ -189,7 +196,8 @@ def load_connector(fusion: nn.Module | None, tensors: Mapping[str, Tensor]) -> b
     """Copy the connector of a Spatial-MLLM into an `AddFusion`; return False for another fusion."""
     if not isinstance(fusion, AddFusion):
         return False
-    load_into(fusion.connector.state_dict(), PrefixView(tensors, OFFICIAL_CONNECTOR), what="connector")
+    connector, weights = fusion.connector, PrefixView(tensors, OFFICIAL_CONNECTOR)
+    read_weights(lambda: load_into(TensorsOf(connector), weights, what="connector"))
     return True
 
 

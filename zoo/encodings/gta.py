@@ -58,7 +58,13 @@ class GTA(MatrixEncoding):
         if learn_scale and pose_component == "rotation":
             raise InputError("learn_scale has no effect with pose_component=rotation: leave one of them out")
         self.translation_scale = translation_scale
-        self.log_scale = nn.Parameter(torch.tensor(math.log(translation_scale))) if learn_scale else None
+        # one-dimensional, since a scalar can't be sharded
+        self.log_scale = nn.Parameter(torch.tensor([math.log(translation_scale)])) if learn_scale else None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if (name := f"{prefix}log_scale") in state_dict:
+            state_dict[name] = state_dict[name].reshape(1)  # a scalar in earlier checkpoints
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def matrices(self, cameras: Cameras) -> Matrices:
         scale = self.translation_scale if self.log_scale is None else self.log_scale.double().exp()

@@ -155,6 +155,10 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         """
         raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
+    def blocks(self) -> list[nn.Module]:
+        """Its transformer blocks, which are sharded one by one."""
+        return []
+
     def match_patches(self, patch_size: int) -> None:
         """Takes the vision tower's size of patches in pixels, if this encoder has no size of its own."""
 

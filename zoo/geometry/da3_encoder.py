@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import InputError, reading
 from zoo.geometry.base import (
@@ -93,6 +93,10 @@ class DA3Encoder(GeometryEncoder):
             "reference": self.reference,
             "dtype": str(trunk.dtype),
         }
+
+    def blocks(self) -> list[nn.Module]:
+        """See `GeometryEncoder`."""
+        return [*self.da3.model.trunk.blocks]
 
     def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""

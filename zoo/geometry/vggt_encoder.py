@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.geometry.base import (
@@ -29,10 +29,12 @@ from zoo.geometry.scale import ScaleSource
 from zoo.geometry.valid_cameras import valid_cameras
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
+from zoo.geometry.vggt.aggregator import DINOv2
 from zoo.geometry.vggt.camera_head import CameraHead
-from zoo.geometry.vggt.official import find_weights
+from zoo.geometry.vggt.official import open_official
 from zoo.seed import resolve_seed
-from zoo.weights import WEIGHTS, SafetensorsFile
+from zoo.weight_reading import only_shapes
+from zoo.weights import WEIGHTS
 
 
 class VGGTEncoder(GeometryEncoder):
@@ -78,6 +80,13 @@ class VGGTEncoder(GeometryEncoder):
         config = {name: self.vggt.config[name] for name in ("aggregator", *(f"{head}_head" for head in self.heads))}
         layers = [layer % trunk.depth for layer in self.layers]
         return {**config, "layers": layers, "dtype": str(trunk.camera_token.dtype)}
+
+    def blocks(self) -> list[nn.Module]:
+        """See `GeometryEncoder`."""
+        trunk = self.vggt.aggregator
+        embedding: Any = trunk.patch_embed
+        of_embedding = embedding.encoder.layer if isinstance(embedding, DINOv2) else ()
+        return [*of_embedding, *trunk.frame_blocks, *trunk.global_blocks]
 
     def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
@@ -144,7 +153,7 @@ class PretrainedVGGT(VGGTEncoder):
         dtype: Literal["float32", "bfloat16"] = "float32",
         scale_from: ScaleSource | None = None,
     ) -> None:
-        weights = SafetensorsFile(find_weights(path))
+        weights = open_official(path)
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
         super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layers, weights, scale_from)
         self.path = path
@@ -199,12 +208,12 @@ class TinyVGGT(VGGTEncoder):
                 init_identity_pose(vggt.camera_head)
         else:
             local = Path(path).expanduser()
-            if not local.is_file() and not (local / WEIGHTS).is_file():
+            if not (only_shapes.get() or local.is_file() or (local / WEIGHTS).is_file()):
                 raise InputError(
                     f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or "
                     "set --model.geometry.path to the run that did"
                 )
-            vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
+            vggt = VGGT.from_official(config, open_official(path))
         super().__init__(vggt, layers, scale_from=scale_from)
         self.path = path
 

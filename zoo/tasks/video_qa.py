@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,9 +28,11 @@ from zoo.scenes import SceneTokens
 from zoo.shared_prefix import IGNORED, pack_questions
 from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
+from zoo.weight_reading import Reading, weights_later
 
 TRIES = 2  # at answering the questions of a scene
 PUBLISHED = LearningRates()  # Spatial-MLLM's
+shards_models: ContextVar[bool] = ContextVar("shards_models", default=False)  # whether a strategy will, see `FSDP2`
 
 
 def adamw(parameters: Any) -> Optimizer:
@@ -48,6 +53,9 @@ class VideoQATask(Task):
             generation configs have 1.05.
         allow_untrained: answer questions even with random weights.
         parts: see `SpatialVLM`.
+
+    Attributes:
+        unread: readings of released weights that wait until the model is sharded, see `zoo.weights.weights_later`.
     """
 
     def __init__(
@@ -69,7 +77,9 @@ class VideoQATask(Task):
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
         if not 0 < repetition_penalty < math.inf:
             raise InputError(f"--model.repetition_penalty {repetition_penalty}: a factor above 0; 1 is no penalty")
-        self.model = SpatialVLM(**parts)
+        self.unread: list[Reading] = []
+        with weights_later(self.unread) if shards_models.get() else nullcontext():
+            self.model = SpatialVLM(**parts)
         self.extra_tokens = self.model.extra_tokens
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
         self.can_answer = self.model.is_pretrained or allow_untrained
@@ -128,8 +138,9 @@ class VideoQATask(Task):
         # zero there lets all DDP processes reduce the same parameters.
         model = self.model
         parts = [part for part in (model.camera_encoding, model.view_mixer, model.geometry) if part is not None]
-        unused = [0.0 * p.sum() for part in parts for p in part.parameters() if p.requires_grad]
-        return loss + sum(unused)
+        # Sharded ones are of blocks that every batch uses.
+        unused = [p for part in parts for p in part.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        return loss + sum(0.0 * p.sum() for p in unused)
 
     @torch.no_grad()
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
 from zoo.geometry.da3.trunk import PATCH_SIZE
 from zoo.geometry.images import check_images
+from zoo.weight_reading import TensorsOf, are_weights_later, only_shapes, read_weights
 from zoo.weights import PrefixView, files_of, load_into, source_path
 
 HEADS = ("camera", "depth", "ray")
@@ -73,12 +74,12 @@ class DA3(nn.Module):
             InputError: Tensors that are missing, unexpected or misshapen, by name.
         """
         first = next(iter(state_dict.values()), torch.empty(0))
-        device = "meta" if torch.get_default_device().type == "meta" else first.device
+        device = "meta" if are_weights_later() or torch.get_default_device().type == "meta" else first.device
         with torch.device("meta"):  # so that loading takes no more memory than the model
             model = cls(config).to(dtype or first.dtype)
         model.to_empty(device=device)
         model.files = files_of(state_dict)
-        _load(model.state_dict(), state_dict, skip=_left_out(config))
+        _load(TensorsOf(model), state_dict, skip=_left_out(config))
         return model
 
     def load_parts(self, names: Iterable[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -96,12 +97,12 @@ class DA3(nn.Module):
             whole = build(config)
         for name in names:
             part, weights = whole.get_submodule(name), PrefixView(tensors, f"{PREFIX}{name}.")
-            if not weights:
+            if not weights and not only_shapes.get():
                 raise InputError(f"{source_path(tensors)}: no tensors {PREFIX}{name}.*: download it again")
             if isinstance(part, Metric):
                 part.trunk.to(self.model.trunk.dtype)
-            part.to_empty(device=torch.get_default_device())
-            _load(part.state_dict(), weights)
+            part.to_empty(device="meta" if are_weights_later() else torch.get_default_device())
+            _load(TensorsOf(part), weights)
             parent, _, attribute = name.rpartition(".")
             setattr(self.model.get_submodule(parent), attribute, part)
 
@@ -192,4 +193,4 @@ def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _load(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> None:
     copies = tuple(name for name in tensors if COPY.search(name))
-    load_into(state, tensors, what="Depth Anything 3", skip=skip + copies)
+    read_weights(lambda: load_into(state, tensors, what="Depth Anything 3", skip=skip + copies))

@@ -19,6 +19,7 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
 from zoo.geometry.vggt.official import current_names, official_name
 from zoo.precision import full_precision
+from zoo.weight_reading import TensorsOf, are_weights_later, only_shapes, read_weights
 from zoo.weights import PrefixView, files_of, full_name, load_into, source_path
 
 HEADS = ("camera", "depth", "point")
@@ -126,18 +127,21 @@ class VGGT(nn.Module):
             InputError: Tensors that are missing, unexpected or misshapen, by name.
         """
         first = next(iter(state_dict.values()), torch.empty(0))
-        device = "meta" if torch.get_default_device().type == "meta" else first.device
+        device = "meta" if are_weights_later() or torch.get_default_device().type == "meta" else first.device
         with torch.device("meta"):  # so that loading takes no more memory than the model
             model = cls(**config).to(dtype or first.dtype)
         model.to_empty(device=device)
         model.files = files_of(state_dict)
-        load_into(
-            model.state_dict(),
-            state_dict,
-            what="VGGT",
-            current_names=current_names,
-            official_name=official_name,
-            skip=(NOT_BUILT, *(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None)),
+        tensors, skip = TensorsOf(model), [f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None]
+        read_weights(
+            lambda: load_into(
+                tensors,
+                state_dict,
+                what="VGGT",
+                current_names=current_names,
+                official_name=official_name,
+                skip=(NOT_BUILT, *skip),
+            )
         )
         return model
 
@@ -152,7 +156,7 @@ class VGGT(nn.Module):
             InputError: The weights have no such head, or it does not fit.
         """
         weights = PrefixView(tensors, f"{name}_head.")
-        if not weights:
+        if not weights and not only_shapes.get():
             raise InputError(
                 f"{source_path(weights)}: no {name} head ({full_name(weights, '')}*): use the dataset's geometry, "
                 "--model.camera_source dataset"
@@ -161,8 +165,8 @@ class VGGT(nn.Module):
         with torch.device("meta"):
             head = CameraHead(**config) if name == "camera" else self._build_dense_head(config)
         assert head is not None
-        head.to_empty(device=torch.get_default_device())
-        load_into(head.state_dict(), weights, what=f"{name} head of VGGT ({name}_head.*)")
+        head.to_empty(device="meta" if are_weights_later() else torch.get_default_device())
+        read_weights(lambda: load_into(TensorsOf(head), weights, what=f"{name} head of VGGT ({name}_head.*)"))
         setattr(self, f"{name}_head", head)
 
     def official_state_dict(self) -> dict[str, Tensor]:

@@ -6,11 +6,15 @@ official joint projection of queries, keys and values is three.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.hub import download
-from zoo.weights import WEIGHTS
+from zoo.weight_reading import only_shapes
+from zoo.weights import WEIGHTS, NoTensors, SafetensorsFile
 
 DINOV2_PREFIX = "aggregator.patch_embed."
 QKV = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
@@ -56,6 +60,11 @@ def _translate(name: str, source: int, target: int) -> str:
         if name.startswith(pair[source]):
             return pair[target] + name.removeprefix(pair[source])
     return name
+
+
+def open_official(path: str) -> Mapping[str, Tensor]:
+    """Opens the weights of a file name, a folder or a hub id, see `find_weights`."""
+    return NoTensors() if only_shapes.get() else SafetensorsFile(find_weights(path))
 
 
 def find_weights(path: str) -> Path:

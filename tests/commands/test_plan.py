@@ -1,0 +1,140 @@
+"""The planned bytes are those of the live tensors of a real step on the CPU; errors are one line."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import main
+from commands.plan import Setup, Training, verdict
+from zoo import PRoPE, PRoPEMLLM, SpatialMLLM, TinyQwen3VL, TinyQwen25VL, TinyVGGT
+from zoo.optim import parameter_groups
+from zoo.tasks import VideoQATask, training_cost
+from zoo.tasks.training_cost import Batch, TrainingCost, total_bytes
+from zoo.weight_reading import shapes_only
+
+SIZES: dict[str, tuple[Any, dict[str, int], str]] = {
+    "narrow": (TinyQwen25VL, {"layers": 2, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}, "32-true"),
+    "default": (TinyQwen3VL, {}, "32-true"),
+    "wide": (TinyQwen25VL, {"layers": 3, "hidden_size": 256, "heads": 4, "key_value_heads": 2}, "bf16-mixed"),
+}
+
+
+def build(size: str) -> VideoQATask:
+    loader, sizes, _ = SIZES[size]
+    if size == "default":
+        return PRoPEMLLM(PRoPE(), backbone=loader(**sizes))
+    return SpatialMLLM(backbone=loader(**sizes), geometry=partial(TinyVGGT, embed_dim=32, depth=1, num_heads=2))
+
+
+def most_live_bytes(profiled: profile) -> int:
+    """The peak of what the allocator gave out and took back."""
+    events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]  # type: ignore[union-attr]
+    return max(accumulate(each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())))
+
+
+@pytest.mark.parametrize("size", ["narrow", "default", "wide"])
+def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    precision = SIZES[size][2]
+    with shapes_only():
+        shapes = build(size)
+    side = 4 * shapes.requirements.token_px
+    batch = Batch(num_frames=4, height=side, width=side, scenes=2, questions=2)
+    cost = training_cost.training_cost(shapes, batch, precision)
+    monkeypatch.setattr(training_cost, "fake_tensor", torch.zeros)
+    task = build(size)
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    measured = {}
+    for checkpointing in (False, True):
+        if checkpointing:
+            task.model.backbone.enable_gradient_checkpointing()
+        training_cost.run_step(task, batch, precision)  # what is cached, such as masks
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            training_cost.run_step(task, batch, precision)
+        measured[checkpointing] = most_live_bytes(profiled)
+    assert cost.activations == pytest.approx(measured, rel=0.1)
+    assert cost.activations[False] != pytest.approx(measured[True], rel=0.1)  # the control
+    optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    assert cost.optimizer == total_bytes(states) and cost.gradients == total_bytes(trained)
+    assert cost.weights == total_bytes([*task.parameters(), *task.buffers()])
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "plan", *words])
+    main.main()
+
+
+FULL = ["3b", "7b", "qwen3vl_2b", "qwen3vl_4b", "qwen3vl_8b"]
+
+
+@pytest.mark.parametrize(
+    ("model", "scale"),
+    [
+        ("prope", "scale_tiny"),
+        ("qwen3_vl", "scale_tiny_qwen3"),
+        pytest.param("spatial_mllm", "spatial_mllm_released", marks=pytest.mark.slow),
+        *(pytest.param("prope", f"scale_{size}", marks=pytest.mark.slow) for size in FULL),
+    ],
+)
+def test_a_plan_needs_nothing_but_its_configs(model: str, scale: str, monkeypatch, capsys) -> None:
+    words = ("--config", f"{model}.yaml", "--config", f"{scale}.yaml", "--config", "data_vsibench.yaml")
+    run(monkeypatch, *words, "--gpus", "8")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("fits: " if "tiny" in scale else ("fits: ", "does not fit: "))
+    assert any(line.split()[:1] == ["total"] for line in lines) and "visual tokens" in lines[-3]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--gpus", "0"], "--gpus 0: more than 0"),
+        (["--memory_gb", "-1"], "--memory_gb -1.0: more than 0"),
+        (["--video_size", "[480]"], "--video_size [480]: height and width in pixels, such as [480,640]"),
+        (["--video_size", "[2,4800]"], "--video_size: a frame of 4800 x 2 pixels can't be resized"),
+        (["--memori_gb", "80"], "memori_gb: there is no such option; did you mean memory_gb?"),
+        (["--model.lora.r", "0"], "--model.lora.r 0: a rank is at least 1"),
+        (["--model.backbone", "PretrainedQwen25VL", "--model.backbone.path", "./gone"], "./gone is no folder"),
+    ],
+)
+def test_errors_are_one_line(words: list[str], error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "--config", "prope.yaml", *words)
+    assert error in str(stop.value.code) and "\n" not in str(stop.value.code)
+
+
+GB = 10**9
+COST = TrainingCost(
+    trained=Counter(decoder=1),
+    weights=16 * GB,
+    gradients=16 * GB,
+    optimizer=32 * GB,
+    gathered=4 * GB,
+    activations={False: 30 * GB, True: 10 * GB},
+    flops={False: 1, True: 1},
+)
+
+
+@pytest.mark.parametrize(
+    ("gb", "setup", "expected"),
+    [
+        (95, Setup("ddp", False), "fits: 94.0 of 95.0 GB"),
+        (75, Setup("ddp", False), "take --model.gradient_checkpointing true: 74.0 GB"),
+        (70, Setup("ddp", True), "take --config strategy_fsdp2.yaml: 46.0 GB"),
+        (50, Setup("fsdp2", False), "take --model.gradient_checkpointing true: 46.0 GB"),
+        (40, Setup("fsdp2", True), "take on 4 GPUs: 30.0 GB"),
+    ],
+)
+def test_the_last_line_names_the_first_change_that_fits(gb: int, setup: Setup, expected: str) -> None:
+    training = Training("", setup, 2, float(gb * GB), COST, Batch(16, 56, 56), 1)
+    assert expected in verdict(training, [])
