@@ -77,7 +77,7 @@ def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> 
     source = data["source"]["init_args"]
     assert source["dynamic_objects"] is True and source["trajectory"] == "local"
     assert data["num_frames"] == 4 and model["lora"]["r"] == 16 and config["checkpoint"]["monitor"] == "val/all/macro"
-    rates = {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None, "encoding": 8e-4}
+    rates = {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None, "encoding": 8e-4, "objective": 8e-4}
     assert model["learning_rates"] == rates
     assert model["camera_encoding"]["init_args"]["placement"]["class_path"] == "zoo.TemporalSection"
 

@@ -13,6 +13,7 @@ from zoo.time_index import Seconds, TimeIndex
 from zoo.visual_grid import IMAGE_PIXELS
 
 CameraSource = Literal["dataset", "predicted", "auto"]
+Target = Literal["cameras", "depth"]  # what an objective learns to predict
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class DataRequirements:
         frame_times: the time of each frame of a video, for a prompt that states them; a video without is an error.
         token_px: side of a visual token in pixels; the sides of resized frames are multiples of it.
         image_pixels: least and most pixels of a still image, those of the model's own processor.
+        targets: what objectives learn to predict: it is read of the scenes that have it, and some scene of the training
+            split must.
     """
 
     cameras: bool = False
@@ -74,6 +77,7 @@ class DataRequirements:
     frame_times: bool = False
     token_px: int = 28
     image_pixels: tuple[int, int] = IMAGE_PIXELS
+    targets: tuple[Target, ...] = ()
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:
@@ -101,7 +105,7 @@ def check_geometry(
     if source == "predicted" and not (uses_cameras and geometry and geometry.predicts_cameras):
         raise InputError(
             "--model.camera_source predicted needs a --model.geometry that predicts cameras, such as PretrainedVGGT, "
-            "and a part that reads them: --model.camera_encoding or --model.view_mixer"
+            "and a part that reads them: --model.camera_encoding, --model.view_mixer, or one of --model.objectives"
         )
     if uses_tokens and not (geometry and geometry.width):
         raise InputError("--model.fusion needs 3D tokens: name their encoder with --model.geometry")
