@@ -16,7 +16,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.zoo.asking import QUESTIONS, RATES, VGGT, batch, scene
-from zoo import GTA, AddFusion, ConcatSplitFusion, ExtraChannels, LearningRates, PoseALiBi, TinyQwen25VL, TinyVGGT
+from zoo import (
+    GTA,
+    AddFusion,
+    CameraPrediction,
+    ConcatSplitFusion,
+    DepthPrediction,
+    ExtraChannels,
+    LearningRates,
+    MaskedViews,
+    PoseALiBi,
+    TinyQwen25VL,
+    TinyVGGT,
+)
 from zoo.encodings import PRoPE, ViewAttention
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.vggt import VGGT as VGGTModel
@@ -201,6 +213,7 @@ REACHED: dict[str, dict[str, Any]] = {
     "GTA(learn_scale)": {"camera_encoding": GTA(learn_scale=True)},
     "PoseALiBi": {"camera_encoding": PoseALiBi(slopes="learned")},
     "ViewAttention": {"view_mixer": lambda width: ViewAttention(width, 16, GTA(learn_scale=True))},
+    "objectives": {"objectives": [CameraPrediction(layer=0), DepthPrediction(weight=0.0), MaskedViews()]},
 }
 
 
@@ -227,6 +240,7 @@ def test_what_is_frozen_is_what_the_configuration_leaves_out(monkeypatch: pytest
 
     assert frozen("baseline") == set() == frozen("ExtraChannels") == frozen("trained geometry, its cameras")
     assert frozen("trained geometry") == {"geometry.vggt.camera_head"}
+    assert frozen("objectives") == {"objectives.DepthPrediction.head"}
     assert frozen("ConcatSplitFusion 2d") == {"fusion.spatial.ln_q", "fusion.spatial.mlp"} | {
         f"geometry.vggt.{part}" for part in ("aggregator", "camera_head")
     }
