@@ -54,8 +54,8 @@ class SpatialVLM(Configurable, nn.Module):
         camera_encoding: camera encoding in the decoder's attention; null is the stock attention.
         camera_source: whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
             the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
-            predicted ones if the encoder predicts cameras. Objectives learn to predict the same ones, and their depth.
-            Without effect in a model that uses no cameras.
+            predicted ones if the encoder predicts cameras. Objectives learn to predict the same ones, and with
+            `predicted` the encoder's depth. Without effect in a model that uses no cameras.
         merged_camera: the camera of two frames that are merged into one token.
         time_index: the time component of mRoPE's position ids; null is the backbone's own.
         text_after_vision: the position of the text after a video: behind its highest position on any axis (`max_thw`,
@@ -104,14 +104,14 @@ class SpatialVLM(Configurable, nn.Module):
         self.geometry: GeometryEncoder | None = None
         losses = Objectives(objectives)
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
-        uses_cameras |= bool(losses.targets)
         predicts = camera_source == "predicted" or (camera_source == "auto" and uses_cameras)
         if fusion is not None or predicts:
             build = partial(build_first_available, loader.load_geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         if self.geometry is not None:
             self.geometry.match_patches(self.backbone.patch_size)
-        check_geometry(self.geometry, camera_source, uses_cameras=uses_cameras, uses_tokens=fusion is not None)
+        reads_cameras = uses_cameras or bool(losses.targets)
+        check_geometry(self.geometry, camera_source, uses_cameras=reads_cameras, uses_tokens=fusion is not None)
         if predicts and self.geometry is not None and self.geometry.predicts_cameras:
             self.geometry.enable_head("camera")
         # 3. Fusion and view mixer, in the backbone's dtype.
@@ -124,13 +124,13 @@ class SpatialVLM(Configurable, nn.Module):
         self.extra_tokens = losses.extra_tokens_beside(appended)
         self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
         self.predicts_cameras = self.camera_use.may_be_predicted(camera_source, self.geometry)
-        has_predicted = predicts and self.geometry is not None and self.geometry.predicts_cameras
-        self.predicts_targets = bool(losses.targets) and has_predicted  # in training
-        uses_depth = (self.camera_use.depth and camera_source == "predicted") or "depth" in losses.targets
-        if has_predicted and uses_depth and self.geometry is not None:
+        can_predict = predicts and self.geometry is not None and self.geometry.predicts_cameras
+        self.predicts_targets = bool(losses.targets) and can_predict  # in training
+        uses_depth = self.camera_use.depth or "depth" in losses.targets
+        if camera_source == "predicted" and uses_depth and self.geometry is not None:
             if not self.geometry.predicts_depth:
                 raise InputError(
-                    f"--model.camera_source {camera_source}: an encoding or an objective uses depth, which "
+                    "--model.camera_source predicted: an encoding or an objective uses depth, which "
                     f"{type(self.geometry).__name__} does not predict; take the dataset's cameras and depth"
                 )
             self.geometry.enable_head("depth")

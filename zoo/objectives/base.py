@@ -102,5 +102,6 @@ def masked_mean(values: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> Tensor
     """
     if not values:
         return like.new_zeros(())
-    each, known = (torch.cat([t.flatten() for t in column]) for column in zip(*((v.mean(0), m) for v, m in values)))
+    each = torch.cat([value.mean(0).flatten() for value, _ in values])
+    known = torch.cat([mask.flatten() for _, mask in values])
     return torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)  # an unknown value may be infinite
