@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.results_folder import METRICS, results_folder
-from callbacks.scoring import benchmark_of, tally
+from callbacks.scoring import benchmark_of, objective_errors, tally
 from callbacks.table import render
 from zoo.atomic_io import write_json
 from zoo.errors import InputError
@@ -24,6 +24,9 @@ class MetricsCallback(Callback):
     At the end of an epoch rank zero prints one table, and every rank logs `val/...` or `test/...`: each question type,
     and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. A test also writes
     `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts and versions.
+
+    Errors of what objectives predict (cameras, depth) are logged as well, with those of a null model as `unlearned`,
+    and written as `objectives`: means over the scenes.
 
     Questions of a failed scene (`error` in their records) score 0, are counted, and are listed with the error; if all
     questions failed, the run stops with an `InputError`. Records without a ground truth are not scored. Each id counts
@@ -81,7 +84,9 @@ class MetricsCallback(Callback):
         if records and all(record["error"] for record in records):
             raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {records[0]['error']}")
         # 2. Loggers, table and file.
+        errors = objective_errors(records)
         pl_module.log_dict(_scalars(scored.result, stage), sync_dist=True)
+        pl_module.log_dict({f"{stage}/{name}": error for name, error in errors.items()}, sync_dist=True)
         if not trainer.is_global_zero:
             return
         chosen_by = data.filter.option if hasattr(data, "filter") else ""
@@ -89,11 +94,14 @@ class MetricsCallback(Callback):
         of_data = "" if source is None else f" of {type(source).__name__}"
         title = f"{type(pl_module).__name__}, {stage} split{of_data}"
         pl_module.print(render(scored, title=title, missing=missing, chosen_by=chosen_by))
+        for name, error in errors.items():
+            pl_module.print(f"{name} {error:.3g}")
         if stage == "test":
             content = scored.as_metrics(
                 missing_scenes=missing,
                 checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
                 data=data.describe() if hasattr(data, "describe") else None,
+                **({"objectives": errors} if errors else {}),
                 **_geometry(pl_module),
             )
             write_json(results_folder(trainer) / METRICS, content)

@@ -70,6 +70,15 @@ class Tally:
         }
 
 
+def objective_errors(records: Iterable[Record]) -> dict[str, float]:
+    """Return the errors of what objectives predict, each the mean over the scenes that have it."""
+    by_scene = {record["scene"]: record.get("objectives", {}) for record in records}
+    values: dict[str, list[float]] = {}
+    for name, value in (pair for errors in by_scene.values() for pair in errors.items()):
+        values.setdefault(name, []).append(value)
+    return {name: sum(each) / len(each) for name, each in values.items()}
+
+
 def tally(records: Iterable[Record], benchmark: Benchmark, scorer: str) -> Tally:
     """Score the records that have a ground truth; the first record of an id counts."""
     unique: dict[str, Record] = {}

@@ -1,4 +1,4 @@
-"""Images of selected frames: a contact sheet, and a map of the camera path with the covered voxels."""
+"""Images of selected frames: a contact sheet, and maps of the camera path and of predicted cameras."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from datamodules.samplers import DatasetDepth, SceneView
 from datamodules.samplers.coverage import VoxelGrid, voxel_grid
 from datamodules.samplers.points import PointMaps, PointSource
 from zoo.poses import invert_se3
+from zoo.scenes import PatchCameras
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 THUMBNAIL = 160  # pixels along the longer side of a frame
@@ -22,7 +23,7 @@ GAP, LABEL = 6, 16
 MAP = 720  # pixels along a side of the map
 FINER = 2  # supersampling: Pillow's lines are not antialiased
 CANDIDATES = 128  # frames whose voxels count as visible
-PAPER, INK, FAINT = (255, 255, 255), (40, 44, 52), (196, 200, 208)
+PAPER, INK, FAINT, GUESSED = (255, 255, 255), (40, 44, 52), (196, 200, 208), (128, 132, 140)
 UNSEEN, SEEN = np.array([222, 224, 228]), np.array([74, 144, 164])
 FIRST, LAST = np.array([52, 88, 192]), np.array([224, 92, 44])  # colors of the first and the last view
 
@@ -134,17 +135,54 @@ def camera_map(
     font = ImageFont.load_default(11 * FINER)
     for order, (frame, place) in enumerate(views.items()):
         K = torch.eye(3) if K_normalized is None else K_normalized[place]
-        rays = np.array([[(edge - float(K[0, 2])) / float(K[0, 0]), 0.0, 1.0] for edge in (-0.5, 0.5)])
-        ends = centers[place] + frustum * rays @ camera_to_world[place, :3, :3].T @ plane.T
+        ends = centers[place] + frustum * _edge_rays(K) @ camera_to_world[place, :3, :3].T @ plane.T
         color = _color(order, len(views))
-        corner = [tuple(point) for point in pixel(np.stack((centers[place], *ends)))]
-        draw.polygon(corner, outline=color, width=2 * FINER)
-        x, y = pixel(centers[place])
-        draw.ellipse([x - 3 * FINER, y - 3 * FINER, x + 3 * FINER, y + 3 * FINER], fill=color)
+        _draw_frustum(draw, pixel(np.stack((centers[place], *ends))), color)
         x, y = pixel(centers[place] + 1.3 * (ends.mean(0) - centers[place]))  # ahead: cameras turn on the spot
         draw.text((x, y), str(frame), color, font, anchor="mm", stroke_width=FINER, stroke_fill=PAPER)
     _draw_scale(draw, caption.strip(), scale, span, size)
     return image.resize((MAP, MAP), Image.Resampling.LANCZOS)
+
+
+def pose_map(cameras: PatchCameras, predicted: Float[Tensor, "t 4 4"]) -> Image.Image:
+    """Draw true cameras from above, and in gray the predicted ones, each with a line to the true one.
+
+    Args:
+        cameras: of the temporal patches of a scene; those without a camera are left out.
+        predicted: world-to-camera poses in the same frame and unit.
+    """
+    known, both = cameras.has_camera.cpu(), torch.stack((cameras.world_to_camera, predicted)).double().cpu()
+    true, guessed = invert_se3(both[:, known]).numpy()
+    plane = level_axes(-true[:, :3, 1].mean(0))
+    corners = np.concatenate((true, guessed))[:, :3, 3] @ plane.T
+    low, high = corners.min(0), corners.max(0)
+    span, size = max((high - low).max(), 1e-6), MAP * FINER
+    scale = (size - 160 * FINER) / span
+
+    def pixel(points: np.ndarray) -> np.ndarray:
+        return (points - (low + high) / 2) * scale * (1, -1) + size / 2 + (0, 16 * FINER)
+
+    image = Image.new("RGB", (size, size), PAPER)
+    draw = ImageDraw.Draw(image)
+    for order, (pose, guess, K) in enumerate(zip(true, guessed, cameras.K_normalized[known].cpu(), strict=True)):
+        draw.line([*pixel(pose[:3, 3] @ plane.T), *pixel(guess[:3, 3] @ plane.T)], fill=FAINT, width=FINER)
+        for matrix, color in ((guess, GUESSED), (pose, _color(order, len(true)))):
+            rays = np.concatenate((np.zeros((1, 3)), 0.06 * span * _edge_rays(K)))
+            _draw_frustum(draw, pixel((matrix[:3, 3] + rays @ matrix[:3, :3].T) @ plane.T), color)
+    _draw_scale(draw, f"{len(true)} true cameras, and predicted ones in gray", scale, span, size)
+    return image.resize((MAP, MAP), Image.Resampling.LANCZOS)
+
+
+def _edge_rays(K: Float[Tensor, "3 3"]) -> Float[np.ndarray, "2 3"]:
+    """Return the level rays through the left and the right edge of a picture, at unit depth."""
+    return np.array([[(edge - float(K[0, 2])) / float(K[0, 0]), 0.0, 1.0] for edge in (-0.5, 0.5)])
+
+
+def _draw_frustum(draw: ImageDraw.ImageDraw, corners: np.ndarray, color: tuple[int, ...]) -> None:
+    """Draw a camera from above: a triangle of pixels with a dot on the first one, its center."""
+    draw.polygon([tuple(corner) for corner in corners], outline=color, width=2 * FINER)
+    x, y = corners[0]
+    draw.ellipse([x - 3 * FINER, y - 3 * FINER, x + 3 * FINER, y + 3 * FINER], fill=color)
 
 
 def level_axes(up: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "2 3"]:

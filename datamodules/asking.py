@@ -47,7 +47,7 @@ def batch_of_questions(
     """
     data = _data_of(model)
     asked = tuple(Question(str(i), "", text) for i, text in enumerate(questions))
-    needs = model.requirements
+    needs = replace(model.requirements, targets=())
     if isinstance(video, Tensor):
         if cameras is not None or needs.cameras or needs.depth:
             raise InputError("frames in memory come without cameras: give the path of a video with a cameras.json")

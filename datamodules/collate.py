@@ -143,6 +143,7 @@ class Collate:
             frame_indices=loaded.frame_indices,
             seconds_per_grid=None if self.seconds == "nominal" else loaded.seconds_per_grid,
             geometry_of=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,
+            question_types=tuple(question.question_type for question in loaded.questions),
         )
 
     def chat(self, question: Question, media: Sequence[Content] = VIDEO, with_answers: bool = False) -> list[str]:

@@ -91,7 +91,7 @@ class SceneDataset(Dataset):
         sampler: Frame sampler.
         num_frames: Frames per scene.
         bounds: Pixel bounds of resized frames.
-        requirements: What a scene must provide; depth is read only if required.
+        requirements: What a scene must provide; depth is read only if required, or learned to be predicted.
         keep: Whether to keep decoded videos and depth maps in memory.
         frame_pairing: Which frames are merged into one token; consecutive ones if None.
         frames_as: How the frames of a video are shown, see `VideoQADataModule`.
@@ -220,11 +220,11 @@ class SceneDataset(Dataset):
                 f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
             )
         # 3. Depth
-        if self.requirements.depth:
+        if self.requirements.depth or ("depth" in self.requirements.targets and scene.depth is not None):
             loaded.geometry = loaded.geometry or SceneGeometry()
             height, width = loaded.frames.shape[-2:]
             depth = opened.read_depth(frames, (height, width))
-            if not (depth > 0).any():
+            if self.requirements.depth and not (depth > 0).any():
                 raise InputError(f"{scene.depth}: empty, no pixel of frames {frames} has depth: write it again")
             loaded.geometry.depth = depth
 

@@ -154,7 +154,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         """The scenes of a split that have a video, with the questions that the filters keep.
 
         Raises:
-            InputError: No scene is left, or none has the cameras that the model requires.
+            InputError: No scene is left, or none has the cameras that the model requires or learns to predict.
         """
         with as_input_error():
             kept, self.filtered, names = self.source.filtered_split(split, self.filter)
@@ -184,6 +184,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
                 f"{unit} predicts lengths in a unit of each scene's own, and questions ask for meters: align them by "
                 "--model.geometry.scale_from DatasetPoses or MetricModel, or take an encoder whose lengths are meters"
             )
+        for target in self.requirements.targets if split == "train" else ():
+            if all(getattr(scene, target) is None for scene in kept):
+                raise InputError(
+                    f"{source}: no scene of the train split has {target}, which --model.objectives are to predict: put "
+                    f"{kept[0].video.stem}.{'cameras.json' if target == 'cameras' else target} beside {kept[0].video} "
+                    "etc., or take the geometry encoder's: --model.camera_source predicted"
+                )
         return kept
 
     @property

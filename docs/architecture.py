@@ -15,8 +15,8 @@ DOCUMENT, FIGURE = ROOT / "docs" / "architecture.md", ROOT / "docs" / "architect
 PATH = {
     "datamodules/collate.py": "`Collate` turns loaded scenes into a batch: one `SceneInputs` per scene, one row of "
     "token ids and labels per question.",
-    "zoo/tasks/video_qa.py": "`VideoQATask.loss` encodes the scenes, packs the questions of each scene into one "
-    "sequence, and computes the cross-entropy of the answers.",
+    "zoo/tasks/video_qa.py": "`VideoQATask.losses` encodes the scenes, packs the questions of each scene into one "
+    "sequence, and passes the hidden states of the decoder to the objectives.",
     "zoo/model.py": "`SpatialVLM.encode_scenes` and `SpatialVLM.build_inputs` call the parts in order.",
     "zoo/scene_encoding.py": "Calls the vision tower once for all scenes, then the view mixer and the fusion.",
     "zoo/scene_cameras.py": "Computes one camera per temporal patch of a scene, then the cameras of whole sequences.",
@@ -48,6 +48,8 @@ SEAMS = (
     Seam("time index", "zoo/time_index.py", ("TimeIndex",), "zoo/time_index.py", "--model.time_index", (ZOO,)),
     Seam("backbone", "zoo/backbones/", ("Backbone", "BackboneLoader", "Preprocessor"), "zoo/backbones/base.py",
          "--model.backbone", (ZOO,)),
+    Seam("objective", "zoo/objectives/", ("Objective", "LayerObjective"), "zoo/objectives/base.py",
+         "--model.objectives", (ZOO,)),
     Seam("model", "zoo/tasks/models.py", ("VideoQATask",), "zoo/tasks/video_qa.py", "--model", (ZOO,)),
     Seam("frame sampler", "datamodules/samplers/", ("FrameSampler",), "datamodules/samplers/base.py",
          "--data.sampler", (DATA,)),
@@ -75,7 +77,7 @@ def path_table() -> str:
 
 
 def seam_table() -> str:
-    """Returns a Markdown table with one row per kind of part, and one for the objective."""
+    """Returns a Markdown table with one row per kind of part."""
     lines = [
         "| a new | is one file in | implements | is chosen by | is also listed in | smallest one, lines |",
         "|---|---|---|---|---|---|",
@@ -87,11 +89,6 @@ def seam_table() -> str:
         lines.append(
             f"| {seam.part} | {link(seam.files)} | {bases} | `{seam.chosen_by}` | {listed} | {name}, {count} |"
         )
-    task = "zoo/tasks/video_qa.py"
-    loss = next(
-        node for node in ast.walk(parse(ROOT / task)) if isinstance(node, ast.FunctionDef) and node.name == "loss"
-    )
-    lines.append(f"| objective | {link(task)} | `VideoQATask.loss` | | | `VideoQATask.loss`, {num_lines(loss)} |")
     return "\n".join(lines)
 
 
@@ -127,7 +124,7 @@ def file_lines(file: Path) -> int:
     return len(file.read_text(encoding="utf-8").splitlines())
 
 
-def num_lines(node: ast.ClassDef | ast.FunctionDef) -> int:
+def num_lines(node: ast.ClassDef) -> int:
     assert node.end_lineno is not None
     return node.end_lineno - node.lineno + 1
 
@@ -208,7 +205,7 @@ LAYOUT = Box("SequenceLayout", "zoo/sequence_layout.py", 30, 414, is_seam=False)
 TIME = Box("TimeIndex: position ids", "zoo/time_index.py", 310, 414, 230)
 ENCODING = Box("CameraEncoding", "zoo/encodings/", 620, 414, 270)
 DECODER = Box("Backbone: stock decoder, four camera hooks in its attention", "zoo/backbones/", 30, 550, 860)
-LOSS = Box("VideoQATask.loss", "zoo/tasks/video_qa.py", 30, 624, 250, is_seam=False)
+LOSS = Box("Objective: losses", "zoo/objectives/", 30, 624, 250)
 ANSWERS = Box("VideoQATask.predict_batch", "zoo/tasks/video_qa.py", 320, 624, 250, is_seam=False)
 BENCHMARK = Box("Benchmark: prompts, scores", "zoo/benchmarks/", 620, 624, 270)
 BOXES = (SOURCE, SAMPLER, COLLATE, VISION, GEOMETRY, CAMERAS, MIXER, FUSION, LAYOUT, TIME, ENCODING, DECODER, LOSS,

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 from zoo import VideoQATask
 
 REPOSITORY = Path(main.__file__).parent
 QWEN3 = "scale_tiny_qwen3.yaml"
-MODELS = [
+MODELS = [  # configs, and objectives
     *(("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml",)),
-    *(("qwen3_vl.yaml", QWEN3), ("spatial_mllm.yaml", QWEN3), ("prope.yaml", QWEN3)),
+    *(("qwen3_vl.yaml", QWEN3), ("spatial_mllm.yaml", QWEN3, "MaskedViews"), ("prope.yaml", QWEN3)),
 ]
 RAYS = ("--model.geometry", "DatasetGeometry", "--model.geometry.depth", "false")  # prope.yaml's at the tiny scale
 Run = Callable[..., str]
@@ -69,6 +70,7 @@ def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> 
         *("--model.learning_rates.decoder", "1e-4", "--model.learning_rates.vision", "0"),
         *("--model.camera_encoding.placement", "TemporalSection", "--model.time_index", "ConstantIndex"),
         *("--checkpoint.monitor", "val/all/macro"),
+        *("--model.objectives+=CameraPrediction", "--model.objectives.layer=2", "--model.objectives+=DepthPrediction"),
     ]
     with pytest.raises(SystemExit):
         run("fit", "--config=prope", *words, "--print_config", sized=False)
@@ -77,8 +79,10 @@ def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> 
     source = data["source"]["init_args"]
     assert source["dynamic_objects"] is True and source["trajectory"] == "local"
     assert data["num_frames"] == 4 and model["lora"]["r"] == 16 and config["checkpoint"]["monitor"] == "val/all/macro"
-    rates = {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None, "encoding": 8e-4}
+    rates = {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None, "encoding": 8e-4, "objective": 8e-4}
     assert model["learning_rates"] == rates
+    assert [each["class_path"] for each in model["objectives"]] == ["zoo.CameraPrediction", "zoo.DepthPrediction"]
+    assert model["objectives"][0]["init_args"]["layer"] == 2
     assert model["camera_encoding"]["init_args"]["placement"]["class_path"] == "zoo.TemporalSection"
 
 
@@ -89,7 +93,13 @@ def test_an_unknown_config_is_an_error_that_lists_the_shipped_ones(run: Run) -> 
 
 @pytest.mark.parametrize("configs", MODELS, ids=" ".join)
 def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, rooms_root: Path) -> None:
-    words = [word for name in configs for word in ("--config", name)]
+    words = [word for name in configs if name.endswith(".yaml") for word in ("--config", name)]
+    has_objectives = not configs[-1].endswith(".yaml")
+    if has_objectives:
+        words += [
+            f"--model.objectives=[CameraPrediction, DepthPrediction, {configs[-1]}]",
+            "--trainer.val_check_interval=1",
+        ]
     run("fit", *words)
     folder = the_run(tmp_path)
     assert {"config.yaml", "checkpoints"} <= {path.name for path in folder.iterdir()}
@@ -102,6 +112,13 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     assert metrics["counts"]["questions"] == len(lines) > 10
     assert len({line["id"] for line in lines}) == len(lines)
     assert all(len(line["frames"]) == 4 and line["versions"] and line["prompt"] for line in lines)
+    if has_objectives:
+        errors = metrics["objectives"]
+        assert errors.keys() == lines[0]["objectives"].keys() and "DepthPrediction/unlearned/depth_relative" in errors
+        events = EventAccumulator(str(folder)).Reload().Tags()
+        assert {"train/CameraPrediction", "val/CameraPrediction/center"} <= set(events["scalars"])
+        assert any(tag.startswith("cameras/") for tag in events["images"])
+    assert has_objectives == ("objectives" in metrics)
     mean = sum(line["score"] for line in lines) / len(lines)
     assert metrics["all"]["micro"] == pytest.approx(mean, abs=1e-6)
 

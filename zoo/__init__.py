@@ -27,6 +27,7 @@ __getattr__, __all__ = lazy_exports(
         "metrics": ["VSIBenchScore", "score_answer"],
         "lora": ["LoRA"],
         "model": ["SpatialVLM"],
+        "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
         "optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),

@@ -24,11 +24,12 @@ from zoo.geometry.base import GeometryEncoder, SceneGeometry, resample_frames
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.lora import LoRA
+from zoo.objectives import Objective, Objectives
 from zoo.positions import TextAfterVision
 from zoo.prefix_cache import answer_questions
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
-from zoo.scene_cameras import MergedCamera, add_cameras, sequence_cameras
+from zoo.scene_cameras import MergedCamera, add_cameras, sequence_cameras, token_depth
 from zoo.scene_encoding import encode_vision, fuse_scenes
 from zoo.scenes import Media, SceneInputs, SceneTokens, scenes_of_media
 from zoo.sequence_layout import MediaKind, SequenceLayout
@@ -53,13 +54,15 @@ class SpatialVLM(Configurable, nn.Module):
         camera_encoding: camera encoding in the decoder's attention; null is the stock attention.
         camera_source: whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
             the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
-            predicted ones if the encoder predicts cameras. Without effect in a model that uses no cameras.
+            predicted ones if the encoder predicts cameras. Objectives learn to predict the same ones, and with
+            `predicted` the encoder's depth. Without effect in a model that uses no cameras.
         merged_camera: the camera of two frames that are merged into one token.
         time_index: the time component of mRoPE's position ids; null is the backbone's own.
         text_after_vision: the position of the text after a video: behind its highest position on any axis (`max_thw`,
             transformers 4.51, with which the released checkpoints were trained), or max(h, w) behind its start
             (`max_hw`, transformers 5).
         lora: low-rank adapters on the decoder.
+        objectives: the losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
 
     Raises:
         InputError: parts that do not fit together.
@@ -82,6 +85,7 @@ class SpatialVLM(Configurable, nn.Module):
         time_index: TimeIndex | None = None,
         text_after_vision: TextAfterVision = "max_thw",
         lora: LoRA | None = None,
+        objectives: list[Objective] | None = None,
     ) -> None:
         super().__init__()
         self.loader = loader = backbone or default_loader()
@@ -98,6 +102,7 @@ class SpatialVLM(Configurable, nn.Module):
         self.view_mixer: ViewMixer | None = None
         self.fusion: Fusion | None = None
         self.geometry: GeometryEncoder | None = None
+        losses = Objectives(objectives)
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
         predicts = camera_source == "predicted" or (camera_source == "auto" and uses_cameras)
         if fusion is not None or predicts:
@@ -105,7 +110,8 @@ class SpatialVLM(Configurable, nn.Module):
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         if self.geometry is not None:
             self.geometry.match_patches(self.backbone.patch_size)
-        check_geometry(self.geometry, camera_source, uses_cameras=uses_cameras, uses_tokens=fusion is not None)
+        reads_cameras = uses_cameras or bool(losses.targets)
+        check_geometry(self.geometry, camera_source, uses_cameras=reads_cameras, uses_tokens=fusion is not None)
         if predicts and self.geometry is not None and self.geometry.predicts_cameras:
             self.geometry.enable_head("camera")
         # 3. Fusion and view mixer, in the backbone's dtype.
@@ -116,22 +122,29 @@ class SpatialVLM(Configurable, nn.Module):
         if view_mixer is not None:
             self.view_mixer = self._like_backbone(view_mixer(width if self.fusion is None else self.fusion.flat_width))
         # 4. What the parts read of the cameras, and add to the prompt.
-        self.extra_tokens = ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
+        appended = ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
+        self.extra_tokens = losses.extra_tokens_beside(appended)
         self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
         self.predicts_cameras = self.camera_use.may_be_predicted(camera_source, self.geometry)
-        if camera_source == "predicted" and self.camera_use.depth and self.geometry is not None:
+        can_predict = predicts and self.geometry is not None and self.geometry.predicts_cameras
+        self.predicts_targets = bool(losses.targets) and can_predict  # in training
+        uses_depth = self.camera_use.depth or "depth" in losses.targets
+        if camera_source == "predicted" and uses_depth and self.geometry is not None:
             if not self.geometry.predicts_depth:
                 raise InputError(
-                    "--model.camera_source predicted: this encoding uses depth, which "
+                    "--model.camera_source predicted: an encoding or an objective uses depth, which "
                     f"{type(self.geometry).__name__} does not predict; take the dataset's cameras and depth"
                 )
             self.geometry.enable_head("depth")
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and loader.load_fusion(self.fusion)
         self.is_pretrained = loader.is_pretrained and (self.fusion is None or self.has_released_fusion)
+        self.is_pretrained = self.is_pretrained and not losses.adding
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
+        losses.bind(width, self.backbone.decoder_layout.num_layers)
+        self.objectives = losses.to(self.backbone.like.device)  # in float32
         self.loaded_names: frozenset[str] = frozenset()  # tensors that `from_pretrained` read from a saved model
         self.data_config: dict[str, Any] = {}  # the frames that the model was trained with, see `answer`
 
@@ -151,7 +164,8 @@ class SpatialVLM(Configurable, nn.Module):
         part, _, rest = name.partition(".")
         if part == "backbone":
             return self.backbone.part_of(rest)
-        return {"geometry": "geometry", "camera_encoding": "encoding"}.get(part, "connector")
+        others = {"geometry": "geometry", "camera_encoding": "encoding", "objectives": "objective"}
+        return others.get(part, "connector")
 
     def restored_by_files(self, name: str) -> bool:
         """Whether a tensor of this name, as long as it is frozen, is read from released files again."""
@@ -180,7 +194,7 @@ class SpatialVLM(Configurable, nn.Module):
     def requirements(self) -> DataRequirements:
         """What this model needs of the data."""
         use, fused = self.camera_use, self.geometry if self.uses_geometry_tokens else None
-        encoder = self.geometry if self.predicts_cameras else fused
+        encoder = self.geometry if self.predicts_cameras or self.predicts_targets else fused
         has_own_unit = self.predicts_cameras and use.lengths and not (encoder and encoder.is_metric)
         return DataRequirements(
             cameras=(use.cameras and not self.predicts_cameras) or bool(encoder and encoder.requires_cameras),
@@ -192,12 +206,15 @@ class SpatialVLM(Configurable, nn.Module):
             token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
             image_pixels=self.backbone.image_pixels,
             arbitrary_unit=self.geometry_name if has_own_unit else None,
+            targets=() if self.camera_source == "predicted" else self.objectives.targets,
         )
 
     def is_unreachable(self, name: str) -> bool:
         """Whether no loss has a gradient for the parameter of this name: a branch or a head that is not used."""
         part, _, rest = name.partition(".")
         drops_2d = self.fusion is not None and self.fusion.active_branches == "3d"
+        if part == "objectives":
+            return self.objectives.is_unreachable(rest)
         if part == "geometry" and self.geometry is not None:
             return self.geometry.is_unreachable(rest, tokens=self.uses_geometry_tokens, cameras=self.predicts_cameras)
         if part == "fusion" and self.fusion is not None:
@@ -227,12 +244,18 @@ class SpatialVLM(Configurable, nn.Module):
             SceneTokens(scene, *(each.unflatten(-2, (scene.num_steps, -1)) for each in tokens))
             for scene, tokens in zip(scenes, visual, strict=True)
         ]
-        if self.camera_use.cameras:
-            for each, predicted, is_lacking in zip(encoded, geometry, lacking, strict=True):
-                found = predicted if is_lacking else each.scene.geometry
+        targets = self.objectives.targets
+        for each, predicted, is_lacking in zip(encoded, geometry, lacking, strict=True):
+            found = predicted if is_lacking else each.scene.geometry
+            if self.camera_use.cameras or "cameras" in targets:
                 add_cameras(each, found, self.camera_use, self.merged_camera)
-        # 4. View mixing and fusion.
+            if "depth" in targets and found is not None:
+                each.depth = token_depth(found, int(each.scene.grid_thw[1]) // self.backbone.spatial_merge_size)
+        # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
+        if self.training:
+            self.objectives.change_tokens(encoded)
         fuse_scenes(encoded, geometry, self.fusion, self.view_mixer, self.backbone.spatial_merge_size)
+        self.objectives.append_token(encoded)
         return encoded
 
     def build_inputs(
@@ -262,10 +285,7 @@ class SpatialVLM(Configurable, nn.Module):
         videos = [each for row in rows for each in row if each.scene.kind == "video"]
         images = [each for row in rows for each in row if each.scene.kind == "image"]
         # 1. Layout: where the visual tokens stand.
-        if layout is None:
-            grids = {kind: torch.cat([each.scene.media_grids for each in shown]) for kind, shown in
-                     (("video", videos), ("image", images)) if shown}  # fmt: skip
-            layout = self.backbone.layout(input_ids, attention_mask, grids, self.extra_tokens)  # type: ignore[arg-type]
+        layout = self.layout(input_ids, attention_mask, rows) if layout is None else layout
         # 2. Cameras: one per temporal patch of each sequence, and the camera of each token.
         cameras = sequence_cameras(rows, layout, cameras) if self.camera_use.cameras else None
         # 3. Positions.
@@ -295,6 +315,16 @@ class SpatialVLM(Configurable, nn.Module):
             cameras = cameras.with_tokens(layout.patch_centers(), points, position_ids[0])
             inputs["camera_encoding"] = self.backbone.encode_cameras(self.camera_encoding, cameras)
         return inputs
+
+    def layout(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], rows: Sequence[Sequence[SceneTokens]]
+    ) -> SequenceLayout:
+        """Where the visual tokens stand in sequences about the scenes of each row."""
+        grids: dict[MediaKind, list[Tensor]] = {}
+        for each in (each for row in rows for each in row):
+            grids.setdefault(each.scene.kind, []).append(each.scene.media_grids)
+        joined = {kind: torch.cat(shown) for kind, shown in grids.items()}
+        return self.backbone.layout(input_ids, attention_mask, joined, self.extra_tokens)
 
     def logits(
         self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], **media: Unpack[Media]
@@ -331,7 +361,8 @@ class SpatialVLM(Configurable, nn.Module):
 
     def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
         has_own = scene.cameras is not None or (scene.geometry is not None and scene.geometry.knows_cameras)
-        return self.predicts_cameras and (self.camera_source == "predicted" or not has_own)
+        may_need = self.predicts_cameras or (self.predicts_targets and self.training)
+        return may_need and (self.camera_source == "predicted" or not has_own)
 
     def _encode_geometry(self, scenes: Sequence[SceneInputs], cameras: bool) -> list[SceneGeometry | None]:
         """The geometry encoder's outputs for each scene, as far as this model reads them; else the dataset's."""

@@ -1,4 +1,4 @@
-"""What is trained and how: learning rates of five parts, low-rank adapters, optimizer groups, and a schedule."""
+"""What is trained and how: learning rates of six parts, low-rank adapters, optimizer groups, and a schedule."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class LearningRates:
         geometry: the geometry encoder.
         encoding: learned numbers of a camera encoding: slopes, a scale, extra channels. They start from scratch, so a
             rate for pretrained weights would hardly move them; the default is a usual one for LoRA.
+        objective: heads and learned tokens of objectives, which start from scratch as well.
     """
 
     decoder: float | None = 7e-6
@@ -36,6 +37,7 @@ class LearningRates:
     vision: float | None = None
     geometry: float | None = None
     encoding: float | None = 2e-4
+    objective: float | None = 2e-4
 
     def frozen(self) -> set[str]:
         """The parts that do not train."""

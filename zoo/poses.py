@@ -1,4 +1,4 @@
-"""Rigid poses as 4 x 4 matrices: inverse, five distances, the length of a path, and projection to SO(3).
+"""Rigid poses as 4 x 4 matrices: inverse, five distances, the length of a path, and maps to SO(3).
 
 Poses are world-to-camera, as defined in `zoo.cameras`. The distances are invariant to a change of world V -> V G,
 because they only depend on V_a V_b^-1.
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoo.errors import check_choice
 
@@ -161,6 +162,22 @@ def rotation_parts(R: Float[Tensor, "*batch 3 3"]) -> tuple[Float[Tensor, "*batc
     skew = R - R.mT
     sine_axis = torch.stack((skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]), -1) / 2
     return (R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2, sine_axis
+
+
+def rotation_from_6d(numbers: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:
+    """Makes the first two columns of a rotation of six numbers, by Gram-Schmidt, and the third by their cross product.
+
+    The map is continuous, unlike those from quaternions or angles (Zhou et al. 2019, arXiv 1812.07035, section 4).
+
+    Example:
+        >>> import torch
+        >>> rotation_from_6d(torch.tensor([2.0, 0.0, 0.0, 5.0, 3.0, 0.0])).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    first = F.normalize(numbers[..., :3], dim=-1)
+    second = numbers[..., 3:]
+    second = F.normalize(second - (first * second).sum(-1, keepdim=True) * first, dim=-1)
+    return torch.stack((first, second, torch.linalg.cross(first, second)), -1)
 
 
 def nearest_rotation(

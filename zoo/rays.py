@@ -42,9 +42,16 @@ def plucker(direction: Float[Tensor, "*batch 3"], origin: Float[Tensor, "*#batch
     return torch.cat((unit, torch.linalg.cross(origin.expand_as(unit), unit)), -1)
 
 
-def patch_depth(depth: Float[Tensor, "S H W"], patch: int) -> Float[Tensor, "S h w"]:
-    """Computes the median of the positive depths of each patch of `patch` x `patch` pixels; 0 if there are none."""
+def patch_depth(depth: Float[Tensor, "S H W"], patch: int, merged: int = 1) -> Float[Tensor, "t h w"]:
+    """Computes the median of the positive depths of each patch of `patch` x `patch` pixels; 0 if there are none.
+
+    Args:
+        depth: of S = t `merged` frames.
+        patch: side in pixels.
+        merged: consecutive frames with one median for all of their pixels.
+    """
     blocks = depth.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).transpose(2, 3).flatten(3)
+    blocks = blocks.unflatten(0, (-1, merged)).movedim(1, -2).flatten(-2)
     return torch.where(blocks > 0, blocks, torch.nan).nanmedian(-1).values.nan_to_num(0.0)
 
 

@@ -13,6 +13,7 @@ from zoo.time_index import Seconds, TimeIndex
 from zoo.visual_grid import IMAGE_PIXELS
 
 CameraSource = Literal["dataset", "predicted", "auto"]
+Target = Literal["cameras", "depth"]  # what an objective learns to predict
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class DataRequirements:
         image_pixels: least and most pixels of a still image, those of the model's own processor.
         arbitrary_unit: the geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
             can't answer in meters; None if it reads no such lengths.
+        targets: what objectives learn to predict: it is read of the scenes that have it, and some scene of the training
+            split must.
     """
 
     cameras: bool = False
@@ -80,6 +83,7 @@ class DataRequirements:
     token_px: int = 28
     image_pixels: tuple[int, int] = IMAGE_PIXELS
     arbitrary_unit: str | None = None
+    targets: tuple[Target, ...] = ()
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:
@@ -107,7 +111,7 @@ def check_geometry(
     if source == "predicted" and not (uses_cameras and geometry and geometry.predicts_cameras):
         raise InputError(
             "--model.camera_source predicted needs a --model.geometry that predicts cameras, such as PretrainedVGGT, "
-            "and a part that reads them: --model.camera_encoding or --model.view_mixer"
+            "and a part that reads them: --model.camera_encoding, --model.view_mixer, or one of --model.objectives"
         )
     scale = None if geometry is None else geometry.scale_from
     if scale is not None and (source == "dataset" or not uses_cameras):

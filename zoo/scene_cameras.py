@@ -14,7 +14,7 @@ from zoo.encodings.reference import balanced_views
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.poses import invert_se3
-from zoo.rays import token_points
+from zoo.rays import patch_depth, token_points
 from zoo.requirements import CameraUse
 from zoo.scenes import PatchCameras, SceneTokens
 from zoo.sequence_layout import SequenceLayout, is_contiguous
@@ -78,6 +78,18 @@ def scene_points(scene: SceneGeometry, rows: int, merged_camera: MergedCamera = 
     poses, K, present = (each[::TEMPORAL_PATCH_SIZE] for each in scene.cameras())
     points = token_points(scene.depth[::TEMPORAL_PATCH_SIZE], poses, K, scene.depth.shape[1] // rows)
     return points.where(present[:, None, None, None], torch.nan)
+
+
+def token_depth(scene: SceneGeometry, rows: int) -> Float[Tensor, "t n"] | None:
+    """The median depth of each 2D token over the frames that it merges; 0 where unknown, None without depth.
+
+    Args:
+        scene: of an even number of frames.
+        rows: of 2D tokens in a view.
+    """
+    if scene.depth is None:
+        return None
+    return patch_depth(scene.depth, scene.depth.shape[1] // rows, TEMPORAL_PATCH_SIZE).flatten(1)
 
 
 def median_depth(scene: SceneGeometry) -> Float[Tensor, ""]:

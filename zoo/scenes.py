@@ -34,6 +34,7 @@ class SceneInputs:
         frame_indices: the raw video frames shown, for a time index that requires frames.
         seconds_per_grid: seconds per temporal patch; None takes the time index's nominal value.
         geometry_of: another scene whose 3D tokens it gets, or "nothing" for zeros, in a perturbed test.
+        question_types: of the questions that are asked about it at once, for objectives that depend on them.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class SceneInputs:
         frame_indices: Sequence[int] | None = None,
         seconds_per_grid: float | None = None,
         geometry_of: SceneInputs | Literal["nothing"] | None = None,
+        question_types: Sequence[str] = (),
     ) -> None:
         self.pixel_values, self.grid_thw, self.kind = pixel_values, grid_thw, kind
         self.frames, self.geometry, self.cameras, self.has_camera = frames, geometry, cameras, has_camera
         self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
-        self.geometry_of = geometry_of
+        self.geometry_of, self.question_types = geometry_of, question_types
 
     @property
     def num_steps(self) -> int:
@@ -100,10 +102,11 @@ class SceneTokens:
         scene: what was encoded.
         tokens: visual tokens of each temporal patch, in the decoder's width: those on the 2D grid, then extra tokens.
         deepstack: what is added to their hidden states in the first decoder layers, see `VisualTokens`.
-        cameras: None for a model that uses none, or a scene without.
+        cameras: None for a model that neither uses nor learns to predict them, or a scene without.
         points: the 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
         median_depth: of all pixels of the scene; for an encoding that divides lengths by it.
         view_features: the mean 2D token of each temporal patch; for a reference view chosen by them.
+        depth: beneath each 2D token, 0 where unknown; for a model that learns to predict it, of a scene with depth.
     """
 
     scene: SceneInputs
@@ -113,6 +116,7 @@ class SceneTokens:
     points: Float[Tensor, "tokens 3"] | None = None
     median_depth: Float[Tensor, ""] | None = None
     view_features: Float[Tensor, "t C"] | None = None
+    depth: Float[Tensor, "t _n"] | None = None
 
 
 class Media(TypedDict, total=False):

@@ -218,6 +218,11 @@ class SequenceLayout:
         every[self.mask] = flat
         return every.to(self.device)
 
+    def gather(self, values: Shaped[Tensor, "B L ..."]) -> Shaped[Tensor, "tokens ..."]:
+        """The value at each visual token, the inverse of `scatter`."""
+        places = self.mask.flatten().nonzero()[:, 0][self.tokens]
+        return values.flatten(0, 1)[places.to(values.device)]
+
 
 def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
     """For items laid out in runs of these lengths: the run of each item, and its place in the run."""

@@ -15,13 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from callbacks.gallery import GalleryCallback
-from callbacks.visualization import camera_map, compute_coverage, contact_sheet, covered_voxels
+from callbacks.visualization import camera_map, compute_coverage, contact_sheet, covered_voxels, pose_map
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
 from datamodules.samplers.points import PointMaps, PointSource
 from datamodules.video import Video
 from tests.conftest import ROOMS
+from zoo.scenes import PatchCameras
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 
@@ -63,6 +64,21 @@ def test_the_map_shows_where_cameras_are_seen_from_above() -> None:
     assert (gap != ink).any() and np.isfinite(gap).all()
     with pytest.raises(ValueError, match="no frame has a pose"):
         camera_map(view(torch.full_like(poses, torch.nan)), [0])
+
+
+def test_the_map_of_predicted_cameras_shows_them_in_gray_beside_the_true_ones() -> None:
+    poses = torch.eye(4).repeat(3, 1, 1)
+    poses[:, 0, 3] = -torch.arange(3.0)
+    cameras = PatchCameras(poses, torch.eye(3).repeat(3, 1, 1), torch.tensor([True, True, False]))
+    moved = poses.clone()
+    moved[:, 0, 3] -= 10
+
+    def gray(predicted: torch.Tensor) -> np.ndarray:
+        ink = np.asarray(pose_map(cameras, predicted)).astype(int)[60:660]  # without caption and scale
+        return np.argwhere(np.abs(ink - 133).max(-1) < 12)
+
+    assert gray(moved)[:, 1].min() > 500  # at the right, where they are predicted
+    assert len(gray(poses)) < 0.2 * len(gray(moved))  # the true ones are drawn over them
 
 
 def test_more_views_cover_more(rooms: SceneDataset) -> None:

@@ -105,6 +105,16 @@ def test_validate_prints_one_table(tmp_path, capsys):
     assert "Validate metric" not in text
 
 
+def test_errors_of_objectives_are_means_over_the_scenes(tmp_path):
+    def of(scene, id, **errors):
+        return record(id, "object_counting", "4", "4", scene) | ({"objectives": errors} if errors else {})
+
+    scenes = [[of("a", "1", x=1.0), of("a", "2", x=1.0)], [of("b", "3", x=4.0, y=2.0)], [of("c", "4")]]
+    returned = trainer(tmp_path, MetricsCallback()).test(Toy(scenes))
+    assert json.loads((tmp_path / "metrics.json").read_text())["objectives"] == {"x": 2.5, "y": 2.0}
+    assert returned[0]["test/x"] == pytest.approx(2.5)
+
+
 def test_questions_without_a_truth_are_not_scored(tmp_path, capsys):
     scenes = [[record("a", "object_counting", "4", "4"), record("b", "object_counting", "4", "")]]
     trainer(tmp_path, MetricsCallback()).test(Toy(scenes))

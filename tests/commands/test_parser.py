@@ -82,7 +82,7 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (
             "--model.learning_rates 1e-4",
             "model.learning_rates: expected options of its own, not 1e-4; known: connector, decoder, encoding, "
-            "geometry, vision",
+            "geometry, objective, vision",
         ),
         # no such class
         ("--model PROPE", "model: there is no class PROPE; did you mean PRoPEMLLM?"),

@@ -20,10 +20,13 @@ from zoo import (
     GTA,
     AddFusion,
     AttentionFusion,
+    CameraPrediction,
     ConcatSplitFusion,
     DeepFusion,
+    DepthPrediction,
     ExtraChannels,
     LearningRates,
+    MaskedViews,
     PoseALiBi,
     TinyQwen25VL,
     TinyVGGT,
@@ -214,6 +217,7 @@ REACHED: dict[str, dict[str, Any]] = {
     "GTA(learn_scale)": {"camera_encoding": GTA(learn_scale=True)},
     "PoseALiBi": {"camera_encoding": PoseALiBi(slopes="learned")},
     "ViewAttention": {"view_mixer": lambda width: ViewAttention(width, 16, GTA(learn_scale=True))},
+    "objectives": {"objectives": [CameraPrediction(layer=0), DepthPrediction(weight=0.0), MaskedViews()]},
 }
 
 
@@ -240,6 +244,7 @@ def test_what_is_frozen_is_what_the_configuration_leaves_out(monkeypatch: pytest
 
     assert frozen("baseline") == set() == frozen("ExtraChannels") == frozen("trained geometry, its cameras")
     assert frozen("trained geometry") == {"geometry.vggt.camera_head"}
+    assert frozen("objectives") == {"objectives.DepthPrediction.head"}
     assert frozen("ConcatSplitFusion 2d") == {"fusion.spatial.ln_q", "fusion.spatial.mlp"} | {
         f"geometry.vggt.{part}" for part in ("aggregator", "camera_head")
     }

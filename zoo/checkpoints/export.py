@@ -83,7 +83,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
     geometry = model.geometry.outline if isinstance(model.geometry, CachedGeometry) else model.geometry
-    parts = (model.camera_encoding, model.view_mixer, model.fusion, geometry)
+    parts = (model.camera_encoding, model.view_mixer, model.fusion, geometry, *model.objectives.adding.values())
     chosen = {name: getattr(model.fusion, name, official) for name, official in OFFICIAL_FUSION.items()}
     fused = AddFusion if model.backbone.vlm.config.model_type == QWEN25 else type(None)
     known = fused | None if model.fusion is None else fused | VGGTEncoder | None  # no VGGT for cameras alone
@@ -96,6 +96,8 @@ def unofficial_parts(model: SpatialVLM) -> list[str]:
 def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     """Return the tensors of a Qwen-VL or a Spatial-MLLM by official names, without a tied lm_head.
 
+    Heads of objectives, which no answer needs, are left out.
+
     Raises:
         InputError: the model has weights that no official model has.
     """
@@ -105,6 +107,8 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     state = {
         name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
     }
+    if not model.objectives.adding:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("objectives.")}
     config: Any = model.backbone.vlm.config
     if config.tie_word_embeddings:
         del state[QWEN + LM_HEAD]

@@ -12,20 +12,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.base import Preprocessor
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
+from zoo.objectives import decode, prediction_errors
 from zoo.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.precision import cached_casts
 from zoo.prefix_cache import Reply, answer_questions
 from zoo.pretrained import frozen_weights
 from zoo.requirements import DataRequirements
 from zoo.scenes import SceneTokens
-from zoo.shared_prefix import IGNORED, pack_questions
+from zoo.shared_prefix import pack_questions
 from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
 from zoo.weight_reading import Reading, weights_later
@@ -108,7 +108,11 @@ class VideoQATask(Task):
     # ---- a batch of scenes --------------------------------------------------------------------------------------
 
     def loss(self, batch: dict[str, Any]) -> Float[Tensor, ""]:
-        """Mean cross-entropy (nats) of the supervised tokens; only their logits are computed.
+        """The weighted sum of the objectives, see `losses`."""
+        return self.losses(batch)["loss"]
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Float[Tensor, ""]]:
+        """The weighted sum of the objectives as `loss`, and each by its class name.
 
         The questions of a scene share one sequence, where the attention backend takes custom masks.
         """
@@ -121,35 +125,35 @@ class VideoQATask(Task):
         # 3. Sequences: the questions of a scene packed into one.
         packed = pack_questions(batch, backbone.placeholders.visual) if backbone.supports_custom_mask else None
         if packed is None:
-            rows, labels = [[scene] for scene in batch["scene_index"].tolist()], batch["labels"]
-            inputs = self.model.build_inputs(batch["input_ids"], batch["attention_mask"], scenes, rows)
+            ids, mask, labels = (batch[name] for name in ("input_ids", "attention_mask", "labels"))
+            scene_of = batch["scene_index"].tolist()
         else:
-            rows, labels = [[scene] for scene in packed.scene.tolist()], packed.labels
-            inputs = self.model.build_inputs(packed.input_ids, packed.attention_mask, scenes, rows)
+            ids, mask, labels = packed.input_ids, packed.attention_mask, packed.labels
+            scene_of = packed.scene.tolist()
+        layout = self.model.layout(ids, mask, [[scenes[scene]] for scene in scene_of])
+        inputs = self.model.build_inputs(ids, mask, scenes, [[scene] for scene in scene_of], layout=layout)
+        if packed is not None:
             inputs = packed.with_question_masks(backbone, inputs)
-        # 4. Loss of the supervised tokens.
-        hidden = backbone.decode(inputs).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        supervised = targets != IGNORED
-        logits = backbone.lm_head(hidden[supervised])
-        total = F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
-        loss = total / supervised.sum().clamp(min=1)  # none is supervised where another process learns from them
+        # 4. Decoder and objectives.
+        model = self.model
+        losses = model.objectives.losses(decode(model, inputs, scenes, scene_of, layout, labels))
         # 5. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
         # zero there lets all DDP processes reduce the same parameters.
-        model = self.model
-        parts = [part for part in (model.camera_encoding, model.view_mixer, model.geometry) if part is not None]
+        parts = [model.camera_encoding, model.view_mixer, model.geometry, model.objectives]
+        every = [parameter for part in parts if part is not None for parameter in part.parameters()]
         # Sharded ones are of blocks that every batch uses.
-        unused = [p for part in parts for p in part.parameters() if p.requires_grad and not isinstance(p, DTensor)]
-        return loss + sum(0.0 * p.sum() for p in unused)
+        unused = [0.0 * p.sum() for p in every if p.requires_grad and not isinstance(p, DTensor)]
+        return {**losses, "loss": losses["loss"] + sum(unused)}
 
     @torch.no_grad()
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """One prediction record per question, including those of failed scenes (see `datamodules.collate`).
 
         The prefix that the questions of a scene share is read once. The record of a question without an answer has its
-        reason in `error`.
+        reason in `error`; errors of what objectives predict of its scene are in `objectives`.
         """
         replies: list[Reply] = []
+        measured: list[dict[str, Any]] = []
         if len(batch["input_ids"]):
             rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
             prompts = [ids[real].tolist() for ids, real in rows]
@@ -159,10 +163,11 @@ class VideoQATask(Task):
                 replies = answer_questions(
                     self.model, scenes, prompts, scene_index, self.max_new_tokens, at_once, penalty
                 )
+                measured = prediction_errors(self.model, batch, scenes)
         texts = self.preprocessor.decode([reply.ids for reply in replies])
         answered = [
-            {**record, "prediction": text, "error": reply.error}
-            for record, reply, text in zip(batch["records"], replies, texts, strict=True)
+            {**record, "prediction": text, "error": reply.error, **more}
+            for record, reply, text, more in zip(batch["records"], replies, texts, measured, strict=True)
         ]
         return answered + batch["failed"]
 
@@ -204,9 +209,11 @@ class VideoQATask(Task):
     # ---- Lightning's steps ------------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Logs the loss and the learning rates."""
-        loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        """Logs the loss, that of each objective, and the learning rates."""
+        losses = self.losses(batch)
+        loss, count = losses.pop("loss"), len(batch["input_ids"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=count)
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=count)
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
         return loss

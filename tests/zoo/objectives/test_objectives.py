@@ -1,0 +1,244 @@
+"""What objectives change and what they leave alone: loss, gradients, prompts, answers, saved models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules import Rooms, VideoQADataModule
+from tests.conftest import ROOMS
+from tests.zoo.asking import VGGT, batch, build
+from tests.zoo.test_packed_training import a_row_each, difference, learned, packed, scenes_of
+from zoo import (
+    CameraPrediction,
+    CameraTokenFusion,
+    DatasetGeometry,
+    DepthPrediction,
+    InputError,
+    LanguageModeling,
+    MaskedViews,
+    Objective,
+    SpatialVLM,
+    TinyQwen25VL,
+    VideoQATask,
+)
+from zoo.checkpoints import official_tensors, unofficial_parts
+from zoo.configuration import from_config
+from zoo.fusions import ExtraTokens
+from zoo.scenes import SceneInputs, SceneTokens
+from zoo.shared_prefix import IGNORED, pack_questions
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SCENES = scenes_of("Qwen2.5-VL")
+FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]
+
+
+def model(*objectives: Objective, **parts: Any) -> SpatialVLM:
+    backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+    return SpatialVLM(backbone, objectives=list(objectives), **parts)
+
+
+def without_token(weight: float = 1.0) -> list[Objective]:
+    return [CameraPrediction(token=False, weight=weight), DepthPrediction(layer=0, weight=weight)]
+
+
+# ---- what stays the same ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_default_is_the_former_loss_and_a_weight_of_zero_is_left_out_bit_for_bit(family: str) -> None:
+    plain = build("plain", family=family).train()
+    asked, backbone = batch(plain, *scenes_of(family), training=True), plain.model.backbone
+    rows = pack_questions(asked, backbone.placeholders.visual)
+    assert rows is not None
+    # the former loss, written out
+    scenes, index = plain.model.encode_scenes(asked["scenes"]), [[scene] for scene in rows.scene.tolist()]
+    inputs = plain.model.build_inputs(rows.input_ids, rows.attention_mask, scenes, index)
+    hidden = backbone.decode(rows.with_question_masks(backbone, inputs)).last_hidden_state[:, :-1]
+    targets = rows.labels[:, 1:]
+    logits = backbone.lm_head(hidden[targets != IGNORED])
+    loss = F.cross_entropy(logits, targets[targets != IGNORED], reduction="sum") / len(logits)
+    expected, references = learned(plain, loss)
+
+    silent = [*without_token(0.0), MaskedViews(share=0.0)]
+    choices: list[tuple[list[Objective] | None, bool]] = [(None, True), ([LanguageModeling()], True), (silent, True)]
+    for objectives, is_equal in (*choices, (without_token(1.0), False), ([LanguageModeling(2.0)], False)):
+        task = build("plain", family=family, objectives=objectives).train()
+        found, gradients = learned(task, task.loss(asked))
+        assert (found == expected) == is_equal
+        assert all(torch.equal(gradients[name], each) for name, each in references.items()) == is_equal
+        assert not is_equal or not any(gradients[name].any() for name in gradients.keys() - references.keys())
+
+
+def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_objectives() -> None:
+    plain, task = build("plain"), build("plain", objectives=[*without_token(), MaskedViews(share=0.9)])
+    asked, usual = batch(task, *SCENES), batch(plain, *SCENES)
+    assert task.extra_tokens is ExtraTokens.NOTHING and torch.equal(asked["input_ids"], usual["input_ids"])
+    records = task.predict_batch(asked)
+    errors = [record.pop("objectives") for record in records]
+    assert records == plain.predict_batch(usual)
+    names = [
+        f"CameraPrediction/{each}" for each in ("rotation_deg", "center", "neighbor_rotation_deg", "neighbor_center")
+    ]
+    names.append("DepthPrediction/depth_relative")
+    unlearned = [name.replace("/", "/unlearned/") for name in names]
+    assert errors[0].keys() == {*names, *unlearned} and errors[0] == errors[1] != errors[-1]  # of another scene
+    # the control: a token is part of the prompt, one per view
+    other = build("plain", objectives=[CameraPrediction()])
+    more = batch(other, *SCENES)["attention_mask"].sum(1) - asked["attention_mask"].sum(1)
+    assert other.extra_tokens is ExtraTokens.ONE and more.tolist() == [3, 3, 3, 2]
+
+
+def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_they_alone(rooms_root: Any) -> None:
+    task = build("plain", objectives=[CameraPrediction(), DepthPrediction()])
+    bare, needs = [replace(each, geometry=None) for each in SCENES], task.requirements
+    assert not needs.cameras and not needs.depth and needs.targets == ("cameras", "depth")
+    assert all("objectives" not in record for record in task.predict_batch(batch(task, *bare)))
+    losses = task.train().losses(batch(task, *bare, training=True))
+    assert losses["CameraPrediction"] == losses["DepthPrediction"] == 0 < losses["LanguageModeling"]
+    data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root), workers=1))
+    data.trainer = SimpleNamespace(lightning_module=task)  # type: ignore[assignment]
+    found = data.scenes("train")
+    geometry = data.dataset(found, data.sampler)[0].geometry
+    assert geometry is not None and geometry.depth is not None
+    with pytest.MonkeyPatch.context() as patch:
+        lacking = [replace(each, depth=None) for each in found]
+        patch.setattr(data.source, "filtered_split", lambda *_: (lacking, 0, []))
+        assert data.scenes("val") == lacking
+        with pytest.raises(InputError, match=r"no scene of the train split has depth, .*camera_source predicted"):
+            data.scenes("train")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_and_checkpointed_sequences_learn_as_a_row_each(family: str) -> None:
+    def made(**options: Any) -> VideoQATask:
+        objectives = [CameraPrediction(layer=0), DepthPrediction(), MaskedViews(share=0.5)]
+        return build("plain", family=family, objectives=objectives, **options).train()
+
+    scenes = scenes_of(family)
+    expected = a_row_each(made(), *scenes)
+    assert difference(packed(made(), *scenes), expected) < 1e-5
+    assert difference(packed(made(gradient_checkpointing=True), *scenes), expected) < 1e-5
+    assert difference(packed(made(), *scenes[::-1]), expected) > 1e-3  # the control: other tokens are masked
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------
+
+
+def reached(task: VideoQATask, loss: Tensor, *parts: str) -> set[str]:
+    """Those of the parts in which some parameter has a gradient that is not zero."""
+    names = [name for name, gradient in learned(task, loss)[1].items() if gradient.any()]
+    return {part for part in parts if any(f".{part}." in f"{name}." for name in names)}
+
+
+def test_gradients_reach_what_a_loss_depends_on_and_nothing_else() -> None:
+    task = build("plain", objectives=[CameraPrediction(layer=0), DepthPrediction(layer=1)]).train()
+    camera, depth = "objectives.CameraPrediction.head", "objectives.DepthPrediction.head"
+    token, below, above = "objectives.CameraPrediction.token", "language_model.layers.0", "language_model.layers.1"
+    expected = {
+        "CameraPrediction": {camera, token, "visual", below},
+        "DepthPrediction": {depth, token, "visual", below, above},  # later views attend to the token
+        "LanguageModeling": {token, "visual", below, above, "language_model.norm"},
+    }
+    parts = set.union(*expected.values())
+    for name, wanted in expected.items():
+        losses = task.losses(batch(task, *SCENES, training=True))
+        assert reached(task, losses[name], *parts) == wanted
+    unsupervised = [replace(each, is_supervised=False) for each in SCENES]  # another process learns from them
+    losses = task.losses(batch(task, *unsupervised, training=True))
+    assert losses["loss"] == 0 and not reached(task, losses["loss"], *parts)
+
+
+def test_masked_2d_tokens_are_not_seen_and_3d_tokens_are() -> None:
+    def parts(share: float, shares: dict[str, float] | None = None) -> set[str]:
+        task = build("AddFusion", objectives=[MaskedViews(share, shares)]).train()
+        return reached(task, task.loss(batch(task, *SCENES, training=True)), "visual", "fusion", "mask_token")
+
+    assert parts(0.0) == {"visual", "fusion"}
+    assert parts(0.5) == {"visual", "fusion", "mask_token"}
+    assert parts(1.0) == parts(0.0, {"object_counting": 1.0}) == {"fusion", "mask_token"}
+    both = MaskedViews(0.2, {"object_counting": 1.0}).share_of(["object_counting", "route_planning"])
+    assert both == pytest.approx(0.6)
+
+
+def test_masks_are_drawn_anew_in_each_step_and_continue_after_a_resume() -> None:
+    def masks(objective: MaskedViews) -> Tensor:
+        shown = SceneTokens(scene, torch.ones(4, 50, 8), torch.ones(1, 4, 50, 8))
+        objective.change_tokens([shown])
+        masked = (shown.tokens != 1).all(-1)
+        assert torch.equal((shown.deepstack[0] == 0).all(-1), masked)
+        assert torch.equal(shown.tokens[masked], objective.mask_token.expand(int(masked.sum()), 8))
+        return masked
+
+    scene = SceneInputs(torch.zeros(1, 1), torch.tensor([4, 10, 20]))
+    objective, resumed = MaskedViews(share=0.25), MaskedViews(share=0.25)
+    objective.bind(8, 2)
+    resumed.bind(8, 2)
+    first = masks(objective)
+    resumed.load_state_dict(objective.state_dict())
+    second = masks(objective)
+    assert torch.equal(masks(resumed), second) and not torch.equal(first, second)
+    assert 0.15 < first.float().mean() < 0.35
+
+
+# ---- saved models, and bad input -------------------------------------------------------------------------------
+
+
+def test_objectives_survive_a_saved_model_and_the_official_layout_leaves_heads_out(tmp_path: Any) -> None:
+    ours = model(CameraPrediction(scale="mean"), DepthPrediction(layer=0, weight=0.5), MaskedViews(shares={"a": 1.0}))
+    ours.save_pretrained(tmp_path / "saved")
+    loaded = SpatialVLM.from_pretrained(tmp_path / "saved")
+    state, read = ours.state_dict(), loaded.state_dict()
+    assert state.keys() == read.keys() and all(torch.equal(state[name], read[name]) for name in state)
+    assert {"objectives.CameraPrediction.token", "objectives.MaskedViews.steps"} <= read.keys()
+    read_parts: Any = loaded.objectives.every
+    assert read_parts["DepthPrediction"].weight == 0.5 and read_parts["DepthPrediction"].layers == (0,)
+    assert read_parts["CameraPrediction"].scale == "mean" and read_parts["MaskedViews"].shares == {"a": 1.0}
+    assert ours.part_of("objectives.CameraPrediction.token") == "objective"
+    assert unofficial_parts(ours) == ["CameraPrediction"]
+    with pytest.raises(InputError, match="can't be exported"):
+        official_tensors(ours)
+    silent = model(*without_token(), MaskedViews())
+    assert unofficial_parts(silent) == [] and official_tensors(silent).keys() == official_tensors(model()).keys()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [["CameraPrediction"], ["LanguageModeling", "zoo.CameraPrediction"], [{"class_path": "CameraPrediction"}]],
+    ids=str,
+)
+def test_objectives_may_be_names_in_a_configuration(form: list[Any]) -> None:
+    config = {"class_path": "zoo.SpatialVLM", "init_args": {"objectives": form}}
+    assert list(from_config(SpatialVLM, config).objectives) == ["LanguageModeling", "CameraPrediction"]
+
+
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "negative": (lambda: DepthPrediction(weight=-1.0), "DepthPrediction has weight -1.0"),
+    "no language": (lambda: LanguageModeling(0.0), "LanguageModeling needs a weight above 0"),
+    "share": (lambda: MaskedViews(shares={"a": 2.0}), "MaskedViews with a share of 2.0"),
+    "no anchor": (lambda: CameraPrediction(anchors=[]), "CameraPrediction needs an anchor"),
+    "twice": (lambda: model(DepthPrediction(), DepthPrediction()), "a class twice"),
+    "layer": (lambda: model(DepthPrediction(2)), "layer 2 of a decoder with 2"),
+    "two tokens": (
+        lambda: model(CameraPrediction(), fusion=CameraTokenFusion, **VGGT),
+        "CameraPrediction and the fusion append tokens",
+    ),
+    "no predicted cameras": (
+        lambda: model(CameraPrediction(), geometry=DatasetGeometry, camera_source="predicted"),
+        "needs a --model.geometry that predicts cameras",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_objectives_are_errors(name: str) -> None:
+    make, message = WRONG[name]
+    with pytest.raises(InputError, match=message):
+        make()

@@ -1,0 +1,107 @@
+"""Base class of objectives: losses on what a model computed from a batch."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zoo.configuration import Configurable
+from zoo.errors import InputError
+from zoo.fusions.connector import Connector
+from zoo.objectives.decoded import Decoded
+from zoo.requirements import Target
+from zoo.scenes import SceneTokens
+
+
+class Objective(Configurable, nn.Module, ABC):
+    """A loss on what the model computed from a batch. To add one, implement `forward` in a file of this folder.
+
+    Args:
+        weight: factor of its loss. With 0 its loss and its head are left out, and a learned token stays in the prompt.
+
+    Attributes:
+        targets: what of a scene it learns to predict: the dataset's or the geometry encoder's, see `camera_source`.
+        layers: the decoder layers (from 0) whose outputs `forward` reads, known after `bind`.
+        adds_token: whether a learned token follows the 2D tokens of each temporal patch or still. It is part of the
+            prompt wherever the model is used. It shares the position of a 2D token and has no camera.
+        token: that token, after `bind`.
+
+    Raises:
+        InputError: a negative or infinite weight.
+    """
+
+    targets: tuple[Target, ...] = ()
+    layers: tuple[int, ...] = ()
+    adds_token: bool = False
+    token: nn.Parameter | None
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= weight < math.inf:
+            raise InputError(f"--model.objectives: {type(self).__name__} has weight {weight}: give a number from 0 on")
+        self.weight = weight
+        self.register_parameter("token", None)
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """Creates the parameters, given the decoder's width and number of layers.
+
+        Raises:
+            InputError: the decoder has no such layer.
+        """
+        if self.adds_token:
+            self.token = nn.Parameter(0.02 * torch.randn(width))
+
+    def change_tokens(self, scenes: Sequence[SceneTokens]) -> None:
+        """Changes the 2D tokens of a training step in place, before view mixing and fusion; most objectives do not."""
+
+    @abstractmethod
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """Returns the terms of the loss by name, in float32; their sum is the loss."""
+
+    def errors(self, decoded: Decoded) -> dict[str, Tensor]:
+        """Returns errors of what it predicts of one scene; as `unlearned/<name>`, those of a null model beside them."""
+        return {}
+
+
+class LayerObjective(Objective):
+    """An objective with a head on the hidden states of one decoder layer.
+
+    Args:
+        layer: the decoder layer, from 0, or from -1 for the last one.
+        weight: see `Objective`.
+    """
+
+    num_outputs: int
+
+    def __init__(self, layer: int = -1, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.layer = layer
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """Creates the head, whose predictions start at zero."""
+        super().bind(width, num_layers)
+        if not -num_layers <= self.layer < num_layers:
+            raise InputError(
+                f"--model.objectives: {type(self).__name__} reads layer {self.layer} of a decoder with {num_layers}: "
+                f"give one from {-num_layers} to {num_layers - 1}"
+            )
+        self.layers = (self.layer % num_layers,)
+        self.head = Connector(width, width, self.num_outputs, zero=True)
+
+
+def masked_mean(values: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
+    """The mean of the known values of all scenes; 0 without any.
+
+    Args:
+        values: of each scene, with rows of equal weight on the first axis; and the mask of a row.
+        like: a tensor of the result's dtype and device.
+    """
+    if not values:
+        return like.new_zeros(())
+    each = torch.cat([value.mean(0).flatten() for value, _ in values])
+    known = torch.cat([mask.flatten() for _, mask in values])
+    return torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)  # an unknown value may be infinite

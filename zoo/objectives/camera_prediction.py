@@ -1,0 +1,152 @@
+"""Cameras as something to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zoo.cameras import Cameras
+from zoo.errors import InputError, check_choice
+from zoo.objectives.base import LayerObjective, masked_mean
+from zoo.objectives.decoded import Decoded
+from zoo.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
+from zoo.precision import full_precision
+from zoo.scenes import PatchCameras, SceneTokens
+
+Anchor = Literal["reference", "neighbor"]
+Reference = Literal["first", "middle", "medoid"]
+Scale = Literal["none", "mean", "max", "rms"]
+NUMBERS = 9  # of a pose: six of the rotation, three of the center
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class RelativePoses(NamedTuple):
+    """Poses of the temporal patches of a scene, each in the frame of its anchor: V_i V_anchor^-1.
+
+    Attributes:
+        poses: world-to-camera, where the world is the frame of the anchor.
+        known: the patches whose camera and anchor are valid, without the anchor itself.
+    """
+
+    poses: Float[Tensor, "t 4 4"]
+    known: Bool[Tensor, " t"]
+
+
+class CameraPrediction(LayerObjective):
+    """Predicts the camera of each temporal patch or still from a learned token behind its 2D tokens.
+
+    A learned token per view with a pose head, trained together with the answers, is the idea of Cambrian-P. A camera
+    encoding does not act on the token, so it has to find its camera in what it attends to.
+
+    The loss is the sum of the mean angle (radians) between predicted and true rotation, and of the weighted mean
+    distance of the predicted and true camera center. A rotation is six numbers, the first two columns of its matrix
+    before Gram-Schmidt (Zhou et al. 2019, arXiv 1812.07035, section 4). Temporal patches without a camera are masked.
+
+    Args:
+        layer: see `LayerObjective`.
+        token: add the token. Without, the last 2D token of each view has its place, since it has attended to its whole
+            view; the prompt is then unchanged, and so is inference.
+        anchors: whose frame a pose is predicted in: that of the `reference` view of the scene, that of the preceding
+            view (`neighbor`), or both by outputs of their own.
+        reference: the `first`, the `middle` or the `medoid` view with a camera, see `Cameras.reference_view`.
+        scale: the unit of lengths, see `Cameras.scaled`; `none` is meters where the cameras are metric.
+        center_weight: radians per unit of length.
+        weight: see `Objective`.
+
+    Raises:
+        InputError: no anchor, or an unknown choice.
+    """
+
+    targets = ("cameras",)
+
+    def __init__(
+        self,
+        layer: int = -1,
+        token: bool = True,
+        anchors: list[Anchor] | None = None,
+        reference: Reference = "first",
+        scale: Scale = "none",
+        center_weight: float = 1.0,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(layer, weight)
+        self.anchors = tuple(get_args(Anchor) if anchors is None else dict.fromkeys(anchors))
+        if not self.anchors:
+            raise InputError("--model.objectives: CameraPrediction needs an anchor: reference, neighbor, or both")
+        for name, value, choices in (
+            *(("anchors", anchor, Anchor) for anchor in self.anchors),
+            ("reference", reference, Reference),
+            ("scale", scale, Scale),
+        ):
+            check_choice(f"--model.objectives: {name}", value, choices)
+        self.adds_token, self.reference, self.scale = token, reference, scale
+        self.center_weight, self.num_outputs = center_weight, NUMBERS * len(self.anchors)
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`: `rotation` and `center`, each the sum over the anchors."""
+        like = decoded.last_hidden_state.float()
+        rotation = center = like.new_zeros(())
+        pairs = list(self._pairs(decoded))
+        for anchor in self.anchors:
+            own = [(pose_distance(poses, true.poses), true.known) for _, each, poses, true in pairs if each == anchor]
+            rotation = rotation + masked_mean([(angle, known) for (angle, _), known in own], like)
+            center = center + masked_mean([(distance, known) for (_, distance), known in own], like)
+        return {"rotation": rotation, "center": self.center_weight * center}
+
+    def errors(self, decoded: Decoded) -> dict[str, Tensor]:
+        """Mean errors of one scene for each anchor, and those of a camera that never moves.
+
+        Returns:
+            `rotation_deg` and `center`, in meters or the unit of `scale`, with `neighbor_` in front for that anchor.
+        """
+        found: dict[str, Tensor] = {}
+        for _, anchor, predicted, true in self._pairs(decoded):
+            if not true.known.any():
+                continue
+            still = torch.eye(4).to(predicted).expand_as(predicted)
+            for poses, prefix in ((predicted, ""), (still, "unlearned/")):
+                angle, distance = pose_distance(poses, true.poses)
+                name = prefix + ("" if anchor == "reference" else f"{anchor}_")
+                found[f"{name}rotation_deg"] = angle[:, true.known].mean().rad2deg()
+                found[f"{name}center"] = distance[:, true.known].mean()
+        return found
+
+    def predicted_cameras(self, decoded: Decoded) -> tuple[PatchCameras, Float[Tensor, "t 4 4"]]:
+        """The cameras of one scene and the predicted poses, in the frame of its reference view."""
+        pairs = (pair for pair in self._pairs(decoded) if pair[1] == "reference")
+        scene, _, predicted, true = next(pairs)
+        assert scene.cameras is not None
+        return scene.cameras._replace(world_to_camera=true.poses), predicted[0]
+
+    def _pairs(
+        self, decoded: Decoded
+    ) -> Iterator[tuple[SceneTokens, Anchor, Float[Tensor, "rows t 4 4"], RelativePoses]]:
+        """Yields the predicted and the true poses of each scene with cameras for each anchor."""
+        for scene, states in decoded.views(self.layers[0]):
+            if scene.cameras is None:
+                continue
+            with full_precision(states.device):
+                numbers = self.head(states[:, :, -1]).float() + states.new_tensor(IDENTITY * len(self.anchors))
+            for anchor, each in zip(self.anchors, numbers.split(NUMBERS, -1), strict=True):
+                rotation = rotation_from_6d(each[..., :6])
+                translation = -(rotation * each[..., None, 6:]).sum(-1)
+                yield scene, anchor, rigid_matrix(rotation, translation), self.true_poses(scene.cameras, anchor)
+
+    @torch.no_grad()
+    def true_poses(self, cameras: PatchCameras, anchor: Anchor) -> RelativePoses:
+        """The poses of a scene in the frames of an anchor; composed in float64."""
+        known, place = cameras.has_camera, torch.arange(len(cameras.has_camera), device=cameras.has_camera.device)
+        index = torch.where(known, place, -1)[None]
+        every = Cameras(cameras.world_to_camera[None], cameras.K_normalized[None], index).to(dtype=torch.float64)
+        every = every.scaled(self.scale)
+        if anchor == "reference":
+            anchors = every.reference_view(self.reference).expand_as(place)
+        else:
+            anchors = (place - 1).clamp(min=0)
+        poses = every.world_to_camera[0]
+        relative = poses @ invert_se3(poses[anchors])
+        return RelativePoses(relative.float(), known & known[anchors] & (anchors != place))

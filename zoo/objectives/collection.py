@@ -1,0 +1,120 @@
+"""The objectives of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import InputError
+from zoo.fusions.base import ExtraTokens
+from zoo.objectives.base import Objective
+from zoo.objectives.decoded import Decoded
+from zoo.objectives.language_modeling import LanguageModeling
+from zoo.requirements import Target
+from zoo.scenes import SceneTokens
+
+
+class Objectives(nn.ModuleDict):
+    """Objectives by class name; `LanguageModeling` is the first of them unless it is given.
+
+    Args:
+        given: objectives of different classes.
+
+    Raises:
+        InputError: two of one class.
+    """
+
+    def __init__(self, given: Sequence[Objective] | None) -> None:
+        objectives = list(given or ())
+        if not any(isinstance(objective, LanguageModeling) for objective in objectives):
+            objectives.insert(0, LanguageModeling())
+        named = {type(objective).__name__: objective for objective in objectives}
+        if len(named) < len(objectives):
+            names = ", ".join(type(objective).__name__ for objective in objectives)
+            raise InputError(f"--model.objectives lists a class twice: {names}")
+        super().__init__(named)
+
+    @property
+    def every(self) -> dict[str, Objective]:
+        """All of them."""
+        return dict(self.items())  # type: ignore[arg-type]
+
+    @property
+    def active(self) -> dict[str, Objective]:
+        """Those with a weight."""
+        return {name: objective for name, objective in self.every.items() if objective.weight}
+
+    @property
+    def adding(self) -> dict[str, Objective]:
+        """Those with a learned token."""
+        return {name: objective for name, objective in self.every.items() if objective.adds_token}
+
+    def extra_tokens_beside(self, appended: ExtraTokens) -> ExtraTokens:
+        """Returns the tokens that follow the 2D tokens: the fusion's, or that of an objective.
+
+        Raises:
+            InputError: there are both, or those of two objectives.
+        """
+        if not self.adding:
+            return appended
+        names = [*self.adding, *(["the fusion"] if appended is not ExtraTokens.NOTHING else [])]
+        if len(names) > 1:
+            raise InputError(
+                f"--model.objectives: {' and '.join(names)} append tokens to each view, and only one may: "
+                "CameraPrediction needs none with token: false"
+            )
+        return ExtraTokens.ONE
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What of a scene is learned to be predicted."""
+        return tuple(dict.fromkeys(target for objective in self.active.values() for target in objective.targets))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The decoder layers whose outputs are read."""
+        return tuple(dict.fromkeys(layer for objective in self.active.values() for layer in objective.layers))
+
+    def is_unreachable(self, name: str) -> bool:
+        """Whether the parameter of this name gets no gradient: the head of an objective without a weight."""
+        objective, _, parameter = name.partition(".")
+        return parameter != "token" and objective not in self.active
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """Creates the parameters; see `Objective.bind`."""
+        for objective in self.every.values():
+            objective.bind(width, num_layers)
+
+    def change_tokens(self, scenes: Sequence[SceneTokens]) -> None:
+        """Changes the 2D tokens of a training step in place; see `Objective.change_tokens`."""
+        for objective in self.active.values():
+            objective.change_tokens(scenes)
+
+    def append_token(self, scenes: Sequence[SceneTokens]) -> None:
+        """Appends the learned token, if some objective has one, to the tokens of each temporal patch, in place."""
+        for objective in self.adding.values():
+            assert objective.token is not None  # after `bind`
+            for scene in scenes:
+                token = objective.token.to(scene.tokens.dtype).expand(len(scene.tokens), 1, -1)
+                scene.tokens = torch.cat((scene.tokens, token), 1)
+                scene.deepstack = F.pad(scene.deepstack, (0, 0, 0, 1))
+
+    def losses(self, decoded: Decoded) -> dict[str, Tensor]:
+        """The weighted sum as `loss`, and unweighted the loss of each objective and its terms, if there are several."""
+        found: dict[str, Tensor] = {}
+        total: Tensor | float = 0.0
+        for name, objective in self.active.items():
+            if terms := objective(decoded):
+                found[name] = sum(terms.values())  # type: ignore[assignment]
+                total = total + objective.weight * found[name]
+                found |= {f"{name}/{term}": value for term, value in terms.items() if len(terms) > 1}
+        assert isinstance(total, Tensor)  # of LanguageModeling
+        return {"loss": total, **found}
+
+    def errors(self, decoded: Decoded) -> dict[str, float]:
+        """The errors of one scene, as <objective>/<name>."""
+        found = {name: objective.errors(decoded) for name, objective in self.active.items()}
+        return {f"{name}/{key}": float(value) for name, each in found.items() for key, value in each.items()}

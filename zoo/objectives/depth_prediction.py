@@ -1,0 +1,52 @@
+"""Depth as something to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.objectives.base import LayerObjective, masked_mean
+from zoo.objectives.decoded import Decoded
+from zoo.precision import full_precision
+
+
+class DepthPrediction(LayerObjective):
+    """Predicts the logarithm of the depth beneath each 2D token, from the token's own hidden state.
+
+    The target is the median depth of the token's pixels over the frames that are merged in it, in meters where the
+    depth is metric. The loss is the mean absolute error of the logarithm, an error in proportions; tokens without known
+    depth are masked. The prompt is unchanged, and so is inference.
+
+    Args:
+        layer: see `LayerObjective`.
+        weight: see `Objective`.
+    """
+
+    targets = ("depth",)
+    num_outputs = 1
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        off = [((predicted - depth.log()).abs(), depth > 0) for predicted, depth in self._pairs(decoded)]
+        return {"log_depth": masked_mean(off, decoded.last_hidden_state.float())}
+
+    def errors(self, decoded: Decoded) -> dict[str, Tensor]:
+        """Mean |predicted - true| / true of one scene, and that of its median depth everywhere."""
+        found: dict[str, Tensor] = {}
+        for predicted, depth in self._pairs(decoded):
+            known = depth > 0
+            if known.any():
+                true, median = depth[known], depth[known].median()
+                found["depth_relative"] = ((predicted.exp()[:, known] - true).abs() / true).mean()
+                found["unlearned/depth_relative"] = ((median - true).abs() / true).mean()
+        return found
+
+    def _pairs(self, decoded: Decoded) -> Iterator[tuple[Float[Tensor, "rows t n"], Float[Tensor, "t n"]]]:
+        """Yields predicted logarithms and the depth, 0 where unknown, of each scene with depth."""
+        for scene, states in decoded.views(self.layers[0]):
+            if scene.depth is not None:
+                flat = states[:, :, : scene.depth.shape[1]]  # without extra tokens
+                with full_precision(states.device):
+                    yield self.head(flat).float()[..., 0], scene.depth.detach().float()

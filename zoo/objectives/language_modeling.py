@@ -1,0 +1,34 @@
+"""Next-token prediction of the answers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.errors import InputError
+from zoo.objectives.base import Objective
+from zoo.objectives.decoded import Decoded
+from zoo.shared_prefix import IGNORED
+
+
+class LanguageModeling(Objective):
+    """Mean cross-entropy (nats) of the supervised tokens; only their logits are computed.
+
+    Args:
+        weight: above 0, since every model answers questions.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if not weight:
+            raise InputError("--model.objectives: LanguageModeling needs a weight above 0: all models answer questions")
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        assert decoded.labels is not None
+        hidden, targets = decoded.last_hidden_state[:, :-1], decoded.labels[:, 1:]
+        supervised = targets != IGNORED
+        logits = decoded.lm_head(hidden[supervised])
+        total = F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        # none is supervised where another process learns from them
+        return {"cross_entropy": total / supervised.sum().clamp(min=1)}

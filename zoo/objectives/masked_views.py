@@ -1,0 +1,64 @@
+"""2D tokens that are left out in training, so that 3D tokens are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import InputError
+from zoo.objectives.base import Objective
+from zoo.objectives.decoded import Decoded
+from zoo.scenes import SceneTokens
+
+
+class MaskedViews(Objective):
+    """Replaces a share of the 2D tokens by a learned one in training, before view mixing and fusion.
+
+    A model that can answer by its 2D tokens ignores 3D tokens beside them; masking 2D tokens is GeoSR's remedy. It has
+    no loss of its own and changes nothing at inference. DeepStack's features of a masked token are zero.
+
+    Masks are drawn from a count of steps that checkpoints hold, so that a resumed run draws those of one that was never
+    interrupted.
+
+    Args:
+        share: of the 2D tokens of a scene, from 0 up to 1.
+        shares: share by question type, in place of `share`; a scene with several questions has the mean of theirs.
+
+    Raises:
+        InputError: a share outside of 0 to 1.
+    """
+
+    steps: Tensor
+
+    def __init__(self, share: float = 0.25, shares: dict[str, float] | None = None) -> None:
+        super().__init__()
+        for value in (share, *(shares or {}).values()):
+            if not 0 <= value <= 1:
+                raise InputError(f"--model.objectives: MaskedViews with a share of {value}: give one from 0 to 1")
+        self.share, self.shares = share, shares or {}
+        self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """Creates the learned token."""
+        self.mask_token = nn.Parameter(0.02 * torch.randn(width))
+
+    def share_of(self, question_types: Sequence[str]) -> float:
+        """The share of a scene with questions of these types."""
+        shares = [self.shares.get(kind, self.share) for kind in question_types] or [self.share]
+        return sum(shares) / len(shares)
+
+    def change_tokens(self, scenes: Sequence[SceneTokens]) -> None:
+        """See `Objective`."""
+        generator = torch.Generator().manual_seed(int(self.steps))
+        self.steps += 1
+        for scene in scenes:
+            drawn = torch.rand(scene.tokens.shape[:2], generator=generator)
+            masked = (drawn < self.share_of(scene.scene.question_types)).to(scene.tokens.device)[..., None]
+            scene.tokens = torch.where(masked, self.mask_token.to(scene.tokens.dtype), scene.tokens)
+            scene.deepstack = scene.deepstack.masked_fill(masked, 0.0)
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """No loss."""
+        return {}
