@@ -23,7 +23,7 @@ from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
 from zoo.errors import InputError
 from zoo.sequence_layout import MediaKind
-from zoo.tasks import VideoQATask
+from zoo.tasks import Task, VideoQATask
 from zoo.tasks.training_cost import Batch, TrainingCost, training_cost
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.weight_reading import shapes_only
@@ -121,7 +121,7 @@ def parse(arguments: list[str]) -> Training:
     parser.add_argument(
         "--video_size", type=list[int] | None, default=None, help="height and width of raw frames; null is 480, 640"
     )
-    parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
+    parser.add_subclass_arguments(Task, "model", fail_untyped=False, required=True)
     parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
     for option in ("seed_everything", *OF_RUNS):
         parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
@@ -140,6 +140,8 @@ def parse(arguments: list[str]) -> Training:
     with shapes_only():
         built: Any = parser.instantiate_classes(settings)
     task, module = built.model, built.data
+    if not isinstance(task, VideoQATask):
+        raise InputError(f"plan counts a model that learns from questions, and {type(task).__name__} does not")
     height, width = resized(module, task, size)
     kind: MediaKind = "video" if module.frames_as == "video" else "image"
     num_frames = module.num_frames // 2 * 2
