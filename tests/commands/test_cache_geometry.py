@@ -32,9 +32,8 @@ def run(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, "vggt/model.safetensors")
     data = {"source.root": rooms_root, "source.scenes": list(ROOMS), "num_frames": 4, "question_types": "null"}
     words = [word for name, value in data.items() for word in (f"--data.{name}", str(value))]
-    vggt = [
-        word for name, value in {"path": "vggt", **VGGT}.items() for word in (f"--model.geometry.{name}", str(value))
-    ]
+    options = {"path": "vggt", **VGGT}.items()
+    vggt = ["--model.geometry=TinyVGGT", *(f"--model.geometry.{name}={value}" for name, value in options)]
 
     def call(command: str, *more: str, config: str = "spatial_mllm.yaml") -> str:
         monkeypatch.delenv("ZOO_RUN", raising=False)

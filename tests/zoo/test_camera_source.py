@@ -150,7 +150,7 @@ def test_models_without_cameras_ignore_the_camera_source() -> None:
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ({}, "a part that reads them: --model.camera_encoding or --model.view_mixer"),
+        ({}, "a part that reads them: --model.camera_encoding, --model.view_mixer, or one of --model.objectives"),
         ({"camera_encoding": PRoPE()}, "needs a --model.geometry that predicts cameras"),
         ({"camera_encoding": PRoPE(), "geometry": DatasetGeometry}, "needs a --model.geometry that predicts cameras"),
         ({"camera_encoding": PointRoPE(), **VGGT}, "this VGGT has no depth head"),
