@@ -180,5 +180,5 @@ def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
 
 
 def test_no_config_is_left_out() -> None:
-    others = {*TINY, "model_default.yaml", "geometry_tiny.yaml"}
+    others = {*TINY, "model_default.yaml", "geometry_tiny.yaml", "strategy_fsdp2.yaml"}
     assert set(SHIPPED) == {*MODELS, *WEIGHTS, *DATA, *others}  # those of data: tests/datamodules/test_configs.py

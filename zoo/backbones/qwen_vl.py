@@ -59,7 +59,7 @@ class QwenVLBackbone(Backbone):
         self.placeholders = Placeholders(
             config.video_token_id, config.image_token_id, config.vision_start_token_id, self.span_per_step
         )
-        own = text.eos_token_id
+        own = getattr(text, "eos_token_id", None)
         self.stop_tokens = list(dict.fromkeys([*([own] if isinstance(own, int) else own or ()), *stop_tokens]))
         self.spatial_merge_size, self.patch_size = vision.spatial_merge_size, vision.patch_size
         self.hidden_size, self.context_length = text.hidden_size, text.max_position_embeddings
