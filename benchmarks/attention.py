@@ -129,7 +129,7 @@ def text_model(arguments: argparse.Namespace) -> Qwen2_5_VLTextModel:
 
 def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace) -> EncodedCameras:
     encoding = COMBINATIONS[name]()
-    replace_classes(model, Qwen25VLBackbone.camera_attention)
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
     head = HeadLayout.in_row(arguments.head_dim, MRoPE[arguments.head_dim])
     config, rotary = model.config, model.rotary_emb
     layout = DecoderLayout(

@@ -11,6 +11,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from zoo.fingerprint import file_fingerprint
 from zoo.geometry import CachedGeometry
 from zoo.seed import resolve_seed
 from zoo.weights import DIGITS, fingerprint
@@ -69,6 +70,8 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     geometry = getattr(getattr(pl_module, "model", None), "geometry", None)
     if isinstance(geometry, CachedGeometry):  # the model itself lacks these weights
         flat["geometry_weights"] = geometry.weights
+    if (scale := getattr(geometry, "scale_from", None)) is not None:
+        flat["scale_weights"] = [file_fingerprint(file) for file in scale.files]
     tested = getattr(data, "tested", ())
     found = {
         **flat,

@@ -66,9 +66,10 @@ def cache_geometry(arguments: list[str]) -> None:
         try:
             if loaded.error is not None:
                 raise InputError(loaded.error)
-            frames = model.geometry_frames(loaded.frames.to(device))
+            given = None if loaded.geometry is None else loaded.geometry.to(device)
+            scene = model.geometry_frames(loaded.frames.to(device)), given
             before = encoder.num_computed
-            encoder([frames], [None], **wanted)
+            encoder(*([each] for each in scene), **wanted)
         except (OSError, ValueError) as error:
             counts[FAILED] += 1
             tqdm.write(f"{loaded.scene.name}: {error}", file=sys.stderr)
@@ -77,12 +78,12 @@ def cache_geometry(arguments: list[str]) -> None:
             raise InputError(
                 f"{encoder.folder}: {encoder.write_error.strerror}; what was written is kept, so run it again"
             )
-        first = frames if first is None else first
+        first = first or scene
         counts[KEPT if encoder.num_computed == before else MADE] += 1
     outputs = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
     done = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     print(f"cache-geometry: {outputs} of {len(mine)} scenes: {done}; see {encoder.folder}/")
-    if first is not None and not encoder.holds(first, **wanted):
+    if first is not None and not encoder.holds(*first, **wanted):
         raise InputError(
             f"{encoder.folder} was full and lost the first scenes again: raise --model.geometry_cache.max_size_gb"
         )

@@ -24,7 +24,7 @@ from zoo.pretrained import config_of
 NOT_ARCHITECTURE = {
     *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
     *("max_new_tokens", "repetition_penalty", "allow_untrained", "attn_implementation", "dtype", "geometry_cache"),
-    "camera_source",
+    *("camera_source", "scale_from"),
 }
 CHANGES_NO_RESULT = {
     *("num_workers", "keep_in_memory", "questions_per_batch", "video", "question", "workers"),

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import Collate, FramesAs, LoadedScene, record
@@ -185,6 +185,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
                     f"{kept[0].video.stem}.{'cameras.json' if target == 'cameras' else target} beside {kept[0].video} "
                     "etc., or take the geometry encoder's: --model.camera_source predicted"
                 )
+        asked = {question.question_type for scene in kept for question in scene.questions}
+        if (unit := self.requirements.arbitrary_unit) and asked.intersection(self.source.benchmark.metric_types):
+            rank_zero_warn(
+                f"{unit} predicts lengths in a unit of each scene's own, and questions ask for meters: align them by "
+                "--model.geometry.scale_from DatasetPoses or MetricModel, or take an encoder whose lengths are meters"
+            )
         return kept
 
     @property

@@ -19,10 +19,10 @@ __getattr__, __all__ = lazy_exports(
             *("ValueRoPE", "ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
-        "fusions": ["AddFusion", "CameraTokenFusion", "ConcatSplitFusion", "Fusion"],
+        "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
         "geometry": [
-            *("DatasetGeometry", "GeometryCache", "GeometryEncoder", "PretrainedDA3", "PretrainedVGGT", "TinyDA3"),
-            "TinyVGGT",
+            *("DatasetGeometry", "DatasetPoses", "GeometryCache", "GeometryEncoder", "MetricModel", "PosedDA3"),
+            *("PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
         ],
         "metrics": ["VSIBenchScore", "score_answer"],
         "lora": ["LoRA"],

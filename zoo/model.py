@@ -116,7 +116,9 @@ class SpatialVLM(Configurable, nn.Module):
             self.geometry.enable_head("camera")
         # 3. Fusion and view mixer, in the backbone's dtype.
         if fusion is not None and self.geometry is not None:
-            self.fusion = self._like_backbone(fusion(width, self.geometry.width))
+            self.fusion = fusion(width, self.geometry.width)
+            self.fusion.bind(self.geometry.num_layers, self.backbone.decoder_layout.num_layers)
+            self.fusion = self._like_backbone(self.fusion)
         if view_mixer is not None:
             self.view_mixer = self._like_backbone(view_mixer(width if self.fusion is None else self.fusion.flat_width))
         # 4. What the parts read of the cameras, and add to the prompt.
@@ -188,17 +190,20 @@ class SpatialVLM(Configurable, nn.Module):
     def requirements(self) -> DataRequirements:
         """What this model needs of the data."""
         use, fused = self.camera_use, self.geometry if self.uses_geometry_tokens else None
-        encoder = self.geometry if self.predicts_cameras or self.predicts_targets else fused
+        encoder = self.geometry if self.predicts_cameras else fused
+        shown = self.geometry if self.predicts_targets else encoder  # the frames, in training at least
+        has_own_unit = self.predicts_cameras and use.lengths and not (encoder and encoder.is_metric)
         return DataRequirements(
-            cameras=(use.cameras and not self.predicts_cameras) or bool(fused and fused.requires_cameras),
+            cameras=(use.cameras and not self.predicts_cameras) or bool(encoder and encoder.requires_cameras),
             depth=((use.points or use.median_depth) and self.camera_source != "predicted")
             or bool(fused and fused.requires_depth),
-            frames=bool(encoder and encoder.requires_frames),
+            frames=bool(shown and shown.requires_frames),
             seconds=self.time_index.seconds,
             frame_times=self.backbone.span_per_step,
             token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
             image_pixels=self.backbone.image_pixels,
             targets=() if self.camera_source == "predicted" else self.objectives.targets,
+            arbitrary_unit=self.geometry_name if has_own_unit else None,
         )
 
     def is_unreachable(self, name: str) -> bool:
@@ -299,7 +304,7 @@ class SpatialVLM(Configurable, nn.Module):
             ],
         }
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(media)}
+        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(media, input_ids)}
         # 5. The camera encoding, shared by all layers.
         if self.camera_encoding is not None and cameras is not None:
             known = [scene.points for row in rows for scene in row if scene.points is not None]

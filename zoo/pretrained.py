@@ -212,11 +212,14 @@ def _sources(model: SpatialVLM) -> dict[str, tuple[str, tuple[Path, ...]]]:
         sources["backbone"] = model.loader.released_path, model.loader.files
     if model.geometry is not None and model.geometry.path is not None:
         sources["geometry"] = model.geometry.path, model.geometry.files
+    scale = None if model.geometry is None else model.geometry.scale_from
+    if scale is not None and scale.path is not None:
+        sources["scale"] = scale.path, scale.files
     return sources
 
 
 def frozen_weights(model: SpatialVLM) -> dict[str, dict[str, Any]]:
-    """Path and fingerprints of the files of each part (`backbone`, `geometry`) that is not saved as a whole.
+    """Path and fingerprints of the files of each part (`backbone`, `geometry`, `scale`) that is not saved as a whole.
 
     The fingerprints are of size, head and tail of each file, see `zoo.fingerprint`: some milliseconds.
     """

@@ -22,12 +22,14 @@ class CameraUse:
 
     Attributes:
         cameras: poses reach the 2D tokens, the decoder's attention, or its positions.
+        lengths: with their unit, to which a part is not invariant.
         points: the 3D points of tokens reach an encoding.
         median_depth: lengths are divided by the median depth.
         balanced_reference: the reference view is chosen by the 2D tokens.
     """
 
     cameras: bool
+    lengths: bool
     points: bool
     median_depth: bool
     balanced_reference: bool
@@ -38,6 +40,7 @@ class CameraUse:
         present = [part for part in parts if part is not None]
         return cls(
             cameras=bool(present) or time_index.requires_cameras,
+            lengths=any(not part.symmetries.scale for part in present) or time_index.uses_lengths,
             points=any(part.uses_points for part in present),
             median_depth=any(part.uses_median_depth for part in present),
             balanced_reference=any(part.uses_balanced_reference for part in present),
@@ -68,6 +71,8 @@ class DataRequirements:
         image_pixels: least and most pixels of a still image, those of the model's own processor.
         targets: what objectives learn to predict: it is read of the scenes that have it, and some scene of the training
             split must.
+        arbitrary_unit: the geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
+            can't answer in meters; None if it reads no such lengths.
     """
 
     cameras: bool = False
@@ -78,6 +83,7 @@ class DataRequirements:
     token_px: int = 28
     image_pixels: tuple[int, int] = IMAGE_PIXELS
     targets: tuple[Target, ...] = ()
+    arbitrary_unit: str | None = None
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:
@@ -106,6 +112,17 @@ def check_geometry(
         raise InputError(
             "--model.camera_source predicted needs a --model.geometry that predicts cameras, such as PretrainedVGGT, "
             "and a part that reads them: --model.camera_encoding, --model.view_mixer, or one of --model.objectives"
+        )
+    scale = None if geometry is None else geometry.scale_from
+    if scale is not None and (source == "dataset" or not uses_cameras):
+        raise InputError(
+            "--model.geometry.scale_from is for predicted cameras: set --model.camera_source predicted in a model that "
+            "reads cameras, or leave it out"
+        )
+    if scale is not None and source == "auto" and scale.requires_cameras:
+        raise InputError(
+            f"--model.geometry.scale_from {type(scale).__name__} needs cameras, where --model.camera_source auto "
+            "predicts none: set predicted, or take MetricModel"
         )
     if uses_tokens and not (geometry and geometry.width):
         raise InputError("--model.fusion needs 3D tokens: name their encoder with --model.geometry")

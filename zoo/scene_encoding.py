@@ -72,12 +72,14 @@ def fuse_scenes(
         if fusion is not None:
             known = [each for i in members if (each := geometry[i]) is not None and fusion.uses_geometry]
             read = SceneGeometry.joined(known) if len(known) == len(same) else None
-            fused = fusion(tokens, torch.tensor([steps * len(same), *sides]), read, mix)
+            long = torch.tensor([steps * len(same), *sides])
+            fused, deep = fusion(tokens, long, read, mix), fusion.deep_features(read, long, tokens.dtype)
         elif mix is not None:
             fused = mix(tokens).unflatten(0, (steps * len(same), -1))
         else:
             continue
-        for encoded, each in zip(same, fused.split(steps), strict=True):
+        for i, (encoded, each) in enumerate(zip(same, fused.split(steps), strict=True)):
             encoded.tokens = each
             if fusion is not None:
-                encoded.deepstack = fusion.fit_deepstack(encoded.deepstack, each.shape[1])
+                own = None if deep is None else deep[:, i * steps : (i + 1) * steps]
+                encoded.deepstack = fusion.fit_deepstack(encoded.deepstack, each.shape[1], own)

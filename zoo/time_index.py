@@ -60,6 +60,7 @@ class TimeIndex(Configurable, ABC):
             where each temporal patch is a span of its own (Qwen3-VL).
         requires_frames: reads the raw frame indices.
         requires_cameras: reads the poses.
+        uses_lengths: depends on the unit of the poses.
     """
 
     seconds_per_grid: int | float = 1.0
@@ -68,6 +69,7 @@ class TimeIndex(Configurable, ABC):
     per_span: bool = False
     requires_frames: bool = False
     requires_cameras: bool = False
+    uses_lengths: bool = False
 
     @abstractmethod
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
@@ -201,6 +203,7 @@ class PoseTimeIndex(SpreadIndex):
     ) -> None:
         super().__init__(span)
         self.measure, self.translation_weight = measure, translation_weight
+        self.uses_lengths = measure not in ("rotation", "center")  # positions are scaled to the span
 
     @abstractmethod
     def pose_values(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:

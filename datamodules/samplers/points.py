@@ -125,9 +125,14 @@ class PredictedPoints(PointSource):
         # described now: absent weights stop a run at once, not at each of its scenes
         self._encoder = LazyGeometry(encoder or partial(PretrainedVGGT, dtype=dtype))
         outline = self._encoder.outline
+        option = f"--data.sampler.geometry.encoder {type(outline).__name__}"
         if not (outline.predicts_cameras and (outline.predicts_points if head == "point" else outline.predicts_depth)):
-            option = f"--data.sampler.geometry.encoder {type(outline).__name__}"
             raise InputError(f"{option} does not predict cameras and {head}: choose another encoder or head")
+        if outline.requires_cameras or outline.scale_from is not None:
+            raise InputError(
+                f"{option} gets none of the dataset's cameras, and voxels have no unit: leave scale_from out, and take "
+                "PretrainedDA3 for PosedDA3"
+            )
         self._encoder.enable_head("camera")
         self._encoder.enable_head(head)
 

@@ -91,8 +91,8 @@ def test_a_run_with_a_full_cache_loads_no_vggt(run: Run, monkeypatch: pytest.Mon
     made: list[str] = []
     build = VGGTEncoder.__init__
 
-    def spy(self: VGGTEncoder, *arguments: object) -> None:
-        build(self, *arguments)
+    def spy(self: VGGTEncoder, *arguments: object, **options: object) -> None:
+        build(self, *arguments, **options)
         made.extend({tensor.device.type for tensor in self.parameters()})
 
     monkeypatch.setattr(VGGTEncoder, "__init__", spy)

@@ -19,6 +19,7 @@ import datamodules
 import main
 import zoo
 from commands.cli import ZooCLI
+from zoo.configuration import from_config
 
 ErrorOf = Callable[[str], str]
 CONFIGS = {
@@ -287,6 +288,24 @@ def test_help_names_options_in_full(line: str, names: list[str], monkeypatch: py
 
 OURS = (zoo, datamodules, callbacks)
 EXPORTS = [getattr(package, name) for package in OURS for name in package.__all__]
+
+
+def test_layers_of_encoder_and_decoder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    words = shlex.split(
+        "fit --config spatial_mllm.yaml --model.geometry TinyVGGT --model.geometry.path null --model.geometry.layers "
+        "'[1, 2, 3]' --model.fusion DeepFusion --model.fusion.decoder_layers '[0, 1, 2]' --print_config"
+    )
+    monkeypatch.setattr(sys, "argv", ["main.py", *words])
+    with pytest.raises(SystemExit):
+        main.main()
+    config = yaml.safe_load(capsys.readouterr().out)["model"]
+    model = from_config(zoo.VideoQATask, config).model
+    assert model.geometry.layers == (1, 2, 3) and model.fusion.decoder_layers == [0, 1, 2]
+    config["init_args"]["geometry"]["init_args"]["layers"] = [1, 3]
+    with pytest.raises(zoo.InputError, match="3D tokens of 2 layers: name 3 --model.geometry.layers"):
+        from_config(zoo.VideoQATask, config)
+
+
 PARTS = [part for part in EXPORTS if isinstance(part, type)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import (
     AddFusion,
+    AttentionFusion,
     CameraTokenFusion,
     ConcatSplitFusion,
     ConstantIndex,
+    DeepFusion,
     LearningRates,
     TinyQwen3VL,
     TinyQwen25VL,
@@ -47,6 +50,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "ConcatSplitFusion": {"fusion": ConcatSplitFusion, **VGGT},
     "CameraTokenFusion, append": {"fusion": CameraTokenFusion, **VGGT},
     "CameraTokenFusion, add": {"fusion": lambda *widths: CameraTokenFusion(*widths, mode="add"), **VGGT},
+    "AttentionFusion": {"fusion": AttentionFusion, **VGGT},
+    "DeepFusion": {
+        "fusion": partial(DeepFusion, decoder_layers=[0, 1]),
+        "geometry": lambda: TinyVGGT(embed_dim=32, depth=2, layers=[0, 1]),
+    },
     "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "camera_encoding": "PRoPE, ChannelRange", **VGGT},
     "prope.yaml": {
         "geometry": lambda: DatasetGeometry(depth=False),
@@ -70,6 +78,7 @@ ON_BOTH = {
     "AddFusion",
     "ConcatSplitFusion",
     "CameraTokenFusion, append",
+    "DeepFusion",
     "prope.yaml",
     "StepIndex",
     "PoseALiBi",
@@ -103,7 +112,7 @@ def build(
             "time_index": ConstantIndex() if encoding.requires_constant_time else None,
         }
     backbone = BACKBONES[family](
-        layers=2,
+        layers=3 if name == "DeepFusion" else 2,  # behind the last one nothing is added
         hidden_size=64,
         heads=2,
         key_value_heads=1 if name == "plain" else 2,

@@ -20,7 +20,7 @@ from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
 from zoo.checkpoints.names import model_names, released_name
 from zoo.fusions import AddFusion, Fusion
-from zoo.fusions.base import Connector
+from zoo.fusions.connector import Connector
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.visual_grid import PATCHES_PER_TOKEN

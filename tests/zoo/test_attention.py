@@ -22,14 +22,14 @@ def test_stock_attention_would_be_silently_off() -> None:
     model, example = tiny_model(), Example()
     ignored = logits(model, example)
     assert torch.equal(ignored, logits(model, example, stock=True))
-    replace_classes(model, Qwen25VLBackbone.camera_attention)
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
     assert not torch.equal(ignored, logits(model, example))
 
 
 @torch.no_grad()
 def test_all_that_follows_a_view_knows_of_the_cameras() -> None:
     model, example = tiny_model(), Example()
-    replace_classes(model, Qwen25VLBackbone.camera_attention)
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
     moved = (every_logit(model, example) - every_logit(model, example, stock=True)).abs().amax(-1)
     seen = (example.index >= 0).cumsum(1) > 0
     assert (moved[example.attention_mask.bool() & seen] > 1e-3).all()
@@ -38,7 +38,7 @@ def test_all_that_follows_a_view_knows_of_the_cameras() -> None:
 @torch.no_grad()
 def test_an_encoding_of_other_tokens_is_an_error() -> None:
     model, example = tiny_model(), Example()
-    replace_classes(model, Qwen25VLBackbone.camera_attention)
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
     inputs = example.inputs(model)
     example.index, example.patch_centers = example.index[:, :-1], example.patch_centers[:, :-1]
     with pytest.raises(ValueError, match="camera encoding is of 18 tokens, not 19"):
@@ -47,7 +47,7 @@ def test_an_encoding_of_other_tokens_is_an_error() -> None:
 
 def test_reentrant_checkpointing_too() -> None:
     model, example, other = tiny_model().train(), Example(), Example(seed=1)
-    replace_classes(model, Qwen25VLBackbone.camera_attention)
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
     for each in (example, other):  # a reentrant checkpoint needs an input with a gradient
         each.embeddings.requires_grad_()
     plain = gradients(model, example)
@@ -61,6 +61,6 @@ def test_reentrant_checkpointing_too() -> None:
 def test_installing_twice_is_installing_once() -> None:
     model = tiny_model()
     for _ in range(2):
-        replace_classes(model, Qwen25VLBackbone.camera_attention)
+        replace_classes(model, Qwen25VLBackbone.hooked_classes)
     layers = model.model.language_model.layers
     assert [type(layer.self_attn) for layer in layers] == [Qwen25VLAttention] * 3

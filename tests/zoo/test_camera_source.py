@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import LoadedScene
+from tests.conftest import ROOMS
 from tests.zoo.asking import VGGT, batch, build, inputs_of, logits_of, scene
 from tests.zoo.test_vlm import cameras, sequences, tiny
 from zoo import (
@@ -16,6 +21,7 @@ from zoo import (
     Cameras,
     ConcatSplitFusion,
     DatasetGeometry,
+    DatasetPoses,
     InputError,
     PointRoPE,
     PoseDistanceIndex,
@@ -24,14 +30,15 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.geometry import SceneGeometry
+from zoo.requirements import DataRequirements
 from zoo.tasks import VideoQATask
 
 KINDS = ["PRoPE by VGGT's cameras", "PRoPE on ConcatSplitFusion"]  # without and with 3D tokens
 
 
-def model(kind: str, source: str) -> VideoQATask:
+def model(kind: str, source: str, **parts: Any) -> VideoQATask:
     """The same weights whatever the source, and a camera head whose fields of view are sound."""
-    ours = build(kind, camera_source=source)
+    ours = build(kind, camera_source=source, **parts)
     last = ours.model.geometry.vggt.camera_head.pose_branch.fc2 if ours.model.geometry is not None else None
     if last is not None:
         with torch.no_grad():
@@ -176,3 +183,74 @@ def test_in_memory_the_choice_is_the_same() -> None:
         assert (by_data - by_vggt)[given["attention_mask"].bool()].abs().max() > 1e-3
         with pytest.raises(InputError, match="needs the frames of each video"):
             either.logits(**given)
+
+
+# ---- meters -----------------------------------------------------------------------------------------------------
+
+
+def aligned(source: str = "predicted", **parts: Any) -> VideoQATask:
+    """A model whose predicted lengths are aligned to the dataset's cameras."""
+
+    def vggt() -> TinyVGGT:
+        return TinyVGGT(embed_dim=32, depth=2, scale_from=DatasetPoses())
+
+    return model(KINDS[0], source, geometry=vggt, **parts)
+
+
+def test_predicted_lengths_in_meters_reach_the_decoder() -> None:
+    ours, plain = aligned(), model(KINDS[0], "predicted")
+    assert ours.requirements.cameras and not plain.requirements.cameras
+    assert (ours.requirements.arbitrary_unit, plain.requirements.arbitrary_unit) == (None, "TinyVGGT")
+    expected, far, moved = logits(ours, one()), one(), one()
+    far.geometry = far.geometry.scaled(3.0)
+    moved.geometry.world_to_camera = moved.geometry.world_to_camera @ one().geometry.world_to_camera[0]
+    assert equal(logits(ours, moved), expected)  # whatever the world of the dataset
+    assert not equal(logits(ours, far), expected) and not equal(logits(plain, one()), expected)
+    assert equal(logits(plain, far), logits(plain, one()))  # which reads none of it
+    with pytest.raises(InputError, match="scene 0 of the batch: the scale of poses needs three cameras"):
+        ours.model.encode_scenes(batch(ours, without_cameras(one()))["scenes"])
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("dataset", "is for predicted cameras: set --model.camera_source"),
+        ("auto", "DatasetPoses needs cameras, where --model.camera_source auto predicts none"),
+    ],
+)
+def test_a_scale_without_effect_is_refused(source: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        aligned(source, fusion=AddFusion)
+
+
+@pytest.mark.parametrize(
+    ("parts", "unit"),
+    [
+        ({"camera_encoding": PRoPE()}, "TinyVGGT"),
+        ({"camera_encoding": PRoPE(scale="mean")}, None),  # in units of the scene itself
+        ({"camera_encoding": PRoPE(pose_component="rotation")}, None),
+        ({"time_index": PoseDistanceIndex()}, "TinyVGGT"),
+        ({"time_index": PoseDistanceIndex("center")}, None),
+        ({"camera_encoding": PRoPE(), "camera_source": "dataset", "fusion": AddFusion}, None),
+    ],
+)
+def test_which_models_read_lengths_in_a_unit_of_their_own(parts: dict[str, Any], unit: str | None) -> None:
+    ours = SpatialVLM(backbone=tiny(), **{"camera_source": "predicted", **VGGT, **parts})
+    assert ours.requirements.arbitrary_unit == unit
+
+
+def test_questions_in_meters_warn_of_such_lengths(rooms_root: Path) -> None:
+    def said(unit: str | None, *kinds: str) -> list[str]:
+        data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root), workers=1), question_types=list(kinds))
+        task = SimpleNamespace(requirements=DataRequirements(arbitrary_unit=unit))
+        data.trainer = SimpleNamespace(lightning_module=task)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            data.scenes("val"), data.scenes("test")
+        return [str(warning.message) for warning in caught]
+
+    (text,) = said("TinyVGGT", "object_counting", "room_size_estimation")  # once
+    assert (
+        text.startswith("TinyVGGT predicts lengths in a unit of each scene's own") and "scale_from DatasetPoses" in text
+    )
+    assert not said("TinyVGGT", "object_counting") and not said(None, "room_size_estimation")

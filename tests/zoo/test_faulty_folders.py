@@ -182,7 +182,7 @@ def test_a_config_that_makes_no_sense(release: Path, changes: dict[str, Any]) ->
     with_config(release, **changes)
     with pytest.raises(InputError, match="release/config.json|check the config and .*release$") as error:
         released_model(release)
-    assert "--model.geometry.layer" not in said(error)
+    assert "--model.geometry.layers" not in said(error)
 
 
 def test_a_config_that_is_a_list(release: Path) -> None:

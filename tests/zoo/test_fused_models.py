@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from zoo import (
     CameraTokenFusion,
     ConcatSplitFusion,
     ConcatSplitMLLM,
+    DeepFusion,
     InputError,
     Qwen25VL,
     SpatialMLLM,
@@ -47,6 +49,7 @@ MODELS: dict[str, Callable[[], SpatialVLM]] = {
     "concat on the channel": lambda: tiny(ConcatSplitMLLM),
     "concat on the token": lambda: tiny(ConcatSplitMLLM, fusion=on_the_token),
     "camera token": lambda: tiny(SpatialMLLM, fusion=CameraTokenFusion),
+    "deep": lambda: tiny(SpatialMLLM, fusion=partial(DeepFusion, decoder_layers=[0])),
 }
 
 

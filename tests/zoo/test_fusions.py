@@ -12,30 +12,39 @@ from torch import Tensor
 
 from tests.golden.weights import init_
 from tests.zoo.released import GOLDEN
-from zoo import AddFusion, CameraTokenFusion, ConcatSplitFusion, Fusion, InputError
+from zoo import AddFusion, AttentionFusion, CameraTokenFusion, ConcatSplitFusion, DeepFusion, Fusion, InputError
 from zoo.fusions import ExtraTokens, merge_spatial
 from zoo.geometry import SceneGeometry
 
 CASES = sorted(path.stem for path in (GOLDEN / "connector").glob("*.safetensors"))
 GRID = torch.tensor([3, 4, 6])  # steps, and patches a column and a row: 3 x 6 tokens
-WIDTH, CHANNELS = 16, 5
+WIDTH, CHANNELS = 16, 6  # of 3D tokens of two layers
 FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
     "add": (AddFusion, {}),
     "concat on the channel": (ConcatSplitFusion, {}),
     "concat on the token": (ConcatSplitFusion, {"axis": "token"}),
     "camera token appended": (CameraTokenFusion, {}),
     "camera token added": (CameraTokenFusion, {"mode": "add"}),
+    "attention": (AttentionFusion, {"head_dim": 8}),
+    "deep": (DeepFusion, {"decoder_layers": [2, 0]}),
 }
+SUMS = ["add", "camera token added", "attention", "deep"]
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def build(name: str, **switches: str) -> Fusion:
-    """With weights that say something, the same whatever the switches."""
+def untrained(name: str, **switches: str) -> Fusion:
     kind, options = FUSIONS[name]
     fusion = kind(WIDTH, CHANNELS, **options, **switches)
+    fusion.bind(2, 4)
+    return fusion
+
+
+def build(name: str, **switches: str) -> Fusion:
+    """With weights that say something, the same whatever the switches."""
+    fusion = untrained(name, **switches)
     with torch.no_grad():
         for i, parameter in enumerate(fusion.parameters()):
             parameter.copy_(0.3 * draw(*parameter.shape, seed=i))
@@ -56,6 +65,14 @@ def change(geometry: SceneGeometry, name: str, frames: slice) -> SceneGeometry:
 
 
 VISUAL = draw(18, WIDTH, seed=3)
+
+
+def fuse(fusion: Fusion, visual: Tensor, geometry: SceneGeometry | None) -> Tensor:
+    """All that reaches the decoder: visual tokens, and beside them on the channels the features of three layers."""
+    tokens, deep = fusion(visual, GRID, geometry), fusion.deep_features(geometry, GRID, visual.dtype)
+    if deep is None:
+        deep = tokens.new_zeros(3 if isinstance(fusion, DeepFusion) else 0, *tokens.shape)
+    return torch.cat((tokens, *deep), -1)
 
 
 # ---- the official connector ------------------------------------------------------------------------------------
@@ -129,27 +146,30 @@ def test_each_branch_alone(name: str) -> None:
     both, flat, spatial = (build(name, active_branches=active_branches) for active_branches in ("both", "2d", "3d"))
     assert (both.uses_geometry, flat.uses_geometry, spatial.uses_geometry) == (True, False, True)
     other = draw(18, WIDTH, seed=8)
-    alone = flat(VISUAL, GRID, None)
-    assert torch.equal(alone, flat(VISUAL, GRID, scene())) and not torch.equal(alone, flat(other, GRID, None))
-    deep = spatial(VISUAL, GRID, scene())
-    assert torch.equal(deep, spatial(other, GRID, scene()))
+    alone = fuse(flat, VISUAL, None)
+    assert torch.equal(alone, fuse(flat, VISUAL, scene())) and not torch.equal(alone, fuse(flat, other, None))
+    deep = fuse(spatial, VISUAL, scene())
+    assert torch.equal(deep, fuse(spatial, other, scene()))
     elsewhere = change(change(scene(), "patches", slice(None)), "camera_tokens", slice(None))
-    assert not torch.equal(deep, spatial(VISUAL, GRID, elsewhere))
-    together = both(VISUAL, GRID, scene())
+    assert not torch.equal(deep, fuse(spatial, VISUAL, elsewhere))
+    together = fuse(both, VISUAL, scene())
     assert alone.shape == deep.shape == together.shape
-    assert torch.allclose(together, alone + deep, atol=1e-6)  # each has zeros where the other one is
+    # each has zeros where the other one is; what 2D tokens find among 3D tokens is of both
+    assert torch.allclose(together, alone + deep, atol=1e-6) == (name != "attention")
     assert not torch.allclose(together, alone, atol=1e-2) and not torch.allclose(together, deep, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["add", "camera token added"])
+@pytest.mark.parametrize("name", SUMS)
 def test_the_2d_branch_of_a_sum_is_the_plain_model(name: str) -> None:
     assert torch.equal(build(name, active_branches="2d")(VISUAL, GRID, None).flatten(0, 1), VISUAL)
-    kind, options = FUSIONS[name]
-    fresh = kind(WIDTH, CHANNELS, **options)
-    assert torch.equal(fresh(VISUAL, GRID, scene()).flatten(0, 1), VISUAL)  # and so is an untrained one
-    (fresh(VISUAL, GRID, scene()) * draw(3, 6, WIDTH)).sum().backward()
+    fresh = untrained(name)
+    fused = fuse(fresh, VISUAL, scene())
+    assert torch.equal(fused[..., :WIDTH].flatten(0, 1), VISUAL)  # and so is an untrained one
+    assert not fused[..., WIDTH:].any()
+    (fused * draw(*fused.shape)).sum().backward()
     learning = {name for name, p in fresh.named_parameters() if p.grad is not None and p.grad.any()}
-    assert learning == {"connector.mlp.2.weight", "connector.mlp.2.bias"}  # from which the others follow
+    last = {name for name, _ in fresh.named_parameters() if "mlp.2." in name or name == "o.weight"}
+    assert learning == last and last  # from which the others follow
 
 
 def test_halves_of_the_channels_and_places_in_the_sequence() -> None:
@@ -201,11 +221,11 @@ def test_what_becomes_of_the_two_frames_of_a_pair(name: str) -> None:
         values = {key: value for key, value in vars(geometry).items() if value is not None}
         return SceneGeometry(**{key: of(v.unflatten(0, (-1, 2))).repeat_interleave(2, 0) for key, v in values.items()})
 
-    expected_first = concat(VISUAL, GRID, doubled(lambda pairs: pairs[:, 0]))
-    expected_mean = concat(VISUAL, GRID, doubled(lambda pairs: pairs.mean(1)))
-    assert torch.equal(first(VISUAL, GRID, geometry), expected_first)
-    assert torch.allclose(mean(VISUAL, GRID, geometry), expected_mean, atol=1e-6)
-    official = concat(VISUAL, GRID, geometry)
+    expected_first = fuse(concat, VISUAL, doubled(lambda pairs: pairs[:, 0]))
+    expected_mean = fuse(concat, VISUAL, doubled(lambda pairs: pairs.mean(1)))
+    assert torch.equal(fuse(first, VISUAL, geometry), expected_first)
+    assert torch.allclose(fuse(mean, VISUAL, geometry), expected_mean, atol=1e-6)
+    official = fuse(concat, VISUAL, geometry)
     for other in (expected_first, expected_mean):
         assert not torch.allclose(official, other, atol=1e-2)
     assert not torch.allclose(expected_first, expected_mean, atol=1e-2)
@@ -214,28 +234,121 @@ def test_what_becomes_of_the_two_frames_of_a_pair(name: str) -> None:
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_view_gets_the_tokens_of_its_own_frames(name: str) -> None:
     fusion = build(name)
-    before = fusion(VISUAL, GRID, scene())
+    before = fuse(fusion, VISUAL, scene())
     other = change(change(scene(), "patches", slice(4, 6)), "camera_tokens", slice(4, 6))
-    after = fusion(VISUAL, GRID, other)
+    after = fuse(fusion, VISUAL, other)
     assert torch.equal(after[:2], before[:2]) and not torch.allclose(after[2], before[2], atol=1e-2)
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_what_is_missing_is_said(name: str) -> None:
     with pytest.raises(ValueError, match="needs the geometry of the scene"):
-        build(name)(VISUAL, GRID, None)
+        fuse(build(name), VISUAL, None)
     with pytest.raises(ValueError, match="and this geometry has none"):
-        build(name)(VISUAL, GRID, SceneGeometry())
-    with pytest.raises(ValueError, match="needs 6 frames|8 camera tokens for 3 steps"):
-        build(name)(VISUAL, GRID, scene(8))
+        fuse(build(name), VISUAL, SceneGeometry())
+    with pytest.raises(ValueError, match="needs 6 frames of .* tokens, got 8"):
+        fuse(build(name), VISUAL, scene(8))
+
+
+# ---- attention -------------------------------------------------------------------------------------------------
+
+
+def attend_slowly(fusion: AttentionFusion, visual: Tensor, geometry: SceneGeometry, other_step: int = 0) -> Tensor:
+    """One 2D token and one head at a time, its keys one by one; the control takes those of another view."""
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return weight * x / (x.square().mean() + 1e-6).sqrt()
+
+    heads, fused = range(WIDTH // fusion.head_dim), []
+    for step in range(3):
+        frames = [2 * ((step + other_step) % 3) + i for i in range(2)]
+        keys = [geometry.patches[frame, row, column] for frame in frames for row in range(4) for column in range(6)]
+        keys = [norm(key, fusion.norm_3d.weight) for key in [*keys, *(geometry.camera_tokens[f] for f in frames)]]
+        for token in visual[6 * step : 6 * step + 6]:
+            query, found = fusion.q.weight @ norm(token, fusion.norm_2d.weight), []
+            for head in heads:
+                own = slice(head * fusion.head_dim, (head + 1) * fusion.head_dim)
+                scores = [query[own] @ (fusion.k.weight @ key)[own] / fusion.head_dim**0.5 for key in keys]
+                weights = torch.stack(scores).exp() / torch.stack(scores).exp().sum()
+                found.append(
+                    sum(weight * (fusion.v.weight @ key)[own] for weight, key in zip(weights, keys, strict=True))
+                )
+            fused.append(token + fusion.o.weight @ torch.cat(found))
+    return torch.stack(fused).unflatten(0, (3, 6))
+
+
+def test_attention_against_a_slow_reference() -> None:
+    fusion, geometry = build("attention"), scene()
+    assert isinstance(fusion, AttentionFusion)
+    found = fusion(VISUAL, GRID, geometry)
+    assert torch.allclose(found, attend_slowly(fusion, VISUAL, geometry), atol=2e-6)
+    assert not torch.allclose(found, attend_slowly(fusion, VISUAL, geometry, other_step=1), atol=1e-2)
+    for name in ("patches", "camera_tokens"):  # both are keys
+        assert not torch.allclose(found, fusion(VISUAL, GRID, change(geometry, name, slice(None))), atol=1e-2)
+    with pytest.raises(InputError, match="--model.fusion.head_dim 6: choose a divisor of the decoder's 16 channels"):
+        AttentionFusion(WIDTH, CHANNELS, head_dim=6)
+
+
+def test_attention_does_not_know_the_order_of_3d_tokens_within_a_view() -> None:
+    fusion, geometry = build("attention"), scene()
+    expected = fusion(VISUAL, GRID, geometry)
+    mixed = geometry.patches.unflatten(0, (3, 2)).flatten(1, 3)[:, torch.randperm(48)].view(6, 4, 6, CHANNELS)
+    turned = SceneGeometry(patches=mixed, camera_tokens=geometry.camera_tokens[[1, 0, 3, 2, 5, 4]])
+    assert torch.allclose(fusion(VISUAL, GRID, turned), expected, atol=1e-6)
+    of_others = SceneGeometry(patches=geometry.patches.roll(2, 0), camera_tokens=geometry.camera_tokens.roll(2, 0))
+    assert not torch.allclose(fusion(VISUAL, GRID, of_others), expected, atol=1e-2)  # the control
+    order = torch.randperm(6)
+    visual = VISUAL.unflatten(0, (3, 6))[:, order].flatten(0, 1)
+    assert torch.allclose(fusion(visual, GRID, geometry), expected[:, order], atol=1e-6)
+
+
+# ---- several layers --------------------------------------------------------------------------------------------
+
+
+def test_each_decoder_layer_gets_the_tokens_of_its_own_encoder_layer() -> None:
+    fusion, geometry = build("deep"), scene()  # decoder layers 2 and 0
+    assert isinstance(fusion, DeepFusion)
+    features = fusion.deep_features(geometry, GRID, VISUAL.dtype)
+    expected = torch.zeros(3, 3, 6, WIDTH)
+    for share, layer in enumerate((2, 0)):
+        own = geometry.patches[..., 3 * share : 3 * share + 3].flatten(1, 2)
+        expected[layer] = fusion.connectors[share](merge_spatial(own, GRID[None])).view(3, 6, WIDTH)
+    assert torch.allclose(features, expected, atol=1e-6)
+    assert not torch.allclose(features.flip(0), expected, atol=1e-2)  # the control: swapped
+
+
+def test_an_encoder_with_one_layer_reaches_all_decoder_layers() -> None:
+    fusion, geometry = DeepFusion(WIDTH, CHANNELS, [0, 1]), scene()
+    fusion.bind(1, 3)
+    for parameter in fusion.parameters():
+        parameter.data.normal_()
+    fusion.connectors[1].load_state_dict(fusion.connectors[0].state_dict())
+    first, second = fusion.deep_features(geometry, GRID, VISUAL.dtype)
+    merged = merge_spatial(geometry.patches.flatten(1, 2), GRID[None])
+    assert torch.equal(first, second) and torch.allclose(first.flatten(0, 1), fusion.connectors[0](merged), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "encoder", "why"),
+    [
+        ([], 1, r"decoder_layers \[\]: name different layers from 0 on"),
+        ([0, -1], 1, r"decoder_layers \[0, -1\]: name different layers from 0 on"),
+        ([1, 1], 1, r"decoder_layers \[1, 1\]: name different layers from 0 on"),
+        ([0, 3], 1, r"decoder_layers \[0, 3\]: choose from 0 to 2; behind the last of the 4 layers"),
+        ([0, 1], 3, r"and 3D tokens of 3 layers: name 2 --model.geometry.layers, .* or a single one for all"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused(layers: list[int], encoder: int, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        DeepFusion(WIDTH, CHANNELS, layers).bind(encoder, 4)
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["add", "concat on the channel", "concat on the token"])
+@pytest.mark.parametrize("name", ["add", "concat on the channel", "concat on the token", "deep"])
 def test_frames_of_another_size_are_refused_even_with_as_many_patches(name: str) -> None:
     fusion, turned = build(name), draw(6, 6, 4, CHANNELS, seed=1)
     with pytest.raises(InputError, match="3D tokens of 6 x 4 patches a frame under 2D tokens of 4 x 6"):
-        fusion(VISUAL, GRID, SceneGeometry(patches=turned))
-    assert fusion(VISUAL, GRID, scene()).isfinite().all()
+        fuse(fusion, VISUAL, SceneGeometry(patches=turned))
+    assert fuse(fusion, VISUAL, scene()).isfinite().all()

@@ -22,6 +22,7 @@ from tests.zoo.released import load_case, official_weights, read_release, write_
 from zoo import (
     ConcatSplitFusion,
     DatasetGeometry,
+    DeepFusion,
     InputError,
     LoRA,
     PretrainedQwen25VL,
@@ -36,7 +37,7 @@ from zoo import (
 )
 from zoo.configuration import from_config, to_config
 
-SIZES: dict[str, Any] = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+SIZES: dict[str, Any] = dict(layers=3, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 PARTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "PRoPE": {
@@ -46,8 +47,8 @@ PARTS: dict[str, dict[str, Any]] = {
         "camera_encoding": PRoPE(),
     },
     "VGGT and LoRA": {
-        "geometry": partial(TinyVGGT, path=None, embed_dim=16, depth=4, num_heads=2),
-        "fusion": ConcatSplitFusion,
+        "geometry": partial(TinyVGGT, path=None, embed_dim=16, depth=4, num_heads=2, layers=[1, -1]),
+        "fusion": partial(DeepFusion, decoder_layers=[1, 0]),
         "lora": LoRA(r=2),
     },
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from zoo import (
     CameraTokenFusion,
     ConstantIndex,
     DatasetGeometry,
+    DeepFusion,
+    Fusion,
     InputError,
     LoRA,
     PRoPE,
@@ -146,16 +149,20 @@ def test_identity_cameras_change_nothing_and_others_do(placement: TemporalSectio
 # ---- DeepStack beside a fusion -----------------------------------------------------------------------------------
 
 
-def fused(**switches: Any) -> SpatialVLM:
-    """An untrained AddFusion adds nothing to the 2D tokens."""
+DEEP = partial(DeepFusion, decoder_layers=[1])  # beside DeepStack's layers 0 and 1
+
+
+def fused(kind: Callable[..., Fusion] = AddFusion, **switches: Any) -> SpatialVLM:
+    """An untrained fusion adds nothing to the 2D tokens and their features."""
     torch.manual_seed(0)
-    fusion = partial(AddFusion, **switches)
+    fusion = partial(kind, **switches)
     return SpatialVLM(tiny(seed=0), geometry=lambda: TinyVGGT(embed_dim=32, depth=2, num_heads=2), fusion=fusion)
 
 
+@pytest.mark.parametrize("kind", [AddFusion, DEEP], ids=["add", "deep"])
 @torch.no_grad()
-def test_features_for_the_first_layers_stay_those_of_the_2d_branch_or_are_left_out() -> None:
-    plain, kept, left_out = SpatialVLM(tiny(seed=0)), fused(), fused(deepstack=False)
+def test_features_for_the_first_layers_stay_those_of_the_2d_branch_or_are_left_out(kind: Callable[..., Fusion]) -> None:
+    plain, kept, left_out = SpatialVLM(tiny(seed=0)), fused(kind), fused(kind, deepstack=False)
     given = showing.batch(plain, [SAMPLES["stills and videos"], SAMPLES["a video"]])
     expected = showing.logits(plain, given)
     assert all(torch.equal(a, b) for a, b in zip(showing.logits(kept, given), expected, strict=True))
@@ -168,10 +175,11 @@ def test_features_for_the_first_layers_stay_those_of_the_2d_branch_or_are_left_o
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [AddFusion, DEEP], ids=["add", "deep"])
 @torch.no_grad()
-def test_without_the_2d_branch_its_pixels_reach_no_layer() -> None:
+def test_without_the_2d_branch_its_pixels_reach_no_layer(kind: Callable[..., Fusion]) -> None:
     for branch, moves in (("3d", False), ("both", True), ("2d", True)):
-        model = fused(active_branches=branch)
+        model = fused(kind, active_branches=branch)
         given = showing.batch(model, [SAMPLES["a video"]])
         before, after = (
             showing.logits(model, given, pixel_values_videos=pixels)[0]

@@ -59,7 +59,7 @@ def test_a_released_folder_equals_its_tensors_in_memory(release: Path) -> None:
     streamed = load_spatial_mllm(read_config(release), open_weights(release))
     for model in (outside, streamed):
         assert all(torch.equal(a, b) for a, b in zip(inside.parameters(), model.parameters(), strict=True))
-    assert outside.geometry.layer == -2 and outside.is_pretrained
+    assert outside.geometry.layers == (-2,) and outside.is_pretrained
     assert outside.backbone.preprocessor.processor.tokenizer("How many")["input_ids"]
     whole = released_model(release, dtype="float32")
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
@@ -212,6 +212,8 @@ def test_other_geometry_than_a_fused_vggt_has_no_official_layout(tmp_path: Path)
     cached = SpatialVLM(backbone, vggt, GeometryCache(str(tmp_path / "cache")), AddFusion)
     assert unofficial_parts(cached) == unofficial_parts(SpatialVLM(backbone, vggt, fusion=AddFusion)) == []
     assert unofficial_parts(SpatialVLM(backbone, AnotherEncoder, fusion=AddFusion)) == ["AnotherEncoder"]
+    two = partial(vggt, layers=(0, -1))
+    assert unofficial_parts(SpatialVLM(backbone, two, fusion=AddFusion)) == ["geometry of 2 layers"]
     by_cameras = {"time_index": PoseDistanceIndex(), "camera_source": "auto"}
     assert unofficial_parts(SpatialVLM(backbone, vggt, **by_cameras)) == ["TinyVGGT"]
     without_weights = SpatialVLM(backbone, DatasetGeometry, **by_cameras)
@@ -221,7 +223,7 @@ def test_other_geometry_than_a_fused_vggt_has_no_official_layout(tmp_path: Path)
 
 
 def test_a_tiny_spatial_mllm_is_exported_and_read_again(tmp_path: Path) -> None:
-    geometry = partial(TinyVGGT, embed_dim=32, depth=4, num_heads=2, layer=-2)
+    geometry = partial(TinyVGGT, embed_dim=32, depth=4, num_heads=2, layers=(-2,))
     model = spatial_mllm(backbone=TinyQwen25VL(**SIZES), geometry=geometry)
     torch.nn.init.normal_(model.fusion.connector.mlp[2].weight)
     export_model(model, tmp_path / "out")

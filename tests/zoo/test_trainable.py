@@ -19,8 +19,10 @@ from tests.zoo.asking import QUESTIONS, RATES, VGGT, batch, scene
 from zoo import (
     GTA,
     AddFusion,
+    AttentionFusion,
     CameraPrediction,
     ConcatSplitFusion,
+    DeepFusion,
     DepthPrediction,
     ExtraChannels,
     LearningRates,
@@ -188,7 +190,7 @@ def test_adamw_is_fused_where_there_is_a_gpu_and_can_be_clipped(
 
 def dino_vggt() -> VGGTEncoder:
     aggregator = dict(embed_dim=32, img_size=56, depth=3, num_heads=2, patch_embed="tiny")
-    return VGGTEncoder(VGGTModel(aggregator, {"dim_in": 64, "num_heads": 2}), layer=-2)
+    return VGGTEncoder(VGGTModel(aggregator, {"dim_in": 64, "num_heads": 2}), (0, -2))
 
 
 def vggt() -> TinyVGGT:
@@ -209,6 +211,8 @@ REACHED: dict[str, dict[str, Any]] = {
     },
     "AddFusion 2d": {"fusion": partial(AddFusion, active_branches="2d"), "geometry": vggt},
     "AddFusion 3d": {"fusion": partial(AddFusion, active_branches="3d"), "geometry": vggt},
+    "AttentionFusion 3d": {"fusion": partial(AttentionFusion, active_branches="3d"), "geometry": vggt},
+    "DeepFusion": {"fusion": partial(DeepFusion, decoder_layers=[0]), "geometry": vggt},
     "ExtraChannels": {"camera_encoding": PRoPE(ExtraChannels())},
     "GTA(learn_scale)": {"camera_encoding": GTA(learn_scale=True)},
     "PoseALiBi": {"camera_encoding": PoseALiBi(slopes="learned")},

@@ -17,6 +17,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.encoded import QK
 
+# keyword arguments that the model's forward passes on to the decoder's layers, also under gradient checkpointing
+HOOK_INPUTS = ("camera_encoding", "deepstack")
+
 
 class CameraAttention(nn.Module):
     """A decoder attention of transformers with a `camera_encoding`; without one, the stock forward runs.
@@ -92,25 +95,31 @@ class CameraAttention(nn.Module):
 
 
 class CameraGeneration(GenerationMixin):
-    """A model of transformers whose `generate` passes a `camera_encoding` on to the attention."""
+    """A model of transformers whose `generate` passes `HOOK_INPUTS` on to the decoder's layers."""
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         # transformers refuses keyword arguments that are not in the signature of forward, though forward passes them on
-        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k != "camera_encoding"})
+        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in HOOK_INPUTS})
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
-        if expand_size > 1 and kwargs.get("camera_encoding") is not None:
-            raise ValueError("a camera encoding is not repeated for beams: generate one greedy answer per sequence")
+        if expand_size > 1 and (given := given_hook_inputs(kwargs)):
+            raise ValueError(f"{given} is not repeated for beams: generate one greedy answer per sequence")
         return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
-        encoding = kwargs.get("camera_encoding")
-        if encoding is not None and not is_first_iteration:
+        if not is_first_iteration and (given := given_hook_inputs(kwargs)):
             if kwargs.get("use_cache") is False:
-                raise ValueError("a camera encoding covers the prompt alone: generate with use_cache=True")
+                raise ValueError(f"{given} covers the prompt alone: generate with use_cache=True")
             # decoded tokens are text without a camera; keys and values in the cache are encoded already
-            kwargs["camera_encoding"] = encoding.for_decode_step()
+            kwargs.pop("deepstack", None)
+            if (encoding := kwargs.get("camera_encoding")) is not None:
+                kwargs["camera_encoding"] = encoding.for_decode_step()
         return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+
+
+def given_hook_inputs(kwargs: Mapping[str, Any]) -> str:
+    """Return the names of the `HOOK_INPUTS` that are given."""
+    return ", ".join(name for name in HOOK_INPUTS if kwargs.get(name) is not None)
 
 
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:

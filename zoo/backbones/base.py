@@ -51,7 +51,7 @@ class VisualTokens(NamedTuple):
     Attributes:
         tokens: take the places of the placeholders.
         deepstack: added to the hidden states at the same places behind each of the first decoder layers (DeepStack,
-            arXiv 2406.04334); of no layer in a model without.
+            arXiv 2406.04334; 3D tokens by `DeepFusion`); of no layer in a model without.
     """
 
     tokens: Float[Tensor, "tokens D"]
@@ -225,8 +225,10 @@ class Backbone(nn.Module, ABC):
         )
 
     @abstractmethod
-    def visual_inputs(self, media: Mapping[MediaKind, Sequence[VisualTokens]]) -> dict[str, Any]:
-        """Return the stock model's keyword arguments that replace placeholders by visual tokens."""
+    def visual_inputs(
+        self, media: Mapping[MediaKind, Sequence[VisualTokens]], input_ids: Int[Tensor, "B L"]
+    ) -> dict[str, Any]:
+        """Return the model's keyword arguments that replace placeholders by visual tokens, and add their features."""
 
     def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
         """Run the decoder.

@@ -29,13 +29,13 @@ class QwenVLBackbone(Backbone):
 
     Attributes:
         camera_model: the class with camera hooks in `generate`.
-        camera_attention: the class with camera hooks in place of each stock attention.
+        hooked_classes: the class with hooks in place of each stock class of the decoder.
         preprocessor_class: turns frames and text into inputs.
     """
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     camera_model: ClassVar[type]
-    camera_attention: ClassVar[Mapping[type, type]]
+    hooked_classes: ClassVar[Mapping[type, type]]
     preprocessor_class: ClassVar[type[QwenVLPreprocessor]]
 
     def __init__(
@@ -94,7 +94,7 @@ class QwenVLBackbone(Backbone):
         return ".visual.deepstack_merger_list." in f".{name}"
 
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
-        replace_classes(self.decoder, self.camera_attention)
+        replace_classes(self.decoder, self.hooked_classes)
         if encoding is not None:
             encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))
 

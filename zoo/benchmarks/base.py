@@ -20,6 +20,7 @@ class Benchmark(ABC):
     Attributes:
         numeric_types: question types answered by a number, scored by mean relative accuracy (MRA).
         multiple_choice_types: question types answered by an option's letter, scored by accuracy.
+        metric_types: question types whose answers are lengths or areas, in meters or the like.
         averaged_types: groups of question types that the macro means count as one type, by the group's name.
         scorers: names of the official scorers; the first is the default.
         columns: the results table: title of each column and the question types that it averages, numeric ones first.
@@ -28,6 +29,7 @@ class Benchmark(ABC):
 
     numeric_types: ClassVar[tuple[str, ...]] = ()
     multiple_choice_types: ClassVar[tuple[str, ...]] = ()
+    metric_types: ClassVar[tuple[str, ...]] = ()
     averaged_types: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     scorers: ClassVar[tuple[str, ...]]
     columns: ClassVar[Mapping[str, tuple[str, ...]]]

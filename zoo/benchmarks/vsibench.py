@@ -20,6 +20,7 @@ class VSIBench(Benchmark):
     numeric_types = ("object_abs_distance", "object_counting", "object_size_estimation", "room_size_estimation")
     direction_types = ("object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard")
     multiple_choice_types = (*direction_types, "object_rel_distance", "route_planning", "obj_appearance_order")
+    metric_types = ("object_abs_distance", "object_size_estimation", "room_size_estimation")
     averaged_types = {"object_rel_direction": direction_types}
     scorers = tuple(SCORERS)
     columns = {  # of the paper's and Spatial-MLLM's tables, in their order

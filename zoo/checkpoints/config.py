@@ -88,7 +88,7 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     defaults = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
     given: Any = geometry.vggt.config["aggregator"]
     aggregator = defaults | given
-    connector = {"connector_type": CONNECTOR_TYPE, "spatial_embeds_layer_idx": geometry.layer}
+    connector = {"connector_type": CONNECTOR_TYPE, "spatial_embeds_layer_idx": geometry.layers[0]}
     config = {
         "model_type": "spatial-mllm",
         "architectures": ["SpatialMLLMForConditionalGeneration"],

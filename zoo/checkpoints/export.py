@@ -88,6 +88,8 @@ def unofficial_parts(model: SpatialVLM) -> list[str]:
     fused = AddFusion if model.backbone.vlm.config.model_type == QWEN25 else type(None)
     known = fused | None if model.fusion is None else fused | VGGTEncoder | None  # no VGGT for cameras alone
     found = [type(part).__name__ for part in parts if not isinstance(part, known)]
+    if geometry is not None and geometry.num_layers > 1:
+        found.append(f"geometry of {geometry.num_layers} layers")
     return found + [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL_FUSION[name]]
 
 
@@ -111,11 +113,13 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     if config.tie_word_embeddings:
         del state[QWEN + LM_HEAD]
     family = config.model_type
-    is_fused = isinstance(model.fusion, AddFusion) and isinstance(model.geometry, VGGTEncoder) and family == QWEN25
+    fusion, geometry = model.fusion, model.geometry
+    is_vggt = isinstance(geometry, VGGTEncoder) and geometry.num_layers == 1
+    is_fused = is_vggt and isinstance(fusion, AddFusion) and family == QWEN25
     parts = (QWEN, VGGT_MODEL, CONNECTOR) if is_fused else (QWEN,)
     if beyond := [name for name in state if not name.startswith(parts)]:
         raise InputError(
-            f"{type(model).__name__} can't be exported, only a Qwen-VL, or a Spatial-MLLM with AddFusion: "
+            f"{type(model).__name__} can't be exported, only a Qwen-VL, or a Spatial-MLLM of one layer with AddFusion: "
             f"{len(beyond)} tensors are in neither, such as {beyond[-1]}"
         )
 

@@ -203,7 +203,7 @@ class PretrainedSpatialMLLM(PretrainedQwen25VL):
         with config_errors(self.folder):
             vggt = load_vggt(self.config, self.tensors, self.dtype)
             layer_index(self.config.layer, vggt.aggregator.depth)  # the encoder's own error blames an option
-        return VGGTEncoder(vggt, self.config.layer, PrefixView(self.tensors, OFFICIAL_VGGT))
+        return VGGTEncoder(vggt, (self.config.layer,), PrefixView(self.tensors, OFFICIAL_VGGT))
 
     def load_fusion(self, fusion: nn.Module) -> bool:
         """Copy the connector's weights into an `AddFusion`; another fusion keeps its own."""

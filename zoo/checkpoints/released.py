@@ -122,7 +122,7 @@ def load_spatial_mllm(config: dict[str, Any], state_dict: Mapping[str, Tensor]) 
     vggt = load_vggt(released, state_dict, dtype)
     vggt.files = ()  # a saved model has these weights in it: no loader reads them again
     qwen = EmptyQwenVL(released.qwen, dtype)
-    model = SpatialVLM(qwen, geometry=lambda: VGGTEncoder(vggt, released.layer), fusion=AddFusion)
+    model = SpatialVLM(qwen, geometry=lambda: VGGTEncoder(vggt, (released.layer,)), fusion=AddFusion)
     fill_qwen(model.backbone.vlm, state_dict, skip=FUSED)
     load_connector(model.fusion, state_dict)
     return model

@@ -92,7 +92,7 @@ class PoseAxis(CameraEncoding):
     @property
     def symmetries(self) -> Symmetries:
         # identical poses share one position, which differs from the stock model
-        return Symmetries(scale=self.index.measure in ("rotation", "center"), identity_stock=False)
+        return Symmetries(scale=not self.index.uses_lengths, identity_stock=False)
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
         if cameras.time is None or cameras.index is None:

@@ -34,4 +34,4 @@ class PoseIndex(CameraEncoding):
     @property
     def symmetries(self) -> Symmetries:
         # identical poses share one time position, which differs from the stock model
-        return Symmetries(scale=self.index.measure in ("rotation", "center"), identity_stock=False)
+        return Symmetries(scale=not self.index.uses_lengths, identity_stock=False)

@@ -7,7 +7,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.fusions.base import Connector, Fusion
+from zoo.fusions.base import Fusion
+from zoo.fusions.connector import Connector
 from zoo.visual_grid import PATCHES_PER_TOKEN
 
 
@@ -31,6 +32,3 @@ class AddFusion(Fusion):
 
     def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "t n D"]:
         return self.connector(merged)
-
-    def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t #n #D"]) -> Float[Tensor, "t n D"]:
-        return flat + spatial

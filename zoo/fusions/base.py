@@ -63,49 +63,8 @@ class ExtraTokens(Enum):
         return {ExtraTokens.NOTHING: range(0), ExtraTokens.ONE: range(1), ExtraTokens.ALL: range(tokens)}[self]
 
 
-class RMSNorm(nn.Module):
-    """RMSNorm in the published connector's order of operations, bit for bit; `nn.RMSNorm` rounds differently.
-
-    Args:
-        channels: width of the input.
-        eps: added to the mean square.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.eps = eps
-
-    def forward(self, x: Float[Tensor, "*rest channels"]) -> Float[Tensor, "*rest channels"]:
-        exact = x.float()
-        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * exact.to(x.dtype)
-
-
-class Connector(nn.Module):
-    """RMSNorm, linear, GELU, linear: Spatial-MLLM's connector (arXiv 2505.23747, section 3.2), with its official names.
-
-    Args:
-        inputs: channels of the input.
-        hidden: channels of the hidden layer.
-        outputs: channels of the output.
-        zero: initialize the output to zero; only the last layer is zero, or no parameter would get a gradient.
-    """
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, zero: bool = False) -> None:
-        super().__init__()
-        self.ln_q = RMSNorm(inputs, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
-        if zero:
-            for parameter in self.mlp[2].parameters():
-                nn.init.zeros_(parameter)
-
-    def forward(self, x: Float[Tensor, "*rest inputs"]) -> Float[Tensor, "*rest outputs"]:
-        return self.mlp(self.ln_q(x))
-
-
 class Fusion(Configurable, nn.Module, ABC):
-    """Joins the 2D and the 3D branch of a scene. To add one, implement `embed_3d` and `join` in a file of this folder.
+    """Joins the 2D and the 3D branch of a scene. To add one, implement `embed_3d` in a file of this folder.
 
     Temporal patches are fused independently, so scenes with the same grid are fused as one long scene. Only `views`
     mixes the views of a scene.
@@ -143,6 +102,13 @@ class Fusion(Configurable, nn.Module, ABC):
         self.width, self.geometry_width = width, geometry_width
         self.active_branches, self.temporal_merge, self.deepstack = active_branches, temporal_merge, deepstack
 
+    def bind(self, num_encoder_layers: int, num_decoder_layers: int) -> None:
+        """Takes the numbers of layers that the 3D tokens come from and that the decoder has; most fusions need neither.
+
+        Raises:
+            InputError: they do not fit this fusion.
+        """
+
     @property
     def uses_geometry(self) -> bool:
         """Whether `forward` reads the geometry."""
@@ -153,9 +119,24 @@ class Fusion(Configurable, nn.Module, ABC):
         """Whether the 2D branch's features reach the first decoder layers."""
         return self.deepstack and self.active_branches != "3d"
 
-    def fit_deepstack(self, features: Float[Tensor, "layers t n D"], tokens: int) -> Float[Tensor, "kept t {tokens} D"]:
-        """Returns features for `tokens` per view: zeros for the appended ones; of no layer unless they are kept."""
-        return F.pad(features if self.keeps_deepstack else features[:0], (0, 0, 0, tokens - features.shape[2]))
+    def fit_deepstack(
+        self,
+        features: Float[Tensor, "layers t n D"],
+        tokens: int,
+        own: Float[Tensor, "deep t {tokens} D"] | None = None,
+    ) -> Float[Tensor, "fitted t {tokens} D"]:
+        """Returns what is added behind the first decoder layers, for `tokens` per view.
+
+        Args:
+            features: of the 2D branch; of no layer unless they are kept, and zeros for appended tokens.
+            tokens: per view.
+            own: of `deep_features`, added to them; where one of both has fewer layers, it is zero.
+        """
+        kept = F.pad(features if self.keeps_deepstack else features[:0], (0, 0, 0, tokens - features.shape[2]))
+        if own is None:
+            return kept
+        missing = len(own) - len(kept)
+        return F.pad(kept, (0, 0) * 3 + (0, max(missing, 0))) + F.pad(own, (0, 0) * 3 + (0, max(-missing, 0)))
 
     @property
     def unused_parts(self) -> tuple[str, ...]:
@@ -185,29 +166,46 @@ class Fusion(Configurable, nn.Module, ABC):
         Raises:
             ValueError: the geometry has other frames, or lacks tokens that this fusion reads.
         """
+        flat = self.branch_2d(visual, grid_thw, views)
+        spatial = self.branch_3d(geometry, grid_thw, visual.dtype)
+        return self.join(flat, flat.new_zeros(1, 1, 1) if spatial is None else spatial)
+
+    def deep_features(
+        self, geometry: SceneGeometry | None, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+    ) -> Float[Tensor, "layers t n D"] | None:
+        """Returns features of the 3D branch that are added behind the first decoder layers, if there are any."""
+        return None
+
+    def branch_2d(
+        self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"], views: Callable[[Tensor], Tensor] | None
+    ) -> Float[Tensor, "t n a"]:
+        """Computes the 2D branch with its views mixed; zeros if it is inactive."""
         flat = self.embed_2d(visual, grid_thw)
         if self.active_branches == "3d":
-            flat = torch.zeros_like(flat)
-        elif views is not None:
-            flat = views(flat.flatten(0, 1)).view_as(flat)
-        spatial = flat.new_zeros(1, 1, 1)
-        if self.uses_geometry:
-            if geometry is None:
-                raise ValueError(f"{type(self).__name__} needs the geometry of the scene")
-            spatial = self.embed_3d(self.merged_3d(geometry, grid_thw, visual.dtype))
-        return self.join(flat, spatial)
+            return torch.zeros_like(flat)
+        return flat if views is None else views(flat.flatten(0, 1)).view_as(flat)
+
+    def branch_3d(
+        self, geometry: SceneGeometry | None, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+    ) -> Float[Tensor, "*layers t m b"] | None:
+        """Computes the 3D branch; None if it is inactive."""
+        if not self.uses_geometry:
+            return None
+        if geometry is None:
+            raise ValueError(f"{type(self).__name__} needs the geometry of the scene")
+        return self.embed_3d(self.merged_3d(geometry, grid_thw, dtype))
 
     def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"]) -> Float[Tensor, "t n a"]:
-        """Computes the 2D branch."""
+        """Embeds the 2D tokens."""
         return visual.unflatten(0, (int(grid_thw[0]), -1))
 
     @abstractmethod
-    def embed_3d(self, merged: Float[Tensor, "t m merged"]) -> Float[Tensor, "t m b"]:
-        """Computes the 3D branch from the tokens of `merged_3d`."""
+    def embed_3d(self, merged: Float[Tensor, "t m merged"]) -> Float[Tensor, "*layers t m b"]:
+        """Embeds the tokens of `merged_3d`."""
 
-    @abstractmethod
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t m b"]) -> Float[Tensor, "t tokens D"]:
-        """Joins both branches into one sequence; an inactive 3D branch is a single zero, to be expanded."""
+        """Joins both branches into one sequence, by default as their sum; an inactive 3D branch is a single zero."""
+        return flat + spatial
 
     def merged_3d(
         self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
@@ -217,21 +215,36 @@ class Fusion(Configurable, nn.Module, ABC):
         Raises:
             InputError: the geometry has frames of another size.
         """
-        if geometry.patches is None:
-            raise ValueError(f"{type(self).__name__} needs 3D tokens, and this geometry has none")
-        grid, wanted = geometry.patches.shape[1:3], grid_thw[1:].tolist()
+        patches = self.paired(geometry.patches, "3D tokens", grid_thw)
+        grid, wanted = patches.shape[2:4], grid_thw[1:].tolist()
         if list(grid) != wanted:
             raise InputError(
                 f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {wanted[0]} x {wanted[1]}: "
                 "give the geometry encoder the frames in the size in which the vision tower sees them"
             )
-        patches = self.paired(geometry.patches.to(dtype).flatten(1, 2))
-        return merge_spatial(patches, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))
+        tokens = patches.to(dtype).flatten(0, 1).flatten(1, 2)
+        return merge_spatial(tokens, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))
 
-    def paired(self, tokens: Float[Tensor, "S ..."]) -> Float[Tensor, "S ..."]:
-        """Applies `temporal_merge` to the tokens of each pair of frames."""
-        if self.temporal_merge == "concat":
-            return tokens
+    def paired(
+        self, tokens: Float[Tensor, "S ..."] | None, kind: str, grid_thw: Int[Tensor, " 3"]
+    ) -> Float[Tensor, "t 2 ..."]:
+        """Returns the tokens of the two frames of each temporal patch, after `temporal_merge`.
+
+        Args:
+            tokens: of each frame.
+            kind: their name, for errors.
+            grid_thw: temporal patches, and rows and columns of patches.
+
+        Raises:
+            ValueError: the geometry has no such tokens, or other frames.
+        """
+        frames = TEMPORAL_PATCH_SIZE * int(grid_thw[0])
+        if tokens is None:
+            raise ValueError(f"{type(self).__name__} needs {kind}, and this geometry has none")
+        if len(tokens) != frames:
+            raise ValueError(f"{type(self).__name__} needs {frames} frames of {kind}, got {len(tokens)}")
         pairs = tokens.unflatten(0, (-1, TEMPORAL_PATCH_SIZE))
+        if self.temporal_merge == "concat":
+            return pairs
         one = pairs.mean(1, keepdim=True) if self.temporal_merge == "mean" else pairs[:, :1]
-        return one.expand_as(pairs).flatten(0, 1)
+        return one.expand_as(pairs)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.fusions.base import Connector, ExtraTokens, Fusion
+from zoo.fusions.base import ExtraTokens, Fusion
+from zoo.fusions.connector import Connector
 from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
@@ -37,17 +38,12 @@ class CameraTokenFusion(Fusion):
     def merged_3d(
         self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
     ) -> Float[Tensor, "t 1 merged"]:
-        if geometry.camera_tokens is None:
-            raise ValueError(f"{type(self).__name__} needs camera tokens, and this geometry has none")
-        pairs = self.paired(geometry.camera_tokens.to(dtype)).unflatten(0, (-1, TEMPORAL_PATCH_SIZE))
-        if len(pairs) != int(grid_thw[0]):
-            raise ValueError(f"{len(geometry.camera_tokens)} camera tokens for {int(grid_thw[0])} steps of two frames")
-        return pairs.flatten(1)[:, None]
+        return self.paired(geometry.camera_tokens, "camera tokens", grid_thw).to(dtype).flatten(1)[:, None]
 
     def embed_3d(self, merged: Float[Tensor, "t 1 merged"]) -> Float[Tensor, "t 1 D"]:
         return self.connector(merged)
 
     def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t 1 #D"]) -> Float[Tensor, "t tokens D"]:
         if self.mode == "add":
-            return flat + spatial
+            return super().join(flat, spatial)
         return torch.cat((flat, spatial.expand(len(flat), 1, self.width)), dim=1)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.fusions.base import Connector, ExtraTokens, Fusion
+from zoo.fusions.base import ExtraTokens, Fusion
+from zoo.fusions.connector import Connector
 from zoo.visual_grid import PATCHES_PER_TOKEN
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,10 @@ from torch.nn import functional as F
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.poses import rigid_matrix
+
+if TYPE_CHECKING:
+    from zoo.geometry.scale import ScaleSource
 
 Head = Literal["camera", "depth", "point"]
 TOKENS = ("patches", "camera_tokens")  # the 3D tokens of a `SceneGeometry`; a cache rounds them, and nothing else
@@ -87,6 +91,14 @@ class SceneGeometry:
         tokens = {name: value * scale for name, value in other.present().items() if name in TOKENS}
         return SceneGeometry(**{**self.present(), **tokens})
 
+    def scaled(self, factor: Float[Tensor, ""] | float) -> SceneGeometry:
+        """This geometry in another unit of length; 3D tokens are unchanged."""
+        changed = {name: value * factor for name, value in self.present().items() if name in ("depth", "points")}
+        if self.world_to_camera is not None:
+            rotation, translation = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
+            changed["world_to_camera"] = rigid_matrix(rotation, translation * factor)
+        return SceneGeometry(**{**self.present(), **changed})
+
     def to(self, device: torch.device | str) -> SceneGeometry:
         """Copies the geometry to a device."""
         return SceneGeometry(**{name: value.to(device) for name, value in self.present().items()})
@@ -104,7 +116,8 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     With `identity` its outputs can be cached.
 
     Attributes:
-        width: channels D of its tokens; 0 if it has none.
+        width: channels D of its tokens, of all layers together; 0 if it has none.
+        num_layers: layers whose tokens are concatenated on the channels.
         patch_size: in pixels; the sides of frames must be multiples of it.
         is_metric: its lengths are meters.
         requires_cameras: the dataset must provide a camera for each frame.
@@ -113,11 +126,14 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         predicts_cameras: it predicts cameras, so that the dataset needs none.
         predicts_depth: it can predict depth with the cameras, in their unit.
         predicts_points: it can predict the point of each pixel with the cameras, in their world and unit.
+        scale_from: how its lengths become meters; None keeps its own unit.
+        given_fields: the fields of the dataset's geometry that its `tokens` and `cameras` depend on, for cache keys.
         path: hub id, folder or file of its weights, as it was given; None if they come from elsewhere.
         files: that its weights were read from; empty if they come from elsewhere.
     """
 
     width: int = 0
+    num_layers: int = 1
     patch_size: int = 14
     is_metric: bool = False
     requires_cameras: bool = False
@@ -126,6 +142,8 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     predicts_cameras: bool = False
     predicts_depth: bool = False
     predicts_points: bool = False
+    scale_from: ScaleSource | None = None
+    given_fields: Mapping[str, tuple[str, ...]] = {}
     path: str | None = None
     files: tuple[Path, ...] = ()
 
@@ -146,6 +164,18 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         Raises:
             InputError: There is no such head; the message names the remedy.
         """
+
+    def align_lengths(self, source: ScaleSource | None) -> None:
+        """Makes all lengths meters by this source; None keeps the encoder's own unit.
+
+        Raises:
+            InputError: The source needs depth, which this encoder does not predict.
+        """
+        if source is not None:
+            self.scale_from, self.is_metric, self.requires_cameras = source, True, source.requires_cameras
+            self.given_fields = {"cameras": source.reads}
+            if source.requires_depth:
+                self.enable_head("depth")
 
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
         """Whether the parameter of this name never gets a gradient from the tokens and the cameras that are used."""
@@ -177,21 +207,48 @@ def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
 
 
 def encode_by_shape(
-    encoder: nn.Module, frames: Frames, encode: Callable[[Float[Tensor, "B S 3 H W"]], list[SceneGeometry]]
+    encoder: nn.Module, frames: Frames, encode: Callable[[Float[Tensor, "B S 3 H W"], list[int]], list[SceneGeometry]]
 ) -> list[SceneGeometry]:
     """Encodes scenes of one shape as a batch; none is padded, since frames attend to each other.
 
     Args:
         encoder: the module; one that is frozen keeps no graph.
         frames: of each scene.
-        encode: computes the geometry of the scenes of a batch.
+        encode: computes the geometry of the scenes of a batch, given their images and their indices.
     """
     trained = any(parameter.requires_grad for parameter in encoder.parameters())
     found: dict[int, SceneGeometry] = {}
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
         for members in same_shape(frames):
-            found.update(zip(members, encode(torch.stack([frames[i] for i in members])), strict=True))
+            found.update(zip(members, encode(torch.stack([frames[i] for i in members]), members), strict=True))
     return [found[i] for i in range(len(frames))]
+
+
+def check_layers(layers: Sequence[int], depth: int, model: str) -> tuple[int, ...]:
+    """Returns the layers whose outputs are the 3D tokens, counted from the end where negative.
+
+    Raises:
+        InputError: There is no such layer, or none is named.
+    """
+    if not layers or not all(-depth <= layer < depth for layer in layers):
+        raise InputError(f"--model.geometry.layers {list(layers)}: this {model} has layers 0 to {depth - 1}")
+    return tuple(layers)
+
+
+def tokens_of_layers(
+    tokens: Mapping[int, Float[Tensor, "B S P _C"]], layers: Sequence[int], patch_start: int, grid: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Concatenates the tokens of several layers on the channels; those of one layer are not copied.
+
+    Args:
+        tokens: of each layer; the camera token first.
+        layers: in the order of the channels.
+        patch_start: number of tokens before the patches.
+        grid: rows and columns of patches.
+    """
+    parts = [tokens[layer] for layer in layers]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    return {"camera_tokens": joined[:, :, 0], "patches": joined[:, :, patch_start:].unflatten(2, grid)}
 
 
 def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_size: int) -> Float[Tensor, "S 3 h w"]:

@@ -97,10 +97,10 @@ def build_first_available(*recipes: Recipe | None) -> GeometryEncoder | None:
 class CachedGeometry(GeometryEncoder):
     """A frozen encoder that computes only the entries that its cache lacks, and is loaded when that first happens.
 
-    The key of an entry is made of the frames' pixels, the encoder's settings, and its weights. The pixels identify
-    scene, frames, order and size at once, and no name has to be trusted. Poses and intrinsics are kept exactly; 3D
-    tokens are bfloat16, rounded as the cache stores them even when just computed, so that results do not depend on the
-    state of the cache.
+    The key of an entry is made of the frames' pixels, the encoder's settings, its weights, what it reads of the
+    dataset's geometry, and for cameras the source of their scale. The pixels identify scene, frames, order and size at
+    once, and no name has to be trusted. Poses and intrinsics are kept exactly; 3D tokens are bfloat16, rounded as the
+    cache stores them even when just computed, so that results do not depend on the state of the cache.
 
     The encoder computes without autocast, so that entries do not depend on the precision of the run that made them:
     load weights in bfloat16 for speed. It is no submodule, so that the model's state does not depend on whether it is
@@ -150,22 +150,35 @@ class CachedGeometry(GeometryEncoder):
         """Fingerprints of the encoder's weights: of their files, or of its tensors."""
         return self._lazy.weights(self._cache.file_fingerprint)
 
-    def entries(self, frames: Float[Tensor, "S 3 H W"], *, tokens: bool, cameras: bool) -> dict[str, Description]:
+    def entries(
+        self, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
+    ) -> dict[str, Description]:
         """The full description of each entry that is asked for, by kind."""
-        every = {
+        shared: dict[str, Any] = {
             "frames": pixels_fingerprint(frames),
             "encoder": self._lazy.identity(),
             "weights": self.weights,
             "dtype": self._cache.dtype,
             "version": VERSION,
         }
-        return {kind: {"kind": kind, **every} for kind, asked in (("tokens", tokens), ("cameras", cameras)) if asked}
+        entries: dict[str, Description] = {}
+        present = {} if given is None else given.present()
+        for kind in [kind for kind, asked in (("tokens", tokens), ("cameras", cameras)) if asked]:
+            entry = {"kind": kind, **shared}
+            if read := {name: present[name] for name in self.given_fields.get(kind, ()) if name in present}:
+                entry["given"] = fingerprint(read)
+            if kind == "cameras" and self.scale_from is not None:
+                files = [self._cache.file_fingerprint(file) for file in self.scale_from.files]
+                entry["scale"] = [type(self.scale_from).__qualname__, *files]
+            entries[kind] = entry
+        return entries
 
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; `given` is not part of the key."""
-        entries = [self.entries(each, tokens=tokens, cameras=cameras) for each in frames]
+        """See `GeometryEncoder`."""
+        every = zip(frames, given, strict=True)
+        entries = [self.entries(*scene, tokens=tokens, cameras=cameras) for scene in every]
         found = [{kind: self._cache.get(entry) for kind, entry in scene.items()} for scene in entries]
         missing = [(i, kind) for i, scene in enumerate(found) for kind, packed in scene.items() if packed is None]
         computed = self._compute(frames, given, missing) if missing else {}
@@ -203,9 +216,11 @@ class CachedGeometry(GeometryEncoder):
                 f"{self.folder}: geometry can't be kept ({error.strerror}), so it will be computed again", stacklevel=2
             )
 
-    def holds(self, frames: Float[Tensor, "S 3 H W"], *, tokens: bool, cameras: bool) -> bool:
+    def holds(
+        self, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
+    ) -> bool:
         """Whether a file exists, sound or not, for all that is asked of a scene."""
-        entries = self.entries(frames, tokens=tokens, cameras=cameras)
+        entries = self.entries(frames, given, tokens=tokens, cameras=cameras)
         return all(self._cache.file(entry).exists() for entry in entries.values())
 
 

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -16,15 +14,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError, reading
-from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, encode_by_shape
+from zoo.geometry.base import (
+    Frames,
+    GeometryEncoder,
+    Given,
+    Head,
+    SceneGeometry,
+    check_layers,
+    encode_by_shape,
+    tokens_of_layers,
+)
 from zoo.geometry.da3 import DA3, pose_encoding_to_cameras
 from zoo.geometry.da3.any_view import AnyView
 from zoo.geometry.da3.model import HEADS, build
 from zoo.geometry.da3.nested import Nested
 from zoo.geometry.da3.reference import Strategy
+from zoo.geometry.da3.released import announce_license, find_model
 from zoo.geometry.da3.trunk import PATCH_SIZE
+from zoo.geometry.scale import ScaleSource
 from zoo.geometry.valid_cameras import valid_cameras
-from zoo.hub import CONFIG, find_folder, read_config
+from zoo.hub import CONFIG
 from zoo.seed import resolve_seed
 from zoo.weights import open_weights
 
@@ -38,13 +47,15 @@ class DA3Encoder(GeometryEncoder):
 
     Args:
         da3: with its weights.
-        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+            negative.
         reference: how the view whose camera is the world is chosen, see `choose_reference`. `first` makes it frame 0.
         config: of the whole model, where `da3` lacks heads that can be loaded.
         weights: official tensors from which such a head is loaded when it is enabled.
+        scale_from: how lengths become meters; None keeps the model's own unit.
 
     Raises:
-        InputError: There is no such layer.
+        InputError: There is no such layer, or no depth head that the scale needs.
     """
 
     requires_frames = True
@@ -53,22 +64,24 @@ class DA3Encoder(GeometryEncoder):
     def __init__(
         self,
         da3: DA3,
-        layer: int = -1,
+        layers: Sequence[int] = (-1,),
         reference: Strategy = "saddle_balanced",
         config: Mapping[str, Any] | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        scale_from: ScaleSource | None = None,
     ) -> None:
         super().__init__()
         trunk = da3.model.trunk
-        if not -trunk.depth <= layer < trunk.depth:
-            raise InputError(f"--model.geometry.layer {layer}: this Depth Anything 3 has layers 0 to {trunk.depth - 1}")
-        self.da3, self.layer, self.reference, self.files, self.width = da3, layer, reference, da3.files, trunk.width
+        self.layers = check_layers(layers, trunk.depth, "Depth Anything 3")
+        self.num_layers, self.width = len(layers), trunk.width * len(layers)
+        self.da3, self.reference, self.files = da3, reference, da3.files
         self._config, self._weights = config or da3.config, weights
         with torch.device("meta"):
             heads = build(self._config).heads
         self.predicts_cameras, self.predicts_depth = "camera" in heads, {"camera", "depth"} <= heads
         self.is_metric = isinstance(da3.model, Nested)
         self.heads: tuple[str, ...] = ("camera",) if self.predicts_cameras else ()
+        self.align_lengths(scale_from)
 
     def identity(self) -> dict[str, Any]:
         """See `GeometryEncoder`."""
@@ -76,7 +89,7 @@ class DA3Encoder(GeometryEncoder):
         return {
             "config": dict(self._config),
             "heads": self.heads,
-            "layer": self.layer % trunk.depth,
+            "layers": [layer % trunk.depth for layer in self.layers],
             "reference": self.reference,
             "dtype": str(trunk.dtype),
         }
@@ -94,11 +107,11 @@ class DA3Encoder(GeometryEncoder):
             self.da3.load_parts(lacking, self._config, self._weights)
 
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
-        """See `GeometryEncoder`; cameras are never given to the camera encoder, and rays are not used."""
+        """See `GeometryEncoder`; rays are not used, nor is the camera encoder, except by `PosedDA3`."""
         if not (tokens or cameras):
             return True
         name, heads = name.removeprefix("da3.model.").removeprefix("da3."), set(self.heads if cameras else ())
-        if self.is_metric and heads:  # the scale of everything depends on depth
+        if isinstance(self.da3.model, Nested) and heads:  # the scale of everything depends on depth
             heads |= {"camera", "depth"}
         if name.startswith(("cam_enc.", "cam_dec.")):
             return name.startswith("cam_enc.") or "camera" not in heads
@@ -107,7 +120,8 @@ class DA3Encoder(GeometryEncoder):
         if name.startswith(("head.", "da3_metric.")):
             return "depth" not in heads
         trunk = self.da3.model.trunk
-        last = max(self.layer % trunk.depth if tokens else 0, trunk.out_layers[-1] if heads else 0)
+        read = [layer % trunk.depth for layer in self.layers] if tokens else [0]
+        last = max(*read, trunk.out_layers[-1] if heads else 0)
         part, number, *_ = [*name.removeprefix("backbone.pretrained.").split("."), ""]
         if part == "blocks":
             return int(number) > last
@@ -118,20 +132,30 @@ class DA3Encoder(GeometryEncoder):
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; `given` is not used."""
-        return encode_by_shape(self, frames, lambda images: self._encode(images, tokens, cameras))
+        """See `GeometryEncoder`; `given` is for the scale alone."""
 
-    def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
+        def encode(images: Tensor, members: list[int]) -> list[SceneGeometry]:
+            return self._encode(images, tokens, cameras, self._given_cameras(given, members, images.shape[-2:]))
+
+        scenes = encode_by_shape(self, frames, encode)
+        return self.scale_from.in_meters(scenes, frames, given) if cameras and self.scale_from else scenes
+
+    def _given_cameras(self, given: Given, members: Sequence[int], size_hw: Sequence[int]) -> dict[str, Tensor]:
+        """The cameras of some scenes that the model gets, as arguments of `DA3`; none."""
+        return {}
+
+    def _encode(
+        self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool, known: Mapping[str, Tensor]
+    ) -> list[SceneGeometry]:
         height, width = images.shape[-2:]
         heads = self.heads if cameras else ()
         if lacking := set(heads) - self.da3.model.heads:
             raise ValueError(f"heads that are not enabled: {', '.join(sorted(lacking))}: call enable_head")
-        output = self.da3(images, (self.layer,) if tokens else (), heads, reference=self.reference)
+        output = self.da3(images, self.layers if tokens else (), heads, reference=self.reference, **known)
         fields: dict[str, Tensor | None] = {}
         if tokens:
-            layer, grid = output.tokens[self.layer], (height // PATCH_SIZE, width // PATCH_SIZE)
-            fields["camera_tokens"] = layer[:, :, 0]
-            fields["patches"] = layer[:, :, output.patch_start :].unflatten(2, grid)
+            grid = (height // PATCH_SIZE, width // PATCH_SIZE)
+            fields |= tokens_of_layers(output.tokens, self.layers, output.patch_start, grid)
         if output.pose_enc is not None:
             found = valid_cameras(output.pose_enc, (height, width), pose_encoding_to_cameras)
             fields |= dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
@@ -146,29 +170,30 @@ class PretrainedDA3(DA3Encoder):
 
     Args:
         path: a hub id, or a folder with config.json and model.safetensors in it.
-        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+            negative.
         dtype: of the trunk; the heads are float32.
         reference: how the view whose camera is the world is chosen, see `choose_reference`.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
     """
 
     def __init__(
         self,
         path: str = "depth-anything/DA3-BASE",
-        layer: int = -1,
+        layers: Sequence[int] = (-1,),
         dtype: Literal["float32", "bfloat16"] = "float32",
         reference: Strategy = "saddle_balanced",
+        scale_from: ScaleSource | None = None,
     ) -> None:
-        folder = find_folder(path, "depth-anything/DA3-BASE", "--model.geometry.path")
-        config = read_config(folder).get("config")
-        if not isinstance(config, dict) or not isinstance(config.get("anyview", config), dict):
-            raise InputError(f"{folder / CONFIG} is no config of Depth Anything 3: give a folder of a released model")
+        folder, config = find_model(path, "depth-anything/DA3-BASE", "--model.geometry.path")
         with reading(folder / CONFIG):
             anyview = config.get("anyview", config)
             trunk = {"anyview": {"net": anyview["net"]}} if "anyview" in config else {"net": anyview["net"]}
             with torch.device("meta"):
                 is_large = build(config).trunk.alternates and anyview["net"]["name"] in ("vitl", "vitg")
         weights = open_weights(folder)
-        super().__init__(DA3.from_official(trunk, weights, getattr(torch, dtype)), layer, reference, config, weights)
+        da3 = DA3.from_official(trunk, weights, getattr(torch, dtype))
+        super().__init__(da3, layers, reference, config, weights, scale_from)
         self.path = path
         if is_large:
             announce_license(path)
@@ -178,7 +203,8 @@ class TinyDA3(DA3Encoder):
     """A Depth Anything 3 of a few million parameters, for small frames, with random weights: they carry no geometry.
 
     Args:
-        layer: of the trunk whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+            negative.
         embed_dim: width of the trunk; its tokens have twice as many channels.
         depth: blocks of the trunk, four or more; from a third of them on they alternate.
         num_heads: of its attention.
@@ -186,11 +212,12 @@ class TinyDA3(DA3Encoder):
         heads: those to build.
         reference: how the view whose camera is the world is chosen, see `choose_reference`.
         seed: of the random weights; null is the run's.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
     """
 
     def __init__(
         self,
-        layer: int = -1,
+        layers: Sequence[int] = (-1,),
         embed_dim: int = 128,
         depth: int = 6,
         num_heads: int = 4,
@@ -198,6 +225,7 @@ class TinyDA3(DA3Encoder):
         heads: Sequence[Literal["camera", "depth"]] = ("camera",),
         reference: Strategy = "saddle_balanced",
         seed: int | None = None,
+        scale_from: ScaleSource | None = None,
     ) -> None:
         start = depth // 3
         net = {"name": "vits", "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "alt_start": start}
@@ -212,10 +240,4 @@ class TinyDA3(DA3Encoder):
             da3 = DA3({"net": net} | {parts[head]: every[parts[head]] for head in heads})
         if isinstance(da3.model, AnyView) and da3.model.cam_dec is not None:
             da3.model.cam_dec.init_identity_pose()
-        super().__init__(da3, layer, reference)
-
-
-@cache  # once per process
-def announce_license(path: str) -> None:
-    """Prints that weights are not for commercial use: those of the large, giant and nested models."""
-    print(f"{path}: these weights are under CC BY-NC 4.0, for non-commercial use only", file=sys.stderr)
+        super().__init__(da3, layers, reference, scale_from=scale_from)

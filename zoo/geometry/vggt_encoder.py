@@ -15,7 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry, encode_by_shape
+from zoo.geometry.base import (
+    Frames,
+    GeometryEncoder,
+    Given,
+    Head,
+    SceneGeometry,
+    check_layers,
+    encode_by_shape,
+    tokens_of_layers,
+)
+from zoo.geometry.scale import ScaleSource
 from zoo.geometry.valid_cameras import valid_cameras
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
@@ -26,18 +36,20 @@ from zoo.weights import WEIGHTS, SafetensorsFile
 
 
 class VGGTEncoder(GeometryEncoder):
-    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own scale, the first frame as the world.
+    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own unit, the first frame as the world.
 
     Scenes of one shape form a batch; none is padded, since frames attend to each other. Without trainable parameters
     no activations are kept for a backward pass.
 
     Args:
         vggt: with its weights.
-        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
+            where negative.
         weights: official tensors from which a head that `vggt` lacks is loaded when it is enabled.
+        scale_from: how lengths become meters; None keeps the scene's own unit.
 
     Raises:
-        InputError: There is no such layer.
+        InputError: There is no such layer, or no depth head that the scale needs.
     """
 
     requires_frames = True
@@ -45,21 +57,27 @@ class VGGTEncoder(GeometryEncoder):
     predicts_depth = True
     predicts_points = True
 
-    def __init__(self, vggt: VGGT, layer: int = -1, weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        vggt: VGGT,
+        layers: Sequence[int] = (-1,),
+        weights: Mapping[str, Tensor] | None = None,
+        scale_from: ScaleSource | None = None,
+    ) -> None:
         super().__init__()
-        depth = vggt.aggregator.depth
-        if not -depth <= layer < depth:
-            raise InputError(f"--model.geometry.layer {layer}: this VGGT has layers 0 to {depth - 1}")
-        self.vggt, self.layer, self.files = vggt, layer, vggt.files
-        self.width, self.patch_size = 2 * vggt.aggregator.embed_dim, vggt.aggregator.patch_size
+        self.vggt, self.files, self.patch_size = vggt, vggt.files, vggt.aggregator.patch_size
+        self.layers = check_layers(layers, vggt.aggregator.depth, "VGGT")
+        self.num_layers, self.width = len(layers), 2 * vggt.aggregator.embed_dim * len(layers)
         self.heads: tuple[str, ...] = ("camera",)
         self._weights = weights
+        self.align_lengths(scale_from)
 
     def identity(self) -> dict[str, Any]:
         """See `GeometryEncoder`."""
         trunk = self.vggt.aggregator
         config = {name: self.vggt.config[name] for name in ("aggregator", *(f"{head}_head" for head in self.heads))}
-        return {**config, "layer": self.layer % trunk.depth, "dtype": str(trunk.camera_token.dtype)}
+        layers = [layer % trunk.depth for layer in self.layers]
+        return {**config, "layers": layers, "dtype": str(trunk.camera_token.dtype)}
 
     def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
@@ -81,23 +99,23 @@ class VGGTEncoder(GeometryEncoder):
         if part.endswith("_head"):
             return not cameras or part.removesuffix("_head") not in self.heads
         if kind in ("frame_blocks", "global_blocks") and not cameras:  # the heads read the last layer
-            return int(number) > self.layer % self.vggt.aggregator.depth
+            return int(number) > max(layer % self.vggt.aggregator.depth for layer in self.layers)
         return name.endswith(".mask_token")
 
     def forward(
         self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; `given` is not used."""
-        return encode_by_shape(self, frames, lambda images: self._encode(images, tokens, cameras))
+        """See `GeometryEncoder`; `given` is for the scale alone."""
+        scenes = encode_by_shape(self, frames, lambda images, _: self._encode(images, tokens, cameras))
+        return self.scale_from.in_meters(scenes, frames, given) if cameras and self.scale_from else scenes
 
     def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
         height, width = images.shape[-2:]
-        output = self.vggt(images, layers=(self.layer,) if tokens else (), heads=self.heads if cameras else ())
+        output = self.vggt(images, layers=self.layers if tokens else (), heads=self.heads if cameras else ())
         fields: dict[str, Tensor | None] = {}
         if tokens:
-            layer, grid = output.tokens[self.layer], (height // self.patch_size, width // self.patch_size)
-            fields["camera_tokens"] = layer[:, :, 0]
-            fields["patches"] = layer[:, :, output.patch_start :].unflatten(2, grid)
+            grid = (height // self.patch_size, width // self.patch_size)
+            fields |= tokens_of_layers(output.tokens, self.layers, output.patch_start, grid)
         if cameras:
             found = valid_cameras(output.pose_enc, (height, width), pose_encoding_to_cameras)
             fields |= dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
@@ -113,16 +131,22 @@ class PretrainedVGGT(VGGTEncoder):
 
     Args:
         path: a hub id, a folder with model.safetensors in it, or a .safetensors file.
-        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
+            where negative.
         dtype: of the aggregator; the heads are float32.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
     """
 
     def __init__(
-        self, path: str = "facebook/VGGT-1B", layer: int = -1, dtype: Literal["float32", "bfloat16"] = "float32"
+        self,
+        path: str = "facebook/VGGT-1B",
+        layers: Sequence[int] = (-1,),
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        scale_from: ScaleSource | None = None,
     ) -> None:
         weights = SafetensorsFile(find_weights(path))
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
-        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layer, weights)
+        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layers, weights, scale_from)
         self.path = path
 
 
@@ -132,13 +156,15 @@ class TinyVGGT(VGGTEncoder):
     Args:
         path: a run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, whose
             outputs carry no geometry.
-        layer: of the aggregator whose outputs are the 3D tokens, counted from the end where negative.
+        layers: of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
+            where negative.
         embed_dim: width of the aggregator; its tokens have twice as many channels.
         depth: layers of the aggregator.
         num_heads: of its attention.
         features: width of the dense heads.
         heads: those to build; pretraining needs all three.
         seed: of the random weights; null is the run's.
+        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
 
     Raises:
         InputError: A path without weights, or with weights of another size.
@@ -147,13 +173,14 @@ class TinyVGGT(VGGTEncoder):
     def __init__(
         self,
         path: str | None = None,
-        layer: int = -1,
+        layers: Sequence[int] = (-1,),
         embed_dim: int = 128,
         depth: int = 4,
         num_heads: int = 4,
         features: int = 16,
         heads: Sequence[Head] = ("camera",),
         seed: int | None = None,
+        scale_from: ScaleSource | None = None,
     ) -> None:
         dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
         dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
@@ -178,7 +205,7 @@ class TinyVGGT(VGGTEncoder):
                     "set --model.geometry.path to the run that did"
                 )
             vggt = VGGT.from_official(config, SafetensorsFile(find_weights(path)))
-        super().__init__(vggt, layer)
+        super().__init__(vggt, layers, scale_from=scale_from)
         self.path = path
 
 

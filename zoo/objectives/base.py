@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.fusions.base import Connector
+from zoo.fusions.connector import Connector
 from zoo.objectives.decoded import Decoded
 from zoo.requirements import Target
 from zoo.scenes import SceneTokens

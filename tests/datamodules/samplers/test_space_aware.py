@@ -21,6 +21,7 @@ from zoo.errors import InputError
 from zoo.geometry import (
     VGGT,
     DatasetGeometry,
+    DatasetPoses,
     GeometryEncoder,
     PretrainedVGGT,
     SceneGeometry,
@@ -244,6 +245,9 @@ def test_another_encoder_serves_the_sampler(tmp_path: Path) -> None:
     for encoder, head in ((Plane, "depth"), (DatasetGeometry, "point")):
         with pytest.raises(InputError, match=f"encoder {encoder.__name__} does not predict cameras and {head}"):
             PredictedPoints(encoder, head)
+    with pytest.raises(InputError, match="gets none of the dataset's cameras, .* leave scale_from out"):
+        heads = ("camera", "depth")
+        PredictedPoints(lambda: TinyVGGT(embed_dim=16, num_heads=2, heads=heads, scale_from=DatasetPoses()), "depth")
 
 
 def test_keys_of_selections_depend_on_the_encoder_and_its_weights(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def weights(tmp_path: Path) -> Path:
 def cached(weights: Path, tmp_path: Path) -> Callable[..., CachedGeometry]:
     """Makes a new encoder at each call, as another run does, on one folder."""
 
-    def new(path: Path = weights, layer: int = -1, **cache: object) -> CachedGeometry:
+    def new(path: Path = weights, layers: tuple[int, ...] = (-1,), **cache: object) -> CachedGeometry:
         keep = GeometryCache(str(tmp_path / "cache"), **cache)
-        return CachedGeometry(lambda: TinyVGGT(str(path), layer=layer, **SIZES), keep)
+        return CachedGeometry(lambda: TinyVGGT(str(path), layers=layers, **SIZES), keep)
 
     return new

@@ -95,7 +95,8 @@ def test_float8_has_a_bounded_error_and_half_the_size(cached) -> None:
     "other",
     [
         lambda new, path: (new(alter(path, "aggregator.global_blocks.1.mlp.fc1.weight")), frames()),
-        lambda new, path: (new(layer=1), frames()),
+        lambda new, path: (new(layers=(1,)), frames()),
+        lambda new, path: (new(layers=(1, -1)), frames()),
         lambda new, path: (new(dtype="float8"), frames()),
         lambda new, path: (new(), frames().flip(0)),
         lambda new, path: (new(), frames()[:2]),
@@ -104,7 +105,7 @@ def test_float8_has_a_bounded_error_and_half_the_size(cached) -> None:
         lambda new, path: (new(), frames() + (torch.arange(3 * 3 * 28 * 42).view(3, 3, 28, 42) == 1000) / 255),
         lambda new, path: (new(), frames() + 1e-4),
     ],
-    ids=["weights", "layer", "dtype", "order", "fewer frames", "crop", "size", "a pixel", "no bytes"],
+    ids=["weights", "layer", "layers", "dtype", "order", "fewer frames", "crop", "size", "a pixel", "no bytes"],
 )
 def test_another_key_is_computed_again(cached, weights: Path, other) -> None:
     ask(cached(), frames())
@@ -119,7 +120,7 @@ def test_equal_weights_and_frames_share_an_entry(cached, weights: Path, tmp_path
     copy.write_bytes(weights.read_bytes())
     as_a_gpu_divides = (frames() * 255).round() * torch.tensor(1 / 255)
     assert not torch.equal(as_a_gpu_divides, frames())
-    for encoder, scene in ((cached(copy), frames()), (cached(layer=3), frames()), (cached(), as_a_gpu_divides)):
+    for encoder, scene in ((cached(copy), frames()), (cached(layers=(3,)), frames()), (cached(), as_a_gpu_divides)):
         ask(encoder, scene)
         assert encoder.num_computed == 0
 

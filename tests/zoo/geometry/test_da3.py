@@ -204,8 +204,8 @@ def difference(model: DA3, views: int, **options: Any) -> float:
     return float((permuted - tokens[:, order]).abs().max())
 
 
-def given_cameras(views: int) -> dict[str, Tensor]:
-    centers = torch.arange(3.0 * views).reshape(1, views, 3).sin()
+def given_cameras(views: int, spread: float = 1.0) -> dict[str, Tensor]:
+    centers = spread * torch.arange(3.0 * views).reshape(1, views, 3).sin()
     K = torch.tensor([[30.0, 0, 21], [0, 30, 14], [0, 0, 1]]).expand(1, views, 3, 3)
     return {"world_to_camera": rigid_matrix(torch.eye(3).expand(1, views, 3, 3), centers), "K_px": K}
 

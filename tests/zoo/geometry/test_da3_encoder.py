@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tests.zoo.geometry.da3 import hash_model
 from tests.zoo.geometry.official import tiny_images
-from tests.zoo.geometry.test_da3 import any_view_config, metric_config, nested_config
+from tests.zoo.geometry.test_da3 import any_view_config, given_cameras, metric_config, nested_config
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
-from zoo.geometry import CachedGeometry, DA3Encoder, GeometryCache, PretrainedDA3, SceneGeometry, TinyDA3
-from zoo.geometry.da3 import DA3
-from zoo.geometry.da3_encoder import announce_license
+from zoo.geometry import CachedGeometry, DA3Encoder, GeometryCache, PosedDA3, PretrainedDA3, SceneGeometry, TinyDA3
+from zoo.geometry.da3 import DA3, normalize_poses
+from zoo.geometry.da3.released import announce_license
 
 
 def scenes(*shapes: tuple[int, int, int]) -> list[Tensor]:
@@ -67,12 +67,15 @@ def test_tokens_cameras_and_depth_are_the_models(folder: str) -> None:
 def test_layer_and_reference_are_the_given_ones(folder: str) -> None:
     frames = scenes((4, 28, 42))
     model = hash_model(any_view_config())
-    first = encode(PretrainedDA3(folder, layer=3, reference="first"), frames, cameras=False)[0]
+    first = encode(PretrainedDA3(folder, layers=(3,), reference="first"), frames, cameras=False)[0]
     assert torch.equal(first.camera_tokens, model(frames[0][None], (3,), (), reference="first").tokens[3][0, :, 0])
-    (other,) = encode(PretrainedDA3(folder, layer=3, reference="middle"), frames, cameras=False)
+    (other,) = encode(PretrainedDA3(folder, layers=(3,), reference="middle"), frames, cameras=False)
     assert not torch.allclose(first.patches, other.patches, atol=1e-2)
-    with pytest.raises(InputError, match="--model.geometry.layer 6: this Depth Anything 3 has layers 0 to 5"):
-        PretrainedDA3(folder, layer=6)
+    (both,) = encode(PretrainedDA3(folder, layers=(3, -1), reference="first"), frames, cameras=False)
+    (last,) = encode(PretrainedDA3(folder, reference="first"), frames, cameras=False)
+    assert torch.equal(both.patches, torch.cat((first.patches, last.patches), -1))
+    with pytest.raises(InputError, match=r"--model.geometry.layers \[2, 6\]: this Depth Anything 3 has layers 0 to 5"):
+        PretrainedDA3(folder, layers=(2, 6))
 
 
 def test_scenes_of_different_lengths_and_sizes(folder: str) -> None:
@@ -104,6 +107,58 @@ def test_only_a_nested_model_is_metric(tmp_path: Path) -> None:
             metric.enable_head(head)
 
 
+# ---- with the dataset's cameras ------------------------------------------------------------------------------
+
+
+def dataset_cameras(count: int = 4, spread: float = 1.0, known: int | None = None) -> SceneGeometry:
+    cameras = given_cameras(count, spread)
+    K = normalize_intrinsics(cameras["K_px"][0], 42, 28)
+    has_camera = torch.arange(count) < (count if known is None else known)
+    return SceneGeometry(world_to_camera=cameras["world_to_camera"][0], K_normalized=K, has_camera=has_camera)
+
+
+def test_given_cameras_reach_the_tokens_and_the_unit_of_depth(folder: str) -> None:
+    encoder, (frames,), data = PosedDA3(folder), scenes((4, 28, 42)), dataset_cameras()
+    cameras = given_cameras(4) | {"world_to_camera": normalize_poses(data.world_to_camera[None])}
+    expected = hash_model(any_view_config())(frames[None], heads=("camera", "depth"), **cameras)
+    (scene,) = encoder([frames], [data])
+    assert encoder.is_metric and encoder.requires_cameras and scene.depth is None
+    assert torch.allclose(scene.patches[0, 0], expected.tokens[-1][0, 0, 1:4], atol=3e-5)
+    assert torch.equal(scene.world_to_camera, data.world_to_camera) and scene.K_normalized is data.K_normalized
+    assert not torch.allclose(
+        scene.patches, encode(PretrainedDA3(folder), [frames], cameras=False)[0].patches, atol=1e-2
+    )
+    for head in ("camera", "depth"):
+        encoder.enable_head(head)
+    (near,), (far,) = encoder([frames], [data]), encoder([frames], [dataset_cameras(spread=3.0)])
+    ratio = near.depth / expected.depth[0]
+    assert torch.allclose(ratio, ratio[0, 0, 0].expand_as(ratio), rtol=1e-3)
+    assert torch.allclose(far.depth, 3 * near.depth, rtol=1e-4) and torch.allclose(far.patches, near.patches, atol=3e-5)
+    (same,) = encoder([frames], [data], cameras=False)
+    assert same.world_to_camera is None and torch.equal(same.patches, near.patches)
+
+
+def test_cameras_of_some_frames_are_refused(folder: str, tmp_path: Path) -> None:
+    encoder, (frames,) = PosedDA3(folder), scenes((4, 28, 42))
+    for data, count in ((dataset_cameras(known=2), 2), (None, 0)):
+        with pytest.raises(InputError, match=f"^scene 1 of the batch: {count} of 4 frames .*geometry PretrainedDA3$"):
+            encoder([frames, frames], [dataset_cameras(), data])
+    for name, config in (("metric", metric_config()), ("nested", nested_config())):
+        with pytest.raises(InputError, match="has no camera encoder: give an any-view model"):
+            PosedDA3(save(tmp_path / name, config))
+
+
+def test_given_cameras_are_part_of_the_cache_key(folder: str, tmp_path: Path) -> None:
+    (frames,) = scenes((4, 28, 42))
+    for kind, count in ((PosedDA3, 2), (PretrainedDA3, 1)):
+        encoder = CachedGeometry(lambda kind=kind: kind(folder), GeometryCache(str(tmp_path / "cache")))
+        entries = [
+            encoder.entries(frames, dataset_cameras(spread=s), tokens=True, cameras=True) for s in (1.0, 1.0, 2.0)
+        ]
+        for output in ("tokens", "cameras"):
+            assert len({json.dumps(entry[output]) for entry in entries}) == count
+
+
 def test_heads_are_loaded_when_enabled(folder: str) -> None:
     encoder, frames = PretrainedDA3(folder, dtype="bfloat16"), scenes((3, 28, 42))
     assert encoder.da3.model.cam_dec is encoder.da3.model.head is None
@@ -124,7 +179,7 @@ def test_heads_are_loaded_when_enabled(folder: str) -> None:
 
 
 def test_identities_differ_where_outputs_do(folder: str) -> None:
-    encoders = [PretrainedDA3(folder), PretrainedDA3(folder, layer=5), PretrainedDA3(folder, layer=2)]
+    encoders = [PretrainedDA3(folder), PretrainedDA3(folder, (5,)), PretrainedDA3(folder, (2,))]
     encoders += [PretrainedDA3(folder, dtype="bfloat16"), PretrainedDA3(folder, reference="first")]
     identities = [json.dumps(encoder.identity(), sort_keys=True) for encoder in encoders]
     assert identities[0] == identities[1] and len(set(identities)) == 4  # layer -1 is layer 5
@@ -142,6 +197,17 @@ def test_the_cache_serves_it(folder: str, tmp_path: Path) -> None:
     assert torch.equal(scene.patches, kept.patches) and torch.equal(scene.world_to_camera, kept.world_to_camera)
     encode(again, [1 - frames])
     assert again.num_computed == 1  # the control
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_one_frame_and_two_hundred(count: int) -> None:
+    encoder = TinyDA3(embed_dim=16, num_heads=2, features=8, heads=("camera", "depth")).requires_grad_(False)
+    encoder.enable_head("depth")
+    (scene,) = encode(encoder, [torch.rand(count, 3, 28, 28)])
+    assert scene.patches.shape == (count, 2, 2, 32) and scene.depth.shape == (count, 28, 28)
+    assert scene.world_to_camera.isfinite().all() and scene.depth.isfinite().all()
+    with pytest.raises(InputError, match="no depth head"):
+        TinyDA3(embed_dim=16, num_heads=2).enable_head("depth")
 
 
 # ---- folders ----------------------------------------------------------------------------------------------
@@ -215,16 +281,19 @@ def test_shapes_on_the_meta_device() -> None:
     assert scene.patches.shape == (3, 2, 3, 64) and scene.world_to_camera.shape == (3, 4, 4)
 
 
-@pytest.mark.parametrize("layer", [0, 3, 5])
+@pytest.mark.parametrize("layers", [(0,), (3, 0), (5,)])
 @pytest.mark.parametrize(
     ("tokens", "cameras", "depth"), [(True, False, False), (True, True, False), (False, True, True)]
 )
-def test_unreachable_parameters_have_no_gradient(layer: int, tokens: bool, cameras: bool, depth: bool) -> None:
+@pytest.mark.parametrize("is_posed", [False, True])
+def test_unreachable_parameters_have_no_gradient(
+    layers: tuple[int, ...], tokens: bool, cameras: bool, depth: bool, is_posed: bool, folder: str
+) -> None:
     """A parameter gets a gradient if and only if it is reachable."""
-    encoder = DA3Encoder(hash_model(any_view_config()), layer)
-    if depth:
-        encoder.enable_head("depth")
-    (scene,) = encode(encoder, scenes((3, 28, 42)), tokens=tokens, cameras=cameras)
+    encoder = PosedDA3(folder, layers) if is_posed else DA3Encoder(hash_model(any_view_config()), layers)
+    for head in ("camera", "depth") if depth else ():
+        encoder.enable_head(head)
+    (scene,) = encoder(scenes((4, 28, 42)), [dataset_cameras()], tokens=tokens, cameras=cameras)
     sum(value.sin().sum() for value in scene.present().values() if value.requires_grad).backward()
     for name, parameter in encoder.named_parameters():
         unreachable = encoder.is_unreachable(name, tokens=tokens, cameras=cameras)

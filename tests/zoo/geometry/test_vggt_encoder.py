@@ -52,12 +52,16 @@ def test_tokens_and_cameras_equal_vggts(encoder: VGGTEncoder) -> None:
     Cameras(scene.world_to_camera[None], scene.K_normalized[None])  # what it accepts
 
 
-def test_another_layer(encoder: VGGTEncoder) -> None:
+def test_other_layers(encoder: VGGTEncoder) -> None:
     frames = scenes((2, 28, 28))
-    first = VGGTEncoder(encoder.vggt, layer=0)
+    first, both = VGGTEncoder(encoder.vggt, (0,)), VGGTEncoder(encoder.vggt, (-1, 0))
     tokens = encoder.vggt(frames[0][None], layers=(0,), heads=()).tokens[0][0]
     assert torch.equal(encode(first, frames)[0].camera_tokens, tokens[:, 0])
     assert not torch.allclose(encode(encoder, frames)[0].camera_tokens, tokens[:, 0], atol=1e-3)
+    (joined,), alone = encode(both, frames), [encode(each, frames)[0] for each in (encoder, first)]
+    assert (both.width, both.num_layers) == (2 * first.width, 2) == (joined.patches.shape[-1], 2)
+    for name in ("patches", "camera_tokens"):  # in the order given, on the channels
+        assert torch.equal(getattr(joined, name), torch.cat([getattr(each, name) for each in alone], -1))
 
 
 def test_scenes_of_different_lengths_and_sizes_are_grouped(encoder: VGGTEncoder) -> None:
@@ -97,7 +101,7 @@ def test_only_requested_outputs_are_computed(encoder: VGGTEncoder) -> None:
     parts = {"head": encoder.vggt.camera_head, "last": encoder.vggt.aggregator.global_blocks[2]}
     for name, module in parts.items():
         module.register_forward_hook(lambda *_, name=name: ran.add(name))
-    early = VGGTEncoder(encoder.vggt, layer=1)
+    early = VGGTEncoder(encoder.vggt, (0, 1))
     (scene,) = encode(early, scenes((2, 28, 28)), cameras=False)
     assert not ran and scene.world_to_camera is scene.K_normalized is scene.has_camera is None
     (scene,) = encode(early, scenes((2, 28, 28)), tokens=False)
@@ -256,5 +260,6 @@ def test_sides_must_be_multiples_of_14(encoder: VGGTEncoder, height: int, width:
 
 
 def test_an_unknown_layer_is_an_error(encoder: VGGTEncoder) -> None:
-    with pytest.raises(InputError, match="layer 3: this VGGT has layers 0 to 2"):
-        VGGTEncoder(encoder.vggt, layer=3)
+    for layers in ((3,), (0, -4), ()):
+        with pytest.raises(InputError, match=r"--model.geometry.layers \[.*\]: this VGGT has layers 0 to 2"):
+            VGGTEncoder(encoder.vggt, layers)

@@ -42,7 +42,7 @@ class Qwen3VLBackbone(QwenVLBackbone):
     """
 
     camera_model = CameraQwen3VL
-    camera_attention = {Qwen3VLTextAttention: Qwen3VLAttention}
+    hooked_classes = {Qwen3VLTextAttention: Qwen3VLAttention}
     preprocessor_class = Qwen3VLPreprocessor
     span_per_step = True
     tokens_per_second = 2  # Qwen2.5-VL's, for a time index in place of this model's own
@@ -57,7 +57,9 @@ class Qwen3VLBackbone(QwenVLBackbone):
         layers = zip(*output.deepstack_features, strict=True)  # layers of each medium, from media of each layer
         return [VisualTokens(*each) for each in zip(output.pooler_output, map(torch.stack, layers), strict=True)]
 
-    def visual_inputs(self, media: Mapping[MediaKind, Sequence[VisualTokens]]) -> dict[str, Any]:
+    def visual_inputs(
+        self, media: Mapping[MediaKind, Sequence[VisualTokens]], input_ids: Int[Tensor, "B L"]
+    ) -> dict[str, Any]:
         outputs = {
             kind: BaseModelOutputWithDeepstackFeatures(
                 pooler_output=tuple(each.tokens for each in shown),

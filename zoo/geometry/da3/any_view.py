@@ -82,7 +82,7 @@ class AnyView(nn.Module):
         if cameras is not None and self.cam_enc is not None:
             with full_precision(images.device):
                 condition = self.cam_enc(*cameras, (height, width))
-        outputs, chosen = trunk(normalize(images), needed, reference, condition)
+        outputs, chosen = trunk(normalize(images).to(trunk.dtype), needed, reference, condition)
 
         result = DA3Output({layer: outputs[i] for layer, i in indices.items()}, reference=chosen)
         with full_precision(images.device):

@@ -1,0 +1,195 @@
+"""Forward time and peak memory of activations of two trunks, and a matrix product of the same FLOPs as the bound.
+
+Times are medians of interleaved repeats; memory is measured in a process of its own, as the growth of the resident set
+(CPU) or of the allocator's peak (CUDA). On CUDA in bfloat16 by flash attention alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.measure import GIVE_BACK, peak_growth, timed
+
+Forward = Callable[[Tensor], object]
+
+
+@dataclass
+class Comparison:
+    """Two ways to compute a trunk.
+
+    Args:
+        module: that is run for the memory of one way, such as `benchmarks.vggt`.
+        names: of the two ways; the first is ours.
+        build: makes the forward passes of those named, with the options of the command line.
+        flops: of one forward pass, two for a multiply-add, given the options and a number of frames.
+        width: channels of the tokens of a size.
+    """
+
+    module: str
+    names: tuple[str, str]
+    build: Callable[[argparse.Namespace, Collection[str]], Mapping[str, Forward]]
+    flops: Callable[[argparse.Namespace, int], float]
+    width: Callable[[str], int]
+
+
+def parse(description: str | None, known: Collection[str], **defaults: object) -> argparse.ArgumentParser:
+    """The options of a benchmark of trunks."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+")
+    parser.add_argument("--sizes", nargs="+", choices=known)
+    parser.add_argument("--height", type=int, default=252)
+    parser.add_argument("--width", type=int, default=336)
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=("float32", "bfloat16"), help="by default what the device is for"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3, help="at least 1")
+    parser.add_argument("--memory-of", help="print the memory of one forward, no more")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def compare(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Prints a table per size and dtype, or the memory of one forward."""
+    torch.set_num_threads(arguments.threads)
+    for size in arguments.sizes:
+        for dtype in arguments.dtypes or native_dtypes(arguments.device):
+            arguments.size, arguments.dtype = size, dtype
+            if arguments.memory_of:
+                print(json.dumps(memory_of_one_forward(comparison, arguments)))
+            else:
+                table(comparison, arguments)
+
+
+def native_dtypes(device: str) -> list[str]:
+    """The dtypes that a device computes fast."""
+    if device == "cuda":
+        return ["bfloat16"]
+    abilities = torch.cpu.get_capabilities()
+    has_bfloat16 = abilities.get("amx_bf16") or abilities.get("avx512_bf16")
+    return ["float32", "bfloat16"] if has_bfloat16 else ["float32"]
+
+
+def table(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Prints one row per number of frames."""
+    a, b = comparison.names
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
+    size = f"{arguments.size}, {arguments.height} x {arguments.width}"
+    print(f"\n{size}, {arguments.dtype}, {where}, torch {torch.__version__}\n")
+    columns = f"frames | TFLOP | {a}, s | {b}, s | product, s | {a} / {b} | {a} / product | {a}, MiB | {b}, MiB | ratio"
+    print(f"| {columns} |\n|{'---|' * 10}")
+    # memory first: on a small machine the model of the timings would leave too little for a second one
+    memory = {n: [memory_in_a_process(comparison, arguments, n, way) for way in (a, b)] for n in arguments.frames}
+    ways = comparison.build(arguments, (a, b))
+    for frames in arguments.frames:
+        ours, theirs = memory[frames]
+        if ours is None or theirs is None:
+            print(f"| {frames} | doesn't fit into this machine's memory |{' |' * 8}", flush=True)
+            continue
+        flops = comparison.flops(arguments, frames)
+        width = comparison.width(arguments.size)
+        one, other, bound = seconds_of(arguments, [ways[a], ways[b]], frames, flops, width)
+        row = (f"{flops / 1e12:.3g}", f"{one:.3f}", f"{other:.3f}", f"{bound:.3f}")
+        ratios = f"{one / other:.2f} | {one / bound:.2f}"
+        mib = f"{ours / 2**20:.0f} | {theirs / 2**20:.0f} | {ours / theirs:.2f}"
+        print(f"| {frames} | {' | '.join(row)} | {ratios} | {mib} |", flush=True)
+
+
+def seconds_of(
+    arguments: argparse.Namespace, ways: Sequence[Forward], frames: int, flops: float, width: int
+) -> list[float]:
+    """Medians of both ways, and of the product."""
+    images = random_images(arguments, frames)
+    work = [*(lambda way=way: way(images) for way in ways), product(arguments, frames, flops, width)]
+    with torch.inference_mode(), attention(arguments):
+        if arguments.device == "cuda":  # which chooses kernels by shape
+            for run in work:
+                run()
+        else:  # a processor sets up threads, for which little is enough
+            for way in ways:
+                way(images[:, :3, :, :28, :28])
+        rounds = [[timed(run, arguments.device) for run in work] for _ in range(arguments.repeats)]
+    return [statistics.median(each) for each in zip(*rounds, strict=True)]
+
+
+def attention(arguments: argparse.Namespace) -> AbstractContextManager:
+    """Flash attention or an error, where there is one; else whatever SDPA takes."""
+    if arguments.device == "cuda" and arguments.dtype == "bfloat16":
+        return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    return nullcontext()
+
+
+def random_images(arguments: argparse.Namespace, frames: int) -> Tensor:
+    """Images of one scene."""
+    return torch.rand(1, frames, 3, arguments.height, arguments.width, device=arguments.device)
+
+
+def fill(module: nn.Module, arguments: argparse.Namespace) -> nn.Module:
+    """Gives a module, built on the meta device, frozen random weights of the dtype and on the device of a table."""
+    module.to(getattr(torch, arguments.dtype)).to_empty(device=arguments.device)
+    torch.manual_seed(0)
+    for parameter in module.requires_grad_(False).parameters():
+        parameter.normal_(std=parameter[0].numel() ** -0.5) if parameter.ndim > 1 else parameter.normal_(0.5, 0.2)
+    return module.eval()
+
+
+def block_flops(width: int, tokens: int, context: int) -> float:
+    """Products and attention of a transformer block, which are all but a percent."""
+    return tokens * (24 * width**2 + 4 * context * width)
+
+
+def num_patches(arguments: argparse.Namespace) -> int:
+    """Patches of a frame."""
+    return (arguments.height // 14) * (arguments.width // 14)
+
+
+def product(arguments: argparse.Namespace, frames: int, flops: float, width: int) -> Callable[[], None]:
+    """The first product of an MLP, on all tokens at once, as often as makes these FLOPs."""
+    tokens = frames * (1 + num_patches(arguments))
+    options = {"dtype": getattr(torch, arguments.dtype), "device": arguments.device}
+    a, b = torch.randn(tokens, width, **options), torch.randn(width, 4 * width, **options)
+    out = torch.empty(tokens, 4 * width, **options)
+    times = max(1, round(flops / (8 * tokens * width**2)))
+
+    def run() -> None:
+        for _ in range(times):
+            torch.mm(a, b, out=out)
+
+    return run
+
+
+def memory_in_a_process(comparison: Comparison, arguments: argparse.Namespace, frames: int, way: str) -> int | None:
+    """Bytes of activations, or None if there aren't as many."""
+    command = [sys.executable, "-m", comparison.module, "--memory-of", way, "--frames", str(frames)]
+    command += ["--dtypes", arguments.dtype, "--sizes", arguments.size]
+    for name in ("height", "width", "device", "threads"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    done = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
+    if done.returncode == -signal.SIGKILL or "out of memory" in done.stderr or "can't allocate memory" in done.stderr:
+        return None
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory_of_one_forward(comparison: Comparison, arguments: argparse.Namespace) -> int:
+    """Bytes by which a forward exceeds the model and the images."""
+    forward = comparison.build(arguments, (arguments.memory_of,))[arguments.memory_of]
+    images = random_images(arguments, arguments.frames[0])
+    with torch.inference_mode(), attention(arguments):
+        forward(images[:, :1, :, :28, :28])  # sets up once what is kept: kernels, threads
+        return peak_growth(lambda: forward(images), arguments.device)
