@@ -178,12 +178,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
                 f"{source}: no scene of the {split} split has cameras: put {kept[0].video.stem}.cameras.json beside "
                 f"{kept[0].video} etc., or predict them: --model.geometry PretrainedVGGT --model.camera_source auto"
             )
-        asked = {question.question_type for scene in kept for question in scene.questions}
-        if (unit := self.requirements.arbitrary_unit) and asked.intersection(self.source.benchmark.metric_types):
-            rank_zero_warn(
-                f"{unit} predicts lengths in a unit of each scene's own, and questions ask for meters: align them by "
-                "--model.geometry.scale_from DatasetPoses or MetricModel, or take an encoder whose lengths are meters"
-            )
         for target in self.requirements.targets if split == "train" else ():
             if all(getattr(scene, target) is None for scene in kept):
                 raise InputError(
@@ -191,6 +185,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
                     f"{kept[0].video.stem}.{'cameras.json' if target == 'cameras' else target} beside {kept[0].video} "
                     "etc., or take the geometry encoder's: --model.camera_source predicted"
                 )
+        asked = {question.question_type for scene in kept for question in scene.questions}
+        if (unit := self.requirements.arbitrary_unit) and asked.intersection(self.source.benchmark.metric_types):
+            rank_zero_warn(
+                f"{unit} predicts lengths in a unit of each scene's own, and questions ask for meters: align them by "
+                "--model.geometry.scale_from DatasetPoses or MetricModel, or take an encoder whose lengths are meters"
+            )
         return kept
 
     @property

@@ -98,7 +98,8 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     if has_objectives:
         words += [
             f"--model.objectives=[CameraPrediction, DepthPrediction, {configs[-1]}]",
-            "--trainer.val_check_interval=1",
+            *("--trainer.val_check_interval=2", "--trainer.limit_val_batches=1", "--gallery.scenes=1"),
+            "--trainer.log_every_n_steps=1",
         ]
     run("fit", *words)
     folder = the_run(tmp_path)

@@ -194,19 +194,20 @@ class SpatialVLM(Configurable, nn.Module):
     def requirements(self) -> DataRequirements:
         """What this model needs of the data."""
         use, fused = self.camera_use, self.geometry if self.uses_geometry_tokens else None
-        encoder = self.geometry if self.predicts_cameras or self.predicts_targets else fused
+        encoder = self.geometry if self.predicts_cameras else fused
+        shown = self.geometry if self.predicts_targets else encoder  # the frames, in training at least
         has_own_unit = self.predicts_cameras and use.lengths and not (encoder and encoder.is_metric)
         return DataRequirements(
             cameras=(use.cameras and not self.predicts_cameras) or bool(encoder and encoder.requires_cameras),
             depth=((use.points or use.median_depth) and self.camera_source != "predicted")
             or bool(fused and fused.requires_depth),
-            frames=bool(encoder and encoder.requires_frames),
+            frames=bool(shown and shown.requires_frames),
             seconds=self.time_index.seconds,
             frame_times=self.backbone.span_per_step,
             token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
             image_pixels=self.backbone.image_pixels,
-            arbitrary_unit=self.geometry_name if has_own_unit else None,
             targets=() if self.camera_source == "predicted" else self.objectives.targets,
+            arbitrary_unit=self.geometry_name if has_own_unit else None,
         )
 
     def is_unreachable(self, name: str) -> bool:

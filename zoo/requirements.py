@@ -69,10 +69,10 @@ class DataRequirements:
         frame_times: the time of each frame of a video, for a prompt that states them; a video without is an error.
         token_px: side of a visual token in pixels; the sides of resized frames are multiples of it.
         image_pixels: least and most pixels of a still image, those of the model's own processor.
-        arbitrary_unit: the geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
-            can't answer in meters; None if it reads no such lengths.
         targets: what objectives learn to predict: it is read of the scenes that have it, and some scene of the training
             split must.
+        arbitrary_unit: the geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
+            can't answer in meters; None if it reads no such lengths.
     """
 
     cameras: bool = False
@@ -82,8 +82,8 @@ class DataRequirements:
     frame_times: bool = False
     token_px: int = 28
     image_pixels: tuple[int, int] = IMAGE_PIXELS
-    arbitrary_unit: str | None = None
     targets: tuple[Target, ...] = ()
+    arbitrary_unit: str | None = None
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:

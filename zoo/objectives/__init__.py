@@ -1,6 +1,6 @@
 """Objectives of training: one file each beside `base.py`."""
 
-from zoo.objectives.base import Objective
+from zoo.objectives.base import LayerObjective, Objective
 from zoo.objectives.camera_prediction import CameraPrediction
 from zoo.objectives.collection import Objectives
 from zoo.objectives.decoded import Decoded, decode

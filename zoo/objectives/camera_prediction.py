@@ -59,6 +59,12 @@ class CameraPrediction(LayerObjective):
 
     Raises:
         InputError: no anchor, or an unknown choice.
+
+    Example:
+        >>> from zoo import SpatialVLM
+        >>> model = SpatialVLM(objectives=[CameraPrediction()])
+        >>> list(model.objectives), model.requirements.targets, model.extra_tokens.value
+        (['LanguageModeling', 'CameraPrediction'], ('cameras',), 'one per view')
     """
 
     targets = ("cameras",)

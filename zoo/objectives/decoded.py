@@ -26,7 +26,7 @@ class Decoded:
 
     Attributes:
         scenes: encoded scenes, with the cameras and the depth that objectives learn to predict.
-        scene_of: the scene of each sequence.
+        scene_of: the scene of each sequence, which shows one.
         layout: where their visual tokens are.
         last_hidden_state: after the decoder's last norm.
         layers: outputs of the decoder layers that some objective reads.

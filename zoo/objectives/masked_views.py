@@ -28,6 +28,10 @@ class MaskedViews(Objective):
 
     Raises:
         InputError: a share outside of 0 to 1.
+
+    Example:
+        >>> MaskedViews(0.2, {"route_planning": 1.0}).share_of(["object_counting", "route_planning"])
+        0.6
     """
 
     steps: Tensor

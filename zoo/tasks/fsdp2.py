@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -44,14 +44,22 @@ class FSDP2Strategy(DDPStrategy):
         """A checkpoint is read into the shards."""
         return True
 
+    def connect(self, model: LightningModule) -> None:  # type: ignore[override]
+        """Takes the task, before processes meet.
+
+        Raises:
+            InputError: a task without blocks to shard.
+        """
+        if not isinstance(model, VideoQATask):
+            raise InputError(
+                f"--trainer.strategy fsdp2 is for video-language models, not {type(model).__name__}: take ddp"
+            )
+        super().connect(model)
+
     def setup(self, trainer: Trainer) -> None:
         """Shards the model, then reads its weights."""
         task, fits = self.lightning_module, trainer.state.fn == TrainerFn.FITTING
-        assert self.accelerator is not None
-        if not isinstance(task, VideoQATask):
-            raise InputError(
-                f"--trainer.strategy fsdp2 is for video-language models, not {type(task).__name__}: take ddp"
-            )
+        assert self.accelerator is not None and isinstance(task, VideoQATask)
         self.accelerator.setup(trainer)
         if not isinstance(task, FSDPModule):  # by an earlier fit or test of this Trainer
             shard(task, self.root_device, self.world_size)
