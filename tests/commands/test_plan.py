@@ -40,7 +40,9 @@ def most_live_bytes(profiled: profile) -> int:
     return max(accumulate(each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())))
 
 
-@pytest.mark.parametrize("size", ["narrow", "default", "wide"])
+@pytest.mark.parametrize(
+    "size", ["narrow", *(pytest.param(each, marks=pytest.mark.slow) for each in ("default", "wide"))]
+)
 def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     precision = SIZES[size][2]
     with shapes_only():

@@ -30,7 +30,7 @@ class MaskedViews(Objective):
         InputError: a share outside of 0 to 1.
 
     Example:
-        >>> MaskedViews(0.2, {"route_planning": 1.0}).share_of(["object_counting", "route_planning"])
+        >>> MaskedViews(0.2, {"routes": 1.0}).share_of(["counts", "routes"])
         0.6
     """
 
