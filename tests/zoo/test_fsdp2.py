@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import patch
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
