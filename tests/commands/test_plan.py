@@ -83,7 +83,7 @@ FULL = ["3b", "7b", "qwen3vl_2b", "qwen3vl_4b", "qwen3vl_8b"]
 @pytest.mark.parametrize(
     ("model", "scale"),
     [
-        ("prope", "scale_tiny"),
+        pytest.param("prope", "scale_tiny", marks=pytest.mark.slow),
         ("qwen3_vl", "scale_tiny_qwen3"),
         pytest.param("spatial_mllm", "spatial_mllm_released", marks=pytest.mark.slow),
         *(pytest.param("prope", f"scale_{size}", marks=pytest.mark.slow) for size in FULL),

@@ -41,6 +41,7 @@ def test_a_job_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert outcomes(LocalExecutor(2), tmp_path, []) == {}
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_same_jobs(tmp_path: Path) -> None:
     executor = SubmititExecutor(2, "local", tmp_path / "submitit", {"timeout_min": 5, "partition": "gpu"})
     found = outcomes(executor, tmp_path, ["a", "bad", "worse"])
