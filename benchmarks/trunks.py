@@ -191,5 +191,5 @@ def memory_of_one_forward(comparison: Comparison, arguments: argparse.Namespace)
     forward = comparison.build(arguments, (arguments.memory_of,))[arguments.memory_of]
     images = random_images(arguments, arguments.frames[0])
     with torch.inference_mode(), attention(arguments):
-        forward(images[:, :1, :, :28, :28])  # sets up once what is kept: kernels, threads
+        forward(images[:, :1, :, :28, :28])  # warm-up: kernels and threads are set up once
         return peak_growth(lambda: forward(images), arguments.device)

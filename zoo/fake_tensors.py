@@ -1,6 +1,6 @@
 """Models whose tensors have a shape and a dtype but no memory, and what a computation with them would take.
 
-A model is built on the meta device by `zoo.weights.shapes_only`, and its tensors become fake tensors of the CPU:
+A model is built on the meta device by `zoo.weight_reading.shapes_only`, and its tensors become fake tensors of the CPU:
 autograd, autocast and checkpointing work as with real ones. Token ids, grids and cameras stay real numbers.
 """
 

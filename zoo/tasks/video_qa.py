@@ -32,7 +32,7 @@ from zoo.weight_reading import Reading, weights_later
 
 TRIES = 2  # at answering the questions of a scene
 PUBLISHED = LearningRates()  # Spatial-MLLM's
-shards_models: ContextVar[bool] = ContextVar("shards_models", default=False)  # whether a strategy will, see `FSDP2`
+shards_models: ContextVar[bool] = ContextVar("shards_models", default=False)  # whether `FSDP2Strategy` will
 
 
 def adamw(parameters: Any) -> Optimizer:
@@ -55,7 +55,7 @@ class VideoQATask(Task):
         parts: see `SpatialVLM`.
 
     Attributes:
-        unread: readings of released weights that wait until the model is sharded, see `zoo.weights.weights_later`.
+        unread: readings of released weights that wait for the shards, see `zoo.weight_reading.weights_later`.
     """
 
     def __init__(
