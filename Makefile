@@ -19,9 +19,8 @@ install: .venv/installed
 	.venv/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: install  ## train the camera-aware model on the embedded rooms, test it, print the table
-	$(RUN) main.py fit --config prope.yaml
-	$(RUN) main.py test
+demo: install  ## train a model with and one without cameras on rendered rooms, test both, print the scores
+	$(RUN) main.py study studies/demo.yaml --output runs/demo
 
 lint: install
 	.venv/bin/ruff check .

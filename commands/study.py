@@ -6,7 +6,8 @@
 
 trains and tests what has no result yet, each with `main.py fit` and `main.py test` in a folder of its own in
 runs/studies/<study>/, and writes studies/<study>.md and .png. An interrupted training goes on. The results are in
-studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there. A study file has the keys
+studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there. --output FOLDER keeps all of it apart,
+so that the study starts anew. A study file has the keys
 
     title, text   of the document
     settings      the rows of the table: options of `fit` by dotted name for each, and the special keys `configs`
@@ -57,6 +58,8 @@ def study(arguments: list[str]) -> None:
     parser.add_argument("--redo_outdated", action="store_true", help="retrain what other code has trained")
     parser.add_argument("--dry_run", action="store_true", help="only list what would be run")
     parser.add_argument("--write", action="store_true", help="only write the document")
+    output_help = "a folder for all that is written; default: runs/studies/<study>/ and the study file's own folder"
+    parser.add_argument("--output", type=str, help=output_help)
     executor_help = "this machine, an array of SLURM jobs, or submitit's jobs on this machine"
     parser.add_argument("--executor", type=ExecutorName, default="local", help=executor_help)
     slurm_help = "parameters of submitit's AutoExecutor, such as --slurm.partition gpu --slurm.timeout_min 600"
@@ -68,14 +71,15 @@ def study(arguments: list[str]) -> None:
         raise InputError("--slurm: for --executor slurm")
 
     # after the options are read: these import PyTorch, which the help does without
-    from commands.studies.document import write_documents
+    from commands.studies.document import constants_of, score_table, test_table, write_documents
     from commands.studies.execution import execute
     from commands.studies.executors import LocalExecutor, SubmititExecutor
     from commands.studies.reading import check_names, read_study
     from commands.studies.results import Results
+    from commands.studies.scores import Scores
     from commands.studies.source_code import code_of, digest_sources
 
-    plan = read_study(Path(asked.study).expanduser())
+    plan = read_study(Path(asked.study).expanduser(), Path(asked.output).expanduser() if asked.output else None)
     everything = plan.runs(plan.settings, plan.columns, plan.seeds)
     for option, known in (("settings", plan.settings), ("columns", plan.columns), ("seeds", plan.seeds)):
         check_names(asked[option] or [], known, option.removesuffix("s"))
@@ -108,9 +112,12 @@ def study(arguments: list[str]) -> None:
             sharing = 1 if asked.executor == "slurm" else asked.jobs
             failed = execute(plan, todo, codes, results, executor, sharing, asked.redo_outdated)
 
-    # 3. The document, also after an interrupt.
+    # 3. The document and its tables, also after an interrupt.
     finally:
         if not asked.dry_run:
-            print(f"written: {', '.join(map(str, write_documents(plan, Results(plan.results), codes)))}")
+            scores = Scores(plan, Results(plan.results), codes)
+            written = write_documents(scores)
+            print("\n\n".join(filter(None, ["", score_table(scores, constants_of(scores)), test_table(scores), ""])))
+            print(f"written: {', '.join(map(str, written))}")
     if failed:
         sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from commands.studies.plan import MARKS, OWN, Study, words
 from commands.studies.plot import draw
-from commands.studies.results import Results
 from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, change, is_measured, section, table, titled
 from zoo.atomic_io import write_whole
@@ -17,30 +16,38 @@ from zoo.atomic_io import write_whole
 CONSTANT = "best constant answer"
 
 
-def write_documents(study: Study, results: Results, codes: Mapping[str, str]) -> list[Path]:
+def write_documents(scores: Scores) -> list[Path]:
     """Write the study's document and plot, and its sections in other documents; return the files.
 
     Raises:
         InputError: a file can't be written.
     """
-    scores = Scores(study, results, codes)
+    study = scores.study
     embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
-    plot = study.path.with_suffix(".png")
-    rows = {_row(study, name): {column: scores.of(name, column) for column in study.columns} for name in study.settings}
-    constants = scores.constants() if study.constant else {}
+    plot, constants, rows = study.document.with_suffix(".png"), constants_of(scores), {}
+    for name, setting in study.settings.items():
+        rows[_row(study, name)] = {column: scores.of(name, column) for column in study.columns}
+        for test in setting.tests:
+            rows[f"{name}, {test}"] = {column: scores.of(name, column, test) for column in study.columns}
     draw(rows, constants, list(study.columns), study.score, plot)
-    files = {study.path.with_suffix(".md"): document(study, scores, constants, plot.name), **embedded}
+    files = {study.document: document(scores, constants, plot.name), **embedded}
     for path, text in files.items():
         write_whole(path, text)
     return [*files, plot]
 
 
-def document(study: Study, scores: Scores, constants: Mapping[str, float], plot: str) -> str:
+def constants_of(scores: Scores) -> dict[str, float]:
+    """Return the scores of the best constant answers that the study shows, by column."""
+    return scores.constants() if scores.study.constant else {}
+
+
+def document(scores: Scores, constants: Mapping[str, float], plot: str) -> str:
     """Return the text of a study's document."""
-    parts = [f"# {study.title}", study.text.strip(), _summary(study, scores), _scores(study, scores, constants)]
+    study = scores.study
+    parts = [f"# {study.title}", study.text.strip(), _summary(study, scores), score_table(scores, constants)]
     lines = f", and lines at the {CONSTANT}" if constants else ""
     parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
-    if further := _further_tests(study, scores):
+    if further := test_table(scores):
         parts += ["## Further tests of the trained models", further]
     for each in study.compare:
         parts += [f"## {each.title}", section(each, scores)]
@@ -72,8 +79,9 @@ def _row(study: Study, name: str) -> str:
     return name if own == study.score else f"{name} ({own})"
 
 
-def _scores(study: Study, scores: Scores, constants: Mapping[str, float]) -> str:
-    rows, missing = [], []
+def score_table(scores: Scores, constants: Mapping[str, float]) -> str:
+    """Return the table of the settings, with the best constant answers below."""
+    study, rows, missing = scores.study, list[list[str]](), list[str]()
     for name in study.settings:
         cells = [scores.cell(name, column) for column in study.columns]
         if any(cells):
@@ -86,9 +94,9 @@ def _scores(study: Study, scores: Scores, constants: Mapping[str, float]) -> str
     return f"{shown}\n\nNot measured yet: {'; '.join(missing)}." if missing else shown
 
 
-def _further_tests(study: Study, scores: Scores) -> str:
+def test_table(scores: Scores) -> str:
     """Return the table of further tests: of each the score, and its change against the own test."""
-    columns, rows = list(study.columns), []
+    study, columns, rows = scores.study, list(scores.study.columns), []
     for name, setting in study.settings.items():
         for test in setting.tests:
             cells = []

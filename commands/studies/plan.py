@@ -110,6 +110,7 @@ class Study:
     documents: list[str] = field(default_factory=list)
     parts: Any = None  # YAML anchors
     path: Path = Path()  # of the file itself
+    output: Path | None = None  # a folder for all that is written; None is runs/ and the file's own folder
 
     @property
     def name(self) -> str:
@@ -119,12 +120,17 @@ class Study:
     @property
     def folder(self) -> Path:
         """The folder of its runs."""
-        return RUNS / self.name
+        return self.output / "runs" if self.output else RUNS / self.name
 
     @property
     def results(self) -> Path:
         """The file of its results."""
-        return self.path.parent / "results" / f"{self.name}.jsonl"
+        return (self.output or self.path.parent) / "results" / f"{self.name}.jsonl"
+
+    @property
+    def document(self) -> Path:
+        """The file of its tables."""
+        return (self.output or self.path.parent) / f"{self.name}.md"
 
     def score_of(self, setting: str) -> str:
         """Return the measure of a setting's row."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,12 @@ from zoo.errors import InputError
 SPECIAL = {field.name for field in fields(Setting)} - {"options"}  # keys of a setting that are no options
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path, output: Path | None = None) -> Study:
     """Read and check a study file.
+
+    Args:
+        path: the file.
+        output: a folder for all that is written; other documents are left alone then.
 
     Raises:
         InputError: the file is absent or not YAML, or a key, a name or a value is wrong.
@@ -34,7 +38,7 @@ def read_study(path: Path) -> Study:
         _check(study)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return study
+    return study if output is None else replace(study, output=output, documents=[])
 
 
 def check_names(names: Collection[Any], known: Collection[Any], what: str) -> None:
@@ -80,7 +84,7 @@ def _parse(content: dict[str, Any], path: Path) -> Study:
     if isinstance(settings, dict):
         content = {**content, "settings": {str(name): _split(setting) for name, setting in settings.items()}}
     parser = OneLineParser(prog="main.py study")
-    parser.add_class_arguments(Study, skip={"path"})
+    parser.add_class_arguments(Study, skip={"path", "output"})
     parsed = parser.instantiate_classes(parser.parse_object({str(key): value for key, value in content.items()}))
     return Study(**vars(parsed), path=path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -208,51 +208,6 @@ def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
     for i, scene in enumerate(frames):
         groups.setdefault(tuple(scene.shape), []).append(i)
     return list(groups.values())
-
-
-def encode_by_shape(
-    encoder: nn.Module, frames: Frames, encode: Callable[[Float[Tensor, "B S 3 H W"], list[int]], list[SceneGeometry]]
-) -> list[SceneGeometry]:
-    """Encodes scenes of one shape as a batch; none is padded, since frames attend to each other.
-
-    Args:
-        encoder: the module; one that is frozen keeps no graph.
-        frames: of each scene.
-        encode: computes the geometry of the scenes of a batch, given their images and their indices.
-    """
-    trained = any(parameter.requires_grad for parameter in encoder.parameters())
-    found: dict[int, SceneGeometry] = {}
-    with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-        for members in same_shape(frames):
-            found.update(zip(members, encode(torch.stack([frames[i] for i in members]), members), strict=True))
-    return [found[i] for i in range(len(frames))]
-
-
-def check_layers(layers: Sequence[int], depth: int, model: str) -> tuple[int, ...]:
-    """Returns the layers whose outputs are the 3D tokens, counted from the end where negative.
-
-    Raises:
-        InputError: There is no such layer, or none is named.
-    """
-    if not layers or not all(-depth <= layer < depth for layer in layers):
-        raise InputError(f"--model.geometry.layers {list(layers)}: this {model} has layers 0 to {depth - 1}")
-    return tuple(layers)
-
-
-def tokens_of_layers(
-    tokens: Mapping[int, Float[Tensor, "B S P _C"]], layers: Sequence[int], patch_start: int, grid: tuple[int, int]
-) -> dict[str, Tensor]:
-    """Concatenates the tokens of several layers on the channels; those of one layer are not copied.
-
-    Args:
-        tokens: of each layer; the camera token first.
-        layers: in the order of the channels.
-        patch_start: number of tokens before the patches.
-        grid: rows and columns of patches.
-    """
-    parts = [tokens[layer] for layer in layers]
-    joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-    return {"camera_tokens": joined[:, :, 0], "patches": joined[:, :, patch_start:].unflatten(2, grid)}
 
 
 def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_size: int) -> Float[Tensor, "S 3 h w"]:

@@ -14,36 +14,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, reading
-from zoo.geometry.base import (
-    Frames,
-    GeometryEncoder,
-    Given,
-    Head,
-    SceneGeometry,
-    check_layers,
-    encode_by_shape,
-    tokens_of_layers,
-)
+from zoo.geometry.base import Given, Head
 from zoo.geometry.da3 import DA3, pose_encoding_to_cameras
 from zoo.geometry.da3.any_view import AnyView
 from zoo.geometry.da3.model import HEADS, build
 from zoo.geometry.da3.nested import Nested
+from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
 from zoo.geometry.da3.released import announce_license, find_model
 from zoo.geometry.da3.trunk import PATCH_SIZE
 from zoo.geometry.scale import ScaleSource
-from zoo.geometry.valid_cameras import valid_cameras
+from zoo.geometry.trunk_encoder import TrunkEncoder
 from zoo.hub import CONFIG
 from zoo.seed import resolve_seed
 from zoo.weights import open_weights
 
 
-class DA3Encoder(GeometryEncoder):
+class DA3Encoder(TrunkEncoder):
     """Tokens of Depth Anything 3, and its cameras if asked for: float32, the reference view's camera as the world.
 
     Lengths are meters for a nested model, and in the scene's own scale for the others. A metric model has neither
-    cameras nor an own focal length, so that only its tokens are used. Without trainable parameters no activations are
-    kept for a backward pass.
+    cameras nor an own focal length, so that only its tokens are used.
 
     Args:
         da3: with its weights.
@@ -58,7 +49,6 @@ class DA3Encoder(GeometryEncoder):
         InputError: There is no such layer, or no depth head that the scale needs.
     """
 
-    requires_frames = True
     patch_size = PATCH_SIZE
 
     def __init__(
@@ -70,17 +60,15 @@ class DA3Encoder(GeometryEncoder):
         weights: Mapping[str, Tensor] | None = None,
         scale_from: ScaleSource | None = None,
     ) -> None:
-        super().__init__()
         trunk = da3.model.trunk
-        self.layers = check_layers(layers, trunk.depth, "Depth Anything 3")
-        self.num_layers, self.width = len(layers), trunk.width * len(layers)
+        super().__init__(layers, trunk.depth, trunk.width, pose_encoding_to_cameras)
         self.da3, self.reference, self.files = da3, reference, da3.files
         self._config, self._weights = config or da3.config, weights
         with torch.device("meta"):
             heads = build(self._config).heads
         self.predicts_cameras, self.predicts_depth = "camera" in heads, {"camera", "depth"} <= heads
         self.is_metric = isinstance(da3.model, Nested)
-        self.heads: tuple[str, ...] = ("camera",) if self.predicts_cameras else ()
+        self.heads = ("camera",) if self.predicts_cameras else ()
         self.align_lengths(scale_from)
 
     def identity(self) -> dict[str, Any]:
@@ -89,7 +77,7 @@ class DA3Encoder(GeometryEncoder):
         return {
             "config": dict(self._config),
             "heads": self.heads,
-            "layers": [layer % trunk.depth for layer in self.layers],
+            "layers": self.layer_numbers,
             "reference": self.reference,
             "dtype": str(trunk.dtype),
         }
@@ -124,7 +112,7 @@ class DA3Encoder(GeometryEncoder):
         if name.startswith(("head.", "da3_metric.")):
             return "depth" not in heads
         trunk = self.da3.model.trunk
-        read = [layer % trunk.depth for layer in self.layers] if tokens else [0]
+        read = self.layer_numbers if tokens else [0]
         last = max(*read, trunk.out_layers[-1] if heads else 0)
         part, number, *_ = [*name.removeprefix("backbone.pretrained.").split("."), ""]
         if part == "blocks":
@@ -133,40 +121,20 @@ class DA3Encoder(GeometryEncoder):
             return not (tokens or "depth" in heads)
         return part == "camera_token" and last < trunk.alt_start
 
-    def forward(
-        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
-    ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; `given` is for the scale alone."""
-
-        def encode(images: Tensor, members: list[int]) -> list[SceneGeometry]:
-            return self._encode(images, tokens, cameras, self._given_cameras(given, members, images.shape[-2:]))
-
-        scenes = encode_by_shape(self, frames, encode)
-        return self.scale_from.in_meters(scenes, frames, given) if cameras and self.scale_from else scenes
-
-    def _given_cameras(self, given: Given, members: Sequence[int], size_hw: Sequence[int]) -> dict[str, Tensor]:
-        """The cameras of some scenes that the model gets, as arguments of `DA3`; none."""
-        return {}
-
-    def _encode(
-        self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool, known: Mapping[str, Tensor]
-    ) -> list[SceneGeometry]:
-        height, width = images.shape[-2:]
-        heads = self.heads if cameras else ()
+    def predict(
+        self, images: Float[Tensor, "B S 3 H W"], given: Given, *, tokens: bool, heads: Sequence[str]
+    ) -> tuple[DA3Output, dict[str, Tensor | None]]:
+        """See `TrunkEncoder`."""
         if lacking := set(heads) - self.da3.model.heads:
             raise ValueError(f"heads that are not enabled: {', '.join(sorted(lacking))}: call enable_head")
-        output = self.da3(images, self.layers if tokens else (), heads, reference=self.reference, **known)
-        fields: dict[str, Tensor | None] = {}
-        if tokens:
-            grid = (height // PATCH_SIZE, width // PATCH_SIZE)
-            fields |= tokens_of_layers(output.tokens, self.layers, output.patch_start, grid)
-        if output.pose_enc is not None:
-            found = valid_cameras(output.pose_enc, (height, width), pose_encoding_to_cameras)
-            fields |= dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
-        if "depth" in heads:
-            fields |= {"depth": output.depth, "confidence": output.depth_conf}
-        present = {name: value for name, value in fields.items() if value is not None}
-        return [SceneGeometry(**{name: value[i] for name, value in present.items()}) for i in range(len(images))]
+        known = self.known_cameras(given, (images.shape[-2], images.shape[-1]))
+        output = self.da3(images, self.layer_numbers if tokens else (), heads, reference=self.reference, **known)
+        is_asked = "depth" in heads
+        return output, {"depth": output.depth, "confidence": output.depth_conf} if is_asked else {}
+
+    def known_cameras(self, given: Given, size_hw: tuple[int, int]) -> dict[str, Tensor]:
+        """The dataset's cameras of some scenes that the model gets, as arguments of `DA3`; none."""
+        return {}
 
 
 class PretrainedDA3(DA3Encoder):

@@ -81,8 +81,9 @@ class PosedDA3(PretrainedDA3):
                     setattr(scene, name, getattr(own, name))
         return scenes
 
-    def _given_cameras(self, given: Given, members: Sequence[int], size_hw: Sequence[int]) -> dict[str, Tensor]:
-        known = [scene.cameras() for i in members if (scene := given[i]) is not None]
+    def known_cameras(self, given: Given, size_hw: tuple[int, int]) -> dict[str, Tensor]:
+        """See `DA3Encoder`."""
+        known = [scene.cameras() for scene in given if scene is not None]
         poses, K, _ = (torch.stack(each) for each in zip(*known, strict=True))
         return {
             "world_to_camera": normalize_poses(poses),

@@ -15,33 +15,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.geometry.base import (
-    Frames,
-    GeometryEncoder,
-    Given,
-    Head,
-    SceneGeometry,
-    check_layers,
-    encode_by_shape,
-    tokens_of_layers,
-)
+from zoo.geometry.base import Given, Head
 from zoo.geometry.scale import ScaleSource
-from zoo.geometry.valid_cameras import valid_cameras
+from zoo.geometry.trunk_encoder import TrunkEncoder
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
 from zoo.geometry.vggt.aggregator import DINOv2
 from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.geometry.vggt.model import VGGTOutput
 from zoo.geometry.vggt.official import open_official
 from zoo.seed import resolve_seed
 from zoo.weight_reading import only_shapes
 from zoo.weights import WEIGHTS
 
 
-class VGGTEncoder(GeometryEncoder):
+class VGGTEncoder(TrunkEncoder):
     """VGGT's tokens, and its cameras if asked for: float32, in the scene's own unit, the first frame as the world.
-
-    Scenes of one shape form a batch; none is padded, since frames attend to each other. Without trainable parameters
-    no activations are kept for a backward pass.
 
     Args:
         vggt: with its weights.
@@ -54,7 +43,7 @@ class VGGTEncoder(GeometryEncoder):
         InputError: There is no such layer, or no depth head that the scale needs.
     """
 
-    requires_frames = True
+    heads: tuple[str, ...] = ("camera",)
     predicts_cameras = True
     predicts_depth = True
     predicts_points = True
@@ -66,20 +55,16 @@ class VGGTEncoder(GeometryEncoder):
         weights: Mapping[str, Tensor] | None = None,
         scale_from: ScaleSource | None = None,
     ) -> None:
-        super().__init__()
-        self.vggt, self.files, self.patch_size = vggt, vggt.files, vggt.aggregator.patch_size
-        self.layers = check_layers(layers, vggt.aggregator.depth, "VGGT")
-        self.num_layers, self.width = len(layers), 2 * vggt.aggregator.embed_dim * len(layers)
-        self.heads: tuple[str, ...] = ("camera",)
-        self._weights = weights
+        trunk = vggt.aggregator
+        super().__init__(layers, trunk.depth, 2 * trunk.embed_dim, pose_encoding_to_cameras)
+        self.vggt, self.files, self.patch_size, self._weights = vggt, vggt.files, trunk.patch_size, weights
         self.align_lengths(scale_from)
 
     def identity(self) -> dict[str, Any]:
         """See `GeometryEncoder`."""
         trunk = self.vggt.aggregator
         config = {name: self.vggt.config[name] for name in ("aggregator", *(f"{head}_head" for head in self.heads))}
-        layers = [layer % trunk.depth for layer in self.layers]
-        return {**config, "layers": layers, "dtype": str(trunk.camera_token.dtype)}
+        return {**config, "layers": self.layer_numbers, "dtype": str(trunk.camera_token.dtype)}
 
     def blocks(self) -> list[nn.Module]:
         """See `GeometryEncoder`."""
@@ -108,31 +93,19 @@ class VGGTEncoder(GeometryEncoder):
         if part.endswith("_head"):
             return not cameras or part.removesuffix("_head") not in self.heads
         if kind in ("frame_blocks", "global_blocks") and not cameras:  # the heads read the last layer
-            return int(number) > max(layer % self.vggt.aggregator.depth for layer in self.layers)
+            return int(number) > max(self.layer_numbers)
         return name.endswith(".mask_token")
 
-    def forward(
-        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
-    ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; `given` is for the scale alone."""
-        scenes = encode_by_shape(self, frames, lambda images, _: self._encode(images, tokens, cameras))
-        return self.scale_from.in_meters(scenes, frames, given) if cameras and self.scale_from else scenes
-
-    def _encode(self, images: Float[Tensor, "B S 3 H W"], tokens: bool, cameras: bool) -> list[SceneGeometry]:
-        height, width = images.shape[-2:]
-        output = self.vggt(images, layers=self.layers if tokens else (), heads=self.heads if cameras else ())
-        fields: dict[str, Tensor | None] = {}
-        if tokens:
-            grid = (height // self.patch_size, width // self.patch_size)
-            fields |= tokens_of_layers(output.tokens, self.layers, output.patch_start, grid)
-        if cameras:
-            found = valid_cameras(output.pose_enc, (height, width), pose_encoding_to_cameras)
-            fields |= dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
-            fields["depth"] = None if output.depth is None else output.depth[..., 0]
-            fields["points"] = output.points
-            fields["confidence"] = output.depth_conf if output.points is None else output.points_conf
-        present = {name: value for name, value in fields.items() if value is not None}
-        return [SceneGeometry(**{name: value[i] for name, value in present.items()}) for i in range(len(images))]
+    def predict(
+        self, images: Float[Tensor, "B S 3 H W"], given: Given, *, tokens: bool, heads: Sequence[str]
+    ) -> tuple[VGGTOutput, dict[str, Tensor | None]]:
+        """See `TrunkEncoder`."""
+        output = self.vggt(images, layers=self.layer_numbers if tokens else (), heads=heads)
+        return output, {
+            "depth": None if output.depth is None else output.depth[..., 0],
+            "points": output.points,
+            "confidence": output.depth_conf if output.points is None else output.points_conf,
+        }
 
 
 class PretrainedVGGT(VGGTEncoder):

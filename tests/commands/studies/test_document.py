@@ -98,3 +98,22 @@ def test_the_plot_has_a_row_for_each_measured_setting(tmp_path: Path) -> None:
         heights.append(Image.open(tmp_path / "dots.png").height)
     assert heights[1] - heights[0] == 4 * 36  # the pixels of a row
     assert (tmp_path / "dots.png").stat().st_size < 50_000
+
+
+def test_another_folder_holds_all_that_is_written(main_py: FakeMain, study_file: Path, tmp_path: Path, capsys) -> None:
+    guide = tmp_path / "guide.md"
+    guide.write_text("<!-- study: toys / Do cameras help? -->\nold\n<!-- end -->\n")
+    write_study(study_file, documents=["guide.md"])
+    before = sorted(study_file.parent.rglob("*"))
+    study([str(study_file), "--jobs", "1", "--output", str(tmp_path / "apart")])
+    assert sorted(path for path in study_file.parent.rglob("*") if tmp_path / "apart" not in path.parents) == sorted(
+        {*before, tmp_path / "apart"} if study_file.parent == tmp_path else before
+    )
+    assert "old" in guide.read_text()
+    text = (tmp_path / "apart/toys.md").read_text()
+    assert (tmp_path / "apart/toys.png").exists() and (tmp_path / "apart/results/toys.jsonl").exists()
+    printed = capsys.readouterr().out
+    shown = [line for line in printed.splitlines() if line.startswith("| PRoPE |")]
+    assert len(shown) == 2 and set(shown) <= set(text.splitlines())  # the scores, and the tests on wrong cameras
+    study([str(study_file), "--dry_run"])
+    assert "6 of 6 trainings to run" in capsys.readouterr().out  # the other folder's results are not the study's

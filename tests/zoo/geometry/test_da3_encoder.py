@@ -74,7 +74,7 @@ def test_layer_and_reference_are_the_given_ones(folder: str) -> None:
     (both,) = encode(PretrainedDA3(folder, layers=(3, -1), reference="first"), frames, cameras=False)
     (last,) = encode(PretrainedDA3(folder, reference="first"), frames, cameras=False)
     assert torch.equal(both.patches, torch.cat((first.patches, last.patches), -1))
-    with pytest.raises(InputError, match=r"--model.geometry.layers \[2, 6\]: this Depth Anything 3 has layers 0 to 5"):
+    with pytest.raises(InputError, match=r"--model.geometry.layers \[2, 6\]: PretrainedDA3 has layers 0 to 5"):
         PretrainedDA3(folder, layers=(2, 6))
 
 
