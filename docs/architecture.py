@@ -111,8 +111,9 @@ def smallest(seam: Seam) -> tuple[str, int]:
 
 
 def subclasses(file: Path, bases: tuple[str, ...]) -> list[ast.ClassDef]:
-    """The classes in a file that derive from one of these directly."""
+    """The classes in a file that derive from one of these directly, without abstract ones."""
     classes = [node for node in parse(file).body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in classes if "@abstractmethod" not in ast.unparse(node)]
     return [node for node in classes if {base.id for base in node.bases if isinstance(base, ast.Name)} & set(bases)]
 
 
