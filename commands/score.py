@@ -2,9 +2,10 @@
 
     python main.py score runs/PRoPEMLLM-20261125-012048/predictions.jsonl --scorer thinking_in_space
 
-prints the table of a test; `--scorer all` prints the scores of all scorers of the benchmark side by side, and counts the
-answers on which they differ. The file holds one JSON object per line with at least `id`, `question_type`, `prediction`
-and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the answers of any other model.
+prints the table of a test. `--scorer all` prints the scores of all scorers of the benchmark side by side, and counts
+the answers on which they differ. The file holds one JSON object per line with at least `id`, `question_type`,
+`prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the answers of any
+other model.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -44,8 +45,12 @@ class FreeAnswers(Benchmark):
         instruction: follows the question.
     """
 
-    scorers = ("exact_match", "refined_exact_match")
+    scorers: ClassVar[tuple[str, ...]] = ("exact_match", "refined_exact_match")
     instruction: ClassVar[str]
+
+    @abstractmethod
+    def find_type(self, question: str) -> str:
+        """Return the question type of a question."""
 
     def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
         """Return prefix, question and instruction."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo.benchmarks.scorers import SCORERS, Scorer, float64_mra, read_first_word, to_float
-from zoo.benchmarks.vsibench import FRAMES_PREFIX, VSIBench
+from zoo.benchmarks.spatial import FRAMES_PREFIX, SpatialBenchmark
 
 
 def read_answer(text: str) -> str:
@@ -11,7 +11,7 @@ def read_answer(text: str) -> str:
     return read_first_word(text.strip())
 
 
-class ReVSI(VSIBench):
+class ReVSI(SpatialBenchmark):
     """ReVSI with the wording and scorer of lmms-eval 0.7.3 (lmms_eval/tasks/revsi), and those of VSI-Bench."""
 
     numeric_types = (
