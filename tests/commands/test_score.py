@@ -175,12 +175,9 @@ def test_files_with_nothing_to_score_are_refused(tmp_path: Path, capsys) -> None
 def test_all_scorers_side_by_side(tmp_path: Path, capsys) -> None:
     """Counts checked against the scores of each scorer alone."""
     rows = [
-        *(
-            ("a", "object_counting", "4", "4"),
-            ("b", "object_counting", "about 4", "4"),
-            ("c", "route_planning", "A", "A"),
-        ),
-        *(("d", "route_planning", "A. Turn left", "A"), ("e", "object_counting", "four", "4")),
+        *(("a", "object_counting", "4", "4"), ("b", "object_counting", "about 4", "4")),
+        *(("c", "route_planning", "A", "A"), ("d", "route_planning", "A. Turn left", "A")),
+        ("e", "object_counting", "four", "4"),
     ]
     names = ("id", "question_type", "prediction", "ground_truth")
     file = write_lines(tmp_path / "answers.jsonl", [dict(zip(names, row, strict=True)) for row in rows])

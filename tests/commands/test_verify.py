@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,28 @@ def test_a_difference_beyond_the_rounding_fails(run: Path, tmp_path: Path, capsy
     fraction = json.loads((run / "metrics.json").read_text())["all"]["micro"]  # published in full, as a fraction
     report([str(run), "--verify", published(tmp_path, {"log": {"micro": fraction}}), "--row", "table/log"])
     assert " yes" in capsys.readouterr().out
+
+
+# the questions of VSI-Bench's types, numeric ones first
+COUNTS = dict(zip(VSIBench().question_types, (834, 565, 953, 288, 217, 378, 373, 710, 194, 618), strict=True))
+
+
+@pytest.mark.skipif("ZOO_GOLDEN" not in os.environ, reason="ZOO_GOLDEN is unset: no published numbers")
+@pytest.mark.parametrize("model", ["Qwen2.5-VL-7B", "Qwen3-VL-4B-Instruct"])
+def test_an_official_table_agrees_with_itself(tmp_path: Path, capsys, model: str) -> None:
+    """The published scores by type, with the benchmark's number of questions, give the published overall score."""
+    file, table = Path(os.environ["ZOO_GOLDEN"]) / "published.json", "vsibench_64_frames_vlmevalkit"
+    row = json.loads(file.read_text())[table]["rows"][model]
+    folder = make_run(tmp_path / "run", None)
+    scores = {kind: [row[kind] / 100] * count for kind, count in COUNTS.items()}
+    metrics = {**VSIBench().aggregate(scores), "scorer": "thinking_in_space", "benchmark": "VSIBench"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    report([str(folder), "--verify", str(file), "--row", f"{table}/{model}"])
+    assert capsys.readouterr().out.count(" yes") == 11
+    metrics["all"]["micro"] += 1e-4
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(SystemExit):
+        report([str(folder), "--verify", str(file), "--row", f"{table}/{model}"])
 
 
 def test_bad_files_and_rows_are_one_line(run: Path, tmp_path: Path) -> None:
