@@ -14,6 +14,7 @@ from commands.reports.bootstrap import RESAMPLES
 from commands.reports.compare import Comparisons, Interval
 from commands.reports.runs import AVERAGE, MEANS, Run, measures
 from commands.reports.seeds import group_by_seed
+from zoo.benchmarks.captions import TITLES
 
 # a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
 Cell = str | int | float | Interval | None
@@ -62,7 +63,14 @@ def show(cell: Cell, signed: bool = False) -> str:
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
     reproducible = (reproduction(runs), settings(runs))
-    return [scores(runs), means(runs), *over_seeds(runs), *differences(runs, comparisons), *reproducible]
+    return [
+        scores(runs),
+        means(runs),
+        *over_seeds(runs),
+        *captions(runs),
+        *differences(runs, comparisons),
+        *reproducible,
+    ]
 
 
 def scores(runs: Sequence[Run]) -> Table:
@@ -85,6 +93,15 @@ def means(runs: Sequence[Run]) -> Table:
     rows = tuple((run.name, *map(run.score, MEANS), *map(run.metrics.get("counts", {}).get, counts)) for run in runs)
     headings = ("Run", *MEANS, *map(str.capitalize, counts))
     return Table("Means over questions (micro) and over question types (macro), %", headings, rows)
+
+
+def captions(runs: Sequence[Run]) -> list[Table]:
+    """Build the table of caption metrics, of benchmarks with free answers alone."""
+    found = [run.metrics.get("captions", {}) for run in runs]
+    names = [name for name in TITLES if any(name in own for own in found)]
+    rows = tuple((r.name, *map(own.get, names), own.get("tokenizer")) for r, own in zip(runs, found, strict=True))
+    headings = ("Run", *(TITLES[name] for name in names), "Tokenizer")
+    return [Table("Caption metrics, times 100", headings, rows)] if names else []
 
 
 def over_seeds(runs: Sequence[Run]) -> list[Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,13 @@ def test_bad_files_and_rows_are_one_line(run: Path, tmp_path: Path) -> None:
             report([str(run), "--verify", str(tmp_path / "bad.json")])
     with pytest.raises(InputError, match="gone.json holds no published numbers"):
         report([str(run), "--verify", str(tmp_path / "gone.json")])
+
+
+def test_caption_metrics_are_reported_and_compared(run: Path, tmp_path: Path, capsys) -> None:
+    file = run / "metrics.json"
+    captions = {"bleu_4": 0.1174, "cider": 0.91765, "tokenizer": "PTB", "skipped": {}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "captions": captions}))
+    report([str(run), "--verify", published(tmp_path, {WEIGHTS: {"cider": 91.8, "bleu_4": 11.7, "em": 26.3}})])
+    assert capsys.readouterr().out.count(" yes") == 2
+    report([str(run)])
+    assert re.search(r"Run +BLEU-4 +CIDEr +Tokenizer\n.*\nrun +11\.7 +91\.8 +PTB", capsys.readouterr().out)

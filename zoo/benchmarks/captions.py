@@ -36,8 +36,8 @@ def caption_scores(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> d
         return {"skipped": dict.fromkeys(TITLES, INSTALL)}
     has_java = shutil.which("java") is not None
     tokenize = (PTBTokenizer() if has_java else WhiteSpaceTokenizer()).tokenize
-    given = tokenize({str(i): [{"caption": answer}] for i, answer in enumerate(answers)})
-    wanted = tokenize({str(i): [{"caption": each} for each in own] for i, own in enumerate(truths)})
+    given = tokenize({str(i): [_caption(answer)] for i, answer in enumerate(answers)})
+    wanted = tokenize({str(i): [_caption(each) for each in own] for i, own in enumerate(truths)})
     scores = {
         "bleu_4": Bleu(4).compute_score(wanted, given, verbose=0)[0][3],
         "rouge_l": Rouge().compute_score(wanted, given)[0],
@@ -49,6 +49,10 @@ def caption_scores(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> d
         "tokenizer": "PTB" if has_java else "white space (the PTB tokenizer needs Java)",
         "skipped": {} if has_java else {"meteor": "install Java"},
     }
+
+
+def _caption(text: str) -> dict[str, str]:
+    return {"caption": " ".join(text.split())}  # Java reads a line per caption, and ends lines at other characters too
 
 
 class WhiteSpaceTokenizer:
