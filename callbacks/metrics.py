@@ -9,6 +9,7 @@ import torch.distributed
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.reproduction import reproduction
 from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import benchmark_of, objective_errors, tally
 from callbacks.table import render
@@ -23,7 +24,8 @@ class MetricsCallback(Callback):
 
     At the end of an epoch rank zero prints one table, and every rank logs `val/...` or `test/...`: each question type,
     and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. A test also writes
-    `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts and versions.
+    `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts, versions, and what else others
+    need to repeat the test (`callbacks.reproduction`).
 
     Errors of what objectives predict (cameras, depth) are logged as well, with those of a null model as `unlearned`,
     and written as `objectives`: means over the scenes.
@@ -102,6 +104,7 @@ class MetricsCallback(Callback):
                 checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
                 data=data.describe() if hasattr(data, "describe") else None,
                 **({"objectives": errors} if errors else {}),
+                reproduction=reproduction(trainer, pl_module),
                 **_geometry(pl_module),
             )
             write_json(results_folder(trainer) / METRICS, content)

@@ -39,7 +39,7 @@ class PredictionsCallback(Callback):
     in the order of the data. `predict` prints its answers and appends them to `answers.jsonl`.
 
     A line holds the record (id, scene, question_type, question, prompt, prediction, ground_truth, frames, error), its
-    `score` (0 for a failed scene, null without a ground truth) and `versions`.
+    `score` (0 for a failed scene, null without a ground truth), `benchmark` and `versions`.
 
     Args:
         scorer: name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
@@ -160,8 +160,8 @@ class PredictionsCallback(Callback):
         assert self._file is not None  # opened when the test or the prediction started
         benchmark, made_by = benchmark_of(trainer), versions()
         scorer = benchmark.find_scorer(self.scorer)
-        scored = [{**each, "score": score_record(each, benchmark, scorer), "versions": made_by} for each in records]
-        self._file.append(scored)
+        same = {"benchmark": benchmark.name, "versions": made_by}
+        self._file.append([{**each, "score": score_record(each, benchmark, scorer), **same} for each in records])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the file."""

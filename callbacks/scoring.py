@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import distributions
 from typing import Any
 
@@ -15,6 +15,7 @@ from zoo.benchmarks import Benchmark, VSIBench
 
 Record = Mapping[str, Any]
 PACKAGES = {"zoo": "spatial-vlm-zoo", "torch": "torch", "transformers": "transformers", "lightning": "lightning"}
+PACKAGES |= {"torchvision": "torchvision", "av": "av"}  # they resize and decode the frames
 
 
 @cache
@@ -48,6 +49,7 @@ class Tally:
         counts: "questions", "failed" and "unparsable".
         failed_scenes: "scene", "error" and "questions" of each error of a scene.
         scores: the score of each id.
+        answers: prediction and ground truth of each question.
     """
 
     benchmark: Benchmark
@@ -56,6 +58,12 @@ class Tally:
     counts: dict[str, int]
     failed_scenes: list[dict[str, Any]]
     scores: dict[str, float]
+    answers: Sequence[tuple[str, str]] = ()
+
+    @cached_property
+    def corpus(self) -> dict[str, Any]:
+        """Measures of the whole test, see `Benchmark.corpus_scores`."""
+        return self.benchmark.corpus_scores(*zip(*self.answers, strict=True)) if self.answers else {}
 
     def as_metrics(self, **more: Any) -> dict[str, Any]:
         """Return the content of metrics.json with further entries."""
@@ -65,6 +73,7 @@ class Tally:
             "failed_scenes": self.failed_scenes,
             "benchmark": self.benchmark.name,
             "scorer": self.scorer,
+            **({"captions": self.corpus} if self.corpus else {}),
             **more,
             "versions": versions(),
         }
@@ -103,4 +112,5 @@ def tally(records: Iterable[Record], benchmark: Benchmark, scorer: str) -> Tally
         {"questions": len(unique), "failed": failed.total(), "unparsable": unparsable},
         [{"scene": s, "error": e, "questions": n} for (s, e), n in sorted(failed.items())],
         scores,
+        [("" if record["error"] else record["prediction"], record["ground_truth"]) for record in unique.values()],
     )

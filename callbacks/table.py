@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.table import Table
 
 from callbacks.scoring import Tally
 
+SAME = 1e-6  # a float32 mean and a float64 one of the same thresholds
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
 
 
@@ -52,6 +55,7 @@ def render(
     unparsable = f"; {_plural(counts['unparsable'], 'answer')} could not be parsed: score 0"
     lines = [title, *(line.rstrip() for line in capture.get().splitlines() if line.strip())]
     lines.append(f"{_plural(counts['questions'], 'question')}{unparsable if counts['unparsable'] else ''}")
+    lines += [f"{name} {value if isinstance(value, str) else f'{value:.4f}'}" for name, value in _flat(scored.corpus)]
     if failed := scored.failed_scenes:
         scenes = _plural(len({each["scene"] for each in failed}), "scene")
         lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
@@ -63,6 +67,36 @@ def render(
         absent = _plural(sum(missing.values()), "question")
         lines.append(f"{absent} left out: the videos of {_plural(len(missing), 'scene')} are missing ({names})")
     return "\n".join(lines)
+
+
+def side_by_side(tallies: Sequence[Tally], *, title: str) -> str:
+    """Return a Markdown table of the same answers with several scorers, and the number of answers that differ."""
+    first, scorers = tallies[0], [each.scorer for each in tallies]
+    rows = [
+        [f"{group} {mean}", *(_number(each.result[group][mean]) for each in tallies)]
+        for group in first.benchmark.groups
+        for mean in ("micro", "macro")
+    ]
+    types = first.result["per_question_type"]
+    rows = [
+        *([kind, *(_number(each.result["per_question_type"][kind]["score"]) for each in tallies)] for kind in types),
+        *rows,
+        ["could not be parsed", *(str(each.counts["unparsable"]) for each in tallies)],
+    ]
+    pairs = [
+        f"  {a.scorer} and {b.scorer}: {sum(abs(a.scores[id] - b.scores[id]) > SAME for id in a.scores)}"
+        for a, b in combinations(tallies, 2)
+    ]
+    some = sum(max(own) - min(own) > SAME for own in zip(*(each.scores.values() for each in tallies), strict=True))
+    table = [["question type", *scorers], ["---", *["---:"] * len(scorers)], *rows]
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    return "\n".join([title, "", *lines, "", f"answers on which scorers differ: {some} of {len(first.scores)}", *pairs])
+
+
+def _flat(corpus: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the measures of a whole test, and what each skipped one needs."""
+    values = [(name, value) for name, value in corpus.items() if name != "skipped"]
+    return values + [(f"{name} skipped:", remedy) for name, remedy in corpus.get("skipped", {}).items()]
 
 
 def _number(score: float | None) -> str:

@@ -3,10 +3,16 @@
     python main.py report runs/*
     python main.py report runs/* --output report.html
 
+    python main.py report runs/mine --verify published.json
+
 prints the benchmark's results table, means, settings, the mean and range over runs that differ in the seed alone, and
 the differences from the first run with bootstrap intervals. All tests inside a run's folder are shown. The page is one
 file that needs no network; it also shows charts, every pair of runs and the single questions. Folders that are not runs
 and runs without a test are listed and skipped.
+
+`--verify` compares runs with published numbers instead, within their rounding, and exits with 1 if any differs. Its
+file holds groups of rows, {"vsibench_16_frames": {"rows": {"Spatial-MLLM-v1.1": {"micro": {"all": 51.13}}}}}: means
+(micro, macro), question types, in percent. See commands/reports/verify.py.
 """
 
 from __future__ import annotations
@@ -37,14 +43,18 @@ def report(arguments: list[str]) -> None:
     parser.add_argument(
         "--output", type=str | None, default=None, help="the file to write; null prints the report (html: report.html)"
     )
+    parser.add_argument("--verify", type=str | None, default=None, help="a JSON file of published numbers")
+    help = "the row of --verify to compare with; null is the one with the name of the run's weights"
+    parser.add_argument("--row", type=str | None, default=None, help=help)
     settings = parser.parse_args(arguments)
 
     # after the options are read: these import PyTorch, which the help does without
     from commands.reports.compare import compare
-    from commands.reports.formats import in_lines
+    from commands.reports.formats import WRITERS, in_lines
     from commands.reports.page import page
     from commands.reports.paths import camera_paths
     from commands.reports.runs import load_runs
+    from commands.reports.verify import read_published, verify
     from zoo.atomic_io import write_whole
 
     output = None if settings.output is None else Path(settings.output).expanduser()
@@ -52,6 +62,14 @@ def report(arguments: list[str]) -> None:
     runs, skipped = load_runs([Path(folder).expanduser() for folder in settings.runs])
     if not runs:
         raise InputError(f"nothing to report: {'; '.join(skipped)}")
+    if settings.verify:
+        rows = read_published(Path(settings.verify).expanduser())
+        verified = [verify(run, rows, settings.row) for run in runs]
+        text = "\n".join(WRITERS[format](table) for table, _ in verified)
+        print(text, end="") if output is None else write_whole(output, text)
+        if not all(agrees for _, agrees in verified):
+            raise SystemExit(1)
+        return
     notes = [*(f"skipped: {reason}" for reason in skipped), *(remark for run in runs for remark in run.remarks)]
     comparisons = compare(runs)
     if format == "html":

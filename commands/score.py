@@ -2,8 +2,10 @@
 
     python main.py score runs/PRoPEMLLM-20261125-012048/predictions.jsonl --scorer thinking_in_space
 
-prints the table of a test. The file holds one JSON object per line with at least `id`, `question_type`, `prediction`
-and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the answers of any other model.
+prints the table of a test. `--scorer all` prints the scores of all scorers of the benchmark side by side, and counts
+the answers on which they differ. The file holds one JSON object per line with at least `id`, `question_type`,
+`prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the answers of any
+other model.
 """
 
 from __future__ import annotations
@@ -26,20 +28,25 @@ def score(arguments: list[str]) -> None:
     parser = OneLineParser(prog="main.py score", description=__doc__)
     parser.add_argument("predictions", type=str, help="the file of answers, or the folder of its predictions.jsonl")
     parser.add_argument("--benchmark", type=str, default="VSIBench", help="the class name of the answers' benchmark")
-    parser.add_argument("--scorer", type=str | None, default=None, help="the benchmark's scorer; null is its first")
+    parser.add_argument(
+        "--scorer", type=str | None, default=None, help="the benchmark's scorer; null is its first, all compares them"
+    )
     parser.add_argument("--output", type=str | None, default=None, help="also write the scores to this metrics.json")
     settings = parser.parse_args(arguments)
 
     # after the options are read: these import PyTorch, which the help does without
     from callbacks.predictions import PREDICTIONS
     from callbacks.scoring import tally
-    from callbacks.table import render
+    from callbacks.table import render, side_by_side
     from commands.reports.predictions import read_predictions
     from zoo.atomic_io import write_json
     from zoo.benchmarks import find_benchmark
 
     benchmark = find_benchmark(settings.benchmark)
-    scorer = benchmark.find_scorer(settings.scorer)
+    compares = settings.scorer == "all"
+    if compares and settings.output:
+        raise InputError("--output holds the scores of one scorer: name it in place of --scorer all")
+    scorer = benchmark.find_scorer(None if compares else settings.scorer)
     path = Path(settings.predictions).expanduser()
     if path.is_dir():
         path /= PREDICTIONS
@@ -50,12 +57,19 @@ def score(arguments: list[str]) -> None:
     scored = tally(map(vars, answers), benchmark, scorer)
     if not scored.scores:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
-    for text in (render(scored, title=str(path)), *remarks):
+    if compares:
+        tallies = [tally(map(vars, answers), benchmark, each) for each in benchmark.scorers]
+        table = side_by_side(tallies, title=str(path))
+    else:
+        table = render(scored, title=str(path))
+    for text in (table, *remarks):
         print(text.encode(errors="backslashreplace").decode())  # names of files may hold bytes that are no UTF-8
     if parts:
         print(f"its test was interrupted: the answers in {', '.join(part.name for part in parts)} are not scored")
     if unscored := len(answers) - len(scored.scores):
         print(f"not scored, without a ground truth: {unscored}")
+    if compares:
+        return
     recorded = [(answer.recorded, scored.scores.get(answer.id)) for answer in answers]
     if others := sum(old is not None and new is not None and abs(old - new) > 1e-6 for old, new in recorded):
         print(f"scores that differ from the file's, which another scorer or version made: {others}")

@@ -20,7 +20,7 @@ __getattr__, __all__ = lazy_exports(
         ],
         "sources": [
             *("Conversations", "Mixture", "PosedScenes", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder"),
-            *("SceneSource", "SingleVideo", "VSIBench"),
+            *("SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
         ],
         "video_qa": ["VideoQADataModule"],
     },

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 # settings that the model's inputs depend on
-READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "frames_as", "pixels", "image_pixels")
+READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "pixels", "image_pixels")
 
 
 def batch_of_questions(
@@ -79,7 +79,8 @@ def batch_of_questions(
         dataset = data.dataset(scenes, sampler or data.sampler)
         dataset.num_frames, dataset.requirements = num_frames or data.num_frames, needs
         loaded = dataset[0]
-    collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.seconds)
+    wording = data.source.benchmark
+    collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.seconds, wording)
     batch = collate([loaded])
     if batch["failed"]:
         raise InputError(batch["failed"][0]["error"])

@@ -225,4 +225,5 @@ def user_text(question: Question, benchmark: Benchmark | None = None) -> str:
     """
     if isinstance(question, RawQuestion):
         return question.question
-    return (benchmark or VSIBench()).user_text(question.question, question.options)
+    benchmark = benchmark or VSIBench()
+    return benchmark.user_text(question.question, question.options, prefix=benchmark.prefix)

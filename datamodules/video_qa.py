@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -49,6 +50,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         frame_pairing: Which two frames are merged into one token; null merges consecutive ones.
         frames_as: Show the frames of a video as a `video`, in which two are merged into a token; each as an `image` of
             its own, with one camera; or as a `labeled_image`, after its number ("Frame-1: "). Images have no pairing.
+        prompt_prefix: First line of the user's text, such as "These are frames of a video.", which lmms-eval puts
+            there; null is the benchmark's own, and "" none.
         pixels: Bounds of a frame's size in a video.
         image_pixels: Bounds of a still image's size; null is the model's own.
         batch_size: Sequences per training batch and rank: a scene with some of its questions. An epoch asks each
@@ -78,6 +81,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         train_sampler: FrameSampler | None = None,
         frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
+        prompt_prefix: str | None = None,
         pixels: PixelBounds | None = None,
         image_pixels: PixelBounds | None = None,
         batch_size: int = 1,
@@ -133,6 +137,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
             self.source.benchmark.check_question_type(kind)
         self.perturbation = perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
+        self.source.num_frames = self.dataset([], self.sampler).num_views
+        for each in (self.source, self.asked):
+            if each is not None and prompt_prefix is not None:
+                each.benchmark = copy(each.benchmark)
+                each.benchmark.prefix = prompt_prefix
 
     def prepare_data(self) -> None:
         state: Any = None if self.trainer is None else self.trainer.state.fn
@@ -208,6 +217,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "frame_pairing": type(self.frame_pairing).__name__,
             "perturbation": to_config(self.perturbation),
             "frames_as": self.frames_as,
+            "prompt_prefix": self.source.benchmark.prefix,
             **asdict(self.filter),
         }
 

@@ -56,7 +56,7 @@ SEAMS = (
     Seam("frame pairing", "datamodules/samplers/frame_pairing.py", ("FramePairing",),
          "datamodules/samplers/frame_pairing.py", "--data.frame_pairing", (DATA,)),
     Seam("dataset", "datamodules/sources/", ("SceneSource",), "datamodules/sources/base.py", "--data.source", (DATA,)),
-    Seam("benchmark", "zoo/benchmarks/", ("Benchmark",), "zoo/benchmarks/base.py", "score --benchmark",
+    Seam("benchmark", "zoo/benchmarks/", ("SpatialBenchmark", "FreeAnswers"), "zoo/benchmarks/", "score --benchmark",
          ("zoo/benchmarks/__init__.py",)),
 )  # fmt: skip
 

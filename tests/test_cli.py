@@ -113,6 +113,10 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     assert metrics["counts"]["questions"] == len(lines) > 10
     assert len({line["id"] for line in lines}) == len(lines)
     assert all(len(line["frames"]) == 4 and line["versions"] and line["prompt"] for line in lines)
+    said, settings = metrics["reproduction"], json.loads((folder / "predictions.settings.json").read_text())
+    assert (said["prompts"], said["weights"]) == (settings["prompts"], settings["weights"]) and len(said["weights"]) > 8
+    assert (said["frames_as"], said["prompt_prefix"], said["repetition_penalty"]) == ("video", "", 1.0)
+    assert said["stop_tokens"] and said["pixels"]["min_pixels"] and said["time_index"]["class_path"].startswith("zoo.")
     if has_objectives:
         errors = metrics["objectives"]
         assert errors.keys() == lines[0]["objectives"].keys() and "DepthPrediction/unlearned/depth_relative" in errors

@@ -23,7 +23,7 @@ LATEX = str.maketrans(
 
 def in_lines(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], format: str) -> str:
     """Format a report as text, Markdown or LaTeX, with the notes and the refused comparisons below the tables."""
-    write = {"text": text, "markdown": markdown, "latex": latex}[format]
+    write = WRITERS[format]
     parts = ["% needs \\usepackage{booktabs}\n"] if format == "latex" else []
     parts += [write(table) for table in tables(runs, comparisons)]
     base = first_answered(runs)
@@ -95,6 +95,9 @@ def html(table: Table) -> str:
             cells.append(f"<td{place}{value}>{escape(shown)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</tbody>", "</table>"]) + "\n"
+
+
+WRITERS = {"text": text, "markdown": markdown, "latex": latex, "html": html}
 
 
 def _latex_row(cells: Sequence[str], numeric: Sequence[bool]) -> str:

@@ -88,6 +88,8 @@ def _answer(record: Any, benchmark: Benchmark) -> Answer:
             expected = "a string or an integer" if int in kinds else "a string"
             raise InputError(f"{key} must be {expected}, got {json.dumps(record.get(key))[:40]}")
     benchmark.check_question_type(record["question_type"])
+    if (asked := record.get("benchmark", benchmark.name)) != benchmark.name:
+        raise InputError(f"an answer to {asked}, not to {benchmark.name}: score --benchmark {asked}")
     frames = record.get("frames") or []
     if not (isinstance(frames, list) and all(isinstance(frame, int) for frame in frames)):
         raise InputError(f"frames must be a list of integers, got {json.dumps(frames)[:40]}")

@@ -14,6 +14,7 @@ from commands.reports.bootstrap import RESAMPLES
 from commands.reports.compare import Comparisons, Interval
 from commands.reports.runs import AVERAGE, MEANS, Run, measures
 from commands.reports.seeds import group_by_seed
+from zoo.benchmarks.captions import TITLES
 
 # a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
 Cell = str | int | float | Interval | None
@@ -61,15 +62,27 @@ def show(cell: Cell, signed: bool = False) -> str:
 
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
-    return [scores(runs), means(runs), *over_seeds(runs), *differences(runs, comparisons), settings(runs)]
+    reproducible = (reproduction(runs), settings(runs))
+    return [
+        scores(runs),
+        means(runs),
+        *over_seeds(runs),
+        *captions(runs),
+        *differences(runs, comparisons),
+        *reproducible,
+    ]
 
 
 def scores(runs: Sequence[Run]) -> Table:
     """Build the benchmark's results table with the average of its columns."""
     benchmark = runs[0].benchmark
     columns = (*benchmark.columns, AVERAGE)
-    is_numeric = [set(kinds) <= set(benchmark.numeric_types) for kinds in benchmark.columns.values()]
-    groups = [("Numerical" if numeric else "Multiple choice", len(list(own))) for numeric, own in groupby(is_numeric)]
+    titles = {"Numerical": benchmark.numeric_types, "Free answers": benchmark.text_types}
+    above = [
+        next((title for title, own in titles.items() if set(kinds) <= set(own)), "Multiple choice")
+        for kinds in benchmark.columns.values()
+    ]
+    groups = [(title, len(list(own))) for title, own in groupby(above)]
     rows = tuple((run.name, *map(run.score, columns)) for run in runs)
     return Table("Scores by question type (%)", ("Run", *columns), rows, (("", 1), *groups, ("", 1)))
 
@@ -80,6 +93,15 @@ def means(runs: Sequence[Run]) -> Table:
     rows = tuple((run.name, *map(run.score, MEANS), *map(run.metrics.get("counts", {}).get, counts)) for run in runs)
     headings = ("Run", *MEANS, *map(str.capitalize, counts))
     return Table("Means over questions (micro) and over question types (macro), %", headings, rows)
+
+
+def captions(runs: Sequence[Run]) -> list[Table]:
+    """Build the table of caption metrics, of benchmarks with free answers alone."""
+    found = [run.metrics.get("captions", {}) for run in runs]
+    names = [name for name in TITLES if any(name in own for own in found)]
+    rows = tuple((r.name, *map(own.get, names), own.get("tokenizer")) for r, own in zip(runs, found, strict=True))
+    headings = ("Run", *(TITLES[name] for name in names), "Tokenizer")
+    return [Table("Caption metrics, times 100", headings, rows)] if names else []
 
 
 def over_seeds(runs: Sequence[Run]) -> list[Table]:
@@ -127,6 +149,14 @@ def settings(runs: Sequence[Run]) -> Table:
     if not any(row["Perturbation"] for row in rows):
         rows = [{name: value for name, value in row.items() if name != "Perturbation"} for row in rows]
     return Table("Settings", tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
+
+
+def reproduction(runs: Sequence[Run]) -> Table:
+    """Build the table of what else others need to repeat the tests, see `callbacks.reproduction`."""
+    each = [{**run.metrics.get("reproduction", {}), "versions": run.metrics.get("versions")} for run in runs]
+    names = list(dict.fromkeys(name for found in each for name in found))
+    rows = tuple((run.name, *(spell(own.get(name)) for name in names)) for run, own in zip(runs, each, strict=True))
+    return Table("Reproduction", ("Run", *(name.capitalize().replace("_", " ") for name in names)), rows)
 
 
 def _settings(run: Run) -> dict[str, Cell]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os.path
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,19 @@ from datamodules.sources.base import Missing, by_type
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.benchmarks import Benchmark, VSIBench
 
+Row = dict[str, Any]
 REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth")
 
 
-def read_questions(path: str | Path, benchmark: Benchmark | None = None) -> dict[str, list[Question]]:
+def read_questions(
+    path: str | Path, benchmark: Benchmark | None = None, convert: Callable[[Row], Row] = dict
+) -> dict[str, list[Question]]:
     """Reads the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
 
     Args:
         path: See `datamodules.json_files.read_rows`.
         benchmark: Defines the question types; None is VSI-Bench.
+        convert: Gives a row of another format these fields; its ValueError is raised with file and line.
 
     Raises:
         ValueError: Invalid JSON, a missing field, an unknown question type, a repeated id, options that don't match the
@@ -44,10 +48,10 @@ def read_questions(path: str | Path, benchmark: Benchmark | None = None) -> dict
     line_of_id: dict[str, int] = {}
     for number, row in read_rows(path):
         where = f"{path}:{number}"
-        absent = [field for field in REQUIRED if row.get(field) is None]
-        if absent:
-            raise ValueError(f"{where}: missing {', '.join(absent)}: a question has {', '.join(REQUIRED)}")
         try:
+            row = convert(row)
+            if absent := [field for field in REQUIRED if row.get(field) is None]:
+                raise ValueError(f"missing {', '.join(absent)}: a question has {', '.join(REQUIRED)}")
             question = _question(row, benchmark or VSIBench())
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
@@ -61,7 +65,11 @@ def read_questions(path: str | Path, benchmark: Benchmark | None = None) -> dict
 
 
 def read_layout(
-    root: str | Path, annotations: str | Path, left_out: Container[str] = (), benchmark: Benchmark | None = None
+    root: str | Path,
+    annotations: str | Path,
+    left_out: Container[str] = (),
+    benchmark: Benchmark | None = None,
+    convert: Callable[[Row], Row] = dict,
 ) -> tuple[list[Scene], Missing]:
     """Lists the scenes of an annotation file.
 
@@ -70,6 +78,7 @@ def read_layout(
         annotations: A file name in `root`, or an absolute path.
         left_out: Ids of questions to ignore; a scene without other questions is ignored as well.
         benchmark: Defines the question types; None is VSI-Bench.
+        convert: See `read_questions`.
 
     Returns:
         The scenes in the order of the file, and the scenes whose video is missing.
@@ -81,7 +90,7 @@ def read_layout(
     root = Path(root)
     scenes: list[Scene] = []
     missing: Missing = {}
-    for name, asked in read_questions(root / annotations, benchmark).items():
+    for name, asked in read_questions(root / annotations, benchmark, convert).items():
         questions = [question for question in asked if question.id not in left_out]
         if not questions:
             continue
@@ -108,7 +117,7 @@ def find_cameras(video: Path) -> Path | None:
     return cameras if cameras.is_file() else None
 
 
-def _question(row: dict[str, Any], benchmark: Benchmark) -> Question:
+def _question(row: Row, benchmark: Benchmark) -> Question:
     if wrong := [field for field in REQUIRED if not isinstance(row[field], (str, int, float))]:
         raise ValueError(f"{', '.join(wrong)} must be text")
     kind, truth, options = str(row["question_type"]), str(row["ground_truth"]), row.get("options") or []
@@ -123,7 +132,7 @@ def _question(row: dict[str, Any], benchmark: Benchmark) -> Question:
             raise ValueError(f"ground_truth {truth!r} is none of the options {', '.join(letters)}")
     elif options:
         raise ValueError(f"{kind} is numeric: options must be null")
-    elif not is_finite_number(truth):
+    elif kind in benchmark.numeric_types and not is_finite_number(truth):
         raise ValueError(f"ground_truth {truth!r} is not a number, which {kind} requires")
     return Question(str(row["id"]), kind, str(row["question"]), truth, tuple(options))
 

@@ -43,9 +43,11 @@ class SceneSource(Configurable, ABC):
         missing: After `scenes`: scenes without their video or another file, and their number of questions by type.
             They are counted and listed in the results.
         benchmark: Defines the question types, the wording of prompts, and the scores of this dataset.
+        num_frames: Number of frames that the sampler takes, set by the DataModule; None is unknown.
     """
 
     benchmark: Benchmark = VSIBench()
+    num_frames: int | None = None
 
     def __init__(self) -> None:
         self.missing: Missing = {}

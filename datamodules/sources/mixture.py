@@ -77,6 +77,7 @@ class Mixture(SceneSource):
             for source in self.sources:
                 source.prepare()
         if self.evaluation is not None and set(splits) - {"train"}:
+            self.evaluation.num_frames = self.num_frames
             self.evaluation.prepare()
 
     def scenes(self, split: Split) -> list[Scene]:
@@ -84,6 +85,7 @@ class Mixture(SceneSource):
         if split != "train":
             if self.evaluation is None:
                 raise ValueError(f"Mixture: no {split} split: set its source as `evaluation`")
+            self.evaluation.num_frames = self.num_frames
             scenes, self.missing = self.evaluation.scenes(split), self.evaluation.missing
             return scenes
         return self._weighted([source.scenes("train") for source in self.sources])

@@ -1,4 +1,4 @@
-"""ScanQA and SQA3D: training questions with free answers about ScanNet's scenes."""
+"""ScanQA and SQA3D: questions with free answers about ScanNet's scenes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from datamodules.json_files import read_json
 from datamodules.scenes import Medium, Question, Scene
 from datamodules.sources.base import SceneSource, Split
 from datamodules.sources.conversations import list_scenes, only_for_training
+from zoo import benchmarks
+from zoo.benchmarks.free_answers import FreeAnswers
 
 
 class _ScanNetQA(SceneSource):
-    """A training set about ScanNet's scenes."""
+    """Questions about ScanNet's scenes, to train on, or to score as the test split.
 
-    def __init__(self, files: list[str], videos: str, url: str) -> None:
+    Attributes:
+        scored_by: The dataset's benchmark, which words and scores the questions of a test.
+    """
+
+    scored_by: FreeAnswers
+
+    def __init__(self, files: list[str], videos: str, url: str, evaluation: bool) -> None:
         super().__init__()
+        self.evaluation = evaluation
+        if evaluation:
+            self.benchmark = self.scored_by
         self.files, self.videos, self.url = [Path(file).expanduser() for file in files], Path(videos).expanduser(), url
 
     def prepare(self) -> None:
@@ -26,13 +37,20 @@ class _ScanNetQA(SceneSource):
                 raise FileNotFoundError(f"{file} is absent: download it from {self.url}")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """Lists the scenes of the training split."""
-        only_for_training(self, split)
+        """Lists the scenes of the training split, or of the test split, which also serves validation."""
+        if not self.evaluation:
+            only_for_training(self, split)
+        elif split == "train":
+            raise ValueError(f"{type(self).__name__}: --data.source.evaluation is for a test: train on another source")
         self.prepare()
         questions: dict[Medium, list[Question]] = {}
         try:
-            for scene, number, text, answer in self._read():
-                question = Question(str(number), "", text, str(answer))
+            for scene, number, situation, asked, answers in self._read():
+                kind, truth = "", str(answers[0])
+                if self.evaluation:
+                    kind = self.scored_by.find_type(asked)
+                    truth = "\n".join(str(answer).replace("\n", " ") for answer in answers)
+                question = Question(str(number), kind, f"{situation} {asked}".strip(), truth)
                 questions.setdefault(f"scannet/{scene}", []).append(question)
         except (LookupError, TypeError, AttributeError) as error:
             names, place = ", ".join(map(str, self.files)), sum(map(len, questions.values())) + 1
@@ -41,49 +59,55 @@ class _ScanNetQA(SceneSource):
         return list_scenes(self.videos, dict(questions), self.missing)
 
     @abstractmethod
-    def _read(self) -> Iterator[tuple[str, int | str, str, str]]:
-        """Yields scene, id, text and answer of each question; any error of a lookup means that a field is missing."""
+    def _read(self) -> Iterator[tuple[str, int | str, str, str, list[str]]]:
+        """Yields scene, id, situation, question and accepted answers; an error of a lookup means a missing field."""
 
 
 class ScanQA(_ScanNetQA):
-    """ScanQA's training questions (arXiv 2112.10482) with the first of their annotated answers.
+    """ScanQA's questions (arXiv 2112.10482); training takes the first of their annotated answers.
 
     Args:
-        path: ScanQA_v1.0_train.json.
+        path: ScanQA_v1.0_train.json; ScanQA_v1.0_val.json for a test, since the test splits have no answers.
         videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
+        evaluation: Score the questions instead of training on them.
 
     Raises:
         FileNotFoundError: The file is absent.
         ValueError: The file is invalid.
     """
 
-    def __init__(self, path: str, videos: str) -> None:
-        super().__init__([path], videos, "https://github.com/ATR-DBI/ScanQA")
+    scored_by = benchmarks.ScanQA()
 
-    def _read(self) -> Iterator[tuple[str, int | str, str, str]]:
+    def __init__(self, path: str, videos: str, evaluation: bool = False) -> None:
+        super().__init__([path], videos, "https://github.com/ATR-DBI/ScanQA", evaluation)
+
+    def _read(self) -> Iterator[tuple[str, int | str, str, str, list[str]]]:
         for row in read_json(self.files[0]):
-            yield row["scene_id"], row["question_id"], row["question"].strip(), row["answers"][0]
+            yield row["scene_id"], row["question_id"], "", row["question"].strip(), row["answers"]
 
 
 class SQA3D(_ScanNetQA):
-    """SQA3D's training questions (arXiv 2210.07474), each preceded by its situation.
+    """SQA3D's questions (arXiv 2210.07474), each preceded by its situation.
 
     Args:
-        questions: v1_balanced_questions_train_scannetv2.json.
-        answers: v1_balanced_sqa_annotations_train_scannetv2.json.
+        questions: v1_balanced_questions_train_scannetv2.json, or that of the test split.
+        answers: v1_balanced_sqa_annotations_train_scannetv2.json, or that of the test split.
         videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
+        evaluation: Score the questions instead of training on them.
 
     Raises:
         FileNotFoundError: A file is absent.
         ValueError: A file is invalid, or a question has no answer.
     """
 
-    def __init__(self, questions: str, answers: str, videos: str) -> None:
-        super().__init__([questions, answers], videos, "https://zenodo.org/records/7792397")
+    scored_by = benchmarks.SQA3D()
 
-    def _read(self) -> Iterator[tuple[str, int | str, str, str]]:
+    def __init__(self, questions: str, answers: str, videos: str, evaluation: bool = False) -> None:
+        super().__init__([questions, answers], videos, "https://zenodo.org/records/7792397", evaluation)
+
+    def _read(self) -> Iterator[tuple[str, int | str, str, str, list[str]]]:
         questions, answers = map(read_json, self.files)
-        answer_of = {row["question_id"]: row["answers"][0]["answer"] for row in answers["annotations"]}
+        answers_of = {row["question_id"]: [a["answer"] for a in row["answers"]] for row in answers["annotations"]}
         for row in questions["questions"]:
-            text = f"{row['situation'].strip()} {row['question'].strip()}"
-            yield row["scene_id"], row["question_id"], text, answer_of[row["question_id"]]
+            number = row["question_id"]
+            yield row["scene_id"], number, row["situation"].strip(), row["question"].strip(), answers_of[number]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
 from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.hub_dataset import dataset_folder
 
 
 class VSIBench(SceneSource):
@@ -14,9 +13,10 @@ class VSIBench(SceneSource):
 
     Args:
         root: Folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that
-            name; a `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`.
+            name; a `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`. Or
+            `hf://datasets/nyu-visionx/VSI-Bench`, which is downloaded.
         annotations: The annotation file, a name in `root` or an absolute path: test.jsonl, or a parquet file of
-            the hub's dataset such as test_debiased.parquet.
+            the hub's dataset: test_debiased.parquet, or test_pruned.parquet, the questions that it leaves out.
         debiased: Leave out the questions listed in `pruned_ids.txt` beside the annotations, which are answerable
             without the video (VSI-Bench-Debiased, arXiv 2511.04655).
 
@@ -27,12 +27,13 @@ class VSIBench(SceneSource):
 
     def __init__(self, root: str, annotations: str = "test.jsonl", debiased: bool = False) -> None:
         super().__init__()
-        self.root = Path(root).expanduser()
-        self.annotations = (self.root / annotations).absolute()
-        self.pruned = self.annotations.with_name("pruned_ids.txt") if debiased else None
+        self.address, self.file_name, self.debiased = root, annotations, debiased
 
     def prepare(self) -> None:
-        """Checks that the files exist."""
+        """Finds the files."""
+        self.root = dataset_folder(self.address)
+        self.annotations = (self.root / self.file_name).absolute()
+        self.pruned = self.annotations.with_name("pruned_ids.txt") if self.debiased else None
         for file in (self.annotations, self.pruned):
             if file is not None and not file.is_file():
                 remedy = f"download the dataset nyu-visionx/VSI-Bench from the hub and unpack its videos to {self.root}"

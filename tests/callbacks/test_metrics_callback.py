@@ -43,7 +43,7 @@ def test_a_test_run_prints_one_table_and_writes_metrics_json(tmp_path, capsys):
     assert written["failed_scenes"] == [
         {"scene": "toy/1", "error": "toy/1.mp4: truncated video, fetch it again", "questions": 18}
     ]
-    assert set(written["versions"]) == {"zoo", "torch", "transformers", "lightning"}
+    assert set(written["versions"]) == {"zoo", "torch", "transformers", "lightning", "torchvision", "av"}
 
     assert returned[0]["test/all/macro"] == pytest.approx(result["all"]["macro"])
     counting = result["per_question_type"]["object_counting"]["score"]

@@ -170,3 +170,41 @@ def test_files_with_nothing_to_score_are_refused(tmp_path: Path, capsys) -> None
     with pytest.raises(InputError, match="can't be written"):
         (tmp_path / "file").write_text("")
         score([str(tmp_path / "some.jsonl"), "--output", str(tmp_path / "file" / "metrics.json")])
+
+
+def test_all_scorers_side_by_side(tmp_path: Path, capsys) -> None:
+    """Counts checked against the scores of each scorer alone."""
+    rows = [
+        *(("a", "object_counting", "4", "4"), ("b", "object_counting", "about 4", "4")),
+        *(("c", "route_planning", "A", "A"), ("d", "route_planning", "A. Turn left", "A")),
+        ("e", "object_counting", "four", "4"),
+    ]
+    names = ("id", "question_type", "prediction", "ground_truth")
+    file = write_lines(tmp_path / "answers.jsonl", [dict(zip(names, row, strict=True)) for row in rows])
+    score([str(file), "--scorer", "all"])
+    said = capsys.readouterr().out
+    assert "| question type | spatial_mllm | thinking_in_space | lmms_eval_0.7.3 |" in said
+    assert (
+        "| object_counting | 0.333 | 0.333 | 1.000 |" in said and "| route_planning | 0.500 | 1.000 | 1.000 |" in said
+    )
+    assert "| could not be parsed | 3 | 2 | 0 |" in said
+    assert "answers on which scorers differ: 3 of 5" in said
+    assert "spatial_mllm and thinking_in_space: 1" in said and "thinking_in_space and lmms_eval_0.7.3: 2" in said
+    with pytest.raises(InputError, match="--output holds the scores of one scorer"):
+        score([str(file), "--scorer", "all", "--output", str(tmp_path / "metrics.json")])
+
+
+def test_answers_to_another_benchmark_are_refused(tmp_path: Path, capsys) -> None:
+    """By a question type that the benchmark lacks, or by the benchmark that a run records."""
+    row = {"id": 1, "question_type": "room_size_estimation_single", "prediction": "9", "ground_truth": "9"}
+    file = write_lines(tmp_path / "answers.jsonl", [row])
+    with pytest.raises(
+        InputError, match=r"line 1: unknown question_type .* it is one of ReVSI \(score --benchmark ReVSI"
+    ):
+        score([str(file)])
+    score([str(file), "--benchmark", "ReVSI"])
+    assert "| revsi " in capsys.readouterr().out
+    shared = {**row, "question_type": "route_planning", "benchmark": "ReVSI"}
+    with pytest.raises(InputError, match="line 1: an answer to ReVSI, not to VSIBench: score --benchmark ReVSI"):
+        score([str(write_lines(file, [shared]))])
+    assert lines(finished_run(tmp_path / "run") / "predictions.jsonl")[0]["benchmark"] == "VSIBench"

@@ -16,7 +16,10 @@ SOURCES = {
     "data_arkitscenes": "PosedScenes",
     "data_conversations": "Mixture",
     "data_real_rooms": "RealRooms",
+    "data_revsi": "ReVSI",
     "data_rooms": "Rooms",
+    "data_scanqa": "ScanQA",
+    "data_sqa3d": "SQA3D",
     "data_vsibench": "VSIBench",
 }
 
@@ -53,6 +56,8 @@ def test_options_of_a_source_are_set(cli, capsys):
 ABSENT = {
     "data_arkitscenes": "test.jsonl is absent",
     "data_real_rooms": r"data/meta_info: no \*_meta_info_val.json: get data/meta_info",
+    "data_revsi": "no folder such as 16_frame: download the dataset 3dlg-hcvc/ReVSI",
+    "data_scanqa": "ScanQA_v1.0_val.json is absent: download it from",
     "data_vsibench": "test.jsonl is absent: download the dataset nyu-visionx/VSI-Bench",
 }
 

@@ -9,7 +9,8 @@ import pytest
 
 from datamodules.collate import user_text
 from datamodules.scenes import Question, RawQuestion
-from zoo.benchmarks.vsibench import FRAMES_PREFIX, VSIBench
+from zoo.benchmarks import VSIBench
+from zoo.benchmarks.spatial import FRAMES_PREFIX
 
 ROWS = json.loads((Path(__file__).parents[1] / "golden/preprocess/prompts.json").read_text())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,19 +21,24 @@ class Benchmark(ABC):
     Attributes:
         numeric_types: question types answered by a number, scored by mean relative accuracy (MRA).
         multiple_choice_types: question types answered by an option's letter, scored by accuracy.
+        text_types: question types answered freely, scored by exact match; a ground truth has one accepted answer per
+            line.
         metric_types: question types whose answers are lengths or areas, in meters or the like.
         averaged_types: groups of question types that the macro means count as one type, by the group's name.
         scorers: names of the official scorers; the first is the default.
         columns: the results table: title of each column and the question types that it averages, numeric ones first.
             The question types of a group in `averaged_types` share a column.
+        prefix: first line of the user's text, a setting of a test (`--data.prompt_prefix`); empty for none.
     """
 
     numeric_types: ClassVar[tuple[str, ...]] = ()
     multiple_choice_types: ClassVar[tuple[str, ...]] = ()
+    text_types: ClassVar[tuple[str, ...]] = ()
     metric_types: ClassVar[tuple[str, ...]] = ()
     averaged_types: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     scorers: ClassVar[tuple[str, ...]]
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
+    prefix: str = ""
 
     @abstractmethod
     def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
@@ -68,18 +74,24 @@ class Benchmark(ABC):
     @property
     def question_types(self) -> tuple[str, ...]:
         """All question types, in the order of the results."""
-        return self.numeric_types + self.multiple_choice_types
+        return self.numeric_types + self.multiple_choice_types + self.text_types
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Question types of each group of means in metrics.json."""
-        return {"acc": self.multiple_choice_types, "mra": self.numeric_types, "all": self.question_types}
+        matched = self.multiple_choice_types + self.text_types
+        return {"acc": matched, "mra": self.numeric_types, "all": self.question_types}
 
     def check_question_type(self, question_type: str) -> None:
-        """Raise InputError for a question type that the benchmark lacks."""
+        """Raise InputError for a question type that the benchmark lacks; names its benchmark, or the nearest type."""
         if question_type not in self.question_types:
+            others = [name for name, kind in registered_benchmarks().items() if question_type in kind().question_types]
+            nearest = get_close_matches(question_type, self.question_types, 1)
+            advice = f"; did you mean {nearest[0]}?" if nearest else ""
+            if others:
+                advice = f"; it is one of {' and '.join(others)} (score --benchmark {others[0]})"
             known = ", ".join(self.question_types)
-            raise InputError(f"unknown question_type {question_type!r}; {self.name} has {known}")
+            raise InputError(f"unknown question_type {question_type!r}; {self.name} has {known}{advice}")
 
     def find_scorer(self, scorer: str | None) -> str:
         """Return the scorer's name; None selects the default.
@@ -90,6 +102,10 @@ class Benchmark(ABC):
         if scorer is not None and scorer not in self.scorers:
             raise InputError(f"unknown scorer {scorer!r}; {self.name} has {', '.join(self.scorers)}")
         return scorer or self.scorers[0]
+
+    def corpus_scores(self, predictions: Sequence[str], ground_truths: Sequence[str]) -> dict[str, Any]:
+        """Return the measures of a whole test that are no means over its answers; empty without any."""
+        return {}
 
     def aggregate(self, scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
         """Aggregate the scores of a test.
@@ -139,7 +155,7 @@ def registered_benchmarks() -> dict[str, type[Benchmark]]:
     kinds: list[type[Benchmark]] = Benchmark.__subclasses__()
     for kind in kinds:
         kinds += kind.__subclasses__()
-    return {kind.__name__: kind for kind in kinds}
+    return {kind.__name__: kind for kind in kinds if hasattr(kind, "columns")}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Sequence
-
-from zoo.benchmarks.base import Benchmark
 from zoo.benchmarks.scorers import SCORERS
-
-CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
-SHORT_INSTRUCTION = "Please answer the question using a single word or phrase."
-FRAMES_PREFIX = "These are frames of a video."  # the first line of thinking-in-space's prompts
+from zoo.benchmarks.spatial import SpatialBenchmark
 
 
-class VSIBench(Benchmark):
+class VSIBench(SpatialBenchmark):
     """VSI-Bench with Spatial-MLLM's wording and the scorers of `zoo.benchmarks.scorers`."""
 
     numeric_types = ("object_abs_distance", "object_counting", "object_size_estimation", "room_size_estimation")
@@ -33,24 +25,3 @@ class VSIBench(Benchmark):
         "Route Plan": ("route_planning",),
         "Appr. Order": ("obj_appearance_order",),
     }
-
-    def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
-        """Return Spatial-MLLM's wording; with `FRAMES_PREFIX` it is thinking-in-space's."""
-        ending = ["Options:", *options, CHOICE_INSTRUCTION] if options else [SHORT_INSTRUCTION]
-        return "\n".join([*([prefix] if prefix else []), question, *ending])
-
-    def score(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float:
-        """Score one answer by the rules of an official scorer."""
-        self.check_question_type(question_type)
-        rules = SCORERS[self.find_scorer(scorer)]
-        is_choice = question_type in self.multiple_choice_types
-        return (rules.score_choice if is_choice else rules.score_number)(prediction, ground_truth)
-
-    def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
-        """Return whether a scorer reads the answer as a finite number or a single letter."""
-        self.check_question_type(question_type)
-        rules = SCORERS[self.find_scorer(scorer)]
-        if question_type in self.multiple_choice_types:
-            return re.fullmatch("[a-z]", rules.read_choice(prediction)) is not None
-        number = rules.read_number(prediction)
-        return number is not None and math.isfinite(number)

@@ -13,7 +13,7 @@ from commands.reports.compare import Comparisons, Interval
 from commands.reports.formats import html
 from commands.reports.predictions import Answer
 from commands.reports.runs import AVERAGE, Run, measures
-from commands.reports.tables import means, over_seeds, scores, settings
+from commands.reports.tables import captions, means, over_seeds, reproduction, scores, settings
 
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "sort.js", "bars.js", "compare.js", "questions.js", "detail.js")
@@ -29,7 +29,7 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
         paths: the scenes' camera paths, see `camera_paths`.
     """
     benchmark = runs[0].benchmark
-    every = (scores(runs), means(runs), *over_seeds(runs), settings(runs))
+    every = (scores(runs), means(runs), *over_seeds(runs), *captions(runs), reproduction(runs), settings(runs))
     tables = "".join(f'<div class="wide">{html(table)}</div>' for table in every)
     data = {
         "runs": [run.name for run in runs],

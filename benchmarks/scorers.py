@@ -1,0 +1,90 @@
+"""What each scorer of VSI-Bench makes of an answer's form: right answers to its questions, written in seven ways.
+
+python -m benchmarks.scorers --vsibench data/vsibench/test.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from callbacks.scoring import Tally, tally
+from callbacks.table import SAME
+from zoo.benchmarks import VSIBench
+from zoo.benchmarks.scorers import ONES, TENS
+
+BENCHMARK = VSIBench()
+Answer = Callable[[str, str], str]  # of the ground truth and the text of the right option
+CHOICES: tuple[Answer, ...] = (
+    lambda letter, option: letter,
+    lambda letter, option: f"{letter}.",
+    lambda letter, option: option,  # Qwen's habit
+    lambda letter, option: letter.lower(),
+    lambda letter, option: f"The answer is {letter}.",
+    lambda letter, option: f"<answer>{letter}</answer>",
+    lambda letter, option: f"**{letter}**",
+)
+NUMBERS: tuple[Callable[[str], str], ...] = (
+    lambda number: number,
+    lambda number: f"{number}.",
+    lambda number: f"{number} m",
+    lambda number: in_words(round(float(number))),
+    lambda number: f"about {number} m",
+    lambda number: f"<answer>{number}</answer>",
+    lambda number: f"**{number}**",
+)
+EXAMPLES = [(choice("B", "B. chair"), number("3.4")) for choice, number in zip(
+    CHOICES, (*NUMBERS[:3], lambda number: "three", *NUMBERS[4:]), strict=True)]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vsibench", type=Path, required=True)
+    rows = [json.loads(line) for line in parser.parse_args().vsibench.read_text(encoding="utf-8").splitlines()]
+    print("\n".join(table(rows)))
+
+
+def table(rows: list[Mapping[str, Any]]) -> Iterator[str]:
+    """The lines of the table for questions of VSI-Bench."""
+    heads = [f"{name}: acc., MRA" for name in BENCHMARK.scorers]
+    yield f"| a right answer, written as | {' | '.join(heads)} | scorers differ on |"
+    yield "|---|" + "---:|" * (len(heads) + 1)
+    for form, (choice, number) in enumerate(EXAMPLES):
+        records = [record(row, form) for row in rows]
+        scored = [tally(records, BENCHMARK, scorer) for scorer in BENCHMARK.scorers]
+        cells = [f"{each.result['acc']['micro']:.3f}, {each.result['mra']['micro']:.3f}" for each in scored]
+        yield f"| `{choice}`, `{number}` | {' | '.join(cells)} | {differing(scored):,} |"
+
+
+def record(row: Mapping[str, Any], form: int) -> dict[str, Any]:
+    """The right answer to a question, in one of the forms."""
+    truth = str(row["ground_truth"])
+    if row["options"]:
+        answer = CHOICES[form](truth, next(each for each in row["options"] if each.startswith(f"{truth}.")))
+    else:
+        answer = NUMBERS[form](truth)
+    kept = {"id": str(row["id"]), "question_type": row["question_type"], "ground_truth": truth}
+    return {**kept, "prediction": answer, "error": None}
+
+
+def differing(scored: list[Tally]) -> int:
+    """The number of answers to which the scorers give different scores."""
+    return sum(max(own) - min(own) > SAME for own in zip(*(each.scores.values() for each in scored), strict=True))
+
+
+def in_words(number: int) -> str:
+    """A whole number in English words."""
+    if number < 20:
+        return ONES.split()[number]
+    if number < 100:
+        tens = TENS.split()[number // 10 - 2]
+        return f"{tens}-{in_words(number % 10)}" if number % 10 else tens
+    rest = f" and {in_words(number % 100)}" if number % 100 else ""
+    return f"{in_words(number // 100)} hundred{rest}"
+
+
+if __name__ == "__main__":
+    main()
