@@ -27,7 +27,7 @@ from datamodules.dataset import SceneDataset
 from datamodules.samplers import SelectedFrames
 from datamodules.selections import FILE, write_selection
 from zoo.atomic_io import JSONLines, read_records
-from zoo.benchmarks import vsibench
+from zoo.benchmarks import VSIBench
 from zoo.errors import InputError
 
 RESULTS = ("metrics.json", "predictions.jsonl", SETTINGS)
@@ -229,7 +229,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "scorer was spatial_mllm, now it is thinking_in_space": {"scorer": "thinking_in_space"},
     "weights was .* now it is": {"callback": OtherWeights()},
     "questions was .* now it is .*; prompts was": {"patched": (breakable, "QUESTIONS", (4, *QUESTIONS[1:]))},
-    "other settings: prompts was .* now it is": {"patched": (vsibench, "SHORT_INSTRUCTION", "One word!")},
+    "other settings: prompts was .* now it is": {"patched": (VSIBench, "number_instruction", "One word!")},
 }
 
 

@@ -31,6 +31,8 @@ def predictions(folder):
 
 def test_the_numbers_are_the_same(folders):
     one, two = (json.loads((folders[n] / "metrics.json").read_text()) for n in (1, 2))
+    for metrics in (one, two):  # trained apart, the weights differ in rounding
+        assert metrics["reproduction"].pop("weights")
     assert one == two
     assert one["counts"]["questions"] == sum(map(len, golden_scenes()))
     assert one["counts"]["failed"] == 18
