@@ -1,4 +1,4 @@
-"""Chats about videos and pictures: against `SpatialVLM.answer`, and against transformers' `generate` on whole prompts."""
+"""Chats about videos and pictures: against `SpatialVLM.answer`, and against `generate` on whole prompts."""
 
 from __future__ import annotations
 
