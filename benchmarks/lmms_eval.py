@@ -39,9 +39,7 @@ from zoo.prefix_cache import answer_questions
 from zoo.time_index import TimestampIndex
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
-SIZE = {"layers": 12, "hidden_size": 768, "heads": 12, "key_value_heads": 2, "vision_layers": 12} | {
-    "vision_hidden_size": 512
-}
+SIZE = dict(layers=12, hidden_size=768, heads=12, key_value_heads=2, vision_layers=12, vision_hidden_size=512)
 PEER, ZOO, ALONE = "lmms-eval, qwen2_5_vl", "lmms-eval, spatial_vlm_zoo", "SpatialVLM.answer"
 Ask = Callable[[int | None], list[str]]  # the answers to all questions, or to the first few
 
