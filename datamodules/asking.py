@@ -84,12 +84,7 @@ def load_video(
 
 
 def load_frames(
-    model: SpatialVLM,
-    data: VideoQADataModule,
-    frames: Tensor,
-    times_s: Sequence[float] | None = None,
-    *,
-    as_images: bool,
+    model: SpatialVLM, data: VideoQADataModule, frames: Tensor, times_s: Sequence[float] | None, as_images: bool
 ) -> LoadedScene:
     """Frames (T, 3, H, W) in memory, as bytes or in 0..1, as a video or as still images.
 

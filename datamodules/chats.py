@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,35 +20,34 @@ from zoo.prefix_cache import Reply, answer_questions
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-PICTURE: Content = [{"type": "image"}]
+Medium = Path | Image.Image  # a video file or a folder of frames, or a picture
 
 
 @torch.no_grad()
 def answer_chats(
     model: SpatialVLM,
-    media: Sequence[Path | Image.Image],
+    media: Sequence[Medium],
     chats: Sequence[Sequence[Message]],
-    *,
     num_frames: int | None = None,
     max_new_tokens: int = 32,
-    questions_per_batch: int = 8,
     repetition_penalty: float = 1.0,
 ) -> list[Reply]:
     """Greedy answers to chats that show the same media, which are encoded once.
 
     Args:
-        model: the model to ask.
-        media: a path for each video, read as `SpatialVLM.answer` does, and a picture for each image, in the order in
-            which the chats show them. Pictures of one size in a row are views of one scene.
-        chats: messages of system, user and assistant, with one item of type "video" or "image" per medium.
-        num_frames: frames of each video; None takes the number that the model was trained with.
-        max_new_tokens: the longest answer.
-        questions_per_batch: chats answered together.
-        repetition_penalty: see `CachedPrefix`.
+        model: The model to ask.
+        media: Videos, read as `SpatialVLM.answer` does, and pictures, in the order in which the chats show them.
+            Pictures of one size in a row are views of one scene.
+        chats: Messages of system, user and assistant, whose content is a list of items of type "text", "video" or
+            "image": one of the latter per medium.
+        num_frames: Frames of each video; None takes the number that the model was trained with.
+        max_new_tokens: The longest answer.
+        repetition_penalty: See `CachedPrefix`.
 
     Raises:
-        InputError: a medium that can't be read or lacks cameras or depth that the model requires; a chat with a
-            special token in its text.
+        FileNotFoundError: There is no such video.
+        InputError: A medium can't be read or lacks cameras or depth that the model requires, or the text of a chat
+            holds a special token.
     """
     # 1. Scenes, in the order of their media.
     shown = list(_scenes(model, media, num_frames))
@@ -60,7 +59,7 @@ def answer_chats(
     # 2. Prompts.
     preprocessor, prompts = collate.preprocessor, []
     for chat in chats:
-        written = "\n".join(item["text"] for message in chat for item in _items(message) if "text" in item)
+        written = "\n".join(item.get("text", "") for message in chat for item in message["content"])
         if token := preprocessor.reserved_token(written):
             raise InputError(f"a question holds {token}, a special token of the chat: take it out")
         texts = preprocessor.texts(_with_contents(chat, contents))
@@ -68,15 +67,15 @@ def answer_chats(
     # 3. Answers.
     encoded = model.encode_scenes([scene.to(device) for scene in scenes])
     rows = [range(len(encoded))] * len(chats)
-    return answer_questions(model, encoded, prompts, rows, max_new_tokens, questions_per_batch, repetition_penalty)
+    return answer_questions(model, encoded, prompts, rows, max_new_tokens, repetition_penalty=repetition_penalty)
 
 
 def _scenes(
-    model: SpatialVLM, media: Sequence[Path | Image.Image], num_frames: int | None
+    model: SpatialVLM, media: Sequence[Any], num_frames: int | None
 ) -> Iterator[tuple[LoadedScene, Sequence[Content]]]:
     """Each scene, and the content of a message for each of its media."""
     data = data_of(model)
-    for size, group in groupby(media, lambda each: each.size if isinstance(each, Image.Image) else None):
+    for size, group in groupby(media, lambda medium: None if isinstance(medium, Path) else medium.size):
         if size is None:
             for video in group:
                 loaded = load_video(model, data, video, num_frames=num_frames)
@@ -85,19 +84,14 @@ def _scenes(
                 yield loaded, media_of(loaded)
         else:
             views = [torch.from_numpy(np.array(view.convert("RGB"))).permute(2, 0, 1) for view in group]
-            yield load_frames(model, data, torch.stack(views), as_images=True), [PICTURE] * len(views)
-
-
-def _items(message: Message) -> list[dict[str, str]]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+            yield load_frames(model, data, torch.stack(views), None, as_images=True), [[{"type": "image"}]] * len(views)
 
 
 def _with_contents(chat: Sequence[Message], contents: Sequence[Content]) -> list[Message]:
     """The chat with each medium as the model is shown it: a video may be several images."""
     left, messages = iter(contents), []
     for message in chat:
-        items = [each for item in _items(message) for each in ([item] if "text" in item else next(left))]
+        items = [each for item in message["content"] for each in ([item] if item["type"] == "text" else next(left))]
         is_text = message["role"] == "assistant"
         messages.append({**message, "content": "".join(item["text"] for item in items) if is_text else items})
     return messages

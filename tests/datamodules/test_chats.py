@@ -134,7 +134,7 @@ def test_turns_of_system_and_assistant_are_those_of_the_chat_template() -> None:
     turns = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         *chat("Which?"),
-        {"role": "assistant", "content": "This."},
+        {"role": "assistant", "content": [{"type": "text", "text": "This."}]},
         *chat("Why?"),
         *chat("Where?"),
     ]
