@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/golden),)
 export ZOO_GOLDEN ?= $(abspath ../shared/golden)
 endif
 
-.PHONY: install demo test test-lowest lint clean
+.PHONY: install demo test test-lowest lmms-eval lint clean
 
 install: .venv/installed
 
@@ -39,5 +39,14 @@ test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that 
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	touch $@
 
+lmms-eval: .venv-lmms/installed  ## an environment with lmms-eval and the zoo
+
+# lmms-eval asks for av<16, with which no mp4 is read here, and filelock 4 breaks it: the second line mends both
+.venv-lmms/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lmms
+	.venv-lmms/bin/python -m pip install --quiet 'lmms-eval[video-legacy]>=0.7.3,<0.8'
+	.venv-lmms/bin/python -m pip install --quiet --editable '.[dev]' 'filelock<4'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest cache runs
+	rm -rf .venv .venv-lowest .venv-lmms cache runs

@@ -120,7 +120,7 @@ def one_by_one(model: SpatialMLLM, asked: dict[str, Any], count: int | None = No
 def shared(model: SpatialMLLM, asked: dict[str, Any], count: int | None = None) -> list[list[int]]:
     rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
     prompts, scenes = [ids[real].tolist() for ids, real in rows], model.encode_scenes(asked)
-    rows, at_once = asked["scene_index"].tolist(), asked["questions_per_batch"]
+    rows, at_once = asked["scene_index"][:, None].tolist(), asked["questions_per_batch"]
     found = answer_questions(model.model, scenes, prompts, rows, NEW_TOKENS, at_once)
     return [reply.ids for reply in found]
 

@@ -116,9 +116,9 @@ def make_clips(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     return clips
 
 
-def write_clip(path: Path, keys: int, seconds: float, width: int, height: int) -> None:
+def write_clip(path: Path, keys: int, seconds: float, width: int, height: int, seed: int = 0) -> None:
     """A camera that pans over a textured wall, with some noise: about the bit rate of a real scan."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     wall = np.kron(rng.integers(0, 255, (height // 8 + 1, width // 4 + 1, 3)), np.ones((16, 16, 1))).astype(np.int16)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"g": str(keys), "preset": "fast", "crf": "23"})

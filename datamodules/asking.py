@@ -1,4 +1,4 @@
-"""A batch of one video with the user's questions, for `SpatialVLM.answer`."""
+"""Videos and frames as a model's run reads them, and a batch of one with the user's questions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
 from datamodules.video_qa import VideoQADataModule
+from zoo.benchmarks import Benchmark
 from zoo.configuration import from_config
 from zoo.errors import InputError
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # settings that the model's inputs depend on
 READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "pixels", "image_pixels")
+NO_CAMERAS = "pictures and frames in memory come without cameras: give the path of a video with a cameras.json"
 
 
 def batch_of_questions(
@@ -45,43 +47,21 @@ def batch_of_questions(
     Raises:
         InputError: The video can't be read, or lacks data that the model requires.
     """
-    data = _data_of(model)
+    data = data_of(model)
     asked = tuple(Question(str(i), "", text) for i, text in enumerate(questions))
-    needs = replace(model.requirements, targets=())
     if isinstance(video, Tensor):
-        if cameras is not None or needs.cameras or needs.depth:
-            raise InputError("frames in memory come without cameras: give the path of a video with a cameras.json")
-        frames = video if video.dtype == torch.uint8 else (video * 255).round().to(torch.uint8)
-        if times_s is not None and len(times_s) != len(frames):
-            raise InputError(f"{len(times_s)} times_s for {len(frames)} frames: give one time per frame")
-        if times_s is None and needs.seconds != "nominal":
-            raise InputError(f"--model.time_index.seconds {needs.seconds} needs the time of each frame: give times_s")
-        indices = [*range(len(frames)), *[len(frames) - 1] * (len(frames) % TEMPORAL_PATCH_SIZE)]
-        bounds, stills = data.pixels, 0
-        if data.frames_as != "video":
-            indices, stills = [i for i in range(len(frames)) for _ in range(TEMPORAL_PATCH_SIZE)], len(frames)
-            bounds = bounds_of_images(data.image_pixels, needs.image_pixels)
-        loaded = LoadedScene(
-            Scene("frames", Path("frames"), asked),
-            asked,
-            resize_frames(frames[indices], bounds, token_px=needs.token_px),
-            tuple(range(len(indices))),
-            seconds_per_grid(times_s) if times_s is not None else 1.0,
-            frame_times=None if times_s is None else tuple(float(times_s[i]) for i in indices),
-            num_images=stills,
-            has_labels=data.frames_as == "labeled_image",
-        )
+        if cameras is not None:
+            raise InputError(NO_CAMERAS)
+        if times_s is None and model.requirements.seconds != "nominal":
+            seconds = model.requirements.seconds
+            raise InputError(f"--model.time_index.seconds {seconds} needs the time of each frame: give times_s")
+        loaded = load_frames(model, data, video, times_s, as_images=data.frames_as != "video")
     else:
         if times_s is not None:
             raise InputError("times_s is for frames in memory: a video file has its own")
-        (found,) = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
-        scenes = [replace(found, questions=asked)]
-        dataset = data.dataset(scenes, sampler or data.sampler)
-        dataset.num_frames, dataset.requirements = num_frames or data.num_frames, needs
-        loaded = dataset[0]
-    wording = data.source.benchmark
-    collate = Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.seconds, wording)
-    batch = collate([loaded])
+        loaded = load_video(model, data, video, cameras, num_frames, sampler)
+    loaded.questions = asked
+    batch = collate_for(model, data.source.benchmark)([loaded])
     if batch["failed"]:
         raise InputError(batch["failed"][0]["error"])
     rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
@@ -89,7 +69,59 @@ def batch_of_questions(
     return {"scenes": [s.to(device) for s in batch["scenes"]], "prompts": [ids[real].tolist() for ids, real in rows]}
 
 
-def _data_of(model: SpatialVLM) -> VideoQADataModule:
+def load_video(
+    model: SpatialVLM,
+    data: VideoQADataModule,
+    video: str | Path,
+    cameras: str | Path | None = None,
+    num_frames: int | None = None,
+    sampler: FrameSampler | None = None,
+) -> LoadedScene:
+    """A video file or a folder of frames, or the error of reading it; see `SpatialVLM.answer`."""
+    scenes = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
+    dataset = data.dataset(scenes, sampler or data.sampler)
+    dataset.num_frames, dataset.requirements = num_frames or data.num_frames, replace(model.requirements, targets=())
+    return dataset[0]
+
+
+def load_frames(
+    model: SpatialVLM, data: VideoQADataModule, frames: Tensor, times_s: Sequence[float] | None, as_images: bool
+) -> LoadedScene:
+    """Frames (T, 3, H, W) in memory, as bytes or in 0..1, as a video or as still images.
+
+    Raises:
+        InputError: The model requires cameras or depth, or there is not one time per frame.
+    """
+    needs = model.requirements
+    if needs.cameras or needs.depth:
+        raise InputError(NO_CAMERAS)
+    if times_s is not None and len(times_s) != len(frames):
+        raise InputError(f"{len(times_s)} times_s for {len(frames)} frames: give one time per frame")
+    frames = frames if frames.dtype == torch.uint8 else (frames * 255).round().to(torch.uint8)
+    indices = [*range(len(frames)), *[len(frames) - 1] * (len(frames) % TEMPORAL_PATCH_SIZE)]
+    bounds, stills = data.pixels, 0
+    if as_images:
+        indices, stills = [i for i in range(len(frames)) for _ in range(TEMPORAL_PATCH_SIZE)], len(frames)
+        bounds = bounds_of_images(data.image_pixels, needs.image_pixels)
+    return LoadedScene(
+        Scene("frames", Path("frames"), ()),
+        (),
+        resize_frames(frames[indices], bounds, token_px=needs.token_px),
+        tuple(range(len(indices))),
+        seconds_per_grid(times_s) if times_s is not None else 1.0,
+        frame_times=None if times_s is None else tuple(float(times_s[i]) for i in indices),
+        num_images=stills,
+        has_labels=data.frames_as == "labeled_image",
+    )
+
+
+def collate_for(model: SpatialVLM, wording: Benchmark | None = None) -> Collate:
+    """The collation of scenes that a model is asked about; `wording` is that of the questions."""
+    needs = model.requirements
+    return Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.seconds, wording)
+
+
+def data_of(model: SpatialVLM) -> VideoQADataModule:
     """A DataModule with the settings that the model was trained with; its source is not used."""
     settings = (model.data_config or {}).get("init_args") or {}
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}

@@ -462,7 +462,7 @@ class SpatialVLM(Configurable, nn.Module):
         asked = [questions] if isinstance(questions, str) else list(questions)
         batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler, times_s)
         scenes = self.encode_scenes(batch["scenes"])
-        replies = answer_questions(self, scenes, batch["prompts"], [0] * len(asked), max_new_tokens)
+        replies = answer_questions(self, scenes, batch["prompts"], [[0]] * len(asked), max_new_tokens)
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)

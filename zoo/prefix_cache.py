@@ -143,18 +143,18 @@ def answer_questions(
     model: SpatialVLM,
     scenes: Sequence[SceneTokens],
     prompts: Sequence[Sequence[int]],
-    scene_index: Sequence[int],
+    scene_index: Sequence[Sequence[int]],
     max_new_tokens: int,
     questions_per_batch: int = 8,
     repetition_penalty: float = 1.0,
 ) -> list[Reply]:
-    """Answers prompts about encoded scenes; the prefix that prompts of one scene share is read once.
+    """Answers prompts about encoded scenes; the prefix that prompts about the same scenes share is read once.
 
     Args:
         model: the model to ask.
         scenes: from its `encode_scenes`.
         prompts: token ids without padding.
-        scene_index: the scene of each prompt.
+        scene_index: the scenes of each prompt, in the order in which they appear; none for text alone.
         max_new_tokens: the longest answer.
         questions_per_batch: prompts answered together.
         repetition_penalty: see `CachedPrefix`.
@@ -165,21 +165,21 @@ def answer_questions(
     backbone = model.backbone
     visual, context, device = backbone.placeholders.visual, backbone.context_length, backbone.like.device
     replies: dict[int, Reply] = {}
-    rows_of: dict[int, list[int]] = {}
-    for row, (prompt, scene) in enumerate(zip(prompts, scene_index, strict=True)):
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, (prompt, shown) in enumerate(zip(prompts, scene_index, strict=True)):
         if len(prompt) + max_new_tokens > context:
             error = f"the prompt has {len(prompt)} tokens and its answer up to {max_new_tokens}"
             replies[row] = Reply([], f"{error}, more than the {context} of the model's context")
         else:
-            rows_of.setdefault(scene, []).append(row)
-    for scene, rows in rows_of.items():
+            rows_of.setdefault(tuple(shown), []).append(row)
+    for shown, rows in rows_of.items():
         shared = shared_length([prompts[row] for row in rows], visual)
         for family in [rows] if shared else [[row] for row in rows]:
             length = shared or shared_length([prompts[family[0]]], visual)
             if not length:
                 raise ValueError("a prompt that ends with its video asks no question")
             ids = torch.tensor([list(prompts[family[0]][:length])], device=device)
-            inputs = model.build_inputs(ids, torch.ones_like(ids), scenes, [[scene]])
+            inputs = model.build_inputs(ids, torch.ones_like(ids), scenes, [shown])
             questions = [prompts[row][length:] for row in family]
             prefix = CachedPrefix(backbone, inputs, repetition_penalty)
             answered = prefix.answer(questions, max_new_tokens, questions_per_batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datamodules.depth import find_depth
 from datamodules.scenes import Question, Scene
 from datamodules.sources.annotations import find_cameras, read_layout
 from datamodules.sources.base import SceneSource, Split
@@ -36,7 +37,7 @@ class SingleVideo(SceneSource):
     """One video with one question and no ground truth.
 
     Args:
-        video: A video file, or a folder of frames; `<name>.cameras.json` beside it is used.
+        video: A video file, or a folder of frames; cameras and depth beside it are used.
         question: The question.
         cameras: A cameras file elsewhere; null is the one beside the video.
 
@@ -62,4 +63,4 @@ class SingleVideo(SceneSource):
             raise ValueError(f"{self.video}: a question without a ground truth can't be trained on: use predict")
         self.prepare()
         cameras = self.cameras or find_cameras(self.video)
-        return [Scene(self.video.stem, self.video, (self.question,), cameras)]
+        return [Scene(self.video.stem, self.video, (self.question,), cameras, find_depth(self.video))]

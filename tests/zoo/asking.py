@@ -176,7 +176,7 @@ def prompts_of(asked: dict[str, Any]) -> list[list[int]]:
 @torch.no_grad()
 def replies(task: VideoQATask, asked: dict[str, Any]) -> list[Reply]:
     """What is tested: from prefixes that are read once."""
-    scenes, rows = task.encode_scenes(asked), asked["scene_index"].tolist()
+    scenes, rows = task.encode_scenes(asked), asked["scene_index"][:, None].tolist()
     at_once = asked["questions_per_batch"]
     return answer_questions(
         task.model, scenes, prompts_of(asked), rows, task.max_new_tokens, at_once, task.repetition_penalty

@@ -80,7 +80,7 @@ class Preprocessor(ABC):
         """Return a chat as texts, in turn a prompt up to the start of the answer, and an answer up to its end.
 
         Args:
-            messages: of user and assistant in turn; a final user's message gives a final prompt.
+            messages: of system, user and assistant; those between two answers are one prompt.
         """
 
     @abstractmethod
@@ -97,7 +97,7 @@ class Preprocessor(ABC):
             texts: from `texts`.
             media_grids: (t, h, w) in patches before the merge of each video or image.
             extra_tokens: tokens that follow the 2D tokens of each view.
-            frame_times: seconds of each frame of the video; None for images, or if unknown.
+            frame_times: seconds of each frame of each video; None for images, or if unknown.
 
         Raises:
             InputError: unknown times, for a backbone that writes them.

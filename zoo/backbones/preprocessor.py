@@ -42,7 +42,7 @@ class QwenVLPreprocessor(Preprocessor):
         for number, message in enumerate(messages, start=1):
             if message["role"] == "assistant":
                 texts.append(f"{message['content']}{END_OF_TURN}")
-            else:
+            elif number == len(messages) or messages[number]["role"] == "assistant":  # the last before an answer
                 chat = self.processor.apply_chat_template(
                     list(messages[:number]), add_generation_prompt=True, tokenize=False
                 )

@@ -157,7 +157,7 @@ class VideoQATask(Task):
         if len(batch["input_ids"]):
             rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
             prompts = [ids[real].tolist() for ids, real in rows]
-            scenes, scene_index = self.encode_scenes(batch), batch["scene_index"].tolist()
+            scenes, scene_index = self.encode_scenes(batch), batch["scene_index"][:, None].tolist()
             at_once, penalty = batch["questions_per_batch"], self.repetition_penalty
             with cached_casts(self.device):
                 replies = answer_questions(

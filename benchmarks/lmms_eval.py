@@ -1,0 +1,242 @@
+"""The same model, videos, questions and frames in lmms-eval by its own Qwen2.5-VL, and by the zoo, in it and alone.
+
+    make lmms-eval
+    .venv-lmms/bin/python -m benchmarks.lmms_eval                        # about 100 M parameters, 8 and 16 frames
+    .venv-lmms/bin/python -m benchmarks.lmms_eval --small --scenes 2 --repeats 1 --size 392 280   # to see that it works
+
+The model has random weights, exported in the official layout in bfloat16; each way computes in `--dtype`. The zoo
+counts the time of the frames and the positions of the text as transformers 5 does (docs/positions.md), so the answers
+must be equal, and are compared. Each way has a process of its own, in turn. The model is loaded before the clock
+starts; everything from the request to the answer counts: decoding, vision, prefill and generation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.evaluate import TEXTS
+from benchmarks.measure import GIVE_BACK, peak_growth, timed
+from benchmarks.video import write_clip
+from datamodules.asking import batch_of_questions
+from datamodules.resize import PixelBounds
+from zoo import SpatialVLM, TinyQwen25VL
+from zoo.benchmarks import VSIBench
+from zoo.checkpoints import PretrainedQwen25VL, export_model
+from zoo.prefix_cache import answer_questions
+from zoo.time_index import TimestampIndex
+
+NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
+SIZE = dict(layers=12, hidden_size=768, heads=12, key_value_heads=2, vision_layers=12, vision_hidden_size=512)
+PEER, ZOO, ALONE = "lmms-eval, qwen2_5_vl", "lmms-eval, spatial_vlm_zoo", "SpatialVLM.answer"
+Ask = Callable[[int | None], list[str]]  # the answers to all questions, or to the first few
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function media.of
+doc_to_text: prompt
+doc_to_target: ground_truth
+generation_kwargs:
+  max_new_tokens: {max_new_tokens}
+  temperature: 0
+  do_sample: false
+metric_list:
+  - metric: exact_match
+"""
+MEDIA = """def of(doc):
+    return doc["media"]
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--questions", type=int, default=18, help="of a scene; VSI-Bench has 18 on average")
+    parser.add_argument("--scenes", type=int, default=6)
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=[644, 476],
+        metavar=("WIDTH", "HEIGHT"),
+        help="multiples of 28",
+    )
+    parser.add_argument("--seconds", type=float, default=20, help="of a video")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--small", action="store_true", help="a tiny model, to see that it works")
+    parser.add_argument("--way", choices=(PEER, ZOO, ALONE), help="measure one in this process, no more")
+    parser.add_argument("--folder", type=Path, help="with --way: where the model and the questions are")
+    options = parser.parse_args()
+    if find_spec("lmms_eval") is None:
+        sys.exit("lmms-eval is not installed here: make lmms-eval, then .venv-lmms/bin/python -m benchmarks.lmms_eval")
+    if options.way:
+        torch.set_num_threads(options.threads)
+        print(json.dumps(measured(options)))
+        return
+    with TemporaryDirectory() as folder:
+        options.folder = Path(folder)
+        prepare(options)
+        for frames in options.frames:
+            compare(options, frames)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """The model, the videos, and a task about them."""
+    torch.manual_seed(0)
+    model = SpatialVLM(TinyQwen25VL(**({} if options.small else SIZE)))
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # weights with which answers differ from question to question
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    export_model(model, options.folder / "official", torch.bfloat16)
+    zoo = SpatialVLM(
+        PretrainedQwen25VL(str(options.folder / "official"), dtype=options.dtype),
+        time_index=TimestampIndex(seconds="sampled_fps"),
+        text_after_vision="max_hw",
+    )
+    zoo.save_pretrained(options.folder / "zoo")
+    millions = sum(parameter.numel() for parameter in zoo.parameters()) / 1e6
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
+    print(
+        f"\nQwen2.5-VL of {millions:.0f} M parameters, {options.dtype}, {where}, {options.scenes} scenes\n", flush=True
+    )
+    rows = []
+    for scene in range(options.scenes):
+        video = options.folder / f"{scene}.mp4"
+        write_clip(video, 250, options.seconds, *options.size, seed=scene)
+        for text in (f"{TEXTS[i % len(TEXTS)]} ({i})" for i in range(options.questions)):
+            prompt = VSIBench().user_text(text)  # as `SpatialVLM.answer` words it
+            rows.append({"media": [str(video)], "question": text, "prompt": prompt, "ground_truth": ""})
+    write_task(options.folder / "task", "scenes", rows, NEW_TOKENS)
+
+
+def write_task(folder: Path, name: str, rows: Sequence[dict[str, Any]], max_new_tokens: int) -> None:
+    """A local task of lmms-eval: each row has `media` (files), a `prompt` and a `ground_truth`."""
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "media.py").write_text(MEDIA)
+    task = TASK.format(name=name, rows=folder / "rows.jsonl", max_new_tokens=max_new_tokens)
+    (folder / f"{name}.yaml").write_text(task)
+
+
+def compare(options: argparse.Namespace, frames: int) -> None:
+    """The table of all ways."""
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in (PEER, ZOO, ALONE)}
+    for _ in range(options.repeats):  # the ways take turns: a noisy machine is noisy to all
+        for way in found:
+            found[way].append(in_a_process(options, way, frames))
+    count = options.scenes * options.questions
+    seconds = {way: statistics.median(each["seconds"] for each in runs) / count for way, runs in found.items()}
+    print(f"{frames} frames, {options.questions} questions per scene\n")
+    print("| way | s per question: median (least to most) | times as fast | memory at the peak, MiB | equal answers |")
+    print("|---|---|---|---|---|")
+    expected = found[PEER][0]["answers"]
+    for way, runs in found.items():
+        least, most = (bound(each["seconds"] for each in runs) / count for bound in (min, max))
+        same = sum(a == b for a, b in zip(runs[0]["answers"], expected, strict=True))
+        mib = statistics.median(each["memory"] for each in runs) / 2**20
+        taken, faster = f"{seconds[way]:.3f} ({least:.3f} to {most:.3f})", seconds[PEER] / seconds[way]
+        print(f"| {way} | {taken} | {faster:.1f} | {mib:.0f} | {same} of {count} |")
+    parts = found[ALONE][0]["parts"]
+    print("\nSeconds per scene in the zoo: " + ", ".join(f"{k} {v / options.scenes:.3f}" for k, v in parts.items()))
+    print(f"{len(set(expected))} different answers\n", flush=True)
+    for row, (a, b) in enumerate(zip(expected, found[ZOO][0]["answers"], strict=True)):
+        if a != b:
+            print(f"question {row}: {a!r} by lmms-eval, {b!r} by the zoo")
+
+
+def in_a_process(options: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.lmms_eval", "--way", way, "--frames", str(frames)]
+    for name in ("folder", "device", "threads", "dtype"):
+        command += [f"--{name}", str(getattr(options, name))]
+    done = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Answers, seconds and memory of one way."""
+    parts: dict[str, float] = {}
+    ask = alone(options, parts) if options.way == ALONE else in_lmms_eval(options)
+    ask(1)  # what is set up once
+    parts.clear()
+    answers: list[str] = []
+
+    def run() -> None:
+        answers.extend(ask(None))
+
+    taken: list[float] = []
+    memory = peak_growth(lambda: taken.append(timed(run, options.device)), options.device)
+    return {"answers": answers, "seconds": taken[0], "memory": memory, "parts": parts}
+
+
+def in_lmms_eval(options: argparse.Namespace) -> Ask:
+    """lmms-eval with one of two models; the time is that of its `generate_until`."""
+    from lmms_eval.models import get_model
+    from lmms_eval.tasks import TaskManager, get_task_dict
+
+    (frames,), folder = options.frames, options.folder
+    name, least = options.way.rpartition(", ")[2], PixelBounds().min_pixels
+    given = {
+        PEER: f"pretrained={folder}/official,max_num_frames={frames},device_map={options.device},min_pixels={least}",
+        ZOO: f"run={folder}/zoo,num_frames={frames}",
+    }[options.way]
+    model = get_model(name).create_from_arg_string(given, {"batch_size": 1, "device": options.device})
+    if options.way == PEER:
+        model._model.to(getattr(torch, options.dtype))  # it has no option for this
+    task = get_task_dict(["scenes"], TaskManager(include_path=str(folder / "task"), model_name=name), "chat")["scenes"]
+    model.task_dict["scenes"] = task.dataset
+    task.build_all_requests()
+    return lambda count: [each.text for each in model.generate_until(task.instances[:count])]
+
+
+def alone(options: argparse.Namespace, parts: dict[str, float]) -> Ask:
+    """The zoo by itself, and the seconds of each of its parts."""
+    model = SpatialVLM.from_pretrained(options.folder / "zoo").to(options.device)
+    rows = [json.loads(line) for line in (options.folder / "task/rows.jsonl").read_text().splitlines()]
+    questions: dict[str, list[str]] = {}
+    for row in rows:
+        questions.setdefault(row["media"][0], []).append(row["question"])
+
+    def part(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        kept: list[Any] = []
+        parts[name] = parts.get(name, 0) + timed(lambda: kept.append(call(*arguments)), options.device)
+        return kept[0]
+
+    @torch.no_grad()
+    def ask(count: int | None) -> list[str]:  # as `SpatialVLM.answer`, step by step
+        answers: list[str] = []
+        for video, every in list(questions.items())[:count]:
+            texts = every[:count]
+            batch = part("video and prompts", batch_of_questions, model, video, texts, None, options.frames[0], None)
+            scenes = part("vision", model.encode_scenes, batch["scenes"])
+            asked = model, scenes, batch["prompts"], [[0]] * len(texts), NEW_TOKENS
+            replies = part("prefix, questions and answers", answer_questions, *asked)
+            answers += model.backbone.preprocessor.decode([reply.ids for reply in replies])
+        return answers
+
+    return ask
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Answers lmms-eval's requests with a `SpatialVLM`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from loguru import logger
+from PIL import Image
+from tqdm import tqdm
+
+from datamodules.chats import Medium, answer_chats
+from zoo import InputError, SpatialVLM
+from zoo.backbones.base import Message
+from zoo.errors import SCENE_FAULTS
+from zoo.prefix_cache import Reply
+from zoo.tasks.first_scenes import FirstScenes
+
+
+class SpatialVLMZoo(lmms):
+    """Any run, exported folder or hub id of the zoo; requests about the same videos and pictures share their encoding.
+
+    Answers are greedy. Stop strings (`until`) are left to the tasks' filters, as in lmms-eval's own chat models.
+
+    Args:
+        run: see `SpatialVLM.from_pretrained`.
+        num_frames: frames of each video; those that the model was trained with if not given.
+        device: "cuda" is a GPU for each process, and the default where there is one.
+        batch_size, max_batch_size: without effect; lmms-eval gives them to every model.
+        overrides: of the model's parts, such as `camera_source=auto`.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        run: str,
+        num_frames: int | None = None,
+        device: str | None = None,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        **overrides: Any,
+    ) -> None:
+        super().__init__()
+        own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(own if device in (None, "cuda") else device)
+        self.model = SpatialVLM.from_pretrained(run, **overrides).to(self.device)
+        self.num_frames, self.first_scenes = num_frames, FirstScenes()
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """The answers in the order of the requests; what can't be answered is empty, with a warning.
+
+        Raises:
+            InputError: an unsupported request, or the first media all failed alike, see `FirstScenes`.
+            RuntimeError: as above, by an error that is not an InputError.
+        """
+        # 1. Groups of the same media and options. Pictures are read again with their group, not kept.
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for number, request in enumerate(requests):
+            key = (*map(fingerprint, self._chat(request)[0]), *generation_options(request.args[2]))
+            groups.setdefault(key, []).append(number)
+        # 2. Answers, one group after the other.
+        answers: dict[int, GenerationResult] = {}
+        progress = tqdm(groups.items(), desc="Scenes", disable=self.rank != 0)
+        for (*shown, max_new_tokens, penalty), members in progress:
+            media, chats = zip(*(self._chat(requests[number]) for number in members), strict=True)
+            fault: Exception | None = None
+            try:
+                replies = answer_chats(self.model, media[0], chats, self.num_frames, max_new_tokens, penalty)
+            except torch.AcceleratorError:  # a failed GPU answers nothing more
+                raise
+            except SCENE_FAULTS as error:
+                fault, replies = error, [Reply([], str(error) or type(error).__name__)] * len(members)
+            for reason in {reply.error for reply in replies if reply.error}:
+                logger.warning(f"no answer: {reason}")
+            self.first_scenes.check([{"scene": str(shown), "error": reply.error} for reply in replies], fault)
+            texts = self.model.backbone.preprocessor.decode([reply.ids for reply in replies])
+            for number, reply, text in zip(members, replies, texts, strict=True):
+                answers[number] = GenerationResult(text, TokenCounts(output_tokens=len(reply.ids)))
+        return [answers[number] for number in range(len(requests))]
+
+    def _chat(self, request: Instance) -> tuple[list[Medium], list[Message]]:
+        """The videos and pictures of a request, and its messages with an empty item for each.
+
+        Raises:
+            InputError: sound, or a part of a video.
+        """
+        _, doc_to_messages, _, doc, task, split = request.args
+        messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc])).to_hf_messages()
+        media: list[Medium] = []
+        for item in (item for message in messages for item in message["content"] if item["type"] != "text"):
+            url = item.pop(item["type"])
+            if item["type"] == "image":
+                media.append(url if isinstance(url, Image.Image) else Image.open(url))
+            elif item == {"type": "video"} and isinstance(url, str | Path):
+                media.append(Path(url))
+            else:
+                raise InputError(f"spatial_vlm_zoo takes text, pictures and whole videos by their files, not {url}")
+        return media, messages
+
+    def loglikelihood(self, requests: list[Instance]) -> Any:
+        """Not supported, as tasks of several rounds are not."""
+        raise InputError("spatial_vlm_zoo answers tasks whose output_type is generate_until, and no others")
+
+    generate_until_multi_round = loglikelihood
+
+
+def generation_options(options: dict[str, Any]) -> tuple[int, float]:
+    """The longest answer and the repetition penalty of a task's `generation_kwargs`.
+
+    Raises:
+        InputError: the task samples its answers.
+    """
+    if options.get("do_sample") or (options.get("temperature") or 0) > 0 or (options.get("num_beams") or 1) > 1:
+        greedy = "--gen_kwargs temperature=0,do_sample=False,num_beams=1"
+        raise InputError(f"spatial_vlm_zoo answers greedily, and this task samples or searches: give {greedy}")
+    # 128 as in lmms-eval's own Qwen2.5-VL
+    return int(options.get("max_new_tokens") or 128), float(options.get("repetition_penalty") or 1)
+
+
+def fingerprint(medium: Medium) -> str:
+    """Equal for the same video file, or for equal pixels."""
+    if isinstance(medium, Path):
+        return str(medium)
+    return hashlib.sha256(f"{medium.mode} {medium.size}".encode() + medium.tobytes()).hexdigest()

@@ -1,0 +1,97 @@
+"""Answers to chats about any videos and pictures, as evaluation harnesses ask them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datamodules.asking import collate_for, data_of, load_frames, load_video
+from datamodules.collate import Content, LoadedScene, media_of
+from zoo.backbones.base import Message
+from zoo.errors import InputError
+from zoo.prefix_cache import Reply, answer_questions
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
+
+Medium = Path | Image.Image  # a video file or a folder of frames, or a picture
+
+
+@torch.no_grad()
+def answer_chats(
+    model: SpatialVLM,
+    media: Sequence[Medium],
+    chats: Sequence[Sequence[Message]],
+    num_frames: int | None = None,
+    max_new_tokens: int = 32,
+    repetition_penalty: float = 1.0,
+) -> list[Reply]:
+    """Greedy answers to chats that show the same media, which are encoded once.
+
+    Args:
+        model: The model to ask.
+        media: Videos, read as `SpatialVLM.answer` does, and pictures, in the order in which the chats show them.
+            Pictures of one size in a row are views of one scene.
+        chats: Messages of system, user and assistant, whose content is a list of items of type "text", "video" or
+            "image": one of the latter per medium.
+        num_frames: Frames of each video; None takes the number that the model was trained with.
+        max_new_tokens: The longest answer.
+        repetition_penalty: See `CachedPrefix`.
+
+    Raises:
+        FileNotFoundError: There is no such video.
+        InputError: A medium can't be read or lacks cameras or depth that the model requires, or the text of a chat
+            holds a special token.
+    """
+    # 1. Scenes, in the order of their media.
+    shown = list(_scenes(model, media, num_frames))
+    contents = [content for _, own in shown for content in own]
+    collate, device = collate_for(model), model.backbone.like.device
+    scenes = [collate.scene_inputs(loaded) for loaded, _ in shown]
+    grids = [grid for scene in scenes for grid in scene.media_grids.tolist()]
+    times = [time for loaded, _ in shown for time in loaded.frame_times or ()]
+    # 2. Prompts.
+    preprocessor, prompts = collate.preprocessor, []
+    for chat in chats:
+        written = "\n".join(item.get("text", "") for message in chat for item in message["content"])
+        if token := preprocessor.reserved_token(written):
+            raise InputError(f"a question holds {token}, a special token of the chat: take it out")
+        texts = preprocessor.texts(_with_contents(chat, contents))
+        prompts.append(preprocessor.tokenize(texts, grids, model.extra_tokens, times).input_ids.tolist())
+    # 3. Answers.
+    encoded = model.encode_scenes([scene.to(device) for scene in scenes])
+    rows = [range(len(encoded))] * len(chats)
+    return answer_questions(model, encoded, prompts, rows, max_new_tokens, repetition_penalty=repetition_penalty)
+
+
+def _scenes(
+    model: SpatialVLM, media: Sequence[Any], num_frames: int | None
+) -> Iterator[tuple[LoadedScene, Sequence[Content]]]:
+    """Each scene, and the content of a message for each of its media."""
+    data = data_of(model)
+    for size, group in groupby(media, lambda medium: None if isinstance(medium, Path) else medium.size):
+        if size is None:
+            for video in group:
+                loaded = load_video(model, data, video, num_frames=num_frames)
+                if loaded.error is not None:
+                    raise InputError(loaded.error)
+                yield loaded, media_of(loaded)
+        else:
+            views = [torch.from_numpy(np.array(view.convert("RGB"))).permute(2, 0, 1) for view in group]
+            yield load_frames(model, data, torch.stack(views), None, as_images=True), [[{"type": "image"}]] * len(views)
+
+
+def _with_contents(chat: Sequence[Message], contents: Sequence[Content]) -> list[Message]:
+    """The chat with each medium as the model is shown it: a video may be several images."""
+    left, messages = iter(contents), []
+    for message in chat:
+        items = [each for item in message["content"] for each in ([item] if item["type"] == "text" else next(left))]
+        is_text = message["role"] == "assistant"
+        messages.append({**message, "content": "".join(item["text"] for item in items) if is_text else items})
+    return messages
