@@ -7,6 +7,7 @@ Writes docs/room.png. The runs are tests on the rooms with loop paths; their pre
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
 from pathlib import Path
@@ -16,15 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 from callbacks.visualization import INK, MAP, PAPER, camera_map, contact_sheet
 from datamodules import Rooms, VideoQADataModule
 from zoo.atomic_io import replace_file
-from zoo.strict_json import read_json_lines
 
 OUTPUT = Path(__file__).with_name("room.png")
-SCENE, FRAMES, SHOWN = 3, 16, 8  # of the test split; frames that the models see, and that the picture shows
-WIDTH, TEXT, LINE = 1500, 22, 32  # pixels
+FRAMES, SHOWN, ROOMS = 16, 8, 6  # frames that the models see, and that the picture shows; rooms with answers
+WIDTH, TEXT, LINE, NAMES, COLUMN = 1500, 22, 34, 230, 82  # pixels
 
 
 def main(runs: dict[str, Path]) -> None:
-    """Draw the room with the answers of the runs.
+    """Draw the first room of the test split, and the answers of the runs about the first rooms.
 
     Args:
         runs: folders with a predictions.jsonl, by the name of the model.
@@ -32,9 +32,15 @@ def main(runs: dict[str, Path]) -> None:
     data = VideoQADataModule(Rooms(trajectory="loop"), num_frames=FRAMES)
     data.prepare_data()
     scenes = data.dataset(data.scenes("test"), data.sampler)
-    opened = scenes.open(SCENE)
+    opened = scenes.open(0)
     frames = scenes.select(opened.view())
-    question = scenes.scenes[SCENE].questions[0]
+    asked = [scene.questions[0] for scene in scenes.scenes[:ROOMS]]
+    rows = {"room": ["this", *map(str, range(2, ROOMS + 1))]}
+    rows["true area"] = [f"{float(question.ground_truth):.1f}" for question in asked]
+    for name, folder in runs.items():
+        answers = map(json.loads, (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
+        said = {answer["id"]: answer["prediction"] for answer in answers}
+        rows[name] = [said[question.id] for question in asked]
     path = camera_map(opened.view(), frames, "camera path from above:").resize((MAP, MAP))
     shown = frames[:: FRAMES // SHOWN]
     sheet = contact_sheet(opened.read(shown), shown, columns=4)
@@ -43,12 +49,15 @@ def main(runs: dict[str, Path]) -> None:
     picture.paste(path, (0, 0))
     picture.paste(sheet, (MAP + 20, 20))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)
-    lines = [*textwrap.wrap(question.question, 62), "", f"truth: {float(question.ground_truth):.1f}"]
-    for name, folder in runs.items():
-        answers = {line["id"]: line for line in read_json_lines(folder / "predictions.jsonl")}
-        lines.append(f"{name}: {answers[question.id]['prediction']}")
-    for number, line in enumerate(lines):
-        draw.text((MAP + 26, 40 + sheet.height + number * LINE), line, INK, font)
+    x, y = MAP + 26, 40 + sheet.height
+    for line in textwrap.wrap(asked[0].question, 62):
+        draw.text((x, y), line, INK, font)
+        y += LINE
+    for name, cells in rows.items():
+        y += LINE
+        draw.text((x, y), name, INK, font)
+        for column, cell in enumerate(cells):
+            draw.text((x + NAMES + column * COLUMN, y), cell, INK, font, anchor="ra")
     replace_file(OUTPUT, lambda file: picture.quantize(64).save(file, format="PNG", optimize=True))
 
 

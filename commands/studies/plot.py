@@ -45,7 +45,9 @@ def draw(rows: Scores, constants: Mapping[str, float], series: Sequence[str], la
         pen.ellipse((x, 22, x + 14, 36), fill=color)
         pen.text((x + 24, 29), name or label, fill="black", font=font, anchor="lm")
         if name in constants:
-            pen.line((across(constants[name]), MARGIN_PX, across(constants[name]), bottom), fill=color, width=1)
+            pen.line((across(constants[name]), MARGIN_PX, across(constants[name]), bottom), fill=color, width=2)
+    if constants:
+        pen.text((NAMES_PX + PLOT_PX, 29), "lines: best constant answer", fill="black", font=font, anchor="rm")
     for number, (name, row) in enumerate(rows.items()):
         y = MARGIN_PX + ROW_PX * (number + 0.5)
         pen.text((NAMES_PX - 16, y), name, fill="black", font=font, anchor="rm")
