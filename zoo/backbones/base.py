@@ -288,12 +288,12 @@ class Backbone(nn.Module, ABC):
         return self.attn_implementation in ("sdpa", "eager", "flex_attention")
 
     def question_mask(
-        self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]
+        self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
     ) -> Bool[Tensor, "B 1 T K"] | Float[Tensor, "B 1 T K"] | BlockMask:
         """`prefix_causal_mask` in the form of the attention backend, which `supports_custom_mask`."""
         if self.attn_implementation == "flex_attention":
-            return block_mask(queries, keys)
-        visible = prefix_causal_mask(queries, keys)[:, None]
+            return block_mask(queries, keys, prefixes)
+        visible = prefix_causal_mask(queries, keys, prefixes)[:, None]
         if self.attn_implementation == "sdpa":
             return visible
         dtype = self.like.dtype
