@@ -15,7 +15,6 @@ from zoo import CameraPrediction, InputError
 from zoo.scene_packing import PackedEncoding, ScenePacking
 from zoo.tasks import VideoQATask
 
-
 FAST = {("plain", "Qwen2.5-VL"), ("prope.yaml", "Qwen3-VL"), ("DeepFusion", "Qwen2.5-VL"), ("ValueRoPE", "Qwen3-VL")}
 FAST |= {("CameraTokenFusion, append", "Qwen3-VL"), ("PRoPE, ExtraChannels", "Qwen2.5-VL"), ("PoseALiBi", "Qwen2.5-VL")}
 
