@@ -4,7 +4,7 @@
 
 The questions of the embedded rooms with the tiny tokenizer, and of VSI-Bench (a jsonl file) with a released one; the
 texts are tokenized, and no video is read. Sequences are packed as in training: the visual tokens of a scene once, then
-its questions and answers. The second table is of `--data.pack_scenes`: as many scenes in each step as fit into a bound of
+its questions and answers. The second table is of `--data.pack_scenes`: as many scenes in a step as fit into a bound of
 tokens, padded to the longest or one behind the other.
 """
 

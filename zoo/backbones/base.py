@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -204,6 +204,14 @@ class Backbone(nn.Module, ABC):
         # need: a frozen vision tower would keep its whole graph, some 18 GB at full size
         self.vlm.disable_input_require_grads()
 
+    def compile_layers(self) -> None:
+        """Compile the decoder's layers for training; answers, whose shapes change at each step, run uncompiled."""
+        layers, config = self.decoder.layers, torch._dynamo.config
+        # a part that differs between layers (`DeepFusion`, `LayerSubset`) is compiled for each of them
+        config.recompile_limit = max(config.recompile_limit, 4 * len(layers))
+        for layer in layers:
+            layer.forward = _compiled_in_training(layer)
+
     # ---- forward ----------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -298,6 +306,16 @@ class Backbone(nn.Module, ABC):
             return visible
         dtype = self.like.dtype
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)  # is added
+
+
+def _compiled_in_training(layer: nn.Module) -> Callable[..., Any]:
+    """Its forward, without the hooks of its calls, which stay outside."""
+    plain, compiled = layer.forward, torch.compile(layer.forward)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if layer.training else plain)(*args, **kwargs)
+
+    return forward
 
 
 class BackboneLoader(Configurable, ABC):

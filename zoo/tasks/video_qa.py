@@ -49,6 +49,8 @@ class VideoQATask(Task):
         optimizer: takes the parameter groups.
         scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
         gradient_checkpointing: trades time for memory in the decoder and the vision tower.
+        compile_decoder: compiles the decoder's layers for training (`torch.compile`), which takes minutes at first and
+            is equal up to rounding.
         max_new_tokens: the longest answer.
         repetition_penalty: of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
             generation configs have 1.05.
@@ -66,6 +68,7 @@ class VideoQATask(Task):
         optimizer: Callable[[Any], Optimizer] = adamw,
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
         gradient_checkpointing: bool = False,
+        compile_decoder: bool = False,
         max_new_tokens: int = 32,
         repetition_penalty: float = 1.0,
         allow_untrained: bool = False,
@@ -90,6 +93,8 @@ class VideoQATask(Task):
         self.frozen_weights = frozen_weights(self.model)  # now, since the files may be replaced while this trains
         if gradient_checkpointing:
             self.model.backbone.enable_gradient_checkpointing()
+        if compile_decoder:
+            self.model.backbone.compile_layers()
         self.train()
 
     @property
