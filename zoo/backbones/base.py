@@ -205,12 +205,15 @@ class Backbone(nn.Module, ABC):
         self.vlm.disable_input_require_grads()
 
     def compile_layers(self) -> None:
-        """Compile the decoder's layers for training; answers, whose shapes change at each step, run uncompiled."""
+        """Compile attention, MLP and norms of each decoder layer for training, inside of its gradient checkpoint.
+
+        Answers, whose shapes change at each step, run uncompiled.
+        """
         layers, config = self.decoder.layers, torch._dynamo.config
-        # a part that differs between layers (`DeepFusion`, `LayerSubset`) is compiled for each of them
+        # an encoding that differs between layers, as `LayerSubset` does, is compiled for each of them
         config.recompile_limit = max(config.recompile_limit, 4 * len(layers))
-        for layer in layers:
-            layer.forward = _compiled_in_training(layer)
+        for part in (part for layer in layers for part in layer.children()):
+            part.forward = _compiled_in_training(part)
 
     # ---- forward ----------------------------------------------------------------------------------------------
 
@@ -308,12 +311,11 @@ class Backbone(nn.Module, ABC):
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)  # is added
 
 
-def _compiled_in_training(layer: nn.Module) -> Callable[..., Any]:
-    """Its forward, without the hooks of its calls, which stay outside."""
-    plain, compiled = layer.forward, torch.compile(layer.forward)
+def _compiled_in_training(part: nn.Module) -> Callable[..., Any]:
+    plain, compiled = part.forward, torch.compile(part.forward)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if layer.training else plain)(*args, **kwargs)
+        return (compiled if part.training else plain)(*args, **kwargs)
 
     return forward
 
