@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/golden),)
 export ZOO_GOLDEN ?= $(abspath ../shared/golden)
 endif
 
-.PHONY: install demo test test-lowest lint clean
+.PHONY: install demo test test-lowest lint gpu clean
 
 install: .venv/installed
 
@@ -38,6 +38,9 @@ test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that 
 	$(PYTHON) -m tests.lowest > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	touch $@
+
+gpu:  ## every number that needs a GPU, by the environment of PYTHON as it is; ARGS=--tiny to try it on a CPU
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 clean:
 	rm -rf .venv .venv-lowest cache runs
