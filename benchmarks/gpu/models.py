@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,8 @@ class Bench(NamedTuple):
             return self._task(name, dtype, attention, **options)
 
         torch.manual_seed(0)
+        if self.is_tiny:  # to trace is enough: kernels take minutes to build
+            torch.compile = partial(torch.compile, backend="eager")
         task = build() if self.is_tiny else without_weights(build)
         fill(task, self.device)
         task.model.backbone.stop_tokens = []

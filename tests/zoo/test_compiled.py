@@ -22,9 +22,8 @@ TOLERANCE = 1e-5  # relative, in float32
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     limit = torch._dynamo.config.recompile_limit
-    torch.compiler.reset()
-    counters.clear()
     yield
+    torch.compiler.reset()
     torch._dynamo.config.recompile_limit = limit
 
 
@@ -43,12 +42,14 @@ def test_losses_and_gradients_are_those_of_uncompiled_layers(name: str, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange"])
-def test_with_the_kernels_of_a_cpu(name: str) -> None:
-    check(name, packs=False)
+@pytest.mark.timeout(1800)  # a C++ compiler runs for each kernel
+def test_with_the_kernels_of_a_cpu() -> None:
+    check("plain", packs=False)
 
 
 def check(name: str, packs: bool, **more: Any) -> None:
+    torch.compiler.reset()  # another model counts as another form of the same code
+    counters.clear()
     scenes = [scene("a", QUESTIONS[1:3]), scene("b", QUESTIONS[:1], steps=2, seed=1)]
     plain, compiled = (build(name, compile_decoder=each, **more).train() for each in (False, True))
     expected = learned(plain, plain.loss({**batch(plain, *scenes), "pack_scenes": packs}))
@@ -58,6 +59,7 @@ def check(name: str, packs: bool, **more: Any) -> None:
 
 
 def test_answers_run_uncompiled() -> None:
+    counters.clear()
     plain, compiled = build("plain"), build("plain", compile_decoder=True)
     asked = batch_of(plain, scene("a", QUESTIONS[:2]))
     assert replies(compiled, asked) == replies(plain, asked)
