@@ -27,6 +27,8 @@ from zoo.tasks.training_cost import Batch, TrainingCost, example_inputs
 from zoo.weight_reading import only_shapes, shapes_only, weights_later
 
 TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B"}
+FRAMES = {"qwen25": (476, 644), "qwen3": (480, 640)}  # height and width in pixels
+TINY_FRAMES = {"qwen25": (56, 84), "qwen3": (64, 96)}
 TRAINED = LearningRates(decoder=7e-6, connector=2e-5)
 
 
@@ -75,16 +77,14 @@ class Bench(NamedTuple):
         common = {"learning_rates": TRAINED, "allow_untrained": True}
         return VideoQATask(**{**common, **parts, **options})
 
-    def batch(self, frames: int, scenes: int = 1, questions: int = 1) -> Batch:
-        """Sizes of a batch: frames of 480 x 640 as they are resized for a released model."""
-        side = {"height": 56, "width": 84} if self.is_tiny else {"height": 476, "width": 644}
-        return Batch(4 if self.is_tiny else frames, **side, scenes=scenes, questions=questions)
+    def batch(self, model: str, frames: int, scenes: int = 1, questions: int = 1) -> Batch:
+        """Sizes of a batch: frames of 480 x 640 as they are resized for the model."""
+        height, width = (TINY_FRAMES if self.is_tiny else FRAMES)[model]
+        return Batch(4 if self.is_tiny else frames, height, width, scenes, questions)
 
     def inputs(self, task: VideoQATask, batch: Batch, **more: Any) -> dict[str, Any]:
         """A batch on the device."""
-        patch = task.model.backbone.patch_size * task.model.backbone.spatial_merge_size
-        sides = {name: getattr(batch, name) // 28 * patch for name in ("height", "width")}
-        made = example_inputs(task.model, batch.__class__(**{**vars(batch), **sides}))
+        made = example_inputs(task.model, batch)
         for scene in made["scenes"]:
             scene.pixel_values = torch.randn(scene.pixel_values.shape)
         moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in made.items()}

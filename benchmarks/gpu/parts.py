@@ -80,7 +80,7 @@ def step_row(
     **options: Any,
 ) -> Row:
     """Time, memory and FLOPs of a step; what does not fit into the memory says so."""
-    batch = bench.batch(16, scenes, questions)
+    batch = bench.batch(model, 16, scenes, questions)
     planned = {k: v for k, v in options.items() if k not in ("gradient_checkpointing", "compile_decoder")}
     cost = bench.cost(model, batch, **planned)
     bytes_planned = (
@@ -137,7 +137,7 @@ def evaluation(bench: Bench, model: str) -> Tables:
     questions, alone = (4, 1) if bench.is_tiny else (QUESTIONS, ALONE)
     rows = []
     for frames in (16, 32):
-        inputs = bench.inputs(task, bench.batch(frames, questions=questions))
+        inputs = bench.inputs(task, bench.batch(model, frames, questions=questions))
         prompts = [ids.tolist() for ids in inputs["input_ids"]]
 
         def shared(inputs: Any = inputs, prompts: Any = prompts) -> None:
@@ -181,7 +181,7 @@ def precision(bench: Bench) -> Tables:
     rows = []
     for model, title in TITLES.items():
         task = bench.task(model, dtype="float32").eval()
-        inputs = bench.inputs(task, bench.batch(16))
+        inputs = bench.inputs(task, bench.batch(model, 16))
         exact = logits(task, inputs)
         for parameter in task.parameters():
             parameter.data = parameter.data.bfloat16()
@@ -234,7 +234,7 @@ def prope(bench: Bench) -> Tables:
     for title, encoding in (("none", None), ("PRoPE", PRoPE())):
         options = {"fused": False, "camera_encoding": encoding, **ADAPTED}
         task = bench.task("qwen25", **options)
-        step = stepper(bench, task, bench.inputs(task, bench.batch(16)))
+        step = stepper(bench, task, bench.inputs(task, bench.batch("qwen25", 16)))
         found[title] = measured(bench, step)[0]
         del task, step
         release()

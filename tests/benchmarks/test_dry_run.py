@@ -15,9 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("ZOO_REALDATA", "absent"))
 VIDEO, PROCESSOR = DATA / "scenes/vggt_room/room.mp4", DATA / "qwen2.5-vl"
-pytestmark = pytest.mark.skipif(
-    not VIDEO.exists(), reason="ZOO_REALDATA names no folder with scenes/vggt_room/room.mp4"
-)
+pytestmark = pytest.mark.skipif(not VIDEO.exists(), reason="no video in ZOO_REALDATA")
 
 
 def dry_run(folder: Path, *more: str) -> dict[str, Any]:
