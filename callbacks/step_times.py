@@ -24,6 +24,8 @@ class StepTimes(SimpleProfiler):
         filename: its name; None prints the table.
     """
 
+    _lightning_module: Any = None  # the Trainer sets it
+
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
         """Times the parts of the model."""
         super().setup(stage, local_rank, log_dir)

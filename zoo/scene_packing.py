@@ -38,7 +38,8 @@ class ScenePacking:
     """
 
     def __init__(self, mask: Bool[Tensor, "S L"], bound: int | None = None) -> None:
-        starts, lengths = [], []  # of each row in the flattened sequences, and of each sequence
+        starts: list[tuple[int, int]] = []  # of each row: its sequence, and its first place there
+        lengths: list[int] = []  # of each sequence
         for length in mask.sum(1).tolist():
             if not lengths or (bound is not None and lengths[-1] + length > bound):
                 lengths.append(0)
