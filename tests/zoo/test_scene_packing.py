@@ -23,7 +23,10 @@ def losses_of(model: VideoQATask, family: str = "Qwen2.5-VL", questions: int = 2
     """Three scenes of different lengths, the first with so many questions."""
     scenes = [scene("a", QUESTIONS[1 : 1 + questions], family=family)]
     scenes += [scene(name, QUESTIONS[n : n + 1], 2, 1, family) for n, name in ((0, "b"), (2, "c"))]
-    return learned(model, model.loss({**batch(model, *scenes), **packing}))
+    asked = {**batch(model, *scenes), **packing}
+    asked["scenes"] = [each.to(model.device) for each in asked["scenes"]]
+    moved = {name: each.to(model.device) if isinstance(each, torch.Tensor) else each for name, each in asked.items()}
+    return learned(model, model.loss(moved))
 
 
 def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -108,6 +111,13 @@ def test_flex_attention_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = build(name, implementation="flex_attention").train(), build(name).train()
     with torch.compiler.set_stance("force_eager"):
         assert difference(losses_of(model, pack_scenes=True), losses_of(reference)) < 2e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention is compiled for a GPU, and there is none")
+def test_flex_attention_on_a_gpu() -> None:
+    name = "PRoPE on ConcatSplitFusion"
+    model, reference = build(name, implementation="flex_attention").train().cuda(), build(name).train().cuda()
+    assert difference(losses_of(model, pack_scenes=True), losses_of(reference)) < 1e-3
 
 
 def test_attention_without_custom_masks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
