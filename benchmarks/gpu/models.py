@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -119,7 +118,7 @@ def fill(module: nn.Module, device: torch.device) -> None:
 
 def autocast(device: torch.device) -> Any:
     """As --trainer.precision bf16-mixed."""
-    return torch.autocast(device.type, torch.bfloat16) if device.type == "cuda" else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 ADAPTED: dict[str, Any] = {"lora": LoRA(r=16), "gradient_checkpointing": True}
