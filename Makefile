@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/golden),)
 export ZOO_GOLDEN ?= $(abspath ../shared/golden)
 endif
 
-.PHONY: install demo test test-lowest lmms-eval lint clean
+.PHONY: install demo test test-lowest lmms-eval lint gpu clean
 
 install: .venv/installed
 
@@ -47,6 +47,9 @@ lmms-eval: .venv-lmms/installed  ## an environment with lmms-eval and the zoo
 	.venv-lmms/bin/python -m pip install --quiet 'lmms-eval[video-legacy]>=0.7.3,<0.8'
 	.venv-lmms/bin/python -m pip install --quiet --editable '.[dev]' 'filelock<4'
 	touch $@
+
+gpu:  ## every number that needs a GPU, by the environment of PYTHON as it is; ARGS=--tiny to try it on a CPU
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 clean:
 	rm -rf .venv .venv-lowest .venv-lmms cache runs

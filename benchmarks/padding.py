@@ -1,18 +1,20 @@
-"""Padding in a training step: one draw per scene and epoch, as before, beside every question once.
+"""Padding in a training step: one draw per scene and epoch, as before, beside every question once; and packed scenes.
 
     python -m benchmarks.padding --vsibench data/vsibench/test.jsonl --tokenizer Qwen/Qwen2.5-VL-3B-Instruct
 
 The questions of the embedded rooms with the tiny tokenizer, and of VSI-Bench (a jsonl file) with a released one; the
 texts are tokenized, and no video is read. Sequences are packed as in training: the visual tokens of a scene once, then
-its questions and answers.
+its questions and answers. The second table is of `--data.pack_scenes`: as many scenes in a step as fit into a bound of
+tokens, padded to the longest or one behind the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer
@@ -53,6 +55,39 @@ def main() -> None:
                     padding, tokens, asked, steps = np.mean(found, axis=0)
                     row = f"{padding:.1%} | {tokens:,.0f} | {asked / sum(map(len, lengths)):.0%} | {steps:.0f}"
                     print(f"| {name} | {batch_size} | {most} | {order} | {row} |")
+    print()
+    packed(sets)
+
+
+def packed(sets: Mapping[str, tuple[list[Any], Any, int]]) -> None:
+    """The table of steps within a bound of tokens, of sequences that hold few to many questions."""
+    titles = ("questions of", "most questions in one", "tokens in a step, at most", "rows", "padding")
+    titles += ("steps in an epoch", "steps saved")
+    print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
+    for name, (scenes, tokenizer, visual) in sets.items():
+        lengths = [[len(ids) for ids in tokenizer([text(q) for q in own])["input_ids"]] for own in scenes]
+        for most in PER_SCENE:
+            batches = [b for e in range(EPOCHS) for b in question_draws(lengths, 1, most, e)]
+            rows = [visual + sum(lengths[scene][q] for q in asked) for ((scene, asked),) in batches]
+            for bound in (4 * max(rows), 16 * max(rows)):
+                found = {way: steps_within(rows, bound, way == "packed") for way in ("padded", "packed")}
+                for way, (padding, steps) in found.items():
+                    saved = f"{1 - steps / found['padded'][1]:.1%}" if way == "packed" else ""
+                    cells = (name, most, f"{bound:,}", way, f"{padding:.1%}", f"{steps / EPOCHS:.0f}", saved)
+                    print(f"| {' | '.join(map(str, cells))} |")
+
+
+def steps_within(rows: Sequence[int], bound: int, is_packed: bool) -> tuple[float, int]:
+    """Share of padding, and steps, if each step takes the next rows as long as they fit."""
+    steps: list[list[int]] = [[]]
+    for row in rows:
+        step = [*steps[-1], row]
+        if (sum(step) if is_packed else len(step) * max(step)) > bound:
+            steps.append([row])
+        else:
+            steps[-1] = step
+    total = sum(sum(step) if is_packed else len(step) * max(step) for step in steps)
+    return 1 - sum(rows) / total, len(steps)
 
 
 def vsibench(path: Path) -> list[list[Question]]:

@@ -1,4 +1,4 @@
-"""Lightning callbacks: checkpoints, metrics, predictions, the run's config, a gallery, and a progress bar."""
+"""Lightning callbacks: checkpoints, metrics, predictions, the run's config, a gallery, a progress bar, step times."""
 
 from zoo.lazy import lazy_exports
 
@@ -11,5 +11,6 @@ __getattr__, __all__ = lazy_exports(
         "predictions": ["PredictionsCallback"],
         "progress": ["progress_bar"],
         "settings": ["SaveRunConfig"],
+        "step_times": ["StepTimes"],
     },
 )

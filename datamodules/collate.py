@@ -7,7 +7,8 @@ A batch is a dict of
     records: one prediction record per row, without the prediction yet;
     failed: complete records of unreadable scenes' questions, and of questions with special tokens;
     questions_per_batch: number of questions answered at once;
-    tokens_per_sequence: most tokens of a training sequence with several questions, or None.
+    tokens_per_sequence: most tokens of a training sequence with several questions, or None;
+    pack_scenes: whether training sequences have several scenes.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Collate:
         seconds: Whose seconds per temporal patch the model uses; nominal ones are its own.
         benchmark: Defines the wording of the questions; None is VSI-Bench.
         tokens_per_sequence: Most tokens of a training sequence with several questions, for the model.
+        pack_scenes: Whether training sequences have several scenes, for the model.
     """
 
     preprocessor: Preprocessor
@@ -92,6 +94,7 @@ class Collate:
     seconds: Seconds = "nominal"
     benchmark: Benchmark | None = None
     tokens_per_sequence: int | None = None
+    pack_scenes: bool = False
 
     def __call__(self, loaded: list[LoadedScene]) -> dict[str, Any]:
         # 1. Separate the scenes and questions with an error.
@@ -107,6 +110,7 @@ class Collate:
             "failed": failed,
             "questions_per_batch": self.questions_per_batch,
             "tokens_per_sequence": self.tokens_per_sequence,
+            "pack_scenes": self.pack_scenes,
             "scenes": [self.scene_inputs(scene) for scene in sound],
         }
         if not sound:

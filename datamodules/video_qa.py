@@ -60,6 +60,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             that is drawn twice for a batch has twice as many.
         tokens_per_sequence: Most tokens in one training sequence with several questions; what exceeds them is another
             sequence of the same step. null is no bound.
+        pack_scenes: Put the scenes of a training batch one behind the other, without padding, in sequences of at most
+            `tokens_per_sequence` tokens; each attends to itself alone. For FlexAttention on a GPU.
         questions_per_batch: Questions answered at once about one scene, which is encoded once.
         datasets: Use only these datasets of the source (the first part of a scene's name).
         question_types: Use only questions of these types.
@@ -87,6 +89,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         batch_size: int = 1,
         questions_per_scene: int = 1,
         tokens_per_sequence: int | None = None,
+        pack_scenes: bool = False,
         questions_per_batch: int = 8,
         datasets: list[str] | None = None,
         question_types: list[str] | None = None,
@@ -132,6 +135,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.frames_as, self.pixels, self.image_pixels = frames_as, pixels or PixelBounds(), image_pixels
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
+        self.pack_scenes = pack_scenes
         self.filter = QuestionFilter(datasets, question_types, scene_names, subset)
         for kind in question_types or ():
             self.source.benchmark.check_question_type(kind)
@@ -247,6 +251,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             needs.seconds,
             benchmark,
             self.tokens_per_sequence,
+            self.pack_scenes,
         )
 
     def train_dataloader(self) -> ResumableLoader:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.errors import InputError
-from zoo.weight_reading import are_weights_later
 
 
 @dataclass
@@ -48,20 +46,15 @@ class LoRA:
 
         targets = list(self.targets or default_targets)
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
-        adapted: Any = LoraLayer
-        move = adapted._move_adapter_to_device_of_base_layer
-        if are_weights_later() and torch.get_default_device().type != "meta":  # where the base layer still is
-            adapted._move_adapter_to_device_of_base_layer = _cast_adapter
         try:
             inject_adapter_in_model(config, decoder)
         except ValueError as error:
             layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
             raise InputError(f"--model.lora.targets {targets}: choose from {', '.join(sorted(layers))}") from error
-        finally:
-            adapted._move_adapter_to_device_of_base_layer = move
-
-
-def _cast_adapter(layer: Any, adapter_name: str, device: torch.device | None = None) -> None:
-    """What peft does with an adapter, except that it stays on its device."""
-    for part in (layer.lora_A, layer.lora_B):
-        part.to(layer.get_base_layer().weight.dtype)
+        # peft leaves adapters where the base layers are: on the meta device, if those are read later
+        for layer in decoder.modules():
+            if isinstance(layer, LoraLayer):
+                for part in (layer.lora_A, layer.lora_B):
+                    part.to_empty(device=torch.get_default_device())
+                for name in layer.lora_A:
+                    layer.reset_lora_parameters(name, init_lora_weights=True)

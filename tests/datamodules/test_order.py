@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,3 +188,26 @@ def test_a_benchmark_is_even_to_a_question_where_turns_are_not() -> None:
         assert max(map(sum, shares)) - min(map(sum, shares)) <= 1
         turns = [sum(loads[process::processes]) for process in range(processes)]
         assert max(turns) - min(turns) > 50
+
+
+class Noted(Dataset):
+    """Leaves a file for each sequence that a worker decodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, draw: Draw) -> Draw:
+        (self.folder / str(draw.scene)).touch()
+        return draw
+
+
+def test_workers_decode_ahead_by_a_bounded_number_of_batches(tmp_path: Path) -> None:
+    order = order_of([1] * 20, batch_size=1)
+    batches = iter(ResumableLoader(Noted(tmp_path), batch_sampler=order, collate_fn=list, num_workers=1))
+    for taken in (1, 2):
+        next(batches)
+        deadline = time.monotonic() + 20
+        while len(list(tmp_path.iterdir())) < taken + 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(list(tmp_path.iterdir())) == taken + 2  # torch's two per worker

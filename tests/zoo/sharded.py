@@ -1,7 +1,8 @@
 """The same trainings by one process, by two with DDP, and by two with FSDP2.
 
 `python -m tests.zoo.sharded <folder> <rooms> <cases>` leaves the losses, gradients, checkpoints and
-answers of each run in `<folder>/<case>/<run>`. A second run of FSDP2 resumes DDP's checkpoint after the first step.
+answers of each run in `<folder>/<case>/<run>`, and what `export` writes of the first and the last but one, where there
+is an official layout. A second run of FSDP2 resumes DDP's checkpoint after the first step.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from callbacks import Checkpoint, MetricsCallback, PredictionsCallback
 from callbacks.checkpoint_io import CheckpointFiles
+from commands.export import ExportingTrainer
 from datamodules import Rooms, VideoQADataModule
 from datamodules.resize import PixelBounds
 from tests.conftest import ROOMS
@@ -40,7 +43,7 @@ from zoo import (
     TinyQwen25VL,
     TinyVGGT,
 )
-from zoo.checkpoints import PretrainedSpatialMLLM, export_model
+from zoo.checkpoints import PretrainedSpatialMLLM, export_model, unofficial_parts
 from zoo.fusions import AddFusion
 from zoo.optim import LearningRates
 from zoo.sharded_tensors import whole
@@ -167,6 +170,11 @@ def main(folder: Path, rooms: str, chosen: list[str]) -> None:
             children.append(child)
         if any(os.waitpid(child, 0)[1] for child in children):
             sys.exit(f"{name} failed")
+    for case, name in product(chosen, ("one", "fsdp2")):
+        task, written = cases(released)[case](), folder / case / name
+        if not unofficial_parts(task.model):
+            trainer = ExportingTrainer(logger=False, accelerator="cpu")
+            trainer.export(task, str(written / "exported"), str(written / "checkpoints" / "last.ckpt"))
 
 
 if __name__ == "__main__":

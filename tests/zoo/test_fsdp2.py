@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import main
+from tests.zoo.released import read_release
 from zoo.checkpoint_file import read_checkpoint
 
 REPOSITORY = Path(main.__file__).parent
@@ -77,6 +78,11 @@ def check(case: Path) -> None:
     answers = {run: {line["id"]: line["prediction"] for line in map(json.loads, each)} for run, each in lines.items()}
     assert len(lines["fsdp2"]) == len(lines["one"]) == len(answers["one"]) > 3
     assert answers["fsdp2"].keys() == answers["ddp"].keys() == answers["one"].keys()
+    # 6. What `export` writes of the checkpoints.
+    if (case / "one" / "exported").exists():
+        exported, expected = (read_release(case / run / "exported") for run in ("fsdp2", "one"))
+        assert len(expected) > 50
+        torch.testing.assert_close(exported, expected, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", FAST)

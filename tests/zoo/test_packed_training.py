@@ -112,9 +112,9 @@ def test_flex_attention_by_blocks(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_flex_attention_on_a_gpu() -> None:
     model = build("PRoPE on ConcatSplitFusion", implementation="flex_attention").train().cuda()
     reference = build("PRoPE on ConcatSplitFusion").train().cuda()
-    asked = [
-        {k: v.cuda() if isinstance(v, Tensor) else v for k, v in batch(m, *SCENES).items()} for m in (model, reference)
-    ]
+    asked = [batch(each, *SCENES) for each in (model, reference)]
+    asked = [{k: v.cuda() if isinstance(v, Tensor) else v for k, v in each.items()} for each in asked]
+    asked = [{**each, "scenes": [scene.to("cuda") for scene in each["scenes"]]} for each in asked]
     found, expected = (learned(m, m.loss(b)) for m, b in zip((model, reference), asked, strict=True))
     assert difference(found, expected) < 1e-3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -204,6 +204,17 @@ class Backbone(nn.Module, ABC):
         # need: a frozen vision tower would keep its whole graph, some 18 GB at full size
         self.vlm.disable_input_require_grads()
 
+    def compile_layers(self) -> None:
+        """Compile attention, MLP and norms of each decoder layer for training, inside of its gradient checkpoint.
+
+        Answers, whose shapes change at each step, run uncompiled.
+        """
+        layers, config = self.decoder.layers, torch._dynamo.config
+        # an encoding that differs between layers, as `LayerSubset` does, is compiled for each of them
+        config.recompile_limit = max(config.recompile_limit, 4 * len(layers))
+        for part in (part for layer in layers for part in layer.children()):
+            part.forward = _compiled_in_training(part)
+
     # ---- forward ----------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -288,16 +299,25 @@ class Backbone(nn.Module, ABC):
         return self.attn_implementation in ("sdpa", "eager", "flex_attention")
 
     def question_mask(
-        self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"]
+        self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
     ) -> Bool[Tensor, "B 1 T K"] | Float[Tensor, "B 1 T K"] | BlockMask:
         """`prefix_causal_mask` in the form of the attention backend, which `supports_custom_mask`."""
         if self.attn_implementation == "flex_attention":
-            return block_mask(queries, keys)
-        visible = prefix_causal_mask(queries, keys)[:, None]
+            return block_mask(queries, keys, prefixes)
+        visible = prefix_causal_mask(queries, keys, prefixes)[:, None]
         if self.attn_implementation == "sdpa":
             return visible
         dtype = self.like.dtype
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)  # is added
+
+
+def _compiled_in_training(part: nn.Module) -> Callable[..., Any]:
+    plain, compiled = part.forward, torch.compile(part.forward)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if part.training else plain)(*args, **kwargs)
+
+    return forward
 
 
 class BackboneLoader(Configurable, ABC):

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.precision import to_float32
+from zoo.scene_packing import ScenePacking
 from zoo.scenes import SceneTokens
 from zoo.sequence_layout import SequenceLayout
 from zoo.shared_prefix import IGNORED
@@ -66,8 +67,11 @@ def decode(
     scene_of: Sequence[int],
     layout: SequenceLayout,
     labels: Tensor | None = None,
+    packing: ScenePacking | None = None,
 ) -> Decoded:
     """Runs the decoder and keeps the outputs of the layers that some objective reads.
+
+    With a `packing` the inputs are of packed sequences, and what is returned is of their rows.
 
     The hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
     """
@@ -82,4 +86,6 @@ def decode(
             handle = backbone.decoder.layers[number].register_forward_hook(keep)
             stack.callback(handle.remove)
         hidden = backbone.decode(inputs).last_hidden_state
+    if packing is not None:
+        hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
     return Decoded(scenes, scene_of, layout, hidden, kept, backbone.lm_head, labels)

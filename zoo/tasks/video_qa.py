@@ -24,6 +24,7 @@ from zoo.precision import cached_casts
 from zoo.prefix_cache import Reply, answer_questions
 from zoo.pretrained import frozen_weights
 from zoo.requirements import DataRequirements
+from zoo.scene_packing import ScenePacking
 from zoo.scenes import SceneTokens
 from zoo.shared_prefix import pack_questions
 from zoo.tasks.base import Task
@@ -48,6 +49,8 @@ class VideoQATask(Task):
         optimizer: takes the parameter groups.
         scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
         gradient_checkpointing: trades time for memory in the decoder and the vision tower.
+        compile_decoder: compiles the decoder's layers for training (`torch.compile`), which takes minutes at first and
+            is equal up to rounding.
         max_new_tokens: the longest answer.
         repetition_penalty: of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
             generation configs have 1.05.
@@ -65,6 +68,7 @@ class VideoQATask(Task):
         optimizer: Callable[[Any], Optimizer] = adamw,
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
         gradient_checkpointing: bool = False,
+        compile_decoder: bool = False,
         max_new_tokens: int = 32,
         repetition_penalty: float = 1.0,
         allow_untrained: bool = False,
@@ -89,6 +93,8 @@ class VideoQATask(Task):
         self.frozen_weights = frozen_weights(self.model)  # now, since the files may be replaced while this trains
         if gradient_checkpointing:
             self.model.backbone.enable_gradient_checkpointing()
+        if compile_decoder:
+            self.model.backbone.compile_layers()
         self.train()
 
     @property
@@ -114,7 +120,8 @@ class VideoQATask(Task):
     def losses(self, batch: dict[str, Any]) -> dict[str, Float[Tensor, ""]]:
         """The weighted sum of the objectives as `loss`, and each by its class name.
 
-        The questions of a scene share one sequence, where the attention backend takes custom masks.
+        The questions of a scene share one sequence, where the attention backend takes custom masks; with
+        `pack_scenes` several scenes do.
         """
         # 1. Refuse what training must not skip.
         backbone = self.model.backbone
@@ -132,11 +139,14 @@ class VideoQATask(Task):
             scene_of = packed.scene.tolist()
         layout = self.model.layout(ids, mask, [[scenes[scene]] for scene in scene_of])
         inputs = self.model.build_inputs(ids, mask, scenes, [[scene] for scene in scene_of], layout=layout)
-        if packed is not None:
+        packing = ScenePacking(mask.bool(), batch["tokens_per_sequence"]) if batch.get("pack_scenes") else None
+        if packing is not None:
+            inputs = packing.decoder_inputs(backbone, inputs, packed)
+        elif packed is not None:
             inputs = packed.with_question_masks(backbone, inputs)
         # 4. Decoder and objectives.
         model = self.model
-        losses = model.objectives.losses(decode(model, inputs, scenes, scene_of, layout, labels))
+        losses = model.objectives.losses(decode(model, inputs, scenes, scene_of, layout, labels, packing))
         # 5. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
         # zero there lets all DDP processes reduce the same parameters.
         parts = [model.camera_encoding, model.view_mixer, model.geometry, model.objectives]

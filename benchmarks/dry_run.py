@@ -1,0 +1,149 @@
+"""A released model's size on a CPU: random weights in its layout, a real video, answers, and one LoRA step.
+
+    python -m benchmarks.dry_run --video clip.mp4 --processor Qwen2.5-VL-3B-Instruct [--folder weights] [--tiny]
+
+Writes Spatial-MLLM v1.1's tensors, 5 billion parameters in bfloat16 with random numbers, into a temporary folder, with
+tokenizer and processor files of the given folder, and removes it at the end. Then it loads them as a user does, answers
+questions about four frames, and takes a step of LoRA on the decoder with gradient checkpointing, which needs 12 GB of
+memory. `--tiny` writes a model of a thousandth of the size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from benchmarks.measure import resident
+from datamodules.collate import Collate, LoadedScene
+from datamodules.resize import resize_frames
+from datamodules.scenes import Question, Scene
+from datamodules.video import Video
+from zoo import AddFusion, LearningRates, LoRA, SpatialMLLM, SpatialVLM
+from zoo.checkpoints import PretrainedSpatialMLLM
+from zoo.checkpoints.config import ReleasedConfig, known_config, released_config
+from zoo.checkpoints.export import official_tensors
+from zoo.checkpoints.released import EmptyQwenVL
+from zoo.geometry import VGGT, VGGTEncoder
+from zoo.optim import parameter_groups
+
+RELEASED = "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY |= {"num_key_value_heads": 1, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
+TINY_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+TINY_VGGT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_embed": "conv"}
+SHARD = 2**30  # bytes
+FRAMES, NEW_TOKENS = 4, 8
+TEXTS = ("How many chair(s) are in this room?", "What is the size of this room (in square meters)?")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", type=Path, required=True)
+    parser.add_argument("--processor", type=Path, required=True, help="a released Qwen2.5-VL; its weights are not read")
+    parser.add_argument("--folder", type=Path, help="for the weights, 10 GB; by default a temporary one")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        count, parameters = write_release(Path(folder), options.processor, options.tiny)
+        found = {"tensors": count, "parameters": parameters, **run(folder, options.video)}
+    print(json.dumps(found, indent=1))
+
+
+def write_release(folder: Path, processor: Path, is_tiny: bool) -> tuple[int, int]:
+    """Writes config, processor and random weights; returns the number of tensors and of parameters."""
+    config: dict[str, Any] = dict(known_config(RELEASED) or {})
+    if is_tiny:
+        config |= {**TINY, "vision_config": config["vision_config"] | TINY_VISION, "vggt_aggregator": TINY_VGGT}
+    released = ReleasedConfig(config)
+    with torch.device("meta"):
+        qwen = EmptyQwenVL(released.qwen, torch.bfloat16)
+        model = SpatialVLM(qwen, geometry=lambda: VGGTEncoder(VGGT(released.aggregator)), fusion=AddFusion)
+    shapes = {name: tensor.shape for name, tensor in official_tensors(model).items()}
+    for name in ("chat_template.json", "generation_config.json", "merges.txt", "preprocessor_config.json"):
+        shutil.copy(processor / name, folder)
+    for name in ("tokenizer_config.json", "vocab.json"):
+        shutil.copy(processor / name, folder)
+    (folder / "config.json").write_text(json.dumps(released_config(model, None) | {"model_type": "spatial-mllm"}))
+    weight_map = {}
+    for number, shard in enumerate(shards(shapes)):
+        file = f"model-{number:05}.safetensors"
+        save_file({name: random(name, shape) for name, shape in shard.items()}, folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return len(shapes), sum(map(math.prod, shapes.values()))
+
+
+def shards(shapes: Mapping[str, torch.Size]) -> Iterator[dict[str, torch.Size]]:
+    """Yields tensors in files of a bounded size."""
+    shard: dict[str, torch.Size] = {}
+    for name, shape in shapes.items():
+        if shard and 2 * (sum(map(math.prod, shard.values())) + math.prod(shape)) > SHARD:
+            yield shard
+            shard = {}
+        shard[name] = shape
+    yield shard
+
+
+def random(name: str, shape: torch.Size) -> Tensor:
+    """A weight that keeps activations at their size."""
+    tensor = torch.empty(shape, dtype=torch.bfloat16)
+    if len(shape) > 1:
+        return nn.init.normal_(tensor, std=tensor[0].numel() ** -0.5)
+    return nn.init.constant_(tensor, float(not name.endswith("bias")))
+
+
+def run(folder: str, video: Path) -> dict[str, Any]:
+    """Answers and a step; their seconds, and the most bytes that were resident at once."""
+    # 1. The model, as a user loads it; adapters change nothing before they are trained.
+    start = time.perf_counter()
+    backbone = PretrainedSpatialMLLM(folder, dtype="bfloat16")
+    rates, adapters = LearningRates(decoder=1e-4, connector=None), LoRA(r=16)
+    task = SpatialMLLM(backbone=backbone, learning_rates=rates, lora=adapters, gradient_checkpointing=True)
+    loaded = time.perf_counter()
+    # 2. Answers.
+    answers = task.eval().model.answer(video, TEXTS, num_frames=FRAMES, max_new_tokens=NEW_TOKENS)
+    answered = time.perf_counter()
+    # 3. A step.
+    task.train()
+    batch = training_batch(task, video)
+    optimizer = task.optimizer(parameter_groups(task.named_parameters(), rates, task.part_of))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = task.loss(batch)
+    loss.backward()
+    gradients = [p.grad.norm() for p in task.parameters() if p.grad is not None]
+    optimizer.step()
+    return {
+        "answers": answers,
+        "loss": float(loss.detach()),
+        "gradient": float(torch.stack(gradients).norm()),
+        "adapters": len(gradients),
+        "s to load": loaded - start,
+        "s to answer": answered - loaded,
+        "s of a step": time.perf_counter() - answered,
+        "GB at the peak": resident("VmHWM") / 1e9,
+    }
+
+
+def training_batch(task: SpatialMLLM, video: Path) -> dict[str, Any]:
+    """A question with its answer."""
+    opened = Video(video)
+    indices = [n * (opened.num_frames - 1) // (FRAMES - 1) for n in range(FRAMES)]
+    frames = resize_frames(opened.read(indices), token_px=task.requirements.token_px)
+    question = Question("0", "object_counting", TEXTS[0], "4")
+    scene = LoadedScene(Scene(video.stem, video, (question,)), (question,), frames, tuple(indices))
+    return Collate(task.preprocessor, True, 1, task.extra_tokens, task.requirements.frames)([scene])
+
+
+if __name__ == "__main__":
+    main()

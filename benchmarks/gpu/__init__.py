@@ -1,0 +1,1 @@
+"""Every number that needs a GPU, by one command: `make gpu PYTHON=...`, see `benchmarks.gpu.__main__`."""

@@ -1,0 +1,124 @@
+"""Models of the released sizes with random weights, made on the device, and scenes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo import (
+    AddFusion,
+    LearningRates,
+    LoRA,
+    PretrainedQwen3VL,
+    PretrainedQwen25VL,
+    TinyQwen3VL,
+    TinyQwen25VL,
+    TinyVGGT,
+    VideoQATask,
+)
+from zoo.geometry import PretrainedVGGT
+from zoo.tasks import training_cost
+from zoo.tasks.training_cost import Batch, TrainingCost, example_inputs
+from zoo.weight_reading import only_shapes, shapes_only, weights_later
+
+TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B"}
+FRAMES = {"qwen25": (476, 644), "qwen3": (480, 640)}  # height and width in pixels
+TINY_FRAMES = {"qwen25": (56, 84), "qwen3": (64, 96)}
+TRAINED = LearningRates(decoder=7e-6, connector=2e-5)
+
+
+class Bench(NamedTuple):
+    """What a part runs on.
+
+    Attributes:
+        device: of the model.
+        is_tiny: tiny models and short videos instead of the released sizes.
+    """
+
+    device: torch.device
+    is_tiny: bool
+
+    def task(self, name: str, *, dtype: str = "bfloat16", attention: str = "sdpa", **options: Any) -> VideoQATask:
+        """A training task with random weights."""
+
+        def build() -> VideoQATask:
+            return self._task(name, dtype, attention, **options)
+
+        torch.manual_seed(0)
+        if self.is_tiny:  # to trace is enough: kernels take minutes to build
+            torch.compile = partial(torch.compile, backend="eager")
+        task = build() if self.is_tiny else without_weights(build)
+        fill(task, self.device)
+        task.model.backbone.stop_tokens = []
+        return task.to(self.device)
+
+    def cost(self, name: str, batch: Batch, **options: Any) -> TrainingCost:
+        """What a training step takes by the plan."""
+        with shapes_only():
+            shapes = self._task(name, "bfloat16", "sdpa", **options)
+        return training_cost.training_cost(shapes, batch, "bf16-mixed")
+
+    def _task(self, name: str, dtype: str, attention: str, *, fused: bool = True, **options: Any) -> VideoQATask:
+        loaders: dict[str, tuple[Any, Any, str]] = {
+            "qwen25": (TinyQwen25VL, PretrainedQwen25VL, "Qwen/Qwen2.5-VL-3B-Instruct"),
+            "qwen3": (TinyQwen3VL, PretrainedQwen3VL, "Qwen/Qwen3-VL-4B-Instruct"),
+        }
+        tiny, released, path = loaders[name]
+        types: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+        parts: dict[str, Any] = {"backbone": tiny(**types) if self.is_tiny else released(path, **types)}
+        if name == "qwen25" and fused:
+            parts["fusion"] = AddFusion
+            parts["geometry"] = TinyVGGT if self.is_tiny else lambda: PretrainedVGGT("facebook/VGGT-1B", dtype=dtype)
+        common = {"learning_rates": TRAINED, "allow_untrained": True}
+        return VideoQATask(**{**common, **parts, **options})
+
+    def batch(self, model: str, frames: int, scenes: int = 1, questions: int = 1) -> Batch:
+        """Sizes of a batch: frames of 480 x 640 as they are resized for the model."""
+        height, width = (TINY_FRAMES if self.is_tiny else FRAMES)[model]
+        return Batch(4 if self.is_tiny else frames, height, width, scenes, questions)
+
+    def inputs(self, task: VideoQATask, batch: Batch, **more: Any) -> dict[str, Any]:
+        """A batch on the device."""
+        made = example_inputs(task.model, batch)
+        for scene in made["scenes"]:
+            scene.pixel_values = torch.randn(scene.pixel_values.shape)
+        moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in made.items()}
+        return {**moved, "scenes": [scene.to(self.device) for scene in made["scenes"]], **more}
+
+
+def without_weights(build: Callable[[], VideoQATask]) -> VideoQATask:
+    """A model of a released size whose parameters have no memory yet; RoPE's frequencies are computed."""
+    token = only_shapes.set(True)
+    try:
+        with weights_later([]):
+            return build()
+    finally:
+        only_shapes.reset(token)
+
+
+def fill(module: nn.Module, device: torch.device) -> None:
+    """Gives parameters without memory random weights on the device."""
+    made: dict[Tensor, nn.Parameter] = {}
+    for part in module.modules():
+        for name, found in part._parameters.items():
+            if found is not None and found.is_meta:
+                if found not in made:
+                    weight = torch.empty_like(found, device=device)
+                    if weight.ndim > 1:
+                        nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+                    else:
+                        nn.init.constant_(weight, float(name != "bias"))
+                    made[found] = nn.Parameter(weight, found.requires_grad)
+                part._parameters[name] = made[found]
+
+
+def autocast(device: torch.device) -> Any:
+    """As --trainer.precision bf16-mixed."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+ADAPTED: dict[str, Any] = {"lora": LoRA(r=16), "gradient_checkpointing": True}

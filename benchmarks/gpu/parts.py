@@ -1,0 +1,284 @@
+"""The parts of `python -m benchmarks.gpu`: `python -m benchmarks.gpu.parts training-qwen25 result.json`."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.gpu.models import ADAPTED, TITLES, Bench, autocast
+from benchmarks.measure import timed
+from zoo import PRoPE
+from zoo.optim import parameter_groups
+from zoo.prefix_cache import answer_questions
+from zoo.tasks import VideoQATask
+
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 products a second
+REPEATS, NEW_TOKENS, QUESTIONS, ALONE = 5, 8, 18, 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and not options.tiny:
+        sys.exit("there is no GPU; --tiny runs all parts with tiny models on a CPU")
+    bench = Bench(torch.device("cuda" if has_gpu else "cpu"), options.tiny)
+    name, _, model = options.part.partition("-")
+    tables = RUNS[name](bench, *([model] if model else []))
+    card = torch.cuda.get_device_name() if has_gpu else f"{torch.get_num_threads()} CPU threads"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    machine = f"{card}; Python {platform.python_version()}, {versions}"
+    about = " ".join((RUNS[name].__doc__ or "").split())
+    options.path.write_text(json.dumps({"about": about, "machine": machine, "tables": tables}, indent=1))
+
+
+def training(bench: Bench, model: str) -> Tables:
+    """A step of LoRA on the decoder with gradient checkpointing: 16 frames per scene, forward, backward and AdamW.
+
+    Planned GB are those of `python main.py plan`. MFU is of the plan's FLOPs without recomputation.
+    """
+    rows = [step_row(bench, model, "LoRA", **ADAPTED)]
+    rows.append(step_row(bench, model, "LoRA, 4 scenes padded", scenes=4, questions=2, **ADAPTED))
+    attention = "flex_attention" if bench.device.type == "cuda" else "sdpa"
+    packed = {"scenes": 4, "questions": 2, "attention": attention, "pack_scenes": True}
+    rows.append(step_row(bench, model, "LoRA, 4 scenes packed", **packed, **ADAPTED))
+    rows.append(step_row(bench, model, "LoRA, compiled", compile_decoder=True, **ADAPTED))
+    return {TITLES[model]: rows}
+
+
+def whole(bench: Bench, model: str) -> Tables:
+    """A step that trains the whole decoder and the connector in float32, with gradient checkpointing."""
+    return {TITLES[model]: [step_row(bench, model, "whole decoder", gradient_checkpointing=True)]}
+
+
+def step_row(
+    bench: Bench,
+    model: str,
+    title: str,
+    *,
+    scenes: int = 1,
+    questions: int = 1,
+    attention: str = "sdpa",
+    pack_scenes: bool = False,
+    **options: Any,
+) -> Row:
+    """Time, memory and FLOPs of a step; what does not fit into the memory says so."""
+    batch = bench.batch(model, 16, scenes, questions)
+    planned = {k: v for k, v in options.items() if k not in ("gradient_checkpointing", "compile_decoder")}
+    cost = bench.cost(model, batch, **planned)
+    bytes_planned = (
+        cost.weights + cost.gradients + cost.optimizer + cost.activations["gradient_checkpointing" in options]
+    )
+    row: Row = {"step": title, "planned GB": f"{bytes_planned / 1e9:.1f}"}
+    try:
+        task = bench.task(model, attention=attention, **options)
+        inputs = bench.inputs(task, batch, pack_scenes=pack_scenes)
+        step = stepper(bench, task, inputs)
+        seconds, memory = measured(bench, step)
+    except torch.OutOfMemoryError:
+        return {**row, "GB at the peak": "out of memory"}
+    finally:
+        task = inputs = step = None  # type: ignore[assignment]
+        release()
+    tokens = scenes * cost.sequence_tokens
+    peak = next((each for name, each in PEAK.items() if name in card(bench)), None)
+    mfu = "-" if peak is None else f"{cost.flops[False] / seconds / peak:.1%}"
+    row |= {"tokens": f"{tokens:,}", "s, median": f"{seconds:.3f}", "tokens/s": f"{tokens / seconds:,.0f}"}
+    return {**row, "GB at the peak": f"{memory / 1e9:.1f}", "TFLOP": f"{cost.flops[False] / 1e12:.1f}", "MFU": mfu}
+
+
+def stepper(bench: Bench, task: VideoQATask, inputs: dict[str, Any]) -> Callable[[], None]:
+    """A training step."""
+    optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
+
+    def step() -> None:
+        with autocast(bench.device):
+            loss = task.loss(inputs)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measured(bench: Bench, run: Callable[[], object]) -> tuple[float, int]:
+    """Median seconds after two warm-ups, and bytes at the peak (0 on a CPU)."""
+    for _ in range(1 if bench.is_tiny else 2):
+        run()
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [timed(run, bench.device.type) for _ in range(1 if bench.is_tiny else REPEATS)]
+    return statistics.median(seconds), torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
+
+
+def evaluation(bench: Bench, model: str) -> Tables:
+    """Greedy answers of 8 tokens to 18 questions about a scene: from a shared prefix, and one by one.
+
+    One by one encodes the scene and reads the prompt again for each question, as published evaluation code does.
+    """
+    task = bench.task(model).eval()
+    questions, alone = (4, 1) if bench.is_tiny else (QUESTIONS, ALONE)
+    rows = []
+    for frames in (16, 32):
+        inputs = bench.inputs(task, bench.batch(model, frames, questions=questions))
+        prompts = [ids.tolist() for ids in inputs["input_ids"]]
+
+        def shared(inputs: Any = inputs, prompts: Any = prompts) -> None:
+            with torch.no_grad(), autocast(bench.device):
+                scenes = task.encode_scenes(inputs)
+                replies = answer_questions(task.model, scenes, prompts, [0] * len(prompts), NEW_TOKENS)
+            assert not any(reply.error for reply in replies), replies
+
+        def one_by_one(inputs: Any = inputs) -> None:
+            with torch.no_grad(), autocast(bench.device):
+                for ids in inputs["input_ids"][:alone, None]:
+                    built = task.model.build_inputs(ids, torch.ones_like(ids), task.encode_scenes(inputs), [[0]])
+                    task.model.backbone.generate(built, NEW_TOKENS)
+
+        for way, run, count in (("shared prefix", shared, questions), ("one by one", one_by_one, alone)):
+            seconds, memory = measured(bench, run)
+            cells = {"questions/s": f"{count / seconds:.2f}", "GB at the peak": f"{memory / 1e9:.1f}"}
+            rows.append({"frames": frames, "way": way, **cells})
+    return {TITLES[model]: rows}
+
+
+def attention(bench: Bench) -> Tables:
+    """A LoRA step of 4 scenes with 2 questions each, by attention backend; flash takes one question per row."""
+    rows = []
+    for name in ("sdpa", "flex_attention", "flash_attention_2"):
+        if name == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            rows.append({"step": f"{name}: flash-attn is not installed"})
+        elif name != "sdpa" and bench.device.type == "cpu":
+            rows.append({"step": f"{name}: needs a GPU"})
+        else:
+            for packs in (False, True)[: 1 if name == "flash_attention_2" else 2]:
+                title = f"{name}, {'packed' if packs else 'padded'}"
+                sizes = {"scenes": 4, "questions": 2, "attention": name, "pack_scenes": packs}
+                rows.append(step_row(bench, "qwen25", title, **sizes, **ADAPTED))
+    return {TITLES["qwen25"]: rows}
+
+
+def precision(bench: Bench) -> Tables:
+    """Logits of an answer's tokens in bfloat16 beside those in float32, of the same weights."""
+    torch.set_float32_matmul_precision("highest")
+    rows = []
+    for model, title in TITLES.items():
+        task = bench.task(model, dtype="float32").eval()
+        inputs = bench.inputs(task, bench.batch(model, 16))
+        exact = logits(task, inputs)
+        for parameter in task.parameters():
+            parameter.data = parameter.data.bfloat16()
+        rounded = logits(task, inputs)
+        error = float((rounded - exact).square().mean().sqrt() / exact.std())
+        same = float((rounded.argmax(-1) == exact.argmax(-1)).float().mean())
+        rows.append({"model": title, "RMS error / standard deviation": f"{error:.4f}", "same token": f"{same:.0%}"})
+        del task
+        release()
+    return {"": rows}
+
+
+@torch.no_grad()
+def logits(task: VideoQATask, inputs: dict[str, Any]) -> torch.Tensor:
+    """Of the last 32 tokens of the prompt."""
+    ids, backbone = inputs["input_ids"], task.model.backbone
+    built = task.model.build_inputs(ids, torch.ones_like(ids), task.encode_scenes(inputs), [[0]])
+    return backbone.lm_head(backbone.decode(built).last_hidden_state[0, -32:]).float()
+
+
+def geometry(bench: Bench) -> Tables:
+    """Forward passes of the trunks of VGGT-1B and Depth Anything 3 (base) in bfloat16: 252 x 336 pixels."""
+    from benchmarks import da3, trunks, vggt
+
+    size = {"height": 56, "width": 84} if bench.is_tiny else {"height": 252, "width": 336}
+    rows = []
+    for title, module, flops, chosen in (
+        ("VGGT", vggt, vggt.aggregator_flops, "large"),
+        ("Depth Anything 3", da3, da3.trunk_flops, "base"),
+    ):
+        dtype = "bfloat16" if bench.device.type == "cuda" else "float32"
+        given = {**size, "size": "tiny" if bench.is_tiny else chosen, "dtype": dtype, "device": bench.device.type}
+        arguments = argparse.Namespace(**given)
+        forward = module.build(arguments, ("ours",))["ours"]
+        for frames in (16, 32):
+            images = trunks.random_images(arguments, frames)
+            with torch.inference_mode():
+                seconds, memory = measured(bench, lambda forward=forward, images=images: forward(images))
+            speed = f"{flops(arguments, frames) / seconds / 1e12:.1f}"
+            cells = {"s, median": f"{seconds:.4f}", "TFLOP/s": speed, "GB at the peak": f"{memory / 1e9:.1f}"}
+            rows.append({"trunk": title, "frames": frames, **cells})
+        del forward
+        release()
+    return {"": rows}
+
+
+def prope(bench: Bench) -> Tables:
+    """PRoPE's share of a LoRA step of Qwen2.5-VL-3B without VGGT."""
+    found = {}
+    for title, encoding in (("none", None), ("PRoPE", PRoPE())):
+        options = {"fused": False, "camera_encoding": encoding, **ADAPTED}
+        task = bench.task("qwen25", **options)
+        step = stepper(bench, task, bench.inputs(task, bench.batch("qwen25", 16)))
+        found[title] = measured(bench, step)[0]
+        del task, step
+        release()
+    share = 1 - found["none"] / found["PRoPE"]
+    rows = [{"camera encoding": name, "s, median": f"{seconds:.3f}"} for name, seconds in found.items()]
+    return {"": [*rows, {"camera encoding": "PRoPE's share", "s, median": f"{share:.1%}"}]}
+
+
+def tests(bench: Bench) -> Tables:
+    """The tests that need a GPU, by pytest's last line."""
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "on_a_gpu",
+        "tests/zoo",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode:
+        sys.exit(done.stdout[-3000:] + done.stderr[-1000:])
+    return {"": [{"tests": lines[-1]}]}
+
+
+def card(bench: Bench) -> str:
+    """The name of the GPU."""
+    return torch.cuda.get_device_name() if bench.device.type == "cuda" else ""
+
+
+def release() -> None:
+    """Gives the memory of what is no longer used back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+RUNS: dict[str, Callable[..., Tables]] = {
+    run.__name__: run for run in (training, whole, evaluation, attention, precision, geometry, prope, tests)
+}
+
+if __name__ == "__main__":
+    main()
