@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/golden),)
 export ZOO_GOLDEN ?= $(abspath ../shared/golden)
 endif
 
-.PHONY: install demo test test-lowest lmms-eval lint clean
+.PHONY: install demo lint test tests test-lowest test-wheel lmms-eval docs clean
 
 install: .venv/installed
 
@@ -27,7 +27,9 @@ lint: install
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-test: lint  ## lint, types, tests
+test: lint tests  ## lint, types, tests
+
+tests: install
 	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that pyproject.toml admits
@@ -48,5 +50,15 @@ lmms-eval: .venv-lmms/installed  ## an environment with lmms-eval and the zoo
 	.venv-lmms/bin/python -m pip install --quiet --editable '.[dev]' 'filelock<4'
 	touch $@
 
+test-wheel: install  ## build the wheel, install it elsewhere, use it there
+	$(RUN) -m pytest -m slow tests/test_wheel.py
+
+docs: .venv/docs-installed  ## the documentation as a site in site/; a broken link fails
+	.venv/bin/mkdocs build --strict
+
+.venv/docs-installed: .venv/installed
+	.venv/bin/python -m pip install --quiet --editable '.[dev,docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest .venv-lmms cache runs
+	rm -rf .venv .venv-lowest .venv-lmms cache runs site
