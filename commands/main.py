@@ -16,6 +16,7 @@ Commands:
     positions       print the axes and channels of the decoder's positions
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
+    import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others
     study           run the experiments of a YAML file, and write their tables
 
 Defaults, replaced by --config <file of configs/>, in any order:
@@ -31,6 +32,7 @@ Examples:
     python main.py export --out folder
     python main.py score predictions.jsonl
     python main.py report runs/*
+    python main.py import-cameras captures/kitchen data/mine/kitchen
     python main.py study studies/encodings.yaml --dry_run
 
     --version prints the versions of this package and of its main dependencies.
@@ -53,7 +55,12 @@ CONFIGURED = {
     "plan": "commands.plan:plan",
     "positions": "commands.positions:positions",
 }
-PLAIN = {"score": "commands.score:score", "report": "commands.report:report", "study": "commands.study:study"}
+PLAIN = {
+    "score": "commands.score:score",
+    "report": "commands.report:report",
+    "study": "commands.study:study",
+    "import-cameras": "commands.import_cameras:import_cameras",
+}
 COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 PACKAGES = ("spatial-vlm-zoo", "torch", "transformers", "lightning")
 

@@ -30,6 +30,8 @@ class ScanNet(PoseFormat):
     <scene>/depth/N.png                     optional, millimeters
     """
 
+    marker = "intrinsic/intrinsic_color.txt"
+
     def read(self, folder: Path) -> Trajectory:
         """Reads an exported scene."""
         files = (folder / "color").glob("*")
@@ -53,6 +55,8 @@ class SevenScenes(PoseFormat):
     Args:
         K_px: fx, fy, cx, cy in pixels; the dataset states one camera for all sequences.
     """
+
+    marker = "frame-*.pose.txt"
 
     def __init__(self, K_px: tuple[float, float, float, float] = (585.0, 585.0, 320.0, 240.0)) -> None:
         self.K_px = K_px
