@@ -24,10 +24,12 @@ from datamodules.video import IMAGE_SUFFIXES, image_size
 class ScanNet(PoseFormat):
     """A scene exported by ScanNet's SensReader (arXiv 1702.04405).
 
-    <scene>/color/N.jpg
-    <scene>/pose/N.txt                      4x4 camera-to-world; not finite where tracking was lost
-    <scene>/intrinsic/intrinsic_color.txt   4x4, in pixels of the color frames
-    <scene>/depth/N.png                     optional, millimeters
+        <scene>/color/N.jpg
+        <scene>/pose/N.txt                      4x4 camera-to-world
+        <scene>/intrinsic/intrinsic_color.txt   4x4, in pixels of the color frames
+        <scene>/depth/N.png                     optional, millimeters
+
+    A pose is not finite where tracking was lost.
     """
 
     marker = "intrinsic/intrinsic_color.txt"
