@@ -180,7 +180,7 @@ def undocumented(module: str) -> Iterator[str]:
     for name, thing in vars(found).items():
         if name.startswith("_") or getattr(thing, "__module__", None) != module or not callable(thing):
             continue
-        if (inspect.isclass(thing) or inspect.isfunction(thing)) and not inspect.getdoc(thing):
+        if (inspect.isclass(thing) or inspect.isfunction(thing)) and not thing.__doc__:
             yield f"{module}.{name}"
         for method, function in vars(thing).items() if inspect.isclass(thing) else ():
             is_method = inspect.isfunction(function) or isinstance(function, (property, classmethod, staticmethod))

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from PIL import Image
+
+from callbacks.visualization import camera_map
+from datamodules import PixelBounds, Rooms, UniformSampler
+from datamodules.dataset import SceneDataset
 from zoo.decoder_layout import HeadLayout
 from zoo.encodings.placements import ChannelRange, LowFrequencies, Placement, TemporalSection
 
@@ -35,14 +42,14 @@ Point = tuple[float, float]
 
 def drawing(title: str, width: int, height: int, lines: Iterable[str]) -> str:
     """An SVG file."""
-    head = '<path class="head" d="M0 0 L8 4 L0 8 z"/>'
-    marker = f'<marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="9" markerHeight="9" markerUnits="userSpaceOnUse" orient="auto">{head}'
+    marker = '<marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="9" markerHeight="9" '
+    marker += 'markerUnits="userSpaceOnUse" orient="auto"><path class="head" d="M0 0 L8 4 L0 8 z"/></marker>'
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
             f'aria-label="{title}">',
             f"  <style>{STYLE}  </style>",
-            f'  {marker}<path class="head" d="M0 0 L8 4 L0 8 z"/></marker>',
+            f"  {marker}",
             *(f"  {line}" for line in lines),
             "</svg>\n",
         )
@@ -185,8 +192,19 @@ def exact() -> str:
     return drawing("The same two cameras in two worlds have the same relative pose", 820, 320, lines)
 
 
+def room_path() -> Image.Image:
+    """The picture of `import-cameras`, of a rendered room."""
+    with TemporaryDirectory() as root:
+        rooms = Rooms(scenes=(1, 1, 1), root=root, workers=1)
+        rooms.prepare()
+        (scene,) = rooms.scenes("test")
+        view = SceneDataset([scene], UniformSampler(), 12, PixelBounds()).open(0).view()
+        return camera_map(replace(view, depth=None), range(0, view.video.num_frames, 4), "kitchen")
+
+
 FIGURES = {"tokens.svg": tokens, "cameras.svg": cameras, "encodings.svg": encodings, "exact.svg": exact}
 
 if __name__ == "__main__":
     for file, draw in FIGURES.items():
         (FOLDER / file).write_text(draw(), encoding="utf-8")
+    room_path().save(FOLDER.parent / "tutorials" / "path.png")
