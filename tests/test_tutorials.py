@@ -58,6 +58,7 @@ def load(file: Path) -> object:
     return module
 
 
+@pytest.mark.slow
 def test_the_encoding_of_the_tutorial_has_its_symmetries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files("add_an_encoding.md", tmp_path)
     encoding = load(tmp_path / "my_encoding.py").InfiniteHomography  # type: ignore[attr-defined]
