@@ -54,7 +54,7 @@ test-wheel: install  ## build the wheel, install it elsewhere, use it there
 	$(RUN) -m pytest -m slow tests/test_wheel.py
 
 docs: .venv/docs-installed  ## the documentation as a site in site/; a broken link fails
-	.venv/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 .venv/docs-installed: .venv/installed
 	.venv/bin/python -m pip install --quiet --editable '.[dev,docs]'
