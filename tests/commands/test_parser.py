@@ -19,7 +19,6 @@ import datamodules
 import main
 import zoo
 from commands.cli import ZooCLI
-from commands.main import COMMANDS
 from zoo.configuration import from_config
 
 ErrorOf = Callable[[str], str]
@@ -243,7 +242,7 @@ def test_errors_of_other_commands(line: str, expected: str, error_of: ErrorOf) -
 
 
 def test_an_unknown_command_lists_the_commands(error_of: ErrorOf) -> None:
-    assert error_of("fot") == f"error: there is no command fot, only {', '.join(COMMANDS)}"
+    assert error_of("fot") == f"error: there is no command fot, only {', '.join(main.COMMANDS)}"
 
 
 def test_an_invalid_trainer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
