@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/golden),)
 export ZOO_GOLDEN ?= $(abspath ../shared/golden)
 endif
 
-.PHONY: install demo test test-lowest lmms-eval lint gpu clean
+.PHONY: install demo lint test tests test-all test-lowest test-wheel lmms-eval gpu docs clean
 
 install: .venv/installed
 
@@ -27,8 +27,13 @@ lint: install
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-test: lint  ## lint, types, tests
+test: lint tests  ## lint, types, tests
+
+tests: install
 	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+test-all: lint  ## also the slow tests, the README's commands among them: hours
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal -m "slow or not slow"
 
 test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that pyproject.toml admits
 	.venv-lowest/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
@@ -51,5 +56,15 @@ lmms-eval: .venv-lmms/installed  ## an environment with lmms-eval and the zoo
 gpu:  ## every number that needs a GPU, by the environment of PYTHON as it is; ARGS=--tiny to try it on a CPU
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
+test-wheel: install  ## build the wheel, install it elsewhere, use it there
+	$(RUN) -m pytest -m slow tests/test_wheel.py
+
+docs: .venv/docs-installed  ## the documentation as a site in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+.venv/docs-installed: .venv/installed
+	.venv/bin/python -m pip install --quiet --editable '.[dev,docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest .venv-lmms cache runs
+	rm -rf .venv .venv-lowest .venv-lmms cache runs site

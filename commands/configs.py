@@ -11,7 +11,7 @@ import yaml
 
 from zoo.errors import InputError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
 
 
@@ -34,8 +34,11 @@ def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
-    """Returns the config of this path, or of this name in `configs/`; first, the one beside another config."""
-    folders = (Path(), CONFIGS) if beside is None else (beside.parent, Path(), CONFIGS)
+    """Returns the config of this path, here or in the package, or of this name in `configs/`.
+
+    A config beside another config comes first.
+    """
+    folders = (Path(), CONFIGS, CONFIGS.parent) if beside is None else (beside.parent, Path(), CONFIGS, CONFIGS.parent)
     for path in (*(folder / name for folder in folders), CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return path

@@ -16,7 +16,7 @@ from zoo.fingerprint import digest
 
 FOLDER = Path("cache/help")
 ROOT = Path(__file__).parents[1]
-SOURCES = ("main.py", "zoo/**/*.py", "datamodules/**/*.py", "callbacks/**/*.py", "commands/**/*.py", "configs/*.yaml")
+SOURCES = ("zoo/**/*.py", "datamodules/**/*.py", "callbacks/**/*.py", "commands/**/*.py", "configs/*.yaml")
 
 
 def print_help(command: str, show: Callable[[str], object]) -> None:

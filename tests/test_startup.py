@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-import main
+from commands import main
 
-ROOT = Path(main.__file__).parent
+ROOT = Path(main.__file__).parents[1]
 HEAVY = ("torch", "lightning", "transformers")
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
 sys.argv = ["main.py", *{words}]
 try:
-    import main
-    main.main()
+    from main import main
+    main()
 except SystemExit:
     pass
 print("loaded:", *(name for name in {heavy} if name in sys.modules))

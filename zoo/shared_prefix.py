@@ -1,8 +1,8 @@
 """The prefix that questions about one scene share, up to the end of its video: its length, packing, attention masks.
 
-Several questions in one sequence are [prefix][question 1][question 2]...: each attends to the prefix and to itself, and
-its positions continue from the prefix, as if it had been alone. With an answer after each question that is a training
-sequence; read step by step into a KV cache it is a batch of answers, see `zoo.prefix_cache`.
+Several questions in one sequence are `[prefix][question 1][question 2]...`: each attends to the prefix and to itself,
+and its positions continue from the prefix, as if it had been alone. With an answer after each question that is a
+training sequence; read step by step into a KV cache it is a batch of answers, see `zoo.prefix_cache`.
 """
 
 from __future__ import annotations

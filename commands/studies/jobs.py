@@ -177,10 +177,11 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
         words: the command line.
         keep_open: files that stay open as long as main.py runs.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // at_once)), "PYTHONPATH": path}
     with log.open("a", encoding="utf-8") as file:
         print("main.py", shlex.join(words), file=file, flush=True)
-        command = [sys.executable, str(ROOT / "main.py"), *words]
+        command = [sys.executable, "-m", "commands.main", *words]
         done = subprocess.run(command, check=False, stdout=file, stderr=file, env=environment, pass_fds=keep_open)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return f"{lines[-1]} (all of it in {log})" if done.returncode else None

@@ -1,44 +1,24 @@
-"""Scenes with their datasets' own poses: ARKitScenes, ScanNet, ScanNet++, 7-Scenes, TUM RGB-D, nerfstudio."""
+"""Scenes with poses of their own in the formats of `datamodules.trajectories`, such as ScanNet's."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
-from datamodules.cameras_file import write_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import find_video, read_questions
 from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked
-from datamodules.trajectories import PoseFormat, Trajectory
-from datamodules.trajectories.base import Match
+from datamodules.trajectories import PoseFormat
+from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
 from zoo.fingerprint import digest
 
-TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 # what a reader of poses raises on damaged files
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 VERSION = 1  # increase it with every change to the cameras
-
-
-@dataclass(frozen=True)
-class TimestampMatching:
-    """Matching of a video's frames with poses by time.
-
-    Args:
-        match: "slerp" interpolates between the poses before and after a frame, "nearest" takes the nearest.
-        tolerance_s: Maximum time in seconds between a frame and its poses.
-        start_s: Start of the video in seconds after the first pose.
-    """
-
-    match: Match = "slerp"
-    tolerance_s: float = 0.2
-    start_s: float = 0.0
 
 
 class PosedScenes(SceneSource):
@@ -146,60 +126,10 @@ class PosedScenes(SceneSource):
         video = find_video(self.videos, name) if self.videos else None
         if self.videos is not None and video is None:
             return  # `scenes` counts it as missing
+        trajectory = self.poses.read(raw) if video is None else self.poses.read_track(raw)
         cameras.parent.mkdir(parents=True, exist_ok=True)
-        trajectory = _checked(self.poses.read(raw) if video is None else self.poses.read_track(raw))
-        if video is not None:
-            trajectory = _match_video(Video(video), trajectory, self.clock)
-        if num_unknown := int((~trajectory.known).sum()):
-            excluded = " and are excluded" if video is None else ""
-            message = f"{name}: {num_unknown} of {len(trajectory)} frames have no pose{excluded}"
-            tqdm.write(message, file=sys.stderr)
-        if video is None:
-            trajectory = trajectory.only(trajectory.known)
-            for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
-                if images:
-                    _link_images(images, self.folder / f"{name}{suffix}", trajectory.quarter_turns)
-            trajectory = trajectory.turned()
         (self.folder / f"{name}.made_of").write_text(state)
-        poses, width, height = trajectory.world_to_camera, trajectory.width, trajectory.height
-        times_s = None if trajectory.times_s is None else trajectory.times_s.tolist()
-        write_cameras(cameras, poses, trajectory.K_px, width=width, height=height, times_s=times_s)
-
-
-def _checked(trajectory: Trajectory) -> Trajectory:
-    if not trajectory.known.any():
-        raise ValueError("no frame has a pose that is finite and close in time")
-    K = trajectory.K_px[trajectory.known]
-    is_inside = (K[:, :2, 2] > 0) & (K[:, :2, 2] < K.new_tensor([trajectory.width, trajectory.height]))
-    if not (K.isfinite().all() and is_inside.all()):
-        K_px = ", ".join(f"{value:.4g}" for value in (K[0, 0, 0], K[0, 1, 1], K[0, 0, 2], K[0, 1, 2]))
-        size = f"{trajectory.width} x {trajectory.height}"
-        raise ValueError(f"its intrinsics don't fit images of {size}: focal length and principal point {K_px}")
-    return trajectory
-
-
-def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching) -> Trajectory:
-    """The cameras of a video's frames, which are upright already."""
-    if trajectory.times_s is None:
-        raise ValueError("its poses have no times to match a video with: take its frames (`videos: null`)")
-    start_s = float(trajectory.times_s[trajectory.known][0]) + clock.start_s
-    matched = trajectory.at([start_s + time_s for time_s in video.times_s], clock.tolerance_s, clock.match)
-    if not matched.known.any():
-        raise ValueError(f"{video.path}: no frame has a pose within {clock.tolerance_s} s: set `clock.start_s`")
-    return matched.turned().resized(video.width, video.height)
-
-
-def _link_images(images: tuple[Path, ...], folder: Path, quarter_turns: int) -> None:
-    """Links to images, numbered in order, or turned copies."""
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
-    folder.mkdir()
-    for number, file in enumerate(images):
-        target = folder / f"{number:06d}{file.suffix.lower()}"
-        if quarter_turns % 4:
-            with Image.open(file) as image:
-                image.transpose(TURNS[quarter_turns % 4]).save(target, quality=95)
-        else:
-            target.symlink_to(file.resolve())
+        write_scene(self.folder, name, trajectory, None if video is None else Video(video), self.clock)
 
 
 def _scene_name(name: str) -> str:

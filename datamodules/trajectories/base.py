@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -90,6 +90,12 @@ class Trajectory:
         K_px, query = K_px[torch.from_numpy(nearest)], torch.from_numpy(query_s)
         return replace(self, world_to_camera=matched, K_px=K_px, times_s=query, frames=(), depth=())
 
+    def scaled(self, factor: float) -> Trajectory:
+        """Cameras in another unit of length, such as meters per unit."""
+        poses = self.world_to_camera.clone()
+        poses[:, :3, 3] *= factor
+        return replace(self, world_to_camera=poses)
+
     def turned(self) -> Trajectory:
         """Cameras of the images after their quarter turns."""
         poses, K_px, width, height = self.world_to_camera, self.K_px, self.width, self.height
@@ -130,7 +136,15 @@ class Trajectory:
 
 
 class PoseFormat(ABC):
-    """How a dataset stores the poses of a scene. A new format is a class with `read`."""
+    """How a dataset or an app stores the poses of a scene. A new format is a class with `read`.
+
+    Attributes:
+        marker: Pattern of a file in the folder of each scene, by which `import-cameras` detects the format.
+        is_metric: Whether poses are in meters.
+    """
+
+    marker: ClassVar[str]
+    is_metric: ClassVar[bool] = True
 
     @abstractmethod
     def read(self, folder: Path) -> Trajectory:
@@ -168,6 +182,20 @@ def all_or_none(depth: Sequence[Path]) -> tuple[Path, ...]:
         message = f"{absent[0]}: absent, as are {len(absent)} of {len(depth)} depth images: the scene has no depth"
         tqdm.write(message, file=sys.stderr)
     return () if absent else tuple(depth)
+
+
+def listed_frames(frames: Sequence[Path], listing: Path) -> tuple[Path, ...]:
+    """The frames that a file lists; FileNotFoundError names the first that is absent."""
+    if absent := next((frame for frame in frames if not frame.is_file()), None):
+        raise FileNotFoundError(f"{absent} is absent, but listed in {listing}: copy it there")
+    return tuple(frames)
+
+
+def one_size(sizes: Collection[tuple[int, int]], file: Path) -> tuple[int, int]:
+    """The width and height of all frames; ValueError if they differ."""
+    if len(sizes) != 1:
+        raise ValueError(f"{file}: frames of {len(sizes)} sizes: all must have the same")
+    return next(iter(sizes))
 
 
 def interpolate(

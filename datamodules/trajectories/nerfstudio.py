@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 from datamodules.json_files import read_json
-from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics
+from datamodules.trajectories.base import (
+    PoseFormat,
+    Trajectory,
+    from_camera_to_world,
+    intrinsics,
+    listed_frames,
+    one_size,
+)
 from datamodules.video import natural_key
 
 # OpenGL cameras look along -z with y up
@@ -24,6 +31,9 @@ class Nerfstudio(PoseFormat):
         file: The file of poses, relative to the folder of the scene.
         images: The folder that `file_path` is relative to, in the folder of the scene; null is the file's folder.
     """
+
+    marker = "transforms.json"
+    is_metric = False  # unless the capture is an app's
 
     def __init__(self, file: str = "transforms.json", images: str | None = None) -> None:
         self.file, self.images = file, images
@@ -52,13 +62,9 @@ class Nerfstudio(PoseFormat):
             poses.append(pose)
             K_px.append(intrinsics(*cameras[:4]))
             sizes.add((int(cameras[4]), int(cameras[5])))
-        if len(sizes) != 1:
-            raise ValueError(f"{file}: frames of {len(sizes)} sizes: all must have the same")
-        if absent := next((frame for frame in frames if not frame.is_file()), None):
-            raise FileNotFoundError(f"{absent} is absent, but listed in {file}: copy it there")
-        width, height = sizes.pop()
+        width, height = one_size(sizes, file)
         world_to_camera = from_camera_to_world(torch.stack(poses) @ OPENCV_FROM_OPENGL, str(file))
-        return Trajectory(world_to_camera, torch.stack(K_px), width, height, None, tuple(frames))
+        return Trajectory(world_to_camera, torch.stack(K_px), width, height, None, listed_frames(frames, file))
 
 
 class ScanNetPlusPlus(Nerfstudio):
@@ -71,6 +77,9 @@ class ScanNetPlusPlus(Nerfstudio):
         file: The file of poses, relative to the folder of the scene.
         images: The folder of the frames, relative to the folder of the scene.
     """
+
+    marker = "dslr/nerfstudio/transforms_undistorted.json"
+    is_metric = True
 
     def __init__(
         self,

@@ -24,11 +24,15 @@ from datamodules.video import IMAGE_SUFFIXES, image_size
 class ScanNet(PoseFormat):
     """A scene exported by ScanNet's SensReader (arXiv 1702.04405).
 
-    <scene>/color/N.jpg
-    <scene>/pose/N.txt                      4x4 camera-to-world; not finite where tracking was lost
-    <scene>/intrinsic/intrinsic_color.txt   4x4, in pixels of the color frames
-    <scene>/depth/N.png                     optional, millimeters
+        <scene>/color/N.jpg
+        <scene>/pose/N.txt                      4x4 camera-to-world
+        <scene>/intrinsic/intrinsic_color.txt   4x4, in pixels of the color frames
+        <scene>/depth/N.png                     optional, millimeters
+
+    A pose is not finite where tracking was lost.
     """
+
+    marker = "intrinsic/intrinsic_color.txt"
 
     def read(self, folder: Path) -> Trajectory:
         """Reads an exported scene."""
@@ -53,6 +57,8 @@ class SevenScenes(PoseFormat):
     Args:
         K_px: fx, fy, cx, cy in pixels; the dataset states one camera for all sequences.
     """
+
+    marker = "frame-*.pose.txt"
 
     def __init__(self, K_px: tuple[float, float, float, float] = (585.0, 585.0, 320.0, 240.0)) -> None:
         self.K_px = K_px

@@ -17,6 +17,7 @@ from datamodules.trajectories.base import (
     all_or_none,
     from_camera_to_world,
     intrinsics,
+    listed_frames,
     load_table,
     neighbors_in_time,
     read_numbers,
@@ -42,6 +43,8 @@ class TUM(PoseFormat):
         match: "slerp" between the poses around an image, or the "nearest".
     """
 
+    marker = "groundtruth.txt"
+
     def __init__(
         self,
         K_px: tuple[float, float, float, float] = (525.0, 525.0, 319.5, 239.5),
@@ -60,9 +63,7 @@ class TUM(PoseFormat):
             images = sorted((float(time), name) for time, name in zip(times, names, strict=True))
         except ValueError as error:
             raise ValueError(f"{listing}: each line must be `time filename` ({error})") from error
-        frames = tuple(folder / name for _, name in images)
-        if absent := next((frame for frame in frames if not frame.is_file()), None):
-            raise FileNotFoundError(f"{absent} is absent, but listed in {listing}: unpack the sequence again")
+        frames = listed_frames([folder / name for _, name in images], listing)
         times_s, poses = read_tum(folder / self.trajectory)
         height, width = image_size(frames[0])
         track = Trajectory(poses, intrinsics(*self.K_px).expand(len(poses), 3, 3), width, height, times_s)
@@ -94,6 +95,8 @@ class ARKitScenes(PoseFormat):
         frames: Folder of the frames, with `<frames>_intrinsics` beside it: lowres_wide, vga_wide or wide.
         upright: Turn images upright; false for videos in the device's orientation.
     """
+
+    marker = "lowres_wide.traj"
 
     def __init__(self, frames: str = "lowres_wide", upright: bool = True) -> None:
         self.frames, self.upright = frames, upright

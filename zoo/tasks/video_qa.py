@@ -103,6 +103,7 @@ class VideoQATask(Task):
 
     @property
     def preprocessor(self) -> Preprocessor:  # type: ignore[override]
+        """The backbone's tokenizer and prompts."""
         return self.model.backbone.preprocessor
 
     def part_of(self, name: str) -> str:

@@ -1,0 +1,111 @@
+"""Train, test and query spatial video-language models.
+
+    python main.py <command> [options]; python main.py <command> --help explains the options
+
+Where the package is installed without its repository, `spatial-vlm-zoo` is written in place of `python main.py`.
+
+Commands:
+    fit             train; the run's folder is in runs/
+    test            score the newest run on its benchmark
+    validate        score the newest run on the validation split
+    predict         answer one question about one video
+    export          write a run in the layout of the official weights
+    select-frames   choose the frames of each scene beforehand
+    cache-geometry  compute 3D tokens and cameras beforehand
+    plan            print the memory and FLOPs that a training needs on each GPU
+    positions       print the axes and channels of the decoder's positions
+    score           score a file of answers, without a model
+    report          compare runs, as tables or as a page
+    import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others
+    study           run the experiments of a YAML file, and write their tables
+
+Defaults, replaced by --config <file of configs/>, in any order:
+    model           none: name one, such as prope.yaml or qwen25_vl.yaml
+    scale           scale_tiny.yaml: 2 million parameters, trained on a CPU
+    data            data_rooms.yaml: rendered rooms
+
+Examples:
+    python main.py fit --config prope.yaml
+    python main.py fit --config prope.yaml --config scale_3b.yaml --data.source.root data/rooms
+    python main.py test
+    python main.py predict --data.video clip.mp4 --data.question "How large is this room?"
+    python main.py export --out folder
+    python main.py score predictions.jsonl
+    python main.py report runs/*
+    python main.py import-cameras captures/kitchen data/mine/kitchen
+    python main.py study studies/encodings.yaml --dry_run
+
+    --version prints the versions of this package and of its main dependencies.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pkgutil import resolve_name
+
+from commands.help_cache import print_help
+from zoo.errors import InputError, input_error
+
+# Nothing here imports PyTorch before a command needs it: --help answers at once.
+LIGHTNING = ("fit", "validate", "test", "predict", "export")
+CONFIGURED = {
+    "select-frames": "commands.select_frames:select_frames",
+    "cache-geometry": "commands.cache_geometry:cache_geometry",
+    "plan": "commands.plan:plan",
+    "positions": "commands.positions:positions",
+}
+PLAIN = {
+    "score": "commands.score:score",
+    "report": "commands.report:report",
+    "study": "commands.study:study",
+    "import-cameras": "commands.import_cameras:import_cameras",
+}
+COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
+PACKAGES = ("spatial-vlm-zoo", "torch", "transformers", "lightning")
+
+
+def main() -> None:
+    """Runs the command that the command line names."""
+    command = "".join(sys.argv[1:2])
+    if command in ("", "-h", "--help"):
+        print(__doc__)
+        return
+    if command == "--version":
+        print("\n".join([*(f"{name} {version(name)}" for name in PACKAGES), f"python {sys.version.split()[0]}"]))
+        return
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"there is no command {command}, only {', '.join(COMMANDS)}")
+        if sys.argv[2:] in (["-h"], ["--help"]) and command not in PLAIN:
+            print_help(command, run)
+        else:
+            run(command)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except Exception as error:
+        from commands.faults import known_fault
+
+        if (meant := input_error(error) or known_fault(error)) is None:
+            raise
+        sys.exit(f"error: {meant}")
+
+
+def run(command: str) -> None:
+    """Imports the command and runs it with the options in `sys.argv`."""
+    if command not in PLAIN:
+        from commands.arguments import preprocess_argv
+
+        sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv
+    if command in LIGHTNING:
+        from commands.cli import ZooCLI
+        from commands.terminal import quiet_lightning
+
+        quiet_lightning()
+        ZooCLI(command)
+    else:
+        resolve_name({**CONFIGURED, **PLAIN}[command])(sys.argv[2:])
+
+
+if __name__ == "__main__":  # python -m commands.main
+    main()

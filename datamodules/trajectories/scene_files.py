@@ -1,0 +1,105 @@
+"""Writes a trajectory in the layout of `datamodules.sources.annotations`: frames or a video, and their cameras.json."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from datamodules.cameras_file import write_cameras
+from datamodules.trajectories.base import Match, Trajectory
+from datamodules.video import Video, image_size
+
+TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+
+
+@dataclass(frozen=True)
+class TimestampMatching:
+    """Matching of a video's frames with poses by time.
+
+    Args:
+        match: "slerp" interpolates between the poses before and after a frame, "nearest" takes the nearest.
+        tolerance_s: Maximum time in seconds between a frame and its poses.
+        start_s: Start of the video in seconds after the first pose.
+    """
+
+    match: Match = "slerp"
+    tolerance_s: float = 0.2
+    start_s: float = 0.0
+
+
+def write_scene(
+    folder: Path, name: str, trajectory: Trajectory, video: Video | None = None, clock: TimestampMatching | None = None
+) -> None:
+    """Links the frames that have a pose, or matches those of a video, and writes their cameras.
+
+        <folder>/<name>/000000.jpg     links to the frames, or turned copies; none for a video
+        <folder>/<name>.depth/         the same of the depth images, if there are some
+        <folder>/<name>.cameras.json   written last
+
+    Args:
+        folder: Of the scenes.
+        name: Of the scene; it may have folders of its own.
+        trajectory: Frames with their cameras; for a video, poses with times.
+        video: Upright video on the clock of the poses.
+        clock: How frames of the video are matched with poses.
+
+    Raises:
+        ValueError: In one line: no pose, intrinsics of other images, or a video that does not fit.
+    """
+    trajectory = _checked(trajectory)
+    if video is not None:
+        trajectory = _match_video(video, trajectory, clock or TimestampMatching())
+    if num_unknown := int((~trajectory.known).sum()):
+        excluded = " and are excluded" if video is None else ""
+        tqdm.write(f"{name}: {num_unknown} of {len(trajectory)} frames have no pose{excluded}", file=sys.stderr)
+    if video is None:
+        height, width = image_size(trajectory.frames[0])
+        trajectory = trajectory.only(trajectory.known).resized(width, height)
+        for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
+            if images:
+                _link_images(images, folder / f"{name}{suffix}", trajectory.quarter_turns)
+        trajectory = trajectory.turned()
+    poses, width, height = trajectory.world_to_camera, trajectory.width, trajectory.height
+    times_s = None if trajectory.times_s is None else trajectory.times_s.tolist()
+    write_cameras(folder / f"{name}.cameras.json", poses, trajectory.K_px, width=width, height=height, times_s=times_s)
+
+
+def _checked(trajectory: Trajectory) -> Trajectory:
+    if not trajectory.known.any():
+        raise ValueError("no frame has a pose that is finite and close in time")
+    K = trajectory.K_px[trajectory.known]
+    is_inside = (K[:, :2, 2] > 0) & (K[:, :2, 2] < K.new_tensor([trajectory.width, trajectory.height]))
+    if not (K.isfinite().all() and is_inside.all()):
+        K_px = ", ".join(f"{value:.4g}" for value in (K[0, 0, 0], K[0, 1, 1], K[0, 0, 2], K[0, 1, 2]))
+        size = f"{trajectory.width} x {trajectory.height}"
+        raise ValueError(f"its intrinsics don't fit images of {size}: focal length and principal point {K_px}")
+    return trajectory
+
+
+def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching) -> Trajectory:
+    """The cameras of a video's frames, which are upright already."""
+    if trajectory.times_s is None:
+        raise ValueError("its poses have no times to match a video with: take its frames (`videos: null`)")
+    start_s = float(trajectory.times_s[trajectory.known][0]) + clock.start_s
+    matched = trajectory.at([start_s + time_s for time_s in video.times_s], clock.tolerance_s, clock.match)
+    if not matched.known.any():
+        raise ValueError(f"{video.path}: no frame has a pose within {clock.tolerance_s} s: set `clock.start_s`")
+    return matched.turned().resized(video.width, video.height)
+
+
+def _link_images(images: tuple[Path, ...], folder: Path, quarter_turns: int) -> None:
+    """Links to images, numbered in order, or turned copies."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+    folder.mkdir(parents=True)
+    for number, file in enumerate(images):
+        target = folder / f"{number:06d}{file.suffix.lower()}"
+        if quarter_turns % 4:
+            with Image.open(file) as image:
+                image.transpose(TURNS[quarter_turns % 4]).save(target, quality=95)
+        else:
+            target.symlink_to(file.resolve())

@@ -1,0 +1,217 @@
+"""What the site adds to docs/: the repository's other documents, the reference, and links between all of them.
+
+    make docs
+
+Documents keep their links of the repository: one to a document leads to its page, one to a module or a config to the
+reference, and any other file is named without a link. A link to nothing is left as it is, and mkdocs fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import posixpath
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import griffe
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
+DOCUMENTS = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
+FOLDERS = {"Benchmarks": "benchmarks", "Studies": "studies", "Recipes": "recipes"}
+SHOWN = ("docs", *FOLDERS.values())
+COMMANDS_PAGE, CONFIGS_PAGE = "reference/commands.md", "reference/configs.md"
+LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
+DOCSTRING = re.compile(r"<!-- docstring: ([\w.]+) -->")
+
+
+# ---- called by mkdocs
+
+
+def on_config(config: Any) -> Any:
+    """Completes the navigation."""
+    sys.path.insert(0, str(ROOT))
+    for section in config.nav:
+        if "Benchmarks" in section:
+            section["Benchmarks"] = [
+                {title: [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).glob("*.md"))]}
+                for title, folder in FOLDERS.items()
+            ]
+        elif "Reference" in section:
+            python = [{package: navigation(package)} for package in PACKAGES]
+            section["Reference"] += [{"Commands": COMMANDS_PAGE}, {"Configs": CONFIGS_PAGE}, {"Python": python}]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages that are not in docs/."""
+    from mkdocs.structure.files import File
+
+    outside = [ROOT / name for name in DOCUMENTS]
+    for folder in FOLDERS.values():
+        outside += [path for path in (ROOT / folder).iterdir() if path.suffix in (".md", ".png")]
+    for path in outside:
+        files.append(File.generated(config, page_of(path), abs_src_path=str(path)))
+    for module in modules():
+        files.append(File.generated(config, module_page(module), content=f"# {module}\n\n::: {module}\n"))
+    files.append(File.generated(config, COMMANDS_PAGE, content=commands_page()))
+    files.append(File.generated(config, CONFIGS_PAGE, content=configs_page()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fills in docstrings, and turns links of the repository into links of the site."""
+    uri = page.file.src_uri
+    if (file := file_of(uri)) is None:
+        return markdown  # a generated page
+    filled = DOCSTRING.sub(lambda found: docstring(found[1]), markdown)
+    return LINK.sub(lambda found: site_link(file, uri, found[1], found[2], found[3] or ""), filled)
+
+
+def on_post_build(**_: Any) -> None:
+    """Fails if a public name has no docstring: the reference would not show it."""
+    from mkdocs.exceptions import PluginError
+
+    if names := [name for module in modules() for name in undocumented(module)]:
+        raise PluginError(f"public names without a docstring: {', '.join(names)}")
+
+
+class Examples(griffe.Extension):
+    """Shows `Example:` of a docstring as code: the parser of Google's style knows the plural."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called by griffe for each class, function and module."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
+
+
+# ---- links
+
+
+def page_of(path: Path) -> str:
+    """The page of a document of the repository, as mkdocs names it."""
+    name = path.relative_to(ROOT).as_posix()
+    return DOCUMENTS.get(name, name.removeprefix("docs/"))
+
+
+def file_of(uri: str) -> Path | None:
+    """The document of a page; None for a page that is generated."""
+    names = [name for name, page in DOCUMENTS.items() if page == uri] or [f"docs/{uri}", uri]
+    return next((path for name in names if (path := ROOT / name).is_file()), None)
+
+
+def site_link(file: Path, uri: str, text: str, target: str, anchor: str) -> str:
+    """A link of the site for one of a document; the text alone for a file without a page."""
+    path = Path(os.path.normpath(file.parent / target))
+    if path.is_dir() and (path / "README.md").is_file():
+        path /= "README.md"
+    if path.is_dir() and (path / "__init__.py").is_file():
+        path /= "__init__.py"
+    if not path.is_relative_to(ROOT) or not path.exists():
+        return f"[{text}]({target}{anchor})"  # mkdocs fails
+    name = path.relative_to(ROOT)
+    if name.parts[0] == "configs":
+        page, anchor = CONFIGS_PAGE, f"#{name.stem}" if path.is_file() else ""
+    elif name.parts[0] in PACKAGES and path.suffix == ".py":
+        page = module_page(".".join(name.with_suffix("").parts).removesuffix(".__init__"))
+    elif (
+        name.as_posix() in DOCUMENTS
+        or name.parts[0] == "docs"
+        or (name.parts[0] in FOLDERS.values() and path.is_file())
+    ):
+        page = page_of(path)
+        if path.suffix in (".py", ".yaml", ".jsonl"):
+            return text
+    else:
+        return text
+    return f"[{text}]({posixpath.relpath(page, posixpath.dirname(uri))}{anchor})"
+
+
+# ---- the reference
+
+
+def modules() -> Iterator[str]:
+    """The public modules of the packages by their dotted names, a package before what is in it."""
+    for package in PACKAGES:
+        for path in sorted(
+            (ROOT / package).rglob("*.py"), key=lambda path: (path.parent, path.name != "__init__.py", path)
+        ):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            if not any(part.startswith("_") for part in name.split(".")):
+                yield name
+
+
+def module_page(module: str) -> str:
+    """The page of a module; that of a package is the index of its folder."""
+    path = ROOT.joinpath(*module.split("."))
+    return f"reference/{module.replace('.', '/')}{'/index.md' if path.is_dir() else '.md'}"
+
+
+def navigation(package: str) -> list[Any]:
+    """The pages of a package: its own first, then its modules and packages."""
+    inside = [name for name in modules() if name.rpartition(".")[0] == package]
+    is_package = {name: ROOT.joinpath(*name.split(".")).is_dir() for name in inside}
+    entries: list[Any] = [module_page(package)]
+    for name in sorted(inside, key=lambda name: (is_package[name], name)):
+        entries.append({name.rpartition(".")[2]: navigation(name) if is_package[name] else module_page(name)})
+    return entries
+
+
+def docstring(module: str) -> str:
+    """The docstring of a module, without importing it."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+
+
+def undocumented(module: str) -> Iterator[str]:
+    """The public classes, functions and methods of a module without a docstring, inherited ones counted."""
+    found = import_module(module)
+    if not found.__doc__ and not hasattr(found, "__path__"):
+        yield module
+    for name, thing in vars(found).items():
+        if name.startswith("_") or getattr(thing, "__module__", None) != module or not callable(thing):
+            continue
+        if (inspect.isclass(thing) or inspect.isfunction(thing)) and not thing.__doc__:
+            yield f"{module}.{name}"
+        for method, function in vars(thing).items() if inspect.isclass(thing) else ():
+            is_method = inspect.isfunction(function) or isinstance(function, (property, classmethod, staticmethod))
+            documented = (getattr(vars(kind).get(method), "__doc__", None) for kind in thing.__mro__)
+            if is_method and not method.startswith("_") and not any(documented):
+                yield f"{module}.{name}.{method}"
+
+
+def commands_page() -> str:
+    """The help of every command."""
+    from commands import main
+
+    pages = [f"# Commands\n\n```text\n{(main.__doc__ or '').strip()}\n```"]
+    width, arguments = os.environ.get("COLUMNS"), sys.argv
+    os.environ["COLUMNS"] = "110"
+    for command in main.COMMANDS:
+        sys.argv = ["main.py", command, "--help"]
+        with suppress(SystemExit), redirect_stdout(text := StringIO()):
+            main.run(command)
+        pages.append(f"## {command}\n\n```text\n{text.getvalue().strip()}\n```")
+    sys.argv = arguments
+    os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
+    return "\n\n".join(pages) + "\n"
+
+
+def configs_page() -> str:
+    """Every config of configs/."""
+    page = [
+        "# Configs",
+        "`--config NAME.yaml` takes a file of this name in `configs/`, or a path; several compose in any order.",
+    ]
+    for file in sorted((ROOT / "configs").glob("*.yaml")):
+        page.append(f"## {file.name} {{: #{file.stem} }}\n\n```yaml\n{file.read_text(encoding='utf-8').strip()}\n```")
+    return "\n\n".join(page) + "\n"

@@ -1,0 +1,124 @@
+"""The tutorials: their files and commands are run as they stand on the page."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+
+import main
+from tests.datamodules.trajectories.captures import colmap, walk
+from tests.zoo.encodings import test_properties
+from zoo.encodings import CameraEncoding
+
+ROOT = Path(main.__file__).parent
+TUTORIALS = ROOT / "docs" / "tutorials"
+TINY = "--trainer.max_steps 1 --data.source.scenes [6,2,3] --data.num_frames 4 --data.batch_size 2"
+Run = Callable[[str], str]
+
+
+def write_files(page: str, folder: Path) -> list[str]:
+    """Writes the files of a page; returns its commands of this project."""
+    text = (TUTORIALS / page).read_text(encoding="utf-8")
+    for name, content in re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL):
+        (folder / name).write_text(content, encoding="utf-8")
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    return [line.removeprefix("python main.py ") for line in shell.splitlines() if line.startswith("python main.py")]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """Runs a command in an empty folder, whose modules Python finds; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def call(words: str) -> str:
+        monkeypatch.delenv("ZOO_RUN", raising=False)
+        monkeypatch.setattr(sys, "argv", ["main.py", *shlex.split(words)])
+        with suppress(SystemExit) if words.endswith("--print_config") else nullcontext():
+            main.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def load(file: Path) -> object:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_encoding_of_the_tutorial_has_its_symmetries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files("add_an_encoding.md", tmp_path)
+    encoding = load(tmp_path / "my_encoding.py").InfiniteHomography  # type: ignore[attr-defined]
+
+    class Undeclared(encoding):  # type: ignore[misc, valid-type]
+        symmetries = super(encoding, encoding).symmetries
+
+    class Transposed(encoding):  # type: ignore[misc, valid-type]
+        def matrices(self, cameras):
+            return {**super().matrices(cameras), "q": super().matrices(cameras)["o"]}
+
+    def measured(kind: type[CameraEncoding]) -> list[str]:
+        monkeypatch.setitem(test_properties.COMBINATIONS, "tutorial", kind)
+        failed = []
+        for measure in test_properties.PROPERTIES:
+            try:
+                test_properties.test_declared_symmetries_are_measured("tutorial", measure)
+            except AssertionError:
+                failed.append(measure.__name__)
+        return failed
+
+    assert measured(encoding) == []
+    assert measured(Undeclared) == ["scale"]  # the negative controls are those that the page names
+    assert "canonical" in measured(Transposed) or "world_views" in measured(Transposed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["add_an_encoding.md", "add_a_geometry_encoder.md"])
+def test_a_part_of_ones_own_trains_and_is_tested(page: str, tmp_path: Path, rooms_root: Path, run: Run) -> None:
+    commands = write_files(page, tmp_path)
+    assert [words.split()[0] for words in commands] == ["fit", "test", "test"]
+    for words in commands:
+        run(f"{words} {TINY} --data.source.root {rooms_root}" if words.startswith("fit") else words)
+    assert len(list(tmp_path.glob("runs/*/**/metrics.json"))) == 2
+
+
+@pytest.mark.slow
+def test_your_own_videos(tmp_path: Path, run: Run) -> None:
+    commands = write_files("your_own_videos.md", tmp_path)
+    colmap(tmp_path / "captures/kitchen", walk())
+    (tmp_path / "clip.mp4").symlink_to(tmp_path / "captures/kitchen/images")  # a folder of photographs
+    for words in commands:
+        run(f"{words} --model.allow_untrained true" if words.startswith("predict") else words)
+    answers = [
+        json.loads(line) for file in tmp_path.glob("runs/*/answers.jsonl") for line in file.read_text().splitlines()
+    ]
+    assert len(answers) == 2 and (tmp_path / "data/mine/kitchen.path.png").is_file()
+
+
+@pytest.mark.slow
+def test_reproduce_0532_names_options_that_exist(tmp_path: Path, run: Run) -> None:
+    commands = write_files("reproduce_0532.md", tmp_path)
+    (words,) = commands
+    printed = run(f"{words} --print_config")
+    assert "repetition_penalty: 1.05" in printed and "- room_size_estimation" in printed
+
+
+@pytest.mark.slow
+def test_the_study_can_be_run(tmp_path: Path, run: Run) -> None:
+    listed, trained, submitted = write_files("study_on_slurm.md", tmp_path)
+    assert len(re.findall(r"main.py fit", run(listed))) == 9
+    run(f"{trained} --dry_run")
+    assert "9 of 9 trainings" in run(f"{submitted} --dry_run")
