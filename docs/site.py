@@ -145,7 +145,8 @@ def modules() -> Iterator[str]:
             (ROOT / package).rglob("*.py"), key=lambda path: (path.parent, path.name != "__init__.py", path)
         ):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            if not any(part.startswith("_") for part in name.split(".")):
+            # the plugin imports lmms-eval, which has an environment of its own
+            if not any(part.startswith("_") for part in name.split(".")) and "lmms_eval" not in name:
                 yield name
 
 
