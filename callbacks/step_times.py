@@ -17,8 +17,8 @@ FORWARD = ("vision", "geometry", "decoder")
 class StepTimes(SimpleProfiler):
     """Times the parts of a step: `--trainer.profiler callbacks.StepTimes` prints a table at the end of `fit`.
 
-    On a GPU each part waits for its kernels, so that steps are slower than without the profiler. Its arguments are those
-    of Lightning's `SimpleProfiler`; the table goes to a file if `dirpath` and `filename` are given.
+    On a GPU each part waits for its kernels, so that steps are slower than without the profiler. Its arguments are
+    those of Lightning's `SimpleProfiler`; the table goes to a file if `dirpath` and `filename` are given.
     """
 
     _lightning_module: Any = None  # the Trainer sets it
