@@ -24,6 +24,7 @@ def test_it_is_short_and_each_block_is_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_command_works_in_a_fresh_clone(tmp_path: Path) -> None:
     clone = tmp_path / "zoo"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
