@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ def digest_sources(root: Path = ROOT) -> str:
         path = root / source
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and "__pycache__" not in file.parts:
-                content = _code(file) if file.suffix == ".py" else file.read_bytes()
+                content = _code(file.read_bytes()) if file.suffix == ".py" else file.read_bytes()
                 total.update(f"{file.relative_to(root).as_posix()}/{len(content)};".encode() + content)
     return total.hexdigest()
 
 
-def _code(file: Path) -> bytes:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+@cache  # a study digests the sources again after each training
+def _code(source: bytes) -> bytes:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         body: list[Any] = getattr(node, "body", [])
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
