@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from commands.arguments import DEFAULTS
 from commands.configs import find_config, read_config
@@ -16,6 +15,7 @@ from zoo.fingerprint import digest
 ROOT = Path(__file__).parents[2]
 SOURCES = ("zoo", "datamodules", "callbacks", "commands/cli.py")  # the last has the defaults of the trainer
 DIGITS = 12
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_of(configs: Iterable[str], sources: str) -> str:
@@ -48,9 +48,6 @@ def digest_sources(root: Path = ROOT) -> str:
 def _code(source: bytes) -> bytes:
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        body: list[Any] = getattr(node, "body", [])
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-            ast.get_docstring(node, clean=False) is not None
-        ):
-            del body[0]
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
     return ast.unparse(tree).encode(errors="backslashreplace")
