@@ -71,7 +71,7 @@ def study(arguments: list[str]) -> None:
         raise InputError("--slurm: for --executor slurm")
 
     # after the options are read: these import PyTorch, which the help does without
-    from commands.studies.document import constants_of, score_table, test_table, write_documents
+    from commands.studies.document import score_table, test_table, write_documents
     from commands.studies.execution import execute
     from commands.studies.executors import LocalExecutor, SubmititExecutor
     from commands.studies.reading import check_names, read_study
@@ -117,7 +117,7 @@ def study(arguments: list[str]) -> None:
         if not asked.dry_run:
             scores = Scores(plan, Results(plan.results), codes)
             written = write_documents(scores)
-            print("\n\n".join(filter(None, ["", score_table(scores, constants_of(scores)), test_table(scores), ""])))
+            print("\n\n".join(filter(None, ["", score_table(scores, scores.constants), test_table(scores), ""])))
             print(f"written: {', '.join(map(str, written))}")
     if failed:
         sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")

@@ -10,9 +10,14 @@ import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(["zoo", "datamodules", "callbacks", "commands"], "beartype.beartype")
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # two workers have a core each
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 ROOMS = (6, 2, 3)  # scenes of each split
+
+
+def pytest_runtest_setup() -> None:
+    """One thread, whatever another test has left: a second one on a busy core makes a tiny model 25 times slower."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

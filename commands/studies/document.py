@@ -24,7 +24,7 @@ def write_documents(scores: Scores) -> list[Path]:
     """
     study = scores.study
     embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
-    plot, constants, rows = study.document.with_suffix(".png"), constants_of(scores), {}
+    plot, constants, rows = study.document.with_suffix(".png"), scores.constants, {}
     for name, setting in study.settings.items():
         rows[_row(study, name)] = {column: scores.of(name, column) for column in study.columns}
         for test in setting.tests:
@@ -34,11 +34,6 @@ def write_documents(scores: Scores) -> list[Path]:
     for path, text in files.items():
         write_whole(path, text)
     return [*files, plot]
-
-
-def constants_of(scores: Scores) -> dict[str, float]:
-    """Return the scores of the best constant answers that the study shows, by column."""
-    return scores.constants() if scores.study.constant else {}
 
 
 def document(scores: Scores, constants: Mapping[str, float], plot: str) -> str:

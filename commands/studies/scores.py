@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -62,11 +63,12 @@ class Scores:
         """Return the mark of results of which some are outdated."""
         return OUTDATED if any(map(self.is_outdated, results)) else ""
 
+    @cached_property
     def constants(self) -> dict[str, float]:
-        """Return the score of the best constant answer in each column, in the study's measure."""
+        """The score of the best constant answer in each column, in the study's measure; empty if it isn't shown."""
         names = [name for name in self.study.settings if self.study.score_of(name) == self.study.score]
         best = {}
-        for column in self.study.columns:
+        for column in self.study.columns if self.study.constant else ():
             first = next((result for name in names for result in self.found(name, column).values()), None)
             if first is not None:
                 best[column] = best_constant(self.results.questions_of(first), self.study.score)
@@ -91,6 +93,9 @@ def _best_scores(benchmark: Benchmark, kind: str, truths: list[str], scorer: str
     if kind in benchmark.numeric_types:
         numbers = [float(truth) for truth in truths]
         constants |= {f"{number:.4g}" for number in np.linspace(min(numbers), max(numbers), GRID)}
-    return max(
-        ([benchmark.score(each, truth, kind, scorer) for truth in truths] for each in sorted(constants)), key=sum
-    )
+
+    def scores(constant: str) -> list[float]:
+        by_truth = {truth: benchmark.score(constant, truth, kind, scorer) for truth in set(truths)}
+        return [by_truth[truth] for truth in truths]
+
+    return max(map(scores, sorted(constants)), key=sum)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from commands.arguments import DEFAULTS
 from commands.configs import find_config, read_config
@@ -15,6 +15,7 @@ from zoo.fingerprint import digest
 ROOT = Path(__file__).parents[2]
 SOURCES = ("zoo", "datamodules", "callbacks", "commands/cli.py")  # the last has the defaults of the trainer
 DIGITS = 12
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_of(configs: Iterable[str], sources: str) -> str:
@@ -38,17 +39,15 @@ def digest_sources(root: Path = ROOT) -> str:
         path = root / source
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and "__pycache__" not in file.parts:
-                content = _code(file) if file.suffix == ".py" else file.read_bytes()
+                content = _code(file.read_bytes()) if file.suffix == ".py" else file.read_bytes()
                 total.update(f"{file.relative_to(root).as_posix()}/{len(content)};".encode() + content)
     return total.hexdigest()
 
 
-def _code(file: Path) -> bytes:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+@cache  # a study digests the sources again after each training
+def _code(source: bytes) -> bytes:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
-        body: list[Any] = getattr(node, "body", [])
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-            ast.get_docstring(node, clean=False) is not None
-        ):
-            del body[0]
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
     return ast.unparse(tree).encode(errors="backslashreplace")

@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,7 +34,6 @@ def test_both_trunks_have_a_row(dtype: str, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(sys, "argv", ["da3", *TINY, "--device", "cpu", "--dtypes", dtype])
     monkeypatch.setattr(da3, "official_class", lambda: StandIn)
     monkeypatch.setattr(trunks, "memory_in_a_process", lambda *_: 2**20)
-    threads = torch.get_num_threads()
     da3.main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line[:3] in ("| 1", "| 2")]
     assert [row[0] for row in rows] == ["| 1", "| 2"] and all(len(row) == 10 for row in rows)
@@ -43,7 +41,6 @@ def test_both_trunks_have_a_row(dtype: str, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(StandIn, "shift", 0.3)
     with pytest.raises(SystemExit, match="differ: their times can't be compared"):
         da3.main()
-    torch.set_num_threads(threads)
 
 
 def test_flops_are_those_of_the_matrix_products() -> None:

@@ -13,8 +13,6 @@ from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.attention import replace_classes
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLAttention
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @torch.no_grad()
 def test_stock_attention_would_be_silently_off() -> None:

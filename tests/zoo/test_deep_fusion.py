@@ -16,7 +16,6 @@ from tests.zoo.showing import SAMPLES
 from zoo import DeepFusion, LoRA, TinyVGGT, VideoQATask
 from zoo.scenes import scenes_of_media
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 FAMILIES = list(asking.BACKBONES)
 VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16 and LoRA": {"dtype": "bfloat16", "lora": LoRA(r=4)},

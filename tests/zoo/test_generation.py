@@ -16,7 +16,6 @@ from zoo.backbones.attention import greedy
 from zoo.backbones.qwen25_vl.backbone import CameraQwen25VL
 
 NEW = 4
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def setting(name: str) -> tuple[CameraQwen25VL, Example]:

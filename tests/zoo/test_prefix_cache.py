@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,6 @@ from zoo.errors import InputError
 from zoo.prefix_cache import CachedPrefix, Reply
 from zoo.shared_prefix import prefix_causal_mask
 from zoo.tasks import VideoQATask
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tokens_read(model: VideoQATask) -> list[int]:

@@ -35,7 +35,6 @@ from zoo import (
 )
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLAttention
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHOWN = ("a video", "two videos", "stills", "stills and videos")
 
 

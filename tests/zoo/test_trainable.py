@@ -39,7 +39,6 @@ from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.lora import LoRA
 from zoo.tasks import VideoQATask, vggt_pretraining, video_qa
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 TRAINED_GEOMETRY = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3, geometry=1e-3)
 

@@ -12,7 +12,6 @@ from zoo.backbones.qwen25_vl import vision_tower
 from zoo.backbones.qwen25_vl.tiny import TinyQwen25VL
 from zoo.backbones.qwen25_vl.vision_tower import PatchEmbedding, WindowAttention, install_fast_vision, windows_by_length
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
 GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]], "small": [[1, 2, 2]]}
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import main
+from commands.study import study
 from tests.commands.studies.faked import write_study
 from tests.conftest import ROOMS
 
@@ -19,14 +17,17 @@ OPTIONS = {
     "data.num_frames": 4,
     "data.batch_size": 2,
     "data.source.scenes": list(ROOMS),
+    **{f"model.backbone.{name}": value for name, value in {"layers": 2, "hidden_size": 64, "heads": 2}.items()},
+    **{"model.backbone.key_value_heads": 1, "model.backbone.vision_hidden_size": 32},
 }
 SETTINGS = {"none": {"configs": ["qwen25_vl.yaml"]}, "wrong": {"configs": ["qwen25_vl.yaml"], "data.no_option": 1}}
 
 
 @pytest.mark.parametrize("executor", ["local", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_a_study_trains_and_tests_and_names_what_main_py_refuses(
-    executor: str, tmp_path: Path, rooms_root: Path
+    executor: str, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     path = write_study(
         tmp_path / "studies/tiny.yaml",
         **{"seeds": [0], "columns": {"": {}}, "score": "room_size_estimation", "compare": [], "settings": SETTINGS},
@@ -34,10 +35,9 @@ def test_a_study_trains_and_tests_and_names_what_main_py_refuses(
         tests={},
         constant=True,
     )
-    command = [sys.executable, str(Path(main.__file__)), "study", str(path), "--executor", executor, "--jobs", "2"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1 and "1 of 2 trainings have failed" in ended.stderr, ended.stdout + ended.stderr
-    assert "wrong, seed 0: failed: error: data.no_option: there is no such option" in ended.stdout
+    with pytest.raises(SystemExit, match="1 of 2 trainings have failed"):
+        study([str(path), "--executor", executor, "--jobs", "2"])
+    assert "wrong, seed 0: failed: error: data.no_option: there is no such option" in capsys.readouterr().out
     folder = tmp_path / "runs/studies/tiny/none-0"
     questions, result = map(json.loads, (tmp_path / "studies/results/tiny.jsonl").read_text().splitlines())
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -20,7 +20,6 @@ from zoo.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.scene_cameras import merge_cameras, token_depth
 from zoo.scenes import PatchCameras
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SCENES = scene("a", QUESTIONS[:2]), scene("b", QUESTIONS[:1], steps=2, seed=1)
 UP_TO_ROUNDING = partial(torch.allclose, atol=1e-5)
 

@@ -35,7 +35,6 @@ from zoo.fusions import ExtraTokens
 from zoo.scenes import SceneInputs, SceneTokens
 from zoo.shared_prefix import IGNORED, pack_questions
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SCENES = scenes_of("Qwen2.5-VL")
 FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]
 
