@@ -31,12 +31,12 @@ class StepTimes(SimpleProfiler):
             model = task.model
             methods = ((model.backbone, "encode_vision"), (model, "_encode_geometry"), (model.backbone, "decode"))
             for name, (part, method) in zip(FORWARD, methods, strict=True):
-                setattr(part, method, self._timed(name, part, getattr(part, method)))
+                setattr(part, method, self._timed(name, getattr(part, method)))
 
-    def _timed(self, name: str, part: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if not part.training:  # in a validation
+            if not self._lightning_module.training:  # in a validation
                 return method(*args, **kwargs)
             with self.profile(name):
                 return method(*args, **kwargs)

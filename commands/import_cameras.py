@@ -64,7 +64,8 @@ def import_cameras(arguments: list[str]) -> None:
     if settings.meters_per_unit <= 0:
         raise InputError(f"--meters_per_unit {settings.meters_per_unit}: a length is positive")
     frames, cameras = Path(f"{scene}{video.suffix if video else ''}"), Path(f"{scene}.cameras.json")
-    if existing := next((path for path in (frames, cameras) if path.exists()), None):
+    depth, picture = Path(f"{scene}.depth"), Path(f"{scene}.path.png")
+    if existing := next((path for path in (frames, cameras, depth, picture) if path.exists()), None):
         raise InputError(f"{existing} exists: remove it, or name another scene")
 
     # 1. Read the capture, and write the scene.
@@ -88,7 +89,6 @@ def import_cameras(arguments: list[str]) -> None:
     except (OSError, ValueError) as error:
         raise InputError(error) from error
     known = world_to_camera.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
-    picture = Path(f"{scene}.path.png")
     shown = [known[i] for i in even_steps(len(known), SHOWN)]
     camera_map(SceneView(opened, world_to_camera, K), shown, scene.name).save(picture)
     length = float(invert_se3(world_to_camera[known])[:, :3, 3].diff(dim=0).norm(dim=-1).sum())

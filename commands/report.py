@@ -17,6 +17,7 @@ file holds groups of rows, {"vsibench_16_frames": {"rows": {"Spatial-MLLM-v1.1":
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +67,7 @@ def report(arguments: list[str]) -> None:
         rows = read_published(Path(settings.verify).expanduser())
         verified = [verify(run, rows, settings.row) for run in runs]
         text = "\n".join(WRITERS[format](table) for table, _ in verified)
+        print("".join(f"skipped: {reason}\n" for reason in skipped), end="", file=sys.stderr)
         print(text, end="") if output is None else write_whole(output, text)
         if not all(agrees for _, agrees in verified):
             raise SystemExit(1)

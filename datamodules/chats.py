@@ -32,7 +32,7 @@ def answer_chats(
     max_new_tokens: int = 32,
     repetition_penalty: float = 1.0,
 ) -> list[Reply]:
-    """Greedy answers to chats that show the same media, which are encoded once.
+    """Greedy answers to chats that show the same media, which are encoded once; or why a chat has none.
 
     Args:
         model: The model to ask.
@@ -46,8 +46,7 @@ def answer_chats(
 
     Raises:
         FileNotFoundError: There is no such video.
-        InputError: A medium can't be read or lacks cameras or depth that the model requires, or the text of a chat
-            holds a special token.
+        InputError: A medium can't be read or lacks cameras or depth that the model requires.
     """
     # 1. Scenes, in the order of their media.
     shown = list(_scenes(model, media, num_frames))
@@ -57,17 +56,21 @@ def answer_chats(
     grids = [grid for scene in scenes for grid in scene.media_grids.tolist()]
     times = [time for loaded, _ in shown for time in loaded.frame_times or ()]
     # 2. Prompts.
-    preprocessor, prompts = collate.preprocessor, []
-    for chat in chats:
+    preprocessor, prompts, replies = collate.preprocessor, list[list[int]](), dict[int, Reply]()
+    for number, chat in enumerate(chats):
         written = "\n".join(item.get("text", "") for message in chat for item in message["content"])
         if token := preprocessor.reserved_token(written):
-            raise InputError(f"a question holds {token}, a special token of the chat: take it out")
+            replies[number] = Reply([], f"a question holds {token}, a special token of the chat: take it out")
+            continue
         texts = preprocessor.texts(_with_contents(chat, contents))
         prompts.append(preprocessor.tokenize(texts, grids, model.extra_tokens, times).input_ids.tolist())
     # 3. Answers.
     encoded = model.encode_scenes([scene.to(device) for scene in scenes])
-    rows = [range(len(encoded))] * len(chats)
-    return answer_questions(model, encoded, prompts, rows, max_new_tokens, repetition_penalty=repetition_penalty)
+    rows = [range(len(encoded))] * len(prompts)
+    answers = iter(
+        answer_questions(model, encoded, prompts, rows, max_new_tokens, repetition_penalty=repetition_penalty)
+    )
+    return [replies.get(number) or next(answers) for number in range(len(chats))]
 
 
 def _scenes(

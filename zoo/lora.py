@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,8 +54,11 @@ class LoRA:
             raise InputError(f"--model.lora.targets {targets}: choose from {', '.join(sorted(layers))}") from error
         # peft leaves adapters where the base layers are: on the meta device, if those are read later
         for layer in decoder.modules():
-            if isinstance(layer, LoraLayer):
-                for part in (layer.lora_A, layer.lora_B):
-                    part.to_empty(device=torch.get_default_device())
+            if isinstance(layer, LoraLayer) and layer.get_base_layer().weight.is_meta:
+                adapters: Any = (layer.lora_A, layer.lora_B)
+                for part in adapters:
+                    part.to_empty(device=torch.get_default_device()).float()
                 for name in layer.lora_A:
                     layer.reset_lora_parameters(name, init_lora_weights=True)
+                for part in adapters:
+                    part.to(layer.get_base_layer().weight.dtype)

@@ -143,7 +143,7 @@ def evaluation(bench: Bench, model: str) -> Tables:
         def shared(inputs: Any = inputs, prompts: Any = prompts) -> None:
             with torch.no_grad(), autocast(bench.device):
                 scenes = task.encode_scenes(inputs)
-                replies = answer_questions(task.model, scenes, prompts, [0] * len(prompts), NEW_TOKENS)
+                replies = answer_questions(task.model, scenes, prompts, [[0]] * len(prompts), NEW_TOKENS)
             assert not any(reply.error for reply in replies), replies
 
         def one_by_one(inputs: Any = inputs) -> None:

@@ -57,7 +57,8 @@ class SpatialVLMZoo(lmms):
         """The answers in the order of the requests; what can't be answered is empty, with a warning.
 
         Raises:
-            InputError: an unsupported request, or the first media all failed alike, see `FirstScenes`.
+            InputError: an unsupported request, a picture that can't be read, or the first media all failed alike, see
+                `FirstScenes`.
             RuntimeError: as above, by an error that is not an InputError.
         """
         # 1. Groups of the same media and options. Pictures are read again with their group, not kept.
@@ -89,7 +90,7 @@ class SpatialVLMZoo(lmms):
         """The videos and pictures of a request, and its messages with an empty item for each.
 
         Raises:
-            InputError: sound, or a part of a video.
+            InputError: sound, a part of a video, or a damaged picture.
         """
         _, doc_to_messages, _, doc, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc])).to_hf_messages()
@@ -97,7 +98,10 @@ class SpatialVLMZoo(lmms):
         for item in (item for message in messages for item in message["content"] if item["type"] != "text"):
             url = item.pop(item["type"])
             if item["type"] == "image":
-                media.append(url if isinstance(url, Image.Image) else Image.open(url))
+                try:
+                    media.append((url if isinstance(url, Image.Image) else Image.open(url)).convert("RGB"))
+                except OSError as error:  # of the benchmark's own data: no model can answer
+                    raise InputError(f"{task}, document {doc}: a picture can't be read: {error}") from error
             elif item == {"type": "video"} and isinstance(url, str | Path):
                 media.append(Path(url))
             else:
@@ -125,7 +129,7 @@ def generation_options(options: dict[str, Any]) -> tuple[int, float]:
 
 
 def fingerprint(medium: Medium) -> str:
-    """Equal for the same video file, or for equal pixels."""
+    """Equal for the same video file, or for equal pixels (RGB)."""
     if isinstance(medium, Path):
         return str(medium)
-    return hashlib.sha256(f"{medium.mode} {medium.size}".encode() + medium.tobytes()).hexdigest()
+    return hashlib.sha256(f"{medium.size}".encode() + medium.tobytes()).hexdigest()

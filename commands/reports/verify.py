@@ -21,6 +21,7 @@ from typing import Any
 
 from commands.reports.runs import Run
 from commands.reports.tables import Table
+from zoo.benchmarks.captions import TITLES
 from zoo.errors import InputError
 
 MICRO, MACRO, OLD_MACRO = ("micro", "overall"), ("macro", "macro_new"), "macro_old"
@@ -53,7 +54,7 @@ def verify(run: Run, rows: Mapping[str, Row], chosen: str | None) -> tuple[Table
         chosen: a row's name, with or without its group; None is the one with the name of the run's weights.
 
     Returns:
-        The table, and whether all numbers agree.
+        The table, and whether all numbers were measured and agree.
 
     Raises:
         InputError: no row or several have this name, or it shares no measure with the test.
@@ -65,10 +66,13 @@ def verify(run: Run, rows: Mapping[str, Row], chosen: str | None) -> tuple[Table
         count = "several rows" if names else "no row"
         raise InputError(f"{run.name}: {count} of published numbers named {wanted!r}: choose --row '{near[0]}' or such")
     published = dict(_flat(rows[names[0]]))
-    scale = 1 if max(published.values()) <= 1 else 100
+    means = [number for measure, number in published.items() if measure not in TITLES]  # CIDEr may exceed 1
+    scale = 1 if max(means or published.values(), default=0) <= 1 else 100
     compared, all_agree = [], True
     for measure, number in published.items():
         if (score := _measured(run, measure)) is None:
+            all_agree = False
+            compared.append((measure, str(number), "not measured", "", "NO"))
             continue
         difference = Decimal(score) * scale - number
         exponent = number.as_tuple().exponent
@@ -76,7 +80,7 @@ def verify(run: Run, rows: Mapping[str, Row], chosen: str | None) -> tuple[Table
         all_agree &= agrees
         cells = (str(number), f"{score * scale:.6g}", f"{difference:+.2g}", "yes" if agrees else "NO")
         compared.append((measure, *cells))
-    if not compared:
+    if all(row[2] == "not measured" for row in compared):
         raise InputError(f"{run.name}: the row {names[0]!r} shares no measure with {run.benchmark.name}")
     headings = ("Measure", "Published", "Measured", "Difference", "Within rounding")
     return Table(f"{run.name} and {names[0]}", headings, tuple(compared)), all_agree

@@ -68,6 +68,9 @@ class ReVSI(SceneSource):
                 f"{root}: no ground truth for {self.budget} frames, only for {', '.join(budgets)}: choose --data."
                 f"num_frames {' or '.join(numbers)}, or ask about the whole videos: --data.source.whole_videos true"
             )
+        if len(files) > 1:
+            names = ", ".join(sorted(file.name for file in files))
+            raise InputError(f"{files[0].parent} has several files of annotations ({names}): join them into one")
         return files[0]
 
     def _convert(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,8 @@ def test_bad_files_and_rows_are_one_line(run: Path, tmp_path: Path) -> None:
         report([str(run), "--verify", published(tmp_path, {"Spatial-MLLM": {"micro": 3}})])
     with pytest.raises(InputError, match="shares no measure with VSIBench"):
         report([str(run), "--verify", published(tmp_path, {WEIGHTS: {"cider": 91.8, "scene": 2}})])
+    with pytest.raises(InputError, match="shares no measure with VSIBench"):
+        report([str(run), "--verify", published(tmp_path, {WEIGHTS: {"micro": None}})])
     for content, reason in (("[1]", "holds no published numbers"), ("{", "holds no"), ('{"a": {}}', "has no rows")):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(InputError, match=f"bad.json {reason}"):
@@ -111,7 +113,10 @@ def test_caption_metrics_are_reported_and_compared(run: Path, tmp_path: Path, ca
     file = run / "metrics.json"
     captions = {"bleu_4": 0.1174, "cider": 0.91765, "tokenizer": "PTB", "skipped": {}}
     file.write_text(json.dumps({**json.loads(file.read_text()), "captions": captions}))
-    report([str(run), "--verify", published(tmp_path, {WEIGHTS: {"cider": 91.8, "bleu_4": 11.7, "em": 26.3}})])
+    report([str(run), "--verify", published(tmp_path, {WEIGHTS: {"cider": 91.8, "bleu_4": 11.7}})])
     assert capsys.readouterr().out.count(" yes") == 2
+    with pytest.raises(SystemExit):  # what was not measured agrees with nothing
+        report([str(run), "--verify", published(tmp_path, {WEIGHTS: {"cider": 91.8, "bleu_4": 11.7, "em": 26.3}})])
+    assert re.search(r"em +26\.3 +not measured +- +NO", capsys.readouterr().out)
     report([str(run)])
     assert re.search(r"Run +BLEU-4 +CIDEr +Tokenizer\n.*\nrun +11\.7 +91\.8 +PTB", capsys.readouterr().out)

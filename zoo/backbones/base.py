@@ -315,7 +315,7 @@ def _compiled_in_training(part: nn.Module) -> Callable[..., Any]:
     plain, compiled = part.forward, torch.compile(part.forward)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if part.training else plain)(*args, **kwargs)
+        return (compiled if torch.is_grad_enabled() else plain)(*args, **kwargs)
 
     return forward
 
