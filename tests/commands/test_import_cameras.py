@@ -117,6 +117,11 @@ def test_an_existing_scene_is_kept(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="kitchen exists: remove it"):
         imported(tmp_path)
     assert sorted((tmp_path / "mine").rglob("*")) == before
+    for part in (tmp_path / "mine").glob("kitchen*"):
+        part.rename(tmp_path / part.name)
+    (tmp_path / "mine/kitchen.depth").mkdir()  # of another scene: it would go with the new cameras
+    with pytest.raises(InputError, match=r"kitchen\.depth exists: remove it"):
+        imported(tmp_path)
 
 
 @pytest.mark.slow

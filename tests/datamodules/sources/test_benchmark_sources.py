@@ -75,6 +75,9 @@ def test_a_missing_truth_is_one_line_that_names_the_remedy(tmp_path: Path) -> No
     file.replace(tmp_path / "a/64_frame/test-00000-of-00001.parquet")  # the file of another budget
     with pytest.raises(InputError, match="question 0 has no ground truth for 64 frames"):
         VideoQADataModule(ReVSI(root), num_frames=64).scenes("test")
+    (tmp_path / "a/64_frame/test-00001-of-00002.parquet").touch()
+    with pytest.raises(InputError, match="several files of annotations"):
+        VideoQADataModule(ReVSI(root), num_frames=64).scenes("test")
     with pytest.raises(FileNotFoundError, match="no folder such as 16_frame: download the dataset 3dlg-hcvc/ReVSI"):
         ReVSI(str(tmp_path)).prepare()
     with pytest.raises(ValueError, match="no training split"):
