@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,16 @@ FORWARD = ("vision", "geometry", "decoder")
 class StepTimes(SimpleProfiler):
     """Times the parts of a step: `--trainer.profiler callbacks.StepTimes` prints a table at the end of `fit`.
 
-    On a GPU each part waits for its kernels, so that steps are slower than without the profiler. Its arguments are
-    those of Lightning's `SimpleProfiler`; the table goes to a file if `dirpath` and `filename` are given.
+    On a GPU each part waits for its kernels, so that steps are slower than without the profiler.
+
+    Args:
+        dirpath: folder of a file that gets the table.
+        filename: its name; None prints the table.
     """
 
-    _lightning_module: Any = None  # the Trainer sets it
+    def __init__(self, dirpath: str | Path | None = None, filename: str | None = None) -> None:
+        super().__init__(dirpath, filename)
+        self._lightning_module: Any = None  # the Trainer sets it
 
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
         """Times the parts of the model."""
