@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +21,16 @@ NAMES = ("plain", "prope.yaml", "DeepFusion", *COMBINATIONS)
 TOLERANCE = 1e-5  # relative, in float32
 
 
+@pytest.fixture(autouse=True)
+def limit() -> Iterator[None]:
+    """Compiled models raise it."""
+    before = torch._dynamo.config.recompile_limit
+    yield
+    torch._dynamo.config.recompile_limit = before
+
+
 def test_checkpointed_layers_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     assert compiled_difference("plain", packs=False, gradient_checkpointing=True) < TOLERANCE
 
 
