@@ -46,7 +46,8 @@ MODELS: dict[str, Callable[[PretrainedQwenVL], VideoQATask]] = {
 }
 
 
-FAST = {*zip(MODELS, SIZES, strict=False)}  # each model once, and each size
+# each size, and each part: PRoPEMLLM has the fusion of ConcatSplitMLLM
+FAST = {*zip(("BaselineVLM", "SpatialMLLM", "BaselineVLM", "PRoPEMLLM"), SIZES, strict=True)}
 
 
 @pytest.mark.parametrize(
