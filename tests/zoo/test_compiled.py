@@ -29,6 +29,7 @@ def limit() -> Iterator[None]:
     torch._dynamo.config.recompile_limit = before
 
 
+@pytest.mark.slow
 def test_checkpointed_layers_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     assert compiled_difference("plain", packs=False, gradient_checkpointing=True) < TOLERANCE
