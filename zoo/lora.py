@@ -47,18 +47,25 @@ class LoRA:
 
         targets = list(self.targets or default_targets)
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+        state = torch.get_rng_state()
         try:
             inject_adapter_in_model(config, decoder)
         except ValueError as error:
             layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
             raise InputError(f"--model.lora.targets {targets}: choose from {', '.join(sorted(layers))}") from error
-        # peft leaves adapters where the base layers are: on the meta device, if those are read later
-        for layer in decoder.modules():
-            if isinstance(layer, LoraLayer) and layer.get_base_layer().weight.is_meta:
-                adapters: Any = (layer.lora_A, layer.lora_B)
-                for part in adapters:
-                    part.to_empty(device=torch.get_default_device()).float()
-                for name in layer.lora_A:
-                    layer.reset_lora_parameters(name, init_lora_weights=True)
-                for part in adapters:
-                    part.to(layer.get_base_layer().weight.dtype)
+        # peft moves the adapters it has drawn to the base layers: to the meta device, if these are read later. Then the
+        # same numbers are drawn again: for both linear layers as they are made, and for A once more.
+        later: list[Any] = [
+            each for each in decoder.modules() if isinstance(each, LoraLayer) and each.get_base_layer().weight.is_meta
+        ]
+        if later:
+            torch.set_rng_state(state)
+        for layer in later:
+            for part in (layer.lora_A, layer.lora_B):
+                part.to_empty(device=torch.get_default_device()).float()
+            for name in layer.lora_A:
+                layer.lora_A[name].reset_parameters()
+                layer.lora_B[name].reset_parameters()
+                layer.reset_lora_parameters(name, init_lora_weights=True)
+            for part in (layer.lora_A, layer.lora_B):
+                part.to(layer.get_base_layer().weight.dtype)
