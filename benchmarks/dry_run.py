@@ -4,8 +4,8 @@
 
 Writes Spatial-MLLM v1.1's tensors, 5 billion parameters in bfloat16 with random numbers, into a temporary folder, with
 tokenizer and processor files of the given folder, and removes it at the end. Then it loads them as a user does, answers
-questions about four frames, and takes a step of LoRA on the decoder with gradient checkpointing, which needs 12 GB of
-memory. `--tiny` writes a model of a thousandth of the size.
+questions about four frames, and trains LoRA on the decoder for one step with gradient checkpointing, which needs 12 GB
+of memory. `--tiny` writes a model of a thousandth of the size.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from benchmarks.measure import resident
+from benchmarks.random_weights import draw
 from datamodules.collate import Collate, LoadedScene
 from datamodules.resize import resize_frames
 from datamodules.scenes import Question, Scene
@@ -43,6 +43,8 @@ TINY |= {"num_key_value_heads": 1, "rope_scaling": {"type": "mrope", "mrope_sect
 TINY_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
 TINY_VGGT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_embed": "conv"}
 SHARD = 2**30  # bytes
+COPIED = ("chat_template.json", "generation_config.json", "merges.txt", "preprocessor_config.json")
+COPIED += ("tokenizer_config.json", "vocab.json")
 FRAMES, NEW_TOKENS = 4, 8
 TEXTS = ("How many chair(s) are in this room?", "What is the size of this room (in square meters)?")
 
@@ -70,15 +72,14 @@ def write_release(folder: Path, processor: Path, is_tiny: bool) -> tuple[int, in
         qwen = EmptyQwenVL(released.qwen, torch.bfloat16)
         model = SpatialVLM(qwen, geometry=lambda: VGGTEncoder(VGGT(released.aggregator)), fusion=AddFusion)
     shapes = {name: tensor.shape for name, tensor in official_tensors(model).items()}
-    for name in ("chat_template.json", "generation_config.json", "merges.txt", "preprocessor_config.json"):
-        shutil.copy(processor / name, folder)
-    for name in ("tokenizer_config.json", "vocab.json"):
+    for name in COPIED:
         shutil.copy(processor / name, folder)
     (folder / "config.json").write_text(json.dumps(released_config(model, None) | {"model_type": "spatial-mllm"}))
     weight_map = {}
     for number, shard in enumerate(shards(shapes)):
         file = f"model-{number:05}.safetensors"
-        save_file({name: random(name, shape) for name, shape in shard.items()}, folder / file)
+        weights = {name: draw(torch.empty(shape, dtype=torch.bfloat16), name) for name, shape in shard.items()}
+        save_file(weights, folder / file)
         weight_map |= dict.fromkeys(shard, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return len(shapes), sum(map(math.prod, shapes.values()))
@@ -95,16 +96,8 @@ def shards(shapes: Mapping[str, torch.Size]) -> Iterator[dict[str, torch.Size]]:
     yield shard
 
 
-def random(name: str, shape: torch.Size) -> Tensor:
-    """A weight that keeps activations at their size."""
-    tensor = torch.empty(shape, dtype=torch.bfloat16)
-    if len(shape) > 1:
-        return nn.init.normal_(tensor, std=tensor[0].numel() ** -0.5)
-    return nn.init.constant_(tensor, float(not name.endswith("bias")))
-
-
 def run(folder: str, video: Path) -> dict[str, Any]:
-    """Answers and a step; their seconds, and the most bytes that were resident at once."""
+    """Answers two questions and trains one step; returns the results, seconds and peak memory."""
     # 1. The model, as a user loads it; adapters change nothing before they are trained.
     start = time.perf_counter()
     backbone = PretrainedSpatialMLLM(folder, dtype="bfloat16")
@@ -130,7 +123,7 @@ def run(folder: str, video: Path) -> dict[str, Any]:
         "adapters": len(gradients),
         "s to load": loaded - start,
         "s to answer": answered - loaded,
-        "s of a step": time.perf_counter() - answered,
+        "s per step": time.perf_counter() - answered,
         "GB at the peak": resident("VmHWM") / 1e9,
     }
 

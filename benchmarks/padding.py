@@ -61,8 +61,8 @@ def main() -> None:
 
 def packed(sets: Mapping[str, tuple[list[Any], Any, int]]) -> None:
     """The table of steps within a bound of tokens, of sequences that hold few to many questions."""
-    titles = ("questions of", "most questions in one", "tokens in a step, at most", "rows", "padding")
-    titles += ("steps in an epoch", "steps saved")
+    titles = ("questions of", "most questions in one", "most tokens per step", "rows", "padding")
+    titles += ("steps per epoch", "steps saved")
     print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
     for name, (scenes, tokenizer, visual) in sets.items():
         lengths = [[len(ids) for ids in tokenizer([text(q) for q in own])["input_ids"]] for own in scenes]

@@ -46,7 +46,7 @@ def score(arguments: list[str]) -> None:
     compares = settings.scorer == "all"
     if compares and settings.output:
         raise InputError("--output holds the scores of one scorer: name it in place of --scorer all")
-    scorer = benchmark.find_scorer(None if compares else settings.scorer)
+    scorers = benchmark.scorers if compares else (benchmark.find_scorer(settings.scorer),)
     path = Path(settings.predictions).expanduser()
     if path.is_dir():
         path /= PREDICTIONS
@@ -54,14 +54,11 @@ def score(arguments: list[str]) -> None:
     if parts and not (path.exists() and path.stat().st_size):
         raise InputError(f"{path} has no answers: its test was interrupted; run the test again, or score {parts[0]}")
     answers, remarks = read_predictions(path, benchmark)
-    scored = tally(map(vars, answers), benchmark, scorer)
+    tallies = [tally(map(vars, answers), benchmark, scorer) for scorer in scorers]
+    scored = tallies[0]
     if not scored.scores:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
-    if compares:
-        tallies = [tally(map(vars, answers), benchmark, each) for each in benchmark.scorers]
-        table = side_by_side(tallies, title=str(path))
-    else:
-        table = render(scored, title=str(path))
+    table = side_by_side(tallies, title=str(path)) if compares else render(scored, title=str(path))
     for text in (table, *remarks):
         print(text.encode(errors="backslashreplace").decode())  # names of files may hold bytes that are no UTF-8
     if parts:

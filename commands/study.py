@@ -117,7 +117,7 @@ def study(arguments: list[str]) -> None:
         if not asked.dry_run:
             scores = Scores(plan, Results(plan.results), codes)
             written = write_documents(scores)
-            print("\n\n".join(filter(None, ["", score_table(scores, scores.constants), test_table(scores), ""])))
+            print("\n\n".join(filter(None, [score_table(scores), test_table(scores)])))
             print(f"written: {', '.join(map(str, written))}")
     if failed:
         sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import Collate, FramesAs, LoadedScene, record
@@ -22,6 +22,7 @@ from datamodules.samplers import Consecutive, FramePairing, FrameSampler, Unifor
 from datamodules.scenes import Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
+from datamodules.split_requirements import check_requirements
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice
 from zoo.fingerprint import file_fingerprint
@@ -186,24 +187,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if not kept:
             found = f"{source}: the {split} split has no scene that can be read{self.filter.described()}"
             raise InputError(f"{found}; {missing}" if missing else found)
-        if self.requirements.cameras and all(scene.cameras is None for scene in kept):
-            raise InputError(
-                f"{source}: no scene of the {split} split has cameras: put {kept[0].video.stem}.cameras.json beside "
-                f"{kept[0].video} etc., or predict them: --model.geometry PretrainedVGGT --model.camera_source auto"
-            )
-        for target in self.requirements.targets if split == "train" else ():
-            if all(getattr(scene, target) is None for scene in kept):
-                raise InputError(
-                    f"{source}: no scene of the train split has {target}, which --model.objectives are to predict: put "
-                    f"{kept[0].video.stem}.{'cameras.json' if target == 'cameras' else target} beside {kept[0].video} "
-                    "etc., or take the geometry encoder's: --model.camera_source predicted"
-                )
-        asked = {question.question_type for scene in kept for question in scene.questions}
-        if (unit := self.requirements.arbitrary_unit) and asked.intersection(self.source.benchmark.metric_types):
-            rank_zero_warn(
-                f"{unit} predicts lengths in a unit of each scene's own, and questions ask for meters: align them by "
-                "--model.geometry.scale_from DatasetPoses or MetricModel, or take an encoder whose lengths are meters"
-            )
+        check_requirements(kept, split, self.source, self.requirements)
         return kept
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.random_weights import draw
 from zoo import (
     AddFusion,
     LearningRates,
@@ -107,11 +108,7 @@ def fill(module: nn.Module, device: torch.device) -> None:
         for name, found in part._parameters.items():
             if found is not None and found.is_meta:
                 if found not in made:
-                    weight = torch.empty_like(found, device=device)
-                    if weight.ndim > 1:
-                        nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
-                    else:
-                        nn.init.constant_(weight, float(name != "bias"))
+                    weight = draw(torch.empty_like(found, device=device), name)
                     made[found] = nn.Parameter(weight, found.requires_grad)
                 part._parameters[name] = made[found]
 

@@ -42,15 +42,15 @@ def main() -> None:
     bench = Bench(torch.device("cuda" if has_gpu else "cpu"), options.tiny)
     name, _, model = options.part.partition("-")
     tables = RUNS[name](bench, *([model] if model else []))
-    card = torch.cuda.get_device_name() if has_gpu else f"{torch.get_num_threads()} CPU threads"
+    device = card(bench) or f"{torch.get_num_threads()} CPU threads"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    machine = f"{card}; Python {platform.python_version()}, {versions}"
+    machine = f"{device}; Python {platform.python_version()}, {versions}"
     about = " ".join((RUNS[name].__doc__ or "").split())
     options.path.write_text(json.dumps({"about": about, "machine": machine, "tables": tables}, indent=1))
 
 
 def training(bench: Bench, model: str) -> Tables:
-    """A step of LoRA on the decoder with gradient checkpointing: 16 frames per scene, forward, backward and AdamW.
+    """One LoRA step with gradient checkpointing: 16 frames per scene, forward, backward and AdamW.
 
     Planned GB are those of `python main.py plan`. MFU is of the plan's FLOPs without recomputation.
     """
@@ -79,7 +79,7 @@ def step_row(
     pack_scenes: bool = False,
     **options: Any,
 ) -> Row:
-    """Time, memory and FLOPs of a step; what does not fit into the memory says so."""
+    """Time, memory and FLOPs per step, or "out of memory"."""
     batch = bench.batch(model, 16, scenes, questions)
     planned = {k: v for k, v in options.items() if k not in ("gradient_checkpointing", "compile_decoder")}
     cost = bench.cost(model, batch, **planned)

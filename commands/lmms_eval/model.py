@@ -64,7 +64,12 @@ class SpatialVLMZoo(lmms):
         # 1. Groups of the same media and options. Pictures are read again with their group, not kept.
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, request in enumerate(requests):
-            key = (*map(fingerprint, self._chat(request)[0]), *generation_options(request.args[2]))
+            try:
+                shown = [fingerprint(medium) for medium in self._chat(request)[0]]
+            except OSError as error:  # of the benchmark's own data: no model can answer
+                *_, doc, task, _ = request.args
+                raise InputError(f"{task}, document {doc}: a picture can't be read: {error}") from error
+            key = (*shown, *generation_options(request.args[2]))
             groups.setdefault(key, []).append(number)
         # 2. Answers, one group after the other.
         answers: dict[int, GenerationResult] = {}
@@ -90,7 +95,8 @@ class SpatialVLMZoo(lmms):
         """The videos and pictures of a request, and its messages with an empty item for each.
 
         Raises:
-            InputError: sound, a part of a video, or a damaged picture.
+            InputError: sound, or a part of a video.
+            OSError: an absent or damaged picture.
         """
         _, doc_to_messages, _, doc, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc])).to_hf_messages()
@@ -98,10 +104,7 @@ class SpatialVLMZoo(lmms):
         for item in (item for message in messages for item in message["content"] if item["type"] != "text"):
             url = item.pop(item["type"])
             if item["type"] == "image":
-                try:
-                    media.append((url if isinstance(url, Image.Image) else Image.open(url)).convert("RGB"))
-                except OSError as error:  # of the benchmark's own data: no model can answer
-                    raise InputError(f"{task}, document {doc}: a picture can't be read: {error}") from error
+                media.append(url if isinstance(url, Image.Image) else Image.open(url))
             elif item == {"type": "video"} and isinstance(url, str | Path):
                 media.append(Path(url))
             else:
@@ -132,4 +135,4 @@ def fingerprint(medium: Medium) -> str:
     """Equal for the same video file, or for equal pixels (RGB)."""
     if isinstance(medium, Path):
         return str(medium)
-    return hashlib.sha256(f"{medium.size}".encode() + medium.tobytes()).hexdigest()
+    return hashlib.sha256(f"{medium.size}".encode() + medium.convert("RGB").tobytes()).hexdigest()

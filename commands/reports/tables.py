@@ -62,15 +62,8 @@ def show(cell: Cell, signed: bool = False) -> str:
 
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
-    reproducible = (reproduction(runs), settings(runs))
-    return [
-        scores(runs),
-        means(runs),
-        *over_seeds(runs),
-        *captions(runs),
-        *differences(runs, comparisons),
-        *reproducible,
-    ]
+    measured = [scores(runs), means(runs), *over_seeds(runs), *captions(runs), *differences(runs, comparisons)]
+    return [*measured, reproduction(runs), settings(runs)]
 
 
 def scores(runs: Sequence[Run]) -> Table:

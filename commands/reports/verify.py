@@ -68,10 +68,12 @@ def verify(run: Run, rows: Mapping[str, Row], chosen: str | None) -> tuple[Table
     published = dict(_flat(rows[names[0]]))
     means = [number for measure, number in published.items() if measure not in TITLES]  # CIDEr may exceed 1
     scale = 1 if max(means or published.values(), default=0) <= 1 else 100
-    compared, all_agree = [], True
+    measured = {measure: _measured(run, measure) for measure in published}
+    if all(score is None for score in measured.values()):
+        raise InputError(f"{run.name}: the row {names[0]!r} shares no measure with {run.benchmark.name}")
+    compared, all_agree = [], None not in measured.values()
     for measure, number in published.items():
-        if (score := _measured(run, measure)) is None:
-            all_agree = False
+        if (score := measured[measure]) is None:
             compared.append((measure, str(number), "not measured", "", "NO"))
             continue
         difference = Decimal(score) * scale - number
@@ -80,8 +82,6 @@ def verify(run: Run, rows: Mapping[str, Row], chosen: str | None) -> tuple[Table
         all_agree &= agrees
         cells = (str(number), f"{score * scale:.6g}", f"{difference:+.2g}", "yes" if agrees else "NO")
         compared.append((measure, *cells))
-    if all(row[2] == "not measured" for row in compared):
-        raise InputError(f"{run.name}: the row {names[0]!r} shares no measure with {run.benchmark.name}")
     headings = ("Measure", "Published", "Measured", "Difference", "Within rounding")
     return Table(f"{run.name} and {names[0]}", headings, tuple(compared)), all_agree
 

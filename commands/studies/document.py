@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 
 from commands.studies.plan import MARKS, OWN, Study, words
@@ -24,23 +23,23 @@ def write_documents(scores: Scores) -> list[Path]:
     """
     study = scores.study
     embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
-    plot, constants, rows = study.document.with_suffix(".png"), scores.constants, {}
+    plot, rows = study.document.with_suffix(".png"), {}
     for name, setting in study.settings.items():
         rows[_row(study, name)] = {column: scores.of(name, column) for column in study.columns}
         for test in setting.tests:
             rows[f"{name}, {test}"] = {column: scores.of(name, column, test) for column in study.columns}
-    draw(rows, constants, list(study.columns), study.score, plot)
-    files = {study.document: document(scores, constants, plot.name), **embedded}
+    draw(rows, scores.constants, list(study.columns), study.score, plot)
+    files = {study.document: document(scores, plot.name), **embedded}
     for path, text in files.items():
         write_whole(path, text)
     return [*files, plot]
 
 
-def document(scores: Scores, constants: Mapping[str, float], plot: str) -> str:
+def document(scores: Scores, plot: str) -> str:
     """Return the text of a study's document."""
     study = scores.study
-    parts = [f"# {study.title}", study.text.strip(), _summary(study, scores), score_table(scores, constants)]
-    lines = f", and lines at the {CONSTANT}" if constants else ""
+    parts = [f"# {study.title}", study.text.strip(), _summary(study, scores), score_table(scores)]
+    lines = f", and lines at the {CONSTANT}" if scores.constants else ""
     parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
     if further := test_table(scores):
         parts += ["## Further tests of the trained models", further]
@@ -74,9 +73,9 @@ def _row(study: Study, name: str) -> str:
     return name if own == study.score else f"{name} ({own})"
 
 
-def score_table(scores: Scores, constants: Mapping[str, float]) -> str:
+def score_table(scores: Scores) -> str:
     """Return the table of the settings, with the best constant answers below."""
-    study, rows, missing = scores.study, list[list[str]](), list[str]()
+    study, constants, rows, missing = scores.study, scores.constants, list[list[str]](), list[str]()
     for name in study.settings:
         cells = [scores.cell(name, column) for column in study.columns]
         if any(cells):

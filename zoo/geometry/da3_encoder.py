@@ -129,8 +129,7 @@ class DA3Encoder(TrunkEncoder):
             raise ValueError(f"heads that are not enabled: {', '.join(sorted(lacking))}: call enable_head")
         known = self.known_cameras(given, (images.shape[-2], images.shape[-1]))
         output = self.da3(images, self.layer_numbers if tokens else (), heads, reference=self.reference, **known)
-        is_asked = "depth" in heads
-        return output, {"depth": output.depth, "confidence": output.depth_conf} if is_asked else {}
+        return output, {"depth": output.depth, "confidence": output.depth_conf} if "depth" in heads else {}
 
     def known_cameras(self, given: Given, size_hw: tuple[int, int]) -> dict[str, Tensor]:
         """The dataset's cameras of some scenes that the model gets, as arguments of `DA3`; none."""
