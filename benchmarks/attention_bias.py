@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
@@ -43,7 +44,7 @@ MEANS = (
 )
 SPREADS = ("PRoPE, TemporalSection", "GTA, TemporalSection")
 VIEWS, HEAD_DIM, SECTION, SAMPLES = 40, 128, [16, 24, 24], 512
-CELL, MARGIN, COLUMNS = 4, 18, 4
+COLUMNS = 4
 NO_DEPTH = 65535  # what 7-Scenes writes where there is none
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     poses = cameras.world_to_camera[0]
     angle, distance = pose_distance(poses[:, None], poses[None])
     panels["- angle (rad) - distance (m)"] = -(angle + distance)
-    draw(panels)
+    draw(panels).savefig(OUTPUT)
     print(f"{OUTPUT}: {OUTPUT.stat().st_size // 1024} KiB")
 
 
@@ -91,39 +92,40 @@ def bias(name: str, cameras: Cameras) -> Tensor:
     )
     encoding = COMBINATIONS[name]()
     encoding.bind_to_decoder(Qwen2_5_VLTextModel(config), layers=range(config.num_hidden_layers))
+    views = cameras.world_to_camera.shape[1]
     encoded = encoding.encode(cameras, HeadLayout.in_row(HEAD_DIM, SECTION), dtype=torch.float64)
-    angle = torch.zeros(1, VIEWS, HEAD_DIM // 2, dtype=torch.float64)
+    angle = torch.zeros(1, views, HEAD_DIM // 2, dtype=torch.float64)
     if encoding.time_index is not None:
-        steps = torch.arange(VIEWS)
+        steps = torch.arange(views)
         posed = {"world_to_camera": cameras.world_to_camera[0], "has_camera": steps >= 0}
-        time = encoding.time_index(TemporalPatches(0 * steps, steps, torch.ones(VIEWS), 2, **posed))
+        time = encoding.time_index(TemporalPatches(0 * steps, steps, torch.ones(views), 2, **posed))
         angle[0, :, : SECTION[0]] = time[:, None] * 1e6 ** (-torch.arange(SECTION[0]) / (HEAD_DIM // 2))
     rope = torch.cat((angle.cos(),) * 2, -1), torch.cat((angle.sin(),) * 2, -1)
     content = torch.randn(SAMPLES, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    same = content.expand(1, VIEWS, -1, -1)  # each sample a head
-    acting = encoded.at_layer(0, torch.zeros(1, VIEWS, 1), rope) or EncodedCameras()
+    same = content.expand(1, views, -1, -1)  # each sample a head
+    acting = encoded.at_layer(0, torch.zeros(1, views, 1), rope) or EncodedCameras()
     q, k = apply_rotary_pos_emb(*(x.transpose(1, 2) for x in acting.before_rope(same, same)), *rope)
     q, k = acting.after_rope(q.transpose(1, 2), k.transpose(1, 2))
     logits = torch.einsum("ihd,jhd->ijh", q[0], k[0]) - content.square().sum(-1)
     return logits * HEAD_DIM**-0.5
 
 
-def draw(panels: dict[str, Tensor]) -> None:
-    side = CELL * VIEWS
+def draw(panels: dict[str, Tensor]) -> Figure:
     rows = -(-len(panels) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (side + MARGIN) + MARGIN, rows * (side + 2 * MARGIN) + MARGIN), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, (name, values) in enumerate(panels.items()):
-        x = MARGIN + number % COLUMNS * (side + MARGIN)
-        y = 2 * MARGIN + number // COLUMNS * (side + 2 * MARGIN)
-        values = (values / values.abs().max().clamp(min=1e-9)).numpy()[..., None]
-        blue, red = np.array([33, 102, 172]), np.array([178, 24, 43])
-        pixels = 255 + np.where(values < 0, (blue - 255) * -values, (red - 255) * values)
-        panel = Image.fromarray(pixels.round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(panel, (x, y))
-        pen.rectangle((x - 1, y - 1, x + side, y + side), outline="gray")
-        pen.text((x, y - MARGIN + 3), name, fill="black")
-    sheet.save(OUTPUT, optimize=True)
+    figure = Figure(figsize=(11, 3.1 * rows), dpi=90, layout="constrained")
+    places = figure.subplots(rows, COLUMNS, sharex=True, sharey=True).flat
+    for axes, (name, values) in zip(places, panels.items(), strict=False):
+        largest = values.abs().max().clamp(min=1e-9)
+        image = axes.imshow(values / largest, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        axes.set_title(f"{name}\nlargest {largest:.2g}", fontsize=9)
+        axes.tick_params(labelbottom=True, labelleft=True)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel("view of the key, in the order of the video")
+    figure.supylabel("view of the query")
+    bar = figure.colorbar(image, ax=list(places), shrink=0.5, aspect=40)
+    bar.set_label("bias of the logit, as a share of the panel's largest")
+    return figure
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from callbacks.loggers import log_settings
 from zoo.fingerprint import file_fingerprint
 from zoo.geometry import CachedGeometry
 from zoo.seed import resolve_seed
@@ -30,10 +31,12 @@ class SaveRunConfig(SaveConfigCallback):
     """Writes config.yaml when a run is trained; an evaluation keeps that of the evaluated run."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config on rank zero."""
+        """Write the config on rank zero; a training logs it as well."""
         path = Path(trainer.default_root_dir) / self.config_filename
         if trainer.is_global_zero and (stage == "fit" or not path.exists()):
             self.save(path)
+        if stage == "fit":
+            log_settings(trainer, flatten(self.config.as_dict()))
 
     def save(self, path: Path) -> None:
         """Write the config."""

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from callbacks.visualization import camera_map
+from callbacks.camera_map import camera_map
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras
 from datamodules.samplers import SceneView

@@ -20,7 +20,8 @@ from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from callbacks.visualization import camera_map, contact_sheet
+from callbacks.camera_map import camera_map
+from callbacks.contact_sheet import contact_sheet
 from commands.arguments import DEFAULT_OPTIONS
 from commands.parser import OneLineParser
 from datamodules import VideoQADataModule

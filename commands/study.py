@@ -6,8 +6,8 @@
 
 trains and tests what has no result yet, each with `main.py fit` and `main.py test` in a folder of its own in
 runs/studies/<study>/, and writes studies/<study>.md and .png. An interrupted training goes on. The results are in
-studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there. --output FOLDER keeps all of it apart,
-so that the study starts anew. A study file has the keys
+studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there; a training that another study there has
+is not run again. --output FOLDER keeps all of it apart, so that the study starts anew. A study file has the keys
 
     title, text   of the document
     settings      the rows of the table: options of `fit` by dotted name for each, and the special keys `configs`
@@ -83,7 +83,8 @@ def study(arguments: list[str]) -> None:
     everything = plan.runs(plan.settings, plan.columns, plan.seeds)
     for option, known in (("settings", plan.settings), ("columns", plan.columns), ("seeds", plan.seeds)):
         check_names(asked[option] or [], known, option.removesuffix("s"))
-    results, sources = Results(plan.results), digest_sources()
+    others = [] if plan.output else sorted({*plan.results.parent.glob("*.jsonl")} - {plan.results})
+    results, sources = Results(plan.results, others), digest_sources()
     print("".join(f"{note}\n" for note in results.notes), end="")
     by_configs = {configs: code_of(configs, sources) for configs in {run.configs for run in everything}}
     codes = {run.command: by_configs[run.configs] for run in everything}
@@ -115,7 +116,7 @@ def study(arguments: list[str]) -> None:
     # 3. The document and its tables, also after an interrupt.
     finally:
         if not asked.dry_run:
-            scores = Scores(plan, Results(plan.results), codes)
+            scores = Scores(plan, Results(plan.results, others), codes)
             written = write_documents(scores)
             print("\n\n".join(filter(None, [score_table(scores), test_table(scores)])))
             print(f"written: {', '.join(map(str, written))}")

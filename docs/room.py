@@ -14,13 +14,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from callbacks.visualization import INK, MAP, PAPER, camera_map, contact_sheet
+from callbacks.camera_map import camera_map
+from callbacks.contact_sheet import INK, PAPER, contact_sheet
 from datamodules import Rooms, VideoQADataModule
 from zoo.atomic_io import replace_file
 
 OUTPUT = Path(__file__).with_name("room.png")
 FRAMES, SHOWN, ROOMS = 16, 8, 6  # frames that the models see, and that the picture shows; rooms with answers
-WIDTH, TEXT, LINE, NAMES, COLUMN = 1500, 22, 34, 230, 82  # pixels
+WIDTH, TEXT, LINE, NAMES, COLUMN = 1620, 24, 38, 250, 88  # pixels
 
 
 def main(runs: dict[str, Path]) -> None:
@@ -41,15 +42,15 @@ def main(runs: dict[str, Path]) -> None:
         answers = map(json.loads, (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
         said = {answer["id"]: answer["prediction"] for answer in answers}
         rows[name] = [said[question.id] for question in asked]
-    path = camera_map(opened.view(), frames, "camera path from above:").resize((MAP, MAP))
+    path = camera_map(opened.view(), frames, "from above:")
     shown = frames[:: FRAMES // SHOWN]
     sheet = contact_sheet(opened.read(shown), shown, columns=4)
 
-    picture = Image.new("RGB", (WIDTH, MAP), PAPER)
+    picture = Image.new("RGB", (WIDTH, path.height), PAPER)
     picture.paste(path, (0, 0))
-    picture.paste(sheet, (MAP + 20, 20))
+    picture.paste(sheet, (path.width + 20, 20))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)
-    x, y = MAP + 26, 40 + sheet.height
+    x, y = path.width + 28, 40 + sheet.height
     for line in textwrap.wrap(asked[0].question, 62):
         draw.text((x, y), line, INK, font)
         y += LINE
@@ -58,7 +59,7 @@ def main(runs: dict[str, Path]) -> None:
         draw.text((x, y), name, INK, font)
         for column, cell in enumerate(cells):
             draw.text((x + NAMES + column * COLUMN, y), cell, INK, font, anchor="ra")
-    replace_file(OUTPUT, lambda file: picture.quantize(64).save(file, format="PNG", optimize=True))
+    replace_file(OUTPUT, lambda file: picture.quantize(128).save(file, format="PNG", optimize=True))
 
 
 if __name__ == "__main__":

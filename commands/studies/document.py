@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from commands.studies.plan import MARKS, OWN, Study, words
-from commands.studies.plot import draw
+from commands.studies.plot import Rows, draw
 from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, change, is_measured, section, table, titled
 from zoo.atomic_io import write_whole
@@ -23,16 +24,31 @@ def write_documents(scores: Scores) -> list[Path]:
     """
     study = scores.study
     embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
-    plot, rows = study.document.with_suffix(".png"), {}
-    for name, setting in study.settings.items():
-        rows[_row(study, name)] = {column: scores.of(name, column) for column in study.columns}
-        for test in setting.tests:
-            rows[f"{name}, {test}"] = {column: scores.of(name, column, test) for column in study.columns}
-    draw(rows, scores.constants, list(study.columns), study.score, plot)
+    plot = study.document.with_suffix(".png")
+    draw(_groups(scores), scores.constants, study.score, plot)
     files = {study.document: document(scores, plot.name), **embedded}
     for path, text in files.items():
         write_whole(path, text)
     return [*files, plot]
+
+
+def _groups(scores: Scores) -> Mapping[str, Rows]:
+    """Return the plotted rows: those of each comparison, and before them the settings that are in none."""
+    study = scores.study
+
+    def row(name: str, test: str = OWN) -> dict[str, list[float]]:
+        return {column: scores.of(name, column, test) for column in study.columns}
+
+    compared = {name for each in study.compare for name in (*each.settings, each.baseline)}
+    title = "Other settings" if compared else study.title
+    groups = {title: {_row(study, name): row(name) for name in study.settings if name not in compared}}
+    for each in study.compare:
+        rows = groups.setdefault(each.title, {})
+        for name in filter(None, dict.fromkeys((each.baseline, *each.settings))):
+            rows[_row(study, name)] = row(name)
+            tests = [test for test in each.tests if test in study.settings[name].tests]
+            rows |= {f"{name}, {test}": row(name, test) for test in tests}
+    return groups
 
 
 def document(scores: Scores, plot: str) -> str:

@@ -4,59 +4,54 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
-
-from PIL import Image, ImageDraw, ImageFont
 
 from zoo.atomic_io import replace_file
 
-Scores = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
-COLORS = ((178, 24, 43), (33, 102, 172), (27, 120, 55), (153, 79, 0), (118, 42, 131), (120, 120, 120))
-NAMES_PX, PLOT_PX, ROW_PX, MARGIN_PX, TEXT_PX = 640, 900, 36, 60, 24
+Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
+COLORS = ("#b2182b", "#2166ac", "#1b7837", "#994f00", "#762a83", "#787878")
+ROW, HEAD = 0.27, 0.5  # inches of a row, and of a group's title with its margins
 
 
-def draw(rows: Scores, constants: Mapping[str, float], series: Sequence[str], label: str, output: Path) -> None:
-    """Draw the rows that have scores, in 0..1, and name the series above.
+def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str, output: Path) -> None:
+    """Draw the rows that have scores, in 0..1, in one panel per group.
 
     Args:
-        rows: the scores of each row, by series.
+        groups: rows by the group's title.
         constants: a score for each series that a vertical line shows; may be empty.
-        series: in the order of their colors.
-        label: what the axis shows.
+        label: the name of the score.
         output: the PNG file.
     """
-    rows = {name: row for name, row in rows.items() if any(row.values())}
-    height = 2 * MARGIN_PX + ROW_PX * max(1, len(rows)) + TEXT_PX
-    sheet = Image.new("RGB", (NAMES_PX + PLOT_PX + MARGIN_PX, height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=TEXT_PX)
+    from matplotlib.figure import Figure  # here: a study that only runs does without
 
-    def across(score: float) -> float:
-        return NAMES_PX + PLOT_PX * score
-
-    bottom = height - MARGIN_PX - TEXT_PX
-    pen.text((NAMES_PX + PLOT_PX / 2, height - 12), label, fill="black", font=font, anchor="ms")
-    for tenth in range(11):
-        x = across(tenth / 10)
-        pen.line((x, MARGIN_PX, x, bottom), fill=(225, 225, 225))
-        pen.text((x, bottom + 8), f"{tenth / 10:.1f}", fill="black", font=font, anchor="ma")
-    for number, (name, color) in enumerate(zip(series, cycle(COLORS))):
-        x = NAMES_PX + 160 * number
-        pen.ellipse((x, 22, x + 14, 36), fill=color)
-        pen.text((x + 24, 29), name or label, fill="black", font=font, anchor="lm")
-        if name in constants:
-            pen.line((across(constants[name]), MARGIN_PX, across(constants[name]), bottom), fill=color, width=2)
-    if constants:
-        pen.text((NAMES_PX + PLOT_PX, 29), "lines: best constant answer", fill="black", font=font, anchor="rm")
-    for number, (name, row) in enumerate(rows.items()):
-        y = MARGIN_PX + ROW_PX * (number + 0.5)
-        pen.text((NAMES_PX - 16, y), name, fill="black", font=font, anchor="rm")
-        for place, (each, color) in enumerate(zip(series, cycle(COLORS))):
-            scores = row.get(each)
-            if scores:
-                at = y + 8 * (place - (len(series) - 1) / 2)
-                pen.line((across(min(scores)), at, across(max(scores)), at), fill=color, width=4)
-                x = across(statistics.mean(scores))
-                pen.ellipse((x - 7, at - 7, x + 7, at + 7), fill=color)
-    small = sheet.quantize(32)
-    replace_file(output, lambda file: small.save(file, format="PNG", optimize=True))
+    groups = {title: {name: row for name, row in rows.items() if any(row.values())} for title, rows in groups.items()}
+    groups = {title: rows for title, rows in groups.items() if rows} or {"not measured yet": {}}
+    measured = {each: None for rows in groups.values() for row in rows.values() for each in row if row[each]}
+    colors = {each: COLORS[number % len(COLORS)] for number, each in enumerate(measured)}
+    heights = [HEAD + ROW * len(rows) for rows in groups.values()]
+    figure = Figure(figsize=(11, 1.4 + sum(heights)), dpi=100, layout="constrained")
+    panels = figure.subplots(len(groups), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for panel, (title, rows) in zip(panels, groups.items(), strict=True):
+        panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        for number, (each, color) in enumerate(colors.items()):
+            shift = 0.2 * (number - (len(colors) - 1) / 2)
+            found = [(place + shift, row[each]) for place, row in enumerate(rows.values()) if row.get(each)]
+            if found:
+                places, scores = zip(*found, strict=True)
+                panel.hlines(places, [*map(min, scores)], [*map(max, scores)], color, linewidth=2.5)
+                panel.scatter([*map(statistics.mean, scores)], places, s=36, color=color, label=each or label, zorder=3)
+            if each in constants:
+                name = f"best constant answer, {each}" if each else "best constant answer"
+                panel.axvline(constants[each], color=color, linestyle="--", linewidth=1, label=name)
+        panel.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1))
+        panel.set_xticks([tenth / 10 for tenth in range(11)])
+        panel.tick_params(labelbottom=True, length=0)
+        panel.grid(axis="x", color="#e1e1e1")
+        panel.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            panel.spines[side].set_visible(False)
+    panels[-1].set_xlabel(label)
+    legend = {name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if legend:
+        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2 * len(colors))
+    replace_file(output, lambda file: figure.savefig(file, format="png"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,10 +58,11 @@ class Result:
 
 
 class Results:
-    """The results in a file.
+    """The results of a study, and those that other studies have of the same trainings.
 
     Args:
         path: the file; it is made with the first result.
+        shared: files of other studies, which are read only.
 
     Attributes:
         notes: remarks about the file.
@@ -69,23 +71,35 @@ class Results:
         InputError: a line is no result; the last may be incomplete, as a kill leaves it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shared: Iterable[Path] = ()) -> None:
         self.path, self.notes = path, list[str]()
         self._found: dict[tuple[str, str], Result] = {}
         self._questions: dict[str, Questions] = {}
+        for other in shared:
+            self._read(other)
+        self._written = self._read(path)
+
+    def _read(self, path: Path) -> set[str]:
+        """Read a file and return the keys of the questions that it has."""
+        keys = set[str]()
         *lines, rest = (path.read_text(encoding="utf-8") if path.exists() else "").split("\n")
         if rest:
             self.notes.append(f"{path}: line {len(lines) + 1}, the last, is incomplete: its result is made again")
         for number, line in enumerate(lines, 1):
             try:
                 content = json.loads(line)
-                self._keep(Result(**content) if "setting" in content else Questions(**content))
+                if "setting" in content:
+                    self._keep(Result(**content))
+                else:
+                    self._keep(Questions(**content))
+                    keys.add(content["key"])
             except (ValueError, TypeError) as error:
                 raise InputError(f"{path}, line {number}: no result of a study: {error}; remove the line") from error
         whole = {words: result for words, result in self._found.items() if result.questions in self._questions}
         if lost := len(self._found) - len(whole):
             self.notes.append(f"{path}: the questions of {lost} results are missing: the results are made again")
         self._found = whole
+        return keys
 
     def find(self, run: Run, test: str) -> Result | None:
         """Return the newest result of these very words, or None."""
@@ -97,11 +111,12 @@ class Results:
 
     def add(self, result: Result, questions: Questions) -> None:
         """Append a result, and its questions unless an earlier result has them."""
-        new = [] if questions.key in self._questions else [asdict(questions)]
+        new = [] if questions.key in self._written else [asdict(questions)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = JSONLines(self.path)
         file.append([*new, asdict(result)])
         file.close()
+        self._written.add(questions.key)
         self._keep(questions)
         self._keep(result)
 

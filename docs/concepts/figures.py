@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from callbacks.visualization import camera_map
+from callbacks.camera_map import camera_map
 from datamodules import PixelBounds, Rooms, UniformSampler
 from datamodules.dataset import SceneDataset
 from zoo.decoder_layout import HeadLayout

@@ -14,8 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from callbacks.camera_map import camera_map, compute_coverage, covered_voxels, pose_map, spread
+from callbacks.contact_sheet import contact_sheet
 from callbacks.gallery import GalleryCallback
-from callbacks.visualization import camera_map, compute_coverage, contact_sheet, covered_voxels, pose_map
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
@@ -55,12 +56,12 @@ def test_the_map_shows_where_cameras_are_seen_from_above() -> None:
     poses = torch.eye(4, dtype=torch.float64).repeat(5, 1, 1)
     poses[:, :3, :3] = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
     poses[:, 0, 3] = -torch.arange(5.0)
-    ink = np.asarray(camera_map(view(poses), [0, 4])).astype(int)
+    ink = np.asarray(camera_map(view(poses), [0, 4])).astype(int)[:, :700]  # without the color bar
     blue = np.argwhere(ink[..., 2] - ink[..., 0] > 100).mean(0)  # the first view
     orange = np.argwhere(ink[..., 0] - ink[..., 2] > 100).mean(0)  # the last one
     assert blue[1] < orange[1] - 300 and abs(blue[0] - orange[0]) < 20
     poses[3] = torch.nan
-    gap = np.asarray(camera_map(view(poses), [0, 4])).astype(int)
+    gap = np.asarray(camera_map(view(poses), [0, 4])).astype(int)[:, :700]
     assert (gap != ink).any() and np.isfinite(gap).all()
     with pytest.raises(ValueError, match="no frame has a pose"):
         camera_map(view(torch.full_like(poses, torch.nan)), [0])
@@ -74,11 +75,21 @@ def test_the_map_of_predicted_cameras_shows_them_in_gray_beside_the_true_ones() 
     moved[:, 0, 3] -= 10
 
     def gray(predicted: torch.Tensor) -> np.ndarray:
-        ink = np.asarray(pose_map(cameras, predicted)).astype(int)[60:660]  # without caption and scale
+        ink = np.asarray(pose_map(cameras, predicted)).astype(int)[100:600, 100:700]  # without caption and axes
         return np.argwhere(np.abs(ink - 133).max(-1) < 12)
 
-    assert gray(moved)[:, 1].min() > 500  # at the right, where they are predicted
-    assert len(gray(poses)) < 0.2 * len(gray(moved))  # the true ones are drawn over them
+    assert (gray(moved)[:, 1] > 400).sum() > 50 > (gray(poses)[:, 1] > 400).sum()  # where they are predicted
+    assert len(gray(poses)) < len(gray(moved))  # the true ones are drawn over them
+
+
+def test_numbers_at_one_place_are_spread() -> None:
+    size = np.array([26.0, 16.0])
+    crowd = np.repeat(np.array([[100.0, 100.0], [400.0, 100.0]]), [9, 1], axis=0)
+    moved = spread(crowd, size)
+    gaps = np.abs(moved[:, None] - moved[None]) + 1e9 * np.eye(10)[..., None]
+    assert (gaps >= size - 1e-6).any(-1).all()
+    assert np.array_equal(moved[-1], crowd[-1]) and np.abs(moved - crowd).max() < 150
+    assert not (np.abs(crowd[:, None] - crowd[None]) + 1e9 * np.eye(10)[..., None] >= size).any(-1).all()
 
 
 def test_more_views_cover_more(rooms: SceneDataset) -> None:

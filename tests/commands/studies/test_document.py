@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.studies.plot import draw
+from commands.studies.plot import ROW, draw
 from commands.studies.results import Questions
 from commands.studies.scores import best_constant
 from commands.study import study
@@ -94,9 +94,9 @@ def test_the_plot_has_a_row_for_each_measured_setting(tmp_path: Path) -> None:
     heights = []
     for count in (1, 5):
         rows = {f"setting {n}": {"loop": [0.1, 0.3]} for n in range(count)} | {"nothing yet": {"loop": []}}
-        draw(rows, {"loop": 0.2}, ["loop"], "MRA", tmp_path / "dots.png")
+        draw({"Do cameras help?": rows, "Unmeasured": {"a": {"loop": []}}}, {"loop": 0.2}, "MRA", tmp_path / "dots.png")
         heights.append(Image.open(tmp_path / "dots.png").height)
-    assert heights[1] - heights[0] == 4 * 36  # the pixels of a row
+    assert heights[1] - heights[0] == pytest.approx(4 * 100 * ROW, abs=1)  # at 100 pixels per inch
     assert (tmp_path / "dots.png").stat().st_size < 50_000
 
 

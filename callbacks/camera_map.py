@@ -1,0 +1,243 @@
+"""Maps of a camera path and of predicted cameras, seen from above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+from datamodules.samplers import DatasetDepth, SceneView
+from datamodules.samplers.coverage import VoxelGrid, voxel_grid
+from datamodules.samplers.points import PointMaps, PointSource
+from zoo.poses import invert_se3
+from zoo.scenes import PatchCameras
+
+SIDE = 7.6  # inches of 100 pixels
+CANDIDATES = 128  # frames whose voxels count as visible
+FRUSTUM = 0.06  # length of a drawn camera, as a share of the map
+LABEL_PX = np.array([26.0, 16.0])  # a frame number with its margin
+ORDER = LinearSegmentedColormap.from_list("order", ["#3458c0", "#e05c2c"])  # the first and the last view
+PATH, GUESSED, UNSEEN, SEEN = "#282c34", "#80848c", "#dee0e4", "#4a90a4"
+
+
+def compute_coverage(
+    scene: SceneView, chosen: Sequence[int], geometry: PointSource | None = None
+) -> tuple[list[int], PointMaps] | None:
+    """Compute the point maps of the chosen frames and up to 128 candidates.
+
+    Args:
+        scene: a video with its cameras and depth.
+        chosen: frame numbers.
+        geometry: source of the points; None is the dataset's cameras and depth.
+
+    Returns:
+        The frame numbers and their point maps, or None if points or cameras are absent or unreadable: an image should
+        not stop a run.
+    """
+    if geometry is None and (scene.depth is None or scene.world_to_camera is None or scene.K_normalized is None):
+        return None
+    frames = sorted({*scene.among(CANDIDATES).pool, *chosen})
+    try:
+        maps = (geometry or DatasetDepth()).points(replace(scene, frames=frames))
+    except (OSError, ValueError):
+        return None
+    return None if maps.world_to_camera is None else (frames, maps)
+
+
+def covered_voxels(maps: PointMaps, places: Sequence[int]) -> VoxelGrid:
+    """Return the voxels of the frames at these positions of the maps, and last those of all frames."""
+    grid = voxel_grid(maps.points, maps.confidence)
+    everything = np.unique(np.concatenate(grid.sets), axis=0)
+    return VoxelGrid([*(grid.sets[place] for place in places), everything], grid.origin, grid.size)
+
+
+def camera_map(
+    scene: SceneView, chosen: Sequence[int], title: str = "", geometry: PointSource | None = None
+) -> Image.Image:
+    """Draw the camera path from above with the chosen views' frusta and numbers and the visible voxels.
+
+    Up is the mean direction of the cameras' tops. A column with more voxels is darker, and bluer the more of them the
+    chosen frames see.
+
+    Args:
+        scene: a video with its cameras and depth.
+        chosen: frame numbers.
+        title: start of the caption.
+        geometry: source of points and cameras, such as a sampler's; None is the dataset's.
+
+    Raises:
+        ValueError: no frame has a pose.
+    """
+    # 1. Poses, and the plane of the map.
+    every = SceneView(scene.video, scene.world_to_camera)
+    frames, maps = compute_coverage(scene, chosen, geometry) or (every.pool, None)
+    if maps is None or maps.world_to_camera is None:
+        poses, K_normalized = every.poses, scene.K_normalized
+    else:
+        poses, K_normalized = maps.world_to_camera, maps.K_normalized
+    camera_to_world = invert_se3(poses.double()).numpy()
+    known = np.isfinite(camera_to_world).all((1, 2))
+    plane = level_axes(-camera_to_world[known, :3, 1].mean(0))  # OpenCV's y points down
+    centers = camera_to_world[:, :3, 3] @ plane.T  # NaN without a pose, which also breaks the line of the path
+    places = {frame: place for place, frame in enumerate(frames)}
+    views = {frame: places[frame] for frame in dict.fromkeys(chosen) if known[places[frame]]}
+
+    # 2. What the cameras see.
+    figure, axes = _empty_map()
+    caption = f"{title}  {len(views)} views of {scene.video.num_frames} frames".strip()
+    if maps is not None:
+        share = _draw_voxels(axes, covered_voxels(maps, list(views.values())), plane)
+        caption += f", which see {share:.0%} of all voxels"
+    axes.set_title(caption, loc="left")
+
+    # 3. The path and the chosen views.
+    axes.plot(*centers.T, color=PATH, linewidth=1, alpha=0.5)
+    chosen_to_world = camera_to_world[list(views.values())]
+    K = torch.eye(3).expand(len(views), 3, 3) if K_normalized is None else K_normalized[list(views.values())]
+    frusta = _frusta(chosen_to_world, K, FRUSTUM * _span(axes)) @ plane.T
+    color = _color_bar(figure, axes, "frame", scene.video.num_frames)
+    _draw_cameras(axes, frusta, color.to_rgba(list(views)))
+    if maps is not None:
+        handles = [*axes.lines, Patch(color=SEEN), Patch(color=UNSEEN)]
+        names = ["camera path", "seen by these views", "seen by other frames only"]
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
+    _draw_numbers(figure, axes, frusta, list(views), color.to_rgba(list(views)))
+    return _picture(figure)
+
+
+def pose_map(cameras: PatchCameras, predicted: Float[Tensor, "t 4 4"]) -> Image.Image:
+    """Draw true cameras from above, and in gray the predicted ones, each with a line to the true one.
+
+    Args:
+        cameras: of the temporal patches of a scene; those without a camera are left out.
+        predicted: world-to-camera poses in the same frame and unit.
+    """
+    known, both = cameras.has_camera.cpu(), torch.stack((cameras.world_to_camera, predicted)).double().cpu()
+    poses = invert_se3(both[:, known]).numpy()
+    plane = level_axes(-poses[0, :, :3, 1].mean(0))
+    figure, axes = _empty_map()
+    axes.set_title(f"{poses.shape[1]} true cameras, and predicted ones in gray", loc="left")
+    centers = poses[..., :3, 3] @ plane.T
+    axes.plot(*centers.transpose(2, 0, 1), color=GUESSED, linewidth=0.7)  # from each true camera to the predicted one
+    true, guessed = _frusta(poses, cameras.K_normalized[known].cpu(), FRUSTUM * _span(axes)) @ plane.T
+    color = _color_bar(figure, axes, "temporal patch", len(known))
+    _draw_cameras(axes, guessed, GUESSED)
+    _draw_cameras(axes, true, color.to_rgba(known.nonzero()[:, 0]))
+    return _picture(figure)
+
+
+def level_axes(up: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "2 3"]:
+    """Return two horizontal world axes, right and forward on a map, given the up direction."""
+    up = up / max(float(np.linalg.norm(up)), 1e-9)
+    axis = np.eye(3)[np.abs(up).argmin()]  # along an axis of the world if one is horizontal
+    right = axis - (axis @ up) * up
+    right /= np.linalg.norm(right)
+    return np.stack((right, np.cross(up, right)))
+
+
+def spread(places: Float[np.ndarray, "n 2"], size: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "n 2"]:
+    """Move the centers of labels of one size until no two labels overlap, at most 200 times."""
+    places = places.copy()
+    order = np.arange(len(places))
+    aside = np.sign(order[:, None] - order[None])[..., None]  # where two are at one place
+    for _ in range(200):
+        gap = places[:, None] - places[None]
+        overlap = size - np.abs(gap)
+        touching = (overlap > 1e-6).all(-1) & (aside[..., 0] != 0)
+        if not touching.any():
+            break
+        shorter = np.eye(2, dtype=bool)[overlap.argmin(-1)] & touching[..., None]
+        places += 0.5 * np.where(shorter, overlap * np.where(gap == 0, aside, np.sign(gap)), 0).sum(1)
+    return places
+
+
+def _empty_map() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(SIDE + 0.8, SIDE), dpi=100, layout="constrained")
+    axes = figure.add_subplot(aspect="equal", adjustable="datalim", xlabel="m, if the poses are metric", ylabel="m")
+    axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _span(axes: Axes) -> float:
+    """Return the longer side of what is drawn, in the unit of the poses."""
+    axes.autoscale_view()
+    return float(max(np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())))
+
+
+def _frusta(
+    camera_to_world: Float[np.ndarray, "*B n 4 4"], K: Float[Tensor, "n 3 3"], length: float
+) -> Float[np.ndarray, "*B n 3 3"]:
+    """Return cameras as triangles: the center, and the ends of the level rays through the left and right edge."""
+    corners = torch.zeros(len(K), 3, 3, dtype=torch.float64)
+    corners[:, 1:, 0] = (torch.tensor([-0.5, 0.5]) - K[:, :1, 2]) / K[:, :1, 0]
+    corners[:, 1:, 2] = 1
+    return length * corners.numpy() @ camera_to_world[..., :3, :3].swapaxes(-1, -2) + camera_to_world[..., None, :3, 3]
+
+
+def _color_bar(figure: Figure, axes: Axes, name: str, count: int) -> ScalarMappable:
+    color = ScalarMappable(Normalize(0, max(1, count - 1)), ORDER)
+    figure.colorbar(color, ax=axes, label=name, shrink=0.6, ticks=MaxNLocator(integer=True))
+    return color
+
+
+def _draw_cameras(axes: Axes, frusta: Float[np.ndarray, "n 3 2"], colors: str | Float[np.ndarray, "n 4"]) -> None:
+    """Draw cameras as triangles with a dot on the center."""
+    axes.add_collection(PolyCollection(frusta, facecolors="none", edgecolors=colors, linewidths=1.6))
+    x, y = frusta[:, 0].T
+    axes.scatter(x, y, c=colors, s=22, zorder=3)
+
+
+def _draw_numbers(
+    figure: Figure,
+    axes: Axes,
+    frusta: Float[np.ndarray, "n 3 2"],
+    frames: Sequence[int],
+    colors: Float[np.ndarray, "n 4"],
+) -> None:
+    """Write the frame numbers ahead of their cameras, spread so that none covers another."""
+    FigureCanvasAgg(figure).draw()  # fixes the layout, and so the pixels of a meter
+    ahead = frusta[:, 0] + 1.4 * (frusta[:, 1:].mean(1) - frusta[:, 0])  # cameras may turn on the spot
+    places = axes.transData.inverted().transform(spread(axes.transData.transform(ahead), LABEL_PX))
+    for frame, tip, place, color in zip(frames, ahead, places, colors, strict=True):
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 6}
+        axes.annotate(str(frame), tip, place, color=color, ha="center", va="center", fontsize=10, arrowprops=line)
+
+
+def _draw_voxels(axes: Axes, grid: VoxelGrid, plane: Float[np.ndarray, "2 3"]) -> float:
+    """Draw one square per column of voxels; return the share of voxels that the chosen frames see."""
+    everything = grid.sets[-1]
+    covered = {tuple(cell) for cells in grid.sets[:-1] for cell in cells.tolist()}
+    seen = np.array([tuple(cell) in covered for cell in everything.tolist()])
+    centers = (grid.origin + (everything + 0.5) * grid.size).astype(np.float64) @ plane.T
+    _, column, count = np.unique(
+        np.round(centers / grid.size).astype(int), axis=0, return_inverse=True, return_counts=True
+    )
+    column = column.reshape(-1)
+    share = (np.bincount(column, seen) / count)[:, None]
+    shade = (0.35 + 0.65 * count / count.max())[:, None]
+    middle = np.stack([np.bincount(column, axis) / count for axis in centers.T], -1)
+    square = grid.size / 2 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+    light, dark = np.array([to_rgb(UNSEEN), to_rgb(SEEN)])
+    colors = 1 + (light + (dark - light) * share - 1) * shade
+    axes.add_collection(PolyCollection(middle[:, None] + square, facecolors=colors, linewidths=0), autolim=True)
+    return float(seen.mean())
+
+
+def _picture(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
