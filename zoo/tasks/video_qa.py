@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.base import Preprocessor
+from zoo.configuration import Configurable, to_config
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
 from zoo.objectives import decode, prediction_errors
@@ -258,8 +259,12 @@ class VideoQATask(Task):
     on_test_start = on_predict_start = _reject_untrained
 
     def on_train_start(self) -> None:
-        """A trained model may answer."""
+        """A trained model may answer; `SpatialVLM.answer` reads videos as the training does."""
         self.can_answer = True
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, Configurable):
+            with suppress(InputError):  # a source of one's own may have no configuration
+                self.model.data_config = to_config(data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A trained checkpoint may answer."""
