@@ -19,12 +19,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from benchmarks.symmetries import COMBINATIONS
 from zoo.cameras import Cameras, normalize_intrinsics
-from zoo.decoder_layout import HeadLayout
+from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings import EncodedCameras
 from zoo.poses import invert_se3, nearest_rotation, pose_distance
 from zoo.time_index import TemporalPatches
@@ -81,25 +80,17 @@ def red_kitchen(folder: Path) -> Cameras:
 @torch.no_grad()
 def bias(name: str, cameras: Cameras) -> Tensor:
     """(views, views, samples): what is added to the logit of tokens of the same content at the same position."""
-    config = Qwen2_5_VLTextConfig(
-        vocab_size=8,
-        hidden_size=2 * HEAD_DIM,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": SECTION},
-    )
-    encoding = COMBINATIONS[name]()
-    encoding.bind_to_decoder(Qwen2_5_VLTextModel(config), layers=range(config.num_hidden_layers))
+    encoding, head = COMBINATIONS[name](), HeadLayout.in_row(HEAD_DIM, SECTION)
+    frequencies = 1e6 ** (-torch.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))
+    encoding.bind_to_decoder(DecoderLayout(2 * HEAD_DIM, 1, 2, 2, head, (frequencies,)), layers=range(1))
     views = cameras.world_to_camera.shape[1]
-    encoded = encoding.encode(cameras, HeadLayout.in_row(HEAD_DIM, SECTION), dtype=torch.float64)
+    encoded = encoding.encode(cameras, head, dtype=torch.float64)
     angle = torch.zeros(1, views, HEAD_DIM // 2, dtype=torch.float64)
     if encoding.time_index is not None:
         steps = torch.arange(views)
         posed = {"world_to_camera": cameras.world_to_camera[0], "has_camera": steps >= 0}
         time = encoding.time_index(TemporalPatches(0 * steps, steps, torch.ones(views), 2, **posed))
-        angle[0, :, : SECTION[0]] = time[:, None] * 1e6 ** (-torch.arange(SECTION[0]) / (HEAD_DIM // 2))
+        angle[0, :, : SECTION[0]] = time[:, None] * frequencies[: SECTION[0]]
     rope = torch.cat((angle.cos(),) * 2, -1), torch.cat((angle.sin(),) * 2, -1)
     content = torch.randn(SAMPLES, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     same = content.expand(1, views, -1, -1)  # each sample a head

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from callbacks.camera_map import camera_map, compute_coverage, covered_voxels, pose_map, spread
 from callbacks.contact_sheet import contact_sheet
 from callbacks.gallery import GalleryCallback
+from callbacks.loggers import log_settings, log_table
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
@@ -135,7 +137,7 @@ class Nothing(LightningModule):
         pass
 
 
-def validate(gallery: GalleryCallback, scenes: SceneDataset, logger: TensorBoardLogger) -> None:
+def validate(gallery: GalleryCallback, scenes: SceneDataset, logger: Logger) -> None:
     """Validates twice."""
     trainer = Trainer(
         accelerator="cpu", logger=logger, callbacks=[gallery], enable_progress_bar=False, enable_model_summary=False
@@ -152,6 +154,52 @@ def test_tensorboard_gets_the_first_validation_scenes_once(rooms: SceneDataset, 
     names = [scene.name for scene in rooms.scenes[:2]]
     assert sorted(events.Tags()["images"]) == sorted(f"{kind}/{name}" for kind in ("frames", "path") for name in names)
     assert len(events.Images(f"frames/{names[0]}")) == 1
+
+
+class RecordedWandb(WandbLogger):
+    """Keeps what W&B would get; nothing is installed or sent."""
+
+    save_dir = name = version = "recorded"
+    experiment: Any = None
+
+    def __init__(self) -> None:
+        self.images: dict[str, list[Image.Image]] = {}
+        self.texts: dict[str, tuple[list[str], list[list[str]]]] = {}
+        self.settings: dict[str, Any] = {}
+
+    def log_image(self, key: str, images: list[Image.Image], **_: Any) -> None:
+        self.images[key] = images
+
+    def log_text(self, key: str, columns: list[str], data: list[list[str]], **_: Any) -> None:
+        self.texts[key] = columns, data
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        self.settings |= params
+
+    def log_metrics(self, *_: Any, **__: Any) -> None: ...
+
+    def finalize(self, status: str) -> None: ...
+
+
+def test_wandb_gets_the_pictures_answers_and_settings(rooms: SceneDataset, tmp_path: Path) -> None:
+    wandb, board = RecordedWandb(), TensorBoardLogger(str(tmp_path), name="", version="")
+    validate(GalleryCallback(scenes=1), rooms, wandb)
+    name = rooms.scenes[0].name
+    assert list(wandb.images) == [f"frames/{name}", f"path/{name}"]
+    trainer = Trainer(accelerator="cpu", logger=[wandb, board], enable_checkpointing=False)
+    log_table(trainer, "answers", ["question", "prediction"], [["how\nmany | where?", "3"]])
+    log_settings(trainer, {"data.num_frames": 16})
+    assert wandb.texts == {"answers": (["question", "prediction"], [["how\nmany | where?", "3"]])}
+    assert wandb.settings == {"data.num_frames": 16}
+    board.experiment.flush()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (text,) = events.Tensors("answers/text_summary")
+    assert text.tensor_proto.string_val[0].decode().splitlines() == [
+        "| question | prediction |",
+        "|---|---|",
+        "| how many \\| where? | 3 |",
+    ]
+    assert "settings/text_summary" in events.Tags()["tensors"]
 
 
 def test_a_scene_that_cannot_be_read_has_no_picture(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
+from lightning import Trainer
 from safetensors.torch import load_file
 
 import main
+from datamodules import PixelBounds, Rooms, VideoQADataModule
+from datamodules.asking import data_of
 from tests.datamodules.clips import numbered_frame, write_video
 from tests.zoo.released import load_case, official_weights, read_release, write_release
 from zoo import (
@@ -36,6 +39,7 @@ from zoo import (
     ViewAttention,
 )
 from zoo.configuration import from_config, to_config
+from zoo.optim import LearningRates
 
 SIZES: dict[str, Any] = dict(layers=3, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 PARTS: dict[str, dict[str, Any]] = {
@@ -252,6 +256,18 @@ def test_a_run_is_a_model(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.
     checkpoint.unlink()
     with pytest.raises(InputError, match="train it first"):
         SpatialVLM.from_pretrained(run)
+
+
+def test_a_model_trained_in_python_reads_videos_as_its_training_did(rooms_root: Path) -> None:
+    rooms = Rooms(scenes=(6, 2, 3), root=str(rooms_root))
+    bounds = PixelBounds(784, 3136, legacy_folder_resize=False)
+    data = VideoQADataModule(rooms, num_frames=6, batch_size=2, num_workers=0, pixels=bounds)
+    task = VideoQATask(backbone=TinyQwen25VL(**SIZES), learning_rates=LearningRates(decoder=1e-3))
+    assert data_of(task.model).num_frames == 16  # before it is trained
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, **quiet).fit(task, data)
+    read = data_of(task.model)
+    assert (read.num_frames, read.pixels) == (6, bounds)
 
 
 # ---- answers ------------------------------------------------------------------------------------------------
