@@ -15,6 +15,7 @@ endif
 install: .venv/installed
 
 .venv/installed: pyproject.toml
+	@echo "installing the zoo and what it needs into .venv, which takes some minutes"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -92,7 +92,9 @@ class PredictionsCallback(Callback):
         settings = {**scoring, **settings}
         folder = choose_folder(run, settings)
         if folder != run:
-            rank_zero_info(f"test: {run} holds a finished test with other settings, so this one is in {folder}")
+            has_test = (run / SETTINGS).exists()
+            why = "holds a finished test with other settings" if has_test else "is kept for a test as trained"
+            rank_zero_info(f"test: {run} {why}, so this one is in {folder}")
             save_config(trainer, folder)
         # 2. The answers of an interrupted test.
         kept: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     for path in (*(folder / name for folder in folders), CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
-    raise InputError(f"no config {name}, neither here nor in configs/ ({known})")
+    names = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+    alike = get_close_matches(Path(name).stem, [Path(each).stem for each in names], 1)
+    meant = f"; did you mean {alike[0]}.yaml?" if alike else ""
+    raise InputError(f"no config {name}, neither here nor in configs/ ({', '.join(names)}){meant}")
 
 
 def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:

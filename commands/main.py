@@ -41,6 +41,7 @@ Examples:
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from importlib.metadata import version
 from pkgutil import resolve_name
 
@@ -76,7 +77,9 @@ def main() -> None:
         return
     try:
         if command not in COMMANDS:
-            raise InputError(f"there is no command {command}, only {', '.join(COMMANDS)}")
+            alike = get_close_matches(command, COMMANDS, 1)
+            advice = f"; did you mean {alike[0]}?" if alike else ""
+            raise InputError(f"there is no command {command}, only {', '.join(COMMANDS)}{advice}")
         if sys.argv[2:] in (["-h"], ["--help"]) and command not in PLAIN:
             print_help(command, run)
         else:

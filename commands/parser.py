@@ -74,7 +74,7 @@ class OneLineParser(ArgumentParser):
     """A jsonargparse parser whose errors are `InputError`s, and whose help names options in full."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
+        super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
 
     def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a part, and imports all classes that it may be: jsonargparse finds short names among loaded ones."""

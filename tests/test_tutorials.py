@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def call(words: str) -> str:
         monkeypatch.delenv("ZOO_RUN", raising=False)
-        monkeypatch.setattr(sys, "argv", ["main.py", *shlex.split(words)])
+        monkeypatch.setattr(sys, "argv", ["main.py", *shlex.split(words, comments=True)])
         with suppress(SystemExit) if words.endswith("--print_config") else nullcontext():
             main.main()
         return capsys.readouterr().out
@@ -101,7 +101,8 @@ def test_your_own_videos(tmp_path: Path, run: Run) -> None:
     colmap(tmp_path / "captures/kitchen", walk())
     (tmp_path / "clip.mp4").symlink_to(tmp_path / "captures/kitchen/images")  # a folder of photographs
     for words in commands:
-        run(f"{words} --model.allow_untrained true" if words.startswith("predict") else words)
+        words = words.partition(" #")[0]
+        run(words + {"predict": " --model.allow_untrained true", "fit": f" {TINY}"}.get(words.split()[0], ""))
     answers = [
         json.loads(line) for file in tmp_path.glob("runs/*/answers.jsonl") for line in file.read_text().splitlines()
     ]

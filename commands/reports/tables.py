@@ -63,17 +63,20 @@ def show(cell: Cell, signed: bool = False) -> str:
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
     measured = [scores(runs), means(runs), *over_seeds(runs), *captions(runs), *differences(runs, comparisons)]
-    return [*measured, reproduction(runs), settings(runs)]
+    return [*measured, settings(runs), reproduction(runs)]
 
 
 def scores(runs: Sequence[Run]) -> Table:
-    """Build the benchmark's results table with the average of its columns."""
+    """Build the benchmark's results table, of the question types that a run was asked, with their average."""
     benchmark = runs[0].benchmark
-    columns = (*benchmark.columns, AVERAGE)
+    asked = {
+        name: kinds for name, kinds in benchmark.columns.items() if any(run.score(name) is not None for run in runs)
+    }
+    columns = (*asked, AVERAGE)
     titles = {"Numerical": benchmark.numeric_types, "Free answers": benchmark.text_types}
     above = [
         next((title for title, own in titles.items() if set(kinds) <= set(own)), "Multiple choice")
-        for kinds in benchmark.columns.values()
+        for kinds in asked.values()
     ]
     groups = [(title, len(list(own))) for title, own in groupby(above)]
     rows = tuple((run.name, *map(run.score, columns)) for run in runs)
@@ -83,8 +86,9 @@ def scores(runs: Sequence[Run]) -> Table:
 def means(runs: Sequence[Run]) -> Table:
     """Build the table of means: accuracy of multiple-choice questions, MRA of numeric ones, and both."""
     counts = ("questions", "failed", "unparsable")
-    rows = tuple((run.name, *map(run.score, MEANS), *map(run.metrics.get("counts", {}).get, counts)) for run in runs)
-    headings = ("Run", *MEANS, *map(str.capitalize, counts))
+    known = [name for name in MEANS if any(run.score(name) is not None for run in runs)]
+    rows = tuple((run.name, *map(run.score, known), *map(run.metrics.get("counts", {}).get, counts)) for run in runs)
+    headings = ("Run", *known, *map(str.capitalize, counts))
     return Table("Means over questions (micro) and over question types (macro), %", headings, rows)
 
 
@@ -145,11 +149,11 @@ def settings(runs: Sequence[Run]) -> Table:
 
 
 def reproduction(runs: Sequence[Run]) -> Table:
-    """Build the table of what else others need to repeat the tests, see `callbacks.reproduction`."""
+    """Build the table of what else others need to repeat the tests: a column per run, see `callbacks.reproduction`."""
     each = [{**run.metrics.get("reproduction", {}), "versions": run.metrics.get("versions")} for run in runs]
     names = list(dict.fromkeys(name for found in each for name in found))
-    rows = tuple((run.name, *(spell(own.get(name)) for name in names)) for run, own in zip(runs, each, strict=True))
-    return Table("Reproduction", ("Run", *(name.capitalize().replace("_", " ") for name in names)), rows)
+    rows = tuple((name.capitalize().replace("_", " "), *(spell(own.get(name)) for own in each)) for name in names)
+    return Table("Reproduction", ("Setting", *(run.name for run in runs)), rows)
 
 
 def _settings(run: Run) -> dict[str, Cell]:

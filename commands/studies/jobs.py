@@ -28,6 +28,7 @@ from zoo.atomic_io import write_json
 from zoo.errors import InputError
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
+PROGRESS_S = 60  # between lines that tell how far a command is
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Requirement(Job):
 
 
 def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = ()) -> str | None:
-    """Run main.py with its output in a log; return the log's last line if it fails.
+    """Run main.py with its output in a log, print the log's last line each minute, return it if main.py fails.
 
     Args:
         log: the file.
@@ -182,9 +183,27 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
     with log.open("a", encoding="utf-8") as file:
         print("main.py", shlex.join(words), file=file, flush=True)
         command = [sys.executable, "-m", "commands.main", *words]
-        done = subprocess.run(command, check=False, stdout=file, stderr=file, env=environment, pass_fds=keep_open)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return f"{lines[-1]} (all of it in {log})" if done.returncode else None
+        with subprocess.Popen(command, stdout=file, stderr=file, env=environment, pass_fds=keep_open) as process:
+            try:
+                while _goes_on(process):
+                    print(f"{log}: {_last_line(log)}", flush=True)
+            except BaseException:
+                process.kill()
+                raise
+    return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
+
+
+def _goes_on(process: subprocess.Popen[bytes]) -> bool:
+    """Wait for the end of a process, until the next line of progress is due; return whether it still runs."""
+    try:
+        process.wait(PROGRESS_S)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _last_line(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
 
 
 def _read(path: Path) -> Any:

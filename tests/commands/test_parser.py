@@ -242,7 +242,7 @@ def test_errors_of_other_commands(line: str, expected: str, error_of: ErrorOf) -
 
 
 def test_an_unknown_command_lists_the_commands(error_of: ErrorOf) -> None:
-    assert error_of("fot") == f"error: there is no command fot, only {', '.join(main.COMMANDS)}"
+    assert error_of("fot") == f"error: there is no command fot, only {', '.join(main.COMMANDS)}; did you mean fit?"
 
 
 def test_an_invalid_trainer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

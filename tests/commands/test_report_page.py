@@ -95,18 +95,18 @@ def test_the_control_a_page_that_fails_or_asks_the_network_is_noticed(browser: B
     assert any("asked the network for http://127.0.0.1:9" in each for each in browser.errors)
 
 
-def test_tables_sort_by_a_click_both_ways_and_what_is_missing_stays_last(page: Browser) -> None:
+def test_tables_sort_by_a_click_both_ways(page: Browser) -> None:
     heading = "[...document.querySelectorAll('#runs table')[0].querySelectorAll('thead tr:last-child th')]"
     before = [row[0] for row in rows(page, "#runs .wide:first-of-type table")]
-    assert before == [*NAMES, "untested"]
+    assert before == [*NAMES]
     scores = {row[0]: row[-1] for row in rows(page, "#runs .wide:first-of-type table")}
     best_first = sorted(NAMES, key=lambda name: -float(scores[name]))
     assert best_first != list(NAMES)
     click(page, f"{heading}.at(-1).querySelector('button')")
-    assert [row[0] for row in rows(page, "#runs .wide:first-of-type table")] == [*best_first, "untested"]
+    assert [row[0] for row in rows(page, "#runs .wide:first-of-type table")] == best_first
     assert page.run(f"{heading}.at(-1).getAttribute('aria-sort')") == "descending"
     click(page, f"{heading}.at(-1).querySelector('button')")
-    assert [row[0] for row in rows(page, "#runs .wide:first-of-type table")] == [*best_first[::-1], "untested"]
+    assert [row[0] for row in rows(page, "#runs .wide:first-of-type table")] == best_first[::-1]
     assert page.run(f"{heading}.at(-1).getAttribute('aria-sort')") == "ascending"
 
 
@@ -186,8 +186,6 @@ def test_any_pair_of_runs_is_compared_and_turned_round(page: Browser) -> None:
     assert back["All micro"][1] == f"[{-high:+.1f}, {-low:+.1f}]"
     page.run(choose_pair.format(1, 1))
     assert page.run("document.getElementById('differences').textContent") == "Choose two runs."
-    page.run(choose_pair.format(0, 3))
-    assert "Not compared: untested has no answers" in page.run("document.getElementById('differences').textContent")
 
 
 def test_each_question_type_has_a_chart_with_a_bar_a_run(page: Browser) -> None:

@@ -29,7 +29,7 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
         paths: the scenes' camera paths, see `camera_paths`.
     """
     benchmark = runs[0].benchmark
-    every = (scores(runs), means(runs), *over_seeds(runs), *captions(runs), reproduction(runs), settings(runs))
+    every = (scores(runs), means(runs), *over_seeds(runs), *captions(runs), settings(runs), reproduction(runs))
     tables = "".join(f'<div class="wide">{html(table)}</div>' for table in every)
     data = {
         "runs": [run.name for run in runs],
