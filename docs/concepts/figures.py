@@ -97,9 +97,9 @@ def tokens() -> str:
             sequence += 15
         lines.append(arrow((left + 55, 254), (sequence - 45, 306)))
     for word in ("Where", "is ...?"):
-        lines += [box(sequence + 4, 312, 44, 26), text(sequence + 26, 330, word, "note")]
-        sequence += 48
-    return drawing("From frames to the decoder's sequence", 820, 360, lines)
+        lines += [box(sequence + 4, 312, 50, 26), text(sequence + 29, 330, word, "note")]
+        sequence += 54
+    return drawing("From frames to the decoder's sequence", 850, 360, lines)
 
 
 def cameras() -> str:
