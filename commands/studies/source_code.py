@@ -13,7 +13,8 @@ from commands.configs import find_config, read_config
 from zoo.fingerprint import digest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("zoo", "datamodules", "callbacks", "commands/cli.py")  # the last has the defaults of the trainer
+# what a score depends on; the last has the defaults of the trainer
+SOURCES = ("zoo", "datamodules", "callbacks/metrics.py", "callbacks/scoring.py", "commands/cli.py")
 DIGITS = 12
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -30,7 +31,7 @@ def code_of(configs: Iterable[str], sources: str) -> str:
 
 
 def digest_sources(root: Path = ROOT) -> str:
-    """Return the digest of the packages that training depends on.
+    """Return the digest of the files that training and scores depend on.
 
     Comments, docstrings and the layout of Python files have no effect.
     """
