@@ -223,17 +223,18 @@ def _draw_voxels(axes: Axes, grid: VoxelGrid, plane: Float[np.ndarray, "2 3"]) -
     covered = {tuple(cell) for cells in grid.sets[:-1] for cell in cells.tolist()}
     seen = np.array([tuple(cell) in covered for cell in everything.tolist()])
     centers = (grid.origin + (everything + 0.5) * grid.size).astype(np.float64) @ plane.T
-    _, column, count = np.unique(
+    cells, column, count = np.unique(
         np.round(centers / grid.size).astype(int), axis=0, return_inverse=True, return_counts=True
     )
     column = column.reshape(-1)
     share = (np.bincount(column, seen) / count)[:, None]
     shade = (0.35 + 0.65 * count / count.max())[:, None]
-    middle = np.stack([np.bincount(column, axis) / count for axis in centers.T], -1)
     square = grid.size / 2 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
     light, dark = np.array([to_rgb(UNSEEN), to_rgb(SEEN)])
     colors = 1 + (light + (dark - light) * share - 1) * shade
-    axes.add_collection(PolyCollection(middle[:, None] + square, facecolors=colors, linewidths=0), autolim=True)
+    axes.add_collection(
+        PolyCollection(cells[:, None] * grid.size + square, facecolors=colors, linewidths=0), autolim=True
+    )
     return float(seen.mean())
 
 

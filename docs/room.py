@@ -1,6 +1,7 @@
 """The picture of the README: a rendered room, its camera path, a question, and the answers of trained models.
 
-python -m docs.room "without cameras=runs/demo/runs/without-cameras-0" "PRoPE=runs/demo/runs/PRoPE-0"
+    python main.py study studies/models.yaml --columns loop --seeds 0
+    python -m docs.room Qwen25VL=runs/studies/models/Qwen25VL-loop-0 ...
 
 Writes docs/room.png. The runs are tests on the rooms with loop paths; their predictions.jsonl hold the answers.
 """
@@ -21,7 +22,7 @@ from zoo.atomic_io import replace_file
 
 OUTPUT = Path(__file__).with_name("room.png")
 FRAMES, SHOWN, ROOMS = 16, 8, 6  # frames that the models see, and that the picture shows; rooms with answers
-WIDTH, TEXT, LINE, NAMES, COLUMN = 1620, 24, 38, 250, 88  # pixels
+WIDTH, TEXT, LINE, NAMES, COLUMN = 1620, 22, 32, 250, 88  # pixels
 
 
 def main(runs: dict[str, Path]) -> None:
@@ -59,7 +60,7 @@ def main(runs: dict[str, Path]) -> None:
         draw.text((x, y), name, INK, font)
         for column, cell in enumerate(cells):
             draw.text((x + NAMES + column * COLUMN, y), cell, INK, font, anchor="ra")
-    replace_file(OUTPUT, lambda file: picture.quantize(128).save(file, format="PNG", optimize=True))
+    replace_file(OUTPUT, lambda file: picture.save(file, format="PNG", optimize=True))
 
 
 if __name__ == "__main__":
