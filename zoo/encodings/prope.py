@@ -38,7 +38,8 @@ class PRoPE(MatrixEncoding):
 
     V is the 4 x 4 world-to-camera pose, and lift(K) the identity with the intrinsics K in its upper left corner. P acts
     on groups of four channels. Attention between two views depends on P_i P_j^-1 alone, so it is invariant to a change
-    of world V -> V G. Text has no camera (P = I), that is, it sees the world frame: invariant only with a reference view.
+    of world V -> V G. Text has no camera (P = I), that is, it sees the world frame: invariant only with a reference
+    view.
 
     Example:
         >>> import torch
