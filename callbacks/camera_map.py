@@ -124,7 +124,12 @@ def pose_map(cameras: PatchCameras, predicted: Float[Tensor, "t 4 4"]) -> Image.
     Args:
         cameras: of the temporal patches of a scene; those without a camera are left out.
         predicted: world-to-camera poses in the same frame and unit.
+
+    Raises:
+        ValueError: no patch has a camera.
     """
+    if not cameras.has_camera.any():
+        raise ValueError("no temporal patch has a camera")
     known, both = cameras.has_camera.cpu(), torch.stack((cameras.world_to_camera, predicted)).double().cpu()
     poses = invert_se3(both[:, known]).numpy()
     plane = level_axes(-poses[0, :, :3, 1].mean(0))

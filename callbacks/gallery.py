@@ -1,4 +1,4 @@
-"""What a run sees and says, for TensorBoard or W&B: frames, camera paths, predicted cameras and answers."""
+"""Logs frames, camera paths, predicted cameras and answers to TensorBoard or W&B."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class PredictionsCallback(Callback):
         folder = choose_folder(run, settings)
         if folder != run:
             has_test = (run / SETTINGS).exists()
-            why = "holds a finished test with other settings" if has_test else "is kept for a test as trained"
+            why = "holds a finished test with other settings" if has_test else "is reserved for the unperturbed test"
             rank_zero_info(f"test: {run} {why}, so this one is in {folder}")
             save_config(trainer, folder)
         # 2. The answers of an interrupted test.

@@ -48,7 +48,7 @@ def render(
     for group, kinds in scored.benchmark.groups.items():
         questions = sum(types[kind]["count"] for kind in kinds if kind in types)
         if group != "all" and questions in (0, counts["questions"]):
-            continue  # no question of the group, or no other
+            continue  # the group is empty, or equal to all
         means = (_number(result[group][mean]) for mean in ("micro", "macro"))
         table.add_row(GROUPS[group], *means, str(questions), scored.scorer, style="bold")
     console = Console(force_terminal=terminal, width=None if terminal else 80)

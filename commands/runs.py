@@ -105,8 +105,10 @@ def resolve_run(command: str, settings: Any) -> None:
             class_path="lightning.pytorch.loggers.TensorBoardLogger",
             init_args=Namespace(save_dir=str(folder), name="", version=""),
         )
-    elif getattr(getattr(settings.trainer.logger, "init_args", None), "save_dir", None) == ".":
-        settings.trainer.logger.init_args.save_dir = str(folder)  # WandbLogger's default
+    loggers = settings.trainer.logger if isinstance(settings.trainer.logger, list) else [settings.trainer.logger]
+    for logger in loggers:
+        if getattr(getattr(logger, "init_args", None), "save_dir", None) == ".":
+            logger.init_args.save_dir = str(folder)  # WandbLogger's default
     weights = checkpoint or ("the released weights" if released else "none: random weights")
     rank_zero_info(f"{command}: run {folder}, checkpoint {weights}")
 

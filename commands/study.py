@@ -6,8 +6,9 @@
 
 trains and tests what has no result yet, each with `main.py fit` and `main.py test` in a folder of its own in
 runs/studies/<study>/, and writes studies/<study>.md and .png. An interrupted training goes on. The results are in
-studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there; a training that another study there has
-is not run again. --output FOLDER keeps all of it apart, so that the study starts anew. A study file has the keys
+studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there. A training is not repeated if another
+file in that folder has it with all of the tests. --output FOLDER keeps everything apart, so that the study starts anew.
+A study file has the keys
 
     title, text   of the document
     settings      the rows of the table: options of `fit` by dotted name for each, and the special keys `configs`

@@ -1,7 +1,7 @@
 """The picture of the README: a rendered room, its camera path, a question, and the answers of trained models.
 
-    python main.py study studies/models.yaml --columns loop --seeds 0
-    python -m docs.room Qwen25VL=runs/studies/models/Qwen25VL-loop-0 ...
+    python main.py study studies/models.yaml --columns loop --seeds 0 --output runs/room
+    python -m docs.room Qwen25VL=runs/room/runs/Qwen25VL-loop-0 SpatialMLLM=runs/room/runs/SpatialMLLM-loop-0 ...
 
 Writes docs/room.png. The runs are tests on the rooms with loop paths; their predictions.jsonl hold the answers.
 """

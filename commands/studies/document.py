@@ -33,21 +33,26 @@ def write_documents(scores: Scores) -> list[Path]:
 
 
 def _groups(scores: Scores) -> Mapping[str, Rows]:
-    """Return the plotted rows: those of each comparison, and before them the settings that are in none."""
+    """Return the plotted rows: settings that no comparison has, the comparisons, and tests that none has."""
     study = scores.study
 
-    def row(name: str, test: str = OWN) -> dict[str, list[float]]:
-        return {column: scores.of(name, column, test) for column in study.columns}
+    def row(name: str, column: str | None = None, test: str = OWN) -> dict[str, list[float]]:
+        return {each: scores.of(name, each, test) for each in ([column] if column else study.columns)}
 
     compared = {name for each in study.compare for name in (*each.settings, each.baseline)}
     title = "Other settings" if compared else study.title
-    groups = {title: {_row(study, name): row(name) for name in study.settings if name not in compared}}
+    groups: dict[str, Rows] = {title: {_row(study, name): row(name) for name in study.settings if name not in compared}}
+    tested = {(name, test) for each in study.compare for name in each.settings for test in each.tests}
     for each in study.compare:
-        rows = groups.setdefault(each.title, {})
+        rows = {}
         for name in filter(None, dict.fromkeys((each.baseline, *each.settings))):
-            rows[_row(study, name)] = row(name)
+            rows[_row(study, name)] = row(name, each.column)
             tests = [test for test in each.tests if test in study.settings[name].tests]
-            rows |= {f"{name}, {test}": row(name, test) for test in tests}
+            rows |= {f"{name}, {test}": row(name, each.column, test) for test in tests}
+        groups[each.title] = rows
+    rest = [(name, test) for name, setting in study.settings.items() for test in setting.tests]
+    rest = [pair for pair in rest if pair not in tested]
+    groups["Further tests"] = {f"{name}, {test}": row(name, None, test) for name, test in rest}
     return groups
 
 

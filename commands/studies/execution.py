@@ -68,7 +68,7 @@ def _collect(training: Training, results: Results) -> str:
     for test in training.finished_tests():
         fit_s, code = training.trained()
         result, questions = load_result(run, test, training.folder_of(test), code, fit_s)
-        if results.find(run, test) != result:
+        if not results.has_own(result):
             results.add(result, questions)
     own = results.find(run, OWN)
     if own is None or run.score not in own.scores:

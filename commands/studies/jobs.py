@@ -28,7 +28,7 @@ from zoo.atomic_io import write_json
 from zoo.errors import InputError
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
-PROGRESS_S = 60  # between lines that tell how far a command is
+PROGRESS_S = 60.0  # seconds between progress lines
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
         command = [sys.executable, "-m", "commands.main", *words]
         with subprocess.Popen(command, stdout=file, stderr=file, env=environment, pass_fds=keep_open) as process:
             try:
-                while _goes_on(process):
+                while not _is_done(process, PROGRESS_S):
                     print(f"{log}: {_last_line(log)}", flush=True)
             except BaseException:
                 process.kill()
@@ -193,13 +193,13 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
     return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
 
 
-def _goes_on(process: subprocess.Popen[bytes]) -> bool:
-    """Wait for the end of a process, until the next line of progress is due; return whether it still runs."""
+def _is_done(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    """Return whether a process has ended, at the latest after a time."""
     try:
-        process.wait(PROGRESS_S)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        return True
-    return False
+        return False
+    return True
 
 
 def _last_line(log: Path) -> str:

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from zoo.atomic_io import replace_file
 
 Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
@@ -22,8 +24,6 @@ def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str,
         label: the name of the score.
         output: the PNG file.
     """
-    from matplotlib.figure import Figure  # here: a study that only runs does without
-
     groups = {title: {name: row for name, row in rows.items() if any(row.values())} for title, rows in groups.items()}
     groups = {title: rows for title, rows in groups.items() if rows} or {"not measured yet": {}}
     measured = {each: None for rows in groups.values() for row in rows.values() for each in row if row[each]}
@@ -34,7 +34,7 @@ def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str,
     for panel, (title, rows) in zip(panels, groups.items(), strict=True):
         panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
         for number, (each, color) in enumerate(colors.items()):
-            shift = 0.2 * (number - (len(colors) - 1) / 2)
+            shift = min(0.2, 0.8 / len(colors)) * (number - (len(colors) - 1) / 2)
             found = [(place + shift, row[each]) for place, row in enumerate(rows.values()) if row.get(each)]
             if found:
                 places, scores = zip(*found, strict=True)
@@ -43,7 +43,7 @@ def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str,
             if each in constants:
                 name = f"best constant answer, {each}" if each else "best constant answer"
                 panel.axvline(constants[each], color=color, linestyle="--", linewidth=1, label=name)
-        panel.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1))
+        panel.set(yticks=range(len(rows)), yticklabels=rows, ylim=(max(1, len(rows)) - 0.5, -0.5), xlim=(0, 1))
         panel.set_xticks([tenth / 10 for tenth in range(11)])
         panel.tick_params(labelbottom=True, length=0)
         panel.grid(axis="x", color="#e1e1e1")
@@ -53,5 +53,5 @@ def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str,
     panels[-1].set_xlabel(label)
     legend = {name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
     if legend:
-        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=2 * len(colors))
+        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=min(2 * len(colors), 4))
     replace_file(output, lambda file: figure.savefig(file, format="png"))

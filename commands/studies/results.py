@@ -62,69 +62,90 @@ class Results:
 
     Args:
         path: the file; it is made with the first result.
-        shared: files of other studies, which are read only.
+        shared: files of other studies, which are read only. All tests of a training come from one file: the study's own
+            if that has any of them, else the first of these.
 
     Attributes:
-        notes: remarks about the file.
+        notes: remarks about the files.
 
     Raises:
-        InputError: a line is no result; the last may be incomplete, as a kill leaves it.
+        InputError: a line of the study's own file is no result; the last may be incomplete, as a kill leaves it.
     """
 
     def __init__(self, path: Path, shared: Iterable[Path] = ()) -> None:
-        self.path, self.notes = path, list[str]()
-        self._found: dict[tuple[str, str], Result] = {}
-        self._questions: dict[str, Questions] = {}
+        self.path = path
+        self._own = _File(path)
+        self._shared, self.notes = list[_File](), list(self._own.notes)
         for other in shared:
-            self._read(other)
-        self._written = self._read(path)
+            try:
+                self._shared.append(_File(other))
+            except InputError as error:
+                self.notes.append(f"{error}; until then its results are not shared")
 
-    def _read(self, path: Path) -> set[str]:
-        """Read a file and return the keys of the questions that it has."""
-        keys = set[str]()
+    def find(self, run: Run, test: str) -> Result | None:
+        """Return the newest result of these very words, or None."""
+        has_training = [file for file in (self._own, *self._shared) if run.command in file.trainings]
+        return has_training[0].results.get((run.command, shlex.join(run.tests[test]))) if has_training else None
+
+    def has_own(self, result: Result) -> bool:
+        """Return whether the study's own file has this result."""
+        return self._own.results.get((result.fit, result.tested_with)) == result
+
+    def questions_of(self, result: Result) -> Questions:
+        """Return the questions of a result."""
+        return next(
+            f.questions[result.questions] for f in (self._own, *self._shared) if result.questions in f.questions
+        )
+
+    def add(self, result: Result, questions: Questions) -> None:
+        """Append a result, and its questions unless an earlier result has them."""
+        new = [] if questions.key in self._own.questions else [asdict(questions)]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = JSONLines(self.path)
+        file.append([*new, asdict(result)])
+        file.close()
+        self._own.keep(questions)
+        self._own.keep(result)
+
+
+class _File:
+    """The lines of a file of results.
+
+    Attributes:
+        results: by the words of the training and of the test.
+        trainings: the words of the trainings.
+        questions: by their keys.
+        notes: what is incomplete.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.results: dict[tuple[str, str], Result] = {}
+        self.questions: dict[str, Questions] = {}
+        self.notes: list[str] = []
         *lines, rest = (path.read_text(encoding="utf-8") if path.exists() else "").split("\n")
         if rest:
             self.notes.append(f"{path}: line {len(lines) + 1}, the last, is incomplete: its result is made again")
         for number, line in enumerate(lines, 1):
             try:
                 content = json.loads(line)
-                if "setting" in content:
-                    self._keep(Result(**content))
-                else:
-                    self._keep(Questions(**content))
-                    keys.add(content["key"])
+                self.keep(Result(**content) if "setting" in content else Questions(**content))
             except (ValueError, TypeError) as error:
                 raise InputError(f"{path}, line {number}: no result of a study: {error}; remove the line") from error
-        whole = {words: result for words, result in self._found.items() if result.questions in self._questions}
-        if lost := len(self._found) - len(whole):
+        whole = {words: result for words, result in self.results.items() if result.questions in self.questions}
+        if lost := len(self.results) - len(whole):
             self.notes.append(f"{path}: the questions of {lost} results are missing: the results are made again")
-        self._found = whole
-        return keys
+        self.results = whole
 
-    def find(self, run: Run, test: str) -> Result | None:
-        """Return the newest result of these very words, or None."""
-        return self._found.get((run.command, shlex.join(run.tests[test])))
+    @property
+    def trainings(self) -> set[str]:
+        return {fit for fit, _ in self.results}
 
-    def questions_of(self, result: Result) -> Questions:
-        """Return the questions of a result."""
-        return self._questions[result.questions]
-
-    def add(self, result: Result, questions: Questions) -> None:
-        """Append a result, and its questions unless an earlier result has them."""
-        new = [] if questions.key in self._written else [asdict(questions)]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = JSONLines(self.path)
-        file.append([*new, asdict(result)])
-        file.close()
-        self._written.add(questions.key)
-        self._keep(questions)
-        self._keep(result)
-
-    def _keep(self, line: Result | Questions) -> None:
+    def keep(self, line: Result | Questions) -> None:
+        """Add a line; of two results of the same words the later one counts."""
         if isinstance(line, Result):
-            self._found[line.fit, line.tested_with] = line
+            self.results[line.fit, line.tested_with] = line
         else:
-            self._questions[line.key] = line
+            self.questions[line.key] = line
 
 
 def load_result(run: Run, test: str, folder: Path, code: str, fit_s: float | None) -> tuple[Result, Questions]:

@@ -13,7 +13,7 @@ from commands.configs import find_config, read_config
 from zoo.fingerprint import digest
 
 ROOT = Path(__file__).parents[2]
-# what a score depends on; the last has the defaults of the trainer
+# models, data and scores; the last file has the defaults of the trainer
 SOURCES = ("zoo", "datamodules", "callbacks/metrics.py", "callbacks/scoring.py", "commands/cli.py")
 DIGITS = 12
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

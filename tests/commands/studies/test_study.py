@@ -51,6 +51,27 @@ def test_nothing_is_made_twice_here_or_in_a_fresh_clone(main_py: FakeMain, study
     assert own["scores"]["object_counting"] == pytest.approx(score, abs=1e-4) and 0 < own["scores"]["macro"] < 1
 
 
+def test_a_training_of_another_study_is_shared_with_all_of_its_tests_or_not(
+    main_py: FakeMain, study_file: Path, capsys
+) -> None:
+    other = write_study(study_file.with_name("other.yaml"))
+    study([str(other), *ROW])
+    study([str(study_file), *ROW])
+    assert main_py.calls == OF_ROW and not (study_file.parent / "results/toys.jsonl").exists()
+    assert "PRoPE" in study_file.with_suffix(".md").read_text().split("Not measured yet")[0]
+    study([str(study_file), *ROW, "--output", "apart"])
+    assert main_py.calls == OF_ROW * 2
+    path = study_file.parent / "results/other.jsonl"
+    *_, perturbed = lines = path.read_text().splitlines()
+    assert json.loads(perturbed)["test"] == "wrong cameras"
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    study([str(study_file), *ROW])  # the training lacks a test there, so this study has its own
+    assert main_py.calls[-3:] == OF_ROW and len(main_py.calls) == 9
+    path.write_text("{}\n")
+    study([str(study_file), *ROW])
+    assert "until then its results are not shared" in capsys.readouterr().out and len(main_py.calls) == 9
+
+
 def test_other_words_are_another_training_and_the_former_result_stays(main_py: FakeMain, study_file: Path) -> None:
     study([str(study_file), *ROW])
     write_study(study_file, options={"trainer.max_steps": 4})
