@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from callbacks.map_geometry import level_axes, spread
 from datamodules.samplers import DatasetDepth, SceneView
 from datamodules.samplers.coverage import VoxelGrid, voxel_grid
 from datamodules.samplers.points import PointMaps, PointSource
@@ -122,7 +123,7 @@ def pose_map(cameras: PatchCameras, predicted: Float[Tensor, "t 4 4"]) -> Image.
     """Draw true cameras from above, and in gray the predicted ones, each with a line to the true one.
 
     Args:
-        cameras: of the temporal patches of a scene; those without a camera are left out.
+        cameras: true cameras, one per temporal patch; patches without a camera are left out.
         predicted: world-to-camera poses in the same frame and unit.
 
     Raises:
@@ -142,31 +143,6 @@ def pose_map(cameras: PatchCameras, predicted: Float[Tensor, "t 4 4"]) -> Image.
     _draw_cameras(axes, guessed, GUESSED)
     _draw_cameras(axes, true, color.to_rgba(known.nonzero()[:, 0]))
     return _picture(figure)
-
-
-def level_axes(up: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "2 3"]:
-    """Return two horizontal world axes, right and forward on a map, given the up direction."""
-    up = up / max(float(np.linalg.norm(up)), 1e-9)
-    axis = np.eye(3)[np.abs(up).argmin()]  # along an axis of the world if one is horizontal
-    right = axis - (axis @ up) * up
-    right /= np.linalg.norm(right)
-    return np.stack((right, np.cross(up, right)))
-
-
-def spread(places: Float[np.ndarray, "n 2"], size: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "n 2"]:
-    """Move the centers of labels of one size until no two labels overlap, at most 200 times."""
-    places = places.copy()
-    order = np.arange(len(places))
-    aside = np.sign(order[:, None] - order[None])[..., None]  # where two are at one place
-    for _ in range(200):
-        gap = places[:, None] - places[None]
-        overlap = size - np.abs(gap)
-        touching = (overlap > 1e-6).all(-1) & (aside[..., 0] != 0)
-        if not touching.any():
-            break
-        shorter = np.eye(2, dtype=bool)[overlap.argmin(-1)] & touching[..., None]
-        places += 0.5 * np.where(shorter, overlap * np.where(gap == 0, aside, np.sign(gap)), 0).sum(1)
-    return places
 
 
 def _empty_map() -> tuple[Figure, Axes]:
@@ -214,7 +190,7 @@ def _draw_numbers(
     colors: Float[np.ndarray, "n 4"],
 ) -> None:
     """Write the frame numbers ahead of their cameras, spread so that none covers another."""
-    FigureCanvasAgg(figure).draw()  # fixes the layout, and so the pixels of a meter
+    figure.draw_without_rendering()  # fixes the layout, and so the pixels of a meter
     ahead = frusta[:, 0] + 1.4 * (frusta[:, 1:].mean(1) - frusta[:, 0])  # cameras may turn on the spot
     places = axes.transData.inverted().transform(spread(axes.transData.transform(ahead), LABEL_PX))
     for frame, tip, place, color in zip(frames, ahead, places, colors, strict=True):

@@ -62,7 +62,7 @@ class GalleryCallback(Callback):
 
 
 def scene_images(dataset: Any, index: int) -> dict[str, Image.Image]:
-    """Return the images of a scene of a `SceneDataset` by tag; none if the scene can't be read."""
+    """Return the images of one scene in a `SceneDataset` by tag; none if the scene can't be read."""
     loaded = dataset[index]
     if loaded.error is not None:
         return {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.camera_map import level_axes
+from callbacks.map_geometry import level_axes
 from commands.reports.runs import Run
 from datamodules import Rooms
 from datamodules.scenes import Scene

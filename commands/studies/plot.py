@@ -12,7 +12,7 @@ from zoo.atomic_io import replace_file
 
 Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
 COLORS = ("#b2182b", "#2166ac", "#1b7837", "#994f00", "#762a83", "#787878")
-ROW, HEAD = 0.27, 0.5  # inches of a row, and of a group's title with its margins
+ROW, HEAD = 0.27, 0.5  # heights in inches: one row; a group's title with its margins
 
 
 def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str, output: Path) -> None:

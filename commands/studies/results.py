@@ -84,12 +84,12 @@ class Results:
 
     def find(self, run: Run, test: str) -> Result | None:
         """Return the newest result of these very words, or None."""
-        has_training = [file for file in (self._own, *self._shared) if run.command in file.trainings]
-        return has_training[0].results.get((run.command, shlex.join(run.tests[test]))) if has_training else None
+        tests = next((file.tests[run.command] for file in (self._own, *self._shared) if run.command in file.tests), {})
+        return tests.get(shlex.join(run.tests[test]))
 
     def has_own(self, result: Result) -> bool:
         """Return whether the study's own file has this result."""
-        return self._own.results.get((result.fit, result.tested_with)) == result
+        return self._own.tests.get(result.fit, {}).get(result.tested_with) == result
 
     def questions_of(self, result: Result) -> Questions:
         """Return the questions of a result."""
@@ -112,14 +112,13 @@ class _File:
     """The lines of a file of results.
 
     Attributes:
-        results: by the words of the training and of the test.
-        trainings: the words of the trainings.
+        tests: results by the words of the training, then by those of the test.
         questions: by their keys.
         notes: what is incomplete.
     """
 
     def __init__(self, path: Path) -> None:
-        self.results: dict[tuple[str, str], Result] = {}
+        self.tests: dict[str, dict[str, Result]] = {}
         self.questions: dict[str, Questions] = {}
         self.notes: list[str] = []
         *lines, rest = (path.read_text(encoding="utf-8") if path.exists() else "").split("\n")
@@ -131,19 +130,18 @@ class _File:
                 self.keep(Result(**content) if "setting" in content else Questions(**content))
             except (ValueError, TypeError) as error:
                 raise InputError(f"{path}, line {number}: no result of a study: {error}; remove the line") from error
-        whole = {words: result for words, result in self.results.items() if result.questions in self.questions}
-        if lost := len(self.results) - len(whole):
+        every = [result for tests in self.tests.values() for result in tests.values()]
+        whole = [result for result in every if result.questions in self.questions]
+        if lost := len(every) - len(whole):
             self.notes.append(f"{path}: the questions of {lost} results are missing: the results are made again")
-        self.results = whole
-
-    @property
-    def trainings(self) -> set[str]:
-        return {fit for fit, _ in self.results}
+            self.tests = {}
+            for result in whole:
+                self.keep(result)
 
     def keep(self, line: Result | Questions) -> None:
         """Add a line; of two results of the same words the later one counts."""
         if isinstance(line, Result):
-            self.results[line.fit, line.tested_with] = line
+            self.tests.setdefault(line.fit, {})[line.tested_with] = line
         else:
             self.questions[line.key] = line
 

@@ -15,10 +15,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from callbacks.camera_map import camera_map, compute_coverage, covered_voxels, pose_map, spread
+from callbacks.camera_map import camera_map, compute_coverage, covered_voxels, pose_map
 from callbacks.contact_sheet import contact_sheet
 from callbacks.gallery import GalleryCallback
 from callbacks.loggers import log_settings, log_table
+from callbacks.map_geometry import spread
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
