@@ -12,6 +12,8 @@ from jaxtyping import install_import_hook
 install_import_hook(["zoo", "datamodules", "callbacks", "commands"], "beartype.beartype")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
+from tests.cli import run  # noqa: E402, F401 - a fixture; after the hook, which checks what is imported later
+
 ROOMS = (6, 2, 3)  # scenes of each split
 
 

@@ -1,12 +1,10 @@
-"""main.py as a user runs it: configs, runs and checkpoints."""
+"""Configs, runs and what they write."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,52 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from zoo import VideoQATask
-
-REPOSITORY = Path(main.__file__).parent
-QWEN3 = "scale_tiny_qwen3.yaml"
-MODELS = [  # configs, and objectives
-    *(("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml",)),
-    *(("qwen3_vl.yaml", QWEN3), ("spatial_mllm.yaml", QWEN3, "MaskedViews"), ("prope.yaml", QWEN3)),
-]
-RAYS = ("--model.geometry", "DatasetGeometry", "--model.geometry.depth", "false")  # prope.yaml's at the tiny scale
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys, caplog) -> Run:
-    """Runs main.py in an empty folder on the small rooms with a very small model; returns what it printed."""
-    monkeypatch.chdir(tmp_path)
-    small = [
-        *("--trainer.max_steps", "2"),
-        *("--data.source.root", str(rooms_root), "--data.source.scenes", "[6,2,3]", "--data.batch_size", "2"),
-        *("--data.question_types", "null"),
-        *("--model.backbone.layers", "2", "--model.backbone.hidden_size", "64", "--model.backbone.heads", "2"),
-        *("--model.backbone.key_value_heads", "1", "--model.backbone.vision_hidden_size", "32"),
-        *("--data.num_frames", "4", "--trainer.accelerator", "cpu"),
-        *("--config", str(tmp_path / "small_vggt.yaml")),
-    ]
-    random = {"class_path": "TinyVGGT", "init_args": {"path": None, "embed_dim": 16, "depth": 4, "num_heads": 2}}
-    (tmp_path / "small_vggt.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"geometry": random}}}))
-
-    def call(command: str, *words: str, sized: bool = True, logged: bool = False) -> str:
-        monkeypatch.delenv("ZOO_RUN", raising=False)
-        caplog.clear()
-        bare = command != "fit" and "--config" not in words  # the newest run's config has the sizes
-        monkeypatch.setattr(sys, "argv", ["main.py", command, *(small if sized and not bare else []), *words])
-        main.main()
-        return caplog.text if logged else capsys.readouterr().out
-
-    return call
-
-
-def the_run(tmp_path: Path) -> Path:
-    (folder,) = (tmp_path / "runs").iterdir()
-    return folder
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+from tests.cli import Run, the_run, weights
 
 
 def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> None:
@@ -89,6 +42,15 @@ def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> 
 def test_an_unknown_config_is_an_error_that_lists_the_shipped_ones(run: Run) -> None:
     with pytest.raises(SystemExit, match=r"no config porpe\.yaml.*prope\.yaml"):
         run("fit", "--config", "porpe.yaml")
+
+
+QWEN3 = "scale_tiny_qwen3.yaml"
+
+
+MODELS = [  # configs, and objectives
+    *(("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml",)),
+    *(("qwen3_vl.yaml", QWEN3), ("spatial_mllm.yaml", QWEN3, "MaskedViews"), ("prope.yaml", QWEN3)),
+]
 
 
 @pytest.mark.parametrize("configs", MODELS, ids=" ".join)
@@ -131,160 +93,6 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     question = "What is the size of this room?"
     printed = run("predict", *words, "--data.video", str(video), "--data.question", question)
     assert question in printed
-
-
-def test_only_predict_uses_predicted_cameras_for_a_video_without_cameras(
-    run: Run, tmp_path: Path, rooms_root: Path
-) -> None:
-    run("fit", "--config", "prope.yaml")
-    bare = tmp_path / "bare.mp4"
-    bare.write_bytes(next(rooms_root.glob("*/rooms/test_*.mp4")).read_bytes())
-    asked = ["--data.video", str(bare), "--data.question", "What is the size of this room?"]
-    assert "What is the size" in run("predict", *asked)
-    without = ["--data.source", "SceneFolder", "--data.source.root", str(copied_without_cameras(rooms_root, tmp_path))]
-    with pytest.raises(SystemExit, match="no scene of the test split has cameras"):
-        run("test", *without)
-
-    run("fit", "--config", "prope.yaml", *RAYS)  # without a VGGT there are no cameras
-    with pytest.raises(SystemExit, match="cameras"):
-        run("predict", *asked)
-
-
-def test_predicted_cameras_need_none_in_the_dataset(run: Run, tmp_path: Path, rooms_root: Path) -> None:
-    without = ["--data.source", "SceneFolder", "--data.source.root", str(copied_without_cameras(rooms_root, tmp_path))]
-    run("fit", "--config", "prope.yaml", "--model.camera_source", "predicted", *without)
-    assert "room_size_estimation" in run("test")
-    with pytest.raises(SystemExit, match="--model.camera_source predicted needs"):
-        run("fit", "--config", "qwen25_vl.yaml", "--model.camera_source", "predicted")
-
-
-def copied_without_cameras(rooms_root: Path, to: Path) -> Path:
-    (source,) = {path.parent.parent for path in rooms_root.glob("*/rooms/test_*.mp4")}
-    return Path(shutil.copytree(source, to / "copied", ignore=shutil.ignore_patterns("*.cameras.json")))
-
-
-def test_a_checkpoint_does_not_override_the_command_line(run: Run, tmp_path: Path, monkeypatch) -> None:
-    run("fit", "--config", "qwen25_vl.yaml")
-    seen = []
-    monkeypatch.setattr(VideoQATask, "on_test_start", lambda self: seen.append(self.max_new_tokens))
-    run("test", "--ckpt_path", str(the_run(tmp_path) / "checkpoints/last.ckpt"), "--model.max_new_tokens", "3")
-    assert seen == [3]
-
-
-def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "qwen25_vl.yaml")
-    older = the_run(tmp_path)
-    run("fit", "--config", "prope.yaml")
-    (newer,) = set((tmp_path / "runs").iterdir()) - {older}
-    checkpoint = str(older / "checkpoints/last.ckpt")
-    assert f"test: run runs/{newer.name}, checkpoint runs/{newer.name}/" in run("test", logged=True)
-    assert f"test: run {older}, checkpoint {checkpoint}" in run("test", "--ckpt_path", checkpoint, logged=True)
-    assert (older / "metrics.json").exists()
-    with pytest.raises(SystemExit, match="of another model"):
-        run("test", "--config", "prope.yaml", "--ckpt_path", checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("words", "last", "best"),
-    [
-        (["--trainer.val_check_interval", "2"], 3, None),
-        (["--checkpoint.every_n_train_steps", "2"], 3, None),
-        (
-            ["--trainer.val_check_interval", "1", "--checkpoint.monitor", "val/all/micro", "--checkpoint.mode", "min"],
-            3,
-            1,
-        ),
-    ],
-)
-def test_last_is_the_newest_state_with_every_schedule(
-    words: list[str], last: int, best: int | None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores = iter((0.1, 0.2, 0.3))
-    monkeypatch.setattr("callbacks.metrics._scalars", lambda *_: {"val/all/micro": next(scores)})
-    folder = ["--trainer.default_root_dir", "again"]
-    for steps in ("2", "3"):  # a second fit into the same folder replaces what the first left
-        scores = iter((0.1, 0.2, 0.3))
-        run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps)
-    saved = tmp_path / "again/checkpoints"
-    assert torch.load(saved / "last.ckpt", weights_only=True)["global_step"] == last
-    states = ["last"] if best is None else ["best", "last"]
-    assert sorted(path.name for path in saved.glob("*.ckpt")) == [f"{state}.ckpt" for state in states]
-    assert sorted(path.name.split(".")[0] for path in saved.glob("*.optimizer")) == states
-    assert len(list(saved.iterdir())) == 2 * len(states)
-    if best is not None:
-        assert torch.load(saved / "best.ckpt", weights_only=True)["global_step"] == best
-
-
-def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="no finished run under runs/"):
-        run("test")
-    for words in (["test"], ["test", "--ckpt_path", "last"], ["fit", "--ckpt_path", "last"]):
-        with pytest.raises(SystemExit, match="no run of this Qwen25VL"):
-            run(*words, "--config", "qwen25_vl.yaml")
-    with pytest.raises(SystemExit, match="no such checkpoint"):
-        run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
-    run("fit", "--config", "qwen25_vl.yaml")
-    checkpoint = the_run(tmp_path) / "checkpoints/last.ckpt"
-    torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 0}, checkpoint)
-    with pytest.raises(SystemExit, match="this model has random weights"):
-        run("test")
-    with pytest.raises(SystemExit, match="no run of this PRoPEMLLM"):  # a run of another model does not count
-        run("test", "--config", "prope.yaml", "--ckpt_path", "last")
-
-
-def test_a_random_model_answers_only_with_allow_untrained(run: Run, rooms_root: Path) -> None:
-    video = str(next(rooms_root.glob("*/rooms/test_*.mp4")))
-    words = ["--config", "prope.yaml", "--data.video", video, "--data.question", "How big?"]
-    with pytest.raises(SystemExit, match="allow_untrained"):
-        run("predict", *words)
-    assert "How big?" in run("predict", *words, "--model.allow_untrained", "true")
-
-
-def test_an_encoding_without_cameras_is_an_error(run: Run, tmp_path: Path, rooms_root: Path) -> None:
-    video = tmp_path / "clip.mp4"
-    video.write_bytes(next(rooms_root.glob("*/rooms/test_*.mp4")).read_bytes())
-    words = ["--data.video", str(video), "--data.question", "How big?", "--model.allow_untrained", "true"]
-    with pytest.raises(
-        SystemExit,
-        match=f"^error: {video}: no cameras, .*put clip.cameras.json beside it, predict them .*, or use",
-    ):
-        run("predict", "--config", "prope.yaml", *RAYS, *words)
-    assert "How big?" in run("predict", "--config", "qwen25_vl.yaml", *words)
-
-
-def test_resuming_with_other_settings_is_an_error(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "prope.yaml")
-    config = the_run(tmp_path) / "config.yaml"
-    before = config.read_text()
-    for setting, value in (
-        ("data.num_frames", "6"),
-        ("model.learning_rates.decoder", "1e-5"),
-        ("data.source.trajectory", "local"),
-    ):
-        with pytest.raises(SystemExit, match=f"was trained with another {setting}"):
-            run("fit", "--config", "prope.yaml", "--ckpt_path", "last", f"--{setting}", value)
-    assert config.read_text() == before
-
-
-def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "prope.yaml")
-    trained = the_run(tmp_path)
-    checkpoint = trained / "checkpoints/last.ckpt"
-    broken = tmp_path / "runs/broken-off"
-    broken.mkdir()
-    (broken / "config.yaml").write_text((trained / "config.yaml").read_text())
-    said = run("fit", "--config", "prope.yaml", "--ckpt_path", "last", logged=True)
-    assert "runs/broken-off is passed over: it has no checkpoint" in said
-    assert f"fit: run runs/{trained.name}, checkpoint runs/{trained.name}/checkpoints/last.ckpt" in said
-    (broken / "config.yaml").write_text("model: [")
-    run("test", "--config", "prope.yaml")
-    shutil.rmtree(broken)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    with pytest.raises(SystemExit, match="last.ckpt is cut short"):
-        run("test", "--ckpt_path", str(checkpoint))
-    (trained / "config.yaml").write_text("model: [")
-    with pytest.raises(SystemExit, match=f"runs/{trained.name}/config.yaml can't be read: "):
-        run("test", "--config", "prope.yaml")
 
 
 def test_filtered_questions_are_counted(run: Run, tmp_path: Path) -> None:
@@ -337,58 +145,6 @@ def test_seeds_and_tests_of_a_run(run: Run, tmp_path: Path) -> None:
     assert (
         f"| one/{other.name} | " in text and "differ in the seed alone" in text and "| one, two | Room Size |" in text
     )
-
-
-class Interrupted(Exception):
-    pass
-
-
-LORA = ["--model.lora.r", "4"]
-
-
-@pytest.mark.parametrize(  # an epoch has 3 steps
-    ("stop_after", "extra"),
-    [
-        pytest.param(4, [], id="whole-4"),
-        pytest.param(3, LORA, id="lora-3"),
-        *(pytest.param(steps, [], id=f"whole-{steps}", marks=pytest.mark.slow) for steps in (2, 3)),
-        *(pytest.param(steps, LORA, id=f"lora-{steps}", marks=pytest.mark.slow) for steps in (2, 4)),
-    ],
-)
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    stop_after: int, extra: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses: list[float] = []
-    training_step = VideoQATask.training_step
-
-    def record(self: VideoQATask, batch: dict, batch_idx: int) -> torch.Tensor:
-        if len(losses) == stop and stop:
-            raise Interrupted
-        loss = training_step(self, batch, batch_idx)
-        losses.append(loss.item())
-        return loss
-
-    monkeypatch.setattr(VideoQATask, "training_step", record)
-    words = [
-        *("--config", "prope.yaml", *extra, "--trainer.max_steps", "7", "--trainer.limit_val_batches", "0"),
-        *("--checkpoint.every_n_train_steps", "1"),
-    ]
-    stop = 0
-    run("fit", *words, "--trainer.default_root_dir", "whole")
-    whole, losses[:] = list(losses), []
-    assert len(set(whole)) == len(whole) == 7
-
-    stop = stop_after
-    with pytest.raises(Interrupted):
-        run("fit", *words)
-    stop = 0
-    run("fit", *words, "--ckpt_path", "last")
-    assert losses == whole
-    resumed, reference = weights(the_run(tmp_path)), weights(tmp_path / "whole")
-    assert resumed.keys() == reference.keys()
-    assert all(torch.equal(resumed[name], reference[name]) for name in reference)
-    decoder = {name for name in reference if ".language_model." in name}
-    assert decoder and any("lora" in name for name in decoder) == bool(extra)
 
 
 def test_damaged_scenes_are_reported_and_the_others_scored(run: Run, tmp_path: Path, rooms_root: Path) -> None:

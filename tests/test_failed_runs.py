@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from tests.test_cli import Run, run, the_run  # noqa: F401
+from tests.cli import Run, the_run
 from zoo import PRoPE, VideoQATask
 
 QWEN = ("fit", "--config", "qwen25_vl.yaml")

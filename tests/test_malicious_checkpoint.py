@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_cli import Run, run, the_run  # noqa: F401 - a fixture
+from tests.cli import Run, the_run
 from zoo import SpatialVLM, VideoQATask
 from zoo.errors import InputError
 

@@ -1,0 +1,110 @@
+"""Which checkpoint a command finds, and which it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli import Run, the_run
+from zoo import VideoQATask
+
+
+def test_a_checkpoint_does_not_override_the_command_line(run: Run, tmp_path: Path, monkeypatch) -> None:
+    run("fit", "--config", "qwen25_vl.yaml")
+    seen = []
+    monkeypatch.setattr(VideoQATask, "on_test_start", lambda self: seen.append(self.max_new_tokens))
+    run("test", "--ckpt_path", str(the_run(tmp_path) / "checkpoints/last.ckpt"), "--model.max_new_tokens", "3")
+    assert seen == [3]
+
+
+def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "qwen25_vl.yaml")
+    older = the_run(tmp_path)
+    run("fit", "--config", "prope.yaml")
+    (newer,) = set((tmp_path / "runs").iterdir()) - {older}
+    checkpoint = str(older / "checkpoints/last.ckpt")
+    assert f"test: run runs/{newer.name}, checkpoint runs/{newer.name}/" in run("test", logged=True)
+    assert f"test: run {older}, checkpoint {checkpoint}" in run("test", "--ckpt_path", checkpoint, logged=True)
+    assert (older / "metrics.json").exists()
+    with pytest.raises(SystemExit, match="of another model"):
+        run("test", "--config", "prope.yaml", "--ckpt_path", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("words", "last", "best"),
+    [
+        (["--trainer.val_check_interval", "2"], 3, None),
+        (["--checkpoint.every_n_train_steps", "2"], 3, None),
+        (
+            ["--trainer.val_check_interval", "1", "--checkpoint.monitor", "val/all/micro", "--checkpoint.mode", "min"],
+            3,
+            1,
+        ),
+    ],
+)
+def test_last_is_the_newest_state_with_every_schedule(
+    words: list[str], last: int, best: int | None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter((0.1, 0.2, 0.3))
+    monkeypatch.setattr("callbacks.metrics._scalars", lambda *_: {"val/all/micro": next(scores)})
+    folder = ["--trainer.default_root_dir", "again"]
+    for steps in ("2", "3"):  # a second fit into the same folder replaces what the first left
+        scores = iter((0.1, 0.2, 0.3))
+        run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps)
+    saved = tmp_path / "again/checkpoints"
+    assert torch.load(saved / "last.ckpt", weights_only=True)["global_step"] == last
+    states = ["last"] if best is None else ["best", "last"]
+    assert sorted(path.name for path in saved.glob("*.ckpt")) == [f"{state}.ckpt" for state in states]
+    assert sorted(path.name.split(".")[0] for path in saved.glob("*.optimizer")) == states
+    assert len(list(saved.iterdir())) == 2 * len(states)
+    if best is not None:
+        assert torch.load(saved / "best.ckpt", weights_only=True)["global_step"] == best
+
+
+def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no finished run under runs/"):
+        run("test")
+    for words in (["test"], ["test", "--ckpt_path", "last"], ["fit", "--ckpt_path", "last"]):
+        with pytest.raises(SystemExit, match="no run of this Qwen25VL"):
+            run(*words, "--config", "qwen25_vl.yaml")
+    with pytest.raises(SystemExit, match="no such checkpoint"):
+        run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
+    run("fit", "--config", "qwen25_vl.yaml")
+    checkpoint = the_run(tmp_path) / "checkpoints/last.ckpt"
+    torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 0}, checkpoint)
+    with pytest.raises(SystemExit, match="this model has random weights"):
+        run("test")
+    with pytest.raises(SystemExit, match="no run of this PRoPEMLLM"):  # a run of another model does not count
+        run("test", "--config", "prope.yaml", "--ckpt_path", "last")
+
+
+def test_a_random_model_answers_only_with_allow_untrained(run: Run, rooms_root: Path) -> None:
+    video = str(next(rooms_root.glob("*/rooms/test_*.mp4")))
+    words = ["--config", "prope.yaml", "--data.video", video, "--data.question", "How big?"]
+    with pytest.raises(SystemExit, match="allow_untrained"):
+        run("predict", *words)
+    assert "How big?" in run("predict", *words, "--model.allow_untrained", "true")
+
+
+def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "prope.yaml")
+    trained = the_run(tmp_path)
+    checkpoint = trained / "checkpoints/last.ckpt"
+    broken = tmp_path / "runs/broken-off"
+    broken.mkdir()
+    (broken / "config.yaml").write_text((trained / "config.yaml").read_text())
+    said = run("fit", "--config", "prope.yaml", "--ckpt_path", "last", logged=True)
+    assert "runs/broken-off is passed over: it has no checkpoint" in said
+    assert f"fit: run runs/{trained.name}, checkpoint runs/{trained.name}/checkpoints/last.ckpt" in said
+    (broken / "config.yaml").write_text("model: [")
+    run("test", "--config", "prope.yaml")
+    shutil.rmtree(broken)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="last.ckpt is cut short"):
+        run("test", "--ckpt_path", str(checkpoint))
+    (trained / "config.yaml").write_text("model: [")
+    with pytest.raises(SystemExit, match=f"runs/{trained.name}/config.yaml can't be read: "):
+        run("test", "--config", "prope.yaml")

@@ -1,0 +1,77 @@
+"""A run that goes on where it was broken off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli import Run, the_run, weights
+from zoo import VideoQATask
+
+
+def test_resuming_with_other_settings_is_an_error(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "prope.yaml")
+    config = the_run(tmp_path) / "config.yaml"
+    before = config.read_text()
+    for setting, value in (
+        ("data.num_frames", "6"),
+        ("model.learning_rates.decoder", "1e-5"),
+        ("data.source.trajectory", "local"),
+    ):
+        with pytest.raises(SystemExit, match=f"was trained with another {setting}"):
+            run("fit", "--config", "prope.yaml", "--ckpt_path", "last", f"--{setting}", value)
+    assert config.read_text() == before
+
+
+class Interrupted(Exception):
+    pass
+
+
+LORA = ["--model.lora.r", "4"]
+
+
+@pytest.mark.parametrize(  # an epoch has 3 steps
+    ("stop_after", "extra"),
+    [
+        pytest.param(4, [], id="whole-4"),
+        pytest.param(3, LORA, id="lora-3"),
+        *(pytest.param(steps, [], id=f"whole-{steps}", marks=pytest.mark.slow) for steps in (2, 3)),
+        *(pytest.param(steps, LORA, id=f"lora-{steps}", marks=pytest.mark.slow) for steps in (2, 4)),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    stop_after: int, extra: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+    training_step = VideoQATask.training_step
+
+    def record(self: VideoQATask, batch: dict, batch_idx: int) -> torch.Tensor:
+        if len(losses) == stop and stop:
+            raise Interrupted
+        loss = training_step(self, batch, batch_idx)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(VideoQATask, "training_step", record)
+    words = [
+        *("--config", "prope.yaml", *extra, "--trainer.max_steps", "7", "--trainer.limit_val_batches", "0"),
+        *("--checkpoint.every_n_train_steps", "1"),
+    ]
+    stop = 0
+    run("fit", *words, "--trainer.default_root_dir", "whole")
+    whole, losses[:] = list(losses), []
+    assert len(set(whole)) == len(whole) == 7
+
+    stop = stop_after
+    with pytest.raises(Interrupted):
+        run("fit", *words)
+    stop = 0
+    run("fit", *words, "--ckpt_path", "last")
+    assert losses == whole
+    resumed, reference = weights(the_run(tmp_path)), weights(tmp_path / "whole")
+    assert resumed.keys() == reference.keys()
+    assert all(torch.equal(resumed[name], reference[name]) for name in reference)
+    decoder = {name for name in reference if ".language_model." in name}
+    assert decoder and any("lora" in name for name in decoder) == bool(extra)
