@@ -144,7 +144,7 @@ class PredictedPoints(PointSource):
         return {**settings, "weights": self._encoder.weights(file_fingerprint)}
 
     def points(self, scene: SceneView) -> PointMaps:
-        """See `PointSource`; the first frame of the pool is the world."""
+        """See `PointSource`; the encoder's reference view is the world."""
         frames = list(scene.video.read(scene.pool))
         encoder = self._encoder.load().to(self._device)
         images = encoder_images(frames, self.width, encoder.patch_size)

@@ -21,6 +21,7 @@ from zoo import (
     ConstantIndex,
     DeepFusion,
     LearningRates,
+    TinyDA3,
     TinyQwen3VL,
     TinyQwen25VL,
     TinyVGGT,
@@ -61,6 +62,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "fusion": ConcatSplitFusion,
         "view_mixer": lambda width: ViewAttention(width, 16),
         "camera_encoding": "PRoPE, ChannelRange",
+    },
+    "DA3's tokens, points and cameras": {
+        "fusion": AddFusion,
+        "camera_encoding": "PointRoPE",
+        "camera_source": "predicted",
+        "geometry": lambda: TinyDA3(embed_dim=32, depth=4, num_heads=2, heads=("camera", "depth")),
     },
     "PRoPE by VGGT's cameras": {"camera_encoding": "PRoPE, ChannelRange", "camera_source": "predicted", **VGGT},
     **{

@@ -213,6 +213,9 @@ def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
 def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_size: int) -> Float[Tensor, "S 3 h w"]:
     """Resizes frames (bicubic) so that patches of another size form the same grid.
 
+    From patches of 16 to patches of 14 a side loses an eighth of its pixels, and a frame 23 % of them; details finer
+    than that reach the 2D tokens alone. In the other direction nothing is lost and nothing gained.
+
     Args:
         frames: RGB in 0..1, sides in multiples of `patch_size`.
         patch_size: of the grid, in pixels.

@@ -21,8 +21,9 @@ from zoo.geometry.da3.model import HEADS, build
 from zoo.geometry.da3.nested import Nested
 from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
-from zoo.geometry.da3.released import announce_license, find_model
+from zoo.geometry.da3.released import find_model
 from zoo.geometry.da3.trunk import PATCH_SIZE
+from zoo.geometry.license import announce_license
 from zoo.geometry.scale import ScaleSource
 from zoo.geometry.trunk_encoder import TrunkEncoder
 from zoo.hub import CONFIG
@@ -50,6 +51,7 @@ class DA3Encoder(TrunkEncoder):
     """
 
     patch_size = PATCH_SIZE
+    with_heads = "use an any-view or nested model, such as depth-anything/DA3-BASE"  # the remedy for one without
 
     def __init__(
         self,
@@ -89,9 +91,10 @@ class DA3Encoder(TrunkEncoder):
     def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
         if not (self.predicts_cameras if head == "camera" else head == "depth" and self.predicts_depth):
+            missing = head if self.predicts_cameras else "camera"  # depth alone is in no unit
             raise InputError(
-                f"this Depth Anything 3 has no {head} head: use an any-view or nested model, such as "
-                "depth-anything/DA3-BASE, or the dataset's geometry, --model.camera_source dataset"
+                f"this Depth Anything 3 has no {missing} head: {self.with_heads}, or use the dataset's geometry, "
+                "--model.camera_source dataset"
             )
         self.heads = tuple(each for each in HEADS if each == head or each in self.heads)
         if head not in self.da3.model.heads and self._weights is not None:
@@ -184,7 +187,12 @@ class TinyDA3(DA3Encoder):
         reference: how the view whose camera is the world is chosen, see `choose_reference`.
         seed: of the random weights; null is the run's.
         scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
+
+    Raises:
+        InputError: fewer than four blocks, or features that are not a multiple of 8.
     """
+
+    with_heads = "build both (--model.geometry.heads [camera,depth])"
 
     def __init__(
         self,
@@ -198,6 +206,11 @@ class TinyDA3(DA3Encoder):
         seed: int | None = None,
         scale_from: ScaleSource | None = None,
     ) -> None:
+        if depth < 4 or features < 8 or features % 8:
+            raise InputError(
+                f"--model.geometry TinyDA3: depth {depth}, features {features}: the dense head reads four blocks, with "
+                "features in multiples of 8"
+            )
         start = depth // 3
         net = {"name": "vits", "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "alt_start": start}
         net |= {"qknorm_start": start, "rope_start": start, "out_layers": list(range(depth - 4, depth))}

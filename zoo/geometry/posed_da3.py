@@ -34,7 +34,7 @@ class PosedDA3(PretrainedDA3):
         dtype: of the trunk; the heads are float32.
 
     Raises:
-        InputError: A model without a camera encoder.
+        InputError: A model without a camera encoder, or a nested one.
     """
 
     requires_cameras = True
@@ -47,6 +47,8 @@ class PosedDA3(PretrainedDA3):
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(path, layers, dtype)
+        if "anyview" in self._config:
+            raise InputError(f"{path} is a nested model, and PosedDA3 takes an any-view one: depth-anything/DA3-BASE")
         if self._weights is None or not self._config.get("cam_enc"):
             raise InputError(f"{path} has no camera encoder: give an any-view model, such as depth-anything/DA3-BASE")
         self.da3.load_parts(["cam_enc"], self._config, self._weights)
@@ -74,7 +76,10 @@ class PosedDA3(PretrainedDA3):
         has_depth = cameras and "depth" in self.heads
         scenes = super().forward(frames, given, tokens=tokens, cameras=has_depth)
         if has_depth:
-            scenes = DatasetPoses().in_meters(scenes, frames, given)
+            try:
+                scenes = DatasetPoses().in_meters(scenes, frames, given)
+            except InputError as error:
+                raise InputError(f"PosedDA3 aligns depth to the cameras: {error}, or the dataset's depth") from error
         if cameras:
             for scene, own in zip(scenes, given, strict=True):
                 for name in CAMERA:

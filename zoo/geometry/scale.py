@@ -90,9 +90,10 @@ class DatasetPoses(ScaleSource):
         try:
             return 1 / pose_scale(poses[both], known[both])
         except InputError as error:
+            complete = "" if both.all() else "complete its cameras.json, or "
             raise InputError(
-                f"{error}; {int(both.sum())} of {len(both)} frames have one: complete its cameras.json, or take "
-                "--model.geometry.scale_from MetricModel"
+                f"{error}; {int(both.sum())} of {len(both)} frames have one: {complete}take --model.geometry "
+                "PretrainedDA3 or PretrainedVGGT with --model.geometry.scale_from MetricModel"
             ) from error
 
 

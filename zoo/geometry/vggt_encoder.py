@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.geometry.base import Given, Head
+from zoo.geometry.license import announce_license
 from zoo.geometry.scale import ScaleSource
 from zoo.geometry.trunk_encoder import TrunkEncoder
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
@@ -126,6 +127,8 @@ class PretrainedVGGT(VGGTEncoder):
         dtype: Literal["float32", "bfloat16"] = "float32",
         scale_from: ScaleSource | None = None,
     ) -> None:
+        if "commercial" not in path.lower():  # as facebook/VGGT-1B-Commercial
+            announce_license(path)
         weights = open_official(path)
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
         super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layers, weights, scale_from)

@@ -196,12 +196,14 @@ ORDER = [2, 0, 3, 1]
 
 
 def difference(model: DA3, views: int, **options: Any) -> float:
-    """What else than their order changes in the tokens if the views are permuted."""
+    """What else than their order changes in the tokens and in what the heads predict if the views are permuted."""
     order, images = ORDER if views == 4 else [1, 0], tiny_images(1, views, seed=3)
     cameras = {name: tensor[:, order] for name, tensor in options.items() if isinstance(tensor, Tensor)}
-    tokens = model(images, (-1,), (), **options).tokens[-1]
-    permuted = model(images[:, order], (-1,), (), **options | cameras).tokens[-1]
-    return float((permuted - tokens[:, order]).abs().max())
+    usual = model(images, (-1,), HEADS, **options)
+    permuted = model(images[:, order], (-1,), HEADS, **options | cameras)
+    pairs = [(permuted.tokens[-1], usual.tokens[-1])]
+    pairs += [(getattr(permuted, name), getattr(usual, name)) for name in ("depth", "rays", "pose_enc", "K_px")]
+    return max(float((one - other[:, order]).abs().max()) for one, other in pairs)
 
 
 def given_cameras(views: int, spread: float = 1.0) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DA3Encoder, GeometryCache, PosedDA3, PretrainedDA3, SceneGeometry, TinyDA3
 from zoo.geometry.da3 import DA3, normalize_poses
-from zoo.geometry.da3.released import announce_license
+from zoo.geometry.license import announce_license
 
 
 def scenes(*shapes: tuple[int, int, int]) -> list[Tensor]:
@@ -103,7 +103,7 @@ def test_only_a_nested_model_is_metric(tmp_path: Path) -> None:
     assert not (metric.is_metric or metric.predicts_cameras or metric.predicts_depth)
     assert encode(metric, frames)[0].patches.shape == (3, 2, 3, metric.width)
     for head in ("camera", "depth"):
-        with pytest.raises(InputError, match=f"no {head} head: use an any-view or nested model"):
+        with pytest.raises(InputError, match="no camera head: use an any-view or nested model"):
             metric.enable_head(head)
 
 
@@ -143,9 +143,21 @@ def test_cameras_of_some_frames_are_refused(folder: str, tmp_path: Path) -> None
     for data, count in ((dataset_cameras(known=2), 2), (None, 0)):
         with pytest.raises(InputError, match=f"^scene 1 of the batch: {count} of 4 frames .*geometry PretrainedDA3$"):
             encoder([frames, frames], [dataset_cameras(), data])
-    for name, config in (("metric", metric_config()), ("nested", nested_config())):
-        with pytest.raises(InputError, match="has no camera encoder: give an any-view model"):
+    for name, config, why in (
+        ("metric", metric_config(), "has no camera encoder: give an any-view model"),
+        ("nested", nested_config(), "is a nested model, and PosedDA3 takes an any-view one"),
+    ):
+        with pytest.raises(InputError, match=why):
             PosedDA3(save(tmp_path / name, config))
+    encoder.enable_head("camera")
+    encoder.enable_head("depth")
+    line = dataset_cameras()
+    assert line.world_to_camera is not None
+    line.world_to_camera[:, :3, 3] = torch.arange(4.0)[:, None]
+    with pytest.raises(
+        InputError, match="^PosedDA3 aligns depth to the cameras: .*PretrainedDA3.* or the dataset's depth$"
+    ):
+        encoder([frames], [line])
 
 
 def test_given_cameras_are_part_of_the_cache_key(folder: str, tmp_path: Path) -> None:
@@ -264,8 +276,18 @@ def test_tiny_weights_come_from_a_seed() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
     tokens = [encode(each, frames)[0].patches for each in (first, again, other)]
     assert torch.equal(tokens[0], tokens[1]) and not torch.allclose(tokens[0], tokens[2], atol=1e-2)
-    with pytest.raises(InputError, match="no camera head"):
-        TinyDA3(embed_dim=32, heads=()).enable_head("camera")
+    for heads, head, lacking in (
+        ((), "camera", "camera"),
+        (("camera",), "depth", "depth"),
+        (("depth",), "depth", "camera"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"no {lacking} head: build both \(--model.geometry.heads \[camera,depth\]\)"
+        ):
+            TinyDA3(embed_dim=32, heads=heads).enable_head(head)
+    for sizes in ({"depth": 3}, {"features": 12}):
+        with pytest.raises(InputError, match="the dense head reads four blocks"):
+            TinyDA3(embed_dim=32, **sizes)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -107,6 +107,7 @@ def test_poses_that_determine_no_scale(known: int | str | None) -> None:
     message = str(error.value)
     assert message.startswith("scene 0 of the batch: the scale of poses needs three cameras or more")
     assert f"; {counted} of 6 frames have one" in message and message.endswith("scale_from MetricModel")
+    assert ("complete its cameras.json" in message) == (known != "line")
 
 
 # ---- a metric model -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tests.zoo.geometry.official import hash_model, hash_weights, tiny_config, t
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry import PretrainedVGGT, SceneGeometry, TinyVGGT, VGGTEncoder, pose_encoding_to_cameras
+from zoo.geometry.license import announce_license
 from zoo.geometry.valid_cameras import valid_cameras
 
 
@@ -179,6 +180,20 @@ def test_the_camera_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pyt
         PretrainedVGGT(str(tmp_path / "bare.safetensors")).enable_head("camera")
     with pytest.raises(InputError, match=r"no camera head: .*--model.geometry.heads \[camera\]"):
         TinyVGGT(embed_dim=16, num_heads=2, heads=()).enable_head("camera")
+
+
+@pytest.mark.parametrize(("name", "is_printed"), [("VGGT-1B", True), ("VGGT-1B-Commercial", False)])
+def test_the_license_is_printed_once(
+    name: str, is_printed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config()
+    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
+    (tmp_path / name).mkdir()
+    save_file(hash_weights(config), tmp_path / name / "model.safetensors")
+    announce_license.cache_clear()
+    for _ in range(2):
+        PretrainedVGGT(str(tmp_path / name))
+    assert capsys.readouterr().err.count("CC BY-NC 4.0") == is_printed
 
 
 def test_the_depth_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
