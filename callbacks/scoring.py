@@ -81,7 +81,7 @@ class Tally:
 
 def objective_errors(records: Iterable[Record]) -> dict[str, float]:
     """Return the errors of what objectives predict, each the mean over the scenes that have it."""
-    by_scene = {record["scene"]: record.get("objectives", {}) for record in records}
+    by_scene = {record["scene"]: record["objectives"] for record in records if "objectives" in record}
     values: dict[str, list[float]] = {}
     for name, value in (pair for errors in by_scene.values() for pair in errors.items()):
         values.setdefault(name, []).append(value)

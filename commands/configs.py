@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from zoo.errors import InputError
+from zoo.errors import InputError, did_you_mean
 
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
@@ -44,8 +43,7 @@ def find_config(name: str, beside: Path | None = None) -> Path:
         if path.is_file():
             return path
     names = sorted(path.name for path in CONFIGS.glob("*.yaml"))
-    alike = get_close_matches(Path(name).stem, [Path(each).stem for each in names], 1)
-    meant = f"; did you mean {alike[0]}.yaml?" if alike else ""
+    meant = did_you_mean(Path(name).stem, (Path(each).stem for each in names), ".yaml")
     raise InputError(f"no config {name}, neither here nor in configs/ ({', '.join(names)}){meant}")
 
 

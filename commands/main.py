@@ -41,12 +41,11 @@ Examples:
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from importlib.metadata import version
 from pkgutil import resolve_name
 
 from commands.help_cache import print_help
-from zoo.errors import InputError, input_error
+from zoo.errors import InputError, did_you_mean, input_error
 
 # Nothing here imports PyTorch before a command needs it: --help answers at once.
 LIGHTNING = ("fit", "validate", "test", "predict", "export")
@@ -77,8 +76,7 @@ def main() -> None:
         return
     try:
         if command not in COMMANDS:
-            alike = get_close_matches(command, COMMANDS, 1)
-            advice = f"; did you mean {alike[0]}?" if alike else ""
+            advice = did_you_mean(command, COMMANDS)
             raise InputError(f"there is no command {command}, only {', '.join(COMMANDS)}{advice}")
         if sys.argv[2:] in (["-h"], ["--help"]) and command not in PLAIN:
             print_help(command, run)

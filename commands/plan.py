@@ -10,6 +10,7 @@ tensors at once. The last line states what fits, or what to change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from jsonargparse import SUPPRESS, ActionConfigFile
@@ -22,6 +23,7 @@ from commands.select_frames import OF_RUNS, LeftAside
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
 from zoo.errors import InputError
+from zoo.optim import LearningRates
 from zoo.sequence_layout import MediaKind
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.training_cost import Batch, TrainingCost, training_cost
@@ -34,7 +36,7 @@ VIDEO = [480, 640]  # height and width of a raw frame where nothing states it
 MOST_GPUS = 512
 CHECKPOINTING, FSDP2 = ("--model.gradient_checkpointing", "true"), ("--config", "strategy_fsdp2.yaml")
 STRATEGIES = ("ddp", "fsdp2")
-PARTS = ("decoder", "connector", "vision", "geometry", "encoding")
+PARTS = tuple(each.name for each in fields(LearningRates))
 
 
 class Setup(NamedTuple):

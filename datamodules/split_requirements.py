@@ -24,7 +24,7 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
         needs: The model's requirements.
 
     Raises:
-        InputError: No scene has them.
+        InputError: No scene has them, or the benchmark lacks a question type that the model's settings name.
     """
     name, video = type(source).__name__, scenes[0].video
     if needs.cameras and all(scene.cameras is None for scene in scenes):
@@ -32,16 +32,19 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
             f"{name}: no scene of the {split} split has cameras: put {video.stem}.cameras.json beside "
             f"{video} etc., or predict them: --model.geometry PretrainedVGGT --model.camera_source auto"
         )
-    for target in needs.targets if split == "train" else ():
+    for target in needs.required_targets if split == "train" else ():
         if all(getattr(scene, target) is None for scene in scenes):
             raise InputError(
                 f"{name}: no scene of the train split has {target}, which --model.objectives are to predict: put "
                 f"{video.stem}.{'cameras.json' if target == 'cameras' else target} beside {video} "
                 "etc., or take the geometry encoder's: --model.camera_source predicted"
             )
+    for question_type in needs.question_types:
+        source.benchmark.check_question_type(question_type)
     asked = {question.question_type for scene in scenes for question in scene.questions}
     if (unit := needs.arbitrary_unit) and asked.intersection(source.benchmark.metric_types):
         rank_zero_warn(
-            f"{unit} predicts lengths in a unit of each scene's own, and questions ask for meters: align them by "
-            "--model.geometry.scale_from DatasetPoses or MetricModel, or take an encoder whose lengths are meters"
+            f"{unit} knows lengths in a unit of each scene's own, and questions ask for meters: align predicted "
+            "cameras by --model.geometry.scale_from DatasetPoses or MetricModel; for 3D tokens in meters take another "
+            "encoder, such as DatasetGeometry or a nested Depth Anything 3"
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import get_args
 
 # Errors of one scene, in its files or in the model: they are recorded, and the run continues. Any other error is a bug.
@@ -25,6 +26,12 @@ def check_choice(name: str, value: object, choices: object) -> None:
     known = get_args(choices)
     if value not in known:
         raise InputError(f"{name} is one of {', '.join(map(str, known))}, not {value!r}")
+
+
+def did_you_mean(name: str, known: Iterable[str], suffix: str = "") -> str:
+    """The end of a message about an unknown name: the known one that is most alike, or nothing."""
+    alike = get_close_matches(name, list(known), 1)
+    return f"; did you mean {alike[0]}{suffix}?" if alike else ""
 
 
 @contextmanager

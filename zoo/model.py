@@ -104,13 +104,13 @@ class SpatialVLM(Configurable, nn.Module):
         self.geometry: GeometryEncoder | None = None
         losses = Objectives(objectives)
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
-        predicts = camera_source == "predicted" or (camera_source == "auto" and uses_cameras)
+        reads_cameras = uses_cameras or bool(losses.targets)
+        predicts = camera_source == "predicted" or (camera_source == "auto" and reads_cameras)
         if fusion is not None or predicts:
             build = partial(build_first_available, loader.load_geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         if self.geometry is not None:
             self.geometry.match_patches(self.backbone.patch_size)
-        reads_cameras = uses_cameras or bool(losses.targets)
         check_geometry(self.geometry, camera_source, uses_cameras=reads_cameras, uses_tokens=fusion is not None)
         if predicts and self.geometry is not None and self.geometry.predicts_cameras:
             self.geometry.enable_head("camera")
@@ -196,7 +196,9 @@ class SpatialVLM(Configurable, nn.Module):
         use, fused = self.camera_use, self.geometry if self.uses_geometry_tokens else None
         encoder = self.geometry if self.predicts_cameras else fused
         shown = self.geometry if self.predicts_targets else encoder  # the frames, in training at least
-        has_own_unit = self.predicts_cameras and use.lengths and not (encoder and encoder.is_metric)
+        learns_lengths = self.predicts_targets and self.objectives.uses_lengths
+        lengths = (self.predicts_cameras and use.lengths) or learns_lengths or self.uses_geometry_tokens
+        has_own_unit = lengths and self.geometry is not None and not self.geometry.is_metric
         return DataRequirements(
             cameras=(use.cameras and not self.predicts_cameras) or bool(encoder and encoder.requires_cameras),
             depth=((use.points or use.median_depth) and self.camera_source != "predicted")
@@ -206,7 +208,9 @@ class SpatialVLM(Configurable, nn.Module):
             frame_times=self.backbone.span_per_step,
             token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
             image_pixels=self.backbone.image_pixels,
-            targets=() if self.camera_source == "predicted" else self.objectives.targets,
+            targets=self.objectives.targets,
+            required_targets=self.objectives.required_targets(self.camera_source, self.predicts_targets),
+            question_types=self.objectives.question_types,
             arbitrary_unit=self.geometry_name if has_own_unit else None,
         )
 
@@ -438,6 +442,7 @@ class SpatialVLM(Configurable, nn.Module):
         sampler: Any = None,
         max_new_tokens: int = 32,
         times_s: Sequence[float] | None = None,
+        repetition_penalty: float = 1.0,
     ) -> Any:
         """Greedy answers to one or several questions about a video, which is encoded once.
 
@@ -449,6 +454,7 @@ class SpatialVLM(Configurable, nn.Module):
             sampler: a `FrameSampler`; None takes that of the model's run.
             max_new_tokens: the longest answer.
             times_s: seconds of each of the frames in memory, for a backbone that writes them into the prompt.
+            repetition_penalty: see `VideoQATask`.
 
         Returns:
             One text for one question, a list for several.
@@ -462,7 +468,9 @@ class SpatialVLM(Configurable, nn.Module):
         asked = [questions] if isinstance(questions, str) else list(questions)
         batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler, times_s)
         scenes = self.encode_scenes(batch["scenes"])
-        replies = answer_questions(self, scenes, batch["prompts"], [[0]] * len(asked), max_new_tokens)
+        replies = answer_questions(
+            self, scenes, batch["prompts"], [[0]] * len(asked), max_new_tokens, repetition_penalty=repetition_penalty
+        )
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)

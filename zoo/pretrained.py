@@ -106,7 +106,7 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
     with reading(folder):
         if not config.get("full"):
             check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
-        return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder))
+        return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder), overrides)
 
 
 def config_of(run: Path) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
         with reading(checkpoint):
             check_frozen(saved.get(FROZEN, {}), task.frozen_weights, checkpoint)
             state = {k.removeprefix("model."): v for k, v in saved["state_dict"].items()}
-            return _filled(model, state, str(checkpoint))
+            return _filled(model, state, str(checkpoint), overrides)
     if not model.is_pretrained:
         raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
     return _frozen(model)
@@ -267,13 +267,16 @@ def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: 
             )
 
 
-def _filled(model: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
+def _filled(model: Any, tensors: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]) -> Any:
     _frozen(model)
-    tensors = dict(tensors)
+    tensors, wanted = dict(tensors), set(_own_tensors(model))
+    if "objectives" in overrides:  # their heads may be dropped, and others start from scratch
+        heads = {name for name in tensors.keys() ^ wanted if name.startswith("objectives.")}
+        tensors, wanted = {name: tensors[name] for name in tensors.keys() - heads}, wanted - heads
     for name, parameter in model.named_parameters():
         if name in tensors:  # what was trained is float32 beside a frozen bfloat16 model
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, tensors[name].dtype))
-    check_loaded(model.load_state_dict(tensors, strict=False), set(_own_tensors(model)), source)
+    check_loaded(model.load_state_dict(tensors, strict=False), wanted, source)
     model.loaded_names = frozenset(tensors)
     return model
 

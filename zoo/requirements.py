@@ -69,8 +69,9 @@ class DataRequirements:
         frame_times: the time of each frame of a video, for a prompt that states them; a video without is an error.
         token_px: side of a visual token in pixels; the sides of resized frames are multiples of it.
         image_pixels: least and most pixels of a still image, those of the model's own processor.
-        targets: what objectives learn to predict: it is read of the scenes that have it, and some scene of the training
-            split must.
+        targets: what objectives learn to predict: it is read of the scenes that have it.
+        required_targets: those of them that some scene of the training split must have: all but pseudo-labels.
+        question_types: those that the model's settings name, which the benchmark must have.
         arbitrary_unit: the geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
             can't answer in meters; None if it reads no such lengths.
     """
@@ -83,6 +84,8 @@ class DataRequirements:
     token_px: int = 28
     image_pixels: tuple[int, int] = IMAGE_PIXELS
     targets: tuple[Target, ...] = ()
+    required_targets: tuple[Target, ...] = ()
+    question_types: tuple[str, ...] = ()
     arbitrary_unit: str | None = None
 
 

@@ -15,7 +15,7 @@ from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.sequence_layout import MediaKind, Medium, SequenceLayout
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
 
 class SceneInputs:
@@ -61,6 +61,11 @@ class SceneInputs:
     def num_steps(self) -> int:
         """Temporal patches."""
         return int(self.grid_thw[0])
+
+    @property
+    def tokens_per_step(self) -> int:
+        """2D tokens of a temporal patch."""
+        return int(self.grid_thw[1:].prod()) // SPATIAL_MERGE_SIZE**2
 
     @property
     def media_grids(self) -> Int[Tensor, "M 3"]:

@@ -14,6 +14,7 @@ from commands.studies.sections import Cell, change, is_measured, section, table,
 from zoo.atomic_io import write_whole
 
 CONSTANT = "best constant answer"
+UNLEARNED = "unlearned"  # in the name of a null model's error
 
 
 def write_documents(scores: Scores) -> list[Path]:
@@ -66,6 +67,8 @@ def document(scores: Scores, plot: str) -> str:
         parts += ["## Further tests of the trained models", further]
     for each in study.compare:
         parts += [f"## {each.title}", section(each, scores)]
+    if errors := error_table(scores):
+        parts += ["## Errors of what the objectives predict", errors]
     if any(OUTDATED in part for part in parts):
         parts.insert(4, _footnote(study))
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -122,6 +125,26 @@ def test_table(scores: Scores) -> str:
                 rows.append([name, test, *cells])
     headings = [text for column in columns for text in (titled(column, scores), "change")]
     return table(["setting", "tested with", *headings], rows) if rows else ""
+
+
+def error_table(scores: Scores) -> str:
+    """Return the table of the errors of what objectives predict, each beside that of a null model."""
+    study, rows = scores.study, list[list[str]]()
+    for name in study.settings:
+        found = {column: list(scores.found(name, column).values()) for column in study.columns}
+        kinds = dict.fromkeys(kind for results in found.values() for result in results for kind in result.errors)
+        for kind in (kind for kind in kinds if UNLEARNED not in kind):
+            null = kind.replace("/", f"/{UNLEARNED}/", 1)
+            each = [[[r.errors[k] for r in found[column] if k in r.errors] for k in (kind, null)] for column in found]
+            rows.append([name, kind, *(_spread(values) for pair in each for values in pair)])
+    headings = [text for column in study.columns for text in (titled(column, scores), "null model")]
+    return table(["setting", "error", *headings], rows) if rows else ""
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return "".join(f"{value:.3g}" for value in values)
+    return f"{statistics.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def _footnote(study: Study) -> str:

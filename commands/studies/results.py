@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from commands.reports.runs import load_run
@@ -42,6 +42,7 @@ class Result:
         scores: by question type, and their macro mean.
         questions: key of the questions.
         question_scores: in the order of the questions.
+        errors: of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
     """
 
     setting: str
@@ -55,6 +56,7 @@ class Result:
     scores: dict[str, float]
     questions: str
     question_scores: list[float]
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 class Results:
@@ -178,5 +180,6 @@ def load_result(run: Run, test: str, folder: Path, code: str, fit_s: float | Non
         {**scores, MACRO: round(metrics["all"]["macro"], DIGITS)},
         questions.key,
         [round(tested.scores[answer.id], DIGITS) for answer in answers],
+        {name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
     )
     return result, questions

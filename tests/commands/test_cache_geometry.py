@@ -55,6 +55,12 @@ def entries() -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in Path("cache/geometry").glob("*.safetensors")}
 
 
+def test_pseudo_labels_are_cached(run: Run) -> None:
+    Path("no_fusion.yaml").write_text("model: {class_path: zoo.Qwen25VL}\n")
+    learned = ("--model.camera_source", "predicted", "--model.objectives=[CameraPrediction]")
+    assert "cache-geometry: cameras of 3 scenes: 3 made" in run("cache-geometry", *learned, config="no_fusion.yaml")
+
+
 def test_an_interrupted_command_resumes(run: Run) -> None:
     assert "cache-geometry: tokens of 3 scenes: 3 made, 0 kept; see cache/geometry/" in run("cache-geometry")
     one, two, _ = sorted(Path("cache/geometry").glob("*.safetensors"))

@@ -13,8 +13,20 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import main
-from commands.plan import Setup, Training, verdict
-from zoo import PRoPE, PRoPEMLLM, SpatialMLLM, TinyQwen3VL, TinyQwen25VL, TinyVGGT
+from commands.plan import Setup, Training, parameters_table, verdict
+from zoo import (
+    CameraPrediction,
+    DepthPrediction,
+    MaskedViews,
+    Objective,
+    PRoPE,
+    PRoPEMLLM,
+    Qwen25VL,
+    SpatialMLLM,
+    TinyQwen3VL,
+    TinyQwen25VL,
+    TinyVGGT,
+)
 from zoo.optim import parameter_groups
 from zoo.tasks import VideoQATask, training_cost
 from zoo.tasks.training_cost import Batch, TrainingCost, total_bytes
@@ -95,6 +107,18 @@ def test_a_plan_needs_nothing_but_its_configs(model: str, scale: str, monkeypatc
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("fits: " if "tiny" in scale else ("fits: ", "does not fit: "))
     assert any(line.split()[:1] == ["total"] for line in lines) and "visual tokens" in lines[-3]
+
+
+def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(*objectives: Objective) -> TrainingCost:
+        with shapes_only():
+            task = Qwen25VL(backbone=TinyQwen25VL(layers=2), objectives=list(objectives))
+        return training_cost.training_cost(task, Batch(num_frames=4, height=56, width=56), "32-true")
+
+    plain, head, token = cost(), cost(DepthPrediction()), cost(CameraPrediction(), MaskedViews())
+    assert plain.flops[False] < head.flops[False] < token.flops[False]
+    assert plain.trained["objective"] == 0 < head.trained["objective"]
+    assert list(parameters_table(head).columns[0].cells)[-2:] == ["objective", "total"]
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,9 @@ def test_a_scale_without_effect_is_refused(source: str, why: str) -> None:
         ({"camera_encoding": PRoPE(pose_component="rotation")}, None),
         ({"time_index": PoseDistanceIndex()}, "TinyVGGT"),
         ({"time_index": PoseDistanceIndex("center")}, None),
-        ({"camera_encoding": PRoPE(), "camera_source": "dataset", "fusion": AddFusion}, None),
+        ({"camera_source": "dataset", "fusion": AddFusion}, "TinyVGGT"),  # by its 3D tokens
+        ({"camera_source": "dataset", "fusion": AddFusion, "geometry": DatasetGeometry}, None),
+        ({"camera_encoding": PRoPE(), "camera_source": "dataset"}, None),
     ],
 )
 def test_which_models_read_lengths_in_a_unit_of_their_own(parts: dict[str, Any], unit: str | None) -> None:
@@ -250,7 +252,5 @@ def test_questions_in_meters_warn_of_such_lengths(rooms_root: Path) -> None:
         return [str(warning.message) for warning in caught]
 
     (text,) = said("TinyVGGT", "object_counting", "room_size_estimation")  # once
-    assert (
-        text.startswith("TinyVGGT predicts lengths in a unit of each scene's own") and "scale_from DatasetPoses" in text
-    )
+    assert text.startswith("TinyVGGT knows lengths in a unit of each scene's own") and "scale_from DatasetPoses" in text
     assert not said("TinyVGGT", "object_counting") and not said(None, "room_size_estimation")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from zoo import SpatialVLM, TinyQwen25VL
+from zoo import CameraPrediction, MaskedViews, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.checkpoints.names import current_name
 from zoo.encodings import GTA
 from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups
@@ -69,6 +70,15 @@ def test_parameters_of_an_encoding_have_their_own_rate_and_no_decay() -> None:
     assert learned["params"] == [encoding.log_scale]
     assert (learned["lr"], learned["weight_decay"]) == (1e-2, 0.0)
     assert decoder["lr"] == 7e-6 and "weight_decay" not in decoder
+
+
+def test_heads_and_tokens_of_objectives_have_their_own_rate() -> None:
+    task = VideoQATask(objectives=[CameraPrediction(), MaskedViews()], learning_rates=LearningRates(objective=3e-3))
+    found = parameter_groups(task.named_parameters(), task.learning_rates, task.part_of)
+    groups: dict[str, Any] = {str(each["name"]): each for each in found}
+    of_objectives = {id(p) for name in ("objective", "objective/bias") for p in groups[name]["params"]}
+    assert of_objectives == {id(p) for p in task.model.objectives.parameters()} and len(of_objectives) > 3
+    assert groups["objective"]["lr"] == groups["objective/bias"]["lr"] == 3e-3 != groups["decoder"]["lr"]
 
 
 @pytest.mark.parametrize(("total", "fraction"), [(100, 0.03), (10, 0.0)])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import numpy as np
 
-from zoo.errors import InputError
+from zoo.errors import InputError, did_you_mean
 
 
 class Benchmark(ABC):
@@ -86,8 +85,7 @@ class Benchmark(ABC):
         """Raise InputError for a question type that the benchmark lacks; names its benchmark, or the nearest type."""
         if question_type not in self.question_types:
             others = [name for name, kind in registered_benchmarks().items() if question_type in kind().question_types]
-            nearest = get_close_matches(question_type, self.question_types, 1)
-            advice = f"; did you mean {nearest[0]}?" if nearest else ""
+            advice = did_you_mean(question_type, self.question_types)
             if others:
                 advice = f"; it is one of {' and '.join(others)} (score --benchmark {others[0]})"
             known = ", ".join(self.question_types)

@@ -25,6 +25,8 @@ class Objective(Configurable, nn.Module, ABC):
 
     Attributes:
         targets: what of a scene it learns to predict: the dataset's or the geometry encoder's, see `camera_source`.
+        question_types: those that its settings name, which the benchmark must have.
+        uses_lengths: whether its targets change with the unit of lengths.
         layers: the decoder layers (from 0) whose outputs `forward` reads, known after `bind`.
         adds_token: whether a learned token follows the 2D tokens of each temporal patch or still. It is part of the
             prompt wherever the model is used. It shares the position of a 2D token and has no camera.
@@ -35,6 +37,8 @@ class Objective(Configurable, nn.Module, ABC):
     """
 
     targets: tuple[Target, ...] = ()
+    question_types: tuple[str, ...] = ()
+    uses_lengths: bool = False
     layers: tuple[int, ...] = ()
     adds_token: bool = False
     token: nn.Parameter | None

@@ -90,6 +90,7 @@ class CameraPrediction(LayerObjective):
         ):
             check_choice(f"--model.objectives: {name}", value, choices)
         self.adds_token, self.reference, self.scale = token, reference, scale
+        self.uses_lengths = scale == "none"
         self.center_weight, self.num_outputs = center_weight, NUMBERS * len(self.anchors)
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
@@ -135,8 +136,10 @@ class CameraPrediction(LayerObjective):
         for scene, states in decoded.views(self.layers[0]):
             if scene.cameras is None:
                 continue
+            # a fusion may have appended tokens of its own
+            place = -1 if self.adds_token else scene.scene.tokens_per_step - 1
             with full_precision(states.device):
-                numbers = self.head(states[:, :, -1]).float() + states.new_tensor(IDENTITY * len(self.anchors))
+                numbers = self.head(states[:, :, place]).float() + states.new_tensor(IDENTITY * len(self.anchors))
             for anchor, each in zip(self.anchors, numbers.split(NUMBERS, -1), strict=True):
                 rotation = rotation_from_6d(each[..., :6])
                 translation = -(rotation * each[..., None, 6:]).sum(-1)

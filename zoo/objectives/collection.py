@@ -13,7 +13,7 @@ from zoo.fusions.base import ExtraTokens
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
 from zoo.objectives.language_modeling import LanguageModeling
-from zoo.requirements import Target
+from zoo.requirements import CameraSource, Target
 from zoo.scenes import SceneTokens
 
 
@@ -48,6 +48,16 @@ class Objectives(nn.ModuleDict):
         return {name: objective for name, objective in self.every.items() if objective.weight}
 
     @property
+    def learning(self) -> list[str]:
+        """The names of those with parameters that learn."""
+        return [name for name, objective in self.active.items() if any(True for _ in objective.parameters())]
+
+    @property
+    def question_types(self) -> tuple[str, ...]:
+        """The question types that they name."""
+        return tuple(dict.fromkeys(kind for objective in self.every.values() for kind in objective.question_types))
+
+    @property
     def adding(self) -> dict[str, Objective]:
         """Those with a learned token."""
         return {name: objective for name, objective in self.every.items() if objective.adds_token}
@@ -72,6 +82,21 @@ class Objectives(nn.ModuleDict):
     def targets(self) -> tuple[Target, ...]:
         """What of a scene is learned to be predicted."""
         return tuple(dict.fromkeys(target for objective in self.active.values() for target in objective.targets))
+
+    @property
+    def uses_lengths(self) -> bool:
+        """Whether a target changes with the unit of lengths."""
+        return any(objective.uses_lengths for objective in self.active.values())
+
+    def required_targets(self, source: CameraSource, predicts_targets: bool) -> tuple[Target, ...]:
+        """The targets that the dataset must have in training, since the geometry encoder does not predict them.
+
+        Args:
+            source: `predicted` takes all of them from the encoder, `auto` the cameras that a scene lacks.
+            predicts_targets: whether the encoder predicts targets at all.
+        """
+        predicted = {"predicted": ("cameras", "depth"), "auto": ("cameras",), "dataset": ()}[source]
+        return tuple(target for target in self.targets if not (predicts_targets and target in predicted))
 
     @property
     def layers(self) -> tuple[int, ...]:

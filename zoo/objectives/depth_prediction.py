@@ -24,7 +24,7 @@ class DepthPrediction(LayerObjective):
         weight: see `Objective`.
     """
 
-    targets = ("depth",)
+    targets, uses_lengths = ("depth",), True
     num_outputs = 1
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
@@ -33,14 +33,21 @@ class DepthPrediction(LayerObjective):
         return {"log_depth": masked_mean(off, decoded.last_hidden_state.float())}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Mean |predicted - true| / true of one scene, and that of its median depth everywhere."""
+        """Mean |predicted - true| / true of one scene, and that of its own median depth everywhere.
+
+        `aligned` is the error after the prediction has the true median (Zhou et al. 2017, arXiv 1704.07813, section
+        4.1): what is learned without the scale of a scene, which the null model is told.
+        """
         found: dict[str, Tensor] = {}
-        for predicted, depth in self._pairs(decoded):
+        for logarithms, depth in self._pairs(decoded):
             known = depth > 0
             if known.any():
-                true, median = depth[known], depth[known].median()
-                found["depth_relative"] = ((predicted.exp()[:, known] - true).abs() / true).mean()
-                found["unlearned/depth_relative"] = ((median - true).abs() / true).mean()
+                true, predicted = depth[known], logarithms.exp()[:, known]
+                median = true.median()
+                aligned = predicted * (median / predicted.median(-1, keepdim=True).values)
+                for name, each in (("", predicted), ("aligned_", aligned), ("unlearned/", median)):
+                    found[f"{name}depth_relative"] = ((each - true).abs() / true).mean()
+                found["unlearned/aligned_depth_relative"] = found["unlearned/depth_relative"]
         return found
 
     def _pairs(self, decoded: Decoded) -> Iterator[tuple[Float[Tensor, "rows t n"], Float[Tensor, "t n"]]]:

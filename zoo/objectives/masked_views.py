@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
 from zoo.scenes import SceneTokens
+
+# Torch's generator on the CPU takes 32 bits of a seed: the first count, and how far those of two processes are apart.
+FIRST_STEPS, PER_RANK = 2**31, 2**24
 
 
 class MaskedViews(Objective):
@@ -19,8 +22,8 @@ class MaskedViews(Objective):
     A model that can answer by its 2D tokens ignores 3D tokens beside them; masking 2D tokens is GeoSR's remedy. It has
     no loss of its own and changes nothing at inference. DeepStack's features of a masked token are zero.
 
-    Masks are drawn from a count of steps that checkpoints hold, so that a resumed run draws those of one that was never
-    interrupted.
+    Masks are drawn from a count of steps that starts at a random number and that checkpoints hold, so that another seed
+    draws other masks, and a resumed run those of one that was never interrupted. Each DDP process draws its own.
 
     Args:
         share: of the 2D tokens of a scene, from 0 up to 1.
@@ -42,11 +45,13 @@ class MaskedViews(Objective):
             if not 0 <= value <= 1:
                 raise InputError(f"--model.objectives: MaskedViews with a share of {value}: give one from 0 to 1")
         self.share, self.shares = share, shares or {}
+        self.question_types = tuple(self.shares)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
 
     def bind(self, width: int, num_layers: int) -> None:
-        """Creates the learned token."""
+        """Creates the learned token, and draws the first count of steps."""
         self.mask_token = nn.Parameter(0.02 * torch.randn(width))
+        self.steps.random_(FIRST_STEPS)
 
     def share_of(self, question_types: Sequence[str]) -> float:
         """The share of a scene with questions of these types."""
@@ -55,7 +60,8 @@ class MaskedViews(Objective):
 
     def change_tokens(self, scenes: Sequence[SceneTokens]) -> None:
         """See `Objective`."""
-        generator = torch.Generator().manual_seed(int(self.steps))
+        rank = distributed.get_rank() if distributed.is_initialized() else 0
+        generator = torch.Generator().manual_seed(int(self.steps) + rank * PER_RANK)
         self.steps += 1
         for scene in scenes:
             drawn = torch.rand(scene.tokens.shape[:2], generator=generator)

@@ -165,7 +165,7 @@ def example_inputs(model: SpatialVLM, batch: Batch) -> dict[str, Any]:
     geometry = SceneGeometry(
         world_to_camera=poses,
         K_normalized=torch.eye(3).repeat(views, 1, 1),
-        depth=torch.ones(views, batch.height, batch.width) if needs.depth else None,
+        depth=torch.ones(views, batch.height, batch.width) if needs.depth or "depth" in needs.targets else None,
     )
     scenes = [
         SceneInputs(
@@ -173,7 +173,7 @@ def example_inputs(model: SpatialVLM, batch: Batch) -> dict[str, Any]:
             grid,
             kind=batch.kind,
             frames=torch.zeros(views, 3, batch.height, batch.width, dtype=torch.uint8) if needs.frames else None,
-            geometry=geometry if needs.cameras or needs.depth else None,
+            geometry=geometry if needs.cameras or needs.depth or needs.targets else None,
             frame_indices=tuple(range(views)),
         )
         for _ in range(batch.scenes)

@@ -89,6 +89,10 @@ class VideoQATask(Task):
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
+        if "objective" in learning_rates.frozen() and (learning := self.model.objectives.learning):
+            raise InputError(
+                f"--model.learning_rates.objective freezes {' and '.join(learning)}, which start from scratch"
+            )
         unreachable = self.model.is_unreachable
         freeze(self, learning_rates, self.part_of, lambda name: unreachable(name.removeprefix("model.")))
         self.frozen_weights = frozen_weights(self.model)  # now, since the files may be replaced while this trains

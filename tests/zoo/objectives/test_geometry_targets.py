@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, scene
-from zoo import CameraPrediction
+from zoo import CameraPrediction, DepthPrediction, TinyVGGT
 from zoo.geometry.base import SceneGeometry
 from zoo.objectives import Decoded, predicted_cameras
 from zoo.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
@@ -78,17 +78,69 @@ def test_depth_is_the_median_over_the_merged_frames() -> None:
         assert found[step, 3 * row + column] == expected
 
 
+def with_depth() -> TinyVGGT:
+    return TinyVGGT(embed_dim=32, depth=2, heads=("camera", "depth"))
+
+
 def test_pseudo_labels_are_the_encoders_in_training_alone() -> None:
-    task = build("plain", **VGGT, camera_source="predicted", objectives=[CameraPrediction()])
-    encoder, (_, shown) = task.model.geometry, SCENES
-    assert task.requirements.frames and task.requirements.targets == () and encoder is not None
+    objectives = [CameraPrediction(), DepthPrediction()]
+    task = build("plain", geometry=with_depth, camera_source="predicted", objectives=objectives)
+    encoder, (_, shown), needs = task.model.geometry, SCENES, task.requirements
+    assert needs.frames and needs.targets == ("cameras", "depth") and not needs.required_targets and encoder is not None
     frames, truth = task.model.geometry_frames(shown.frames), shown.geometry  # type: ignore[arg-type]
     assert truth is not None
     (geometry,) = encoder([frames], [truth], tokens=False)
     for training, expected in ((True, geometry), (False, truth)):
         (encoded,) = task.train(training).model.encode_scenes(batch(task, shown)["scenes"])
+        assert encoded.cameras is not None and encoded.depth is not None
+        assert torch.equal(encoded.cameras.world_to_camera, merge_cameras(expected).world_to_camera)
+        assert torch.equal(encoded.depth, token_depth(expected, 2))  # type: ignore[arg-type]
+    errors = task.eval().predict_batch(batch(task, shown))[0]["objectives"]  # against the dataset's
+    assert {"CameraPrediction/center", "DepthPrediction/depth_relative"} <= errors.keys()
+
+
+@pytest.mark.parametrize("encoding", [{}, {"camera_encoding": "PRoPE, ChannelRange"}], ids=["objective", "PRoPE"])
+def test_auto_learns_the_datasets_cameras_and_predicted_ones_of_scenes_without(encoding: dict[str, Any]) -> None:
+    task = build("plain", **VGGT, **encoding, camera_source="auto", objectives=[CameraPrediction(), DepthPrediction()])
+    assert task.requirements.required_targets == ("depth",) and task.requirements.frames
+    shown = SCENES[1]
+    (geometry,) = task.model.geometry([task.model.geometry_frames(shown.frames)], [None], tokens=False)  # type: ignore
+    assert shown.geometry is not None
+    for given, expected in ((shown, shown.geometry), (replace(shown, geometry=None), geometry)):
+        (encoded,) = task.train().model.encode_scenes(batch(task, given)["scenes"])
         assert encoded.cameras is not None
         assert torch.equal(encoded.cameras.world_to_camera, merge_cameras(expected).world_to_camera)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "unit"),
+    [
+        ([CameraPrediction()], "TinyVGGT"),
+        ([DepthPrediction()], "TinyVGGT"),
+        ([CameraPrediction(scale="mean")], None),
+    ],
+)
+def test_lengths_in_a_unit_of_each_scenes_own_are_said_to_be(objectives: list[Any], unit: str | None) -> None:
+    task = build("plain", geometry=with_depth, camera_source="predicted", objectives=objectives)
+    assert task.requirements.arbitrary_unit == unit
+
+
+def test_still_images_have_a_camera_each() -> None:
+    task = build("plain", objectives=[CameraPrediction(), DepthPrediction()])
+    images = replace(SCENES[1], num_images=2)
+    losses = task.train().losses(batch(task, images, training=True))
+    assert losses["CameraPrediction"] > 0 < losses["DepthPrediction"]
+    errors = task.eval().predict_batch(batch(task, images))[0]["objectives"]
+    angle, distance = pose_distance(
+        torch.eye(4).repeat(2, 1, 1),
+        CameraPrediction()
+        .true_poses(
+            merge_cameras(SCENES[1].geometry),
+            "reference",  # type: ignore[arg-type]
+        )
+        .poses,
+    )
+    assert errors["CameraPrediction/unlearned/center"] == pytest.approx(float(distance[1]), rel=1e-4)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------

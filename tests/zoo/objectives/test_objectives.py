@@ -23,6 +23,8 @@ from zoo import (
     DepthPrediction,
     InputError,
     LanguageModeling,
+    LearningRates,
+    LoRA,
     MaskedViews,
     Objective,
     SpatialVLM,
@@ -86,7 +88,7 @@ def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_object
     names = [
         f"CameraPrediction/{each}" for each in ("rotation_deg", "center", "neighbor_rotation_deg", "neighbor_center")
     ]
-    names.append("DepthPrediction/depth_relative")
+    names += ["DepthPrediction/depth_relative", "DepthPrediction/aligned_depth_relative"]
     unlearned = [name.replace("/", "/unlearned/") for name in names]
     assert errors[0].keys() == {*names, *unlearned} and errors[0] == errors[1] != errors[-1]  # of another scene
     # the control: a token is part of the prompt, one per view
@@ -113,6 +115,10 @@ def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_
         assert data.scenes("val") == lacking
         with pytest.raises(InputError, match=r"no scene of the train split has depth, .*camera_source predicted"):
             data.scenes("train")
+    typo = build("plain", objectives=[MaskedViews(shares={"object_countin": 1.0})])
+    data.trainer = SimpleNamespace(lightning_module=typo)  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"unknown question_type 'object_countin'.*did you mean object_counting\?"):
+        data.scenes("train")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,6 +131,8 @@ def test_packed_and_checkpointed_sequences_learn_as_a_row_each(family: str) -> N
     expected = a_row_each(made(), *scenes)
     assert difference(packed(made(), *scenes), expected) < 1e-5
     assert difference(packed(made(gradient_checkpointing=True), *scenes), expected) < 1e-5
+    lora = {"lora": LoRA(r=4), "gradient_checkpointing": True}
+    assert difference(packed(made(**lora), *scenes), a_row_each(made(**lora), *scenes)) < 1e-4
     assert difference(packed(made(), *scenes[::-1]), expected) > 1e-3  # the control: other tokens are masked
 
 
@@ -178,9 +186,21 @@ def test_masks_are_drawn_anew_in_each_step_and_continue_after_a_resume() -> None
 
     scene = SceneInputs(torch.zeros(1, 1), torch.tensor([4, 10, 20]))
     objective, resumed = MaskedViews(share=0.25), MaskedViews(share=0.25)
-    objective.bind(8, 2)
-    resumed.bind(8, 2)
+    for seed, each in enumerate((objective, resumed)):
+        torch.manual_seed(seed)
+        each.bind(8, 2)
     first = masks(objective)
+    assert not torch.equal(masks(resumed), first)  # of another seed
+    torch.manual_seed(0)
+    same, second_process = MaskedViews(share=0.25), MaskedViews(share=0.25)
+    same.bind(8, 2)
+    second_process.bind(8, 2)
+    second_process.load_state_dict(same.state_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.distributed.is_initialized", lambda: True)
+        patch.setattr("torch.distributed.get_rank", lambda: 1)
+        assert not torch.equal(masks(second_process), first)
+    assert torch.equal(masks(same), first)
     resumed.load_state_dict(objective.state_dict())
     second = masks(objective)
     assert torch.equal(masks(resumed), second) and not torch.equal(first, second)
@@ -204,6 +224,14 @@ def test_objectives_survive_a_saved_model_and_the_official_layout_leaves_heads_o
     assert unofficial_parts(ours) == ["CameraPrediction"]
     with pytest.raises(InputError, match="can't be exported"):
         official_tensors(ours)
+    # heads may be dropped, and others start from scratch
+    bare = SpatialVLM.from_pretrained(tmp_path / "saved", objectives=None)
+    assert list(bare.objectives) == ["LanguageModeling"]
+    assert all(torch.equal(state[name], each) for name, each in bare.state_dict().items())
+    other = SpatialVLM.from_pretrained(tmp_path / "saved", objectives=[DepthPrediction(layer=1), LanguageModeling()])
+    kept = other.state_dict()
+    assert "objectives.CameraPrediction.token" not in kept
+    assert all(torch.equal(state[name], each) for name, each in kept.items() if "DepthPrediction" in name)
     silent = model(*without_token(), MaskedViews())
     assert unofficial_parts(silent) == [] and official_tensors(silent).keys() == official_tensors(model()).keys()
 
@@ -228,6 +256,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "two tokens": (
         lambda: model(CameraPrediction(), fusion=CameraTokenFusion, **VGGT),
         "CameraPrediction and the fusion append tokens",
+    ),
+    "frozen": (
+        lambda: VideoQATask(objectives=[DepthPrediction()], learning_rates=LearningRates(objective=None)),
+        "--model.learning_rates.objective freezes DepthPrediction",
     ),
     "no predicted cameras": (
         lambda: model(CameraPrediction(), geometry=DatasetGeometry, camera_source="predicted"),
