@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import CSVLogger
 from toy import Toy, golden_scenes, record, trainer
 
 from callbacks.metrics import MetricsCallback
-from callbacks.scoring import tally
+from callbacks.scoring import objective_errors, tally
 from callbacks.table import render
 from zoo.benchmarks import VSIBench
 from zoo.errors import InputError
@@ -140,3 +140,12 @@ def test_the_table_in_a_terminal_and_in_a_file():
     assert all(f"{entry['score']:.3f}" in plain for entry in scored.result["per_question_type"].values())
     assert f"{scored.counts['unparsable']} answers could not be parsed" in plain
     assert "-" in render(tally([], VSIBench(), "spatial_mllm"), title="val", terminal=False)
+
+
+def test_a_failed_question_leaves_the_errors_of_its_scene() -> None:
+    records = [
+        {"scene": "a", "objectives": {"off": 1.0}},
+        {"scene": "a", "error": "unreadable"},
+        {"scene": "b", "objectives": {"off": 2.0}},
+    ]
+    assert objective_errors(records) == {"off": 1.5} and objective_errors(records[1:2]) == {}

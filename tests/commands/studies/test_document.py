@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from commands.studies.plot import ROW, draw
 from commands.studies.results import Questions
 from commands.studies.scores import best_constant
 from commands.study import study
+from tests.commands.made_runs import Record, answers
 from tests.commands.studies.faked import FakeMain, write_study
 from zoo.errors import InputError
 
@@ -69,6 +71,24 @@ def test_a_section_is_embedded_once_it_is_measured(main_py: FakeMain, study_file
     guide.write_text(before.replace("cameras help", "cameras hurt"))
     with pytest.raises(InputError, match="there is no section for guide.md, Do cameras hurt.*the nearest is Do"):
         study([str(study_file), "--write"])
+
+
+def test_errors_of_objectives_stand_beside_those_of_a_null_model(
+    main_py: FakeMain, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_errors(*args: Any, seed: int, **options: Any) -> list[Record]:
+        errors = {"Depth/off": 0.25 + 0.1 * (seed % 2), "Depth/unlearned/off": 0.5}
+        return [{**record, "objectives": errors} for record in answers(*args, seed=seed, **options)]
+
+    study([str(study_file), "--settings", "none", "--jobs", "1"])
+    assert "Errors of what" not in study_file.with_suffix(".md").read_text()
+    monkeypatch.setattr("tests.commands.studies.faked.answers", with_errors)
+    study([str(study_file), "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    assert row(text, "PRoPE", "## Errors of what the objectives predict") == [
+        *("Depth/off", "0.3 (0.25 to 0.35)", "0.5 (0.5 to 0.5)", "", "")
+    ]
+    assert "| none |" not in text[text.index("## Errors of what") :]
 
 
 def test_the_best_constant_is_found_by_the_scorer(main_py: FakeMain, study_file: Path) -> None:
