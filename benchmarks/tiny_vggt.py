@@ -1,9 +1,10 @@
-"""What a tiny VGGT learns in minutes on a CPU, by the frames that it is trained on.
+"""Whether a tiny VGGT learns cameras in minutes on a CPU, by the frames that it is trained on.
 
     python -m benchmarks.tiny_vggt [--steps 900] [--settings "12 frames, cameras alone"]
 
-Each setting trains the TinyVGGT of geometry_tiny.yaml for the same number of steps of 72 frames. It is validated on its
-own kind of frames, and at the end on 12 frames of the whole path, beside a camera that never moves. Writes
+Each setting trains the TinyVGGT of geometry_tiny.yaml, with the camera head alone, for the same number of steps of 72
+frames. It is validated on its own kind of frames, and at the end on 12 frames of the whole path, beside a camera that
+never moves. Writes
 benchmarks/tiny_vggt.json, and draws benchmarks/tiny_vggt.png of all settings in it.
 """
 
@@ -27,7 +28,6 @@ from zoo.tasks import VGGTPretraining
 
 FRAMES_PER_STEP, PATH_FRAMES, VALIDATED = 72, 12, 60  # frames per step, frames of a path, validation rooms
 RESULTS = Path(__file__).with_suffix(".json")
-ALL_HEADS = ("camera", "depth", "point")
 
 
 class Neighbors(FrameSampler):
@@ -39,10 +39,8 @@ class Neighbors(FrameSampler):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "12 frames of the path": {"frames": PATH_FRAMES, "sampler": RandomSampler, "heads": ALL_HEADS},
-    "12 frames, cameras alone": {"frames": PATH_FRAMES, "sampler": RandomSampler, "heads": ("camera",)},
-    "2 neighbors, cameras alone": {"frames": 2, "sampler": Neighbors, "heads": ("camera",)},
-    "4 neighbors, cameras alone": {"frames": 4, "sampler": Neighbors, "heads": ("camera",)},
+    "12 frames, cameras alone": {"frames": PATH_FRAMES, "sampler": RandomSampler},
+    "2 neighbors, cameras alone": {"frames": 2, "sampler": Neighbors},
 }
 
 
@@ -88,10 +86,10 @@ def data_of(frames: int, sampler: type[FrameSampler], evaluated: type[FrameSampl
     )
 
 
-def train(frames: int, sampler: type[FrameSampler], heads: tuple[str, ...], steps: int) -> dict[str, Any]:
+def train(frames: int, sampler: type[FrameSampler], steps: int) -> dict[str, Any]:
     """The curve of the setting's own validation, and the errors on whole paths at the end."""
     seed_everything(0, verbose=False)
-    task, curve = VGGTPretraining(TinyVGGT(heads=heads)), Curve()
+    task, curve = VGGTPretraining(TinyVGGT(heads=("camera",))), Curve()
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -125,7 +123,7 @@ def draw(measured: dict[str, Any]) -> Figure:
     for axes, (name, curve) in zip(panels, measured.items(), strict=True):
         axes.plot(curve["steps"], curve["rotation_deg"], marker="o", label="tiny VGGT")
         axes.axhline(curve["constant_deg"], linestyle="--", color="gray", label="a camera that never moves")
-        axes.set(title=name, xlabel="steps of 72 frames", ylim=(0, None))
+        axes.set(title=name, xlabel="steps of 72 frames", ylim=(0, 1.25 * curve["constant_deg"]))
     panels[0].set_ylabel("rotation error (degrees)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
