@@ -107,7 +107,7 @@ def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:
     with torch.device("meta"):
         built = parser.instantiate_classes(settings)
     model = built.model.model
-    wanted = {"tokens": model.uses_geometry_tokens, "cameras": model.predicts_cameras or model.predicts_targets}
+    wanted = {"tokens": model.uses_geometry_tokens, "cameras": model.predicts_cameras or bool(model.pseudo_labels)}
     if not any(wanted.values()):
         raise InputError(
             "this model reads no geometry: name one that does (--config spatial_mllm.yaml), or --model.camera_source "

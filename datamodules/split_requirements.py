@@ -39,12 +39,12 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
                 f"{video.stem}.{'cameras.json' if target == 'cameras' else target} beside {video} "
                 "etc., or take the geometry encoder's: --model.camera_source predicted"
             )
-    for question_type in needs.question_types:
-        source.benchmark.check_question_type(question_type)
     asked = {question.question_type for scene in scenes for question in scene.questions}
+    for question_type in needs.question_types if split == "train" else ():
+        if question_type not in asked:  # a mixture may have other benchmarks in training
+            source.benchmark.check_question_type(question_type)
     if (unit := needs.arbitrary_unit) and asked.intersection(source.benchmark.metric_types):
         rank_zero_warn(
-            f"{unit} knows lengths in a unit of each scene's own, and questions ask for meters: align predicted "
-            "cameras by --model.geometry.scale_from DatasetPoses or MetricModel; for 3D tokens in meters take another "
-            "encoder, such as DatasetGeometry or a nested Depth Anything 3"
+            f"{unit} has lengths in a unit of each scene's own, and questions ask for meters: align predicted cameras "
+            "by --model.geometry.scale_from DatasetPoses or MetricModel; DatasetGeometry has 3D tokens in meters"
         )

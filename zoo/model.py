@@ -26,10 +26,10 @@ from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.lora import LoRA
 from zoo.objectives import Objective, Objectives
 from zoo.positions import TextAfterVision
-from zoo.prefix_cache import answer_questions
+from zoo.prefix_cache import answer_questions, check_penalty
 from zoo.pretrained import load_model, save_model
-from zoo.requirements import CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
-from zoo.scene_cameras import MergedCamera, add_cameras, sequence_cameras, token_depth
+from zoo.requirements import PSEUDO_LABELS, CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
+from zoo.scene_cameras import MergedCamera, add_cameras, patch_cameras, sequence_cameras, token_depth
 from zoo.scene_encoding import encode_vision, fuse_scenes
 from zoo.scenes import Media, SceneInputs, SceneTokens, scenes_of_media
 from zoo.sequence_layout import MediaKind, SequenceLayout
@@ -104,13 +104,14 @@ class SpatialVLM(Configurable, nn.Module):
         self.geometry: GeometryEncoder | None = None
         losses = Objectives(objectives)
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
-        reads_cameras = uses_cameras or bool(losses.targets)
-        predicts = camera_source == "predicted" or (camera_source == "auto" and reads_cameras)
+        pseudo_labels = tuple(target for target in losses.targets if target in PSEUDO_LABELS[camera_source])
+        predicts = camera_source == "predicted" or (camera_source == "auto" and (uses_cameras or bool(pseudo_labels)))
         if fusion is not None or predicts:
             build = partial(build_first_available, loader.load_geometry, geometry)
             self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
         if self.geometry is not None:
             self.geometry.match_patches(self.backbone.patch_size)
+        reads_cameras = uses_cameras or bool(losses.targets)
         check_geometry(self.geometry, camera_source, uses_cameras=reads_cameras, uses_tokens=fusion is not None)
         if predicts and self.geometry is not None and self.geometry.predicts_cameras:
             self.geometry.enable_head("camera")
@@ -127,7 +128,7 @@ class SpatialVLM(Configurable, nn.Module):
         self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
         self.predicts_cameras = self.camera_use.may_be_predicted(camera_source, self.geometry)
         can_predict = predicts and self.geometry is not None and self.geometry.predicts_cameras
-        self.predicts_targets = bool(losses.targets) and can_predict  # in training
+        self.pseudo_labels = pseudo_labels if can_predict else ()  # targets that the encoder predicts, in training
         uses_depth = self.camera_use.depth or "depth" in losses.targets
         if camera_source == "predicted" and uses_depth and self.geometry is not None:
             if not self.geometry.predicts_depth:
@@ -195,10 +196,13 @@ class SpatialVLM(Configurable, nn.Module):
         """What this model needs of the data."""
         use, fused = self.camera_use, self.geometry if self.uses_geometry_tokens else None
         encoder = self.geometry if self.predicts_cameras else fused
-        shown = self.geometry if self.predicts_targets else encoder  # the frames, in training at least
-        learns_lengths = self.predicts_targets and self.objectives.uses_lengths
-        lengths = (self.predicts_cameras and use.lengths) or learns_lengths or self.uses_geometry_tokens
-        has_own_unit = lengths and self.geometry is not None and not self.geometry.is_metric
+        shown = self.geometry if self.pseudo_labels else encoder  # the frames, in training at least
+        lengths = (self.predicts_cameras and use.lengths) or self.objectives.uses_lengths_of(self.pseudo_labels)
+        has_own_unit = bool(lengths and self.geometry and not self.geometry.is_metric)
+        has_own_unit = has_own_unit or bool(fused and not fused.has_metric_tokens)
+        required_targets = {target for target in self.objectives.targets if target not in self.pseudo_labels}
+        if self.pseudo_labels and self.geometry is not None and self.geometry.requires_cameras:
+            required_targets.add("cameras")
         return DataRequirements(
             cameras=(use.cameras and not self.predicts_cameras) or bool(encoder and encoder.requires_cameras),
             depth=((use.points or use.median_depth) and self.camera_source != "predicted")
@@ -209,7 +213,7 @@ class SpatialVLM(Configurable, nn.Module):
             token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
             image_pixels=self.backbone.image_pixels,
             targets=self.objectives.targets,
-            required_targets=self.objectives.required_targets(self.camera_source, self.predicts_targets),
+            required_targets=tuple(sorted(required_targets)),
             question_types=self.objectives.question_types,
             arbitrary_unit=self.geometry_name if has_own_unit else None,
         )
@@ -249,19 +253,26 @@ class SpatialVLM(Configurable, nn.Module):
             SceneTokens(scene, *(each.unflatten(-2, (scene.num_steps, -1)) for each in tokens))
             for scene, tokens in zip(scenes, visual, strict=True)
         ]
-        targets = self.objectives.targets
         for each, predicted, is_lacking in zip(encoded, geometry, lacking, strict=True):
-            found = predicted if is_lacking else each.scene.geometry
-            if self.camera_use.cameras or "cameras" in targets:
+            if self.camera_use.cameras:
+                found = predicted if is_lacking else each.scene.geometry
                 add_cameras(each, found, self.camera_use, self.merged_camera)
-            if "depth" in targets and found is not None:
-                each.depth = token_depth(found, int(each.scene.grid_thw[1]) // self.backbone.spatial_merge_size)
+            self._add_targets(each, predicted if is_lacking and self.training else None)
         # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
         if self.training:
             self.objectives.change_tokens(encoded)
         fuse_scenes(encoded, geometry, self.fusion, self.view_mixer, self.backbone.spatial_merge_size)
         self.objectives.append_token(encoded)
         return encoded
+
+    def _add_targets(self, encoded: SceneTokens, predicted: SceneGeometry | None) -> None:
+        """Adds what objectives learn to predict: pseudo-labels of a training, or the dataset's."""
+        for target in self.objectives.targets:
+            geometry = predicted if predicted is not None and target in self.pseudo_labels else encoded.scene.geometry
+            if target == "cameras":
+                encoded.target_cameras = patch_cameras(encoded.scene, geometry, self.merged_camera)
+            elif geometry is not None:
+                encoded.target_depth = token_depth(geometry, encoded.scene.token_rows)
 
     def build_inputs(
         self,
@@ -366,7 +377,7 @@ class SpatialVLM(Configurable, nn.Module):
 
     def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
         has_own = scene.cameras is not None or (scene.geometry is not None and scene.geometry.knows_cameras)
-        may_need = self.predicts_cameras or (self.predicts_targets and self.training)
+        may_need = self.predicts_cameras or (bool(self.pseudo_labels) and self.training)
         return may_need and (self.camera_source == "predicted" or not has_own)
 
     def _encode_geometry(self, scenes: Sequence[SceneInputs], cameras: bool) -> list[SceneGeometry | None]:
@@ -463,6 +474,7 @@ class SpatialVLM(Configurable, nn.Module):
             FileNotFoundError: there is no such video.
             InputError: it can't be read, or lacks the cameras or depth that this model requires.
         """
+        check_penalty(repetition_penalty)
         from datamodules.asking import batch_of_questions  # the application layer, at call time only
 
         asked = [questions] if isinstance(questions, str) else list(questions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from zoo.backbones.base import Backbone
+from zoo.errors import InputError
 from zoo.scenes import SceneTokens
 from zoo.shared_prefix import PREFIX, shared_length
 
@@ -139,6 +141,12 @@ class CachedPrefix:
 
 
 @torch.no_grad()
+def check_penalty(factor: float) -> None:
+    """Raises an InputError for a repetition penalty that is no factor."""
+    if not 0 < factor < math.inf:
+        raise InputError(f"--model.repetition_penalty {factor}: a factor above 0; 1 is no penalty")
+
+
 def answer_questions(
     model: SpatialVLM,
     scenes: Sequence[SceneTokens],

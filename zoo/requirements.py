@@ -14,6 +14,11 @@ from zoo.visual_grid import IMAGE_PIXELS
 
 CameraSource = Literal["dataset", "predicted", "auto"]
 Target = Literal["cameras", "depth"]  # what an objective learns to predict
+PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # those that the geometry encoder may provide in training
+    "dataset": (),
+    "auto": ("cameras",),
+    "predicted": ("cameras", "depth"),
+}
 
 
 @dataclass(frozen=True)

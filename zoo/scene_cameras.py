@@ -16,9 +16,9 @@ from zoo.geometry.base import SceneGeometry
 from zoo.poses import invert_se3
 from zoo.rays import patch_depth, token_points
 from zoo.requirements import CameraUse
-from zoo.scenes import PatchCameras, SceneTokens
+from zoo.scenes import PatchCameras, SceneInputs, SceneTokens
 from zoo.sequence_layout import SequenceLayout, is_contiguous
-from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 MergedCamera = Literal["first", "last", "mean"]
 
@@ -114,6 +114,21 @@ def _midpoint(poses: Float[Tensor, "N pair 4 4"]) -> Float[Tensor, "N 4 4"]:
     return invert_se3(middle).to(poses.dtype)
 
 
+def patch_cameras(scene: SceneInputs, geometry: SceneGeometry | None, merged: MergedCamera) -> PatchCameras | None:
+    """One camera per temporal patch; None without cameras.
+
+    Args:
+        scene: its own cameras per temporal patch take precedence over those of its `geometry`.
+        geometry: the dataset's, or the geometry encoder's.
+        merged: the camera of two merged frames.
+    """
+    if scene.cameras is not None and geometry is scene.geometry:
+        poses, K = scene.cameras.world_to_camera[0], scene.cameras.K_normalized[0]
+        every = torch.ones(len(poses), dtype=torch.bool, device=poses.device)
+        return PatchCameras(poses, K, every if scene.has_camera is None else scene.has_camera)
+    return merge_cameras(geometry, merged) if geometry is not None and geometry.knows_cameras else None
+
+
 def add_cameras(encoded: SceneTokens, geometry: SceneGeometry | None, use: CameraUse, merged: MergedCamera) -> None:
     """Adds one camera per temporal patch to an encoded scene, and the depth and features that the camera parts read.
 
@@ -124,17 +139,12 @@ def add_cameras(encoded: SceneTokens, geometry: SceneGeometry | None, use: Camer
         merged: the camera of two merged frames.
     """
     scene = encoded.scene
-    if scene.cameras is not None and geometry is scene.geometry:
-        poses, K = scene.cameras.world_to_camera[0], scene.cameras.K_normalized[0]
-        every = torch.ones(len(poses), dtype=torch.bool, device=poses.device)
-        encoded.cameras = PatchCameras(poses, K, every if scene.has_camera is None else scene.has_camera)
-    elif geometry is not None and geometry.knows_cameras:
-        encoded.cameras = merge_cameras(geometry, merged)
-        rows = int(scene.grid_thw[1]) // SPATIAL_MERGE_SIZE
-        encoded.points = scene_points(geometry, rows, merged).flatten(0, 2) if use.points else None
-        encoded.median_depth = median_depth(geometry) if use.median_depth else None
-    else:
+    encoded.cameras = patch_cameras(scene, geometry, merged)
+    if encoded.cameras is None:
         return
+    if geometry is not None and (scene.cameras is None or geometry is not scene.geometry):
+        encoded.points = scene_points(geometry, scene.token_rows, merged).flatten(0, 2) if use.points else None
+        encoded.median_depth = median_depth(geometry) if use.median_depth else None
     if use.balanced_reference:
         encoded.view_features = encoded.tokens.mean(1)
 

@@ -68,6 +68,11 @@ class SceneInputs:
         return int(self.grid_thw[1:].prod()) // SPATIAL_MERGE_SIZE**2
 
     @property
+    def token_rows(self) -> int:
+        """Rows of 2D tokens in a temporal patch."""
+        return int(self.grid_thw[1]) // SPATIAL_MERGE_SIZE
+
+    @property
     def media_grids(self) -> Int[Tensor, "M 3"]:
         """(t, h, w) of each medium in the prompt: one video, or each still image."""
         if self.kind == "video":
@@ -107,11 +112,13 @@ class SceneTokens:
         scene: what was encoded.
         tokens: visual tokens of each temporal patch, in the decoder's width: those on the 2D grid, then extra tokens.
         deepstack: what is added to their hidden states in the first decoder layers, see `VisualTokens`.
-        cameras: None for a model that neither uses nor learns to predict them, or a scene without.
+        cameras: None for a model that does not use them, or a scene without.
         points: the 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
         median_depth: of all pixels of the scene; for an encoding that divides lengths by it.
         view_features: the mean 2D token of each temporal patch; for a reference view chosen by them.
-        depth: beneath each 2D token, 0 where unknown; for a model that learns to predict it, of a scene with depth.
+        target_cameras: what an objective learns to predict: the dataset's, or in training the geometry encoder's; None
+            without.
+        target_depth: beneath each 2D token, 0 where unknown; likewise.
     """
 
     scene: SceneInputs
@@ -121,7 +128,8 @@ class SceneTokens:
     points: Float[Tensor, "tokens 3"] | None = None
     median_depth: Float[Tensor, ""] | None = None
     view_features: Float[Tensor, "t C"] | None = None
-    depth: Float[Tensor, "t _n"] | None = None
+    target_cameras: PatchCameras | None = None
+    target_depth: Float[Tensor, "t _n"] | None = None
 
 
 class Media(TypedDict, total=False):

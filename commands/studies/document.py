@@ -129,22 +129,22 @@ def test_table(scores: Scores) -> str:
 
 def error_table(scores: Scores) -> str:
     """Return the table of the errors of what objectives predict, each beside that of a null model."""
-    study, rows = scores.study, list[list[str]]()
-    for name in study.settings:
-        found = {column: list(scores.found(name, column).values()) for column in study.columns}
-        kinds = dict.fromkeys(kind for results in found.values() for result in results for kind in result.errors)
-        for kind in (kind for kind in kinds if UNLEARNED not in kind):
-            null = kind.replace("/", f"/{UNLEARNED}/", 1)
-            each = [[[r.errors[k] for r in found[column] if k in r.errors] for k in (kind, null)] for column in found]
-            rows.append([name, kind, *(_spread(values) for pair in each for values in pair)])
-    headings = [text for column in study.columns for text in (titled(column, scores), "null model")]
+    columns, rows = scores.study.columns, list[list[str]]()
+    for setting in scores.study.settings:
+        found = [list(scores.found(setting, column).values()) for column in columns]
+        names = dict.fromkeys(name for results in found for result in results for name in result.errors)
+        for name in names:
+            if f"/{UNLEARNED}/" in name:
+                continue
+            cells = []
+            for results in found:
+                for error in (name, name.replace("/", f"/{UNLEARNED}/", 1)):
+                    measured = [result for result in results if error in result.errors]
+                    values = [result.errors[error] for result in measured]
+                    cells.append(scores.over_seeds(values, measured, ".3g"))
+            rows.append([setting, name, *cells])
+    headings = [text for column in columns for text in (titled(column, scores), "null model")]
     return table(["setting", "error", *headings], rows) if rows else ""
-
-
-def _spread(values: list[float]) -> str:
-    if len(values) < 2:
-        return "".join(f"{value:.3g}" for value in values)
-    return f"{statistics.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def _footnote(study: Study) -> str:

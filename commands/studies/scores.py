@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -51,13 +51,23 @@ class Scores:
         return result.code != self.codes[result.fit]
 
     def cell(self, setting: str, column: str, test: str = OWN) -> str:
-        """Return the mean over the seeds with the least and the greatest, and how many seeds if some are missing."""
-        scores, seeds = self.of(setting, column, test), len(self.study.seeds)
-        if not scores:
+        """Return the score of a cell, see `over_seeds`."""
+        return self.over_seeds(self.of(setting, column, test), self.found(setting, column, test).values())
+
+    def over_seeds(self, values: Sequence[float], results: Iterable[Result], form: str = ".3f") -> str:
+        """Return the mean of a value with the least and the greatest, how many seeds if some are missing, and the mark.
+
+        Args:
+            values: one per seed that has it.
+            results: where they come from.
+            form: of a number.
+        """
+        seeds = len(self.study.seeds)
+        if not values:
             return ""
-        missing = "" if len(scores) == seeds else f", {len(scores)} of {seeds} seeds"
-        spread = f" ({min(scores):.3f} to {max(scores):.3f}{missing})" if seeds > 1 else ""
-        return f"{statistics.mean(scores):.3f}{spread}{self.mark(self.found(setting, column, test).values())}"
+        missing = "" if len(values) == seeds else f", {len(values)} of {seeds} seeds"
+        spread = f" ({min(values):{form}} to {max(values):{form}}{missing})" if seeds > 1 else ""
+        return f"{statistics.mean(values):{form}}{spread}{self.mark(results)}"
 
     def mark(self, results: Iterable[Result]) -> str:
         """Return the mark of results of which some are outdated."""

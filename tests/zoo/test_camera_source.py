@@ -223,6 +223,10 @@ def test_a_scale_without_effect_is_refused(source: str, why: str) -> None:
         aligned(source, fusion=AddFusion)
 
 
+def aligned_vggt() -> TinyVGGT:
+    return TinyVGGT(embed_dim=16, num_heads=2, scale_from=DatasetPoses())
+
+
 @pytest.mark.parametrize(
     ("parts", "unit"),
     [
@@ -234,6 +238,11 @@ def test_a_scale_without_effect_is_refused(source: str, why: str) -> None:
         ({"camera_source": "dataset", "fusion": AddFusion}, "TinyVGGT"),  # by its 3D tokens
         ({"camera_source": "dataset", "fusion": AddFusion, "geometry": DatasetGeometry}, None),
         ({"camera_encoding": PRoPE(), "camera_source": "dataset"}, None),
+        ({"camera_encoding": PRoPE(), "geometry": aligned_vggt}, None),
+        (
+            {"camera_encoding": PRoPE(), "geometry": aligned_vggt, "fusion": AddFusion},
+            "TinyVGGT",
+        ),  # tokens are not aligned
     ],
 )
 def test_which_models_read_lengths_in_a_unit_of_their_own(parts: dict[str, Any], unit: str | None) -> None:
@@ -252,5 +261,5 @@ def test_questions_in_meters_warn_of_such_lengths(rooms_root: Path) -> None:
         return [str(warning.message) for warning in caught]
 
     (text,) = said("TinyVGGT", "object_counting", "room_size_estimation")  # once
-    assert text.startswith("TinyVGGT knows lengths in a unit of each scene's own") and "scale_from DatasetPoses" in text
+    assert text.startswith("TinyVGGT has lengths in a unit of each scene's own") and "scale_from DatasetPoses" in text
     assert not said("TinyVGGT", "object_counting") and not said(None, "room_size_estimation")

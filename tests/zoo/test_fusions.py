@@ -295,6 +295,8 @@ def test_attention_does_not_know_the_order_of_3d_tokens_within_a_view() -> None:
     mixed = geometry.patches.unflatten(0, (3, 2)).flatten(1, 3)[:, torch.randperm(48)].view(6, 4, 6, CHANNELS)
     turned = SceneGeometry(patches=mixed, camera_tokens=geometry.camera_tokens[[1, 0, 3, 2, 5, 4]])
     assert torch.allclose(fusion(VISUAL, GRID, turned), expected, atol=1e-6)
+    wide = SceneGeometry(patches=geometry.patches.reshape(6, 3, 8, CHANNELS), camera_tokens=geometry.camera_tokens)
+    assert torch.allclose(fusion(VISUAL, GRID, wide), expected, atol=1e-6)  # a grid of another size
     of_others = SceneGeometry(patches=geometry.patches.roll(2, 0), camera_tokens=geometry.camera_tokens.roll(2, 0))
     assert not torch.allclose(fusion(VISUAL, GRID, of_others), expected, atol=1e-2)  # the control
     order = torch.randperm(6)

@@ -19,9 +19,10 @@ class AttentionFusion(Fusion):
     """Adds to each 2D token what it finds among the 3D tokens of its view (VLM-3R, arXiv 2505.20279, section 3.2).
 
     2D tokens are queries; keys and values are the patch tokens and camera tokens of the two frames of the temporal
-    patch, without positions: an order of the 3D tokens has no effect. Unlike VLM-3R's, whose queries are the patches of
-    single frames before the projector, these are the merged tokens in the decoder's width; each term has one projection
-    without bias, and the last one is zero before training in place of a norm, so the model starts as the plain one.
+    patch, without positions: the order of the 3D tokens has no effect, and their grid may have any size. Unlike
+    VLM-3R's, whose queries are the patches of single frames before the projector, these are the merged tokens in the
+    decoder's width; each term has one projection without bias, and the last one is zero before training in place of a
+    norm, so the model starts as the plain one.
 
     Args:
         width: D, width of the decoder.

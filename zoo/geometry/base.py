@@ -119,7 +119,8 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         width: channels D of its tokens, of all layers together; 0 if it has none.
         num_layers: layers whose tokens are concatenated on the channels.
         patch_size: in pixels; the sides of frames must be multiples of it.
-        is_metric: its lengths are meters.
+        is_metric: the lengths that it predicts are meters.
+        has_metric_tokens: its 3D tokens hold lengths in meters.
         requires_cameras: the dataset must provide a camera for each frame.
         requires_frames: the dataset must provide the frames.
         requires_depth: the dataset must provide depth.
@@ -136,6 +137,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     num_layers: int = 1
     patch_size: int = 14
     is_metric: bool = False
+    has_metric_tokens: bool = False
     requires_cameras: bool = False
     requires_frames: bool = False
     requires_depth: bool = False

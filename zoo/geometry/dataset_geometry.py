@@ -56,6 +56,7 @@ class DatasetGeometry(GeometryEncoder):
         if unit == "scene" and not depth:
             raise InputError("--model.geometry.unit scene needs the scene's points: set --model.geometry.depth true")
         self.requires_depth, self.is_metric = depth, unit == "meters"
+        self.has_metric_tokens = self.is_metric
         self.width = RAY + POINT if depth else RAY
 
     def match_patches(self, patch_size: int) -> None:

@@ -127,9 +127,9 @@ class PretrainedVGGT(VGGTEncoder):
         dtype: Literal["float32", "bfloat16"] = "float32",
         scale_from: ScaleSource | None = None,
     ) -> None:
-        if "commercial" not in path.lower():  # as facebook/VGGT-1B-Commercial
-            announce_license(path)
         weights = open_official(path)
+        if not path.rstrip("/").lower().endswith("-commercial"):  # facebook/VGGT-1B-Commercial
+            announce_license(path)
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
         super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layers, weights, scale_from)
         self.path = path

@@ -126,15 +126,15 @@ class CameraPrediction(LayerObjective):
         """The cameras of one scene and the predicted poses, in the frame of its reference view."""
         pairs = (pair for pair in self._pairs(decoded) if pair[1] == "reference")
         scene, _, predicted, true = next(pairs)
-        assert scene.cameras is not None
-        return scene.cameras._replace(world_to_camera=true.poses), predicted[0]
+        assert scene.target_cameras is not None
+        return scene.target_cameras._replace(world_to_camera=true.poses), predicted[0]
 
     def _pairs(
         self, decoded: Decoded
     ) -> Iterator[tuple[SceneTokens, Anchor, Float[Tensor, "rows t 4 4"], RelativePoses]]:
         """Yields the predicted and the true poses of each scene with cameras for each anchor."""
         for scene, states in decoded.views(self.layers[0]):
-            if scene.cameras is None:
+            if scene.target_cameras is None:
                 continue
             # a fusion may have appended tokens of its own
             place = -1 if self.adds_token else scene.scene.tokens_per_step - 1
@@ -143,7 +143,7 @@ class CameraPrediction(LayerObjective):
             for anchor, each in zip(self.anchors, numbers.split(NUMBERS, -1), strict=True):
                 rotation = rotation_from_6d(each[..., :6])
                 translation = -(rotation * each[..., None, 6:]).sum(-1)
-                yield scene, anchor, rigid_matrix(rotation, translation), self.true_poses(scene.cameras, anchor)
+                yield scene, anchor, rigid_matrix(rotation, translation), self.true_poses(scene.target_cameras, anchor)
 
     @torch.no_grad()
     def true_poses(self, cameras: PatchCameras, anchor: Anchor) -> RelativePoses:

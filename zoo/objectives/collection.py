@@ -13,7 +13,7 @@ from zoo.fusions.base import ExtraTokens
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
 from zoo.objectives.language_modeling import LanguageModeling
-from zoo.requirements import CameraSource, Target
+from zoo.requirements import Target
 from zoo.scenes import SceneTokens
 
 
@@ -39,27 +39,28 @@ class Objectives(nn.ModuleDict):
 
     @property
     def every(self) -> dict[str, Objective]:
-        """All of them."""
+        """All objectives."""
         return dict(self.items())  # type: ignore[arg-type]
 
     @property
     def active(self) -> dict[str, Objective]:
-        """Those with a weight."""
+        """Objectives with a weight."""
         return {name: objective for name, objective in self.every.items() if objective.weight}
 
     @property
     def learning(self) -> list[str]:
-        """The names of those with parameters that learn."""
-        return [name for name, objective in self.active.items() if any(True for _ in objective.parameters())]
+        """The class names of objectives with parameters that some loss reaches."""
+        reached = (name.partition(".")[0] for name, _ in self.named_parameters() if not self.is_unreachable(name))
+        return list(dict.fromkeys(reached))
 
     @property
     def question_types(self) -> tuple[str, ...]:
-        """The question types that they name."""
+        """The question types that settings of objectives name."""
         return tuple(dict.fromkeys(kind for objective in self.every.values() for kind in objective.question_types))
 
     @property
     def adding(self) -> dict[str, Objective]:
-        """Those with a learned token."""
+        """Objectives with a learned token."""
         return {name: objective for name, objective in self.every.items() if objective.adds_token}
 
     def extra_tokens_beside(self, appended: ExtraTokens) -> ExtraTokens:
@@ -80,23 +81,12 @@ class Objectives(nn.ModuleDict):
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What of a scene is learned to be predicted."""
+        """What objectives learn to predict."""
         return tuple(dict.fromkeys(target for objective in self.active.values() for target in objective.targets))
 
-    @property
-    def uses_lengths(self) -> bool:
-        """Whether a target changes with the unit of lengths."""
-        return any(objective.uses_lengths for objective in self.active.values())
-
-    def required_targets(self, source: CameraSource, predicts_targets: bool) -> tuple[Target, ...]:
-        """The targets that the dataset must have in training, since the geometry encoder does not predict them.
-
-        Args:
-            source: `predicted` takes all of them from the encoder, `auto` the cameras that a scene lacks.
-            predicts_targets: whether the encoder predicts targets at all.
-        """
-        predicted = {"predicted": ("cameras", "depth"), "auto": ("cameras",), "dataset": ()}[source]
-        return tuple(target for target in self.targets if not (predicts_targets and target in predicted))
+    def uses_lengths_of(self, targets: Sequence[Target]) -> bool:
+        """Whether one of these targets is learned in the unit of its lengths."""
+        return any(each.uses_lengths and set(each.targets) & set(targets) for each in self.active.values())
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchC
     return {
         names[number]: objective.predicted_cameras(decoded)
         for number, decoded in _decoded(model, batch, scenes)
-        if scenes[number].cameras is not None
+        if scenes[number].target_cameras is not None
     }
 
 
@@ -51,7 +51,9 @@ def _decoded(model: SpatialVLM, batch: Batch, scenes: Sequence[SceneTokens]) -> 
     rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
     prompts = dict(zip(batch["scene_index"].tolist(), (ids[real] for ids, real in rows), strict=True))
     for number, prompt in prompts.items():
-        if model.objectives.targets and not (scenes[number].cameras is None and scenes[number].depth is None):
+        if model.objectives.targets and not (
+            scenes[number].target_cameras is None and scenes[number].target_depth is None
+        ):
             yield number, decode_scene(model, scenes[number], prompt)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -22,7 +22,7 @@ from zoo.model import SpatialVLM
 from zoo.objectives import decode, prediction_errors
 from zoo.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.precision import cached_casts
-from zoo.prefix_cache import Reply, answer_questions
+from zoo.prefix_cache import Reply, answer_questions, check_penalty
 from zoo.pretrained import frozen_weights
 from zoo.requirements import DataRequirements
 from zoo.scene_packing import ScenePacking
@@ -80,8 +80,7 @@ class VideoQATask(Task):
             raise InputError("--model.learning_rates.geometry trains what --model.geometry_cache keeps: leave one out")
         if parts.get("lora") is not None and "decoder" in learning_rates.frozen():
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
-        if not 0 < repetition_penalty < math.inf:
-            raise InputError(f"--model.repetition_penalty {repetition_penalty}: a factor above 0; 1 is no penalty")
+        check_penalty(repetition_penalty)
         self.unread: list[Reading] = []
         with weights_later(self.unread) if shards_models.get() else nullcontext():
             self.model = SpatialVLM(**parts)
@@ -90,8 +89,9 @@ class VideoQATask(Task):
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
         if "objective" in learning_rates.frozen() and (learning := self.model.objectives.learning):
-            raise InputError(
-                f"--model.learning_rates.objective freezes {' and '.join(learning)}, which start from scratch"
+            rank_zero_warn(
+                f"--model.learning_rates.objective freezes {' and '.join(learning)}, whose heads and tokens stay "
+                "random unless a checkpoint has trained them"
             )
         unreachable = self.model.is_unreachable
         freeze(self, learning_rates, self.part_of, lambda name: unreachable(name.removeprefix("model.")))

@@ -83,12 +83,19 @@ def test_errors_of_objectives_stand_beside_those_of_a_null_model(
     study([str(study_file), "--settings", "none", "--jobs", "1"])
     assert "Errors of what" not in study_file.with_suffix(".md").read_text()
     monkeypatch.setattr("tests.commands.studies.faked.answers", with_errors)
+    study([str(study_file), "--settings", "PRoPE", "--seeds", "0", "--jobs", "1"])
+    first = row(study_file.with_suffix(".md").read_text(), "PRoPE", "## Errors of what the objectives predict")[1]
+    assert re.fullmatch(r"(0.\d+) \(\1 to \1, 1 of 2 seeds\)", first)
     study([str(study_file), "--jobs", "1"])
     text = study_file.with_suffix(".md").read_text()
     assert row(text, "PRoPE", "## Errors of what the objectives predict") == [
         *("Depth/off", "0.3 (0.25 to 0.35)", "0.5 (0.5 to 0.5)", "", "")
     ]
     assert "| none |" not in text[text.index("## Errors of what") :]
+    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other code")
+    study([str(study_file), "--write"])
+    text = study_file.with_suffix(".md").read_text()
+    assert row(text, "PRoPE", "## Errors of what the objectives predict")[1] == "0.3 (0.25 to 0.35)†"
 
 
 def test_the_best_constant_is_found_by_the_scorer(main_py: FakeMain, study_file: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, scene
-from zoo import CameraPrediction, DepthPrediction, TinyVGGT
+from zoo import CameraPrediction, DatasetPoses, DepthPrediction, TinyVGGT
 from zoo.geometry.base import SceneGeometry
 from zoo.objectives import Decoded, predicted_cameras
 from zoo.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
@@ -92,9 +92,9 @@ def test_pseudo_labels_are_the_encoders_in_training_alone() -> None:
     (geometry,) = encoder([frames], [truth], tokens=False)
     for training, expected in ((True, geometry), (False, truth)):
         (encoded,) = task.train(training).model.encode_scenes(batch(task, shown)["scenes"])
-        assert encoded.cameras is not None and encoded.depth is not None
-        assert torch.equal(encoded.cameras.world_to_camera, merge_cameras(expected).world_to_camera)
-        assert torch.equal(encoded.depth, token_depth(expected, 2))  # type: ignore[arg-type]
+        assert encoded.target_cameras is not None and encoded.target_depth is not None
+        assert torch.equal(encoded.target_cameras.world_to_camera, merge_cameras(expected).world_to_camera)
+        assert torch.equal(encoded.target_depth, token_depth(expected, 2))  # type: ignore[arg-type]
     errors = task.eval().predict_batch(batch(task, shown))[0]["objectives"]  # against the dataset's
     assert {"CameraPrediction/center", "DepthPrediction/depth_relative"} <= errors.keys()
 
@@ -106,10 +106,24 @@ def test_auto_learns_the_datasets_cameras_and_predicted_ones_of_scenes_without(e
     shown = SCENES[1]
     (geometry,) = task.model.geometry([task.model.geometry_frames(shown.frames)], [None], tokens=False)  # type: ignore
     assert shown.geometry is not None
-    for given, expected in ((shown, shown.geometry), (replace(shown, geometry=None), geometry)):
-        (encoded,) = task.train().model.encode_scenes(batch(task, given)["scenes"])
-        assert encoded.cameras is not None
-        assert torch.equal(encoded.cameras.world_to_camera, merge_cameras(expected).world_to_camera)
+    only_depth = SceneGeometry(depth=shown.geometry.depth)
+    for given, expected in ((shown.geometry, shown.geometry), (only_depth, geometry)):
+        (encoded,) = task.train().model.encode_scenes(batch(task, replace(shown, geometry=given))["scenes"])
+        assert encoded.target_cameras is not None and encoded.target_depth is not None
+        assert torch.equal(encoded.target_cameras.world_to_camera, merge_cameras(expected).world_to_camera)
+        assert torch.equal(encoded.target_depth, token_depth(given, 2))  # type: ignore[arg-type]
+    depth_alone = build("plain", **VGGT, camera_source="auto", objectives=[DepthPrediction()])
+    assert depth_alone.model.geometry is None and depth_alone.requirements.arbitrary_unit is None
+
+
+def test_errors_are_against_the_dataset_whatever_cameras_the_tokens_have() -> None:
+    parts = {"geometry": with_depth, "camera_source": "predicted", "objectives": [CameraPrediction()]}
+    unlearned = []
+    for encoding in ({}, {"camera_encoding": "PRoPE, ChannelRange"}):
+        task = build("plain", **parts, **encoding)
+        (errors,) = (record["objectives"] for record in task.predict_batch(batch(task, SCENES[1])))
+        unlearned.append(errors["CameraPrediction/unlearned/center"])
+    assert unlearned[0] == unlearned[1]
 
 
 @pytest.mark.parametrize(
@@ -125,21 +139,22 @@ def test_lengths_in_a_unit_of_each_scenes_own_are_said_to_be(objectives: list[An
     assert task.requirements.arbitrary_unit == unit
 
 
+def test_pseudo_labels_that_are_aligned_need_the_datasets_cameras() -> None:
+    aligned = partial(TinyVGGT, embed_dim=32, depth=2, scale_from=DatasetPoses())
+    needs = build("plain", geometry=aligned, camera_source="predicted", objectives=[CameraPrediction()]).requirements
+    assert needs.required_targets == ("cameras",) and needs.arbitrary_unit is None
+
+
 def test_still_images_have_a_camera_each() -> None:
     task = build("plain", objectives=[CameraPrediction(), DepthPrediction()])
     images = replace(SCENES[1], num_images=2)
     losses = task.train().losses(batch(task, images, training=True))
     assert losses["CameraPrediction"] > 0 < losses["DepthPrediction"]
     errors = task.eval().predict_batch(batch(task, images))[0]["objectives"]
-    angle, distance = pose_distance(
-        torch.eye(4).repeat(2, 1, 1),
-        CameraPrediction()
-        .true_poses(
-            merge_cameras(SCENES[1].geometry),
-            "reference",  # type: ignore[arg-type]
-        )
-        .poses,
-    )
+    geometry = SCENES[1].geometry
+    assert geometry is not None
+    poses = CameraPrediction().true_poses(merge_cameras(geometry), "reference").poses
+    distance = invert_se3(poses)[:, :3, 3].norm(dim=-1)  # of a camera that never moves
     assert errors["CameraPrediction/unlearned/center"] == pytest.approx(float(distance[1]), rel=1e-4)
 
 
@@ -170,7 +185,7 @@ class Shown(Decoded):
         self.cameras, self.states, self.last_hidden_state = cameras, states, states[0]
 
     def views(self, layer: int) -> Iterator[tuple[Any, Tensor]]:
-        yield SimpleNamespace(cameras=self.cameras), self.states
+        yield SimpleNamespace(target_cameras=self.cameras), self.states
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -119,6 +120,19 @@ def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_
     data.trainer = SimpleNamespace(lightning_module=typo)  # type: ignore[assignment]
     with pytest.raises(InputError, match=r"unknown question_type 'object_countin'.*did you mean object_counting\?"):
         data.scenes("train")
+    assert data.scenes("test")  # nothing is masked there
+
+
+def test_heads_without_a_rate_are_said_to_stay_random() -> None:
+    def said(*objectives: Objective) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            VideoQATask(objectives=list(objectives), learning_rates=LearningRates(objective=None))
+        return [str(each.message) for each in caught if "learning_rates.objective" in str(each.message)]
+
+    assert not said() and not said(DepthPrediction(weight=0.0))
+    for objective in (DepthPrediction(), CameraPrediction(weight=0.0)):  # a head, and a token
+        assert [type(objective).__name__ in text for text in said(objective)] == [True]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -232,6 +246,15 @@ def test_objectives_survive_a_saved_model_and_the_official_layout_leaves_heads_o
     kept = other.state_dict()
     assert "objectives.CameraPrediction.token" not in kept
     assert all(torch.equal(state[name], each) for name, each in kept.items() if "DepthPrediction" in name)
+    wider = SpatialVLM.from_pretrained(tmp_path / "saved", objectives=[CameraPrediction(anchors=["reference"])])
+    assert torch.equal(
+        wider.state_dict()["objectives.CameraPrediction.token"], state["objectives.CameraPrediction.token"]
+    )
+    model(DepthPrediction()).save_pretrained(tmp_path / "no_token")
+    with pytest.raises(
+        InputError, match=r"missing \['objectives.CameraPrediction.token'\]"
+    ):  # it is part of the prompt
+        SpatialVLM.from_pretrained(tmp_path / "no_token", objectives=[CameraPrediction()])
     silent = model(*without_token(), MaskedViews())
     assert unofficial_parts(silent) == [] and official_tensors(silent).keys() == official_tensors(model()).keys()
 
@@ -256,10 +279,6 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "two tokens": (
         lambda: model(CameraPrediction(), fusion=CameraTokenFusion, **VGGT),
         "CameraPrediction and the fusion append tokens",
-    ),
-    "frozen": (
-        lambda: VideoQATask(objectives=[DepthPrediction()], learning_rates=LearningRates(objective=None)),
-        "--model.learning_rates.objective freezes DepthPrediction",
     ),
     "no predicted cameras": (
         lambda: model(CameraPrediction(), geometry=DatasetGeometry, camera_source="predicted"),
