@@ -69,8 +69,8 @@ def document(scores: Scores, plot: str) -> str:
         parts += [f"## {each.title}", section(each, scores)]
     if errors := error_table(scores):
         parts += ["## Errors of what the objectives predict", errors]
-    if any(OUTDATED in part for part in parts):
-        parts.insert(4, _footnote(study))
+    if scores.all_outdated or any(OUTDATED in part for part in parts):
+        parts.insert(4, _footnote(scores))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -147,8 +147,10 @@ def error_table(scores: Scores) -> str:
     return table(["setting", "error", *headings], rows) if rows else ""
 
 
-def _footnote(study: Study) -> str:
-    return f"{OUTDATED} Made by other code than the present; `{_command(study)} --redo_outdated` makes these anew."
+def _footnote(scores: Scores) -> str:
+    which = "All of this was made" if scores.all_outdated else f"{OUTDATED} Made"
+    command = f"`{_command(scores.study)} --redo_outdated`"
+    return f"{which} by other code than the present; {command} makes it anew."
 
 
 def _embed(path: Path, scores: Scores) -> str:
@@ -161,7 +163,7 @@ def _embed(path: Path, scores: Scores) -> str:
         if each is None or not is_measured(each, scores):
             return block[0]
         text = section(each, scores)
-        note = f"\n{_footnote(study)}\n" if OUTDATED in text else ""
+        note = f"\n{_footnote(scores)}\n" if scores.all_outdated or OUTDATED in text else ""
         return f"{block[1]}\n{text}\n{note}\n{block[4]}"
 
     return MARKS.sub(replace, path.read_text(encoding="utf-8"))

@@ -69,9 +69,21 @@ class Scores:
         spread = f" ({min(values):{form}} to {max(values):{form}}{missing})" if seeds > 1 else ""
         return f"{statistics.mean(values):{form}}{spread}{self.mark(results)}"
 
+    @cached_property
+    def all_outdated(self) -> bool:
+        """Whether other code made all results of the study, so that one sentence says it better than marks."""
+        cells = [
+            (name, column, test)
+            for name, each in self.study.settings.items()
+            for test in (OWN, *each.tests)
+            for column in self.study.columns
+        ]
+        results = [result for cell in cells for result in self.found(*cell).values()]
+        return bool(results) and all(map(self.is_outdated, results))
+
     def mark(self, results: Iterable[Result]) -> str:
-        """Return the mark of results of which some are outdated."""
-        return OUTDATED if any(map(self.is_outdated, results)) else ""
+        """Return the mark of results of which some are outdated, unless all of the study are."""
+        return OUTDATED if not self.all_outdated and any(map(self.is_outdated, results)) else ""
 
     @cached_property
     def constants(self) -> dict[str, float]:

@@ -95,7 +95,8 @@ def test_errors_of_objectives_stand_beside_those_of_a_null_model(
     monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other code")
     study([str(study_file), "--write"])
     text = study_file.with_suffix(".md").read_text()
-    assert row(text, "PRoPE", "## Errors of what the objectives predict")[1] == "0.3 (0.25 to 0.35)†"
+    assert row(text, "PRoPE", "## Errors of what the objectives predict")[1] == "0.3 (0.25 to 0.35)"
+    assert "All of this was made by other code" in text
 
 
 def test_the_best_constant_is_found_by_the_scorer(main_py: FakeMain, study_file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -165,10 +166,15 @@ def test_results_of_other_code_are_marked_and_made_anew_on_request(
     monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other")
     study([str(study_file), *ROW])
     assert main_py.calls == OF_ROW
+    text = document.read_text()
+    assert "†" not in text and re.search("All of this was made by other code .*--redo_outdated", text)
+    study([str(study_file), "--settings", "none", "--jobs", "1"])  # the present code made this
     measured = [line for line in document.read_text().splitlines() if line.startswith("| PRoPE |")]
     assert all("†" in line for line in measured) and "--redo_outdated" in document.read_text()
+    del main_py.calls[:]
     study([str(study_file), *ROW, "--redo_outdated"])
-    assert main_py.calls == OF_ROW * 2 and "†" not in document.read_text()
+    text = document.read_text()
+    assert main_py.calls == OF_ROW and "†" not in text and "other code" not in text
 
 
 def test_a_new_test_of_a_model_that_other_code_has_trained_keeps_it(
