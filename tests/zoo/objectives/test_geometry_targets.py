@@ -235,11 +235,11 @@ def test_a_small_model_learns_cameras_that_its_frames_show(shuffled: bool) -> No
         return batch(task, replace(example, frames=frames, geometry=geometry), training=task.training)
 
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-3)
-    for _ in range(200):
+    for _ in range(500):
         optimizer.zero_grad()
         task.loss(draw()).backward()
         optimizer.step()
     task.eval()
     found = [task.predict_batch(draw())[0]["objectives"] for _ in range(10)]
     learned, unlearned = (sum(each[f"CameraPrediction/{null}center"] for each in found) for null in ("", "unlearned/"))
-    assert learned > 0.8 * unlearned if shuffled else learned < 0.5 * unlearned, (learned, unlearned)
+    assert learned > 0.8 * unlearned if shuffled else learned < 0.65 * unlearned, (learned, unlearned)
