@@ -65,8 +65,9 @@ class Scores:
         seeds = len(self.study.seeds)
         if not values:
             return ""
-        missing = "" if len(values) == seeds else f", {len(values)} of {seeds} seeds"
-        spread = f" ({min(values):{form}} to {max(values):{form}}{missing})" if seeds > 1 else ""
+        notes = [f"{min(values):{form}} to {max(values):{form}}"] if len(values) > 1 else []
+        notes += [f"{len(values)} of {seeds} seeds"] if len(values) < seeds else []
+        spread = f" ({', '.join(notes)})" if notes else ""
         return f"{statistics.mean(values):{form}}{spread}{self.mark(results)}"
 
     @cached_property
