@@ -140,13 +140,13 @@ class CachedPrefix:
         return torch.cat(hidden)
 
 
-@torch.no_grad()
 def check_penalty(factor: float) -> None:
     """Raises an InputError for a repetition penalty that is no factor."""
     if not 0 < factor < math.inf:
         raise InputError(f"--model.repetition_penalty {factor}: a factor above 0; 1 is no penalty")
 
 
+@torch.no_grad()
 def answer_questions(
     model: SpatialVLM,
     scenes: Sequence[SceneTokens],

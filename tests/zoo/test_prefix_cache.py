@@ -18,7 +18,7 @@ from zoo import PretrainedQwen25VL, prefix_cache
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
-from zoo.prefix_cache import CachedPrefix, Reply
+from zoo.prefix_cache import CachedPrefix, Reply, answer_questions
 from zoo.shared_prefix import prefix_causal_mask
 from zoo.tasks import VideoQATask
 
@@ -51,6 +51,28 @@ def test_answers_are_those_of_each_question_by_itself(name: str, family: str) ->
     assert expected[0] == expected[5] and len({tuple(answer) for answer in expected}) > 4  # the control
     asked = batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[2:3], seed=1))  # one question per scene
     assert ids(model, asked) == one_by_one(model, asked)
+
+
+def test_answers_record_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, recording = build("plain"), []
+    build_inputs = model.model.build_inputs
+
+    def recorded(*args: Any, **options: Any) -> dict[str, Any]:
+        recording.append(torch.is_grad_enabled())
+        return build_inputs(*args, **options)
+
+    monkeypatch.setattr(model.model, "build_inputs", recorded)
+    asked = batch(model, scene("a"))
+    scenes, rows = model.encode_scenes(asked), asked["scene_index"][:, None].tolist()
+    answer_questions(model.model, scenes, asking.prompts_of(asked), rows, NEW)
+    assert recording and not any(recording)
+    asking.inputs_of(model, asked)
+    assert recording[-1]  # the control
+
+
+def test_a_penalty_that_is_no_factor_is_refused() -> None:
+    with pytest.raises(InputError, match="--model.repetition_penalty 0.0: a factor above 0"):
+        build("plain").model.answer(torch.zeros(4, 3, 56, 84), "How many?", repetition_penalty=0.0)
 
 
 @pytest.mark.parametrize("penalty", [1.05, 4.0])
