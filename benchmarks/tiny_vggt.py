@@ -4,8 +4,7 @@
 
 Each setting trains the TinyVGGT of geometry_tiny.yaml, with the camera head alone, for the same number of steps of 72
 frames. It is validated on its own kind of frames, and at the end on 12 frames of the whole path, beside a camera that
-never moves. Writes
-benchmarks/tiny_vggt.json, and draws benchmarks/tiny_vggt.png of all settings in it.
+never moves. Writes benchmarks/tiny_vggt.json, and draws benchmarks/tiny_vggt.png of all settings in it.
 """
 
 from __future__ import annotations

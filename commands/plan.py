@@ -205,11 +205,13 @@ def described(training: Training) -> str:
     """The sizes of a batch and of a step."""
     cost, batch = training.cost, training.batch
     operations = cost.flops[training.setup.checkpointing] * training.accumulated
+    tera = operations / 1e12
+    flops = f"{tera:,.1f}" if tera >= 10 else f"{tera:.3g}"
     return (
         f"{batch.num_frames} frames of {batch.height} x {batch.width} pixels after resizing: {cost.visual_tokens:,} "
         f"visual tokens a scene, sequences of up to {cost.sequence_tokens:,} tokens\n"
         f"a step: {training.gpus} GPUs x {training.accumulated} batches x {batch.scenes} scenes with "
-        f"{batch.questions} questions; {operations / 1e12:{',.1f' if operations >= 1e13 else '.3g'}} TFLOP on each GPU"
+        f"{batch.questions} questions; {flops} TFLOP on each GPU"
     )
 
 

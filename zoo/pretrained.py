@@ -270,14 +270,12 @@ def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: 
 def _filled(model: Any, tensors: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]) -> Any:
     _frozen(model)
     tensors, wanted = dict(tensors), set(_own_tensors(model))
-    if "objectives" in overrides:  # their heads may be dropped, and others start from scratch; a token changes answers
+    if "objectives" in overrides:  # heads may be dropped, and others start from scratch; a token is part of the prompt
         own = model.state_dict()
-        heads = {name for name in {*tensors, *own} if name.startswith("objectives.") and not name.endswith(".token")}
-        heads = {
-            name for name in heads if not (name in tensors and name in own and tensors[name].shape == own[name].shape)
-        }
-        heads |= {name for name in tensors.keys() - own.keys() if name.startswith("objectives.")}
-        tensors, wanted = {name: tensors[name] for name in tensors.keys() - heads}, wanted - heads
+        fitting = {name for name in tensors.keys() & own.keys() if tensors[name].shape == own[name].shape}
+        others = {name for name in {*tensors, *own} - fitting if name.startswith("objectives.")}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in others}
+        wanted -= {name for name in others if not name.endswith(".token")}
     for name, parameter in model.named_parameters():
         if name in tensors:  # what was trained is float32 beside a frozen bfloat16 model
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, tensors[name].dtype))

@@ -112,7 +112,7 @@ class SceneTokens:
         scene: what was encoded.
         tokens: visual tokens of each temporal patch, in the decoder's width: those on the 2D grid, then extra tokens.
         deepstack: what is added to their hidden states in the first decoder layers, see `VisualTokens`.
-        cameras: None for a model that does not use them, or a scene without.
+        cameras: for a model that uses cameras; None if the scene has none.
         points: the 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
         median_depth: of all pixels of the scene; for an encoding that divides lengths by it.
         view_features: the mean 2D token of each temporal patch; for a reference view chosen by them.

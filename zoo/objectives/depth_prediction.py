@@ -36,7 +36,7 @@ class DepthPrediction(LayerObjective):
         """Mean |predicted - true| / true of one scene, and that of its own median depth everywhere.
 
         `aligned` is the error after the prediction has the true median (Zhou et al. 2017, arXiv 1704.07813, section
-        4.1): what is learned without the scale of a scene, which the null model is told.
+        4.1), so that a wrong scale of the scene costs nothing; the null model knows the scale.
         """
         found: dict[str, Tensor] = {}
         for logarithms, depth in self._pairs(decoded):

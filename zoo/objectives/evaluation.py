@@ -51,10 +51,9 @@ def _decoded(model: SpatialVLM, batch: Batch, scenes: Sequence[SceneTokens]) -> 
     rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
     prompts = dict(zip(batch["scene_index"].tolist(), (ids[real] for ids, real in rows), strict=True))
     for number, prompt in prompts.items():
-        if model.objectives.targets and not (
-            scenes[number].target_cameras is None and scenes[number].target_depth is None
-        ):
-            yield number, decode_scene(model, scenes[number], prompt)
+        scene = scenes[number]
+        if scene.target_cameras is not None or scene.target_depth is not None:
+            yield number, decode_scene(model, scene, prompt)
 
 
 @torch.no_grad()
