@@ -29,6 +29,7 @@ from datamodules import RandomSampler
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
 from zoo.model import SpatialVLM
+from zoo.progress import progress
 from zoo.requirements import DataRequirements
 from zoo.tasks import VideoQATask
 
@@ -62,7 +63,7 @@ def cache_geometry(arguments: list[str]) -> None:
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")
     counts = Counter({MADE: 0, KEPT: 0})
     first = None
-    for loaded in tqdm(loader, desc=f"cache-geometry {split}", unit="scene", file=sys.stdout, disable=None):
+    for loaded in progress(loader, f"cache-geometry {split}", "scenes"):
         try:
             if loaded.error is not None:
                 raise InputError(loaded.error)

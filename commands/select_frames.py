@@ -30,6 +30,7 @@ from datamodules.selections import FILE, find_selection, write_selection
 from datamodules.sources.base import Split
 from zoo.atomic_io import write_whole
 from zoo.errors import SCENE_FAULTS, InputError
+from zoo.progress import progress
 
 OF_RUNS = (
     *("trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
@@ -105,7 +106,7 @@ def select_frames(arguments: list[str]) -> None:
     output = Path(settings.output or f"selections/{type(data.sampler).__name__}-{data.num_frames}").expanduser()
     loader = DataLoader(SelectScenes(scenes, output, settings.plot), batch_size=None, num_workers=settings.workers)
     counts = Counter({MADE: 0, KEPT: 0})
-    for outcome in tqdm(loader, desc=f"select-frames {split}", unit="scene", file=sys.stdout, disable=None):
+    for outcome in progress(loader, f"select-frames {split}", "scenes"):
         counts[outcome if outcome in (MADE, KEPT) else FAILED] += 1
         if outcome not in (MADE, KEPT):
             tqdm.write(outcome, file=sys.stderr)

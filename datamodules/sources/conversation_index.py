@@ -18,12 +18,12 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from datamodules.json_files import read_rows
 from datamodules.scenes import MEDIUM, Medium, Question, RawQuestion
 from datamodules.sources.base import locked
 from zoo.fingerprint import digest, file_fingerprint
+from zoo.progress import progress
 
 FOLDER = Path("cache/conversations")
 VERSION = 1  # of the index
@@ -147,7 +147,7 @@ def _build(path: Path, folder: Path) -> None:
 
 
 def _parsed(path: Path, media: dict[Medium, int]) -> Iterator[dict[str, Any]]:
-    for number, row in tqdm(read_rows(path), f"index {path.name}", _num_lines(path), unit=" rows", disable=None):
+    for number, row in progress(read_rows(path), f"index {path.name}", "rows", _num_lines(path)):
         where = f"{path}:{number}"
         medium, kind = _medium(row, where), row.get("question_type")
         turns = _turns(row, where, medium)

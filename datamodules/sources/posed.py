@@ -15,6 +15,7 @@ from datamodules.trajectories import PoseFormat
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
 from zoo.fingerprint import digest
+from zoo.progress import progress
 
 # what a reader of poses raises on damaged files
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -69,7 +70,7 @@ class PosedScenes(SceneSource):
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", "another process reads these poses: waiting for it"):
             outdated = [name for name in present if not self._is_current(name)]
-            for name in tqdm(outdated, "reading poses", unit="scene", disable=None):
+            for name in progress(outdated, "reading poses", "scenes"):
                 try:
                     self._make(name)
                 except UNREADABLE as error:

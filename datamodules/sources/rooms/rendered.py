@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
@@ -26,6 +25,7 @@ from datamodules.sources.base import SPLITS, SceneSource, Split, locked
 from datamodules.sources.rooms.writer import DrawnScene, write_drawn
 from zoo.errors import InputError
 from zoo.fingerprint import digest
+from zoo.progress import progress
 
 
 class RenderedScenes(SceneSource):
@@ -111,7 +111,7 @@ class RenderedScenes(SceneSource):
         with _process_map(self.workers) as process_map:
             write = partial(self.write_scene, folder)
             questions = iter(process_map(write, *zip(*scenes, strict=True)) if scenes else ())
-            for split, _ in tqdm(scenes, self.description, unit="scene", disable=None):
+            for split, _ in progress(scenes, self.description, "scenes"):
                 lines[split].append(next(questions))
         for split in SPLITS:
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))

@@ -1,0 +1,58 @@
+"""Progress of long work: a bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TypeVar
+
+from tqdm import tqdm
+
+SHARE, SECONDS = 0.1, 30.0  # a line is due after this share of the loop, or this time
+Item = TypeVar("Item")
+
+
+def progress(items: Iterable[Item], description: str, unit: str, total: int | None = None) -> Iterator[Item]:
+    """Yields the items, and says on stderr how many are done: by a bar in a terminal, else by a line every 30 seconds.
+
+    Args:
+        items: the items.
+        description: what is done with them.
+        unit: what they are called.
+        total: their number, if `items` has no length.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, description, total, unit=f" {unit}")
+        return
+    count = len(items) if isinstance(items, Sized) else math.inf if total is None else total
+    loop = Loop(description, count, share=math.inf)
+    for done, item in enumerate(items, 1):
+        yield item
+        if done < count and (line := loop.line(done)):
+            print(line, file=sys.stderr, flush=True)
+
+
+class Loop:
+    """State of a loop of `total` steps, which may be infinite."""
+
+    def __init__(self, name: str, total: int | float = math.inf, *, begun: int = 0, share: float = SHARE) -> None:
+        self.name, self.total, self.begun, self.share = name, total, begun, share
+        self.done = self._printed = begun
+        self._started = self._printed_at = time.monotonic()
+
+    def line(self, done: int, note: Callable[[], str] = str) -> str | None:
+        """Returns the text of a line if one is due."""
+        now = time.monotonic()
+        is_due = done >= self.total or now - self._printed_at >= SECONDS
+        is_due = is_due or done - self._printed >= self.share * (self.total - self.begun)
+        if done == self._printed or not is_due:  # gradient accumulation: a batch without a step
+            return None
+        self._printed, self._printed_at = done, now
+        rate = (done - self.begun) / max(now - self._started, 1e-9)
+        parts = [f"{self.name} {done}", note(), f"{rate:.3g} it/s"]
+        if math.isfinite(self.total):
+            parts[0] += f"/{self.total:.0f} ({done / self.total:.0%})"
+            parts.append(f"ETA {tqdm.format_interval((self.total - done) / rate)}")
+        return "  ".join(part for part in parts if part)
