@@ -21,10 +21,11 @@ from callbacks.results_folder import (
     keep_finished_test,
     results_folder,
 )
-from callbacks.scoring import benchmark_of, score_record, versions
+from callbacks.scoring import benchmark_of, score_record
 from callbacks.settings import differences, save_config, settings_of
 from zoo.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.errors import InputError
+from zoo.versions import versions
 
 
 class PredictionsCallback(Callback):

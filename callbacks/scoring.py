@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import distributions
+from functools import cached_property
 from typing import Any
 
 from lightning import Trainer
 
 from zoo.benchmarks import Benchmark, VSIBench
+from zoo.versions import versions
 
 Record = Mapping[str, Any]
-PACKAGES = {"zoo": "spatial-vlm-zoo", "torch": "torch", "transformers": "transformers", "lightning": "lightning"}
-PACKAGES |= {"torchvision": "torchvision", "av": "av"}  # they resize and decode the frames
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that compute answers, recorded with results."""
-    installed = {name: list(distributions(name=package)) for name, package in PACKAGES.items()}
-    return {name: found[0].version if found else "not installed" for name, found in installed.items()}
 
 
 def benchmark_of(trainer: Trainer) -> Benchmark:

@@ -29,6 +29,7 @@ from zoo.errors import InputError
 from zoo.tasks import Task
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.tasks.video_qa import shards_models
+from zoo.versions import versions
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
@@ -77,6 +78,11 @@ class ZooCLI(LightningCLI):
         if self.is_new:
             with suppress(OSError):
                 self.folder.rmdir()  # `export` leaves nothing there
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Returns a parser whose config files begin with the version of the code."""
+        header = [f"{name}=={version}" for name, version in versions().items()]
+        return super().init_parser(dump_header=header, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the callbacks."""

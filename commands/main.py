@@ -35,17 +35,18 @@ Examples:
     python main.py import-cameras captures/kitchen data/mine/kitchen
     python main.py study studies/encodings.yaml --dry_run
 
-    --version prints the versions of this package and of its main dependencies.
+    --version prints the versions of this package, with its commit, and of its main dependencies.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from pkgutil import resolve_name
+from platform import python_version
 
 from commands.help_cache import print_help
 from zoo.errors import InputError, did_you_mean, input_error
+from zoo.versions import package_versions, zoo_version
 
 # Nothing here imports PyTorch before a command needs it: --help answers at once.
 LIGHTNING = ("fit", "validate", "test", "predict", "export")
@@ -62,7 +63,6 @@ PLAIN = {
     "import-cameras": "commands.import_cameras:import_cameras",
 }
 COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
-PACKAGES = ("spatial-vlm-zoo", "torch", "transformers", "lightning")
 
 
 def main() -> None:
@@ -72,7 +72,8 @@ def main() -> None:
         print(__doc__)
         return
     if command == "--version":
-        print("\n".join([*(f"{name} {version(name)}" for name in PACKAGES), f"python {sys.version.split()[0]}"]))
+        found = {"spatial-vlm-zoo": zoo_version(), **package_versions(), "python": python_version()}
+        print("\n".join(f"{name} {version}" for name, version in found.items()))
         return
     try:
         if command not in COMMANDS:

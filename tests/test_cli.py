@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from tests.cli import Run, the_run, weights
+from zoo.versions import versions
 
 
 def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> None:
@@ -67,6 +68,8 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     folder = the_run(tmp_path)
     assert {"config.yaml", "checkpoints"} <= {path.name for path in folder.iterdir()}
     assert list(folder.glob("events.out.tfevents.*"))
+    header = [line for line in (folder / "config.yaml").read_text().splitlines() if line.startswith("#")]
+    assert header == [f"# {name}=={version}" for name, version in versions().items()]
 
     printed = run("test")
     assert "room_size_estimation" in printed and the_run(tmp_path) == folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,7 +86,10 @@ def _summary(study: Study, scores: Scores) -> str:
     spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
     cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
     command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
-    return "\n\n".join([command, *options, cells])
+    counts = Counter(result.version for result in found if result.version).most_common()
+    versions = ", ".join(f"{version} ({count} trainings)" for version, count in counts)
+    made_by = [f"The code that trained: {versions}."] if counts else []
+    return "\n\n".join([command, *made_by, *options, cells])
 
 
 def _command(study: Study) -> str:

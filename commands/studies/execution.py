@@ -66,8 +66,7 @@ def _collect(training: Training, results: Results) -> str:
     """Add the results of the finished tests, and describe the score."""
     run = training.run
     for test in training.finished_tests():
-        fit_s, code = training.trained()
-        result, questions = load_result(run, test, training.folder_of(test), code, fit_s)
+        result, questions = load_result(run, test, training.folder_of(test), *training.trained())
         if not results.has_own(result):
             results.add(result, questions)
     own = results.find(run, OWN)

@@ -26,6 +26,7 @@ from commands.studies.source_code import ROOT
 from datamodules.sources.rooms.rendered import cores
 from zoo.atomic_io import write_json
 from zoo.errors import InputError
+from zoo.versions import versions
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
 PROGRESS_S = 60.0  # seconds between progress lines
@@ -91,13 +92,14 @@ class Training(Job):
                 return "the code was changed since the study was started: start it again"
             if rank == 0:
                 fit_s = None if resumes else round(time.monotonic() - started, 1)
-                write_json(self.folder / TRAINED, {"fit_s": fit_s, "code": self.code})
-        trained = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
+                trained = {"fit_s": fit_s, "code": self.code, "version": versions()["zoo"]}
+                write_json(self.folder / TRAINED, trained)
+        weights = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
         for test, words in self.run.tests.items():
             folder = self.folder_of(test)
             if not (folder / SETTINGS).exists():
                 root = f"--trainer.default_root_dir={folder}"
-                if failure := main_py(log, self.at_once, "test", *trained, *words, root, keep_open=locks):
+                if failure := main_py(log, self.at_once, "test", *weights, *words, root, keep_open=locks):
                     return failure
         return None
 
@@ -117,10 +119,10 @@ class Training(Job):
         own = {test: folder for test, folder in folders.items() if owners.get(folder) in (None, _read(folder / CLAIM))}
         return [test for test, folder in own.items() if (folder / SETTINGS).exists()]
 
-    def trained(self) -> tuple[float | None, str]:
-        """Return how long the training took, None if it was interrupted, and the digest of its code."""
+    def trained(self) -> tuple[float | None, str, str]:
+        """Return how long the training took, None if it was interrupted, and the digest and the version of its code."""
         content = _read(self.folder / TRAINED)
-        return content["fit_s"], content["code"]
+        return content["fit_s"], content["code"], content.get("version", "")
 
     def _is_own(self, claim: dict[str, Any]) -> bool:
         return claim.get("fit") == list(self.run.fit)

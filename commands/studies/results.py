@@ -43,6 +43,7 @@ class Result:
         questions: key of the questions.
         question_scores: in the order of the questions.
         errors: of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
+        version: of the code that trained, with its commit; empty if unknown.
     """
 
     setting: str
@@ -57,6 +58,7 @@ class Result:
     questions: str
     question_scores: list[float]
     errors: dict[str, float] = field(default_factory=dict)
+    version: str = ""
 
 
 class Results:
@@ -148,7 +150,9 @@ class _File:
             self.questions[line.key] = line
 
 
-def load_result(run: Run, test: str, folder: Path, code: str, fit_s: float | None) -> tuple[Result, Questions]:
+def load_result(
+    run: Run, test: str, folder: Path, fit_s: float | None, code: str, version: str
+) -> tuple[Result, Questions]:
     """Read the result of a finished test from its folder.
 
     Raises:
@@ -181,5 +185,6 @@ def load_result(run: Run, test: str, folder: Path, code: str, fit_s: float | Non
         questions.key,
         [round(tested.scores[answer.id], DIGITS) for answer in answers],
         {name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
+        version,
     )
     return result, questions

@@ -17,6 +17,7 @@ from commands.study import study
 from tests.commands.made_runs import Record, answers
 from tests.commands.studies.faked import FakeMain, write_study
 from zoo.errors import InputError
+from zoo.versions import versions
 
 
 def row(text: str, first: str, heading: str) -> list[str]:
@@ -49,6 +50,7 @@ def test_a_cell_shows_how_many_seeds_it_has(main_py: FakeMain, study_file: Path)
     study([str(study_file), "--seeds", "0", "--jobs", "1"])
     text = study_file.with_suffix(".md").read_text()
     assert "1 of 2 seeds" in row(text, "PRoPE", "# Toys")[0] and row(text, "PRoPE", "# Toys")[1] == ""
+    assert f"The code that trained: {versions()['zoo']} (3 trainings)." in text
     study([str(study_file), "--jobs", "1"])
     assert "of 2 seeds" not in study_file.with_suffix(".md").read_text()
 

@@ -1,0 +1,52 @@
+"""Versions of the code that computes a result, recorded beside it."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CODE = ("*.py", "configs", ":!tests")  # git's pathspecs of what a result depends on
+PACKAGES = ("torch", "transformers", "lightning", "torchvision", "av")  # the last two resize and decode frames
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Returns the versions of this package, see `zoo_version`, and of those that compute answers with it."""
+    return {"zoo": zoo_version(), **package_versions()}
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that compute answers."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def zoo_version(root: Path = ROOT) -> str:
+    """Returns the version of this package, in a git clone with its commit, as setuptools-scm and versioneer write it.
+
+    Args:
+        root: the folder of the code.
+
+    Returns:
+        such as `0.1.0+g69d7b8c16e2f`, or `0.1.0+g69d7b8c16e2f.dirty` if code or configs have changed since.
+    """
+    version = _version("spatial-vlm-zoo")
+    if not (root / ".git").exists():  # an installed package may lie within another project's clone
+        return version
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--", *CODE)
+    except (OSError, subprocess.CalledProcessError):  # no git, no commit yet, or a clone that belongs to another user
+        return version
+    return f"{version}+g{commit}{'.dirty' if changes else ''}"
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _version(package: str) -> str:
+    found = list(distributions(name=package))
+    return found[0].version if found else "not installed"
