@@ -194,29 +194,7 @@ class SpatialVLM(Configurable, nn.Module):
     @property
     def requirements(self) -> DataRequirements:
         """What this model needs of the data."""
-        use, fused = self.camera_use, self.geometry if self.uses_geometry_tokens else None
-        encoder = self.geometry if self.predicts_cameras else fused
-        shown = self.geometry if self.pseudo_labels else encoder  # the frames, in training at least
-        lengths = (self.predicts_cameras and use.lengths) or self.objectives.uses_lengths_of(self.pseudo_labels)
-        has_own_unit = bool(lengths and self.geometry and not self.geometry.is_metric)
-        has_own_unit = has_own_unit or bool(fused and not fused.has_metric_tokens)
-        required_targets = {target for target in self.objectives.targets if target not in self.pseudo_labels}
-        if self.pseudo_labels and self.geometry is not None and self.geometry.requires_cameras:
-            required_targets.add("cameras")
-        return DataRequirements(
-            cameras=(use.cameras and not self.predicts_cameras) or bool(encoder and encoder.requires_cameras),
-            depth=((use.points or use.median_depth) and self.camera_source != "predicted")
-            or bool(fused and fused.requires_depth),
-            frames=bool(shown and shown.requires_frames),
-            seconds=self.time_index.seconds,
-            frame_times=self.backbone.span_per_step,
-            token_px=self.backbone.patch_size * self.backbone.spatial_merge_size,
-            image_pixels=self.backbone.image_pixels,
-            targets=self.objectives.targets,
-            required_targets=tuple(sorted(required_targets)),
-            question_types=self.objectives.question_types,
-            arbitrary_unit=self.geometry_name if has_own_unit else None,
-        )
+        return DataRequirements.of(self)
 
     def is_unreachable(self, name: str) -> bool:
         """Whether no loss has a gradient for the parameter of this name: a branch or a head that is not used."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.time_index import Seconds, TimeIndex
 from zoo.visual_grid import IMAGE_PIXELS
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
 
 CameraSource = Literal["dataset", "predicted", "auto"]
 Target = Literal["cameras", "depth"]  # what an objective learns to predict
@@ -92,6 +95,36 @@ class DataRequirements:
     required_targets: tuple[Target, ...] = ()
     question_types: tuple[str, ...] = ()
     arbitrary_unit: str | None = None
+
+    @classmethod
+    def of(cls, model: SpatialVLM) -> DataRequirements:
+        """Combines what the parts of a model read."""
+        geometry, objectives, use = model.geometry, model.objectives, model.camera_use
+        # 1. What the geometry encoder shows the decoder, and what objectives learn from it.
+        fused = geometry if model.uses_geometry_tokens else None
+        encoder = geometry if model.predicts_cameras else fused
+        shown = geometry if model.pseudo_labels else encoder  # the frames, in training at least
+        # 2. Lengths in a unit of its own.
+        lengths = (model.predicts_cameras and use.lengths) or objectives.uses_lengths_of(model.pseudo_labels)
+        has_own_unit = bool(lengths and geometry and not geometry.is_metric)
+        has_own_unit = has_own_unit or bool(fused and not fused.has_metric_tokens)
+        # 3. What is learned from the dataset.
+        required_targets = {target for target in objectives.targets if target not in model.pseudo_labels}
+        if model.pseudo_labels and geometry is not None and geometry.requires_cameras:
+            required_targets.add("cameras")
+        return cls(
+            cameras=(use.cameras and not model.predicts_cameras) or bool(encoder and encoder.requires_cameras),
+            depth=(use.depth and model.camera_source != "predicted") or bool(fused and fused.requires_depth),
+            frames=bool(shown and shown.requires_frames),
+            seconds=model.time_index.seconds,
+            frame_times=model.backbone.span_per_step,
+            token_px=model.backbone.patch_size * model.backbone.spatial_merge_size,
+            image_pixels=model.backbone.image_pixels,
+            targets=objectives.targets,
+            required_targets=tuple(sorted(required_targets)),
+            question_types=objectives.question_types,
+            arbitrary_unit=model.geometry_name if has_own_unit else None,
+        )
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:

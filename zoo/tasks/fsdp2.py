@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -160,7 +161,8 @@ def shard(task: VideoQATask, device: torch.device, world_size: int) -> None:
         for name, found in part._parameters.items():
             if found is not None and found.is_meta:
                 if found not in made:
-                    made[found] = nn.Parameter(torch.empty_like(found, device=device), found.requires_grad)
+                    memory = torch.full_like(found, math.nan, device=device)  # an unread weight must not go unnoticed
+                    made[found] = nn.Parameter(memory, found.requires_grad)
                 part._parameters[name] = made[found]
     with torch.no_grad():
         for reading in task.unread:
