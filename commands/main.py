@@ -44,6 +44,7 @@ import sys
 from pkgutil import resolve_name
 from platform import python_version
 
+from commands.allocator import keep_freed_memory
 from commands.help_cache import print_help
 from zoo.errors import InputError, did_you_mean, input_error
 from zoo.versions import package_versions, zoo_version
@@ -95,6 +96,7 @@ def main() -> None:
 
 def run(command: str) -> None:
     """Imports the command and runs it with the options in `sys.argv`."""
+    keep_freed_memory()
     if command not in PLAIN:
         from commands.arguments import preprocess_argv
 

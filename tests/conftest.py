@@ -12,7 +12,10 @@ from jaxtyping import install_import_hook
 install_import_hook(["zoo", "datamodules", "callbacks", "commands"], "beartype.beartype")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
-from tests.cli import run  # noqa: E402, F401 - a fixture; after the hook, which checks what is imported later
+from commands.allocator import keep_freed_memory  # noqa: E402 - after the hook, which checks what is imported later
+from tests.cli import run  # noqa: E402, F401 - a fixture
+
+keep_freed_memory()
 
 ROOMS = (6, 2, 3)  # scenes of each split
 
