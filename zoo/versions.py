@@ -8,7 +8,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CODE = ("*.py", "configs", ":!tests")  # git's pathspecs of what a result depends on
+CODE = ("zoo", "datamodules", "callbacks", "commands", "configs")  # what a result depends on
 PACKAGES = ("torch", "transformers", "lightning", "torchvision", "av")  # the last two resize and decode frames
 
 

@@ -37,7 +37,7 @@ def test_a_clone_names_its_commit(clone: Path) -> None:
         ("zoo/encodings/mine.py", True),  # not tracked yet
         ("studies/results/one.jsonl", False),  # a study writes it while it runs
         ("tests/test_model.py", False),
-        ("notes.md", False),
+        ("scratch.py", False),
     ],
 )
 def test_changes_of_the_code_are_said(changed: str, is_dirty: bool, clone: Path) -> None:
