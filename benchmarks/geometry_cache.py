@@ -123,7 +123,7 @@ class Says(GeometryEncoder):
 def rooms(arguments: argparse.Namespace) -> list[LoadedScene]:
     source = Rooms(scenes=(2, 2, max(2, arguments.scenes)), root=arguments.rooms)
     data = VideoQADataModule(source=source, num_frames=arguments.frames)
-    data.prepare_data()
+    data.prepare_splits(("test",))
     bounds = PixelBounds(min_pixels=784, max_pixels=65536, legacy_folder_resize=False)
     scenes = data.scenes("test")[: arguments.scenes]
     loaded = SceneDataset(

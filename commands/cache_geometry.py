@@ -1,7 +1,7 @@
 """python main.py cache-geometry: fills the geometry cache before a run needs it.
 
-    python main.py cache-geometry --config spatial_mllm.yaml --split train --data.train_sampler null --workers 2
-    torchrun --nproc-per-node 4 main.py cache-geometry --config spatial_mllm.yaml --config data_vsibench.yaml
+    python main.py cache-geometry --config spatial_mllm.yaml --config scale_3b.yaml --split train --workers 2
+    torchrun --nproc-per-node 4 main.py cache-geometry --config spatial_mllm.yaml --config scale_3b.yaml
 
 takes the options of a run and stores what its model uses of the geometry: VGGT's 3D tokens, cameras (with depth if an
 encoding requires it), or both. The rest of the model is not built. The run then reads them with
@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from commands.arguments import DEFAULT_OPTIONS
 from commands.new_run import launcher
-from commands.select_frames import FAILED, KEPT, MADE, OF_RUNS, scene_parser
-from datamodules import RandomSampler
+from commands.run_options import OF_RUNS, prepare_split, scene_parser
+from commands.select_frames import FAILED, KEPT, MADE
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
 from zoo.model import SpatialVLM
@@ -49,12 +49,13 @@ def cache_geometry(arguments: list[str]) -> None:
     process = launcher()
     data, split = settings.data, settings.split
     sampler = data.train_sampler if split == "train" else data.sampler
-    if isinstance(sampler, RandomSampler):
-        raise InputError(
-            "RandomSampler draws other frames each epoch, which no cache can hold beforehand: train with "
-            "--data.train_sampler null, and give that here too"
-        )
-    data.prepare_data()
+    for part in (sampler, data.frame_pairing) if split == "train" else ():
+        if part.varies_by_epoch:
+            raise InputError(
+                f"{type(part).__name__} draws other frames each epoch, which no cache can hold beforehand: train with "
+                "--data.train_sampler null or another that does not, and give that here too"
+            )
+    prepare_split("cache-geometry", settings)
     scenes = data.dataset(data.scenes(split), sampler)
     needs = model.requirements
     scenes.requirements = DataRequirements(token_px=needs.token_px, image_pixels=needs.image_pixels)
@@ -111,7 +112,7 @@ def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:
     wanted = {"tokens": model.uses_geometry_tokens, "cameras": model.predicts_cameras or bool(model.pseudo_labels)}
     if not any(wanted.values()):
         raise InputError(
-            "this model reads no geometry: name one that does (--config spatial_mllm.yaml), or --model.camera_source "
-            "predicted"
+            "this model reads no geometry: name one that does (--config spatial_mllm.yaml --config scale_3b.yaml), or "
+            "--model.camera_source predicted"
         )
     return built, model, wanted

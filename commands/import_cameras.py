@@ -24,8 +24,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
 from callbacks.camera_map import camera_map
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras
@@ -33,7 +31,7 @@ from datamodules.samplers import SceneView
 from datamodules.samplers.base import even_steps
 from datamodules.trajectories import FORMATS, PoseFormat
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
-from datamodules.video import EXIF_ORIENTATION, Video
+from datamodules.video import Video
 from zoo.errors import InputError
 from zoo.poses import invert_se3
 
@@ -72,11 +70,6 @@ def import_cameras(arguments: list[str]) -> None:
     try:
         poses = settings.poses or _detect_format(capture)
         trajectory = poses.read(capture) if video is None else poses.read_track(capture)
-        if turned := next(filter(_is_turned, trajectory.frames), None):
-            raise InputError(
-                f"{turned} is stored on its side (EXIF orientation): turn the photographs upright, as `mogrify "
-                "-auto-orient` does, and compute their cameras again"
-            )
         scene.parent.mkdir(parents=True, exist_ok=True)
         scaled = trajectory.scaled(settings.meters_per_unit)
         write_scene(scene.parent, scene.name, scaled, None if video is None else Video(video), settings.clock)
@@ -108,9 +101,3 @@ def _detect_format(capture: Path) -> PoseFormat:
         markers = ", ".join(f"{kind.__name__} ({kind.marker})" for kind in found or FORMATS)
         raise InputError(f"{capture} has the files of {what}: name it with --poses, one of {markers}")
     return found[0]()
-
-
-def _is_turned(image: Path) -> bool:
-    """Whether an image is shown in another orientation than it is stored in, which is the one that cameras are for."""
-    with Image.open(image) as opened:
-        return opened.format == "JPEG" and opened.getexif().get(EXIF_ORIENTATION, 1) != 1

@@ -13,13 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from jsonargparse import SUPPRESS, ActionConfigFile
 from rich.console import Console
 from rich.table import Table
 
 from commands.arguments import DEFAULT_OPTIONS
-from commands.parser import OneLineParser
-from commands.select_frames import OF_RUNS, LeftAside
+from commands.run_options import OF_RUNS, run_parser
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
 from zoo.errors import InputError
@@ -116,8 +114,7 @@ def parse(arguments: list[str]) -> Training:
     Raises:
         InputError: options that make no training.
     """
-    parser = OneLineParser(prog="main.py plan", description=__doc__)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
+    parser = run_parser("plan", __doc__, ("seed_everything", *OF_RUNS))
     parser.add_argument("--gpus", type=int | None, default=None, help="number of GPUs; null is that of trainer.devices")
     parser.add_argument("--memory_gb", type=float, default=80.0, help="memory of a GPU in 10^9 bytes")
     parser.add_argument(
@@ -125,8 +122,6 @@ def parse(arguments: list[str]) -> Training:
     )
     parser.add_subclass_arguments(Task, "model", fail_untyped=False, required=True)
     parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
-    for option in ("seed_everything", *OF_RUNS):
-        parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
     settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
     trainer: Mapping[str, Any] = dict(settings.trainer or {})
     gpus = _devices(trainer.get("devices")) if settings.gpus is None else settings.gpus

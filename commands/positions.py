@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jsonargparse import SUPPRESS, ActionConfigFile, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
 from commands.arguments import DEFAULT_OPTIONS
-from commands.parser import OneLineParser
-from commands.select_frames import OF_RUNS, LeftAside
+from commands.run_options import OF_RUNS, run_parser
 from zoo.encodings import CameraEncoding, PoseAxis
 from zoo.encodings.placements import AXES
 from zoo.model import SpatialVLM
@@ -61,11 +60,8 @@ def positions(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> SpatialVLM:
     """Builds what decides positions on the meta device: backbone, camera encoding and time index, without weights."""
-    parser = OneLineParser(prog="main.py positions", description=__doc__)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
+    parser = run_parser("positions", __doc__, ("data", "seed_everything", *OF_RUNS))
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
-    for option in ("data", "seed_everything", *OF_RUNS):
-        parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
     settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
     options = settings.model.init_args
     parts = {name: options.get(name) for name in ("backbone", "camera_encoding", "time_index")}

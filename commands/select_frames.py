@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
 
-from jsonargparse import SUPPRESS, ActionConfigFile
 from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -23,20 +20,13 @@ from tqdm import tqdm
 from callbacks.camera_map import camera_map
 from callbacks.contact_sheet import contact_sheet
 from commands.arguments import DEFAULT_OPTIONS
-from commands.parser import OneLineParser
-from datamodules import VideoQADataModule
+from commands.run_options import OF_RUNS, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
 from datamodules.selections import FILE, find_selection, write_selection
-from datamodules.sources.base import Split
 from zoo.atomic_io import write_whole
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.progress import progress
 
-OF_RUNS = (
-    *("trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
-    *("metrics", "predictions", "checkpoint", "gallery"),  # callbacks that every run has
-)
-LeftAside = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there
 MADE, KEPT, FAILED = "made", "kept", "failed"
 
 
@@ -97,11 +87,7 @@ def select_frames(arguments: list[str]) -> None:
     seed_everything(parsed.seed_everything, verbose=False)
     settings = parser.instantiate_classes(parsed)
     data, split = settings.data, settings.split
-    if data.asked is not None:
-        raise InputError("--data.video is for predict: select-frames takes a source, such as --data.source SceneFolder")
-    if settings.workers < 0:
-        raise InputError(f"--workers {settings.workers}: at least 0, which uses the main process")
-    data.prepare_data()
+    prepare_split("select-frames", settings)
     scenes = data.dataset(data.scenes(split), data.sampler)
     output = Path(settings.output or f"selections/{type(data.sampler).__name__}-{data.num_frames}").expanduser()
     loader = DataLoader(SelectScenes(scenes, output, settings.plot), batch_size=None, num_workers=settings.workers)
@@ -119,16 +105,3 @@ def select_frames(arguments: list[str]) -> None:
     print(f"select-frames: {type(data.sampler).__name__} on {len(scenes)} scenes: {done}{missing}; see {output}/")
     if counts[FAILED]:
         raise InputError(f"{counts[FAILED]} of {len(scenes)} scenes have no selection: see above")
-
-
-def scene_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
-    """Returns a parser of the DataModule, its split and its workers that ignores other options of a run's config."""
-    parser = OneLineParser(prog=f"main.py {command}", description=description)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
-    parser.add_argument("--seed_everything", type=int, default=0, help="the run's seed")
-    parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0 uses the main process")
-    parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
-    for option in ignored:
-        parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
-    return parser

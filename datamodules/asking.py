@@ -118,11 +118,18 @@ def load_frames(
 def collate_for(model: SpatialVLM, wording: Benchmark | None = None) -> Collate:
     """The collation of scenes that a model is asked about; `wording` is that of the questions."""
     needs = model.requirements
-    return Collate(model.backbone.preprocessor, False, 8, model.extra_tokens, needs.frames, needs.seconds, wording)
+    return Collate(
+        model.backbone.preprocessor,
+        training=False,
+        extra_tokens=model.extra_tokens,
+        keep_frames=needs.frames,
+        seconds=needs.seconds,
+        benchmark=wording,
+    )
 
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:
-    """A DataModule with the settings that the model was trained with; its source is not used."""
+    """A DataModule with the settings that the model was trained with; of its source only the wording is used."""
     settings = (model.data_config or {}).get("init_args") or {}
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
     return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})

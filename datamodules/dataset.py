@@ -18,7 +18,8 @@ from datamodules.resize import PixelBounds, bounds_of_images, resize_frames
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, SceneView
 from datamodules.samplers.frame_pairing import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
-from datamodules.video import Video
+from datamodules.split_requirements import check_scene
+from datamodules.video import Video, companion_name
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.requirements import DataRequirements
@@ -136,14 +137,15 @@ class SceneDataset(Dataset):
     @property
     def num_views(self) -> int:
         """The number of frames that the sampler chooses."""
-        is_video = self.frames_as == "video"
-        return self.frame_pairing.views(self.num_frames, self.sampler) if is_video else self.num_frames
+        if self.frames_as == "video":
+            return self.frame_pairing.views(self.num_frames, self.sampler)
+        return FrameSampler.count(self.sampler, self.num_frames)  # without the rounding of frames to pairs
 
     def select(self, view: SceneView) -> list[int]:
         """Chooses frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""
         if self.frames_as == "video":
             return self.frame_pairing(self.sampler, view, self.num_frames)
-        return _doubled(self.sampler.pad(self.sampler.select(view, self.num_frames), self.num_frames, view))
+        return _doubled(self.sampler.pad(self.sampler.select(view, self.num_views), self.num_views, view))
 
     def open(self, index: int) -> OpenScene:
         """Opens the video of a scene and reads its cameras.
@@ -157,7 +159,7 @@ class SceneDataset(Dataset):
         if index in self._kept:
             return self._kept[index]
         scene = self.scenes[index]
-        self._check_requirements(scene)
+        check_scene(scene, self.requirements)
         video = Video(scene.images or scene.video)
         world_to_camera = K = None
         times_s, has_times = video.times_s, not video.is_folder
@@ -169,26 +171,13 @@ class SceneDataset(Dataset):
         if self.requirements.frame_times and not (has_times or scene.images or self.frames_as != "video"):
             raise InputError(
                 f"{scene.video}: no times of the frames, and this model writes them into its prompt: put times_s into "
-                f"{scene.video.stem}.cameras.json, or give a video file"
+                f"{companion_name(scene.video)}.cameras.json, or give a video file"
             )
         raw = video.read(range(video.num_frames)) if self.keep else None
         opened = OpenScene(scene, video, world_to_camera, K, times_s, has_times, raw)
         if self.keep:
             self._kept[index] = opened
         return opened
-
-    def _check_requirements(self, scene: Scene) -> None:
-        if self.requirements.cameras and scene.cameras is None:
-            raise InputError(
-                f"{scene.video}: no cameras, and this model needs them: put {scene.video.stem}.cameras.json beside "
-                "it, predict them (--model.geometry PretrainedVGGT --model.camera_source auto), or use a model "
-                "without cameras (--config qwen25_vl.yaml)"
-            )
-        if self.requirements.depth and scene.depth is None:
-            raise InputError(
-                f"{scene.video}: no depth, and this model needs it: put a folder {scene.video.stem}.depth of "
-                "16-bit images beside it (DatasetGeometry works without: --model.geometry.depth false)"
-            )
 
     def _load(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
         scene, video = opened.scene, opened.video
@@ -214,8 +203,7 @@ class SceneDataset(Dataset):
         loaded.frame_indices = tuple(frames)
         # 2. Cameras
         loaded.geometry = opened.geometry(frames)
-        poses = opened.world_to_camera
-        if self.requirements.cameras and poses is not None and not poses[frames].isfinite().flatten(1).all(1).any():
+        if self.requirements.cameras and loaded.geometry is not None and not loaded.geometry.knows_cameras:
             raise InputError(
                 f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
             )

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.video import UNREADABLE_IMAGE, natural_key
+from datamodules.video import UNREADABLE_IMAGE, companion_name, natural_key
 
 RENDERED = ".scene.json"
 MISSING = (0, 65535)  # what depth cameras write without a measurement
@@ -29,7 +29,7 @@ MILLIMETERS = 1000
 
 def find_depth(video: Path) -> Path | None:
     """The depth beside a video file or a folder of frames, or None."""
-    name = video.name if video.is_dir() else video.stem
+    name = companion_name(video)
     folder, rendered = video.with_name(f"{name}.depth"), video.with_name(f"{name}{RENDERED}")
     if folder.is_dir():
         return folder

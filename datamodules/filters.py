@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datamodules.scenes import Question, Scene, select_questions
+from datamodules.scenes import Scene, select_questions
 from datamodules.sources.base import Missing
 from zoo.errors import InputError
 
@@ -41,7 +41,8 @@ class QuestionFilter:
             file = Path(self.scene_names).expanduser()
             if not file.is_file():
                 raise InputError(f"{file} is absent: scene_names is a list, or a text file with one scene per line")
-            object.__setattr__(self, "scene_names", file.read_text(encoding="utf-8").split())
+            lines = file.read_text(encoding="utf-8").splitlines()
+            object.__setattr__(self, "scene_names", [line.strip() for line in lines if line.strip()])
 
     def described(self) -> str:
         """Returns the conditions as text for an error message; empty without conditions."""
@@ -85,17 +86,17 @@ class QuestionFilter:
         chosen = [scene for scene in scenes if self.is_chosen(scene.name)]
         total = _count(chosen)
         if kinds := self.question_types:
-            chosen = [_keep(scene, lambda _, question: question.question_type in kinds) for scene in chosen]
+            meets = [[i for i, q in enumerate(scene.questions) if q.question_type in kinds] for scene in chosen]
+            chosen = [select_questions(scene, own) for scene, own in zip(chosen, meets, strict=True)]
         if self.subset is not None:
             total = _count(chosen)
-            ids = sorted((scene.name, question.id) for scene in chosen for question in scene.questions)
-            drawn = set(random.Random(self.seed).sample(ids, min(self.subset, len(ids))))
-            chosen = [_keep(scene, lambda name, question: (name, question.id) in drawn) for scene in chosen]
+            # by place: a mixture repeats scenes
+            asked = sorted((s.name, q.id, n, i) for n, s in enumerate(chosen) for i, q in enumerate(s.questions))
+            drawn: dict[int, list[int]] = {}
+            for _, _, number, i in random.Random(self.seed).sample(asked, min(self.subset, total)):
+                drawn.setdefault(number, []).append(i)
+            chosen = [select_questions(chosen[number], sorted(drawn[number])) for number in sorted(drawn)]
         return [scene for scene in chosen if scene.questions], total - _count(chosen)
-
-
-def _keep(scene: Scene, meets: Callable[[str, Question], bool]) -> Scene:
-    return select_questions(scene, [i for i, question in enumerate(scene.questions) if meets(scene.name, question)])
 
 
 def _count(scenes: Sequence[Scene]) -> int:

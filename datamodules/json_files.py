@@ -31,7 +31,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the rows of a file with their numbers from 1.
 
     Args:
-        path: A .json file with a list of objects, a .parquet file (needs pyarrow), or one object per line.
+        path: A .json file with a list of objects, a .parquet file, or one object per line.
 
     Raises:
         FileNotFoundError: The file is absent.
@@ -62,10 +62,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise ValueError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
+    from pyarrow import ArrowException, parquet  # takes a moment
+
     try:
         return parquet.read_table(path).to_pylist()
     except FileNotFoundError:

@@ -168,9 +168,11 @@ class PerturbedScenes(Dataset):
         place, count = self._place[loaded.scene.name], len(self.every)
         for step in range(count):
             i = (place + count // 2 + step) % count
-            other = self.every[i] if i != place else loaded
+            if i == place:
+                continue
+            other = self.every[i]
             has_cameras = other.geometry is not None and other.geometry.knows_cameras
-            if i != place and other.error is None and (has_cameras or not self.perturbation.requires_cameras):
+            if other.error is None and (has_cameras or not self.perturbation.requires_cameras):
                 return other
         raise InputError(f"{loaded.scene.name}: the test has no other scene that could perturb it")
 

@@ -1,13 +1,14 @@
-"""What a model requires of the scenes of a split, and the remedy where they lack it."""
+"""What a model requires of the scenes of a split and of each scene, and the remedy where they lack it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource, Split
+from datamodules.video import companion_name
 from zoo.errors import InputError
 from zoo.requirements import DataRequirements
 
@@ -27,24 +28,44 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
         InputError: No scene has them, or the benchmark lacks a question type that the model's settings name.
     """
     name, video = type(source).__name__, scenes[0].video
+    beside = companion_name(video)
     if needs.cameras and all(scene.cameras is None for scene in scenes):
         raise InputError(
-            f"{name}: no scene of the {split} split has cameras: put {video.stem}.cameras.json beside "
+            f"{name}: no scene of the {split} split has cameras: put {beside}.cameras.json beside "
             f"{video} etc., or predict them: --model.geometry PretrainedVGGT --model.camera_source auto"
         )
     for target in needs.required_targets if split == "train" else ():
         if all(getattr(scene, target) is None for scene in scenes):
             raise InputError(
                 f"{name}: no scene of the train split has {target}, which --model.objectives are to predict: put "
-                f"{video.stem}.{'cameras.json' if target == 'cameras' else target} beside {video} "
+                f"{beside}.{'cameras.json' if target == 'cameras' else target} beside {video} "
                 "etc., or take the geometry encoder's: --model.camera_source predicted"
             )
-    asked = {question.question_type for scene in scenes for question in scene.questions}
-    for question_type in needs.question_types if split == "train" else ():
-        if question_type not in asked:  # a mixture may have other benchmarks in training
-            source.benchmark.check_question_type(question_type)
-    if (unit := needs.arbitrary_unit) and asked.intersection(source.benchmark.metric_types):
+
+    def asked() -> Iterator[str]:  # only as far as needed: a file of conversations has hundreds of thousands
+        return (question.question_type for scene in scenes for question in scene.questions)
+
+    for kind in needs.question_types if split == "train" else ():
+        if kind not in source.benchmark.question_types and kind not in asked():  # a mixture may have other benchmarks
+            source.benchmark.check_question_type(kind)
+    if (unit := needs.arbitrary_unit) and any(kind in source.benchmark.metric_types for kind in asked()):
         rank_zero_warn(
             f"{unit} has lengths in a unit of each scene's own, and questions ask for meters: align predicted cameras "
             "by --model.geometry.scale_from DatasetPoses or MetricModel; DatasetGeometry has 3D tokens in meters"
+        )
+
+
+def check_scene(scene: Scene, needs: DataRequirements) -> None:
+    """Raises an InputError if a scene lacks the cameras or the depth that a model reads."""
+    beside = companion_name(scene.video)
+    if needs.cameras and scene.cameras is None:
+        raise InputError(
+            f"{scene.video}: no cameras, and this model needs them: put {beside}.cameras.json beside it, predict them "
+            "(--model.geometry PretrainedVGGT --model.camera_source auto), or use a model without cameras (--config "
+            "qwen25_vl.yaml)"
+        )
+    if needs.depth and scene.depth is None:
+        raise InputError(
+            f"{scene.video}: no depth, and this model needs it: put a folder {beside}.depth of 16-bit images beside it "
+            "(DatasetGeometry works without: --model.geometry.depth false)"
         )

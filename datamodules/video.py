@@ -105,6 +105,11 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
     return [(i % 2 == 1, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
+def companion_name(video: Path) -> str:
+    """How the names of the files beside a video begin: with its own without the suffix, or with that of a folder."""
+    return video.name if video.is_dir() else video.stem
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of the upright image in pixels, from its header.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
@@ -157,10 +157,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError(f"--data.perturbation is for test, not for {stage}")
         if self.asked is not None and stage not in (None, "predict"):
             raise InputError(f"--data.video is for predict, not for {stage}")
-        splits: tuple[Split, ...] = ("test",)
+        splits: tuple[Split, ...] = ("val",) if stage == "validate" else ("test",)
         if stage in (None, "fit"):
             validates = self.trainer is None or self.trainer.limit_val_batches != 0
             splits = ("train", "val") if validates else ("train",)
+        self.prepare_splits(splits)
+
+    def prepare_splits(self, splits: Collection[Split]) -> None:
+        """Prepares the data of some splits; a command without a Trainer names its own."""
         with as_input_error():
             (self.asked or self.source).prepare_splits(splits)
 
@@ -225,17 +229,17 @@ class VideoQADataModule(Configurable, LightningDataModule):
 
     def _collate(self, training: bool) -> Collate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        needs, benchmark = self.requirements, (self.asked or self.source).benchmark
+        needs = self.requirements
         return Collate(
             task.preprocessor,
             training,
-            self.questions_per_batch,
-            task.extra_tokens,
-            needs.frames,
-            needs.seconds,
-            benchmark,
-            self.tokens_per_sequence,
-            self.pack_scenes,
+            questions_per_batch=self.questions_per_batch,
+            extra_tokens=task.extra_tokens,
+            keep_frames=needs.frames,
+            seconds=needs.seconds,
+            benchmark=(self.asked or self.source).benchmark,
+            tokens_per_sequence=self.tokens_per_sequence,
+            pack_scenes=self.pack_scenes,
         )
 
     def train_dataloader(self) -> ResumableLoader:

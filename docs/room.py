@@ -32,7 +32,7 @@ def main(runs: dict[str, Path]) -> None:
         runs: folders with a predictions.jsonl, by the name of the model.
     """
     data = VideoQADataModule(Rooms(trajectory="loop"), num_frames=FRAMES)
-    data.prepare_data()
+    data.prepare_splits(("test",))
     scenes = data.dataset(data.scenes("test"), data.sampler)
     opened = scenes.open(0)
     frames = scenes.select(opened.view())

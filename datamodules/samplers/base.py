@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datamodules.selections import find_selection, settings, write_selection
-from datamodules.video import Video
+from datamodules.video import Video, companion_name
 from zoo.configuration import Configurable
 from zoo.fingerprint import digest, file_fingerprint
 
@@ -58,7 +58,7 @@ class SceneView:
     def scene_name(self) -> str:
         """Name of the scene in selection files."""
         path = self.video.path.absolute()
-        return self.name or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
+        return self.name or f"{path.parent.name}/{companion_name(path)}"
 
     @cached_property
     def pool(self) -> list[int]:
@@ -103,6 +103,11 @@ class FrameSampler(Configurable, ABC):
     stops_early: bool = False
     cache: str | None = None
     version: int = 1
+
+    @property
+    def varies_by_epoch(self) -> bool:
+        """Whether other frames are drawn in each epoch."""
+        return False
 
     def __call__(self, scene: SceneView | Video, n: int) -> list[int]:
         """Chooses an even number of frames near n.

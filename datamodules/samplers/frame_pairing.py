@@ -50,6 +50,11 @@ class FramePairing(Configurable, ABC):
         """The number of views for n frames."""
         return FrameSampler.count(sampler, n // TEMPORAL_PATCH_SIZE)  # without the rounding of frames to pairs
 
+    @property
+    def varies_by_epoch(self) -> bool:
+        """Whether other pairs are drawn in each epoch."""
+        return False
+
     @abstractmethod
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         """The frames of each token, pair after pair; `scene.pool` holds the sampler's candidates."""
@@ -121,6 +126,11 @@ class OffsetNeighbor(FramePairing):
         if step < 1:
             raise InputError(f"--data.frame_pairing.step {step}: at least 1")
         self.side, self.step, self.of, self.seed = side, step, of, resolve_seed(seed)
+
+    @property
+    def varies_by_epoch(self) -> bool:
+        """See `FramePairing`."""
+        return self.side == "random"
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         """Each view and its neighbor, sorted."""

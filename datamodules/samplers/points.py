@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import get_worker_info
 
 from datamodules.depth import read_depth
 from datamodules.samplers.base import SceneView
@@ -144,7 +145,16 @@ class PredictedPoints(PointSource):
         return {**settings, "weights": self._encoder.weights(file_fingerprint)}
 
     def points(self, scene: SceneView) -> PointMaps:
-        """See `PointSource`; the encoder's reference view is the world."""
+        """See `PointSource`; the encoder's reference view is the world.
+
+        Raises:
+            InputError: It is to run on a GPU, in a worker of a DataLoader.
+        """
+        if self._device.startswith("cuda") and get_worker_info() is not None:  # a forked process can't use CUDA
+            raise InputError(
+                "PredictedPoints needs the GPU, which a data worker can't use: choose the frames beforehand by "
+                "select-frames --workers 0, or set --data.num_workers 0"
+            )
         frames = list(scene.video.read(scene.pool))
         encoder = self._encoder.load().to(self._device)
         images = encoder_images(frames, self.width, encoder.patch_size)

@@ -53,6 +53,11 @@ class PoseFarthestSampler(FrameSampler):
         self.seed = resolve_seed(seed) if start == "random" else seed
         self.candidates = candidates
 
+    @property
+    def varies_by_epoch(self) -> bool:
+        """See `FrameSampler`."""
+        return self.start == "random"
+
     def choose(self, scene: SceneView, n: int) -> list[int]:
         """Places of n distant poses."""
         places, poses = valid_poses(scene, self.translation)

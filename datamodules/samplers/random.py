@@ -21,6 +21,11 @@ class RandomSampler(FrameSampler):
     def __init__(self, seed: int | None = None, candidates: int | None = None) -> None:
         self.seed, self.candidates = resolve_seed(seed), candidates
 
+    @property
+    def varies_by_epoch(self) -> bool:
+        """See `FrameSampler`."""
+        return True
+
     def choose(self, scene: SceneView, n: int) -> list[int]:
         """One place per segment."""
         total = len(scene.pool)

@@ -21,7 +21,7 @@ from datamodules.depth import find_depth
 from datamodules.json_files import read_rows
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Missing, by_type
-from datamodules.video import VIDEO_SUFFIXES
+from datamodules.video import VIDEO_SUFFIXES, companion_name
 from zoo.benchmarks import Benchmark, VSIBench
 
 Row = dict[str, Any]
@@ -104,7 +104,7 @@ def read_layout(
 
 def find_video(root: Path, name: str) -> Path | None:
     """Returns the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
-    candidates = [root / f"{name}{suffix}" for suffix in VIDEO_SUFFIXES]
+    candidates = [root / f"{name}{each}" for suffix in VIDEO_SUFFIXES for each in (suffix, suffix.upper())]
     if video := next(filter(os.path.isfile, candidates), None):  # Path.is_file raises for names that are too long
         return video
     return root / name if os.path.isdir(root / name) else None
@@ -112,8 +112,7 @@ def find_video(root: Path, name: str) -> Path | None:
 
 def find_cameras(video: Path) -> Path | None:
     """Returns the cameras file beside a video file or a folder of frames, or None."""
-    name = video.name if video.is_dir() else video.stem
-    cameras = video.with_name(f"{name}.cameras.json")
+    cameras = video.with_name(f"{companion_name(video)}.cameras.json")
     return cameras if cameras.is_file() else None
 
 

@@ -1,12 +1,13 @@
-"""Base class of datasets, which prepare their files and list their scenes, and a lock for the preparation."""
+"""Base class of datasets, which prepare their files and list their scenes; preparation by one process at a time."""
 
 from __future__ import annotations
 
 import fcntl
+import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -88,3 +89,27 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
             print(waiting_message, file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def build_once(folder: Path, waiting_message: str, write: Callable[[Path], None]) -> None:
+    """Writes a folder whole or not at all, unless it exists; a second process waits for the first.
+
+    Args:
+        folder: The folder. It is written beside its place, and renamed when it is complete.
+        waiting_message: What a waiting process prints.
+        write: Fills a new folder.
+    """
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), waiting_message):
+        if folder.exists():
+            return
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process, whose lock is released
+        unfinished.mkdir()
+        try:
+            write(unfinished)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

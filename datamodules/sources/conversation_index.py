@@ -6,12 +6,10 @@ The index is built once per content of the file, in `cache/conversations/`.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -21,7 +19,7 @@ import pyarrow as pa
 
 from datamodules.json_files import read_rows
 from datamodules.scenes import MEDIUM, Medium, Question, RawQuestion
-from datamodules.sources.base import locked
+from datamodules.sources.base import build_once
 from zoo.fingerprint import digest, file_fingerprint
 from zoo.progress import progress
 
@@ -121,29 +119,19 @@ def open_index(path: Path) -> ConversationIndex:
         ValueError: A row is not a conversation; names file and row.
     """
     folder = FOLDER / digest([VERSION, path.name, file_fingerprint(path), path.stat().st_mtime_ns])
-    if not folder.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        with locked(FOLDER / f"{folder.name}.lock", f"waiting for another process to index {path}"):
-            if not folder.exists():
-                _build(path, folder)
+    build_once(folder, f"waiting for another process to index {path}", partial(_write, path))
     return ConversationIndex(folder)
 
 
-def _build(path: Path, folder: Path) -> None:
-    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
-    partial.mkdir()
-    try:
-        media: dict[Medium, int] = {}
-        rows = _parsed(path, media)
-        with ExitStack() as files:
-            writers = {n: files.enter_context(pa.ipc.new_file(str(partial / n), s)) for n, s in SCHEMAS.items()}
-            while batch := list(islice(rows, BATCH)):
-                for name, schema in SCHEMAS.items():
-                    writers[name].write_batch(pa.RecordBatch.from_pylist(batch, schema))
-        (partial / MEDIA).write_text(json.dumps(list(media)), encoding="utf-8")
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _write(path: Path, folder: Path) -> None:
+    media: dict[Medium, int] = {}
+    rows = _parsed(path, media)
+    with ExitStack() as files:
+        writers = {n: files.enter_context(pa.ipc.new_file(str(folder / n), s)) for n, s in SCHEMAS.items()}
+        while batch := list(islice(rows, BATCH)):
+            for name, schema in SCHEMAS.items():
+                writers[name].write_batch(pa.RecordBatch.from_pylist(batch, schema))
+    (folder / MEDIA).write_text(json.dumps(list(media)), encoding="utf-8")
 
 
 def _parsed(path: Path, media: dict[Medium, int]) -> Iterator[dict[str, Any]]:

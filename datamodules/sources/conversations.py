@@ -72,13 +72,13 @@ class Conversations(SceneSource):
         if not len(index):
             raise ValueError(f"{self.path}: no row has a video or image")
         # 1. The selected rows, and the turns that are questions of their own.
-        rows, turns = np.arange(len(index)), np.full(len(index), -1)
+        rows = np.arange(len(index))
         if self.share < 1:
             count = max(1, round(self.share * len(index)))
             rows = np.array(sorted(random.Random(self.seed).sample(range(len(index)), count)))
-            turns = turns[:count]
+        turns = np.full(len(rows), -1)
         if self.separate_turns:
-            turns = np.concatenate([np.arange(n) for n in index.num_turns[rows]] or [turns])
+            turns = np.concatenate([np.arange(n) for n in index.num_turns[rows]])
             rows = np.repeat(rows, index.num_turns[rows])
         # 2. The questions of each video.
         media = index.medium_of[rows]

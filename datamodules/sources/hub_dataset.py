@@ -8,6 +8,8 @@ from zipfile import ZipFile
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from datamodules.sources.base import locked
+
 HUB = "hf://datasets/"
 
 
@@ -28,10 +30,13 @@ def dataset_folder(root: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         remedy = f"where there is a network, `hf download {name} --repo-type dataset --local-dir data/{name}`"
         raise FileNotFoundError(f"{root} can't be downloaded ({error}): {remedy}") from error
-    for archive in sorted(folder.glob("*.zip")):
-        unpacked = archive.with_suffix(".unpacked")  # written last: an interrupted run unpacks again
-        if not unpacked.exists():
-            with ZipFile(archive) as content:
-                content.extractall(folder)
-            unpacked.touch()
+    # written last: an interrupted run unpacks again
+    unpacked = {archive: archive.with_suffix(".unpacked") for archive in sorted(folder.glob("*.zip"))}
+    if not all(mark.exists() for mark in unpacked.values()):
+        with locked(folder / ".unpacking.lock", f"another process unpacks {name}: waiting for it"):
+            for archive, mark in unpacked.items():
+                if not mark.exists():
+                    with ZipFile(archive) as content:
+                        content.extractall(folder)
+                    mark.touch()
     return folder

@@ -8,6 +8,7 @@ from datamodules.depth import find_depth
 from datamodules.scenes import Question, Scene
 from datamodules.sources.annotations import find_cameras, read_layout
 from datamodules.sources.base import SceneSource, Split
+from datamodules.video import companion_name
 
 
 class SceneFolder(SceneSource):
@@ -63,4 +64,4 @@ class SingleVideo(SceneSource):
             raise ValueError(f"{self.video}: a question without a ground truth can't be trained on: use predict")
         self.prepare()
         cameras = self.cameras or find_cameras(self.video)
-        return [Scene(self.video.stem, self.video, (self.question,), cameras, find_depth(self.video))]
+        return [Scene(companion_name(self.video), self.video, (self.question,), cameras, find_depth(self.video))]

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.trajectories.rotations import slerp
-from zoo.poses import invert_se3, nearest_rotation
+from zoo.poses import invert_se3, nearest_rotation, rigid_matrix
 
 Match = Literal["slerp", "nearest"]
 SAME_TIME_S = 1e-6
@@ -204,7 +204,7 @@ def interpolate(
     """Interpolates world-to-camera poses: rotations by slerp, camera centers linearly."""
     a, b = invert_se3(first), invert_se3(second)
     R = slerp(a[:, :3, :3], b[:, :3, :3], fraction)
-    return invert_se3(rigid(R, torch.lerp(a[:, :3, 3], b[:, :3, 3], fraction[:, None])))
+    return invert_se3(rigid_matrix(R, torch.lerp(a[:, :3, 3], b[:, :3, 3], fraction[:, None])))
 
 
 def upright_turns(world_to_camera: Float64[Tensor, "N 4 4"]) -> int:
@@ -246,13 +246,6 @@ def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Float64[Tensor, "3
     return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
 
 
-def rigid(R: Float64[Tensor, "N 3 3"], t: Float64[Tensor, "N 3"]) -> Float64[Tensor, "N 4 4"]:
-    """The transforms x -> R x + t."""
-    poses = torch.eye(4, dtype=torch.float64).repeat(len(R), 1, 1)
-    poses[:, :3, :3], poses[:, :3, 3] = R, t
-    return poses
-
-
 def from_camera_to_world(
     camera_to_world: Float64[Tensor, "N 4 4"], source: str, unit: str = "frame"
 ) -> Float64[Tensor, "N 4 4"]:
@@ -269,6 +262,6 @@ def from_camera_to_world(
     is_unknown = ~camera_to_world.isfinite().flatten(1).all(1)
     rotations = camera_to_world[:, :3, :3].clone()
     rotations[is_unknown] = torch.eye(3, dtype=rotations.dtype)
-    poses = invert_se3(rigid(nearest_rotation(rotations, source, unit), camera_to_world[:, :3, 3]))
+    poses = invert_se3(rigid_matrix(nearest_rotation(rotations, source, unit), camera_to_world[:, :3, 3]))
     poses[is_unknown] = torch.nan
     return poses

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from datamodules.trajectories.base import PoseFormat, Trajectory, intrinsics, listed_frames, one_size, rigid
-from datamodules.trajectories.rotations import from_quaternion
+from datamodules.trajectories.base import PoseFormat, Trajectory, intrinsics, listed_frames, one_size
 from datamodules.video import natural_key
+from zoo.geometry.quaternions import quaternion_to_rotation
+from zoo.poses import rigid_matrix
 
 # parameters of the models before the distortion: f, cx, cy or fx, fy, cx, cy
 PARAMETERS = {"SIMPLE_PINHOLE": 3, "SIMPLE_RADIAL": 3, "RADIAL": 3, "PINHOLE": 4, "OPENCV": 4, "FULL_OPENCV": 4}
@@ -60,7 +61,7 @@ class COLMAP(PoseFormat):
                 damage = f"it is damaged, or its camera is none of {', '.join(PARAMETERS)}: undistort the images first"
                 raise ValueError(f"{listing}: image {row[0]}: {damage} ({error!r})") from error
         numbers = torch.tensor(poses, dtype=torch.float64)
-        world_to_camera = rigid(from_quaternion(numbers[:, [1, 2, 3, 0]]), numbers[:, 4:])
+        world_to_camera = rigid_matrix(quaternion_to_rotation(numbers[:, [1, 2, 3, 0]]), numbers[:, 4:])
         frames = listed_frames([folder / self.images / name for name in names], listing)
         return Trajectory(world_to_camera, torch.stack(K_px), *one_size(sizes, file), None, frames)
 

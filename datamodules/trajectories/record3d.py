@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from datamodules.json_files import read_json
-from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics, rigid
+from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics
 from datamodules.trajectories.nerfstudio import OPENCV_FROM_OPENGL
-from datamodules.trajectories.rotations import from_quaternion
 from datamodules.video import natural_key
+from zoo.geometry.quaternions import quaternion_to_rotation
+from zoo.poses import rigid_matrix
 
 
 class Record3D(PoseFormat):
@@ -48,6 +49,6 @@ class Record3D(PoseFormat):
         if not len(frames) == len(rows) == len(K_px) == len(times_s) > 0:
             counts = f"{len(frames)} frames .jpg, {len(rows)} poses, {len(K_px)} intrinsics and {len(times_s)} times"
             raise ValueError(f"{file}: {counts}: export the recording again")
-        camera_to_world = rigid(from_quaternion(rows[:, :4]), rows[:, 4:]) @ OPENCV_FROM_OPENGL
+        camera_to_world = rigid_matrix(quaternion_to_rotation(rows[:, :4]), rows[:, 4:]) @ OPENCV_FROM_OPENGL
         poses = from_camera_to_world(camera_to_world, str(file))
         return Trajectory(poses, K_px, width, height, times_s, tuple(frames))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from datamodules.cameras_file import write_cameras
 from datamodules.trajectories.base import Match, Trajectory
-from datamodules.video import Video, image_size
+from datamodules.video import EXIF_ORIENTATION, Video, image_size
 
 TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 
@@ -49,7 +49,8 @@ def write_scene(
         clock: How frames of the video are matched with poses.
 
     Raises:
-        ValueError: In one line: no pose, intrinsics of other images, or a video that does not fit.
+        ValueError: In one line: no pose, intrinsics of other images, images on their side, or a video that does not
+            fit.
     """
     trajectory = _checked(trajectory)
     if video is not None:
@@ -58,9 +59,15 @@ def write_scene(
         excluded = " and are excluded" if video is None else ""
         tqdm.write(f"{name}: {num_unknown} of {len(trajectory)} frames have no pose{excluded}", file=sys.stderr)
     if video is None:
+        if turned := next(filter(_is_turned, trajectory.frames), None):
+            raise ValueError(
+                f"{turned} is stored on its side (EXIF orientation): turn the photographs upright, as `mogrify "
+                "-auto-orient` does, and compute their cameras again"
+            )
         height, width = image_size(trajectory.frames[0])
         trajectory = trajectory.only(trajectory.known).resized(width, height)
         for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
+            shutil.rmtree(folder / f"{name}{suffix}", ignore_errors=True)  # of an earlier or an interrupted run
             if images:
                 _link_images(images, folder / f"{name}{suffix}", trajectory.quarter_turns)
         trajectory = trajectory.turned()
@@ -81,6 +88,12 @@ def _checked(trajectory: Trajectory) -> Trajectory:
     return trajectory
 
 
+def _is_turned(image: Path) -> bool:
+    """Whether an image is shown in another orientation than it is stored in, which is the one that cameras are for."""
+    with Image.open(image) as opened:
+        return opened.format == "JPEG" and opened.getexif().get(EXIF_ORIENTATION, 1) != 1
+
+
 def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching) -> Trajectory:
     """The cameras of a video's frames, which are upright already."""
     if trajectory.times_s is None:
@@ -94,7 +107,6 @@ def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching)
 
 def _link_images(images: tuple[Path, ...], folder: Path, quarter_turns: int) -> None:
     """Links to images, numbered in order, or turned copies."""
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     folder.mkdir(parents=True)
     for number, file in enumerate(images):
         target = folder / f"{number:06d}{file.suffix.lower()}"

@@ -21,11 +21,12 @@ from datamodules.trajectories.base import (
     load_table,
     neighbors_in_time,
     read_numbers,
-    rigid,
     upright_turns,
 )
-from datamodules.trajectories.rotations import from_axis_angle, from_quaternion
+from datamodules.trajectories.rotations import from_axis_angle
 from datamodules.video import image_size
+from zoo.geometry.quaternions import quaternion_to_rotation
+from zoo.poses import rigid_matrix
 
 TOLERANCE_S = 0.2  # ARKitScenes records poses at 10 Hz, with some missing
 
@@ -77,7 +78,8 @@ def read_tum(file: Path) -> tuple[Float64[Tensor, " N"], Float64[Tensor, "N 4 4"
         ValueError: The file is damaged.
     """
     rows = _read_track(file, 8)
-    return rows[:, 0], from_camera_to_world(rigid(from_quaternion(rows[:, 4:]), rows[:, 1:4]), str(file), "row")
+    camera_to_world = rigid_matrix(quaternion_to_rotation(rows[:, 4:]), rows[:, 1:4])
+    return rows[:, 0], from_camera_to_world(camera_to_world, str(file), "row")
 
 
 class ARKitScenes(PoseFormat):
@@ -104,7 +106,7 @@ class ARKitScenes(PoseFormat):
     def read_track(self, folder: Path) -> Trajectory:
         """Reads all poses with their timestamps."""
         rows = _read_track(folder / "lowres_wide.traj", 7)
-        poses = rigid(from_axis_angle(rows[:, 1:4]), rows[:, 4:7])
+        poses = rigid_matrix(from_axis_angle(rows[:, 1:4]), rows[:, 4:7])
         turns = upright_turns(poses) if self.upright else 0
         K_px, width, height = self._cameras(folder, rows[:, 0].numpy())
         return Trajectory(poses, K_px, width, height, rows[:, 0], quarter_turns=turns)

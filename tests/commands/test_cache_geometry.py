@@ -120,6 +120,17 @@ def test_a_run_with_a_full_cache_loads_no_vggt(run: Run, monkeypatch: pytest.Mon
 def test_errors(run: Run, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="RandomSampler draws other frames each epoch.*--data.train_sampler null"):
         run("cache-geometry", "--split", "train")
+    start = ("--data.train_sampler", "PoseFarthestSampler", "--data.train_sampler.start", "random")
+    for part, random in (
+        ("PoseFarthestSampler", start),
+        ("OffsetNeighbor", (*ALIKE, "--data.frame_pairing", "OffsetNeighbor", "--data.frame_pairing.side", "random")),
+    ):
+        with pytest.raises(SystemExit, match=f"{part} draws other frames each epoch"):
+            run("cache-geometry", "--split", "train", *random)
+    with pytest.raises(SystemExit, match="--workers -1: at least 0"):
+        run("cache-geometry", "--workers", "-1")
+    with pytest.raises(SystemExit, match="--data.video is for predict: cache-geometry takes a source"):
+        run("cache-geometry", "--data.video", "clip.mp4", "--data.question", "Why?")
     parts = "{fusion: null, geometry: {class_path: zoo.TinyVGGT}}"
     Path("no_fusion.yaml").write_text(f"model: {{class_path: zoo.PRoPEMLLM, init_args: {parts}}}\n")
     with pytest.raises(SystemExit, match="this model reads no geometry: name one that does"):

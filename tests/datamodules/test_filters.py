@@ -52,9 +52,10 @@ def test_conditions_add_up():
 def test_scenes_by_either_name_or_from_a_file(tmp_path):
     assert names(QuestionFilter(scene_names=["scannet/1"])(scenes())[0]) == ["scannet/1"]
     assert names(QuestionFilter(scene_names=["1"])(scenes())[0]) == ["arkitscenes/1", "scannet/1"]
-    (tmp_path / "list.txt").write_text("scannet/2\narkitscenes/0\n")
+    (tmp_path / "list.txt").write_text("scannet/2\n\n arkitscenes/0 \nmine/living room\n")
     from_file = QuestionFilter(scene_names=str(tmp_path / "list.txt"))
     assert names(from_file(scenes())[0]) == ["arkitscenes/0", "scannet/2"]
+    assert from_file.is_chosen("mine/living room") and not from_file.is_chosen("mine/living")
 
 
 def test_a_subset_depends_on_the_seed_alone():

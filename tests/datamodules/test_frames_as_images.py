@@ -27,7 +27,8 @@ def loaded(rooms_root: Path, frames_as: str, requirements: DataRequirements, fra
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")
     scenes = [replace(scenes[0], questions=(Question("0", "", QUESTION, "20"), Question("1", "", "Why?", "4")))]
     bounds = PixelBounds(784, 65536, legacy_folder_resize=False)
-    return SceneDataset(scenes, UniformSampler(), frames, bounds, requirements, frames_as=frames_as, **more)[0]
+    sampler = more.pop("sampler", UniformSampler())
+    return SceneDataset(scenes, sampler, frames, bounds, requirements, frames_as=frames_as, **more)[0]
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -68,6 +69,11 @@ def test_each_still_has_the_camera_of_its_frame_and_no_frame_is_merged(rooms_roo
     poses = stills.geometry.world_to_camera
     assert torch.equal(poses[::2], poses[1::2])
     assert not torch.equal(video.geometry.world_to_camera[::2], video.geometry.world_to_camera[1::2])  # the control
+
+
+def test_stills_are_no_more_than_the_candidates_of_the_sampler(rooms_root: Path) -> None:
+    stills = loaded(rooms_root, "image", DataRequirements(), frames=5, sampler=UniformSampler(candidates=3))
+    assert stills.num_images == 3 and stills.frame_indices == (0, 0, 23, 23, 47, 47)
 
 
 def test_the_mark_of_a_video_is_where_its_stills_are(rooms_root: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ import numpy as np
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SPLITS, SceneSource, Split, locked
+from datamodules.sources.base import SPLITS, SceneSource, Split, build_once
 from datamodules.sources.rooms.writer import DrawnScene, write_drawn
 from zoo.errors import InputError
 from zoo.fingerprint import digest
@@ -75,24 +74,8 @@ class RenderedScenes(SceneSource):
         return write_drawn(folder, self.draw(split, index, rng), self.size, rng)
 
     def prepare(self) -> None:
-        """Renders the dataset unless it exists; a second process waits for the first.
-
-        It is written beside its folder and renamed when it is complete.
-        """
-        if self.folder.exists():
-            return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = self.folder.with_name(f".{self.folder.name}.lock")
-        with locked(lock, "another process renders these rooms: waiting for it"):
-            if self.folder.exists():
-                return
-            unfinished = self.folder.with_name(f".{self.folder.name}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process, whose lock is released
-            try:
-                self._write(unfinished)
-                unfinished.rename(self.folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+        """Renders the dataset unless it exists; a second process waits for the first."""
+        build_once(self.folder, "another process renders these rooms: waiting for it", self._write)
 
     def scenes(self, split: Split) -> list[Scene]:
         """The rendered scenes of a split."""
@@ -104,7 +87,6 @@ class RenderedScenes(SceneSource):
         return scenes
 
     def _write(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
         (folder / "settings.json").write_text(json.dumps(self.key))
         scenes = [(split, index) for split, count in self.counts.items() for index in range(count)]
         lines: dict[Split, list[str]] = {split: [] for split in SPLITS}

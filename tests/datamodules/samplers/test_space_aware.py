@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from datamodules.samplers import PredictedPoints, SceneView, SpaceAwareSampler, maximum_coverage, voxelize
+from datamodules.samplers import points as points_module
 from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource, encoder_images
 from datamodules.samplers.space_aware import fill
 from datamodules.video import Video
@@ -267,3 +268,12 @@ def test_keys_of_selections_depend_on_the_encoder_and_its_weights(tmp_path: Path
     assert len({first, other_head, other_width, key()}) == 4
     in_memory = [PredictedPoints(lambda step=step: Plane(step)).identity() for step in (1.0, 1.0, 2.0)]
     assert in_memory[0] == in_memory[1] != in_memory[2]
+
+
+def test_a_data_worker_is_told_that_it_has_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = predicted_points()
+    source._device = "cuda"
+    monkeypatch.setattr(points_module, "get_worker_info", lambda: object())
+    Image.new("RGB", (28, 28)).save(tmp_path / "0.png")
+    with pytest.raises(InputError, match="PredictedPoints needs the GPU, which a data worker can't use.*--workers 0"):
+        source.points(SceneView(Video(tmp_path)))

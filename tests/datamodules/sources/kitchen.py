@@ -14,8 +14,8 @@ from datamodules.cameras_file import read_cameras
 from datamodules.scenes import Scene
 from datamodules.sources.posed import PosedScenes
 from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, PoseFormat, ScanNet, ScanNetPlusPlus, SevenScenes
-from datamodules.trajectories.rotations import to_quaternion
 from datamodules.video import Video
+from zoo.geometry.quaternions import rotation_to_quaternion
 from zoo.poses import invert_se3, nearest_rotation
 
 FOCAL, CENTER, WIDTH, HEIGHT = 585.0, (320.0, 240.0), 640, 480
@@ -113,7 +113,7 @@ def tum(kitchen: Kitchen, folder: Path) -> None:
 
 
 def quaternions(poses: torch.Tensor) -> torch.Tensor:
-    return to_quaternion(poses[:, :3, :3])
+    return rotation_to_quaternion(poses[:, :3, :3])
 
 
 def arkit(kitchen: Kitchen, folder: Path, held: int = 0) -> None:

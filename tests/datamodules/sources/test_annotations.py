@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.scenes import Question
+from datamodules.scenes import Question, Scene
+from datamodules.sources import SingleVideo
 from datamodules.sources.annotations import read_layout, read_questions
+from datamodules.split_requirements import check_scene
+from zoo.errors import InputError
+from zoo.requirements import DataRequirements
 
 NUMBER = {"dataset": "d", "question_type": "object_counting", "question": "How many?", "ground_truth": "4"}
 CHOICE = {
@@ -103,3 +107,23 @@ def test_layout_finds_videos_folders_and_cameras_and_counts_what_is_missing(tmp_
     assert sum(len(scene.questions) for scene in scenes) + sum(counts.total() for counts in missing.values()) == len(
         rows
     )
+
+
+def test_a_video_is_found_whatever_the_case_of_its_suffix(tmp_path):
+    write_questions(tmp_path / "test.jsonl", NUMBER | {"id": 1, "scene_name": "kitchen"})
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/kitchen.MOV").touch()
+    (scene,), missing = read_layout(tmp_path, "test.jsonl")
+    assert scene.video == tmp_path / "d/kitchen.MOV" and not missing
+
+
+def test_a_folder_of_frames_may_have_dots_in_its_name(tmp_path):
+    frames = tmp_path / "d/scan_2024.05.01"
+    frames.mkdir(parents=True)
+    frames.with_name("scan_2024.05.01.cameras.json").touch()
+    assert SingleVideo(str(frames), "?").scenes("test")[0].cameras is not None
+    assert SingleVideo(str(frames), "?").scenes("test")[0].name == "scan_2024.05.01"
+    bare = Scene("d/bare.1", tmp_path / "d/bare.1", ())
+    bare.video.mkdir()
+    with pytest.raises(InputError, match=r"put bare\.1\.cameras\.json beside it"):
+        check_scene(bare, DataRequirements(cameras=True))

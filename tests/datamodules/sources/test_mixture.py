@@ -95,6 +95,14 @@ def test_weights_are_those_of_what_the_filters_leave():
     assert totals(mixture) == {"a/gone": 3, "b/gone": 3}
 
 
+def test_a_subset_of_weighted_parts_has_its_size_and_their_shares():
+    mixture = Mixture([Part(source=Made("a", 100), weight=1.0), Part(source=Made("b", 10), weight=1.0)])  # b ten times
+    scenes = mixture.filtered_split("train", QuestionFilter(subset=100)).scenes
+    counts = parts_of(scenes)
+    assert counts.total() == 100 and 30 < counts["b"] < 70
+    assert max(times_asked(scenes).values()) > 1  # b has 40 questions, each of them ten times
+
+
 def test_evaluation_is_another_source():
     mixture = Mixture([Part(source=Made("a", 5))], evaluation=Made("e", 2))
     assert parts_of(mixture.scenes("val")) == Counter(e=8) and totals(mixture) == {"e/gone": 3}

@@ -78,6 +78,32 @@ def test_a_scene_with_some_of_its_depth_says_that_it_goes_without(tmp_path, caps
     assert [scene.depth is not None for scene in source.scenes("test")] == [True, False, False]
 
 
+def test_depth_that_is_gone_leaves_nothing_behind(tmp_path):
+    broken(tmp_path / "raw/a", "fine")
+    for i in range(3):
+        Image.fromarray(np.full((6, 8), 900, np.uint16)).save(tmp_path / f"raw/a/depth/{i}.png")
+    ask(tmp_path / "raw", "a")
+    source = posed(tmp_path, ScanNet())
+    source.prepare()
+    assert source.scenes("test")[0].depth is not None
+    shutil.rmtree(tmp_path / "raw/a/depth")
+    source.prepare()
+    assert source.scenes("test")[0].depth is None and not list(source.folder.rglob("*.depth"))
+
+
+def test_photographs_on_their_side_are_refused(tmp_path, capsys):
+    broken(tmp_path / "raw/a", "fine")
+    ask(tmp_path / "raw", "a")
+    (tmp_path / "raw/a/color/1.png").unlink()
+    picture, exif = tmp_path / "raw/a/color/1.jpg", Image.Exif()
+    exif[0x0112] = 3  # upside down: the size is that of the cameras
+    Image.new("RGB", (8, 6)).save(picture, exif=exif)
+    source = posed(tmp_path, ScanNet())
+    source.prepare()
+    assert f"raw/a: skipped, its cameras can't be read: {picture} is stored on its side" in capsys.readouterr().err
+    assert totals(source) == {} and source.scenes("test") == [] and totals(source) == {"raw/a": 1}
+
+
 def two_scenes(tmp_path: Path) -> tuple[PosedScenes, Path, Path]:
     """Sound ones, with their cameras made; the files of both."""
     broken(tmp_path / "raw/a", "fine")

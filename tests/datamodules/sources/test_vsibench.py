@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -142,13 +141,6 @@ def test_parquet_holds_the_same_questions(generated):
     parquet.write_table(pyarrow.Table.from_pylist([ROWS[0], ROWS[0]]), generated / "twice.parquet")
     with pytest.raises(ValueError, match=r"twice\.parquet:2: id 0 repeats line 1"):
         VSIBench(str(generated), annotations="twice.parquet").scenes("test")
-
-
-def test_parquet_without_pyarrow_says_what_to_install(generated, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (generated / "test.parquet").touch()
-    with pytest.raises(ValueError, match=r"test\.parquet: reading parquet needs pyarrow: pip install pyarrow"):
-        VSIBench(str(generated), annotations="test.parquet").scenes("test")
 
 
 def test_absent_data_says_what_to_download_and_where_to_put_it(tmp_path):

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, SevenScenes, Trajectory
-from datamodules.trajectories.base import intrinsics, rigid, upright_turns
+from datamodules.trajectories.base import intrinsics, upright_turns
 from datamodules.trajectories.rotations import from_axis_angle
 from datamodules.trajectories.timestamped import read_tum
-from zoo.poses import invert_se3
+from zoo.poses import invert_se3, rigid_matrix
 
 WIDTH, HEIGHT = 64, 48
 
@@ -25,7 +25,7 @@ def circling(times_s: torch.Tensor) -> torch.Tensor:
     """World-to-camera poses of a camera that turns evenly while its center moves on a line."""
     vectors = times_s[:, None] * torch.tensor([0.1, 0.5, -0.2], dtype=torch.float64)
     centers = times_s[:, None] * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    return invert_se3(rigid(from_axis_angle(vectors), centers))
+    return invert_se3(rigid_matrix(from_axis_angle(vectors), centers))
 
 
 def trajectory(times: list[float]) -> Trajectory:
@@ -109,7 +109,7 @@ def test_resized_cameras_see_the_same():
 def test_upright_is_where_z_points_up(turns):
     """A camera that looks along +x in a z-up world, its pictures turned away from upright."""
     level = torch.tensor([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]], dtype=torch.float64)
-    poses = rigid(level[None], torch.zeros(1, 3, dtype=torch.float64))
+    poses = rigid_matrix(level[None], torch.zeros(1, 3, dtype=torch.float64))
     K_px = intrinsics(60.0, 58.0, 30.0, 25.0)[None]
     turned = Trajectory(poses, K_px, WIDTH, HEIGHT, quarter_turns=turns).turned()
     assert upright_turns(turned.world_to_camera) == (4 - turns) % 4

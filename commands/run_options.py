@@ -1,0 +1,55 @@
+"""Parsers of commands that take a run's options and configs, of which they ignore those that they have no use for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from jsonargparse import SUPPRESS, ActionConfigFile
+
+from commands.parser import OneLineParser
+from datamodules import VideoQADataModule
+from datamodules.sources.base import Split
+from zoo.errors import InputError
+
+OF_RUNS = (
+    *("trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
+    *("metrics", "predictions", "checkpoint", "gallery"),  # callbacks that every run has
+)
+LeftAside = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there
+
+
+def run_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
+    """Returns a parser that reads configs and ignores some options of a run."""
+    parser = OneLineParser(prog=f"main.py {command}", description=description)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
+    for option in ignored:
+        parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
+    return parser
+
+
+def scene_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
+    """Returns a parser of the DataModule, its split and its workers that ignores some options of a run."""
+    parser = run_parser(command, description, ignored)
+    parser.add_argument("--seed_everything", type=int, default=0, help="the run's seed")
+    parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0 uses the main process")
+    parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
+    return parser
+
+
+def prepare_split(command: str, settings: Any) -> None:
+    """Prepares the split of a command with `scene_parser`.
+
+    Args:
+        command: Its name.
+        settings: Its settings, with a built DataModule.
+
+    Raises:
+        InputError: A single video in place of a source, a negative number of workers, or absent data.
+    """
+    if settings.data.asked is not None:
+        raise InputError(f"--data.video is for predict: {command} takes a source, such as --data.source SceneFolder")
+    if settings.workers < 0:
+        raise InputError(f"--workers {settings.workers}: at least 0, which uses the main process")
+    settings.data.prepare_splits((settings.split,))
