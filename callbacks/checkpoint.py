@@ -38,7 +38,7 @@ class Checkpoint(callbacks.Checkpoint):
     ):
         self.every_n_train_steps, self.monitor, self.mode = every_n_train_steps, monitor, mode
         self.best_score: float | None = None
-        self.best_model_path = ""  # Lightning reads it for `--ckpt_path best`
+        self.best_model_path = ""  # for `trainer.test(ckpt_path="best")` in Python
         self._saved_step = 0  # at step 0 nothing is trained
         self._is_due = self._stop_is_due = False  # at the next complete step
         self._flush_is_due = False
@@ -127,4 +127,4 @@ class Checkpoint(callbacks.Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and its checkpoint, and the step of the newest."""
         self.best_score, self.best_model_path = state_dict["best_score"], state_dict["best_model_path"]
-        self._saved_step = state_dict.get("saved_step", 0)  # earlier versions did not save it
+        self._saved_step = state_dict["saved_step"]

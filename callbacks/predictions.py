@@ -19,6 +19,8 @@ from callbacks.results_folder import (
     UNFINISHED,
     choose_folder,
     keep_finished_test,
+    rank_file,
+    rank_files,
     results_folder,
 )
 from callbacks.scoring import benchmark_of, score_record
@@ -71,8 +73,9 @@ class PredictionsCallback(Callback):
         """Open this process's file."""
         if self.results_folder is None:  # without a DataModule
             self._begin(trainer, pl_module, resumes=False)
-        own = PREDICTIONS if trainer.world_size == 1 else f"predictions.rank{trainer.global_rank}.jsonl"
-        self._file = JSONLines(results_folder(trainer) / own)
+        folder = results_folder(trainer)
+        alone = trainer.world_size == 1
+        self._file = JSONLines(folder / PREDICTIONS if alone else rank_file(folder, trainer.global_rank))
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, *, resumes: bool) -> dict[str, dict[str, Any]]:
         """Choose and prepare the test's folder; return the answers of the interrupted test by id."""
@@ -100,7 +103,7 @@ class PredictionsCallback(Callback):
         # 2. The answers of an interrupted test.
         kept: list[dict[str, Any]] = []
         if resumes and (folder / UNFINISHED).exists():
-            found = read_records([folder / PREDICTIONS, *_parts(folder)])
+            found = read_records([folder / PREDICTIONS, *rank_files(folder)])
             kept = [record for record in found if not record.get("error")]
         if kept:
             before = json.loads((folder / UNFINISHED).read_text(encoding="utf-8"))
@@ -119,7 +122,7 @@ class PredictionsCallback(Callback):
                 (folder / name).unlink(missing_ok=True)
         # 3. The files.
         write_whole(folder / PREDICTIONS, json_lines(kept))
-        for part in (*_parts(folder), *folder.glob(".*.partial")):  # the latter of writes that were killed
+        for part in (*rank_files(folder), *folder.glob(".*.partial")):  # the latter of writes that were killed
             part.unlink()
         write_json(folder / UNFINISHED, settings)
         return folder, kept, None
@@ -134,10 +137,10 @@ class PredictionsCallback(Callback):
         if trainer.is_global_zero:
             folder, data = results_folder(trainer), getattr(trainer, "datamodule", None)
             place = {record["id"]: place for place, record in enumerate(getattr(data, "tested", ()))}
-            merged = read_records([folder / PREDICTIONS, *_parts(folder)])
+            merged = read_records([folder / PREDICTIONS, *rank_files(folder)])
             merged.sort(key=lambda record: place.get(record["id"], len(place)))
             write_whole(folder / PREDICTIONS, json_lines(merged))
-            for part in _parts(folder):
+            for part in rank_files(folder):
                 part.unlink()
             (folder / UNFINISHED).replace(folder / SETTINGS)
         trainer.strategy.barrier("predictions.jsonl is merged")
@@ -171,8 +174,3 @@ class PredictionsCallback(Callback):
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _parts(folder: Path) -> list[Path]:
-    """Return the files of the processes of a test with several."""
-    return sorted(folder.glob("predictions.rank*.jsonl"))

@@ -25,6 +25,16 @@ COMPUTED = ("questions", "prompts", "geometry_weights", "weights")  # entries of
 KEY_DIGITS, MAX_NAME = 8, 40
 
 
+def rank_file(folder: Path, rank: int) -> Path:
+    """Returns the file of one of a test's processes, until the answers of all are joined."""
+    return folder / f"predictions.rank{rank}.jsonl"
+
+
+def rank_files(folder: Path) -> list[Path]:
+    """Returns the files of a test's processes."""
+    return sorted(folder.glob("predictions.rank*.jsonl"))
+
+
 def results_folder(trainer: Trainer) -> Path:
     """Returns the folder that a PredictionsCallback has chosen for the running test, or else the run's."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]

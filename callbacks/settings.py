@@ -19,11 +19,20 @@ from zoo.weights import DIGITS, fingerprint
 
 FILES = "files of "  # prefix of a scene's entry
 DRAWN = ("data.sampler.seed", "data.frame_pairing.seed")  # options whose null is the run's seed
-# options of the model and the data that have no effect on answers
-CHANGES_NO_ANSWER = {
-    *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing", "allow_untrained", "attn_implementation"),
-    *("batch_size", "questions_per_scene", "tokens_per_sequence", "questions_per_batch", "train_sampler"),
-    *("num_workers", "keep_in_memory", "video", "question", "workers", "max_size_gb"),
+# Names of options, wherever they are in a config, by what they are about.
+_OPTIMIZATION = {"learning_rates", "optimizer", "scheduler"}
+_EXECUTION = {"gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained"}
+_LOADING = {"num_workers", "keep_in_memory", "workers", "questions_per_batch", "video", "question"}
+_BATCHES = {"batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"}
+# those that change no answer of given weights: a test with others goes on where an interrupted one ended
+CHANGES_NO_ANSWER = _OPTIMIZATION | _EXECUTION | _LOADING | _BATCHES | {"max_size_gb"}
+# those that change no result of a training: a run may be resumed with others
+CHANGES_NO_RESULT = _EXECUTION | _LOADING | {"max_new_tokens"}
+# those in which a model may differ from that of the run whose weights it loads
+NOT_ARCHITECTURE = {
+    *_OPTIMIZATION | _EXECUTION,
+    *("max_new_tokens", "repetition_penalty", "dtype", "geometry_cache", "camera_source", "scale_from"),
+    *("active_branches", "seconds", "seconds_per_grid", "text_after_vision"),
 }
 
 

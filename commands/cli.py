@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import CheckpointFiles
-from callbacks.predictions import UNFINISHED
+from callbacks.results_folder import UNFINISHED
 from commands.arguments import DEFAULT_OPTIONS
 from commands.export import ExportingTrainer
 from commands.new_run import remove_unused

@@ -9,7 +9,7 @@ Commands:
     test            score the newest run on its benchmark
     validate        score the newest run on the validation split
     predict         answer one question about one video
-    export          write a run in the layout of the official weights
+    export          write the weights of a run as a folder, in the official layout where there is one
     select-frames   choose the frames of each scene beforehand
     cache-geometry  compute 3D tokens and cameras beforehand
     plan            print the memory and FLOPs that a training needs on each GPU

@@ -141,7 +141,7 @@ def parse(arguments: list[str]) -> Training:
         raise InputError(f"plan counts a model that learns from questions, and {type(task).__name__} does not")
     height, width = resized(module, task, size)
     kind: MediaKind = "video" if module.frames_as == "video" else "image"
-    num_frames = module.num_frames // 2 * 2
+    num_frames = module.num_frames // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE
     asked = (module.batch_size, module.questions_per_scene, module.tokens_per_sequence)
     batch = Batch(num_frames, height, width, *asked, kind)
     cost = training_cost(task, batch, str(trainer.get("precision") or "32-true"))
@@ -245,7 +245,7 @@ def changes(training: Training, arguments: list[str]) -> Iterator[tuple[str, ...
         yield words
     for frames in (batch.num_frames // 2, batch.num_frames // 4):
         if frames >= TEMPORAL_PATCH_SIZE:
-            yield (*words, "--data.num_frames", str(frames // 2 * 2))
+            yield (*words, "--data.num_frames", str(frames // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE))
 
 
 def options(now: Setup, wanted: Setup) -> list[str]:
@@ -261,4 +261,6 @@ def gigabytes(count: float) -> str:
 
 def _devices(value: Any) -> int:
     """The number of GPUs of `trainer.devices`; one where it is left to the machine."""
-    return int(value) if str(value or "").isdigit() else 1
+    if isinstance(value, str) and "," in value:
+        value = value.strip(",").split(",")
+    return len(value) if isinstance(value, list) else int(value) if str(value or "").isdigit() else 1

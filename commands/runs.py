@@ -12,24 +12,13 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
-from callbacks.predictions import UNFINISHED
-from callbacks.settings import flatten
+from callbacks.results_folder import UNFINISHED
+from callbacks.settings import CHANGES_NO_RESULT, NOT_ARCHITECTURE, flatten
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
 from zoo.errors import InputError
 from zoo.pretrained import RUN_CONFIG as CONFIG
 from zoo.pretrained import config_of
-
-# options of a model that may differ from those of the run whose weights it loads
-NOT_ARCHITECTURE = {
-    *("learning_rates", "optimizer", "scheduler", "gradient_checkpointing"),
-    *("max_new_tokens", "repetition_penalty", "allow_untrained", "attn_implementation", "dtype", "geometry_cache"),
-    *("camera_source", "scale_from"),
-}
-CHANGES_NO_RESULT = {
-    *("num_workers", "keep_in_memory", "questions_per_batch", "video", "question", "workers"),
-    *("max_new_tokens", "allow_untrained", "attn_implementation", "gradient_checkpointing"),
-}
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -35,7 +35,7 @@ def score(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
 
     # after the options are read: these import PyTorch, which the help does without
-    from callbacks.predictions import PREDICTIONS
+    from callbacks.results_folder import PREDICTIONS, rank_files
     from callbacks.scoring import tally
     from callbacks.table import render, side_by_side
     from commands.reports.predictions import read_predictions
@@ -50,7 +50,7 @@ def score(arguments: list[str]) -> None:
     path = Path(settings.predictions).expanduser()
     if path.is_dir():
         path /= PREDICTIONS
-    parts = sorted(path.parent.glob("predictions.rank*.jsonl")) if path.name == PREDICTIONS else []
+    parts = rank_files(path.parent) if path.name == PREDICTIONS else []
     if parts and not (path.exists() and path.stat().st_size):
         raise InputError(f"{path} has no answers: its test was interrupted; run the test again, or score {parts[0]}")
     answers, remarks = read_predictions(path, benchmark)

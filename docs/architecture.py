@@ -31,7 +31,6 @@ class Seam(NamedTuple):
     part: str
     files: str  # a folder, or a file
     bases: tuple[str, ...]
-    defined_in: str
     chosen_by: str
     listed_in: tuple[str, ...]
 
@@ -39,24 +38,19 @@ class Seam(NamedTuple):
 ZOO, DATA = "zoo/__init__.py", "datamodules/__init__.py"
 TABLE = "benchmarks/symmetries.py"
 SEAMS = (
-    Seam("camera encoding", "zoo/encodings/", ("CameraEncoding", "MatrixEncoding"), "zoo/encodings/base.py",
-         "--model.camera_encoding", (ZOO, TABLE)),
-    Seam("view mixer", "zoo/encodings/", ("ViewMixer",), "zoo/encodings/base.py",
-         "--model.view_mixer", (ZOO, TABLE)),
-    Seam("geometry encoder", "zoo/geometry/", ("GeometryEncoder",), "zoo/geometry/base.py", "--model.geometry", (ZOO,)),
-    Seam("fusion", "zoo/fusions/", ("Fusion",), "zoo/fusions/base.py", "--model.fusion", (ZOO,)),
-    Seam("time index", "zoo/time_index.py", ("TimeIndex",), "zoo/time_index.py", "--model.time_index", (ZOO,)),
-    Seam("backbone", "zoo/backbones/", ("Backbone", "BackboneLoader", "Preprocessor"), "zoo/backbones/base.py",
-         "--model.backbone", (ZOO,)),
-    Seam("objective", "zoo/objectives/", ("Objective", "LayerObjective"), "zoo/objectives/base.py",
-         "--model.objectives", (ZOO,)),
-    Seam("model", "zoo/tasks/models.py", ("VideoQATask",), "zoo/tasks/video_qa.py", "--model", (ZOO,)),
-    Seam("frame sampler", "datamodules/samplers/", ("FrameSampler",), "datamodules/samplers/base.py",
-         "--data.sampler", (DATA,)),
-    Seam("frame pairing", "datamodules/samplers/frame_pairing.py", ("FramePairing",),
-         "datamodules/samplers/frame_pairing.py", "--data.frame_pairing", (DATA,)),
-    Seam("dataset", "datamodules/sources/", ("SceneSource",), "datamodules/sources/base.py", "--data.source", (DATA,)),
-    Seam("benchmark", "zoo/benchmarks/", ("SpatialBenchmark", "FreeAnswers"), "zoo/benchmarks/", "score --benchmark",
+    Seam("camera encoding", "zoo/encodings/", ("CameraEncoding", "MatrixEncoding"), "--model.camera_encoding",
+         (ZOO, TABLE)),
+    Seam("view mixer", "zoo/encodings/", ("ViewMixer",), "--model.view_mixer", (ZOO, TABLE)),
+    Seam("geometry encoder", "zoo/geometry/", ("GeometryEncoder",), "--model.geometry", (ZOO,)),
+    Seam("fusion", "zoo/fusions/", ("Fusion",), "--model.fusion", (ZOO,)),
+    Seam("time index", "zoo/time_index.py", ("TimeIndex",), "--model.time_index", (ZOO,)),
+    Seam("backbone", "zoo/backbones/", ("Backbone", "BackboneLoader", "Preprocessor"), "--model.backbone", (ZOO,)),
+    Seam("objective", "zoo/objectives/", ("Objective", "LayerObjective"), "--model.objectives", (ZOO,)),
+    Seam("model", "zoo/tasks/models.py", ("VideoQATask",), "--model", (ZOO,)),
+    Seam("frame sampler", "datamodules/samplers/", ("FrameSampler",), "--data.sampler", (DATA,)),
+    Seam("frame pairing", "datamodules/samplers/frame_pairing.py", ("FramePairing",), "--data.frame_pairing", (DATA,)),
+    Seam("dataset", "datamodules/sources/", ("SceneSource",), "--data.source", (DATA,)),
+    Seam("benchmark", "zoo/benchmarks/", ("SpatialBenchmark", "FreeAnswers"), "score --benchmark",
          ("zoo/benchmarks/__init__.py",)),
 )  # fmt: skip
 
@@ -83,13 +77,21 @@ def seam_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for seam in SEAMS:
-        bases = ", ".join(link(seam.defined_in, f"`{base}`") for base in seam.bases)
+        bases = ", ".join(link(file_of(base, seam.files), f"`{base}`") for base in seam.bases)
         listed = ", ".join(map(link, seam.listed_in))
         name, count = smallest(seam)
         lines.append(
             f"| {seam.part} | {link(seam.files)} | {bases} | `{seam.chosen_by}` | {listed} | {name}, {count} |"
         )
     return "\n".join(lines)
+
+
+def file_of(base: str, files: str) -> str:
+    """The file that defines a base class, among the files of a seam or beside them."""
+    path = ROOT / files
+    files_there = (path if path.is_dir() else path.parent).rglob("*.py")
+    found = next(file for file in files_there if f"\nclass {base}(" in file.read_text(encoding="utf-8"))
+    return found.relative_to(ROOT).as_posix()
 
 
 def smallest(seam: Seam) -> tuple[str, int]:

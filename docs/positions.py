@@ -43,11 +43,12 @@ def rows() -> Iterator[Row]:
     yield "lmms-eval 0.7.3, on transformers 5", "with the video's metadata", sampled, transformers_5(sampled)
     clip = seconds_per_grid([TIMES_S[i] for i in FRAMES])
     own = sampled_seconds_per_grid(TIMES_S, CHOSEN)
+    index = "--model.time_index TimestampIndex --model.time_index"
     for option, seconds, rule in (
         ("the default", 1.0, "max_thw"),
-        ("`--model.time_index.seconds_per_grid 0.5`, as Spatial-MLLM's training", 0.5, "max_thw"),
-        ("`--model.time_index.seconds clip`", clip, "max_thw"),
-        ("`--model.time_index.seconds sampled_fps`", own, "max_thw"),
+        (f"`{index}.seconds_per_grid 0.5`, as Spatial-MLLM's training", 0.5, "max_thw"),
+        (f"`{index}.seconds clip`", clip, "max_thw"),
+        (f"`{index}.seconds sampled_fps`", own, "max_thw"),
         ("the same with `--model.text_after_vision max_hw`", own, "max_hw"),
     ):
         yield "this zoo", option, seconds, this_zoo(seconds, rule)

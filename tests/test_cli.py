@@ -101,6 +101,19 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     assert question in printed
 
 
+def test_a_trained_model_is_tested_with_options_that_change_no_weight(run: Run, tmp_path: Path) -> None:
+    words = ["--config", "concat_split.yaml", "--model.time_index", "TimestampIndex"]
+    run("fit", *words, "--model.time_index.seconds_per_grid", "0.5", "--trainer.limit_val_batches", "0")
+    changed = ["--model.fusion.active_branches", "2d", "--model.time_index.seconds_per_grid", "1.0"]
+    changed += ["--model.text_after_vision", "max_hw"]
+    run("test", *words, *changed)
+    assert (the_run(tmp_path) / "metrics.json").is_file()
+    with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # control: another part
+        run("test", "--config", "concat_split.yaml", "--model.time_index", "ConstantIndex")
+    with pytest.raises(SystemExit, match="was trained with another model.fusion.active_branches"):
+        run("fit", *words, *changed[:2], "--model.time_index.seconds_per_grid", "0.5", "--ckpt_path", "last")
+
+
 def test_filtered_questions_are_counted(run: Run, tmp_path: Path) -> None:
     printed = run(
         *("test", "--config", "qwen25_vl.yaml", "--model.allow_untrained", "true"),

@@ -168,7 +168,7 @@ def test_every_scale_sets_what_the_default_scale_sets() -> None:
             return {prefix}
         return {name for key, value in config.items() for name in options(value, f"{prefix}.{key}")}
 
-    scales = {name: options(yaml.safe_load((CONFIGS / name).read_text())) for name in (*TINY, *WEIGHTS)}
+    scales = {name: options(read_config(CONFIGS / name)) for name in (*TINY, *WEIGHTS)}
     assert all(scales["scale_tiny.yaml"] <= keys for keys in scales.values())
 
 

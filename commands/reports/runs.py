@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS
+from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS, rank_files
 from callbacks.scoring import tally
 from commands.reports.predictions import Answer, read_predictions
 from commands.runs import CONFIG
@@ -151,7 +151,7 @@ def _answers(
     if not path.exists() or not path.stat().st_size:
         if metrics:
             return (), {}, [f"{folder} has no {PREDICTIONS}: its questions can't be shown or compared"]
-        began = path.exists() or any(folder.glob("predictions.rank*.jsonl"))
+        began = path.exists() or bool(rank_files(folder))
         return (), {}, [f"{folder}: {'its test was interrupted' if began else 'no test yet'}"]
     answers, dropped = read_predictions(path, benchmark)
     remarks = [f"{path}: {remark}" for remark in dropped]

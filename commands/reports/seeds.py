@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from callbacks.settings import FILES, flatten
+from callbacks.settings import CHANGES_NO_RESULT, FILES, flatten
 from commands.reports.runs import Run
-from commands.runs import CHANGES_NO_RESULT
 
 TRAINED = ("model", "data", "trainer")  # parts of a config that a run's weights depend on
 OF_A_FOLDER = ("trainer.default_root_dir", "trainer.logger", "trainer.callbacks")

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import main
-from commands.plan import Setup, Training, parameters_table, verdict
+from commands.plan import Setup, Training, _devices, parameters_table, verdict
 from zoo import (
     CameraPrediction,
     DepthPrediction,
@@ -164,3 +164,10 @@ COST = TrainingCost(
 def test_the_last_line_names_the_first_change_that_fits(gb: int, setup: Setup, expected: str) -> None:
     training = Training("", setup, 2, float(gb * GB), COST, Batch(16, 56, 56), 1)
     assert expected in verdict(training, [])
+
+
+@pytest.mark.parametrize(
+    "value, count", [(None, 1), ("auto", 1), (4, 4), ("4", 4), ([0, 1, 2, 3], 4), ("0,1", 2), ("3,", 1)]
+)
+def test_devices_are_counted_as_lightning_takes_them(value: object, count: int) -> None:
+    assert _devices(value) == count

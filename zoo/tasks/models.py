@@ -28,7 +28,7 @@ class BaselineVLM(VideoQATask):
     backbone_class: Any = Backbone
 
     def __init__(self, **parts: Any) -> None:
-        for part, model in (("camera_encoding", "PRoPEMLLM"), ("fusion", "SpatialMLLM")):
+        for part, model in (("camera_encoding", "PRoPEMLLM"), ("view_mixer", "PRoPEMLLM"), ("fusion", "SpatialMLLM")):
             if parts.get(part) is not None:
                 raise InputError(f"{type(self).__name__} is the baseline without {part}: take {model} for one")
         super().__init__(**parts)
@@ -99,7 +99,7 @@ class PRoPEMLLM(VideoQATask):
     """`ConcatSplitMLLM` with PRoPE (arXiv 2507.10496) on the 2D half, and in the decoder.
 
     The views attend to each other by their cameras before both halves are joined, and in the decoder's attention as
-    well if `camera_encoding` is set. Without both it is `ConcatSplitMLLM`.
+    well if `camera_encoding` is set. Without both it is `ConcatSplitMLLM` on the rays alone.
 
     Args:
         camera_encoding: of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
