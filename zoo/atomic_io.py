@@ -1,13 +1,17 @@
-"""Files that survive a crash: JSON lines that are durable once appended, and files that are replaced atomically."""
+"""Files that survive a crash: JSON lines that are durable once appended, files and folders that are whole or absent."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
 
 from zoo.errors import InputError
 
@@ -114,6 +118,25 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an indented JSON file atomically, see `write_whole`."""
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a new or empty folder; remove it with all its content if writing to it is interrupted.
+
+    Raises:
+        InputError: the folder is not empty, or can't be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and not empty: choose a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise InputError(f"{folder} can't be written ({error})") from error
+        raise
 
 
 def write_error(path: Path, error: OSError) -> InputError:

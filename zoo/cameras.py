@@ -126,7 +126,7 @@ class Cameras:
         """Returns the same cameras with tensors per token, for encodings that read them.
 
         Args:
-            patch_centers: center of each token in its view, see `zoo.positions.view_patch_centers`.
+            patch_centers: center of each token in its view, see `zoo.sequence_layout.SequenceLayout.patch_centers`.
             points: 3D point of each token, in the world frame and unit of the poses; NaN where unknown.
             time: position of each token on mRoPE's T axis.
         """

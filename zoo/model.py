@@ -91,7 +91,12 @@ class SpatialVLM(Configurable, nn.Module):
         self.loader = loader = backbone or default_loader()
         self.camera_encoding = camera_encoding
         self.camera_source, self.merged_camera = camera_source, merged_camera
-        check_choice("text_after_vision", text_after_vision, TextAfterVision)
+        for name, value, choices in (
+            ("camera_source", camera_source, CameraSource),
+            ("merged_camera", merged_camera, MergedCamera),
+            ("text_after_vision", text_after_vision, TextAfterVision),
+        ):
+            check_choice(name, value, choices)
         self.text_after_vision = text_after_vision
         # 1. Backbone, with the camera hooks in its attention.
         self.backbone = loader.load()
@@ -134,7 +139,7 @@ class SpatialVLM(Configurable, nn.Module):
             if not self.geometry.predicts_depth:
                 raise InputError(
                     "--model.camera_source predicted: an encoding or an objective uses depth, which "
-                    f"{type(self.geometry).__name__} does not predict; take the dataset's cameras and depth"
+                    f"{self.geometry_name} does not predict; take the dataset's cameras and depth"
                 )
             self.geometry.enable_head("depth")
         # 5. Weights. An untrained fusion makes the whole model untrained.
@@ -145,7 +150,7 @@ class SpatialVLM(Configurable, nn.Module):
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
         losses.bind(width, self.backbone.decoder_layout.num_layers)
-        self.objectives = losses.to(self.backbone.like.device)  # in float32
+        self.objectives = losses.to(self.backbone.device)  # in float32
         self.loaded_names: frozenset[str] = frozenset()  # tensors that `from_pretrained` read from a saved model
         self.data_config: dict[str, Any] = {}  # the frames that the model was trained with, see `answer`
 
@@ -155,8 +160,7 @@ class SpatialVLM(Configurable, nn.Module):
     @property
     def geometry_name(self) -> str | None:
         """The class of the geometry encoder, also of one behind a cache; None without one."""
-        geometry = self.geometry.outline if isinstance(self.geometry, CachedGeometry) else self.geometry
-        return None if geometry is None else type(geometry).__name__
+        return None if self.geometry is None else type(self.geometry.outline).__name__
 
     # ---- parameters -----------------------------------------------------------------------------------------------
 
@@ -219,7 +223,7 @@ class SpatialVLM(Configurable, nn.Module):
             scenes: of a batch; they may differ in their number of frames and in size.
 
         Raises:
-            InputError: a scene without the frames, cameras or depth that this model requires.
+            InputError: a scene without the frames or the depth that this model requires.
         """
         # 1. Vision: patches to 2D tokens.
         visual = encode_vision(self.backbone, scenes)
@@ -354,9 +358,8 @@ class SpatialVLM(Configurable, nn.Module):
         )
 
     def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
-        has_own = scene.cameras is not None or (scene.geometry is not None and scene.geometry.knows_cameras)
         may_need = self.predicts_cameras or (bool(self.pseudo_labels) and self.training)
-        return may_need and (self.camera_source == "predicted" or not has_own)
+        return may_need and (self.camera_source == "predicted" or not scene.knows_cameras)
 
     def _encode_geometry(self, scenes: Sequence[SceneInputs], cameras: bool) -> list[SceneGeometry | None]:
         """The geometry encoder's outputs for each scene, as far as this model reads them; else the dataset's."""
@@ -365,9 +368,7 @@ class SpatialVLM(Configurable, nn.Module):
             return dataset
         frames = [scene.frames for scene in scenes]
         if self.geometry.requires_frames and any(each is None for each in frames):
-            raise InputError(
-                f"{type(self.geometry).__name__} needs the frames of each video: give frames=[(T, 3, H, W), ...]"
-            )
+            raise InputError(f"{self.geometry_name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
         read = [None if each is None else self.geometry_frames(each) for each in frames]
         found = list(self.geometry(read, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
         for i, other in enumerate(scene.geometry_of for scene in scenes):  # in a perturbed test
@@ -410,15 +411,16 @@ class SpatialVLM(Configurable, nn.Module):
         Raises:
             InputError: the folder is not empty, or a part was built from a function instead of a class.
         """
-        save_model(self, Path(folder), full)
+        save_model(self, Path(folder), full, name=Path(folder).name)
 
     def push_to_hub(self, repo_id: str, *, full: bool = False, private: bool = False) -> str:
         """Uploads what `save_pretrained` writes to the Hugging Face hub; returns the address."""
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "model", full=full)
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            save_model(self, folder, full, name=repo_id)
             api = HfApi()
             api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model"))
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
     @torch.no_grad()
     def answer(

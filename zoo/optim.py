@@ -1,4 +1,4 @@
-"""What is trained and how: learning rates of six parts, low-rank adapters, optimizer groups, and a schedule."""
+"""What is trained and how: learning rates of six parts, optimizer groups, and a schedule."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.atomic_io import write_json, write_whole
+from zoo.atomic_io import new_folder, write_json, write_whole
 from zoo.backbones.base import BackboneLoader
 from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import from_config, to_config, with_overrides
@@ -54,35 +54,32 @@ model.answer("clip.mp4", "What is the size of this room (in square meters)?")
 {frozen}"""
 
 
-def save_model(model: SpatialVLM, folder: Path, full: bool) -> None:
-    """See `SpatialVLM.save_pretrained`."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty: save into a new folder")
-    parts = to_config(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = _released_files(model)
-    if full:
-        parts = _with_copies(parts, sources, folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _own_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = {
-        "library_name": LIBRARY,
-        "model": parts,
-        "data": _replaced(model.data_config, "seed", resolve_seed),
-        "frozen": frozen_weights(model),
-        "full": full,
-    }
-    write_json(folder / CONFIG, config)
-    model.backbone.preprocessor.save_pretrained(str(folder))
-    released = [path for path in sources if not Path(path).exists()]
-    card = CARD.format(
-        library=LIBRARY,
-        title=folder.name,
-        base_model="".join(f"base_model: {path}\n" for path in released[:1]),
-        parts=yaml.safe_dump(parts, sort_keys=False),
-        frozen="".join(f"\nFrozen weights are read from `{path}`.\n" for path in sources if not full),
-    )
-    write_whole(folder / "README.md", card)
+def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
+    """See `SpatialVLM.save_pretrained`; `name` is what the model card calls the model."""
+    parts, sources = to_config(model), _released_files(model)
+    with new_folder(folder):
+        if full:
+            parts = _with_copies(parts, sources, folder)
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _own_tensors(model).items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        config = {
+            "library_name": LIBRARY,
+            "model": parts,
+            "data": _replaced(model.data_config, "seed", resolve_seed),
+            "frozen": frozen_weights(model),
+            "full": full,
+        }
+        write_json(folder / CONFIG, config)
+        model.backbone.preprocessor.save_pretrained(str(folder))
+        released = [path for path in sources if not Path(path).exists()]
+        card = CARD.format(
+            library=LIBRARY,
+            title=name,
+            base_model="".join(f"base_model: {path}\n" for path in released[:1]),
+            parts=yaml.safe_dump(parts, sort_keys=False),
+            frozen="".join(f"\nFrozen weights are read from `{path}`.\n" for path in sources if not full),
+        )
+        write_whole(folder / "README.md", card)
 
 
 def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 SHARE, SECONDS = 0.1, 30.0  # a line is due after this share of the loop, or this time
+DELAY = 2.0  # seconds before a bar is shown
 Item = TypeVar("Item")
 
 
@@ -24,7 +25,7 @@ def progress(items: Iterable[Item], description: str, unit: str, total: int | No
         total: their number, if `items` has no length.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, description, total, unit=f" {unit}")
+        yield from tqdm(items, description, total, unit=f" {unit}", delay=DELAY)
         return
     count = len(items) if isinstance(items, Sized) else math.inf if total is None else total
     loop = Loop(description, count, share=math.inf)

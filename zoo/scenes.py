@@ -58,6 +58,11 @@ class SceneInputs:
         self.geometry_of, self.question_types = geometry_of, question_types
 
     @property
+    def knows_cameras(self) -> bool:
+        """Whether it has cameras of its own, the dataset's or given ones."""
+        return self.cameras is not None or (self.geometry is not None and self.geometry.knows_cameras)
+
+    @property
     def num_steps(self) -> int:
         """Temporal patches."""
         return int(self.grid_thw[0])

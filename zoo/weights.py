@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from zoo.errors import InputError
+from zoo.progress import progress
 from zoo.sharded_tensors import shard_like, whole
 from zoo.strict_json import parse_json
 from zoo.weight_reading import only_shapes
@@ -179,7 +179,7 @@ def load_into(
     problems: dict[str, list[str]] = {
         kind: [] for kind in ("missing", "unexpected", "under two names", "misshapen", "no floating-point numbers")
     }
-    for name in tqdm(tensors, f"loading {what}", unit=" tensors", delay=2, leave=False, disable=None):
+    for name in progress(tensors, f"loading {what}", "tensors"):
         if name.startswith(skip):
             continue
         ours = current_names(name)

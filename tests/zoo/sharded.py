@@ -94,7 +94,9 @@ def cases(released: Path) -> dict[str, Callable[[], VideoQATask]]:
         "pose axis": lambda: PRoPEMLLM(PoseAxis(), backbone=NEW(), **mixed),
         "baseline, Qwen3-VL": lambda: BaselineVLM(backbone=NEW(), **every),
         "released": lambda: SpatialMLLM(backbone=PretrainedSpatialMLLM(str(released), dtype="float32"), **frozen),
-        "released, lora": lambda: SpatialMLLM(backbone=PretrainedSpatialMLLM(str(released)), **mixed),
+        "released, lora": lambda: SpatialMLLM(
+            backbone=PretrainedSpatialMLLM(str(released)), objectives=heads()[1:], **mixed
+        ),
     }
 
 

@@ -215,7 +215,7 @@ def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch
         def full(*_: Any, fault: BaseException = fault) -> None:
             raise fault
 
-        monkeypatch.setattr("zoo.checkpoints.export._write_json", full)
+        monkeypatch.setattr("zoo.checkpoints.export.write_json", full)
         with pytest.raises(raised):
             export_model(model, out)
         assert not out.exists()

@@ -6,10 +6,12 @@ import json
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import yaml
@@ -23,9 +25,12 @@ from datamodules.asking import data_of
 from tests.datamodules.clips import numbered_frame, write_video
 from tests.zoo.released import load_case, official_weights, read_release, write_release
 from zoo import (
+    AddFusion,
+    CameraTokenFusion,
     ConcatSplitFusion,
     DatasetGeometry,
     DeepFusion,
+    GeometryCache,
     InputError,
     LoRA,
     PretrainedQwen25VL,
@@ -123,6 +128,37 @@ def test_a_saved_model_names_its_parts(tmp_path: Path) -> None:
     assert (tmp_path / "prope/model.safetensors").read_bytes() == kept
 
 
+@pytest.mark.parametrize("fault", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_a_save_that_is_broken_off_leaves_nothing(fault: BaseException, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("zoo.pretrained.write_json", full)
+    with pytest.raises(InputError if isinstance(fault, OSError) else KeyboardInterrupt):
+        model_of("plain").save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        (lambda: SpatialVLM(TinyQwen25VL(**SIZES), camera_source="predict"), "camera_source"),  # type: ignore
+        (lambda: SpatialVLM(TinyQwen25VL(**SIZES), merged_camera="second"), "merged_camera"),  # type: ignore
+        (lambda: AddFusion(8, 8, active_branches="2D"), "active_branches"),  # type: ignore
+        (lambda: AddFusion(8, 8, temporal_merge="last"), "temporal_merge"),  # type: ignore
+        (lambda: ConcatSplitFusion(8, 8, axis="tokens"), "axis"),  # type: ignore
+        (lambda: CameraTokenFusion(8, 8, mode="added"), "mode"),  # type: ignore
+        (lambda: DatasetGeometry(unit="metres"), "unit"),  # type: ignore
+        (lambda: GeometryCache(dtype="float16"), "dtype"),  # type: ignore
+    ],
+)
+def test_a_misspelled_choice_is_refused(part: Callable[[], object], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python; the command line checks types itself."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(InputError, match=f"{name} is one of"):
+        part()
+
+
 def test_a_part_from_a_function_has_no_configuration(tmp_path: Path) -> None:
     model = SpatialVLM(TinyQwen25VL(**SIZES), view_mixer=lambda width: ViewAttention(width, 16))
     with pytest.raises(InputError, match=r"functools.partial\(Class"):
@@ -209,6 +245,8 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch: pytest.Mon
 
     def upload(api: HfApi, repo_id: str, folder_path: Path) -> str:
         calls.append(sorted(file.name for file in folder_path.iterdir()))
+        card = (folder_path / "README.md").read_text()
+        assert f'from_pretrained("{repo_id}")' in card and f"# {repo_id}" in card
         return f"https://huggingface.co/{repo_id}"
 
     monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **options: calls.append((repo_id, options)))
@@ -235,7 +273,7 @@ def test_a_run_is_a_model(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.
     checkpoint = run / "checkpoints/last.ckpt"
 
     task = Task.load_from_checkpoint(checkpoint)  # no arguments: the checkpoint knows its task
-    assert type(task) is PRoPEMLLM
+    assert type(task) is PRoPEMLLM and task.can_answer and not PRoPEMLLM(None).can_answer
     model = SpatialVLM.from_pretrained(run)
     assert equal(model, task.model)
     kept = torch.load(checkpoint, weights_only=True)["state_dict"]

@@ -25,6 +25,8 @@ def test_short_work_prints_nothing_to_a_log(capsys) -> None:
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(progress([1, 2], "rooms", "scenes")) == [1, 2] and not capsys.readouterr().err  # too quick for one
+    monkeypatch.setattr(module, "DELAY", 0.0)
     assert list(progress([1, 2], "rooms", "scenes")) == [1, 2]
     shown = capsys.readouterr().err
     assert "rooms: 100%" in shown and "2/2" in shown

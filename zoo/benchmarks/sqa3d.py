@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from zoo.benchmarks.free_answers import FreeAnswers
 
-SPATIAL_PREFIX = (  # `--extra-prompt` of Video-3D-LLM's evaluation
-    "The video captures 3D spatial information of a scene. Please focus on the spatial relationships in the video and "
-    "answer the following questions."
-)
-
 
 class SQA3D(FreeAnswers):
     """SQA3D with the wording of Video-3D-LLM's sqa3d_test_llava_style.json, which Spatial-MLLM evaluates as well."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from torch import Tensor
 
+from zoo.atomic_io import new_folder, write_json
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.names import (
     CONNECTOR,
@@ -56,33 +53,31 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
         InputError: the folder is not empty or can't be written, the folder of the weights is gone, or the model has
             weights that no official model has. Files written by then are removed.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already and not empty: export into a new folder")
     if isinstance(model.geometry, CachedGeometry):
         model.geometry = model.geometry.encoder()
     tensors = official_tensors(model)
     config: Any = model.backbone.vlm.config
     source = find_folder(config.name_or_path, config.name_or_path) if config.name_or_path else None
-    with whole_or_absent(out):
+    with new_folder(out):
         save_torch_state_dict(_as_in(source, tensors, dtype, config.model_type), out)
         written = released_config(model, None if source is None else read_config(source))
         if source is None or dtype is not None:
             written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
-        _write_json(out / CONFIG, written)
+        write_json(out / CONFIG, written)
         if source is not None:
             for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
                 if path.name not in (CONFIG, INDEX):
                     shutil.copyfile(path, out / path.name)
             return
         ids = {name: getattr(config.text_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(out / "generation_config.json", ids)
+        write_json(out / "generation_config.json", ids)
         if hasattr(model.backbone, "preprocessor"):
             model.backbone.preprocessor.save_pretrained(str(out))
 
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
-    geometry = model.geometry.outline if isinstance(model.geometry, CachedGeometry) else model.geometry
+    geometry = None if model.geometry is None else model.geometry.outline
     parts = (model.camera_encoding, model.view_mixer, model.fusion, geometry, *model.objectives.adding.values())
     chosen = {name: getattr(model.fusion, name, official) for name, official in OFFICIAL_FUSION.items()}
     fused = AddFusion if model.backbone.vlm.config.model_type == QWEN25 else type(None)
@@ -155,24 +150,3 @@ def _as_in(
         elif has_vggt and name.startswith(OFFICIAL_VGGT):
             written[name] = old[name].to(dtype or old[name].dtype)
     return written
-
-
-@contextmanager
-def whole_or_absent(folder: Path) -> Iterator[None]:
-    """Make the folder; remove it with all its content if writing to it is interrupted.
-
-    Raises:
-        InputError: the folder can't be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise InputError(f"{folder} can't be written ({error})") from error
-        raise
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -21,7 +21,7 @@ from zoo.checkpoints.released import FAMILIES, FUSED, empty_qwen, fill_qwen, loa
 from zoo.errors import InputError
 from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
-from zoo.geometry.vggt.model import layer_index
+from zoo.geometry.blocks import layer_index
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.hub import CONFIG, find_folder, read_config
 from zoo.weight_reading import only_shapes

@@ -50,7 +50,7 @@ def ray_cameras(cameras: Cameras) -> Cameras:
         ValueError: cameras without an index or without patch centers.
     """
     if cameras.index is None or cameras.patch_centers is None:
-        raise ValueError("rays require patch centers: pass view_patch_centers to Cameras.with_tokens")
+        raise ValueError("rays require patch centers: pass SequenceLayout.patch_centers to Cameras.with_tokens")
     sample = torch.arange(len(cameras), device=cameras.index.device)[:, None]
     camera = cameras.index.clamp(min=0)
     K = cameras.K_normalized[sample, camera]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.configuration import Configurable
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
@@ -99,6 +99,8 @@ class Fusion(Configurable, nn.Module, ABC):
         deepstack: bool = True,
     ) -> None:
         super().__init__()
+        check_choice("active_branches", active_branches, ActiveBranches)
+        check_choice("temporal_merge", temporal_merge, TemporalMerge)
         self.width, self.geometry_width = width, geometry_width
         self.active_branches, self.temporal_merge, self.deepstack = active_branches, temporal_merge, deepstack
 

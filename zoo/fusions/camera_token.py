@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.errors import check_choice
 from zoo.fusions.base import ExtraTokens, Fusion
 from zoo.fusions.connector import Connector
 from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+
+Mode = Literal["append", "add"]
 
 
 class CameraTokenFusion(Fusion):
@@ -27,10 +30,9 @@ class CameraTokenFusion(Fusion):
 
     parts_3d = ("connector",)
 
-    def __init__(
-        self, width: int, geometry_width: int, mode: Literal["append", "add"] = "append", **options: Any
-    ) -> None:
+    def __init__(self, width: int, geometry_width: int, mode: Mode = "append", **options: Any) -> None:
         super().__init__(width, geometry_width, **options)
+        check_choice("mode", mode, Mode)
         self.mode = mode
         self.appended = ExtraTokens.ONE if mode == "append" else ExtraTokens.NOTHING
         self.connector = Connector(TEMPORAL_PATCH_SIZE * geometry_width, width, width, zero=mode == "add")

@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.errors import check_choice
 from zoo.fusions.base import ExtraTokens, Fusion
 from zoo.fusions.connector import Connector
 from zoo.visual_grid import PATCHES_PER_TOKEN
+
+Axis = Literal["channel", "token"]
 
 
 class ConcatSplitFusion(Fusion):
@@ -30,10 +33,9 @@ class ConcatSplitFusion(Fusion):
 
     parts_2d, parts_3d = ("flat",), ("spatial",)
 
-    def __init__(
-        self, width: int, geometry_width: int, axis: Literal["channel", "token"] = "channel", **options: Any
-    ) -> None:
+    def __init__(self, width: int, geometry_width: int, axis: Axis = "channel", **options: Any) -> None:
         super().__init__(width, geometry_width, **options)
+        check_choice("axis", axis, Axis)
         if width % 2 and axis == "channel":
             raise ValueError(f"a decoder of width {width} has no two halves")
         self.axis = axis

@@ -149,6 +149,11 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     path: str | None = None
     files: tuple[Path, ...] = ()
 
+    @property
+    def outline(self) -> GeometryEncoder:
+        """This encoder, or the one behind a cache, on the meta device."""
+        return self
+
     def identity(self) -> dict[str, Any]:
         """The settings that determine its outputs beside the weights, as JSON; for cache keys.
 

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.atomic_io import PARTIAL, replace_file
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.fingerprint import digest
 from zoo.geometry.base import TOKENS
 from zoo.weights import fingerprint
@@ -61,6 +61,7 @@ class GeometryCache:
     max_size_gb: float = 100.0
 
     def __post_init__(self) -> None:
+        check_choice("--model.geometry_cache.dtype", self.dtype, TokenDType)
         if not self.max_size_gb > 0:
             raise InputError(f"--model.geometry_cache.max_size_gb {self.max_size_gb}: must be positive")
         self._unseen = math.inf  # bytes written since the folder's size was measured

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry, check_size
 from zoo.poses import invert_se3
 from zoo.precision import full_precision, to_float32
 from zoo.rays import patch_depth, patch_directions, plucker
 
 RAY, POINT = 6, 4  # channels
+Unit = Literal["meters", "scene"]
 
 
 class DatasetGeometry(GeometryEncoder):
@@ -51,8 +52,9 @@ class DatasetGeometry(GeometryEncoder):
     requires_cameras = True
     requires_frames = True  # for their size
 
-    def __init__(self, depth: bool = True, unit: Literal["meters", "scene"] = "meters") -> None:
+    def __init__(self, depth: bool = True, unit: Unit = "meters") -> None:
         super().__init__()
+        check_choice("unit", unit, Unit)
         if unit == "scene" and not depth:
             raise InputError("--model.geometry.unit scene needs the scene's points: set --model.geometry.depth true")
         self.requires_depth, self.is_metric = depth, unit == "meters"

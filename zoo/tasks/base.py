@@ -142,6 +142,6 @@ class Task(Configurable, LightningModule):
         config = checkpoint.get(CONFIG_KEY)
         with reading(checkpoint_path):
             task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
-            check_frozen(checkpoint.get(FROZEN, {}), task.frozen_weights, checkpoint_path)
+            task.on_load_checkpoint(checkpoint)  # as a Trainer does
             task.load_state_dict(checkpoint["state_dict"])
         return task

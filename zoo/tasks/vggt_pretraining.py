@@ -20,11 +20,11 @@ from zoo.geometry import TinyVGGT, VGGTEncoder
 from zoo.geometry.base import same_shape
 from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
-from zoo.geometry.vggt.official import WEIGHTS
 from zoo.optim import LearningRates, WarmupCosine, fused_adamw
 from zoo.requirements import DataRequirements
 from zoo.tasks.base import Task
 from zoo.tasks.video_qa import reject_failed
+from zoo.weights import WEIGHTS
 
 RATES = LearningRates(geometry=1e-3)
 ERRORS = {

@@ -216,9 +216,7 @@ class VideoQATask(Task):
         Raises:
             InputError: a scene without the cameras that the model requires.
         """
-        if self.requirements.cameras and any(
-            scene.geometry is None or not scene.geometry.knows_cameras for scene in batch["scenes"]
-        ):
+        if self.requirements.cameras and not all(scene.knows_cameras for scene in batch["scenes"]):
             raise InputError("a scene without cameras, which this model requires")
         return self.model.encode_scenes(batch["scenes"])
 

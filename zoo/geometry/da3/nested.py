@@ -14,6 +14,7 @@ from zoo.geometry.da3.metric import FAR, FEWEST_PIXELS, SKY, Metric, masked_quan
 from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
 from zoo.geometry.da3.trunk import Trunk
+from zoo.poses import rigid_matrix
 
 NEAREST_METRIC, NEAREST = 0.01, 0.001  # depths that the scale is computed from are larger
 FARTHEST = 200.0  # meters, of sky
@@ -72,11 +73,9 @@ class Nested(nn.Module):
         result.scale = fit_scale(result.depth, result.depth_conf, meters, is_sky)
 
         scale = result.scale[:, None, None]
-        centers = torch.cat((result.pose_enc[..., :3] * scale, result.pose_enc[..., 3:]), -1)
-        translation = result.world_to_camera[..., :3, 3:] * scale[..., None]
-        bottom = result.world_to_camera[..., 3:, :]
-        poses = torch.cat((torch.cat((result.world_to_camera[..., :3, :3], translation), -1), bottom), -2)
-        result.pose_enc, result.world_to_camera = centers, poses
+        result.pose_enc = torch.cat((result.pose_enc[..., :3] * scale, result.pose_enc[..., 3:]), -1)
+        poses = result.world_to_camera
+        result.world_to_camera = rigid_matrix(poses[..., :3, :3], poses[..., :3, 3] * scale)
         depth = result.depth * scale[..., None]
         far = masked_quantile(depth.flatten(1), ~is_sky.flatten(1), FAR).clamp(max=FARTHEST)
         result.depth = torch.where(is_sky, far[:, None, None, None], depth)

@@ -131,7 +131,8 @@ def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
     if output.pose_enc is not None and truth.pose_enc.shape[1] > 1:
         true, _ = pose_encoding_to_cameras(truth.pose_enc, (height, width))
         poses, _ = pose_encoding_to_cameras(output.pose_enc, (height, width))
-        angle, distance = pose_distance(poses @ invert_se3(poses[:, :1]), true)
+        poses = poses.double()  # autocast would compute a product of float32 in half precision
+        angle, distance = pose_distance(poses @ invert_se3(poses[:, :1]), true.double())
         found["rotation_deg"], found["center"] = angle[:, 1:].mean(1).rad2deg(), distance[:, 1:].mean(1)
     if output.depth is not None:
         relative = (output.depth[..., 0] - truth.depth).abs() / torch.where(truth.known, truth.depth, 1)
