@@ -26,11 +26,11 @@ from torch.nn.utils.rnn import pad_sequence
 from datamodules.scenes import MEDIUM, Question, RawQuestion, Scene
 from zoo.backbones.base import Message, Preprocessor, TokenizedPrompt
 from zoo.benchmarks import Benchmark, VSIBench
-from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import SceneGeometry
 from zoo.scenes import SceneInputs
 from zoo.shared_prefix import IGNORED
 from zoo.time_index import Seconds
+from zoo.visual_grid import ExtraTokens
 
 FramesAs = Literal["video", "image", "labeled_image"]
 Content = list[dict[str, str]]  # items of a message

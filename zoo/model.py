@@ -19,7 +19,7 @@ from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
 from zoo.errors import InputError, check_choice
-from zoo.fusions import ExtraTokens, Fusion
+from zoo.fusions import Fusion
 from zoo.geometry.base import GeometryEncoder, SceneGeometry, resample_frames
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
@@ -34,6 +34,7 @@ from zoo.scene_encoding import encode_vision, fuse_scenes
 from zoo.scenes import Media, SceneInputs, SceneTokens, scenes_of_media
 from zoo.sequence_layout import MediaKind, SequenceLayout
 from zoo.time_index import TimeIndex
+from zoo.visual_grid import ExtraTokens
 
 
 class SpatialVLM(Configurable, nn.Module):

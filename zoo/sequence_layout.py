@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from zoo.fusions.base import ExtraTokens
-from zoo.visual_grid import SPATIAL_MERGE_SIZE
+from zoo.visual_grid import SPATIAL_MERGE_SIZE, ExtraTokens
 
 MediaKind = Literal["video", "image"]
 
@@ -141,7 +140,7 @@ class SequenceLayout:
 
         # 2. Tokens: each view has h * w 2D tokens, then its extra tokens.
         view = self.grid[:, 1] * self.grid[:, 2]
-        per_view = view + torch.tensor([len(extra_tokens.positions(size)) for size in view.tolist()], dtype=view.dtype)
+        per_view = view + torch.tensor([extra_tokens.count(size) for size in view.tolist()], dtype=view.dtype)
         lengths = self.grid[:, 0] * per_view
         self.span, within = owners(lengths)
         self.step, place = within // per_view[self.span], within % per_view[self.span]

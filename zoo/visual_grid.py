@@ -1,6 +1,22 @@
-"""The merge of patches into visual tokens, the same for every supported backbone."""
+"""The visual tokens of a view: patches merged into one, the same for every supported backbone, and those appended."""
+
+from __future__ import annotations
+
+from enum import Enum
 
 TEMPORAL_PATCH_SIZE = 2  # consecutive frames in one visual token; `Backbone` checks its checkpoint against both
 SPATIAL_MERGE_SIZE = 2  # patches per side in one visual token
 PATCHES_PER_TOKEN = TEMPORAL_PATCH_SIZE * SPATIAL_MERGE_SIZE**2
 IMAGE_PIXELS = (4 * 28**2, 16384 * 28**2)  # least and most of a still image: 4 to 16,384 tokens of Qwen2.5-VL
+
+
+class ExtraTokens(Enum):
+    """The tokens appended to the 2D tokens of each view; they share the positions of the first of these."""
+
+    NOTHING = "nothing"
+    ONE = "one per view"
+    ALL = "one per 2D token"
+
+    def count(self, tokens: int) -> int:
+        """Returns the number of tokens appended to a view of `tokens` 2D tokens."""
+        return {ExtraTokens.NOTHING: 0, ExtraTokens.ONE: 1, ExtraTokens.ALL: tokens}[self]

@@ -13,8 +13,8 @@ from datamodules.collate import IGNORED, Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
-from zoo.fusions import ExtraTokens
 from zoo.geometry.base import SceneGeometry
+from zoo.visual_grid import ExtraTokens
 
 TRAINING = Path(__file__).parents[1] / "golden/preprocess_train"
 PROMPTS = Path(__file__).parents[1] / "golden/preprocess/prompts.json"

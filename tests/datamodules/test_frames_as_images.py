@@ -35,7 +35,8 @@ def loaded(rooms_root: Path, frames_as: str, requirements: DataRequirements, fra
 @pytest.mark.parametrize("frames_as", ["image", "labeled_image"])
 def test_inputs_are_those_of_the_stock_processor(loader: type, frames_as: str, rooms_root: Path) -> None:
     backbone = loader().load()
-    needs = DataRequirements(token_px=backbone.preprocessor.token_size, image_pixels=backbone.image_pixels)
+    token_px = backbone.patch_size * backbone.spatial_merge_size
+    needs = DataRequirements(token_px=token_px, image_pixels=backbone.image_pixels)
     scene = loaded(rooms_root, frames_as, needs)
     assert scene.error is None and scene.num_images == 5 and len(scene.frame_indices) == 10
     batch = Collate(backbone.preprocessor, training=False)([scene])

@@ -35,7 +35,7 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
         steps, rows, columns = what if kind == "v" else (1, *what)
         name, suffix = ("video", "_videos") if kind == "v" else ("image", "")
         view = rows * columns // 4
-        per_view = view + len(model.extra_tokens.positions(view))
+        per_view = view + model.extra_tokens.count(view)
         token = getattr(config, f"{name}_token_id")
         for step in range(steps) if span_per_step else [0]:
             tokens = per_view if span_per_step else steps * per_view

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.fusions import ExtraTokens
 from zoo.positions import layout_position_ids
 from zoo.sequence_layout import Placeholders, SequenceLayout
 from zoo.time_index import ConstantIndex, FrameNumberIndex, SpanIndex, StepIndex, TimeIndex, TimestampIndex
+from zoo.visual_grid import ExtraTokens
 
 TEXT, START, END, VIDEO, IMAGE, PAD = 9, 1, 2, 3, 4, 0
 Medium = tuple[str, int, int, int]  # "video" or "image", and (t, h, w) in patches
@@ -36,7 +36,7 @@ def layout_of(rows: list[list[Medium]], extra: ExtraTokens, in_spans: bool, side
         for kind, steps, height, width in row:
             steps = steps if kind == "video" else 1
             view = height * width // 4
-            per_view = view + len(extra.positions(view))
+            per_view = view + extra.count(view)
             token = VIDEO if kind == "video" else IMAGE
             for run in [per_view] * steps if in_spans else [steps * per_view]:
                 ids += [*[TEXT] * 2, START, *[token] * run, END]

@@ -18,12 +18,12 @@ from zoo.configuration import Configurable
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.errors import InputError
-from zoo.fusions.base import ExtraTokens
 from zoo.geometry.base import GeometryEncoder
 from zoo.positions import SecondsPerGrid, TextAfterVision, layout_position_ids
 from zoo.sequence_layout import MediaKind, Placeholders, SequenceLayout
 from zoo.shared_prefix import block_mask, prefix_causal_mask
 from zoo.time_index import TimeIndex, TimestampIndex
+from zoo.visual_grid import ExtraTokens
 
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
 DType = Literal["float32", "bfloat16"]
@@ -63,11 +63,9 @@ class Preprocessor(ABC):
 
     Attributes:
         pad_token_id: padding of shorter sequences in a batch.
-        token_size: side of a visual token in pixels; the sides of frames are multiples of it.
     """
 
     pad_token_id: int
-    token_size: int
 
     @abstractmethod
     def cut_patches(

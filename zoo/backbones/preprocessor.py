@@ -11,8 +11,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from zoo.backbones.base import Message, Preprocessor, TokenizedPrompt
-from zoo.fusions.base import ExtraTokens
 from zoo.shared_prefix import IGNORED
+from zoo.visual_grid import ExtraTokens
 
 END_OF_TURN = "<|im_end|>\n"  # follows each answer in the chat template
 # frames are already sampled and resized: the processor only normalizes and cuts patches
@@ -29,7 +29,6 @@ class QwenVLPreprocessor(Preprocessor):
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.pad_token_id = processor.tokenizer.pad_token_id
-        self.token_size = processor.video_processor.patch_size * processor.video_processor.merge_size
 
     def cut_patches(
         self, frames: UInt8[Tensor, "T 3 H W"]
@@ -85,7 +84,7 @@ class QwenVLPreprocessor(Preprocessor):
         """Visual tokens of a video or image, extra tokens included."""
         steps, height, width = grid_thw
         view = height * width // self.processor.video_processor.merge_size**2
-        return steps * (view + len(extra_tokens.positions(view)))
+        return steps * (view + extra_tokens.count(view))
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
         return self.processor.tokenizer.batch_decode([list(ids) for ids in answers], skip_special_tokens=True)

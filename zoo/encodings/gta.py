@@ -61,11 +61,6 @@ class GTA(MatrixEncoding):
         # one-dimensional, since a scalar can't be sharded
         self.log_scale = nn.Parameter(torch.tensor([math.log(translation_scale)])) if learn_scale else None
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if (name := f"{prefix}log_scale") in state_dict:
-            state_dict[name] = state_dict[name].reshape(1)  # a scalar in earlier checkpoints
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def matrices(self, cameras: Cameras) -> Matrices:
         scale = self.translation_scale if self.log_scale is None else self.log_scale.double().exp()
         poses = cameras.world_to_camera.clone()

@@ -2,7 +2,8 @@
 
 from zoo.fusions.add import AddFusion
 from zoo.fusions.attention import AttentionFusion
-from zoo.fusions.base import ExtraTokens, Fusion, merge_spatial
+from zoo.fusions.base import Fusion, merge_spatial
 from zoo.fusions.camera_token import CameraTokenFusion
 from zoo.fusions.concat_split import ConcatSplitFusion
 from zoo.fusions.deep import DeepFusion
+from zoo.visual_grid import ExtraTokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from enum import Enum
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from zoo.configuration import Configurable
 from zoo.errors import InputError, check_choice
 from zoo.geometry.base import SceneGeometry
-from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens
 
 ActiveBranches = Literal["both", "2d", "3d"]
 TemporalMerge = Literal["concat", "mean", "first"]
@@ -49,18 +48,6 @@ def merge_spatial(
         )
     blocks = (steps, temporal_merge, height // spatial_merge, spatial_merge, width // spatial_merge, spatial_merge, -1)
     return tokens.reshape(blocks).permute(0, 2, 4, 3, 5, 6, 1).flatten(3).flatten(0, 2)
-
-
-class ExtraTokens(Enum):
-    """The tokens appended to the 2D tokens of each view; each shares the position of a 2D token."""
-
-    NOTHING = "nothing"
-    ONE = "one per view"
-    ALL = "one per 2D token"
-
-    def positions(self, tokens: int) -> range:
-        """Returns the 2D token (of `tokens` in the view) whose position each appended token shares."""
-        return {ExtraTokens.NOTHING: range(0), ExtraTokens.ONE: range(1), ExtraTokens.ALL: range(tokens)}[self]
 
 
 class Fusion(Configurable, nn.Module, ABC):

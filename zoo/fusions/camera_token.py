@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.errors import check_choice
-from zoo.fusions.base import ExtraTokens, Fusion
+from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
 from zoo.geometry.base import SceneGeometry
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.visual_grid import TEMPORAL_PATCH_SIZE, ExtraTokens
 
 Mode = Literal["append", "add"]
 

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.errors import check_choice
-from zoo.fusions.base import ExtraTokens, Fusion
+from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
-from zoo.visual_grid import PATCHES_PER_TOKEN
+from zoo.visual_grid import PATCHES_PER_TOKEN, ExtraTokens
 
 Axis = Literal["channel", "token"]
 

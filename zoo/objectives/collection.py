@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import InputError
-from zoo.fusions.base import ExtraTokens
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
 from zoo.objectives.language_modeling import LanguageModeling
 from zoo.requirements import Target
 from zoo.scenes import SceneTokens
+from zoo.visual_grid import ExtraTokens
 
 
 class Objectives(nn.ModuleDict):

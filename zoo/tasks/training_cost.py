@@ -182,7 +182,7 @@ def example_inputs(model: SpatialVLM, batch: Batch) -> dict[str, Any]:
     marks = backbone.placeholders
     visual = marks.video if batch.kind == "video" else marks.image
     spans = steps if marks.span_per_step or batch.kind == "image" else 1
-    per_step += len(model.extra_tokens.positions(per_step))
+    per_step += model.extra_tokens.count(per_step)
     span = [*[TEXT] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (per_step * steps // spans)]
     rows = []
     for question in range(batch.questions):
