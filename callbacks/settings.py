@@ -32,8 +32,9 @@ CHANGES_NO_RESULT = _EXECUTION | _LOADING | {"max_new_tokens"}
 NOT_ARCHITECTURE = {
     *_OPTIMIZATION | _EXECUTION,
     *("max_new_tokens", "repetition_penalty", "dtype", "geometry_cache", "camera_source", "scale_from"),
-    *("active_branches", "seconds", "seconds_per_grid", "text_after_vision"),
 }
+# and those in which the tests of a trained model may differ from its training
+CHANGES_NO_WEIGHT = {*NOT_ARCHITECTURE, "active_branches", "seconds", "seconds_per_grid", "text_after_vision"}
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -98,7 +99,7 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the names of the settings that differ, apart from files of scenes."""
-    return [n for n in {**before, **now} if before.get(n) != now.get(n) and not n.startswith(FILES)]
+    return [n for n in _differing(before, now) if not n.startswith(FILES)]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Collection[str]) -> list[str]:
@@ -111,9 +112,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Col
     """
     return [
         f"{name} was {before.get(name)}, now it is {now.get(name)}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name) and (not name.startswith(FILES) or name.removeprefix(FILES) in answered)
+        for name in _differing(before, now)
+        if not name.startswith(FILES) or name.removeprefix(FILES) in answered
     ]
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that differ and may change answers."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [name for name in names if not CHANGES_NO_ANSWER & set(name.split("."))]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -13,10 +13,10 @@ LARGEST = 32 * 2**20  # the highest MMAP_THRESHOLD that glibc takes: larger bloc
 def keep_freed_memory() -> None:
     """Keeps up to 2 GiB of freed memory for the next step; the system would have to clear it for each.
 
-    Variables of the environment such as MALLOC_TRIM_THRESHOLD_ come first. Without effect where the C library is
-    another, or another allocator is loaded.
+    MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES and the like in the environment come first. Without effect where the C
+    library is another, or another allocator is loaded.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     with suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")

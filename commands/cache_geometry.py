@@ -49,11 +49,15 @@ def cache_geometry(arguments: list[str]) -> None:
     process = launcher()
     data, split = settings.data, settings.split
     sampler = data.train_sampler if split == "train" else data.sampler
-    for part in (sampler, data.frame_pairing) if split == "train" else ():
+    drawing = {"train_sampler" if data.train_sampler is not data.sampler else "sampler": sampler}
+    if data.frames_as == "video":
+        drawing["frame_pairing"] = data.frame_pairing
+    for option, part in drawing.items() if split == "train" else ():
         if part.varies_by_epoch:
+            remedy = "null" if option == "train_sampler" else "that does not"
             raise InputError(
                 f"{type(part).__name__} draws other frames each epoch, which no cache can hold beforehand: train with "
-                "--data.train_sampler null or another that does not, and give that here too"
+                f"--data.{option} {remedy}, and give that here too"
             )
     prepare_split("cache-geometry", settings)
     scenes = data.dataset(data.scenes(split), sampler)

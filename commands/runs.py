@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import UNFINISHED
-from callbacks.settings import CHANGES_NO_RESULT, NOT_ARCHITECTURE, flatten
+from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
 from zoo.errors import InputError
@@ -72,7 +72,7 @@ def resolve_run(command: str, settings: Any) -> None:
     may_be_untrained = parts.get("allow_untrained", False)
     checkpoint: Path | None = None
     if asked == "last" or (asked is None and command != "fit" and not released and not may_be_untrained):
-        checkpoint = _last(settings, Path(folder) if folder else None)
+        checkpoint = _last(command, settings, Path(folder) if folder else None)
     elif asked is not None:
         checkpoint = Path(asked)
     elif command in ("validate", "test", "predict") and released and untrained and not may_be_untrained:
@@ -136,12 +136,23 @@ def _with_checkpoint(configs: Iterable[Path]) -> Iterator[Path]:
             rank_zero_info(f"{run} is passed over: it has no checkpoint")
 
 
-def _last(settings: Any, folder: Path | None) -> Path:
-    """Returns the checkpoint of the newest run of the same model, under `runs/` or in a folder."""
+def _last(command: str, settings: Any, folder: Path | None) -> Path:
+    """Returns the checkpoint of the newest run of the same model, under `runs/` or in a folder.
+
+    Without one, a test takes the newest run whose weights fit its options.
+    """
+    fitting: tuple[Path, str] | None = None
     for run in _with_checkpoint(RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG)):
-        if not (changed := _changed(config_of(run), settings.as_dict(), ("model",), NOT_ARCHITECTURE)):
+        trained, asked = config_of(run), settings.as_dict()
+        if not (changed := _changed(trained, asked, ("model",), NOT_ARCHITECTURE)):
             return run / FOLDER / LAST
-        rank_zero_info(f"{run} is passed over: it was trained with another {changed[0]}")
+        if command != "fit" and fitting is None and not _other_weights(trained, asked):
+            fitting = run, changed[0]
+        else:
+            rank_zero_info(f"{run} is passed over: it was trained with another {changed[0]}")
+    if fitting is not None:
+        rank_zero_info(f"{fitting[0]} was trained with another {fitting[1]}, which changes no weight")
+        return fitting[0] / FOLDER / LAST
     raise InputError(
         f"no run of this {_class(settings.model)} under {folder or RUNS}/ has a checkpoint: train it first (python "
         "main.py fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
@@ -155,7 +166,7 @@ def _check(command: str, checkpoint: Path, settings: Any) -> None:
     if run is None:
         return
     trained, asked = config_of(run), settings.as_dict()
-    if _changed(trained, asked, ("model",), NOT_ARCHITECTURE):
+    if _other_weights(trained, asked):
         raise InputError(
             f"{checkpoint} is of another model than was asked for: compare {run / CONFIG}, or leave --config out to "
             "take the model from there"
@@ -165,6 +176,13 @@ def _check(command: str, checkpoint: Path, settings: Any) -> None:
             f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
             f"change), see {run / CONFIG}; to start from its weights with new ones is another run"
         )
+
+
+def _other_weights(trained: Any, asked: Any) -> bool:
+    """Whether a model needs other weights than those of a run: a branch that the run left out is not trained."""
+    branches = flatten({"model": trained.get("model")}).get("model.fusion.active_branches", "both")
+    unchanging = CHANGES_NO_WEIGHT if branches == "both" else CHANGES_NO_WEIGHT - {"active_branches"}
+    return bool(_changed(trained, asked, ("model",), unchanging))
 
 
 def _changed(

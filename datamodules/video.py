@@ -106,7 +106,7 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
 
 
 def companion_name(video: Path) -> str:
-    """How the names of the files beside a video begin: with its own without the suffix, or with that of a folder."""
+    """Stem of the files beside a video: its name without the suffix, or the whole name of a folder."""
     return video.name if video.is_dir() else video.stem
 
 

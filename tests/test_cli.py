@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -110,8 +111,24 @@ def test_a_trained_model_is_tested_with_options_that_change_no_weight(run: Run, 
     assert (the_run(tmp_path) / "metrics.json").is_file()
     with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # control: another part
         run("test", "--config", "concat_split.yaml", "--model.time_index", "ConstantIndex")
-    with pytest.raises(SystemExit, match="was trained with another model.fusion.active_branches"):
+    with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # a training goes on as it was
         run("fit", *words, *changed[:2], "--model.time_index.seconds_per_grid", "0.5", "--ckpt_path", "last")
+
+
+def test_the_run_with_the_very_options_comes_first(run: Run, tmp_path: Path) -> None:
+    words = ["--config", "concat_split.yaml", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    branch = ["--model.fusion.active_branches", "2d"]
+    for name, more in (("both", []), ("half", branch)):
+        run("fit", *words, *more, "--trainer.default_root_dir", f"runs/{name}")
+    tested = [tmp_path / f"runs/{name}/metrics.json" for name in ("both", "half")]
+    run("test", *words)
+    assert [file.exists() for file in tested] == [True, False]  # though the other is newer
+    run("test", *words, *branch)
+    run("fit", *words, "--ckpt_path", "last")
+    assert tested[1].exists() and len(list(tmp_path.glob("runs/*"))) == 2
+    shutil.rmtree(tmp_path / "runs/both")
+    with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # the other branch was not trained
+        run("test", *words)
 
 
 def test_filtered_questions_are_counted(run: Run, tmp_path: Path) -> None:

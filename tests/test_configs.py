@@ -85,7 +85,7 @@ def test_the_order_of_configs_does_not_matter(trio: tuple[str, ...], parsed: Par
 
 
 def test_every_order_of_every_trio_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = {path: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
+    contents = {path: read_config(path) for path in CONFIGS.glob("*.yaml")}
     monkeypatch.setattr("commands.configs.read_config", contents.__getitem__)  # once each
     for trio in TRIOS:
         orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(trio)}

@@ -127,19 +127,29 @@ def new_folder(folder: Path) -> Iterator[None]:
     Raises:
         InputError: the folder is not empty, or can't be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already and not empty: choose a new folder")
+    refuse_full(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise InputError(f"{folder} can't be written ({error})") from error
+        cause = error.__cause__ if isinstance(error, WriteError) else error
+        if isinstance(cause, (OSError, SafetensorError)):
+            raise InputError(f"{folder} can't be written ({cause})") from cause
         raise
+
+
+def refuse_full(folder: Path) -> None:
+    """Raise an InputError for a folder that is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already and not empty: choose a new folder")
+
+
+class WriteError(InputError):
+    """A file can't be written; its cause is the system's error."""
 
 
 def write_error(path: Path, error: OSError) -> InputError:
     """Return the error for a file that can't be written."""
     kept = "its former content is kept"
-    return InputError(f"{path} can't be written: {error.strerror}; {kept}: fix that and run the command again")
+    return WriteError(f"{path} can't be written: {error.strerror}; {kept}: fix that and run the command again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -12,11 +13,12 @@ from tqdm import tqdm
 
 SHARE, SECONDS = 0.1, 30.0  # a line is due after this share of the loop, or this time
 DELAY = 2.0  # seconds before a bar is shown
+RANKS = ("RANK", "SLURM_PROCID")  # of torchrun and SLURM: the first process reports
 Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], description: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Yields the items, and says on stderr how many are done: by a bar in a terminal, else by a line every 30 seconds.
+    """Yields the items and reports progress on stderr: with a bar in a terminal, else with a line every 30 seconds.
 
     Args:
         items: the items.
@@ -27,11 +29,12 @@ def progress(items: Iterable[Item], description: str, unit: str, total: int | No
     if sys.stderr.isatty():
         yield from tqdm(items, description, total, unit=f" {unit}", delay=DELAY)
         return
+    shows = all(os.environ.get(name, "0") == "0" for name in RANKS)
     count = len(items) if isinstance(items, Sized) else math.inf if total is None else total
     loop = Loop(description, count, share=math.inf)
     for done, item in enumerate(items, 1):
         yield item
-        if done < count and (line := loop.line(done)):
+        if shows and done < count and (line := loop.line(done)):
             print(line, file=sys.stderr, flush=True)
 
 

@@ -44,6 +44,7 @@ def zoo_version(root: Path = ROOT) -> str:
 
 
 def _git(root: Path, *words: str) -> str:
+    words = ("--no-optional-locks", *words)  # `status` would lock the index, and a commit meanwhile would fail
     return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from callbacks.settings import CHANGES_NO_RESULT, FILES, flatten
+from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_RESULT, FILES, flatten
 from commands.reports.runs import Run
 
 TRAINED = ("model", "data", "trainer")  # parts of a config that a run's weights depend on
@@ -38,7 +38,7 @@ def _settings(run: Run) -> dict[str, Any]:
     tested = {
         f"test.{name}": value
         for name, value in run.tested.items()
-        if name not in OF_WEIGHTS and not name.startswith(FILES)
+        if name not in OF_WEIGHTS and not name.startswith(FILES) and not CHANGES_NO_ANSWER & set(name.split("."))
     }
     checkpoint = Path(run.metrics.get("checkpoint") or "").name  # the last or the best
     data = run.metrics.get("data")

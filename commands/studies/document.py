@@ -87,7 +87,7 @@ def _summary(study: Study, scores: Scores) -> str:
     cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
     command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
     counts = Counter(result.version for result in found if result.version).most_common()
-    versions = ", ".join(f"{version} ({count} trainings)" for version, count in counts)
+    versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)
     made_by = [f"The code that trained: {versions}."] if counts else []
     return "\n\n".join([command, *made_by, *options, cells])
 

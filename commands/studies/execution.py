@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from commands.studies.executors import Executor
@@ -67,6 +68,9 @@ def _collect(training: Training, results: Results) -> str:
     run = training.run
     for test in training.finished_tests():
         result, questions = load_result(run, test, training.folder_of(test), *training.trained())
+        former = results.find(run, test)
+        if former is not None and former.code == result.code and not result.version:
+            result = replace(result, version=former.version)
         if not results.has_own(result):
             results.add(result, questions)
     own = results.find(run, OWN)

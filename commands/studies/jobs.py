@@ -26,7 +26,7 @@ from commands.studies.source_code import ROOT
 from datamodules.sources.rooms.rendered import cores
 from zoo.atomic_io import write_json
 from zoo.errors import InputError
-from zoo.versions import versions
+from zoo.versions import zoo_version
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
 PROGRESS_S = 60.0  # seconds between progress lines
@@ -92,7 +92,7 @@ class Training(Job):
                 return "the code was changed since the study was started: start it again"
             if rank == 0:
                 fit_s = None if resumes else round(time.monotonic() - started, 1)
-                trained = {"fit_s": fit_s, "code": self.code, "version": versions()["zoo"]}
+                trained = {"fit_s": fit_s, "code": self.code, "version": zoo_version()}
                 write_json(self.folder / TRAINED, trained)
         weights = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
         for test, words in self.run.tests.items():

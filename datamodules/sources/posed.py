@@ -19,7 +19,7 @@ from zoo.progress import progress
 
 # what a reader of poses raises on damaged files
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-VERSION = 1  # increase it with every change to the cameras
+VERSION = 2  # increase it with every change to the cameras
 
 
 class PosedScenes(SceneSource):

@@ -88,6 +88,11 @@ def test_what_changes_none_is_left_out(path: str, value: Any) -> None:
     assert settings(CONFIG) == settings(changed(path, value))
 
 
+def test_what_was_recorded_before_it_was_left_out_changes_none() -> None:
+    former = settings(CONFIG) | {"model.compile_decoder": False, "data.pack_scenes": False}
+    assert differences(former, settings(CONFIG), ()) == [] != differences({**former, "data.x": 1}, settings(CONFIG), ())
+
+
 def test_frames_drawn_by_the_runs_seed_count(monkeypatch: pytest.MonkeyPatch) -> None:
     drawing = changed(
         "data.init_args.sampler", {"class_path": "datamodules.RandomSampler", "init_args": {"seed": None}}

@@ -29,6 +29,7 @@ print(int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[
         ("keep_freed_memory()", {}, True),
         ("", {}, False),
         ("keep_freed_memory()", {"MALLOC_TRIM_THRESHOLD_": "1000000"}, False),
+        ("keep_freed_memory()", {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000"}, False),
     ],
 )
 def test_freed_memory_is_kept(call: str, variables: dict[str, str], is_kept: bool) -> None:

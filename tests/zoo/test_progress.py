@@ -19,6 +19,14 @@ def test_a_log_gets_lines_but_none_of_what_is_done(total: int | None, shown: str
     assert all(re.match(rf"rooms {number}{shown}  \S+ it/s", line) for number, line in enumerate(lines, 1))
 
 
+def test_one_of_several_processes_reports(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    for rank, lines in (("0", 2), ("1", 0)):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        assert list(progress([1, 2, 3], "rooms", "scenes")) == [1, 2, 3]
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
 def test_short_work_prints_nothing_to_a_log(capsys) -> None:
     assert list(progress([1, 2], "rooms", "scenes")) == [1, 2] and not capsys.readouterr().err
 

@@ -40,7 +40,7 @@ def test_a_clone_names_its_commit(clone: Path) -> None:
         ("scratch.py", False),
     ],
 )
-def test_changes_of_the_code_are_said(changed: str, is_dirty: bool, clone: Path) -> None:
+def test_changed_code_is_dirty(changed: str, is_dirty: bool, clone: Path) -> None:
     (clone / changed).parent.mkdir(exist_ok=True)
     (clone / changed).write_text("2\n")
     assert zoo_version(clone).endswith(".dirty") == is_dirty

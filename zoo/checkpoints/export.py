@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from zoo.atomic_io import new_folder, write_json
+from zoo.atomic_io import new_folder, refuse_full, write_json
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.names import (
     CONNECTOR,
@@ -53,6 +53,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
         InputError: the folder is not empty or can't be written, the folder of the weights is gone, or the model has
             weights that no official model has. Files written by then are removed.
     """
+    refuse_full(out)
     if isinstance(model.geometry, CachedGeometry):
         model.geometry = model.geometry.encoder()
     tensors = official_tensors(model)

@@ -6,4 +6,3 @@ from zoo.fusions.base import Fusion, merge_spatial
 from zoo.fusions.camera_token import CameraTokenFusion
 from zoo.fusions.concat_split import ConcatSplitFusion
 from zoo.fusions.deep import DeepFusion
-from zoo.visual_grid import ExtraTokens

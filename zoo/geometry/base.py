@@ -151,7 +151,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
 
     @property
     def outline(self) -> GeometryEncoder:
-        """This encoder, or the one behind a cache, on the meta device."""
+        """This encoder; of a cache, the one behind it, on the meta device."""
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class GeometryCache:
         max_size_gb: limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64.
 
     Raises:
-        InputError: A limit that is not positive.
+        InputError: A limit that is not positive, or another dtype.
     """
 
     folder: str = "cache/geometry"

@@ -270,7 +270,7 @@ def test_keys_of_selections_depend_on_the_encoder_and_its_weights(tmp_path: Path
     assert in_memory[0] == in_memory[1] != in_memory[2]
 
 
-def test_a_data_worker_is_told_that_it_has_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_predicted_points_on_a_gpu_fail_in_a_data_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = predicted_points()
     source._device = "cuda"
     monkeypatch.setattr(points_module, "get_worker_info", lambda: object())

@@ -109,7 +109,7 @@ def test_layout_finds_videos_folders_and_cameras_and_counts_what_is_missing(tmp_
     )
 
 
-def test_a_video_is_found_whatever_the_case_of_its_suffix(tmp_path):
+def test_a_video_is_found_with_a_suffix_in_capitals(tmp_path):
     write_questions(tmp_path / "test.jsonl", NUMBER | {"id": 1, "scene_name": "kitchen"})
     (tmp_path / "d").mkdir()
     (tmp_path / "d/kitchen.MOV").touch()
