@@ -41,18 +41,20 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
                 f"{beside}.{'cameras.json' if target == 'cameras' else target} beside {video} "
                 "etc., or take the geometry encoder's: --model.camera_source predicted"
             )
-
-    def asked() -> Iterator[str]:  # only as far as needed: a file of conversations has hundreds of thousands
-        return (question.question_type for scene in scenes for question in scene.questions)
-
     for kind in needs.question_types if split == "train" else ():
-        if kind not in source.benchmark.question_types and kind not in asked():  # a mixture may have other benchmarks
+        # a mixture may have other benchmarks
+        if kind not in source.benchmark.question_types and kind not in _types(scenes):
             source.benchmark.check_question_type(kind)
-    if (unit := needs.arbitrary_unit) and any(kind in source.benchmark.metric_types for kind in asked()):
+    if (unit := needs.arbitrary_unit) and any(kind in source.benchmark.metric_types for kind in _types(scenes)):
         rank_zero_warn(
             f"{unit} has lengths in a unit of each scene's own, and questions ask for meters: align predicted cameras "
             "by --model.geometry.scale_from DatasetPoses or MetricModel; DatasetGeometry has 3D tokens in meters"
         )
+
+
+def _types(scenes: Sequence[Scene]) -> Iterator[str]:
+    """Yields the type of each question, as far as the caller reads: a file of conversations has many thousands."""
+    return (question.question_type for scene in scenes for question in scene.questions)
 
 
 def check_scene(scene: Scene, needs: DataRequirements) -> None:

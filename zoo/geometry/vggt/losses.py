@@ -132,7 +132,8 @@ def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
         true, _ = pose_encoding_to_cameras(truth.pose_enc, (height, width))
         poses, _ = pose_encoding_to_cameras(output.pose_enc, (height, width))
         poses = poses.double()  # autocast would compute a product of float32 in half precision
-        angle, distance = pose_distance(poses @ invert_se3(poses[:, :1]), true.double())
+        relative = poses @ invert_se3(poses[:, :1])
+        angle, distance = (each.float() for each in pose_distance(relative, true.double()))
         found["rotation_deg"], found["center"] = angle[:, 1:].mean(1).rad2deg(), distance[:, 1:].mean(1)
     if output.depth is not None:
         relative = (output.depth[..., 0] - truth.depth).abs() / torch.where(truth.known, truth.depth, 1)
