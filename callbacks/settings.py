@@ -77,7 +77,7 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     else:
         described = data.describe() if hasattr(data, "describe") else None
         chosen = {"model": type(pl_module).__qualname__, "data": described}
-    flat = {key: value for key, value in flatten(chosen).items() if not CHANGES_NO_ANSWER & set(key.split("."))}
+    flat = {key: value for key, value in flatten(chosen).items() if not is_one_of(key, CHANGES_NO_ANSWER)}
     flat.pop("data.seed", None)  # of training
     flat |= {key: resolve_seed(flat[key]) for key in DRAWN if key in flat}
     geometry = getattr(getattr(pl_module, "model", None), "geometry", None)
@@ -120,7 +120,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Col
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the names of the settings that differ and may change answers."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [name for name in names if not CHANGES_NO_ANSWER & set(name.split("."))]
+    return [name for name in names if not is_one_of(name, CHANGES_NO_ANSWER)]
+
+
+def is_one_of(name: str, options: Collection[str]) -> bool:
+    """Return whether a dotted name has one of these options, or is inside of one."""
+    return not set(name.split(".")).isdisjoint(options)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

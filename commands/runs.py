@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import UNFINISHED
-from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten
+from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten, is_one_of
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
 from zoo.errors import InputError
@@ -141,9 +141,10 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
 
     Without one, a test takes the newest run whose weights fit its options.
     """
+    asked = settings.as_dict()
     fitting: tuple[Path, str] | None = None
     for run in _with_checkpoint(RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG)):
-        trained, asked = config_of(run), settings.as_dict()
+        trained = config_of(run)
         if not (changed := _changed(trained, asked, ("model",), NOT_ARCHITECTURE)):
             return run / FOLDER / LAST
         if command != "fit" and fitting is None and not _other_weights(trained, asked):
@@ -193,7 +194,7 @@ def _changed(
 ) -> list[str]:
     """Returns the options in which two configs differ."""
     one, other = (flatten({part: config.get(part) for part in parts}) for config in (trained, asked))
-    names = [name for name in sorted(one | other) if not ignored & set(name.split("."))]
+    names = [name for name in sorted(one | other) if not is_one_of(name, ignored)]
     return [name for name in names if one.get(name) != other.get(name)]
 
 

@@ -139,7 +139,7 @@ class SceneDataset(Dataset):
         """The number of frames that the sampler chooses."""
         if self.frames_as == "video":
             return self.frame_pairing.views(self.num_frames, self.sampler)
-        return FrameSampler.count(self.sampler, self.num_frames)  # without the rounding of frames to pairs
+        return self.sampler.limited(self.num_frames)  # without the rounding of frames to pairs
 
     def select(self, view: SceneView) -> list[int]:
         """Chooses frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""

@@ -1,4 +1,4 @@
-"""The visual tokens of a view: patches merged into one, the same for every supported backbone, and those appended."""
+"""How patches are merged into visual tokens, the same for every supported backbone, and extra tokens of a view."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class ExtraTokens(Enum):
     ALL = "one per 2D token"
 
     def count(self, tokens: int) -> int:
-        """Returns the number of tokens appended to a view of `tokens` 2D tokens."""
+        """Returns the number of tokens appended to a view with `tokens` 2D tokens."""
         return {ExtraTokens.NOTHING: 0, ExtraTokens.ONE: 1, ExtraTokens.ALL: tokens}[self]

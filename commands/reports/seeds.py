@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_RESULT, FILES, flatten
+from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_RESULT, FILES, flatten, is_one_of
 from commands.reports.runs import Run
 
 TRAINED = ("model", "data", "trainer")  # parts of a config that a run's weights depend on
@@ -33,12 +33,12 @@ def _settings(run: Run) -> dict[str, Any]:
     trained = {
         name: value
         for name, value in config.items()
-        if not name.startswith(OF_A_FOLDER) and not CHANGES_NO_RESULT & set(name.split("."))
+        if not name.startswith(OF_A_FOLDER) and not is_one_of(name, CHANGES_NO_RESULT)
     }
     tested = {
         f"test.{name}": value
         for name, value in run.tested.items()
-        if name not in OF_WEIGHTS and not name.startswith(FILES) and not CHANGES_NO_ANSWER & set(name.split("."))
+        if name not in OF_WEIGHTS and not name.startswith(FILES) and not is_one_of(name, CHANGES_NO_ANSWER)
     }
     checkpoint = Path(run.metrics.get("checkpoint") or "").name  # the last or the best
     data = run.metrics.get("data")

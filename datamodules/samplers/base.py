@@ -179,6 +179,10 @@ class FrameSampler(Configurable, ABC):
 
     def count(self, n: int) -> int:
         """The number of frames for n; overridden by samplers that round it."""
+        return self.limited(n)
+
+    def limited(self, n: int) -> int:
+        """n, or the number of candidates if there are fewer."""
         return n if self.candidates is None else min(n, self.candidates)
 
     @abstractmethod

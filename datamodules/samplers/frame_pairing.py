@@ -48,7 +48,7 @@ class FramePairing(Configurable, ABC):
 
     def views(self, n: int, sampler: FrameSampler) -> int:
         """The number of views for n frames."""
-        return FrameSampler.count(sampler, n // TEMPORAL_PATCH_SIZE)  # without the rounding of frames to pairs
+        return sampler.limited(n // TEMPORAL_PATCH_SIZE)  # without the rounding of frames to pairs
 
     @property
     def varies_by_epoch(self) -> bool:

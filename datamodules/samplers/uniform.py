@@ -35,7 +35,7 @@ class UniformSampler(FrameSampler):
         """The number of frames after the rule's rounding."""
         if self.rule == "qwen_vl_utils":
             n = round(n / TEMPORAL_PATCH_SIZE) * TEMPORAL_PATCH_SIZE
-        return super().count(n)
+        return self.limited(n)
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
         """Places at even steps."""

@@ -1,4 +1,4 @@
-"""Freed memory stays in the process, unless the environment says what to do with it."""
+"""Freed memory is kept, unless variables of the environment configure malloc."""
 
 import subprocess
 import sys
