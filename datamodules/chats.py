@@ -13,7 +13,7 @@ from PIL import Image
 
 from datamodules.asking import collate_for, data_of, load_frames, load_video
 from datamodules.collate import Content, LoadedScene, media_of
-from zoo.backbones.base import Message
+from zoo.backbones.preprocessor import Message
 from zoo.errors import InputError
 from zoo.prefix_cache import Reply, answer_questions
 

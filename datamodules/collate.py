@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.scenes import MEDIUM, Question, RawQuestion, Scene
-from zoo.backbones.base import Message, Preprocessor, TokenizedPrompt
+from zoo.backbones.preprocessor import Message, Preprocessor, TokenizedPrompt
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.geometry.base import SceneGeometry
 from zoo.scenes import SceneInputs

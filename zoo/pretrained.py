@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.atomic_io import new_folder, write_json, write_whole
-from zoo.backbones.base import BackboneLoader
+from zoo.backbones.loader import BackboneLoader
 from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError, reading

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 SHARE, SECONDS = 0.1, 30.0  # a line is due after this share of the loop, or this time
 DELAY = 2.0  # seconds before a bar is shown
-RANKS = ("RANK", "SLURM_PROCID")  # of torchrun and SLURM: the first process reports
+RANKS = ("RANK", "SLURM_PROCID")  # of torchrun and SLURM
 Item = TypeVar("Item")
 
 
@@ -29,13 +29,18 @@ def progress(items: Iterable[Item], description: str, unit: str, total: int | No
     if sys.stderr.isatty():
         yield from tqdm(items, description, total, unit=f" {unit}", delay=DELAY)
         return
-    shows = all(os.environ.get(name, "0") == "0" for name in RANKS)
+    shows = is_first_process()
     count = len(items) if isinstance(items, Sized) else math.inf if total is None else total
     loop = Loop(description, count, share=math.inf)
     for done, item in enumerate(items, 1):
         yield item
         if shows and done < count and (line := loop.line(done)):
             print(line, file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this process reports: the first of a torchrun or SLURM job, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 class Loop:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from datamodules.chats import Medium, answer_chats
 from zoo import InputError, SpatialVLM
-from zoo.backbones.base import Message
+from zoo.backbones.preprocessor import Message
 from zoo.errors import SCENE_FAULTS
 from zoo.prefix_cache import Reply
 from zoo.tasks.first_scenes import FirstScenes

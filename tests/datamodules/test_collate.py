@@ -11,8 +11,8 @@ from transformers import AutoProcessor
 
 from datamodules.collate import IGNORED, Collate, LoadedScene
 from datamodules.scenes import Question, Scene
-from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import ExtraTokens
 

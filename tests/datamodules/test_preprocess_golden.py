@@ -23,7 +23,7 @@ from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.video import Video
 from tests.golden.synth import synth_video
-from zoo.backbones.preprocessor import QwenVLPreprocessor
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.positions import mrope_position_ids
 
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))

@@ -1,6 +1,8 @@
-"""Video-language models: `base.py`, what they share, and a folder for each."""
+"""Video-language models: three seams, what the Qwen-VL family shares, and a folder for each model."""
 
-from zoo.backbones.base import Backbone, BackboneLoader, Preprocessor
+from zoo.backbones.base import Backbone
+from zoo.backbones.loader import BackboneLoader
+from zoo.backbones.preprocessor import Preprocessor
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
 from zoo.backbones.qwen3_vl.tiny import TinyQwen3VL
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
-from zoo.configuration import Configurable
 from zoo.decoder_layout import DecoderLayout
 from zoo.encodings.base import CameraEncoding, EncodedCameras
-from zoo.errors import InputError
-from zoo.geometry.base import GeometryEncoder
 from zoo.positions import SecondsPerGrid, TextAfterVision, layout_position_ids
 from zoo.sequence_layout import MediaKind, Placeholders, SequenceLayout
 from zoo.shared_prefix import block_mask, prefix_causal_mask
 from zoo.time_index import TimeIndex, TimestampIndex
 from zoo.visual_grid import ExtraTokens
 
-AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
-DType = Literal["float32", "bfloat16"]
 BackbonePart = Literal["decoder", "vision", "connector"]
-
-
-Message = dict[str, Any]  # a turn of a chat, as transformers' chat templates take it
-
-
-class TokenizedPrompt(NamedTuple):
-    """A tokenized chat.
-
-    Attributes:
-        input_ids: the whole sequence, one placeholder per visual token; with the answer in training.
-        labels: the supervised ids, -100 elsewhere.
-    """
-
-    input_ids: Int[Tensor, " L"]
-    labels: Int[Tensor, " L"]
 
 
 class VisualTokens(NamedTuple):
@@ -56,62 +35,6 @@ class VisualTokens(NamedTuple):
 
     tokens: Float[Tensor, "tokens D"]
     deepstack: Float[Tensor, "layers tokens D"]
-
-
-class Preprocessor(ABC):
-    """Turns frames and text into the backbone's inputs, in data workers; holds no weights.
-
-    Attributes:
-        pad_token_id: padding of shorter sequences in a batch.
-    """
-
-    pad_token_id: int
-
-    @abstractmethod
-    def cut_patches(
-        self, frames: UInt8[Tensor, "T 3 H W"]
-    ) -> tuple[Float[Tensor, "patches channels"], Int[Tensor, " 3"]]:
-        """Return the normalized patches of resized frames, and their (t, h, w) before the merge."""
-
-    @abstractmethod
-    def texts(self, messages: Sequence[Message]) -> list[str]:
-        """Return a chat as texts, in turn a prompt up to the start of the answer, and an answer up to its end.
-
-        Args:
-            messages: of system, user and assistant; those between two answers are one prompt.
-        """
-
-    @abstractmethod
-    def tokenize(
-        self,
-        texts: Sequence[str],
-        media_grids: Sequence[Sequence[int]],
-        extra_tokens: ExtraTokens,
-        frame_times: Sequence[float] | None = None,
-    ) -> TokenizedPrompt:
-        """Return the token ids of a chat; the answers are supervised.
-
-        Args:
-            texts: from `texts`.
-            media_grids: (t, h, w) in patches before the merge of each video or image.
-            extra_tokens: tokens that follow the 2D tokens of each view.
-            frame_times: seconds of each frame of each video; None for images, or if unknown.
-
-        Raises:
-            InputError: unknown times, for a backbone that writes them.
-        """
-
-    @abstractmethod
-    def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """Return the texts of generated token ids, without special tokens."""
-
-    @abstractmethod
-    def reserved_token(self, text: str) -> str | None:
-        """Return the first special token in a text, which the tokenizer would not read as text; None if absent."""
-
-    @abstractmethod
-    def save_pretrained(self, folder: str) -> None:
-        """Write the tokenizer and processor files."""
 
 
 class Backbone(nn.Module, ABC):
@@ -316,61 +239,3 @@ def _compiled_in_training(part: nn.Module) -> Callable[..., Any]:
         return (compiled if torch.is_grad_enabled() else plain)(*args, **kwargs)
 
     return forward
-
-
-class BackboneLoader(Configurable, ABC):
-    """A recipe for a `Backbone` and the source of its weights; `load` reads them.
-
-    Args:
-        attn_implementation: the attention backend of transformers. `flex_attention` is for the decoder only and needs
-            a GPU to train; it skips blocks that are masked for all questions of a shared sequence.
-        dtype: dtype of the weights. A task keeps those of parts with a learning rate in float32.
-
-    Attributes:
-        is_pretrained: whether the weights answer questions without training here.
-        released_path: folder or hub id of the released weights; None for random ones.
-    """
-
-    is_pretrained: bool = False
-    released_path: str | None = None
-
-    def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
-        if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-            raise InputError(
-                "attn_implementation=flash_attention_2 needs flash-attn, which is not installed: "
-                "pip install flash-attn --no-build-isolation on a CUDA machine, or choose sdpa"
-            )
-        self.attn_implementation: AttentionImplementation = attn_implementation
-        self.dtype = getattr(torch, dtype)
-
-    @property
-    def model_attention(self) -> str:
-        """The attention backend of the whole model; FlexAttention is for the decoder only."""
-        return "sdpa" if self.attn_implementation == "flex_attention" else self.attn_implementation
-
-    @abstractmethod
-    def load(self) -> Backbone:
-        """Return the model in training mode on the current device; on the meta device no weights are read."""
-
-    def load_geometry(self) -> GeometryEncoder | None:
-        """Return the geometry encoder released with these weights, if any."""
-        return None
-
-    def load_fusion(self, fusion: nn.Module) -> bool:
-        """Load the fusion's weights if they were released with these; return whether they were."""
-        return False
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files of the released weights."""
-        return ()
-
-    @classmethod
-    def reads(cls, config: Mapping[str, Any]) -> bool:
-        """Return whether this class loads a released folder with this config.json."""
-        return False
-
-    @classmethod
-    def released_parts(cls, path: str) -> dict[str, Any]:
-        """Return the arguments of `SpatialVLM` for the released model in a folder or hub repository."""
-        return {"backbone": cls(path)}  # type: ignore[arg-type]

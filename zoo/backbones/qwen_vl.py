@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.attention import greedy, replace_classes
 from zoo.backbones.base import Backbone, BackbonePart
-from zoo.backbones.preprocessor import QwenVLPreprocessor
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
 from zoo.sequence_layout import Placeholders

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
+from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.checkpoints.config import ReleasedConfig, known_config, qwen3_config
 from zoo.checkpoints.names import OFFICIAL_VGGT, QWEN3, QWEN25

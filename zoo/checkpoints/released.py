@@ -19,7 +19,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 
-from zoo.backbones.base import BackboneLoader
+from zoo.backbones.loader import BackboneLoader
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 from zoo.backbones.qwen_vl import QwenVLBackbone

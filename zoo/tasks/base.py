@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.backbones.base import Preprocessor
+from zoo.backbones.preprocessor import Preprocessor
 from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError, reading

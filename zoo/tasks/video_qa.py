@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.backbones.base import Preprocessor
+from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, to_config
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM

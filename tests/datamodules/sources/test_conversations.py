@@ -17,7 +17,7 @@ from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA, conversation_index
 from datamodules.sources.conversations import NO_MEDIUM
 from tests.datamodules.sources.listing import totals
-from zoo.backbones.preprocessor import QwenVLPreprocessor
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.errors import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden/preprocess_train"

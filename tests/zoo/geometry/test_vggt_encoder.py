@@ -182,10 +182,19 @@ def test_the_camera_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pyt
         TinyVGGT(embed_dim=16, num_heads=2, heads=()).enable_head("camera")
 
 
-@pytest.mark.parametrize(("name", "is_printed"), [("VGGT-1B", True), ("VGGT-1B-Commercial", False)])
+@pytest.mark.parametrize(
+    ("name", "process", "is_printed"),
+    [("VGGT-1B", "0", True), ("VGGT-1B", "1", False), ("VGGT-1B-Commercial", "0", False)],
+)
 def test_the_license_is_printed_once(
-    name: str, is_printed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    process: str,
+    is_printed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("SLURM_PROCID", process)
     config = tiny_config()
     monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
     (tmp_path / name).mkdir()

@@ -15,8 +15,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttenti
 from zoo.backbones.attention import CameraAttention, CameraGeneration
 from zoo.backbones.base import VisualTokens
 from zoo.backbones.deepstack import DeepFeatures, DeepstackLayer
-from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.backbones.qwen25_vl.vision_tower import install_fast_vision
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.sequence_layout import MediaKind
 

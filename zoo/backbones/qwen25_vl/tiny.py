@@ -13,8 +13,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from zoo.backbones.preprocessor import QwenVLPreprocessor
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.backbones.tiny import TinyQwenVL, tiny_tokenizer
 
 CHAT_TEMPLATE = Path(__file__).parent / "tiny_chat_template.jinja"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-from zoo.backbones.preprocessor import QwenVLPreprocessor
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.errors import InputError
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 

@@ -1,0 +1,102 @@
+"""Frames and text to a Qwen-VL's inputs, by transformers' own processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from zoo.backbones.preprocessor import Message, Preprocessor, TokenizedPrompt
+from zoo.shared_prefix import IGNORED
+from zoo.visual_grid import ExtraTokens
+
+END_OF_TURN = "<|im_end|>\n"  # follows each answer in the chat template
+# frames are already sampled and resized: the processor only normalizes and cuts patches
+PATCHES_ONLY = dict(do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
+
+
+class QwenVLPreprocessor(Preprocessor):
+    """See `Preprocessor`.
+
+    Args:
+        processor: processor of the model.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.pad_token_id = processor.tokenizer.pad_token_id
+
+    def cut_patches(
+        self, frames: UInt8[Tensor, "T 3 H W"]
+    ) -> tuple[Float[Tensor, "patches channels"], Int[Tensor, " 3"]]:
+        cut = self.processor.video_processor(videos=[frames], **PATCHES_ONLY)
+        return cut["pixel_values_videos"], cut["video_grid_thw"][0]
+
+    def texts(self, messages: Sequence[Message]) -> list[str]:
+        texts: list[str] = []
+        for number, message in enumerate(messages, start=1):
+            if message["role"] == "assistant":
+                texts.append(f"{message['content']}{END_OF_TURN}")
+            elif number == len(messages) or messages[number]["role"] == "assistant":  # the last before an answer
+                chat = self.processor.apply_chat_template(
+                    list(messages[:number]), add_generation_prompt=True, tokenize=False
+                )
+                texts.append(chat.removeprefix("".join(texts)))
+        return texts
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        media_grids: Sequence[Sequence[int]],
+        extra_tokens: ExtraTokens,
+        frame_times: Sequence[float] | None = None,
+    ) -> TokenizedPrompt:
+        placeholders = (self.processor.video_token_id, self.processor.image_token_id)
+        texts, media_grids = self.place_media(texts, media_grids, frame_times)
+        grids = iter(media_grids)
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, text in enumerate(texts):
+            is_answer = number % 2 == 1
+            for token in self.processor.tokenizer(text)["input_ids"]:
+                repeats = self._num_tokens(next(grids), extra_tokens) if token in placeholders else 1
+                ids += [token] * repeats
+                labels += [token if is_answer else IGNORED] * repeats
+        return TokenizedPrompt(torch.tensor(ids), torch.tensor(labels))
+
+    def place_media(
+        self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], frame_times: Sequence[float] | None
+    ) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+        """Return the texts with one placeholder per run of visual tokens, and the (t, h, w) of each run.
+
+        Args:
+            texts: with one placeholder per video or image.
+            media_grids: (t, h, w) of each.
+            frame_times: see `tokenize`.
+        """
+        return texts, media_grids
+
+    def _num_tokens(self, grid_thw: Sequence[int], extra_tokens: ExtraTokens) -> int:
+        """Visual tokens of a video or image, extra tokens included."""
+        steps, height, width = grid_thw
+        view = height * width // self.processor.video_processor.merge_size**2
+        return steps * (view + extra_tokens.count(view))
+
+    def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        return self.processor.tokenizer.batch_decode([list(ids) for ids in answers], skip_special_tokens=True)
+
+    @cached_property
+    def _special_tokens(self) -> list[str]:
+        """Special tokens, cached since the tokenizer rebuilds its table at each access."""
+        return [str(token) for token in self.processor.tokenizer.added_tokens_decoder.values() if token.special]
+
+    def reserved_token(self, text: str) -> str | None:
+        return next((token for token in self._special_tokens if token in text), None)
+
+    def save_pretrained(self, folder: str) -> None:
+        self.processor.save_pretrained(folder)
+        self.processor.image_processor.save_pretrained(folder)  # where transformers 4.51 looks
