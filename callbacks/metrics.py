@@ -86,9 +86,7 @@ class MetricsCallback(Callback):
         if records and all(record["error"] for record in records):
             raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {records[0]['error']}")
         # 2. Loggers, table and file.
-        perturbation = getattr(data, "perturbation", None)
-        # a perturbation of cameras leaves no true ones to compare with
-        errors = {} if getattr(perturbation, "requires_cameras", False) else objective_errors(records)
+        errors = objective_errors(records)
         pl_module.log_dict(_scalars(scored.result, stage), sync_dist=True)
         pl_module.log_dict({f"{stage}/{name}": error for name, error in errors.items()}, sync_dist=True)
         if not trainer.is_global_zero:

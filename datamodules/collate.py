@@ -51,7 +51,7 @@ class LoadedScene:
         geometry: Cameras and depth of the frames; None if the scene has none.
         error: Why the scene can't be read; None if it can.
         is_supervised: Whether its answers are learned from.
-        geometry_of: See `SceneInputs`.
+        geometry_of: See `SceneInputs`, as for `has_true_cameras`.
         num_images: Still images that the frames show, two frames each; 0 for a video.
         has_labels: Whether each image has its number as a label.
     """
@@ -68,6 +68,7 @@ class LoadedScene:
     frame_times: tuple[float, ...] | None = None
     num_images: int = 0
     has_labels: bool = False
+    has_true_cameras: bool = True
 
 
 @dataclass
@@ -148,6 +149,7 @@ class Collate:
             seconds_per_grid=None if self.seconds == "nominal" else loaded.seconds_per_grid,
             geometry_of=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,
             question_types=tuple(question.question_type for question in loaded.questions),
+            has_true_cameras=loaded.has_true_cameras,
         )
 
     def chat(self, question: Question, media: Sequence[Content] = VIDEO, with_answers: bool = False) -> list[str]:

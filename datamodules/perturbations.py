@@ -61,7 +61,7 @@ class OtherCameras(Perturbation):
         poses, K, has_camera = _frames(other.geometry, _repeated(len(other.frame_indices), scene)).cameras()
         geometry = copy(scene.geometry)
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = poses, K, has_camera
-        return replace(scene, geometry=geometry)
+        return replace(scene, geometry=geometry, has_true_cameras=False)
 
 
 class WrongFocalLength(Perturbation):

@@ -39,7 +39,7 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
             raise InputError(
                 f"{name}: no scene of the train split has {target}, which --model.objectives are to predict: put "
                 f"{beside}.{'cameras.json' if target == 'cameras' else target} beside {video} "
-                "etc., or take the geometry encoder's: --model.camera_source predicted"
+                "etc., or take the geometry encoder's: --model.camera_source predicted, without DatasetPoses"
             )
     for kind in needs.question_types if split == "train" else ():
         # a mixture may have other benchmarks

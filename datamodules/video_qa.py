@@ -172,7 +172,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         """The scenes of a split that have a video, with the questions that the filters keep.
 
         Raises:
-            InputError: No scene is left, or none has the cameras that the model requires or learns to predict.
+            InputError: No scene is left, or none has the cameras or depth that the model requires or learns to predict.
         """
         with as_input_error():
             kept, self.filtered, names = self.source.filtered_split(split, self.filter)

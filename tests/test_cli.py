@@ -91,7 +91,9 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
         assert any(tag.startswith("cameras/") for tag in events["images"])
         run("test", "--data.perturbation", "OtherCameras")  # its cameras are not the true ones
         (perturbed,) = folder.glob("test-*")
-        assert "objectives" not in json.loads((perturbed / "metrics.json").read_text())
+        answers = (perturbed / "predictions.jsonl").read_text().splitlines()
+        for found in map(json.loads, [(perturbed / "metrics.json").read_text(), *answers]):
+            assert found["objectives"].keys() == {name for name in errors if name.startswith("DepthPrediction/")}
     assert has_objectives == ("objectives" in metrics)
     mean = sum(line["score"] for line in lines) / len(lines)
     assert metrics["all"]["micro"] == pytest.approx(mean, abs=1e-6)

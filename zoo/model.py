@@ -252,9 +252,9 @@ class SpatialVLM(Configurable, nn.Module):
         """Adds what objectives learn to predict: pseudo-labels of a training, or the dataset's."""
         for target in self.objectives.targets:
             geometry = predicted if predicted is not None and target in self.pseudo_labels else encoded.scene.geometry
-            if target == "cameras":
+            if target == "cameras" and encoded.scene.has_true_cameras:
                 encoded.target_cameras = patch_cameras(encoded.scene, geometry, self.merged_camera)
-            elif geometry is not None:
+            elif target == "depth" and geometry is not None:
                 encoded.target_depth = token_depth(geometry, encoded.scene.token_rows)
 
     def build_inputs(

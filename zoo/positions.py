@@ -100,7 +100,7 @@ def layout_position_ids(
 ) -> Int[Tensor, "3 B L"]:
     """The position ids of `mrope_position_ids`, with the same arguments.
 
-    An extra token of a fusion shares the position of a 2D token of its view.
+    An extra token shares the position of a 2D token of its view.
     """
     check_choice("text_after_vision", text_after_vision, TextAfterVision)
     # 1. The time of each temporal patch; still images have time 0.

@@ -7,6 +7,7 @@ import inspect
 import json
 import os.path
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,6 +272,9 @@ def _filled(model: Any, tensors: Mapping[str, Tensor], source: str, overrides: M
         own = model.state_dict()
         fitting = {name for name in tensors.keys() & own.keys() if tensors[name].shape == own[name].shape}
         others = {name for name in {*tensors, *own} - fitting if name.startswith("objectives.")}
+        for name in sorted(others - own.keys()):
+            if name.endswith(".token"):
+                warnings.warn(f"{source} was trained with {name} in its prompt, which is left out now", stacklevel=2)
         tensors = {name: tensor for name, tensor in tensors.items() if name not in others}
         wanted -= {name for name in others if not name.endswith(".token")}
     for name, parameter in model.named_parameters():

@@ -35,6 +35,7 @@ class SceneInputs:
         seconds_per_grid: seconds per temporal patch; None takes the time index's nominal value.
         geometry_of: another scene whose 3D tokens it gets, or "nothing" for zeros, in a perturbed test.
         question_types: of the questions that are asked about it at once, for objectives that depend on them.
+        has_true_cameras: False in a test with the cameras of another scene, which no prediction is compared with.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class SceneInputs:
         seconds_per_grid: float | None = None,
         geometry_of: SceneInputs | Literal["nothing"] | None = None,
         question_types: Sequence[str] = (),
+        has_true_cameras: bool = True,
     ) -> None:
         self.pixel_values, self.grid_thw, self.kind = pixel_values, grid_thw, kind
         self.frames, self.geometry, self.cameras, self.has_camera = frames, geometry, cameras, has_camera
         self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
         self.geometry_of, self.question_types = geometry_of, question_types
+        self.has_true_cameras = has_true_cameras
 
     @property
     def knows_cameras(self) -> bool:

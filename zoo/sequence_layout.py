@@ -64,7 +64,7 @@ class SequenceLayout:
     the public methods return tensors on the device of the ids.
 
     Args:
-        input_ids: one placeholder per visual token, including the extra tokens of a fusion.
+        input_ids: one placeholder per visual token, extra tokens included.
         attention_mask: 0 for padding, on either side; None means no padding.
         video_grid_thw: (t, h, w) in patches before the spatial merge, one row per video in the order of the batch.
         image_grid_thw: the same for still images.
@@ -82,7 +82,7 @@ class SequenceLayout:
         span: the span of each visual token.
         step: the temporal patch of each visual token within its span.
         cell: its cell in the (h, w) grid, row by row; an extra token has that of the 2D token whose position it shares.
-        is_extra: whether it is an extra token of a fusion.
+        is_extra: whether it is an extra token.
 
     Raises:
         ValueError: grids and placeholders do not match.

@@ -85,6 +85,8 @@ def _summary(study: Study, scores: Scores) -> str:
     seeds = ", ".join(map(str, study.seeds))
     spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
     cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
+    if study.compare:
+        cells += " A difference is over the seeds that both have; its interval resamples scenes or questions, no seeds."
     command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
     counts = Counter(result.version for result in found if result.version).most_common()
     versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)

@@ -60,23 +60,36 @@ class Objective(Configurable, nn.Module, ABC):
             self.token = nn.Parameter(0.02 * torch.randn(width))
 
     def change_tokens(self, scenes: Sequence[SceneTokens]) -> None:
-        """Changes the 2D tokens of a training step in place, before view mixing and fusion; most objectives do not."""
+        """Changes the 2D tokens of a training step in place, before view mixing and fusion; most objectives do not.
+
+        Objectives are called in the order of their list.
+        """
 
     @abstractmethod
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """Returns the terms of the loss by name, in float32; their sum is the loss."""
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Returns errors of what it predicts of one scene; as `unlearned/<name>`, those of a null model beside them."""
+        """Returns errors of what it predicts of one scene; as `unlearned/<name>`, those of a null model beside them.
+
+        It is asked of each scene of a validation or test that has one of its `targets`, or of all if it has none.
+        """
         return {}
 
 
 class LayerObjective(Objective):
     """An objective with a head on the hidden states of one decoder layer.
 
+    The predictions start at zero. What is undefined there, such as the angle to a direction, needs an offset, as
+    `CameraPrediction` has.
+
     Args:
         layer: the decoder layer, from 0, or from -1 for the last one.
         weight: see `Objective`.
+
+    Attributes:
+        num_outputs: outputs of the head for each hidden state, known before `bind`.
+        head: float32, after `bind`.
     """
 
     num_outputs: int
@@ -98,7 +111,9 @@ class LayerObjective(Objective):
 
 
 def masked_mean(values: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
-    """The mean of the known values of all scenes; 0 without any.
+    """The mean of the known values of all scenes of a batch in one process; 0 without any.
+
+    So where few scenes have labels, their weight grows with the scenes per batch.
 
     Args:
         values: of each scene, with rows of equal weight on the first axis; and the mask of a row.

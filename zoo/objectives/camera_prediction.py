@@ -29,7 +29,7 @@ class RelativePoses(NamedTuple):
 
     Attributes:
         poses: world-to-camera, where the world is the frame of the anchor.
-        known: the patches whose camera and anchor are valid, without the anchor itself.
+        known: the patches behind their anchor, if both cameras are valid: a causal decoder sees no anchor ahead.
     """
 
     poses: Float[Tensor, "t 4 4"]
@@ -51,9 +51,11 @@ class CameraPrediction(LayerObjective):
         token: add the token. Without, the last 2D token of each view has its place, since it has attended to its whole
             view; the prompt is then unchanged, and so is inference.
         anchors: whose frame a pose is predicted in: that of the `reference` view of the scene, that of the preceding
-            view (`neighbor`), or both by outputs of their own.
-        reference: the `first`, the `middle` or the `medoid` view with a camera, see `Cameras.reference_view`.
-        scale: the unit of lengths, see `Cameras.scaled`; `none` is meters where the cameras are metric.
+            view (`neighbor`), or both by outputs of their own. The gallery draws those of the `reference`.
+        reference: the `first`, the `middle` or the `medoid` view with a camera, see `Cameras.reference_view`; the views
+            before it are masked.
+        scale: the unit of lengths, see `Cameras.scaled`; `none` is meters where the cameras are metric. Other units
+            depend on the whole path, of which the first tokens have seen little.
         center_weight: radians per unit of length.
         weight: see `Objective`.
 
@@ -123,11 +125,11 @@ class CameraPrediction(LayerObjective):
         return found
 
     def predicted_cameras(self, decoded: Decoded) -> tuple[PatchCameras, Float[Tensor, "t 4 4"]]:
-        """The cameras of one scene and the predicted poses, in the frame of its reference view."""
+        """The cameras of a scene that have errors, and the predicted poses, in the frame of the reference view."""
         pairs = (pair for pair in self._pairs(decoded) if pair[1] == "reference")
         scene, _, predicted, true = next(pairs)
         assert scene.target_cameras is not None
-        return scene.target_cameras._replace(world_to_camera=true.poses), predicted[0]
+        return scene.target_cameras._replace(world_to_camera=true.poses, has_camera=true.known), predicted[0]
 
     def _pairs(
         self, decoded: Decoded
@@ -158,4 +160,4 @@ class CameraPrediction(LayerObjective):
             anchors = (place - 1).clamp(min=0)
         poses = every.world_to_camera[0]
         relative = poses @ invert_se3(poses[anchors])
-        return RelativePoses(relative.float(), known & known[anchors] & (anchors != place))
+        return RelativePoses(relative.float(), known & known[anchors] & (anchors < place))

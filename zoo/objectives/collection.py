@@ -129,6 +129,12 @@ class Objectives(nn.ModuleDict):
         assert isinstance(total, Tensor)  # of LanguageModeling
         return {"loss": total, **found}
 
+    def measures(self, scene: SceneTokens) -> bool:
+        """Whether some objective has errors of a scene: one without targets, or with a target that the scene has."""
+        known = {"cameras": scene.target_cameras is not None, "depth": scene.target_depth is not None}
+        measured = [each.targets for each in self.active.values() if type(each).errors is not Objective.errors]
+        return any(not targets or any(known[target] for target in targets) for targets in measured)
+
     def errors(self, decoded: Decoded) -> dict[str, float]:
         """The errors of one scene, as <objective>/<name>."""
         found = {name: objective.errors(decoded) for name, objective in self.active.items()}

@@ -25,7 +25,7 @@ def prediction_errors(model: SpatialVLM, batch: Batch, scenes: Sequence[SceneTok
     Args:
         model: the model.
         batch: with one row per question.
-        scenes: its encoded scenes; those without cameras and depth cost nothing.
+        scenes: its encoded scenes; those without what is predicted cost nothing.
     """
     errors = {number: model.objectives.errors(decoded) for number, decoded in _decoded(model, batch, scenes)}
     return [{"objectives": errors[i]} if errors.get(i) else {} for i in batch["scene_index"].tolist()]
@@ -39,11 +39,12 @@ def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchC
         return {}
     scenes = model.encode_scenes(batch["scenes"])
     names = dict(zip(batch["scene_index"].tolist(), (record["scene"] for record in batch["records"]), strict=True))
-    return {
+    drawn = {
         names[number]: objective.predicted_cameras(decoded)
         for number, decoded in _decoded(model, batch, scenes)
         if scenes[number].target_cameras is not None
     }
+    return {name: cameras for name, cameras in drawn.items() if cameras[0].has_camera.any()}
 
 
 def _decoded(model: SpatialVLM, batch: Batch, scenes: Sequence[SceneTokens]) -> Iterator[tuple[int, Decoded]]:
@@ -51,9 +52,8 @@ def _decoded(model: SpatialVLM, batch: Batch, scenes: Sequence[SceneTokens]) -> 
     rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
     prompts = dict(zip(batch["scene_index"].tolist(), (ids[real] for ids, real in rows), strict=True))
     for number, prompt in prompts.items():
-        scene = scenes[number]
-        if scene.target_cameras is not None or scene.target_depth is not None:
-            yield number, decode_scene(model, scene, prompt)
+        if model.objectives.measures(scenes[number]):
+            yield number, decode_scene(model, scenes[number], prompt)
 
 
 @torch.no_grad()

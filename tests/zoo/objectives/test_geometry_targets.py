@@ -43,6 +43,8 @@ def test_true_poses_are_relative_to_a_camera_that_is_known() -> None:
     cameras = merge_cameras(geometry_of(5))._replace(has_camera=torch.tensor([False, True, True, False, True]))
     poses, center = cameras.world_to_camera, invert_se3(cameras.world_to_camera)[:, :3, 3]
     first, step = (CameraPrediction().true_poses(cameras, anchor) for anchor in ("reference", "neighbor"))
+    middle = CameraPrediction(reference="middle").true_poses(cameras, "reference")
+    assert middle.known.tolist() == [False, False, False, False, True]  # a causal decoder sees none ahead
     assert first.known.tolist() == [False, False, True, False, True]
     assert step.known.tolist() == [False, False, True, False, False]
     # slow and obvious: the center of camera 4 in the frame of camera 1, and the turn between both

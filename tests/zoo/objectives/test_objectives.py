@@ -34,6 +34,7 @@ from zoo import (
 )
 from zoo.checkpoints import official_tensors, unofficial_parts
 from zoo.configuration import from_config
+from zoo.objectives import Decoded
 from zoo.scenes import SceneInputs, SceneTokens
 from zoo.shared_prefix import IGNORED, pack_questions
 from zoo.visual_grid import ExtraTokens
@@ -121,6 +122,26 @@ def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_
     with pytest.raises(InputError, match=r"unknown question_type 'object_countin'.*did you mean object_counting\?"):
         data.scenes("train")
     assert data.scenes("test")  # nothing is masked there
+
+
+def test_errors_are_asked_of_scenes_with_a_target_or_of_all_if_there_is_none() -> None:
+    class Norm(Objective):
+        layers = (0,)
+
+        def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+            return {}
+
+        def errors(self, decoded: Decoded) -> dict[str, Tensor]:
+            ((_, states),) = decoded.views(0)
+            return {"norm": states.norm()}
+
+    bare = [replace(each, geometry=None) for each in SCENES]
+    for targets, scenes, expected in (((), bare, True), (("depth",), bare, False), (("depth",), SCENES, True)):
+        objective = Norm()
+        objective.targets = targets
+        task = build("plain", objectives=[objective])
+        records = task.predict_batch(batch(task, *scenes))
+        assert [set(record.get("objectives", ())) for record in records] == [{"Norm/norm"} if expected else set()] * 4
 
 
 def test_heads_without_a_rate_are_said_to_stay_random() -> None:
@@ -239,10 +260,14 @@ def test_objectives_survive_a_saved_model_and_the_official_layout_leaves_heads_o
     with pytest.raises(InputError, match="can't be exported"):
         official_tensors(ours)
     # heads may be dropped, and others start from scratch
-    bare = SpatialVLM.from_pretrained(tmp_path / "saved", objectives=None)
+    with pytest.warns(UserWarning, match=r"trained with objectives.CameraPrediction.token in its prompt"):
+        bare = SpatialVLM.from_pretrained(tmp_path / "saved", objectives=None)
     assert list(bare.objectives) == ["LanguageModeling"]
     assert all(torch.equal(state[name], each) for name, each in bare.state_dict().items())
-    other = SpatialVLM.from_pretrained(tmp_path / "saved", objectives=[DepthPrediction(layer=1), LanguageModeling()])
+    with pytest.warns(UserWarning):
+        other = SpatialVLM.from_pretrained(
+            tmp_path / "saved", objectives=[DepthPrediction(layer=1), LanguageModeling()]
+        )
     kept = other.state_dict()
     assert "objectives.CameraPrediction.token" not in kept
     assert all(torch.equal(state[name], each) for name, each in kept.items() if "DepthPrediction" in name)
