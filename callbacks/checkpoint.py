@@ -109,7 +109,8 @@ class Checkpoint(callbacks.Checkpoint):
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics))
             raise InputError(f"--checkpoint.monitor {self.monitor} is not logged; choose from {logged}")
-        score = float(trainer.callback_metrics[self.monitor])
+        # a loss of training differs between ranks, which save together
+        score = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
         sign = 1 if self.mode == "max" else -1
         if self.best_score is None or sign * score > sign * self.best_score:
             self.best_score = score

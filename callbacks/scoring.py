@@ -24,8 +24,8 @@ def benchmark_of(trainer: Trainer) -> Benchmark:
 
 
 def score_record(record: Record, benchmark: Benchmark, scorer: str) -> float | None:
-    """Score a record; an error counts as an empty answer, and None means that there is no ground truth."""
-    if not record["ground_truth"]:
+    """Score a record; an error counts as an empty answer. None is free text, or a question without a ground truth."""
+    if not (record["ground_truth"] and record["question_type"]):
         return None
     answer = "" if record["error"] else record["prediction"]
     return benchmark.score(answer, record["ground_truth"], record["question_type"], scorer)
@@ -80,10 +80,10 @@ def objective_errors(records: Iterable[Record]) -> dict[str, float]:
 
 
 def tally(records: Iterable[Record], benchmark: Benchmark, scorer: str) -> Tally:
-    """Score the records that have a ground truth; the first record of an id counts."""
+    """Score the records that have a question type and a ground truth; the first record of an id counts."""
     unique: dict[str, Record] = {}
     for record in records:
-        if record["ground_truth"]:
+        if record["ground_truth"] and record["question_type"]:
             unique.setdefault(record["id"], record)
     scores: dict[str, float] = {}
     by_type: dict[str, list[float]] = {}

@@ -85,10 +85,11 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         flat["geometry_weights"] = geometry.weights
     if (scale := getattr(geometry, "scale_from", None)) is not None:
         flat["scale_weights"] = [file_fingerprint(file) for file in scale.files]
-    tested = getattr(data, "tested", ())
+    tested, limit = getattr(data, "tested", ()), trainer.limit_test_batches
     found = {
         **flat,
         "precision": trainer.precision,
+        **({"limit_test_batches": limit} if isinstance(limit, int) or limit < 1 else {}),  # 1 is one batch, 1.0 all
         "weights": fingerprint(pl_module),
         "questions": _digest(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested),
         "prompts": _digest(q["prompt"] for q in tested),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from callbacks.checkpoint import FOLDER, LAST
@@ -74,6 +76,8 @@ class ZooCLI(LightningCLI):
             )
         except BaseException as error:  # an interrupt and a job's time limit as well
             self.after_failure(error)
+            if isinstance(error, SIGTERMException):  # Lightning's own exit status is 0, as if it were trained
+                sys.exit(128 + signal.SIGTERM)
             raise
         if self.is_new:
             with suppress(OSError):
@@ -149,4 +153,7 @@ class ZooCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         trainer.strategy.checkpoint_io = CheckpointFiles()
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False  # it would save between two optimizer steps; see `resolve_run`
         return trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from commands.parser import BASES
 from zoo.errors import InputError
 from zoo.pretrained import RUN_CONFIG as CONFIG
 from zoo.pretrained import config_of
+
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -57,9 +60,9 @@ def newest_run() -> Path:
 def resolve_run(command: str, settings: Any) -> None:
     """Sets the run's folder and checkpoint in the parsed settings of a subcommand, in place.
 
-    `fit` gets a new folder, or that of the checkpoint. An evaluation of random weights uses the newest run of the same
-    model; released weights are scored unchanged unless a checkpoint is named. `last` is the newest run of the same
-    model.
+    `fit` gets a new folder, or that of the checkpoint; started again by SLURM or torchrun, it goes on in the folder
+    that it was given. An evaluation of random weights uses the newest run of the same model; released weights are
+    scored unchanged unless a checkpoint is named. `last` is the newest run of the same model.
 
     Raises:
         InputError: no model, an absent checkpoint or one of another model, or parts that the weights lack.
@@ -71,6 +74,9 @@ def resolve_run(command: str, settings: Any) -> None:
     released, untrained = _released(parts), _untrained(parts)
     may_be_untrained = parts.get("allow_untrained", False)
     checkpoint: Path | None = None
+    is_restarted = any(os.environ.get(name, "0") != "0" for name in RESTARTS)
+    if command == "fit" and asked is None and folder and is_restarted and Path(folder, FOLDER, LAST).exists():
+        asked = "last"
     if asked == "last" or (asked is None and command != "fit" and not released and not may_be_untrained):
         checkpoint = _last(command, settings, Path(folder) if folder else None)
     elif asked is not None:

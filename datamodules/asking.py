@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datamodules.collate import Collate, LoadedScene
 from datamodules.resize import bounds_of_images, resize_frames
@@ -20,6 +21,7 @@ from datamodules.video_qa import VideoQADataModule
 from zoo.benchmarks import Benchmark
 from zoo.configuration import from_config
 from zoo.errors import InputError
+from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 if TYPE_CHECKING:
@@ -27,14 +29,14 @@ if TYPE_CHECKING:
 
 # settings that the model's inputs depend on
 READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "pixels", "image_pixels")
-NO_CAMERAS = "pictures and frames in memory come without cameras: give the path of a video with a cameras.json"
+NO_CAMERAS = "this model needs cameras: give those of frames in memory as a zoo.geometry.SceneGeometry, or a video file"
 
 
 def batch_of_questions(
     model: SpatialVLM,
     video: str | Path | Tensor,
     questions: Sequence[str],
-    cameras: str | Path | None,
+    cameras: str | Path | SceneGeometry | None,
     num_frames: int | None,
     sampler: FrameSampler | None,
     times_s: Sequence[float] | None = None,
@@ -50,15 +52,15 @@ def batch_of_questions(
     data = data_of(model)
     asked = tuple(Question(str(i), "", text) for i, text in enumerate(questions))
     if isinstance(video, Tensor):
-        if cameras is not None:
-            raise InputError(NO_CAMERAS)
+        if num_frames or sampler or isinstance(cameras, (str, Path)):
+            raise InputError("of frames in memory all are shown, and their cameras are a SceneGeometry: give no file")
         if times_s is None and model.requirements.seconds != "nominal":
             seconds = model.requirements.seconds
             raise InputError(f"--model.time_index.seconds {seconds} needs the time of each frame: give times_s")
-        loaded = load_frames(model, data, video, times_s, as_images=data.frames_as != "video")
+        loaded = load_frames(model, data, video, times_s, as_images=data.frames_as != "video", geometry=cameras)
     else:
-        if times_s is not None:
-            raise InputError("times_s is for frames in memory: a video file has its own")
+        if times_s is not None or isinstance(cameras, SceneGeometry):
+            raise InputError("times_s and a SceneGeometry are for frames in memory: a video has files of its own")
         loaded = load_video(model, data, video, cameras, num_frames, sampler)
     loaded.questions = asked
     batch = collate_for(model, data.source.benchmark)([loaded])
@@ -85,30 +87,42 @@ def load_video(
 
 
 def load_frames(
-    model: SpatialVLM, data: VideoQADataModule, frames: Tensor, times_s: Sequence[float] | None, as_images: bool
+    model: SpatialVLM,
+    data: VideoQADataModule,
+    frames: Tensor,
+    times_s: Sequence[float] | None,
+    as_images: bool,
+    geometry: SceneGeometry | None = None,
 ) -> LoadedScene:
     """Frames (T, 3, H, W) in memory, as bytes or in 0..1, as a video or as still images.
 
     Raises:
-        InputError: The model requires cameras or depth, or there is not one time per frame.
+        InputError: The model requires cameras or depth that are absent, or there is not one time or camera per frame.
     """
-    needs = model.requirements
-    if needs.cameras or needs.depth:
+    needs, given = model.requirements, {} if geometry is None else geometry.present()
+    if (needs.cameras and not (geometry and geometry.knows_cameras)) or (needs.depth and "depth" not in given):
         raise InputError(NO_CAMERAS)
-    if times_s is not None and len(times_s) != len(frames):
-        raise InputError(f"{len(times_s)} times_s for {len(frames)} frames: give one time per frame")
+    for name, each in {**given, **({} if times_s is None else {"times_s": times_s})}.items():
+        if len(each) != len(frames):
+            raise InputError(f"{len(each)} {name} for {len(frames)} frames: give one per frame")
+    if frames.is_floating_point() and frames.max() > 1:
+        raise InputError(f"frames in memory reach {frames.max():.3g}: give bytes, or floats in 0..1")
     frames = frames if frames.dtype == torch.uint8 else (frames * 255).round().to(torch.uint8)
     indices = [*range(len(frames)), *[len(frames) - 1] * (len(frames) % TEMPORAL_PATCH_SIZE)]
     bounds, stills = data.pixels, 0
     if as_images:
         indices, stills = [i for i in range(len(frames)) for _ in range(TEMPORAL_PATCH_SIZE)], len(frames)
         bounds = bounds_of_images(data.image_pixels, needs.image_pixels)
+    shown, geometry = resize_frames(frames[indices], bounds, token_px=needs.token_px), geometry and geometry[indices]
+    if geometry is not None and geometry.depth is not None:
+        geometry.depth = F.interpolate(geometry.depth[None], shown.shape[-2:], mode="nearest")[0]
     return LoadedScene(
         Scene("frames", Path("frames"), ()),
         (),
-        resize_frames(frames[indices], bounds, token_px=needs.token_px),
+        shown,
         tuple(range(len(indices))),
         seconds_per_grid(times_s) if times_s is not None else 1.0,
+        geometry,
         frame_times=None if times_s is None else tuple(float(times_s[i]) for i in indices),
         num_images=stills,
         has_labels=data.frames_as == "labeled_image",
@@ -129,7 +143,7 @@ def collate_for(model: SpatialVLM, wording: Benchmark | None = None) -> Collate:
 
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:
-    """A DataModule with the settings that the model was trained with; of its source only the wording is used."""
+    """A DataModule with the settings that the model was trained with, and a source that only words the questions."""
     settings = (model.data_config or {}).get("init_args") or {}
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
     return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})

@@ -22,7 +22,6 @@ from datamodules.collate import LoadedScene
 from datamodules.dataset import SceneDataset
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.geometry.base import SceneGeometry
 from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 
@@ -58,7 +57,7 @@ class OtherCameras(Perturbation):
             return scene
         other = read_other()
         assert other.geometry is not None
-        poses, K, has_camera = _frames(other.geometry, _repeated(len(other.frame_indices), scene)).cameras()
+        poses, K, has_camera = other.geometry[_repeated(len(other.frame_indices), scene)].cameras()
         geometry = copy(scene.geometry)
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = poses, K, has_camera
         return replace(scene, geometry=geometry, has_true_cameras=False)
@@ -119,7 +118,7 @@ class OtherGeometry(Perturbation):
         if frames.shape[-2:] != size:  # one grid of 2D and 3D tokens
             frames = F.interpolate(frames.float(), size, mode="bilinear", antialias=True).round().to(frames.dtype)
         if geometry is not None:
-            geometry = _frames(geometry, order)
+            geometry = geometry[order]
             if geometry.depth is not None:
                 geometry.depth = F.interpolate(geometry.depth[None], size, mode="nearest")[0]
         return replace(scene, geometry_of=replace(other, frames=frames, geometry=geometry))
@@ -185,12 +184,8 @@ def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
         frames=scene.frames[list(order)],
         frame_indices=tuple(scene.frame_indices[i] for i in order),
         frame_times=None if scene.frame_times is None else tuple(scene.frame_times[i] for i in order),
-        geometry=None if scene.geometry is None else _frames(scene.geometry, order),
+        geometry=None if scene.geometry is None else scene.geometry[list(order)],
     )
-
-
-def _frames(geometry: SceneGeometry, order: Sequence[int]) -> SceneGeometry:
-    return SceneGeometry(**{name: value[list(order)] for name, value in geometry.present().items()})
 
 
 def _shuffled(scene: LoadedScene) -> list[int]:

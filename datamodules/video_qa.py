@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -177,8 +178,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
         with as_input_error():
             kept, self.filtered, names = self.source.filtered_split(split, self.filter)
             if split != "train":  # training questions have no score
-                for kind in {q.question_type for scene in kept for q in scene.questions if q.question_type}:
+                asked = [question for scene in kept for question in scene.questions]
+                for kind in {question.question_type for question in asked if question.question_type}:
                     self.source.benchmark.check_question_type(kind)
+                (id, count), *_ = Counter(question.id for question in asked).most_common(1) or [("", 0)]
+                if count > 1:  # an answer is known by its id
+                    raise InputError(f"{count} questions of the {split} split have the id {id!r}: give each its own")
         self.missing = self.filter.matching(self.source.missing)
         missing = ""
         if self.missing:

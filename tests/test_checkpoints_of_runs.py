@@ -64,6 +64,25 @@ def test_last_is_the_newest_state_with_every_schedule(
         assert torch.load(saved / "best.ckpt", weights_only=True)["global_step"] == best
 
 
+def test_a_job_that_is_started_again_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config", "qwen25_vl.yaml", "--trainer.default_root_dir", "job", "--trainer.max_steps"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run("fit", *words, "1")  # it was stopped before the first checkpoint
+    assert "checkpoint job/checkpoints/last.ckpt" in run("fit", *words, "2", logged=True)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert "checkpoint none" in run("fit", *words, "2", logged=True)  # the control
+
+
+def test_a_test_of_some_batches_leaves_the_whole_one(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "qwen25_vl.yaml")
+    run("test")
+    whole = (the_run(tmp_path) / "metrics.json").read_bytes()
+    run("test", "--trainer.limit_test_batches", "1")
+    assert (the_run(tmp_path) / "metrics.json").read_bytes() == whole
+    (part,) = the_run(tmp_path).glob("test-limit_test_batches-1-*/metrics.json")
+    assert part.read_bytes() != whole
+
+
 def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("test")

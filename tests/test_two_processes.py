@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,20 @@ def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, roo
     assert len(set(ids)) == len(ids) > 10
     run(tmp_path, "export", "--out", "exported")
     assert (tmp_path / "exported" / "model.safetensors").exists()
+
+
+def test_a_training_that_is_stopped_has_an_exit_status(tmp_path: Path, rooms_root: Path) -> None:
+    words = ["fit", "--config", "qwen25_vl.yaml", *SMALL, "--data.source.root", str(rooms_root)]
+    steps = ["--checkpoint.every_n_train_steps", "1", "--trainer.max_steps", "100000"]
+    command = [sys.executable, str(REPOSITORY / "main.py"), *words, *steps]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as started:
+        while not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")) and started.poll() is None:
+            time.sleep(0.2)
+        started.terminate()
+        said, _ = started.communicate(timeout=100)
+    assert started.returncode == 128 + signal.SIGTERM and "to go on: python main.py fit" in said
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,15 @@ def to_config(value: Any) -> Any:
     )
 
 
+def known_config(instance: Configurable) -> dict[str, Any]:
+    """The constructor arguments of a part as configuration, without those that have none, such as arrays."""
+    found: dict[str, Any] = {}
+    for name, value in _given_arguments(instance).items():
+        with suppress(InputError):
+            found[name] = to_config(value)
+    return found
+
+
 def from_config(base: type[T], config: Mapping[str, Any]) -> T:
     """Builds the instance of `base`, or of a subclass, that a configuration describes.
 
@@ -92,6 +102,8 @@ def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
 
 
 def _class_config(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    if "<locals>" in kind.__qualname__:
+        raise InputError(f"{kind.__qualname__} is a class in a function, which nothing can load: move it out of there")
     module = kind.__module__.partition(".")[0]
     menu = __import__(module) if module in ("zoo", "datamodules", "callbacks") else None
     is_short = menu is not None and kind.__name__ in menu.__all__

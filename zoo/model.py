@@ -26,7 +26,7 @@ from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.lora import LoRA
 from zoo.objectives import Objective, Objectives
 from zoo.positions import TextAfterVision
-from zoo.prefix_cache import answer_questions, check_penalty
+from zoo.prefix_cache import answer_questions, check_penalty, eval_mode
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import PSEUDO_LABELS, CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
 from zoo.scene_cameras import MergedCamera, add_cameras, patch_cameras, sequence_cameras, token_depth
@@ -429,20 +429,22 @@ class SpatialVLM(Configurable, nn.Module):
         video: str | Path | Tensor,
         questions: str | Sequence[str],
         *,
-        cameras: str | Path | None = None,
+        cameras: str | Path | SceneGeometry | None = None,
         num_frames: int | None = None,
         sampler: Any = None,
         max_new_tokens: int = 32,
         times_s: Sequence[float] | None = None,
         repetition_penalty: float = 1.0,
     ) -> Any:
-        """Greedy answers to one or several questions about a video, which is encoded once.
+        """Greedy answers to one or several questions about a video, which is encoded once; in eval mode.
 
         Args:
             video: a video file, a folder of frames, or frames (T, 3, H, W) as bytes or in 0..1.
             questions: one question, or several.
-            cameras: a cameras.json with one camera per raw frame; None takes the one beside the video, if any.
-            num_frames: frames to sample; None takes the number that the model was trained with.
+            cameras: a cameras.json with one camera per raw frame; None takes the one beside the video, if any. For
+                frames in memory a `SceneGeometry` with the camera of each, and the depth for a model that reads it.
+            num_frames: frames to sample; None takes the number that the model was trained with. Frames in memory are
+                all shown.
             sampler: a `FrameSampler`; None takes that of the model's run.
             max_new_tokens: the longest answer.
             times_s: seconds of each of the frames in memory, for a backbone that writes them into the prompt.
@@ -460,10 +462,11 @@ class SpatialVLM(Configurable, nn.Module):
 
         asked = [questions] if isinstance(questions, str) else list(questions)
         batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler, times_s)
-        scenes = self.encode_scenes(batch["scenes"])
-        replies = answer_questions(
-            self, scenes, batch["prompts"], [[0]] * len(asked), max_new_tokens, repetition_penalty=repetition_penalty
-        )
+        with eval_mode(self):
+            scenes, rows = self.encode_scenes(batch["scenes"]), [[0]] * len(asked)
+            replies = answer_questions(
+                self, scenes, batch["prompts"], rows, max_new_tokens, repetition_penalty=repetition_penalty
+            )
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)

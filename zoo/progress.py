@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 SHARE, SECONDS = 0.1, 30.0  # a line is due after this share of the loop, or this time
 DELAY = 2.0  # seconds before a bar is shown
-RANKS = ("RANK", "SLURM_PROCID")  # of torchrun and SLURM
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of torchrun, Lightning and SLURM
 Item = TypeVar("Item")
 
 
@@ -26,10 +26,10 @@ def progress(items: Iterable[Item], description: str, unit: str, total: int | No
         unit: what they are called.
         total: their number, if `items` has no length.
     """
-    if sys.stderr.isatty():
-        yield from tqdm(items, description, total, unit=f" {unit}", delay=DELAY)
-        return
     shows = is_first_process()
+    if sys.stderr.isatty():
+        yield from tqdm(items, description, total, unit=f" {unit}", delay=DELAY, disable=not shows)
+        return
     count = len(items) if isinstance(items, Sized) else math.inf if total is None else total
     loop = Loop(description, count, share=math.inf)
     for done, item in enumerate(items, 1):

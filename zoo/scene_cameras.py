@@ -124,6 +124,10 @@ def patch_cameras(scene: SceneInputs, geometry: SceneGeometry | None, merged: Me
     """
     if scene.cameras is not None and geometry is scene.geometry:
         poses, K = scene.cameras.world_to_camera[0], scene.cameras.K_normalized[0]
+        if len(poses) != scene.num_steps:
+            raise InputError(
+                f"{len(poses)} cameras for {scene.num_steps} temporal patches: one for each, not per frame"
+            )
         every = torch.ones(len(poses), dtype=torch.bool, device=poses.device)
         return PatchCameras(poses, K, every if scene.has_camera is None else scene.has_camera)
     return merge_cameras(geometry, merged) if geometry is not None and geometry.knows_cameras else None

@@ -170,6 +170,9 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
     cameras = media.get("cameras")
     if cameras is not None and len(cameras) != layout.shape[0]:
         raise InputError(f"expected cameras for {layout.shape[0]} sequences, got {len(cameras)}")
+    steps = max((medium.steps_before + medium.steps for medium in layout.media), default=0)
+    if cameras is not None and cameras.index is None and (given := cameras.world_to_camera.shape[1]) > steps > 0:
+        raise InputError(f"{given} cameras for {steps} temporal patches: one for each, not per frame")
     groups: dict[tuple[int, str, int], list[Medium]] = {}
     for medium in layout.media:
         groups.setdefault((medium.row, medium.kind, medium.number if medium.kind == "video" else 0), []).append(medium)

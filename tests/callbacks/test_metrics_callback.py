@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import CSVLogger
 from toy import Toy, golden_scenes, record, trainer
 
 from callbacks.metrics import MetricsCallback
-from callbacks.scoring import objective_errors, tally
+from callbacks.scoring import objective_errors, score_record, tally
 from callbacks.table import render
 from zoo.benchmarks import VSIBench
 from zoo.errors import InputError
@@ -140,6 +140,13 @@ def test_the_table_in_a_terminal_and_in_a_file():
     assert all(f"{entry['score']:.3f}" in plain for entry in scored.result["per_question_type"].values())
     assert f"{scored.counts['unparsable']} answers could not be parsed" in plain
     assert "-" in render(tally([], VSIBench(), "spatial_mllm"), title="val", terminal=False)
+    free = {**records[0], "id": "free text", "question_type": ""}
+    assert (
+        score_record(free, VSIBench(), "spatial_mllm")
+        is None
+        is not score_record(records[0], VSIBench(), "spatial_mllm")
+    )
+    assert tally([*records, free], VSIBench(), "spatial_mllm").counts == scored.counts
 
 
 def test_a_failed_question_leaves_the_errors_of_its_scene() -> None:

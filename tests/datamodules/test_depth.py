@@ -14,7 +14,8 @@ from datamodules.cameras_file import read_cameras
 from datamodules.depth import find_depth, read_depth
 from datamodules.sources.annotations import read_layout
 from tests.conftest import ROOMS
-from zoo.geometry import project_points, unproject_depth
+from tests.zoo.geometry.projection import project_points
+from zoo.geometry import unproject_depth
 from zoo.poses import invert_se3
 
 

@@ -72,6 +72,14 @@ def test_a_subset_depends_on_the_seed_alone():
     assert len(ids(QuestionFilter(subset=100)(scenes())[0])) == 18
 
 
+def test_questions_of_a_test_have_ids_of_their_own(monkeypatch):
+    data, twice = VideoQADataModule(), [*scenes(), *scenes()[:1]]
+    monkeypatch.setattr(data.source, "scenes", lambda split: twice)
+    assert len(data.scenes("train")) == 7  # an answer is known by its id
+    with pytest.raises(InputError, match="2 questions of the val split have the id 'arkitscenes00': give each its own"):
+        data.scenes("val")
+
+
 def test_conditions_that_make_no_sense():
     with pytest.raises(InputError, match="unknown question_type 'color'; VSIBench has object_abs_distance"):
         VideoQADataModule(question_types=["color"])

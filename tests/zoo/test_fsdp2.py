@@ -7,15 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 import main
+from tests.zoo.asking import build
 from tests.zoo.released import read_release
+from zoo import InputError
 from zoo.checkpoint_file import read_checkpoint
+from zoo.tasks.fsdp2 import FSDP2Strategy
 
 REPOSITORY = Path(main.__file__).parent
 FAST = ["every part"]
@@ -45,6 +51,17 @@ def slow(tmp_path_factory: pytest.TempPathFactory, rooms_root: Path) -> Path:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(path, weights_only=False) for path in sorted(folder.glob("record.rank*"))]
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(1, False), (2, True)])
+def test_a_geometry_encoder_is_called_equally_often_by_all_processes(size: int, is_refused: bool) -> None:
+    task, strategy = build("AddFusion"), FSDP2Strategy()
+    strategy._lightning_module = task
+    strategy.accelerator = Mock(setup=Mock(side_effect=KeyboardInterrupt))  # it gets this far
+    trainer: Any = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.state.fn, trainer.datamodule = TrainerFn.FITTING, SimpleNamespace(batch_size=size)
+    with pytest.raises(InputError if is_refused else KeyboardInterrupt):
+        strategy.setup(trainer)
 
 
 def check(case: Path) -> None:

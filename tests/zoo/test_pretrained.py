@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jaxtyping
@@ -21,9 +22,10 @@ from safetensors.torch import load_file
 
 import main
 from datamodules import PixelBounds, Rooms, VideoQADataModule
-from datamodules.asking import data_of
+from datamodules.asking import data_of, load_frames
 from tests.datamodules.clips import numbered_frame, write_video
 from tests.zoo.released import load_case, official_weights, read_release, write_release
+from tests.zoo.test_cameras import random_poses
 from zoo import (
     AddFusion,
     CameraTokenFusion,
@@ -33,6 +35,8 @@ from zoo import (
     GeometryCache,
     InputError,
     LoRA,
+    MaskedViews,
+    PointRoPE,
     PretrainedQwen25VL,
     PRoPE,
     PRoPEMLLM,
@@ -44,6 +48,7 @@ from zoo import (
     ViewAttention,
 )
 from zoo.configuration import from_config, to_config
+from zoo.geometry import SceneGeometry
 from zoo.optim import LearningRates
 
 SIZES: dict[str, Any] = dict(layers=3, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
@@ -162,6 +167,12 @@ def test_a_misspelled_choice_is_refused(part: Callable[[], object], name: str, m
 
 def test_a_part_from_a_function_has_no_configuration(tmp_path: Path) -> None:
     model = SpatialVLM(TinyQwen25VL(**SIZES), view_mixer=lambda width: ViewAttention(width, 16))
+
+    class Here(PRoPE):
+        pass
+
+    with pytest.raises(InputError, match="is a class in a function, which nothing can load"):
+        to_config(Here())
     with pytest.raises(InputError, match=r"functools.partial\(Class"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
@@ -309,6 +320,44 @@ def test_a_model_trained_in_python_reads_videos_as_its_training_did(rooms_root: 
     assert (read.num_frames, read.pixels) == (6, bounds)
 
 
+class OwnSource(Rooms):
+    """A source with an argument that no configuration holds."""
+
+    def __init__(self, poses: Any, root: str) -> None:
+        super().__init__(scenes=(6, 2, 3), root=root)
+
+
+def test_a_checkpoint_reads_videos_as_its_training_did(rooms_root: Path, tmp_path: Path) -> None:
+    data = VideoQADataModule(
+        OwnSource(torch.eye(4).numpy(), str(rooms_root)), num_frames=6, batch_size=2, num_workers=0
+    )
+    task = VideoQATask(backbone=TinyQwen25VL(**SIZES), learning_rates=LearningRates(decoder=1e-3))
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, **quiet)
+    trainer.fit(task, data)
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    again = Task.load_from_checkpoint(tmp_path / "some.ckpt")
+    assert isinstance(again, VideoQATask) and data_of(again.model).num_frames == 6
+    assert "source" not in again.model.data_config["init_args"]
+
+
+def test_trained_weights_are_saved_though_they_are_frozen_by_then(qwen: Path, tmp_path: Path) -> None:
+    def stock() -> PretrainedQwen25VL:
+        return PretrainedQwen25VL(str(qwen), dtype="float32")
+
+    task = VideoQATask(backbone=stock(), learning_rates=LearningRates(decoder=1e-3, connector=None, vision=None))
+    task._trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
+    task.on_train_start()
+    randomized(task.model).requires_grad_(False).save_pretrained(tmp_path / "saved")
+    loaded, released = SpatialVLM.from_pretrained(tmp_path / "saved"), SpatialVLM(stock()).backbone
+    assert torch.equal(loaded.backbone.decoder.norm.weight, task.model.backbone.decoder.norm.weight)
+    # the control: what was not trained is read from the released files
+    assert loaded.backbone.vlm.model.visual.state_dict().keys() and all(
+        torch.equal(each, released.vlm.model.visual.state_dict()[name])
+        for name, each in loaded.backbone.vlm.model.visual.state_dict().items()
+    )
+
+
 # ---- answers ------------------------------------------------------------------------------------------------
 
 
@@ -338,8 +387,44 @@ def test_answers_by_cameras(rooms_root: Path, tmp_path: Path) -> None:
     cameras = video.with_suffix(".cameras.json")
     given = model.answer(bare, QUESTIONS[0], num_frames=4, cameras=cameras)
     assert given == model.answer(video, QUESTIONS[0], num_frames=4)
-    with pytest.raises(InputError, match="frames in memory come without cameras"):
+    with pytest.raises(
+        InputError, match="needs cameras: give those of frames in memory as a zoo.geometry.SceneGeometry"
+    ):
         model.answer(torch.zeros(4, 3, 56, 56), QUESTIONS[0])
+
+
+def test_frames_in_memory_may_have_cameras_and_depth() -> None:
+    model = SpatialVLM(TinyQwen25VL(**SIZES), camera_encoding=PointRoPE())
+    frames, poses = torch.rand(5, 3, 56, 84), random_poses(5).float()
+    shown = SceneGeometry(world_to_camera=poses, K_normalized=torch.eye(3).repeat(5, 1, 1), depth=torch.rand(5, 20, 30))
+    loaded = load_frames(model, data_of(model), frames, None, as_images=False, geometry=shown)
+    assert loaded.frames is not None and loaded.geometry is not None and loaded.geometry.depth is not None
+    assert torch.equal(loaded.geometry.world_to_camera, poses[[0, 1, 2, 3, 4, 4]])  # an even number of frames
+    assert loaded.geometry.depth.shape[1:] == loaded.frames.shape[2:]
+    assert isinstance(model.answer(frames, QUESTIONS[0], cameras=shown), str)
+    for wrong, why in ((shown[:4], "4 world_to_camera for 5 frames"), (None, "SceneGeometry"), ("a.json", "no file")):
+        with pytest.raises(InputError, match=why):
+            model.answer(frames, QUESTIONS[0], cameras=wrong)
+    with pytest.raises(InputError, match="reach 255: give bytes, or floats in 0..1"):
+        model.answer(255 * frames / frames.max(), QUESTIONS[0], cameras=shown)
+    with pytest.raises(InputError, match="all are shown"):
+        model.answer(frames, QUESTIONS[0], cameras=shown, num_frames=4)
+
+
+def test_answers_between_two_steps_of_a_training_are_those_of_eval_mode() -> None:
+    model = SpatialVLM(TinyQwen25VL(**SIZES), objectives=[MaskedViews(share=1.0)])
+    frames, seen = torch.rand(4, 3, 56, 84), []
+    model.backbone.lm_head.register_forward_hook(lambda *_: seen.append(model.objectives.training))
+    steps = model.objectives["MaskedViews"].steps.clone()
+    model.backbone.vlm.model.visual.eval()  # a part that is frozen
+    modes = [module.training for module in model.modules()]
+    model.train(False)
+    expected = model.answer(frames, QUESTIONS)
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    assert model.answer(frames, QUESTIONS) == expected and seen and not any(seen)
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
+    assert torch.equal(model.objectives["MaskedViews"].steps, steps)
 
 
 # ---- parts as configuration ---------------------------------------------------------------------------------

@@ -21,10 +21,15 @@ def test_a_log_gets_lines_but_none_of_what_is_done(total: int | None, shown: str
 
 def test_one_of_several_processes_reports(monkeypatch, capsys) -> None:
     monkeypatch.setattr(module, "SECONDS", 0.0)
-    for rank, lines in (("0", 2), ("1", 0)):
-        monkeypatch.setenv("SLURM_PROCID", rank)
-        assert list(progress([1, 2, 3], "rooms", "scenes")) == [1, 2, 3]
-        assert len(capsys.readouterr().err.splitlines()) == lines
+    monkeypatch.setattr(module, "DELAY", 0.0)
+    for name in ("SLURM_PROCID", "LOCAL_RANK"):  # Lightning's own launcher sets the latter alone
+        for rank, lines in (("1", 0), ("0", 2)):
+            monkeypatch.setenv(name, rank)
+            for is_terminal in (False, True):
+                monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+                assert list(progress([1, 2, 3], "rooms", "scenes")) == [1, 2, 3]
+                shown = capsys.readouterr().err
+                assert bool(shown) == bool(lines) and (is_terminal or len(shown.splitlines()) == lines)
 
 
 def test_short_work_prints_nothing_to_a_log(capsys) -> None:

@@ -8,9 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.precision import full_precision, to_float32
-
-MIN_VIEWS = 3  # with fewer, the reference is the first view
+from zoo.geometry.da3.reference import FEWEST_VIEWS, choose_reference
 
 
 def balanced_views(
@@ -40,7 +38,6 @@ def balanced_views(
     return chosen
 
 
-@torch.no_grad()
 def saddle_balanced(views: Float[Tensor, "S C"], present: Bool[Tensor, " S"] | None = None) -> Int[Tensor, ""]:
     """Chooses the most average view by one token per view, as Depth Anything 3 (arXiv 2511.10647) does.
 
@@ -56,14 +53,6 @@ def saddle_balanced(views: Float[Tensor, "S C"], present: Bool[Tensor, " S"] | N
     numbers = torch.arange(len(views), device=views.device)
     if present is not None:
         views, numbers = views[present], numbers[present]
-    if len(views) < MIN_VIEWS:
+    if len(views) < FEWEST_VIEWS:
         return numbers[0] if len(numbers) else torch.zeros((), dtype=torch.long, device=views.device)
-    with full_precision(views.device):
-        views = to_float32(views)
-        norm = views.norm(dim=-1)
-        unit = views / norm[:, None]
-        similarity = ((unit @ unit.T).sum(-1) - 1) / (len(views) - 1)
-        measures = torch.stack((similarity, norm, unit.var(-1)))
-    low, high = measures.amin(1, keepdim=True), measures.amax(1, keepdim=True)
-    cost = ((measures - low) / (high - low + 1e-8) - 0.5).abs().sum(0)
-    return numbers[cost.argmin()]
+    return numbers[choose_reference(views[None], "saddle_balanced")[0]]

@@ -1,4 +1,4 @@
-"""Geometry encoders (3D tokens, cameras, depth, points), their cache, and projection."""
+"""Geometry encoders (3D tokens, cameras, depth, points), their cache, and unprojection."""
 
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
@@ -10,4 +10,4 @@ from zoo.geometry.posed_da3 import PosedDA3
 from zoo.geometry.scale import DatasetPoses, ScaleSource
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.geometry.vggt_encoder import PretrainedVGGT, TinyVGGT, VGGTEncoder
-from zoo.rays import project_points, unproject_depth
+from zoo.rays import unproject_depth

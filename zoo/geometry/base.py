@@ -59,8 +59,8 @@ class SceneGeometry:
         """The fields that are not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    def __getitem__(self, frames: slice) -> SceneGeometry:
-        """The geometry of a range of frames."""
+    def __getitem__(self, frames: slice | list[int]) -> SceneGeometry:
+        """The geometry of some frames."""
         return SceneGeometry(**{name: value[frames] for name, value in self.present().items()})
 
     @property

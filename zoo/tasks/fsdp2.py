@@ -61,6 +61,12 @@ class FSDP2Strategy(DDPStrategy):
         """Shards the model, then reads its weights."""
         task, fits = self.lightning_module, trainer.state.fn == TrainerFn.FITTING
         assert self.accelerator is not None and isinstance(task, VideoQATask)
+        size = getattr(getattr(trainer, "datamodule", None), "batch_size", 1)
+        if fits and size > 1 and len(task.model.blocks()) > len(task.model.backbone.blocks()):
+            raise InputError(
+                f"--data.batch_size {size}: a geometry encoder takes 1 with fsdp2, since processes with more shapes of "
+                "videos would gather its weights more often; raise --trainer.accumulate_grad_batches instead"
+            )
         self.accelerator.setup(trainer)
         if not isinstance(task, FSDPModule):  # by an earlier fit or test of this Trainer
             shard(task, self.root_device, self.world_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
-from zoo.configuration import Configurable, to_config
+from zoo.configuration import Configurable, known_config
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
 from zoo.objectives import decode, prediction_errors
@@ -33,6 +33,7 @@ from zoo.tasks.first_scenes import FirstScenes
 from zoo.weight_reading import Reading, weights_later
 
 TRIES = 2  # at answering the questions of a scene
+DATA = "data"  # of a checkpoint: `data_config` of its model
 PUBLISHED = LearningRates()  # Spatial-MLLM's
 shards_models: ContextVar[bool] = ContextVar("shards_models", default=False)  # whether `FSDP2Strategy` will
 
@@ -263,15 +264,22 @@ class VideoQATask(Task):
     def on_train_start(self) -> None:
         """A trained model may answer; `SpatialVLM.answer` reads videos as the training does."""
         self.can_answer = True
-        data = getattr(self.trainer, "datamodule", None)
+        model, data = self.model, getattr(self.trainer, "datamodule", None)
         if isinstance(data, Configurable):
-            with suppress(InputError):  # a source of one's own may have no configuration
-                self.model.data_config = to_config(data)
+            settings = {name: value for name, value in known_config(data).items() if name != "source"}
+            model.data_config = {"init_args": settings}
+        model.loaded_names |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds how the training reads videos."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[DATA] = self.model.data_config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A trained checkpoint may answer."""
+        """A trained checkpoint may answer, and reads videos as its training did."""
         super().on_load_checkpoint(checkpoint)
         self.can_answer = self.can_answer or checkpoint["global_step"] > 0
+        self.model.data_config = checkpoint.get(DATA) or self.model.data_config
 
 
 def reject_failed(batch: dict[str, Any]) -> None:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tests.zoo.encodings.attention import SHAPE, qkv_and_index, random_cameras
+from tests.zoo.geometry.projection import project_points
 from tests.zoo.test_cameras import random_poses
 from zoo.cameras import Cameras
 from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding
 from zoo.encodings.rays import ray_cameras
-from zoo.geometry import project_points
 from zoo.poses import invert_se3
 from zoo.rays import ray_directions, token_points
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.zoo.geometry.projection import project_points
 from zoo.cameras import Cameras
 from zoo.errors import InputError
-from zoo.geometry import DatasetGeometry, SceneGeometry, project_points
+from zoo.geometry import DatasetGeometry, SceneGeometry
 from zoo.geometry.quaternions import quaternion_to_rotation
 from zoo.poses import invert_se3
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.zoo.geometry.official import GOLDEN
+from tests.zoo.geometry.projection import project_points
 from zoo.cameras import Cameras
-from zoo.geometry import cameras_to_pose_encoding, pose_encoding_to_cameras, project_points, unproject_depth
+from zoo.geometry import cameras_to_pose_encoding, pose_encoding_to_cameras, unproject_depth
 from zoo.geometry.quaternions import quaternion_to_rotation, rotation_to_quaternion
 from zoo.poses import invert_se3, nearest_rotation
 
