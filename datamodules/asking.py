@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 # settings that the model's inputs depend on
 READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "pixels", "image_pixels")
-NO_CAMERAS = "this model needs cameras: give those of frames in memory as a zoo.geometry.SceneGeometry, or a video file"
+NO_CAMERAS = (
+    "this model needs cameras: of frames in memory give a zoo.geometry.SceneGeometry, else a video with cameras"
+)
 
 
 def batch_of_questions(

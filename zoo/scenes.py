@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -171,8 +172,9 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
     if cameras is not None and len(cameras) != layout.shape[0]:
         raise InputError(f"expected cameras for {layout.shape[0]} sequences, got {len(cameras)}")
     steps = max((medium.steps_before + medium.steps for medium in layout.media), default=0)
-    if cameras is not None and cameras.index is None and (given := cameras.world_to_camera.shape[1]) > steps > 0:
-        raise InputError(f"{given} cameras for {steps} temporal patches: one for each, not per frame")
+    # no error: a row of a padded batch may have as many
+    if cameras is not None and cameras.index is None and cameras.world_to_camera.shape[1] == 2 * steps > 0:
+        warnings.warn(f"cameras: the first {steps} are taken, one per temporal patch and not per frame", stacklevel=2)
     groups: dict[tuple[int, str, int], list[Medium]] = {}
     for medium in layout.media:
         groups.setdefault((medium.row, medium.kind, medium.number if medium.kind == "video" else 0), []).append(medium)

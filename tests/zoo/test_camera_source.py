@@ -179,7 +179,7 @@ def test_in_memory_the_choice_is_the_same() -> None:
         by_data = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE()).logits(**given, cameras=own)
         by_vggt = found.logits(**given, frames=frames, cameras=own)
         per_frame = Cameras(*(each.repeat_interleave(2, 1) for each in (own.world_to_camera, own.K_normalized)))
-        with pytest.raises(InputError, match=r"cameras for \d+ temporal patches: one for each, not per frame"):
+        with pytest.warns(UserWarning, match="one per temporal patch and not per frame"):
             either.logits(**given, cameras=per_frame)
         assert torch.equal(either.logits(**given, cameras=own), by_data)  # and no frames are asked for
         assert torch.equal(either.logits(**given, frames=frames), by_vggt)

@@ -387,9 +387,7 @@ def test_answers_by_cameras(rooms_root: Path, tmp_path: Path) -> None:
     cameras = video.with_suffix(".cameras.json")
     given = model.answer(bare, QUESTIONS[0], num_frames=4, cameras=cameras)
     assert given == model.answer(video, QUESTIONS[0], num_frames=4)
-    with pytest.raises(
-        InputError, match="needs cameras: give those of frames in memory as a zoo.geometry.SceneGeometry"
-    ):
+    with pytest.raises(InputError, match="needs cameras: of frames in memory give a zoo.geometry.SceneGeometry"):
         model.answer(torch.zeros(4, 3, 56, 56), QUESTIONS[0])
 
 
