@@ -153,7 +153,6 @@ class ZooCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         trainer.strategy.checkpoint_io = CheckpointFiles()
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment):
+        if isinstance(environment := trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
             environment.auto_requeue = False  # it would save between two optimizer steps; see `resolve_run`
         return trainer

@@ -266,8 +266,7 @@ class VideoQATask(Task):
         self.can_answer = True
         model, data = self.model, getattr(self.trainer, "datamodule", None)
         if isinstance(data, Configurable):
-            settings = {name: value for name, value in known_config(data).items() if name != "source"}
-            model.data_config = {"init_args": settings}
+            model.data_config = {"init_args": {k: v for k, v in known_config(data).items() if k != "source"}}
         model.loaded_names |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
