@@ -82,16 +82,16 @@ def objective_errors(records: Iterable[Record]) -> dict[str, float]:
 def tally(records: Iterable[Record], benchmark: Benchmark, scorer: str) -> Tally:
     """Score the records that have a question type and a ground truth; the first record of an id counts."""
     unique: dict[str, Record] = {}
-    for record in records:
-        if record["ground_truth"] and record["question_type"]:
-            unique.setdefault(record["id"], record)
     scores: dict[str, float] = {}
     by_type: dict[str, list[float]] = {}
     failed: Counter[tuple[str, str]] = Counter()
     unparsable = 0
-    for id, record in unique.items():
-        scores[id] = score_record(record, benchmark, scorer) or 0.0
-        by_type.setdefault(record["question_type"], []).append(scores[id])
+    for record in records:
+        score = None if record["id"] in unique else score_record(record, benchmark, scorer)
+        if score is None:
+            continue
+        unique[record["id"]], scores[record["id"]] = record, score
+        by_type.setdefault(record["question_type"], []).append(score)
         if record["error"]:
             failed[record["scene"], record["error"]] += 1
         else:

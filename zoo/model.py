@@ -152,7 +152,7 @@ class SpatialVLM(Configurable, nn.Module):
             self.backbone.lm_head.requires_grad_(False)
         losses.bind(width, self.backbone.decoder_layout.num_layers)
         self.objectives = losses.to(self.backbone.device)  # in float32
-        self.loaded_names: frozenset[str] = frozenset()  # tensors that `from_pretrained` read from a saved model
+        self.loaded_names: frozenset[str] = frozenset()  # tensors of a saved model, or trained: not the released files'
         self.data_config: dict[str, Any] = {}  # the frames that the model was trained with, see `answer`
 
     def _like_backbone(self, part: Any) -> Any:

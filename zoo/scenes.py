@@ -171,10 +171,10 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
     cameras = media.get("cameras")
     if cameras is not None and len(cameras) != layout.shape[0]:
         raise InputError(f"expected cameras for {layout.shape[0]} sequences, got {len(cameras)}")
-    steps = max((medium.steps_before + medium.steps for medium in layout.media), default=0)
-    # no error: a row of a padded batch may have as many
-    if cameras is not None and cameras.index is None and cameras.world_to_camera.shape[1] == 2 * steps > 0:
-        warnings.warn(f"cameras: the first {steps} are taken, one per temporal patch and not per frame", stacklevel=2)
+    frame_count = TEMPORAL_PATCH_SIZE * max((medium.steps_before + medium.steps for medium in layout.media), default=0)
+    # a warning only: a row that is cut from a padded batch may have as many cameras
+    if cameras is not None and cameras.index is None and cameras.world_to_camera.shape[1] == frame_count > 0:
+        warnings.warn("cameras: only the first half is used, one per temporal patch and not per frame", stacklevel=2)
     groups: dict[tuple[int, str, int], list[Medium]] = {}
     for medium in layout.media:
         groups.setdefault((medium.row, medium.kind, medium.number if medium.kind == "video" else 0), []).append(medium)

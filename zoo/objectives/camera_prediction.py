@@ -125,7 +125,7 @@ class CameraPrediction(LayerObjective):
         return found
 
     def predicted_cameras(self, decoded: Decoded) -> tuple[PatchCameras, Float[Tensor, "t 4 4"]]:
-        """The cameras of a scene that have errors, and the predicted poses, in the frame of the reference view."""
+        """The true cameras that `errors` is computed from, and the predicted poses, in the reference view's frame."""
         pairs = (pair for pair in self._pairs(decoded) if pair[1] == "reference")
         scene, _, predicted, true = next(pairs)
         assert scene.target_cameras is not None

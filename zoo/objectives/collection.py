@@ -130,7 +130,7 @@ class Objectives(nn.ModuleDict):
         return {"loss": total, **found}
 
     def measures(self, scene: SceneTokens) -> bool:
-        """Whether some objective has errors of a scene: one without targets, or with a target that the scene has."""
+        """Whether an objective can be compared with a scene: it has no targets, or one that the scene has."""
         known = {"cameras": scene.target_cameras is not None, "depth": scene.target_depth is not None}
         measured = [each.targets for each in self.active.values() if type(each).errors is not Objective.errors]
         return any(not targets or any(known[target] for target in targets) for targets in measured)
