@@ -29,8 +29,8 @@ from benchmarks.symmetries import COMBINATIONS
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.attention import replace_classes
 from zoo.cameras import Cameras, normalize_intrinsics
-from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings import EncodedCameras, prope_attention
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.view_attention import ROPE_BASE
 
 IMAGE = 448  # pixels a side; only the ratio to K matters

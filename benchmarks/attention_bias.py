@@ -23,10 +23,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from benchmarks.symmetries import COMBINATIONS
 from zoo.cameras import Cameras, normalize_intrinsics
-from zoo.decoder_layout import DecoderLayout, HeadLayout
+from zoo.cameras.poses import invert_se3, nearest_rotation, pose_distance
 from zoo.encodings import EncodedCameras
-from zoo.poses import invert_se3, nearest_rotation, pose_distance
-from zoo.time_index import TemporalPatches
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.sequences.time_index import TemporalPatches
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "attention_bias.png"
 MEANS = (

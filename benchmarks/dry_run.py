@@ -35,7 +35,7 @@ from zoo.checkpoints.config import ReleasedConfig, known_config, released_config
 from zoo.checkpoints.export import official_tensors
 from zoo.checkpoints.released import EmptyQwenVL
 from zoo.geometry import VGGT, VGGTEncoder
-from zoo.optim import parameter_groups
+from zoo.tasks.optim import parameter_groups
 
 RELEASED = "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -15,8 +15,8 @@ import torch
 
 from datamodules.resize import PixelBounds
 from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL
-from zoo.fake_tensors import Footprint, fake_tensor, make_fake
 from zoo.model import SpatialVLM
+from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
 from zoo.weight_reading import shapes_only
 
 SIZES = ("Qwen2.5-VL-3B", "Qwen2.5-VL-7B", "Qwen3-VL-2B", "Qwen3-VL-4B", "Qwen3-VL-8B")

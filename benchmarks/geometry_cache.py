@@ -36,8 +36,8 @@ from datamodules.collate import Collate, LoadedScene
 from datamodules.dataset import SceneDataset
 from datamodules.resize import PixelBounds
 from zoo import AddFusion, GeometryCache, SpatialVLM, TinyVGGT, VGGTPretraining
+from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.geometry import VGGT, CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras
-from zoo.poses import invert_se3, pose_distance
 from zoo.requirements import DataRequirements
 
 DTYPES = ("bfloat16", "float8")

@@ -36,7 +36,7 @@ from zoo import SpatialVLM, TinyQwen25VL
 from zoo.benchmarks import VSIBench
 from zoo.checkpoints import PretrainedQwen25VL, export_model
 from zoo.prefix_cache import answer_questions
-from zoo.time_index import TimestampIndex
+from zoo.sequences.time_index import TimestampIndex
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
 SIZE = dict(layers=12, hidden_size=768, heads=12, key_value_heads=2, vision_layers=12, vision_hidden_size=512)

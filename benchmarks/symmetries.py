@@ -16,21 +16,21 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from zoo.decoder_layout import HeadLayout
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.encodings.compose import Compose
+from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.placements import ChannelRange, HighFrequencies, LowFrequencies, Section, TemporalSection
 from zoo.encodings.pose_axis import PoseAxis
 from zoo.encodings.pose_index import PoseIndex
-from zoo.encodings.rays import RayEmbedding, RayEncoding
+from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.encodings.view_attention import ViewAttention
-from zoo.time_index import PathLengthIndex, PoseDistanceIndex
+from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "encodings.md"
 

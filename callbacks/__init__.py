@@ -9,7 +9,7 @@ __getattr__, __all__ = lazy_exports(
         "gallery": ["GalleryCallback"],
         "metrics": ["MetricsCallback"],
         "predictions": ["PredictionsCallback"],
-        "progress": ["progress_bar"],
+        "run_progress": ["progress_bar"],
         "settings": ["SaveRunConfig"],
         "step_times": ["StepTimes"],
     },

@@ -13,8 +13,8 @@ from callbacks.reproduction import reproduction
 from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import benchmark_of, objective_errors, tally
 from callbacks.table import render
-from zoo.atomic_io import write_json
 from zoo.errors import InputError
+from zoo.files.atomic_io import write_json
 
 Stage = Literal["val", "test"]
 

@@ -25,8 +25,8 @@ from callbacks.results_folder import (
 )
 from callbacks.scoring import benchmark_of, score_record
 from callbacks.settings import differences, save_config, settings_of
-from zoo.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.errors import InputError
+from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.versions import versions
 
 

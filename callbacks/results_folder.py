@@ -13,7 +13,7 @@ from lightning import Trainer
 
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.settings import FILES, changed
-from zoo.fingerprint import digest
+from zoo.files.fingerprint import digest
 from zoo.pretrained import RUN_CONFIG
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"

@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.loggers import log_settings
-from zoo.fingerprint import file_fingerprint
+from zoo.files.fingerprint import file_fingerprint
 from zoo.geometry import CachedGeometry
 from zoo.seed import resolve_seed
 from zoo.weights import DIGITS, fingerprint

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 
-from zoo.atomic_io import write_whole
 from zoo.errors import InputError
-from zoo.fingerprint import digest
+from zoo.files.atomic_io import write_whole
+from zoo.files.fingerprint import digest
 
 FOLDER = Path("cache/help")
 ROOT = Path(__file__).parents[1]

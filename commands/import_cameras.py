@@ -32,8 +32,8 @@ from datamodules.samplers.base import even_steps
 from datamodules.trajectories import FORMATS, PoseFormat
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
+from zoo.cameras.poses import invert_se3
 from zoo.errors import InputError
-from zoo.poses import invert_se3
 
 SHOWN = 12  # cameras of the picture with a frustum and a number
 

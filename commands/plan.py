@@ -21,11 +21,11 @@ from commands.run_options import OF_RUNS, run_parser
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
 from zoo.errors import InputError
-from zoo.optim import LearningRates
-from zoo.sequence_layout import MediaKind
+from zoo.sequences.layout import MediaKind
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.tasks import Task, VideoQATask
+from zoo.tasks.optim import LearningRates
 from zoo.tasks.training_cost import Batch, TrainingCost, training_cost
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.weight_reading import shapes_only
 
 WIDTH = 120  # of a table, so that a narrow terminal breaks lines instead of cells

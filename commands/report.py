@@ -52,11 +52,11 @@ def report(arguments: list[str]) -> None:
     # after the options are read: these import PyTorch, which the help does without
     from commands.reports.compare import compare
     from commands.reports.formats import WRITERS, in_lines
+    from commands.reports.loaded_runs import load_runs
     from commands.reports.page import page
     from commands.reports.paths import camera_paths
-    from commands.reports.runs import load_runs
     from commands.reports.verify import read_published, verify
-    from zoo.atomic_io import write_whole
+    from zoo.files.atomic_io import write_whole
 
     output = None if settings.output is None else Path(settings.output).expanduser()
     format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")

@@ -39,8 +39,8 @@ def score(arguments: list[str]) -> None:
     from callbacks.scoring import tally
     from callbacks.table import render, side_by_side
     from commands.reports.predictions import read_predictions
-    from zoo.atomic_io import write_json
     from zoo.benchmarks import find_benchmark
+    from zoo.files.atomic_io import write_json
 
     benchmark = find_benchmark(settings.benchmark)
     compares = settings.scorer == "all"

@@ -23,8 +23,8 @@ from commands.arguments import DEFAULT_OPTIONS
 from commands.run_options import OF_RUNS, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
 from datamodules.selections import FILE, find_selection, write_selection
-from zoo.atomic_io import write_whole
 from zoo.errors import SCENE_FAULTS, InputError
+from zoo.files.atomic_io import write_whole
 from zoo.progress import progress
 
 MADE, KEPT, FAILED = "made", "kept", "failed"

@@ -22,6 +22,6 @@ __getattr__, __all__ = lazy_exports(
             *("Conversations", "Mixture", "PosedScenes", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder"),
             *("SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
         ],
-        "video_qa": ["VideoQADataModule"],
+        "datamodule": ["VideoQADataModule"],
     },
 )

@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.collate import Collate, LoadedScene
+from datamodules.datamodule import VideoQADataModule
 from datamodules.resize import bounds_of_images, resize_frames
 from datamodules.samplers import FrameSampler
 from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
-from datamodules.video_qa import VideoQADataModule
 from zoo.benchmarks import Benchmark
 from zoo.configuration import from_config
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM

@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from datamodules.json_files import read_json
-from zoo.atomic_io import write_whole
 from zoo.cameras import normalize_intrinsics
-from zoo.poses import nearest_rotation
+from zoo.cameras.poses import nearest_rotation
+from zoo.files.atomic_io import write_whole
 
 
 def read_cameras(

@@ -28,9 +28,9 @@ from zoo.backbones.preprocessor import Message, Preprocessor, TokenizedPrompt
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.geometry.base import SceneGeometry
 from zoo.scenes import SceneInputs
-from zoo.shared_prefix import IGNORED
-from zoo.time_index import Seconds
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.packing import IGNORED
+from zoo.sequences.time_index import Seconds
+from zoo.sequences.visual_grid import ExtraTokens
 
 FramesAs = Literal["video", "image", "labeled_image"]
 Content = list[dict[str, str]]  # items of a message

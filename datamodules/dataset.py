@@ -23,7 +23,7 @@ from datamodules.video import Video, companion_name
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.requirements import DataRequirements
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 MAX_ATTEMPTS = 2
 NOTHING = DataRequirements()

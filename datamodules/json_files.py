@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo.strict_json import parse_json
+from zoo.files.strict_json import parse_json
 
 
 def read_json(path: Path, remedy: str = "write or download it again") -> Any:

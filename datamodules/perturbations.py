@@ -22,7 +22,7 @@ from datamodules.collate import LoadedScene
 from datamodules.dataset import SceneDataset
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class Perturbation(Configurable, ABC):

@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from datamodules.json_files import read_json
-from zoo.atomic_io import write_whole
-from zoo.fingerprint import tensor_fingerprint
+from zoo.files.atomic_io import write_whole
+from zoo.files.fingerprint import tensor_fingerprint
 
 FILE = "selected_frames.json"
 

@@ -18,10 +18,11 @@ PATH = {
     "zoo/tasks/video_qa.py": "`VideoQATask.losses` encodes the scenes, packs the questions of each scene into one "
     "sequence, and passes the hidden states of the decoder to the objectives.",
     "zoo/model.py": "`SpatialVLM.encode_scenes` and `SpatialVLM.build_inputs` call the parts in order.",
-    "zoo/scene_encoding.py": "Calls the vision tower once for all scenes, then the view mixer and the fusion.",
-    "zoo/scene_cameras.py": "Computes one camera per temporal patch of a scene, then the cameras of whole sequences.",
-    "zoo/sequence_layout.py": "`SequenceLayout` locates the visual tokens of each sequence, with their temporal patch, "
-    "grid cell and camera.",
+    "zoo/scene_encoding/stages.py": "Calls the vision tower once for all scenes, then the view mixer and the fusion.",
+    "zoo/scene_encoding/scene_cameras.py": "Computes one camera per temporal patch of a scene, then the cameras of "
+    "whole sequences.",
+    "zoo/sequences/layout.py": "`SequenceLayout` locates the visual tokens of each sequence, with their "
+    "temporal patch, grid cell and camera.",
 }
 
 
@@ -43,7 +44,7 @@ SEAMS = (
     Seam("view mixer", "zoo/encodings/", ("ViewMixer",), "--model.view_mixer", (ZOO, TABLE)),
     Seam("geometry encoder", "zoo/geometry/", ("GeometryEncoder",), "--model.geometry", (ZOO,)),
     Seam("fusion", "zoo/fusions/", ("Fusion",), "--model.fusion", (ZOO,)),
-    Seam("time index", "zoo/time_index.py", ("TimeIndex",), "--model.time_index", (ZOO,)),
+    Seam("time index", "zoo/sequences/time_index.py", ("TimeIndex",), "--model.time_index", (ZOO,)),
     Seam("backbone", "zoo/backbones/", ("Backbone", "BackboneLoader", "Preprocessor"), "--model.backbone", (ZOO,)),
     Seam("objective", "zoo/objectives/", ("Objective", "LayerObjective"), "--model.objectives", (ZOO,)),
     Seam("model", "zoo/tasks/models.py", ("VideoQATask",), "--model", (ZOO,)),
@@ -201,11 +202,11 @@ SAMPLER = Box("FrameSampler, FramePairing", "datamodules/samplers/", 270, 46, 23
 COLLATE = Box("Collate", "datamodules/collate.py", 540, 46, 350, is_seam=False)
 VISION = Box("Backbone: 2D tokens", "zoo/backbones/", 30, 182)
 GEOMETRY = Box("GeometryEncoder: 3D tokens", "zoo/geometry/", 310, 182, 230)
-CAMERAS = Box("one camera per temporal patch", "zoo/scene_cameras.py", 620, 182, 270, is_seam=False)
+CAMERAS = Box("one camera per temporal patch", "zoo/scene_encoding/scene_cameras.py", 620, 182, 270, is_seam=False)
 MIXER = Box("ViewMixer", "zoo/encodings/", 30, 278)
 FUSION = Box("Fusion", "zoo/fusions/", 310, 278, 230)
-LAYOUT = Box("SequenceLayout", "zoo/sequence_layout.py", 30, 414, is_seam=False)
-TIME = Box("TimeIndex: position ids", "zoo/time_index.py", 310, 414, 230)
+LAYOUT = Box("SequenceLayout", "zoo/sequences/layout.py", 30, 414, is_seam=False)
+TIME = Box("TimeIndex: position ids", "zoo/sequences/time_index.py", 310, 414, 230)
 ENCODING = Box("CameraEncoding", "zoo/encodings/", 620, 414, 270)
 DECODER = Box("Backbone: stock decoder, four camera hooks in its attention", "zoo/backbones/", 30, 550, 860)
 LOSS = Box("Objective: losses", "zoo/objectives/", 30, 624, 250)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from callbacks.camera_map import camera_map
 from callbacks.contact_sheet import INK, PAPER, contact_sheet
 from datamodules import Rooms, VideoQADataModule
-from zoo.atomic_io import replace_file
+from zoo.files.atomic_io import replace_file
 
 OUTPUT = Path(__file__).with_name("room.png")
 FRAMES, SHOWN, ROOMS = 16, 8, 6  # frames that the models see, and that the picture shows; rooms with answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from docs.positions import DOCUMENT, document, rows, this_zoo, transformers_5
+from docs.position_tables import DOCUMENT, document, rows, this_zoo, transformers_5
 
 
 def test_the_table_is_up_to_date() -> None:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import main
-from commands.studies.plan import MARKS
 from commands.studies.reading import read_study
+from commands.studies.study_file import MARKS
 
 ROOT = Path(main.__file__).parent
 TEXT = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")

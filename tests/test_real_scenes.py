@@ -15,7 +15,7 @@ from PIL import Image
 import main
 from datamodules.cameras_file import write_cameras
 from zoo import InputError
-from zoo.poses import invert_se3
+from zoo.cameras.poses import invert_se3
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_figures_are_up_to_date() -> None:
         ("[a](../benchmarks/encodings.md)", "[a](benchmarks/encodings.md)"),
         ("[a](../benchmarks/)", "[a](benchmarks/README.md)"),
         ("[a](positions.md)", "[a](positions.md)"),
-        ("[a](../zoo/cameras.py)", "[a](reference/zoo/cameras.md)"),
+        ("[a](../zoo/cameras/cameras.py)", "[a](reference/zoo/cameras.md)"),
         ("[a](../zoo/encodings/)", "[a](reference/zoo/encodings/index.md)"),
         ("[a](../configs/prope.yaml)", "[a](reference/configs.md#prope)"),
         ("[a](../Makefile)", "a"),

@@ -25,15 +25,15 @@ __getattr__, __all__ = lazy_exports(
             *("PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
         ],
         "metrics": ["VSIBenchScore", "score_answer"],
-        "lora": ["LoRA"],
+        "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],
         "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
-        "optim": ["LearningRates", "WarmupCosine"],
+        "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),
             *("VGGTPretraining", "VideoQATask"),
         ],
-        "time_index": [
+        "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),
             *("SpanIndex", "TimestampIndex"),
         ],

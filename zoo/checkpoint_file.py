@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from zoo.atomic_io import replace_file, write_error
 from zoo.errors import InputError
+from zoo.files.atomic_io import replace_file, write_error
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.backbones import BackboneLoader, default_loader
 from zoo.backbones.base import VisualTokens
+from zoo.backbones.lora import LoRA
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
@@ -23,18 +24,17 @@ from zoo.fusions import Fusion
 from zoo.geometry.base import GeometryEncoder, SceneGeometry, resample_frames
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
-from zoo.lora import LoRA
 from zoo.objectives import Objective, Objectives
 from zoo.positions import TextAfterVision
 from zoo.prefix_cache import answer_questions, check_penalty, eval_mode
 from zoo.pretrained import load_model, save_model
 from zoo.requirements import PSEUDO_LABELS, CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
-from zoo.scene_cameras import MergedCamera, add_cameras, patch_cameras, sequence_cameras, token_depth
-from zoo.scene_encoding import encode_vision, fuse_scenes
+from zoo.scene_encoding.scene_cameras import MergedCamera, add_cameras, patch_cameras, sequence_cameras, token_depth
+from zoo.scene_encoding.stages import encode_vision, fuse_scenes
 from zoo.scenes import Media, SceneInputs, SceneTokens, scenes_of_media
-from zoo.sequence_layout import MediaKind, SequenceLayout
-from zoo.time_index import TimeIndex
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.layout import MediaKind, SequenceLayout
+from zoo.sequences.time_index import TimeIndex
+from zoo.sequences.visual_grid import ExtraTokens
 
 
 class SpatialVLM(Configurable, nn.Module):

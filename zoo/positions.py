@@ -17,9 +17,9 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.errors import check_choice
-from zoo.sequence_layout import Placeholders, SequenceLayout, owners
-from zoo.time_index import TemporalPatches, TimeIndex, TimestampIndex
-from zoo.visual_grid import SPATIAL_MERGE_SIZE
+from zoo.sequences.layout import Placeholders, SequenceLayout, owners
+from zoo.sequences.time_index import TemporalPatches, TimeIndex, TimestampIndex
+from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE
 
 PADDED_POSITION = 1  # transformers 4.51's value for padding, which the attention masks out
 

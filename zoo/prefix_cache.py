@@ -16,7 +16,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from zoo.backbones.base import Backbone
 from zoo.errors import InputError
 from zoo.scenes import SceneTokens
-from zoo.shared_prefix import PREFIX, shared_length
+from zoo.sequences.packing import PREFIX, shared_length
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM

@@ -17,13 +17,13 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.atomic_io import new_folder, write_json, write_whole
 from zoo.backbones.loader import BackboneLoader
 from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError, reading
-from zoo.fingerprint import file_fingerprint
-from zoo.hub import CONFIG, find_folder, read_config
+from zoo.files.atomic_io import new_folder, write_json, write_whole
+from zoo.files.fingerprint import file_fingerprint
+from zoo.files.hub import CONFIG, find_folder, read_config
 from zoo.seed import resolve_seed
 from zoo.weights import WEIGHTS, SafetensorsFile
 
@@ -219,7 +219,7 @@ def _sources(model: SpatialVLM) -> dict[str, tuple[str, tuple[Path, ...]]]:
 def frozen_weights(model: SpatialVLM) -> dict[str, dict[str, Any]]:
     """Path and fingerprints of the files of each part (`backbone`, `geometry`, `scale`) that is not saved as a whole.
 
-    The fingerprints are of size, head and tail of each file, see `zoo.fingerprint`: some milliseconds.
+    The fingerprints are of size, head and tail of each file, see `zoo.files.fingerprint`: some milliseconds.
     """
     parameters = list(model.named_parameters())
     every = {name.partition(".")[0] for name, _ in parameters}

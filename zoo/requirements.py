@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
-from zoo.time_index import Seconds, TimeIndex
-from zoo.visual_grid import IMAGE_PIXELS
+from zoo.sequences.time_index import Seconds, TimeIndex
+from zoo.sequences.visual_grid import IMAGE_PIXELS
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM

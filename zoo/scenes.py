@@ -15,8 +15,8 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.sequence_layout import MediaKind, Medium, SequenceLayout
-from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import MediaKind, Medium, SequenceLayout
+from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
 
 class SceneInputs:

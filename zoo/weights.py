@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from zoo.errors import InputError
+from zoo.files.strict_json import parse_json
 from zoo.progress import progress
 from zoo.sharded_tensors import shard_like, whole
-from zoo.strict_json import parse_json
 from zoo.weight_reading import only_shapes
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

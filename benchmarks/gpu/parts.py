@@ -20,9 +20,9 @@ import transformers
 from benchmarks.gpu.models import ADAPTED, TITLES, Bench, autocast
 from benchmarks.measure import timed
 from zoo import PRoPE
-from zoo.optim import parameter_groups
 from zoo.prefix_cache import answer_questions
 from zoo.tasks import VideoQATask
+from zoo.tasks.optim import parameter_groups
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from commands.reports.bootstrap import RESAMPLES, intervals, observed
-from commands.reports.runs import Run, measures
+from commands.reports.loaded_runs import Run, measures
 
 Interval = tuple[float, float]
 ASKED = ("question_type", "ground_truth", "scene", "question")

@@ -7,7 +7,7 @@ from html import escape
 from itertools import accumulate
 
 from commands.reports.compare import Comparisons
-from commands.reports.runs import Run
+from commands.reports.loaded_runs import Run
 from commands.reports.tables import Table, first_answered, tables
 
 COMMENTS = {"text": "{}\n", "markdown": "- {}\n", "latex": "% {}\n"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from callbacks.map_geometry import level_axes
-from commands.reports.runs import Run
+from commands.reports.loaded_runs import Run
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_RESULT, FILES, flatten, is_one_of
-from commands.reports.runs import Run
+from commands.reports.loaded_runs import Run
 
 TRAINED = ("model", "data", "trainer")  # parts of a config that a run's weights depend on
 OF_A_FOLDER = ("trainer.default_root_dir", "trainer.logger", "trainer.callbacks")

@@ -12,7 +12,7 @@ from typing import Any
 
 from commands.reports.bootstrap import RESAMPLES
 from commands.reports.compare import Comparisons, Interval
-from commands.reports.runs import AVERAGE, MEANS, Run, measures
+from commands.reports.loaded_runs import AVERAGE, MEANS, Run, measures
 from commands.reports.seeds import group_by_seed
 from zoo.benchmarks.captions import TITLES
 

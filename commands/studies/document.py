@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from commands.studies.plan import MARKS, OWN, Study, words
 from commands.studies.plot import Rows, draw
 from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, change, is_measured, section, table, titled
-from zoo.atomic_io import write_whole
+from commands.studies.study_file import MARKS, OWN, Study, words
+from zoo.files.atomic_io import write_whole
 
 CONSTANT = "best constant answer"
 UNLEARNED = "unlearned"  # in the name of a null model's error

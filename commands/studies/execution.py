@@ -8,8 +8,8 @@ from pathlib import Path
 
 from commands.studies.executors import Executor
 from commands.studies.jobs import Requirement, Training
-from commands.studies.plan import OWN, Run, Study, folder_name
 from commands.studies.results import Results, load_result
+from commands.studies.study_file import OWN, Run, Study, folder_name
 from zoo.errors import InputError
 
 

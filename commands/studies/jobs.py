@@ -21,11 +21,11 @@ from callbacks.results_folder import PREFIX, SETTINGS
 from commands.runs import CONFIG
 from commands.studies import source_code
 from commands.studies.executors import Job
-from commands.studies.plan import OWN, Run, folder_name
 from commands.studies.source_code import ROOT
+from commands.studies.study_file import OWN, Run, folder_name
 from datamodules.sources.rooms.rendered import cores
-from zoo.atomic_io import write_json
 from zoo.errors import InputError
+from zoo.files.atomic_io import write_json
 from zoo.versions import zoo_version
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"

@@ -13,7 +13,7 @@ import yaml
 
 from commands.configs import find_config
 from commands.parser import OneLineParser, closest, registered_classes
-from commands.studies.plan import MACRO, MARKS, Setting, Study, folder_name
+from commands.studies.study_file import MACRO, MARKS, Setting, Study, folder_name
 from zoo.benchmarks import registered_benchmarks
 from zoo.errors import InputError
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from commands.reports.runs import load_run
-from commands.studies.plan import MACRO, Run
-from zoo.atomic_io import JSONLines
+from commands.reports.loaded_runs import load_run
+from commands.studies.study_file import MACRO, Run
 from zoo.errors import InputError
-from zoo.fingerprint import digest
+from zoo.files.atomic_io import JSONLines
+from zoo.files.fingerprint import digest
 
 DIGITS = 5  # of a score
 

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from commands.studies.plan import MACRO, OWN, Study
 from commands.studies.results import Questions, Result, Results
+from commands.studies.study_file import MACRO, OWN, Study
 from zoo.benchmarks import Benchmark, find_benchmark
 
 OUTDATED = "†"  # marks a result that other code made

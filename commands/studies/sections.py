@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from commands.reports.bootstrap import intervals
-from commands.reports.runs import measures
-from commands.studies.plan import MACRO, OWN, Comparison
+from commands.reports.loaded_runs import measures
 from commands.studies.results import Result
 from commands.studies.scores import Scores
+from commands.studies.study_file import MACRO, OWN, Comparison
 from zoo.benchmarks import find_benchmark
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from commands.arguments import DEFAULTS
 from commands.configs import find_config, read_config
-from zoo.fingerprint import digest
+from zoo.files.fingerprint import digest
 
 ROOT = Path(__file__).parents[2]
 # models, data and scores; the last file has the defaults of the trainer

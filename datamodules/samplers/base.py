@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.selections import find_selection, settings, write_selection
 from datamodules.video import Video, companion_name
 from zoo.configuration import Configurable
-from zoo.fingerprint import digest, file_fingerprint
+from zoo.files.fingerprint import digest, file_fingerprint
 
 if TYPE_CHECKING:
     from datamodules.samplers.points import PointSource  # which imports this file

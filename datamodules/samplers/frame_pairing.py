@@ -17,7 +17,7 @@ from datamodules.video import Video
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.seed import resolve_seed
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class FramePairing(Configurable, ABC):

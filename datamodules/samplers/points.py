@@ -20,12 +20,12 @@ from datamodules.depth import read_depth
 from datamodules.samplers.base import SceneView
 from datamodules.trajectories import Trajectory
 from zoo.cameras import intrinsics_in_pixels, normalize_intrinsics
+from zoo.cameras.rays import pixel_center_intrinsics
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.fingerprint import file_fingerprint
+from zoo.files.fingerprint import file_fingerprint
 from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
 from zoo.geometry.cached import LazyGeometry
-from zoo.rays import pixel_center_intrinsics
 
 OFFICIAL_WIDTH = 518  # pixels, Spatial-MLLM's
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from datamodules.samplers.base import FrameSampler, SceneView
-from datamodules.samplers.poses import (
+from datamodules.samplers.pose_distances import (
     Normalize,
     farthest,
     medoid,
@@ -18,7 +18,7 @@ from datamodules.samplers.poses import (
     pose_matrix,
     pose_plane,
 )
-from zoo.poses import invert_se3
+from zoo.cameras.poses import invert_se3
 from zoo.seed import resolve_seed
 
 Translation = Literal["center", "world_to_camera"]

@@ -8,8 +8,8 @@ from typing import Any
 
 from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.selections import FILE, read_selection
-from zoo.fingerprint import digest, file_fingerprint
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.files.fingerprint import digest, file_fingerprint
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class SelectedFrames(FrameSampler):

@@ -8,7 +8,7 @@ import torch
 
 from datamodules.samplers.base import FrameSampler, SceneView, even_steps
 from zoo.errors import InputError
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 Rule = Literal["qwen_vl_utils", "linspace_floor", "floor_128"]
 

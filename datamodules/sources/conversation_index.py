@@ -20,7 +20,7 @@ import pyarrow as pa
 from datamodules.json_files import read_rows
 from datamodules.scenes import MEDIUM, Medium, Question, RawQuestion
 from datamodules.sources.base import build_once
-from zoo.fingerprint import digest, file_fingerprint
+from zoo.files.fingerprint import digest, file_fingerprint
 from zoo.progress import progress
 
 FOLDER = Path("cache/conversations")

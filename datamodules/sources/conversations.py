@@ -16,7 +16,7 @@ from datamodules.sources.annotations import find_cameras, find_video
 from datamodules.sources.base import Missing, SceneSource, Split, by_type
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.errors import InputError
-from zoo.fingerprint import digest
+from zoo.files.fingerprint import digest
 
 NO_MEDIUM = "rows without a video or image"  # the name under which rows of plain text count as missing
 

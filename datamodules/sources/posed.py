@@ -14,7 +14,7 @@ from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked
 from datamodules.trajectories import PoseFormat
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
-from zoo.fingerprint import digest
+from zoo.files.fingerprint import digest
 from zoo.progress import progress
 
 # what a reader of poses raises on damaged files

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.trajectories.rotations import slerp
-from zoo.poses import invert_se3, nearest_rotation, rigid_matrix
+from zoo.cameras.poses import invert_se3, nearest_rotation, rigid_matrix
 
 Match = Literal["slerp", "nearest"]
 SAME_TIME_S = 1e-6

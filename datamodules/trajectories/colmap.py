@@ -9,8 +9,8 @@ import torch
 
 from datamodules.trajectories.base import PoseFormat, Trajectory, intrinsics, listed_frames, one_size
 from datamodules.video import natural_key
+from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.quaternions import quaternion_to_rotation
-from zoo.poses import rigid_matrix
 
 # parameters of the models before the distortion: f, cx, cy or fx, fy, cx, cy
 PARAMETERS = {"SIMPLE_PINHOLE": 3, "SIMPLE_RADIAL": 3, "RADIAL": 3, "PINHOLE": 4, "OPENCV": 4, "FULL_OPENCV": 4}

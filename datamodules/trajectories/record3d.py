@@ -10,8 +10,8 @@ from datamodules.json_files import read_json
 from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics
 from datamodules.trajectories.nerfstudio import OPENCV_FROM_OPENGL
 from datamodules.video import natural_key
+from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.quaternions import quaternion_to_rotation
-from zoo.poses import rigid_matrix
 
 
 class Record3D(PoseFormat):

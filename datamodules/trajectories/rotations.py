@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from zoo.poses import nearest_rotation, so3_log
+from zoo.cameras.poses import nearest_rotation, so3_log
 
 
 def from_axis_angle(vectors: Float64[Tensor, "N 3"]) -> Float64[Tensor, "N 3 3"]:

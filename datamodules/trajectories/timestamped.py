@@ -25,8 +25,8 @@ from datamodules.trajectories.base import (
 )
 from datamodules.trajectories.rotations import from_axis_angle
 from datamodules.video import image_size
+from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.quaternions import quaternion_to_rotation
-from zoo.poses import rigid_matrix
 
 TOLERANCE_S = 0.2  # ARKitScenes records poses at 10 Hz, with some missing
 

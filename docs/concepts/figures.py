@@ -13,7 +13,7 @@ from PIL import Image
 from callbacks.camera_map import camera_map
 from datamodules import PixelBounds, Rooms, UniformSampler
 from datamodules.dataset import SceneDataset
-from zoo.decoder_layout import HeadLayout
+from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.placements import ChannelRange, LowFrequencies, Placement, TemporalSection
 
 FOLDER = Path(__file__).parent

@@ -24,7 +24,7 @@ from datamodules.sources.base import Split
 from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import VSIBench
 from zoo.requirements import DataRequirements
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.visual_grid import ExtraTokens
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
 BROKEN = 3  # this scene has no video that can be read

@@ -26,9 +26,9 @@ from datamodules import Duplicate, PoseFarthestSampler
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import SelectedFrames
 from datamodules.selections import FILE, write_selection
-from zoo.atomic_io import JSONLines, read_records
 from zoo.benchmarks import VSIBench
 from zoo.errors import InputError
+from zoo.files.atomic_io import JSONLines, read_records
 
 RESULTS = ("metrics.json", "predictions.jsonl", SETTINGS)
 SECONDS = 0.1  # that a scene takes at most, where a test is killed

@@ -18,8 +18,8 @@ from datamodules.cameras_file import read_cameras
 from datamodules.video import Video
 from tests.datamodules.trajectories.captures import CAPTURES, NAMES, Walk, about_x, colmap, images, nerfstudio, walk
 from zoo.cameras import intrinsics_in_pixels
+from zoo.cameras.poses import invert_se3
 from zoo.errors import InputError
-from zoo.poses import invert_se3
 
 
 def read(scene: Path) -> tuple[Video, torch.Tensor, torch.Tensor]:

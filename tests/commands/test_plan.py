@@ -27,8 +27,8 @@ from zoo import (
     TinyQwen25VL,
     TinyVGGT,
 )
-from zoo.optim import parameter_groups
 from zoo.tasks import VideoQATask, training_cost
+from zoo.tasks.optim import parameter_groups
 from zoo.tasks.training_cost import Batch, TrainingCost, total_bytes
 from zoo.weight_reading import shapes_only
 

@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_former_scores(tmp_path: Path, monkeypatch: pytes
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zoo.atomic_io.os.fsync", full)
+    monkeypatch.setattr("zoo.files.atomic_io.os.fsync", full)
     with pytest.raises(InputError, match="scores.json can't be written: No space left on device"):
         score([str(file), "--output", str(output)])
     assert output.read_text() == "the former scores"

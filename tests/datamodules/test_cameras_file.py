@@ -12,7 +12,7 @@ import torch
 
 from datamodules.cameras_file import read_cameras, write_cameras
 from datamodules.video import Video
-from zoo.poses import invert_se3
+from zoo.cameras.poses import invert_se3
 
 N, HEIGHT, WIDTH = 5, 48, 64
 K_PX = torch.tensor([[60.0, 0.0, 30.0], [0.0, 58.0, 25.0], [0.0, 0.0, 1.0]], dtype=torch.float64)

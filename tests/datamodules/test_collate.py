@@ -14,7 +14,7 @@ from datamodules.scenes import Question, Scene
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.geometry.base import SceneGeometry
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.visual_grid import ExtraTokens
 
 TRAINING = Path(__file__).parents[1] / "golden/preprocess_train"
 PROMPTS = Path(__file__).parents[1] / "golden/preprocess/prompts.json"

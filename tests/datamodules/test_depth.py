@@ -15,8 +15,8 @@ from datamodules.depth import find_depth, read_depth
 from datamodules.sources.annotations import read_layout
 from tests.conftest import ROOMS
 from tests.zoo.geometry.projection import project_points
+from zoo.cameras.poses import invert_se3
 from zoo.geometry import unproject_depth
-from zoo.poses import invert_se3
 
 
 def write_depth(folder: Path, millimeters: np.ndarray) -> Path:

@@ -20,8 +20,8 @@ from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
 from zoo import InputError, SpatialVLM, TinyQwen3VL
 from zoo.backbones.qwen3_vl.tiny import tiny_preprocessor, tiny_processor
-from zoo.shared_prefix import IGNORED
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.packing import IGNORED
+from zoo.sequences.visual_grid import ExtraTokens
 
 FPS, INDICES = 10.0, [0, 7, 20, 33, 40, 41]
 TIMES = [index / FPS for index in INDICES]

@@ -30,8 +30,8 @@ from zoo.encodings import CameraEncoding, ViewAttention
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
 from zoo.prefix_cache import Reply, answer_questions
+from zoo.sequences.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, StepIndex
 from zoo.tasks import VideoQATask
-from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, StepIndex
 
 RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)
 NEW = 6

@@ -12,10 +12,10 @@ from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.layouts import sequence_layout
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.positions import mrope_position_ids
-from zoo.time_index import ConstantIndex, TimeIndex
+from zoo.sequences.time_index import ConstantIndex, TimeIndex
 
 PAD, START, END, VIDEO = 0, 1, 2, 3
 HEAD_DIM, MROPE_SECTION, WIDTH = 32, [4, 4, 8], 128

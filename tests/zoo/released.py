@@ -23,7 +23,7 @@ from zoo.fusions import AddFusion, Fusion
 from zoo.fusions.connector import Connector
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.camera_head import CameraHead
-from zoo.visual_grid import PATCHES_PER_TOKEN
+from zoo.sequences.visual_grid import PATCHES_PER_TOKEN
 
 # all golden cases where they are at hand; the small ones are here
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))

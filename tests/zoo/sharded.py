@@ -49,10 +49,10 @@ from zoo import (
 )
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, unofficial_parts
 from zoo.fusions import AddFusion
-from zoo.optim import LearningRates
 from zoo.sharded_tensors import whole
 from zoo.tasks import VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
+from zoo.tasks.optim import LearningRates
 from zoo.tasks.video_qa import shards_models
 
 RUNS = {"one": 1, "ddp": 2, "fsdp2": 2, "resumed": 2}  # processes

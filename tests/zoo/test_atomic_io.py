@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo.atomic_io import JSONLines, json_lines, read_records, write_whole
 from zoo.errors import InputError
+from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_whole
 
 RECORDS = [
     {"id": "a", "prediction": "23.5 m² ✓\u2028"},

@@ -215,7 +215,7 @@ def test_an_export_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch
         def full(*_: Any, fault: BaseException = fault) -> None:
             raise fault
 
-        monkeypatch.setattr("zoo.atomic_io.replace_file", full)
+        monkeypatch.setattr("zoo.files.atomic_io.replace_file", full)
         with pytest.raises(raised, match="out can't be written" if raised is InputError else None):
             export_model(model, out)
         assert not out.exists()

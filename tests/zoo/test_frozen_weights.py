@@ -26,8 +26,8 @@ from zoo import (
     VideoQATask,
     ViewAttention,
 )
+from zoo.backbones.lora import LoRA
 from zoo.configuration import to_config
-from zoo.lora import LoRA
 
 VGGT: dict[str, Any] = dict(embed_dim=16, depth=2, num_heads=2)
 

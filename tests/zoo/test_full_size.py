@@ -13,9 +13,9 @@ import torch
 from zoo import BaselineVLM, Cameras, ConcatSplitMLLM, PRoPE, PRoPEMLLM, SpatialMLLM
 from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL
 from zoo.checkpoints.pretrained import PretrainedQwenVL
-from zoo.fake_tensors import Footprint, fake_tensor, make_fake
 from zoo.geometry import PretrainedVGGT
 from zoo.tasks import VideoQATask
+from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
 from zoo.weight_reading import shapes_only
 
 SIZES = {

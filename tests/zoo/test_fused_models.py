@@ -26,8 +26,8 @@ from zoo import (
     TinyQwen25VL,
     TinyVGGT,
 )
+from zoo.sequences.visual_grid import ExtraTokens
 from zoo.tasks import VideoQATask
-from zoo.visual_grid import ExtraTokens
 
 
 def tiny(kind: Callable[..., VideoQATask], **parts: Any) -> SpatialVLM:

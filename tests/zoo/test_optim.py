@@ -13,7 +13,7 @@ from torch import nn
 from zoo import CameraPrediction, MaskedViews, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.checkpoints.names import current_name
 from zoo.encodings import GTA
-from zoo.optim import LearningRates, WarmupCosine, freeze, parameter_groups
+from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, parameter_groups
 
 part_of = SpatialVLM(TinyQwen25VL(layers=1, hidden_size=32, heads=2)).part_of
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/manifests/optimizer_groups_3b.json").read_text())

@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from datamodules.collate import LoadedScene
 from tests.zoo import asking
 from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, scene
-from zoo.shared_prefix import (
+from zoo.sequences.packing import (
     IGNORED,
     PackedScenes,
     block_mask,

@@ -13,7 +13,7 @@ from torch import Tensor
 import zoo.cameras
 from tests.zoo.test_cameras import eye_intrinsics, random_poses, rotation
 from zoo.cameras import Cameras
-from zoo.poses import (
+from zoo.cameras.poses import (
     PoseMeasure,
     invert_se3,
     nearest_rotation,

@@ -16,7 +16,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from tests.zoo.layouts import sequence_layout
 from zoo.positions import mrope_position_ids
-from zoo.time_index import ConstantIndex, StepIndex, TimestampIndex
+from zoo.sequences.time_index import ConstantIndex, StepIndex, TimestampIndex
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rope_index"
 PAD, START, END, IMAGE, VIDEO = 0, 1, 2, 3, 4

@@ -19,7 +19,7 @@ from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
 from zoo.prefix_cache import CachedPrefix, Reply, answer_questions
-from zoo.shared_prefix import prefix_causal_mask
+from zoo.sequences.packing import prefix_causal_mask
 from zoo.tasks import VideoQATask
 
 

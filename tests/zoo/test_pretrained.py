@@ -49,7 +49,7 @@ from zoo import (
 )
 from zoo.configuration import from_config, to_config
 from zoo.geometry import SceneGeometry
-from zoo.optim import LearningRates
+from zoo.tasks.optim import LearningRates
 
 SIZES: dict[str, Any] = dict(layers=3, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 PARTS: dict[str, dict[str, Any]] = {
@@ -138,7 +138,7 @@ def test_a_save_that_is_broken_off_leaves_nothing(fault: BaseException, tmp_path
     def full(*_: object) -> None:
         raise fault
 
-    monkeypatch.setattr("zoo.atomic_io.replace_file", full)
+    monkeypatch.setattr("zoo.files.atomic_io.replace_file", full)
     is_error = isinstance(fault, OSError)
     with pytest.raises(InputError if is_error else KeyboardInterrupt, match="saved can't be" if is_error else None):
         model_of("plain").save_pretrained(tmp_path / "saved")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry
-from zoo.scene_cameras import merge_cameras, scene_points
+from zoo.scene_encoding.scene_cameras import merge_cameras, scene_points
 
 AXIS = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
 

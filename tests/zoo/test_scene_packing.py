@@ -12,7 +12,7 @@ from torch.nn.attention import flex_attention
 from tests.zoo.asking import BACKBONES, MODELS, QUESTIONS, build, scene
 from tests.zoo.test_packed_training import Learned, batch, difference, learned
 from zoo import CameraPrediction, InputError
-from zoo.scene_packing import PackedEncoding, ScenePacking
+from zoo.encodings.scene_packing import PackedEncoding, ScenePacking
 from zoo.tasks import VideoQATask
 
 FAST = {("plain", "Qwen2.5-VL"), ("prope.yaml", "Qwen3-VL"), ("DeepFusion", "Qwen2.5-VL"), ("ValueRoPE", "Qwen3-VL")}

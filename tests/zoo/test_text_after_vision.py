@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.zoo.asking import NEW, batch, build, one_by_one, prompts_of, replies, scene
 from zoo.positions import TextAfterVision
 from zoo.prefix_cache import CachedPrefix
+from zoo.sequences.time_index import TimestampIndex
 from zoo.tasks import VideoQATask
-from zoo.time_index import TimestampIndex
 
 SECONDS = 20  # per temporal patch: T reaches 80 on a grid of 2 x 3 tokens
 

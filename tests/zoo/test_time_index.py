@@ -13,10 +13,10 @@ from tests.zoo.layouts import sequence_layout
 from tests.zoo.test_cameras import eye_intrinsics, random_poses
 from tests.zoo.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
 from zoo.cameras import Cameras
+from zoo.cameras.poses import pose_distance
 from zoo.errors import InputError
-from zoo.poses import pose_distance
 from zoo.positions import mrope_position_ids
-from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
+from zoo.sequences.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
 
 STEPS = 6
 ONE_VIDEO: list[Sample] = [[2, (VIDEO, STEPS, 2, 2), 3]]  # one token per temporal patch

@@ -31,12 +31,12 @@ from zoo import (
     TinyQwen25VL,
     TinyVGGT,
 )
+from zoo.backbones.lora import LoRA
 from zoo.encodings import PRoPE, ViewAttention
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.vggt import VGGT as VGGTModel
 from zoo.geometry.vggt.aggregator import DINOV2
 from zoo.geometry.vggt_encoder import VGGTEncoder
-from zoo.lora import LoRA
 from zoo.tasks import VideoQATask, vggt_pretraining, video_qa
 
 SMALL = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)

@@ -24,7 +24,7 @@ from zoo import (
 )
 from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
 from zoo.geometry import SceneGeometry
-from zoo.scene_encoding import fuse_scenes
+from zoo.scene_encoding.stages import fuse_scenes
 from zoo.scenes import PatchCameras, SceneInputs, SceneTokens
 from zoo.tasks import VideoQATask
 

@@ -13,13 +13,13 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout
 from zoo.encodings.base import CameraEncoding, EncodedCameras
+from zoo.encodings.decoder_layout import DecoderLayout
 from zoo.positions import SecondsPerGrid, TextAfterVision, layout_position_ids
-from zoo.sequence_layout import MediaKind, Placeholders, SequenceLayout
-from zoo.shared_prefix import block_mask, prefix_causal_mask
-from zoo.time_index import TimeIndex, TimestampIndex
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.layout import MediaKind, Placeholders, SequenceLayout
+from zoo.sequences.packing import block_mask, prefix_causal_mask
+from zoo.sequences.time_index import TimeIndex, TimestampIndex
+from zoo.sequences.visual_grid import ExtraTokens
 
 BackbonePart = Literal["decoder", "vision", "connector"]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.visual_grid import ExtraTokens
 
 Message = dict[str, Any]  # a turn of a chat, as transformers' chat templates take it
 

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from zoo.backbones.preprocessor import Message, Preprocessor, TokenizedPrompt
-from zoo.shared_prefix import IGNORED
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.packing import IGNORED
+from zoo.sequences.visual_grid import ExtraTokens
 
 END_OF_TURN = "<|im_end|>\n"  # follows each answer in the chat template
 # frames are already sampled and resized: the processor only normalizes and cuts patches

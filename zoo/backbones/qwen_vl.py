@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from zoo.backbones.attention import greedy, replace_classes
 from zoo.backbones.base import Backbone, BackbonePart
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
-from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
-from zoo.sequence_layout import Placeholders
-from zoo.visual_grid import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.sequences.layout import Placeholders
+from zoo.sequences.visual_grid import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
 
 class QwenVLBackbone(Backbone):

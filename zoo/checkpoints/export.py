@@ -10,7 +10,6 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from zoo.atomic_io import new_folder, refuse_full, write_json
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.names import (
     CONNECTOR,
@@ -24,10 +23,11 @@ from zoo.checkpoints.names import (
     released_name,
 )
 from zoo.errors import InputError
+from zoo.files.atomic_io import new_folder, refuse_full, write_json
+from zoo.files.hub import CONFIG, find_folder, read_config
 from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
-from zoo.hub import CONFIG, find_folder, read_config
 from zoo.weights import INDEX, open_weights
 
 if TYPE_CHECKING:

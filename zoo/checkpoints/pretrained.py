@@ -19,11 +19,11 @@ from zoo.checkpoints.config import ReleasedConfig, known_config, qwen3_config
 from zoo.checkpoints.names import OFFICIAL_VGGT, QWEN3, QWEN25
 from zoo.checkpoints.released import FAMILIES, FUSED, empty_qwen, fill_qwen, load_connector, load_vggt
 from zoo.errors import InputError
+from zoo.files.hub import CONFIG, find_folder, read_config
 from zoo.fusions import AddFusion
 from zoo.geometry.base import GeometryEncoder
-from zoo.geometry.blocks import layer_index
+from zoo.geometry.transformer_blocks import layer_index
 from zoo.geometry.vggt_encoder import VGGTEncoder
-from zoo.hub import CONFIG, find_folder, read_config
 from zoo.weight_reading import only_shapes
 from zoo.weights import PrefixView, files_of, open_weights
 

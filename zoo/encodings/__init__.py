@@ -1,6 +1,7 @@
 """Camera encodings in the decoder's attention, and view mixers on the 2D tokens."""
 
 from zoo.encodings.alibi import PoseALiBi
+from zoo.encodings.balanced_view import balanced_views, saddle_balanced
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.encodings.cape import CaPE
 from zoo.encodings.compose import Compose
@@ -19,8 +20,7 @@ from zoo.encodings.placements import (
 from zoo.encodings.pose_axis import PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE, projection_matrices
-from zoo.encodings.rays import RayEmbedding, RayEncoding
-from zoo.encodings.reference import balanced_views, saddle_balanced
+from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
 from zoo.encodings.view_attention import ViewAttention, prope_attention

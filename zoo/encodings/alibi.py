@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras, Scale
-from zoo.decoder_layout import DecoderLayout, HeadLayout
+from zoo.cameras.poses import PoseMeasure, pose_distances
 from zoo.encodings.base import CameraEncoding
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK, EncodedCameras, ZeroChannels
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import check_choice
-from zoo.poses import PoseMeasure, pose_distances
 
 Slopes = Literal["fixed", "learned"]
 WIDTH = 8  # attention kernels require a multiple of this head width
@@ -42,7 +42,7 @@ class PoseALiBi(CameraEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, PoseALiBi
-        >>> from zoo.decoder_layout import HeadLayout
+        >>> from zoo.encodings.decoder_layout import HeadLayout
         >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
         >>> poses[:, 1, 0, 3] = 0.5
         >>> cameras = Cameras(poses, torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))

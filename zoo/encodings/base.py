@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from zoo.cameras import Cameras, ReferenceView, Scale
 from zoo.configuration import Configurable
-from zoo.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
-from zoo.time_index import TimeIndex
+from zoo.sequences.time_index import TimeIndex
 
 Grid = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w) of one scene in tokens
 HasCamera = Bool[Tensor, "B t"] | None  # temporal patches with a valid camera

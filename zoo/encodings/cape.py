@@ -22,7 +22,7 @@ class CaPE(MatrixEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, CaPE
-        >>> from zoo.decoder_layout import HeadLayout
+        >>> from zoo.encodings.decoder_layout import HeadLayout
         >>> cameras = Cameras(torch.eye(4).repeat(1, 2, 1, 1), torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
         >>> encoded = CaPE().encode(cameras, HeadLayout.in_row(16, (4, 2, 2)))
         >>> v = torch.randn(1, 2, 2, 16)

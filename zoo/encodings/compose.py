@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK, EncodedCameras, EncodedGroup
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
-from zoo.time_index import TimeIndex
+from zoo.sequences.time_index import TimeIndex
 
 COMMON_HEAD = HeadLayout.in_row(128, (16, 24, 24))
 

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.blocks import CameraMatrices, ChannelBlock
+from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK, EncodedCameras, Rope, ZeroChannels
 from zoo.encodings.placements import Matrices, Placement
 from zoo.errors import InputError

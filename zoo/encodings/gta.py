@@ -32,7 +32,7 @@ class GTA(MatrixEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, GTA
-        >>> from zoo.decoder_layout import HeadLayout
+        >>> from zoo.encodings.decoder_layout import HeadLayout
         >>> cameras = Cameras(torch.eye(4).repeat(1, 2, 1, 1), torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
         >>> encoded = GTA(learn_scale=True).encode(cameras, HeadLayout.in_row(16, (4, 2, 2)))
         >>> v = torch.randn(1, 2, 2, 16)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.placements import ChannelRange, Matrices, Placement
 from zoo.encodings.symmetries import Symmetries

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.configuration import Configurable
-from zoo.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.blocks import CameraMatrices, ChannelBlock
+from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras
 from zoo.errors import InputError, check_choice
 

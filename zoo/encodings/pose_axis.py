@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.rotary import Rotation
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError, check_choice
-from zoo.time_index import PoseDistanceIndex, PoseTimeIndex
+from zoo.sequences.time_index import PoseDistanceIndex, PoseTimeIndex
 
 Choice = Literal["lowest", "highest", "alternate"]
 
@@ -46,7 +46,7 @@ class PoseAxis(CameraEncoding):
 
     Example:
         >>> import torch
-        >>> from zoo.decoder_layout import DecoderLayout, HeadLayout
+        >>> from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
         >>> encoding = PoseAxis(count=2, frequencies="alternate")
         >>> encoding.chosen(HeadLayout.in_row(16, (4, 2, 2)))
         [0, 2]

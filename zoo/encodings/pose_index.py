@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.symmetries import Symmetries
-from zoo.time_index import PoseDistanceIndex, PoseTimeIndex
+from zoo.sequences.time_index import PoseDistanceIndex, PoseTimeIndex
 
 
 class PoseIndex(CameraEncoding):

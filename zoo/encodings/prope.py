@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.cameras.poses import invert_se3
 from zoo.encodings.matrices import MatrixEncoding
 from zoo.encodings.placements import Matrices
-from zoo.poses import invert_se3
 
 
 def projection_matrices(
@@ -44,7 +44,7 @@ class PRoPE(MatrixEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, PRoPE, TemporalSection
-        >>> from zoo.decoder_layout import HeadLayout
+        >>> from zoo.encodings.decoder_layout import HeadLayout
         >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
         >>> poses[:, 1, 0, 3] = 0.5
         >>> index = torch.tensor([[-1, 0, 1, -1]])  # text, a token of each view, text

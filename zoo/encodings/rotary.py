@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import HeadLayout
 from zoo.encodings.base import CameraEncoding
+from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.encoded import QK, EncodedCameras, Rope
 from zoo.encodings.matrices import ApplyTo
 from zoo.encodings.symmetries import Symmetries

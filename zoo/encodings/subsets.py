@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.base import CameraEncoding
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK, EncodedCameras, EncodedGroup, Rope
 from zoo.encodings.placements import Matrices, Placement
 from zoo.encodings.symmetries import Symmetries

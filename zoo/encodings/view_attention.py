@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings.base import Grid, HasCamera, ViewMixer
-from zoo.encodings.blocks import ChannelBlock
+from zoo.encodings.channel_blocks import ChannelBlock
 from zoo.encodings.matrices import MatrixEncoding
 from zoo.encodings.placements import Matrices
 from zoo.encodings.prope import PRoPE, projection_matrices
-from zoo.encodings.rays import RayEncoding
+from zoo.encodings.ray_encodings import RayEncoding
 from zoo.encodings.symmetries import ViewSymmetries
 from zoo.errors import InputError
 from zoo.precision import highest_matmul_precision

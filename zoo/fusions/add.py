@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
-from zoo.visual_grid import PATCHES_PER_TOKEN
+from zoo.sequences.visual_grid import PATCHES_PER_TOKEN
 
 
 class AddFusion(Fusion):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from zoo.configuration import Configurable
 from zoo.errors import InputError, check_choice
 from zoo.geometry.base import SceneGeometry
-from zoo.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens
+from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens
 
 ActiveBranches = Literal["both", "2d", "3d"]
 TemporalMerge = Literal["concat", "mean", "first"]

@@ -12,7 +12,7 @@ from zoo.errors import check_choice
 from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
 from zoo.geometry.base import SceneGeometry
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE, ExtraTokens
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE, ExtraTokens
 
 Mode = Literal["append", "add"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.errors import check_choice
 from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
-from zoo.visual_grid import PATCHES_PER_TOKEN, ExtraTokens
+from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, ExtraTokens
 
 Axis = Literal["channel", "token"]
 

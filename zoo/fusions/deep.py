@@ -13,7 +13,7 @@ from zoo.errors import InputError
 from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
 from zoo.geometry.base import SceneGeometry
-from zoo.visual_grid import PATCHES_PER_TOKEN, SPATIAL_MERGE_SIZE
+from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, SPATIAL_MERGE_SIZE
 
 
 class DeepFusion(Fusion):

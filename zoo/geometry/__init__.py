@@ -1,5 +1,6 @@
 """Geometry encoders (3D tokens, cameras, depth, points), their cache, and unprojection."""
 
+from zoo.cameras.rays import unproject_depth
 from zoo.geometry.base import GeometryEncoder, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry
@@ -10,4 +11,3 @@ from zoo.geometry.posed_da3 import PosedDA3
 from zoo.geometry.scale import DatasetPoses, ScaleSource
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.geometry.vggt_encoder import PretrainedVGGT, TinyVGGT, VGGTEncoder
-from zoo.rays import unproject_depth

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.cameras.poses import rigid_matrix
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.poses import rigid_matrix
 
 if TYPE_CHECKING:
     from zoo.geometry.scale import ScaleSource

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from zoo.atomic_io import PARTIAL, replace_file
 from zoo.errors import InputError, check_choice
-from zoo.fingerprint import digest
+from zoo.files.atomic_io import PARTIAL, replace_file
+from zoo.files.fingerprint import digest
 from zoo.geometry.base import TOKENS
 from zoo.weights import fingerprint
 

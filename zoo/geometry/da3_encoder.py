@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, reading
+from zoo.files.hub import CONFIG
 from zoo.geometry.base import Given, Head
 from zoo.geometry.da3 import DA3, pose_encoding_to_cameras
 from zoo.geometry.da3.any_view import AnyView
@@ -21,12 +22,11 @@ from zoo.geometry.da3.model import HEADS, build
 from zoo.geometry.da3.nested import Nested
 from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
-from zoo.geometry.da3.released import find_model
+from zoo.geometry.da3.release_folder import find_model
 from zoo.geometry.da3.trunk import PATCH_SIZE
 from zoo.geometry.license import announce_license
 from zoo.geometry.scale import ScaleSource
 from zoo.geometry.trunk_encoder import TrunkEncoder
-from zoo.hub import CONFIG
 from zoo.seed import resolve_seed
 from zoo.weights import open_weights
 

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from zoo.cameras.poses import invert_se3
+from zoo.cameras.rays import patch_depth, patch_directions, plucker
 from zoo.errors import InputError, check_choice
 from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry, check_size
-from zoo.poses import invert_se3
 from zoo.precision import full_precision, to_float32
-from zoo.rays import patch_depth, patch_directions, plucker
 
 RAY, POINT = 6, 4  # channels
 Unit = Literal["meters", "scene"]

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
+from zoo.files.hub import read_config
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.da3 import DA3, to_meters
 from zoo.geometry.da3.metric import SKY, Metric
-from zoo.geometry.da3.released import find_model
+from zoo.geometry.da3.release_folder import find_model
 from zoo.geometry.scale import ScaleSource
-from zoo.hub import read_config
 from zoo.weights import open_weights
 
 

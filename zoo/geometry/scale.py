@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.cameras.poses import invert_se3
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.geometry.base import Frames, Given, SceneGeometry
-from zoo.poses import invert_se3
 
 FLAT = 1e-6  # second singular value of centers on a line, relative to the first
 

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.errors import InputError, check_choice
 from zoo.objectives.base import LayerObjective, masked_mean
 from zoo.objectives.decoded import Decoded
-from zoo.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.precision import full_precision
 from zoo.scenes import PatchCameras, SceneTokens
 

@@ -14,7 +14,7 @@ from zoo.objectives.decoded import Decoded
 from zoo.objectives.language_modeling import LanguageModeling
 from zoo.requirements import Target
 from zoo.scenes import SceneTokens
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.visual_grid import ExtraTokens
 
 
 class Objectives(nn.ModuleDict):

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.encodings.scene_packing import ScenePacking
 from zoo.precision import to_float32
-from zoo.scene_packing import ScenePacking
 from zoo.scenes import SceneTokens
-from zoo.sequence_layout import SequenceLayout
-from zoo.shared_prefix import IGNORED
+from zoo.sequences.layout import SequenceLayout
+from zoo.sequences.packing import IGNORED
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM

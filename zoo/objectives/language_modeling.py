@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
-from zoo.shared_prefix import IGNORED
+from zoo.sequences.packing import IGNORED
 
 
 class LanguageModeling(Objective):

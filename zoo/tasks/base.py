@@ -16,10 +16,10 @@ from zoo.backbones.preprocessor import Preprocessor
 from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError, reading
-from zoo.optim import LearningRates, parameter_groups
 from zoo.pretrained import FROZEN, check_frozen, check_loaded, saved_names
 from zoo.requirements import DataRequirements
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.visual_grid import ExtraTokens
+from zoo.tasks.optim import LearningRates, parameter_groups
 
 CONFIG_KEY = "task"  # of a checkpoint: the task's own configuration
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.fake_tensors import Footprint, fake_tensor, make_fake
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
-from zoo.optim import parameter_groups
 from zoo.scenes import SceneInputs
-from zoo.sequence_layout import MediaKind
-from zoo.shared_prefix import IGNORED
+from zoo.sequences.layout import MediaKind
+from zoo.sequences.packing import IGNORED
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
+from zoo.tasks.optim import parameter_groups
 from zoo.tasks.video_qa import VideoQATask
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
 
 SYSTEM, SPAN, QUESTION, ANSWER = 20, 8, 96, 8  # tokens of text: before the video, per temporal patch, per question
 TEXT = 0  # any token id that is no placeholder

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.atomic_io import write_whole
 from zoo.backbones import tiny_preprocessor
 from zoo.errors import InputError
+from zoo.files.atomic_io import write_whole
 from zoo.geometry import TinyVGGT, VGGTEncoder
 from zoo.geometry.base import same_shape
 from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
-from zoo.optim import LearningRates, WarmupCosine, fused_adamw
 from zoo.requirements import DataRequirements
 from zoo.tasks.base import Task
+from zoo.tasks.optim import LearningRates, WarmupCosine, fused_adamw
 from zoo.tasks.video_qa import reject_failed
 from zoo.weights import WEIGHTS
 

@@ -17,19 +17,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
+from zoo.encodings.scene_packing import ScenePacking
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
 from zoo.objectives import decode, prediction_errors
-from zoo.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.precision import cached_casts
 from zoo.prefix_cache import Reply, answer_questions, check_penalty
 from zoo.pretrained import frozen_weights
 from zoo.requirements import DataRequirements
-from zoo.scene_packing import ScenePacking
 from zoo.scenes import SceneTokens
-from zoo.shared_prefix import pack_questions
+from zoo.sequences.packing import pack_questions
 from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
+from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.weight_reading import Reading, weights_later
 
 TRIES = 2  # at answering the questions of a scene

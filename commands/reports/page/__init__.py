@@ -11,8 +11,8 @@ from typing import Any
 from commands.reports.bootstrap import RESAMPLES, SEED
 from commands.reports.compare import Comparisons, Interval
 from commands.reports.formats import html
+from commands.reports.loaded_runs import AVERAGE, Run, measures
 from commands.reports.predictions import Answer
-from commands.reports.runs import AVERAGE, Run, measures
 from commands.reports.tables import captions, means, over_seeds, reproduction, scores, settings
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from datamodules.sources.rooms.real_layout import draw_real_room
 from datamodules.sources.rooms.rendered import RenderedScenes
 from datamodules.sources.rooms.writer import DrawnScene, draw_intrinsics
 from zoo.errors import InputError
-from zoo.fingerprint import digest
+from zoo.files.fingerprint import digest
 
 VERSION = 2  # increase it with every change to the scenes or the questions
 DATASET = "layouts"  # of the training and validation scenes; test scenes keep their real names

@@ -23,7 +23,7 @@ from datamodules.sources.annotations import read_layout
 from datamodules.sources.base import SPLITS, SceneSource, Split, build_once
 from datamodules.sources.rooms.writer import DrawnScene, write_drawn
 from zoo.errors import InputError
-from zoo.fingerprint import digest
+from zoo.files.fingerprint import digest
 from zoo.progress import progress
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from commands.reports.bootstrap import draw, intervals, observed
-from commands.reports.runs import measures
+from commands.reports.loaded_runs import measures
 from zoo.benchmarks import VSIBench
 
 BENCHMARK = VSIBench()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.reports.runs import load_runs
+from commands.reports.loaded_runs import load_runs
 from commands.study import study
 from tests.commands.studies.faked import STUDY, FakeMain, write_study
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from datamodules.samplers import FrameSampler, PoseFarthestSampler, PosePlaneSampler, SceneView
-from datamodules.samplers.poses import farthest, pose_matrix, pose_plane
+from datamodules.samplers.pose_distances import farthest, pose_matrix, pose_plane
 from datamodules.video import Video
-from zoo.poses import invert_se3
+from zoo.cameras.poses import invert_se3
 
 GOLDEN = Path(__file__).parents[2] / "golden/pose_sampling"
 CASES = ("line20", "loop64", "rot50_noisy", "static8", "walk40")

@@ -24,11 +24,11 @@ from datamodules.samplers import (
     SpaceAwareSampler,
     UniformSampler,
 )
-from datamodules.samplers.poses import pose_matrix
+from datamodules.samplers.pose_distances import pose_matrix
 from datamodules.trajectories.base import upright_turns
 from datamodules.video import Video
 from zoo.cameras import normalize_intrinsics
-from zoo.poses import invert_se3, nearest_rotation
+from zoo.cameras.poses import invert_se3, nearest_rotation
 
 SAMPLERS = {
     "uniform": UniformSampler(),

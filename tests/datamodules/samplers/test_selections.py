@@ -26,7 +26,7 @@ from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource
 from datamodules.selections import FILE, read_selection, settings, write_selection
 from datamodules.video import Video
 from zoo.errors import InputError
-from zoo.fingerprint import file_fingerprint
+from zoo.files.fingerprint import file_fingerprint
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.datamodules.sources.kitchen import (
     link,
     posed,
 )
-from zoo.poses import invert_se3
+from zoo.cameras.poses import invert_se3
 
 
 def reprojection_error(depth_m: torch.Tensor, world_to_camera: torch.Tensor, K: torch.Tensor) -> float:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.datamodule import VideoQADataModule
 from datamodules.scenes import Scene
 from datamodules.sources import SingleVideo, VSIBench
 from datamodules.video import Video
-from datamodules.video_qa import VideoQADataModule
 from tests.datamodules.sources.listing import totals
 
 REALDATA = os.environ.get("ZOO_REALDATA")

@@ -16,7 +16,7 @@ from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, Seve
 from datamodules.trajectories.base import intrinsics, upright_turns
 from datamodules.trajectories.rotations import from_axis_angle
 from datamodules.trajectories.timestamped import read_tum
-from zoo.poses import invert_se3, rigid_matrix
+from zoo.cameras.poses import invert_se3, rigid_matrix
 
 WIDTH, HEIGHT = 64, 48
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras
-from zoo.decoder_layout import DecoderLayout, HeadLayout
+from zoo.cameras.poses import invert_se3
 from zoo.encodings import CameraEncoding, EncodedCameras
-from zoo.poses import invert_se3
-from zoo.time_index import TemporalPatches, TimeIndex
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.sequences.time_index import TemporalPatches, TimeIndex
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS = 32, [4, 4, 8], 4, 2, 2
 VIEWS, TOKENS = 3, 4  # tokens per view

@@ -14,10 +14,10 @@ from tests.zoo.decoder import tiny_model
 from tests.zoo.encodings.attention import HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and_index, random_cameras
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
-from zoo.decoder_layout import HeadLayout
+from zoo.cameras.poses import PoseMeasure, pose_distances
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
+from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.encoded import EncodedCameras, ZeroChannels
-from zoo.poses import PoseMeasure, pose_distances
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 

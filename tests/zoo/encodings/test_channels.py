@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.encodings import blocks
-from zoo.encodings.blocks import CameraMatrices, ChannelBlock, camera_runs
+from zoo.encodings import channel_blocks as blocks
+from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock, camera_runs
 from zoo.encodings.rotary import Rotation
 from zoo.precision import highest_matmul_precision
 

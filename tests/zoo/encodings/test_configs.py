@@ -24,7 +24,7 @@ from zoo.encodings import (
     TemporalSection,
     ValueRoPE,
 )
-from zoo.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
+from zoo.sequences.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
 
 
 def build(config: dict[str, Any], base: type = CameraEncoding) -> Any:
@@ -78,10 +78,10 @@ def test_nested_encodings() -> None:
         (part("PointRoPE", apply_to="qkvo", reference="middle"), PointRoPE),
         (part("ValueRoPE"), ValueRoPE),
         (part("RayEncoding", placement=part("TemporalSection"), scale="mean"), RayEncoding),
-        (part("PoseIndex", index=part("zoo.time_index.PathLengthIndex", span=7)), PoseIndex),
-        (part("zoo.time_index.FrameNumberIndex", span=5), FrameNumberIndex),
-        (part("zoo.time_index.PoseDistanceIndex", reference="medoid"), PoseDistanceIndex),
-        (part("zoo.time_index.PathLengthIndex"), PathLengthIndex),
+        (part("PoseIndex", index=part("zoo.sequences.time_index.PathLengthIndex", span=7)), PoseIndex),
+        (part("zoo.sequences.time_index.FrameNumberIndex", span=5), FrameNumberIndex),
+        (part("zoo.sequences.time_index.PoseDistanceIndex", reference="medoid"), PoseDistanceIndex),
+        (part("zoo.sequences.time_index.PathLengthIndex"), PathLengthIndex),
     ],
 )
 def test_other_encodings_and_time_indices(config: dict[str, Any], kind: type) -> None:

@@ -22,7 +22,6 @@ from tests.zoo.encodings.attention import (
 )
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
-from zoo.decoder_layout import HeadLayout
 from zoo.encodings import (
     GTA,
     AlternateAxes,
@@ -41,6 +40,7 @@ from zoo.encodings import (
     PRoPE,
     TemporalSection,
 )
+from zoo.encodings.decoder_layout import HeadLayout
 from zoo.errors import InputError
 
 

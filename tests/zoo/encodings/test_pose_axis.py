@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.zoo.encodings.attention import HEAD_DIM, LAYOUTS, apply_rope, random_cameras, random_sequence
-from zoo.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings import Compose, LayerSubset, PoseAxis, PRoPE, TemporalSection
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.errors import InputError
-from zoo.time_index import PathLengthIndex, PoseDistanceIndex, PoseTimeIndex
+from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex, PoseTimeIndex
 
 FREQUENCIES = 1e4 ** -(torch.arange(HEAD_DIM // 2, dtype=torch.float64) / (HEAD_DIM // 2))
 RELEASED = {

@@ -15,7 +15,7 @@ from zoo.encodings import (
     TemporalSection,
 )
 from zoo.errors import InputError
-from zoo.time_index import PathLengthIndex, PoseDistanceIndex
+from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from tests.zoo.encodings.attention import (
     random_sequence,
 )
 from zoo.cameras import Cameras
-from zoo.decoder_layout import HeadLayout
+from zoo.cameras.poses import invert_se3
 from zoo.encodings import ChannelPlacement, ChannelRange, EncodedCameras, PRoPE, TemporalSection, projection_matrices
-from zoo.poses import invert_se3
+from zoo.encodings.decoder_layout import HeadLayout
 
 
 class AllChannelsBeforeRoPE(ChannelPlacement):

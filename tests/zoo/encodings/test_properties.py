@@ -28,6 +28,7 @@ from tests.zoo.encodings.attention import (
     random_sequence,
 )
 from zoo.cameras import Cameras
+from zoo.cameras.poses import invert_se3
 from zoo.encodings import (
     GTA,
     CameraEncoding,
@@ -49,7 +50,6 @@ from zoo.encodings.base import CameraModule
 from zoo.encodings.placements import Matrices
 from zoo.encodings.subsets import EncodingWrapper
 from zoo.errors import InputError
-from zoo.poses import invert_se3
 
 BROKEN, MOVES = 1e-6, 1e-3
 

@@ -10,10 +10,10 @@ from tests.zoo.encodings.attention import SHAPE, qkv_and_index, random_cameras
 from tests.zoo.geometry.projection import project_points
 from tests.zoo.test_cameras import random_poses
 from zoo.cameras import Cameras
+from zoo.cameras.poses import invert_se3
+from zoo.cameras.rays import ray_directions, token_points
 from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding
-from zoo.encodings.rays import ray_cameras
-from zoo.poses import invert_se3
-from zoo.rays import ray_directions, token_points
+from zoo.encodings.ray_encodings import ray_cameras
 
 
 def patch_centers(index: Tensor) -> Tensor:

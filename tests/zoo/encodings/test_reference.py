@@ -15,10 +15,10 @@ from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.cameras import Cameras
-from zoo.decoder_layout import HeadLayout
 from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
+from zoo.encodings.decoder_layout import HeadLayout
 from zoo.errors import InputError
-from zoo.scene_cameras import merge_cameras, scene_points
+from zoo.scene_encoding.scene_cameras import merge_cameras, scene_points
 from zoo.tasks import VideoQATask
 
 

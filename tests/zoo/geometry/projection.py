@@ -1,4 +1,4 @@
-"""World points to pixels: the way back from `zoo.rays.unproject_depth`."""
+"""World points to pixels: the way back from `zoo.cameras.rays.unproject_depth`."""
 
 from __future__ import annotations
 

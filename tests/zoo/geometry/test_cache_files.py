@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.zoo.geometry.caching import ask, entries, frames, same
-from zoo.atomic_io import PARTIAL
 from zoo.errors import InputError
+from zoo.files.atomic_io import PARTIAL
 from zoo.geometry import GeometryCache
 from zoo.geometry import cache as on_disk
 from zoo.geometry.cache import pack

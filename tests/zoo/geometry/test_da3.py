@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.zoo.geometry.da3 import HEADS, hash_model, hash_weights, manifest
 from tests.zoo.geometry.official import tiny_images
+from zoo.cameras.poses import rigid_matrix
 from zoo.errors import InputError
 from zoo.geometry.da3 import DA3, normalize_poses, pose_encoding_to_cameras, to_meters
-from zoo.poses import rigid_matrix
 
 RELEASED = (
     *("da3_small", "da3_base", "da3_large", "da3_giant", "da3metric_large", "da3mono_large"),

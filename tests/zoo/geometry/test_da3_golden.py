@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.geometry.da3 import case_model, cases, errors, load_case, run
-from zoo.geometry.blocks import MLP
 from zoo.geometry.da3 import DA3, any_view, heads, nested, trunk
 from zoo.geometry.da3 import metric as metric_module
-from zoo.geometry.da3.cameras import CameraDecoder
+from zoo.geometry.da3.camera_coding import CameraDecoder
 from zoo.geometry.da3.trunk import Trunk
 from zoo.geometry.dpt import ResidualUnit
+from zoo.geometry.transformer_blocks import MLP
 
 CASE = "saddle_b2_s4_28x42"  # a batch of two, with a reference view that is not the first
 

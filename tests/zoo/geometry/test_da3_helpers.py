@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.zoo.geometry.da3 import cases, error, load_case
 from tests.zoo.geometry.official import HERE
+from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.errors import InputError
 from zoo.geometry import vggt
 from zoo.geometry.da3 import (
@@ -21,7 +22,6 @@ from zoo.geometry.da3 import (
     pose_scale,
     rays_to_cameras,
 )
-from zoo.poses import invert_se3, rigid_matrix
 
 SMALL = 1e-5  # a few roundings of float32 at numbers of some units
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.zoo.geometry.projection import project_points
 from zoo.cameras import Cameras
+from zoo.cameras.poses import invert_se3
 from zoo.errors import InputError
 from zoo.geometry import DatasetGeometry, SceneGeometry
 from zoo.geometry.quaternions import quaternion_to_rotation
-from zoo.poses import invert_se3
 
 HEIGHT, WIDTH = 28, 42
 K = torch.tensor([[0.7, 0, 0.05], [0, 0.9, -0.1], [0, 0, 1]], dtype=torch.float64)

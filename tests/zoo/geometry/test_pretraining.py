@@ -17,12 +17,12 @@ from datamodules.depth import read_depth
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
+from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
-from zoo.optim import LearningRates
-from zoo.poses import invert_se3, pose_distance
 from zoo.pretrained import saved_names
 from zoo.scenes import SceneInputs
+from zoo.tasks.optim import LearningRates
 from zoo.tasks.vggt_pretraining import VGGTPretraining
 
 

@@ -18,10 +18,10 @@ from tests.zoo.geometry.test_da3 import any_view_config, metric_config
 from tests.zoo.geometry.test_da3_encoder import save
 from zoo import PRoPE, SpatialVLM, TinyQwen25VL
 from zoo.cameras import intrinsics_in_pixels
+from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetPoses, GeometryCache, MetricModel, SceneGeometry, TinyDA3, TinyVGGT
 from zoo.geometry.da3 import to_meters
-from zoo.poses import invert_se3, rigid_matrix
 from zoo.pretrained import check_frozen, frozen_weights
 
 HEADS = ("camera", "depth")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.zoo.geometry.official import HEADS, hash_model, tiny_config, tiny_images
-from zoo.geometry.blocks import Attention, patch_rotations, rotate
 from zoo.geometry.dpt import FusionBlock, upsample
+from zoo.geometry.transformer_blocks import Attention, patch_rotations, rotate
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt.aggregator import DINOV2
 from zoo.geometry.vggt.dpt_head import ReluResidualUnit

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, scene
 from zoo import CameraPrediction, DatasetPoses, DepthPrediction, TinyVGGT
+from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.geometry.base import SceneGeometry
 from zoo.objectives import Decoded, predicted_cameras
-from zoo.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
-from zoo.scene_cameras import merge_cameras, token_depth
+from zoo.scene_encoding.scene_cameras import merge_cameras, token_depth
 from zoo.scenes import PatchCameras
 
 SCENES = scene("a", QUESTIONS[:2]), scene("b", QUESTIONS[:1], steps=2, seed=1)

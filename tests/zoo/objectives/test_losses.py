@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from zoo import CameraPrediction, CameraTokenFusion, DepthPrediction, TinyVGGT
+from zoo.cameras.poses import rigid_matrix
 from zoo.objectives import Decoded
 from zoo.objectives.camera_prediction import IDENTITY
-from zoo.poses import rigid_matrix
 from zoo.scenes import PatchCameras
 
 WIDTH = 16

@@ -36,8 +36,8 @@ from zoo.checkpoints import official_tensors, unofficial_parts
 from zoo.configuration import from_config
 from zoo.objectives import Decoded
 from zoo.scenes import SceneInputs, SceneTokens
-from zoo.shared_prefix import IGNORED, pack_questions
-from zoo.visual_grid import ExtraTokens
+from zoo.sequences.packing import IGNORED, pack_questions
+from zoo.sequences.visual_grid import ExtraTokens
 
 SCENES = scenes_of("Qwen2.5-VL")
 FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]

@@ -18,7 +18,7 @@ from zoo.backbones.deepstack import DeepFeatures, DeepstackLayer
 from zoo.backbones.qwen25_vl.vision_tower import install_fast_vision
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.backbones.qwen_vl import QwenVLBackbone
-from zoo.sequence_layout import MediaKind
+from zoo.sequences.layout import MediaKind
 
 
 class Qwen25VLAttention(CameraAttention, Qwen2_5_VLAttention):

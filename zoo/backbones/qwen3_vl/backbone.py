@@ -16,8 +16,8 @@ from zoo.backbones.base import VisualTokens
 from zoo.backbones.qwen3_vl.preprocessor import Qwen3VLPreprocessor
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.encodings.encoded import QK
-from zoo.sequence_layout import MediaKind
-from zoo.time_index import SpanIndex, TimeIndex
+from zoo.sequences.layout import MediaKind
+from zoo.sequences.time_index import SpanIndex, TimeIndex
 
 
 class Qwen3VLAttention(CameraAttention, Qwen3VLTextAttention):

@@ -8,7 +8,7 @@ from itertools import islice
 
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.errors import InputError
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"  # the chat template's
 MEDIUM = re.compile(r"<\|vision_start\|><\|(?:video|image)_pad\|><\|vision_end\|>")

@@ -8,13 +8,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.geometry.blocks import layer_index
-from zoo.geometry.da3.cameras import CameraDecoder, CameraEncoder, pose_encoding_to_cameras
+from zoo.geometry.da3.camera_coding import CameraDecoder, CameraEncoder, pose_encoding_to_cameras
 from zoo.geometry.da3.heads import DualDPT
 from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
 from zoo.geometry.da3.trunk import Trunk
 from zoo.geometry.images import normalize
+from zoo.geometry.transformer_blocks import layer_index
 from zoo.precision import full_precision
 
 CamerasPx = tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"]]  # world_to_camera, K_px

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from zoo.geometry.blocks import layer_index
 from zoo.geometry.da3.any_view import CamerasPx
 from zoo.geometry.da3.heads import SkyDPT
 from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
 from zoo.geometry.da3.trunk import Trunk
 from zoo.geometry.images import normalize
+from zoo.geometry.transformer_blocks import layer_index
 from zoo.precision import full_precision
 
 FOCAL = 300.0  # in pixels, for which the depth is in meters

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.da3.any_view import AnyView, CamerasPx
 from zoo.geometry.da3.metric import FAR, FEWEST_PIXELS, SKY, Metric, masked_quantile, to_meters
 from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
 from zoo.geometry.da3.trunk import Trunk
-from zoo.poses import rigid_matrix
 
 NEAREST_METRIC, NEAREST = 0.01, 0.001  # depths that the scale is computed from are larger
 FARTHEST = 200.0  # meters, of sky

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.geometry.blocks import MLP, Block, SwiGLU, patch_rotations, rotations_at
 from zoo.geometry.da3.reference import FEWEST_VIEWS, Strategy, choose_reference
+from zoo.geometry.transformer_blocks import MLP, Block, SwiGLU, patch_rotations, rotations_at
 from zoo.precision import to_float32
 
 PATCH_SIZE = 14

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from zoo.geometry.blocks import Block, patch_rotations
 from zoo.geometry.images import normalize
+from zoo.geometry.transformer_blocks import Block, patch_rotations
 
 DINOV2 = {  # name: width, layers, heads
     "dinov2_vits14_reg": (384, 12, 6),

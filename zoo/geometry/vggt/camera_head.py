@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.geometry.blocks import MLP, Block
+from zoo.geometry.transformer_blocks import MLP, Block
 from zoo.precision import to_float32
 
 ENCODING = 9  # see pose_encoding.py

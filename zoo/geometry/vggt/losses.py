@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.cameras import intrinsics_in_pixels
+from zoo.cameras.poses import invert_se3, pose_distance
+from zoo.cameras.rays import pixel_center_intrinsics, unproject_depth
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.vggt.model import VGGTOutput
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding, pose_encoding_to_cameras
-from zoo.poses import invert_se3, pose_distance
-from zoo.rays import pixel_center_intrinsics, unproject_depth
 
 ALPHA = 0.2  # weight of the log confidence, as in DUSt3R (arXiv 2312.14132)
 HUBER = 0.1  # radians, or units of the scene

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.geometry.blocks import layer_index
 from zoo.geometry.images import check_images
+from zoo.geometry.transformer_blocks import layer_index
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead

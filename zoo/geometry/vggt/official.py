@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.hub import download
+from zoo.files.hub import download
 from zoo.weight_reading import only_shapes
 from zoo.weights import WEIGHTS, NoTensors, SafetensorsFile
 

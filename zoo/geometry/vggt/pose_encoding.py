@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.quaternions import quaternion_to_rotation, rotation_to_quaternion
-from zoo.poses import rigid_matrix
 from zoo.precision import to_float32
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import InputError
-from zoo.hub import CONFIG, find_folder, read_config
+from zoo.files.hub import CONFIG, find_folder, read_config
 
 
 def find_model(path: str, released: str, option: str) -> tuple[Path, dict[str, Any]]:

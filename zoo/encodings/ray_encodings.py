@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras, ReferenceView
+from zoo.cameras.poses import invert_se3, rigid_matrix
+from zoo.cameras.rays import patch_directions, plucker, ray_directions
 from zoo.encodings.base import Grid, HasCamera, ViewMixer
 from zoo.encodings.gta import GTA
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
 from zoo.errors import check_choice
-from zoo.poses import invert_se3, rigid_matrix
-from zoo.rays import patch_directions, plucker, ray_directions
 
 Rays = Literal["plucker", "directions"]
 

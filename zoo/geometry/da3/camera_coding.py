@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.geometry.blocks import MLP, Block
+from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.geometry.quaternions import quaternion_to_rotation, rotation_to_quaternion
-from zoo.poses import invert_se3, rigid_matrix
+from zoo.geometry.transformer_blocks import MLP, Block
 from zoo.precision import full_precision, to_float32
 
 ENCODING = 9

@@ -26,10 +26,10 @@ from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice
-from zoo.fingerprint import file_fingerprint
+from zoo.files.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
 from zoo.seed import resolve_seed
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.cameras.poses import PoseMeasure, path_length, pose_distances
 from zoo.configuration import Configurable
 from zoo.errors import InputError, check_choice
-from zoo.poses import PoseMeasure, path_length, pose_distances
 
 Seconds = Literal["nominal", "clip", "sampled_fps"]
 MIN_RANGE = 1e-4  # radians, meters or frames: a smaller range of values is rounding error, and is not spread

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from zoo.visual_grid import SPATIAL_MERGE_SIZE, ExtraTokens
+from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, ExtraTokens
 
 MediaKind = Literal["video", "image"]
 

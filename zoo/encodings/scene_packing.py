@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.encodings.encoded import QK, EncodedCameras, Rope
 from zoo.errors import InputError
-from zoo.shared_prefix import PREFIX, PackedScenes
+from zoo.sequences.packing import PREFIX, PackedScenes
 
 if TYPE_CHECKING:
     from zoo.backbones.base import Backbone

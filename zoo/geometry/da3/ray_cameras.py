@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.poses import rigid_matrix
+from zoo.cameras.poses import rigid_matrix
 from zoo.precision import full_precision
 
 STEPS = 40  # of the reweighting; each divides the influence of outliers by about 3

@@ -10,15 +10,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.encodings.reference import balanced_views
+from zoo.cameras.poses import invert_se3
+from zoo.cameras.rays import patch_depth, token_points
+from zoo.encodings.balanced_view import balanced_views
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.poses import invert_se3
-from zoo.rays import patch_depth, token_points
 from zoo.requirements import CameraUse
 from zoo.scenes import PatchCameras, SceneInputs, SceneTokens
-from zoo.sequence_layout import SequenceLayout, is_contiguous
-from zoo.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import SequenceLayout, is_contiguous
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 MergedCamera = Literal["first", "last", "mean"]
 

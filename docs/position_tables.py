@@ -1,6 +1,6 @@
 """The table of docs/positions.md: the positions of one clip by every rule; each number is computed.
 
-    python -m docs.positions                         # updates docs/positions.md
+    python -m docs.position_tables                         # updates docs/positions.md
 
 The clip is the golden case `one_video` of transformers 4.51: 6 frames of 10 s at 30 fps, in 3 temporal patches of
 2 x 3 visual tokens, between 6 tokens of text and 9 more.

@@ -11,7 +11,7 @@ from zoo.backbones.base import Backbone, VisualTokens
 from zoo.encodings.base import ViewMixer
 from zoo.fusions import Fusion
 from zoo.geometry.base import SceneGeometry
-from zoo.scene_cameras import stack_cameras
+from zoo.scene_encoding.scene_cameras import stack_cameras
 from zoo.scenes import SceneInputs, SceneTokens
 
 

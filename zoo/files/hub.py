@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from zoo.errors import InputError
-from zoo.strict_json import parse_json
+from zoo.files.strict_json import parse_json
 from zoo.weight_reading import only_shapes
 
 CONFIG = "config.json"

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.poses import invert_se3
+from zoo.cameras.poses import invert_se3
 from zoo.precision import full_precision, to_float32
 
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import check_choice
-from zoo.poses import invert_se3, pose_distance
 from zoo.precision import to_float32
 
 SCALE_FLOOR = 1e-2  # smallest unit of `Cameras.scaled`, in the unit of the poses, for a static camera
@@ -126,7 +126,7 @@ class Cameras:
         """Returns the same cameras with tensors per token, for encodings that read them.
 
         Args:
-            patch_centers: center of each token in its view, see `zoo.sequence_layout.SequenceLayout.patch_centers`.
+            patch_centers: center of each token in its view, see `zoo.sequences.layout.SequenceLayout.patch_centers`.
             points: 3D point of each token, in the world frame and unit of the poses; NaN where unknown.
             time: position of each token on mRoPE's T axis.
         """

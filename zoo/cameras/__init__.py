@@ -1,0 +1,10 @@
+"""Cameras, poses and rays, in one convention; see `zoo.cameras.cameras`."""
+
+from zoo.cameras.cameras import (
+    Cameras,
+    ReferenceView,
+    Scale,
+    intrinsics_in_pixels,
+    normalize_intrinsics,
+)
+from zoo.cameras.poses import invert_se3, pose_distance

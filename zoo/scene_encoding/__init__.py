@@ -1,0 +1,1 @@
+"""The stages that turn scenes into visual tokens, as functions of values."""
