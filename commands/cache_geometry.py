@@ -31,6 +31,7 @@ from zoo.geometry import GeometryCache
 from zoo.model import SpatialVLM
 from zoo.progress import progress
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.stages import encoder_frames
 from zoo.tasks import VideoQATask
 
 
@@ -73,7 +74,8 @@ def cache_geometry(arguments: list[str]) -> None:
             if loaded.error is not None:
                 raise InputError(loaded.error)
             given = None if loaded.geometry is None else loaded.geometry.to(device)
-            scene = model.geometry_frames(loaded.frames.to(device)), given
+            frames = loaded.frames.to(device)
+            scene = encoder_frames(frames, model.backbone.patch_size, encoder.patch_size), given
             before = encoder.num_computed
             encoder(*([each] for each in scene), **wanted)
         except (OSError, ValueError) as error:
@@ -113,7 +115,10 @@ def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:
     with torch.device("meta"):
         built = parser.instantiate_classes(settings)
     model = built.model.model
-    wanted = {"tokens": model.uses_geometry_tokens, "cameras": model.predicts_cameras or bool(model.pseudo_labels)}
+    wanted = {
+        "tokens": model.uses_geometry_tokens,
+        "cameras": model.camera_plan.predicts_cameras or bool(model.camera_plan.pseudo_labels),
+    }
     if not any(wanted.values()):
         raise InputError(
             "this model reads no geometry: name one that does (--config spatial_mllm.yaml --config scale_3b.yaml), or "

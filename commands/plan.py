@@ -25,7 +25,7 @@ from zoo.sequences.layout import MediaKind
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.optim import LearningRates
-from zoo.tasks.training_cost import Batch, TrainingCost, training_cost
+from zoo.tasks.training_cost import BatchSizes, TrainingCost, training_cost
 from zoo.weight_reading import shapes_only
 
 WIDTH = 120  # of a table, so that a narrow terminal breaks lines instead of cells
@@ -65,7 +65,7 @@ class Training(NamedTuple):
     gpus: int
     memory: float
     cost: TrainingCost
-    batch: Batch
+    batch: BatchSizes
     accumulated: int
 
     def rows(self, setup: Setup, gpus: int | None = None) -> dict[str, float]:
@@ -143,7 +143,7 @@ def parse(arguments: list[str]) -> Training:
     kind: MediaKind = "video" if module.frames_as == "video" else "image"
     num_frames = module.num_frames // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE
     asked = (module.batch_size, module.questions_per_scene, module.tokens_per_sequence)
-    batch = Batch(num_frames, height, width, *asked, kind)
+    batch = BatchSizes(num_frames, height, width, *asked, kind)
     cost = training_cost(task, batch, str(trainer.get("precision") or "32-true"))
     parts = (task.model.loader, task.model.geometry, task.model.fusion, task.model.camera_encoding)
     named = ", ".join(type(part).__name__ for part in parts if part is not None)

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.collate import Collate, LoadedScene
+from datamodules.collate import QuestionCollate
 from datamodules.datamodule import VideoQADataModule
+from datamodules.loaded_scene import LoadedScene
 from datamodules.resize import bounds_of_images, resize_frames
 from datamodules.samplers import FrameSampler
 from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
+from datamodules.wording import Wording
 from zoo.benchmarks import Benchmark
+from zoo.cameras import SceneGeometry
 from zoo.configuration import from_config
 from zoo.errors import InputError
-from zoo.geometry.base import SceneGeometry
+from zoo.sequences.batch import Batch
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 if TYPE_CHECKING:
@@ -42,11 +45,8 @@ def batch_of_questions(
     num_frames: int | None,
     sampler: FrameSampler | None,
     times_s: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """The model's inputs of a scene and of its questions; see `SpatialVLM.answer`.
-
-    Returns:
-        "scenes": one `SceneInputs` on the model's device; "prompts": token ids of each question.
+) -> Batch:
+    """The batch of a scene with its questions, on the model's device; see `SpatialVLM.answer`.
 
     Raises:
         InputError: The video can't be read, or lacks data that the model requires.
@@ -66,11 +66,9 @@ def batch_of_questions(
         loaded = load_video(model, data, video, cameras, num_frames, sampler)
     loaded.questions = asked
     batch = collate_for(model, data.source.benchmark)([loaded])
-    if batch["failed"]:
-        raise InputError(batch["failed"][0]["error"])
-    rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-    device = model.backbone.like.device
-    return {"scenes": [s.to(device) for s in batch["scenes"]], "prompts": [ids[real].tolist() for ids, real in rows]}
+    if batch.failed:
+        raise InputError(batch.failed[0]["error"])
+    return batch.to(model.backbone.device)
 
 
 def load_video(
@@ -102,7 +100,7 @@ def load_frames(
         InputError: The model requires cameras or depth that are absent, or there is not one time or camera per frame.
     """
     needs, given = model.requirements, {} if geometry is None else geometry.present()
-    if (needs.cameras and not (geometry and geometry.knows_cameras)) or (needs.depth and "depth" not in given):
+    if (needs.cameras and not (geometry and geometry.has_cameras)) or (needs.depth and "depth" not in given):
         raise InputError(NO_CAMERAS)
     for name, each in {**given, **({} if times_s is None else {"times_s": times_s})}.items():
         if len(each) != len(frames):
@@ -131,17 +129,10 @@ def load_frames(
     )
 
 
-def collate_for(model: SpatialVLM, wording: Benchmark | None = None) -> Collate:
-    """The collation of scenes that a model is asked about; `wording` is that of the questions."""
-    needs = model.requirements
-    return Collate(
-        model.backbone.preprocessor,
-        training=False,
-        extra_tokens=model.extra_tokens,
-        keep_frames=needs.frames,
-        seconds=needs.seconds,
-        benchmark=wording,
-    )
+def collate_for(model: SpatialVLM, benchmark: Benchmark | None = None) -> QuestionCollate:
+    """The collation of scenes that a model is asked about; `benchmark` words the questions."""
+    wording = Wording(model.backbone.preprocessor, benchmark)
+    return QuestionCollate(wording, model.sequence_builder, model.requirements)
 
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:

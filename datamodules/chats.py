@@ -12,21 +12,23 @@ import torch
 from PIL import Image
 
 from datamodules.asking import collate_for, data_of, load_frames, load_video
-from datamodules.collate import Content, LoadedScene, media_of
+from datamodules.loaded_scene import LoadedScene
+from datamodules.wording import Content, media_of
 from zoo.backbones.preprocessor import Message
 from zoo.errors import InputError
-from zoo.prefix_cache import Reply, answer_questions
+from zoo.prefix_cache import Reply, answer_batch
+from zoo.sequences.batch import Batch
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-Medium = Path | Image.Image  # a video file or a folder of frames, or a picture
+ShownMedium = Path | Image.Image  # a video file or a folder of frames, or a picture
 
 
 @torch.no_grad()
 def answer_chats(
     model: SpatialVLM,
-    media: Sequence[Medium],
+    media: Sequence[ShownMedium],
     chats: Sequence[Sequence[Message]],
     num_frames: int | None = None,
     max_new_tokens: int = 32,
@@ -51,12 +53,13 @@ def answer_chats(
     # 1. Scenes, in the order of their media.
     shown = list(_scenes(model, media, num_frames))
     contents = [content for _, own in shown for content in own]
-    collate, device = collate_for(model), model.backbone.like.device
+    collate = collate_for(model)
     scenes = [collate.scene_inputs(loaded) for loaded, _ in shown]
-    grids = [grid for scene in scenes for grid in scene.media_grids.tolist()]
+    grids = [grid for scene in scenes for grid in scene.media_grids]
     times = [time for loaded, _ in shown for time in loaded.frame_times or ()]
     # 2. Prompts.
-    preprocessor, prompts, replies = collate.preprocessor, list[list[int]](), dict[int, Reply]()
+    preprocessor, builder = collate.wording.preprocessor, collate.builder
+    prompts, replies = list[list[int]](), dict[int, Reply]()
     for number, chat in enumerate(chats):
         written = "\n".join(item.get("text", "") for message in chat for item in message["content"])
         if token := preprocessor.reserved_token(written):
@@ -65,11 +68,9 @@ def answer_chats(
         texts = preprocessor.texts(_with_contents(chat, contents))
         prompts.append(preprocessor.tokenize(texts, grids, model.extra_tokens, times).input_ids.tolist())
     # 3. Answers.
-    encoded = model.encode_scenes([scene.to(device) for scene in scenes])
-    rows = [range(len(encoded))] * len(prompts)
-    answers = iter(
-        answer_questions(model, encoded, prompts, rows, max_new_tokens, repetition_penalty=repetition_penalty)
-    )
+    asked = builder.prompts(prompts, [range(len(scenes))] * len(prompts), scenes) if prompts else []
+    batch = Batch(scenes, builder.vision(scenes), prompts=asked).to(model.backbone.device)
+    answers = iter(answer_batch(model, batch, max_new_tokens, repetition_penalty))
     return [replies.get(number) or next(answers) for number in range(len(chats))]
 
 

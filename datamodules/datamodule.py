@@ -9,13 +9,15 @@ from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.collate import Collate, FramesAs, LoadedScene, record
+from datamodules.collate import Collate, QuestionCollate, SceneCollate, TrainingCollate, record
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
+from datamodules.loaded_scene import FramesAs, LoadedScene
 from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
@@ -24,6 +26,7 @@ from datamodules.scenes import Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
+from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice
 from zoo.files.fingerprint import file_fingerprint
@@ -232,20 +235,19 @@ class VideoQADataModule(Configurable, LightningDataModule):
             image_bounds=self.image_pixels,
         )
 
-    def _collate(self, training: bool) -> Collate:
+    @property
+    def wording(self) -> Wording:
+        """How questions are put into words."""
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        needs = self.requirements
-        return Collate(
-            task.preprocessor,
-            training,
-            questions_per_batch=self.questions_per_batch,
-            extra_tokens=task.extra_tokens,
-            keep_frames=needs.frames,
-            seconds=needs.seconds,
-            benchmark=(self.asked or self.source).benchmark,
-            tokens_per_sequence=self.tokens_per_sequence,
-            pack_scenes=self.pack_scenes,
-        )
+        return Wording(task.preprocessor, (self.asked or self.source).benchmark)
+
+    def _collate(self, kind: type[Collate], **options: Any) -> Collate | SceneCollate:
+        task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        builder = task.sequence_builder
+        return SceneCollate() if builder is None else kind(self.wording, builder, self.requirements, **options)
+
+    def _ask(self) -> Collate | SceneCollate:
+        return self._collate(QuestionCollate, questions_per_batch=self.questions_per_batch)
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
@@ -254,8 +256,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
         counts = [len(scene.questions) for scene in dataset.scenes]
         ranks = (trainer.global_rank, trainer.world_size)
         order = TrainingOrder(counts, self.batch_size, self.questions_per_scene, self.seed, *ranks)
+        packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
         return ResumableLoader(
-            dataset, batch_sampler=order, collate_fn=self._collate(True), num_workers=self.num_workers
+            dataset,
+            batch_sampler=order,
+            collate_fn=self._collate(TrainingCollate, **packing),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def _scene_loader(self, scenes: list[Scene], dataset: Dataset | None = None) -> DataLoader:
@@ -266,15 +273,16 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return DataLoader(
             dataset or self.dataset(scenes, self.sampler),
             batch_sampler=[[scene] for scene in own] or [[]],  # Lightning skips a rank without batches
-            collate_fn=self._collate(False),
+            collate_fn=self._ask(),
             num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def val_dataloader(self) -> DataLoader:
         return self._scene_loader(self.scenes("val"))
 
     def test_dataloader(self) -> DataLoader:
-        scenes, prompt = self.scenes("test"), self._collate(False).prompt
+        scenes, prompt = self.scenes("test"), self.wording.prompt
         self.tested_files = {}
         self.tested = [record(LoadedScene(scene, ()), q, prompt(q)) for scene in scenes for q in scene.questions]
         for scene in scenes:
@@ -293,5 +301,5 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if self.trainer.world_size > 1:
             raise InputError("predict asks about one scene, so it takes one process: lower --trainer.devices")
         # not `_scene_loader`: Lightning rebuilds a batch sampler for predict, which a list doesn't support
-        dataset, collate = self.dataset(self.asked.scenes("test"), self.sampler), self._collate(False)
+        dataset, collate = self.dataset(self.asked.scenes("test"), self.sampler), self._ask()
         return DataLoader(dataset, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]

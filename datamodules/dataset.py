@@ -11,22 +11,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.cameras_file import read_cameras, read_times
-from datamodules.collate import FramesAs, LoadedScene
 from datamodules.depth import read_depth
-from datamodules.order import Draw
+from datamodules.loaded_scene import FramesAs, LoadedScene
+from datamodules.order import TrainingItem
 from datamodules.resize import PixelBounds, bounds_of_images, resize_frames
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, SceneView
 from datamodules.samplers.frame_pairing import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.split_requirements import check_scene
 from datamodules.video import Video, companion_name
+from zoo.cameras import SceneGeometry
 from zoo.errors import SCENE_FAULTS, InputError
-from zoo.geometry.base import SceneGeometry
 from zoo.requirements import DataRequirements
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 MAX_ATTEMPTS = 2
-NOTHING = DataRequirements()
+NO_REQUIREMENTS = DataRequirements()
 
 
 @dataclass
@@ -73,13 +73,13 @@ class OpenScene:
         return SceneView(self.video, self.world_to_camera, self.K_normalized, scene.depth, epoch, name=scene.name)
 
     def geometry(self, indices: Sequence[int]) -> SceneGeometry | None:
-        """Cameras of raw frames; a frame without a pose has the identity and `has_camera` False."""
+        """Cameras of raw frames, None if no frame has one; a frame without has the identity and `has_camera` False."""
         if self.world_to_camera is None or self.K_normalized is None:
             return None
         poses, K = self.world_to_camera[list(indices)], self.K_normalized[list(indices)]
         has_camera = poses.isfinite().flatten(1).all(1)
         poses = torch.where(has_camera[:, None, None], poses, torch.eye(4, dtype=poses.dtype))
-        return SceneGeometry(world_to_camera=poses, K_normalized=K, has_camera=has_camera)
+        return SceneGeometry(world_to_camera=poses, K_normalized=K, has_camera=has_camera) if has_camera.any() else None
 
 
 class SceneDataset(Dataset):
@@ -105,7 +105,7 @@ class SceneDataset(Dataset):
         sampler: FrameSampler,
         num_frames: int,
         bounds: PixelBounds,
-        requirements: DataRequirements = NOTHING,
+        requirements: DataRequirements = NO_REQUIREMENTS,
         keep: bool = False,
         frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
@@ -120,15 +120,17 @@ class SceneDataset(Dataset):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, key: int | Draw) -> LoadedScene:
+    def __getitem__(self, key: int | TrainingItem) -> LoadedScene:
         """Returns a scene with all of its questions, or with those that a training step asks."""
-        draw = key if isinstance(key, Draw) else Draw(key, tuple(range(len(self.scenes[key].questions))))
-        scene = self.scenes[draw.scene]
-        questions = tuple(scene.questions[i] for i in draw.questions)
+        item = (
+            key if isinstance(key, TrainingItem) else TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
+        )
+        scene = self.scenes[item.scene]
+        questions = tuple(scene.questions[i] for i in item.questions)
         for _ in range(MAX_ATTEMPTS):
-            loaded = LoadedScene(scene, questions, is_supervised=not draw.is_repeated)
+            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding)
             try:
-                self._load(loaded, self.open(draw.scene), draw.epoch)
+                self._load(loaded, self.open(item.scene), item.epoch)
                 break
             except SCENE_FAULTS as error:
                 loaded.error = format_scene_error(scene, error)
@@ -203,7 +205,7 @@ class SceneDataset(Dataset):
         loaded.frame_indices = tuple(frames)
         # 2. Cameras
         loaded.geometry = opened.geometry(frames)
-        if self.requirements.cameras and loaded.geometry is not None and not loaded.geometry.knows_cameras:
+        if self.requirements.cameras and scene.cameras is not None and loaded.geometry is None:
             raise InputError(
                 f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
             )

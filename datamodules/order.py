@@ -17,23 +17,23 @@ from zoo.errors import InputError
 SETTINGS = ("num_scenes", "num_questions", "batch_size", "questions_per_scene", "seed", "world_size")
 
 
-class Draw(NamedTuple):
+class TrainingItem(NamedTuple):
     """Questions about one scene in one training step; they share a sequence.
 
     Attributes:
         scene: index of the scene.
         questions: indices of its questions.
         epoch: part of the seed of random frame samplers.
-        is_repeated: whether another process learns from these questions. The copy only keeps this process in step.
+        is_padding: whether another process learns from these questions. The copy only keeps this process in step.
     """
 
     scene: int
     questions: tuple[int, ...]
     epoch: int = 0
-    is_repeated: bool = False
+    is_padding: bool = False
 
 
-class TrainingOrder(Sampler[list[Draw]]):
+class TrainingOrder(Sampler[list[TrainingItem]]):
     """Batches in which each question comes exactly once per epoch, reshuffled every epoch.
 
     The questions of each scene are shuffled and cut into near-equal sequences, and the sequences of all scenes are
@@ -53,7 +53,7 @@ class TrainingOrder(Sampler[list[Draw]]):
 
     Example:
         >>> order = TrainingOrder([1, 2], batch_size=1, questions_per_scene=2, seed=0)
-        >>> sorted(draw.scene for batch in order for draw in batch)
+        >>> sorted(item.scene for batch in order for item in batch)
         [0, 1]
     """
 
@@ -78,7 +78,7 @@ class TrainingOrder(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return -(-self.num_sequences // (self.batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[TrainingItem]]:
         epoch, first = divmod(self.served, len(self))
         sequences, scene_of, starts, questions = self._shuffle(epoch)
         step = self.batch_size * self.world_size
@@ -87,7 +87,7 @@ class TrainingOrder(Sampler[list[Draw]]):
             merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
             for i in own if len(own) else sequences[start : start + 1]:
                 merged.setdefault(int(scene_of[i]), []).extend(questions[starts[i] : starts[i + 1]].tolist())
-            yield [Draw(scene, tuple(asked), epoch, is_repeated=not len(own)) for scene, asked in merged.items()]
+            yield [TrainingItem(scene, tuple(asked), epoch, is_padding=not len(own)) for scene, asked in merged.items()]
 
     def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """An epoch: the order of its sequences; the scene of each, where its questions start, and all questions."""

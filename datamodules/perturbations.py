@@ -18,8 +18,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from datamodules.collate import LoadedScene
 from datamodules.dataset import SceneDataset
+from datamodules.loaded_scene import LoadedScene
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
@@ -53,7 +53,7 @@ class OtherCameras(Perturbation):
     requires_cameras = True
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
-        if scene.geometry is None or not scene.geometry.knows_cameras:
+        if scene.geometry is None or not scene.geometry.has_cameras:
             return scene
         other = read_other()
         assert other.geometry is not None
@@ -121,14 +121,14 @@ class OtherGeometry(Perturbation):
             geometry = geometry[order]
             if geometry.depth is not None:
                 geometry.depth = F.interpolate(geometry.depth[None], size, mode="nearest")[0]
-        return replace(scene, geometry_of=replace(other, frames=frames, geometry=geometry))
+        return replace(scene, geometry_override=replace(other, frames=frames, geometry=geometry))
 
 
 class ZeroGeometry(Perturbation):
     """3D tokens of zeros."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
-        return replace(scene, geometry_of="nothing")
+        return replace(scene, geometry_override="nothing")
 
 
 class PerturbedScenes(Dataset):
@@ -170,7 +170,7 @@ class PerturbedScenes(Dataset):
             if i == place:
                 continue
             other = self.every[i]
-            has_cameras = other.geometry is not None and other.geometry.knows_cameras
+            has_cameras = other.geometry is not None and other.geometry.has_cameras
             if other.error is None and (has_cameras or not self.perturbation.requires_cameras):
                 return other
         raise InputError(f"{loaded.scene.name}: the test has no other scene that could perturb it")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-MEDIUM = re.compile("<(?:video|image)>")  # where the text of a `RawQuestion` has its video or images
+MEDIUM_MARK = re.compile("<(?:video|image)>")  # where the text of a `RawQuestion` has its video or images
 
-Medium = str | tuple[str, ...]  # the file of a video, or those of still images
+MediaFiles = str | tuple[str, ...]  # the file of a video, or those of still images
 
 
 @dataclass(frozen=True)

@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import torch
 from huggingface_hub import HfApi
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from zoo.backbones import BackboneLoader, default_loader
-from zoo.backbones.base import VisualTokens
-from zoo.backbones.lora import LoRA
-from zoo.cameras import Cameras
-from zoo.configuration import Configurable
-from zoo.encodings import CameraEncoding, ViewMixer
-from zoo.errors import InputError, check_choice
-from zoo.fusions import Fusion
-from zoo.geometry.base import GeometryEncoder, SceneGeometry, resample_frames
-from zoo.geometry.cache import GeometryCache
-from zoo.geometry.cached import CachedGeometry, build_first_available
-from zoo.objectives import Objective, Objectives
-from zoo.positions import TextAfterVision
-from zoo.prefix_cache import answer_questions, check_penalty, eval_mode
+from zoo.assembly import AssembledModel
+from zoo.cameras.scene_geometry import SceneGeometry
+from zoo.encodings.packed import PackedEncoding
+from zoo.errors import InputError
+from zoo.objectives import decode
+from zoo.prefix_cache import answer_batch, check_penalty, eval_mode
 from zoo.pretrained import load_model, save_model
-from zoo.requirements import PSEUDO_LABELS, CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
-from zoo.scene_encoding.scene_cameras import MergedCamera, add_cameras, patch_cameras, sequence_cameras, token_depth
-from zoo.scene_encoding.stages import encode_vision, fuse_scenes
-from zoo.scenes import Media, SceneInputs, SceneTokens, scenes_of_media
-from zoo.sequences.layout import MediaKind, SequenceLayout
-from zoo.sequences.time_index import TimeIndex
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.scene_encoding.encoded import EncodedScene
+from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
+from zoo.scene_encoding.stages import encode_geometry, encode_vision, fuse_scenes
+from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.media import Media, batch_of_media, prompts_of_media
+from zoo.sequences.scene_inputs import SceneInputs
 
 
-class SpatialVLM(Configurable, nn.Module):
+class SpatialVLM(AssembledModel):
     """A video-language model whose visual tokens may be fused with 3D tokens and may know their cameras.
 
-    Training, evaluation, notebooks and `logits` share one path: `encode_scenes`, then `build_inputs`, then the
-    backbone's `decode` or `generate`. A part that is None is the stock model there, bit for bit.
+    Training, evaluation, notebooks and `logits` share one path: a `Batch`, made on the CPU by `sequence_builder`, then
+    `encode_scenes`, `decoder_inputs`, and the backbone's `decode`. A part that is None is the stock model there, bit
+    for bit.
 
     Args:
         backbone: the video-language model; a tiny random Qwen2.5-VL if not given.
@@ -73,263 +65,131 @@ class SpatialVLM(Configurable, nn.Module):
         False
     """
 
-    def __init__(
-        self,
-        backbone: BackboneLoader | None = None,
-        geometry: Callable[[], GeometryEncoder] | None = None,
-        geometry_cache: GeometryCache | None = None,
-        fusion: Callable[[int, int], Fusion] | None = None,
-        view_mixer: Callable[[int], ViewMixer] | None = None,
-        camera_encoding: CameraEncoding | None = None,
-        camera_source: CameraSource = "dataset",
-        merged_camera: MergedCamera = "first",
-        time_index: TimeIndex | None = None,
-        text_after_vision: TextAfterVision = "max_thw",
-        lora: LoRA | None = None,
-        objectives: list[Objective] | None = None,
-    ) -> None:
-        super().__init__()
-        self.loader = loader = backbone or default_loader()
-        self.camera_encoding = camera_encoding
-        self.camera_source, self.merged_camera = camera_source, merged_camera
-        for name, value, choices in (
-            ("camera_source", camera_source, CameraSource),
-            ("merged_camera", merged_camera, MergedCamera),
-            ("text_after_vision", text_after_vision, TextAfterVision),
-        ):
-            check_choice(name, value, choices)
-        self.text_after_vision = text_after_vision
-        # 1. Backbone, with the camera hooks in its attention.
-        self.backbone = loader.load()
-        self.time_index = choose_time_index(camera_encoding, time_index, self.backbone.default_time_index())
-        self.backbone.install_encoding(camera_encoding)
-        width = self.backbone.hidden_size
-        # 2. Geometry, if some part reads it.
-        self.view_mixer: ViewMixer | None = None
-        self.fusion: Fusion | None = None
-        self.geometry: GeometryEncoder | None = None
-        losses = Objectives(objectives)
-        uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
-        pseudo_labels = tuple(target for target in losses.targets if target in PSEUDO_LABELS[camera_source])
-        predicts = camera_source == "predicted" or (camera_source == "auto" and (uses_cameras or bool(pseudo_labels)))
-        if fusion is not None or predicts:
-            build = partial(build_first_available, loader.load_geometry, geometry)
-            self.geometry = build() if geometry_cache is None else CachedGeometry(build, geometry_cache)
-        if self.geometry is not None:
-            self.geometry.match_patches(self.backbone.patch_size)
-        reads_cameras = uses_cameras or bool(losses.targets)
-        check_geometry(self.geometry, camera_source, uses_cameras=reads_cameras, uses_tokens=fusion is not None)
-        if predicts and self.geometry is not None and self.geometry.predicts_cameras:
-            self.geometry.enable_head("camera")
-        # 3. Fusion and view mixer, in the backbone's dtype.
-        if fusion is not None and self.geometry is not None:
-            self.fusion = fusion(width, self.geometry.width)
-            self.fusion.bind(self.geometry.num_layers, self.backbone.decoder_layout.num_layers)
-            self.fusion = self._like_backbone(self.fusion)
-        if view_mixer is not None:
-            self.view_mixer = self._like_backbone(view_mixer(width if self.fusion is None else self.fusion.flat_width))
-        # 4. What the parts read of the cameras, and add to the prompt.
-        appended = ExtraTokens.NOTHING if self.fusion is None else self.fusion.appended
-        self.extra_tokens = losses.extra_tokens_beside(appended)
-        self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
-        self.predicts_cameras = self.camera_use.may_be_predicted(camera_source, self.geometry)
-        can_predict = predicts and self.geometry is not None and self.geometry.predicts_cameras
-        self.pseudo_labels = pseudo_labels if can_predict else ()  # targets that the encoder predicts, in training
-        uses_depth = self.camera_use.depth or "depth" in losses.targets
-        if camera_source == "predicted" and uses_depth and self.geometry is not None:
-            if not self.geometry.predicts_depth:
-                raise InputError(
-                    "--model.camera_source predicted: an encoding or an objective uses depth, which "
-                    f"{self.geometry_name} does not predict; take the dataset's cameras and depth"
-                )
-            self.geometry.enable_head("depth")
-        # 5. Weights. An untrained fusion makes the whole model untrained.
-        self.has_released_fusion = self.fusion is not None and loader.load_fusion(self.fusion)
-        self.is_pretrained = loader.is_pretrained and (self.fusion is None or self.has_released_fusion)
-        self.is_pretrained = self.is_pretrained and not losses.adding
-        if lora is not None:
-            lora.apply(self.backbone.decoder, self.backbone.lora_targets)
-            self.backbone.lm_head.requires_grad_(False)
-        losses.bind(width, self.backbone.decoder_layout.num_layers)
-        self.objectives = losses.to(self.backbone.device)  # in float32
-        self.loaded_names: frozenset[str] = frozenset()  # tensors of a saved model, or trained: not the released files'
-        self.data_config: dict[str, Any] = {}  # the frames that the model was trained with, see `answer`
+    # ---- the step ---------------------------------------------------------------------------------------------------
 
-    def _like_backbone(self, part: Any) -> Any:
-        return part.to(device=self.backbone.device, dtype=self.backbone.like.dtype)
+    def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """Computes the losses of a training step.
 
-    @property
-    def geometry_name(self) -> str | None:
-        """The class of the geometry encoder, also of one behind a cache; None without one."""
-        return None if self.geometry is None else type(self.geometry.outline).__name__
-
-    # ---- parameters -----------------------------------------------------------------------------------------------
-
-    def part_of(self, name: str) -> str:
-        """The field of `LearningRates` that governs the parameter of this name."""
-        part, _, rest = name.partition(".")
-        if part == "backbone":
-            return self.backbone.part_of(rest)
-        others = {"geometry": "geometry", "camera_encoding": "encoding", "objectives": "objective"}
-        return others.get(part, "connector")
-
-    def restored_by_files(self, name: str) -> bool:
-        """Whether a tensor of this name, as long as it is frozen, is read from released files again."""
-        if name in self.loaded_names:
-            return False
-        part = name.partition(".")[0]
-        if part == "backbone":
-            return self.loader.released_path is not None and ".lora_" not in name
-        if part == "geometry":
-            return self.geometry is not None and bool(self.geometry.files)
-        return part == "fusion" and self.has_released_fusion
-
-    def blocks(self) -> list[nn.Module]:
-        """The transformer blocks that every batch runs; a sharded model gathers the weights of one at a time."""
-        always = self.uses_geometry_tokens or self.camera_source == "predicted"
-        return [*self.backbone.blocks(), *(self.geometry.blocks() if self.geometry is not None and always else ())]
-
-    # ---- what the model reads -------------------------------------------------------------------------------------
-
-    @property
-    def uses_geometry_tokens(self) -> bool:
-        """Whether 3D tokens reach the decoder; follows `fusion.active_branches`, which may change after training."""
-        return self.fusion is not None and self.fusion.uses_geometry
-
-    @property
-    def requirements(self) -> DataRequirements:
-        """What this model needs of the data."""
-        return DataRequirements.of(self)
-
-    def is_unreachable(self, name: str) -> bool:
-        """Whether no loss has a gradient for the parameter of this name: a branch or a head that is not used."""
-        part, _, rest = name.partition(".")
-        drops_2d = self.fusion is not None and self.fusion.active_branches == "3d"
-        if part == "objectives":
-            return self.objectives.is_unreachable(rest)
-        if part == "geometry" and self.geometry is not None:
-            return self.geometry.is_unreachable(rest, tokens=self.uses_geometry_tokens, cameras=self.predicts_cameras)
-        if part == "fusion" and self.fusion is not None:
-            return rest.partition(".")[0] in self.fusion.unused_parts
-        if part == "backbone" and self.fusion is not None and self.backbone.serves_deepstack(name):
-            return not self.fusion.keeps_deepstack
-        return drops_2d and (part == "view_mixer" or (part == "backbone" and self.part_of(name) != "decoder"))
-
-    # ---- one forward path -----------------------------------------------------------------------------------------
-
-    def encode_scenes(self, scenes: Sequence[SceneInputs]) -> list[SceneTokens]:
-        """Encodes each scene once: vision, geometry, view mixing, fusion.
+        On a GPU the host waits for nothing here, but for: a pose index on predicted cameras (their poses, once);
+        `MaskedViews` (its count of steps); `PoseALiBi` (the number of poses); a trained geometry encoder with random
+        weights or a scale source, which check what they read.
 
         Args:
-            scenes: of a batch; they may differ in their number of frames and in size.
-
-        Raises:
-            InputError: a scene without the frames or the depth that this model requires.
-        """
-        # 1. Vision: patches to 2D tokens.
-        visual = encode_vision(self.backbone, scenes)
-        # 2. Geometry: 3D tokens, and cameras of the scenes that need predicted ones.
-        lacking = [self._needs_predicted_cameras(scene) for scene in scenes]
-        geometry = self._encode_geometry(scenes, cameras=any(lacking))
-        # 3. Cameras: one per temporal patch.
-        encoded = [
-            SceneTokens(scene, *(each.unflatten(-2, (scene.num_steps, -1)) for each in tokens))
-            for scene, tokens in zip(scenes, visual, strict=True)
-        ]
-        for each, predicted, is_lacking in zip(encoded, geometry, lacking, strict=True):
-            if self.camera_use.cameras:
-                found = predicted if is_lacking else each.scene.geometry
-                add_cameras(each, found, self.camera_use, self.merged_camera)
-            self._add_targets(each, predicted if is_lacking and self.training else None)
-        # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
-        if self.training:
-            self.objectives.change_tokens(encoded)
-        fuse_scenes(encoded, geometry, self.fusion, self.view_mixer, self.backbone.spatial_merge_size)
-        self.objectives.append_token(encoded)
-        return encoded
-
-    def _add_targets(self, encoded: SceneTokens, predicted: SceneGeometry | None) -> None:
-        """Adds what objectives learn to predict: pseudo-labels of a training, or the dataset's."""
-        for target in self.objectives.targets:
-            geometry = predicted if predicted is not None and target in self.pseudo_labels else encoded.scene.geometry
-            if target == "cameras" and encoded.scene.has_true_cameras:
-                encoded.target_cameras = patch_cameras(encoded.scene, geometry, self.merged_camera)
-            elif target == "depth" and geometry is not None:
-                encoded.target_depth = token_depth(geometry, encoded.scene.token_rows)
-
-    def build_inputs(
-        self,
-        input_ids: Int[Tensor, "B L"],
-        attention_mask: Int[Tensor, "B L"],
-        scenes: Sequence[SceneTokens],
-        scene_index: Sequence[Sequence[int]],
-        *,
-        cameras: Cameras | None = None,
-        layout: SequenceLayout | None = None,
-    ) -> dict[str, Any]:
-        """The decoder's inputs for any sequences about encoded scenes.
-
-        Args:
-            input_ids: one placeholder per visual token, extra tokens included.
-            attention_mask: 0 for padding.
-            scenes: from `encode_scenes`.
-            scene_index: the scenes of each sequence, in the order in which they appear.
-            cameras: of each sequence, one per temporal patch or with an `index`, instead of those of the scenes.
-            layout: of the sequences, if the caller has walked them already.
+            batch: With sequences, on the model's device.
 
         Returns:
-            Keyword arguments of `Backbone.decode` and `Backbone.generate`.
+            The weighted sum of the objectives as `loss`, and each by its class name.
         """
-        rows = [[scenes[i] for i in row] for row in scene_index]
-        videos = [each for row in rows for each in row if each.scene.kind == "video"]
-        images = [each for row in rows for each in row if each.scene.kind == "image"]
-        # 1. Layout: where the visual tokens stand.
-        layout = self.layout(input_ids, attention_mask, rows) if layout is None else layout
-        # 2. Cameras: one per temporal patch of each sequence, and the camera of each token.
-        cameras = sequence_cameras(rows, layout, cameras) if self.camera_use.cameras else None
-        # 3. Positions.
-        seconds: list[Any] = [each.scene.seconds_per_grid for each in videos]
-        frames: list[Any] = [each.scene.frame_indices for each in videos]
-        position_ids = self.backbone.position_ids(
-            layout,
-            self.time_index,
-            seconds_per_grid=None if None in seconds else seconds,
-            frame_indices=frames if self.time_index.requires_frames and None not in frames else None,
-            cameras=cameras if self.time_index.requires_cameras else None,
-            text_after_vision=self.text_after_vision,
-        )
-        # 4. Visual tokens in place of the placeholders.
-        media: dict[MediaKind, list[VisualTokens]] = {
-            "video": [VisualTokens(scene.tokens.flatten(0, 1), scene.deepstack.flatten(1, 2)) for scene in videos],
-            "image": [
-                VisualTokens(*image) for s in images for image in zip(s.tokens, s.deepstack.unbind(1), strict=True)
-            ],
-        }
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= {"position_ids": position_ids, **self.backbone.visual_inputs(media, input_ids)}
-        # 5. The camera encoding, shared by all layers.
-        if self.camera_encoding is not None and cameras is not None:
-            known = [scene.points for row in rows for scene in row if scene.points is not None]
-            points = layout.scatter_points(torch.cat(known)) if known else None
-            cameras = cameras.with_tokens(layout.patch_centers(), points, position_ids[0])
-            inputs["camera_encoding"] = self.backbone.encode_cameras(self.camera_encoding, cameras)
-        return inputs
+        assert batch.sequences is not None
+        # 1. Scenes, once each.
+        scenes = self.encode_scenes(batch)
+        # 2. Sequences: visual tokens in their places, positions, masks, cameras.
+        inputs = self.decoder_inputs(scenes, batch.sequences)
+        # 3. Decoder and objectives.
+        decoded = decode(self.backbone, self.objectives.layers, inputs, scenes, batch.sequences)
+        losses = self.objectives.losses(decoded)
+        # 4. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
+        # zero there lets all DDP processes reduce the same parameters.
+        parts = [self.camera_encoding, self.view_mixer, self.geometry, self.objectives]
+        all_parameters = [parameter for part in parts if part is not None for parameter in part.parameters()]
+        # Sharded ones are of blocks that every batch uses.
+        unused = [0.0 * p.sum() for p in all_parameters if p.requires_grad and not isinstance(p, DTensor)]
+        return {**losses, "loss": losses["loss"] + sum(unused)}
 
-    def layout(
-        self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], rows: Sequence[Sequence[SceneTokens]]
-    ) -> SequenceLayout:
-        """Where the visual tokens stand in sequences about the scenes of each row."""
-        grids: dict[MediaKind, list[Tensor]] = {}
-        for each in (each for row in rows for each in row):
-            grids.setdefault(each.scene.kind, []).append(each.scene.media_grids)
-        joined = {kind: torch.cat(shown) for kind, shown in grids.items()}
-        return self.backbone.layout(input_ids, attention_mask, joined, self.extra_tokens)
+    def encode_scenes(self, batch: Batch) -> list[EncodedScene]:
+        """Encodes each scene of a batch once: vision, geometry, cameras, view mixing, fusion.
+
+        Raises:
+            InputError: A scene without the frames, the cameras or the depth that this model requires.
+        """
+        scenes, plan, merged = batch.scenes, self.camera_plan, self.merged_camera
+        # 1. Vision: patches to 2D tokens.
+        visual = encode_vision(self.backbone, batch)
+        # 2. Geometry: 3D tokens, and cameras of the scenes that need predicted ones.
+        needs = [self._needs_predicted_cameras(scene) for scene in scenes]
+        geometry = encode_geometry(
+            self.geometry, scenes, self.backbone.patch_size, tokens=self.uses_geometry_tokens, cameras=any(needs)
+        )
+        predicted = [each if need else None for each, need in zip(geometry, needs, strict=True)]
+        # 3. Cameras per temporal patch, and what objectives learn to predict.
+        cameras = [
+            scene_cameras(scene, own, tokens, self.camera_use, merged)
+            for scene, own, tokens in zip(scenes, predicted, visual, strict=True)
+        ]
+        targets = [
+            scene_targets(scene, own if self.training else None, self.objectives.targets, plan.pseudo_labels, merged)
+            for scene, own in zip(scenes, predicted, strict=True)
+        ]
+        # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
+        changed = self.objectives.change_tokens(visual, scenes) if self.training else visual
+        fused = fuse_scenes(scenes, changed, cameras, geometry, self.fusion, self.view_mixer)
+        complete = [self.objectives.append_token(each) for each in fused]
+        return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, strict=True)]
+
+    def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
+        """Places encoded scenes in sequences.
+
+        Args:
+            scenes: From `encode_scenes`.
+            sequences: About them, on the same device.
+
+        Returns:
+            The inputs of `Backbone.decode`.
+        """
+        rows, packing = [[scenes[i] for i in row] for row in sequences.scene_index], sequences.packing
+        # 1. Cameras: one per temporal patch of each sequence, and the camera of each token.
+        cameras = sequence_cameras(rows, sequences) if self.camera_use.cameras else None
+        # 2. Positions: known, but for a pose index on predicted cameras.
+        position_ids = sequences.position_ids
+        if position_ids is None:
+            assert cameras is not None and sequences.deferred_positions is not None
+            known = cameras.world_to_camera, cameras.K_normalized, cameras.used_mask()
+            position_ids = sequences.deferred_positions.by_predicted(*known)
+        # 3. The camera encoding, shared by all layers.
+        inputs: dict[str, Any] = {}
+        if self.camera_encoding is not None and cameras is not None:
+            points = [scene.cameras.points for scene in scenes if scene.cameras and scene.cameras.points is not None]
+            located = cameras.with_tokens(
+                sequences.patch_centers(),
+                sequences.scatter_points(torch.cat(points)) if points else None,
+                position_ids[0],
+            )
+            encoded = self.backbone.encode_cameras(self.camera_encoding, located)
+            inputs["camera_encoding"] = encoded if packing is None else PackedEncoding(encoded, packing)
+        # 4. Visual tokens in place of the placeholders, and what is added to them in the first layers.
+        input_ids = sequences.input_ids if packing is None else packing.pack(sequences.input_ids)
+        embeddings = self.backbone.embed(input_ids)
+        if any(rows):
+            places, sources = sequences.decoder_places, sequences.visual_sources
+            tokens = torch.cat([scene.visual.tokens.flatten(0, 1) for scene in scenes])[sources]
+            flat = embeddings.flatten(0, 1).index_copy(0, places, tokens.to(embeddings.dtype))
+            embeddings = flat.view_as(embeddings)
+            features = torch.cat([scene.visual.deepstack.flatten(1, 2) for scene in scenes], 1)
+            if len(features):
+                inputs |= self.backbone.deepstack_inputs(places, features[:, sources])
+        # 5. Masks: causal attention alone, or the questions of a scene and the scenes of a sequence apart.
+        mask: Any = sequences.padding_mask
+        if packing is not None:
+            position_ids = torch.stack([packing.pack(axis) for axis in position_ids])
+            mask = self.backbone.question_mask(packing.group, packing.group, packing.prefix_group)
+        elif sequences.group is not None:
+            mask = self.backbone.question_mask(sequences.group, sequences.group)
+        return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
+
+    def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
+        plan = self.camera_plan
+        may_need = plan.predicts_cameras or (bool(plan.pseudo_labels) and self.training)
+        return may_need and (plan.source == "predicted" or scene.cameras is None)
+
+    # ---- raw sequences ----------------------------------------------------------------------------------------------
 
     def logits(
         self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], **media: Unpack[Media]
     ) -> Float[Tensor, "B L vocabulary"]:
-        """Logits of whole sequences; see `Media` for the other arguments."""
-        inputs = self._media_inputs(input_ids, attention_mask, media)
+        """Computes the logits of whole sequences; see `Media` for the other arguments."""
+        batch = batch_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
+        assert batch.sequences is not None
+        inputs = self.decoder_inputs(self.encode_scenes(batch), batch.sequences)
         return self.backbone.lm_head(self.backbone.decode(inputs).last_hidden_state)
 
     def generate_ids(
@@ -340,49 +200,13 @@ class SpatialVLM(Configurable, nn.Module):
         max_new_tokens: int,
         **media: Unpack[Media],
     ) -> list[list[int]]:
-        """Greedy answers to left-padded sequences: new tokens only, up to a stop token (included)."""
-        return self.backbone.generate(self._media_inputs(input_ids, attention_mask, media), max_new_tokens)
-
-    def _media_inputs(self, input_ids: Tensor, attention_mask: Tensor, media: Media) -> dict[str, Any]:
-        grids = {"video": media.get("video_grid_thw"), "image": media.get("image_grid_thw")}
-        layout = self.backbone.layout(input_ids, attention_mask, grids, self.extra_tokens)  # type: ignore[arg-type]
-        scenes, scene_index = scenes_of_media(layout, media)
-        cameras = media.get("cameras")
-        uses_given = cameras is not None and not any(self._needs_predicted_cameras(scene) for scene in scenes)
-        return self.build_inputs(
-            input_ids,
-            attention_mask,
-            self.encode_scenes(scenes),
-            scene_index,
-            cameras=cameras if uses_given else None,
-            layout=layout,
-        )
-
-    def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
-        may_need = self.predicts_cameras or (bool(self.pseudo_labels) and self.training)
-        return may_need and (self.camera_source == "predicted" or not scene.knows_cameras)
-
-    def _encode_geometry(self, scenes: Sequence[SceneInputs], cameras: bool) -> list[SceneGeometry | None]:
-        """The geometry encoder's outputs for each scene, as far as this model reads them; else the dataset's."""
-        dataset = [scene.geometry for scene in scenes]
-        if self.geometry is None or not (self.uses_geometry_tokens or cameras):
-            return dataset
-        frames = [scene.frames for scene in scenes]
-        if self.geometry.requires_frames and any(each is None for each in frames):
-            raise InputError(f"{self.geometry_name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        read = [None if each is None else self.geometry_frames(each) for each in frames]
-        found = list(self.geometry(read, dataset, tokens=self.uses_geometry_tokens, cameras=cameras))
-        for i, other in enumerate(scene.geometry_of for scene in scenes):  # in a perturbed test
-            if other is not None and self.uses_geometry_tokens:
-                source = found[i] if other == "nothing" else self._encode_geometry([other], cameras=False)[0]
-                found[i] = found[i].with_tokens_of(source, scale=0.0 if other == "nothing" else 1.0)
-        return found
-
-    def geometry_frames(self, frames: Shaped[Tensor, "S 3 H W"]) -> Float[Tensor, "S 3 h w"]:
-        """Frames for the geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
-        assert self.geometry is not None
-        scaled = frames if frames.is_floating_point() else frames.float() / 255
-        return resample_frames(scaled, self.backbone.patch_size, self.geometry.patch_size)
+        """Answers padded sequences greedily: new tokens only, up to a stop token (included)."""
+        batch = prompts_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
+        replies = answer_batch(self, batch, max_new_tokens)
+        for reply in replies:
+            if reply.error is not None:
+                raise InputError(reply.error)
+        return [reply.ids for reply in replies]
 
     # ---- saved models -----------------------------------------------------------------------------------------------
 
@@ -463,10 +287,7 @@ class SpatialVLM(Configurable, nn.Module):
         asked = [questions] if isinstance(questions, str) else list(questions)
         batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler, times_s)
         with eval_mode(self):
-            scenes, rows = self.encode_scenes(batch["scenes"]), [[0]] * len(asked)
-            replies = answer_questions(
-                self, scenes, batch["prompts"], rows, max_new_tokens, repetition_penalty=repetition_penalty
-            )
+            replies = answer_batch(self, batch, max_new_tokens, repetition_penalty)
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)

@@ -9,22 +9,15 @@ temporal patch of a video is a span of its own, with text between them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.errors import check_choice
-from zoo.sequences.layout import Placeholders, SequenceLayout, owners
-from zoo.sequences.time_index import TemporalPatches, TimeIndex, TimestampIndex
+from zoo.sequences.layout import Placeholders, SequenceLayout
+from zoo.sequences.position_ids import SecondsPerGrid, TextAfterVision, layout_position_ids
+from zoo.sequences.time_index import TimeIndex, TimestampIndex
 from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE
-
-PADDED_POSITION = 1  # transformers 4.51's value for padding, which the attention masks out
-
-SecondsPerGrid = Sequence[int | float] | Float[Tensor, " V"]
-TextAfterVision = Literal["max_thw", "max_hw"]
 
 
 def mrope_position_ids(
@@ -84,110 +77,5 @@ def mrope_position_ids(
         layout, time_index or TimestampIndex(), seconds_per_grid, tokens_per_second, text_after_vision, frame_indices,
         cameras,
     )  # fmt: skip
-    mask = layout.mask.to(position_ids.device)
-    following = position_ids.masked_fill(~mask, -1).amax((0, 2))[:, None] + 1
-    return position_ids, following - input_ids.shape[1]
-
-
-def layout_position_ids(
-    layout: SequenceLayout,
-    time_index: TimeIndex,
-    seconds_per_grid: SecondsPerGrid | None = None,
-    tokens_per_second: int | float = 2,
-    text_after_vision: TextAfterVision = "max_thw",
-    frame_indices: Sequence[Sequence[int]] | None = None,
-    cameras: Cameras | None = None,
-) -> Int[Tensor, "3 B L"]:
-    """The position ids of `mrope_position_ids`, with the same arguments.
-
-    An extra token shares the position of a 2D token of its view.
-    """
-    check_choice("text_after_vision", text_after_vision, TextAfterVision)
-    # 1. The time of each temporal patch; still images have time 0.
-    seconds = time_index.seconds_per_grid if seconds_per_grid is None else seconds_per_grid
-    steps = _video_steps(layout, seconds, tokens_per_second, frame_indices, cameras)
-    span_of_step, _ = owners(layout.grid[:, 0])
-    step_time = torch.zeros_like(span_of_step)
-    step_time[layout.is_video[span_of_step]] = time_index(steps).to(step_time)
-
-    # 2. (h, w) of each visual token from the start of its span, t from there or from the first span of its video.
-    first_step = (layout.grid[:, 0].cumsum(0) - layout.grid[:, 0])[layout.span]
-    width = layout.grid[layout.span, 2]
-    offset = torch.stack((step_time[first_step + layout.step], layout.cell // width, layout.cell % width))
-    spans = torch.arange(len(layout.start))
-    first = spans if time_index.per_span else torch.searchsorted(layout.medium, layout.medium)
-    last = torch.searchsorted(layout.medium, torch.arange(len(layout.media)), right=True) - 1
-
-    # 3. Each text token advances the position by one; a visual span does so once, by its extent.
-    extent = layout.grid[:, 1:].amax(1)
-    if text_after_vision == "max_thw":  # behind the highest t of a medium too
-        start = _running_positions(layout, extent)[layout.start]
-        end = start[first[span_of_step]] + step_time + 1
-        end = torch.zeros_like(start).scatter_reduce(0, last[layout.medium[span_of_step]], end, "amax")
-        extent = torch.maximum(extent, end - start)
-    before = _running_positions(layout, extent)
-    flat = before.expand(3, -1).clone()
-    flat[1:, layout.tokens] = before[layout.start[layout.span]] + offset[1:]
-    flat[0, layout.tokens] = before[layout.start[first[layout.span]]] + offset[0]
-
-    position_ids = flat.new_full((3, *layout.shape), PADDED_POSITION)
-    position_ids[:, layout.mask] = flat
-    return position_ids.to(layout.device)
-
-
-def _running_positions(layout: SequenceLayout, extent: Int[Tensor, " M"]) -> Int[Tensor, " N"]:
-    """The position before each token that is not padding, if every text token takes one and a span its extent."""
-    advance = torch.ones_like(layout.row)
-    advance[layout.tokens] = 0
-    advance[layout.start] = extent
-    before = advance.cumsum(0) - advance
-    tokens_per_row = layout.mask.sum(1)
-    row_start = tokens_per_row.cumsum(0) - tokens_per_row
-    return before - before[row_start[layout.row]]
-
-
-def _video_steps(
-    layout: SequenceLayout,
-    seconds_per_grid: int | float | SecondsPerGrid,
-    tokens_per_second: int | float,
-    frame_indices: Sequence[Sequence[int]] | None,
-    cameras: Cameras | None,
-) -> TemporalPatches:
-    counts = torch.tensor([medium.steps for medium in layout.media if medium.kind == "video"], dtype=torch.long)
-    if isinstance(seconds_per_grid, int | float):
-        seconds_per_grid = [seconds_per_grid] * len(counts)
-    seconds = torch.as_tensor(seconds_per_grid, dtype=torch.float32, device="cpu")
-    if seconds.shape != counts.shape:
-        raise ValueError(f"seconds_per_grid needs one number per video ({len(counts)}), got {tuple(seconds.shape)}")
-    frame = None if frame_indices is None else _mean_frame_indices(counts.tolist(), frame_indices)
-    poses, has_camera = (None, None) if cameras is None else _cameras_of_steps(layout, cameras)
-    video, step = owners(counts)
-    return TemporalPatches(video, step, seconds[video], tokens_per_second, frame, poses, has_camera)
-
-
-def _mean_frame_indices(counts: Sequence[int], frame_indices: Sequence[Sequence[int]]) -> Float[Tensor, " N"]:
-    """The mean raw index of the two frames of each temporal patch, of which each video has `counts`."""
-    if len(counts) != len(frame_indices):
-        raise ValueError(f"frame_indices needs one list per video ({len(counts)}), got {len(frame_indices)}")
-    means: list[float] = []
-    for video, (count, indices) in enumerate(zip(counts, frame_indices, strict=True)):
-        merged = torch.tensor(indices, dtype=torch.float64).split(max(1, -(-len(indices) // count)))
-        if not indices or len(merged) != count:
-            raise ValueError(f"video {video} has {count} temporal patches, but frame_indices has {len(indices)} frames")
-        means += [float(frames.mean()) for frames in merged]  # an odd last frame stands for its copy
-    return torch.tensor(means, dtype=torch.float64)
-
-
-def _cameras_of_steps(layout: SequenceLayout, cameras: Cameras) -> tuple[Float[Tensor, "N 4 4"], Bool[Tensor, " N"]]:
-    """The pose of each temporal patch of each video, and whether it has one: those of the patch's first token."""
-    per_span = torch.bincount(layout.span, minlength=len(layout.start)) // layout.grid[:, 0].clamp(min=1)
-    span, step = owners(layout.grid[:, 0])
-    token = layout.start[span] + step * per_span[span]
-    index = cameras.index
-    camera = layout.steps_before[span] + step if index is None else index.cpu()[layout.mask][token]
-    count = cameras.world_to_camera.shape[1]
-    if len(camera) and int(camera.max()) >= count:
-        raise ValueError(f"a sequence has {int(camera.max()) + 1} temporal patches, but cameras for {count}")
-    poses = cameras.world_to_camera.cpu()[layout.row[token], camera.clamp(min=0)]
-    chosen = layout.is_video[span]
-    return poses[chosen], (camera >= 0)[chosen]
+    following = position_ids.masked_fill(~layout.mask, -1).amax((0, 2))[:, None] + 1
+    return position_ids.to(input_ids.device), (following - input_ids.shape[1]).to(input_ids.device)

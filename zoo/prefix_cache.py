@@ -15,8 +15,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from zoo.backbones.base import Backbone
 from zoo.errors import InputError
-from zoo.scenes import SceneTokens
-from zoo.sequences.packing import PREFIX, shared_length
+from zoo.scene_encoding.encoded import EncodedScene
+from zoo.sequences.batch import Batch, Prompt
+from zoo.sequences.masks import PREFIX
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
@@ -51,39 +52,46 @@ class CachedPrefix:
     masks gets one question at a time, still from the same cache.
 
     Args:
-        backbone: the model.
-        inputs: of the prefix alone, a batch of one without padding, from `SpatialVLM.build_inputs`.
-        repetition_penalty: divides the positive logits of the tokens of prompt and answer, and multiplies the negative
+        backbone: The model.
+        input_ids: Of the prefix alone.
+        inputs: Of the same sequence, from `SpatialVLM.decoder_inputs`.
+        next_position: Behind the prefix; None reads it from the inputs.
+        repetition_penalty: Divides the positive logits of the tokens of prompt and answer, and multiplies the negative
             ones, as in transformers; 1 is none.
     """
 
     @torch.no_grad()
-    def __init__(self, backbone: Backbone, inputs: Mapping[str, Any], repetition_penalty: float = 1.0) -> None:
-        self.backbone, self.input_ids = backbone, inputs["input_ids"]
+    def __init__(
+        self,
+        backbone: Backbone,
+        input_ids: Int[Tensor, "1 L"],
+        inputs: Mapping[str, Any],
+        next_position: int | None = None,
+        repetition_penalty: float = 1.0,
+    ) -> None:
+        self.backbone, self.input_ids = backbone, input_ids
         self.penalize = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
-        self.cache = backbone.decode({**inputs, "attention_mask": None}, use_cache=True).cache
-        self.length = inputs["input_ids"].shape[1]
+        self.cache = backbone.decode(inputs, use_cache=True).cache
+        self.length = input_ids.shape[1]
         # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
-        self.next_position = int(inputs["position_ids"][..., -1].amax()) + 1
+        self.next_position = int(inputs["position_ids"][..., -1].amax()) + 1 if next_position is None else next_position
         encoding = inputs.get("camera_encoding")
         self.encoding = None if encoding is None else encoding.for_decode_step()
-        self.groups = torch.full_like(inputs["input_ids"], PREFIX)
+        self.groups = torch.full_like(input_ids, PREFIX)
 
-    def answer(self, questions: Sequence[Sequence[int]], max_new_tokens: int, at_once: int) -> list[Reply]:
-        """Greedy answers, each as if its question had been alone.
+    def answer(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
+        """Answers questions greedily, each as if it had been alone: in one pass, or in more where memory is short.
 
         Args:
-            questions: token ids that follow the prefix, at least one each.
-            max_new_tokens: the longest answer.
-            at_once: questions per pass; fewer where GPU memory is short.
+            questions: Token ids that follow the prefix, at least one each.
+            max_new_tokens: The longest answer.
         """
-        if not self.backbone.supports_custom_mask:
-            at_once = 1
+        at_once = max(len(questions), 1) if self.backbone.supports_custom_mask else 1
         replies: list[Reply] = []
         while len(replies) < len(questions):
             some = questions[len(replies) : len(replies) + at_once]
             try:
-                found = self._together(some, max_new_tokens)
+                found = self._decode_batch(some, max_new_tokens)
             except (RuntimeError, MemoryError) as error:
                 is_out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
                 if not is_out_of_memory and "can't allocate memory" not in str(error):  # torch's, on the CPU
@@ -94,12 +102,12 @@ class CachedPrefix:
                 continue
             if len(some) > 1 and any(reply.error for reply in found):
                 # zero times NaN is NaN: one question's keys and values spoil those that must not see them
-                found = [self._together([question], max_new_tokens)[0] for question in some]
+                found = [self._decode_batch([question], max_new_tokens)[0] for question in some]
             replies += found
         return replies
 
     @torch.no_grad()
-    def _together(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
+    def _decode_batch(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
         self._rewind()
         stops = self.backbone.stop_tokens
         alone = len(questions) == 1
@@ -160,49 +168,50 @@ def check_penalty(factor: float) -> None:
 
 
 @torch.no_grad()
-def answer_questions(
+def answer_batch(model: SpatialVLM, batch: Batch, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[Reply]:
+    """Answers the prompts of a batch, whose scenes are encoded once; see `answer_prompts`."""
+    return answer_prompts(model, model.encode_scenes(batch), batch.prompts, max_new_tokens, repetition_penalty)
+
+
+@torch.no_grad()
+def answer_prompts(
     model: SpatialVLM,
-    scenes: Sequence[SceneTokens],
-    prompts: Sequence[Sequence[int]],
-    scene_index: Sequence[Sequence[int]],
+    scenes: Sequence[EncodedScene],
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
-    questions_per_batch: int = 8,
     repetition_penalty: float = 1.0,
 ) -> list[Reply]:
     """Answers prompts about encoded scenes; the prefix that prompts about the same scenes share is read once.
 
     Args:
-        model: the model to ask.
-        scenes: from its `encode_scenes`.
-        prompts: token ids without padding.
-        scene_index: the scenes of each prompt, in the order in which they appear; none for text alone.
-        max_new_tokens: the longest answer.
-        questions_per_batch: prompts answered together.
-        repetition_penalty: see `CachedPrefix`.
+        model: The model to ask.
+        scenes: From its `encode_scenes`.
+        prompts: About them.
+        max_new_tokens: The longest answer.
+        repetition_penalty: See `CachedPrefix`.
 
     Returns:
-        One reply per prompt, in the same order.
+        One reply per question, in the order of their numbers in the batch.
     """
-    backbone = model.backbone
-    visual, context, device = backbone.placeholders.visual, backbone.context_length, backbone.like.device
+    context = model.backbone.context_length
     replies: dict[int, Reply] = {}
-    rows_of: dict[tuple[int, ...], list[int]] = {}
-    for row, (prompt, shown) in enumerate(zip(prompts, scene_index, strict=True)):
-        if len(prompt) + max_new_tokens > context:
-            error = f"the prompt has {len(prompt)} tokens and its answer up to {max_new_tokens}"
-            replies[row] = Reply([], f"{error}, more than the {context} of the model's context")
-        else:
-            rows_of.setdefault(tuple(shown), []).append(row)
-    for shown, rows in rows_of.items():
-        shared = shared_length([prompts[row] for row in rows], visual)
-        for family in [rows] if shared else [[row] for row in rows]:
-            length = shared or shared_length([prompts[family[0]]], visual)
-            if not length:
-                raise ValueError("a prompt that ends with its video asks no question")
-            ids = torch.tensor([list(prompts[family[0]][:length])], device=device)
-            inputs = model.build_inputs(ids, torch.ones_like(ids), scenes, [shown])
-            questions = [prompts[row][length:] for row in family]
-            prefix = CachedPrefix(backbone, inputs, repetition_penalty)
-            answered = prefix.answer(questions, max_new_tokens, questions_per_batch)
-            replies.update(zip(family, answered, strict=True))
-    return [replies[row] for row in range(len(prompts))]
+    for prompt in prompts:
+        numbers = iter(prompt.rows)
+        length = prompt.prefix.lengths[0]
+        fitting: list[list[tuple[int, Sequence[int]]]] = []
+        for questions in prompt.passes:
+            fitting.append([])
+            for number, question in zip(numbers, questions, strict=False):
+                if (total := length + len(question)) + max_new_tokens > context:
+                    error = f"the prompt has {total} tokens and its answer up to {max_new_tokens}"
+                    replies[number] = Reply([], f"{error}, more than the {context} of the model's context")
+                else:
+                    fitting[-1].append((number, question))
+        if not any(fitting):
+            continue
+        inputs = model.decoder_inputs(scenes, prompt.prefix)
+        prefix = CachedPrefix(model.backbone, prompt.prefix.input_ids, inputs, prompt.next_position, repetition_penalty)
+        for each in fitting:
+            answers = prefix.answer([question for _, question in each], max_new_tokens)
+            replies.update(zip((number for number, _ in each), answers, strict=True))
+    return [replies[number] for number in sorted(replies)]

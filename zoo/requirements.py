@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from zoo.camera_plan import CameraSource, Target
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
@@ -13,15 +14,7 @@ from zoo.sequences.time_index import Seconds, TimeIndex
 from zoo.sequences.visual_grid import IMAGE_PIXELS
 
 if TYPE_CHECKING:
-    from zoo.model import SpatialVLM
-
-CameraSource = Literal["dataset", "predicted", "auto"]
-Target = Literal["cameras", "depth"]  # what an objective learns to predict
-PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # those that the geometry encoder may provide in training
-    "dataset": (),
-    "auto": ("cameras",),
-    "predicted": ("cameras", "depth"),
-}
+    from zoo.assembly import AssembledModel
 
 
 @dataclass(frozen=True)
@@ -59,11 +52,6 @@ class CameraUse:
         """Whether depth in the unit of the cameras is used."""
         return self.points or self.median_depth
 
-    def may_be_predicted(self, source: CameraSource, geometry: GeometryEncoder | None) -> bool:
-        """Whether cameras may come from the geometry encoder."""
-        is_asked = source == "predicted" or (source == "auto" and not self.depth)
-        return self.cameras and is_asked and geometry is not None and geometry.predicts_cameras
-
 
 @dataclass(frozen=True)
 class DataRequirements:
@@ -97,24 +85,25 @@ class DataRequirements:
     arbitrary_unit: str | None = None
 
     @classmethod
-    def of(cls, model: SpatialVLM) -> DataRequirements:
+    def of(cls, model: AssembledModel) -> DataRequirements:
         """Combines what the parts of a model read."""
         geometry, objectives, use = model.geometry, model.objectives, model.camera_use
+        plan = model.camera_plan
         # 1. What the geometry encoder shows the decoder, and what objectives learn from it.
         fused = geometry if model.uses_geometry_tokens else None
-        encoder = geometry if model.predicts_cameras else fused
-        shown = geometry if model.pseudo_labels else encoder  # the frames, in training at least
+        encoder = geometry if plan.predicts_cameras else fused
+        shown = geometry if plan.pseudo_labels else encoder  # the frames, in training at least
         # 2. Lengths in a unit of its own.
-        lengths = (model.predicts_cameras and use.lengths) or objectives.uses_lengths_of(model.pseudo_labels)
+        lengths = (plan.predicts_cameras and use.lengths) or objectives.uses_lengths_of(plan.pseudo_labels)
         has_own_unit = bool(lengths and geometry and not geometry.is_metric)
         has_own_unit = has_own_unit or bool(fused and not fused.has_metric_tokens)
         # 3. What is learned from the dataset.
-        required_targets = {target for target in objectives.targets if target not in model.pseudo_labels}
-        if model.pseudo_labels and geometry is not None and geometry.requires_cameras:
+        required_targets = {target for target in objectives.targets if target not in plan.pseudo_labels}
+        if plan.pseudo_labels and geometry is not None and geometry.requires_cameras:
             required_targets.add("cameras")
         return cls(
-            cameras=(use.cameras and not model.predicts_cameras) or bool(encoder and encoder.requires_cameras),
-            depth=(use.depth and model.camera_source != "predicted") or bool(fused and fused.requires_depth),
+            cameras=(use.cameras and not plan.predicts_cameras) or bool(encoder and encoder.requires_cameras),
+            depth=(use.depth and plan.source != "predicted") or bool(fused and fused.requires_depth),
             frames=bool(shown and shown.requires_frames),
             seconds=model.time_index.seconds,
             frame_times=model.backbone.span_per_step,

@@ -23,7 +23,7 @@ from zoo import (
 )
 from zoo.geometry import PretrainedVGGT
 from zoo.tasks import training_cost
-from zoo.tasks.training_cost import Batch, TrainingCost, example_inputs
+from zoo.tasks.training_cost import BatchSizes, TrainingCost, example_batch
 from zoo.weight_reading import only_shapes, shapes_only, weights_later
 
 TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B"}
@@ -57,7 +57,7 @@ class Bench(NamedTuple):
         task.model.backbone.stop_tokens = []
         return task.to(self.device)
 
-    def cost(self, name: str, batch: Batch, **options: Any) -> TrainingCost:
+    def cost(self, name: str, batch: BatchSizes, **options: Any) -> TrainingCost:
         """What a training step takes by the plan."""
         with shapes_only():
             shapes = self._task(name, "bfloat16", "sdpa", **options)
@@ -77,14 +77,14 @@ class Bench(NamedTuple):
         common = {"learning_rates": TRAINED, "allow_untrained": True}
         return VideoQATask(**{**common, **parts, **options})
 
-    def batch(self, model: str, frames: int, scenes: int = 1, questions: int = 1) -> Batch:
+    def batch(self, model: str, frames: int, scenes: int = 1, questions: int = 1) -> BatchSizes:
         """Sizes of a batch: frames of 480 x 640 as they are resized for the model."""
         height, width = (TINY_FRAMES if self.is_tiny else FRAMES)[model]
-        return Batch(4 if self.is_tiny else frames, height, width, scenes, questions)
+        return BatchSizes(4 if self.is_tiny else frames, height, width, scenes, questions)
 
-    def inputs(self, task: VideoQATask, batch: Batch, **more: Any) -> dict[str, Any]:
+    def inputs(self, task: VideoQATask, batch: BatchSizes, **more: Any) -> dict[str, Any]:
         """A batch on the device."""
-        made = example_inputs(task.model, batch)
+        made = example_batch(task.model, batch)
         for scene in made["scenes"]:
             scene.pixel_values = torch.randn(scene.pixel_values.shape)
         moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in made.items()}

@@ -15,7 +15,7 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
-from datamodules.chats import Medium, answer_chats
+from datamodules.chats import ShownMedium, answer_chats
 from zoo import InputError, SpatialVLM
 from zoo.backbones.preprocessor import Message
 from zoo.errors import SCENE_FAULTS
@@ -91,7 +91,7 @@ class SpatialVLMZoo(lmms):
                 answers[number] = GenerationResult(text, TokenCounts(output_tokens=len(reply.ids)))
         return [answers[number] for number in range(len(requests))]
 
-    def _chat(self, request: Instance) -> tuple[list[Medium], list[Message]]:
+    def _chat(self, request: Instance) -> tuple[list[ShownMedium], list[Message]]:
         """The videos and pictures of a request, and its messages with an empty item for each.
 
         Raises:
@@ -100,7 +100,7 @@ class SpatialVLMZoo(lmms):
         """
         _, doc_to_messages, _, doc, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc])).to_hf_messages()
-        media: list[Medium] = []
+        media: list[ShownMedium] = []
         for item in (item for message in messages for item in message["content"] if item["type"] != "text"):
             url = item.pop(item["type"])
             if item["type"] == "image":
@@ -131,7 +131,7 @@ def generation_options(options: dict[str, Any]) -> tuple[int, float]:
     return int(options.get("max_new_tokens") or 128), float(options.get("repetition_penalty") or 1)
 
 
-def fingerprint(medium: Medium) -> str:
+def fingerprint(medium: ShownMedium) -> str:
     """Equal for the same video file, or for equal pixels (RGB)."""
     if isinstance(medium, Path):
         return str(medium)

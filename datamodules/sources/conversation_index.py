@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from datamodules.json_files import read_rows
-from datamodules.scenes import MEDIUM, Medium, Question, RawQuestion
+from datamodules.scenes import MEDIUM_MARK, MediaFiles, Question, RawQuestion
 from datamodules.sources.base import build_once
 from zoo.files.fingerprint import digest, file_fingerprint
 from zoo.progress import progress
@@ -53,7 +53,7 @@ class ConversationIndex:
         self.folder = folder
         self.texts, numbers = (pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all() for name in SCHEMAS)
         media = json.loads((folder / MEDIA).read_text(encoding="utf-8"))
-        self.media: list[Medium] = [medium if isinstance(medium, str) else tuple(medium) for medium in media]
+        self.media: list[MediaFiles] = [medium if isinstance(medium, str) else tuple(medium) for medium in media]
         self.numbers, self.medium_of, self.num_turns = (column.to_numpy() for column in numbers.itercolumns())
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ def open_index(path: Path) -> ConversationIndex:
 
 
 def _write(path: Path, folder: Path) -> None:
-    media: dict[Medium, int] = {}
+    media: dict[MediaFiles, int] = {}
     rows = _parsed(path, media)
     with ExitStack() as files:
         writers = {n: files.enter_context(pa.ipc.new_file(str(folder / n), s)) for n, s in SCHEMAS.items()}
@@ -134,7 +134,7 @@ def _write(path: Path, folder: Path) -> None:
     (folder / MEDIA).write_text(json.dumps(list(media)), encoding="utf-8")
 
 
-def _parsed(path: Path, media: dict[Medium, int]) -> Iterator[dict[str, Any]]:
+def _parsed(path: Path, media: dict[MediaFiles, int]) -> Iterator[dict[str, Any]]:
     for number, row in progress(read_rows(path), f"index {path.name}", "rows", _num_lines(path)):
         where = f"{path}:{number}"
         medium, kind = _medium(row, where), row.get("question_type")
@@ -160,7 +160,7 @@ def _num_lines(path: Path) -> int | None:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
-def _medium(row: dict[str, Any], where: str) -> Medium | None:
+def _medium(row: dict[str, Any], where: str) -> MediaFiles | None:
     """The video or the images of a row; None for plain text."""
     video, images = row.get("video"), row.get("image", row.get("images"))
     images = [images] if isinstance(images, str) else images or []
@@ -171,7 +171,7 @@ def _medium(row: dict[str, Any], where: str) -> Medium | None:
     return video or tuple(images) or None
 
 
-def _turns(row: dict[str, Any], where: str, medium: Medium | None) -> list[str]:
+def _turns(row: dict[str, Any], where: str, medium: MediaFiles | None) -> list[str]:
     """The texts of a conversation: question, answer, question, ..."""
     try:
         turns = row["conversations"] if "conversations" in row else row["conversation"]
@@ -183,7 +183,7 @@ def _turns(row: dict[str, Any], where: str, medium: Medium | None) -> list[str]:
     if not all(isinstance(text, str) for _, text in said):
         raise ValueError(f"{where}: a turn's value must be a text")
     texts = [text for _, text in said]
-    marks, num_media = len(MEDIUM.findall(texts[0])), len(medium) if isinstance(medium, tuple) else 1
-    if medium and (marks not in (0, num_media) or any(MEDIUM.search(question) for question in texts[2::2])):
+    marks, num_media = len(MEDIUM_MARK.findall(texts[0])), len(medium) if isinstance(medium, tuple) else 1
+    if medium and (marks not in (0, num_media) or any(MEDIUM_MARK.search(question) for question in texts[2::2])):
         raise ValueError(f"{where}: {marks} marks <image> or <video> in the first turn for {num_media} in the row")
     return texts

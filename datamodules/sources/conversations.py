@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.depth import find_depth
-from datamodules.scenes import Medium, Question, Scene
+from datamodules.scenes import MediaFiles, Question, Scene
 from datamodules.sources.annotations import find_cameras, find_video
 from datamodules.sources.base import Missing, SceneSource, Split, by_type
 from datamodules.video import VIDEO_SUFFIXES
@@ -85,7 +85,7 @@ class Conversations(SceneSource):
         order = np.argsort(media, kind="stable")
         shown, starts = np.unique(media[order], return_index=True)
         types = frozenset(self.benchmark.question_types)
-        questions: dict[Medium, Sequence[Question]] = {}
+        questions: dict[MediaFiles, Sequence[Question]] = {}
         self.missing = {}
         for medium, own in zip(shown.tolist(), np.split(order, starts[1:]), strict=True):
             asked = IndexedQuestions(index, self.path.stem, types, rows[own], turns[own])
@@ -105,7 +105,7 @@ def only_for_training(source: SceneSource, split: Split) -> None:
         raise ValueError(f"{type(source).__name__} is for training, its free answers have no score: {remedy}")
 
 
-def list_scenes(root: Path, questions: dict[Medium, Sequence[Question]], missing: Missing) -> list[Scene]:
+def list_scenes(root: Path, questions: dict[MediaFiles, Sequence[Question]], missing: Missing) -> list[Scene]:
     """Builds scenes from questions by video or images; adds scenes with absent files to `missing`.
 
     A scene's name is its video's path without the suffix, or the last two parts of an absolute path. Images have the

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datamodules.json_files import read_json
-from datamodules.scenes import Medium, Question, Scene
+from datamodules.scenes import MediaFiles, Question, Scene
 from datamodules.sources.base import SceneSource, Split
 from datamodules.sources.conversations import list_scenes, only_for_training
 from zoo import benchmarks
@@ -43,7 +43,7 @@ class _ScanNetQA(SceneSource):
         elif split == "train":
             raise ValueError(f"{type(self).__name__}: --data.source.evaluation is for a test: train on another source")
         self.prepare()
-        questions: dict[Medium, list[Question]] = {}
+        questions: dict[MediaFiles, list[Question]] = {}
         try:
             for scene, number, situation, asked, answers in self._read():
                 kind, truth = "", str(answers[0])

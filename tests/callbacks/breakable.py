@@ -66,7 +66,7 @@ class Tiny(SceneSource):
 class Answers(LightningModule):
     """Answers by the ids alone, after a while; notes in a log when it starts with a scene."""
 
-    preprocessor, extra_tokens, requirements = tiny_preprocessor(), ExtraTokens.NOTHING, DataRequirements()
+    preprocessor, extra_tokens, requirements = tiny_preprocessor(), ExtraTokens.NONE, DataRequirements()
 
     def __init__(self, log: Path, seconds: float) -> None:
         super().__init__()

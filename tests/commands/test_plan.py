@@ -29,7 +29,7 @@ from zoo import (
 )
 from zoo.tasks import VideoQATask, training_cost
 from zoo.tasks.optim import parameter_groups
-from zoo.tasks.training_cost import Batch, TrainingCost, total_bytes
+from zoo.tasks.training_cost import BatchSizes, TrainingCost, total_bytes
 from zoo.weight_reading import shapes_only
 
 SIZES: dict[str, tuple[Any, dict[str, int], str]] = {
@@ -60,7 +60,7 @@ def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pyt
     with shapes_only():
         shapes = build(size)
     side = 4 * shapes.requirements.token_px
-    batch = Batch(num_frames=4, height=side, width=side, scenes=2, questions=2)
+    batch = BatchSizes(num_frames=4, height=side, width=side, scenes=2, questions=2)
     cost = training_cost.training_cost(shapes, batch, precision)
     monkeypatch.setattr(training_cost, "fake_tensor", torch.zeros)
     task = build(size)
@@ -113,7 +113,7 @@ def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatc
     def cost(*objectives: Objective) -> TrainingCost:
         with shapes_only():
             task = Qwen25VL(backbone=TinyQwen25VL(layers=2), objectives=list(objectives))
-        return training_cost.training_cost(task, Batch(num_frames=4, height=56, width=56), "32-true")
+        return training_cost.training_cost(task, BatchSizes(num_frames=4, height=56, width=56), "32-true")
 
     plain, head, token = cost(), cost(DepthPrediction()), cost(CameraPrediction(), MaskedViews())
     assert plain.flops[False] < head.flops[False] < token.flops[False]
@@ -162,7 +162,7 @@ COST = TrainingCost(
     ],
 )
 def test_the_last_line_names_the_first_change_that_fits(gb: int, setup: Setup, expected: str) -> None:
-    training = Training("", setup, 2, float(gb * GB), COST, Batch(16, 56, 56), 1)
+    training = Training("", setup, 2, float(gb * GB), COST, BatchSizes(16, 56, 56), 1)
     assert expected in verdict(training, [])
 
 

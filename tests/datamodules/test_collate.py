@@ -108,7 +108,7 @@ def test_geometry_and_frames_come_scene_by_scene_and_only_what_is_wanted() -> No
     assert [tuple(s.frames.shape) for s in batch["scenes"]] == [(6, 3, 56, 84), (2, 3, 56, 84)]
 
 
-@pytest.mark.parametrize(("appended", "view"), [(ExtraTokens.NOTHING, 6), (ExtraTokens.ONE, 7), (ExtraTokens.ALL, 12)])
+@pytest.mark.parametrize(("appended", "view"), [(ExtraTokens.NONE, 6), (ExtraTokens.ONE, 7), (ExtraTokens.ALL, 12)])
 def test_what_a_fusion_appends_has_placeholders(appended: ExtraTokens, view: int) -> None:
     batch = Collate(tiny_preprocessor(), training=True, extra_tokens=appended)([scene("a", A, frames=4)])
     assert (batch["input_ids"] == tiny_processor().video_token_id).sum() == 2 * view

@@ -68,7 +68,7 @@ def test_the_prompt_is_that_of_the_release_and_the_patches_are_the_processors() 
     ours, processor = tiny_preprocessor(), tiny_processor()
     (text,) = ours.texts(CHATS[0])
     patches, grid = ours.cut_patches(frames())
-    ids = ours.tokenize([text], [grid.tolist()], ExtraTokens.NOTHING, TIMES).input_ids
+    ids = ours.tokenize([text], [grid.tolist()], ExtraTokens.NONE, TIMES).input_ids
     view = "<|vision_start|>" + "<|video_pad|>" * 6 + "<|vision_end|>"
     # means of 0.0 and 0.7, of 2.0 and 3.3, of 4.0 and 4.1 seconds, by Python's rule for halves in binary
     blocks = f"<{0.35:.1f} seconds>{view}<{2.65:.1f} seconds>{view}<{4.05:.1f} seconds>{view}"
@@ -85,7 +85,7 @@ def test_the_prompt_is_that_of_the_release_and_the_patches_are_the_processors() 
     pictures = ours.texts(CHATS[1])
     images = [frame.permute(1, 2, 0).numpy() for frame in frames(2)]
     stock = processor(text=pictures, images=images, do_resize=False, return_tensors="pt")
-    ids = ours.tokenize(pictures, stock["image_grid_thw"].tolist(), ExtraTokens.NOTHING).input_ids
+    ids = ours.tokenize(pictures, stock["image_grid_thw"].tolist(), ExtraTokens.NONE).input_ids
     assert torch.equal(ids, stock["input_ids"][0])
     doubled = ours.cut_patches(frames(2).repeat_interleave(2, 0))[0]
     torch.testing.assert_close(doubled, stock["pixel_values"], rtol=0, atol=1e-6)

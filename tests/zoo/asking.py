@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from benchmarks.symmetries import COMBINATIONS
-from datamodules.collate import Collate, LoadedScene
+from datamodules.collate import QuestionCollate, TrainingCollate
+from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, Scene
+from datamodules.wording import Wording
 from zoo import (
     AddFusion,
     AttentionFusion,
@@ -29,7 +34,9 @@ from zoo import (
 from zoo.encodings import CameraEncoding, ViewAttention
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
-from zoo.prefix_cache import Reply, answer_questions
+from zoo.prefix_cache import Reply, answer_batch
+from zoo.sequences.batch import Batch
+from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, StepIndex
 from zoo.tasks import VideoQATask
 
@@ -169,43 +176,66 @@ def scene(
     return LoadedScene(described, questions, frames, tuple(range(0, 20 * steps, 10)), 1.0, geometry, frame_times=times)
 
 
-def batch(task: VideoQATask, *scenes: LoadedScene, training: bool = False, at_once: int = 8) -> dict[str, Any]:
-    needs = task.requirements
-    return Collate(task.preprocessor, training, at_once, task.extra_tokens, needs.frames, needs.seconds)(list(scenes))
+def batch(task: VideoQATask, *scenes: LoadedScene, training: bool = False, at_once: int = 8, **packing: Any) -> Batch:
+    parts = Wording(task.preprocessor), task.sequence_builder, task.requirements
+    collate = TrainingCollate(*parts, **packing) if training else QuestionCollate(*parts, questions_per_batch=at_once)
+    return collate(list(scenes))
 
 
-def prompts_of(asked: dict[str, Any]) -> list[list[int]]:
-    """Token ids of each row, without padding."""
-    rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
-    return [ids[real].tolist() for ids, real in rows]
-
-
-@torch.no_grad()
-def replies(task: VideoQATask, asked: dict[str, Any]) -> list[Reply]:
-    """What is tested: from prefixes that are read once."""
-    scenes, rows = task.encode_scenes(asked), asked["scene_index"][:, None].tolist()
-    at_once = asked["questions_per_batch"]
-    return answer_questions(
-        task.model, scenes, prompts_of(asked), rows, task.max_new_tokens, at_once, task.repetition_penalty
+def one_per_row(task: VideoQATask, *scenes: LoadedScene) -> Batch:
+    """A training batch with one question per row: the slow reference of packing."""
+    parts = (
+        Wording(task.preprocessor),
+        SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=False)),
     )
+    return TrainingCollate(*parts, task.requirements)(list(scenes))
+
+
+def prompts_of(asked: Batch) -> list[list[int]]:
+    """Token ids of each question, without padding."""
+    found: dict[int, list[int]] = {}
+    for prompt in asked.prompts:
+        questions = [question for each in prompt.passes for question in each]
+        shared = prompt.prefix.input_ids[0].tolist()
+        found.update((row, [*shared, *question]) for row, question in zip(prompt.rows, questions, strict=True))
+    return [found[row] for row in sorted(found)]
+
+
+def scene_of(asked: Batch) -> list[int]:
+    """The scene of each question."""
+    found = {row: prompt.scenes[0] for prompt in asked.prompts for row in prompt.rows}
+    return [found[row] for row in sorted(found)]
 
 
 @torch.no_grad()
-def one_by_one(task: VideoQATask, asked: dict[str, Any]) -> list[list[int]]:
-    """The slow reference: transformers' `generate` for each question by itself, from the whole prompt."""
-    scenes, found = task.encode_scenes(asked), []
-    for row, mask in enumerate(asked["attention_mask"].bool()):
-        ids = asked["input_ids"][row : row + 1, mask]
-        inputs = task.model.build_inputs(ids, torch.ones_like(ids), scenes, [[int(asked["scene_index"][row])]])
-        found += task.model.backbone.generate(inputs, task.max_new_tokens, task.repetition_penalty)
+def replies(task: VideoQATask, asked: Batch) -> list[Reply]:
+    """What is tested: from prefixes that are read once."""
+    return answer_batch(task.model, asked, task.max_new_tokens, task.repetition_penalty)
+
+
+@torch.no_grad()
+def one_by_one(task: VideoQATask, asked: Batch) -> list[list[int]]:
+    """The slow reference: each question by itself, with its whole sequence decoded again for each token."""
+    scenes, found = task.model.encode_scenes(asked), []
+    penalize = RepetitionPenaltyLogitsProcessor(float(task.repetition_penalty))
+    for ids, scene in zip(prompts_of(asked), scene_of(asked), strict=True):
+        answer: list[int] = []
+        while len(answer) < task.max_new_tokens and (not answer or answer[-1] not in task.model.backbone.stop_tokens):
+            sequence = torch.tensor([[*ids, *answer]])
+            made = task.sequence_builder.build(sequence, torch.ones_like(sequence).bool(), asked.scenes, [[scene]])
+            logits = logits_of(task, task.model.decoder_inputs(scenes, made))[:, -1].float()
+            answer.append(int(penalize(sequence, logits).argmax()))
+        found.append(answer)
     return found
 
 
-def inputs_of(task: VideoQATask, asked: dict[str, Any], rows: slice = slice(None)) -> dict[str, Any]:
-    """The decoder's inputs for some rows of a batch, from all of its scenes."""
-    scenes = [[scene] for scene in asked["scene_index"][rows].tolist()]
-    ids, mask = asked["input_ids"][rows], asked["attention_mask"][rows]
-    return task.model.build_inputs(ids, mask, task.encode_scenes(asked), scenes)
+def inputs_of(task: VideoQATask, asked: Batch, rows: slice = slice(None)) -> dict[str, Any]:
+    """The decoder's inputs for some questions of a batch, one per row."""
+    prompts, scenes = prompts_of(asked)[rows], scene_of(asked)[rows]
+    ids = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(ids) for ids in prompts])[:, None]
+    made = task.sequence_builder.build(ids, mask, asked.scenes, [[scene] for scene in scenes])
+    return task.model.decoder_inputs(task.model.encode_scenes(asked), made)
 
 
 def logits_of(task: VideoQATask, inputs: dict[str, Any]) -> Tensor:

@@ -186,7 +186,7 @@ def test_halves_of_the_channels_and_places_in_the_sequence() -> None:
     appended = build("camera token appended")(VISUAL, GRID, scene())
     assert appended.shape == (3, 7, WIDTH) and build("camera token appended").appended is ExtraTokens.ONE
     assert torch.equal(appended[:, :6].flatten(0, 1), VISUAL)
-    assert build("camera token added").appended is build("add").appended is ExtraTokens.NOTHING
+    assert build("camera token added").appended is build("add").appended is ExtraTokens.NONE
     with pytest.raises(ValueError, match="width 15 has no two halves"):
         ConcatSplitFusion(15, CHANNELS)
 

@@ -100,7 +100,7 @@ def test_the_released_settings_of_4b(realdata: Path, tmp_path: Path) -> None:
     frames = torch.zeros(2, 3, 32, 64, dtype=torch.uint8)
     assert preprocessor.cut_patches(frames)[0].unique().tolist() == [-1.0]  # mean and deviation of 0.5
     (text,) = preprocessor.texts([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "How?"}]}])
-    ids = preprocessor.tokenize([text], [(1, 2, 4)], ExtraTokens.NOTHING, [1.0, 2.0]).input_ids
+    ids = preprocessor.tokenize([text], [(1, 2, 4)], ExtraTokens.NONE, [1.0, 2.0]).input_ids
     assert preprocessor.processor.tokenizer.decode(ids) == (
         "<|im_start|>user\n<1.5 seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|>How?<|im_end|>\n"
         "<|im_start|>assistant\n"

@@ -92,7 +92,7 @@ def test_text_comes_behind_all_that_is_before_it(seed: int, index: TimeIndex) ->
 
 def test_time_of_the_views_of_a_video() -> None:
     """Four views of 2 x 2 tokens behind one word of text; before each, two words and a start, and an end after it."""
-    layout = layout_of([[("video", 4, 4, 4)]], ExtraTokens.NOTHING, True)
+    layout = layout_of([[("video", 4, 4, 4)]], ExtraTokens.NONE, True)
 
     def times(index: TimeIndex) -> list[int]:
         return at_visual(layout, layout_position_ids(layout, index)[0])[::4].tolist()

@@ -1,14 +1,11 @@
-"""The camera hooks in the decoder's attention (before and after RoPE, on v, on the output) and in generation."""
+"""The camera hooks in the decoder's attention: before and after RoPE, on v, on the output."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
-from transformers.generation import GenerationMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Qwen3-VL's are the same two functions
@@ -16,9 +13,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.encoded import QK
-
-# keyword arguments that the model's forward passes on to the decoder's layers, also under gradient checkpointing
-HOOK_INPUTS = ("camera_encoding", "deepstack")
 
 
 class CameraAttention(nn.Module):
@@ -94,62 +88,7 @@ class CameraAttention(nn.Module):
         return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 
 
-class CameraGeneration(GenerationMixin):
-    """A model of transformers whose `generate` passes `HOOK_INPUTS` on to the decoder's layers."""
-
-    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        # transformers refuses keyword arguments that are not in the signature of forward, though forward passes them on
-        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in HOOK_INPUTS})
-
-    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:
-        if expand_size > 1 and (given := given_hook_inputs(kwargs)):
-            raise ValueError(f"{given} is not repeated for beams: generate one greedy answer per sequence")
-        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
-        if not is_first_iteration and (given := given_hook_inputs(kwargs)):
-            if kwargs.get("use_cache") is False:
-                raise ValueError(f"{given} covers the prompt alone: generate with use_cache=True")
-            # decoded tokens are text without a camera; keys and values in the cache are encoded already
-            kwargs.pop("deepstack", None)
-            if (encoding := kwargs.get("camera_encoding")) is not None:
-                kwargs["camera_encoding"] = encoding.for_decode_step()
-        return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-
-
-def given_hook_inputs(kwargs: Mapping[str, Any]) -> str:
-    """Return the names of the `HOOK_INPUTS` that are given."""
-    return ", ".join(name for name in HOOK_INPUTS if kwargs.get(name) is not None)
-
-
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:
     """Give the submodules of these classes another class, in place; names and weights stay."""
     for each in module.modules():
         each.__class__ = classes.get(type(each), type(each))
-
-
-@torch.no_grad()
-def greedy(
-    vlm: Any,
-    inputs: dict[str, Any],
-    max_new_tokens: int,
-    stop_tokens: list[int],
-    repetition_penalty: float = 1.0,
-) -> list[list[int]]:
-    """Return the new tokens of each left-padded sequence, up to a stop token (included).
-
-    Greedy, and without the sampling and the penalty of a released generation_config.json.
-    """
-    vlm.generation_config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        repetition_penalty=repetition_penalty,
-        eos_token_id=stop_tokens or None,
-        pad_token_id=next(iter(stop_tokens), 0),  # cut off below
-    )
-    sequences = vlm.generate(**inputs)
-    answers = []
-    for row in sequences[:, inputs["input_ids"].shape[1] :].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in stop_tokens), len(row))
-        answers.append(row[:end])
-    return answers

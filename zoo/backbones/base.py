@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from zoo.backbones.deepstack import DeepFeatures
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout
-from zoo.positions import SecondsPerGrid, TextAfterVision, layout_position_ids
-from zoo.sequences.layout import MediaKind, Placeholders, SequenceLayout
-from zoo.sequences.packing import block_mask, prefix_causal_mask
+from zoo.sequences.layout import Placeholders
+from zoo.sequences.masks import block_mask, prefix_causal_mask
+from zoo.sequences.rules import VisionRules
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.sequences.vision_inputs import VisionInputs
 
 BackbonePart = Literal["decoder", "vision", "connector"]
 
 
 class VisualTokens(NamedTuple):
-    """The 2D tokens of one video or image, in the decoder's width.
+    """Visual tokens in the decoder's width.
 
     Attributes:
-        tokens: take the places of the placeholders.
-        deepstack: added to the hidden states at the same places behind each of the first decoder layers (DeepStack,
+        tokens: Take the places of the placeholders.
+        deepstack: Added to the hidden states at the same places after each of the first decoder layers (DeepStack,
             arXiv 2406.04334; 3D tokens by `DeepFusion`); of no layer in a model without.
     """
 
-    tokens: Float[Tensor, "tokens D"]
-    deepstack: Float[Tensor, "layers tokens D"]
+    tokens: Float[Tensor, "*tokens D"]
+    deepstack: Float[Tensor, "layers *tokens D"]
 
 
 class Backbone(nn.Module, ABC):
@@ -138,70 +139,46 @@ class Backbone(nn.Module, ABC):
 
     # ---- forward ----------------------------------------------------------------------------------------------
 
+    @property
     @abstractmethod
-    def encode_vision(
-        self, pixel_values: Float[Tensor, "patches channels"], grid_thw: Int[Tensor, "M 3"]
-    ) -> list[VisualTokens]:
-        """Return the 2D tokens of each video or still image."""
+    def vision_rules(self) -> VisionRules:
+        """What the vision tower computes from grids alone."""
 
-    def position_ids(
-        self,
-        layout: SequenceLayout,
-        time_index: TimeIndex,
-        *,
-        seconds_per_grid: SecondsPerGrid | None = None,
-        frame_indices: Sequence[Sequence[int]] | None = None,
-        cameras: Cameras | None = None,
-        text_after_vision: TextAfterVision = "max_thw",
-    ) -> Int[Tensor, "axes B L"]:
-        """Return the position ids of all tokens; see `zoo.positions.mrope_position_ids` for the arguments."""
-        return layout_position_ids(
-            layout,
-            time_index,
-            seconds_per_grid,
-            self.tokens_per_second,
-            text_after_vision,
-            frame_indices,
-            cameras,
-        )
+    def encode_vision(self, pixel_values: Float[Tensor, "patches channels"], vision: VisionInputs) -> VisualTokens:
+        """Return the 2D tokens of all videos and still images of a batch, one after another."""
+        tower = self.vlm.model.visual
+        # the grids have been read: what follows from them are the tower's other arguments
+        output = tower(pixel_values.type(tower.dtype), grid_thw=None, return_dict=True, **vision.arguments())
+        tokens = output.pooler_output
+        layers = getattr(output, "deepstack_features", None)
+        return VisualTokens(tokens, torch.stack(layers) if layers else tokens.new_empty(0, *tokens.shape))
 
-    @abstractmethod
-    def visual_inputs(
-        self, media: Mapping[MediaKind, Sequence[VisualTokens]], input_ids: Int[Tensor, "B L"]
-    ) -> dict[str, Any]:
-        """Return the model's keyword arguments that replace placeholders by visual tokens, and add their features."""
+    def embed(self, input_ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """Return the embeddings of token ids."""
+        return self.decoder.get_input_embeddings()(input_ids)
+
+    def deepstack_inputs(self, places: Int[Tensor, " N"], features: Float[Tensor, "layers N D"]) -> dict[str, Any]:
+        """Return the inputs of `decode` that add features to visual tokens after the first layers.
+
+        Args:
+            places: Of the visual tokens in the flattened batch.
+            features: Of each layer.
+        """
+        return {"deepstack": DeepFeatures(places, features)}
 
     def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
         """Run the decoder.
 
+        Args:
+            inputs: `inputs_embeds` (B, L, D) or `input_ids` (B, L), `position_ids` (3, B, L), and where there are some
+                `attention_mask`, `camera_encoding` and those of `deepstack_inputs`.
+            cache: KV cache of former tokens.
+            use_cache: Return a KV cache.
+
         Returns:
             An object with `last_hidden_state` (B, L, D) and `cache`.
         """
-        return self.vlm.model(**inputs, cache=cache, use_cache=use_cache)
-
-    @abstractmethod
-    def generate(
-        self, inputs: Mapping[str, Any], max_new_tokens: int, repetition_penalty: float = 1.0
-    ) -> list[list[int]]:
-        """Return greedy answers to left-padded sequences: new tokens only, up to a stop token (included)."""
-
-    def layout(
-        self,
-        input_ids: Int[Tensor, "B L"],
-        attention_mask: Shaped[Tensor, "B L"],
-        grids: Mapping[MediaKind, Int[Tensor, "M 3"] | None],
-        extra_tokens: ExtraTokens = ExtraTokens.NOTHING,
-    ) -> SequenceLayout:
-        """Return the layout of the visual tokens in a batch of sequences."""
-        return SequenceLayout(
-            input_ids,
-            attention_mask,
-            video_grid_thw=grids.get("video"),
-            image_grid_thw=grids.get("image"),
-            placeholders=self.placeholders,
-            spatial_merge_size=self.spatial_merge_size,
-            extra_tokens=extra_tokens,
-        )
+        return self.decoder(**inputs, cache=cache, use_cache=use_cache)
 
     def encode_cameras(self, encoding: CameraEncoding, cameras: Cameras) -> EncodedCameras:
         """Return the encoding of these cameras for one forward pass of this decoder."""

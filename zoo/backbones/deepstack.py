@@ -23,8 +23,15 @@ class DeepFeatures(NamedTuple):
         """Return the outputs of a layer (from 0) with its features added."""
         if layer >= len(self.features):
             return hidden_states
-        features = self.features[layer].to(hidden_states.dtype)
-        return hidden_states.flatten(0, 1).index_add(0, self.places, features).view_as(hidden_states)
+        return add_features(hidden_states, self.places, self.features[layer])
+
+
+def add_features(
+    hidden_states: Float[Tensor, "B L D"], places: Int[Tensor, " N"], features: Float[Tensor, "N D"]
+) -> Float[Tensor, "B L D"]:
+    """Return the hidden states with features added at places of the flattened batch."""
+    added = hidden_states.flatten(0, 1).index_add(0, places, features.to(hidden_states.dtype))
+    return added.view_as(hidden_states)
 
 
 class DeepstackLayer(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones.attention import greedy, replace_classes
+from zoo.backbones.attention import replace_classes
 from zoo.backbones.base import Backbone, BackbonePart
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.encodings.base import CameraEncoding
@@ -28,13 +28,11 @@ class QwenVLBackbone(Backbone):
         stop_tokens: token ids that end an answer, in addition to the config's.
 
     Attributes:
-        camera_model: the class with camera hooks in `generate`.
         hooked_classes: the class with hooks in place of each stock class of the decoder.
         preprocessor_class: turns frames and text into inputs.
     """
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    camera_model: ClassVar[type]
     hooked_classes: ClassVar[Mapping[type, type]]
     preprocessor_class: ClassVar[type[QwenVLPreprocessor]]
 
@@ -47,7 +45,6 @@ class QwenVLBackbone(Backbone):
         merge = (vision.temporal_patch_size, vision.spatial_merge_size)
         if merge != (TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE):
             raise ValueError(f"this model merges {merge} frames and patches per side; the zoo is built for 2 and 2")
-        vlm.__class__ = self.camera_model
         self.vlm = vlm
         if attn_implementation is not None:
             self.decoder.config._attn_implementation = attn_implementation
@@ -100,8 +97,3 @@ class QwenVLBackbone(Backbone):
         replace_classes(self.decoder, self.hooked_classes)
         if encoding is not None:
             encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))
-
-    def generate(
-        self, inputs: Mapping[str, Any], max_new_tokens: int, repetition_penalty: float = 1.0
-    ) -> list[list[int]]:
-        return greedy(self.vlm, dict(inputs), max_new_tokens, self.stop_tokens, repetition_penalty)

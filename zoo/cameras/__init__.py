@@ -8,3 +8,4 @@ from zoo.cameras.cameras import (
     normalize_intrinsics,
 )
 from zoo.cameras.poses import invert_se3, pose_distance
+from zoo.cameras.scene_geometry import SceneGeometry

@@ -6,7 +6,6 @@ source is metric. Intrinsics are normalized by the image size, without skew: fx/
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from typing import Any, Literal
 
@@ -15,7 +14,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras.poses import invert_se3, pose_distance
+from zoo.cameras.token_runs import CameraRuns
 from zoo.errors import check_choice
+from zoo.movable import Movable
 from zoo.precision import to_float32
 
 SCALE_FLOOR = 1e-2  # smallest unit of `Cameras.scaled`, in the unit of the poses, for a static camera
@@ -24,11 +25,11 @@ ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 Scale = Literal["none", "mean", "max", "rms", "median_depth"]
 
 
-class Cameras:
+class Cameras(Movable):
     """The cameras of a batch, and the camera of each token.
 
-    A plain class on purpose: Lightning's half-precision plugins and FSDP cast the tensors of dataclasses and
-    mappings, which would round poses to bfloat16. Tensors are kept in float32 or float64.
+    Tensors are kept in float32 or float64. The checks of the constructor read numbers, for which a GPU has to be
+    waited; `trusted` makes none.
 
     Args:
         world_to_camera: rigid poses, see the module docstring.
@@ -59,17 +60,42 @@ class Cameras:
             raise ValueError(f"cameras need shapes (B, C, 4, 4) and (B, C, 3, 3), got {shape} and {K_shape}")
         if not (world_to_camera.isfinite().all() and K_normalized.isfinite().all()):
             raise ValueError("cameras contain NaN or infinite values: leave out the views without a pose")
+        self._set(world_to_camera, K_normalized, None if index is None else self._checked(index, *shape[:2]))
+
+    @classmethod
+    def trusted(
+        cls,
+        world_to_camera: Float[Tensor, "B C 4 4"],
+        K_normalized: Float[Tensor, "B C 3 3"],
+        index: Int[Tensor, "B L"] | None = None,
+        token_runs: CameraRuns | None = None,
+    ) -> Cameras:
+        """Makes cameras without a check, from what has been checked on the host.
+
+        Args:
+            world_to_camera: See the class.
+            K_normalized: See the class.
+            index: See the class.
+            token_runs: `camera_runs` of the same index, or of one with more cameras: those that are left out here must
+                be identities.
+        """
+        cameras = cls.__new__(cls)
+        cameras._set(world_to_camera, K_normalized, index, token_runs)
+        return cameras
+
+    def _set(
+        self, world_to_camera: Tensor, K_normalized: Tensor, index: Tensor | None, token_runs: CameraRuns | None = None
+    ) -> None:
         dtype = torch.promote_types(world_to_camera.dtype, K_normalized.dtype)
         self.world_to_camera = to_float32(world_to_camera.to(dtype))
         self.K_normalized = to_float32(K_normalized.to(dtype))
         self.reference: Int[Tensor, " B"] | None = None
         self.median_depth: Float[Tensor, " B"] | None = None
-        self.index: Int[Tensor, "B L"] | None = None
+        self.index: Int[Tensor, "B L"] | None = None if index is None else index.to(world_to_camera.device)
+        self.token_runs = token_runs
         self.patch_centers: Float[Tensor, "B L 2"] | None = None
         self.points: Float[Tensor, "B L 3"] | None = None
         self.time: Float[Tensor, "B L"] | None = None
-        if index is not None:
-            self.index = self.with_index(index).index
 
     def __len__(self) -> int:
         """Returns B, the batch size."""
@@ -77,7 +103,7 @@ class Cameras:
 
     def __getitem__(self, samples: Any) -> Cameras:
         """Selects samples by a slice, a mask, or a tensor or list of integers."""
-        return self._map(lambda tensor: tensor[samples])
+        return self._replaced(token_runs=None).map(lambda tensor: tensor[samples])
 
     def span(self, first: Int[Tensor, " B"] | int, count: int) -> Cameras:
         """Selects `count` consecutive cameras of each sample, and drops the tensors per token.
@@ -89,7 +115,7 @@ class Cameras:
             world_to_camera=self.world_to_camera[sample, view],
             K_normalized=self.K_normalized[sample, view],
             reference=None if self.reference is None else (self.reference - view[:, 0]).clamp(0, count - 1),
-            **dict.fromkeys(("index", "patch_centers", "points", "time")),
+            **dict.fromkeys(("index", "token_runs", "patch_centers", "points", "time")),
         )
 
     def spanned(self, first: Int[Tensor, " B"] | int, count: int) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B count"]]:
@@ -100,14 +126,20 @@ class Cameras:
         view = start[:, None] + torch.arange(count, device=device)
         return torch.arange(batch, device=device)[:, None], view.clamp(max=num_cameras - 1)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
+    def to(  # type: ignore[override]
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False
+    ) -> Cameras:
         """Moves or casts the tensors; half precision is replaced by float32."""
         dtype = None if dtype is None else torch.promote_types(dtype, torch.float32)
-        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+        return self.map(lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking))
 
     def with_index(self, index: Int[Tensor, "B L"]) -> Cameras:
         """Returns the same cameras with the camera of each token, see the class."""
-        batch, num_cameras = self.world_to_camera.shape[:2]
+        checked = self._checked(index, *self.world_to_camera.shape[:2])
+        return self._replaced(index=checked.to(self.world_to_camera.device), token_runs=None)
+
+    @staticmethod
+    def _checked(index: Tensor, batch: int, num_cameras: int) -> Tensor:
         if index.ndim != 2 or len(index) != batch:
             raise ValueError(f"the camera index needs shape (B={batch}, L), got {tuple(index.shape)}")
         if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < num_cameras:
@@ -115,7 +147,11 @@ class Cameras:
                 f"the camera index ranges from {int(index.min())} to {int(index.max())}, "
                 f"but there are {num_cameras} cameras per sample (-1 means none)"
             )
-        return self._replaced(index=index.to(self.world_to_camera.device))
+        return index
+
+    def with_token_runs(self, index: Int[Tensor, "B L"], token_runs: CameraRuns | None) -> Cameras:
+        """Returns the same cameras with the camera of each token, unchecked, see `trusted`."""
+        return self._replaced(index=index, token_runs=token_runs)
 
     def with_tokens(
         self,
@@ -243,11 +279,7 @@ class Cameras:
             changed["points"] = (self.points.double() / unit).to(self.points.dtype)
         return self._replaced(**changed)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Cameras:
-        return self._replaced(**{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})
-
-    def _replaced(self, **tensors: Tensor | None) -> Cameras:
-        # skips the checks of the constructor, each of which would synchronize a GPU
+    def _replaced(self, **tensors: Tensor | CameraRuns | None) -> Cameras:
         other = copy(self)
         vars(other).update(tensors)
         return other

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from zoo.cameras import Cameras
+from zoo.cameras.token_runs import camera_runs
 from zoo.encodings.encoded import QK, EncodedCameras
 from zoo.precision import highest_matmul_precision
 
-SHORT = 128  # tokens: shorter runs are gathered, which costs a copy but saves one call per run
 GROUP = 4  # channels per matrix
 WIDTH = 32  # channels multiplied at once, by a block-diagonal matrix: matrix libraries are slow for four
 
@@ -71,23 +71,29 @@ class CameraMatrices(EncodedCameras):
     Tokens without a camera and other channels are unchanged, bit for bit; so is everything under identity matrices.
 
     Args:
-        index: the camera of each token, -1 for none.
+        cameras: with the camera of each token; its `token_runs` save a GPU's wait.
         block: the channels.
         on_rotated: whether q and k are transformed after RoPE instead of before.
         matrices: for q, k, v and o, or some of them: one matrix per camera, multiplied from the right.
     """
 
     def __init__(
-        self, index: Int[Tensor, "B L"], block: ChannelBlock, on_rotated: bool, **matrices: Float[Tensor, "_B _C 4 4"]
+        self, cameras: Cameras, block: ChannelBlock, on_rotated: bool, **matrices: Float[Tensor, "_B _C 4 4"]
     ) -> None:
+        index = cameras.index
+        assert index is not None
         super().__init__(index.shape[1])
         self.index, self.block, self.on_rotated = index, block, on_rotated
-        self.runs, step = camera_runs(index)
-        numbers = torch.arange(index.numel(), device=index.device)
-        firsts = [numbers[run][::step] for run in self.runs]
-        cameras = [(first // index.shape[1], index.flatten()[first]) for first in firsts]
+        found = camera_runs(index) if cameras.token_runs is None else cameras.token_runs
+        self.runs = found.places
+        camera = index.flatten()[found.firsts]
+        place = (found.firsts // index.shape[1], camera.clamp(min=0))
+        # runs may include tokens whose camera turned out to be invalid: multiplied by the identity, bit for bit
+        identity = torch.eye(4, dtype=torch.float64, device=index.device)
+        valid = (camera >= 0)[:, None, None]
         self.run_matrices = {
-            term: [block.block_diagonal(m[camera]) for camera in cameras] for term, m in matrices.items()
+            term: block.block_diagonal(torch.where(valid, m[place], identity.to(m))).split(found.parts_per_run)
+            for term, m in matrices.items()
         }
 
     def before_rope(self, q: Tensor, k: Tensor) -> QK:
@@ -105,28 +111,6 @@ class CameraMatrices(EncodedCameras):
     def _multiply(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
         matrices = self.run_matrices.get(term)
         return _MultiplyTokens.apply(x, self.block.runs, self.runs, *matrices) if matrices else x
-
-
-def camera_runs(index: Int[Tensor, "B L"]) -> tuple[list[slice | Tensor], int]:
-    """Finds runs of adjacent tokens with a camera in the flattened batch.
-
-    Args:
-        index: the camera of each token, -1 for none.
-
-    Returns:
-        The runs, or if they are short the numbers of all of their tokens as one; and the step that divides each run
-        into equal parts of one camera.
-    """
-    on_host = index.cpu()  # once: everything below reads numbers
-    sample = torch.arange(len(index))[:, None]
-    camera = torch.where(on_host >= 0, (sample << 32) + on_host, -1).flatten()  # distinct for each camera of the batch
-    cameras, counts = camera.unique_consecutive(return_counts=True)
-    step = math.gcd(*counts[cameras >= 0].tolist())
-    tokens = (camera >= 0).nonzero()[:, 0]
-    runs = tokens.tensor_split((tokens.diff() > 1).nonzero()[:, 0] + 1)
-    if len(runs) > 1 and len(tokens) < SHORT * len(runs):
-        return [tokens.to(index.device)], step
-    return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)], step
 
 
 class _MultiplyTokens(torch.autograd.Function):

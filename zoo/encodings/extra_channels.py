@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.cameras import Cameras
 from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK, EncodedCameras, Rope, ZeroChannels
@@ -42,13 +43,11 @@ class ExtraChannels(Placement):
         projections = {str(layer): ExtraChannelProjections(decoder, self.channels) for layer in layers}
         self.layers = nn.ModuleDict(projections).to(decoder.device)
 
-    def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> EncodedCameras:
+    def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> EncodedCameras:
         if self.layers is None:
             raise ValueError("ExtraChannels needs bind_to_decoder before encode")
-        if not (index >= 0).any():
-            return EncodedCameras(index.shape[1])
-        block = ChannelBlock(range(self.channels))
-        return ExtraChannelCameras(CameraMatrices(index, block, True, **matrices), self.layers)
+        encoded = CameraMatrices(cameras, ChannelBlock(range(self.channels)), True, **matrices)
+        return ExtraChannelCameras(encoded, self.layers) if encoded.runs else EncodedCameras(encoded.num_tokens)
 
 
 class ExtraChannelProjections(nn.Module):

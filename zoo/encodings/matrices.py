@@ -89,8 +89,7 @@ class MatrixEncoding(CameraEncoding):
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
         # M x for a column vector is x^T M^T for a row vector
         rows = {term: m.mT.to(dtype) for term, m in self.active_matrices(cameras).items()}
-        assert cameras.index is not None
-        return self.placement.place(cameras.index, rows, head)
+        return self.placement.place(cameras, rows, head)
 
     def active_matrices(self, cameras: Cameras) -> Matrices:
         """Computes the matrices of `apply_to` and `pose_component` from canonical cameras, see `matrices`."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
@@ -48,11 +49,11 @@ class Placement(Configurable, nn.Module, ABC):
         return []
 
     @abstractmethod
-    def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> EncodedCameras:
+    def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> EncodedCameras:
         """Applies the matrices to the channels.
 
         Args:
-            index: the camera of each token, -1 for none.
+            cameras: with the camera of each token.
             matrices: for row vectors, that is, multiplied from the right.
             head: the channels of a head.
 
@@ -77,8 +78,8 @@ class ChannelPlacement(Placement):
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         self.block(decoder.head)  # raises if it does not fit
 
-    def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> CameraMatrices:
-        return CameraMatrices(index, self.block(head), not self.before_rope, **matrices)
+    def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> CameraMatrices:
+        return CameraMatrices(cameras, self.block(head), not self.before_rope, **matrices)
 
     def head_channels(self, head: HeadLayout) -> list[int]:
         return self.block(head).channels

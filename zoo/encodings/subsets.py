@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -146,8 +146,8 @@ class AlternateAxes(Placement):
     def head_channels(self, head: HeadLayout) -> list[int]:
         return [c for placement in self.each for c in placement.head_channels(head)]
 
-    def place(self, index: Int[Tensor, "B L"], matrices: Matrices, head: HeadLayout) -> EncodedCameras:
-        members = [p.place(index, matrices, head) for p in self.each]
+    def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> EncodedCameras:
+        members = [p.place(cameras, matrices, head) for p in self.each]
         return EncodedByLayer(members, lambda layer: layer % len(members))
 
 

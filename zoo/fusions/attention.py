@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +13,7 @@ from zoo.errors import InputError
 from zoo.fusions.base import Fusion
 from zoo.fusions.connector import RMSNorm
 from zoo.geometry.base import SceneGeometry
+from zoo.sequences.visual_grid import GridTHW
 
 
 class AttentionFusion(Fusion):
@@ -47,9 +48,7 @@ class AttentionFusion(Fusion):
         self.k, self.v = (nn.Linear(geometry_width, width, bias=False) for _ in range(2))
         nn.init.zeros_(self.o.weight)  # this one alone, or nothing would get a gradient
 
-    def merged_3d(
-        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t m C"]:
+    def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t m C"]:
         """The 3D tokens of each temporal patch: of both frames the patch tokens, then the camera tokens."""
         patches = self.paired(geometry.patches, "3D tokens", grid_thw)
         cameras = self.paired(geometry.camera_tokens, "camera tokens", grid_thw)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from zoo.configuration import Configurable
 from zoo.errors import InputError, check_choice
 from zoo.geometry.base import SceneGeometry
-from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens
+from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, GridTHW
 
 ActiveBranches = Literal["both", "2d", "3d"]
 TemporalMerge = Literal["concat", "mean", "first"]
@@ -22,7 +22,7 @@ TemporalMerge = Literal["concat", "mean", "first"]
 
 def merge_spatial(
     tokens: Float[Tensor, "S patches C"],
-    grid_thw: Int[Tensor, "1 3"],
+    grid_thw: GridTHW | Int[Tensor, "1 3"],
     temporal_merge: int = TEMPORAL_PATCH_SIZE,
     spatial_merge: int = SPATIAL_MERGE_SIZE,
 ) -> Float[Tensor, "N merged"]:
@@ -39,7 +39,8 @@ def merge_spatial(
     Raises:
         ValueError: the tokens do not match the grid.
     """
-    steps, height, width = grid_thw[0].tolist()
+    sides = grid_thw[0] if isinstance(grid_thw, Tensor) and grid_thw.ndim == 2 else grid_thw
+    steps, height, width = (int(side) for side in sides)
     wanted = (steps * temporal_merge, height * width)
     if tuple(tokens.shape[:2]) != wanted or height % spatial_merge or width % spatial_merge:
         raise ValueError(
@@ -72,7 +73,7 @@ class Fusion(Configurable, nn.Module, ABC):
         parts_3d: names of the submodules of the 3D branch.
     """
 
-    appended: ExtraTokens = ExtraTokens.NOTHING
+    appended: ExtraTokens = ExtraTokens.NONE
     parts_2d: tuple[str, ...] = ()
     parts_3d: tuple[str, ...] = ()
 
@@ -140,7 +141,7 @@ class Fusion(Configurable, nn.Module, ABC):
     def forward(
         self,
         visual: Float[Tensor, "N D"],
-        grid_thw: Int[Tensor, " 3"],
+        grid_thw: GridTHW,
         geometry: SceneGeometry | None,
         views: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "t n D"]:
@@ -160,13 +161,13 @@ class Fusion(Configurable, nn.Module, ABC):
         return self.join(flat, flat.new_zeros(1, 1, 1) if spatial is None else spatial)
 
     def deep_features(
-        self, geometry: SceneGeometry | None, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+        self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "layers t n D"] | None:
         """Returns features of the 3D branch that are added behind the first decoder layers, if there are any."""
         return None
 
     def branch_2d(
-        self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"], views: Callable[[Tensor], Tensor] | None
+        self, visual: Float[Tensor, "N D"], grid_thw: GridTHW, views: Callable[[Tensor], Tensor] | None
     ) -> Float[Tensor, "t n a"]:
         """Computes the 2D branch with its views mixed; zeros if it is inactive."""
         flat = self.embed_2d(visual, grid_thw)
@@ -175,7 +176,7 @@ class Fusion(Configurable, nn.Module, ABC):
         return flat if views is None else views(flat.flatten(0, 1)).view_as(flat)
 
     def branch_3d(
-        self, geometry: SceneGeometry | None, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+        self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "*layers t m b"] | None:
         """Computes the 3D branch; None if it is inactive."""
         if not self.uses_geometry:
@@ -184,7 +185,7 @@ class Fusion(Configurable, nn.Module, ABC):
             raise ValueError(f"{type(self).__name__} needs the geometry of the scene")
         return self.embed_3d(self.merged_3d(geometry, grid_thw, dtype))
 
-    def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"]) -> Float[Tensor, "t n a"]:
+    def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: GridTHW) -> Float[Tensor, "t n a"]:
         """Embeds the 2D tokens."""
         return visual.unflatten(0, (int(grid_thw[0]), -1))
 
@@ -196,27 +197,23 @@ class Fusion(Configurable, nn.Module, ABC):
         """Joins both branches into one sequence, by default as their sum; an inactive 3D branch is a single zero."""
         return flat + spatial
 
-    def merged_3d(
-        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t n merged"]:
+    def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t n merged"]:
         """Concatenates the 3D tokens under each 2D token, see `merge_spatial`.
 
         Raises:
             InputError: the geometry has frames of another size.
         """
         patches = self.paired(geometry.patches, "3D tokens", grid_thw)
-        grid, wanted = patches.shape[2:4], grid_thw[1:].tolist()
+        grid, wanted = patches.shape[2:4], [int(side) for side in grid_thw[1:]]
         if list(grid) != wanted:
             raise InputError(
                 f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {wanted[0]} x {wanted[1]}: "
                 "give the geometry encoder the frames in the size in which the vision tower sees them"
             )
         tokens = patches.to(dtype).flatten(0, 1).flatten(1, 2)
-        return merge_spatial(tokens, grid_thw[None]).unflatten(0, (int(grid_thw[0]), -1))
+        return merge_spatial(tokens, grid_thw).unflatten(0, (int(grid_thw[0]), -1))
 
-    def paired(
-        self, tokens: Float[Tensor, "S ..."] | None, kind: str, grid_thw: Int[Tensor, " 3"]
-    ) -> Float[Tensor, "t 2 ..."]:
+    def paired(self, tokens: Float[Tensor, "S ..."] | None, kind: str, grid_thw: GridTHW) -> Float[Tensor, "t 2 ..."]:
         """Returns the tokens of the two frames of each temporal patch, after `temporal_merge`.
 
         Args:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import check_choice
 from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
 from zoo.geometry.base import SceneGeometry
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE, ExtraTokens
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE, ExtraTokens, GridTHW
 
 Mode = Literal["append", "add"]
 
@@ -34,12 +34,10 @@ class CameraTokenFusion(Fusion):
         super().__init__(width, geometry_width, **options)
         check_choice("mode", mode, Mode)
         self.mode = mode
-        self.appended = ExtraTokens.ONE if mode == "append" else ExtraTokens.NOTHING
+        self.appended = ExtraTokens.ONE if mode == "append" else ExtraTokens.NONE
         self.connector = Connector(TEMPORAL_PATCH_SIZE * geometry_width, width, width, zero=mode == "add")
 
-    def merged_3d(
-        self, geometry: SceneGeometry, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
-    ) -> Float[Tensor, "t 1 merged"]:
+    def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t 1 merged"]:
         return self.paired(geometry.camera_tokens, "camera tokens", grid_thw).to(dtype).flatten(1)[:, None]
 
     def embed_3d(self, merged: Float[Tensor, "t 1 merged"]) -> Float[Tensor, "t 1 D"]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import check_choice
 from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
-from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, ExtraTokens
+from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, ExtraTokens, GridTHW
 
 Axis = Literal["channel", "token"]
 
@@ -39,7 +39,7 @@ class ConcatSplitFusion(Fusion):
         if width % 2 and axis == "channel":
             raise ValueError(f"a decoder of width {width} has no two halves")
         self.axis = axis
-        self.appended = ExtraTokens.ALL if axis == "token" else ExtraTokens.NOTHING
+        self.appended = ExtraTokens.ALL if axis == "token" else ExtraTokens.NONE
         share = self.flat_width  # the other branch's too
         self.flat = Connector(width, width, share) if axis == "channel" else None
         self.spatial = Connector(PATCHES_PER_TOKEN * geometry_width, width, share)
@@ -48,7 +48,7 @@ class ConcatSplitFusion(Fusion):
     def flat_width(self) -> int:
         return self.width // 2 if self.axis == "channel" else self.width
 
-    def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: Int[Tensor, " 3"]) -> Float[Tensor, "t n a"]:
+    def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: GridTHW) -> Float[Tensor, "t n a"]:
         flat = super().embed_2d(visual, grid_thw)
         return flat if self.flat is None else self.flat(flat)
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.fusions.base import Fusion
 from zoo.fusions.connector import Connector
 from zoo.geometry.base import SceneGeometry
-from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, SPATIAL_MERGE_SIZE
+from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, SPATIAL_MERGE_SIZE, GridTHW
 
 
 class DeepFusion(Fusion):
@@ -68,7 +68,7 @@ class DeepFusion(Fusion):
     def forward(
         self,
         visual: Float[Tensor, "N D"],
-        grid_thw: Int[Tensor, " 3"],
+        grid_thw: GridTHW,
         geometry: SceneGeometry | None,
         views: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "t n D"]:
@@ -76,14 +76,15 @@ class DeepFusion(Fusion):
         return self.branch_2d(visual, grid_thw, views)
 
     def deep_features(
-        self, geometry: SceneGeometry | None, grid_thw: Int[Tensor, " 3"], dtype: torch.dtype
+        self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "layers t n D"] | None:
         """Returns the features of the decoder layers up to the last of them; zeros for those that get none."""
         found = self.branch_3d(geometry, grid_thw, dtype)
         if found is None:
             return None
-        layers = found.new_zeros(max(self.decoder_layers) + 1, *found.shape[1:])
-        return layers.index_copy(0, torch.tensor(self.decoder_layers, device=found.device), found)
+        of_layer = dict(zip(self.decoder_layers, found, strict=True))
+        nothing = torch.zeros_like(found[0])
+        return torch.stack([of_layer.get(layer, nothing) for layer in range(max(self.decoder_layers) + 1)])
 
     def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "connectors t n D"]:
         # `merge_spatial` has the frames within a channel, and all channels within a patch

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from zoo.cameras.scene_geometry import TOKENS
 from zoo.errors import InputError, check_choice
 from zoo.files.atomic_io import PARTIAL, replace_file
 from zoo.files.fingerprint import digest
-from zoo.geometry.base import TOKENS
 from zoo.weights import fingerprint
 
 Packed = dict[str, Tensor]  # the tensors of a file

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.cameras.scene_geometry import TOKENS
 from zoo.errors import InputError
-from zoo.geometry.base import TOKENS, Frames, GeometryEncoder, Given, Head, SceneGeometry
+from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry
 from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
 from zoo.precision import full_precision
 from zoo.weights import fingerprint

@@ -74,7 +74,7 @@ class DatasetGeometry(GeometryEncoder):
         height, width = frames.shape[-2:]
         if tokens:
             check_size(height, width, self.patch_size)
-        if given is None or not given.knows_cameras:
+        if given is None or not given.has_cameras:
             raise InputError(
                 f"scene {number} of the batch has no cameras: put <scene>.cameras.json beside its video, or choose a "
                 "--model.geometry that predicts them"

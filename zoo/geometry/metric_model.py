@@ -65,7 +65,7 @@ class MetricModel(ScaleSource):
         """See `ScaleSource`."""
         assert scene.depth is not None and scene.confidence is not None  # by `requires_depth`
         _, K, valid = scene.cameras()
-        if given is not None and given.knows_cameras:
+        if given is not None and given.has_cameras:
             _, theirs, present = given.cameras()
             K, valid = torch.where(present[:, None, None], theirs, K), valid | present
         meters = self.depth(frames, K)

@@ -67,7 +67,7 @@ class PosedDA3(PretrainedDA3):
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`."""
         for number, (images, own) in enumerate(zip(frames, given, strict=True)):
-            count = int(own.cameras()[2].sum()) if own is not None and own.knows_cameras else 0
+            count = int(own.cameras()[2].sum()) if own is not None and own.has_cameras else 0
             if count < len(images):
                 raise InputError(
                     f"scene {number} of the batch: {count} of {len(images)} frames have a camera, and PosedDA3 needs "

@@ -84,7 +84,7 @@ class DatasetPoses(ScaleSource):
         """See `ScaleSource`."""
         poses, _, valid = scene.cameras()
         known, both = poses, torch.zeros_like(valid)
-        if given is not None and given.knows_cameras:
+        if given is not None and given.has_cameras:
             known, _, present = given.cameras()
             both = valid & present
         try:

@@ -5,6 +5,6 @@ from zoo.objectives.camera_prediction import CameraPrediction
 from zoo.objectives.collection import Objectives
 from zoo.objectives.decoded import Decoded, decode
 from zoo.objectives.depth_prediction import DepthPrediction
-from zoo.objectives.evaluation import decode_scene, predicted_cameras, prediction_errors
+from zoo.objectives.evaluation import predicted_cameras, prediction_errors
 from zoo.objectives.language_modeling import LanguageModeling
 from zoo.objectives.masked_views import MaskedViews

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from zoo.backbones.base import VisualTokens
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.fusions.connector import Connector
 from zoo.objectives.decoded import Decoded
 from zoo.requirements import Target
-from zoo.scenes import SceneTokens
+from zoo.sequences.scene_inputs import SceneInputs
 
 
 class Objective(Configurable, nn.Module, ABC):
@@ -59,11 +60,16 @@ class Objective(Configurable, nn.Module, ABC):
         if self.adds_token:
             self.token = nn.Parameter(0.02 * torch.randn(width))
 
-    def change_tokens(self, scenes: Sequence[SceneTokens]) -> None:
-        """Changes the 2D tokens of a training step in place, before view mixing and fusion; most objectives do not.
+    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
+        """Changes the 2D tokens of a training step, before view mixing and fusion; most objectives do not.
 
         Objectives are called in the order of their list.
+
+        Args:
+            visual: (t, n, D) tokens of each scene.
+            scenes: Of the batch.
         """
+        return visual
 
     @abstractmethod
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:

@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.errors import InputError, check_choice
 from zoo.objectives.base import LayerObjective, masked_mean
 from zoo.objectives.decoded import Decoded
 from zoo.precision import full_precision
-from zoo.scenes import PatchCameras, SceneTokens
+from zoo.scene_encoding.encoded import EncodedScene
 
 Anchor = Literal["reference", "neighbor"]
 Reference = Literal["first", "middle", "medoid"]
@@ -128,32 +129,34 @@ class CameraPrediction(LayerObjective):
         """The true cameras that `errors` is computed from, and the predicted poses, in the reference view's frame."""
         pairs = (pair for pair in self._pairs(decoded) if pair[1] == "reference")
         scene, _, predicted, true = next(pairs)
-        assert scene.target_cameras is not None
-        return scene.target_cameras._replace(world_to_camera=true.poses, has_camera=true.known), predicted[0]
+        assert scene.targets.cameras is not None
+        shown = scene.targets.cameras._replace(world_to_camera=true.poses, has_camera=true.known, is_complete=False)
+        return shown, predicted[0]
 
     def _pairs(
         self, decoded: Decoded
-    ) -> Iterator[tuple[SceneTokens, Anchor, Float[Tensor, "rows t 4 4"], RelativePoses]]:
+    ) -> Iterator[tuple[EncodedScene, Anchor, Float[Tensor, "rows t 4 4"], RelativePoses]]:
         """Yields the predicted and the true poses of each scene with cameras for each anchor."""
         for scene, states in decoded.views(self.layers[0]):
-            if scene.target_cameras is None:
+            if scene.targets.cameras is None:
                 continue
             # a fusion may have appended tokens of its own
             place = -1 if self.adds_token else scene.scene.tokens_per_step - 1
             with full_precision(states.device):
-                numbers = self.head(states[:, :, place]).float() + states.new_tensor(IDENTITY * len(self.anchors))
+                identity = torch.tensor(IDENTITY * len(self.anchors)).to(states.device, non_blocking=True)
+                numbers = self.head(states[:, :, place]).float() + identity
             for anchor, each in zip(self.anchors, numbers.split(NUMBERS, -1), strict=True):
                 rotation = rotation_from_6d(each[..., :6])
                 translation = -(rotation * each[..., None, 6:]).sum(-1)
-                yield scene, anchor, rigid_matrix(rotation, translation), self.true_poses(scene.target_cameras, anchor)
+                yield scene, anchor, rigid_matrix(rotation, translation), self.true_poses(scene.targets.cameras, anchor)
 
     @torch.no_grad()
     def true_poses(self, cameras: PatchCameras, anchor: Anchor) -> RelativePoses:
         """The poses of a scene in the frames of an anchor; composed in float64."""
         known, place = cameras.has_camera, torch.arange(len(cameras.has_camera), device=cameras.has_camera.device)
         index = torch.where(known, place, -1)[None]
-        every = Cameras(cameras.world_to_camera[None], cameras.K_normalized[None], index).to(dtype=torch.float64)
-        every = every.scaled(self.scale)
+        every = Cameras.trusted(cameras.world_to_camera[None], cameras.K_normalized[None], index)
+        every = every.to(dtype=torch.float64).scaled(self.scale)
         if anchor == "reference":
             anchors = every.reference_view(self.reference).expand_as(place)
         else:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.backbones.base import VisualTokens
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
 from zoo.objectives.language_modeling import LanguageModeling
 from zoo.requirements import Target
-from zoo.scenes import SceneTokens
+from zoo.scene_encoding.encoded import EncodedScene
+from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import ExtraTokens
 
 
@@ -63,7 +65,7 @@ class Objectives(nn.ModuleDict):
         """Objectives with a learned token."""
         return {name: objective for name, objective in self.every.items() if objective.adds_token}
 
-    def extra_tokens_beside(self, appended: ExtraTokens) -> ExtraTokens:
+    def resolve_extra_tokens(self, appended: ExtraTokens) -> ExtraTokens:
         """Returns the tokens that follow the 2D tokens: the fusion's, or that of an objective.
 
         Raises:
@@ -71,7 +73,7 @@ class Objectives(nn.ModuleDict):
         """
         if not self.adding:
             return appended
-        names = [*self.adding, *(["the fusion"] if appended is not ExtraTokens.NOTHING else [])]
+        names = [*self.adding, *(["the fusion"] if appended is not ExtraTokens.NONE else [])]
         if len(names) > 1:
             raise InputError(
                 f"--model.objectives: {' and '.join(names)} append tokens to each view, and only one may: "
@@ -103,19 +105,19 @@ class Objectives(nn.ModuleDict):
         for objective in self.every.values():
             objective.bind(width, num_layers)
 
-    def change_tokens(self, scenes: Sequence[SceneTokens]) -> None:
-        """Changes the 2D tokens of a training step in place; see `Objective.change_tokens`."""
+    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
+        """Changes the 2D tokens of a training step; see `Objective.change_tokens`."""
         for objective in self.active.values():
-            objective.change_tokens(scenes)
+            visual = objective.change_tokens(visual, scenes)
+        return visual
 
-    def append_token(self, scenes: Sequence[SceneTokens]) -> None:
-        """Appends the learned token, if some objective has one, to the tokens of each temporal patch, in place."""
+    def append_token(self, visual: VisualTokens) -> VisualTokens:
+        """Appends the learned token, if some objective has one, to the tokens of each temporal patch."""
         for objective in self.adding.values():
             assert objective.token is not None  # after `bind`
-            for scene in scenes:
-                token = objective.token.to(scene.tokens.dtype).expand(len(scene.tokens), 1, -1)
-                scene.tokens = torch.cat((scene.tokens, token), 1)
-                scene.deepstack = F.pad(scene.deepstack, (0, 0, 0, 1))
+            token = objective.token.to(visual.tokens.dtype).expand(len(visual.tokens), 1, -1)
+            visual = VisualTokens(torch.cat((visual.tokens, token), 1), F.pad(visual.deepstack, (0, 0, 0, 1)))
+        return visual
 
     def losses(self, decoded: Decoded) -> dict[str, Tensor]:
         """The weighted sum as `loss`, and unweighted the loss of each objective and its terms, if there are several."""
@@ -129,9 +131,9 @@ class Objectives(nn.ModuleDict):
         assert isinstance(total, Tensor)  # of LanguageModeling
         return {"loss": total, **found}
 
-    def measures(self, scene: SceneTokens) -> bool:
+    def measures(self, scene: EncodedScene) -> bool:
         """Whether an objective can be compared with a scene: it has no targets, or one that the scene has."""
-        known = {"cameras": scene.target_cameras is not None, "depth": scene.target_depth is not None}
+        known = {"cameras": scene.targets.cameras is not None, "depth": scene.targets.depth is not None}
         measured = [each.targets for each in self.active.values() if type(each).errors is not Objective.errors]
         return any(not targets or any(known[target] for target in targets) for targets in measured)
 

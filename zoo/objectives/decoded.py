@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from zoo.encodings.scene_packing import ScenePacking
+from zoo.backbones.base import Backbone
 from zoo.precision import to_float32
-from zoo.scenes import SceneTokens
-from zoo.sequences.layout import SequenceLayout
-from zoo.sequences.packing import IGNORED
-
-if TYPE_CHECKING:
-    from zoo.model import SpatialVLM
+from zoo.scene_encoding.encoded import EncodedScene
+from zoo.sequences.batch import Sequences
 
 
 @dataclass(eq=False)
@@ -26,59 +22,57 @@ class Decoded:
     """Sequences about scenes after the decoder.
 
     Attributes:
-        scenes: encoded scenes, with the cameras and the depth that objectives learn to predict.
-        scene_of: the scene of each sequence, which shows one.
-        layout: where their visual tokens are.
-        last_hidden_state: after the decoder's last norm.
-        layers: outputs of the decoder layers that some objective reads.
-        lm_head: the projection of hidden states to logits.
-        labels: the supervised ids, `IGNORED` elsewhere; None outside training.
+        scenes: Encoded scenes of the batch, with what objectives learn to predict.
+        sequences: Which scene each of them shows, where its visual tokens are, and what is supervised.
+        last_hidden_state: After the decoder's last norm.
+        layers: Outputs of the decoder layers that some objective reads.
+        lm_head: The projection of hidden states to logits.
     """
 
-    scenes: Sequence[SceneTokens]
-    scene_of: Sequence[int]
-    layout: SequenceLayout
-    last_hidden_state: Float[Tensor, "B L D"]
-    layers: Mapping[int, Float[Tensor, "B L D"]]
+    scenes: Sequence[EncodedScene]
+    sequences: Sequences
+    last_hidden_state: Float[Tensor, "S L D"]
+    layers: Mapping[int, Float[Tensor, "S L D"]]
     lm_head: Callable[[Tensor], Tensor]
-    labels: Int[Tensor, "B L"] | None = None
 
-    def views(self, layer: int) -> Iterator[tuple[SceneTokens, Float[Tensor, "rows t n D"]]]:
+    def views(self, layer: int) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
         """Yields each scene with the hidden states of its visual tokens in each of its sequences, in float32.
 
         The questions of a scene may share one sequence or have one each. Sequences from which nothing is learned here,
         since another process does, are left out.
         """
-        layout = self.layout
-        counts = layout.row[layout.tokens].bincount(minlength=layout.shape[0]).tolist()
-        by_row = layout.gather(self.layers[layer]).split(counts)
-        every = [True] * len(by_row)
-        learned = every if self.labels is None else (self.labels != IGNORED).any(1).tolist()
+        sequences = self.sequences
+        by_row = self.layers[layer].flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
+        rows_of: dict[int, list[Tensor]] = {}
+        for states, shown, is_supervised in zip(by_row, sequences.scene_index, sequences.is_supervised, strict=True):
+            if is_supervised:
+                rows_of.setdefault(shown[0], []).append(states)
         for number, scene in enumerate(self.scenes):
-            rows = [by_row[row] for row, own in enumerate(self.scene_of) if own == number and learned[row]]
-            if rows:
+            if rows := rows_of.get(number):
                 yield scene, to_float32(torch.stack(rows)).unflatten(1, (scene.scene.num_steps, -1))
 
 
 def decode(
-    model: SpatialVLM,
+    backbone: Backbone,
+    layers: Sequence[int],
     inputs: Mapping[str, Any],
-    scenes: Sequence[SceneTokens],
-    scene_of: Sequence[int],
-    layout: SequenceLayout,
-    labels: Tensor | None = None,
-    packing: ScenePacking | None = None,
+    scenes: Sequence[EncodedScene],
+    sequences: Sequences,
 ) -> Decoded:
-    """Runs the decoder and keeps the outputs of the layers that some objective reads.
-
-    With a `packing` the inputs are of packed sequences, and what is returned is of their rows.
+    """Runs the decoder and keeps the outputs of some layers, moved back to rows where scenes share sequences.
 
     The hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
+
+    Args:
+        backbone: The model.
+        layers: The numbers of the layers.
+        inputs: Of the decoder, for these sequences.
+        scenes: Encoded scenes of the batch.
+        sequences: About them.
     """
     kept: dict[int, Tensor] = {}
-    backbone = model.backbone
     with ExitStack() as stack:
-        for number in model.objectives.layers:
+        for number in layers:
 
             def keep(_: Any, __: Any, output: Tensor, number: int = number) -> None:
                 kept[number] = output
@@ -86,6 +80,6 @@ def decode(
             handle = backbone.decoder.layers[number].register_forward_hook(keep)
             stack.callback(handle.remove)
         hidden = backbone.decode(inputs).last_hidden_state
-    if packing is not None:
+    if (packing := sequences.packing) is not None:
         hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
-    return Decoded(scenes, scene_of, layout, hidden, kept, backbone.lm_head, labels)
+    return Decoded(scenes, sequences, hidden, kept, backbone.lm_head)

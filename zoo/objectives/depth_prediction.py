@@ -53,7 +53,7 @@ class DepthPrediction(LayerObjective):
     def _pairs(self, decoded: Decoded) -> Iterator[tuple[Float[Tensor, "rows t n"], Float[Tensor, "t n"]]]:
         """Yields predicted logarithms and the depth, 0 where unknown, of each scene with depth."""
         for scene, states in decoded.views(self.layers[0]):
-            if scene.target_depth is not None:
-                flat = states[:, :, : scene.target_depth.shape[1]]  # without extra tokens
+            if scene.targets.depth is not None:
+                flat = states[:, :, : scene.targets.depth.shape[1]]  # without extra tokens
                 with full_precision(states.device):
-                    yield self.head(flat).float()[..., 0], scene.target_depth.detach().float()
+                    yield self.head(flat).float()[..., 0], scene.targets.depth.detach().float()

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
-from zoo.sequences.packing import IGNORED
 
 
 class LanguageModeling(Objective):
@@ -25,10 +24,8 @@ class LanguageModeling(Objective):
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """See `Objective`."""
-        assert decoded.labels is not None
-        hidden, targets = decoded.last_hidden_state[:, :-1], decoded.labels[:, 1:]
-        supervised = targets != IGNORED
-        logits = decoded.lm_head(hidden[supervised])
-        total = F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        sequences = decoded.sequences
+        logits = decoded.lm_head(decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places])
+        total = F.cross_entropy(logits.float(), sequences.answer_ids, reduction="sum")
         # none is supervised where another process learns from them
-        return {"cross_entropy": total / supervised.sum().clamp(min=1)}
+        return {"cross_entropy": total / max(len(sequences.answer_ids), 1)}

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
+from zoo.backbones.base import VisualTokens
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
-from zoo.scenes import SceneTokens
+from zoo.sequences.scene_inputs import SceneInputs
 
 # Torch's generator on the CPU takes 32 bits of a seed: the first count, and how far those of two processes are apart.
 FIRST_STEPS, PER_RANK = 2**31, 2**24
@@ -58,16 +59,18 @@ class MaskedViews(Objective):
         shares = [self.shares.get(kind, self.share) for kind in question_types] or [self.share]
         return sum(shares) / len(shares)
 
-    def change_tokens(self, scenes: Sequence[SceneTokens]) -> None:
+    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
         """See `Objective`."""
         rank = distributed.get_rank() if distributed.is_initialized() else 0
         generator = torch.Generator().manual_seed(int(self.steps) + rank * PER_RANK)
         self.steps += 1
-        for scene in scenes:
-            drawn = torch.rand(scene.tokens.shape[:2], generator=generator)
-            masked = (drawn < self.share_of(scene.scene.question_types)).to(scene.tokens.device)[..., None]
-            scene.tokens = torch.where(masked, self.mask_token.to(scene.tokens.dtype), scene.tokens)
-            scene.deepstack = scene.deepstack.masked_fill(masked, 0.0)
+        changed = []
+        for (tokens, deepstack), scene in zip(visual, scenes, strict=True):
+            drawn = torch.rand(tokens.shape[:2], generator=generator) < self.share_of(scene.question_types)
+            masked = drawn.to(tokens.device, non_blocking=True)[..., None]
+            kept = torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
+            changed.append(VisualTokens(kept, deepstack.masked_fill(masked, 0.0)))
+        return changed
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """No loss."""

@@ -1,4 +1,4 @@
-"""Vision and fusion of several scenes at once."""
+"""The stages of encoding scenes, as functions of values; `SpatialVLM.encode_scenes` calls them in this order."""
 
 from __future__ import annotations
 
@@ -6,72 +6,137 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
 from zoo.backbones.base import Backbone, VisualTokens
+from zoo.cameras import Cameras
+from zoo.cameras.patch_cameras import stack_cameras
+from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.base import ViewMixer
+from zoo.errors import InputError
 from zoo.fusions import Fusion
-from zoo.geometry.base import SceneGeometry
-from zoo.scene_encoding.scene_cameras import stack_cameras
-from zoo.scenes import SceneInputs, SceneTokens
+from zoo.geometry.base import GeometryEncoder, resample_frames
+from zoo.scene_encoding.encoded import SceneCameras
+from zoo.scene_encoding.scene_cameras import add_scene_statistics
+from zoo.sequences.batch import Batch
+from zoo.sequences.scene_inputs import SceneInputs
 
 
-def encode_vision(backbone: Backbone, scenes: Sequence[SceneInputs]) -> list[VisualTokens]:
-    """The 2D tokens of each scene, by one call of the vision tower: sharded processes must call it equally often."""
-    if not scenes:
+def encode_vision(backbone: Backbone, batch: Batch) -> list[VisualTokens]:
+    """Computes the 2D tokens (t, n, D) of each scene by one call of the tower: sharded processes call it equally often.
+
+    Args:
+        backbone: The model.
+        batch: With the scenes and the tower's other inputs.
+    """
+    if batch.vision is None:
         return []
-    pixels, grids = [scene.pixel_values for scene in scenes], [scene.media_grids for scene in scenes]
-    joined = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
-    tokens, found = backbone.encode_vision(joined, torch.cat(grids).to(joined.device)), []
-    for own in grids:
-        media, tokens = tokens[: len(own)], tokens[len(own) :]
-        found.append(
-            media[0] if len(media) == 1 else VisualTokens(*(torch.cat(x, -2) for x in zip(*media, strict=True)))
-        )
+    pixels = [scene.pixel_values for scene in batch.scenes]
+    joined = backbone.encode_vision(pixels[0] if len(pixels) == 1 else torch.cat(pixels), batch.vision)
+    counts = [scene.num_steps * scene.tokens_per_step for scene in batch.scenes]
+    parts = zip(batch.scenes, joined.tokens.split(counts), joined.deepstack.split(counts, 1), strict=True)
+    return [VisualTokens(*(each.unflatten(-2, (scene.num_steps, -1)) for each in own)) for scene, *own in parts]
+
+
+def encode_geometry(
+    encoder: GeometryEncoder | None, scenes: Sequence[SceneInputs], patch_size: int, *, tokens: bool, cameras: bool
+) -> list[SceneGeometry | None]:
+    """Computes the geometry of each scene by the encoder, as far as a model reads it; else the dataset's.
+
+    Args:
+        encoder: None in a model without one.
+        scenes: Of the batch.
+        patch_size: Of the vision tower, in pixels.
+        tokens: Whether 3D tokens are read.
+        cameras: Whether some scene needs predicted cameras.
+
+    Raises:
+        InputError: The encoder needs frames, and a scene has none.
+    """
+    dataset = [scene.geometry for scene in scenes]
+    if encoder is None or not (tokens or cameras):
+        return dataset
+    frames = [scene.frames for scene in scenes]
+    if encoder.requires_frames and any(each is None for each in frames):
+        name = type(encoder.outline).__name__
+        raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
+    read = [None if each is None else encoder_frames(each, patch_size, encoder.patch_size) for each in frames]
+    found = list(encoder(read, dataset, tokens=tokens, cameras=cameras))
+    for i, other in enumerate(scene.geometry_override for scene in scenes):  # in a perturbed test
+        if other == "nothing" and tokens:
+            found[i] = found[i].with_tokens_of(found[i], scale=0.0)
+        elif isinstance(other, SceneInputs) and tokens:
+            (source,) = encode_geometry(encoder, [other], patch_size, tokens=True, cameras=False)
+            assert source is not None
+            found[i] = found[i].with_tokens_of(source)
     return found
 
 
+def encoder_frames(
+    frames: Shaped[Tensor, "S 3 H W"], tower_patch_size: int, patch_size: int
+) -> Float[Tensor, "S 3 h w"]:
+    """Prepares frames for a geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
+    scaled = frames if frames.is_floating_point() else frames.float() / 255
+    return resample_frames(scaled, tower_patch_size, patch_size)
+
+
 def fuse_scenes(
-    scenes: Sequence[SceneTokens],
+    scenes: Sequence[SceneInputs],
+    visual: Sequence[VisualTokens],
+    cameras: Sequence[SceneCameras | None],
     geometry: Sequence[SceneGeometry | None],
     fusion: Fusion | None,
     view_mixer: ViewMixer | None,
-    spatial_merge_size: int,
-) -> None:
-    """Mixes the views of each scene and fuses its 2D and 3D tokens, in place.
+) -> list[VisualTokens]:
+    """Mixes the views of each scene and fuses its 2D and 3D tokens.
 
     Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
 
     Args:
-        scenes: with their 2D tokens.
-        geometry: 3D tokens of each scene, for a fusion that uses them.
+        scenes: Of the batch.
+        visual: Their 2D tokens.
+        cameras: Their cameras, for the view mixer.
+        geometry: 3D tokens of each, for a fusion that uses them.
         fusion: None keeps the 2D tokens.
         view_mixer: None mixes nothing.
-        spatial_merge_size: patches per side in one visual token.
     """
+    fused = list(visual)
     if fusion is None and view_mixer is None:
-        return
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, encoded in enumerate(scenes):
-        groups.setdefault(tuple(encoded.scene.grid_thw.tolist()), []).append(i)
-    for (steps, *sides), members in groups.items():
-        same = [scenes[i] for i in members]
-        tokens = torch.cat([encoded.tokens.flatten(0, 1) for encoded in same])
+        return fused
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for i, scene in enumerate(scenes):
+        groups.setdefault(scene.grid_thw, []).append(i)
+    for (steps, height, width), members in groups.items():
+        tokens = torch.cat([visual[i].tokens.flatten(0, 1) for i in members])
         mix = None
-        if view_mixer is not None and all(encoded.cameras is not None for encoded in same):
-            cameras, has_camera = stack_cameras([[encoded] for encoded in same])
-            grid = (steps, *(side // spatial_merge_size for side in sides))
-            mix = partial(view_mixer, cameras=cameras, grid=grid, has_camera=has_camera)
+        own = [each for each in (cameras[i] for i in members) if each is not None]
+        if view_mixer is not None and len(own) == len(members):
+            mix = partial(_mix, view_mixer, own, scenes[members[0]].token_grid)
         if fusion is not None:
-            known = [each for i in members if (each := geometry[i]) is not None and fusion.uses_geometry]
-            read = SceneGeometry.joined(known) if len(known) == len(same) else None
-            long = torch.tensor([steps * len(same), *sides])
-            fused, deep = fusion(tokens, long, read, mix), fusion.deep_features(read, long, tokens.dtype)
+            found = [geometry[i] for i in members] if fusion.uses_geometry else []
+            known = [each for each in found if each is not None]
+            read = SceneGeometry.joined(known) if len(known) == len(members) else None
+            long = (steps * len(members), height, width)
+            joined, deep = fusion(tokens, long, read, mix), fusion.deep_features(read, long, tokens.dtype)
         elif mix is not None:
-            fused = mix(tokens).unflatten(0, (steps * len(same), -1))
+            joined, deep = mix(tokens).unflatten(0, (steps * len(members), -1)), None
         else:
             continue
-        for i, (encoded, each) in enumerate(zip(same, fused.split(steps), strict=True)):
-            encoded.tokens = each
+        for place, (i, each) in enumerate(zip(members, joined.split(steps), strict=True)):
+            features = visual[i].deepstack
             if fusion is not None:
-                own = None if deep is None else deep[:, i * steps : (i + 1) * steps]
-                encoded.deepstack = fusion.fit_deepstack(encoded.deepstack, each.shape[1], own)
+                own_deep = None if deep is None else deep[:, place * steps : (place + 1) * steps]
+                features = fusion.fit_deepstack(features, each.shape[1], own_deep)
+            fused[i] = VisualTokens(each, features)
+    return fused
+
+
+def _mix(
+    view_mixer: ViewMixer, scenes: Sequence[SceneCameras], grid: tuple[int, int, int], tokens: Float[Tensor, "N D"]
+) -> Float[Tensor, "N D"]:
+    """Mixes the views of scenes with one grid."""
+    poses, K, present = stack_cameras([[scene.patches] for scene in scenes])
+    cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in scenes], present)
+    is_complete = all(scene.patches.is_complete for scene in scenes)
+    return view_mixer(tokens, cameras=cameras, grid=grid, has_camera=None if is_complete else present)

@@ -1,4 +1,4 @@
-"""The positions of visual tokens in a batch of sequences, computed once on the CPU."""
+"""Where the visual tokens stand in a batch of sequences, computed once on the CPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Placeholders(NamedTuple):
         return self.video, self.image
 
 
-class Medium(NamedTuple):
+class MediaSpan(NamedTuple):
     """One video or still image in a batch of sequences: one span of visual tokens, or several.
 
     Attributes:
@@ -60,8 +60,7 @@ class SequenceLayout:
     A span is a run of consecutive placeholders: a still image, a video, or a temporal patch of a video in a prompt with
     text between those (`Placeholders.span_per_step`).
 
-    Index tensors are computed on the CPU from one copy of the token ids, so that a forward pass waits for the GPU once;
-    the public methods return tensors on the device of the ids.
+    All tensors are on the CPU.
 
     Args:
         input_ids: one placeholder per visual token, extra tokens included.
@@ -97,9 +96,9 @@ class SequenceLayout:
         image_grid_thw: Int[Tensor, "I 3"] | None = None,
         placeholders: Placeholders,
         spatial_merge_size: int = SPATIAL_MERGE_SIZE,
-        extra_tokens: ExtraTokens = ExtraTokens.NOTHING,
+        extra_tokens: ExtraTokens = ExtraTokens.NONE,
     ) -> None:
-        self.device, self.shape = input_ids.device, input_ids.shape
+        self.shape = input_ids.shape
         host_ids = input_ids.cpu()
         self.mask: Bool[Tensor, "B L"] = (
             torch.ones_like(host_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
@@ -134,7 +133,7 @@ class SequenceLayout:
         self.medium: Int[Tensor, " M"] = first.cumsum(0) - 1
         steps = torch.zeros_like(self.medium[first]).index_add(0, self.medium, self.grid[:, 0])
         rows = torch.cat((of_span[first], steps[:, None], self.steps_before[first, None]), 1).tolist()
-        self.media = [Medium(row, "video" if is_video else "image", *others) for row, is_video, *others in rows]
+        self.media = [MediaSpan(row, "video" if is_video else "image", *others) for row, is_video, *others in rows]
         if len(self.media) != len({(medium.kind, medium.number) for medium in self.media}):
             raise ValueError("the temporal patches of a video do not follow each other in one sequence")
 
@@ -170,21 +169,13 @@ class SequenceLayout:
         before = steps.cumsum(0) - steps
         return before - before[torch.searchsorted(row, row)]  # rows ascend: the first span of the same row
 
-    def camera_index(self, has_camera: Bool[Tensor, "B C"] | None = None) -> Int[Tensor, "B L"]:
+    def camera_index(self) -> Int[Tensor, "B L"]:
         """The temporal patch of its sequence that each 2D token belongs to, counted over all videos and images.
 
-        Args:
-            has_camera: the temporal patches with a valid camera; None means all.
-
         Returns:
-            -1 for text, extra tokens, and temporal patches without a camera. The `index` of `Cameras` that hold one
-            camera per temporal patch.
+            -1 for text and extra tokens. The `index` of `Cameras` that hold one camera per temporal patch.
         """
-        index = torch.where(self.is_extra, -1, self.steps_before[self.span] + self.step)
-        if has_camera is not None and has_camera.shape[1]:
-            known = has_camera.cpu()[self.row[self.tokens], index.clamp(min=0)]
-            index = index.where(known, -1)
-        return self.scatter(index, -1)
+        return self.scatter(torch.where(self.is_extra, -1, self.steps_before[self.span] + self.step), -1)
 
     def patch_centers(self) -> Float[Tensor, "B L 2"]:
         """The center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down; 0 for other tokens.
@@ -196,31 +187,21 @@ class SequenceLayout:
         centers = torch.stack(((column + 0.5) / width, (row + 0.5) / height), -1) - 0.5
         return self.scatter(centers * ~self.is_extra[:, None], 0.0)
 
-    def scatter_points(self, points: Float[Tensor, "tokens 3"]) -> Float[Tensor, "B L 3"]:
-        """The 3D point of each 2D token at its place in the batch; NaN elsewhere.
-
-        Raises:
-            ValueError: not one point per 2D token.
-        """
-        own = self.scatter(~self.is_extra, False)
-        if len(points) != int((~self.is_extra).sum()):
-            raise ValueError(f"{len(points)} points for {int((~self.is_extra).sum())} 2D tokens")
-        scattered = points.new_full((*own.shape, 3), torch.nan)
-        scattered[own.to(points.device)] = points
-        return scattered
-
     def scatter(self, values: Shaped[Tensor, "tokens ..."], fill: int | float | bool) -> Shaped[Tensor, "B L ..."]:
-        """One value per visual token at its place in the batch, on the device of the ids; `fill` elsewhere."""
-        flat = values.new_full((len(self.row), *values.shape[1:]), fill)
-        flat[self.tokens] = values
-        every = values.new_full((*self.shape, *values.shape[1:]), fill)
-        every[self.mask] = flat
-        return every.to(self.device)
+        """One value per visual token at its place in the batch; `fill` elsewhere."""
+        every = values.new_full((self.mask.numel(), *values.shape[1:]), fill)
+        every[self.places] = values
+        return every.unflatten(0, self.shape)
 
-    def gather(self, values: Shaped[Tensor, "B L ..."]) -> Shaped[Tensor, "tokens ..."]:
-        """The value at each visual token, the inverse of `scatter`."""
-        places = self.mask.flatten().nonzero()[:, 0][self.tokens]
-        return values.flatten(0, 1)[places.to(values.device)]
+    @property
+    def places(self) -> Int[Tensor, " tokens"]:
+        """The place of each visual token in the flattened batch."""
+        return self.mask.flatten().nonzero()[:, 0][self.tokens]
+
+    @property
+    def tokens_per_row(self) -> list[int]:
+        """Visual tokens of each sequence."""
+        return torch.bincount(self.row[self.tokens], minlength=self.shape[0]).tolist()
 
 
 def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
@@ -231,7 +212,7 @@ def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, "
     return run, places - (ends - lengths)[run]
 
 
-def is_contiguous(media: Sequence[Medium]) -> bool:
+def is_contiguous(media: Sequence[MediaSpan]) -> bool:
     """Whether no video stands between the still images of a sequence."""
     runs = [row for (row, kind), _ in groupby(media, lambda medium: (medium.row, medium.kind)) if kind == "image"]
     return len(runs) == len(set(runs))

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from enum import Enum
 
+from jaxtyping import Int
+from torch import Tensor
+
 TEMPORAL_PATCH_SIZE = 2  # consecutive frames in one visual token; `Backbone` checks its checkpoint against both
 SPATIAL_MERGE_SIZE = 2  # patches per side in one visual token
 PATCHES_PER_TOKEN = TEMPORAL_PATCH_SIZE * SPATIAL_MERGE_SIZE**2
 IMAGE_PIXELS = (4 * 28**2, 16384 * 28**2)  # least and most of a still image: 4 to 16,384 tokens of Qwen2.5-VL
 
+GridTHW = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w); of a tensor on a GPU the host waits to read it
+
 
 class ExtraTokens(Enum):
     """The tokens appended to the 2D tokens of each view; they share the positions of the first of these."""
 
-    NOTHING = "nothing"
+    NONE = "none"
     ONE = "one per view"
     ALL = "one per 2D token"
 
     def count(self, tokens: int) -> int:
         """Returns the number of tokens appended to a view with `tokens` 2D tokens."""
-        return {ExtraTokens.NOTHING: 0, ExtraTokens.ONE: 1, ExtraTokens.ALL: tokens}[self]
+        return {ExtraTokens.NONE: 0, ExtraTokens.ONE: 1, ExtraTokens.ALL: tokens}[self]

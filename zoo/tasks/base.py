@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
@@ -18,7 +19,8 @@ from zoo.configuration import Configurable, from_config, to_config, with_overrid
 from zoo.errors import InputError, reading
 from zoo.pretrained import FROZEN, check_frozen, check_loaded, saved_names
 from zoo.requirements import DataRequirements
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.sequences.batch import Batch
+from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.optim import LearningRates, parameter_groups
 
 CONFIG_KEY = "task"  # of a checkpoint: the task's own configuration
@@ -36,15 +38,15 @@ class Task(Configurable, LightningModule):
         scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
 
     Attributes:
-        preprocessor: turns frames and questions into a batch.
-        extra_tokens: tokens that follow the 2D tokens of each view in the prompt.
+        preprocessor: turns frames and questions into tokens; of a task with a `sequence_builder`.
+        sequence_builder: builds the sequences of a batch; None for a task that reads scenes alone.
         answers_questions: whether validation and test steps return prediction records.
         frozen_weights: path and fingerprints of the files that frozen parts were read from, by part.
     """
 
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
     preprocessor: Preprocessor
-    extra_tokens: ExtraTokens = ExtraTokens.NOTHING
+    sequence_builder: SequenceBuilder | None = None
     answers_questions: bool = True
 
     def __init__(
@@ -61,6 +63,17 @@ class Task(Configurable, LightningModule):
     def requirements(self) -> DataRequirements:
         """What the DataModule must provide beside pixels and questions."""
         raise NotImplementedError
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copies a batch from pinned memory without a wait."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def check(self, batch: Batch) -> None:
+        """Raises an InputError if a scene of a batch can't be used: training must not continue without it."""
+        if batch.failed:
+            raise InputError(batch.failed[0]["error"])
 
     def part_of(self, name: str) -> str:
         """The field of `LearningRates` that governs the parameter of this name."""

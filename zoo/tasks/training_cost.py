@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
-from zoo.scenes import SceneInputs
+from zoo.sequences.batch import Batch
 from zoo.sequences.layout import MediaKind
-from zoo.sequences.packing import IGNORED
+from zoo.sequences.packing import IGNORED, Row
+from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
 from zoo.tasks.optim import parameter_groups
@@ -25,7 +27,7 @@ TEXT = 0  # any token id that is no placeholder
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchSizes:
     """The sizes of a training batch on one GPU.
 
     Attributes:
@@ -46,10 +48,10 @@ class Batch:
     tokens_per_sequence: int | None = None
     kind: MediaKind = "video"
 
-    def grid(self, patch_size: int) -> Tensor:
+    def grid(self, patch_size: int) -> tuple[int, int, int]:
         """(t, h, w) in patches of each scene."""
         steps = self.num_frames // (TEMPORAL_PATCH_SIZE if self.kind == "video" else 1)
-        return torch.tensor([steps, self.height // patch_size, self.width // patch_size])
+        return steps, self.height // patch_size, self.width // patch_size
 
 
 @dataclass
@@ -81,7 +83,7 @@ class TrainingCost:
     gathered: int = 0
 
 
-def training_cost(task: VideoQATask, batch: Batch, precision: str) -> TrainingCost:
+def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> TrainingCost:
     """Runs a training step without and with gradient checkpointing, and counts.
 
     Args:
@@ -109,17 +111,16 @@ def training_cost(task: VideoQATask, batch: Batch, precision: str) -> TrainingCo
             run_step(task, batch, precision)
         cost.activations[checkpointing], cost.flops[checkpointing] = step.peak, step.flops
     # 3. Tokens.
-    ids = example_inputs(model, batch)["input_ids"]
-    cost.visual_tokens = int(torch.isin(ids[0], torch.tensor(model.backbone.placeholders.visual)).sum())
-    packed = ids.shape[1] + (batch.questions - 1) * QUESTION
-    cost.sequence_tokens = max(ids.shape[1], min(packed, batch.tokens_per_sequence or packed))
+    sequences = example_batch(model, batch).sequences
+    assert sequences is not None
+    cost.visual_tokens, cost.sequence_tokens = sequences.visual_counts[0], max(sequences.lengths)
     return cost
 
 
-def run_step(task: VideoQATask, batch: Batch, precision: str) -> None:
+def run_step(task: VideoQATask, batch: BatchSizes, precision: str) -> None:
     """Forward and backward pass of an example batch."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16"), cache_enabled=False):
-        loss = task.loss(example_inputs(task.model, batch))
+        loss = task.loss(example_batch(task.model, batch))
     loss.backward()
 
 
@@ -154,10 +155,10 @@ def _gathered(parameter: nn.Parameter) -> int:
     return parameter.numel() * parameter.element_size() * (2 if parameter.requires_grad else 1)
 
 
-def example_inputs(model: SpatialVLM, batch: Batch) -> dict[str, Any]:
-    """A batch of `datamodules.collate` with these sizes; pixels are fake, cameras move along a line."""
-    needs, backbone, grid = model.requirements, model.backbone, batch.grid(model.backbone.patch_size)
-    steps, per_step = int(grid[0]), int(grid[1:].prod()) // backbone.spatial_merge_size**2
+def example_batch(model: SpatialVLM, sizes: BatchSizes) -> Batch:
+    """A batch of these sizes; pixels are fake, cameras move along a line."""
+    needs, backbone, grid = model.requirements, model.backbone, sizes.grid(model.backbone.patch_size)
+    builder, steps = model.sequence_builder, grid[0]
     # 1. Scenes.
     views = TEMPORAL_PATCH_SIZE * steps
     poses = torch.eye(4).repeat(views, 1, 1)
@@ -165,38 +166,33 @@ def example_inputs(model: SpatialVLM, batch: Batch) -> dict[str, Any]:
     geometry = SceneGeometry(
         world_to_camera=poses,
         K_normalized=torch.eye(3).repeat(views, 1, 1),
-        depth=torch.ones(views, batch.height, batch.width) if needs.depth or "depth" in needs.targets else None,
+        depth=torch.ones(views, sizes.height, sizes.width) if needs.depth or "depth" in needs.targets else None,
     )
+    given = geometry if needs.cameras or needs.depth or needs.targets else None
     scenes = [
         SceneInputs(
-            fake_tensor(int(grid.prod()), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2),
+            fake_tensor(math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2),
             grid,
-            kind=batch.kind,
-            frames=torch.zeros(views, 3, batch.height, batch.width, dtype=torch.uint8) if needs.frames else None,
-            geometry=geometry if needs.cameras or needs.depth or needs.targets else None,
+            kind=sizes.kind,
+            frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8) if needs.frames else None,
+            geometry=given,
+            cameras=builder.merge_cameras(given),
             frame_indices=tuple(range(views)),
         )
-        for _ in range(batch.scenes)
+        for _ in range(sizes.scenes)
     ]
     # 2. One row per question.
     marks = backbone.placeholders
-    visual = marks.video if batch.kind == "video" else marks.image
-    spans = steps if marks.span_per_step or batch.kind == "image" else 1
-    per_step += model.extra_tokens.count(per_step)
-    span = [*[TEXT] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (per_step * steps // spans)]
+    visual = marks.video if sizes.kind == "video" else marks.image
+    spans = steps if marks.span_per_step or sizes.kind == "image" else 1
+    tokens = scenes[0].num_tokens(model.extra_tokens)
+    span = [*[TEXT] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (tokens // spans)]
     rows = []
-    for question in range(batch.questions):
-        rows.append([*[TEXT] * SYSTEM, *span * spans, *[TEXT + 1 + question] * QUESTION])
-    ids = torch.tensor(rows).repeat(batch.scenes, 1)
-    labels = torch.full_like(ids, IGNORED)
-    labels[:, -ANSWER:] = ids[:, -ANSWER:]
-    return {
-        "failed": [],
-        "records": [{"id": "example"}] * len(ids),
-        "scenes": scenes,
-        "scene_index": torch.arange(batch.scenes).repeat_interleave(batch.questions),
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "labels": labels,
-        "tokens_per_sequence": batch.tokens_per_sequence,
-    }
+    for question in range(sizes.questions):
+        ids = torch.tensor([*[TEXT] * SYSTEM, *span * spans, *[TEXT + 1 + question] * QUESTION])
+        labels = torch.full_like(ids, IGNORED)
+        labels[-ANSWER:] = ids[-ANSWER:]
+        rows.append(Row.of(ids, labels))
+    scene_of = [scene for scene in range(sizes.scenes) for _ in rows]
+    sequences = builder.training(rows * sizes.scenes, scene_of, scenes, max_tokens=sizes.tokens_per_sequence)
+    return Batch(scenes, builder.vision(scenes), sequences, records=[{"id": "example"}] * len(scene_of))

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.backbones import tiny_preprocessor
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
 from zoo.geometry import TinyVGGT, VGGTEncoder
@@ -21,9 +20,9 @@ from zoo.geometry.base import same_shape
 from zoo.geometry.vggt.losses import Targets, constant_baseline, errors, losses, targets
 from zoo.geometry.vggt.model import HEADS, VGGTOutput
 from zoo.requirements import DataRequirements
+from zoo.sequences.batch import Batch
 from zoo.tasks.base import Task
 from zoo.tasks.optim import LearningRates, WarmupCosine, fused_adamw
-from zoo.tasks.video_qa import reject_failed
 from zoo.weights import WEIGHTS
 
 RATES = LearningRates(geometry=1e-3)
@@ -70,7 +69,6 @@ class VGGTPretraining(Task):
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
     ):
         super().__init__(learning_rates, optimizer, scheduler)
-        self.preprocessor = tiny_preprocessor()  # the DataModule tokenizes the questions, although nothing reads them
         if "geometry" in learning_rates.frozen():
             raise InputError("--model.learning_rates.geometry: without a rate nothing is trained")
         if dense_frames < 1:
@@ -85,22 +83,22 @@ class VGGTPretraining(Task):
     def part_of(self, name: str) -> str:
         return "geometry"
 
-    def _outputs(self, batch: dict[str, Any], dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
+    def _outputs(self, batch: Batch, dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
         """VGGT's outputs and targets for each group of scenes of one shape, with dense maps of some frames."""
-        reject_failed(batch)
-        frames = [scene.frames for scene in batch["scenes"]]
+        self.check(batch)
+        frames = [scene.frames for scene in batch.scenes if scene.frames is not None]
         pairs = []
         for members in same_shape(frames):
             images = torch.stack([frames[i] for i in members])
-            given = [batch["scenes"][i].geometry.to(images.device) for i in members]
+            given = [geometry for i in members if (geometry := batch.scenes[i].geometry) is not None]
             every = images.shape[1]
             chosen = torch.randperm(every)[:dense_frames].tolist() if dense_frames else range(every)
             output = self.geometry.vggt(images.float() / 255, layers=(), heads=self.heads, dense_frames=chosen)
             pairs.append((output, targets(given).dense_of(chosen)))
         return pairs
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        count = len(batch["scenes"])
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        count = len(batch.scenes)
         total: dict[str, Tensor] = {}
         for output, truth in self._outputs(batch, self.dense_frames):
             for name, loss in losses(output, truth).items():
@@ -110,7 +108,7 @@ class VGGTPretraining(Task):
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Logs errors, and those of `constant_baseline`; returns no prediction records."""
         stage = "test" if self.trainer.testing else "val"
         for output, truth in self._outputs(batch):

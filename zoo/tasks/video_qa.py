@@ -11,28 +11,26 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
-from zoo.encodings.scene_packing import ScenePacking
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.model import SpatialVLM
-from zoo.objectives import decode, prediction_errors
+from zoo.objectives import prediction_errors
 from zoo.precision import cached_casts
-from zoo.prefix_cache import Reply, answer_questions, check_penalty
+from zoo.prefix_cache import answer_prompts, check_penalty
 from zoo.pretrained import frozen_weights
 from zoo.requirements import DataRequirements
-from zoo.scenes import SceneTokens
-from zoo.sequences.packing import pack_questions
+from zoo.sequences.batch import Batch
+from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.weight_reading import Reading, weights_later
 
-TRIES = 2  # at answering the questions of a scene
+MAX_ATTEMPTS = 2  # at answering the questions of a scene
 DATA = "data"  # of a checkpoint: `data_config` of its model
 PUBLISHED = LearningRates()  # Spatial-MLLM's
 shards_models: ContextVar[bool] = ContextVar("shards_models", default=False)  # whether `FSDP2Strategy` will
@@ -85,7 +83,6 @@ class VideoQATask(Task):
         self.unread: list[Reading] = []
         with weights_later(self.unread) if shards_models.get() else nullcontext():
             self.model = SpatialVLM(**parts)
-        self.extra_tokens = self.model.extra_tokens
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
@@ -108,6 +105,10 @@ class VideoQATask(Task):
         return self.model.requirements
 
     @property
+    def sequence_builder(self) -> SequenceBuilder:  # type: ignore[override]
+        return self.model.sequence_builder
+
+    @property
     def preprocessor(self) -> Preprocessor:  # type: ignore[override]
         """The backbone's tokenizer and prompts."""
         return self.model.backbone.preprocessor
@@ -120,83 +121,58 @@ class VideoQATask(Task):
 
     # ---- a batch of scenes --------------------------------------------------------------------------------------
 
-    def loss(self, batch: dict[str, Any]) -> Float[Tensor, ""]:
+    def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """The weighted sum of the objectives as `loss`, and each by its class name.
+
+        Raises:
+            InputError: A scene or a question of the batch can't be used: training must not continue without it.
+        """
+        self.check(batch)
+        return self.model(batch)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the objectives, see `losses`."""
         return self.losses(batch)["loss"]
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, Float[Tensor, ""]]:
-        """The weighted sum of the objectives as `loss`, and each by its class name.
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        self.check_cameras(batch)
 
-        The questions of a scene share one sequence, where the attention backend takes custom masks; with
-        `pack_scenes` several scenes do.
-        """
-        # 1. Refuse what training must not skip.
-        backbone = self.model.backbone
-        reject_failed(batch)
-        reject_long(batch, backbone.context_length)
-        # 2. Scenes, once each.
-        scenes = self.encode_scenes(batch)
-        # 3. Sequences: the questions of a scene packed into one.
-        packed = pack_questions(batch, backbone.placeholders.visual) if backbone.supports_custom_mask else None
-        if packed is None:
-            ids, mask, labels = (batch[name] for name in ("input_ids", "attention_mask", "labels"))
-            scene_of = batch["scene_index"].tolist()
-        else:
-            ids, mask, labels = packed.input_ids, packed.attention_mask, packed.labels
-            scene_of = packed.scene.tolist()
-        layout = self.model.layout(ids, mask, [[scenes[scene]] for scene in scene_of])
-        inputs = self.model.build_inputs(ids, mask, scenes, [[scene] for scene in scene_of], layout=layout)
-        packing = ScenePacking(mask.bool(), batch["tokens_per_sequence"]) if batch.get("pack_scenes") else None
-        if packing is not None:
-            inputs = packing.decoder_inputs(backbone, inputs, packed)
-        elif packed is not None:
-            inputs = packed.with_question_masks(backbone, inputs)
-        # 4. Decoder and objectives.
-        model = self.model
-        losses = model.objectives.losses(decode(model, inputs, scenes, scene_of, layout, labels, packing))
-        # 5. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
-        # zero there lets all DDP processes reduce the same parameters.
-        parts = [model.camera_encoding, model.view_mixer, model.geometry, model.objectives]
-        every = [parameter for part in parts if part is not None for parameter in part.parameters()]
-        # Sharded ones are of blocks that every batch uses.
-        unused = [0.0 * p.sum() for p in every if p.requires_grad and not isinstance(p, DTensor)]
-        return {**losses, "loss": losses["loss"] + sum(unused)}
+    def check_cameras(self, batch: Batch) -> None:
+        """Raises an InputError if a scene lacks the cameras that the model requires."""
+        if self.requirements.cameras and any(scene.cameras is None for scene in batch.scenes):
+            raise InputError("a scene without cameras, which this model requires")
 
     @torch.no_grad()
-    def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
         """One prediction record per question, including those of failed scenes (see `datamodules.collate`).
 
         The prefix that the questions of a scene share is read once. The record of a question without an answer has its
         reason in `error`; errors of what objectives predict of its scene are in `objectives`.
         """
-        replies: list[Reply] = []
-        measured: list[dict[str, Any]] = []
-        if len(batch["input_ids"]):
-            rows = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
-            prompts = [ids[real].tolist() for ids, real in rows]
-            scenes, scene_index = self.encode_scenes(batch), batch["scene_index"][:, None].tolist()
-            at_once, penalty = batch["questions_per_batch"], self.repetition_penalty
-            with cached_casts(self.device):
-                replies = answer_questions(
-                    self.model, scenes, prompts, scene_index, self.max_new_tokens, at_once, penalty
-                )
-                measured = prediction_errors(self.model, batch, scenes)
+        if not batch.records:
+            return batch.failed
+        self.check_cameras(batch)
+        with cached_casts(self.device):
+            scenes = self.model.encode_scenes(batch)
+            replies = answer_prompts(self.model, scenes, batch.prompts, self.max_new_tokens, self.repetition_penalty)
+            measured = prediction_errors(self.model, batch, scenes)
         texts = self.preprocessor.decode([reply.ids for reply in replies])
         answered = [
             {**record, "prediction": text, "error": reply.error, **more}
-            for record, reply, text, more in zip(batch["records"], replies, texts, measured, strict=True)
+            for record, reply, text, more in zip(batch.records, replies, texts, measured, strict=True)
         ]
-        return answered + batch["failed"]
+        return answered + batch.failed
 
-    def predict_batch_with_retry(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def predict_batch_with_retry(self, batch: Batch) -> list[dict[str, Any]]:
         """`predict_batch`; retries once, then records the error for every question of the scene.
 
         Raises:
-            InputError: the first scenes all failed alike, see `FirstScenes`.
-            RuntimeError: as above, by an error that is not the user's.
+            InputError: The first scenes all failed alike, see `FirstScenes`.
+            RuntimeError: As above, by an error that is not the user's.
         """
         fault: Exception | None = None
-        for _ in range(TRIES):
+        for _ in range(MAX_ATTEMPTS):
             try:
                 records = self.predict_batch(batch)
                 break
@@ -207,41 +183,31 @@ class VideoQATask(Task):
             torch.cuda.empty_cache()  # here the failed pass has released its tensors
         else:
             reason = str(fault) or type(fault).__name__
-            records = [{**record, "prediction": "", "error": reason} for record in batch["records"]] + batch["failed"]
-        self.first_scenes.check(records[: len(batch["records"])], fault)
+            records = [{**record, "prediction": "", "error": reason} for record in batch.records] + batch.failed
+        self.first_scenes.check(records[: len(batch.records)], fault)
         return records
-
-    def encode_scenes(self, batch: dict[str, Any]) -> list[SceneTokens]:
-        """The scenes of a batch, each encoded once.
-
-        Raises:
-            InputError: a scene without the cameras that the model requires.
-        """
-        if self.requirements.cameras and not all(scene.knows_cameras for scene in batch["scenes"]):
-            raise InputError("a scene without cameras, which this model requires")
-        return self.model.encode_scenes(batch["scenes"])
 
     # ---- Lightning's steps ------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logs the loss, that of each objective, and the learning rates."""
         losses = self.losses(batch)
-        loss, count = losses.pop("loss"), len(batch["input_ids"])
+        loss, count = losses.pop("loss"), len(batch.records)
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=count)
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Returns prediction records."""
         return self.predict_batch_with_retry(batch)
 
     test_step = validation_step
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Returns prediction records; a scene that can't be read is an error."""
-        reject_failed(batch)
+        self.check(batch)
         return self.predict_batch(batch)
 
     def setup(self, stage: str) -> None:
@@ -279,19 +245,3 @@ class VideoQATask(Task):
         super().on_load_checkpoint(checkpoint)
         self.can_answer = self.can_answer or checkpoint["global_step"] > 0
         self.model.data_config = checkpoint.get(DATA) or self.model.data_config
-
-
-def reject_failed(batch: dict[str, Any]) -> None:
-    """Raises an InputError if a scene of the batch could not be read: training must not continue without it."""
-    if batch["failed"]:
-        raise InputError(batch["failed"][0]["error"])
-
-
-def reject_long(batch: dict[str, Any], context_length: int) -> None:
-    """Raises an InputError if a question with its video and answer exceeds the model's context (in tokens)."""
-    length, row = batch["attention_mask"].sum(1).max(0)
-    if length > context_length:
-        raise InputError(
-            f"question {batch['records'][int(row)]['id']} has {int(length)} tokens, more than the {context_length} of "
-            "the model's context: lower --data.num_frames or --data.pixels.max_pixels"
-        )

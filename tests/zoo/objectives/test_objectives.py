@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from zoo.scenes import SceneInputs, SceneTokens
 
 from datamodules import Rooms, VideoQADataModule
 from tests.conftest import ROOMS
@@ -35,7 +36,6 @@ from zoo import (
 from zoo.checkpoints import official_tensors, unofficial_parts
 from zoo.configuration import from_config
 from zoo.objectives import Decoded
-from zoo.scenes import SceneInputs, SceneTokens
 from zoo.sequences.packing import IGNORED, pack_questions
 from zoo.sequences.visual_grid import ExtraTokens
 
@@ -83,7 +83,7 @@ def test_the_default_is_the_former_loss_and_a_weight_of_zero_is_left_out_bit_for
 def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_objectives() -> None:
     plain, task = build("plain"), build("plain", objectives=[*without_token(), MaskedViews(share=0.9)])
     asked, usual = batch(task, *SCENES), batch(plain, *SCENES)
-    assert task.extra_tokens is ExtraTokens.NOTHING and torch.equal(asked["input_ids"], usual["input_ids"])
+    assert task.extra_tokens is ExtraTokens.NONE and torch.equal(asked["input_ids"], usual["input_ids"])
     records = task.predict_batch(asked)
     errors = [record.pop("objectives") for record in records]
     assert records == plain.predict_batch(usual)

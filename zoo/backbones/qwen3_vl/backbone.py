@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures, Qwen3VLTextAttention
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextAttention,
+    Qwen3VLTextModel,
+    Qwen3VLVisionAttention,
+)
 
-from zoo.backbones.attention import CameraAttention, CameraGeneration
-from zoo.backbones.base import VisualTokens
+from zoo.backbones.attention import CameraAttention, replace_classes
+from zoo.backbones.deepstack import add_features
 from zoo.backbones.qwen3_vl.preprocessor import Qwen3VLPreprocessor
+from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
 from zoo.backbones.qwen_vl import QwenVLBackbone
+from zoo.backbones.vision_attention import SegmentAttention
 from zoo.encodings.encoded import QK
-from zoo.sequences.layout import MediaKind
 from zoo.sequences.time_index import SpanIndex, TimeIndex
 
 
@@ -30,8 +33,18 @@ class Qwen3VLAttention(CameraAttention, Qwen3VLTextAttention):
         return self.q_norm(q), self.k_norm(k)
 
 
-class CameraQwen3VL(CameraGeneration, Qwen3VLForConditionalGeneration):
-    """The stock model with camera hooks in `generate`."""
+class Qwen3VLDecoder(Qwen3VLTextModel):
+    """The stock decoder, which adds features by the places of visual tokens: of a mask, a GPU waits in each layer."""
+
+    def _deepstack_process(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
+        if visual_pos_masks.dtype == torch.bool:  # of the stock model's own forward
+            added: Tensor = super()._deepstack_process(hidden_states, visual_pos_masks, visual_embeds)
+            return added
+        return add_features(hidden_states, visual_pos_masks, visual_embeds)
+
+
+class FrameAttention(SegmentAttention, Qwen3VLVisionAttention):
+    """Qwen3-VL's vision attention, within frames."""
 
 
 class Qwen3VLBackbone(QwenVLBackbone):
@@ -41,31 +54,21 @@ class Qwen3VLBackbone(QwenVLBackbone):
     layers. All temporal patches have the positions of still images, with their time as text in front.
     """
 
-    camera_model = CameraQwen3VL
-    hooked_classes = {Qwen3VLTextAttention: Qwen3VLAttention}
+    hooked_classes = {Qwen3VLTextAttention: Qwen3VLAttention, Qwen3VLTextModel: Qwen3VLDecoder}
     preprocessor_class = Qwen3VLPreprocessor
     span_per_step = True
     tokens_per_second = 2  # Qwen2.5-VL's, for a time index in place of this model's own
 
+    def __init__(self, vlm: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vlm, *args, **kwargs)
+        replace_classes(vlm.model.visual, {Qwen3VLVisionAttention: FrameAttention})
+
+    @property
+    def vision_rules(self) -> Qwen3VisionRules:
+        return Qwen3VisionRules.of(self.vlm.model.visual)
+
+    def deepstack_inputs(self, places: Int[Tensor, " N"], features: Float[Tensor, "layers N D"]) -> dict[str, Any]:
+        return {"visual_pos_masks": places, "deepstack_visual_embeds": list(features)}
+
     def default_time_index(self) -> TimeIndex:
         return SpanIndex()
-
-    def encode_vision(
-        self, pixel_values: Float[Tensor, "patches channels"], grid_thw: Int[Tensor, "M 3"]
-    ) -> list[VisualTokens]:
-        output = self.vlm.model.get_video_features(pixel_values, grid_thw, return_dict=True)
-        layers = zip(*output.deepstack_features, strict=True)  # layers of each medium, from media of each layer
-        return [VisualTokens(*each) for each in zip(output.pooler_output, map(torch.stack, layers), strict=True)]
-
-    def visual_inputs(
-        self, media: Mapping[MediaKind, Sequence[VisualTokens]], input_ids: Int[Tensor, "B L"]
-    ) -> dict[str, Any]:
-        outputs = {
-            kind: BaseModelOutputWithDeepstackFeatures(
-                pooler_output=tuple(each.tokens for each in shown),
-                deepstack_features=[list(layer) for layer in zip(*(each.deepstack for each in shown), strict=True)],
-            )
-            for kind, shown in media.items()
-            if shown
-        }
-        return {"mm_encoder_outputs": outputs}

@@ -1,0 +1,48 @@
+"""A scene with its frames and geometry, as the dataset reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from datamodules.scenes import Question, Scene
+from zoo.cameras import SceneGeometry
+
+FramesAs = Literal["video", "image", "labeled_image"]
+
+
+@dataclass
+class LoadedScene:
+    """A scene with its frames and geometry, or with the error of reading them.
+
+    Attributes:
+        scene: The scene.
+        questions: The questions to ask.
+        frames: The selected and resized frames.
+        frame_indices: Their indices among the video's raw frames.
+        seconds_per_grid: Real seconds between two temporal patches.
+        frame_times: Real seconds of each frame; None for images, or if unknown.
+        geometry: Cameras and depth of the frames; None if the scene has none.
+        error: Why the scene can't be read; None if it can.
+        is_supervised: Whether its answers are learned from.
+        geometry_override: See `SceneInputs`, as for `has_true_cameras`.
+        num_images: Still images that the frames show, two frames each; 0 for a video.
+        has_labels: Whether each image has its number as a label.
+    """
+
+    scene: Scene
+    questions: tuple[Question, ...]
+    frames: UInt8[Tensor, "T 3 H W"] | None = None
+    frame_indices: tuple[int, ...] = ()
+    seconds_per_grid: float = 1.0
+    geometry: SceneGeometry | None = None
+    error: str | None = None
+    is_supervised: bool = True
+    geometry_override: LoadedScene | Literal["nothing"] | None = None
+    frame_times: tuple[float, ...] | None = None
+    num_images: int = 0
+    has_labels: bool = False
+    has_true_cameras: bool = True

@@ -1,0 +1,60 @@
+"""One encoded scene."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.backbones.base import VisualTokens
+from zoo.cameras.patch_cameras import PatchCameras
+from zoo.sequences.scene_inputs import SceneInputs
+
+
+@dataclass(frozen=True, eq=False)
+class SceneCameras:
+    """What camera parts read of a scene.
+
+    Attributes:
+        patches: One camera per temporal patch.
+        points: The 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
+        median_depth: Of all pixels of the scene; for an encoding that divides lengths by it.
+        view_features: The mean 2D token of each temporal patch; for a reference view chosen by them.
+    """
+
+    patches: PatchCameras
+    points: Float[Tensor, "tokens 3"] | None = None
+    median_depth: Float[Tensor, ""] | None = None
+    view_features: Float[Tensor, "t C"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SceneTargets:
+    """What objectives learn to predict of a scene: the dataset's, or in training the geometry encoder's.
+
+    Attributes:
+        cameras: One per temporal patch; None without.
+        depth: Beneath each 2D token, 0 where unknown; None without.
+    """
+
+    cameras: PatchCameras | None = None
+    depth: Float[Tensor, "t n"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedScene:
+    """One encoded scene: the decoder's visual tokens, and the cameras they belong to.
+
+    Attributes:
+        scene: What was encoded.
+        visual: (t, n, D) tokens of each temporal patch in the decoder's width, those on the 2D grid and then extra
+            tokens; and what is added to their hidden states in the first decoder layers.
+        cameras: For a model that uses cameras; None if the scene has none.
+        targets: Of objectives.
+    """
+
+    scene: SceneInputs
+    visual: VisualTokens
+    cameras: SceneCameras | None = None
+    targets: SceneTargets = SceneTargets()

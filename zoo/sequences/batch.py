@@ -1,0 +1,156 @@
+"""What passes from data to model: scenes, sequences of token ids about them, and records of their questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from zoo.cameras import Cameras
+from zoo.cameras.token_runs import CameraRuns
+from zoo.movable import Movable
+from zoo.sequences.deferred_positions import DeferredPositions
+from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.scene_packing import ScenePacking
+from zoo.sequences.vision_inputs import VisionInputs
+
+Record = dict[str, Any]  # of a question, as predictions.jsonl has it
+
+
+@dataclass(eq=False)
+class Sequences(Movable):
+    """S sequences of up to L tokens about scenes of a batch, ready to decode: N visual tokens, M supervised ones.
+
+    All tensors hold integers or booleans, so that no precision plugin changes them. Places count in the flattened
+    batch, S times L.
+
+    Attributes:
+        input_ids: Token ids, one placeholder per visual token, extra tokens included.
+        position_ids: (t, h, w) of each token; None if they depend on predicted cameras.
+        deferred_positions: Computes them then.
+        visual_places: The place of each visual token, sequence by sequence.
+        visual_sources: Its number among the visual tokens of all scenes, in the order of the batch.
+        grid_places: The places of the K visual tokens that are on a 2D grid: without extra tokens.
+        grid_sources: Their numbers among the 2D tokens of all scenes.
+        grid_cells: Column and row of each in its view.
+        grid_sizes: Columns and rows of its view.
+        camera_index: The temporal patch of its sequence that each 2D token belongs to, over all of its scenes; -1 for
+            other tokens, and for those whose camera is known to be invalid.
+        camera_runs: Where the tokens with a camera are; None in a model without cameras.
+        answer_places: The places of the tokens in front of the supervised ones, which predict them.
+        answer_ids: The supervised ids.
+        padding_mask: Marks the tokens that are not padding, where padding is not on the right; None where causal
+            attention alone is right.
+        group: The group of each token, where several questions share a sequence, see `zoo.sequences.masks`; else None.
+        packing: Where rows are in sequences of several scenes, if they are packed so.
+        cameras: Given cameras of each sequence, in place of those of the scenes.
+        scene_index: The scenes of each sequence, in the order in which they appear.
+        visual_counts: Visual tokens of each sequence.
+        lengths: Tokens of each sequence, without padding.
+        is_supervised: Whether something is learned from each sequence; it is not where another process does.
+    """
+
+    input_ids: Int[Tensor, "S L"]
+    position_ids: Int[Tensor, "3 S L"] | None
+    visual_places: Int[Tensor, " N"]
+    visual_sources: Int[Tensor, " N"]
+    grid_places: Int[Tensor, " K"]
+    grid_sources: Int[Tensor, " K"]
+    grid_cells: Int[Tensor, "K 2"]
+    grid_sizes: Int[Tensor, "K 2"]
+    camera_index: Int[Tensor, "S L"]
+    camera_runs: CameraRuns | None
+    answer_places: Int[Tensor, " M"]
+    answer_ids: Int[Tensor, " M"]
+    padding_mask: Bool[Tensor, "S L"] | None = None
+    group: Int[Tensor, "S L"] | None = None
+    packing: ScenePacking | None = None
+    cameras: Cameras | None = None
+    deferred_positions: DeferredPositions | None = None
+    scene_index: list[list[int]] = field(default_factory=list)
+    visual_counts: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    is_supervised: list[bool] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Returns S, the number of sequences."""
+        return len(self.input_ids)
+
+    def patch_centers(self) -> Float[Tensor, "S L 2"]:
+        """Computes the center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down; 0 elsewhere.
+
+        In the units of `zoo.cameras.normalize_intrinsics`.
+        """
+        return self._scatter((self.grid_cells + 0.5) / self.grid_sizes - 0.5, 0.0)
+
+    def scatter_points(self, points: Float[Tensor, "tokens 3"]) -> Float[Tensor, "S L 3"]:
+        """Puts the 3D point of each 2D token at its place; NaN elsewhere.
+
+        Args:
+            points: Of the 2D tokens of all scenes, in the order of the batch.
+        """
+        return self._scatter(points[self.grid_sources], torch.nan)
+
+    def _scatter(self, values: Float[Tensor, "K d"], fill: float) -> Float[Tensor, "S L d"]:
+        flat = values.new_full((self.input_ids.numel(), values.shape[1]), fill)
+        return flat.index_copy(0, self.grid_places, values).unflatten(0, self.input_ids.shape)
+
+    @property
+    def decoder_places(self) -> Int[Tensor, " N"]:
+        """The place of each visual token in what the decoder reads."""
+        return self.visual_places if self.packing is None else self.packing.visual_places
+
+
+class Prompt(Movable):
+    """Questions about the same scenes, which are read behind the prefix that they share.
+
+    Args:
+        prefix: One sequence: what all questions start with.
+        passes: Token ids behind the prefix of the questions that are answered together, for each pass.
+        rows: The number of each question in the batch, pass by pass.
+
+    Attributes:
+        next_position: The position behind the prefix; None if it depends on predicted cameras.
+    """
+
+    def __init__(self, prefix: Sequences, passes: Sequence[Sequence[Sequence[int]]], rows: Sequence[int]) -> None:
+        self.prefix, self.rows = prefix, tuple(rows)
+        self.passes = tuple(tuple(tuple(question) for question in each) for each in passes)
+        positions = prefix.position_ids
+        # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
+        self.next_position = None if positions is None else int(positions[:, 0, -1].amax()) + 1
+
+    @property
+    def scenes(self) -> list[int]:
+        """The scenes that the questions are about."""
+        return self.prefix.scene_index[0]
+
+
+class Batch(Movable):
+    """The scenes of a step with their sequences; a plain class, into which no precision plugin looks.
+
+    Args:
+        scenes: Encoded once each; they may differ in their number of frames and in size.
+        vision: The vision tower's inputs for all scenes together, beside their patches.
+        sequences: For training or logits; None otherwise.
+        prompts: For answers; empty otherwise.
+        records: One per question, in the order of the numbers in the prompts, without the prediction yet.
+        failed: Complete records of questions that can't be asked: their scene can't be read, or they hold a special
+            token or too many tokens.
+    """
+
+    def __init__(
+        self,
+        scenes: Sequence[SceneInputs],
+        vision: VisionInputs | None = None,
+        sequences: Sequences | None = None,
+        prompts: Sequence[Prompt] = (),
+        records: Sequence[Record] = (),
+        failed: Sequence[Record] = (),
+    ) -> None:
+        self.scenes, self.vision, self.sequences, self.prompts = list(scenes), vision, sequences, list(prompts)
+        self.records, self.failed = list(records), list(failed)

@@ -1,0 +1,248 @@
+"""Builds the sequences of a batch from token ids, on the CPU and without a model: for training, logits and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from zoo.cameras import Cameras
+from zoo.cameras.patch_cameras import PatchCameras, merge_cameras, stack_cameras
+from zoo.cameras.scene_geometry import SceneGeometry
+from zoo.cameras.token_runs import camera_runs
+from zoo.errors import InputError
+from zoo.sequences.batch import Prompt, Sequences
+from zoo.sequences.deferred_positions import DeferredPositions, valid_index
+from zoo.sequences.layout import MediaKind, SequenceLayout, is_contiguous
+from zoo.sequences.packing import IGNORED, Row, pack_questions, shared_length
+from zoo.sequences.rules import SequenceRules
+from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.scene_packing import ScenePacking
+from zoo.sequences.vision_inputs import VisionInputs
+from zoo.sequences.visual_places import visual_sources
+
+
+class SequenceBuilder:
+    """Builds sequences by the rules of a model; picklable, for data workers.
+
+    Args:
+        rules: The model's.
+    """
+
+    def __init__(self, rules: SequenceRules) -> None:
+        self.rules = rules
+
+    # ---- scenes -----------------------------------------------------------------------------------------------
+
+    def merge_cameras(self, geometry: SceneGeometry | None) -> PatchCameras | None:
+        """Merges the cameras of the frames of a scene; None without cameras."""
+        if geometry is None or not geometry.has_cameras:
+            return None
+        merged = merge_cameras(geometry, self.rules.merged_camera)
+        return merged._replace(is_complete=bool(merged.has_camera.all()))
+
+    def vision(self, scenes: Sequence[SceneInputs]) -> VisionInputs | None:
+        """Returns the vision tower's inputs for all scenes together; None without scenes."""
+        grids = [grid for scene in scenes for grid in scene.media_grids]
+        return self.rules.vision.inputs(grids) if grids else None
+
+    # ---- sequences --------------------------------------------------------------------------------------------
+
+    def training(
+        self,
+        rows: Sequence[Row],
+        scene_of: Sequence[int],
+        scenes: Sequence[SceneInputs],
+        *,
+        max_tokens: int | None = None,
+        packs_scenes: bool = False,
+    ) -> Sequences:
+        """Builds training sequences: the questions of a scene share one, where the attention takes custom masks.
+
+        Args:
+            rows: One per question, with its answer.
+            scene_of: The scene of each.
+            scenes: Of the batch.
+            max_tokens: Most tokens of a sequence with several questions, or of one with several scenes.
+            packs_scenes: Whether scenes share sequences.
+        """
+        rows, scene_of, group = list(rows), list(scene_of), None
+        if self.rules.supports_custom_mask:
+            packed = pack_questions(rows, scene_of, self.rules.placeholders.visual, max_tokens)
+            if packed is not None:
+                rows, scene_of = packed
+                group = pad_sequence([row.group for row in rows], batch_first=True, padding_value=-1)
+        ids = pad_sequence([row.input_ids for row in rows], batch_first=True)
+        labels = pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED)
+        offset = pad_sequence([row.position_offset for row in rows], batch_first=True)
+        lengths = torch.tensor([len(row.input_ids) for row in rows])
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        made = self.build(ids, mask, scenes, [[scene] for scene in scene_of], labels=labels, position_offset=offset)
+        made.group = group
+        if packs_scenes:
+            groups = torch.zeros_like(ids) if group is None else group
+            made.packing = ScenePacking(mask, groups, made.visual_places, max_tokens)
+        return made
+
+    def build(
+        self,
+        input_ids: Int[Tensor, "S L"],
+        mask: Bool[Tensor, "S L"],
+        scenes: Sequence[SceneInputs],
+        scene_index: Sequence[Sequence[int]],
+        *,
+        labels: Int[Tensor, "S L"] | None = None,
+        position_offset: Int[Tensor, "S L"] | None = None,
+        cameras: Cameras | None = None,
+    ) -> Sequences:
+        """Builds any sequences about scenes.
+
+        Args:
+            input_ids: One placeholder per visual token, extra tokens included.
+            mask: The tokens that are not padding, which may be on either side.
+            scenes: Of the batch.
+            scene_index: The scenes of each sequence, in the order in which they appear.
+            labels: The supervised ids, `IGNORED` elsewhere; None supervises nothing.
+            position_offset: Subtracted from the positions, see `Row`.
+            cameras: Of each sequence, in place of those of the scenes.
+
+        Raises:
+            InputError: Some scenes have cameras and others do not, or a video stands between the images of a sequence.
+            ValueError: Placeholders and grids do not match.
+        """
+        rules, rows = self.rules, [[scenes[i] for i in row] for row in scene_index]
+        layout = self.layout(input_ids, mask, rows)
+        # 1. The place of each visual token, and its number among those of all scenes.
+        places, is_grid = layout.places, ~layout.is_extra
+        sources, grid_sources = visual_sources(layout, scenes, scene_index, rules.extra_tokens)
+        columns, heights = layout.grid[layout.span, 2], layout.grid[layout.span, 1]
+        cells = torch.stack((layout.cell % columns, layout.cell // columns), 1)[is_grid]
+        # 2. Cameras, as far as the dataset has them.
+        index = layout.camera_index()
+        known = self._known_cameras(rows, layout, cameras)
+        if known is not None and known.index is not None:
+            index = known.index
+        runs = camera_runs(index) if rules.uses_cameras else None
+        # 3. Positions.
+        deferred = DeferredPositions(layout, rules, rows, position_offset)
+        waits = rules.time_index.requires_cameras and known is None and rules.may_predict_cameras
+        # 4. Supervised tokens: the one in front of each predicts it.
+        answers = torch.zeros(0, dtype=torch.long)
+        if labels is not None:
+            answers = (labels[:, 1:] != IGNORED).flatten().nonzero()[:, 0]
+            answers = answers + answers // max(labels.shape[1] - 1, 1)  # from rows of L - 1 tokens to rows of L
+        is_right_padded = bool((mask[:, 1:] <= mask[:, :-1]).all())
+        return Sequences(
+            input_ids=input_ids,
+            position_ids=None if waits else deferred.compute(known),
+            deferred_positions=deferred if waits else None,
+            visual_places=places,
+            visual_sources=sources,
+            grid_places=places[is_grid],
+            grid_sources=grid_sources,
+            grid_cells=cells,
+            grid_sizes=torch.stack((columns, heights), 1)[is_grid],
+            camera_index=index,
+            camera_runs=runs,
+            answer_places=answers,
+            answer_ids=answers if labels is None else labels.flatten()[answers + 1],
+            padding_mask=None if is_right_padded else mask,
+            cameras=cameras,
+            scene_index=[list(row) for row in scene_index],
+            visual_counts=layout.tokens_per_row,
+            lengths=mask.sum(1).tolist(),
+            is_supervised=[True] * len(rows) if labels is None else (labels != IGNORED).any(1).tolist(),
+        )
+
+    def layout(
+        self, input_ids: Int[Tensor, "S L"], mask: Bool[Tensor, "S L"], rows: Sequence[Sequence[SceneInputs]]
+    ) -> SequenceLayout:
+        """Locates the visual tokens of sequences about the scenes of each row."""
+        shown = [scene for row in rows for scene in row]
+        kinds: tuple[MediaKind, ...] = ("video", "image")
+        grids = {kind: [grid for scene in shown if scene.kind == kind for grid in scene.media_grids] for kind in kinds}
+        return SequenceLayout(
+            input_ids,
+            mask,
+            video_grid_thw=torch.tensor(grids["video"], dtype=torch.long).view(-1, 3),
+            image_grid_thw=torch.tensor(grids["image"], dtype=torch.long).view(-1, 3),
+            placeholders=self.rules.placeholders,
+            extra_tokens=self.rules.extra_tokens,
+        )
+
+    def _known_cameras(
+        self, rows: Sequence[Sequence[SceneInputs]], layout: SequenceLayout, given: Cameras | None
+    ) -> Cameras | None:
+        """The cameras of each sequence with their index, if no scene needs predicted ones; None without cameras."""
+        rules = self.rules
+        if not rules.uses_cameras:
+            return None
+        of_scenes = [[scene.cameras for scene in row if scene.cameras is not None] for row in rows]
+        count, total = sum(map(len, of_scenes)), sum(map(len, rows))
+        if given is None and not count and not rules.may_predict_cameras:
+            return None
+        if not is_contiguous(layout.media):
+            raise InputError(
+                "a sequence with a video between its images can't have cameras: put the images side by side"
+            )
+        if given is not None:
+            on_host = given.to("cpu")
+            return on_host if on_host.index is not None else on_host.with_index(layout.camera_index())
+        if rules.only_predicted_cameras or (count < total and rules.may_predict_cameras):
+            return None
+        if count < total:
+            raise InputError("a scene without cameras beside others that have some: give cameras to all of a batch")
+        poses, K, present = stack_cameras(of_scenes)
+        return Cameras.trusted(poses, K, valid_index(layout.camera_index(), present))
+
+    # ---- answers ----------------------------------------------------------------------------------------------
+
+    def prompts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        scene_index: Sequence[Sequence[int]],
+        scenes: Sequence[SceneInputs],
+        questions_per_pass: int = 8,
+    ) -> list[Prompt]:
+        """Groups prompts that share a prefix, which is then read once.
+
+        Args:
+            prompts: Token ids without padding.
+            scene_index: The scenes of each, in the order in which they appear; none for text alone.
+            scenes: Of the batch.
+            questions_per_pass: Most questions that are answered together.
+
+        Raises:
+            ValueError: A prompt ends with its video.
+        """
+        visual = self.rules.placeholders.visual
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for row, shown in enumerate(scene_index):
+            rows_of.setdefault(tuple(shown), []).append(row)
+        made = []
+        for shown, rows in rows_of.items():
+            for family, length in _families([prompts[row] for row in rows], visual):
+                own = [rows[i] for i in family]
+                ids = torch.tensor([list(prompts[own[0]][:length])])
+                prefix = self.build(ids, torch.ones_like(ids, dtype=torch.bool), scenes, [list(shown)])
+                questions = [prompts[row][length:] for row in own]
+                passes = [
+                    questions[start : start + questions_per_pass]
+                    for start in range(0, len(questions), questions_per_pass)
+                ]
+                made.append(Prompt(prefix, passes, own))
+        return made
+
+
+def _families(prompts: Sequence[Sequence[int]], visual: tuple[int, ...]) -> Iterator[tuple[Sequence[int], int]]:
+    """Yields the numbers of prompts that share a prefix, and its length: all of them, or else each by itself."""
+    shared = shared_length(prompts, visual)
+    families = [range(len(prompts))] if shared else [range(i, i + 1) for i in range(len(prompts))]
+    for family in families:
+        length = shared or shared_length([prompts[family[0]]], visual)
+        if not length:
+            raise ValueError("a prompt that ends with its video asks no question")
+        yield family, length

@@ -1,0 +1,60 @@
+"""What a model states about its sequences, as one value that data workers can hold."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zoo.cameras.patch_cameras import MergedCamera
+from zoo.sequences.layout import Placeholders
+from zoo.sequences.position_ids import TextAfterVision
+from zoo.sequences.scene_inputs import Grid
+from zoo.sequences.time_index import TimeIndex
+from zoo.sequences.vision_inputs import VisionInputs
+from zoo.sequences.visual_grid import ExtraTokens
+
+
+class VisionRules(ABC):
+    """What a vision tower computes from the sizes of its inputs alone."""
+
+    @abstractmethod
+    def inputs(self, grids: Sequence[Grid]) -> VisionInputs:
+        """Returns the tower's inputs beside the patches, on the CPU.
+
+        Args:
+            grids: (t, h, w) in patches of each video or still image.
+        """
+
+
+@dataclass(frozen=True)
+class SequenceRules:
+    """What sequences depend on beside token ids and grids; picklable, without weights.
+
+    Attributes:
+        placeholders: Token ids that mark visual tokens.
+        extra_tokens: The tokens that follow the 2D tokens of each view.
+        time_index: The time component of the position ids.
+        tokens_per_second: Positions per second.
+        text_after_vision: The position of the text after a video, see `SpatialVLM`.
+        context_length: Most tokens of a sequence.
+        supports_custom_mask: Whether several questions may share a sequence.
+        merged_camera: The camera of two merged frames.
+        uses_cameras: Whether some part reads cameras.
+        may_predict_cameras: Whether a scene without cameras of the dataset gets predicted ones.
+        only_predicted_cameras: Whether all scenes do, whatever the dataset has.
+        vision: The vision tower's.
+    """
+
+    placeholders: Placeholders
+    extra_tokens: ExtraTokens
+    time_index: TimeIndex
+    tokens_per_second: float
+    text_after_vision: TextAfterVision
+    context_length: int
+    supports_custom_mask: bool
+    merged_camera: MergedCamera
+    uses_cameras: bool
+    may_predict_cameras: bool
+    only_predicted_cameras: bool
+    vision: VisionRules

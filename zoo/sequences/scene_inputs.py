@@ -1,0 +1,87 @@
+"""The model's inputs of one scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from zoo.cameras.patch_cameras import PatchCameras
+from zoo.cameras.scene_geometry import SceneGeometry
+from zoo.movable import Movable
+from zoo.sequences.layout import MediaKind
+from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, ExtraTokens
+
+Grid = tuple[int, int, int]  # (t, h, w) in patches before the spatial merge
+
+
+class SceneInputs(Movable):
+    """One scene: one video, or all still images of a sequence.
+
+    What the host reads are numbers, so that no step waits for a GPU to know them.
+
+    Args:
+        pixel_values: Patches as the backbone's processor cuts them, temporal patch after temporal patch.
+        grid_thw: (t, h, w) in patches before the spatial merge; each still image is one temporal patch.
+        kind: "video" or "image".
+        frames: RGB frames, two per temporal patch, in 0..1 or as bytes; for models that require frames.
+        geometry: The dataset's cameras and depth for each frame.
+        cameras: The dataset's camera of each temporal patch, merged from those of its frames; None without.
+        frame_indices: The raw video frames shown, for a time index that requires frames.
+        seconds_per_grid: Seconds per temporal patch; None takes the time index's nominal value.
+        geometry_override: Another scene whose 3D tokens it gets, or "nothing" for zeros, in a perturbed test.
+        question_types: Of the questions that are asked about it at once, for objectives that depend on them.
+        has_true_cameras: False in a test with the cameras of another scene, which no prediction is compared with.
+    """
+
+    def __init__(
+        self,
+        pixel_values: Float[Tensor, "patches channels"],
+        grid_thw: Sequence[int] | Tensor,
+        *,
+        kind: MediaKind = "video",
+        frames: Shaped[Tensor, "S 3 H W"] | None = None,
+        geometry: SceneGeometry | None = None,
+        cameras: PatchCameras | None = None,
+        frame_indices: Sequence[int] | None = None,
+        seconds_per_grid: float | None = None,
+        geometry_override: SceneInputs | Literal["nothing"] | None = None,
+        question_types: Sequence[str] = (),
+        has_true_cameras: bool = True,
+    ) -> None:
+        steps, height, width = (int(side) for side in grid_thw)
+        self.grid_thw: Grid = (steps, height, width)
+        self.pixel_values, self.kind, self.frames = pixel_values, kind, frames
+        self.geometry, self.cameras = geometry, cameras
+        self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
+        self.geometry_override, self.question_types = geometry_override, question_types
+        self.has_true_cameras = has_true_cameras
+
+    @property
+    def num_steps(self) -> int:
+        """Temporal patches."""
+        return self.grid_thw[0]
+
+    @property
+    def token_grid(self) -> Grid:
+        """Temporal patches, and rows and columns of 2D tokens in each."""
+        steps, height, width = self.grid_thw
+        return steps, height // SPATIAL_MERGE_SIZE, width // SPATIAL_MERGE_SIZE
+
+    @property
+    def tokens_per_step(self) -> int:
+        """2D tokens of a temporal patch."""
+        _, rows, columns = self.token_grid
+        return rows * columns
+
+    def num_tokens(self, extra_tokens: ExtraTokens) -> int:
+        """Visual tokens, extra tokens included."""
+        return self.num_steps * (self.tokens_per_step + extra_tokens.count(self.tokens_per_step))
+
+    @property
+    def media_grids(self) -> list[Grid]:
+        """(t, h, w) of each medium in the prompt: one video, or each still image."""
+        steps, height, width = self.grid_thw
+        return [self.grid_thw] if self.kind == "video" else [(1, height, width)] * steps
