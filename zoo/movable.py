@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Change = Callable[[Tensor], Tensor]
+Value = TypeVar("Value", bound="Movable")
 
 
 class Movable:
@@ -19,14 +20,14 @@ class Movable:
     plugins and FSDP would cast: poses in bfloat16 are useless.
     """
 
-    def map(self, change: Change) -> Self:
+    def map(self: Value, change: Change) -> Value:
         """Returns a copy in which each tensor is changed; numbers of the host stay."""
         other = copy(self)
         for name, value in vars(self).items():
             setattr(other, name, _mapped(value, change))
         return other
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self: Value, device: torch.device | str, non_blocking: bool = False) -> Value:
         """Copies the tensors to a device.
 
         Args:
@@ -35,7 +36,7 @@ class Movable:
         """
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self: Value) -> Value:
         """Copies the tensors to pinned memory, from which a GPU copies without a wait."""
         return self.map(Tensor.pin_memory)
 
