@@ -38,7 +38,7 @@ def invert_se3(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
 def rigid_matrix(R: Float[Tensor, "*batch 3 3"], t: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
     """Builds the 4 x 4 matrix of a rotation and a translation."""
     M = t.new_zeros(*t.shape[:-1], 4, 4)
-    M[..., :3, :3], M[..., :3, 3], M[..., 3, 3] = R, t, 1.0
+    M[..., :3, :3], M[..., :3, 3], M[..., 3, 3] = R, t, torch.ones_like(t[..., 0])
     return M
 
 

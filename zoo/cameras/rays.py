@@ -30,8 +30,10 @@ def ray_directions(
 
 def patch_directions(K_normalized: Float[Tensor, "S 3 3"], rows: int, columns: int) -> Float[Tensor, "S h w 3"]:
     """Computes the ray directions through the centers of a grid of patches; see `ray_directions`."""
-    x = (torch.arange(columns).to(K_normalized) + 0.5) / columns - 0.5
-    y = (torch.arange(rows).to(K_normalized) + 0.5) / rows - 0.5
+    x, y = (
+        (torch.arange(count, device=K_normalized.device).to(K_normalized.dtype) + 0.5) / count - 0.5
+        for count in (columns, rows)
+    )
     centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     return ray_directions(K_normalized[:, None, None], centers[None])
 

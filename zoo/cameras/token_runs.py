@@ -40,6 +40,12 @@ class CameraRuns(Movable):
     ) -> None:
         self.runs, self.numbers, self.step, self.firsts = runs, numbers, step, firsts
 
+    def with_one_camera_per_token(self) -> CameraRuns:
+        """Returns the same runs, each token of which has a camera of its own."""
+        device = self.firsts.device
+        each = [torch.arange(*run, device=device) for run in self.runs] or [self.firsts[:0]]
+        return CameraRuns(self.runs, self.numbers, 1, torch.cat(each) if self.numbers is None else self.numbers)
+
     @property
     def places(self) -> list[slice | Tensor]:
         """The runs as slices, or as one tensor of numbers."""

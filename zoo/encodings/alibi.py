@@ -76,11 +76,9 @@ class PoseALiBi(CameraEncoding):
         """Computes the appended channels; without two different cameras, the stock attention, bit for bit."""
         if self.slopes == "learned" and self.learned is None:
             raise ValueError("PoseALiBi with learned slopes needs bind_to_decoder before encode")
-        if not cameras.used_mask().any():
-            return EncodedCameras()
         pose, poses = distinct_poses(cameras)
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
-        if not distances.any():
+        if not distances.any():  # for which a GPU is waited
             return EncodedCameras()
         logits = distances.to(dtype) * head.dim**0.5  # attention multiplies logits by head_dim^-1/2
         return DistanceChannels(pose, F.pad(logits, (0, -(head.dim + logits.shape[-1]) % WIDTH)), self.learned)
@@ -107,25 +105,29 @@ class DistanceChannels(ZeroChannels):
         has_pose = (pose >= 0)[..., None]
         row = pose.clamp(min=0)
         self.own_distances = distances.gather(1, row[..., None].expand(-1, -1, self.channels)) * has_pose
-        self.own_pose = F.one_hot(row, self.channels) * has_pose
+        self.own_pose = (row[..., None] == torch.arange(self.channels, device=row.device)) * has_pose
 
     def for_decode_step(self) -> ZeroChannels:
         return ZeroChannels(self.channels)
 
     def after_rope(self, q: Tensor, k: Tensor) -> QK:
-        slopes = alibi_slopes(q.shape[2]).to(self.own_distances) if self.slopes is None else self.slopes
+        slopes = self.slopes
+        if slopes is None:
+            slopes = alibi_slopes(q.shape[2], q.device).to(self.own_distances.dtype)
         bias = self.own_distances[:, :, None] * -slopes[:, None]
         own_pose = self.own_pose[:, :, None].expand(-1, -1, k.shape[2], -1)
         return torch.cat((q, bias.to(q.dtype)), -1), torch.cat((k, own_pose.to(k.dtype)), -1)
 
 
-def alibi_slopes(num_heads: int) -> Float[Tensor, " H"]:
+def alibi_slopes(num_heads: int, device: torch.device | str = "cpu") -> Float[Tensor, " H"]:
     """Computes ALiBi's slopes 2^(-8 h / H) for h = 1 ... H."""
-    return 2.0 ** (-8.0 * torch.arange(1, num_heads + 1, dtype=torch.float64) / num_heads)
+    return 2.0 ** (-8.0 * torch.arange(1, num_heads + 1, dtype=torch.float64, device=device) / num_heads)
 
 
 def distinct_poses(cameras: Cameras) -> tuple[Int[Tensor, "B L"], Float[Tensor, "B N 4 4"]]:
     """Numbers the distinct used poses of each sample, so one camera per token costs no more than one per image.
+
+    A GPU is waited for, to know how many there are.
 
     Returns:
         The number of each token's pose, -1 for none, and the poses, padded with identities.
@@ -135,9 +137,9 @@ def distinct_poses(cameras: Cameras) -> tuple[Int[Tensor, "B L"], Float[Tensor, 
     equal = (poses[:, :, None] == poses[:, None]).all(-1).all(-1)
     first = equal.int().argmax(-1)  # the first camera with the same pose represents all of them
     chosen = torch.zeros_like(first).scatter_reduce(1, first, cameras.used_mask().to(first), "amax").bool()
-    number = chosen.cumsum(1) - 1
-    distinct = torch.eye(4, dtype=poses.dtype, device=poses.device).repeat(len(poses), int(chosen.sum(1).max()), 1, 1)
-    sample, camera = chosen.nonzero(as_tuple=True)
-    distinct[sample, number[sample, camera]] = poses[sample, camera]
+    number, count = chosen.cumsum(1) - 1, max(int(chosen.sum(1).max()), 1)
+    distinct = torch.eye(4, dtype=poses.dtype, device=poses.device).repeat(len(poses), count + 1, 1, 1)
+    place = torch.where(chosen, number, count)[..., None, None].expand_as(poses)  # the others behind, and cut off
+    distinct = distinct.scatter(1, place, poses)[:, :count]
     pose = number.gather(1, first).gather(1, index.clamp(min=0))
     return pose.masked_fill(index < 0, -1), distinct

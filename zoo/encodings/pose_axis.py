@@ -99,16 +99,14 @@ class PoseAxis(CameraEncoding):
             raise ValueError("PoseAxis requires the time positions of the tokens: pass time to Cameras.with_tokens")
         # 1. The position of each view.
         used = cameras.used_mask()
-        views = torch.zeros_like(used, dtype=torch.float64)
-        for sample, known in enumerate(used):
-            if known.any():
-                views[sample, known] = self.index.spread(self.index.pose_values(cameras.world_to_camera[sample, known]))
+        views = self.index.spread(self.index.pose_values(cameras.world_to_camera, used), used)
         # 2. P - T of each token.
         visual = cameras.index >= 0
         start = cameras.time.gather(1, visual.int().argmax(1, keepdim=True))
         ahead = start + self.offset + views.gather(1, cameras.index.clamp(min=0)) - cameras.time
         # 3. RoPE has rotated by T: the rest of the angle.
-        angle = ahead.new_zeros(*ahead.shape, head.dim // 2)
-        chosen = self.chosen(head)
-        angle[..., chosen] = ahead.where(visual, 0.0)[..., None] * self.rope.to(ahead)[chosen]
+        chosen = torch.zeros(head.dim // 2, dtype=torch.bool)
+        chosen[self.chosen(head)] = True
+        rope = self.rope.to(ahead.dtype) * chosen.to(ahead.device, non_blocking=True)
+        angle = ahead.where(visual, 0.0)[..., None] * rope
         return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), "qk")

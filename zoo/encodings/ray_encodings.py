@@ -63,7 +63,8 @@ def ray_cameras(cameras: Cameras) -> Cameras:
     camera_to_ray = rigid_matrix(torch.stack((x, torch.linalg.cross(z, x), z), -2), torch.zeros_like(z))
     intrinsics = torch.eye(3, dtype=z.dtype, device=z.device).expand(*z.shape[:2], 3, 3)
     token = torch.arange(z.shape[1], device=z.device).where(cameras.index >= 0, -1)
-    return Cameras(camera_to_ray @ cameras.world_to_camera[sample, camera], intrinsics, token)
+    runs = None if cameras.token_runs is None else cameras.token_runs.with_one_camera_per_token()
+    return Cameras.trusted(camera_to_ray @ cameras.world_to_camera[sample, camera], intrinsics, token, runs)
 
 
 class RayEmbedding(ViewMixer):

@@ -121,12 +121,14 @@ class PointRoPE(CameraEncoding):
             raise ValueError("PointRoPE requires the 3D points of the tokens: pass points to Cameras.with_tokens")
         known = (cameras.index >= 0) & cameras.points.isfinite().all(-1)
         points = cameras.points.where(known[..., None], 0.0)
-        angle = points.new_zeros(*points.shape[:-1], head.dim // 2)
-        for axis, coordinate in enumerate((2, 1, 0)):
+        coordinate = torch.tensor([2 - axis for axis in head.axes])  # z on T, y on H, x on W
+        wavelength = torch.empty(len(head.axes), dtype=torch.float64)
+        for axis in set(head.axes):
             pairs = head.frequencies(axis)
-            exponent = torch.linspace(0, 1, len(pairs), dtype=torch.float64, device=points.device)
-            wavelength = self.shortest * (self.longest / self.shortest) ** exponent
-            angle[..., pairs] = 2 * math.pi * points[..., coordinate, None] / wavelength
+            exponent = torch.linspace(0, 1, len(pairs), dtype=torch.float64)
+            wavelength[pairs] = self.shortest * (self.longest / self.shortest) ** exponent
+        coordinate, wavelength = (x.to(points.device, non_blocking=True) for x in (coordinate, wavelength))
+        angle = 2 * math.pi * points[..., coordinate] / wavelength
         return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.apply_to)
 
 

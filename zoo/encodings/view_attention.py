@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +19,7 @@ from zoo.errors import InputError
 from zoo.precision import highest_matmul_precision
 
 ROPE_BASE = 100.0
+KeyMask = Bool[Tensor, "B 1 1 N"] | None
 
 
 class ViewAttention(ViewMixer):
@@ -76,32 +77,28 @@ class ViewAttention(ViewMixer):
     ) -> Float[Tensor, "N D"]:
         """Adds the attention between the views, see `ViewMixer.forward`."""
         steps, rows, columns = (int(side) for side in grid)
-        device = cameras.world_to_camera.device
-        views = torch.arange(steps, device=device).expand(len(cameras), steps)
-        present = torch.ones_like(views, dtype=torch.bool) if has_camera is None else has_camera.to(device)
-        canonical = self.encoding.canonical(cameras.with_index(views.where(present, -1)))
+        views = torch.arange(steps, device=cameras.world_to_camera.device).expand(len(cameras), steps)
+        if has_camera is not None:
+            views = views.where(has_camera, -1)
+        canonical = self.encoding.canonical(cameras.with_token_runs(views, None))
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         matrices = {term: m.to(dtype) for term, m in self.encoding.active_matrices(canonical).items()}
 
         x = tokens.unflatten(0, (len(cameras), steps, rows * columns))
-        if present.all():
+        if has_camera is None:
             return (x + self._attention(x, matrices, rows, columns)).flatten(0, 2)
-        scenes = []
-        for i, scene in enumerate(x):  # one by one, because the number of views differs
-            own = present[i].nonzero()[:, 0]
-            own_matrices = {term: m[i : i + 1, own] for term, m in matrices.items()}
-            own = own.to(x.device)
-            own_tokens = scene[None, own]
-            mixed = own_tokens + self._attention(own_tokens, own_matrices, rows, columns)
-            scenes.append(scene.index_copy(0, own, mixed[0]))
-        return torch.stack(scenes).flatten(0, 2)
+        # a scene without any camera attends to all, since a softmax over nothing is NaN; its tokens stay as they are
+        seen = has_camera | ~has_camera.any(1, keepdim=True)
+        keys = seen.repeat_interleave(rows * columns, 1, output_size=steps * rows * columns)[:, None, None]
+        mixed = x + self._attention(x, matrices, rows, columns, keys)
+        return torch.where(has_camera[..., None, None], mixed, x).flatten(0, 2)
 
     def _attention(
-        self, x: Float[Tensor, "B t n D"], matrices: Matrices, rows: int, columns: int
+        self, x: Float[Tensor, "B t n D"], matrices: Matrices, rows: int, columns: int, keys: KeyMask = None
     ) -> Float[Tensor, "B t n D"]:
         qkv = self.qkv(self.norm(x.to(self.norm.weight.dtype)))
         q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        out = multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows)
+        out = multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows, keys=keys)
         return self.o(out.transpose(1, 2).flatten(2)).to(x.dtype).view_as(x)
 
 
@@ -170,6 +167,7 @@ def multiview_attention(
     patches_x: int,
     patches_y: int,
     is_causal: bool = False,
+    keys: KeyMask = None,
 ) -> Float[Tensor, "B H N D"]:
     """Computes `prope_attention` with other matrices than PRoPE's.
 
@@ -181,6 +179,7 @@ def multiview_attention(
         patches_x: patches per row.
         patches_y: patches per column.
         is_causal: mask later tokens.
+        keys: the keys that are attended to; None is all.
 
     Raises:
         ValueError: see `prope_attention`.
@@ -207,7 +206,7 @@ def multiview_attention(
         return torch.cat(parts, -1).flatten(1, 2).transpose(1, 2).to(q.dtype)
 
     q_k_v = [transform(x, term, sin) for x, term in ((q, "q"), (k, "k"), (v, "v"))]
-    output = F.scaled_dot_product_attention(q_k_v[0], q_k_v[1], q_k_v[2], is_causal=is_causal)
+    output = F.scaled_dot_product_attention(q_k_v[0], q_k_v[1], q_k_v[2], attn_mask=keys, is_causal=is_causal)
     return transform(output, "o", -sin)
 
 

@@ -131,7 +131,9 @@ class DA3Encoder(TrunkEncoder):
         if lacking := set(heads) - self.da3.model.heads:
             raise ValueError(f"heads that are not enabled: {', '.join(sorted(lacking))}: call enable_head")
         known = self.known_cameras(given, (images.shape[-2], images.shape[-1]))
-        output = self.da3(images, self.layer_numbers if tokens else (), heads, reference=self.reference, **known)
+        output = self.da3.compute(
+            images, self.layer_numbers if tokens else (), heads, reference=self.reference, **known
+        )
         return output, {"depth": output.depth, "confidence": output.depth_conf} if "depth" in heads else {}
 
     def known_cameras(self, given: Given, size_hw: tuple[int, int]) -> dict[str, Tensor]:

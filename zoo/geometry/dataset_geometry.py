@@ -107,7 +107,7 @@ class DatasetGeometry(GeometryEncoder):
             depth = patch_depth(given.depth, self.patch_size).to(depth.dtype)
         known = (depth > 0)[..., None] & valid[:, None, None, None]
         if not self.is_metric:
-            length = mean_distance(center[:, None, None] + depth[..., None] * directions, known, number)
+            length = mean_distance(center[:, None, None] + depth[..., None] * directions, known)
             center, depth = center / length, depth / length
         # 3. Channels: rays, then points.
         patches = [plucker(directions, center[:, None, None])]
@@ -120,27 +120,20 @@ class DatasetGeometry(GeometryEncoder):
         return {name: (value * valid.view(-1, *[1] * (value.ndim - 1))).to(dtype) for name, value in tokens.items()}
 
 
-def mean_distance(points: Float[Tensor, "S h w 3"], known: Bool[Tensor, "S h w 1"], number: int) -> Float[Tensor, ""]:
-    """Mean distance of the known points of scene `number` from the origin.
-
-    Raises:
-        InputError: No point is known.
-    """
-    if not known.any():
-        raise InputError(
-            f"scene {number} of the batch has no depth, which --model.geometry.unit scene needs: put <scene>.depth "
-            "beside its video, or choose --model.geometry.unit meters"
-        )
-    return points.norm(dim=-1)[known[..., 0]].mean()
+def mean_distance(points: Float[Tensor, "S h w 3"], known: Bool[Tensor, "S h w 1"]) -> Float[Tensor, ""]:
+    """Computes the mean distance of the known points from the origin; data without any are refused when read."""
+    distance = points.norm(dim=-1) * known[..., 0]
+    return distance.sum() / known.sum().clamp(min=1)
 
 
 def first_as_world(
     world_to_camera: Float[Tensor, "S 4 4"], has_camera: Bool[Tensor, " S"] | None
 ) -> Float[Tensor, "S 4 4"]:
     """Poses relative to the first valid camera, V V_ref^-1, in float64; identities for frames without a camera."""
-    first = 0 if has_camera is None else int(has_camera.int().argmax())
     poses = world_to_camera.double()
+    number = torch.arange(len(poses), device=poses.device)
+    valid = torch.ones_like(number, dtype=torch.bool) if has_camera is None else has_camera
+    first = valid.int().argmax(0, keepdim=True)
     relative = poses @ invert_se3(poses[first])
     identity = torch.eye(4, dtype=poses.dtype, device=poses.device)
-    relative[first] = identity
-    return relative if has_camera is None else torch.where(has_camera[:, None, None], relative, identity)
+    return torch.where((valid & (number != first))[:, None, None], relative, identity)

@@ -15,13 +15,15 @@ BRIGHTEST = 2.0  # images are in 0..1, and resizing overshoots a little
 
 def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
     """Normalizes by ImageNet's mean and standard deviation per channel."""
-    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
+    mean, std = (
+        torch.tensor(each, dtype=images.dtype).to(images.device, non_blocking=True)[:, None, None]
+        for each in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (images - mean) / std
 
 
 def check_images(images: Tensor, patch_size: int, model: str) -> None:
-    """Checks that images have sides in multiples of the patch size, and values in 0..1.
+    """Checks that images have sides in multiples of the patch size, and are no bytes.
 
     Raises:
         ValueError: They don't; the message names the model.
@@ -29,5 +31,13 @@ def check_images(images: Tensor, patch_size: int, model: str) -> None:
     check_size(images.shape[-2], images.shape[-1], patch_size)
     if not images.is_floating_point():
         raise ValueError(f"{model} needs images in 0..1, got {images.dtype}: divide by 255")
+
+
+def check_range(images: Tensor, model: str) -> None:
+    """Checks that images have values in 0..1, for which a GPU is waited: not for those that were bytes before.
+
+    Raises:
+        ValueError: They don't; the message names the model.
+    """
     if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
         raise ValueError(f"{model} needs images in 0..1, got values up to {float(images.amax()):.4g}: divide by 255")

@@ -31,7 +31,8 @@ def valid_cameras(
     valid = pose_enc.isfinite().all(-1) & (fov > 0).all(-1) & (fov < torch.pi).all(-1)
     valid = valid & (pose_enc[..., 3:7].square().sum(-1) > 0)
     # replaced before as well as after the conversion: an infinity that is only masked afterwards gives NaN gradients
-    harmless = pose_enc.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    harmless = torch.zeros_like(pose_enc)
+    harmless[..., 6:] = 1  # a quaternion of length one, and two fields of view
     world_to_camera, K_px = to_cameras(torch.where(valid[..., None], pose_enc, harmless), size_hw)
     K = normalize_intrinsics(K_px, size_hw[1], size_hw[0])
     keep = valid[..., None, None]

@@ -101,7 +101,7 @@ class VGGTEncoder(TrunkEncoder):
         self, images: Float[Tensor, "B S 3 H W"], given: Given, *, tokens: bool, heads: Sequence[str]
     ) -> tuple[VGGTOutput, dict[str, Tensor | None]]:
         """See `TrunkEncoder`."""
-        output = self.vggt(images, layers=self.layer_numbers if tokens else (), heads=heads)
+        output = self.vggt.compute(images, self.layer_numbers if tokens else (), heads)
         return output, {
             "depth": None if output.depth is None else output.depth[..., 0],
             "points": output.points,

@@ -20,6 +20,8 @@ from zoo.sequences.layout import MediaSpan, SequenceLayout
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
+BRIGHTEST = 2.0  # frames are in 0..1, and resizing overshoots a little
+
 
 class Media(TypedDict, total=False):
     """What the sequences of a batch show, in the order in which it appears in them.
@@ -121,6 +123,8 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
             f"{len(frames)} entries of frames, and the sequences show {len(layout.media)} videos and images in "
             f"{len(groups)} scenes: give one entry each"
         )
+    if frames is not None and any(each.is_floating_point() and each.amax() > BRIGHTEST for each in frames if len(each)):
+        raise InputError("frames are in 0..1, or bytes: divide floats by 255")
     seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
     scenes: list[SceneInputs] = []
     scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]

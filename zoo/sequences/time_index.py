@@ -157,10 +157,18 @@ class SpreadIndex(TimeIndex):
             positions[mask] = (self.spread(self.values(steps.only(mask))) + 1e-6).round().long()
         return positions
 
-    def spread(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Scales the values of one video to 0 ... span, in float64."""
-        values = values.double() - values.double().amin()
-        largest = values.amax()
+    def spread(self, values: Float[Tensor, "*B N"], known: Bool[Tensor, "*B N"] | None = None) -> Float[Tensor, "*B N"]:
+        """Scales the values of each video to 0 ... span, in float64.
+
+        Args:
+            values: Of the temporal patches.
+            known: Those that count; the others are 0. None is all.
+        """
+        values = values.double()
+        known = torch.ones_like(values, dtype=torch.bool) if known is None else known
+        least = values.masked_fill(~known, torch.inf).amin(-1, keepdim=True)
+        values = (values - least).masked_fill(~known, 0.0)
+        largest = values.amax(-1, keepdim=True)
         return values / largest.clamp(min=MIN_RANGE) * self.span * (largest >= MIN_RANGE)
 
 
@@ -206,8 +214,15 @@ class PoseTimeIndex(SpreadIndex):
         self.uses_lengths = measure not in ("rotation", "center")  # positions are scaled to the span
 
     @abstractmethod
-    def pose_values(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
-        """Computes the value of each pose of one video."""
+    def pose_values(
+        self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S"]:
+        """Computes the value of each pose, without waiting for a GPU; those of invalid cameras are ignored.
+
+        Args:
+            world_to_camera: Of each video.
+            has_camera: The valid ones.
+        """
 
     def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
         if steps.world_to_camera is None or steps.has_camera is None:
@@ -216,7 +231,8 @@ class PoseTimeIndex(SpreadIndex):
         if not known.any():
             return steps.step.new_zeros(len(known), dtype=torch.float64)
         last_known = (known.cumsum(0) - 1).clamp(min=0)
-        return self.pose_values(steps.world_to_camera[known])[last_known]
+        poses = steps.world_to_camera[known][None]
+        return self.pose_values(poses, torch.ones_like(poses[..., 0, 0], dtype=torch.bool))[0, last_known]
 
 
 class PoseDistanceIndex(PoseTimeIndex):
@@ -254,10 +270,15 @@ class PoseDistanceIndex(PoseTimeIndex):
         super().__init__(measure, translation_weight, span)
         self.reference = reference
 
-    def pose_values(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
-        intrinsics = torch.eye(3, device=world_to_camera.device).expand(1, len(world_to_camera), 3, 3)
-        view = Cameras(world_to_camera[None], intrinsics).reference_view(self.reference)
-        return pose_distances(world_to_camera, world_to_camera[view], self.measure, self.translation_weight)
+    def pose_values(
+        self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S"]:
+        batch, count = has_camera.shape
+        intrinsics = torch.eye(3, device=world_to_camera.device).expand(batch, count, 3, 3)
+        index = torch.arange(count, device=has_camera.device).expand(batch, count).where(has_camera, -1)
+        view = Cameras.trusted(world_to_camera, intrinsics, index).reference_view(self.reference)
+        reference = world_to_camera[torch.arange(batch, device=view.device), view][:, None]
+        return pose_distances(world_to_camera, reference, self.measure, self.translation_weight)
 
 
 class PathLengthIndex(PoseTimeIndex):
@@ -274,5 +295,12 @@ class PathLengthIndex(PoseTimeIndex):
         span: position of the last view.
     """
 
-    def pose_values(self, world_to_camera: Float[Tensor, "S 4 4"]) -> Float[Tensor, " S"]:
-        return path_length(world_to_camera, self.measure, self.translation_weight)
+    def pose_values(
+        self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S"]:
+        # an invalid pose stands where the last valid one before it stood, or else the first
+        number = torch.arange(has_camera.shape[1], device=has_camera.device).where(has_camera, -1)
+        last = number.cummax(1).values
+        last = torch.where(last < 0, has_camera.int().argmax(1, keepdim=True), last)
+        poses = world_to_camera[torch.arange(len(last), device=last.device)[:, None], last]
+        return torch.stack([path_length(each, self.measure, self.translation_weight) for each in poses])

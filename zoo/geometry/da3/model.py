@@ -19,7 +19,7 @@ from zoo.geometry.da3.nested import Nested
 from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
 from zoo.geometry.da3.trunk import PATCH_SIZE
-from zoo.geometry.images import check_images
+from zoo.geometry.images import check_images, check_range
 from zoo.weight_reading import TensorsOf, are_weights_later, only_shapes, read_weights
 from zoo.weights import PrefixView, files_of, load_into, source_path
 
@@ -138,6 +138,20 @@ class DA3(nn.Module):
             InputError: Image sides that are not multiples of 14, a depth or ray head that the model does not have, or
                 cameras that don't fit the images or the model.
         """
+        check_range(images, "Depth Anything 3")
+        return self.compute(images, layers, heads, reference=reference, world_to_camera=world_to_camera, K_px=K_px)
+
+    def compute(
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        layers: Sequence[int],
+        heads: Collection[str],
+        *,
+        reference: Strategy,
+        world_to_camera: Float[Tensor, "B _S 4 4"] | None = None,
+        K_px: Float[Tensor, "B _S 3 3"] | None = None,
+    ) -> DA3Output:
+        """Computes `forward` of images that are known to be in 0..1."""
         check_images(images, PATCH_SIZE, "Depth Anything 3")
         if unknown := set(heads) - set(HEADS):
             raise InputError(f"heads {', '.join(sorted(unknown))}: choose from {', '.join(HEADS)}")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.geometry.images import check_images
+from zoo.geometry.images import check_images, check_range
 from zoo.geometry.transformer_blocks import layer_index
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.camera_head import CameraHead
@@ -197,6 +197,17 @@ class VGGT(nn.Module):
             ValueError: Image sides that are not multiples of the patch size, integer images, an unknown layer, or a
                 head that the model does not have.
         """
+        check_range(images, "VGGT")
+        return self.compute(images, layers, heads, dense_frames)
+
+    def compute(
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        layers: Sequence[int],
+        heads: Collection[str],
+        dense_frames: Sequence[int] | None = None,
+    ) -> VGGTOutput:
+        """Computes `forward` of images that are known to be in 0..1."""
         self._check(images, heads)
         depth = self.aggregator.depth
         indices = {layer: layer_index(layer, depth) for layer in layers}
