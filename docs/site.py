@@ -20,6 +20,7 @@ from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import griffe
 
@@ -195,15 +196,11 @@ def commands_page() -> str:
     from commands import main
 
     pages = [f"# Commands\n\n```text\n{(main.__doc__ or '').strip()}\n```"]
-    width, arguments = os.environ.get("COLUMNS"), sys.argv
-    os.environ["COLUMNS"] = "110"
     for command in main.COMMANDS:
-        sys.argv = ["main.py", command, "--help"]
-        with suppress(SystemExit), redirect_stdout(text := StringIO()):
+        called = patch.object(sys, "argv", ["main.py", command, "--help"])
+        with patch.dict(os.environ, COLUMNS="110"), called, suppress(SystemExit), redirect_stdout(text := StringIO()):
             main.run(command)
         pages.append(f"## {command}\n\n```text\n{text.getvalue().strip()}\n```")
-    sys.argv = arguments
-    os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
     return "\n\n".join(pages) + "\n"
 
 
