@@ -83,7 +83,7 @@ def test_the_site_is_whole_and_loads_nothing_from_elsewhere(repository: Path) ->
     built = build(repository)
     assert built.returncode == 0, built.stderr
     made = repository / "site"
-    assert 'id="zoo.cameras.Cameras"' in (made / "reference/zoo/cameras.html").read_text()
+    assert 'id="zoo.cameras.cameras.Cameras"' in (made / "reference/zoo/cameras/cameras.html").read_text()
     assert "--meters_per_unit" in (made / "reference/commands.html").read_text()
     files = [path for path in made.rglob("*") if path.suffix in (".html", ".css")]
     assert len(files) > 200 and not [path.name for path in files if LOADED.search(path.read_text())]
