@@ -53,6 +53,17 @@ def test_links_of_the_repository_become_links_of_the_site(text: str, expected: s
     assert site.on_page_markdown(text, page) == expected
 
 
+def test_a_figure_is_drawn_by_the_site_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = types.SimpleNamespace(url="concepts/tokens.html", file=types.SimpleNamespace(src_uri="concepts/tokens.md"))
+    head = "<head></head>"
+    assert site.on_post_page(head, page) == head
+    loaded = site.on_post_page(f'{head}<pre class="mermaid">', page)
+    assert '<script src="../assets/mermaid.min.js"></script></head>' in loaded
+    for script, language in ((b"", "mermaid"), (None, "text")):
+        monkeypatch.setattr(site, "mermaid", lambda script=script: script)
+        assert site.on_page_markdown("```mermaid\nflowchart", page) == f"```{language}\nflowchart"
+
+
 def test_an_undocumented_public_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = 'class Base:\n    """Documented."""\n\n    def inherited(self):\n        """Documented."""\n\n\n'
     part = "class Part(Base):\n    def inherited(self): ...\n    def new(self): ...\n    def _private(self): ...\n\n\n"
