@@ -13,6 +13,9 @@ import subprocess
 import sys
 import tempfile
 
+from benchmarks.measure import spread
+from benchmarks.tables import markdown
+
 KEPT = "import commands.main as main; main.main()"
 GIVEN_BACK = "import commands.main as main; main.keep_freed_memory = lambda: None; main.main()"
 CONFIGS = ("--config=prope.yaml", "--data.num_frames=16", "--trainer.limit_val_batches=0")
@@ -28,13 +31,18 @@ def main() -> None:
         order = (("kept", KEPT), ("given back", GIVEN_BACK))
         for name, code in order if number % 2 else reversed(order):
             found[name].append(train(code, arguments.steps))
-    print("| freed memory | steps/s, median (least to greatest) | seconds in the system | peak GB |\n|---|---|---|---|")
+    rows = []
     for name, rounds in found.items():
         rates, system, peak = zip(*rounds, strict=True)
-        spread = f"{statistics.median(rates):.3f} ({min(rates):.3f} to {max(rates):.3f})"
-        print(f"| {name} | {spread} | {statistics.median(system):.1f} | {statistics.median(peak):.2f} |")
+        row = {"freed memory": name, "steps/s, median (least to greatest)": spread(rates)}
+        row |= {
+            "seconds in the system": f"{statistics.median(system):.1f}",
+            "peak GB": f"{statistics.median(peak):.2f}",
+        }
+        rows.append(row)
+    print(markdown(rows))
     ratios = [kept[0] / given[0] for kept, given in zip(*found.values(), strict=True)]
-    print(f"ratio of a round: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"ratio of a round: {spread(ratios, 2)}")
 
 
 def train(code: str, steps: int) -> tuple[float, float, float]:

@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
-from benchmarks.measure import timed
+from benchmarks.measure import interleaved
 from benchmarks.symmetries import COMBINATIONS
+from benchmarks.tables import markdown
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.attention import replace_classes
 from zoo.cameras import Cameras, normalize_intrinsics
@@ -82,19 +83,15 @@ def main() -> None:
 def table(
     title: str, work: dict[str, Callable[[], object]], baseline: str, arguments: argparse.Namespace, divided_by: int = 1
 ) -> None:
-    """Medians of interleaved repeats, their spread, and the median of the ratios to the baseline of the same round."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(arguments.repeats + 1):
-        for name, run in work.items():
-            taken = timed(run, arguments.device) / divided_by
-            if repeat:  # the first time warms up
-                seconds[name].append(taken)
-    print(f"| {title} | ms, median | from | to | ratio |\n|---|---|---|---|---|")
+    """Print medians, their spread, and the median of the ratios to the baseline of the same round."""
+    seconds = interleaved(work, arguments.repeats, arguments.device)
+    rows = []
     for name, values in seconds.items():
+        found = {"ms, median": statistics.median(values), "from": min(values), "to": max(values)}
+        ms = {column: f"{1e3 * value / divided_by:.3g}" for column, value in found.items()}
         ratio = statistics.median(a / b for a, b in zip(values, seconds[baseline], strict=True))
-        ms = [f"{1e3 * x:.3g}" for x in (statistics.median(values), min(values), max(values))]
-        print(f"| {name} | {' | '.join(ms)} | {ratio:.3f} |", flush=True)
-    print()
+        rows.append({title: name, **ms, "ratio": f"{ratio:.3f}"})
+    print(f"{markdown(rows)}\n", flush=True)
 
 
 # ---- attention --------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.tables import markdown
+
 SIZES = (10_000, 100_000, 820_000)
 ROWS_PER_VIDEO = 100
 STARTS = 3
@@ -59,8 +61,8 @@ def start(path: str) -> None:
 
 
 def main(sizes: list[int]) -> None:
-    """Prints a Markdown table."""
-    print("| rows | file | start | CPU | peak memory | of which imports |\n|---|---|---|---|---|---|")
+    """Print a table."""
+    table = []
     for rows in sizes:
         with TemporaryDirectory() as folder:
             path = write(Path(folder), rows)
@@ -72,8 +74,10 @@ def main(sizes: list[int]) -> None:
                     command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
                 )
                 seconds, imports, peak = done.stdout.split()
-                kind = "later" if number else "first (builds the index)"
-                print(f"| {rows:,} | {size:.0f} MB | {kind} | {seconds} s | {peak} MB | {imports} MB |", flush=True)
+                row = {"rows": f"{rows:,}", "file": f"{size:.0f} MB"}
+                row |= {"start": "later" if number else "first (builds the index)", "CPU": f"{seconds} s"}
+                table.append({**row, "peak memory": f"{peak} MB", "of which imports": f"{imports} MB"})
+    print(markdown(table))
 
 
 if __name__ == "__main__":

@@ -16,16 +16,17 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import GIVE_BACK, peak_growth, timed
+from benchmarks.measure import in_a_process, interleaved, peak_growth, spread, timed
+from benchmarks.tables import markdown
 from datamodules.collate import Collate, LoadedScene
 from datamodules.scenes import Question, Scene
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
@@ -131,28 +132,28 @@ WAYS: dict[str, Callable[..., list[list[int]]]] = {"one by one": one_by_one, "sh
 def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> None:
     """The table of both ways, and what the shared one spends its time on."""
     asked, alone = batch(options, model, frames, options.questions), options.alone or options.questions
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     found: dict[str, list[list[int]]] = {}
 
     def answer(way: str) -> None:
         found[way] = WAYS[way](model, asked, alone)
 
-    for _ in range(options.repeats):  # the ways take turns: a noisy machine is noisy to both
-        for way in WAYS:
-            times = options.questions / alone if way == "one by one" else 1
-            seconds[way].append(times * timed(lambda way=way: answer(way), options.device))
+    seconds = interleaved({way: partial(answer, way) for way in WAYS}, options.repeats, options.device, warm_up=False)
+    seconds["one by one"] = [options.questions / alone * each for each in seconds["one by one"]]
     same = sum(a == b for a, b in zip(found["one by one"], found["shared"], strict=False))
     mib = {way: memory_in_a_process(options, frames, way) / 2**20 for way in WAYS}
     tokens = int((asked["input_ids"][0] == model.model.backbone.placeholders.video).sum())
     said = f"{same} answers of {alone} that were asked one by one are equal"
     print(f"{frames} frames, {tokens} visual tokens, {options.questions} questions; {said}\n")
-    print(
-        "| way | s a scene: median (least to most) | questions a second | memory at the peak, MiB |\n|---|---|---|---|"
-    )
-    for way, each in seconds.items():
-        middle = statistics.median(each)
-        row = (way, f"{middle:.2f} ({min(each):.2f} to {max(each):.2f})", f"{options.questions / middle:.2f}")
-        print(f"| {' | '.join(row)} | {mib[way]:.0f} |", flush=True)
+    rows = [
+        {
+            "way": way,
+            "s a scene: median (least to most)": spread(each, 2),
+            "questions a second": f"{options.questions / statistics.median(each):.2f}",
+            "memory at the peak, MiB": f"{mib[way]:.0f}",
+        }
+        for way, each in seconds.items()
+    ]
+    print(markdown(rows))
     times = statistics.median(seconds["one by one"]) / statistics.median(seconds["shared"])
     print(f"\n{times:.1f} times as fast; {mib['shared'] / mib['one by one']:.2f} times the memory; in it, seconds of:")
     print(", ".join(f"{part} {taken:.2f}" for part, taken in parts(options, model, asked).items()) + "\n", flush=True)
@@ -190,14 +191,15 @@ def learning(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> No
     """A training step, by how many questions of the scene it learns from."""
     model.train()
     print(f"{frames} frames, a training step\n")
-    print("| questions a scene | s a step: median (least to most) | questions a second |\n|---|---|---|")
+    rows = []
     for count in options.learn:
         asked, taken = batch(options, model, frames, count, train=True), []
         for _ in range(options.repeats):
             model.zero_grad()
             taken.append(timed(lambda asked=asked: model.loss(asked).backward(), options.device))
-        middle = statistics.median(taken)
-        print(f"| {count} | {middle:.2f} ({min(taken):.2f} to {max(taken):.2f}) | {count / middle:.2f} |", flush=True)
+        row = {"questions a scene": count, "s a step: median (least to most)": spread(taken, 2)}
+        rows.append({**row, "questions a second": f"{count / statistics.median(taken):.2f}"})
+    print(markdown(rows), flush=True)
 
 
 def memory(options: argparse.Namespace, model: SpatialMLLM) -> int:
@@ -209,14 +211,8 @@ def memory(options: argparse.Namespace, model: SpatialMLLM) -> int:
 
 
 def memory_in_a_process(options: argparse.Namespace, frames: int, way: str) -> int:
-    command = [sys.executable, "-m", "benchmarks.evaluate", "--memory-of", way, "--frames", str(frames)]
-    for name in ("questions", "height", "width", "device", "threads"):
-        command += [f"--{name}", str(getattr(options, name))]
-    command += ["--small"] if options.small else []
-    done = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    passed = {name: getattr(options, name) for name in ("questions", "height", "width", "device", "threads", "small")}
+    return in_a_process("benchmarks.evaluate", memory_of=way, frames=frames, **passed)
 
 
 if __name__ == "__main__":

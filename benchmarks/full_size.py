@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.tables import markdown
 from datamodules.resize import PixelBounds
 from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL
 from zoo.model import SpatialVLM
@@ -21,14 +22,10 @@ from zoo.weight_reading import shapes_only
 
 SIZES = ("Qwen2.5-VL-3B", "Qwen2.5-VL-7B", "Qwen3-VL-2B", "Qwen3-VL-4B", "Qwen3-VL-8B")
 FRAMES, HEIGHT, WIDTH, PROMPT = 16, 480, 640, 40
-TITLES = ("model", "parameters", "of the vision tower", "weights, GB", "training, GB", "visual tokens", "vision, TFLOP")
-TITLES += ("decoder, TFLOP", "cache of a scene, MB")
 
 
 def main() -> None:
-    print(f"| {' | '.join(TITLES)} |", "|---" * len(TITLES) + "|", sep="\n")
-    for size in SIZES:
-        print(f"| {size} | {' | '.join(row(load(size)))} |", flush=True)
+    print(markdown([{"model": size, **row(load(size))} for size in SIZES]))
 
 
 def load(size: str) -> SpatialVLM:
@@ -40,7 +37,7 @@ def load(size: str) -> SpatialVLM:
     return model
 
 
-def row(model: SpatialVLM) -> list[str]:
+def row(model: SpatialVLM) -> dict[str, str]:
     """The cells of a size."""
     backbone = model.backbone
     counts = {part: 0 for part in ("vision", "connector", "decoder")}
@@ -61,8 +58,16 @@ def row(model: SpatialVLM) -> list[str]:
     head_dim = backbone.decoder_layout.head.dim
     cache = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * length
     memory = 2 * (total - trained) + 16 * trained
-    cells = (f"{total / 1e9:.2f} B", f"{counts['vision'] / 1e9:.2f} B", f"{2 * total / 1e9:.1f}", f"{memory / 1e9:.0f}")
-    return [*cells, f"{tokens:,}", f"{vision / 1e12:.1f}", f"{decoder / 1e12:.1f}", f"{cache / 1e6:.0f}"]
+    return {
+        "parameters": f"{total / 1e9:.2f} B",
+        "of the vision tower": f"{counts['vision'] / 1e9:.2f} B",
+        "weights, GB": f"{2 * total / 1e9:.1f}",
+        "training, GB": f"{memory / 1e9:.0f}",
+        "visual tokens": f"{tokens:,}",
+        "vision, TFLOP": f"{vision / 1e12:.1f}",
+        "decoder, TFLOP": f"{decoder / 1e12:.1f}",
+        "cache of a scene, MB": f"{cache / 1e6:.0f}",
+    }
 
 
 def flops(run: Any) -> int:

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import timed
+from benchmarks.tables import markdown
 from benchmarks.vggt import SIZES
 from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import Collate, LoadedScene
@@ -102,9 +103,12 @@ def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
             compare_logits(found[name], logits_of(model, batch), expected)
             model.geometry = plain
     print(f"{len(batches)} rooms, {len(scenes[0].frame_indices)} frames\n")
-    print(f"| | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
-    for row in found["float8"]:
-        print(f"| {row} | {' | '.join(f'{summary(row, each[row]):.3g}' for each in found.values())} |")
+    rows = list(found["float8"])
+    print(
+        markdown(
+            [{"": row} | {way: f"{summary(row, errors[row]):.3g}" for way, errors in found.items()} for row in rows]
+        )
+    )
 
 
 class Says(GeometryEncoder):
@@ -238,7 +242,7 @@ def measure_speed(arguments: argparse.Namespace, folder: str) -> None:
         spent = {"VGGT": timed(lambda: encoder([frames], [None]), arguments.device)}  # noqa: B023
         for dtype, cache in caches.items():
             behind = CachedGeometry(lambda: encoder, cache)
-            behind.entries(frames, tokens=True, cameras=True)  # its weights are looked at once a run
+            behind.entries(frames, None, tokens=True, cameras=True)  # its weights are looked at once a run
             made = timed(lambda: behind([frames], [None]), arguments.device)  # noqa: B023
             spent[f"{dtype}, written, VGGT included"] = made
             spent[f"{dtype}, read"] = timed(lambda: behind([frames], [None]), arguments.device)  # noqa: B023
@@ -246,12 +250,13 @@ def measure_speed(arguments: argparse.Namespace, folder: str) -> None:
             if repeat:
                 times[name].append(seconds)
     print(f"VGGT {arguments.size}, {arguments.frames} x {arguments.height} x {arguments.width}, {arguments.device}\n")
-    print("| | s a scene | MB a scene |\n|---|---|---|")
+    rows = []
     for name, each in times.items():
         dtype = name.partition(",")[0]
         files = list(Path(folder, dtype).glob("*.safetensors")) if dtype in DTYPES else []
         size_mb = f"{sum(f.stat().st_size for f in files) / (arguments.repeats + 1) / 1e6:.3g}" if files else ""
-        print(f"| {name} | {statistics.median(each):.3f} | {size_mb} |")
+        rows.append({"": name, "s a scene": f"{statistics.median(each):.3f}", "MB a scene": size_mb})
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -28,7 +27,8 @@ import torch
 from torch import nn
 
 from benchmarks.evaluate import TEXTS
-from benchmarks.measure import GIVE_BACK, peak_growth, timed
+from benchmarks.measure import in_a_process, peak_growth, spread, timed
+from benchmarks.tables import markdown
 from benchmarks.video import write_clip
 from datamodules.asking import batch_of_questions
 from datamodules.resize import PixelBounds
@@ -143,35 +143,26 @@ def compare(options: argparse.Namespace, frames: int) -> None:
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in (PEER, ZOO, ALONE)}
     for _ in range(options.repeats):  # the ways take turns: a noisy machine is noisy to all
         for way in found:
-            found[way].append(in_a_process(options, way, frames))
+            passed = {name: getattr(options, name) for name in ("folder", "device", "threads", "dtype")}
+            found[way].append(in_a_process("benchmarks.lmms_eval", way=way, frames=frames, **passed))
     count = options.scenes * options.questions
-    seconds = {way: statistics.median(each["seconds"] for each in runs) / count for way, runs in found.items()}
+    seconds = {way: [each["seconds"] / count for each in runs] for way, runs in found.items()}
     print(f"{frames} frames, {options.questions} questions per scene\n")
-    print("| way | s per question: median (least to most) | times as fast | memory at the peak, MiB | equal answers |")
-    print("|---|---|---|---|---|")
-    expected = found[PEER][0]["answers"]
+    expected, rows = found[PEER][0]["answers"], []
     for way, runs in found.items():
-        least, most = (bound(each["seconds"] for each in runs) / count for bound in (min, max))
         same = sum(a == b for a, b in zip(runs[0]["answers"], expected, strict=True))
         mib = statistics.median(each["memory"] for each in runs) / 2**20
-        taken, faster = f"{seconds[way]:.3f} ({least:.3f} to {most:.3f})", seconds[PEER] / seconds[way]
-        print(f"| {way} | {taken} | {faster:.1f} | {mib:.0f} | {same} of {count} |")
+        faster = statistics.median(seconds[PEER]) / statistics.median(seconds[way])
+        row = {"way": way, "s per question: median (least to most)": spread(seconds[way])}
+        row |= {"times as fast": f"{faster:.1f}", "memory at the peak, MiB": f"{mib:.0f}"}
+        rows.append({**row, "equal answers": f"{same} of {count}"})
+    print(markdown(rows))
     parts = found[ALONE][0]["parts"]
     print("\nSeconds per scene in the zoo: " + ", ".join(f"{k} {v / options.scenes:.3f}" for k, v in parts.items()))
     print(f"{len(set(expected))} different answers\n", flush=True)
     for row, (a, b) in enumerate(zip(expected, found[ZOO][0]["answers"], strict=True)):
         if a != b:
             print(f"question {row}: {a!r} by lmms-eval, {b!r} by the zoo")
-
-
-def in_a_process(options: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.lmms_eval", "--way", way, "--frames", str(frames)]
-    for name in ("folder", "device", "threads", "dtype"):
-        command += [f"--{name}", str(getattr(options, name))]
-    done = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

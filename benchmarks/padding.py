@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
+from benchmarks.tables import markdown
 from datamodules import Rooms
 from datamodules.collate import user_text
 from datamodules.order import TrainingOrder
@@ -43,9 +44,7 @@ def main() -> None:
     if arguments.vsibench:
         released = AutoTokenizer.from_pretrained(arguments.tokenizer)
         sets["VSI-Bench"] = (vsibench(arguments.vsibench), released, VIDEO_TOKENS)
-    titles = ("questions of", "sequences in a batch", "most questions in one", "order", "padding")
-    titles += ("tokens per question, with padding", "questions asked in an epoch", "steps")
-    print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
+    rows = []
     for name, (scenes, tokenizer, visual) in sets.items():
         lengths = [[len(ids) for ids in tokenizer([text(q) for q in own])["input_ids"]] for own in scenes]
         for batch_size in BATCHES:
@@ -53,17 +52,23 @@ def main() -> None:
                 for order, epochs in (("before", scene_draws), ("now", question_draws)):
                     found = [measure(lengths, visual, epochs(lengths, batch_size, most, e)) for e in range(EPOCHS)]
                     padding, tokens, asked, steps = np.mean(found, axis=0)
-                    row = f"{padding:.1%} | {tokens:,.0f} | {asked / sum(map(len, lengths)):.0%} | {steps:.0f}"
-                    print(f"| {name} | {batch_size} | {most} | {order} | {row} |")
-    print()
-    packed(sets)
+                    rows.append(
+                        {
+                            "questions of": name,
+                            "sequences in a batch": batch_size,
+                            "most questions in one": most,
+                            "order": order,
+                            "padding": f"{padding:.1%}",
+                            "tokens per question, with padding": f"{tokens:,.0f}",
+                            "questions asked in an epoch": f"{asked / sum(map(len, lengths)):.0%}",
+                            "steps": f"{steps:.0f}",
+                        }
+                    )
+    print(f"{markdown(rows)}\n\n{markdown(list(packed(sets)))}")
 
 
-def packed(sets: Mapping[str, tuple[list[Any], Any, int]]) -> None:
-    """The table of steps within a bound of tokens, of sequences that hold few to many questions."""
-    titles = ("questions of", "most questions in one", "most tokens per step", "rows", "padding")
-    titles += ("steps per epoch", "steps saved")
-    print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
+def packed(sets: Mapping[str, tuple[list[Any], Any, int]]) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table of steps within a bound of tokens, of sequences with few to many questions."""
     for name, (scenes, tokenizer, visual) in sets.items():
         lengths = [[len(ids) for ids in tokenizer([text(q) for q in own])["input_ids"]] for own in scenes]
         for most in PER_SCENE:
@@ -72,9 +77,15 @@ def packed(sets: Mapping[str, tuple[list[Any], Any, int]]) -> None:
             for bound in (4 * max(rows), 16 * max(rows)):
                 found = {way: steps_within(rows, bound, way == "packed") for way in ("padded", "packed")}
                 for way, (padding, steps) in found.items():
-                    saved = f"{1 - steps / found['padded'][1]:.1%}" if way == "packed" else ""
-                    cells = (name, most, f"{bound:,}", way, f"{padding:.1%}", f"{steps / EPOCHS:.0f}", saved)
-                    print(f"| {' | '.join(map(str, cells))} |")
+                    yield {
+                        "questions of": name,
+                        "most questions in one": most,
+                        "most tokens per step": f"{bound:,}",
+                        "rows": way,
+                        "padding": f"{padding:.1%}",
+                        "steps per epoch": f"{steps / EPOCHS:.0f}",
+                        "steps saved": f"{1 - steps / found['padded'][1]:.1%}" if way == "packed" else "",
+                    }
 
 
 def steps_within(rows: Sequence[int], bound: int, is_packed: bool) -> tuple[float, int]:

@@ -4,7 +4,7 @@ The points are those of a furnished box of a room, seen by a camera that walks t
 to be the same for both. Times are medians of interleaved repeats. The pose sampler's time is that for
 choosing --views of --poses random poses.
 
-python benchmarks/sampling.py [--frames 128] [--height 294] [--width 518] [--views 16] [--threads 2] [--repeats 3]
+python -m benchmarks.sampling [--frames 128] [--height 294] [--width 518] [--views 16] [--threads 2] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 
+from benchmarks.measure import interleaved, spread
+from benchmarks.tables import markdown
+from benchmarks.video import write_clip
 from datamodules.samplers import PoseFarthestSampler, PosePlaneSampler, SceneView, maximum_coverage, voxelize
 from datamodules.samplers.base import even_steps
 from datamodules.samplers.points import encoder_images
 from datamodules.video import Video
 
 ROOM_M = np.array([6.0, 5.0, 2.7])
-CLIP = (480, 640, 30)  # height, width, frames a second
 
 
 def main() -> None:
@@ -52,7 +52,8 @@ def main() -> None:
 
     poses = random_poses(arguments.poses)
     with tempfile.TemporaryDirectory() as folder:
-        video = Video(write_clip(Path(folder) / "clip.mp4", arguments.clip_seconds))
+        write_clip(clip := Path(folder) / "clip.mp4", 250, arguments.clip_seconds, 640, 480)
+        video = Video(clip)
         candidates = even_steps(video.num_frames, arguments.frames)
         work: dict[str, Callable[[], Any]] = {
             "voxels, sets of tuples": lambda: sets_of_tuples(points, confidence),
@@ -69,29 +70,15 @@ def main() -> None:
             ),
             f"PosePlaneSampler on {len(poses)} poses": lambda: PosePlaneSampler()(walk(poses), arguments.views),
         }
-        seconds = measure(work, arguments.repeats)
+        seconds = interleaved(work, arguments.repeats)
     print(
         f"{arguments.frames} maps of {arguments.height} x {arguments.width}, {min(sizes)} to {max(sizes)} voxels each, "
         f"{arguments.views} picks, {arguments.threads} threads, numpy {np.__version__}, torch {torch.__version__}"
     )
-    print("| what | seconds, median [least - most] |\n|---|---|")
-    for name, times in seconds.items():
-        print(f"| {name} | {statistics.median(times):.4f} [{min(times):.4f} - {max(times):.4f}] |")
+    print(markdown([{"what": name, "seconds, median (least to most)": spread(t, 4)} for name, t in seconds.items()]))
     for part in ("voxels", "picks"):
         slow, fast = (statistics.median(seconds[name]) for name in (f"{part}, sets of tuples", part))
         print(f"{part}: {slow / fast:.1f} times faster, same result")
-
-
-def measure(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, in turns; the first round only warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def sets_of_tuples(points: torch.Tensor, confidence: torch.Tensor) -> list[set[tuple[int, ...]]]:
@@ -154,24 +141,6 @@ def walk(poses: torch.Tensor) -> SceneView:
     video = Video.__new__(Video)
     video.num_frames, video.path = len(poses), Path("walk.mp4")
     return SceneView(video, poses)
-
-
-def write_clip(path: Path, seconds: int) -> Path:
-    """H.264 of smooth texture that moves and a little noise, which compresses as a real clip does."""
-    height, width, fps = CLIP
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (height // 16 + 40, width // 16 + 40, 3), dtype=np.uint8)
-    wall = np.kron(coarse, np.ones((16, 16, 1), np.uint8))
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for i in range(seconds * fps):
-            y, x = int(300 + 250 * np.sin(i / 90)), int(300 + 280 * np.cos(i / 70))
-            frame = wall[y : y + height, x : x + width].astype(np.int16) + rng.integers(-3, 4, (height, width, 1))
-            image = av.VideoFrame.from_ndarray(np.clip(frame, 0, 255).astype(np.uint8), format="rgb24")
-            container.mux(stream.encode(image))
-        container.mux(stream.encode())
-    return path
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import markdown
 from callbacks.scoring import Tally, tally
 from callbacks.table import SAME
 from zoo.benchmarks import VSIBench
@@ -44,19 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vsibench", type=Path, required=True)
     rows = [json.loads(line) for line in parser.parse_args().vsibench.read_text(encoding="utf-8").splitlines()]
-    print("\n".join(table(rows)))
+    print(table(rows))
 
 
-def table(rows: list[Mapping[str, Any]]) -> Iterator[str]:
-    """The lines of the table for questions of VSI-Bench."""
-    heads = [f"{name}: acc., MRA" for name in BENCHMARK.scorers]
-    yield f"| a right answer, written as | {' | '.join(heads)} | scorers differ on |"
-    yield "|---|" + "---:|" * (len(heads) + 1)
+def table(rows: list[Mapping[str, Any]]) -> str:
+    """Return the table for questions of VSI-Bench."""
+    lines = []
     for form, (choice, number) in enumerate(EXAMPLES):
         records = [record(row, form) for row in rows]
-        scored = [tally(records, BENCHMARK, scorer) for scorer in BENCHMARK.scorers]
-        cells = [f"{each.result['acc']['micro']:.3f}, {each.result['mra']['micro']:.3f}" for each in scored]
-        yield f"| `{choice}`, `{number}` | {' | '.join(cells)} | {differing(scored):,} |"
+        line = {"a right answer, written as": f"`{choice}`, `{number}`"}
+        scored = {scorer: tally(records, BENCHMARK, scorer) for scorer in BENCHMARK.scorers}
+        for scorer, each in scored.items():
+            line[f"{scorer}: acc., MRA"] = f"{each.result['acc']['micro']:.3f}, {each.result['mra']['micro']:.3f}"
+        lines.append({**line, "scorers differ on": f"{differing(list(scored.values())):,}"})
+    return markdown(lines)
 
 
 def record(row: Mapping[str, Any], form: int) -> dict[str, Any]:

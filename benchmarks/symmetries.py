@@ -8,7 +8,7 @@ The property tests measure the declared symmetries of the same `COMBINATIONS` an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -16,6 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from benchmarks.tables import filled, markdown
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, ViewMixer
@@ -129,7 +130,7 @@ APART = 16  # positions between P and T, half of the default span
 
 
 def document() -> str:
-    """Returns docs/encodings.md with up-to-date tables between its comments `<!-- name -->` and `<!-- end -->`."""
+    """Return docs/encodings.md with up-to-date tables."""
     symmetries = {name: make().symmetries for name, make in COMBINATIONS.items()}
     view_symmetries = {name: make(32).symmetries for name, make in VIEW_MIXERS.items()}
     sections = {
@@ -140,58 +141,61 @@ def document() -> str:
         "view mixers": table("view mixer", view_symmetries),
         "view mixers: columns": columns(ViewSymmetries),
     }
-    text = DOCUMENT.read_text()
-    for name, section in sections.items():
-        before, rest = text.split(f"<!-- {name} -->\n")
-        text = f"{before}<!-- {name} -->\n\n{section}\n\n{rest[rest.index('<!-- end -->') :]}"
-    return text
+    return filled(DOCUMENT, sections)
 
 
 def commutation_errors() -> str:
-    """Returns a Markdown table of `Frequencies.commutation_error` in the released models."""
-    lines = [f"| placement | {' | '.join(RELEASED)} |", "|---" * (len(RELEASED) + 1) + "|"]
+    """Return a table of `Frequencies.commutation_error` in the released models."""
+    rows = []
     for kind, section, count in product((LowFrequencies, HighFrequencies), get_args(Section), (4, 8)):
-        errors = (kind(count, section).commutation_error(rope(*each), each[0]) for each in RELEASED.values())
-        lines.append(f"| `{kind.__name__}({count}, {section!r})` | {' | '.join(f'{error:.1g}' for error in errors)} |")
-    return "\n".join(lines)
+        placement = kind(count, section)
+        errors = {
+            model: f"{placement.commutation_error(rope(head, base), head):.1g}"
+            for model, (head, base) in RELEASED.items()
+        }
+        rows.append({"placement": f"`{kind.__name__}({count}, {section!r})`", **errors})
+    return markdown(rows)
 
 
 def pose_axes() -> str:
-    """Returns a Markdown table of the angles by which `PoseAxis` moves tokens of the released models."""
-    lines = ["| model | `PoseAxis` | sections (P, T, H, W) | largest, at 16 positions | median | smallest |"]
-    lines.append("|---" * 6 + "|")
+    """Return a table of the angles by which `PoseAxis` moves tokens of the released models."""
+    rows = []
     for name, (head, base) in RELEASED.items():
         half = len(head.frequencies(0)) // 2
         for count, which in ((None, "lowest"), (half, "highest"), (half, "alternate"), (half, "lowest")):
             chosen = PoseAxis(count=count, frequencies=which).chosen(head)
             angles = APART * rope(head, base)[chosen]
             sections = [len(chosen), *(len(set(head.frequencies(axis)) - set(chosen)) for axis in range(3))]
-            option = "all" if count is None else f"{count} {which}"
-            cells = (
-                ", ".join(map(str, sections)),
-                *(f"{x:.2g}" for x in (angles.max(), angles.median(), angles.min())),
+            rows.append(
+                {
+                    "model": name,
+                    "`PoseAxis`": "all" if count is None else f"{count} {which}",
+                    "sections (P, T, H, W)": ", ".join(map(str, sections)),
+                    f"largest, at {APART} positions": f"{angles.max():.2g}",
+                    "median": f"{angles.median():.2g}",
+                    "smallest": f"{angles.min():.2g}",
+                }
             )
-            lines.append(f"| {name} | {option} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(rows)
 
 
 def rope(head: HeadLayout, base: float) -> Tensor:
-    """Returns RoPE's frequencies in radians per position."""
+    """Return RoPE's frequencies in radians per position."""
     return base ** -(2 * torch.arange(head.dim // 2) / head.dim)
 
 
 def table(title: str, rows: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:
-    """Returns a Markdown table with one row per class, and "yes" for each symmetry."""
-    first = next(iter(rows))
-    names = [field.name for field in fields(rows[first])]
-    lines = [[title, *(HEADINGS[name] for name in names)], ["---"] + [":-:"] * len(names)]
-    for row, symmetries in rows.items():
-        lines.append([row, *("yes" if getattr(symmetries, name) else "" for name in names)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """Return a table with one row per class, and "yes" for each symmetry."""
+    return markdown(
+        [
+            {title: name} | {HEADINGS[column]: "yes" if holds else "" for column, holds in asdict(symmetries).items()}
+            for name, symmetries in rows.items()
+        ]
+    )
 
 
 def columns(kind: type[Symmetries] | type[ViewSymmetries]) -> str:
-    """Returns a Markdown list that explains the columns, from the docstring of the dataclass."""
+    """Return a Markdown list that explains the columns, from the docstring of the dataclass."""
     assert kind.__doc__ is not None
     lines = kind.__doc__.split("Attributes:\n")[1].strip().splitlines()
     names = {f"{name}:": f"- *{heading}*:" for name, heading in HEADINGS.items()}
@@ -199,4 +203,4 @@ def columns(kind: type[Symmetries] | type[ViewSymmetries]) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(document())
+    DOCUMENT.write_text(document(), encoding="utf-8")

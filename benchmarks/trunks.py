@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.measure import GIVE_BACK, peak_growth, timed
+from benchmarks.measure import in_a_process, interleaved, peak_growth
+from benchmarks.tables import markdown
 
 Forward = Callable[[Tensor], object]
 
@@ -85,28 +83,33 @@ def native_dtypes(device: str) -> list[str]:
 
 
 def table(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Prints one row per number of frames."""
+    """Print one row per number of frames."""
     a, b = comparison.names
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
     size = f"{arguments.size}, {arguments.height} x {arguments.width}"
     print(f"\n{size}, {arguments.dtype}, {where}, torch {torch.__version__}\n")
-    columns = f"frames | TFLOP | {a}, s | {b}, s | product, s | {a} / {b} | {a} / product | {a}, MiB | {b}, MiB | ratio"
-    print(f"| {columns} |\n|{'---|' * 10}")
     # memory first: on a small machine the model of the timings would leave too little for a second one
     memory = {n: [memory_in_a_process(comparison, arguments, n, way) for way in (a, b)] for n in arguments.frames}
     ways = comparison.build(arguments, (a, b))
+    rows = []
     for frames in arguments.frames:
         ours, theirs = memory[frames]
         if ours is None or theirs is None:
-            print(f"| {frames} | doesn't fit into this machine's memory |{' |' * 8}", flush=True)
+            rows.append({"frames": frames, "TFLOP": "doesn't fit into this machine's memory"})
             continue
         flops = comparison.flops(arguments, frames)
         width = comparison.width(arguments.size)
         one, other, bound = seconds_of(arguments, [ways[a], ways[b]], frames, flops, width)
-        row = (f"{flops / 1e12:.3g}", f"{one:.3f}", f"{other:.3f}", f"{bound:.3f}")
-        ratios = f"{one / other:.2f} | {one / bound:.2f}"
-        mib = f"{ours / 2**20:.0f} | {theirs / 2**20:.0f} | {ours / theirs:.2f}"
-        print(f"| {frames} | {' | '.join(row)} | {ratios} | {mib} |", flush=True)
+        row = {"frames": frames, "TFLOP": f"{flops / 1e12:.3g}"}
+        row |= {f"{a}, s": f"{one:.3f}", f"{b}, s": f"{other:.3f}", "product, s": f"{bound:.3f}"}
+        row |= {f"{a} / {b}": f"{one / other:.2f}", f"{a} / product": f"{one / bound:.2f}"}
+        row |= {
+            f"{a}, MiB": f"{ours / 2**20:.0f}",
+            f"{b}, MiB": f"{theirs / 2**20:.0f}",
+            "ratio": f"{ours / theirs:.2f}",
+        }
+        rows.append(row)
+    print(markdown(rows), flush=True)
 
 
 def seconds_of(
@@ -114,16 +117,14 @@ def seconds_of(
 ) -> list[float]:
     """Medians of both ways, and of the product."""
     images = random_images(arguments, frames)
-    work = [*(lambda way=way: way(images) for way in ways), product(arguments, frames, flops, width)]
+    calls = [*(lambda way=way: way(images) for way in ways), product(arguments, frames, flops, width)]
+    work = {str(number): call for number, call in enumerate(calls)}
     with torch.inference_mode(), attention(arguments):
-        if arguments.device == "cuda":  # which chooses kernels by shape
-            for run in work:
-                run()
-        else:  # a processor sets up threads, for which little is enough
-            for way in ways:
-                way(images[:, :3, :, :28, :28])
-        rounds = [[timed(run, arguments.device) for run in work] for _ in range(arguments.repeats)]
-    return [statistics.median(each) for each in zip(*rounds, strict=True)]
+        for way in ways:  # a processor sets up threads, for which little is enough
+            way(images[:, :3, :, :28, :28])
+        # a GPU chooses kernels by shape
+        seconds = interleaved(work, arguments.repeats, arguments.device, warm_up=arguments.device == "cuda")
+    return [statistics.median(rounds) for rounds in seconds.values()]
 
 
 def attention(arguments: argparse.Namespace) -> AbstractContextManager:
@@ -173,17 +174,13 @@ def product(arguments: argparse.Namespace, frames: int, flops: float, width: int
 
 
 def memory_in_a_process(comparison: Comparison, arguments: argparse.Namespace, frames: int, way: str) -> int | None:
-    """Bytes of activations, or None if there aren't as many."""
-    command = [sys.executable, "-m", comparison.module, "--memory-of", way, "--frames", str(frames)]
-    command += ["--dtypes", arguments.dtype, "--sizes", arguments.size]
-    for name in ("height", "width", "device", "threads"):
-        command += [f"--{name}", str(getattr(arguments, name))]
-    done = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
-    if done.returncode == -signal.SIGKILL or "out of memory" in done.stderr or "can't allocate memory" in done.stderr:
+    """Return the bytes of activations, or None if there aren't as many."""
+    options = {name: getattr(arguments, name) for name in ("height", "width", "device", "threads")}
+    options |= {"memory_of": way, "frames": frames, "dtypes": arguments.dtype, "sizes": arguments.size}
+    try:
+        return in_a_process(comparison.module, **options)
+    except MemoryError:
         return None
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def memory_of_one_forward(comparison: Comparison, arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ Times are medians of interleaved repeats, each with a Video of its own. Beside t
 through, and the largest mean difference of a frame to ours (another conversion to RGB shows as some tenths of a level,
 a wrong frame as several levels).
 
-python benchmarks/video.py [--seconds 30] [--size 640 480] [--frames 16 128] [--repeats 5] [--clip file.mp4]
+python -m benchmarks.video [--seconds 30] [--size 640 480] [--frames 16 128] [--repeats 5] [--clip file.mp4]
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import argparse
 import importlib
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 
+from benchmarks.measure import interleaved
+from benchmarks.tables import markdown
 from datamodules.video import Video
 
 FPS = 30
@@ -39,13 +41,14 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, help="a video of one's own instead")
     arguments = parser.parse_args()
     readers = available()
-    print(f"| clip | frames | {' | '.join(f'{name} ms' for name in readers)} | ours / best | decoded | difference |")
-    print(f"|{'---|' * (len(readers) + 5)}")
     with tempfile.TemporaryDirectory() as folder:
         clips = {arguments.clip.name: arguments.clip} if arguments.clip else make_clips(Path(folder), arguments)
-        for name, path in clips.items():
-            for count in arguments.frames:
-                print(row(name, path, count, readers, arguments.repeats), flush=True)
+        rows = [
+            {"clip": name, "frames": count, **row(path, count, readers, arguments.repeats)}
+            for name, path in clips.items()
+            for count in arguments.frames
+        ]
+    print(markdown(rows))
 
 
 def available() -> dict[str, Read]:
@@ -63,24 +66,24 @@ def available() -> dict[str, Read]:
     return readers
 
 
-def row(name: str, path: Path, count: int, readers: dict[str, Read], repeats: int) -> str:
+def row(path: Path, count: int, readers: dict[str, Read], repeats: int) -> dict[str, str]:
     total = Video(path).num_frames
     chosen = np.linspace(0, total - 1, count).round().astype(int).tolist()
-    times: dict[str, list[float]] = {reader: [] for reader in readers}
-    frames = {}
-    for _ in range(repeats):
-        for reader, read in readers.items():
-            start = time.perf_counter()
-            frames[reader] = read(path, chosen)
-            times[reader].append(1000 * (time.perf_counter() - start))
-    medians = {reader: statistics.median(each) for reader, each in times.items()}
+    frames: dict[str, torch.Tensor] = {}
+
+    def decode(reader: str) -> None:
+        frames[reader] = readers[reader](path, chosen)
+
+    times = interleaved({reader: partial(decode, reader) for reader in readers}, repeats, warm_up=False)
+    medians = {reader: 1000 * statistics.median(seconds) for reader, seconds in times.items()}
     others = [medians[reader] for reader in readers if reader != "ours"]
-    ratio = f"{medians['ours'] / min(others):.2f}" if others else "-"
     ours = frames.pop("ours").float()
     apart = [float((ours - other.float()).abs().mean((1, 2, 3)).max()) for other in frames.values()]
-    difference = f"{max(apart):.2f}" if apart else "-"
-    cells = [name, str(count), *(f"{medians[reader]:.0f}" for reader in readers), ratio]
-    return f"| {' | '.join([*cells, f'{share_fed(path, chosen):.0%}', difference])} |"
+    return {f"{reader} ms": f"{median:.0f}" for reader, median in medians.items()} | {
+        "ours / best": f"{medians['ours'] / min(others):.2f}" if others else "-",
+        "decoded": f"{share_fed(path, chosen):.0%}",
+        "difference": f"{max(apart):.2f}" if apart else "-",
+    }
 
 
 def share_fed(path: Path, chosen: list[int]) -> float:

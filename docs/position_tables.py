@@ -20,15 +20,15 @@ from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.video_utils import VideoMetadata
 
+from benchmarks.tables import filled, markdown
 from datamodules.samplers.frame_pairing import sampled_seconds_per_grid, seconds_per_grid
 from zoo.positions import TextAfterVision, mrope_position_ids
 
-DOCUMENT = Path(__file__).with_suffix(".md")
+DOCUMENT = Path(__file__).with_name("positions.md")
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "rope_index"
 FPS, NUM_FRAMES, CHOSEN = 30.0, 300, 6
 TIMES_S = [i / FPS for i in range(NUM_FRAMES)]
 FRAMES = np.linspace(0, NUM_FRAMES - 1, CHOSEN).round().astype(int).tolist()
-TITLES = ("who", "where the number comes from", "seconds per patch", "T of the patches", "text goes on at")
 Row = tuple[str, str, float, Tensor]  # the first two cells, the seconds, and position ids (3, L)
 
 
@@ -90,18 +90,23 @@ def transformers_5(seconds: float) -> Tensor:
 
 
 def document() -> str:
-    """Return docs/positions.md with an up-to-date table between `<!-- positions -->` and `<!-- end -->`."""
+    """Return docs/positions.md with an up-to-date table."""
     ids, grid, tokens = clip()
     visual = ids[0] == tokens["video"]
     first, last = int(visual.nonzero()[0]), int(visual.nonzero()[-1])
-    lines = [f"| {' | '.join(TITLES)} |", "|---" * len(TITLES) + "|"]
+    table = []
     for who, source, seconds, positions in rows():
         per_patch = positions[0, first : last + 1].reshape(int(grid[0, 0]), -1)[:, 0] - first
-        cells = (f"{seconds:.3g}", ", ".join(map(str, per_patch.tolist())), str(int(positions[0, last + 1]) - first))
-        lines.append(f"| {' | '.join((who, source, *cells))} |")
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split("<!-- positions -->\n")
-    table = "\n".join(lines)
-    return f"{before}<!-- positions -->\n\n{table}\n\n{rest[rest.index('<!-- end -->') :]}"
+        table.append(
+            {
+                "who": who,
+                "where the number comes from": source,
+                "seconds per patch": f"{seconds:.3g}",
+                "T of the patches": ", ".join(map(str, per_patch.tolist())),
+                "text goes on at": int(positions[0, last + 1]) - first,
+            }
+        )
+    return filled(DOCUMENT, {"positions": markdown(table)})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 
 Documents keep their links of the repository: one to a document leads to its page, one to a module or a config to the
 reference, and any other file is named without a link. A link to nothing is left as it is, and mkdocs fails.
+
+The site loads nothing from elsewhere: a build copies Mermaid into it. Without a network, figures are shown as text.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
+from functools import cache
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+from urllib.request import urlopen
 
 import griffe
 
@@ -30,6 +35,7 @@ FOLDERS = {"Benchmarks": "benchmarks", "Studies": "studies", "Recipes": "recipes
 SHOWN = ("docs", *FOLDERS.values())
 COMMANDS_PAGE, CONFIGS_PAGE = "reference/commands.md", "reference/configs.md"
 LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
+MERMAID, SCRIPT = "https://unpkg.com/mermaid@11/dist/mermaid.min.js", "assets/mermaid.min.js"
 DOCSTRING = re.compile(r"<!-- docstring: ([\w.]+) -->")
 
 
@@ -64,6 +70,8 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, module_page(module), content=f"# {module}\n\n::: {module}\n"))
     files.append(File.generated(config, COMMANDS_PAGE, content=commands_page()))
     files.append(File.generated(config, CONFIGS_PAGE, content=configs_page()))
+    if script := mermaid():
+        files.append(File.generated(config, SCRIPT, content=script))
     return files
 
 
@@ -73,7 +81,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if (file := file_of(uri)) is None:
         return markdown  # a generated page
     filled = DOCSTRING.sub(lambda found: docstring(found[1]), markdown)
+    if mermaid() is None:
+        filled = filled.replace("```mermaid\n", "```text\n")
     return LINK.sub(lambda found: site_link(file, uri, found[1], found[2], found[3] or ""), filled)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Loads Mermaid on a page with a figure; the theme would load it from elsewhere."""
+    if '<pre class="mermaid">' not in output:
+        return output
+    source = posixpath.relpath(SCRIPT, posixpath.dirname(page.url))
+    return output.replace("</head>", f'<script src="{source}"></script></head>', 1)
 
 
 def on_post_build(**_: Any) -> None:
@@ -82,6 +100,16 @@ def on_post_build(**_: Any) -> None:
 
     if names := [name for module in modules() for name in undocumented(module)]:
         raise PluginError(f"public names without a docstring: {', '.join(names)}")
+
+
+@cache
+def mermaid() -> bytes | None:
+    """Mermaid's script, which draws the figures; None without a network."""
+    try:
+        with urlopen(MERMAID, timeout=20) as answer:
+            return answer.read()
+    except OSError:
+        return None
 
 
 class Examples(griffe.Extension):
@@ -195,15 +223,11 @@ def commands_page() -> str:
     from commands import main
 
     pages = [f"# Commands\n\n```text\n{(main.__doc__ or '').strip()}\n```"]
-    width, arguments = os.environ.get("COLUMNS"), sys.argv
-    os.environ["COLUMNS"] = "110"
     for command in main.COMMANDS:
-        sys.argv = ["main.py", command, "--help"]
-        with suppress(SystemExit), redirect_stdout(text := StringIO()):
+        called = patch.object(sys, "argv", ["main.py", command, "--help"])
+        with patch.dict(os.environ, COLUMNS="110"), called, suppress(SystemExit), redirect_stdout(text := StringIO()):
             main.run(command)
         pages.append(f"## {command}\n\n```text\n{text.getvalue().strip()}\n```")
-    sys.argv = arguments
-    os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
     return "\n\n".join(pages) + "\n"
 
 

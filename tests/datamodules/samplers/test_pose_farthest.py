@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from datamodules.samplers import FrameSampler, PoseFarthestSampler, PosePlaneSampler, SceneView
 from datamodules.samplers.pose_distances import farthest, pose_matrix, pose_plane
 from datamodules.video import Video
+from tests.poses import random_poses
 from zoo.cameras.poses import invert_se3
 
 GOLDEN = Path(__file__).parents[2] / "golden/pose_sampling"
@@ -25,15 +26,6 @@ def scene(world_to_camera: torch.Tensor | None, num_frames: int | None = None, *
     video = Video.__new__(Video)
     video.num_frames, video.path = num_frames or len(world_to_camera), Path("clip.mp4")
     return SceneView(video, world_to_camera, **more)
-
-
-def random_poses(count: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    poses = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
-    Q = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator, dtype=torch.float64)).Q
-    poses[:, :3, :3] = Q * torch.linalg.det(Q)[:, None, None]
-    poses[:, :3, 3] = torch.randn(count, 3, generator=generator, dtype=torch.float64)
-    return poses
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -8,25 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.poses import random_poses
 from tests.zoo.geometry.projection import project_points
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.errors import InputError
 from zoo.geometry import DatasetGeometry, SceneGeometry
-from zoo.geometry.quaternions import quaternion_to_rotation
 
 HEIGHT, WIDTH = 28, 42
 K = torch.tensor([[0.7, 0, 0.05], [0, 0.9, -0.1], [0, 0, 1]], dtype=torch.float64)
 K_PX = torch.tensor([[0.7 * 42, 0, 0.55 * 42], [0, 0.9 * 28, 0.4 * 28], [0, 0, 1]], dtype=torch.float64)
 FRAMES = torch.zeros(3, 3, HEIGHT, WIDTH, dtype=torch.float64)
-
-
-def random_poses(count: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    pose = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
-    pose[:, :3, :3] = quaternion_to_rotation(torch.randn(count, 4, generator=generator, dtype=torch.float64))
-    pose[:, :3, 3] = torch.randn(count, 3, generator=generator, dtype=torch.float64)
-    return pose
 
 
 def scene(poses: Tensor, depth: Tensor | None = None, has_camera: Tensor | None = None) -> SceneGeometry:

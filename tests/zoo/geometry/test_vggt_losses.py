@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.poses import random_poses
 from zoo.geometry import SceneGeometry, VGGTOutput
 from zoo.geometry.quaternions import quaternion_to_rotation, rotation_to_quaternion
 from zoo.geometry.vggt.losses import ALPHA, HUBER, camera_loss, constant_baseline, dense_loss, errors, losses, targets
@@ -16,16 +17,8 @@ HEIGHT, WIDTH = 4, 6
 K = torch.tensor([[0.8, 0, 0.05], [0, 1.1, -0.1], [0, 0, 1]], dtype=torch.float64)
 
 
-def random_poses(seed: int, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    pose = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
-    pose[:, :3, :3] = quaternion_to_rotation(torch.randn(count, 4, generator=generator, dtype=torch.float64))
-    pose[:, :3, 3] = torch.randn(count, 3, generator=generator, dtype=torch.float64)
-    return pose
-
-
 def scene(seed: int = 0, frames: int = 3, unit: float = 1.0, move: Tensor | None = None) -> SceneGeometry:
-    poses = random_poses(seed, frames)
+    poses = random_poses(frames, seed)
     poses = poses if move is None else poses @ move
     poses[:, :3, 3] *= unit
     depth = 1 + torch.rand(frames, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
@@ -76,7 +69,7 @@ def test_targets_against_a_slow_reference() -> None:
 
 def test_targets_are_invariant_to_world_and_unit() -> None:
     first = targets([scene()])
-    for other in (targets([scene(unit=3.7)]), targets([scene(move=random_poses(9, 1)[0])])):
+    for other in (targets([scene(unit=3.7)]), targets([scene(move=random_poses(1, 9)[0])])):
         for name in ("pose_enc", "depth", "points"):
             assert torch.allclose(getattr(first, name), getattr(other, name), atol=1e-5), name
     stretched = scene()
