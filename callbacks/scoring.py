@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from lightning import Trainer
 
 from zoo.benchmarks import Benchmark, VSIBench
+from zoo.metrics import BenchmarkScore, ScoredAnswer
 from zoo.versions import versions
 
 Record = Mapping[str, Any]
+Failure = tuple[str, str]  # the scene and its error
 
 
 def benchmark_of(trainer: Trainer) -> Benchmark:
@@ -24,11 +27,20 @@ def benchmark_of(trainer: Trainer) -> Benchmark:
 
 
 def score_record(record: Record, benchmark: Benchmark, scorer: str) -> float | None:
-    """Score a record; an error counts as an empty answer. None is free text, or a question without a ground truth."""
-    if not (record["ground_truth"] and record["question_type"]):
+    """Score a record; None for one that is not scored."""
+    if not _is_scored(record):
         return None
-    answer = "" if record["error"] else record["prediction"]
-    return benchmark.score(answer, record["ground_truth"], record["question_type"], scorer)
+    return benchmark.score(_answer(record), record["ground_truth"], record["question_type"], scorer)
+
+
+def _is_scored(record: Record) -> bool:
+    """Return whether it is no free text, which has no question type, and has a ground truth."""
+    return bool(record["ground_truth"] and record["question_type"])
+
+
+def _answer(record: Record) -> str:
+    """Return the answer to score; an error counts as an empty one."""
+    return "" if record["error"] else record["prediction"]
 
 
 @dataclass(frozen=True)
@@ -36,25 +48,48 @@ class Tally:
     """The scores of a test.
 
     Attributes:
-        result: as `Benchmark.aggregate` returns it.
-        counts: "questions", "failed" and "unparsable".
-        failed_scenes: "scene", "error" and "questions" of each error of a scene.
-        scores: the score of each id.
-        answers: prediction and ground truth of each question.
+        benchmark: Benchmark of the questions.
+        scorer: Name of its scorer.
+        result: Means, as `Benchmark.aggregate` returns them.
+        answers: The scored answers by id.
+        failures: Scene and error of every failed question by id, also of those without a score; None for an answered
+            one.
+        objectives: Errors of what objectives predict, each the mean over the scenes that have it.
     """
 
     benchmark: Benchmark
     scorer: str
     result: dict[str, Any]
-    counts: dict[str, int]
-    failed_scenes: list[dict[str, Any]]
-    scores: dict[str, float]
-    answers: Sequence[tuple[str, str]] = ()
+    answers: Mapping[str, ScoredAnswer]
+    failures: Mapping[str, Failure | None]
+    objectives: Mapping[str, float]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The score of each id."""
+        return {id: answer.score for id, answer in self.answers.items()}
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Numbers of scored questions: "questions" in all, "failed" and "unparsable"."""
+        answered = [answer for id, answer in self.answers.items() if self.failures[id] is None]
+        unparsable = sum(
+            not self.benchmark.is_parsable(each.prediction, each.question_type, self.scorer) for each in answered
+        )
+        questions = len(self.answers)
+        return {"questions": questions, "failed": questions - len(answered), "unparsable": unparsable}
+
+    @property
+    def failed_scenes(self) -> list[dict[str, Any]]:
+        """Scene, error and number of scored questions of each error of a scene."""
+        failed = Counter(failure for id in self.answers if (failure := self.failures[id]))
+        return [{"scene": s, "error": e, "questions": n} for (s, e), n in sorted(failed.items())]
 
     @cached_property
     def corpus(self) -> dict[str, Any]:
         """Measures of the whole test, see `Benchmark.corpus_scores`."""
-        return self.benchmark.corpus_scores(*zip(*self.answers, strict=True)) if self.answers else {}
+        texts = [(answer.prediction, answer.ground_truth) for answer in self.answers.values()]
+        return self.benchmark.corpus_scores(*zip(*texts, strict=True)) if texts else {}
 
     def as_metrics(self, **more: Any) -> dict[str, Any]:
         """Return the content of metrics.json with further entries."""
@@ -70,38 +105,63 @@ class Tally:
         }
 
 
-def objective_errors(records: Iterable[Record]) -> dict[str, float]:
-    """Return the errors of what objectives predict, each the mean over the scenes that have it."""
-    by_scene = {record["scene"]: record["objectives"] for record in records if "objectives" in record}
+class RecordScores:
+    """Accumulates the prediction records of a test: scores in a torchmetrics metric, and what is not a metric beside.
+
+    Args:
+        benchmark: Benchmark of the questions.
+        scorer: One of its scorers; None is its first.
+        device: Device of the metric's state, from which the backend of several processes gathers it.
+    """
+
+    def __init__(self, benchmark: Benchmark, scorer: str | None = None, device: torch.device | str = "cpu") -> None:
+        self.metric = BenchmarkScore(benchmark, scorer).to(device)
+        self._failures: dict[str, Failure | None] = {}
+        self._objectives: dict[str, Mapping[str, float]] = {}
+
+    def update(self, records: Iterable[Record]) -> None:
+        """Score records that have a question type and a ground truth; the first record of an id counts."""
+        records = list(records)
+        scored = [record for record in records if _is_scored(record)]
+        truths, kinds, ids = ([record[key] for record in scored] for key in ("ground_truth", "question_type", "id"))
+        self.metric.update([_answer(record) for record in scored], truths, kinds, ids)
+        for record in records:
+            self._failures.setdefault(record["id"], (record["scene"], record["error"]) if record["error"] else None)
+            if "objectives" in record:
+                self._objectives[record["scene"]] = record["objectives"]
+
+    def compute(self) -> Tally:
+        """Return the scores of the records of all processes."""
+        failures: dict[str, Failure | None] = {}
+        objectives: dict[str, Mapping[str, float]] = {}
+        for own_failures, own_objectives in _gather((self._failures, self._objectives)):
+            for id, failure in own_failures.items():
+                failures.setdefault(id, failure)  # the first counts, as in the metric
+            objectives |= own_objectives
+        metric = self.metric
+        result, answers, errors = metric.compute(), metric.answers(), _means(objectives.values())
+        return Tally(metric.benchmark, metric.scorer, result, answers, failures, errors)
+
+
+def tally(records: Iterable[Record], benchmark: Benchmark, scorer: str | None = None) -> Tally:
+    """Score the records of a whole test in one process."""
+    scores = RecordScores(benchmark, scorer)
+    scores.update(records)
+    return scores.compute()
+
+
+def _means(measured: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each name over the mappings that have it."""
     values: dict[str, list[float]] = {}
-    for name, value in (pair for errors in by_scene.values() for pair in errors.items()):
+    for name, value in (pair for errors in measured for pair in errors.items()):
         values.setdefault(name, []).append(value)
     return {name: sum(each) / len(each) for name, each in values.items()}
 
 
-def tally(records: Iterable[Record], benchmark: Benchmark, scorer: str) -> Tally:
-    """Score the records that have a question type and a ground truth; the first record of an id counts."""
-    unique: dict[str, Record] = {}
-    scores: dict[str, float] = {}
-    by_type: dict[str, list[float]] = {}
-    failed: Counter[tuple[str, str]] = Counter()
-    unparsable = 0
-    for record in records:
-        score = None if record["id"] in unique else score_record(record, benchmark, scorer)
-        if score is None:
-            continue
-        unique[record["id"]], scores[record["id"]] = record, score
-        by_type.setdefault(record["question_type"], []).append(score)
-        if record["error"]:
-            failed[record["scene"], record["error"]] += 1
-        else:
-            unparsable += not benchmark.is_parsable(record["prediction"], record["question_type"], scorer)
-    return Tally(
-        benchmark,
-        scorer,
-        benchmark.aggregate(by_type),
-        {"questions": len(unique), "failed": failed.total(), "unparsable": unparsable},
-        [{"scene": s, "error": e, "questions": n} for (s, e), n in sorted(failed.items())],
-        scores,
-        [("" if record["error"] else record["prediction"], record["ground_truth"]) for record in unique.values()],
-    )
+def _gather(local: Any) -> list[Any]:
+    """Return the objects of all ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [local]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, local)
+    return everyone
