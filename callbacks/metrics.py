@@ -78,8 +78,8 @@ class MetricsCallback(Callback):
             return
         # 1. The scores of all ranks' records.
         scored = self._scores.compute()
-        failed = [failure for failure in scored.failures.values() if failure is not None]
-        if failed and len(failed) == len(scored.failures):
+        failed = list(scored.failures.values())
+        if failed and len(failed) == scored.num_records:
             raise InputError(f"{stage}: all {len(failed)} questions failed, the first with: {failed[0][1]}")
         # 2. Loggers, table and file.
         data: Any = getattr(trainer, "datamodule", None)

@@ -52,8 +52,8 @@ class Tally:
         scorer: Name of its scorer.
         result: Means, as `Benchmark.aggregate` returns them.
         answers: The scored answers by id.
-        failures: Scene and error of every failed question by id, also of those without a score; None for an answered
-            one.
+        failures: Scene and error of each failed question by id, also of those that are not scored.
+        num_records: Number of questions, also of those that are not scored.
         objectives: Errors of what objectives predict, each the mean over the scenes that have it.
     """
 
@@ -61,7 +61,8 @@ class Tally:
     scorer: str
     result: dict[str, Any]
     answers: Mapping[str, ScoredAnswer]
-    failures: Mapping[str, Failure | None]
+    failures: Mapping[str, Failure]
+    num_records: int
     objectives: Mapping[str, float]
 
     @property
@@ -72,17 +73,19 @@ class Tally:
     @cached_property
     def counts(self) -> dict[str, int]:
         """Numbers of scored questions: "questions" in all, "failed" and "unparsable"."""
-        answered = [answer for id, answer in self.answers.items() if self.failures[id] is None]
-        unparsable = sum(
-            not self.benchmark.is_parsable(each.prediction, each.question_type, self.scorer) for each in answered
-        )
-        questions = len(self.answers)
-        return {"questions": questions, "failed": questions - len(answered), "unparsable": unparsable}
+        answered = [answer for id, answer in self.answers.items() if id not in self.failures]
+        unparsable = [
+            answer
+            for answer in answered
+            if not self.benchmark.is_parsable(answer.prediction, answer.question_type, self.scorer)
+        ]
+        failed = len(self.answers) - len(answered)
+        return {"questions": len(self.answers), "failed": failed, "unparsable": len(unparsable)}
 
     @property
     def failed_scenes(self) -> list[dict[str, Any]]:
         """Scene, error and number of scored questions of each error of a scene."""
-        failed = Counter(failure for id in self.answers if (failure := self.failures[id]))
+        failed = Counter(self.failures[id] for id in self.answers if id in self.failures)
         return [{"scene": s, "error": e, "questions": n} for (s, e), n in sorted(failed.items())]
 
     @cached_property
@@ -138,9 +141,15 @@ class RecordScores:
             for id, failure in own_failures.items():
                 failures.setdefault(id, failure)  # the first counts, as in the metric
             objectives |= own_objectives
-        metric = self.metric
-        result, answers, errors = metric.compute(), metric.answers(), _means(objectives.values())
-        return Tally(metric.benchmark, metric.scorer, result, answers, failures, errors)
+        return Tally(
+            benchmark=self.metric.benchmark,
+            scorer=self.metric.scorer,
+            result=self.metric.compute(),
+            answers=self.metric.answers(),
+            failures={id: failure for id, failure in failures.items() if failure is not None},
+            num_records=len(failures),
+            objectives=_means(objectives.values()),
+        )
 
 
 def tally(records: Iterable[Record], benchmark: Benchmark, scorer: str | None = None) -> Tally:
