@@ -10,16 +10,17 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.reproduction import reproduction
 from callbacks.results_folder import METRICS, results_folder
-from callbacks.scoring import RecordScores, benchmark_of
+from callbacks.scoring import add_records, benchmark_of, tally_of
 from callbacks.table import render
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
+from zoo.metrics import BenchmarkScore
 
 Stage = Literal["val", "test"]
 
 
 class MetricsCallback(Callback):
-    """Scores the prediction records that validation_step and test_step return, by the benchmark of the data.
+    """Score the prediction records that validation_step and test_step return, by the benchmark of the data.
 
     The scores accumulate in a torchmetrics metric, `zoo.metrics.BenchmarkScore`, which gathers those of all processes.
 
@@ -36,7 +37,7 @@ class MetricsCallback(Callback):
     once.
 
     Args:
-        scorer: name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
+        scorer: Name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
             its first.
     """
 
@@ -50,18 +51,18 @@ class MetricsCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start without scores."""
-        self._scores = RecordScores(benchmark_of(trainer), self.scorer, pl_module.device)
+        self._metric = BenchmarkScore(benchmark_of(trainer), self.scorer).to(pl_module.device)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with the records of the interrupted test that this one resumes."""
         self.on_validation_start(trainer, pl_module)
-        self._scores.update(getattr(getattr(trainer, "datamodule", None), "answered", {}).values())
+        add_records(self._metric, getattr(getattr(trainer, "datamodule", None), "answered", {}).values())
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Score the records of a batch."""
-        self._scores.update(outputs)
+        add_records(self._metric, outputs)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -77,16 +78,16 @@ class MetricsCallback(Callback):
         if trainer.sanity_checking or not getattr(pl_module, "answers_questions", True):
             return
         # 1. The scores of all ranks' records.
-        scored = self._scores.compute()
-        failed = list(scored.failures.values())
-        if failed and len(failed) == scored.num_records:
-            raise InputError(f"{stage}: all {len(failed)} questions failed, the first with: {failed[0][1]}")
+        scored = tally_of(self._metric)
+        errors = [record.note["error"] for record in scored.records]
+        if errors and all(errors):
+            raise InputError(f"{stage}: all {len(errors)} questions failed, the first with: {errors[0]}")
         # 2. Loggers, table and file.
         data: Any = getattr(trainer, "datamodule", None)
         missing: dict[str, int] = getattr(data, "missing", {})
         filtered: int = getattr(data, "filtered", 0)
-        errors = {f"{stage}/{name}": error for name, error in scored.objectives.items()}
-        pl_module.log_dict(_scalars(scored.result, stage) | errors, sync_dist=True)
+        objectives = {f"{stage}/{name}": error for name, error in scored.objectives.items()}
+        pl_module.log_dict(_scalars(scored.result, stage) | objectives, sync_dist=True)
         if not trainer.is_global_zero:
             return
         chosen_by = data.filter.option if hasattr(data, "filter") else ""

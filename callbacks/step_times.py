@@ -14,7 +14,7 @@ from zoo.tasks import VideoQATask
 
 
 class StepTimes(SimpleProfiler):
-    """Times the parts of a step: `--trainer.profiler callbacks.StepTimes` prints a table at the end of `fit`.
+    """Time the parts of a step: `--trainer.profiler callbacks.StepTimes` prints a table at the end of `fit`.
 
     On a GPU each part waits for its kernels, so that steps are slower than without the profiler.
 

@@ -29,12 +29,12 @@ def render(
     """Return the text of the table and, below it, the failed, filtered and missing questions.
 
     Args:
-        scored: the scores of a test.
-        title: the line above the table, such as the model and the split.
-        missing: number of questions of each scene whose video is absent.
-        filtered: number of questions left out.
-        chosen_by: the option that left questions out.
-        terminal: colors and rules if True, a plain Markdown table if False, as stdout is if None.
+        scored: The scores of a test.
+        title: The line above the table, such as the model and the split.
+        missing: Number of questions of each scene whose video is absent.
+        filtered: Number of questions left out.
+        chosen_by: The option that left questions out.
+        terminal: Colors and rules if True, a plain Markdown table if False, as stdout is if None.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
     result, counts = scored.result, scored.counts

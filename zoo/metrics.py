@@ -47,13 +47,14 @@ def score_answer(
 
 
 class ScoredAnswer(NamedTuple):
-    """An answer to a question and its score in 0..1."""
+    """An answer to a question, its score in 0..1 (None without a ground truth), and what else is kept with it."""
 
     id: str
     question_type: str
     prediction: str
-    ground_truth: str
-    score: float
+    ground_truth: str | None
+    score: float | None
+    note: Any
 
 
 class BenchmarkScore(Metric):
@@ -84,16 +85,26 @@ class BenchmarkScore(Metric):
     def update(
         self,
         predictions: Sequence[str],
-        ground_truths: Sequence[str],
+        ground_truths: Sequence[str | None],
         question_types: Sequence[str],
         sample_ids: Sequence[str] | None = None,
+        notes: Sequence[Any] | None = None,
     ) -> None:
-        """Score answers and add a line for each; the lists are parallel."""
+        """Score answers and add a line for each; the lists are parallel.
+
+        Args:
+            predictions: The model's answers.
+            ground_truths: The true ones; None for a question that is not scored.
+            question_types: One of the benchmark's each.
+            sample_ids: Ids of the questions; None gives each a new one.
+            notes: What else to keep with each answer for `answers`, as JSON values.
+        """
         ids = [uuid4().hex for _ in predictions] if sample_ids is None else map(str, sample_ids)
+        notes = [None] * len(predictions) if notes is None else notes
         text = ""
-        for sample_id, kind, prediction, truth in zip(ids, question_types, predictions, ground_truths, strict=True):
-            score = float(self.benchmark.score(prediction, truth, kind, self.scorer))
-            text += json.dumps(ScoredAnswer(sample_id, kind, prediction, truth, score)) + "\n"
+        for id, answer, truth, kind, note in zip(ids, predictions, ground_truths, question_types, notes, strict=True):
+            score = None if truth is None else float(self.benchmark.score(answer, truth, kind, self.scorer))
+            text += json.dumps(ScoredAnswer(id, kind, answer, truth, score, note)) + "\n"
         self.lines.append(torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
@@ -112,7 +123,8 @@ class BenchmarkScore(Metric):
         """Return the aggregated scores, see `Benchmark.aggregate`. The order and split of the rows have no effect."""
         by_type: dict[str, list[float]] = {}
         for answer in self._unique_answers().values():
-            by_type.setdefault(answer.question_type, []).append(answer.score)
+            if answer.score is not None:
+                by_type.setdefault(answer.question_type, []).append(answer.score)
         return self.benchmark.aggregate(by_type)
 
     def _unique_answers(self) -> dict[str, ScoredAnswer]:
