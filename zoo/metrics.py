@@ -94,8 +94,8 @@ class BenchmarkScore(Metric):
 
         Args:
             predictions: The model's answers.
-            ground_truths: The true ones; None for a question that is not scored.
-            question_types: One of the benchmark's each.
+            ground_truths: The true answers; None for a question that is not scored.
+            question_types: The benchmark's type of each question.
             sample_ids: Ids of the questions; None gives each a new one.
             notes: What else to keep with each answer for `answers`, as JSON values.
         """
