@@ -23,8 +23,8 @@ from callbacks.map_geometry import level_axes, spread
 from datamodules.samplers import DatasetDepth, SceneView
 from datamodules.samplers.coverage import VoxelGrid, voxel_grid
 from datamodules.samplers.points import PointMaps, PointSource
+from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.poses import invert_se3
-from zoo.scenes import PatchCameras
 
 SIDE = 7.6  # inches of 100 pixels
 CANDIDATES = 128  # frames whose voxels count as visible
