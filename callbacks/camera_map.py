@@ -23,8 +23,8 @@ from callbacks.map_geometry import level_axes, spread
 from datamodules.samplers import DatasetDepth, SceneView
 from datamodules.samplers.coverage import VoxelGrid, voxel_grid
 from datamodules.samplers.points import PointMaps, PointSource
+from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.poses import invert_se3
-from zoo.scenes import PatchCameras
 
 SIDE = 7.6  # inches of 100 pixels
 CANDIDATES = 128  # frames whose voxels count as visible
@@ -40,9 +40,9 @@ def compute_coverage(
     """Compute the point maps of the chosen frames and up to 128 candidates.
 
     Args:
-        scene: a video with its cameras and depth.
-        chosen: frame numbers.
-        geometry: source of the points; None is the dataset's cameras and depth.
+        scene: A video with its cameras and depth.
+        chosen: Frame numbers.
+        geometry: Source of the points; None is the dataset's cameras and depth.
 
     Returns:
         The frame numbers and their point maps, or None if points or cameras are absent or unreadable: an image should
@@ -74,13 +74,13 @@ def camera_map(
     chosen frames see.
 
     Args:
-        scene: a video with its cameras and depth.
-        chosen: frame numbers.
-        title: start of the caption.
-        geometry: source of points and cameras, such as a sampler's; None is the dataset's.
+        scene: A video with its cameras and depth.
+        chosen: Frame numbers.
+        title: Start of the caption.
+        geometry: Source of points and cameras, such as a sampler's; None is the dataset's.
 
     Raises:
-        ValueError: no frame has a pose.
+        ValueError: No frame has a pose.
     """
     # 1. Poses, and the plane of the map.
     every = SceneView(scene.video, scene.world_to_camera)
@@ -123,11 +123,11 @@ def pose_map(cameras: PatchCameras, predicted: Float[Tensor, "t 4 4"]) -> Image.
     """Draw true cameras from above, and in gray the predicted ones, each with a line to the true one.
 
     Args:
-        cameras: true cameras, one per temporal patch; patches without a camera are left out.
-        predicted: world-to-camera poses in the same frame and unit.
+        cameras: True cameras, one per temporal patch; patches without a camera are left out.
+        predicted: World-to-camera poses in the same frame and unit.
 
     Raises:
-        ValueError: no patch has a camera.
+        ValueError: No patch has a camera.
     """
     if not cameras.has_camera.any():
         raise ValueError("no temporal patch has a camera")

@@ -14,7 +14,7 @@ FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Saves `checkpoints/last.ckpt` after each validation, at the end of training, and every few steps.
+    """Save `checkpoints/last.ckpt` after each validation, at the end of training, and every few steps.
 
     Lightning's ModelCheckpoint may keep the best state as `last`, or the state of an earlier run in the same folder;
     here `last` is always the newest.
@@ -24,10 +24,10 @@ class Checkpoint(callbacks.Checkpoint):
     EarlyStopping) waits for the next step.
 
     Args:
-        every_n_train_steps: also save after so many optimizer steps; null saves at validations and at the end only.
-        monitor: a logged score, such as `val/all/macro`, whose best state is also saved, as `best.ckpt`; of a
+        every_n_train_steps: Also save after so many optimizer steps; null saves at validations and at the end only.
+        monitor: A logged score, such as `val/all/macro`, whose best state is also saved, as `best.ckpt`; of a
             validation between two steps the weights alone.
-        mode: whether the best score is the highest or the lowest.
+        mode: Whether the best score is the highest or the lowest.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._save_last(trainer)
 
     def _withdraw_stop(self, trainer: Trainer) -> None:
-        """Keeps a request to stop, as of a time limit or EarlyStopping, for a complete step."""
+        """Keep a request to stop, as of a time limit or EarlyStopping, for a complete step."""
         self._stop_is_due |= trainer.should_stop
         trainer.should_stop = False
 

@@ -20,7 +20,7 @@ SUFFIX, TOKEN_DIGITS = ".optimizer", 8
 
 
 class CheckpointFiles(CheckpointIO):
-    """Writes `last.ckpt` and, in a file of its own that only training reads, the optimizer's state.
+    """Write `last.ckpt` and, in a file of its own that only training reads, the optimizer's state.
 
     `last.ckpt` names that file (`files: {optimizer_states: [last.<token>.optimizer]}`), and each save takes a new name:
     until `last.ckpt` is replaced, which is a single rename, the former checkpoint is complete. So a kill at any moment
@@ -29,7 +29,7 @@ class CheckpointFiles(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replaces a checkpoint.
+        """Replace a checkpoint.
 
         Raises:
             InputError: It can't be written; the former one is kept.
@@ -46,7 +46,7 @@ class CheckpointFiles(CheckpointIO):
         self._remove_optimizers(path, keep=content.get(FILES, {}).get(OPTIMIZERS, ()))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint; the optimizer's state is read when it is iterated over.
+        """Read a checkpoint; the optimizer's state is read when it is iterated over.
 
         Args:
             path: The file.
@@ -60,7 +60,7 @@ class CheckpointFiles(CheckpointIO):
         return content
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes the files of a checkpoint."""
+        """Remove the files of a checkpoint."""
         Path(path).unlink(missing_ok=True)
         self._remove_optimizers(Path(path))
 
@@ -72,7 +72,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 def _read_optimizers(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields the state of each optimizer; reads nothing before the first is asked for."""
+    """Yield the state of each optimizer; read nothing before the first is asked for."""
     if not names:
         raise InputError(f"{path} holds no state of training, only weights: resume from last.ckpt")
     for name in names:

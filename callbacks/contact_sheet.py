@@ -18,9 +18,9 @@ def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], colu
     """Draw the frames in rows with their numbers; the frames of one temporal patch are adjacent.
 
     Args:
-        frames: the frames.
-        indices: their numbers in the video.
-        columns: frames per row; four are readable in TensorBoard's cards.
+        frames: The frames.
+        indices: Their numbers in the video.
+        columns: Frames per row; four are readable in TensorBoard's cards.
     """
     height, width = frames.shape[-2:]
     scale = THUMBNAIL / max(height, width)

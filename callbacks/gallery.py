@@ -20,13 +20,13 @@ ANSWER = ("scene", "question", "prediction", "ground_truth")
 
 
 class GalleryCallback(Callback):
-    """Logs one contact sheet per scene, and a map of the camera path if the scene has poses; once per run.
+    """Log one contact sheet per scene, and a map of the camera path if the scene has poses; once per run.
 
     Each validation logs the answers about the first scenes, and of a model with the objective `CameraPrediction` a map
     of the predicted and true cameras.
 
     Args:
-        scenes: number of validation scenes; 0 for none.
+        scenes: Number of validation scenes; 0 for none.
     """
 
     def __init__(self, scenes: int = 4) -> None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch.distributed
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.reproduction import reproduction
 from callbacks.results_folder import METRICS, results_folder
-from callbacks.scoring import benchmark_of, objective_errors, tally
+from callbacks.scoring import add_records, benchmark_of, tally_of
 from callbacks.table import render
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
+from zoo.metrics import BenchmarkScore
 
 Stage = Literal["val", "test"]
 
 
 class MetricsCallback(Callback):
-    """Scores the prediction records that validation_step and test_step return, by the benchmark of the data.
+    """Score the prediction records that validation_step and test_step return, by the benchmark of the data.
+
+    The scores accumulate in a torchmetrics metric, `zoo.metrics.BenchmarkScore`, which gathers those of all processes.
 
     At the end of an epoch rank zero prints one table, and every rank logs `val/...` or `test/...`: each question type,
     and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. A test also writes
@@ -35,13 +37,12 @@ class MetricsCallback(Callback):
     once.
 
     Args:
-        scorer: name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
+        scorer: Name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
             its first.
     """
 
     def __init__(self, scorer: str | None = None) -> None:
         self.scorer = scorer
-        self._records: dict[str, Mapping[str, Any]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the scorer before the run starts, and suppress Lightning's own table."""
@@ -49,19 +50,19 @@ class MetricsCallback(Callback):
         trainer.validate_loop.verbose = trainer.test_loop.verbose = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the records of the last epoch."""
-        self._records = {}
+        """Start without scores."""
+        self._metric = BenchmarkScore(benchmark_of(trainer), self.scorer).to(pl_module.device)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with the records of the interrupted test that this one resumes."""
-        self._records = dict(getattr(getattr(trainer, "datamodule", None), "answered", {}))
+        self.on_validation_start(trainer, pl_module)
+        add_records(self._metric, getattr(getattr(trainer, "datamodule", None), "answered", {}).values())
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Keep the records of a batch."""
-        for record in outputs:
-            self._records.setdefault(record["id"], record)
+        """Score the records of a batch."""
+        add_records(self._metric, outputs)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -77,33 +78,32 @@ class MetricsCallback(Callback):
         if trainer.sanity_checking or not getattr(pl_module, "answers_questions", True):
             return
         # 1. The scores of all ranks' records.
-        benchmark = benchmark_of(trainer)
-        records = [record for own in _gather(list(self._records.values())) for record in own]
-        scored = tally(records, benchmark, benchmark.find_scorer(self.scorer))
+        scored = tally_of(self._metric)
+        errors = [record.note["error"] for record in scored.records]
+        if errors and all(errors):
+            raise InputError(f"{stage}: all {len(errors)} questions failed, the first with: {errors[0]}")
+        # 2. Loggers, table and file.
         data: Any = getattr(trainer, "datamodule", None)
         missing: dict[str, int] = getattr(data, "missing", {})
-        scored.counts.update(missing=sum(missing.values()), filtered=getattr(data, "filtered", 0))
-        if records and all(record["error"] for record in records):
-            raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {records[0]['error']}")
-        # 2. Loggers, table and file.
-        errors = objective_errors(records)
-        pl_module.log_dict(_scalars(scored.result, stage), sync_dist=True)
-        pl_module.log_dict({f"{stage}/{name}": error for name, error in errors.items()}, sync_dist=True)
+        filtered: int = getattr(data, "filtered", 0)
+        objectives = {f"{stage}/{name}": error for name, error in scored.objectives.items()}
+        pl_module.log_dict(_scalars(scored.result, stage) | objectives, sync_dist=True)
         if not trainer.is_global_zero:
             return
         chosen_by = data.filter.option if hasattr(data, "filter") else ""
         source = getattr(data, "source", None)
         of_data = "" if source is None else f" of {type(source).__name__}"
         title = f"{type(pl_module).__name__}, {stage} split{of_data}"
-        pl_module.print(render(scored, title=title, missing=missing, chosen_by=chosen_by))
-        for name, error in errors.items():
+        pl_module.print(render(scored, title=title, missing=missing, filtered=filtered, chosen_by=chosen_by))
+        for name, error in scored.objectives.items():
             pl_module.print(f"{name} {error:.3g}")
         if stage == "test":
             content = scored.as_metrics(
+                counts={**scored.counts, "missing": sum(missing.values()), "filtered": filtered},
                 missing_scenes=missing,
                 checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
                 data=data.describe() if hasattr(data, "describe") else None,
-                **({"objectives": errors} if errors else {}),
+                **({"objectives": scored.objectives} if scored.objectives else {}),
                 reproduction=reproduction(trainer, pl_module),
                 **_geometry(pl_module),
             )
@@ -122,12 +122,3 @@ def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:
     for group in ("acc", "mra", "all"):
         scores |= {f"{stage}/{group}/{mean}": score for mean, score in result[group].items() if score is not None}
     return scores
-
-
-def _gather(local: Any) -> list[Any]:
-    """Return the objects of all ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [local]
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, local)
-    return everyone

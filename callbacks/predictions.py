@@ -31,7 +31,7 @@ from zoo.versions import versions
 
 
 class PredictionsCallback(Callback):
-    """Writes one JSON line per question to `predictions.jsonl` in the test's folder, before the next scene starts.
+    """Write one JSON line per question to `predictions.jsonl` in the test's folder, before the next scene starts.
 
     An interrupted test resumes when it is run again, on any number of processes: answered questions are kept, failed
     ones are retried. Weights, data and prompts must be the same, see `callbacks.settings`. The folder is the run's;
@@ -45,14 +45,13 @@ class PredictionsCallback(Callback):
     `score` (0 for a failed scene, null without a ground truth), `benchmark` and `versions`.
 
     Args:
-        scorer: name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
+        scorer: Name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
             its first.
     """
 
     def __init__(self, scorer: str | None = None) -> None:
         self.scorer = scorer
         self.results_folder: Path | None = None  # of the running test
-        self._kept: list[dict[str, Any]] = []  # answers of the interrupted test
         self._file: JSONLines | None = None
 
     # ---- test ---------------------------------------------------------------------------------------------------
@@ -60,7 +59,7 @@ class PredictionsCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the DataModule ask which questions are answered, once it has read the data."""
         data: Any = getattr(trainer, "datamodule", None)
-        self.results_folder, self._kept = None, []
+        self.results_folder = None
         if stage == "test" and hasattr(data, "find_answered"):
             data.find_answered = partial(self._begin, trainer, pl_module, resumes=True)
 
@@ -81,10 +80,10 @@ class PredictionsCallback(Callback):
         """Choose and prepare the test's folder; return the answers of the interrupted test by id."""
         settings = settings_of(trainer, pl_module)  # on every process: each has a shard of the weights
         chosen: Any = self._prepare(trainer, settings, resumes) if trainer.is_global_zero else None
-        self.results_folder, self._kept, refusal = trainer.strategy.broadcast(chosen)
+        self.results_folder, kept, refusal = trainer.strategy.broadcast(chosen)
         if refusal:
             raise InputError(refusal)  # on every process
-        return {record["id"]: record for record in self._kept}
+        return {record["id"]: record for record in kept}
 
     def _prepare(
         self, trainer: Trainer, settings: dict[str, Any], resumes: bool

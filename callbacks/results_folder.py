@@ -26,24 +26,24 @@ KEY_DIGITS, MAX_NAME = 8, 40
 
 
 def rank_file(folder: Path, rank: int) -> Path:
-    """Returns the file of one of a test's processes, until the answers of all are joined."""
+    """Return the file of one of a test's processes, until the answers of all are joined."""
     return folder / f"predictions.rank{rank}.jsonl"
 
 
 def rank_files(folder: Path) -> list[Path]:
-    """Returns the files of a test's processes."""
+    """Return the files of a test's processes."""
     return sorted(folder.glob("predictions.rank*.jsonl"))
 
 
 def results_folder(trainer: Trainer) -> Path:
-    """Returns the folder that a PredictionsCallback has chosen for the running test, or else the run's."""
+    """Return the folder that a PredictionsCallback has chosen for the running test, or else the run's."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     chosen = (getattr(callback, "results_folder", None) for callback in callbacks)
     return next(filter(None, chosen), Path(trainer.default_root_dir))
 
 
 def choose_folder(run: Path, settings: Mapping[str, Any]) -> Path:
-    """Returns the folder for a test with these settings; a repeated or resumed test gets the folder that it had."""
+    """Return the folder for a test with these settings; a repeated or resumed test gets the folder that it had."""
     is_perturbed = any(name.startswith(PERTURBATION) and value is not None for name, value in settings.items())
     if is_perturbed and (run / CHECKPOINTS).exists():  # never in place of the run's own test
         return run / f"{PREFIX}{_describe({}, settings, PERTURBATION)}-{_key(settings)}"
@@ -59,7 +59,7 @@ def choose_folder(run: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def keep_finished_test(run: Path) -> Path | None:
-    """Moves a run's finished test, if there is one, to a folder of its own, and returns that folder."""
+    """Move a run's finished test, if there is one, to a folder of its own, and return that folder."""
     if not (run / SETTINGS).exists():
         return None
     folder = run / f"{PREFIX}former-weights-{_key(json.loads((run / SETTINGS).read_text(encoding='utf-8')))}"
@@ -73,12 +73,12 @@ def keep_finished_test(run: Path) -> Path | None:
 
 
 def _key(settings: Mapping[str, Any]) -> str:
-    """Returns a digest of the settings; the files of scenes may change, as when a damaged one is replaced."""
+    """Return a digest of the settings; the files of scenes may change, as when a damaged one is replaced."""
     return digest({name: value for name, value in settings.items() if not name.startswith(FILES)})[:KEY_DIGITS]
 
 
 def _describe(before: Mapping[str, Any], now: Mapping[str, Any], first: str = "data.") -> str:
-    """Returns the first option that differs and its value, such as `subset-20`; those of a prefix come first."""
+    """Return the first option that differs and its value, such as `subset-20`; those of a prefix come first."""
     names = sorted(changed(before, now), key=lambda name: (name in COMPUTED, not name.startswith(first)))
     option = names[0].removesuffix(".class_path")
     value = "" if names[0] in COMPUTED else f"-{str(now.get(names[0])).rpartition('.')[2]}"

@@ -18,7 +18,7 @@ def progress_bar() -> ProgressBar:
 
 
 class PlainProgress(ProgressBar):
-    """Prints a line every tenth of a loop or every 30 seconds, whichever comes first, and at its end.
+    """Print a line every tenth of a loop or every 30 seconds, whichever comes first, and at its end.
 
     `train 120/600 (20%)  loss 1.234  3.2 it/s  ETA 02:30` counts the optimizer steps of the whole fit, or the batches
     of a validation, test or prediction. Within a fit, validation prints every 30 seconds and at its end. The rate is

@@ -38,7 +38,7 @@ CHANGES_NO_WEIGHT = {*NOT_ARCHITECTURE, "active_branches", "seconds", "seconds_p
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes config.yaml when a run is trained; an evaluation keeps that of the evaluated run."""
+    """Write config.yaml when a run is trained; an evaluation keeps that of the evaluated run."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the config on rank zero; a training logs it as well."""
@@ -107,9 +107,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], answered: Col
     """Return the settings that differ, as text with both values.
 
     Args:
-        before: settings of the interrupted test.
-        now: settings of this test.
-        answered: scenes with answered questions; the files of other scenes may differ.
+        before: Settings of the interrupted test.
+        now: Settings of this test.
+        answered: Scenes with answered questions; the files of other scenes may differ.
     """
     return [
         f"{name} was {before.get(name)}, now it is {now.get(name)}"

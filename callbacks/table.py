@@ -22,17 +22,19 @@ def render(
     *,
     title: str,
     missing: Mapping[str, int] | None = None,
+    filtered: int = 0,
     chosen_by: str = "",
     terminal: bool | None = None,
 ) -> str:
     """Return the text of the table and, below it, the failed, filtered and missing questions.
 
     Args:
-        scored: the scores of a test.
-        title: the line above the table, such as the model and the split.
-        missing: number of questions of each scene whose video is absent.
-        chosen_by: the option that left questions out.
-        terminal: colors and rules if True, a plain Markdown table if False, as stdout is if None.
+        scored: The scores of a test.
+        title: The line above the table, such as the model and the split.
+        missing: Number of questions of each scene whose video is absent.
+        filtered: Number of questions left out.
+        chosen_by: The option that left questions out.
+        terminal: Colors and rules if True, a plain Markdown table if False, as stdout is if None.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
     result, counts = scored.result, scored.counts
@@ -62,8 +64,8 @@ def render(
         scenes = _plural(len({each["scene"] for each in failed}), "scene")
         lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
         lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed]
-    if counts.get("filtered"):
-        lines.append(f"{_plural(counts['filtered'], 'question')} left out by {chosen_by}")
+    if filtered:
+        lines.append(f"{_plural(filtered, 'question')} left out by {chosen_by}")
     if missing:
         names = ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         absent = _plural(sum(missing.values()), "question")

@@ -20,10 +20,10 @@ def score(arguments: list[str]) -> None:
     """Run the command.
 
     Args:
-        arguments: the command line after `score`.
+        arguments: The command line after `score`.
 
     Raises:
-        InputError: the file or a line of it is invalid, or an option is unknown.
+        InputError: The file or a line of it is invalid, or an option is unknown.
     """
     parser = OneLineParser(prog="main.py score", description=__doc__)
     parser.add_argument("predictions", type=str, help="the file of answers, or the folder of its predictions.jsonl")

@@ -26,7 +26,7 @@ from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
 from datamodules.samplers.points import PointMaps, PointSource
 from datamodules.video import Video
 from tests.conftest import ROOMS
-from zoo.scenes import PatchCameras
+from zoo.cameras.patch_cameras import PatchCameras
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 

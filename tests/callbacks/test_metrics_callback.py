@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import CSVLogger
 from toy import Toy, golden_scenes, record, trainer
 
 from callbacks.metrics import MetricsCallback
-from callbacks.scoring import objective_errors, score_record, tally
+from callbacks.scoring import score_record, tally
 from callbacks.table import render
 from zoo.benchmarks import VSIBench
 from zoo.errors import InputError
@@ -126,6 +126,14 @@ def test_questions_without_a_truth_are_not_scored(tmp_path, capsys):
     }  # no multiple choice: no score, and nothing logged
 
 
+@pytest.mark.parametrize("truth", ["4", ""])
+def test_where_all_questions_failed_the_run_stops(tmp_path, truth):
+    scenes = [[record(id, "object_counting", "", truth, id, f"{id}.mp4: no frames")] for id in "ab"]
+    with pytest.raises(InputError, match=r"test: all 2 questions failed, the first with: a.mp4: no frames"):
+        trainer(tmp_path, MetricsCallback()).test(Toy(scenes))
+    trainer(tmp_path, MetricsCallback()).test(Toy([*scenes, [record("c", "object_counting", "4", truth)]]))
+
+
 def test_an_unknown_scorer_is_refused_before_the_run_starts(tmp_path):
     with pytest.raises(InputError, match="unknown scorer 'vsi'; VSIBench has spatial_mllm"):
         trainer(tmp_path, MetricsCallback("vsi")).fit(Toy())
@@ -151,8 +159,11 @@ def test_the_table_in_a_terminal_and_in_a_file():
 
 def test_a_failed_question_leaves_the_errors_of_its_scene() -> None:
     records = [
-        {"scene": "a", "objectives": {"off": 1.0}},
-        {"scene": "a", "error": "unreadable"},
-        {"scene": "b", "objectives": {"off": 2.0}},
+        {**record("1", "", "left", "", "a"), "objectives": {"off": 1.0}},
+        record("2", "", "", "", "a", error="unreadable"),
+        {**record("3", "", "right", "", "b"), "objectives": {"off": 2.0}},
     ]
-    assert objective_errors(records) == {"off": 1.5} and objective_errors(records[1:2]) == {}
+    scored = tally(records, VSIBench())
+    assert scored.objectives == {"off": 1.5} and tally(records[1:2], VSIBench()).objectives == {}
+    assert [each.note["error"] for each in scored.records] == [None, "unreadable", None]
+    assert scored.counts["questions"] == scored.counts["failed"] == 0  # without a ground truth

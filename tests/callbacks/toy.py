@@ -116,7 +116,10 @@ def main(folder: Path, processes: int) -> None:
         enable_checkpointing=True,
         max_epochs=1,
     )
-    model = Toy()
+    scenes = [
+        [{**each, "objectives": {"off": float(place)}} for each in scene] for place, scene in enumerate(golden_scenes())
+    ]
+    model = Toy(scenes)
     run.fit(model)
     run.test(model)
 

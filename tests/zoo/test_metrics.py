@@ -229,7 +229,7 @@ def test_each_sample_counts_once_and_first():
 def test_two_ranks_equal_one(split):
     """Rank one's half is gathered as torchmetrics would do it, empty halves and repeats included."""
     other = update(VSIBenchScore(), ROWS[split:] + ROWS[:2])
-    there = torch.cat(other.rows)
+    there = torch.cat(other.lines)
 
     def gather(here, group=None):
         assert (here.ndim, here.dtype) == (there.ndim, there.dtype)
@@ -238,7 +238,10 @@ def test_two_ranks_equal_one(split):
     metric = VSIBenchScore(dist_sync_fn=gather, distributed_available_fn=lambda: True)
     if split:
         update(metric, ROWS[:split])
-    assert metric.compute() == update(VSIBenchScore(), ROWS).compute()
+    whole = update(VSIBenchScore(), ROWS)
+    assert metric.compute() == whole.compute()
+    assert metric.answers() == whole.answers()  # which gathers anew
+    assert len(metric._unique_answers()) == split  # and leaves this rank's
 
 
 def test_reset_and_empty():
