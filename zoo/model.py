@@ -143,8 +143,7 @@ class SpatialVLM(AssembledModel):
         position_ids = sequences.position_ids
         if position_ids is None:
             assert cameras is not None and sequences.deferred_positions is not None
-            known = cameras.world_to_camera, cameras.K_normalized, cameras.used_mask()
-            position_ids = sequences.deferred_positions.by_predicted(*known)
+            position_ids = sequences.deferred_positions.by_predicted(cameras.world_to_camera, cameras.used_mask())
         # 3. The camera encoding, shared by all layers.
         inputs: dict[str, Any] = {}
         if self.camera_encoding is not None and cameras is not None:

@@ -15,7 +15,7 @@ from zoo.backbones.deepstack import DeepFeatures
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
-from zoo.encodings.decoder_layout import DecoderLayout
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.sequences.layout import Placeholders
 from zoo.sequences.masks import block_mask, prefix_causal_mask
 from zoo.sequences.rules import VisionRules
@@ -68,7 +68,7 @@ class Backbone(nn.Module, ABC):
     patch_size: int
     image_pixels: tuple[int, int]
     span_per_step: bool = False
-    tokens_per_second: float
+    tokens_per_second: int | float
     hidden_size: int
     context_length: int
 
@@ -88,6 +88,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def decoder_layout(self) -> DecoderLayout:
         """The shape of the decoder's attention."""
+
+    @property
+    @abstractmethod
+    def head_layout(self) -> HeadLayout:
+        """The channels of an attention head, known to the host."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
@@ -182,7 +187,7 @@ class Backbone(nn.Module, ABC):
 
     def encode_cameras(self, encoding: CameraEncoding, cameras: Cameras) -> EncodedCameras:
         """Return the encoding of these cameras for one forward pass of this decoder."""
-        return encoding.encode(cameras, self.decoder_layout.head)
+        return encoding.encode(cameras, self.head_layout)
 
     # ---- attention of several questions in one sequence ---------------------------------------------------------
 

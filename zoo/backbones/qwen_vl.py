@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -64,12 +65,17 @@ class QwenVLBackbone(Backbone):
     def blocks(self) -> list[nn.Module]:
         return [*self.decoder.layers, *self.vlm.model.visual.blocks]
 
+    @cached_property
+    def head_layout(self) -> HeadLayout:
+        head_dim = self.decoder.layers[0].self_attn.head_dim
+        # the stock code selects the axis of each frequency: here it selects among the axes' own numbers
+        numbers = torch.arange(3, device="cpu")[:, None].repeat(1, head_dim // 2)
+        axes = self.decoder.rotary_emb.recomposition_frequencies(numbers)
+        return HeadLayout(head_dim, tuple(axes[: head_dim // 2].tolist()))
+
     @property
     def decoder_layout(self) -> DecoderLayout:
         text, rotary = self.vlm.config.text_config, self.decoder.rotary_emb
-        head_dim = self.decoder.layers[0].self_attn.head_dim
-        # the stock code selects the axis of each frequency: here it selects among the axes' own numbers
-        axes = rotary.recomposition_frequencies(torch.arange(3, device="cpu")[:, None].repeat(1, head_dim // 2))
         frequencies: tuple[Tensor, ...] = (rotary.inv_freq, rotary.original_inv_freq)
         if rotary.inv_freq.is_meta:  # they are no weights: a model without those has them as well
             with torch.device("cpu"):
@@ -79,7 +85,7 @@ class QwenVLBackbone(Backbone):
             num_layers=text.num_hidden_layers,
             num_heads=text.num_attention_heads,
             num_key_value_heads=text.num_key_value_heads,
-            head=HeadLayout(head_dim, tuple(axes[: head_dim // 2].tolist())),
+            head=self.head_layout,
             rope_frequencies=frequencies,
             device=self.device,
         )

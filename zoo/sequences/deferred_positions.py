@@ -61,15 +61,14 @@ class DeferredPositions:
         return position_ids if self._offset is None else position_ids - self._offset
 
     def by_predicted(
-        self,
-        world_to_camera: Float[Tensor, "S C 4 4"],
-        K_normalized: Float[Tensor, "S C 3 3"],
-        has_camera: Bool[Tensor, "S C"],
+        self, world_to_camera: Float[Tensor, "S C 4 4"], has_camera: Bool[Tensor, "S C"]
     ) -> Int[Tensor, "3 S L"]:
-        """Computes the position ids from predicted cameras, for which a GPU is waited, and returns them there."""
-        poses, K, present = (each.detach().cpu() for each in (world_to_camera, K_normalized, has_camera))
-        index = valid_index(self._layout.camera_index(), present)
-        position_ids = self.compute(Cameras.trusted(poses, K, index))
+        """Computes the position ids from predicted cameras, and returns them on their device, which is waited once."""
+        both = torch.cat((world_to_camera.detach().flatten(2), has_camera[..., None].to(world_to_camera)), -1)
+        poses, present = both.cpu().split((16, 1), -1)
+        index = valid_index(self._layout.camera_index(), present[..., 0] > 0)
+        intrinsics = torch.eye(3).expand(*poses.shape[:2], 3, 3)
+        position_ids = self.compute(Cameras.trusted(poses.unflatten(-1, (4, 4)), intrinsics, index))
         return position_ids.to(world_to_camera.device, non_blocking=True)
 
 

@@ -1,0 +1,97 @@
+"""The host waits for the GPU at most as often as the docstring of `SpatialVLM.forward` says: never in most steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.zoo import asking
+from tests.zoo.asking import MODELS, QUESTIONS, build, scene
+from tests.zoo.waits import Waits
+from zoo import CameraPrediction, DepthPrediction, MaskedViews
+from zoo.geometry import DatasetGeometry, TinyVGGT
+from zoo.sequences.batch import Batch
+from zoo.tasks import VideoQATask
+
+VGGT: dict[str, Any] = {"geometry": lambda: TinyVGGT(embed_dim=32, depth=4, heads=("camera", "depth"))}
+EVERY_MODEL: dict[str, dict[str, Any]] = {
+    **{name: {} for name in MODELS},
+    "objectives": {
+        "objectives": [CameraPrediction(), DepthPrediction(), MaskedViews()],
+        "camera_source": "auto",
+        **VGGT,
+    },
+    "medoid": {"objectives": [CameraPrediction(reference="medoid", scale="rms")]},
+    "scene unit": {"fusion": MODELS["AddFusion"]["fusion"], "geometry": lambda: DatasetGeometry(unit="scene")},
+    "merged mean": {"camera_encoding": "PRoPE, ChannelRange", "merged_camera": "mean"},
+}
+# every other model waits for nothing; a pose index on predicted cameras is in tests/zoo/test_rehearsal.py
+ALLOWED = {"objectives": 1}
+
+
+def task_of(name: str, family: str = "Qwen2.5-VL") -> VideoQATask:
+    known = name if name in MODELS else "plain"
+    return build(known, family=family, **EVERY_MODEL[name]).train()
+
+
+def batch_of(task: VideoQATask, family: str = "Qwen2.5-VL", **packing: Any) -> Batch:
+    scenes = [scene("a", QUESTIONS[1:4], family=family), scene("b", QUESTIONS[:1], steps=2, seed=1, family=family)]
+    return asking.batch(task, *scenes, training=True, **packing)
+
+
+def waits_of(task: VideoQATask, batch: Batch) -> Waits:
+    with Waits() as waits:
+        loss = task.model(batch)["loss"]
+        loss.backward()
+    return waits
+
+
+def allowed(name: str) -> int:
+    return 2 if "PoseALiBi" in name else ALLOWED.get(name, 0)
+
+
+@pytest.mark.parametrize("family", asking.BACKBONES)
+@pytest.mark.parametrize("name", EVERY_MODEL)
+def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
+    if family == "Qwen3-VL" and name in MODELS and name not in asking.ON_BOTH:
+        pytest.skip("encodings see the same decoder seam")
+    task = task_of(name, family)
+    waits = waits_of(task, batch_of(task, family))
+    assert waits.count <= allowed(name), waits.found
+
+
+@pytest.mark.parametrize("name", ["plain", "prope.yaml", "PRoPE, ChannelRange"])
+def test_packed_scenes_wait_for_nothing(name: str) -> None:
+    task = task_of(name)
+    assert waits_of(task, batch_of(task, pack_scenes=True)).found == {}
+
+
+def test_a_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: each kind of wait, hidden in a part of the model, is counted with its place."""
+    task = task_of("plain")
+    batch, embed = batch_of(task), task.model.backbone.embed
+
+    def waiting(ids: torch.Tensor) -> torch.Tensor:
+        if bool((ids < 0).any()):
+            return embed(ids)
+        ids.amax().item()
+        return embed(ids[ids >= 0].view_as(ids).cpu())
+
+    monkeypatch.setattr(task.model.backbone, "embed", waiting)
+    found = waits_of(task, batch).found
+    assert sorted(place.split(" ")[0] for place in found) == ["__bool__", "__getitem__", "cpu", "item"]
+    assert all("test_waits.py" in place for place in found)
+
+
+def test_an_evaluation_waits_per_token_and_not_per_token_of_the_prompt() -> None:
+    """The waits of an answer grow with its length, and not with the video."""
+    task = task_of("prope.yaml").eval()
+    counts = []
+    for steps in (2, 6):
+        asked = asking.batch(task, scene("a", QUESTIONS[:1], steps=steps))
+        with Waits() as waits:
+            task.predict_batch(asked)
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
