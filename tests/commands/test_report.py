@@ -40,9 +40,9 @@ def expected(folder: Path) -> list[str]:
 def cells(format: str, line: str) -> list[str]:
     split = {
         "text": lambda: re.split(r" {2,}", line.strip()),
-        "markdown": lambda: line.strip("| \n").split(" | "),
-        "latex": lambda: line.replace("$-$", "-").removesuffix(r" \\").split(" & "),
-        "html": lambda: re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", line),
+        "markdown": lambda: re.split(r" +\| +", line.strip("| \n")),
+        "latex": lambda: re.split(r" +& +", line.strip(" \\")),
+        "html": lambda: [cell.strip() for cell in re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", line)],
     }
     return split[format]()
 

@@ -66,7 +66,7 @@ def test_a_difference_beyond_the_rounding_fails(run: Path, tmp_path: Path, capsy
     with pytest.raises(SystemExit) as stopped:
         report([str(run), "--verify", file, "--output", str(tmp_path / "verified.md")])
     written = (tmp_path / "verified.md").read_text()
-    assert stopped.value.code == 1 and written.count("| NO |") == 1 and written.count("| yes |") == 6
+    assert stopped.value.code == 1 and written.count("| NO ") == 1 and written.count("| yes ") == 6
     fraction = json.loads((run / "metrics.json").read_text())["all"]["micro"]  # published in full, as a fraction
     report([str(run), "--verify", published(tmp_path, {"log": {"micro": fraction}}), "--row", "table/log"])
     assert " yes" in capsys.readouterr().out
