@@ -44,7 +44,7 @@ def setting(**changes: Any) -> dict[str, Any]:
         ({"compare": [COMPARED, COMPARED]}, "title Do cameras help.* is given twice"),
         (
             {"tests": {"wrong cameras": {"data.perturbation": "OtherCamera"}}},
-            "class OtherCamera; did you mean OtherCameras",
+            "OtherCamera; did you mean OtherCameras",
         ),
         (
             {"settings": {"a": {}, "a-x": {}}, "columns": {"y": {}, "x-y": {}}, "compare": []},
