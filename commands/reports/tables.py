@@ -166,7 +166,7 @@ def _settings(run: Run) -> dict[str, Cell]:
         "Camera encoding": part("camera_encoding"),
         "View mixer": part("view_mixer"),
         "Fusion": part("fusion"),
-        "Geometry": _geometry(run),
+        "Geometry": run.metrics.get("geometry") or "",
         "Camera source": part("camera_source"),
         "Time index": part("time_index"),
         "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
@@ -179,15 +179,6 @@ def _settings(run: Run) -> dict[str, Cell]:
 def _class(part: Any) -> str:
     """Return the class name of a part of a config; "" without one."""
     return str(part.get("class_path") or "").rpartition(".")[2] if isinstance(part, Mapping) else ""
-
-
-def _geometry(run: Run) -> str:
-    """Return the class of the geometry encoder that the model was built with."""
-    if "geometry" in run.metrics:
-        return run.metrics["geometry"] or ""
-    # tests of earlier versions: a config may name one that its model does not build
-    is_used = run.setting("model", "fusion") or run.setting("model", "camera_source") in ("predicted", "auto")
-    return _class(run.setting("model", "geometry")) if is_used else ""
 
 
 def _checkpoint(run: Run) -> str:
