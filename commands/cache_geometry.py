@@ -11,8 +11,6 @@ command resumes; the processes of torchrun or SLURM share the scenes. Scenes tha
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -20,12 +18,10 @@ import torch
 from jsonargparse import Namespace
 from lightning import seed_everything
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from commands.arguments import DEFAULT_OPTIONS
 from commands.new_run import launcher
-from commands.run_options import OF_RUNS, prepare_split, scene_parser
-from commands.select_frames import FAILED, KEPT, MADE
+from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
 from zoo.model import SpatialVLM
@@ -67,8 +63,7 @@ def cache_geometry(arguments: list[str]) -> None:
     mine = Subset(scenes, range(process.global_rank(), len(scenes), process.world_size()))
     loader = DataLoader(mine, batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")
-    counts = Counter({MADE: 0, KEPT: 0})
-    first = None
+    counts, first = SceneCounts(), None
     for loaded in progress(loader, f"cache-geometry {split}", "scenes"):
         try:
             if loaded.error is not None:
@@ -79,24 +74,21 @@ def cache_geometry(arguments: list[str]) -> None:
             before = encoder.num_computed
             encoder(*([each] for each in scene), **wanted)
         except (OSError, ValueError) as error:
-            counts[FAILED] += 1
-            tqdm.write(f"{loaded.scene.name}: {error}", file=sys.stderr)
+            counts.add(f"{loaded.scene.name}: {error}")
             continue
         if encoder.write_error is not None:
             raise InputError(
                 f"{encoder.folder}: {encoder.write_error.strerror}; what was written is kept, so run it again"
             )
         first = first or scene
-        counts[KEPT if encoder.num_computed == before else MADE] += 1
+        counts.add(counts.KEPT if encoder.num_computed == before else counts.MADE)
     outputs = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
-    done = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    print(f"cache-geometry: {outputs} of {len(mine)} scenes: {done}; see {encoder.folder}/")
+    print(f"cache-geometry: {outputs} of {len(mine)} scenes: {counts}; see {encoder.folder}/")
     if first is not None and not encoder.holds(*first, **wanted):
         raise InputError(
             f"{encoder.folder} was full and lost the first scenes again: raise --model.geometry_cache.max_size_gb"
         )
-    if counts[FAILED]:
-        raise InputError(f"{counts[FAILED]} of {len(mine)} scenes have no geometry: see above")
+    counts.refuse_failed("geometry")
 
 
 def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:

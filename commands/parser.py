@@ -6,8 +6,7 @@ import inspect
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterable
-from difflib import SequenceMatcher
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,27 +17,23 @@ import datamodules
 import zoo
 from commands.configs import read_config
 from commands.faults import failed_construction, unusable_class
-from zoo.errors import InputError, input_error
+from zoo.errors import InputError, closest, did_you_mean, input_error
 
 BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
-MIN_SIMILARITY, MAX_LISTED = 0.65, 16  # of a name that is suggested; of names that are listed
-Guess = tuple[float, str]  # similarity, name
+MAX_LISTED = 16  # names
 
-# argparse and jsonargparse report an error as text alone. Each pattern finds what a suggestion needs:
+# argparse and jsonargparse report an error as text alone. These find what a remedy needs:
 UNKNOWN_OPTION = re.compile(  # the option; on the command line, in a config, in a group of options
     r"unrecognized arguments: (?P<word>[^\s=]+)"
     r"|(?:(?:Group|(?P<command>Subcommand)) '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'"
 )
 UNKNOWN_CLASS = re.compile(r"import path string: (\S+)")  # the class, to suggest a similar one
-WRONG_VALUE = re.compile(  # the type, which spans many lines for a class; and the value
-    r"Expected an? (.+?)\. Got value: (.*)|Subtypes: \[(.*)\](?s:.*)Given value: (.*)"
-)
-UNNAMED_CLASS = re.compile(r"NestedArg\(key='([^']+)'")  # an option of a part that is null, to list its classes
-GIVEN_CLASS = re.compile(  # an import path where a class is expected, and the option of that part if it is for one
+GIVEN_CLASS = re.compile(  # an import path where a class is expected, to say why it can't be used
     r"(?s:Subtypes: \[[^\n]*\w\.\w[^\n]*\].*Given value: |expects a function or a callable class: .*Got value: )"
-    r"(?:NestedArg\(key='(?P<option>[^']+)', val='|{'class_path': ')?(?P<value>\w+(?:\.\w+)+)"
+    r"(?:{'class_path': ')?(\w+(?:\.\w+)+)"
 )
-WRONG_GROUP = re.compile(r"Unable to load config '([^']*)'")  # one value for a group of options, to list them
+# beginnings of lines about types that were tried beside the one that was meant
+TRIED = ("Expected a path but", "Does not validate", "Errors:", "Given value type:", "Expected a <class 'NoneType'>")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -50,24 +45,17 @@ class OptionError(InputError):
 
     Args:
         option: its name, relative to the part whose parser found the error.
-        problem: what is wrong.
-        remedy: what to do about it.
-        guess: the most similar option where there is no such one; it replaces the remedy if it is similar enough.
+        problem: what is wrong, and the remedy.
+        guess: the most similar option, in place of a remedy.
     """
 
-    def __init__(self, option: str, problem: str, remedy: str = "", guess: Guess | None = None) -> None:
-        advice = remedy
-        if guess is not None:
-            advice = _advice(guess, remedy or f"see --{option.rpartition('.')[0]}.help")
-        super().__init__(f"{option}: {problem}" + (f"; {advice}" if advice else ""))
-        self.option, self.problem, self.remedy, self.guess = option, problem, remedy, guess
+    def __init__(self, option: str, problem: str, guess: str = "") -> None:
+        super().__init__(f"{option}: {problem}" + (f"; did you mean {guess}?" if guess else ""))
+        self.option, self.problem, self.guess = option, problem, guess
 
-    def within(self, part: str, options: Iterable[str]) -> OptionError:
-        """Returns the error with the option's name in the parser that has the part, and `options` of its own."""
-        guess = self.guess
-        if guess is not None:
-            guess = max((guess[0], f"{part}.{guess[1]}"), closest(self.option, options))
-        return OptionError(f"{part}.{self.option}", self.problem, self.remedy, guess)
+    def within(self, part: str) -> OptionError:
+        """Returns the error with the option's name in the parser that has the part."""
+        return OptionError(f"{part}.{self.option}", self.problem, self.guess and f"{part}.{self.guess}")
 
 
 class OneLineParser(ArgumentParser):
@@ -130,66 +118,45 @@ class OneLineParser(ArgumentParser):
         part = within[1] if within else ""
         inner = input_error(ex)
         if isinstance(inner, OptionError) and part:  # the parser of the part has explained it
-            inner = inner.within(part, options_of(self))
+            inner = inner.within(part)
         raise inner or self._explain(message, part) from ex
 
     def _explain(self, message: str, part: str) -> InputError:
-        see_help = f"see {self.prog.replace(' [options]', '')} --help"
-        if named := GIVEN_CLASS.search(message):
-            option = f"{part}.{named['option']}" if named["option"] else part
-            if reason := unusable_class(named["value"]):
-                return OptionError(option, reason)
+        if (given := GIVEN_CLASS.search(message)) and (reason := unusable_class(given[1])):
+            return OptionError(part, reason)
         if found := UNKNOWN_OPTION.search(message):
-            return self._unknown_option(found, see_help)
+            return self._unknown_option(found)
         if found := UNKNOWN_CLASS.search(message):
-            names = class_names(message)
-            advice = _advice(closest(found[1], names), _listed(names, "give its name or its import path"))
-            return OptionError(part or message.partition(":")[0].lstrip("-"), f"there is no class {found[1]}", advice)
-        if found := UNNAMED_CLASS.search(message):
-            problem = f"name a class first, which could have the option {found[1]}"
-            return OptionError(part, problem, _listed(class_names(message)))
-        if part and (found := WRONG_GROUP.search(message)):
-            own = (option.removeprefix(f"{part}.") for option in options_of(self) if option.startswith(f"{part}."))
-            return OptionError(part, f"expected options of its own, not {found[1]}", _listed(own))
-        if part and (found := WRONG_VALUE.search(message)):
-            types, value = found.group(1, 2) if found[1] else found.group(3, 4)
-            value = {"": "nothing", "None": "null"}.get(value, value)
-            problem = f"expected {spell(types)}, not {value}"
-            remedy = f"write [{value}]" if "list[str]" in types else _listed(class_names(message))
-            return OptionError(part, problem, remedy)
-        return InputError(f"{' '.join(message.split())}; {see_help}")
+            names, option = class_names(message), part or message.partition(":")[0].lstrip("-")
+            advice = did_you_mean(found[1], names) or _listed(names) or "; give its name or its import path"
+            return OptionError(option, f"there is no class {found[1]}{advice}")
+        if not part:
+            return InputError(f"{' '.join(message.split())}; see {self._help}")
+        lines = [line.strip(" -") for line in message.removeprefix(f'Parser key "{part}":').splitlines()]
+        reasons = [line for line in lines if line and not line.startswith(TRIED)]
+        return OptionError(part, "; ".join(reasons) + _listed(class_names(message)))
 
-    def _unknown_option(self, found: re.Match[str], see_help: str) -> OptionError:
+    @property
+    def _help(self) -> str:
+        return f"{self.prog.replace(' [options]', '')} --help"
+
+    def _unknown_option(self, found: re.Match[str]) -> OptionError:
         word, group, options = found["word"], found["group"], options_of(self)
         if word and not word.startswith("--"):
-            problem = "not expected here; options start with --, configs are named by --config"
-            return OptionError(word, problem, see_help)
+            problem = f"not expected here; options start with --, configs are named by --config; see {self._help}"
+            return OptionError(word, problem)
         if found["command"]:
             (commands,) = (action.choices for action in self._actions if isinstance(action.choices, dict))
             group, options = None, options_of(commands[group])
         option = f"{group}.{found['option']}" if group else found["option"] or word.lstrip("-")
-        is_part = getattr(self, "_inner_parser", False)  # and has no command of its own
-        remedy = _listed(options, "" if is_part else see_help)
-        return OptionError(option, "there is no such option", remedy, closest(option, options))
+        guess = closest(option, options)
+        return OptionError(option, "there is no such option" + ("" if guess else _listed(options)), guess)
 
 
 def options_of(parser: OneLineParser) -> set[str]:
     """Returns the names of all options of a parser, except those for help."""
     names = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
     return {name for name in names if not name.endswith(("help", "+"))}
-
-
-def closest(word: str, names: Iterable[str]) -> Guess:
-    """Returns the most similar of some dotted names, by the whole name or, with less weight, by its last part."""
-
-    def similarity(a: str, b: str) -> float:
-        return SequenceMatcher(None, a.lower(), b.lower(), autojunk=False).ratio()
-
-    def last(name: str) -> str:
-        return name.rpartition(".")[2]
-
-    scores = ((max(similarity(word, n), 0.9 * similarity(last(word), last(n))), n) for n in names)
-    return max(scores, default=(0.0, ""))
 
 
 def registered_classes(base: type = object) -> list[type]:
@@ -205,24 +172,13 @@ def registered_classes(base: type = object) -> list[type]:
 def class_names(message: str) -> set[str]:
     """Returns the names of the classes that fit a type in the message; of all classes where it names no type."""
     parts = registered_classes()
-
-    def fits(part: type) -> bool:
-        return any(re.search(rf"\b{base.__module__}\.{base.__qualname__}\b", message) for base in part.__mro__[:-1])
-
-    return {part.__name__ for part in parts if fits(part)} or {part.__name__ for part in parts}
+    fitting = [part for part in parts if any(f"<class '{_path(base)}'>" in message for base in part.__mro__[:-1])]
+    return {part.__name__ for part in fitting or parts}
 
 
-def spell(types: str) -> str:
-    """Writes Python types without their syntax: `int`, `'a', 'b' or null`."""
-    names = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", types)
-    values = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", names)
-    return values.replace(", NoneType", " or null")
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _listed(names: Iterable[str], otherwise: str = "") -> str:
-    known = sorted(names, key=str.lower)
-    return f"known: {', '.join(known)}" if 0 < len(known) <= MAX_LISTED else otherwise
-
-
-def _advice(guess: Guess, otherwise: str) -> str:
-    return f"did you mean {guess[1]}?" if guess[0] >= MIN_SIMILARITY else otherwise
+def _listed(names: Collection[str]) -> str:
+    return f"; known: {', '.join(sorted(names, key=str.lower))}" if 0 < len(names) <= MAX_LISTED else ""

@@ -51,7 +51,7 @@ def report(arguments: list[str]) -> None:
 
     # after the options are read: these import PyTorch, which the help does without
     from commands.reports.compare import compare
-    from commands.reports.formats import WRITERS, in_lines
+    from commands.reports.formats import in_lines, write
     from commands.reports.loaded_runs import load_runs
     from commands.reports.page import page
     from commands.reports.paths import camera_paths
@@ -66,7 +66,7 @@ def report(arguments: list[str]) -> None:
     if settings.verify:
         rows = read_published(Path(settings.verify).expanduser())
         verified = [verify(run, rows, settings.row) for run in runs]
-        text = "\n".join(WRITERS[format](table) for table, _ in verified)
+        text = "\n".join(write(table, format) for table, _ in verified)
         print("".join(f"skipped: {reason}\n" for reason in skipped), end="", file=sys.stderr)
         print(text, end="") if output is None else write_whole(output, text)
         if not all(agrees for _, agrees in verified):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, get_args
 
 from jsonargparse import SUPPRESS, ActionConfigFile
+from tqdm import tqdm
 
 from commands.parser import OneLineParser
 from datamodules import VideoQADataModule
@@ -53,3 +56,27 @@ def prepare_split(command: str, settings: Any) -> None:
     if settings.workers < 0:
         raise InputError(f"--workers {settings.workers}: at least 0, which uses the main process")
     settings.data.prepare_splits((settings.split,))
+
+
+class SceneCounts:
+    """How many scenes a command has made, kept from an earlier call, and failed on; faults are printed."""
+
+    MADE, KEPT, FAILED = "made", "kept", "failed"
+
+    def __init__(self) -> None:
+        self.counts = Counter({self.MADE: 0, self.KEPT: 0})
+
+    def add(self, outcome: str) -> None:
+        """Counts MADE, KEPT or the text of a fault."""
+        is_fault = outcome not in (self.MADE, self.KEPT)
+        self.counts[self.FAILED if is_fault else outcome] += 1
+        if is_fault:
+            tqdm.write(outcome, file=sys.stderr)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items())
+
+    def refuse_failed(self, lacks: str) -> None:
+        """Raises InputError if scenes have failed."""
+        if failed := self.counts[self.FAILED]:
+            raise InputError(f"{failed} of {self.counts.total()} scenes have no {lacks}: see above")

@@ -9,29 +9,24 @@ are listed at the end.
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
 from pathlib import Path
 
 from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from callbacks.camera_map import camera_map
 from callbacks.contact_sheet import contact_sheet
 from commands.arguments import DEFAULT_OPTIONS
-from commands.run_options import OF_RUNS, prepare_split, scene_parser
+from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
 from datamodules.selections import FILE, find_selection, write_selection
-from zoo.errors import SCENE_FAULTS, InputError
+from zoo.errors import SCENE_FAULTS
 from zoo.files.atomic_io import write_whole
 from zoo.progress import progress
 
-MADE, KEPT, FAILED = "made", "kept", "failed"
-
 
 class SelectScenes(Dataset):
-    """Item i selects the frames of scene i; its value is MADE, KEPT or the text of an error.
+    """Item i selects the frames of scene i; its value is an outcome for `SceneCounts`.
 
     Args:
         scenes: Dataset with the sampler and the pairing.
@@ -68,7 +63,7 @@ class SelectScenes(Dataset):
             if view.world_to_camera is not None or sampler.geometry is not None:
                 path = camera_map(view, frames, type(sampler).__name__, sampler.geometry)
                 path.save(file.parent / "path.png")
-        return MADE if is_new else KEPT
+        return SceneCounts.MADE if is_new else SceneCounts.KEPT
 
 
 def select_frames(arguments: list[str]) -> None:
@@ -91,17 +86,13 @@ def select_frames(arguments: list[str]) -> None:
     scenes = data.dataset(data.scenes(split), data.sampler)
     output = Path(settings.output or f"selections/{type(data.sampler).__name__}-{data.num_frames}").expanduser()
     loader = DataLoader(SelectScenes(scenes, output, settings.plot), batch_size=None, num_workers=settings.workers)
-    counts = Counter({MADE: 0, KEPT: 0})
+    counts = SceneCounts()
     for outcome in progress(loader, f"select-frames {split}", "scenes"):
-        counts[outcome if outcome in (MADE, KEPT) else FAILED] += 1
-        if outcome not in (MADE, KEPT):
-            tqdm.write(outcome, file=sys.stderr)
+        counts.add(outcome)
     missing, file = "", output / "missing.txt"
     file.unlink(missing_ok=True)  # of an earlier run
     if data.missing:
         write_whole(file, "".join(f"{name}\n" for name in data.missing))
         missing = f"; videos that are missing: {len(data.missing)}, see {file}"
-    done = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    print(f"select-frames: {type(data.sampler).__name__} on {len(scenes)} scenes: {done}{missing}; see {output}/")
-    if counts[FAILED]:
-        raise InputError(f"{counts[FAILED]} of {len(scenes)} scenes have no selection: see above")
+    print(f"select-frames: {type(data.sampler).__name__} on {len(scenes)} scenes: {counts}{missing}; see {output}/")
+    counts.refuse_failed("selection")

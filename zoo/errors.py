@@ -28,10 +28,17 @@ def check_choice(name: str, value: object, choices: object) -> None:
         raise InputError(f"{name} is one of {', '.join(map(str, known))}, not {value!r}")
 
 
+def closest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most alike, whatever its case, or an empty text."""
+    by_lower_case = {each.lower(): each for each in known}
+    alike = get_close_matches(name.lower(), by_lower_case, 1)
+    return by_lower_case[alike[0]] if alike else ""
+
+
 def did_you_mean(name: str, known: Iterable[str], suffix: str = "") -> str:
-    """The end of a message about an unknown name: the known one that is most alike, or nothing."""
-    alike = get_close_matches(name, list(known), 1)
-    return f"; did you mean {alike[0]}{suffix}?" if alike else ""
+    """The end of a message about an unknown name: the closest one, or nothing."""
+    guess = closest(name, known)
+    return f"; did you mean {guess}{suffix}?" if guess else ""
 
 
 @contextmanager

@@ -41,8 +41,7 @@ def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:
     """Compare every pair of runs with the same questions and scorer; such runs share the draws."""
     groups: dict[tuple[frozenset[tuple[str, ...]], str | None], list[int]] = {}
     for place, run in enumerate(runs):
-        asked = frozenset((answer.id, *(getattr(answer, what) for what in ASKED)) for answer in run.answers)
-        groups.setdefault((asked, run.metrics.get("scorer")), []).append(place)
+        groups.setdefault((_asked(run), run.metrics.get("scorer")), []).append(place)
     pairs: dict[tuple[int, int], dict[str, Difference]] = {}
     for (asked, _), group in groups.items():
         if asked and len(group) > 1:
@@ -51,23 +50,23 @@ def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:
     return Comparisons(pairs, {(i, j): _why_not(runs[i], runs[j]) for i, j in others})
 
 
+def _asked(run: Run) -> frozenset[tuple[str, ...]]:
+    """Return the questions of a run."""
+    return frozenset((answer.id, *(getattr(answer, what) for what in ASKED)) for answer in run.answers)
+
+
 def _why_not(a: Run, b: Run) -> str:
     """Return how the questions or scorers of two runs differ."""
     for run in (a, b):
         if not run.answers:
             return f"{run.name} has no answers to compare"
-    first, second = ({answer.id: answer for answer in run.answers} for run in (a, b))
-    for run, own, others, other in ((a, first, second, b), (b, second, first, a)):
-        if only := own.keys() - others.keys():
+    for run, own, other in ((a, _asked(a) - _asked(b), b), (b, _asked(b) - _asked(a), a)):
+        if own:
+            id, *words = min(own)
             return (
-                f"{len(only)} of {len(own)} questions of {run.name}, such as {min(only)}, are not among the "
-                f"{len(others)} of {other.name}"
+                f"{len(own)} of {len(run.answers)} questions of {run.name} are not among the {len(other.answers)} of "
+                f"{other.name}, such as {id} ({' | '.join(words)})"
             )
-    for id, answer in first.items():
-        for what in ASKED:
-            one, another = getattr(answer, what), getattr(second[id], what)
-            if one != another:
-                return f"question {id}: {what} differs between {a.name} and {b.name}: {one} | {another}"
     return f"{a.name} and {b.name} were scored by different scorers: {a.metrics['scorer']} and {b.metrics['scorer']}"
 
 

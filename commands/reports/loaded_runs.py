@@ -85,11 +85,12 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     Returns:
         The tests in the order of their folders, and the reasons why other folders are skipped.
     """
-    every = [each for folder in folders for each in (folder, *sorted(folder.glob(f"{PREFIX}*/")))]
-    unique = {folder.resolve(): folder for folder in reversed(every)}
+    unique: dict[Path, Path] = {}
+    for folder in (each for given in folders for each in (given, *sorted(given.glob(f"{PREFIX}*/")))):
+        unique.setdefault(folder.resolve(), folder)
     runs: list[Run] = []
     skipped: list[str] = []
-    for folder in reversed(list(unique.values())):
+    for folder in unique.values():
         try:
             run = load_run(folder, _name(folder, list(unique)))
         except InputError as error:

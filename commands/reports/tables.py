@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -28,14 +27,12 @@ class Table:
         title: the caption.
         headings: the titles of the columns; the first column names the row.
         rows: the cells.
-        groups: (name or "", number of columns) above the headings.
         signed: whether the scores are differences.
     """
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    groups: tuple[tuple[str, int], ...] = ()
     signed: bool = False
 
     @cached_property
@@ -68,19 +65,10 @@ def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
 
 def scores(runs: Sequence[Run]) -> Table:
     """Build the benchmark's results table, of the question types that a run was asked, with their average."""
-    benchmark = runs[0].benchmark
-    asked = {
-        name: kinds for name, kinds in benchmark.columns.items() if any(run.score(name) is not None for run in runs)
-    }
+    asked = [name for name in runs[0].benchmark.columns if any(run.score(name) is not None for run in runs)]
     columns = (*asked, AVERAGE)
-    titles = {"Numerical": benchmark.numeric_types, "Free answers": benchmark.text_types}
-    above = [
-        next((title for title, own in titles.items() if set(kinds) <= set(own)), "Multiple choice")
-        for kinds in asked.values()
-    ]
-    groups = [(title, len(list(own))) for title, own in groupby(above)]
     rows = tuple((run.name, *map(run.score, columns)) for run in runs)
-    return Table("Scores by question type (%)", ("Run", *columns), rows, (("", 1), *groups, ("", 1)))
+    return Table("Scores by question type (%)", ("Run", *columns), rows)
 
 
 def means(runs: Sequence[Run]) -> Table:
@@ -178,7 +166,7 @@ def _settings(run: Run) -> dict[str, Cell]:
         "Camera encoding": part("camera_encoding"),
         "View mixer": part("view_mixer"),
         "Fusion": part("fusion"),
-        "Geometry": _geometry(run),
+        "Geometry": run.metrics.get("geometry") or "",
         "Camera source": part("camera_source"),
         "Time index": part("time_index"),
         "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
@@ -191,15 +179,6 @@ def _settings(run: Run) -> dict[str, Cell]:
 def _class(part: Any) -> str:
     """Return the class name of a part of a config; "" without one."""
     return str(part.get("class_path") or "").rpartition(".")[2] if isinstance(part, Mapping) else ""
-
-
-def _geometry(run: Run) -> str:
-    """Return the class of the geometry encoder that the model was built with."""
-    if "geometry" in run.metrics:
-        return run.metrics["geometry"] or ""
-    # tests of earlier versions: a config may name one that its model does not build
-    is_used = run.setting("model", "fusion") or run.setting("model", "camera_source") in ("predicted", "auto")
-    return _class(run.setting("model", "geometry")) if is_used else ""
 
 
 def _checkpoint(run: Run) -> str:

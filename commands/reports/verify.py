@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -62,9 +61,9 @@ def verify(run: Run, rows: Mapping[str, Row], chosen: str | None) -> tuple[Table
     wanted = chosen or str(run.setting("model", "backbone", "path") or "").rpartition("/")[2]
     names = [name for name in rows if wanted in (name, name.partition("/")[2])]
     if len(names) != 1:
-        near = names or get_close_matches(wanted, rows, 3, 0.3) or list(rows)
         count = "several rows" if names else "no row"
-        raise InputError(f"{run.name}: {count} of published numbers named {wanted!r}: choose --row '{near[0]}' or such")
+        listed = ", ".join(names or rows)
+        raise InputError(f"{run.name}: {count} of published numbers named {wanted!r}: choose a --row of {listed}")
     published = dict(_flat(rows[names[0]]))
     means = [number for measure, number in published.items() if measure not in TITLES]  # CIDEr may exceed 1
     scale = 1 if max(means or published.values(), default=0) <= 1 else 100

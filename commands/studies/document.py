@@ -10,7 +10,7 @@ from pathlib import Path
 
 from commands.studies.plot import Rows, draw
 from commands.studies.scores import OUTDATED, Scores
-from commands.studies.sections import Cell, change, is_measured, section, table, titled
+from commands.studies.sections import Cell, change, is_measured, pairs, section, table, titled
 from commands.studies.study_file import MARKS, OWN, Study, words
 from zoo.files.atomic_io import write_whole
 
@@ -27,35 +27,29 @@ def write_documents(scores: Scores) -> list[Path]:
     study = scores.study
     embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
     plot = study.document.with_suffix(".png")
-    draw(_groups(scores), scores.constants, study.score, plot)
+    draw(_panels(scores), scores.constants, study.score, plot)
     files = {study.document: document(scores, plot.name), **embedded}
     for path, text in files.items():
         write_whole(path, text)
     return [*files, plot]
 
 
-def _groups(scores: Scores) -> Mapping[str, Rows]:
-    """Return the plotted rows: settings that no comparison has, the comparisons, and tests that none has."""
+def _panels(scores: Scores) -> Mapping[str, Rows]:
+    """Return the plotted rows: of each comparison, before them the settings and tests that no comparison has."""
     study = scores.study
-
-    def row(name: str, column: str | None = None, test: str = OWN) -> dict[str, list[float]]:
-        return {each: scores.of(name, each, test) for each in ([column] if column else study.columns)}
-
-    compared = {name for each in study.compare for name in (*each.settings, each.baseline)}
-    title = "Other settings" if compared else study.title
-    groups: dict[str, Rows] = {title: {_row(study, name): row(name) for name in study.settings if name not in compared}}
-    tested = {(name, test) for each in study.compare for name in each.settings for test in each.tests}
+    panels: dict[str, Rows] = {}
+    compared = set()
     for each in study.compare:
-        rows = {}
-        for name in filter(None, dict.fromkeys((each.baseline, *each.settings))):
-            rows[_row(study, name)] = row(name, each.column)
-            tests = [test for test in each.tests if test in study.settings[name].tests]
-            rows |= {f"{name}, {test}": row(name, each.column, test) for test in tests}
-        groups[each.title] = rows
-    rest = [(name, test) for name, setting in study.settings.items() for test in setting.tests]
-    rest = [pair for pair in rest if pair not in tested]
-    groups["Further tests"] = {f"{name}, {test}": row(name, None, test) for name, test in rest}
-    return groups
+        cells = dict.fromkeys(cell for pair in pairs(each, scores) for cell in reversed(pair))
+        panels[each.title] = {_label(study, c.setting, c.test): {c.column: scores.of(*c)} for c in cells}
+        compared |= {(cell.setting, cell.test) for cell in cells}
+    others = {
+        _label(study, name, test): {column: scores.of(name, column, test) for column in study.columns}
+        for name, setting in study.settings.items()
+        for test in (OWN, *setting.tests)
+        if (name, test) not in compared
+    }
+    return {"Other settings and tests" if compared else study.title: others, **panels}
 
 
 def document(scores: Scores, plot: str) -> str:
@@ -98,9 +92,9 @@ def _command(study: Study) -> str:
     return f"python main.py study {study.path}"
 
 
-def _row(study: Study, name: str) -> str:
+def _label(study: Study, name: str, test: str = OWN) -> str:
     own = study.score_of(name)
-    return name if own == study.score else f"{name} ({own})"
+    return (name if own == study.score else f"{name} ({own})") + (f", {test}" if test else "")
 
 
 def score_table(scores: Scores) -> str:
@@ -109,7 +103,7 @@ def score_table(scores: Scores) -> str:
     for name in study.settings:
         cells = [scores.cell(name, column) for column in study.columns]
         if any(cells):
-            rows.append([_row(study, name), *cells])
+            rows.append([_label(study, name), *cells])
         else:
             missing.append(name)
     if constants:

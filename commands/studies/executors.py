@@ -45,15 +45,7 @@ def _prepare(job: Job) -> str | None:
     return None
 
 
-class Executor(ABC):
-    """Runs jobs, some at a time."""
-
-    @abstractmethod
-    def execute(self, jobs: Sequence[J]) -> Iterator[tuple[J, str | None]]:
-        """Run the jobs in this order; yield each, with the reason if it fails, as it ends."""
-
-
-class LocalExecutor(Executor):
+class LocalExecutor:
     """Processes of this machine.
 
     Args:
@@ -64,6 +56,8 @@ class LocalExecutor(Executor):
         self.at_once = at_once
 
     def execute(self, jobs: Sequence[J]) -> Iterator[tuple[J, str | None]]:
+        """Run the jobs in this order; yield each, with the reason if it fails, as it ends."""
+
         def call(job: J) -> str | None:
             return _prepare(job) or job()
 
@@ -76,7 +70,7 @@ class LocalExecutor(Executor):
             pool.shutdown(cancel_futures=True)
 
 
-class SubmititExecutor(Executor):
+class SubmititExecutor:
     """One array of jobs of submitit.
 
     Args:
@@ -107,6 +101,7 @@ class SubmititExecutor(Executor):
             raise InputError(f"--executor and --slurm: submitit refuses them: {error}") from error
 
     def execute(self, jobs: Sequence[J]) -> Iterator[tuple[J, str | None]]:
+        """Run the jobs in this order; yield each, with the reason if it fails, as it ends."""
         ready = []
         for job in jobs:
             if reason := _prepare(job):
@@ -123,3 +118,6 @@ class SubmititExecutor(Executor):
                     yield submitted[each], f"{str(failure).splitlines()[0]} (see {each.paths.stderr})"
                 else:
                     yield submitted[each], each.results()[0]
+
+
+Executor = LocalExecutor | SubmititExecutor

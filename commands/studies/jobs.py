@@ -187,21 +187,15 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
         command = [sys.executable, "-m", "commands.main", *words]
         with subprocess.Popen(command, stdout=file, stderr=file, env=environment, pass_fds=keep_open) as process:
             try:
-                while not _is_done(process, PROGRESS_S):
-                    print(f"{log}: {_last_line(log)}", flush=True)
+                while process.poll() is None:
+                    try:
+                        process.wait(PROGRESS_S)
+                    except subprocess.TimeoutExpired:
+                        print(f"{log}: {_last_line(log)}", flush=True)
             except BaseException:
                 process.kill()
                 raise
     return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
-
-
-def _is_done(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
-    """Return whether a process has ended, at the latest after a time."""
-    try:
-        process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def _last_line(log: Path) -> str:

@@ -66,7 +66,7 @@ def test_a_difference_beyond_the_rounding_fails(run: Path, tmp_path: Path, capsy
     with pytest.raises(SystemExit) as stopped:
         report([str(run), "--verify", file, "--output", str(tmp_path / "verified.md")])
     written = (tmp_path / "verified.md").read_text()
-    assert stopped.value.code == 1 and written.count("| NO |") == 1 and written.count("| yes |") == 6
+    assert stopped.value.code == 1 and written.count("| NO ") == 1 and written.count("| yes ") == 6
     fraction = json.loads((run / "metrics.json").read_text())["all"]["micro"]  # published in full, as a fraction
     report([str(run), "--verify", published(tmp_path, {"log": {"micro": fraction}}), "--row", "table/log"])
     assert " yes" in capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_an_official_table_agrees_with_itself(tmp_path: Path, capsys, model: str
 
 
 def test_bad_files_and_rows_are_one_line(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"no row of published numbers named '{WEIGHTS}': choose --row 'table/"):
+    with pytest.raises(InputError, match=f"no row of published numbers named '{WEIGHTS}': choose a --row of table/"):
         report([str(run), "--verify", published(tmp_path, {"Spatial-MLLM": {"micro": 3}})])
     with pytest.raises(InputError, match="shares no measure with VSIBench"):
         report([str(run), "--verify", published(tmp_path, {WEIGHTS: {"cider": 91.8, "scene": 2}})])

@@ -10,7 +10,7 @@ from typing import Any
 
 from commands.reports.bootstrap import RESAMPLES, SEED
 from commands.reports.compare import Comparisons, Interval
-from commands.reports.formats import html
+from commands.reports.formats import write
 from commands.reports.loaded_runs import AVERAGE, Run, measures
 from commands.reports.predictions import Answer
 from commands.reports.tables import captions, means, over_seeds, reproduction, scores, settings
@@ -30,7 +30,7 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
     """
     benchmark = runs[0].benchmark
     every = (scores(runs), means(runs), *over_seeds(runs), *captions(runs), settings(runs), reproduction(runs))
-    tables = "".join(f'<div class="wide">{html(table)}</div>' for table in every)
+    tables = "".join(f'<div class="wide">{text}</div>' for text in (write(table, "html") for table in every))
     data = {
         "runs": [run.name for run in runs],
         "bars": {column: [run.score(column) for run in runs] for column in (*benchmark.columns, AVERAGE)},

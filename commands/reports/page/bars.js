@@ -2,7 +2,7 @@
 
 {
   for (const row of document.querySelectorAll("#runs tbody tr")) {
-    const run = data.runs.indexOf(row.cells[0].textContent);
+    const run = data.runs.indexOf(row.cells[0].textContent.trim());
     if (run >= 0) row.cells[0].prepend(chip(run));
   }
   const charts = element("div", { class: "charts" });

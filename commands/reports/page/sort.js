@@ -24,11 +24,11 @@ const nextDirection = (before, numbers) =>
 for (const table of document.querySelectorAll("#runs table")) {
   const body = table.tBodies[0];
   const value = (row, column) => {
-    const cell = row.cells[column];
-    return cell.dataset.value !== undefined ? Number(cell.dataset.value) : cell.textContent === "-" ? null : cell.textContent;
+    const text = row.cells[column].textContent.trim();
+    return text === "-" ? null : /^[+-]?\d+(\.\d+)?$/.test(text) ? Number(text) : text;
   };
   [...table.tHead.lastElementChild.cells].forEach((heading, column) => {
-    const numbers = [...body.rows].some((row) => row.cells[column].dataset.value !== undefined);
+    const numbers = [...body.rows].some((row) => typeof value(row, column) === "number");
     if (numbers) heading.classList.add("number");
     sortable(heading, (before) => {
       const direction = nextDirection(before, numbers);
