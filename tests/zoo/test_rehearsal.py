@@ -1,0 +1,64 @@
+"""A first run on a GPU, rehearsed on the CPU: no mixed devices, no autocast of the CPU, few waits of the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FEW = ("plain", "prope.yaml", "PRoPE by VGGT's cameras", "objectives", "pose index on predicted cameras")
+ALLOWED = {"objectives": 1, "pose index on predicted cameras": 1}  # waits of a training step
+
+
+def rehearsals(*arguments: str) -> list[dict[str, Any]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.rehearsal", *arguments]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+
+
+def check(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        name, parts = f"{each['family']} {each['model']}", each["parts"]
+        faults = {part: log["faults"] for part, log in parts.items() if log["faults"]}
+        assert not faults, name
+        most = 4 if "PoseALiBi" in each["model"] else ALLOWED.get(each["model"], 0)
+        waits = {part: parts[part]["waits"] for part in ("move", "loss", "backward", "step")}
+        assert sum(count for of_part in waits.values() for count in of_part.values()) <= most, (name, waits)
+        math = [kernel for log in parts.values() for kernel in log["attention"] if kernel.startswith("MATH")]
+        assert not math, name
+
+
+@pytest.mark.parametrize("family", ["Qwen2.5-VL", "Qwen3-VL"])
+def test_a_step_and_answers_on_a_pretended_gpu(family: str) -> None:
+    found = rehearsals("--family", family, "--only", *FEW)
+    assert len(found) == len(FEW)
+    check(found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("packing", [(), ("--packs",)], ids=["rows", "packed scenes"])
+def test_every_model_on_a_pretended_gpu(packing: tuple[str, ...]) -> None:
+    found = rehearsals(*packing)
+    assert len(found) > 120
+    check(found)
+
+
+def test_planted_faults_are_found() -> None:
+    """The control: a tensor that stays on the CPU, and a wait, each named by its place."""
+    (mixed,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "cpu")
+    assert any("tests/rehearsal.py" in fault for fault in mixed["parts"]["loss"]["faults"])
+    (waiting,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "wait")
+    assert [place for place in waiting["parts"]["loss"]["waits"] if "tests/rehearsal.py" in place]
+    with pytest.raises(AssertionError):
+        check([mixed])
+    with pytest.raises(AssertionError):
+        check([waiting])
