@@ -9,22 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.tables import filled, markdown
+from docs.path_of_a_batch import recorded_files, role
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
-
-PATH = {
-    "datamodules/collate.py": "`Collate` turns loaded scenes into a batch: one `SceneInputs` per scene, one row of "
-    "token ids and labels per question.",
-    "zoo/tasks/video_qa.py": "`VideoQATask.losses` encodes the scenes, packs the questions of each scene into one "
-    "sequence, and passes the hidden states of the decoder to the objectives.",
-    "zoo/model.py": "`SpatialVLM.encode_scenes` and `SpatialVLM.build_inputs` call the parts in order.",
-    "zoo/scene_encoding/stages.py": "Calls the vision tower once for all scenes, then the view mixer and the fusion.",
-    "zoo/scene_encoding/scene_cameras.py": "Computes one camera per temporal patch of a scene, then the cameras of "
-    "whole sequences.",
-    "zoo/sequences/layout.py": "`SequenceLayout` locates the visual tokens of each sequence, with their "
-    "temporal patch, grid cell and camera.",
-}
 
 
 class Seam(NamedTuple):
@@ -63,8 +51,9 @@ def document() -> str:
 
 
 def path_table() -> str:
-    """Return a table with one row per file on the path of a batch."""
-    return markdown([{"": i, "file": link(file), "role": role} for i, (file, role) in enumerate(PATH.items(), 1)])
+    """Return a table with one row per file between an annotation file and the loss, as recorded."""
+    files = enumerate(recorded_files(), 1)
+    return markdown([{"": i, "file": link(file), "role": role(file)} for i, file in files])
 
 
 def seam_table() -> str:

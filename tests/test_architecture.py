@@ -4,35 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from docs.architecture import DOCUMENT, PATH, ROOT, SEAMS, document
-from tests.zoo import asking
+from docs.architecture import DOCUMENT, ROOT, SEAMS, document
+from docs.path_of_a_batch import recorded_files, recording
+from zoo.files.fingerprint import digest
 
-PARTS = (
-    "zoo/backbones/",
-    "zoo/geometry/",
-    "zoo/encodings/",
-    "zoo/fusions/",
-    "zoo/benchmarks/",
-    "zoo/objectives/",
-    "zoo/sequences/time_index.py",
-)
-NOT_COUNTED = {  # each is named in the document
-    *(
-        "zoo/positions.py",
-        "zoo/cameras/rays.py",
-        "zoo/scenes.py",
-        "zoo/cameras/cameras.py",
-        "zoo/cameras/poses.py",
-        "zoo/precision.py",
-    ),
-    *("zoo/sequences/packing.py", "zoo/sequences/visual_grid.py", "zoo/requirements.py", "zoo/errors.py"),
-}
 EXCEPTIONS = {"zoo/model.py": {"datamodules"}}
 
 
@@ -54,30 +31,15 @@ def test_every_file_named_exists() -> None:
     assert all((ROOT / file).exists() for seam in SEAMS for file in (seam.files, *seam.listed_in))
 
 
-def executed_files(run: Callable[[], Any]) -> set[str]:
-    """Files of the repository's packages whose functions a call runs."""
-    found: set[str] = set()
-
-    def profile(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call":
-            found.add(frame.f_code.co_filename)
-
-    sys.setprofile(profile)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    names = {Path(file).relative_to(ROOT).as_posix() for file in found if Path(file).is_relative_to(ROOT)}
-    return {name for name in names if name.startswith(("zoo/", "datamodules/"))}
-
-
-def test_a_training_step_runs_at_most_six_files_beside_the_parts() -> None:
-    task = asking.build("prope.yaml")
-    scenes = [asking.scene("a", asking.QUESTIONS[:2]), asking.scene("b", asking.QUESTIONS[:1])]
-    executed = executed_files(lambda: task.loss(asking.batch(task, *scenes, training=True)))
-    assert len(PATH) <= 6
-    assert {file for file in executed if not file.startswith(PARTS)} == PATH.keys() | NOT_COUNTED
-    assert all(f"`{file}`" in DOCUMENT.read_text(encoding="utf-8") for file in NOT_COUNTED)
+def test_the_path_of_a_batch_is_recorded() -> None:
+    """The files that run are those of the document, in order; one that is not recorded is missed."""
+    recorded = recorded_files()
+    table = DOCUMENT.read_text(encoding="utf-8").split("<!-- path -->")[1].split("<!-- end -->")[0]
+    assert re.findall(r"\]\(\.\./([\w/]+\.py)\)", table) == recorded
+    assert {"datamodules/collate.py", "zoo/model.py", "zoo/encodings/prope.py"} <= set(recorded)
+    with recording() as files:
+        digest({})  # the control: what runs is recorded, and nothing else
+    assert files == ["zoo/files/fingerprint.py"]
 
 
 def imported_packages(file: Path) -> set[str]:
