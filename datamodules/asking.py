@@ -99,6 +99,7 @@ def load_frames(
     Raises:
         InputError: The model requires cameras or depth that are absent, or there is not one time or camera per frame.
     """
+    geometry = geometry and geometry.without_invalid_cameras()
     needs, given = model.requirements, {} if geometry is None else geometry.present()
     if (needs.cameras and not (geometry and geometry.has_cameras)) or (needs.depth and "depth" not in given):
         raise InputError(NO_CAMERAS)

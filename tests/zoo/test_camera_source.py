@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules import Rooms, VideoQADataModule
-from datamodules.collate import LoadedScene
+from datamodules.loaded_scene import LoadedScene
 from tests.conftest import ROOMS
 from tests.zoo.asking import VGGT, batch, build, inputs_of, logits_of, scene
 from tests.zoo.test_vlm import cameras, sequences, tiny
