@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.cameras.patch_cameras import merge_cameras
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry
-from zoo.scene_encoding.scene_cameras import merge_cameras, scene_points
+from zoo.scene_encoding.scene_cameras import scene_points
 
 AXIS = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
 
@@ -39,7 +40,7 @@ def scene(*present: bool, turn: float = 2.8) -> SceneGeometry:
 
 @pytest.mark.parametrize("turn", [2.8, 1e-3, 0.0])
 def test_the_mean_lies_half_way(turn: float) -> None:
-    poses, K, has_camera = merge_cameras(scene(turn=turn), "mean")
+    poses, K, has_camera, _ = merge_cameras(scene(turn=turn), "mean")
     expected = torch.stack([camera(0.4 + turn / 2, (1, -2, 3)), camera(0, (2, 1, 1))])
     torch.testing.assert_close(poses, expected, rtol=0, atol=1e-12)
     assert K[:, 0, 0].tolist() == [1.5, 1.0] and has_camera.all()
@@ -47,7 +48,7 @@ def test_the_mean_lies_half_way(turn: float) -> None:
 
 @pytest.mark.parametrize(("pair", "frames"), [("first", [0, 2]), ("last", [1, 3])])
 def test_the_first_or_the_last(pair: Any, frames: list[int]) -> None:
-    poses, K, _ = merge_cameras(scene(), pair)
+    poses, K, *_ = merge_cameras(scene(), pair)
     given = scene().cameras()
     assert torch.equal(poses, given[0][frames])
     assert torch.equal(K, given[1][frames])
@@ -57,9 +58,9 @@ def test_the_first_or_the_last(pair: Any, frames: list[int]) -> None:
 
 @pytest.mark.parametrize("pair", ["first", "last", "mean"])
 def test_a_frame_without_a_camera_takes_the_other_frames(pair: Any) -> None:
-    poses, _, has_camera = merge_cameras(scene(False, True, True, False), pair)
+    poses, _, has_camera, _ = merge_cameras(scene(False, True, True, False), pair)
     assert torch.equal(poses, scene().cameras()[0][[1, 2]]) and has_camera.all()
-    poses, _, has_camera = merge_cameras(scene(False, False, True, True), pair)
+    poses, _, has_camera, _ = merge_cameras(scene(False, False, True, True), pair)
     assert has_camera.tolist() == [False, True]
     assert torch.equal(poses[0], poses[1])  # stands in, and is not seen
 

@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from datamodules.loaded_scene import LoadedScene
-from datamodules.wording import Wording
 from tests.zoo import asking
 from zoo import (
     Cameras,
@@ -25,11 +24,10 @@ from zoo import (
 )
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.base import VisualTokens
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
+from zoo.sequences.packing import IGNORED
 from zoo.sequences.vision_inputs import VisionInputs
-from zoo.sequences.visual_grid import ExtraTokens
 from zoo.tasks import VideoQATask
 
 RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)
@@ -209,17 +207,15 @@ def test_a_scene_is_encoded_once_however_many_questions(monkeypatch: pytest.Monk
 
 def test_the_loss_is_that_of_the_full_logits() -> None:
     """Each question in a row of its own, with the labels that the tokenizer gives."""
-    ours, wording = model(PRoPE()), Wording(tiny_preprocessor())
+    ours = model(PRoPE())
     apart = asking.one_per_row(ours, *scenes())
     assert apart.sequences is not None
     logits = asking.logits_of(ours, ours.model.decoder_inputs(ours.model.encode_scenes(apart), apart.sequences))
     total, count = torch.zeros(()), 0
-    asked = [(i, question) for i, loaded in enumerate(scenes()) for question in loaded.questions]
-    for row, (i, question) in zip(logits, asked, strict=True):
-        chat = wording.chat(question, with_answers=True)
-        labels = wording.preprocessor.tokenize(chat, apart.scenes[i].media_grids, ExtraTokens.NONE).labels[1:]
-        total = total + F.cross_entropy(row[: len(labels)], labels, reduction="sum")
-        count += int((labels != -100).sum())
+    for found, row in zip(logits, asking.rows_of(ours, *scenes())[0], strict=True):
+        labels = row.labels[1:]
+        total = total + F.cross_entropy(found[: len(labels)], labels, reduction="sum")
+        count += int((labels != IGNORED).sum())
     assert count == len(apart.sequences.answer_ids) > 4
     for batch in (apart, asking.batch(ours, *scenes(), training=True)):
         assert torch.allclose(ours.loss(batch), total / count, atol=1e-6)
