@@ -200,9 +200,7 @@ def rows_of(task: VideoQATask, *scenes: LoadedScene) -> tuple[list[Row], list[in
         grids = [task.preprocessor.cut_patches(loaded.frames)[1].tolist()]
         for question in loaded.questions:
             chat = wording.chat(question, with_answers=True)
-            rows.append(
-                Row.of(*task.preprocessor.tokenize(chat, grids, task.model.extra_tokens, loaded.frame_times))
-            )
+            rows.append(Row.of(*task.preprocessor.tokenize(chat, grids, task.model.extra_tokens, loaded.frame_times)))
             scene_of.append(number)
     return rows, scene_of
 

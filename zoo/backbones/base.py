@@ -68,7 +68,7 @@ class Backbone(nn.Module, ABC):
     patch_size: int
     image_pixels: tuple[int, int]
     span_per_step: bool = False
-    tokens_per_second: float
+    tokens_per_second: int | float
     hidden_size: int
     context_length: int
 

@@ -49,7 +49,7 @@ class SequenceRules:
     placeholders: Placeholders
     extra_tokens: ExtraTokens
     time_index: TimeIndex
-    tokens_per_second: float
+    tokens_per_second: int | float
     text_after_vision: TextAfterVision
     context_length: int
     supports_custom_mask: bool
