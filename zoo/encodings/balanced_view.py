@@ -14,7 +14,7 @@ from zoo.precision import full_precision, to_float32
 
 
 def balanced_views(
-    rows: Sequence[Sequence[Float[Tensor, "_t C"]]], has_camera: Bool[Tensor, "B C"]
+    rows: Sequence[Sequence[Float[Tensor, "_t D"]]], has_camera: Bool[Tensor, "B C"]
 ) -> Int[Tensor, " B"]:
     """Computes the `saddle_balanced` view of each sample from the mean 2D token of each view.
 
