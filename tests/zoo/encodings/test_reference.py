@@ -83,6 +83,18 @@ def test_chooses_among_views_with_a_camera() -> None:
     assert int(saddle_balanced(views, torch.zeros(6, dtype=torch.bool))) == 0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_views_without_a_camera_count_for_nothing(seed: int) -> None:
+    """Neither in the similarity to others nor in the range of a measure."""
+    views = random_views(7, seed)
+    present = torch.rand(7, generator=torch.Generator().manual_seed(seed)) < 0.7
+    own = present.nonzero()[:, 0].tolist()
+    expected = by_definition(views[present].tolist()) if len(own) > 2 else 0
+    assert int(saddle_balanced(views, present)) == (own[expected] if own else 0)
+    views[~present] *= 100
+    assert int(saddle_balanced(views, present)) == (own[expected] if own else 0)
+
+
 def test_identical_views_choose_the_first() -> None:
     assert int(saddle_balanced(torch.ones(4, 8))) == 0
 
@@ -256,7 +268,7 @@ def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
         inputs = inputs_of(ours, asked, slice(0, 1))
         points = scene_points(found, 2).flatten(0, 2)
         assert points.isfinite().all()
-        poses, K, _ = merge_cameras(found)
+        poses, K, *_ = merge_cameras(found)
         cameras = Cameras(poses[None], K[None])
         ids = torch.tensor(prompts_of(asked)[:1])
         index = torch.where(ids == ours.model.backbone.vlm.config.video_token_id, 0, -1)
