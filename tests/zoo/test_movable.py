@@ -68,7 +68,7 @@ def test_every_tensor_moves_and_no_number_of_the_host(name: str, batches: dict[s
     """To the meta device, as to a GPU; the batch itself stays where it is."""
     made = batches[name]
     moved = made.to("meta", non_blocking=True)
-    deferred = made.prompts[0].prefix.deferred_positions if made.prompts else made.sequences.deferred_positions  # type: ignore
+    deferred = made.prompts[0].prefix.deferred_positions if made.prompts else made.sequences.deferred_positions
     assert isinstance(deferred, DeferredPositions) == name.endswith("wait")
     kept, found = tensors(made), tensors(moved)
     assert kept.keys() == found.keys() and len(kept) > 20

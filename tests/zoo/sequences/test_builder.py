@@ -205,7 +205,7 @@ def test_tokens_of_invalid_cameras_have_none_and_text_neither(rules: SequenceRul
         except InputError as error:
             assert "a video between its images" in str(error)
             continue
-        known = [torch.cat([case.scenes[i].cameras.has_camera for i in row]) for row in case.scene_index]  # type: ignore
+        known = [torch.cat([case.scenes[i].cameras.has_camera for i in row]) for row in case.scene_index]
         row = [place // case.ids.shape[1] for place in case.expected.grid_places]
         expected = [step if known[n][step] else -1 for n, step in zip(row, case.expected.cameras, strict=True)]
         assert_at(made.camera_index[..., None], torch.tensor(expected)[:, None], made, -1)
@@ -222,7 +222,7 @@ def test_cameras_of_some_scenes_alone_or_around_a_video_are_errors(rules: Sequen
     makes = builder(replace(rules, uses_cameras=True), ExtraTokens.NONE, False)
 
     def scenes() -> list[SceneInputs]:
-        return [SceneInputs(torch.empty(0, 0), (n, 2, 2), kind=kind) for n, kind in ((2, "image"), (1, "video"))]  # type: ignore
+        return [SceneInputs(torch.empty(0, 0), (n, 2, 2), kind=kind) for n, kind in ((2, "image"), (1, "video"))]
 
     def made(ids: list[int], known: int, by: SequenceBuilder = makes) -> Sequences:
         shown = [with_cameras(scene, torch.ones(scene.num_steps).bool()) for scene in scenes()[:known]]
@@ -242,3 +242,28 @@ def test_cameras_of_some_scenes_alone_or_around_a_video_are_errors(rules: Sequen
     made(side_by_side, 1, predicts)
     with pytest.raises(InputError, match="put the images side by side"):
         made(between, 0, predicts)
+
+
+# ---- prompts -----------------------------------------------------------------------------------------------------
+
+
+def test_prompts_about_the_same_scenes_share_a_prefix_up_to_their_question(rules: SequenceRules) -> None:
+    makes = builder(rules, ExtraTokens.NONE, False)
+    scenes = [SceneInputs(torch.empty(0, 0), (steps, 2, 2)) for steps in (2, 1)]
+    of_a, of_b = [TEXT, START, VIDEO, VIDEO, END], [TEXT, START, VIDEO, END]
+    prompts = [[*of_a, 10], [*of_b, 10], [*of_a, 11, 12], [*of_a, 11, 13], [TEXT, 14, 15]]
+    made = makes.prompts(prompts, [[0], [1], [0], [0], []], scenes, questions_per_pass=2)
+    assert [(prompt.scenes, prompt.rows) for prompt in made] == [([0], (0, 2, 3)), ([1], (1,)), ([], (4,))]
+    assert [[len(questions) for questions in prompt.passes] for prompt in made] == [[2, 1], [1], [1]]
+    for prompt in made:
+        prefix, questions = prompt.prefix.input_ids[0].tolist(), [each for some in prompt.passes for each in some]
+        assert [[*prefix, *question] for question in questions] == [prompts[row] for row in prompt.rows]
+        assert all(questions) and not any(VIDEO in question for question in questions)
+        assert prompt.prefix.position_ids is not None
+        assert prompt.next_position == prompt.prefix.position_ids[:, 0, -1].amax() + 1
+    assert made[0].prefix.input_ids.tolist() == [of_a]
+    # other words before the video: nothing is shared
+    apart = makes.prompts([[*of_a, 10], [TEXT, *of_a, 10]], [[0], [0]], scenes)
+    assert [prompt.rows for prompt in apart] == [(0,), (1,)]
+    with pytest.raises(ValueError, match="a prompt that ends with its video asks no question"):
+        makes.prompts([of_a[:-1]], [[0]], scenes)
