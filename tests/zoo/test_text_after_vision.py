@@ -51,6 +51,7 @@ def test_max_hw_answers_as_transformers_does_by_every_path() -> None:
     assert one_by_one(model, asked) == expected
     assert [reply.ids for reply in replies(model, asked)] == expected
     other = model_of("max_thw")
+    asked = batch(other, scene("a"))
     assert one_by_one(other, asked) == [reply.ids for reply in replies(other, asked)] != expected  # the control
 
 
