@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.zoo.asking import QUESTIONS, build, scene
-from tests.zoo.test_packed_training import batch, difference, learned
+from tests.zoo.sequences.test_packed_training import batch, difference, learned
 
 
 def compiled_difference(name: str, packs: bool, **more: Any) -> float:

@@ -24,8 +24,8 @@ import main
 from datamodules import PixelBounds, Rooms, VideoQADataModule
 from datamodules.asking import data_of, load_frames
 from tests.datamodules.clips import numbered_frame, write_video
+from tests.zoo.cameras.test_cameras import random_poses
 from tests.zoo.released import load_case, official_weights, read_release, write_release
-from tests.zoo.test_cameras import random_poses
 from zoo import (
     AddFusion,
     CameraTokenFusion,

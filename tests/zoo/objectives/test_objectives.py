@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from datamodules import Rooms, VideoQADataModule
 from tests.conftest import ROOMS
 from tests.zoo.asking import VGGT, batch, build, prompts_of, rows_of
-from tests.zoo.test_packed_training import a_row_each, difference, learned, packed, scenes_of
+from tests.zoo.sequences.test_packed_training import a_row_each, difference, learned, packed, scenes_of
 from zoo import (
     CameraPrediction,
     CameraTokenFusion,

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import flex_attention
 
 from tests.zoo.asking import BACKBONES, MODELS, QUESTIONS, build, scene
-from tests.zoo.test_packed_training import Learned, batch, difference, learned, sequences
+from tests.zoo.sequences.test_packed_training import Learned, batch, difference, learned, sequences
 from zoo import CameraPrediction, InputError
 from zoo.encodings.packed import PackedEncoding
 from zoo.sequences.batch import Batch

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.zoo.cameras.test_cameras import eye_intrinsics, random_poses
 from tests.zoo.layouts import sequence_layout
-from tests.zoo.test_cameras import eye_intrinsics, random_poses
-from tests.zoo.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
+from tests.zoo.sequences.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
 from zoo.cameras import Cameras
 from zoo.cameras.poses import PoseMeasure, pose_distance
 from zoo.errors import InputError
