@@ -99,8 +99,10 @@ def load_frames(
     Raises:
         InputError: The model requires cameras or depth that are absent, or there is not one time or camera per frame.
     """
+    geometry = geometry and geometry.without_invalid_cameras()
     needs, given = model.requirements, {} if geometry is None else geometry.present()
-    if (needs.cameras and not (geometry and geometry.has_cameras)) or (needs.depth and "depth" not in given):
+    has_depth = "depth" in given and bool((given["depth"] > 0).any())
+    if (needs.cameras and not (geometry and geometry.has_cameras)) or (needs.depth and not has_depth):
         raise InputError(NO_CAMERAS)
     for name, each in {**given, **({} if times_s is None else {"times_s": times_s})}.items():
         if len(each) != len(frames):

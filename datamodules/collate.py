@@ -72,13 +72,14 @@ class Collate(ABC):
         assert loaded.frames is not None
         pixel_values, grid_thw = self.wording.preprocessor.cut_patches(loaded.frames)
         other, needs = loaded.geometry_override, self.requirements
+        geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
         return SceneInputs(
             pixel_values,
             grid_thw,
             kind="image" if loaded.num_images else "video",
             frames=loaded.frames if needs.frames else None,
-            geometry=loaded.geometry,
-            cameras=self.builder.merge_cameras(loaded.geometry),
+            geometry=geometry,
+            cameras=self.builder.merge_cameras(geometry),
             frame_indices=loaded.frame_indices,
             seconds_per_grid=None if needs.seconds == "nominal" else loaded.seconds_per_grid,
             geometry_override=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,

@@ -201,7 +201,7 @@ def answer_prompts(
         fitting: list[list[tuple[int, Sequence[int]]]] = []
         for questions in prompt.passes:
             fitting.append([])
-            for number, question in zip(numbers, questions, strict=False):
+            for question, number in zip(questions, numbers, strict=False):  # takes no number behind the last question
                 if (total := length + len(question)) + max_new_tokens > context:
                     error = f"the prompt has {total} tokens and its answer up to {max_new_tokens}"
                     replies[number] = Reply([], f"{error}, more than the {context} of the model's context")

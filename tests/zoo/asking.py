@@ -37,6 +37,7 @@ from zoo.geometry.base import SceneGeometry
 from zoo.prefix_cache import Reply, answer_batch
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.packing import Row
 from zoo.sequences.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, StepIndex
 from zoo.tasks import VideoQATask
 
@@ -189,6 +190,19 @@ def one_per_row(task: VideoQATask, *scenes: LoadedScene) -> Batch:
         SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=False)),
     )
     return TrainingCollate(*parts, task.requirements)(list(scenes))
+
+
+def rows_of(task: VideoQATask, *scenes: LoadedScene) -> tuple[list[Row], list[int]]:
+    """The tokens and labels of each question by itself, and the scene of each."""
+    wording, rows, scene_of = Wording(task.preprocessor), [], []
+    for number, loaded in enumerate(scenes):
+        assert loaded.frames is not None
+        grids = [task.preprocessor.cut_patches(loaded.frames)[1].tolist()]
+        for question in loaded.questions:
+            chat = wording.chat(question, with_answers=True)
+            rows.append(Row.of(*task.preprocessor.tokenize(chat, grids, task.model.extra_tokens, loaded.frame_times)))
+            scene_of.append(number)
+    return rows, scene_of
 
 
 def prompts_of(asked: Batch) -> list[list[int]]:

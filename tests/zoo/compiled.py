@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.zoo.asking import QUESTIONS, build, scene
-from tests.zoo.test_packed_training import batch, difference, learned
+from tests.zoo.sequences.test_packed_training import batch, difference, learned
 
 
 def compiled_difference(name: str, packs: bool, **more: Any) -> float:
@@ -24,8 +24,8 @@ def compiled_difference(name: str, packs: bool, **more: Any) -> float:
     counters.clear()
     scenes = [scene("a", QUESTIONS[1:3]), scene("b", QUESTIONS[:1], steps=2, seed=1)]
     plain, compiled = (build(name, compile_decoder=each, **more).train() for each in (False, True))
-    expected = learned(plain, plain.loss({**batch(plain, *scenes), "pack_scenes": packs}))
-    found = learned(compiled, compiled.loss({**batch(compiled, *scenes), "pack_scenes": packs}))
+    expected = learned(plain, plain.loss(batch(plain, *scenes, pack_scenes=packs)))
+    found = learned(compiled, compiled.loss(batch(compiled, *scenes, pack_scenes=packs)))
     is_compiled = counters["stats"]["unique_graphs"] >= 1 and not counters["recompile_limit"]
     return difference(found, expected) if is_compiled else float("inf")
 

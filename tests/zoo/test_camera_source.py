@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from datamodules import Rooms, VideoQADataModule
-from datamodules.collate import LoadedScene
+from datamodules.loaded_scene import LoadedScene
 from tests.conftest import ROOMS
-from tests.zoo.asking import VGGT, batch, build, inputs_of, logits_of, scene
+from tests.zoo.asking import VGGT, batch, build, inputs_of, logits_of, prompts_of, scene
 from tests.zoo.test_vlm import cameras, sequences, tiny
 from zoo import (
     AddFusion,
@@ -65,7 +65,7 @@ def logits(ours: VideoQATask, *scenes: LoadedScene) -> list[Tensor]:
     """Those of every question, without padding."""
     asked = batch(ours, *scenes)
     found = logits_of(ours, inputs_of(ours, asked))
-    return [row[mask.bool()] for row, mask in zip(found, asked["attention_mask"], strict=True)]
+    return [row[: len(ids)] for row, ids in zip(found, prompts_of(asked), strict=True)]
 
 
 def equal(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -102,8 +102,10 @@ def test_requirements_of_each_camera_source() -> None:
     for source, needs in (("dataset", True), ("predicted", False), ("auto", False)):
         ours = model("PRoPE on ConcatSplitFusion", source)
         assert ours.requirements.cameras == needs and ours.requirements.frames, source
-    with pytest.raises(ValueError, match="a scene without cameras"):
-        logits(model("PRoPE on ConcatSplitFusion", "dataset"), without_cameras(one()))
+    by_dataset = model("PRoPE on ConcatSplitFusion", "dataset")
+    for refuse, training in ((by_dataset.predict_batch, False), (by_dataset.loss, True)):
+        with pytest.raises(InputError, match="a scene without cameras"):
+            refuse(batch(by_dataset, without_cameras(one()), training=training))
     ours = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source="auto", geometry=DatasetGeometry)
     assert ours.requirements.cameras  # there is nobody to find them
     by_depth = SpatialVLM(backbone=tiny(), camera_encoding=PointRoPE(), camera_source="auto", **VGGT)
@@ -211,7 +213,7 @@ def test_predicted_lengths_in_meters_reach_the_decoder() -> None:
     assert not equal(logits(ours, far), expected) and not equal(logits(plain, one()), expected)
     assert equal(logits(plain, far), logits(plain, one()))  # which reads none of it
     with pytest.raises(InputError, match="scene 0 of the batch: the scale of poses needs three cameras"):
-        ours.model.encode_scenes(batch(ours, without_cameras(one()))["scenes"])
+        ours.model.encode_scenes(batch(ours, without_cameras(one())))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from torch import Tensor
 from tests.zoo import asking, showing
 from tests.zoo.showing import SAMPLES
 from zoo import DeepFusion, LoRA, TinyVGGT, VideoQATask
-from zoo.scenes import scenes_of_media
+from zoo.scene_encoding.stages import encode_geometry, encode_vision
+from zoo.sequences.media import Media, batch_of_media
 
 FAMILIES = list(asking.BACKBONES)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,24 +80,22 @@ def test_it_starts_as_the_stock_model_and_learns_by_its_connectors(family: str, 
 def walk(model: VideoQATask, given: dict[str, Any], later: int = 0, turned: bool = False) -> Tensor:
     """Hidden states of one sequence, layer by layer and token by token; the controls move or turn the features."""
     backbone, decoder = model.model.backbone, model.model.backbone.decoder
-    ids = given["input_ids"]
-    grids = {"video": given["video_grid_thw"], "image": None}
-    layout = backbone.layout(ids, given["attention_mask"], grids)
-    scenes, _ = scenes_of_media(layout, {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")})
-    (encoded,) = model.model.encode_scenes(scenes)
-    geometry = model.model._encode_geometry(scenes, cameras=False)[0]
-    stock = backbone.encode_vision(given["pixel_values_videos"], given["video_grid_thw"])[0].deepstack
-    own = model.model.fusion.deep_features(geometry, scenes[0].grid_thw, encoded.tokens.dtype)  # type: ignore
+    media: Media = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}  # type: ignore
+    asked = batch_of_media(model.model.sequence_builder, given["input_ids"], given["attention_mask"], media)
+    sequences, ids = asked.sequences, given["input_ids"]
+    assert sequences is not None and sequences.position_ids is not None
+    (encoded,), (visual,) = model.model.encode_scenes(asked), encode_vision(backbone, asked)
+    (geometry,) = encode_geometry(model.model.geometry, asked.scenes, backbone.patch_size, tokens=True, cameras=False)
+    own = model.model.fusion.deep_features(geometry, asked.scenes[0].grid_thw, visual.tokens.dtype)  # type: ignore
     added: dict[int, Tensor] = {}
-    for features in (stock, own.flatten(1, 2)):
-        for layer, each in enumerate(features):
+    for features in (visual.deepstack, own):
+        for layer, each in enumerate(features.flatten(1, 2)):
             added[layer + later] = added.get(layer + later, 0) + (each.flip(0) if turned else each)
     places = (ids[0] == backbone.placeholders.video).nonzero()[:, 0].tolist()
     hidden = decoder.embed_tokens(ids).clone()
-    for place, token in zip(places, encoded.tokens.flatten(0, 1), strict=True):
+    for place, token in zip(places, encoded.visual.tokens.flatten(0, 1), strict=True):
         hidden[0, place] = token
-    positions = backbone.position_ids(layout, model.model.time_index, seconds_per_grid=given["seconds_per_grid"])
-    rotary = decoder.rotary_emb(hidden, positions)
+    rotary = decoder.rotary_emb(hidden, sequences.position_ids)
     for i, layer in enumerate(decoder.layers):
         hidden = layer(hidden, attention_mask=None, position_embeddings=rotary).clone()
         for n, place in enumerate(places):

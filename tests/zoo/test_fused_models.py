@@ -22,10 +22,10 @@ from zoo import (
     Qwen25VL,
     SpatialMLLM,
     SpatialVLM,
-    TimestampIndex,
     TinyQwen25VL,
     TinyVGGT,
 )
+from zoo.sequences.media import batch_of_media
 from zoo.sequences.visual_grid import ExtraTokens
 from zoo.tasks import VideoQATask
 
@@ -157,15 +157,10 @@ def test_appended_tokens_share_positions_and_have_no_camera(appended: ExtraToken
     layouts = []
     for each in (model, plain):
         given = batch(each, samples)
-        backbone, grids = each.backbone, {"video": given["video_grid_thw"], "image": given["image_grid_thw"]}
-        layout = backbone.layout(given["input_ids"], given["attention_mask"], grids, each.extra_tokens)
-        layouts.append(
-            (
-                given,
-                backbone.position_ids(layout, TimestampIndex(), seconds_per_grid=given["seconds_per_grid"]),
-                layout.camera_index(),
-            )
-        )
+        media: Any = {name: value for name, value in given.items() if name not in ("input_ids", "attention_mask")}
+        made = batch_of_media(each.sequence_builder, given["input_ids"], given["attention_mask"], media).sequences
+        assert made is not None
+        layouts.append((given, made.position_ids, made.camera_index))
     (longer, positions, cameras), (shorter, expected, expected_cameras) = layouts
     config = model.backbone.vlm.config
     for row, sample in enumerate(samples):
@@ -204,8 +199,7 @@ def test_appended_tokens_of_scenes_with_many_questions(encoding: str | None) -> 
     asked = asking.batch(fusion, asking.scene("a"), asking.scene("b", steps=2, seed=1))
     assert [reply.ids for reply in asking.replies(fusion, asked)] == asking.one_by_one(fusion, asked)
     assert fusion.loss(asking.batch(fusion, asking.scene("a"), training=True)).isfinite()
-    ids = asked["input_ids"].clone()
-    places = (ids[0] == fusion.model.backbone.placeholders.video).nonzero()
-    ids[0, places[-1]] = 20  # a placeholder too few
+    (ids, *_), video = asking.prompts_of(asked), fusion.model.backbone.placeholders.video
+    ids[len(ids) - 1 - ids[::-1].index(video)] = 20  # a placeholder too few
     with pytest.raises(ValueError, match="fewer placeholder tokens"):
-        asking.one_by_one(fusion, asked | {"input_ids": ids})
+        fusion.sequence_builder.prompts([ids], [[0]], asked.scenes)

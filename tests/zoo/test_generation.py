@@ -1,4 +1,4 @@
-"""Generation with cameras: each step equals a forward pass of the whole sequence."""
+"""Answers with cameras: each step from the cache equals a forward pass of the whole sequence."""
 
 from __future__ import annotations
 
@@ -8,37 +8,48 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from benchmarks.symmetries import COMBINATIONS
-from tests.zoo.decoder import VIDEO, Example, install, tiny_model
-from zoo.backbones.attention import greedy
-from zoo.backbones.qwen25_vl.backbone import CameraQwen25VL
+from tests.zoo.decoder import SHAPE, VIDEO, Example, install, tiny_model
+from zoo.backbones import Qwen25VLBackbone
+from zoo.cameras import Cameras
+from zoo.prefix_cache import CachedPrefix
 
 NEW = 4
 
 
-def setting(name: str) -> tuple[CameraQwen25VL, Example]:
-    model = tiny_model()
-    model.__class__ = CameraQwen25VL
-    return model, Example(install(model, name))
-
-
-def prompt(example: Example) -> dict[str, Any]:
-    """As `SpatialVLM` gives it: token ids, the visual tokens apart, and the cameras."""
-    visual = example.input_ids == VIDEO
-    tokens = tuple(row[seen] for row, seen in zip(example.embeddings, visual, strict=True))
-    return {
-        "input_ids": example.input_ids,
-        "attention_mask": example.attention_mask,
-        "position_ids": example.positions()[0],
-        "mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=tokens)},
-        "camera_encoding": example.encoded(),
-    }
+def of_row(cameras: Cameras, row: int, tokens: Tensor) -> Cameras:
+    """The cameras of some tokens of one sequence."""
+    one = cameras[row : row + 1]
+    assert one.index is not None and one.patch_centers is not None and one.points is not None and one.time is not None
+    per_token = (each[:, tokens] for each in (one.patch_centers, one.points, one.time))
+    return one.with_index(one.index[:, tokens]).with_tokens(*per_token)
 
 
 @torch.no_grad()
-def log_probabilities(model: CameraQwen25VL, example: Example, sequences: Tensor, stock: bool = False) -> Tensor:
+def answers(model: Any, example: Example) -> Tensor:
+    """From a cache of all but the last token of each sequence, which is the question: (B, new)."""
+    backbone, found = Qwen25VLBackbone(model, None), []
+    for row, real in enumerate(example.attention_mask.bool()):
+        *tokens, last = real.nonzero()[:, 0]
+        prefix = torch.stack(tokens)
+        ids = example.input_ids[row : row + 1, prefix]
+        embeddings = model.get_input_embeddings()(ids)
+        embeddings[ids == VIDEO] = example.embeddings[row, prefix][ids[0] == VIDEO]
+        inputs = {
+            "inputs_embeds": embeddings,
+            "position_ids": example.positions()[0][:, row : row + 1, prefix],
+            "attention_mask": None,
+            "camera_encoding": example.encoding.encode(of_row(example.cameras(), row, prefix), **SHAPE),
+        }
+        (reply,) = CachedPrefix(backbone, ids, inputs).answer([[int(example.input_ids[row, last])]], NEW)
+        assert reply.error is None
+        found.append(torch.tensor(reply.ids))
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def log_probabilities(model: Any, example: Example, sequences: Tensor, stock: bool = False) -> Tensor:
     """Of each new token's successors, by one forward pass of the whole without a cache: (B, new, V)."""
     length, new = example.input_ids.shape[1], sequences.shape[1] - example.input_ids.shape[1]
     embeddings = model.get_input_embeddings()(sequences)
@@ -62,18 +73,13 @@ def log_probabilities(model: CameraQwen25VL, example: Example, sequences: Tensor
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_each_step_equals_a_forward_of_the_whole(name: str) -> None:
-    """A left-padded, ragged batch."""
-    model, example = setting(name)
-    answers = greedy(model, prompt(example), NEW, [])
-    sequences = torch.cat((example.input_ids, torch.tensor(answers)), 1)
+    """Each sequence by itself, against a left-padded, ragged batch."""
+    model = tiny_model()
+    example = Example(install(model, name))
+    found = answers(model, example)
+    sequences = torch.cat((example.input_ids, found), 1)
     expected = log_probabilities(model, example, sequences)
-    taken = expected.gather(-1, torch.tensor(answers)[..., None])[..., 0]
+    taken = expected.gather(-1, found[..., None])[..., 0]
     torch.testing.assert_close(taken, expected.amax(-1), rtol=0, atol=1e-5)
     stock = log_probabilities(model, example, sequences, stock=True)  # the control
     assert (stock - expected).abs().max() > 1e-3
-
-
-def test_without_a_cache_it_is_an_error() -> None:
-    model, example = setting("PRoPE, ChannelRange")
-    with pytest.raises(ValueError, match="use_cache=True"):
-        model.generate(**prompt(example), use_cache=False, max_new_tokens=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.zoo.asking import NEW, QUESTIONS, TEXTS, batch, build, one_by_one, replies, scene
+from tests.zoo.asking import NEW, QUESTIONS, TEXTS, batch, build, one_by_one, one_per_row, prompts_of, replies, scene
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
 from zoo.prefix_cache import Reply
@@ -77,7 +77,7 @@ def test_a_token_that_is_ruled_out_is_no_error() -> None:
 def test_nan_in_the_video_fails_every_question() -> None:
     model = build("plain")
     asked = batch(model, scene("a"), scene("b", seed=1))
-    asked["scenes"][0].pixel_values[:4] = torch.nan
+    asked.scenes[0].pixel_values[:4] = torch.nan
     errors = [record["error"] for record in model.predict_batch(asked)]
     assert all(error and "not finite" in error for error in errors[:5]) and errors[5:] == [None] * 5
 
@@ -86,7 +86,7 @@ def test_a_prompt_longer_than_the_context() -> None:
     model = build("plain")
     long = replace(QUESTIONS[0], id="long", question="How many chairs? " * 200)
     asked = batch(model, scene("a", (QUESTIONS[0], long, QUESTIONS[1])))
-    lengths = asked["attention_mask"].sum(1).tolist()
+    lengths = [len(row) for row in prompts_of(asked)]
     context = lengths[1] + NEW - 1
     model.model.backbone.context_length = context
     short = batch(model, scene("a", QUESTIONS[:2]))
@@ -101,14 +101,21 @@ def test_a_prompt_longer_than_the_context() -> None:
 
 
 def test_training_on_a_sequence_longer_than_the_context_is_an_error() -> None:
+    """Of its scene, as a value; the step raises it."""
     model = build("plain").train()
-    learned = batch(model, scene("a"), training=True)
-    longest = int(learned["attention_mask"].sum(1).max())
+    shown = scene("a")
+    rows = one_per_row(model, shown).sequences
+    assert rows is not None
+    longest = max(rows.lengths)
     model.model.backbone.context_length = longest - 1
-    with pytest.raises(InputError, match=f"has {longest} tokens, more than the {longest - 1} of the model's context"):
-        model.loss(learned)
+    failed = batch(model, shown, scene("b", QUESTIONS[2:3]), training=True)
+    said = f"has {longest} tokens, more than the {longest - 1} of the model's context"
+    assert [record["scene"] for record in failed.failed] == ["a"] * 5 and len(failed.records) == 1
+    assert all(said in record["error"] for record in failed.failed)
+    with pytest.raises(InputError, match=said):
+        model.loss(failed)
     model.model.backbone.context_length = longest
-    assert model.loss(learned).isfinite()
+    assert model.loss(batch(model, shown, training=True)).isfinite()
 
 
 def fails(model: VideoQATask, times: int, error: Exception) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from datamodules import PixelBounds, Rooms, SceneFolder, UniformSampler
-from datamodules.collate import LoadedScene
 from datamodules.dataset import SceneDataset
+from datamodules.loaded_scene import LoadedScene
 from datamodules.sources.annotations import read_questions
 from tests.conftest import ROOMS
 from tests.test_real_scenes import red_kitchen

@@ -24,8 +24,8 @@ import main
 from datamodules import PixelBounds, Rooms, VideoQADataModule
 from datamodules.asking import data_of, load_frames
 from tests.datamodules.clips import numbered_frame, write_video
+from tests.zoo.cameras.test_cameras import random_poses
 from tests.zoo.released import load_case, official_weights, read_release, write_release
-from tests.zoo.test_cameras import random_poses
 from zoo import (
     AddFusion,
     CameraTokenFusion,
@@ -400,6 +400,10 @@ def test_frames_in_memory_may_have_cameras_and_depth() -> None:
     assert torch.equal(loaded.geometry.world_to_camera, poses[[0, 1, 2, 3, 4, 4]])  # an even number of frames
     assert loaded.geometry.depth.shape[1:] == loaded.frames.shape[2:]
     assert isinstance(model.answer(frames, QUESTIONS[0], cameras=shown), str)
+    for name, empty in (("has_camera", torch.zeros(5).bool()), ("depth", torch.zeros(5, 20, 30))):  # none is valid
+        without = SceneGeometry(**{**shown.present(), name: empty})
+        with pytest.raises(InputError, match="needs cameras: of frames in memory give a zoo.geometry.SceneGeometry"):
+            model.answer(frames, QUESTIONS[0], cameras=without)
     for wrong, why in ((shown[:4], "4 world_to_camera for 5 frames"), (None, "SceneGeometry"), ("a.json", "no file")):
         with pytest.raises(InputError, match=why):
             model.answer(frames, QUESTIONS[0], cameras=wrong)

@@ -34,6 +34,7 @@ from zoo import (
     VideoQATask,
 )
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLAttention
+from zoo.scene_encoding.stages import encoder_frames
 
 SHOWN = ("a video", "two videos", "stills", "stills and videos")
 
@@ -210,18 +211,23 @@ def test_appended_tokens_have_no_such_features() -> None:
 # ---- patches of 16 beside those of 14 ----------------------------------------------------------------------------
 
 
+def frames_of(model: SpatialVLM, frames: Tensor) -> Tensor:
+    assert model.geometry is not None
+    return encoder_frames(frames, model.backbone.patch_size, model.geometry.patch_size)
+
+
 def test_an_encoder_with_patches_of_its_own_gets_resampled_frames() -> None:
     model = fused()
     frames = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
-    small = model.geometry_frames(frames)
+    small = frames_of(model, frames)
     assert small.shape == (2, 3, 56, 84) and 0 <= small.min() < small.max() <= 1
     same = SpatialVLM(geometry=TinyVGGT, fusion=AddFusion)  # on Qwen2.5-VL, of 14 as well
-    assert torch.equal(same.geometry_frames(frames), frames / 255)
+    assert torch.equal(frames_of(same, frames), frames / 255)
 
 
 def test_the_datasets_rays_are_those_of_patches_of_16() -> None:
     task = asking.build("prope.yaml", family="Qwen3-VL")
-    shown = asking.batch(task, asking.scene("a", family="Qwen3-VL"))["scenes"][0]
+    shown = asking.batch(task, asking.scene("a", family="Qwen3-VL")).scenes[0]
     (found,) = task.model.geometry([shown.frames.float() / 255], [shown.geometry])
     assert found.patches.shape[:3] == (6, 4, 6) and found.patches.shape[1:3] == tuple(shown.grid_thw[1:])
     shown.geometry.depth = None  # in the size of the frames

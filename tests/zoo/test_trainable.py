@@ -37,6 +37,7 @@ from zoo.geometry.base import SceneGeometry
 from zoo.geometry.vggt import VGGT as VGGTModel
 from zoo.geometry.vggt.aggregator import DINOV2
 from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask, vggt_pretraining, video_qa
 
 SMALL = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
@@ -48,14 +49,14 @@ def task(dtype: str = "float32", rates: LearningRates = RATES, **parts: Any) -> 
     return VideoQATask(backbone=TinyQwen25VL(**SMALL, dtype=dtype), learning_rates=rates, **parts)  # type: ignore[arg-type]
 
 
-def training_batch(model: VideoQATask, cameras: bool = True) -> dict[str, Any]:
-    """Two questions on a scene; without cameras as an encoder returns it that finds none."""
-    asked = batch(model, scene("a", QUESTIONS[:2]), training=True)
+def training_batch(model: VideoQATask, cameras: bool = True) -> Batch:
+    """Two questions on a scene; without cameras as a dataset has it whose poses are all invalid."""
+    loaded = scene("a", QUESTIONS[:2])
     if not cameras:
-        geometry = asked["scenes"][0].geometry
-        none = torch.zeros(len(geometry.world_to_camera), dtype=torch.bool)
-        asked["scenes"][0].geometry = SceneGeometry(**{**geometry.present(), "has_camera": none})
-    return asked
+        assert loaded.geometry is not None
+        none = torch.zeros(len(loaded.frame_indices), dtype=torch.bool)
+        loaded.geometry = SceneGeometry(**{**loaded.geometry.present(), "has_camera": none})
+    return batch(model, loaded, training=True)
 
 
 def ask_for_no_cameras(model: VideoQATask) -> None:

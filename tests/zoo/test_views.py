@@ -22,10 +22,13 @@ from zoo import (
     PRoPE,
     PRoPEMLLM,
 )
+from zoo.backbones.base import VisualTokens
+from zoo.cameras.patch_cameras import PatchCameras
 from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
 from zoo.geometry import SceneGeometry
+from zoo.scene_encoding.encoded import SceneCameras
 from zoo.scene_encoding.stages import fuse_scenes
-from zoo.scenes import PatchCameras, SceneInputs, SceneTokens
+from zoo.sequences.scene_inputs import SceneInputs
 from zoo.tasks import VideoQATask
 
 WIDTH = 64  # of `tiny`
@@ -186,15 +189,17 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
     found = of_frames if geometry is None else geometry(frames, of_frames, cameras=False)
 
     def fuse(visual: Any, grids: Any, found: Any, poses: Cameras, present: torch.Tensor) -> list[torch.Tensor]:
-        scenes = []
+        scenes, views, known = [], [], []
         for i, (tokens, grid) in enumerate(zip(visual, grids, strict=True)):
             steps = int(grid[0])
-            known = (each[i, :steps] for each in (poses.world_to_camera, poses.K_normalized, present))
-            inputs = SceneInputs(torch.empty(0, 0), grid)
-            views = tokens.unflatten(0, (steps, -1))
-            scenes.append(SceneTokens(inputs, views, views.new_empty(0, *views.shape), PatchCameras(*known)))
-        fuse_scenes(scenes, found, parts.fusion, parts.view_mixer, 2)
-        return [scene.tokens for scene in scenes]
+            scenes.append(SceneInputs(torch.empty(0, 0), grid))
+            own = tokens.unflatten(0, (steps, -1))
+            views.append(VisualTokens(own, own.new_empty(0, *own.shape)))
+            patches = (each[i, :steps] for each in (poses.world_to_camera, poses.K_normalized, present))
+            known.append(SceneCameras(PatchCameras(*patches, is_complete=not ragged)))
+        fused = fuse_scenes(scenes, views, known, found, parts.fusion, parts.view_mixer)
+        assert all(torch.equal(each.tokens.flatten(0, 1), tokens) for each, tokens in zip(views, visual, strict=True))
+        return [each.tokens for each in fused]
 
     with torch.no_grad():
         together = fuse(visual, grids, found, poses, present)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones.qwen25_vl import vision_tower
 from zoo.backbones.qwen25_vl.tiny import TinyQwen25VL
-from zoo.backbones.qwen25_vl.vision_tower import PatchEmbedding, WindowAttention, install_fast_vision, windows_by_length
+from zoo.backbones.qwen25_vl.vision_rules import Qwen25VisionRules
+from zoo.backbones.qwen25_vl.vision_tower import PatchEmbedding, WindowAttention, install_fast_vision
+from zoo.sequences.vision_inputs import Segments
 
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
 GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]], "small": [[1, 2, 2]]}
@@ -26,21 +29,31 @@ def towers(implementation: str = "sdpa") -> tuple[nn.Module, nn.Module]:
     return stock, ours
 
 
-def seen(tower: nn.Module, grid: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
-    grid_thw = torch.tensor(grid)
-    pixels = torch.randn(int(grid_thw.prod(1).sum()), 1176, generator=torch.Generator().manual_seed(0))
-    tokens = tower(pixels, grid_thw=grid_thw).pooler_output
+def inputs_of(tower: nn.Module, grid: list[list[int]], from_rules: bool) -> dict[str, Any]:
+    """As the stock model computes them in the tower, from the grids; or as our workers do, by `Qwen25VisionRules`."""
+    if not from_rules:
+        return {"grid_thw": torch.tensor(grid)}
+    vision = Qwen25VisionRules.of(tower.config).inputs([tuple(each) for each in grid])  # type: ignore[misc]
+    assert vision.lengths == [math.prod(each) // 4 for each in grid]
+    return {"grid_thw": None, **vision.arguments()}
+
+
+def seen(tower: nn.Module, grid: list[list[int]], from_rules: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    patches = sum(math.prod(each) for each in grid)
+    pixels = torch.randn(patches, 1176, generator=torch.Generator().manual_seed(0))
+    tokens = tower(pixels, **inputs_of(tower, grid, from_rules)).pooler_output
     tower.zero_grad()
     tokens.square().sum().backward()
     return tokens.detach(), {name: p.grad for name, p in tower.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("from_rules", [False, True])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_the_stock_tower(grid: list[list[int]], implementation: str) -> None:
+def test_the_stock_tower(grid: list[list[int]], implementation: str, from_rules: bool) -> None:
     stock, ours = towers(implementation)
     tokens, gradients = seen(stock, grid)
-    same, same_gradients = seen(ours, grid)
+    same, same_gradients = seen(ours, grid, from_rules)
     if implementation == "sdpa":
         assert torch.equal(same, tokens)
     torch.testing.assert_close(same, tokens, rtol=0, atol=1e-5)
@@ -81,16 +94,32 @@ def test_windows_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: windows of several lengths taken as they come would be other windows."""
     stock, ours = towers()
     tokens, _ = seen(stock, GRIDS["mixed"])
+    assert torch.equal(seen(ours, GRIDS["mixed"], from_rules=True)[0], tokens)
+    sorts = Segments.__init__
 
-    def as_they_come(lengths: Tensor) -> tuple[None, list[tuple[int, int]]]:
-        return None, windows_by_length(lengths)[1]
+    def as_they_come(self: Segments, boundaries: Tensor) -> None:
+        sorts(self, boundaries)
+        self.order = None
 
-    monkeypatch.setattr(vision_tower, "windows_by_length", as_they_come)
-    assert (seen(ours, GRIDS["mixed"])[0] - tokens).abs().max() > 1e-3
+    monkeypatch.setattr(Segments, "__init__", as_they_come)
+    assert (seen(ours, GRIDS["mixed"], from_rules=True)[0] - tokens).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [3, 1, 3, 2, 1], [5], [2, 7, 2]], ids=str)
+def test_segments_sort_runs_by_length_and_patches_stay_in_their_order(lengths: list[int]) -> None:
+    segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
+    patches = iter(range(sum(lengths)))
+    runs = [[next(patches) for _ in range(length)] for length in lengths]
+    expected = sorted(runs, key=len)  # stable
+    order = range(sum(lengths)) if segments.order is None else segments.order.tolist()
+    assert list(order) == [patch for run in expected for patch in run]
+    assert (segments.order is None) == (len(set(lengths)) == 1) and segments.longest == max(lengths)
+    assert segments.shapes == [(lengths.count(length), length) for length in sorted(set(lengths))]
+
+
+@pytest.mark.parametrize("from_rules", [False, True])
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_calls_are_by_length(grid: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_by_length(grid: list[list[int]], from_rules: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     stock_sdpa = nn.functional.scaled_dot_product_attention
 
@@ -104,19 +133,22 @@ def test_calls_are_by_length(grid: list[list[int]], monkeypatch: pytest.MonkeyPa
         seen_by = []
         for tower in (stock, ours):
             calls.clear()
-            grid_thw = torch.tensor(grid)
-            tower(torch.zeros(int(grid_thw.prod(1).sum()), 1176), grid_thw=grid_thw)
+            patches = torch.zeros(sum(math.prod(each) for each in grid), 1176)
+            tower(patches, **inputs_of(tower, grid, from_rules and tower is ours))
             seen_by.append(list(calls))
     assert sum(seen_by[0]) == sum(seen_by[1]) == len(seen_by[0])  # every window, and stock makes a call for each
     assert len(seen_by[1]) <= 6 * len(ours.blocks)  # type: ignore[arg-type]
 
 
-def test_windows_are_sorted_once_for_all_layers_alike() -> None:
+def test_windows_are_sorted_by_workers_and_not_in_the_tower() -> None:
     """On a GPU each look at a tensor's numbers waits for all that was started before."""
     tower = TinyQwen25VL(vision_layers=8).stock_model().model.visual
     install_fast_vision(tower)
-    with torch.profiler.profile() as profile, torch.no_grad():
-        seen_by = tower(torch.randn(400, 1176), grid_thw=torch.tensor([[1, 20, 20]])).pooler_output
-    assert len(seen_by) == 100
-    calls = {event.key: event.count for event in profile.key_averages()}
-    assert calls["aten::_unique2"] == 2  # windows, and whole frames in the last layer
+    counts = []
+    for from_rules in (True, False):
+        inputs = inputs_of(tower, [[1, 20, 20]], from_rules)
+        with torch.profiler.profile() as profile, torch.no_grad():
+            assert len(tower(torch.randn(400, 1176), **inputs).pooler_output) == 100
+        calls = {event.key: event.count for event in profile.key_averages()}
+        counts.append([calls.get(name, 0) for name in ("aten::_unique2", "aten::item")])
+    assert counts[0] == [0, 0] and counts[1][0] == 8  # the control: by boundaries, once per layer

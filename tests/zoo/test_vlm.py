@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from datamodules.loaded_scene import LoadedScene
 from tests.zoo import asking
 from zoo import (
     Cameras,
@@ -22,9 +23,11 @@ from zoo import (
     TinyQwen25VL,
 )
 from zoo.backbones import Qwen25VLBackbone
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.backbones.base import VisualTokens
 from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
+from zoo.sequences.packing import IGNORED
+from zoo.sequences.vision_inputs import VisionInputs
 from zoo.tasks import VideoQATask
 
 RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)
@@ -165,14 +168,6 @@ def test_generation_with_the_cache_equals_a_full_forward_each_step(encoding: PRo
         assert answer == (row[: row.index(eos) + 1] if eos in row else row)
 
 
-def test_beams_with_cameras_are_refused() -> None:
-    ours = model(PRoPE()).model
-    given = {**sequences("left"), "cameras": cameras()}
-    inputs = ours._media_inputs(given.pop("input_ids"), given.pop("attention_mask"), given)
-    with pytest.raises(ValueError, match="is not repeated for beams"):
-        ours.backbone.vlm.generate(**inputs, num_beams=2, max_new_tokens=2)
-
-
 def test_token_zero_may_end_an_answer() -> None:
     loader = tiny()
     loader.config.text_config.eos_token_id = 0
@@ -188,36 +183,42 @@ def test_padding_on_the_left_changes_no_logit() -> None:
     assert torch.allclose(rows[0], rows[1], atol=2e-5)
 
 
-def collated(training: bool, questions: int = 3):
-    from datamodules.collate import Collate
-    from tests.datamodules.test_collate import A, B, scene
-
-    torch.manual_seed(0)
-    asked = (A, B, A)[:questions]
-    return Collate(tiny_preprocessor(), training)([scene("one", *asked), scene("two", B)])
+def scenes() -> list[LoadedScene]:
+    """Three questions about one scene, and one about another."""
+    return [asking.scene("one", asking.QUESTIONS[1:4]), asking.scene("two", asking.QUESTIONS[:1], steps=2, seed=1)]
 
 
 def test_a_scene_is_encoded_once_however_many_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = model()
     calls: list[int] = []
     encode = Qwen25VLBackbone.encode_vision
-    monkeypatch.setattr(
-        Qwen25VLBackbone, "encode_vision", lambda self, p, g: (calls.append(len(g)), encode(self, p, g))[1]
+
+    def counted(self: Qwen25VLBackbone, pixel_values: torch.Tensor, vision: VisionInputs) -> VisualTokens:
+        calls.append(len(vision.lengths))
+        return encode(self, pixel_values, vision)
+
+    monkeypatch.setattr(Qwen25VLBackbone, "encode_vision", counted)
+    one_by_one, together = (
+        [record["prediction"] for record in ours.predict_batch(asking.batch(ours, *scenes(), at_once=at_once))]
+        for at_once in (1, 8)
     )
-    batch = collated(False)
-    batch["questions_per_batch"] = 1
-    one_by_one = [record["prediction"] for record in ours.predict_batch(batch)]
-    batch["questions_per_batch"] = 8
-    assert [record["prediction"] for record in ours.predict_batch(batch)] == one_by_one
-    assert len(one_by_one) == 4 and calls == [2, 2]
+    assert together == one_by_one and len(one_by_one) == 4 and calls == [2, 2]
 
 
 def test_the_loss_is_that_of_the_full_logits() -> None:
+    """Each question in a row of its own, with the labels that the tokenizer gives."""
     ours = model(PRoPE())
-    batch = collated(True)
-    logits = asking.logits_of(ours, asking.inputs_of(ours, batch))[:, :-1]
-    expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
-    assert torch.allclose(ours.loss(batch), expected, atol=1e-6)
+    apart = asking.one_per_row(ours, *scenes())
+    assert apart.sequences is not None
+    logits = asking.logits_of(ours, ours.model.decoder_inputs(ours.model.encode_scenes(apart), apart.sequences))
+    total, count = torch.zeros(()), 0
+    for found, row in zip(logits, asking.rows_of(ours, *scenes())[0], strict=True):
+        labels = row.labels[1:]
+        total = total + F.cross_entropy(found[: len(labels)], labels, reduction="sum")
+        count += int((labels != IGNORED).sum())
+    assert count == len(apart.sequences.answer_ids) > 4
+    for batch in (apart, asking.batch(ours, *scenes(), training=True)):
+        assert torch.allclose(ours.loss(batch), total / count, atol=1e-6)
 
 
 def test_time_in_the_cameras_channels_is_an_error() -> None:

@@ -107,6 +107,11 @@ class DatasetGeometry(GeometryEncoder):
             depth = patch_depth(given.depth, self.patch_size).to(depth.dtype)
         known = (depth > 0)[..., None] & valid[:, None, None, None]
         if not self.is_metric:
+            if given.depth is None:
+                raise InputError(
+                    f"scene {number} of the batch has no depth, which --model.geometry.unit scene needs: put "
+                    "<scene>.depth beside its video, or choose --model.geometry.unit meters"
+                )
             length = mean_distance(center[:, None, None] + depth[..., None] * directions, known)
             center, depth = center / length, depth / length
         # 3. Channels: rays, then points.

@@ -150,6 +150,8 @@ def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequence
     """
     known = [[scene.cameras for scene in row if scene.cameras is not None] for row in rows]
     if (given := sequences.cameras) is not None:
+        if given.index is None and not any(rows):  # text alone
+            return None
         if given.index is None:
             given = given.with_token_runs(sequences.camera_index, sequences.camera_runs)
         return add_scene_statistics(given, known, given.used_mask())

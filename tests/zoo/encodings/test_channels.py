@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.encodings import channel_blocks as blocks
-from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock, camera_runs
+from zoo.cameras import Cameras, token_runs
+from zoo.cameras.token_runs import CameraRuns, camera_runs
+from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock
 from zoo.encodings.rotary import Rotation
 from zoo.precision import highest_matmul_precision
 
@@ -30,6 +31,12 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def encoded(index: Tensor, block: ChannelBlock, runs: CameraRuns | None = None, **matrices: Tensor) -> CameraMatrices:
+    """The products for tokens with these cameras, whose matrices take the place of those of poses."""
+    poses = torch.eye(4).expand_as(next(iter(matrices.values())))
+    return CameraMatrices(Cameras.trusted(poses, poses[..., :3, :3], index, runs), block, True, **matrices)
+
+
 def by_definition(x: Tensor, matrices: Tensor, index: Tensor, block: ChannelBlock) -> Tensor:
     """Multiplies each group of four channels, a row vector, by its camera's matrix."""
     out = x.clone()
@@ -39,14 +46,14 @@ def by_definition(x: Tensor, matrices: Tensor, index: Tensor, block: ChannelBloc
     return out
 
 
-@pytest.mark.parametrize("short", [0, blocks.SHORT])
+@pytest.mark.parametrize("short", [0, token_runs.SHORT])
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("name", INDICES)
 def test_matches_definition(name: str, block: ChannelBlock, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run by run, and with short runs gathered."""
-    monkeypatch.setattr(blocks, "SHORT", short)
+    monkeypatch.setattr(token_runs, "SHORT", short)
     index, matrices = torch.tensor(INDICES[name]), random(2, 3, 4, 4)
-    encoded = CameraMatrices(index, block, True, v=matrices)
+    found = encoded(index, block, v=matrices)
     for appended in (0, 8):
         x = random(2, 15, HEADS, HEAD_DIM + appended, seed=1)
         other_order = x.transpose(1, 2).contiguous().transpose(1, 2)  # as after RoPE
@@ -54,7 +61,7 @@ def test_matches_definition(name: str, block: ChannelBlock, short: int, monkeypa
         assert (expected - x).abs().max() > 0.1
         for given in (x, other_order):
             kept = given.clone()
-            torch.testing.assert_close(encoded.transform_values(given), expected, rtol=0, atol=1e-13)
+            torch.testing.assert_close(found.transform_values(given), expected, rtol=0, atol=1e-13)
             assert torch.equal(given, kept)
 
 
@@ -63,7 +70,7 @@ def test_matches_definition(name: str, block: ChannelBlock, short: int, monkeypa
 def test_few_and_many_tokens_per_matrix(tokens: int, dtype: torch.dtype) -> None:
     x, matrices = random(1, 3 * tokens, 1, HEAD_DIM, dtype=dtype), random(1, 3, 4, 4, dtype=torch.float32)
     index = torch.arange(3).repeat_interleave(tokens)[None]
-    out = CameraMatrices(index, BLOCKS[0], True, v=matrices).transform_values(x)
+    out = encoded(index, BLOCKS[0], v=matrices).transform_values(x)
     expected = by_definition(x.double(), matrices.double(), index, BLOCKS[0])
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
@@ -92,37 +99,61 @@ def test_highest_matmul_precision_overrides_and_restores() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.parametrize("short", [0, token_runs.SHORT])
+def test_a_camera_that_is_found_to_be_invalid_leaves_its_tokens_as_they_are(
+    short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs are found by workers, who don't know of it; the index of the step does."""
+    monkeypatch.setattr(token_runs, "SHORT", short)
+    index, matrices = torch.tensor(INDICES["mixed"]), random(2, 3, 4, 4)
+    runs, valid = camera_runs(index), index.where(index != 2, -1)
+    x = random(2, 15, HEADS, HEAD_DIM, seed=1)
+    found = encoded(valid, BLOCKS[0], runs, v=matrices).transform_values(x)
+    torch.testing.assert_close(found, by_definition(x, matrices, valid, BLOCKS[0]), rtol=0, atol=1e-13)
+    assert torch.equal(found[index == 2], x[index == 2])
+    control = encoded(index, BLOCKS[0], runs, v=matrices).transform_values(x)
+    assert not torch.equal(control[index == 2], x[index == 2])
+
+
 def test_video_is_one_run_with_one_step_per_camera() -> None:
-    assert camera_runs(torch.tensor([VIDEO])) == ([slice(2, 14)], 4)
-    assert camera_runs(torch.tensor([VIDEO[2:-1], VIDEO[2:-1]])) == ([slice(0, 24)], 4)  # each with its own cameras
-    assert camera_runs(torch.full((2, 3), -1)) == ([], 0)
+    def found(*rows: list[int]) -> tuple[list[slice | Tensor], int, list[int]]:
+        runs = camera_runs(torch.tensor(rows))
+        return runs.places, runs.step, runs.firsts.tolist()
+
+    assert found(VIDEO) == ([slice(2, 14)], 4, [2, 6, 10])
+    assert found(VIDEO[2:-1], VIDEO[2:-1]) == ([slice(0, 24)], 4, [0, 4, 8, 12, 16, 20])  # each with its own cameras
+    assert found([-1] * 3, [-1] * 3) == ([], 0, [])
 
 
-@pytest.mark.parametrize("short", [0, blocks.SHORT])
+@pytest.mark.parametrize("short", [0, token_runs.SHORT])
 @pytest.mark.parametrize("name", INDICES)
 def test_each_step_of_a_run_has_one_camera(name: str, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "SHORT", short)
+    monkeypatch.setattr(token_runs, "SHORT", short)
     index = torch.tensor(INDICES[name])
     camera = torch.where(index >= 0, index + 3 * torch.arange(2)[:, None], -1).flatten()
     covered = torch.zeros_like(camera, dtype=torch.bool)
-    runs, step = camera_runs(index)
-    for run in runs:
-        inside = camera[run].unflatten(0, (-1, step))
-        assert (inside == inside[:, :1]).all() and (inside >= 0).all()
-        covered[run] = True
-    assert torch.equal(covered, camera >= 0)
+    runs = camera_runs(index)
+    for whole in (runs, runs.with_one_camera_per_token()):
+        firsts = iter(whole.firsts.tolist())
+        for run, count in zip(whole.places, whole.parts_per_run, strict=True):
+            inside, numbers = (each[run].unflatten(0, (count, whole.step)) for each in (camera, torch.arange(30)))
+            assert (inside == inside[:, :1]).all() and (inside >= 0).all()
+            assert numbers[:, 0].tolist() == [next(firsts) for _ in range(count)]
+            covered[run] = True
+        assert torch.equal(covered, camera >= 0) and next(firsts, None) is None
+    assert isinstance(next(iter(runs.places)), Tensor) == (short > 0 and len(runs.runs) == 0)
 
 
 def multiply_outputs(x: Tensor, matrices: Tensor) -> Tensor:
     index = torch.tensor([[0, 0, -1, 1, 1], [-1, 1, 0, 0, -1]])
-    return CameraMatrices(index, ChannelBlock([0, 3, 6, 9, 1, 2, 4, 7]), True, o=matrices).transform_outputs(x)
+    return encoded(index, ChannelBlock([0, 3, 6, 9, 1, 2, 4, 7]), o=matrices).transform_outputs(x)
 
 
 def rotate_outputs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return Rotation(cos, sin, "qkvo").transform_outputs(x)
 
 
-@pytest.mark.parametrize("short", [0, blocks.SHORT])
+@pytest.mark.parametrize("short", [0, token_runs.SHORT])
 @pytest.mark.parametrize(
     ("function", "shapes"),
     [(multiply_outputs, [(2, 5, 2, 10), (2, 2, 4, 4)]), (rotate_outputs, [(2, 5, 2, 10), (2, 5, 4), (2, 5, 4)])],
@@ -130,6 +161,6 @@ def rotate_outputs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def test_gradients(
     function: Callable[..., Tensor], shapes: list[tuple[int, ...]], short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "SHORT", short)
+    monkeypatch.setattr(token_runs, "SHORT", short)
     inputs = [random(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
     assert torch.autograd.gradcheck(function, inputs)

@@ -148,11 +148,8 @@ def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None
     """Also beside channels that another encoding appended."""
     chosen = placement.head_channels(HeadLayout.in_row(32, (4, 6, 6)))
     x = torch.randn(2, 5, 3, 36, generator=torch.Generator().manual_seed(0))
-    doubled = placement.place(
-        torch.zeros(2, 5, dtype=torch.long),
-        {"v": 2 * torch.eye(4).expand(2, 1, 4, 4)},
-        HeadLayout.in_row(32, (4, 6, 6)),
-    )
+    cameras = Cameras(torch.eye(4).expand(2, 1, 4, 4), torch.eye(3).expand(2, 1, 3, 3), torch.zeros(2, 5).long())
+    doubled = placement.place(cameras, {"v": 2 * torch.eye(4).expand(2, 1, 4, 4)}, HeadLayout.in_row(32, (4, 6, 6)))
     expected = x.clone()
     expected[..., chosen] *= 2
     assert len(chosen) % 4 == 0 and torch.equal(doubled.transform_values(x), expected)

@@ -46,7 +46,7 @@ def test_it_is_rope_with_a_fourth_axis(
 
     pose = sequence.ids[0].double()
     for sample, world_to_camera in enumerate(poses):
-        values = index.pose_values(world_to_camera)
+        values = index.pose_values(world_to_camera[None], torch.ones(1, len(world_to_camera), dtype=torch.bool))[0]
         values = index.span * (values - values.min()) / (values.max() - values.min())
         visual = sequence.index[sample] >= 0
         pose[sample, visual] = pose[sample, visual].min() + 0.5 + values[sequence.index[sample, visual]]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.zoo.cameras.test_cameras import random_poses
 from tests.zoo.encodings.attention import SHAPE, qkv_and_index, random_cameras
 from tests.zoo.geometry.projection import project_points
-from tests.zoo.test_cameras import random_poses
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.rays import ray_directions, token_points

@@ -10,15 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.asking import batch, inputs_of, logits_of, scene
+from tests.zoo.asking import batch, inputs_of, logits_of, prompts_of, scene
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.cameras import Cameras
+from zoo.cameras.patch_cameras import merge_cameras
 from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
 from zoo.encodings.decoder_layout import HeadLayout
 from zoo.errors import InputError
-from zoo.scene_encoding.scene_cameras import merge_cameras, scene_points
+from zoo.scene_encoding.scene_cameras import scene_points
+from zoo.scene_encoding.stages import encode_vision
+from zoo.sequences.batch import Batch
+from zoo.sequences.media import batch_of_media
 from zoo.tasks import VideoQATask
 
 
@@ -79,6 +83,18 @@ def test_chooses_among_views_with_a_camera() -> None:
     assert int(saddle_balanced(views, torch.zeros(6, dtype=torch.bool))) == 0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_views_without_a_camera_count_for_nothing(seed: int) -> None:
+    """Neither in the similarity to others nor in the range of a measure."""
+    views = random_views(7, seed)
+    present = torch.rand(7, generator=torch.Generator().manual_seed(seed)) < 0.7
+    own = present.nonzero()[:, 0].tolist()
+    expected = by_definition(views[present].tolist()) if len(own) > 2 else 0
+    assert int(saddle_balanced(views, present)) == (own[expected] if own else 0)
+    views[~present] *= 100
+    assert int(saddle_balanced(views, present)) == (own[expected] if own else 0)
+
+
 def test_identical_views_choose_the_first() -> None:
     assert int(saddle_balanced(torch.ones(4, 8))) == 0
 
@@ -87,8 +103,8 @@ def test_scenes_of_a_sample_are_concatenated() -> None:
     tokens = random_views(10, channels=4)
     has_camera = torch.tensor([[True, True, True, True, False], [True] * 5, [True] * 5])
     # sample 0: scenes of 3 and 1 views with two tokens each; sample 1: text; sample 2: 2 views with one token each
-    chosen = balanced_views([tokens[:6], tokens[6:8], tokens[8:]], [3, 1, 2], [0, 0, 2], has_camera)
     views = tokens[:8].view(4, 2, 4).mean(1)
+    chosen = balanced_views([[views[:3], views[3:]], [], [tokens[8:]]], has_camera)
     assert chosen.tolist() == [int(saddle_balanced(views)), 0, 0]
 
 
@@ -107,6 +123,11 @@ def videos() -> dict[str, Any]:
     return {**given, "pixel_values_videos": pixels}
 
 
+def as_batch(ours: VideoQATask, given: dict[str, Any]) -> Batch:
+    media: Any = {name: each for name, each in given.items() if name not in ("input_ids", "attention_mask")}
+    return batch_of_media(ours.sequence_builder, given["input_ids"], given["attention_mask"], media)
+
+
 def balanced(**more: Any) -> dict[str, Any]:
     return {
         "camera_encoding": PRoPE(TemporalSection(), reference="saddle_balanced", **more),
@@ -119,8 +140,8 @@ def test_model_chooses_from_its_2d_tokens() -> None:
     ours, given = model(**balanced()), videos()
     real = given["attention_mask"].bool()
     expected = []
-    for tokens, grid in zip(ours.model.backbone.encode_vision(given["pixel_values_videos"], GRID), GRID, strict=True):
-        expected.append(int(saddle_balanced(tokens.tokens.unflatten(0, (int(grid[0]), -1)).mean(1))))
+    for tokens in encode_vision(ours.model.backbone, as_batch(ours, given)):
+        expected.append(int(saddle_balanced(tokens.tokens.mean(1))))
     assert expected == [2, 0]
     found = ours.model.logits(**given, cameras=cameras())[real]
     ours.model.camera_encoding.reference = None  # type: ignore[union-attr]
@@ -176,10 +197,8 @@ def test_scenes_of_a_batch_have_independent_references() -> None:
     rows = [0, len(scenes[0].questions)]
     for row, each in enumerate(scenes):
         alone = batch(ours, each)
-        mask = alone["attention_mask"][:1]
-        expected = logits_of(ours, inputs_of(ours, alone, slice(0, 1)))[mask.bool()]
-        found = every[rows[row]][asked["attention_mask"][rows[row]].bool()]
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+        (expected,) = logits_of(ours, inputs_of(ours, alone, slice(0, 1)))
+        torch.testing.assert_close(every[rows[row], : len(expected)], expected, rtol=0, atol=2e-5)
 
 
 # ---- depth of the data ------------------------------------------------------------------------------------
@@ -214,7 +233,7 @@ def test_median_depth_requires_depth() -> None:
     bare = scene("a")
     bare.geometry.depth = None  # type: ignore[union-attr]
     with pytest.raises(InputError, match="median_depth needs scenes with depth"):
-        ours.encode_scenes(batch(ours, bare))
+        ours.model.encode_scenes(batch(ours, bare))
 
 
 # ---- depth of VGGT ----------------------------------------------------------------------------------------
@@ -244,14 +263,15 @@ def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
         shown = scene("a")
         asked = batch(ours, shown)
         assert ours.model.geometry is not None
-        (found,) = ours.model.geometry([asked["scenes"][0].frames.float() / 255], [None], tokens=False)
+        (found,) = ours.model.geometry([asked.scenes[0].frames.float() / 255], [None], tokens=False)
         assert found.depth is not None and found.depth.shape == (6, 56, 84) and found.depth.min() > 0
         inputs = inputs_of(ours, asked, slice(0, 1))
         points = scene_points(found, 2).flatten(0, 2)
         assert points.isfinite().all()
-        poses, K, _ = merge_cameras(found)
+        poses, K, *_ = merge_cameras(found)
         cameras = Cameras(poses[None], K[None])
-        index = torch.where(asked["input_ids"][:1] == ours.model.backbone.vlm.config.video_token_id, 0, -1)
+        ids = torch.tensor(prompts_of(asked)[:1])
+        index = torch.where(ids == ours.model.backbone.vlm.config.video_token_id, 0, -1)
         index[index == 0] = torch.arange(3).repeat_interleave(6)
         scattered = torch.full((*index.shape, 3), torch.nan, dtype=points.dtype)
         scattered[index >= 0] = points

@@ -12,7 +12,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from callbacks.settings import differences, settings_of
-from datamodules.collate import LoadedScene
+from datamodules.loaded_scene import LoadedScene
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
 from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, VideoQATask

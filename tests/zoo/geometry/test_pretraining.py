@@ -21,7 +21,8 @@ from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
 from zoo.pretrained import saved_names
-from zoo.scenes import SceneInputs
+from zoo.sequences.batch import Batch
+from zoo.sequences.scene_inputs import SceneInputs
 from zoo.tasks.optim import LearningRates
 from zoo.tasks.vggt_pretraining import VGGTPretraining
 
@@ -31,17 +32,16 @@ def rooms(rooms_root: Path) -> list[Scene]:
     return Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")
 
 
-def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> dict[str, Any]:
+def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> Batch:
     """As the DataModule gives it to a model that needs frames, cameras and depth."""
-    found: dict[str, Any] = {"scenes": [], "failed": []}
+    found = []
     for scene in scenes:
         poses, K = read_cameras(scene.cameras, 48, 56, 56)
         depth = read_depth(scene.depth, frames, num_frames=48, size_hw=(56, 56))
         geometry = SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
         shown = Video(scene.video).read(frames)
-        grid = torch.tensor([len(frames) // 2, 4, 4])
-        found["scenes"].append(SceneInputs(torch.empty(0, 1176), grid, frames=shown, geometry=geometry))
-    return found
+        found.append(SceneInputs(torch.empty(0, 1176), (len(frames) // 2, 4, 4), frames=shown, geometry=geometry))
+    return Batch(found)
 
 
 def model(**options: Any) -> VGGTPretraining:
@@ -63,7 +63,7 @@ def trainer(folder: Path, steps: int) -> Trainer:
     )
 
 
-def loader(batches: list[dict[str, Any]]) -> DataLoader:
+def loader(batches: list[Batch]) -> DataLoader:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
@@ -88,11 +88,11 @@ def test_it_overfits_a_scene_and_writes_its_weights(
     assert f"rotation off by {after['val/rotation_deg']:.1f} degrees" in said and "model.safetensors" in said
 
     tokens = TinyVGGT(str(tmp_path), embed_dim=32, num_heads=2)
-    frames = [each.frames.float() / 255 for each in seen["scenes"]]
+    frames = [each.frames.float() / 255 for each in seen.scenes]
     (first,) = tokens(frames, [None])
     pretraining.geometry.vggt.requires_grad_(False)
     assert torch.equal(first.patches, pretraining.geometry(frames, [None])[0].patches)
-    poses = seen["scenes"][0].geometry.world_to_camera.float()
+    poses = seen.scenes[0].geometry.world_to_camera.float()
     true, found = (poses @ invert_se3(poses[0]))[1:], first.world_to_camera[1:]
     assert pose_distance(found, true)[0].rad2deg().max() < 20
     assert pose_distance(invert_se3(found), true)[0].rad2deg().max() > 40  # they are world-to-camera
@@ -103,7 +103,7 @@ def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
     pretraining = model(dense_frames=4)  # all: a draw would differ
     pretraining.log = pretraining.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     long, short = batch(rooms[:2]), batch(rooms[2:3], frames=(5, 9))
-    mixed = {key: long[key] + short[key] for key in long}
+    mixed = Batch(long.scenes + short.scenes)
     alone = [pretraining.training_step(each, 0).item() for each in (long, short)]
     together = pretraining.training_step(mixed, 0).item()
     assert together == pytest.approx((2 * alone[0] + alone[1]) / 3, rel=1e-4)
@@ -133,10 +133,10 @@ def test_bad_options_and_scenes_are_errors(rooms: list[Scene]) -> None:
         VGGTPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
     with pytest.raises(InputError, match="dense_frames 0"):
         model(dense_frames=0)
-    failed = batch(rooms[:1]) | {"failed": [{"scene": "rooms/a", "error": "rooms/a: a.mp4: truncated"}]}
+    failed = Batch(batch(rooms[:1]).scenes, failed=[{"scene": "rooms/a", "error": "rooms/a: a.mp4: truncated"}])
     with pytest.raises(InputError, match="^rooms/a: a.mp4: truncated$"):
         model().training_step(failed, 0)
     odd = batch(rooms[:1])
-    odd["scenes"][0].frames = odd["scenes"][0].frames[..., :50]
+    odd.scenes[0].frames = odd.scenes[0].frames[..., :50]
     with pytest.raises(InputError, match="frames of 50 x 56 pixels"):
         model().training_step(odd, 0)

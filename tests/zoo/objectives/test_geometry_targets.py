@@ -14,11 +14,14 @@ from torch import Tensor
 
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, scene
 from zoo import CameraPrediction, DatasetPoses, DepthPrediction, TinyVGGT
+from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
 from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.geometry.base import SceneGeometry
 from zoo.objectives import Decoded, predicted_cameras
-from zoo.scene_encoding.scene_cameras import merge_cameras, token_depth
-from zoo.scenes import PatchCameras
+from zoo.scene_encoding.encoded import SceneTargets
+from zoo.scene_encoding.scene_cameras import token_depth
+from zoo.scene_encoding.stages import encoder_frames
+from zoo.sequences.batch import Batch
 
 SCENES = scene("a", QUESTIONS[:2]), scene("b", QUESTIONS[:1], steps=2, seed=1)
 UP_TO_ROUNDING = partial(torch.allclose, atol=1e-5)
@@ -89,14 +92,16 @@ def test_pseudo_labels_are_the_encoders_in_training_alone() -> None:
     task = build("plain", geometry=with_depth, camera_source="predicted", objectives=objectives)
     encoder, (_, shown), needs = task.model.geometry, SCENES, task.requirements
     assert needs.frames and needs.targets == ("cameras", "depth") and not needs.required_targets and encoder is not None
-    frames, truth = task.model.geometry_frames(shown.frames), shown.geometry  # type: ignore[arg-type]
-    assert truth is not None
+    truth = shown.geometry
+    assert truth is not None and shown.frames is not None
+    frames = encoder_frames(shown.frames, task.model.backbone.patch_size, encoder.patch_size)
     (geometry,) = encoder([frames], [truth], tokens=False)
     for training, expected in ((True, geometry), (False, truth)):
-        (encoded,) = task.train(training).model.encode_scenes(batch(task, shown)["scenes"])
-        assert encoded.target_cameras is not None and encoded.target_depth is not None
-        assert torch.equal(encoded.target_cameras.world_to_camera, merge_cameras(expected).world_to_camera)
-        assert torch.equal(encoded.target_depth, token_depth(expected, 2))  # type: ignore[arg-type]
+        (encoded,) = task.train(training).model.encode_scenes(batch(task, shown))
+        cameras, depth = encoded.targets.cameras, encoded.targets.depth
+        assert cameras is not None and depth is not None
+        assert torch.equal(cameras.world_to_camera, merge_cameras(expected).world_to_camera)
+        assert torch.equal(depth, token_depth(expected, 2))  # type: ignore[arg-type]
     errors = task.eval().predict_batch(batch(task, shown))[0]["objectives"]  # against the dataset's
     assert {"CameraPrediction/center", "DepthPrediction/depth_relative"} <= errors.keys()
 
@@ -105,15 +110,17 @@ def test_pseudo_labels_are_the_encoders_in_training_alone() -> None:
 def test_auto_learns_the_datasets_cameras_and_predicted_ones_of_scenes_without(encoding: dict[str, Any]) -> None:
     task = build("plain", **VGGT, **encoding, camera_source="auto", objectives=[CameraPrediction(), DepthPrediction()])
     assert task.requirements.required_targets == ("depth",) and task.requirements.frames
-    shown = SCENES[1]
-    (geometry,) = task.model.geometry([task.model.geometry_frames(shown.frames)], [None], tokens=False)  # type: ignore
-    assert shown.geometry is not None
+    shown, encoder = SCENES[1], task.model.geometry
+    assert shown.geometry is not None and shown.frames is not None and encoder is not None
+    frames = encoder_frames(shown.frames, task.model.backbone.patch_size, encoder.patch_size)
+    (geometry,) = encoder([frames], [None], tokens=False)
     only_depth = SceneGeometry(depth=shown.geometry.depth)
     for given, expected in ((shown.geometry, shown.geometry), (only_depth, geometry)):
-        (encoded,) = task.train().model.encode_scenes(batch(task, replace(shown, geometry=given))["scenes"])
-        assert encoded.target_cameras is not None and encoded.target_depth is not None
-        assert torch.equal(encoded.target_cameras.world_to_camera, merge_cameras(expected).world_to_camera)
-        assert torch.equal(encoded.target_depth, token_depth(given, 2))  # type: ignore[arg-type]
+        (encoded,) = task.train().model.encode_scenes(batch(task, replace(shown, geometry=given)))
+        cameras, depth = encoded.targets.cameras, encoded.targets.depth
+        assert cameras is not None and depth is not None
+        assert torch.equal(cameras.world_to_camera, merge_cameras(expected).world_to_camera)
+        assert torch.equal(depth, token_depth(given, 2))  # type: ignore[arg-type]
     depth_alone = build("plain", **VGGT, camera_source="auto", objectives=[DepthPrediction()])
     assert depth_alone.model.geometry is None and depth_alone.requirements.arbitrary_unit is None
 
@@ -187,7 +194,7 @@ class Shown(Decoded):
         self.cameras, self.states, self.last_hidden_state = cameras, states, states[0]
 
     def views(self, layer: int) -> Iterator[tuple[Any, Tensor]]:
-        yield SimpleNamespace(target_cameras=self.cameras), self.states
+        yield SimpleNamespace(targets=SceneTargets(self.cameras)), self.states
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -226,7 +233,7 @@ def test_a_small_model_learns_cameras_that_its_frames_show(shuffled: bool) -> No
     task = build("plain", objectives=[CameraPrediction(anchors=["reference"])]).train()
     example = scene("a", QUESTIONS[:1], steps=4)
 
-    def draw() -> dict[str, Any]:
+    def draw() -> Batch:
         place = torch.rand(4)
         frames = (255 * place).to(torch.uint8).repeat_interleave(2)[:, None, None, None].repeat(1, 3, 56, 84)
         poses = torch.eye(4).repeat(4, 1, 1)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from zoo import CameraPrediction, CameraTokenFusion, DepthPrediction, TinyVGGT
+from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.poses import rigid_matrix
 from zoo.objectives import Decoded
 from zoo.objectives.camera_prediction import IDENTITY
-from zoo.scenes import PatchCameras
+from zoo.scene_encoding.encoded import SceneTargets
 
 WIDTH = 16
 
@@ -55,7 +56,7 @@ def camera_loss(objective: CameraPrediction, shown: Shown) -> dict[str, float]:
     angles: dict[tuple[str, int, int], list[float]] = {}
     distances: dict[tuple[str, int, int], list[float]] = {}
     for scene_number, (given, states) in enumerate(shown.views(0)):
-        poses, known = given.target_cameras.world_to_camera, given.target_cameras.has_camera.tolist()
+        poses, known = given.targets.cameras.world_to_camera, given.targets.cameras.has_camera.tolist()
         for row in states:
             for i, view in enumerate(row):
                 numbers = objective.head(view[-1]) + torch.tensor(IDENTITY * 2)
@@ -84,8 +85,8 @@ def test_the_loss_on_cameras_is_that_of_a_slow_reference() -> None:
     objective = with_head(CameraPrediction(center_weight=0.3))
     of_a, of_b = cameras(False, True, True, True), cameras(True, False, True)
     shown = Shown(
-        (SimpleNamespace(target_cameras=of_a), torch.randn(2, 4, 3, WIDTH)),
-        (SimpleNamespace(target_cameras=of_b), torch.randn(1, 3, 5, WIDTH)),
+        (SimpleNamespace(targets=SceneTargets(of_a)), torch.randn(2, 4, 3, WIDTH)),
+        (SimpleNamespace(targets=SceneTargets(of_b)), torch.randn(1, 3, 5, WIDTH)),
     )
     expected = pytest.approx(camera_loss(objective, shown), rel=1e-4)
     assert {name: float(term) for name, term in objective(shown).items()} == expected
@@ -121,7 +122,7 @@ def test_without_a_token_the_last_2d_token_is_read_and_not_one_of_the_fusion() -
 
 
 def of_depth(depth: Tensor, states: Tensor) -> tuple[Any, Tensor]:
-    return SimpleNamespace(target_depth=depth), states
+    return SimpleNamespace(targets=SceneTargets(depth=depth)), states
 
 
 @torch.no_grad()

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from zoo.scenes import SceneInputs, SceneTokens
+from torch.nn.utils.rnn import pad_sequence
 
 from datamodules import Rooms, VideoQADataModule
 from tests.conftest import ROOMS
-from tests.zoo.asking import VGGT, batch, build
-from tests.zoo.test_packed_training import a_row_each, difference, learned, packed, scenes_of
+from tests.zoo.asking import VGGT, batch, build, prompts_of, rows_of
+from tests.zoo.sequences.test_packed_training import a_row_each, difference, learned, packed, scenes_of
 from zoo import (
     CameraPrediction,
     CameraTokenFusion,
@@ -33,10 +33,12 @@ from zoo import (
     TinyQwen25VL,
     VideoQATask,
 )
+from zoo.backbones.base import VisualTokens
 from zoo.checkpoints import official_tensors, unofficial_parts
 from zoo.configuration import from_config
 from zoo.objectives import Decoded
 from zoo.sequences.packing import IGNORED, pack_questions
+from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import ExtraTokens
 
 SCENES = scenes_of("Qwen2.5-VL")
@@ -58,14 +60,16 @@ def without_token(weight: float = 1.0) -> list[Objective]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_default_is_the_former_loss_and_a_weight_of_zero_is_left_out_bit_for_bit(family: str) -> None:
     plain = build("plain", family=family).train()
-    asked, backbone = batch(plain, *scenes_of(family), training=True), plain.model.backbone
-    rows = pack_questions(asked, backbone.placeholders.visual)
-    assert rows is not None
+    shown, backbone = scenes_of(family), plain.model.backbone
+    asked, packed_rows = (
+        batch(plain, *shown, training=True),
+        pack_questions(*rows_of(plain, *shown), backbone.placeholders.visual),
+    )
+    assert asked.sequences is not None and packed_rows is not None
     # the former loss, written out
-    scenes, index = plain.model.encode_scenes(asked["scenes"]), [[scene] for scene in rows.scene.tolist()]
-    inputs = plain.model.build_inputs(rows.input_ids, rows.attention_mask, scenes, index)
-    hidden = backbone.decode(rows.with_question_masks(backbone, inputs)).last_hidden_state[:, :-1]
-    targets = rows.labels[:, 1:]
+    inputs = plain.model.decoder_inputs(plain.model.encode_scenes(asked), asked.sequences)
+    hidden = backbone.decode(inputs).last_hidden_state[:, :-1]
+    targets = pad_sequence([row.labels for row in packed_rows[0]], batch_first=True, padding_value=IGNORED)[:, 1:]
     logits = backbone.lm_head(hidden[targets != IGNORED])
     loss = F.cross_entropy(logits, targets[targets != IGNORED], reduction="sum") / len(logits)
     expected, references = learned(plain, loss)
@@ -83,7 +87,7 @@ def test_the_default_is_the_former_loss_and_a_weight_of_zero_is_left_out_bit_for
 def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_objectives() -> None:
     plain, task = build("plain"), build("plain", objectives=[*without_token(), MaskedViews(share=0.9)])
     asked, usual = batch(task, *SCENES), batch(plain, *SCENES)
-    assert task.extra_tokens is ExtraTokens.NONE and torch.equal(asked["input_ids"], usual["input_ids"])
+    assert task.model.extra_tokens is ExtraTokens.NONE and prompts_of(asked) == prompts_of(usual)
     records = task.predict_batch(asked)
     errors = [record.pop("objectives") for record in records]
     assert records == plain.predict_batch(usual)
@@ -95,8 +99,9 @@ def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_object
     assert errors[0].keys() == {*names, *unlearned} and errors[0] == errors[1] != errors[-1]  # of another scene
     # the control: a token is part of the prompt, one per view
     other = build("plain", objectives=[CameraPrediction()])
-    more = batch(other, *SCENES)["attention_mask"].sum(1) - asked["attention_mask"].sum(1)
-    assert other.extra_tokens is ExtraTokens.ONE and more.tolist() == [3, 3, 3, 2]
+    longer = zip(prompts_of(batch(other, *SCENES)), prompts_of(asked), strict=True)
+    assert other.model.extra_tokens is ExtraTokens.ONE
+    assert [len(mine) - len(other) for mine, other in longer] == [3, 3, 3, 2]
 
 
 def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_they_alone(rooms_root: Any) -> None:
@@ -212,14 +217,14 @@ def test_masked_2d_tokens_are_not_seen_and_3d_tokens_are() -> None:
 
 def test_masks_are_drawn_anew_in_each_step_and_continue_after_a_resume() -> None:
     def masks(objective: MaskedViews) -> Tensor:
-        shown = SceneTokens(scene, torch.ones(4, 50, 8), torch.ones(1, 4, 50, 8))
-        objective.change_tokens([shown])
-        masked = (shown.tokens != 1).all(-1)
-        assert torch.equal((shown.deepstack[0] == 0).all(-1), masked)
-        assert torch.equal(shown.tokens[masked], objective.mask_token.expand(int(masked.sum()), 8))
+        shown = VisualTokens(torch.ones(4, 50, 8), torch.ones(1, 4, 50, 8))
+        (changed,) = objective.change_tokens([shown], [SceneInputs(torch.zeros(1, 1), (4, 10, 20))])
+        assert (shown.tokens == 1).all() and (shown.deepstack == 1).all()
+        masked = (changed.tokens != 1).all(-1)
+        assert torch.equal((changed.deepstack[0] == 0).all(-1), masked)
+        assert torch.equal(changed.tokens[masked], objective.mask_token.expand(int(masked.sum()), 8))
         return masked
 
-    scene = SceneInputs(torch.zeros(1, 1), torch.tensor([4, 10, 20]))
     objective, resumed = MaskedViews(share=0.25), MaskedViews(share=0.25)
     for seed, each in enumerate((objective, resumed)):
         torch.manual_seed(seed)

@@ -10,36 +10,26 @@ import torch
 from torch.nn.attention import flex_attention
 
 from tests.zoo.asking import BACKBONES, MODELS, QUESTIONS, build, scene
-from tests.zoo.test_packed_training import Learned, batch, difference, learned
+from tests.zoo.sequences.test_packed_training import Learned, batch, difference, learned, sequences
 from zoo import CameraPrediction, InputError
-from zoo.encodings.scene_packing import PackedEncoding, ScenePacking
+from zoo.encodings.packed import PackedEncoding
+from zoo.sequences.batch import Batch
+from zoo.sequences.scene_packing import ScenePacking
 from zoo.tasks import VideoQATask
 
 FAST = {("plain", "Qwen2.5-VL"), ("prope.yaml", "Qwen3-VL"), ("DeepFusion", "Qwen2.5-VL"), ("ValueRoPE", "Qwen3-VL")}
 FAST |= {("CameraTokenFusion, append", "Qwen3-VL"), ("PRoPE, ExtraChannels", "Qwen2.5-VL"), ("PoseALiBi", "Qwen2.5-VL")}
 
 
-def losses_of(model: VideoQATask, family: str = "Qwen2.5-VL", questions: int = 2, **packing: Any) -> Learned:
+def asked_of(model: VideoQATask, family: str = "Qwen2.5-VL", questions: int = 2, **packing: Any) -> Batch:
     """Three scenes of different lengths, the first with so many questions."""
     scenes = [scene("a", QUESTIONS[1 : 1 + questions], family=family)]
     scenes += [scene(name, QUESTIONS[n : n + 1], 2, 1, family) for n, name in ((0, "b"), (2, "c"))]
-    asked = {**batch(model, *scenes), **packing}
-    asked["scenes"] = [each.to(model.device) for each in asked["scenes"]]
-    moved = {name: each.to(model.device) if isinstance(each, torch.Tensor) else each for name, each in asked.items()}
-    return learned(model, model.loss(moved))
+    return batch(model, *scenes, **packing).to(model.device)
 
 
-def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The shapes of the sequences that are packed from now on."""
-    found: list[tuple[int, int]] = []
-    original = ScenePacking.decoder_inputs
-
-    def recorded(self: ScenePacking, *arguments: Any) -> dict[str, Any]:
-        found.append(self.shape)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(ScenePacking, "decoder_inputs", recorded)
-    return found
+def losses_of(model: VideoQATask, *what: Any, **packing: Any) -> Learned:
+    return learned(model, model.loss(asked_of(model, *what, **packing)))
 
 
 @pytest.mark.parametrize(
@@ -53,15 +43,16 @@ def test_losses_and_gradients_equal_those_of_padded_rows(name: str, family: str)
 
 
 @pytest.mark.parametrize(("name", "questions"), [("plain", 3), ("PRoPE, ChannelRange", 1)])
-def test_a_bound_of_tokens_divides_the_scenes_and_changes_no_gradient(
-    name: str, questions: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, shapes = build(name).train(), widths(monkeypatch)
-    expected = losses_of(model, questions=questions)
+def test_a_bound_of_tokens_divides_the_scenes_and_changes_no_gradient(name: str, questions: int) -> None:
+    model = build(name).train()
+    expected, shapes = losses_of(model, questions=questions), list[tuple[int, int]]()
     bounds: list[int | None] = [None]
     for bound in bounds:
-        found = losses_of(model, questions=questions, pack_scenes=True, tokens_per_sequence=bound)
-        assert difference(found, expected) < 2e-5
+        asked = asked_of(model, questions=questions, pack_scenes=True, tokens_per_sequence=bound)
+        packing = sequences(asked).packing
+        assert packing is not None
+        shapes.append(packing.shape)
+        assert difference(learned(model, model.loss(asked)), expected) < 2e-5
         bounds += [shapes[0][1] - 1, 1] if bound is None else []
     (one, longest), (few, bounded), (many, _) = shapes
     assert one == 1 < few < many and bounded < longest
@@ -69,13 +60,20 @@ def test_a_bound_of_tokens_divides_the_scenes_and_changes_no_gradient(
 
 def test_packed_sequences_have_no_padding() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
-    values = torch.arange(24).view(3, 4, 2)
-    packing = ScenePacking(mask)
+    values, group = torch.arange(24).view(3, 4, 2), torch.tensor([[0, 1, 2, -1], [0, -1, -1, -1], [0, 0, 1, 1]])
+    visual = torch.tensor([1, 4, 8, 10])  # in the flattened rows
+    packing = ScenePacking(mask, group, visual)
     assert packing.shape == (1, 8) and torch.equal(packing.pack(values)[0], values[mask])
     assert torch.equal(packing.unpack(packing.pack(values)), values * mask[..., None])
-    bounded = ScenePacking(mask, 4)
+    flat = packing.pack(values).flatten(0, 1)
+    assert torch.equal(flat[packing.visual_places], values.flatten(0, 1)[visual])
+    # each row has groups of its own, and each token knows that of its row's prefix
+    assert packing.group.tolist() == [[0, 1, 2, 3, 6, 6, 7, 7]]
+    assert packing.prefix_group.tolist() == [[0, 0, 0, 3, 6, 6, 6, 6]]
+    bounded = ScenePacking(mask, group, visual, 4)
     assert bounded.shape == (2, 4) and torch.equal(bounded.pack(values, -1).flatten(0, 1), values[mask])
-    assert ScenePacking(mask, 1).shape == (3, 4)  # a longer row has a sequence of its own
+    longer = ScenePacking(mask, group, visual, 1)  # a longer row has a sequence of its own
+    assert longer.shape == (3, 4) and (longer.group == -1).sum() == 4
 
 
 @pytest.mark.parametrize("removed", ["mask", "cameras"])
@@ -120,8 +118,8 @@ def test_flex_attention_on_a_gpu() -> None:
     assert difference(losses_of(model, pack_scenes=True), losses_of(reference)) < 1e-3
 
 
-def test_attention_without_custom_masks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_without_custom_masks_is_refused() -> None:
     model = build("plain").train()
     model.model.backbone.decoder.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(InputError, match="--data.pack_scenes: flash_attention_2 takes no mask of several scenes"):
+    with pytest.raises(InputError, match="--data.pack_scenes: this attention takes no mask of several scenes"):
         losses_of(model, pack_scenes=True)

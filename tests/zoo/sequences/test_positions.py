@@ -18,7 +18,7 @@ from tests.zoo.layouts import sequence_layout
 from zoo.positions import mrope_position_ids
 from zoo.sequences.time_index import ConstantIndex, StepIndex, TimestampIndex
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "rope_index"
+GOLDEN = Path(__file__).parents[2] / "golden" / "rope_index"
 PAD, START, END, IMAGE, VIDEO = 0, 1, 2, 3, 4
 TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START}
 

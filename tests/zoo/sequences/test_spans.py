@@ -62,8 +62,6 @@ def test_visual_tokens_are_those_of_the_videos_in_one_span(seed: int, extra: Ext
     assert torch.equal(many.cell, one.cell) and torch.equal(many.is_extra, one.is_extra)
     for name in ("camera_index", "patch_centers"):
         assert torch.equal(*(at_visual(each, getattr(each, name)()) for each in (many, one)))
-    points = torch.randn(int((~one.is_extra).sum()), 3)
-    assert torch.equal(*(at_visual(each, each.scatter_points(points)).nan_to_num(7.0) for each in (many, one)))
     steps = sum(medium.steps for medium in one.media)
     assert len(many.start) == steps >= len(one.start)
 

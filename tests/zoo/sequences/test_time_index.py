@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.zoo.cameras.test_cameras import eye_intrinsics, random_poses
 from tests.zoo.layouts import sequence_layout
-from tests.zoo.test_cameras import eye_intrinsics, random_poses
-from tests.zoo.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
+from tests.zoo.sequences.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
 from zoo.cameras import Cameras
-from zoo.cameras.poses import pose_distance
+from zoo.cameras.poses import PoseMeasure, pose_distance
 from zoo.errors import InputError
 from zoo.positions import mrope_position_ids
 from zoo.sequences.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
@@ -111,6 +111,21 @@ def test_pose_indices_are_invariant_to_a_change_of_world(time: TimeIndex, dtype:
     here = times(time, cameras=cameras(poses.to(dtype)))
     assert torch.equal(here, times(time, cameras=cameras((poses @ world).to(dtype))))
     assert not torch.equal(here, times(time, cameras=cameras(random_poses(1, STEPS, seed=9).to(dtype))))
+
+
+@pytest.mark.parametrize("measure", get_args(PoseMeasure))
+@pytest.mark.parametrize("kind", ["first", "middle", "medoid", "path"])
+def test_poses_of_invalid_cameras_do_not_count(kind: Any, measure: PoseMeasure) -> None:
+    """Several videos at once, against the valid poses of each alone."""
+    index = PathLengthIndex(measure) if kind == "path" else PoseDistanceIndex(measure, reference=kind)
+    poses = random_poses(4, STEPS)
+    known = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0]]).bool()
+    found = index.spread(index.pose_values(poses, known), known)
+    for video, mask in enumerate(known):
+        alone = poses[video, mask][None]
+        expected = index.spread(index.pose_values(alone, torch.ones(1, int(mask.sum()), dtype=torch.bool))[0])
+        torch.testing.assert_close(found[video, mask], expected, rtol=0, atol=1e-9)
+        assert not found[video, ~mask].any()
 
 
 def test_uniform_motion_does_not_depend_on_rounding_errors() -> None:

@@ -13,17 +13,14 @@ from torch.nn.attention.flex_attention import create_mask
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from datamodules.collate import LoadedScene
+from datamodules.loaded_scene import LoadedScene
 from tests.zoo import asking
-from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, scene
-from zoo.sequences.packing import (
-    IGNORED,
-    PackedScenes,
-    block_mask,
-    pack_questions,
-    prefix_causal_mask,
-)
-from zoo.tasks import VideoQATask, video_qa
+from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, one_per_row, scene
+from zoo.sequences import builder
+from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.masks import block_mask, prefix_causal_mask
+from zoo.sequences.packing import Row, pack_questions
+from zoo.tasks import VideoQATask
 
 Learned = tuple[float, dict[str, Tensor]]  # the loss, and the gradient of every parameter that has one
 
@@ -36,8 +33,13 @@ def scenes_of(family: str) -> tuple[LoadedScene, LoadedScene]:
 SCENES = scenes_of("Qwen2.5-VL")
 
 
-def batch(model: VideoQATask, *scenes: LoadedScene) -> dict[str, Any]:
-    return asking.batch(model, *scenes, training=True)
+def batch(model: VideoQATask, *scenes: LoadedScene, **packing: Any) -> Batch:
+    return asking.batch(model, *scenes, training=True, **packing)
+
+
+def sequences(asked: Batch) -> Sequences:
+    assert asked.sequences is not None
+    return asked.sequences
 
 
 def learned(model: VideoQATask, loss: Tensor) -> Learned:
@@ -49,21 +51,20 @@ def learned(model: VideoQATask, loss: Tensor) -> Learned:
 
 def packed(model: VideoQATask, *scenes: LoadedScene) -> Learned:
     asked = batch(model, *scenes)
-    rows = pack_questions(asked, model.model.backbone.placeholders.visual)
-    assert rows is not None and len(rows.input_ids) == len(scenes) < len(asked["input_ids"])
+    assert sequences(asked).group is not None and len(sequences(asked)) == len(scenes) < len(asked.records)
     return learned(model, model.loss(asked))
 
 
 def a_row_each(model: VideoQATask, *scenes: LoadedScene) -> Learned:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_qa, "pack_questions", lambda *_: None)
-        return learned(model, model.loss(batch(model, *scenes)))
+    asked = one_per_row(model, *scenes)
+    assert sequences(asked).group is None and len(sequences(asked)) == len(asked.records)
+    return learned(model, model.loss(asked))
 
 
 def alone(model: VideoQATask, *scenes: LoadedScene) -> Learned:
     """The slow reference: each question is a batch of its own, weighted by its supervised tokens."""
     batches = [batch(model, replace(each, questions=(q,))) for each in scenes for q in each.questions]
-    counts = torch.tensor([int((one["labels"] != IGNORED).sum()) for one in batches])
+    counts = torch.tensor([len(sequences(one).answer_ids) for one in batches])
     losses = torch.stack([model.loss(one) for one in batches])
     return learned(model, (losses * counts / counts.sum()).sum())
 
@@ -112,9 +113,7 @@ def test_flex_attention_by_blocks(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_flex_attention_on_a_gpu() -> None:
     model = build("PRoPE on ConcatSplitFusion", implementation="flex_attention").train().cuda()
     reference = build("PRoPE on ConcatSplitFusion").train().cuda()
-    asked = [batch(each, *SCENES) for each in (model, reference)]
-    asked = [{k: v.cuda() if isinstance(v, Tensor) else v for k, v in each.items()} for each in asked]
-    asked = [{**each, "scenes": [scene.to("cuda") for scene in each["scenes"]]} for each in asked]
+    asked = [batch(each, *SCENES).to("cuda") for each in (model, reference)]
     found, expected = (learned(m, m.loss(b)) for m, b in zip((model, reference), asked, strict=True))
     assert difference(found, expected) < 1e-3
 
@@ -140,72 +139,68 @@ def test_gradient_checkpointing_keeps_the_mask() -> None:
 def test_without_mask_or_positions_of_the_questions_they_differ(removed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("plain").train()
     expected = a_row_each(model, *SCENES)
-    original = PackedScenes.with_question_masks
 
-    def changed(self: PackedScenes, qwen: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        if removed == "positions":
-            return original(self._replace(position_offset=0), qwen, inputs)
-        everyone = torch.zeros_like(self.group)
-        causal = prefix_causal_mask(everyone, everyone)[:, None]
-        return {**original(self, qwen, inputs), "attention_mask": causal}
+    def run_on(*arguments: Any) -> tuple[list[Row], list[int]]:
+        packed_rows = pack_questions(*arguments)
+        assert packed_rows is not None
+        rows, scene_of = packed_rows
+        return [row._replace(position_offset=torch.zeros_like(row.input_ids)) for row in rows], scene_of
 
-    monkeypatch.setattr(PackedScenes, "with_question_masks", changed)
-    assert difference(packed(model, *SCENES), expected) > 1e-2
+    if removed == "positions":
+        monkeypatch.setattr(builder, "pack_questions", run_on)
+    asked = batch(model, *SCENES)
+    if removed == "mask":
+        sequences(asked).group = torch.zeros_like(sequences(asked).input_ids)  # all of them are the prefix
+    assert difference(learned(model, model.loss(asked)), expected) > 1e-2
 
 
 # ---- what takes a row each -----------------------------------------------------------------------------------
 
 
 def test_attention_without_custom_masks_gets_one_question_per_row() -> None:
-    """As flash attention: it knows padding, and nothing else."""
+    """As flash attention: causal, with padding on the right, which needs no mask."""
     model = build("plain").train()
-    expected, masks = a_row_each(model, *SCENES), []
+    expected, seen = a_row_each(model, *SCENES), []
 
-    def padded(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **kwargs: Any) -> Any:
-        masks.append(mask)
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril() & mask.bool()[:, None, None]
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, seen, **kwargs)
+    def causal(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        seen.append((tuple(q.shape[::2]), mask))
+        earlier = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, earlier[None, None], **kwargs)
 
-    ALL_ATTENTION_FUNCTIONS.register("padded", padded)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("padded", flash_attention_mask)
-    language_model = model.model.backbone.vlm.model.language_model
-    language_model.config._attn_implementation = "padded"
+    ALL_ATTENTION_FUNCTIONS.register("causal", causal)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("causal", flash_attention_mask)
+    model.model.backbone.vlm.model.language_model.config._attn_implementation = "causal"
     asked = batch(model, *SCENES)
     found = learned(model, model.loss(asked))
-    assert {mask.shape for mask in masks} == {asked["attention_mask"].shape}
+    assert len(asked.records) == len(sequences(asked)) and len(set(sequences(asked).lengths)) > 1
+    assert set(seen) == {((len(asked.records), max(sequences(asked).lengths)), None)}
     assert difference(found, expected) < 1e-5
 
 
 def test_a_bound_of_tokens_divides_the_questions_and_changes_no_gradient() -> None:
     model = build("plain").train()
-    visual = model.model.backbone.placeholders.visual
-    asked = batch(model, *SCENES)
-    unbounded = pack_questions(asked, visual)
-    assert unbounded is not None
-    longest = int(unbounded.attention_mask.sum(1).max())
+    unbounded = batch(model, *SCENES)
+    expected, longest = learned(model, model.loss(unbounded)), max(sequences(unbounded).lengths)
     for bound in (longest, longest - 1, 1):
-        rows = pack_questions({**asked, "tokens_per_sequence": bound}, visual)
-        assert rows is not None
-        lengths, questions = rows.attention_mask.sum(1), rows.group.amax(1)
+        asked = batch(model, *SCENES, tokens_per_sequence=bound)
+        packed_rows = sequences(asked)
+        assert packed_rows.group is not None
+        lengths, questions = torch.tensor(packed_rows.lengths), packed_rows.group.amax(1)
         assert ((lengths <= bound) | (questions == 1)).all()  # one question alone may be longer
-        assert questions.sum() == len(asked["input_ids"])
-        assert (len(rows.input_ids) == len(SCENES)) == (bound == longest)
-        found = learned(model, model.loss({**asked, "tokens_per_sequence": bound}))
-        assert difference(found, learned(model, model.loss(asked))) < 1e-5
+        assert questions.sum() == len(asked.records)
+        assert (len(packed_rows) == len(SCENES)) == (bound == longest)
+        assert difference(learned(model, model.loss(asked)), expected) < 1e-5
 
 
 def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
     """Two answers to one question: only one could learn of the token before it. A question each shares nothing."""
-    model = build("plain")
-    visual = model.model.backbone.placeholders.visual
-    twice = (QUESTIONS[0], replace(QUESTIONS[0], id="again", ground_truth="7"))
-    assert pack_questions(batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[1:2])), visual) is None
-    rows = pack_questions(batch(model, scene("a", twice)), visual)
-    assert (
-        rows is not None
-        and (rows.labels != IGNORED).sum() == (batch(model, scene("a", twice))["labels"] != IGNORED).sum()
-    )
-    assert difference(packed(model.train(), scene("a", twice)), a_row_each(model, scene("a", twice))) < 1e-5
+    model = build("plain").train()
+    apart = scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[1:2])
+    twice = scene("a", (QUESTIONS[0], replace(QUESTIONS[0], id="again", ground_truth="7")))
+    assert sequences(batch(model, *apart)).group is None
+    answers = [sequences(each).answer_ids for each in (batch(model, twice), one_per_row(model, twice))]
+    assert sequences(batch(model, twice)).group is not None and len(answers[0]) == len(answers[1])
+    assert difference(packed(model, twice), a_row_each(model, twice)) < 1e-5
 
 
 def test_questions_that_another_process_learns_from_give_zero_gradients() -> None:

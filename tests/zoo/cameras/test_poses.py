@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo.cameras
-from tests.zoo.test_cameras import eye_intrinsics, random_poses, rotation
+from tests.zoo.cameras.test_cameras import eye_intrinsics, random_poses, rotation
 from zoo.cameras import Cameras
 from zoo.cameras.poses import (
     PoseMeasure,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.asking import NEW, batch, build, one_by_one, prompts_of, replies, scene
+from tests.zoo.asking import NEW, batch, build, one_by_one, one_per_row, prompts_of, replies, scene
 from zoo.positions import TextAfterVision
-from zoo.prefix_cache import CachedPrefix
+from zoo.sequences.batch import Batch
 from zoo.sequences.time_index import TimestampIndex
 from zoo.tasks import VideoQATask
 
@@ -21,17 +22,17 @@ def model_of(rule: TextAfterVision) -> VideoQATask:
     return build("plain", time_index=TimestampIndex(SECONDS), text_after_vision=rule)
 
 
-def stock_answers(model: VideoQATask, asked: dict) -> list[list[int]]:
+def stock_answers(model: VideoQATask, asked: Batch) -> list[list[int]]:
     """`generate` of transformers, which computes the positions itself."""
     backbone, found = model.model.backbone, []
     for prompt in prompts_of(asked):
         ids = torch.tensor([prompt])
-        (shown,) = asked["scenes"]
+        (shown,) = asked.scenes
         out = backbone.vlm.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values_videos=shown.pixel_values,
-            video_grid_thw=shown.media_grids,
+            video_grid_thw=torch.tensor(shown.media_grids),
             second_per_grid_ts=torch.tensor([SECONDS]),
             mm_token_type_ids=2 * (ids == backbone.placeholders.video).int(),
             max_new_tokens=NEW,
@@ -50,34 +51,31 @@ def test_max_hw_answers_as_transformers_does_by_every_path() -> None:
     assert one_by_one(model, asked) == expected
     assert [reply.ids for reply in replies(model, asked)] == expected
     other = model_of("max_thw")
+    asked = batch(other, scene("a"))
     assert one_by_one(other, asked) == [reply.ids for reply in replies(other, asked)] != expected  # the control
 
 
-def test_the_highest_position_of_the_prefix_is_not_where_its_text_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_highest_position_of_the_prefix_is_not_where_its_text_goes_on() -> None:
     """The negative control of the cached prefix."""
     model = model_of("max_hw")
     asked = batch(model, scene("a"))
     expected = one_by_one(model, asked)
-    begin = CachedPrefix.__init__
-
-    def from_the_highest(prefix: CachedPrefix, backbone: Any, inputs: Any, penalty: float = 1.0) -> None:
-        begin(prefix, backbone, inputs, penalty)
-        prefix.next_position = int(inputs["position_ids"].amax()) + 1
-
-    monkeypatch.setattr(CachedPrefix, "__init__", from_the_highest)
+    (prompt,) = asked.prompts
+    assert prompt.prefix.position_ids is not None and prompt.next_position is not None
+    highest = int(prompt.prefix.position_ids.amax()) + 1
+    assert highest > prompt.next_position
+    prompt.next_position = highest
     assert [reply.ids for reply in replies(model, asked)] != expected
 
 
 @pytest.mark.parametrize("rule", ["max_thw", "max_hw"])
-def test_packed_questions_learn_as_alone(rule: TextAfterVision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_questions_learn_as_alone(rule: TextAfterVision) -> None:
     model = model_of(rule).train()
-    asked = batch(model, scene("a"), training=True)
 
-    def loss() -> Tensor:
-        return model.loss(asked).detach()
+    def loss(make: Callable[..., Batch], **options: Any) -> Tensor:
+        return model.loss(make(model, scene("a"), **options)).detach()
 
-    packed = loss()
-    monkeypatch.setattr("zoo.tasks.video_qa.pack_questions", lambda *_: None)
-    assert torch.allclose(packed, loss(), rtol=1e-5)
+    packed = loss(batch, training=True)
+    assert torch.allclose(packed, loss(one_per_row), rtol=1e-5)
     model.model.text_after_vision = "max_hw" if rule == "max_thw" else "max_thw"
-    assert not torch.allclose(packed, loss(), rtol=1e-3)  # the control
+    assert not torch.allclose(packed, loss(one_per_row), rtol=1e-3)  # the control

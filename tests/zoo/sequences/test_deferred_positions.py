@@ -1,0 +1,110 @@
+"""A time index by poses: positions in the worker by the dataset's cameras, in the step by predicted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.zoo.asking import QUESTIONS, VGGT, batch, build, replies, scene
+from zoo.cameras.patch_cameras import stack_cameras
+from zoo.geometry import SceneGeometry
+from zoo.sequences.batch import Batch, Sequences
+from zoo.tasks import VideoQATask
+
+INDICES = ["PoseDistanceIndex", "PathLengthIndex"]
+SCENES = scene("a", QUESTIONS[:3]), scene("b", QUESTIONS[:1], steps=2, seed=1)
+
+
+def with_lost_frames() -> Any:
+    """The first patch and one frame of the second have no camera."""
+    shown = scene("a", QUESTIONS[:3], steps=4)
+    assert shown.geometry is not None
+    shown.geometry.has_camera = torch.tensor([False, False, False, True, True, True, True, True])
+    return shown
+
+
+def predicting(task: VideoQATask, geometries: Sequence[SceneGeometry | None]) -> VideoQATask:
+    """A task whose encoder predicts these cameras."""
+    assert task.model.geometry is not None
+    task.model.geometry.forward = lambda *_, **__: list(geometries)  # type: ignore[method-assign]
+    return task
+
+
+def sequences(made: Batch) -> Sequences:
+    assert made.sequences is not None
+    return made.sequences
+
+
+def positions(task: VideoQATask, made: Batch) -> Tensor:
+    with torch.no_grad():
+        return task.model.decoder_inputs(task.model.encode_scenes(made), sequences(made))["position_ids"]
+
+
+@pytest.mark.parametrize("shown", [SCENES, (with_lost_frames(), SCENES[1])], ids=["all", "some"])
+@pytest.mark.parametrize("packing", [{}, {"pack_scenes": True}], ids=["rows", "packed"])
+@pytest.mark.parametrize("name", INDICES)
+def test_positions_by_predicted_cameras_are_those_by_equal_cameras_of_the_dataset(
+    name: str, packing: dict[str, bool], shown: Any
+) -> None:
+    """Of questions that share a sequence as well."""
+    by_dataset = build(name)
+    asked = batch(by_dataset, *shown, training=True, **packing)
+    known = sequences(asked).position_ids
+    assert known is not None and sequences(asked).deferred_positions is None and sequences(asked).group is not None
+    task = predicting(build(name, camera_source="predicted", **VGGT), [each.geometry for each in shown])
+    bare = batch(task, *(replace(each, geometry=None) for each in shown), training=True, **packing)
+    assert sequences(bare).position_ids is None and sequences(bare).deferred_positions is not None
+    assert torch.equal(positions(task, bare), positions(by_dataset, asked))
+    # the control: the time of visual tokens alone follows the cameras
+    others = [scene("c", steps=len(each.frame_indices) // 2, seed=5).geometry for each in shown]
+    differs = positions(predicting(task, others), bare) != positions(by_dataset, asked)
+    assert differs.any()
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_they_are_computed_from_patch_cameras_on_the_host(name: str) -> None:
+    task = build(name)
+    rules = replace(task.sequence_builder.rules, may_predict_cameras=True, only_predicted_cameras=True)
+    asked = batch(task, *SCENES, training=True)
+    known = sequences(asked)
+    made = type(task.sequence_builder)(rules).build(
+        known.input_ids, torch.arange(known.input_ids.shape[1]) < torch.tensor(known.lengths)[:, None], asked.scenes,
+        known.scene_index,
+    )  # fmt: skip
+    assert made.deferred_positions is not None and made.position_ids is None
+    rows = [[asked.scenes[i].cameras for i in row] for row in known.scene_index]
+    poses, K, present = stack_cameras(rows)
+    found = made.deferred_positions.by_predicted(poses.requires_grad_(), K, present)
+    expected = task.sequence_builder.build(known.input_ids, known.input_ids >= 0, asked.scenes, known.scene_index)
+    real = torch.arange(known.input_ids.shape[1]) < torch.tensor(known.lengths)[:, None]
+    assert expected.position_ids is not None and torch.equal(found[:, real], expected.position_ids[:, real])
+    assert not found.requires_grad and found.dtype == torch.long
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_answers_are_those_by_equal_cameras_of_the_dataset(name: str) -> None:
+    """The position behind the prefix is read in the step too."""
+    by_dataset = build(name)
+    asked = batch(by_dataset, *SCENES)
+    task = predicting(build(name, camera_source="predicted", **VGGT), [each.geometry for each in SCENES])
+    bare = batch(task, *(replace(each, geometry=None) for each in SCENES))
+    assert all(prompt.next_position is not None for prompt in asked.prompts)
+    assert all(prompt.next_position is None for prompt in bare.prompts)
+    assert replies(task, bare) == replies(by_dataset, asked)
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_auto_waits_for_predicted_cameras_where_the_dataset_has_none(name: str) -> None:
+    task, shown = build(name, camera_source="auto", **VGGT), SCENES
+    assert sequences(batch(task, *shown, training=True)).position_ids is not None
+    bare = replace(shown[1], geometry=None)
+    mixed = batch(task, shown[0], bare, training=True)
+    assert sequences(mixed).position_ids is None and mixed.scenes[0].cameras is not None
+    predicting(task, [scene("c", seed=5).geometry, shown[1].geometry])  # the first is not taken
+    expected = positions(build(name), batch(build(name), *shown, training=True))
+    assert torch.equal(positions(task, mixed), expected)
