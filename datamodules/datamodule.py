@@ -22,7 +22,7 @@ from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ran
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.scenes import Scene
+from datamodules.scenes import Question, Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
@@ -241,6 +241,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         return Wording(task.preprocessor, (self.asked or self.source).benchmark)
 
+    def _prompt(self, question: Question) -> str:
+        """The prompt of a question; empty for a task that reads scenes alone."""
+        task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        return "" if task.sequence_builder is None else self.wording.prompt(question)
+
     def _collate(self, kind: type[Collate], **options: Any) -> Collate | SceneCollate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         builder = task.sequence_builder
@@ -282,9 +287,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return self._scene_loader(self.scenes("val"))
 
     def test_dataloader(self) -> DataLoader:
-        scenes, prompt = self.scenes("test"), self.wording.prompt
+        scenes = self.scenes("test")
         self.tested_files = {}
-        self.tested = [record(LoadedScene(scene, ()), q, prompt(q)) for scene in scenes for q in scene.questions]
+        self.tested = [record(LoadedScene(scene, ()), q, self._prompt(q)) for scene in scenes for q in scene.questions]
         for scene in scenes:
             files = (scene.video, scene.cameras, scene.depth, *self.sampler.reads(scene.name))
             self.tested_files[scene.name] = [file_fingerprint(file) for file in files if file and file.exists()]
