@@ -32,6 +32,7 @@ from zoo.errors import InputError, check_choice
 from zoo.files.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
 from zoo.seed import resolve_seed
+from zoo.sequences.batch import Batch
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
@@ -282,6 +283,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copies a batch from pinned memory without a wait."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> DataLoader:
         return self._scene_loader(self.scenes("val"))
