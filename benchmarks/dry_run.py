@@ -25,16 +25,19 @@ from safetensors.torch import save_file
 
 from benchmarks.measure import resident
 from benchmarks.random_weights import draw
-from datamodules.collate import Collate, LoadedScene
+from datamodules.collate import TrainingCollate
+from datamodules.loaded_scene import LoadedScene
 from datamodules.resize import resize_frames
 from datamodules.scenes import Question, Scene
 from datamodules.video import Video
+from datamodules.wording import Wording
 from zoo import AddFusion, LearningRates, LoRA, SpatialMLLM, SpatialVLM
 from zoo.checkpoints import PretrainedSpatialMLLM
 from zoo.checkpoints.config import ReleasedConfig, known_config, released_config
 from zoo.checkpoints.export import official_tensors
 from zoo.checkpoints.released import EmptyQwenVL
 from zoo.geometry import VGGT, VGGTEncoder
+from zoo.sequences.batch import Batch
 from zoo.tasks.optim import parameter_groups
 
 RELEASED = "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
@@ -128,14 +131,14 @@ def run(folder: str, video: Path) -> dict[str, Any]:
     }
 
 
-def training_batch(task: SpatialMLLM, video: Path) -> dict[str, Any]:
+def training_batch(task: SpatialMLLM, video: Path) -> Batch:
     """A question with its answer."""
     opened = Video(video)
     indices = [n * (opened.num_frames - 1) // (FRAMES - 1) for n in range(FRAMES)]
     frames = resize_frames(opened.read(indices), token_px=task.requirements.token_px)
     question = Question("0", "object_counting", TEXTS[0], "4")
     scene = LoadedScene(Scene(video.stem, video, (question,)), (question,), frames, tuple(indices))
-    return Collate(task.preprocessor, True, 1, task.extra_tokens, task.requirements.frames)([scene])
+    return TrainingCollate(Wording(task.preprocessor), task.sequence_builder, task.requirements)([scene])
 
 
 if __name__ == "__main__":

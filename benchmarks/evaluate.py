@@ -5,8 +5,8 @@
     python -m benchmarks.evaluate --frames 8 --device cuda
 
 One by one is what published evaluation code does: the ViT, VGGT and the prefill of the whole prompt for each question,
-then transformers' `generate`. Random weights, greedy, and as many new tokens each way, since EOS is switched off: the
-answers must be equal, and are compared. Videos are in memory already: decoding is benchmarks/video.py's. Memory is what
+then its answer. Random weights, greedy, and as many new tokens each way, since EOS is switched off: the answers must be
+equal, and are compared. Videos are in memory already: decoding is benchmarks/video.py's. Memory is what
 a call adds at its peak, each in a process of its own.
 """
 
@@ -20,19 +20,21 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.measure import in_a_process, interleaved, peak_growth, spread, timed
 from benchmarks.tables import markdown
-from datamodules.collate import Collate, LoadedScene
+from datamodules.collate import QuestionCollate, TrainingCollate
+from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, Scene
+from datamodules.wording import Wording
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.geometry import VGGT, VGGTEncoder
-from zoo.prefix_cache import CachedPrefix, answer_questions
+from zoo.prefix_cache import CachedPrefix, answer_batch
+from zoo.scene_encoding.stages import encode_vision
+from zoo.sequences.batch import Batch
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
 TEXTS = (
@@ -93,37 +95,31 @@ def build(options: argparse.Namespace) -> SpatialMLLM:
     return model.eval().to(options.device)
 
 
-def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: int, train: bool = False) -> Any:
+def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: int, train: bool = False) -> Batch:
     """A scene of noise with so many questions."""
     generator = torch.Generator().manual_seed(0)
     shape = (frames, 3, options.height, options.width)
     video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
     asked = tuple(Question(str(i), "object_counting", TEXTS[i % len(TEXTS)], str(i)) for i in range(count))
     scene = LoadedScene(Scene("noise", Path("noise"), asked), asked, video, tuple(range(frames)))
-    made = Collate(tiny_preprocessor(), train, count, model.extra_tokens, model.requirements.frames)([scene])
-    moved = {name: value.to(options.device) if isinstance(value, Tensor) else value for name, value in made.items()}
-    return {**moved, "scenes": [each.to(options.device) for each in made["scenes"]]}
+    parts = Wording(tiny_preprocessor()), model.sequence_builder, model.requirements
+    collate = TrainingCollate(*parts) if train else QuestionCollate(*parts, questions_per_batch=count)
+    return collate([scene]).to(options.device)
 
 
-@torch.no_grad()
-def one_by_one(model: SpatialMLLM, asked: dict[str, Any], count: int | None = None) -> list[list[int]]:
+def one_by_one(model: SpatialMLLM, asked: Batch, count: int | None = None) -> list[list[int]]:
     """Everything again for each question, or for the first few."""
-    answers = []
-    for row, mask in enumerate(asked["attention_mask"].bool()[:count]):
-        ids = asked["input_ids"][row : row + 1, mask]
-        scenes = model.encode_scenes(asked)
-        inputs = model.model.build_inputs(ids, torch.ones_like(ids), scenes, [[int(asked["scene_index"][row])]])
-        answers += model.model.backbone.generate(inputs, NEW_TOKENS)
+    (prompt,) = asked.prompts
+    shared, answers = prompt.prefix.input_ids[0].tolist(), []
+    for question in [question for each in prompt.passes for question in each][:count]:
+        alone = model.sequence_builder.prompts([[*shared, *question]], [[0]], asked.scenes)
+        batch = Batch(asked.scenes, asked.vision, prompts=alone).to(model.device)
+        answers += [reply.ids for reply in answer_batch(model.model, batch, NEW_TOKENS)]
     return answers
 
 
-@torch.no_grad()
-def shared(model: SpatialMLLM, asked: dict[str, Any], count: int | None = None) -> list[list[int]]:
-    rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
-    prompts, scenes = [ids[real].tolist() for ids, real in rows], model.encode_scenes(asked)
-    rows, at_once = asked["scene_index"][:, None].tolist(), asked["questions_per_batch"]
-    found = answer_questions(model.model, scenes, prompts, rows, NEW_TOKENS, at_once)
-    return [reply.ids for reply in found]
+def shared(model: SpatialMLLM, asked: Batch, count: int | None = None) -> list[list[int]]:
+    return [reply.ids for reply in answer_batch(model.model, asked, NEW_TOKENS)]
 
 
 WAYS: dict[str, Callable[..., list[list[int]]]] = {"one by one": one_by_one, "shared": shared}
@@ -141,7 +137,7 @@ def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> N
     seconds["one by one"] = [options.questions / alone * each for each in seconds["one by one"]]
     same = sum(a == b for a, b in zip(found["one by one"], found["shared"], strict=False))
     mib = {way: memory_in_a_process(options, frames, way) / 2**20 for way in WAYS}
-    tokens = int((asked["input_ids"][0] == model.model.backbone.placeholders.video).sum())
+    tokens = asked.prompts[0].prefix.visual_counts[0]
     said = f"{same} answers of {alone} that were asked one by one are equal"
     print(f"{frames} frames, {tokens} visual tokens, {options.questions} questions; {said}\n")
     rows = [
@@ -162,28 +158,18 @@ def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> N
 
 
 @torch.no_grad()
-def parts(options: argparse.Namespace, model: SpatialMLLM, asked: dict[str, Any]) -> dict[str, float]:
+def parts(options: argparse.Namespace, model: SpatialMLLM, asked: Batch) -> dict[str, float]:
     """What the shared way spends its time on."""
-    (scene,) = asked["scenes"]
+    (scene,), (prompt,) = asked.scenes, asked.prompts
     taken = {
-        "the ViT": timed(
-            lambda: model.model.backbone.encode_vision(scene.pixel_values, scene.grid_thw[None].to(options.device)),
-            options.device,
-        ),
+        "the ViT": timed(lambda: encode_vision(model.model.backbone, asked), options.device),
         "VGGT": timed(lambda: model.model.geometry([scene.frames / 255], [None], cameras=False), options.device),
     }
-    scenes = model.encode_scenes(asked)
-    prompt = asked["input_ids"][0][asked["attention_mask"][0].bool()]
-    end = int((prompt == model.model.backbone.placeholders.video).nonzero()[-1]) + 2
-    ids = prompt[None, :end]
-    inputs = model.model.build_inputs(ids, torch.ones_like(ids), scenes, [[0]])
-    taken["the prefix"] = timed(lambda: CachedPrefix(model.model.backbone, inputs), options.device)
-    prefix = CachedPrefix(model.model.backbone, inputs)
-    rows = zip(asked["input_ids"], asked["attention_mask"].bool(), strict=True)
-    questions = [ids[real].tolist()[end:] for ids, real in rows]
-    taken["the questions and answers"] = timed(
-        lambda: prefix.answer(questions, NEW_TOKENS, asked["questions_per_batch"]), options.device
-    )
+    inputs = model.model.decoder_inputs(model.model.encode_scenes(asked), prompt.prefix)
+    read = partial(CachedPrefix, model.model.backbone, prompt.prefix.input_ids, inputs, prompt.next_position)
+    taken["the prefix"] = timed(read, options.device)
+    prefix, (questions,) = read(), prompt.passes
+    taken["the questions and answers"] = timed(lambda: prefix.answer(questions, NEW_TOKENS), options.device)
     return taken
 
 

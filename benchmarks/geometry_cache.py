@@ -33,13 +33,17 @@ from benchmarks.measure import timed
 from benchmarks.tables import markdown
 from benchmarks.vggt import SIZES
 from datamodules import Rooms, VideoQADataModule
-from datamodules.collate import Collate, LoadedScene
+from datamodules.collate import QuestionCollate, SceneCollate
 from datamodules.dataset import SceneDataset
+from datamodules.loaded_scene import LoadedScene
 from datamodules.resize import PixelBounds
+from datamodules.wording import Wording
 from zoo import AddFusion, GeometryCache, SpatialVLM, TinyVGGT, VGGTPretraining
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.geometry import VGGT, CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.stages import encode_vision
+from zoo.sequences.batch import Batch
 
 DTYPES = ("bfloat16", "float8")
 
@@ -85,12 +89,12 @@ def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
     plain = model.geometry
     assert isinstance(plain, VGGTEncoder) and model.fusion is not None
     behind = {dtype: CachedGeometry(lambda: plain, GeometryCache(f"{folder}/{dtype}", dtype=dtype)) for dtype in DTYPES}
-    collate = Collate(model.backbone.preprocessor, False, keep_frames=True)
+    collate = QuestionCollate(Wording(model.backbone.preprocessor), model.sequence_builder, model.requirements)
     batches = [collate([replace(scene, questions=scene.questions[:1])]) for scene in scenes]
     equal_branches(model, batches[0])
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in (*DTYPES, "another room")}
     for batch, other in zip(batches, batches[1:] + batches[:1], strict=True):
-        (exact,), frames = geometry_of(plain, batch), batch["scenes"][0].frames
+        (exact,), frames = geometry_of(plain, batch), batch.scenes[0].frames
         expected = logits_of(model, batch)
         for name in found:
             if name == "another room":
@@ -140,7 +144,7 @@ def learn(scenes: list[LoadedScene], steps: int, folder: str) -> str:
     """The run of a tiny VGGT that learned some scenes by heart."""
     torch.manual_seed(0)
     model = VGGTPretraining(TinyVGGT(heads=("camera", "depth", "point")), dense_frames=1)
-    seen = {"frames": [s.frames for s in scenes], "geometry": [s.geometry for s in scenes], "failed": []}
+    seen = SceneCollate()(scenes)
     trainer = Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -155,26 +159,29 @@ def learn(scenes: list[LoadedScene], steps: int, folder: str) -> str:
     return folder
 
 
-def equal_branches(model: SpatialVLM, batch: dict[str, Any]) -> None:
+def equal_branches(model: SpatialVLM, batch: Batch) -> None:
     """A random last layer of the connector, by which 3D tokens are as large as the 2D tokens."""
     assert isinstance(model.fusion, AddFusion)
-    (shown,) = batch["scenes"]
+    (shown,) = batch.scenes
     last, grid = model.fusion.connector.mlp[2], shown.grid_thw
     nn.init.normal_(last.weight, std=last.weight.shape[1] ** -0.5, generator=torch.Generator().manual_seed(0))
-    ((visual, _),) = model.backbone.encode_vision(shown.pixel_values, grid[None])
+    ((visual, _),) = encode_vision(model.backbone, batch)
     (scene,) = geometry_of(model.geometry, batch)
     assert scene is not None
     last.weight.mul_(visual.std() / model.fusion.embed_3d(model.fusion.merged_3d(scene, grid, visual.dtype)).std())
 
 
-def geometry_of(encoder: nn.Module, batch: dict[str, Any]) -> list[SceneGeometry]:
-    return encoder([scene.frames.float() / 255 for scene in batch["scenes"]], [None])
+def geometry_of(encoder: nn.Module, batch: Batch) -> list[SceneGeometry]:
+    return encoder([scene.frames.float() / 255 for scene in batch.scenes if scene.frames is not None], [None])
 
 
-def logits_of(model: SpatialVLM, batch: dict[str, Any]) -> Tensor:
+def logits_of(model: SpatialVLM, batch: Batch) -> Tensor:
     """Those of the tokens after the video: the question's, and the answer's first."""
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    inputs = model.build_inputs(ids, mask, model.encode_scenes(batch["scenes"]), [[0]])
+    (prompt,) = batch.prompts
+    ((question,),) = prompt.passes
+    ids = torch.cat((prompt.prefix.input_ids, torch.tensor([question])), 1)
+    sequences = model.sequence_builder.build(ids, torch.ones_like(ids).bool(), batch.scenes, [[0]])
+    inputs = model.decoder_inputs(model.encode_scenes(batch), sequences)
     last = int((ids[0] == model.backbone.placeholders.video).nonzero()[-1])
     return model.backbone.lm_head(model.backbone.decode(inputs).last_hidden_state)[0, last + 1 :]
 

@@ -35,7 +35,7 @@ from datamodules.resize import PixelBounds
 from zoo import SpatialVLM, TinyQwen25VL
 from zoo.benchmarks import VSIBench
 from zoo.checkpoints import PretrainedQwen25VL, export_model
-from zoo.prefix_cache import answer_questions
+from zoo.prefix_cache import answer_prompts
 from zoo.sequences.time_index import TimestampIndex
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
@@ -220,9 +220,9 @@ def alone(options: argparse.Namespace, parts: dict[str, float]) -> Ask:
         for video, every in list(questions.items())[:count]:
             texts = every[:count]
             batch = part("video and prompts", batch_of_questions, model, video, texts, None, options.frames[0], None)
-            scenes = part("vision", model.encode_scenes, batch["scenes"])
-            asked = model, scenes, batch["prompts"], [[0]] * len(texts), NEW_TOKENS
-            replies = part("prefix, questions and answers", answer_questions, *asked)
+            scenes = part("vision", model.encode_scenes, batch)
+            asked = model, scenes, batch.prompts, NEW_TOKENS
+            replies = part("prefix, questions and answers", answer_prompts, *asked)
             answers += model.backbone.preprocessor.decode([reply.ids for reply in replies])
         return answers
 

@@ -22,7 +22,7 @@ from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ran
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.scenes import Scene
+from datamodules.scenes import Question, Scene
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
@@ -32,6 +32,7 @@ from zoo.errors import InputError, check_choice
 from zoo.files.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
 from zoo.seed import resolve_seed
+from zoo.sequences.batch import Batch
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
@@ -241,6 +242,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         return Wording(task.preprocessor, (self.asked or self.source).benchmark)
 
+    def _prompt(self, question: Question) -> str:
+        """The prompt of a question; empty for a task that reads scenes alone."""
+        task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        return "" if task.sequence_builder is None else self.wording.prompt(question)
+
     def _collate(self, kind: type[Collate], **options: Any) -> Collate | SceneCollate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         builder = task.sequence_builder
@@ -278,13 +284,19 @@ class VideoQADataModule(Configurable, LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copies a batch from pinned memory without a wait."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def val_dataloader(self) -> DataLoader:
         return self._scene_loader(self.scenes("val"))
 
     def test_dataloader(self) -> DataLoader:
-        scenes, prompt = self.scenes("test"), self.wording.prompt
+        scenes = self.scenes("test")
         self.tested_files = {}
-        self.tested = [record(LoadedScene(scene, ()), q, prompt(q)) for scene in scenes for q in scene.questions]
+        self.tested = [record(LoadedScene(scene, ()), q, self._prompt(q)) for scene in scenes for q in scene.questions]
         for scene in scenes:
             files = (scene.video, scene.cameras, scene.depth, *self.sampler.reads(scene.name))
             self.tested_files[scene.name] = [file_fingerprint(file) for file in files if file and file.exists()]

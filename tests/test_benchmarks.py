@@ -14,8 +14,8 @@ from callbacks import MetricsCallback, PredictionsCallback
 from commands.report import report
 from commands.score import score
 from datamodules import SceneFolder, VideoQADataModule
-from datamodules.collate import Collate
 from datamodules.scenes import Question
+from datamodules.wording import Wording
 from tests.callbacks.toy import Toy, record, trainer
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo.backbones import tiny_preprocessor
@@ -127,8 +127,8 @@ def test_questions_and_filters_are_checked_against_the_sources_benchmark(tmp_pat
 
 def test_the_prompt_has_the_benchmarks_wording() -> None:
     question = Question("1", "legs", "How many legs?")
-    assert "Q: How many legs? <" in Collate(tiny_preprocessor(), False, benchmark=Colors()).prompt(question)
-    assert "single word or phrase" in Collate(tiny_preprocessor(), False).prompt(question)  # negative control
+    assert "Q: How many legs? <" in Wording(tiny_preprocessor(), Colors()).prompt(question)
+    assert "single word or phrase" in Wording(tiny_preprocessor()).prompt(question)  # negative control
 
 
 def test_no_other_file_names_a_question_type() -> None:

@@ -71,7 +71,7 @@ def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         VideoQATask,
         "test_step",
-        lambda self, batch, i: asked.append(batch["records"][0]["scene"]) or step(self, batch, i),
+        lambda self, batch, i: asked.append(batch.records[0]["scene"]) or step(self, batch, i),
     )
     printed = run("test", "--data.num_workers", "0", "--data.questions_per_batch", "3", logged=True)
     questions = len(whole["predictions.jsonl"].splitlines())

@@ -22,8 +22,9 @@ from zoo import (
     VideoQATask,
 )
 from zoo.geometry import PretrainedVGGT
+from zoo.sequences.batch import Batch
 from zoo.tasks import training_cost
-from zoo.tasks.training_cost import BatchSizes, TrainingCost, example_batch
+from zoo.tasks.training_cost import BatchSizes, TrainingCost, example_batch, example_questions
 from zoo.weight_reading import only_shapes, shapes_only, weights_later
 
 TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B"}
@@ -82,13 +83,23 @@ class Bench(NamedTuple):
         height, width = (TINY_FRAMES if self.is_tiny else FRAMES)[model]
         return BatchSizes(4 if self.is_tiny else frames, height, width, scenes, questions)
 
-    def inputs(self, task: VideoQATask, batch: BatchSizes, **more: Any) -> dict[str, Any]:
-        """A batch on the device."""
-        made = example_batch(task.model, batch)
-        for scene in made["scenes"]:
+    def inputs(self, task: VideoQATask, sizes: BatchSizes) -> Batch:
+        """A training batch on the device."""
+        return self._on_device(example_batch(task.model, sizes))
+
+    def questions(self, task: VideoQATask, sizes: BatchSizes, are_alone: bool = False) -> list[Batch]:
+        """The questions of a scene on the device: in one batch with a shared prefix, or one batch each."""
+        builder = task.sequence_builder
+        scenes, rows, _ = example_questions(task.model, sizes)
+        asked = [row.input_ids.tolist() for row in rows]
+        batches = [[each] for each in asked] if are_alone else [asked]
+        prompts = [builder.prompts(each, [[0]] * len(each), scenes) for each in batches]
+        return [self._on_device(Batch(scenes, builder.vision(scenes), prompts=each)) for each in prompts]
+
+    def _on_device(self, batch: Batch) -> Batch:
+        for scene in batch.scenes:
             scene.pixel_values = torch.randn(scene.pixel_values.shape)
-        moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in made.items()}
-        return {**moved, "scenes": [scene.to(self.device) for scene in made["scenes"]], **more}
+        return batch.to(self.device)
 
 
 def without_weights(build: Callable[[], VideoQATask]) -> VideoQATask:

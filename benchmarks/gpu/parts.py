@@ -10,7 +10,9 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ import transformers
 from benchmarks.gpu.models import ADAPTED, TITLES, Bench, autocast
 from benchmarks.measure import timed
 from zoo import PRoPE
-from zoo.prefix_cache import answer_questions
+from zoo.prefix_cache import answer_batch
+from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
 from zoo.tasks.optim import parameter_groups
 
@@ -89,7 +92,7 @@ def step_row(
     row: Row = {"step": title, "planned GB": f"{bytes_planned / 1e9:.1f}"}
     try:
         task = bench.task(model, attention=attention, **options)
-        inputs = bench.inputs(task, batch, pack_scenes=pack_scenes)
+        inputs = bench.inputs(task, replace(batch, pack_scenes=pack_scenes))
         step = stepper(bench, task, inputs)
         seconds, memory = measured(bench, step)
     except torch.OutOfMemoryError:
@@ -104,7 +107,7 @@ def step_row(
     return {**row, "GB at the peak": f"{memory / 1e9:.1f}", "TFLOP": f"{cost.flops[False] / 1e12:.1f}", "MFU": mfu}
 
 
-def stepper(bench: Bench, task: VideoQATask, inputs: dict[str, Any]) -> Callable[[], None]:
+def stepper(bench: Bench, task: VideoQATask, inputs: Batch) -> Callable[[], None]:
     """A training step."""
     optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
 
@@ -137,23 +140,16 @@ def evaluation(bench: Bench, model: str) -> Tables:
     questions, alone = (4, 1) if bench.is_tiny else (QUESTIONS, ALONE)
     rows = []
     for frames in (16, 32):
-        inputs = bench.inputs(task, bench.batch(model, frames, questions=questions))
-        prompts = [ids.tolist() for ids in inputs["input_ids"]]
+        sizes = bench.batch(model, frames, questions=questions)
 
-        def shared(inputs: Any = inputs, prompts: Any = prompts) -> None:
-            with torch.no_grad(), autocast(bench.device):
-                scenes = task.encode_scenes(inputs)
-                replies = answer_questions(task.model, scenes, prompts, [[0]] * len(prompts), NEW_TOKENS)
+        def answer(batches: Sequence[Batch]) -> None:
+            with autocast(bench.device):
+                replies = [reply for each in batches for reply in answer_batch(task.model, each, NEW_TOKENS)]
             assert not any(reply.error for reply in replies), replies
 
-        def one_by_one(inputs: Any = inputs) -> None:
-            with torch.no_grad(), autocast(bench.device):
-                for ids in inputs["input_ids"][:alone, None]:
-                    built = task.model.build_inputs(ids, torch.ones_like(ids), task.encode_scenes(inputs), [[0]])
-                    task.model.backbone.generate(built, NEW_TOKENS)
-
-        for way, run, count in (("shared prefix", shared, questions), ("one by one", one_by_one, alone)):
-            seconds, memory = measured(bench, run)
+        shared, one_by_one = bench.questions(task, sizes), bench.questions(task, sizes, are_alone=True)[:alone]
+        for way, batches, count in (("shared prefix", shared, questions), ("one by one", one_by_one, alone)):
+            seconds, memory = measured(bench, partial(answer, batches))
             cells = {"questions/s": f"{count / seconds:.2f}", "GB at the peak": f"{memory / 1e9:.1f}"}
             rows.append({"frames": frames, "way": way, **cells})
     return {TITLES[model]: rows}
@@ -195,10 +191,11 @@ def precision(bench: Bench) -> Tables:
 
 
 @torch.no_grad()
-def logits(task: VideoQATask, inputs: dict[str, Any]) -> torch.Tensor:
+def logits(task: VideoQATask, batch: Batch) -> torch.Tensor:
     """Of the last 32 tokens of the prompt."""
-    ids, backbone = inputs["input_ids"], task.model.backbone
-    built = task.model.build_inputs(ids, torch.ones_like(ids), task.encode_scenes(inputs), [[0]])
+    assert batch.sequences is not None
+    backbone = task.model.backbone
+    built = task.model.decoder_inputs(task.model.encode_scenes(batch), batch.sequences)
     return backbone.lm_head(backbone.decode(built).last_hidden_state[0, -32:]).float()
 
 

@@ -21,10 +21,11 @@ from callbacks import MetricsCallback, PredictionsCallback
 from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
+from tests.datamodules.batches import builder_for
 from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import VSIBench
 from zoo.requirements import DataRequirements
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.sequences.batch import Batch
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
 BROKEN = 3  # this scene has no video that can be read
@@ -66,21 +67,22 @@ class Tiny(SceneSource):
 class Answers(LightningModule):
     """Answers by the ids alone, after a while; notes in a log when it starts with a scene."""
 
-    preprocessor, extra_tokens, requirements = tiny_preprocessor(), ExtraTokens.NONE, DataRequirements()
+    preprocessor, requirements = tiny_preprocessor(), DataRequirements()
+    sequence_builder = builder_for(preprocessor)
 
     def __init__(self, log: Path, seconds: float) -> None:
         super().__init__()
         self.log_file, self.seconds = log, seconds
         self.weight = torch.nn.Parameter(torch.ones(2))
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        asked = batch["records"] + batch["failed"]
+    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        asked = batch.records + batch.failed
         if asked:
             with self.log_file.open("a") as log:
                 log.write(f"{self.global_rank} {asked[0]['scene']} {len(asked)}\n")
             time.sleep(self.seconds * random.random())
-        answered = [{**each, "prediction": "4A"[int(each["id"][-1]) % 2] + "..."} for each in batch["records"]]
-        return answered + batch["failed"]
+        answered = [{**each, "prediction": "4A"[int(each["id"][-1]) % 2] + "..."} for each in batch.records]
+        return answered + batch.failed
 
 
 def run(

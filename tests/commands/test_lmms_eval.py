@@ -27,8 +27,8 @@ from benchmarks.lmms_eval import write_task
 from commands.lmms_eval.model import SpatialVLMZoo
 from datamodules import Rooms, VideoQADataModule
 from datamodules.chats import answer_chats
-from datamodules.collate import user_text
 from datamodules.resize import PixelBounds
+from datamodules.wording import user_text
 from tests.conftest import ROOMS
 from tests.datamodules.test_chats import chat
 from tests.zoo import asking

@@ -149,7 +149,7 @@ def test_pictures_of_one_size_are_one_scene_for_a_geometry_encoder() -> None:
     with patch.object(SpatialVLM, "encode_scenes", autospec=True, side_effect=SpatialVLM.encode_scenes) as encode:
         for media in (views, [views[0], picture(1, 112, 84), views[2]]):
             answer_chats(model, media, [chat("image", "image", "image", "Which?")], max_new_tokens=NEW)
-            scenes.append([scene.num_steps for scene in encode.call_args.args[1]])
+            scenes.append([scene.num_steps for scene in encode.call_args.args[1].scenes])
     assert scenes == [[3], [1, 1, 1]]
 
 

@@ -14,7 +14,7 @@ from datamodules import PixelBounds, Rooms
 from datamodules.cameras_file import read_cameras, write_cameras
 from datamodules.dataset import SceneDataset
 from datamodules.depth import read_depth
-from datamodules.order import Draw
+from datamodules.order import TrainingItem
 from datamodules.samplers import (
     Consecutive,
     DatasetDepth,
@@ -113,7 +113,7 @@ def test_kept_scenes_read_the_depth_of_a_frame_once(
         frame_pairing=Duplicate(),
     )
     for epoch in range(3):
-        loaded = kept[Draw(0, (0,), epoch)]
+        loaded = kept[TrainingItem(0, (0,), epoch)]
         frames = list(loaded.frame_indices)
         expected = read_depth(scenes[0].depth, frames, num_frames=48, size_hw=(56, 56))
         assert torch.equal(loaded.geometry.depth, expected)

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from datamodules import Duplicate, PixelBounds, Rooms, UniformSampler, VideoQADataModule
-from datamodules.collate import Collate
+from datamodules.asking import collate_for
 from datamodules.dataset import SceneDataset
 from datamodules.scenes import Question, RawQuestion
 from datamodules.video import Video
+from datamodules.wording import Wording, media_of
 from tests.conftest import ROOMS
-from tests.zoo.asking import build, one_by_one, replies
-from zoo import TinyQwen3VL, TinyQwen25VL
+from tests.datamodules.batches import sequences_of
+from tests.zoo.asking import batch, build, one_by_one, one_per_row, prompts_of, replies
+from zoo import SpatialVLM, TinyQwen3VL, TinyQwen25VL
+from zoo.backbones import tiny_preprocessor
 from zoo.requirements import DataRequirements
 
 LOADERS = (TinyQwen25VL, TinyQwen3VL)
@@ -34,12 +37,13 @@ def loaded(rooms_root: Path, frames_as: str, requirements: DataRequirements, fra
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("frames_as", ["image", "labeled_image"])
 def test_inputs_are_those_of_the_stock_processor(loader: type, frames_as: str, rooms_root: Path) -> None:
-    backbone = loader().load()
+    model = SpatialVLM(loader())
+    backbone = model.backbone
     token_px = backbone.patch_size * backbone.spatial_merge_size
     needs = DataRequirements(token_px=token_px, image_pixels=backbone.image_pixels)
     scene = loaded(rooms_root, frames_as, needs)
     assert scene.error is None and scene.num_images == 5 and len(scene.frame_indices) == 10
-    batch = Collate(backbone.preprocessor, training=False)([scene])
+    made = collate_for(model)([scene])
 
     stills = list(Video(scene.scene.video).read(scene.frame_indices[::2]))
     content: list[dict[str, Any]] = []
@@ -47,17 +51,16 @@ def test_inputs_are_those_of_the_stock_processor(loader: type, frames_as: str, r
         label = [{"type": "text", "text": f"Frame-{number}: "}], [{"type": "text", "text": "\n"}]
         before, after = label if frames_as == "labeled_image" else ([], [])
         content += [*before, {"type": "image"}, *after]
-    asked = batch["records"][0]["prompt"].rpartition(QUESTION)[2].partition("<|im_end|>")[0]
+    asked = made.records[0]["prompt"].rpartition(QUESTION)[2].partition("<|im_end|>")[0]
     content.append({"type": "text", "text": QUESTION + asked})
     processor = backbone.preprocessor.processor
     chat = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
     stock = processor(text=[chat], images=stills, return_tensors="pt")
-    row = batch["attention_mask"][0].bool()
-    assert torch.equal(batch["input_ids"][0, row], stock["input_ids"][0])
-    (inputs,) = batch["scenes"]
-    assert torch.equal(inputs.media_grids, stock["image_grid_thw"])
+    assert prompts_of(made)[0] == stock["input_ids"][0].tolist()
+    (inputs,) = made.scenes
+    assert inputs.media_grids == [tuple(grid) for grid in stock["image_grid_thw"].tolist()]
     assert torch.allclose(inputs.pixel_values, stock["pixel_values"], atol=2e-2)  # one level of 255
     assert not torch.allclose(inputs.pixel_values.roll(1, 0), stock["pixel_values"], atol=2e-2)  # the control
 
@@ -80,8 +83,7 @@ def test_stills_are_no_more_than_the_candidates_of_the_sampler(rooms_root: Path)
 def test_the_mark_of_a_video_is_where_its_stills_are(rooms_root: Path) -> None:
     scene = loaded(rooms_root, "image", DataRequirements())
     raw = RawQuestion("0", "", "Look: <video>\nWhat is it?", "a room")
-    batch = Collate(TinyQwen25VL().load().preprocessor, training=True)([replace(scene, questions=(raw,))])
-    prompt = batch["records"][0]["prompt"]
+    prompt, _ = Wording(tiny_preprocessor()).chat(raw, media_of(scene), with_answers=True)
     assert prompt.index("Look: ") < prompt.index("<|image_pad|>") < prompt.index("What is it?")
     assert prompt.count("<|image_pad|>") == 5
 
@@ -90,13 +92,11 @@ def test_the_mark_of_a_video_is_where_its_stills_are(rooms_root: Path) -> None:
 def test_answers_and_packed_questions_agree_with_one_by_one(name: str, rooms_root: Path) -> None:
     task = build(name)
     scene = loaded(rooms_root, "labeled_image", task.requirements)
-    asked = Collate(task.preprocessor, training=False)([scene])
+    asked = batch(task, scene)
     assert [reply.ids for reply in replies(task, asked)] == one_by_one(task, asked)
-    training = Collate(task.preprocessor, training=True)([scene])
-    packed = task.loss(training).detach()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.tasks.video_qa.pack_questions", lambda *_: None)
-        assert torch.allclose(packed, task.loss(training).detach(), rtol=1e-5)
+    packed, alone = batch(task, scene, training=True), one_per_row(task, scene)
+    assert [len(sequences_of(each)) for each in (packed, alone)] == [1, 2]
+    assert torch.allclose(task.loss(packed).detach(), task.loss(alone).detach(), rtol=1e-5)
 
 
 def test_answer_shows_frames_as_the_model_was_trained() -> None:

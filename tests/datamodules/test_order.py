@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.order import Draw, ResumableLoader, TrainingOrder, balance_across_ranks
+from datamodules.order import ResumableLoader, TrainingItem, TrainingOrder, balance_across_ranks
 from zoo.errors import InputError
 
 COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene
@@ -34,14 +34,14 @@ def loader(served: int = 0, workers: int = 0, **kwargs) -> ResumableLoader:
     return made
 
 
-def epochs(made: ResumableLoader, count: int) -> list[list[Draw]]:
+def epochs(made: ResumableLoader, count: int) -> list[list[TrainingItem]]:
     return [batch for _ in range(count) for batch in made]
 
 
-def asked(batches: list[list[Draw]]) -> Counter[tuple[int, int]]:
+def asked(batches: list[list[TrainingItem]]) -> Counter[tuple[int, int]]:
     """How often each question is learned from, as (scene, question)."""
-    draws = (draw for batch in batches for draw in batch if not draw.is_repeated)
-    return Counter((draw.scene, question) for draw in draws for question in draw.questions)
+    items = (item for batch in batches for item in batch if not item.is_padding)
+    return Counter((item.scene, question) for item in items for question in item.questions)
 
 
 EACH_ONCE = Counter((scene, question) for scene, count in enumerate(COUNTS) for question in range(count))
@@ -53,8 +53,8 @@ def test_an_epoch_asks_each_question_once_in_an_order_of_its_own() -> None:
     first, second = batches[:length], batches[length:]
     for number, epoch in enumerate((first, second)):
         assert asked(epoch) == EACH_ONCE
-        assert {draw.epoch for batch in epoch for draw in batch} == {number}
-    assert [draw[:2] for batch in first for draw in batch] != [draw[:2] for batch in second for draw in batch]
+        assert {item.epoch for batch in epoch for item in batch} == {number}
+    assert [item[:2] for batch in first for item in batch] != [item[:2] for batch in second for item in batch]
     groups = ({(d.scene, frozenset(d.questions)) for b in epoch for d in b} for epoch in (first, second))
     assert next(groups) != next(groups), "which questions share a sequence is drawn anew"
 
@@ -65,7 +65,7 @@ def test_ranks_share_an_epoch_and_take_equally_many_steps(world_size: int, batch
     shares = [epochs(loader(rank=r, world_size=world_size, batch_size=batch_size), 1) for r in range(world_size)]
     assert len({len(share) for share in shares}) == 1 and all(batch for share in shares for batch in share)
     assert asked([batch for share in shares for batch in share]) == EACH_ONCE
-    repeated = [draw for share in shares for batch in share for draw in batch if draw.is_repeated]
+    repeated = [item for share in shares for batch in share for item in batch if item.is_padding]
     remainder = SEQUENCES % (batch_size * world_size)  # sequences of the last step
     assert len(repeated) == (max(0, world_size - remainder) if remainder else 0)
 
@@ -76,7 +76,7 @@ def test_a_scene_that_comes_twice_in_a_batch_is_read_once() -> None:
 
 
 def test_sequences_of_a_scene_are_of_nearly_equal_length() -> None:
-    sizes = [len(draw.questions) for batch in TrainingOrder([10], 1, 4, seed=0) for draw in batch]
+    sizes = [len(item.questions) for batch in TrainingOrder([10], 1, 4, seed=0) for item in batch]
     assert sorted(sizes) == [3, 3, 4]
 
 
@@ -130,9 +130,9 @@ def test_820_000_questions_on_64_ranks() -> None:
         middle = len(order) // 2
         head = [batch for batch, _ in zip(order, range(middle), strict=False)]
         order.served = middle
-        own = [draw for batch in (*head, *order) for draw in batch]
-        repeated += sum(draw.is_repeated for draw in own)
-        indices = [first[draw.scene] + q for draw in own if not draw.is_repeated for q in draw.questions]
+        own = [item for batch in (*head, *order) for item in batch]
+        repeated += sum(item.is_padding for item in own)
+        indices = [first[item.scene] + q for item in own if not item.is_padding for q in item.questions]
         np.add.at(taken, indices, 1)
         totals.append(len(indices))
     assert (taken == 1).all() and repeated == 0
@@ -196,9 +196,9 @@ class Noted(Dataset):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __getitem__(self, draw: Draw) -> Draw:
-        (self.folder / str(draw.scene)).touch()
-        return draw
+    def __getitem__(self, item: TrainingItem) -> TrainingItem:
+        (self.folder / str(item.scene)).touch()
+        return item
 
 
 def test_workers_decode_ahead_by_a_bounded_number_of_batches(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from datamodules import (
     WrongFocalLength,
     ZeroGeometry,
 )
-from datamodules.collate import LoadedScene
 from datamodules.dataset import SceneDataset
+from datamodules.loaded_scene import LoadedScene
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from tests.conftest import ROOMS
 from tests.zoo.asking import batch, build, scene
@@ -51,7 +51,7 @@ def content(loaded: LoadedScene) -> dict[str, Tensor]:
         **geometry.present(),
         "frames": loaded.frames,
         "frame_indices": torch.tensor(loaded.frame_indices),
-        "is_other": torch.tensor(loaded.geometry_of is not None),
+        "is_other": torch.tensor(loaded.geometry_override is not None),
     }
 
 
@@ -96,8 +96,8 @@ def test_3d_tokens_of_another_scene_are_those_that_it_would_have() -> None:
 
     def tokens(loaded: LoadedScene) -> Tensor:
         with torch.no_grad():
-            (encoded,) = task.model.encode_scenes(batch(task, loaded)["scenes"])
-        return encoded.tokens
+            (encoded,) = task.model.encode_scenes(batch(task, loaded))
+        return encoded.visual.tokens
 
     task.model.view_mixer = None  # it would read the cameras of B as well
     expected = tokens(replace(A, geometry=B.geometry)), tokens(A)
@@ -113,8 +113,8 @@ def test_a_larger_scene_is_brought_to_the_grid_of_3d_tokens() -> None:
     frames = torch.zeros(6, 3, 112, 112, dtype=torch.uint8)
     large = replace(large, frames=frames, geometry=replace_depth(large.geometry, torch.ones(6, 112, 112)))
     task = build("ConcatSplitFusion")
-    (encoded,) = task.model.encode_scenes(batch(task, OtherGeometry()(A, lambda: large))["scenes"])
-    assert encoded.tokens.shape[0] == 4
+    (encoded,) = task.model.encode_scenes(batch(task, OtherGeometry()(A, lambda: large)))
+    assert encoded.visual.tokens.shape[0] == 4
 
 
 def replace_depth(geometry: SceneGeometry, depth: Tensor) -> SceneGeometry:
@@ -125,7 +125,7 @@ def test_a_model_without_3d_tokens_answers_as_if_they_were_its_own() -> None:
     task = build("plain")
     for perturbation in (OtherGeometry(), ZeroGeometry(), OtherCameras(), WrongFocalLength(0.5)):
         own, other = (
-            task.model.encode_scenes(batch(task, each)["scenes"])[0].tokens for each in (A, perturbation(A, lambda: B))
+            task.model.encode_scenes(batch(task, each))[0].visual.tokens for each in (A, perturbation(A, lambda: B))
         )
         assert own.equal(other)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoProcessor
 
-from datamodules import collate
-from datamodules.collate import Collate
+from datamodules import wording
 from datamodules.dataset import OpenScene, SceneDataset
 from datamodules.resize import PixelBounds
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.video import Video
+from tests.datamodules.batches import labels_of, question_batch, sequences_of, training_batch
 from tests.golden.synth import synth_video
+from tests.zoo.asking import prompts_of
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
-from zoo.positions import mrope_position_ids
+from zoo.requirements import DataRequirements
+from zoo.sequences.batch import Batch
 
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
 TRAINING = PixelBounds(min_pixels=293216, max_pixels=324576, resize_backend="pillow")
@@ -67,12 +70,12 @@ def processor(realdata: Path) -> Any:
     return QwenVLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
 
 
-def grids_of(batch: dict[str, Any]) -> Tensor:
-    return torch.stack([scene.grid_thw for scene in batch["scenes"]])
+def grids_of(batch: Batch) -> Tensor:
+    return torch.tensor([scene.grid_thw for scene in batch.scenes])
 
 
-def check_pixels(batch: dict[str, Any], t: dict[str, Tensor]) -> None:
-    pixels = torch.cat([scene.pixel_values for scene in batch["scenes"]])
+def check_pixels(batch: Batch, t: dict[str, Tensor]) -> None:
+    pixels = torch.cat([scene.pixel_values for scene in batch.scenes])
     assert list(pixels.shape) == t["pixel_values_videos_shape"].tolist()
     rows = pixels[t["pixel_values_videos_row_index"]]
     assert torch.allclose(rows, t["pixel_values_videos_rows"], atol=2e-6, rtol=0)
@@ -106,13 +109,13 @@ def test_a_batch_of_the_official_inference(case: str, processor: Any) -> None:
     assert [list(each.frame_indices) for each in loaded] == meta["frame_indices"]
     for number, each in enumerate(loaded):
         check_frames(each.frames, t, number)
-    batch = Collate(processor, training=False, keep_frames=True)(loaded)
+    batch = question_batch(processor, *loaded, requirements=DataRequirements(frames=True))
     assert torch.equal(grids_of(batch), t["video_grid_thw"])
-    assert torch.equal(batch["input_ids"], t["input_ids"]) and torch.equal(batch["attention_mask"], t["attention_mask"])
+    official = zip(t["input_ids"], t["attention_mask"].bool(), strict=True)  # padded
+    assert prompts_of(batch) == [ids[mask].tolist() for ids, mask in official]
     check_pixels(batch, t)
     assert all(
-        torch.equal(frames, each.frames)
-        for frames, each in zip((s.frames for s in batch["scenes"]), loaded, strict=True)
+        torch.equal(frames, each.frames) for frames, each in zip((s.frames for s in batch.scenes), loaded, strict=True)
     )
 
 
@@ -125,7 +128,7 @@ def of_training(case: str) -> bool:
 def test_a_batch_of_the_official_training(case: str, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     meta, t = load("preprocess_train", case)
     (clip,) = meta["samples"]
-    monkeypatch.setattr(collate, "user_text", lambda question, *_: clip["q"].removeprefix("<video>"))
+    monkeypatch.setattr(wording, "user_text", lambda question, *_: clip["q"].removeprefix("<video>"))
     video = synth_video(clip["synth_seed"], clip["T"], clip["H"], clip["W"])
     data = meta["data_args"]
     wanted = round(clip["T"] / clip["fps"] / data["base_interval"])
@@ -133,27 +136,16 @@ def test_a_batch_of_the_official_training(case: str, processor: Any, monkeypatch
     chosen = torch.linspace(0, clip["T"] - 1, count).long().tolist()  # the script's own choice, the last one repeated
     chosen += chosen[-1:] * (count % 2)
     scenes = Synthetics([Synthetic(video[chosen], False)], [Question("0", "", "", clip["a"])], len(chosen), TRAINING)
-    loaded = scenes[0]
+    seconds = 2 / (data["video_frame_fps"] or count * clip["fps"] / clip["T"])  # nominal, or real
+    loaded = replace(scenes[0], seconds_per_grid=seconds)
     check_frames(loaded.frames, t, 0)
-    batch = Collate(processor, training=True)([loaded])
+    batch = training_batch(processor, loaded, requirements=DataRequirements(seconds="clip"))
     check_pixels(batch, t)
-    for name in ("input_ids", "labels"):
-        assert torch.equal(batch[name], t[name]), name
+    sequences = sequences_of(batch)
+    assert torch.equal(sequences.input_ids, t["input_ids"]) and torch.equal(labels_of(batch), t["labels"])
     assert torch.equal(grids_of(batch), t["video_grid_thw"])
-    assert torch.equal(batch["attention_mask"], t["attention_mask"].long())
-    ids = {
-        name: processor.processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")
-    }
-    positions, _ = mrope_position_ids(
-        batch["input_ids"],
-        batch["attention_mask"],
-        video_grid_thw=grids_of(batch),
-        seconds_per_grid=[2 / (data["video_frame_fps"] or count * clip["fps"] / clip["T"])],  # nominal, or real
-        image_token_id=ids["image_pad"],
-        video_token_id=ids["video_pad"],
-        vision_start_token_id=processor.processor.tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-    )
-    assert torch.equal(positions, t["position_ids"])
+    assert sequences.lengths == t["attention_mask"].sum(1).tolist()
+    assert torch.equal(sequences.position_ids, t["position_ids"])
 
 
 def test_images_of_the_official_training(processor: Any, tmp_path: Path) -> None:
@@ -167,11 +159,10 @@ def test_images_of_the_official_training(processor: Any, tmp_path: Path) -> None
     scene = Scene("s", files[0], (RawQuestion("0", "", sample["q"], sample["a"]),), images=files)
     loaded = SceneDataset([scene], UniformSampler(), 16, TRAINING, image_bounds=TRAINING)[0]
     assert loaded.error is None and torch.equal(loaded.frames[..., ::9, ::7], t["image_tchw_0_u8_strided"])
-    batch = Collate(processor, training=True, keep_frames=True)([loaded])
-    for name in ("input_ids", "labels"):
-        assert torch.equal(batch[name], t[name]), name
-    (inputs,) = batch["scenes"]
-    assert torch.equal(inputs.media_grids, t["image_grid_thw"]) and inputs.kind == "image"
+    batch = training_batch(processor, loaded)
+    assert torch.equal(sequences_of(batch).input_ids, t["input_ids"]) and torch.equal(labels_of(batch), t["labels"])
+    (inputs,) = batch.scenes
+    assert inputs.media_grids == [tuple(grid) for grid in t["image_grid_thw"].tolist()] and inputs.kind == "image"
     rows = inputs.pixel_values[t["pixel_values_row_index"]]
     assert torch.allclose(rows, t["pixel_values_rows"], atol=2e-6, rtol=0)
     assert not torch.allclose(rows.roll(1, 1), t["pixel_values_rows"], atol=1e-2)  # negative control

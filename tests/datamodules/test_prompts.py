@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.collate import user_text
 from datamodules.scenes import Question, RawQuestion
+from datamodules.wording import user_text
 from zoo.benchmarks import VSIBench
 from zoo.benchmarks.spatial import FRAMES_PREFIX
 

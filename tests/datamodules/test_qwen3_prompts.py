@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ import torch
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from datamodules.asking import batch_of_questions
+from datamodules.asking import batch_of_questions, collate_for
 from datamodules.cameras_file import write_cameras
-from datamodules.collate import Collate, LoadedScene
+from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.dataset import SceneDataset
+from datamodules.loaded_scene import LoadedScene
 from datamodules.resize import PixelBounds
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
+from datamodules.wording import Wording
+from tests.datamodules.batches import labels_of, sequences_of
+from tests.zoo.asking import prompts_of
 from zoo import InputError, SpatialVLM, TinyQwen3VL
 from zoo.backbones.qwen3_vl.tiny import tiny_preprocessor, tiny_processor
+from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED
 from zoo.sequences.visual_grid import ExtraTokens
 
@@ -95,39 +101,38 @@ def test_extra_tokens_and_labels_of_the_blocks() -> None:
     """Each view has a token more; an answer alone is supervised, also behind several turns."""
     loaded = LoadedScene(Scene("a", Path("a"), ()), (), frames(), frame_times=tuple(TIMES))
     question = RawQuestion("a", "", "<image> How many?", "4", later_turns=(("Which?", "This."),))
-    for training in (True, False):
-        collate = Collate(tiny_preprocessor(), training, extra_tokens=ExtraTokens.ONE)
-        loaded.questions = (question,)
-        batch = collate([loaded])
-        ids, labels = batch["input_ids"][0], batch["labels"][0]
-        assert int((ids == tiny_processor().video_token_id).sum()) == 3 * (6 + 1)
-        decoded = tiny_processor().tokenizer.decode(ids)
-        assert decoded.count(" seconds><|vision_start|>") == 3
-        answers = tiny_processor().tokenizer.decode(labels[labels != IGNORED])
-        assert answers == ("4<|im_end|>\nThis.<|im_end|>\n" if training else "")
+    rules = replace(SpatialVLM(TinyQwen3VL()).sequence_rules, extra_tokens=ExtraTokens.ONE)
+    parts = Wording(tiny_preprocessor()), SequenceBuilder(rules)
+    loaded.questions = (question,)
+    trained, asked = TrainingCollate(*parts)([loaded]), QuestionCollate(*parts)([loaded])
+    (labels,), decode = labels_of(trained), tiny_processor().tokenizer.decode
+    assert decode(labels[labels != IGNORED]) == "4<|im_end|>\nThis.<|im_end|>\n"
+    for ids in (*sequences_of(trained).input_ids.tolist(), *prompts_of(asked)):
+        assert ids.count(tiny_processor().video_token_id) == 3 * (6 + 1)
+        assert decode(ids).count(" seconds><|vision_start|>") == 3
 
 
 def test_a_folder_without_times_is_an_error_and_images_need_none(tmp_path: Path) -> None:
     model = SpatialVLM(TinyQwen3VL())
     needs, bounds = model.requirements, PixelBounds(1024, 65536, legacy_folder_resize=False)
     assert needs.frame_times and needs.token_px == 32
-    collate = Collate(model.backbone.preprocessor, training=False)
+    collate = collate_for(model)
 
     def read(scene: Scene, requirements: Any = needs) -> LoadedScene:
         return SceneDataset([scene], UniformSampler(), 4, bounds, requirements=requirements)[0]
 
     timed = read(folder(tmp_path / "timed", [0.0, 0.5, 2.0, 9.0]))
     assert timed.error is None and timed.frame_times == (0.0, 0.5, 2.0, 9.0)
-    asked = model.backbone.preprocessor.decode(collate([timed])["input_ids"].tolist())[0]
+    asked = model.backbone.preprocessor.decode(prompts_of(collate([timed])))[0]
     assert "<0.2 seconds>" in asked and "<5.5 seconds>" in asked
     lacking = folder(tmp_path / "lacking", None)
     error = read(lacking).error
     assert error is not None and "lacking: no times of the frames" in error and "lacking.cameras.json" in error
-    (record,) = collate([read(lacking)])["failed"]
+    (record,) = collate([read(lacking)]).failed
     assert record["error"] == error
     assert read(lacking, SpatialVLM().requirements).error is None  # the control: Qwen2.5-VL writes no times
     images = Scene("images", lacking.video, (QUESTION,), images=tuple(sorted(lacking.video.glob("*.png"))))
-    assert read(images).error is None and not collate([read(images)])["failed"]
+    assert read(images).error is None and not collate([read(images)]).failed
 
 
 def test_frames_in_memory_come_with_their_times() -> None:
@@ -135,7 +140,7 @@ def test_frames_in_memory_come_with_their_times() -> None:
 
     def ask(times_s: list[float] | None) -> str:
         batch = batch_of_questions(model, frames(3), ["Which?"], None, None, None, times_s)
-        return model.backbone.preprocessor.decode(batch["prompts"])[0]
+        return model.backbone.preprocessor.decode(prompts_of(batch))[0]
 
     assert "<0.5 seconds>" in ask([0.0, 1.0, 5.0]) and "<5.0 seconds>" in ask([0.0, 1.0, 5.0])  # the last one twice
     with pytest.raises(InputError, match="writes the time of the frames .* times_s"):

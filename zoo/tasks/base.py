@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
@@ -63,12 +62,6 @@ class Task(Configurable, LightningModule):
     def requirements(self) -> DataRequirements:
         """What the DataModule must provide beside pixels and questions."""
         raise NotImplementedError
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copies a batch from pinned memory without a wait."""
-        if isinstance(batch, Batch):
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def check(self, batch: Batch) -> None:
         """Raises an InputError if a scene of a batch can't be used: training must not continue without it."""

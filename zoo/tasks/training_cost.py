@@ -38,6 +38,7 @@ class BatchSizes:
         questions: in each sequence.
         tokens_per_sequence: most tokens of a sequence with several questions.
         kind: whether frames are shown as a video or each as an image.
+        pack_scenes: whether scenes share sequences.
     """
 
     num_frames: int
@@ -47,6 +48,7 @@ class BatchSizes:
     questions: int = 1
     tokens_per_sequence: int | None = None
     kind: MediaKind = "video"
+    pack_scenes: bool = False
 
     def grid(self, patch_size: int) -> tuple[int, int, int]:
         """(t, h, w) in patches of each scene."""
@@ -156,9 +158,21 @@ def _gathered(parameter: nn.Parameter) -> int:
 
 
 def example_batch(model: SpatialVLM, sizes: BatchSizes) -> Batch:
-    """A batch of these sizes; pixels are fake, cameras move along a line."""
+    """A training batch of these sizes, see `example_questions`."""
+    builder = model.sequence_builder
+    scenes, rows, scene_of = example_questions(model, sizes)
+    limits: dict[str, Any] = {"max_tokens": sizes.tokens_per_sequence, "packs_scenes": sizes.pack_scenes}
+    sequences = builder.training(rows, scene_of, scenes, **limits)
+    return Batch(scenes, builder.vision(scenes), sequences, records=[{"id": "example"}] * len(rows))
+
+
+def example_questions(model: SpatialVLM, sizes: BatchSizes) -> tuple[list[SceneInputs], list[Row], list[int]]:
+    """Scenes of these sizes, one row per question, and the scene of each row.
+
+    Pixels are fake, and cameras move along a line.
+    """
     needs, backbone, grid = model.requirements, model.backbone, sizes.grid(model.backbone.patch_size)
-    builder, steps = model.sequence_builder, grid[0]
+    steps = grid[0]
     # 1. Scenes.
     views = TEMPORAL_PATCH_SIZE * steps
     poses = torch.eye(4).repeat(views, 1, 1)
@@ -176,7 +190,7 @@ def example_batch(model: SpatialVLM, sizes: BatchSizes) -> Batch:
             kind=sizes.kind,
             frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8) if needs.frames else None,
             geometry=given,
-            cameras=builder.merge_cameras(given),
+            cameras=model.sequence_builder.merge_cameras(given),
             frame_indices=tuple(range(views)),
         )
         for _ in range(sizes.scenes)
@@ -193,6 +207,4 @@ def example_batch(model: SpatialVLM, sizes: BatchSizes) -> Batch:
         labels = torch.full_like(ids, IGNORED)
         labels[-ANSWER:] = ids[-ANSWER:]
         rows.append(Row.of(ids, labels))
-    scene_of = [scene for scene in range(sizes.scenes) for _ in rows]
-    sequences = builder.training(rows * sizes.scenes, scene_of, scenes, max_tokens=sizes.tokens_per_sequence)
-    return Batch(scenes, builder.vision(scenes), sequences, records=[{"id": "example"}] * len(scene_of))
+    return scenes, rows * sizes.scenes, [scene for scene in range(sizes.scenes) for _ in rows]

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from datamodules.collate import Collate, LoadedScene, user_text
+from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources import SQA3D, Conversations, ScanQA, conversation_index
 from datamodules.sources.conversations import NO_MEDIUM
+from datamodules.wording import user_text
+from tests.datamodules.batches import labels_of, sequences_of, training_batch
 from tests.datamodules.sources.listing import totals
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.errors import InputError
@@ -143,10 +145,10 @@ def test_tokens_of_the_official_training(case, tmp_path, realdata):
     stills = len(scene.images)
     loaded = LoadedScene(scene, tuple(scene.questions), frames, tuple(range(2 * t)), num_images=stills)
     preprocessor = QwenVLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
-    batch = Collate(preprocessor, training=True)([loaded])
-    assert torch.equal(batch["input_ids"], golden["input_ids"])
-    assert torch.equal(batch["labels"], golden["labels"])
-    assert torch.equal(batch["scenes"][0].media_grids, grids)
+    batch = training_batch(preprocessor, loaded)
+    assert torch.equal(sequences_of(batch).input_ids, golden["input_ids"])
+    assert torch.equal(labels_of(batch), golden["labels"])
+    assert batch.scenes[0].media_grids == [tuple(grid) for grid in grids.tolist()]
 
 
 def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
@@ -156,7 +158,7 @@ def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
     processor = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     frames = torch.zeros((4, 3, 28, 28), dtype=torch.uint8)  # one token per image
     loaded = LoadedScene(scene, tuple(scene.questions), frames, num_images=len(scene.images))
-    batch = Collate(QwenVLPreprocessor(processor), training=True)([loaded])
+    batch = training_batch(QwenVLPreprocessor(processor), loaded)
     content = [
         {"type": "image"},
         {"type": "text", "text": "Left of "},
@@ -170,7 +172,7 @@ def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
         {"role": "assistant", "content": "A door."},
     ]
     whole = processor.apply_chat_template(messages, tokenize=False)
-    (ids,), (labels,) = batch["input_ids"], batch["labels"]
+    (ids,), (labels,) = sequences_of(batch).input_ids, labels_of(batch)
     assert processor.tokenizer.decode(ids) == whole
     assert processor.tokenizer.decode(labels[labels >= 0]) == "A bed.<|im_end|>\nA door.<|im_end|>\n"
     assert torch.equal(ids[labels >= 0], labels[labels >= 0])

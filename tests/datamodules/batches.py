@@ -1,0 +1,57 @@
+"""Batches of loaded scenes as any preprocessor makes them, by the rules of a tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.collate import QuestionCollate, TrainingCollate
+from datamodules.loaded_scene import LoadedScene
+from datamodules.wording import Wording
+from zoo import SpatialVLM
+from zoo.requirements import DataRequirements
+from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.layout import Placeholders
+from zoo.sequences.packing import IGNORED
+from zoo.sequences.rules import SequenceRules
+
+tiny_rules = cache(lambda: SpatialVLM().sequence_rules)
+
+
+def builder_for(preprocessor: Any, **changes: Any) -> SequenceBuilder:
+    """Builds sequences for the tokens of a Qwen2.5-VL's preprocessor, one question each."""
+    processor = preprocessor.processor
+    vision_start = processor.tokenizer.convert_tokens_to_ids("<|vision_start|>")
+    placeholders = Placeholders(processor.video_token_id, processor.image_token_id, vision_start)
+    rules: SequenceRules = tiny_rules()
+    return SequenceBuilder(replace(rules, placeholders=placeholders, supports_custom_mask=False, **changes))
+
+
+def training_batch(
+    preprocessor: Any, *scenes: LoadedScene, requirements: DataRequirements | None = None, **rules: Any
+) -> Batch:
+    return TrainingCollate(Wording(preprocessor), builder_for(preprocessor, **rules), requirements)(scenes)
+
+
+def question_batch(
+    preprocessor: Any, *scenes: LoadedScene, requirements: DataRequirements | None = None, **rules: Any
+) -> Batch:
+    return QuestionCollate(Wording(preprocessor), builder_for(preprocessor, **rules), requirements)(scenes)
+
+
+def sequences_of(batch: Batch) -> Sequences:
+    assert batch.sequences is not None
+    return batch.sequences
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The labels of a training batch as transformers takes them: each token's own id, or `IGNORED`."""
+    sequences = sequences_of(batch)
+    labels = torch.full_like(sequences.input_ids, IGNORED).flatten()
+    labels[sequences.answer_places + 1] = sequences.answer_ids
+    return labels.view_as(sequences.input_ids)
