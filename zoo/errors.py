@@ -31,8 +31,8 @@ REMOTE = "Traceback (most recent call last)"  # in the text of an error that PyT
 class InputError(ValueError):
     """Wrong or missing input that stops the run: one line that names it and the remedy.
 
-    main.py shows the message alone. Any other exception is a bug: one of a user's own part is shown as one line with its
-    place, one of the zoo with its traceback.
+    main.py shows the message alone. Any other exception is a bug: that of a user's own part is shown as one line with
+    its place, that of the zoo with its traceback.
     """
 
     def __init__(self, message: object) -> None:
