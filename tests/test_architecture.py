@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 from collections.abc import Callable
@@ -33,7 +32,6 @@ NOT_COUNTED = {  # each is named in the document
     ),
     *("zoo/sequences/packing.py", "zoo/sequences/visual_grid.py", "zoo/requirements.py", "zoo/errors.py"),
 }
-EXCEPTIONS = {"zoo/model.py": {"datamodules"}}
 
 
 def test_tables_are_up_to_date() -> None:
@@ -78,27 +76,3 @@ def test_a_training_step_runs_at_most_six_files_beside_the_parts() -> None:
     assert len(PATH) <= 6
     assert {file for file in executed if not file.startswith(PARTS)} == PATH.keys() | NOT_COUNTED
     assert all(f"`{file}`" in DOCUMENT.read_text(encoding="utf-8") for file in NOT_COUNTED)
-
-
-def imported_packages(file: Path) -> set[str]:
-    """The top-level packages that a file imports anywhere, also inside functions."""
-    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
-    modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    return {".".join(name.split(".")[:2]) if name.startswith("zoo.tasks") else name.split(".")[0] for name in modules}
-
-
-def test_the_model_imports_nothing_from_the_layers_above() -> None:
-    above = {"zoo.tasks", "lightning", "datamodules", "callbacks", "commands"}
-    found = {
-        name: upward
-        for file in (ROOT / "zoo").rglob("*.py")
-        if not (name := file.relative_to(ROOT).as_posix()).startswith("zoo/tasks/")
-        and (upward := imported_packages(file) & above)
-    }
-    assert found == EXCEPTIONS
-
-
-def test_tasks_import_nothing_from_the_application() -> None:
-    files = (ROOT / "zoo" / "tasks").glob("*.py")
-    assert not any(imported_packages(file) & {"datamodules", "callbacks", "commands"} for file in files)
