@@ -79,6 +79,12 @@ class SceneSource(Configurable, ABC):
         return Chosen(*chosen(scenes), [scene.name for scene in scenes])
 
 
+def only_for_tests(source: SceneSource, split: Split) -> None:
+    """Raises ValueError for the training split, which a published benchmark lacks."""
+    if split == "train":
+        raise ValueError(f"{type(source).__name__} has no training split: train on another source, such as Rooms")
+
+
 @contextmanager
 def locked(path: Path, waiting_message: str) -> Iterator[None]:
     """Holds the lock of a file, which the system releases when the process ends; prints a message if it must wait."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.base import SceneSource, Split, only_for_tests
 from datamodules.sources.hub_dataset import dataset_folder
 
 
@@ -41,8 +41,7 @@ class VSIBench(SceneSource):
 
     def scenes(self, split: Split) -> list[Scene]:
         """Lists the scenes of the test split."""
-        if split == "train":
-            raise ValueError("VSI-Bench has no training split: train on another source, such as Rooms")
+        only_for_tests(self, split)
         self.prepare()
         left_out = set() if self.pruned is None else set(self.pruned.read_text(encoding="utf-8").split())
         scenes, self.missing = read_layout(self.root, self.annotations, left_out, self.benchmark)
