@@ -6,25 +6,29 @@ import errno
 import inspect
 import traceback
 from importlib import import_module
-from pathlib import Path
+from typing import NoReturn
 
-from zoo.errors import InputError
+from zoo.errors import InputError, causes, describe, input_error, raised_at, unwrapped
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a user's quota, a limit of the shell
-NOT_OURS = ("<frozen", "site-packages", "importlib")  # files whose lines tell a user nothing
 
 
-def failed_construction(error: Exception) -> InputError:
-    """Returns what a constructor raised: jsonargparse wraps it once for every part around the one that failed."""
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__
+def error_line(error: BaseException) -> str | None:
+    """Returns what the command line shows of an error. None is a bug of the zoo, which needs its traceback."""
+    own = [each for each in causes(error) if not isinstance(each, InputError) and raised_at(each)]
+    meant = input_error(error) or known_fault(error) or (describe(own[0]) if own else None)
+    return f"{meant}; --traceback shows the calls" if own else meant and str(meant)
+
+
+def raise_failed_construction(error: Exception) -> NoReturn:
+    """Raises what a constructor raised, as an InputError."""
+    cause = unwrapped(error)
     if isinstance(cause, InputError):
-        return cause
+        raise cause
     frames = (frame for frame, _ in traceback.walk_tb(cause.__traceback__))
     built = next((frame.f_locals["self"] for frame in frames if frame.f_code.co_name == "__init__"), None)
     subject = "the model or the data" if built is None else type(built).__name__
-    return InputError(f"{subject} can't be built: {one_line(cause)}")
+    raise InputError(f"{subject} can't be built: {describe(cause)}") from error
 
 
 def unusable_class(path: str) -> str | None:
@@ -35,30 +39,19 @@ def unusable_class(path: str) -> str | None:
     try:
         kind = getattr(import_module(module), name)
     except Exception as error:  # whatever the module raises
-        return f"{path} can't be imported: {one_line(error)}"
+        return f"{path} can't be imported: {describe(error)}"
     if inspect.isabstract(kind):
         return f"{path} is abstract: it lacks {', '.join(sorted(kind.__abstractmethods__))}"
     return None
 
 
-def known_fault(error: BaseException | None) -> InputError | None:
-    """Returns what a user can mend: a full disk, or a score that no part logs. None is a bug."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            place = error.filename2 or error.filename or "a file"
-            return InputError(f"{place} can't be written: {error.strerror}; free some space, then run it again")
-        text = " ".join(str(error).split())
-        if type(error).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
+def known_fault(error: BaseException) -> InputError | None:
+    """Returns what a user can mend: a full disk, or a score that no part logs."""
+    for each in causes(error):
+        if isinstance(each, OSError) and each.errno in FULL:
+            place = each.filename2 or each.filename or "a file"
+            return InputError(f"{place} can't be written: {each.strerror}; free some space, then run it again")
+        text = " ".join(str(each).split())
+        if type(each).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
             return InputError(f"trainer: {text}")
-        error = error.__cause__ or error.__context__
     return None
-
-
-def one_line(error: BaseException) -> str:
-    """Returns type, message and place of an error; no place in another library."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, SyntaxError):  # its message has the place
-        return text
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(part in frame.filename for part in (*NOT_OURS, __file__))]
-    return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text

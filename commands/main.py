@@ -36,17 +36,19 @@ Examples:
     python main.py study studies/encodings.yaml --dry_run
 
     --version prints the versions of this package, with its commit, and of its main dependencies.
+    --traceback, with any command, or ZOO_TRACEBACK=1 shows all calls that led to an error, not its one line alone.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pkgutil import resolve_name
 from platform import python_version
 
 from commands.allocator import keep_freed_memory
 from commands.help_cache import print_help
-from zoo.errors import InputError, did_you_mean, input_error
+from zoo.errors import TRACEBACK, InputError, did_you_mean, wants_traceback
 from zoo.versions import package_versions, zoo_version
 
 # Nothing here imports PyTorch before a command needs it: --help answers at once.
@@ -68,6 +70,9 @@ COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 
 def main() -> None:
     """Runs the command that the command line names."""
+    if "--traceback" in sys.argv:
+        sys.argv.remove("--traceback")
+        os.environ[TRACEBACK] = "1"
     command = "".join(sys.argv[1:2])
     if command in ("", "-h", "--help"):
         print(__doc__)
@@ -87,11 +92,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:
-        from commands.faults import known_fault
+        from commands.faults import error_line
 
-        if (meant := input_error(error) or known_fault(error)) is None:
+        if wants_traceback() or (line := error_line(error)) is None:
             raise
-        sys.exit(f"error: {meant}")
+        sys.exit(f"error: {line}")
 
 
 def run(command: str) -> None:

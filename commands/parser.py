@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 import datamodules
 import zoo
 from commands.configs import read_config
-from commands.faults import failed_construction, unusable_class
+from commands.faults import raise_failed_construction, unusable_class
 from zoo.errors import InputError, closest, did_you_mean, input_error
 
 BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
@@ -95,7 +95,7 @@ class OneLineParser(ArgumentParser):
         try:
             return super().instantiate_classes(cfg, **kwargs)
         except Exception as error:
-            raise failed_construction(error) from error
+            raise_failed_construction(error)
 
     def _check_value_key(self, action: Any, value: Any, key: str, *others: Any, **kwargs: Any) -> Any:
         """Checks a value; jsonargparse lets a null of a group of options pass, which no constructor takes."""
@@ -118,8 +118,10 @@ class OneLineParser(ArgumentParser):
         part = within[1] if within else ""
         inner = input_error(ex)
         if isinstance(inner, OptionError) and part:  # the parser of the part has explained it
-            inner = inner.within(part)
-        raise inner or self._explain(message, part) from ex
+            raise inner.within(part) from ex
+        if inner is not None:
+            raise inner
+        raise self._explain(message, part) from ex
 
     def _explain(self, message: str, part: str) -> InputError:
         if (given := GIVEN_CLASS.search(message)) and (reason := unusable_class(given[1])):

@@ -12,7 +12,7 @@ import torch
 from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question
 from datamodules.wording import Wording, media_of
-from zoo.errors import SCENE_FAULTS, InputError
+from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch, Prompt, Record, Sequences
 from zoo.sequences.builder import SequenceBuilder
@@ -57,7 +57,8 @@ class Collate(ABC):
                 inputs = self.scene_inputs(replace(scene, questions=tuple(asked)))
                 made = [self._row(scene, question, inputs) for question in asked]
             except SCENE_FAULTS as error:
-                failed += [_failure(scene, question, str(error)) for question in scene.questions]
+                reason = describe_fault(error)
+                failed += [_failure(scene, question, reason) for question in scene.questions]
                 continue
             rows += [row for row, _ in made]
             records += [record(scene, question, prompt) for question, (_, prompt) in zip(asked, made, strict=True)]

@@ -28,7 +28,7 @@ from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
-from zoo.errors import InputError, check_choice
+from zoo.errors import InputError, check_choice, describe
 from zoo.files.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
 from zoo.seed import resolve_seed
@@ -42,7 +42,7 @@ def as_input_error() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise InputError(str(error)) from error
+        raise InputError(describe(error)) from error
 
 
 class VideoQADataModule(Configurable, LightningDataModule):

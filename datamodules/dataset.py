@@ -21,7 +21,7 @@ from datamodules.scenes import Scene
 from datamodules.split_requirements import check_scene
 from datamodules.video import Video, companion_name
 from zoo.cameras import SceneGeometry
-from zoo.errors import SCENE_FAULTS, InputError
+from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.requirements import DataRequirements
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
@@ -225,5 +225,5 @@ def _doubled(frames: Sequence[int]) -> list[int]:
 
 def format_scene_error(scene: Scene, error: Exception) -> str:
     """The error of a scene in one line that contains the scene's name."""
-    message = " ".join(str(error).splitlines()) or type(error).__name__
+    message = describe_fault(error)
     return message if scene.name.rpartition("/")[2] in message else f"{scene.name}: {message}"

@@ -1,8 +1,9 @@
-"""Depth maps of raw frames: a folder of depth images, or the description of a rendered room.
+"""Depth maps of raw frames: a folder of depth images, or the description of a rendered scene.
 
     <root>/<dataset>/<scene_name>.depth/           one 16-bit PNG in millimeters per raw frame, in natural order;
                                                    0 or 65535 is missing depth, as in 7-Scenes and ScanNet
-    <root>/<dataset>/<scene_name>.scene.json       the embedded rooms: depth is rendered when needed
+    <root>/<dataset>/<scene_name><suffix>          a description, from which the dataset of that suffix renders depth
+                                                   when it is needed, such as .scene.json of the embedded rooms
 
 Depth is measured along the camera's z axis. Depth images may have another resolution than the frames, but must show
 the same field of view.
@@ -10,7 +11,7 @@ the same field of view.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,33 @@ from torch.nn import functional
 
 from datamodules.video import UNREADABLE_IMAGE, companion_name, natural_key
 
-RENDERED = ".scene.json"
 MISSING = (0, 65535)  # what depth cameras write without a measurement
 MILLIMETERS = 1000
+
+# Takes a description and raw frames, and returns their depth in meters.
+Renderer = Callable[[Path, Sequence[int]], Float32[np.ndarray, "T H W"]]
+_renderers: dict[str, Renderer] = {}
+
+
+def register_renderer(suffix: str, render: Renderer) -> None:
+    """Makes the depth of a dataset known that is rendered from a description beside the video.
+
+    Args:
+        suffix: End of the description's name after that of the scene, such as ".scene.json".
+        render: Renders the depth of raw frames. Call this in the module that defines it, so that each process that
+            imports the dataset knows it.
+    """
+    _renderers[suffix] = render
 
 
 def find_depth(video: Path) -> Path | None:
     """The depth beside a video file or a folder of frames, or None."""
     name = companion_name(video)
-    folder, rendered = video.with_name(f"{name}.depth"), video.with_name(f"{name}{RENDERED}")
+    folder = video.with_name(f"{name}.depth")
     if folder.is_dir():
         return folder
-    return rendered if rendered.is_file() else None
+    descriptions = (video.with_name(f"{name}{suffix}") for suffix in _renderers)
+    return next((file for file in descriptions if file.is_file()), None)
 
 
 def read_depth(
@@ -44,7 +60,7 @@ def read_depth(
     Resized with nearest neighbor: averaging across an edge would give the depth of no surface.
 
     Args:
-        path: A folder of depth images or the description of a room, see `find_depth`.
+        path: A folder of depth images or the description of a rendered scene, see `find_depth`.
         indices: Raw frames, in the order of the result.
         num_frames: Raw frames of the video.
         size_hw: Height and width of the result in pixels.
@@ -54,10 +70,9 @@ def read_depth(
             deep, images of mixed sizes.
     """
     path = Path(path)
-    if path.name.endswith(RENDERED):
-        from datamodules.sources.rooms import render_depth  # late: sources import this module
-
-        depth = torch.from_numpy(render_depth(path, list(indices)))
+    render = next((render for suffix, render in _renderers.items() if path.name.endswith(suffix)), None)
+    if render is not None:
+        depth = torch.from_numpy(render(path, list(indices)))
     else:
         depth = _read_images(path, indices, num_frames)
     if tuple(depth.shape[1:]) == tuple(size_hw):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from pathlib import Path
 
 from docs.architecture import DOCUMENT, ROOT, SEAMS, document
 from docs.path_of_a_batch import recorded_files, recording
 from zoo.files.fingerprint import digest
-
-EXCEPTIONS = {"zoo/model.py": {"datamodules"}}
 
 
 def test_tables_are_up_to_date() -> None:
@@ -40,27 +36,3 @@ def test_the_path_of_a_batch_is_recorded() -> None:
     with recording() as files:
         digest({})  # the control: what runs is recorded, and nothing else
     assert files == ["zoo/files/fingerprint.py"]
-
-
-def imported_packages(file: Path) -> set[str]:
-    """The top-level packages that a file imports anywhere, also inside functions."""
-    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
-    modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    return {".".join(name.split(".")[:2]) if name.startswith("zoo.tasks") else name.split(".")[0] for name in modules}
-
-
-def test_the_model_imports_nothing_from_the_layers_above() -> None:
-    above = {"zoo.tasks", "lightning", "datamodules", "callbacks", "commands"}
-    found = {
-        name: upward
-        for file in (ROOT / "zoo").rglob("*.py")
-        if not (name := file.relative_to(ROOT).as_posix()).startswith("zoo/tasks/")
-        and (upward := imported_packages(file) & above)
-    }
-    assert found == EXCEPTIONS
-
-
-def test_tasks_import_nothing_from_the_application() -> None:
-    files = (ROOT / "zoo" / "tasks").glob("*.py")
-    assert not any(imported_packages(file) & {"datamodules", "callbacks", "commands"} for file in files)

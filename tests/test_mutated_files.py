@@ -58,7 +58,7 @@ CASES: tuple[tuple[str, bytes, bytes, str | None], ...] = (  # kind, text, repla
     ("cameras", b"[[[30.0", DEEP, "nested too deeply"),
     ("cameras", b"0.5,", b"NaN,", "increasing numbers"),
     ("questions", b'"a"', LONG, None),
-    ("questions", b'"How many?"', b'["How many?"]', "question must be text"),
+    ("questions", b'"How many?"', b'["How many?"]', "missing or no text: question"),
     ("questions", b"null", DEEP, "nested too deeply"),
     ("conversations", b'"0.mp4"', LONG, None),
     ("predictions", b'"score": 1.0', b'"score": ' + DIGITS, "line 2: not valid JSON: an integer of 400 digits"),

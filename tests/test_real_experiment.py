@@ -55,7 +55,7 @@ def test_prope_on_videos_without_cameras(run: Run, monkeypatch: pytest.MonkeyPat
     few = [*("--data.num_frames", "4", "--data.question_types", "[room_size_estimation]")]
     with pytest.raises(SystemExit, match="was not trained into the released weights: give --ckpt_path"):
         run("test", "prope.yaml", *few)
-    with pytest.raises(SystemExit, match="VSI-Bench has no training split"):
+    with pytest.raises(SystemExit, match="VSIBench has no training split"):
         run("fit", "prope.yaml", *few)
     scenes = ["--data.source", "SceneFolder", "--data.source.root", "data/vsibench"]
     steps = ["--trainer.max_steps", "1", "--trainer.accumulate_grad_batches", "1", "--trainer.limit_val_batches", "0"]

@@ -13,7 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
-LAYERS = (("zoo",), ("datamodules",), ("callbacks", "commands"))
 # the models are named after their backbone, and a package's __init__ lists public names
 NAMES_A_BACKBONE = (
     "zoo/backbones/",
@@ -94,17 +93,6 @@ def test_no_package_of_the_zoo_imports_itself_through_others(graph: dict[str, se
             {package_of(other, known[other]) for other in others if other not in PACKAGES} - {own}
         )
     assert cycle(packages) is None
-
-
-def test_lower_layers_import_no_higher_one(graph: dict[str, set[str]]) -> None:
-    for level, packages in enumerate(LAYERS):
-        higher = {package for layer in LAYERS[level + 1 :] for package in layer}
-        for name, others in graph.items():
-            if name.split(".")[0] in packages:
-                assert not {other for other in others if other.split(".")[0] in higher}, name
-    for name, others in graph.items():  # the model knows nothing of the tasks, nor of Lightning
-        if name.startswith("zoo.") and not name.startswith("zoo.tasks"):
-            assert not {other for other in others if other.startswith("zoo.tasks")} or name == "zoo", name
 
 
 @pytest.mark.parametrize("place", ["zoo/model.py", "zoo/assembly.py", "zoo/scene_encoding", "zoo/sequences"])

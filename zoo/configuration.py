@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jsonargparse
 import torch
 
-from zoo.errors import InputError, input_error
+from zoo.errors import InputError, describe, raised_at, unwrapped
 
 T = TypeVar("T")
 
@@ -89,10 +89,12 @@ def from_config(base: type[T], config: Mapping[str, Any]) -> T:
     try:
         return parser.instantiate_classes(parser.parse_object({"part": dict(config)})).part
     except Exception as error:
-        if (meant := input_error(error)) is not None:
-            raise meant from error
+        cause = unwrapped(error)
+        if isinstance(cause, InputError):
+            raise cause from cause.__cause__
         if isinstance(error, (jsonargparse.ArgumentError, TypeError, KeyError)):
-            raise InputError(f"this configuration of a {base.__name__} can't be read: {error}") from error
+            reason = describe(cause) if raised_at(cause) else error
+            raise InputError(f"this configuration of a {base.__name__} can't be read: {reason}") from error
         raise
 
 

@@ -1,20 +1,38 @@
-"""The error whose message is meant for the user."""
+"""The error whose message is meant for the user; other errors as one line with the place in the code."""
 
 from __future__ import annotations
 
+import os
+import re
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import get_args
 
 # Errors of one scene, in its files or in the model: they are recorded, and the run continues. Any other error is a bug.
 SCENE_FAULTS = (OSError, ValueError, LookupError, RuntimeError, MemoryError)
+MESSAGES = (OSError, ValueError, MemoryError)  # where the zoo's own code raises these, the text is meant for the user
+TRACEBACK = "ZOO_TRACEBACK"  # environment variable that `main.py --traceback` sets; data workers and DDP inherit it
+
+ROOT = Path(__file__).parents[1]
+ZOO = tuple(f"{ROOT / package}{os.sep}" for package in ("zoo", "datamodules", "callbacks"))
+# Files whose lines tell a user nothing: Python's own, <string> and its like, installed packages (dist-packages on
+# Debian), and the commands, which only pass errors on.
+PASSED_ON = re.compile(
+    rf"<|{re.escape(sysconfig.get_path('stdlib'))}/|.*/(site|dist)-packages/(?!zoo/|datamodules/|callbacks/)"
+    rf"|{re.escape(str(ROOT / 'commands'))}/"
+)
+REMOTE = "Traceback (most recent call last)"  # in the text of an error that PyTorch passes on from another process
 
 
 class InputError(ValueError):
     """Wrong or missing input that stops the run: one line that names it and the remedy.
 
-    main.py shows the message alone; any other exception is a bug and comes with its traceback.
+    main.py shows the message alone. Any other exception is a bug: that of a user's own part is shown as one line with
+    its place, that of the zoo with its traceback.
     """
 
     def __init__(self, message: object) -> None:
@@ -47,12 +65,75 @@ def reading(file: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(input_error(error) or repr(error))
+        reason = str(input_error(error) or describe(unwrapped(error)))
         raise InputError(reason if str(file) in reason else f"{file}: {reason}") from error
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, what it was raised from, and so on.
+
+    Not what was being handled meanwhile (`__context__`): a bug in the handling is not the fault that it handled.
+    """
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def input_error(error: BaseException | None) -> InputError | None:
-    """The InputError behind an error, if there is one: jsonargparse wraps what a constructor raises."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
+    """Returns the InputError that an error is or was raised from; None if there is none."""
+    return next((each for each in causes(error) if isinstance(each, InputError)), None)
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Returns what a constructor raised: jsonargparse wraps it once for every part around the one that failed."""
+    *_, last = chain = [*causes(error)]
+    return next((each for each in chain if not _is_of_jsonargparse(each)), last)
+
+
+def _is_of_jsonargparse(error: BaseException) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("jsonargparse.")
+
+
+def raised_at(error: BaseException) -> str | None:
+    """Returns the last line outside of the zoo and the libraries that an error passed, as `file:line`.
+
+    It is in a user's own part, script or callback, which raised the error or called what did. None if there is none.
+    """
+    return next((f"{file}:{line}" for file, line in _passed(error) if not file.startswith(ZOO)), None)
+
+
+def describe(error: BaseException) -> str:
+    """Returns an error as one line: its message, and its type and place unless the message is meant to stand alone."""
+    text, place = str(error), raised_at(error)
+    line = " ".join(text.split())
+    if isinstance(error, InputError) or (place is None and isinstance(error, MESSAGES)):
+        return line or type(error).__name__
+    typed = f"{type(error).__name__}: {line}".removesuffix(": ")
+    if isinstance(error, SyntaxError):  # its message has the place
+        return typed
+    if REMOTE in text:
+        typed = text.strip().splitlines()[-1]
+    place = place or next((f"{file}:{number}" for file, number in _passed(error)), None)
+    return f"{typed} ({place})" if place else typed
+
+
+def describe_fault(error: BaseException) -> str:
+    """Describes an error that is recorded and stops nothing; prints its traceback where tracebacks are asked for."""
+    if wants_traceback():
+        traceback.print_exception(error)
+    return describe(error)
+
+
+def wants_traceback() -> bool:
+    """Whether the command line or the environment asks for whole tracebacks."""
+    return os.environ.get(TRACEBACK, "0") != "0"
+
+
+def _passed(error: BaseException) -> list[tuple[str, int]]:
+    """Files and lines that an error passed, the last one first, without those of libraries."""
+    if REMOTE in str(error):
+        lines = [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', str(error))]
+    else:
+        lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return [(file, line) for file, line in reversed(lines) if not PASSED_ON.match(file)]

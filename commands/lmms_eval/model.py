@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datamodules.chats import ShownMedium, answer_chats
 from zoo import InputError, SpatialVLM
 from zoo.backbones.preprocessor import Message
-from zoo.errors import SCENE_FAULTS
+from zoo.errors import SCENE_FAULTS, describe_fault
 from zoo.prefix_cache import Reply
 from zoo.tasks.first_scenes import FirstScenes
 
@@ -82,7 +82,7 @@ class SpatialVLMZoo(lmms):
             except torch.AcceleratorError:  # a failed GPU answers nothing more
                 raise
             except SCENE_FAULTS as error:
-                fault, replies = error, [Reply([], str(error) or type(error).__name__)] * len(members)
+                fault, replies = error, [Reply([], describe_fault(error))] * len(members)
             for reason in {reply.error for reply in replies if reply.error}:
                 logger.warning(f"no answer: {reason}")
             self.first_scenes.check([{"scene": str(shown), "error": reply.error} for reply in replies], fault)

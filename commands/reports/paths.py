@@ -14,7 +14,7 @@ from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource
 from zoo.configuration import from_config
-from zoo.errors import SCENE_FAULTS
+from zoo.errors import SCENE_FAULTS, describe_fault
 
 POINTS = 64  # of a path, beside the frames that were used
 SIDE = 1000  # of the square around a path
@@ -44,7 +44,7 @@ def camera_paths(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
                     if (path := flat_path(poses, frames[scene.name])) is not None:
                         found[scene.name] = path
         except (*SCENE_FAULTS, TypeError) as error:
-            absent.append(f"{same[0].name}: no camera paths, its data can't be read: {' '.join(str(error).split())}")
+            absent.append(f"{same[0].name}: no camera paths, its data can't be read: {describe_fault(error)}")
         datasets.append(found)
     return {"paths": datasets, "dataset": [distinct.index(source) for source in sources]}, absent
 

@@ -23,7 +23,7 @@ from commands.studies import source_code
 from commands.studies.executors import Job
 from commands.studies.source_code import ROOT
 from commands.studies.study_file import OWN, Run, folder_name
-from datamodules.sources.rooms.rendered import cores
+from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
 from zoo.versions import zoo_version
@@ -181,7 +181,7 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
         keep_open: files that stay open as long as main.py runs.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // at_once)), "PYTHONPATH": path}
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // at_once)), "PYTHONPATH": path}
     with log.open("a", encoding="utf-8") as file:
         print("main.py", shlex.join(words), file=file, flush=True)
         command = [sys.executable, "-m", "commands.main", *words]

@@ -50,8 +50,6 @@ def read_questions(
         where = f"{path}:{number}"
         try:
             row = convert(row)
-            if absent := [field for field in REQUIRED if row.get(field) is None]:
-                raise ValueError(f"missing {', '.join(absent)}: a question has {', '.join(REQUIRED)}")
             question = _question(row, benchmark or VSIBench())
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
@@ -117,8 +115,8 @@ def find_cameras(video: Path) -> Path | None:
 
 
 def _question(row: Row, benchmark: Benchmark) -> Question:
-    if wrong := [field for field in REQUIRED if not isinstance(row[field], (str, int, float))]:
-        raise ValueError(f"{', '.join(wrong)} must be text")
+    if wrong := [field for field in REQUIRED if not isinstance(row.get(field), (str, int, float))]:
+        raise ValueError(f"missing or no text: {', '.join(wrong)}; a question has {', '.join(REQUIRED)}")
     kind, truth, options = str(row["question_type"]), str(row["ground_truth"]), row.get("options") or []
     benchmark.check_question_type(kind)
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):

@@ -79,6 +79,18 @@ class SceneSource(Configurable, ABC):
         return Chosen(*chosen(scenes), [scene.name for scene in scenes])
 
 
+def require_file(file: Path, remedy: str) -> None:
+    """Raises FileNotFoundError, in one line with the remedy, if a file of a dataset is absent."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is absent: {remedy}")
+
+
+def only_for_tests(source: SceneSource, split: Split) -> None:
+    """Raises ValueError for the training split, which a published benchmark lacks."""
+    if split == "train":
+        raise ValueError(f"{type(source).__name__} has no training split: train on another source, such as Rooms")
+
+
 @contextmanager
 def locked(path: Path, waiting_message: str) -> Iterator[None]:
     """Holds the lock of a file, which the system releases when the process ends; prints a message if it must wait."""

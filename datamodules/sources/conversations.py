@@ -13,7 +13,7 @@ import numpy as np
 from datamodules.depth import find_depth
 from datamodules.scenes import MediaFiles, Question, Scene
 from datamodules.sources.annotations import find_cameras, find_video
-from datamodules.sources.base import Missing, SceneSource, Split, by_type
+from datamodules.sources.base import Missing, SceneSource, Split, by_type, require_file
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.errors import InputError
 from zoo.files.fingerprint import digest
@@ -59,8 +59,7 @@ class Conversations(SceneSource):
 
     def prepare(self) -> None:
         """Checks that the file exists."""
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} is absent: it should hold conversations, one JSON object per line")
+        require_file(self.path, "it should hold conversations, one JSON object per line")
 
     def scenes(self, split: Split) -> list[Scene]:
         """Lists the scenes of the training split."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from datamodules.depth import find_depth
 from datamodules.scenes import Question, Scene
 from datamodules.sources.annotations import find_cameras, read_layout
-from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.base import SceneSource, Split, require_file
 from datamodules.video import companion_name
 
 
@@ -28,8 +28,7 @@ class SceneFolder(SceneSource):
 
     def scenes(self, split: Split) -> list[Scene]:
         """The scenes whose videos exist; the others are in `missing`."""
-        if not (self.root / f"{split}.jsonl").is_file():
-            raise FileNotFoundError(f"{self.root / split}.jsonl is absent: --data.source.root is its folder")
+        require_file(self.root / f"{split}.jsonl", "--data.source.root is its folder")
         scenes, self.missing = read_layout(self.root, f"{split}.jsonl", benchmark=self.benchmark)
         return scenes
 

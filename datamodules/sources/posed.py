@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import find_video, read_questions
-from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked
+from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked, require_file
 from datamodules.trajectories import PoseFormat
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
@@ -80,8 +80,7 @@ class PosedScenes(SceneSource):
     def scenes(self, split: Split) -> list[Scene]:
         """The scenes with a video and cameras; the others are in `missing`."""
         file = self.questions / f"{split}.jsonl"
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is absent: it holds one question per line; `questions` names its folder")
+        require_file(file, "it holds one question per line; `questions` names its folder")
         scenes = []
         self.missing = {}
         for name, questions in read_questions(file).items():

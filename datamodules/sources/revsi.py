@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.base import SceneSource, Split, only_for_tests
 from datamodules.sources.hub_dataset import dataset_folder
 from zoo.benchmarks import ReVSI as ReVSIBenchmark
 from zoo.errors import InputError
@@ -42,8 +42,7 @@ class ReVSI(SceneSource):
 
     def scenes(self, split: Split) -> list[Scene]:
         """Lists the scenes of the test split."""
-        if split == "train":
-            raise ValueError("ReVSI has no training split: train on another source, such as Rooms")
+        only_for_tests(self, split)
         file = self._annotations()
         scenes, self.missing = read_layout(file.parents[1], file, benchmark=self.benchmark, convert=self._convert)
         return scenes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datamodules.json_files import read_json
 from datamodules.scenes import MediaFiles, Question, Scene
-from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.base import SceneSource, Split, require_file
 from datamodules.sources.conversations import list_scenes, only_for_training
 from zoo import benchmarks
 from zoo.benchmarks.free_answers import FreeAnswers
@@ -33,8 +33,7 @@ class _ScanNetQA(SceneSource):
     def prepare(self) -> None:
         """Checks that the annotation files exist."""
         for file in self.files:
-            if not file.is_file():
-                raise FileNotFoundError(f"{file} is absent: download it from {self.url}")
+            require_file(file, f"download it from {self.url}")
 
     def scenes(self, split: Split) -> list[Scene]:
         """Lists the scenes of the training split, or of the test split, which also serves validation."""

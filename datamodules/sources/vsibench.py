@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.base import SceneSource, Split, only_for_tests, require_file
 from datamodules.sources.hub_dataset import dataset_folder
 
 
@@ -35,14 +35,13 @@ class VSIBench(SceneSource):
         self.annotations = (self.root / self.file_name).absolute()
         self.pruned = self.annotations.with_name("pruned_ids.txt") if self.debiased else None
         for file in (self.annotations, self.pruned):
-            if file is not None and not file.is_file():
+            if file is not None:
                 remedy = f"download the dataset nyu-visionx/VSI-Bench from the hub and unpack its videos to {self.root}"
-                raise FileNotFoundError(f"{file} is absent: {remedy}/<dataset>/<scene_name>.mp4")
+                require_file(file, f"{remedy}/<dataset>/<scene_name>.mp4")
 
     def scenes(self, split: Split) -> list[Scene]:
         """Lists the scenes of the test split."""
-        if split == "train":
-            raise ValueError("VSI-Bench has no training split: train on another source, such as Rooms")
+        only_for_tests(self, split)
         self.prepare()
         left_out = set() if self.pruned is None else set(self.pruned.read_text(encoding="utf-8").split())
         scenes, self.missing = read_layout(self.root, self.annotations, left_out, self.benchmark)

@@ -191,6 +191,12 @@ def listed_frames(frames: Sequence[Path], listing: Path) -> tuple[Path, ...]:
     return tuple(frames)
 
 
+def require_any(files: Sequence[Path], message: str) -> None:
+    """Raises FileNotFoundError, in one line with the remedy, if a capture has none of some files."""
+    if not files:
+        raise FileNotFoundError(message)
+
+
 def one_size(sizes: Collection[tuple[int, int]], file: Path) -> tuple[int, int]:
     """The width and height of all frames; ValueError if they differ."""
     if len(sizes) != 1:

@@ -17,6 +17,7 @@ from datamodules.trajectories.base import (
     from_camera_to_world,
     intrinsics,
     read_numbers,
+    require_any,
 )
 from datamodules.video import IMAGE_SUFFIXES, image_size
 
@@ -38,8 +39,7 @@ class ScanNet(PoseFormat):
         """Reads an exported scene."""
         files = (folder / "color").glob("*")
         images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.stem.isdecimal()]
-        if not images:
-            raise FileNotFoundError(f"{folder / 'color'}: no frames N.jpg: export them with SensReader")
+        require_any(images, f"{folder / 'color'}: no frames N.jpg: export them with SensReader")
         images.sort(key=lambda file: int(file.stem))
         K_px = torch.from_numpy(read_numbers(folder / "intrinsic/intrinsic_color.txt", columns=4, rows=4))[:3, :3]
         names = [str(int(image.stem)) for image in images]
@@ -66,8 +66,7 @@ class SevenScenes(PoseFormat):
     def read(self, folder: Path) -> Trajectory:
         """Reads an unpacked sequence."""
         images = sorted(file for file in folder.glob("frame-*.color.*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not images:
-            raise FileNotFoundError(f"{folder}: no frame-*.color.png: unpack the sequence's zip here")
+        require_any(images, f"{folder}: no frame-*.color.png: unpack the sequence's zip here")
         stems = [folder / image.name.split(".")[0] for image in images]
         poses, depth = ([Path(f"{stem}.{suffix}") for stem in stems] for suffix in ("pose.txt", "depth.png"))
         return posed_images(images, poses, depth, intrinsics(*self.K_px))

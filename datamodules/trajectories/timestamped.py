@@ -21,6 +21,7 @@ from datamodules.trajectories.base import (
     load_table,
     neighbors_in_time,
     read_numbers,
+    require_any,
     upright_turns,
 )
 from datamodules.trajectories.rotations import from_axis_angle
@@ -114,8 +115,7 @@ class ARKitScenes(PoseFormat):
     def read(self, folder: Path) -> Trajectory:
         """Reads the frames; poses are matched by time."""
         frames = sorted((folder / self.frames).glob("*.png"), key=_time_s)
-        if not frames:
-            raise FileNotFoundError(f"{folder / self.frames}: no frames there: download them, or name their `videos`")
+        require_any(frames, f"{folder / self.frames}: no frames there: download them, or name their `videos`")
         times_s = [_time_s(frame) for frame in frames]
         K_px, _, _ = self._cameras(folder, np.array(times_s))
         depth = all_or_none([folder / "lowres_depth" / frame.name for frame in frames])
@@ -126,8 +126,7 @@ class ARKitScenes(PoseFormat):
         """Intrinsics nearest in time, width and height."""
         folder = folder / f"{self.frames}_intrinsics"
         files = sorted(folder.glob("*.pincam"), key=_time_s)
-        if not files:
-            raise FileNotFoundError(f"{folder}: no .pincam files: download the scene's {folder.name}")
+        require_any(files, f"{folder}: no .pincam files: download the scene's {folder.name}")
         rows = np.concatenate([read_numbers(file, columns=6, rows=1) for file in files])
         if (rows[:, :2] != rows[0, :2]).any():
             raise ValueError(f"{folder}: .pincam files of different image sizes: download them again")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from datamodules import Rooms
 from datamodules.cameras_file import read_cameras
-from datamodules.depth import find_depth, read_depth
+from datamodules.depth import find_depth, read_depth, register_renderer
 from datamodules.sources.annotations import read_layout
 from tests.conftest import ROOMS
 from tests.zoo.geometry.projection import project_points
@@ -113,3 +113,16 @@ def test_a_real_depth_camera(realdata: Path) -> None:
     K_px = torch.tensor([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]]).expand(2, 3, 3)
     assert consistency(depth, invert_se3(camera_to_world), K_px) < 0.01
     assert consistency(depth, camera_to_world, K_px) > 0.015
+
+
+def test_another_dataset_renders_depth_from_its_own_descriptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.depth._renderers", {})
+    register_renderer(".maze.txt", lambda path, frames: np.stack([np.full((2, 3), i, np.float32) for i in frames]))
+    video, description = tmp_path / "a.mp4", tmp_path / "a.maze.txt"
+    assert find_depth(video) is None
+    description.touch()
+    assert find_depth(video) == description
+    depth = read_depth(description, [5, 1], num_frames=9, size_hw=(4, 6))
+    assert depth.shape == (2, 4, 6) and depth[:, 0, 0].tolist() == [5, 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +97,9 @@ def test_main_stops_or_goes_on(tmp_path: Path, rooms_root: Path, processes: int,
     finished = (tmp_path / "run/metrics.json").exists()
     if failing == 2:  # both tries of the first scene
         assert done.returncode == 0 and finished, done.stderr
+        lines = map(json.loads, (tmp_path / "run/predictions.jsonl").read_text().splitlines())
+        errors = {line["error"] for line in lines} - {None}
+        assert len(errors) == 1 and re.fullmatch(rf"RuntimeError: {DEVICE} \({tmp_path}/broken.py:\d+\)", errors.pop())
         return
     assert done.returncode != 0 and not finished
     assert DEVICE in done.stderr and ("failed alike" in done.stderr or "all" in done.stderr)

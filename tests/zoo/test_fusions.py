@@ -187,8 +187,6 @@ def test_halves_of_the_channels_and_places_in_the_sequence() -> None:
     assert appended.shape == (3, 7, WIDTH) and build("camera token appended").appended is ExtraTokens.ONE
     assert torch.equal(appended[:, :6].flatten(0, 1), VISUAL)
     assert build("camera token added").appended is build("add").appended is ExtraTokens.NONE
-    with pytest.raises(ValueError, match="width 15 has no two halves"):
-        ConcatSplitFusion(15, CHANNELS)
 
 
 @pytest.mark.parametrize("place", ["appended", "added"])
@@ -243,11 +241,9 @@ def test_a_view_gets_the_tokens_of_its_own_frames(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_what_is_missing_is_said(name: str) -> None:
-    with pytest.raises(ValueError, match="needs the geometry of the scene"):
-        fuse(build(name), VISUAL, None)
-    with pytest.raises(ValueError, match="and this geometry has none"):
+    with pytest.raises(ValueError, match="of 6 frames, this geometry has none"):
         fuse(build(name), VISUAL, SceneGeometry())
-    with pytest.raises(ValueError, match="needs 6 frames of .* tokens, got 8"):
+    with pytest.raises(ValueError, match="needs .* tokens of 6 frames, this geometry has 8"):
         fuse(build(name), VISUAL, scene(8))
 
 

@@ -23,6 +23,14 @@ SCALE_FLOOR = 1e-2  # smallest unit of `Cameras.scaled`, in the unit of the pose
 
 ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 Scale = Literal["none", "mean", "max", "rms", "median_depth"]
+ADDED_BY = {
+    "index": "pass an index (B, L) to Cameras",
+    "reference": "pass balanced_views to with_reference",
+    "median_depth": "call with_median_depth",
+    "patch_centers": "pass SequenceLayout.patch_centers to with_tokens",
+    "points": "pass the 3D points of the tokens to with_tokens",
+    "time": "pass the time positions of the tokens to with_tokens",
+}
 
 
 class Cameras(Movable):
@@ -153,6 +161,16 @@ class Cameras(Movable):
         """Returns the same cameras with the camera of each token, unchecked, see `trusted`."""
         return self._replaced(index=index, token_runs=token_runs)
 
+    def required(self, name: str) -> Tensor:
+        """Returns a tensor that another method adds.
+
+        Raises:
+            ValueError: it was not added; names the method.
+        """
+        if (value := getattr(self, name)) is None:
+            raise ValueError(f"these cameras have no {name.replace('_', ' ')}: {ADDED_BY[name]}")
+        return value
+
     def with_tokens(
         self,
         patch_centers: Float[Tensor, "B L 2"] | None = None,
@@ -205,9 +223,7 @@ class Cameras(Movable):
         check_choice("reference", reference, ReferenceView)
         used = self.used_mask()
         if reference == "saddle_balanced":
-            if self.reference is None:
-                raise ValueError("saddle_balanced is computed from 2D tokens: pass balanced_views to with_reference")
-            return self.reference
+            return self.required("reference")
         if reference == "first":
             return used.int().argmax(1)
         if reference == "middle":
@@ -257,9 +273,7 @@ class Cameras(Movable):
         if scale == "none":
             return self
         if scale == "median_depth":
-            if self.median_depth is None:
-                raise ValueError("scale: median_depth needs cameras with a median depth: call with_median_depth")
-            unit = self.median_depth.double()
+            unit = self.required("median_depth").double()
         else:
             used = self.used_mask()[..., None]
             count = used.sum(1).clamp(min=1)

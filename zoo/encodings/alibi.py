@@ -74,8 +74,7 @@ class PoseALiBi(CameraEncoding):
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
         """Computes the appended channels; without two different cameras, the stock attention, bit for bit."""
-        if self.slopes == "learned" and self.learned is None:
-            raise ValueError("PoseALiBi with learned slopes needs bind_to_decoder before encode")
+        assert self.slopes != "learned" or self.learned is not None, "bind_to_decoder comes before encode"
         pose, poses = distinct_poses(cameras)
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
         if not distances.any():  # for which a GPU is waited

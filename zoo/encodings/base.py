@@ -139,8 +139,7 @@ class CameraEncoding(CameraModule):
         Raises:
             ValueError: cameras without an index.
         """
-        if cameras.index is None:
-            raise ValueError("these cameras have no camera index: pass an index (B, L) to Cameras")
+        cameras.required("index")
         return cameras.to(dtype=torch.float64).canonical(self.reference).scaled(self.scale)
 
 

@@ -44,8 +44,7 @@ class ExtraChannels(Placement):
         self.layers = nn.ModuleDict(projections).to(decoder.device)
 
     def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> EncodedCameras:
-        if self.layers is None:
-            raise ValueError("ExtraChannels needs bind_to_decoder before encode")
+        assert self.layers is not None, "bind_to_decoder comes before encode"
         encoded = CameraMatrices(cameras, ChannelBlock(range(self.channels)), True, **matrices)
         return ExtraChannelCameras(encoded, self.layers) if encoded.runs else EncodedCameras(encoded.num_tokens)
 

@@ -95,15 +95,14 @@ class PoseAxis(CameraEncoding):
         return Symmetries(scale=not self.index.uses_lengths, identity_stock=False)
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        if cameras.time is None or cameras.index is None:
-            raise ValueError("PoseAxis requires the time positions of the tokens: pass time to Cameras.with_tokens")
+        time, index = cameras.required("time"), cameras.required("index")
         # 1. The position of each view.
         used = cameras.used_mask()
         views = self.index.spread(self.index.pose_values(cameras.world_to_camera, used), used)
         # 2. P - T of each token.
-        visual = cameras.index >= 0
-        start = cameras.time.gather(1, visual.int().argmax(1, keepdim=True))
-        ahead = start + self.offset + views.gather(1, cameras.index.clamp(min=0)) - cameras.time
+        visual = index >= 0
+        start = time.gather(1, visual.int().argmax(1, keepdim=True))
+        ahead = start + self.offset + views.gather(1, index.clamp(min=0)) - time
         # 3. RoPE has rotated by T: the rest of the angle.
         chosen = torch.zeros(head.dim // 2, dtype=torch.bool)
         chosen[self.chosen(head)] = True

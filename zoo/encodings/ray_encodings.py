@@ -49,20 +49,19 @@ def ray_cameras(cameras: Cameras) -> Cameras:
     Raises:
         ValueError: cameras without an index or without patch centers.
     """
-    if cameras.index is None or cameras.patch_centers is None:
-        raise ValueError("rays require patch centers: pass SequenceLayout.patch_centers to Cameras.with_tokens")
-    sample = torch.arange(len(cameras), device=cameras.index.device)[:, None]
-    camera = cameras.index.clamp(min=0)
+    index, patch_centers = cameras.required("index"), cameras.required("patch_centers")
+    sample = torch.arange(len(cameras), device=index.device)[:, None]
+    camera = index.clamp(min=0)
     K = cameras.K_normalized[sample, camera]
     # a token without a camera may read invalid intrinsics
-    K = torch.where((cameras.index >= 0)[..., None, None], K, torch.eye(3, dtype=K.dtype, device=K.device))
-    z = ray_directions(K, cameras.patch_centers)
+    K = torch.where((index >= 0)[..., None, None], K, torch.eye(3, dtype=K.dtype, device=K.device))
+    z = ray_directions(K, patch_centers)
     z = z / z.norm(dim=-1, keepdim=True)
     x = torch.stack((z[..., 2], torch.zeros_like(z[..., 0]), -z[..., 0]), -1)  # the camera's y axis cross z
     x = x / x.norm(dim=-1, keepdim=True)
     camera_to_ray = rigid_matrix(torch.stack((x, torch.linalg.cross(z, x), z), -2), torch.zeros_like(z))
     intrinsics = torch.eye(3, dtype=z.dtype, device=z.device).expand(*z.shape[:2], 3, 3)
-    token = torch.arange(z.shape[1], device=z.device).where(cameras.index >= 0, -1)
+    token = torch.arange(z.shape[1], device=z.device).where(index >= 0, -1)
     runs = None if cameras.token_runs is None else cameras.token_runs.with_one_camera_per_token()
     return Cameras.trusted(camera_to_ray @ cameras.world_to_camera[sample, camera], intrinsics, token, runs)
 

@@ -117,10 +117,9 @@ class PointRoPE(CameraEncoding):
         )
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        if cameras.points is None or cameras.index is None:
-            raise ValueError("PointRoPE requires the 3D points of the tokens: pass points to Cameras.with_tokens")
-        known = (cameras.index >= 0) & cameras.points.isfinite().all(-1)
-        points = cameras.points.where(known[..., None], 0.0)
+        points = cameras.required("points")
+        known = (cameras.required("index") >= 0) & points.isfinite().all(-1)
+        points = points.where(known[..., None], 0.0)
         coordinate = torch.tensor([2 - axis for axis in head.axes])  # z on T, y on H, x on W
         wavelength = torch.empty(len(head.axes), dtype=torch.float64)
         for axis in set(head.axes):

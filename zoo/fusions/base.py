@@ -181,8 +181,7 @@ class Fusion(Configurable, nn.Module, ABC):
         """Computes the 3D branch; None if it is inactive."""
         if not self.uses_geometry:
             return None
-        if geometry is None:
-            raise ValueError(f"{type(self).__name__} needs the geometry of the scene")
+        assert geometry is not None, f"{type(self).__name__} reads the geometry of the scene"
         return self.embed_3d(self.merged_3d(geometry, grid_thw, dtype))
 
     def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: GridTHW) -> Float[Tensor, "t n a"]:
@@ -225,10 +224,9 @@ class Fusion(Configurable, nn.Module, ABC):
             ValueError: the geometry has no such tokens, or other frames.
         """
         frames = TEMPORAL_PATCH_SIZE * int(grid_thw[0])
-        if tokens is None:
-            raise ValueError(f"{type(self).__name__} needs {kind}, and this geometry has none")
-        if len(tokens) != frames:
-            raise ValueError(f"{type(self).__name__} needs {frames} frames of {kind}, got {len(tokens)}")
+        if tokens is None or len(tokens) != frames:
+            found = "none" if tokens is None else len(tokens)
+            raise ValueError(f"{type(self).__name__} needs {kind} of {frames} frames, this geometry has {found}")
         pairs = tokens.unflatten(0, (-1, TEMPORAL_PATCH_SIZE))
         if self.temporal_merge == "concat":
             return pairs

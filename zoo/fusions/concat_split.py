@@ -36,8 +36,6 @@ class ConcatSplitFusion(Fusion):
     def __init__(self, width: int, geometry_width: int, axis: Axis = "channel", **options: Any) -> None:
         super().__init__(width, geometry_width, **options)
         check_choice("axis", axis, Axis)
-        if width % 2 and axis == "channel":
-            raise ValueError(f"a decoder of width {width} has no two halves")
         self.axis = axis
         self.appended = ExtraTokens.ALL if axis == "token" else ExtraTokens.NONE
         share = self.flat_width  # the other branch's too

@@ -82,8 +82,6 @@ class DatasetGeometry(GeometryEncoder):
         poses, K, _ = given.cameras()
         if len(poses) != len(frames):
             raise ValueError(f"scene {number}: {len(poses)} cameras for {len(frames)} frames")
-        if given.depth is not None and given.depth.shape != (len(frames), height, width):
-            raise ValueError(f"scene {number}: depth {tuple(given.depth.shape)} for frames {tuple(frames.shape)}")
         with full_precision(frames.device):
             relative = first_as_world(poses, given.has_camera)
             found = {"world_to_camera": relative.to(to_float32(poses).dtype), "K_normalized": K}

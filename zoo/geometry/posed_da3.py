@@ -47,10 +47,8 @@ class PosedDA3(PretrainedDA3):
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(path, layers, dtype)
-        if "anyview" in self._config:
-            raise InputError(f"{path} is a nested model, and PosedDA3 takes an any-view one: depth-anything/DA3-BASE")
-        if self._weights is None or not self._config.get("cam_enc"):
-            raise InputError(f"{path} has no camera encoder: give an any-view model, such as depth-anything/DA3-BASE")
+        if "anyview" in self._config or self._weights is None or not self._config.get("cam_enc"):
+            raise InputError(f"{path} is no any-view model with a camera encoder: give depth-anything/DA3-BASE")
         self.da3.load_parts(["cam_enc"], self._config, self._weights)
         self.is_metric = True
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.errors import InputError
+from zoo.errors import InputError, raised_at
 
 SCENES = 3  # a fault of one scene, or of two, is recorded with it
 
@@ -29,7 +29,8 @@ class FirstScenes:
             fault: the exception in which the batch ended, if it did.
 
         Raises:
-            InputError: the first scenes all failed alike, by the user's input or by the answers' own errors.
+            InputError: the first scenes all failed alike, by the user's input or a part of the user's own, or by the
+                answers' own errors.
             RuntimeError: the first scenes all failed alike, by another exception.
         """
         if self._failed is None or not records:
@@ -38,10 +39,10 @@ class FirstScenes:
             self._failed = None
             return
         self._failed.update((record["scene"], record["error"]) for record in records)
-        # numbers differ between the scenes: sizes, lengths, free memory
-        if len(self._failed) >= SCENES and len({re.sub(r"\d+", "", error) for error in self._failed.values()}) == 1:
+        # numbers differ between the scenes: sizes, lengths, free memory, and the line where that ran out
+        if len(self._failed) >= SCENES and len({re.sub(r"\d+|\(/.*:", "", e) for e in self._failed.values()}) == 1:
             self._failed = {}
             text = f"the first {SCENES} scenes all failed alike, so the run stops: {records[0]['error']}"
-            if fault is None or isinstance(fault, InputError):
-                raise InputError(text)
+            if fault is None or isinstance(fault, InputError) or raised_at(fault):
+                raise InputError(text) from fault
             raise RuntimeError(text) from fault

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
-from zoo.errors import SCENE_FAULTS, InputError
+from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.model import SpatialVLM
 from zoo.objectives import prediction_errors
 from zoo.precision import cached_casts
@@ -172,6 +172,7 @@ class VideoQATask(Task):
             RuntimeError: As above, by an error that is not the user's.
         """
         fault: Exception | None = None
+        reason = ""
         for _ in range(MAX_ATTEMPTS):
             try:
                 records = self.predict_batch(batch)
@@ -179,10 +180,9 @@ class VideoQATask(Task):
             except torch.AcceleratorError:  # a failed GPU answers nothing more: the run continues after a restart
                 raise
             except SCENE_FAULTS as error:
-                fault = error
+                fault, reason = error, describe_fault(error)
             torch.cuda.empty_cache()  # here the failed pass has released its tensors
         else:
-            reason = str(fault) or type(fault).__name__
             records = [{**record, "prediction": "", "error": reason} for record in batch.records] + batch.failed
         self.first_scenes.check(records[: len(batch.records)], fault)
         return records

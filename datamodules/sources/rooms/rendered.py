@@ -22,6 +22,7 @@ from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
 from datamodules.sources.base import SPLITS, SceneSource, Split, build_once
 from datamodules.sources.rooms.writer import DrawnScene, write_drawn
+from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.fingerprint import digest
 from zoo.progress import progress
@@ -62,7 +63,7 @@ class RenderedScenes(SceneSource):
             raise InputError(f"{source}: workers must be at least 1 or null, not {workers}")
         self.key, self.folder = key, Path(root).expanduser() / digest(key)[:16]
         self.counts, self.size, self.frames, self.seed = counts, size, frames, seed
-        self.workers = workers or cores()
+        self.workers = workers or available_cores()
 
     @abstractmethod
     def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
@@ -97,11 +98,6 @@ class RenderedScenes(SceneSource):
                 lines[split].append(next(questions))
         for split in SPLITS:
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))
-
-
-def cores() -> int:
-    """Number of CPU cores available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

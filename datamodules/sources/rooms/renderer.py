@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Int16, UInt8
 
+from datamodules.depth import register_renderer
 from datamodules.sources.rooms import textures
 from datamodules.sources.rooms.raycast import Placed, cast, place, turn
-from datamodules.sources.rooms.scene import RoomScene, load_scene
+from datamodules.sources.rooms.scene import DESCRIPTION, RoomScene, load_scene
 
 SHELL = -1  # object id of walls, floor and ceiling
 AMBIENT = 0.45  # share of light that comes from everywhere
@@ -141,6 +142,9 @@ def render_depth(scene_json: str | Path, frames: Sequence[int] | None = None) ->
     return render(*read_scene(scene_json, frames)).depth
 
 
+register_renderer(DESCRIPTION, render_depth)
+
+
 def read_scene(
     scene_json: str | Path, frames: Sequence[int] | None = None
 ) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"], Float64[np.ndarray, "3 3"], int, int, list[int]]:
@@ -155,7 +159,7 @@ def read_scene(
     """
     path = Path(scene_json)
     scene = load_scene(path)
-    cameras = json.loads(path.with_name(path.name.removesuffix(".scene.json") + ".cameras.json").read_text())
+    cameras = json.loads(path.with_name(path.name.removesuffix(DESCRIPTION) + ".cameras.json").read_text())
     poses = np.array(cameras["world_to_camera"])
     indices = list(range(len(poses)) if frames is None else frames)
     if absent := [frame for frame in indices if not 0 <= frame < len(poses)]:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 Vector = tuple[float, float, float]
+DESCRIPTION = ".scene.json"  # follows the name of the video
 
 
 @dataclass(frozen=True)

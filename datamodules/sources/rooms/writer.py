@@ -15,7 +15,7 @@ from jaxtyping import Float64, UInt8
 from datamodules.cameras_file import write_cameras
 from datamodules.sources.rooms.questions import ask
 from datamodules.sources.rooms.renderer import render
-from datamodules.sources.rooms.scene import RoomScene, save_scene
+from datamodules.sources.rooms.scene import DESCRIPTION, RoomScene, save_scene
 
 FRAMES_PER_SECOND = 4
 FIELD_OF_VIEW_DEG = (55.0, 95.0)
@@ -63,7 +63,7 @@ def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Gener
     write_video(base.with_name(f"{name}.mp4"), rendering.rgb)
     cameras = base.with_name(f"{name}.cameras.json")
     write_cameras(cameras, torch.from_numpy(world_to_camera), torch.from_numpy(K_px), width=side, height=side)
-    save_scene(scene, base.with_name(f"{name}.scene.json"))
+    save_scene(scene, base.with_name(f"{name}{DESCRIPTION}"))
     names = {"dataset": dataset, "scene_name": name}
     rows = [asdict(question) | names for question in ask(scene, rendering.ids, rng, prefix)]
     return "".join(json.dumps(row | {"options": row["options"] or None}) + "\n" for row in rows)

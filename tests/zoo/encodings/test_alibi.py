@@ -170,7 +170,7 @@ def test_decoded_text_gets_zero_channels() -> None:
 def test_learned_slopes_require_bind_to_decoder() -> None:
     poses, K = random_cameras(2)
     _, index = qkv_and_index(1)
-    with pytest.raises(ValueError, match="needs bind_to_decoder"):
+    with pytest.raises(AssertionError, match="bind_to_decoder comes before"):
         encode(PoseALiBi(slopes="learned"), poses, K, index)
 
 

@@ -206,5 +206,5 @@ def test_projection_matrices_are_inverse() -> None:
 
 def test_cameras_without_index_raise() -> None:
     poses, K = random_cameras(1)
-    with pytest.raises(ValueError, match="no camera index"):
+    with pytest.raises(ValueError, match="these cameras have no index: pass an index"):
         PRoPE().encode(Cameras(poses, K), **SHAPE)

@@ -45,11 +45,10 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
     """Normalizes the dataset's geometry of scenes of one shape; float32.
 
     Raises:
-        ValueError: A scene without cameras or depth, a frame without a camera, a scene whose depth is empty.
+        ValueError: A frame without a camera, a scene whose depth is empty.
     """
     for scene in scenes:
-        if scene.world_to_camera is None or scene.K_normalized is None or scene.depth is None:
-            raise ValueError("VGGT learns from cameras and depth: this scene lacks one of them")
+        assert scene.world_to_camera is not None and scene.depth is not None  # by `DataRequirements`
         if scene.has_camera is not None and not scene.has_camera.all():
             raise ValueError("VGGT learns from a camera for each frame: this scene lacks some")
     depth = torch.stack([scene.depth for scene in scenes if scene.depth is not None]).float()

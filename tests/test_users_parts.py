@@ -1,0 +1,173 @@
+"""A user's own part that raises is one line with its file and line; --traceback shows the calls that led there."""
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+from tests.cli import Run
+from zoo import CameraEncoding, InputError
+from zoo.configuration import from_config
+from zoo.errors import describe, input_error, reading
+
+MINE = """
+import os, torch
+from zoo import ConcatSplitFusion, LanguageModeling, Objective, PRoPE
+from datamodules import Rooms, UniformSampler
+
+def fail(place):
+    if os.environ.get("FAIL") == place:
+        raise TypeError("no\\nroom")  # TypeError
+    if os.environ.get("SHAPE") == place:
+        return torch.zeros(2) + torch.zeros(3)  # RuntimeError
+    if os.environ.get("VALUE") == place:
+        raise ValueError("wrong")  # ValueError
+
+class Encoding(PRoPE):
+    def __init__(self):
+        fail("init")
+        super().__init__()
+    def encode(self, *args, **kwargs):
+        fail("step")
+        return super().encode(*args, **kwargs)
+
+class Fusion(ConcatSplitFusion):
+    def __init__(self, width, geometry):
+        fail("init")
+        super().__init__(width, geometry)
+    def forward(self, *args, **kwargs):
+        fail("step")
+        return super().forward(*args, **kwargs)
+
+class Loss(Objective):
+    def __init__(self):
+        fail("init")
+        super().__init__()
+    def forward(self, decoded):
+        fail("step")
+        return {"none": decoded.last_hidden_state.sum() * 0}
+    def errors(self, decoded):
+        fail("step")
+        return {}
+
+class Sampler(UniformSampler):
+    def __init__(self):
+        fail("init")
+        super().__init__()
+    def choose(self, scene, n):
+        fail("step")
+        return super().choose(scene, n)
+
+class Source(Rooms):
+    def __init__(self, root="cache/rooms", scenes=(6, 2, 3)):
+        fail("init")
+        super().__init__(root=root, scenes=scenes)
+    def scenes(self, split):
+        fail("step")
+        return super().scenes(split)
+"""
+LINES = {kind: n for n, line in enumerate(MINE.splitlines(), 1) for kind in re.findall(r"# (\w+)$", line)}
+ERRORS = {"FAIL": "TypeError", "SHAPE": "RuntimeError", "VALUE": "ValueError"}
+PARTS = {
+    "Encoding": ("--model.camera_encoding", "mine.Encoding"),
+    "Fusion": ("--model.fusion", "mine.Fusion"),
+    "Loss": ("--model.objectives", "[{class_path: LanguageModeling}, {class_path: mine.Loss}]"),
+    "Sampler": ("--data.sampler", "mine.Sampler", "--data.train_sampler", "null"),
+    "Source": ("--data.source", "mine.Source"),
+}
+FIT = ("fit", "--config", "prope.yaml")
+TEST = ("test", "--config", "prope.yaml", "--model.allow_untrained", "true")
+HINT = "; --traceback shows the calls"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module of the user's outside of the repository."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.delenv("ZOO_TRACEBACK", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path / "mine.py"
+
+
+def line_of(place: Path, kind: str) -> str:
+    """How an error ends that the user's module raised."""
+    return rf"{ERRORS[kind]}: .*\({place}:{LINES[ERRORS[kind]]}\)"
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"), [*((part, "FAIL") for part in PARTS), ("Encoding", "SHAPE"), ("Loss", "VALUE")]
+)
+def test_in_its_constructor(part: str, kind: str, place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kind, "init")
+    with pytest.raises(SystemExit, match=rf"^error: \w+ can't be built: {line_of(place, kind)}{HINT}$"):
+        run(*FIT, *PARTS[part])
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        *(("Encoding", "FAIL"), ("Fusion", "SHAPE"), ("Loss", "VALUE")),
+        *(("Sampler", "FAIL"), ("Sampler", "VALUE")),  # in a worker, which passes it on as text or records it
+        *(("Source", "FAIL"), ("Source", "VALUE")),
+    ],
+)
+def test_in_a_training(part: str, kind: str, place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kind, "step")
+    with pytest.raises(SystemExit, match=rf"^error: [^\n]*{line_of(place, kind)}({HINT})?$"):
+        run(*FIT, *PARTS[part])
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [("Encoding", "FAIL"), ("Encoding", "SHAPE"), ("Fusion", "VALUE"), ("Loss", "SHAPE"), ("Sampler", "SHAPE")],
+)
+def test_in_a_test(part: str, kind: str, place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kind, "step")
+    with pytest.raises(SystemExit, match=rf"^error: [^\n]*{line_of(place, kind)}({HINT})?$"):
+        run(*TEST, *PARTS[part])
+
+
+def test_traceback_shows_the_calls(
+    place: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("SHAPE", "step")
+    monkeypatch.setenv("ZOO_TRACEBACK", "0")  # restored after the test: the option sets it
+    with pytest.raises(RuntimeError, match="must match") as training:
+        run(*FIT, *PARTS["Encoding"], "--traceback")
+    assert str(place) in {str(entry.path) for entry in training.traceback}
+    monkeypatch.setenv("ZOO_TRACEBACK", "1")
+    with pytest.raises(InputError, match="failed alike"):
+        run(*TEST, *PARTS["Encoding"])
+    printed = capsys.readouterr().err  # of each scene: nothing that is recorded stops a test
+    assert printed.count(f'File "{place}", line {LINES["RuntimeError"]}, in fail') >= 3
+    with pytest.raises(InputError, match="there is no command"):
+        run("fitt")
+
+
+def test_a_bug_while_an_error_is_handled_is_not_shown_as_that_error() -> None:
+    def bug() -> None:
+        try:
+            raise InputError("the old message")
+        except InputError:
+            {}["a bug"]  # noqa: B018
+
+    with pytest.raises(KeyError) as raised:
+        bug()
+    assert isinstance(raised.value.__context__, InputError) and input_error(raised.value) is None
+    assert describe(raised.value).startswith(f"KeyError: 'a bug' ({__file__}:")
+
+
+def test_python_gets_the_whole_traceback(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"class_path": "Compose", "init_args": {"encodings": [{"class_path": "mine.Encoding"}]}}
+    monkeypatch.setenv("FAIL", "init")
+    with pytest.raises(Exception) as raised, reading("settings.json"):  # noqa: PT011 - of any type
+        from_config(CameraEncoding, config)
+    assert re.fullmatch(f"settings.json: {line_of(place, 'FAIL')}", str(raised.value))
+    shown = "".join(traceback.format_exception(raised.value))
+    assert f'File "{place}", line {LINES["TypeError"]}, in fail' in shown
