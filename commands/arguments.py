@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 from callbacks.checkpoint import FOLDER, LAST
-from commands.configs import CONFIGS, load_configs, model_of
+from commands.configs import load_configs, model_of
 from commands.parser import registered_classes
 from commands.runs import CONFIG, newest_run, refuse_unreadable, run_of
 from zoo.errors import InputError
@@ -14,10 +14,6 @@ from zoo.tasks import Task
 
 EVALUATION = ("validate", "test", "predict", "export")
 MODEL_HELP = "--model.help"
-# Read before the given ones, as if they were named first on the command line. As jsonargparse's default_config_files,
-# they would fill in the defaults of model_default.yaml's class, and a given model would keep those in place of its own.
-DEFAULTS = ("model_default.yaml", "data_rooms.yaml", "scale_tiny.yaml")
-DEFAULT_OPTIONS = [word for name in DEFAULTS for word in ("--config", str(CONFIGS / name))]
 
 
 def preprocess_argv(arguments: list[str]) -> list[str]:

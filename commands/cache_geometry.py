@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from lightning import seed_everything
 from torch.utils.data import DataLoader, Subset
 
-from commands.arguments import DEFAULT_OPTIONS
+from commands.defaults import with_defaults
 from commands.new_run import launcher
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from zoo.errors import InputError
@@ -99,7 +99,7 @@ def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:
     parser = scene_parser("cache-geometry", __doc__, OF_RUNS)
     parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
-    settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
+    settings = parser.parse_args(with_defaults(arguments))
     seed_everything(settings.seed_everything, verbose=False)
     options = settings.model.init_args
     if options.get("geometry_cache") is None:

@@ -20,7 +20,7 @@ from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsC
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import CheckpointFiles
 from callbacks.results_folder import UNFINISHED
-from commands.arguments import DEFAULT_OPTIONS
+from commands.defaults import with_defaults
 from commands.export import ExportingTrainer
 from commands.new_run import remove_unused
 from commands.parser import OneLineParser
@@ -102,7 +102,7 @@ class ZooCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line, below it the default configs."""
-        self.config = parser.parse_args([self.command, *DEFAULT_OPTIONS, *sys.argv[2:]])
+        self.config = parser.parse_args([self.command, *with_defaults(sys.argv[2:])])
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads the whole checkpoint here for its hyperparameters; those of the zoo have none."""

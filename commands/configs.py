@@ -13,24 +13,33 @@ from zoo.errors import InputError, did_you_mean
 
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
+RECIPE = "recipe"  # key of a config that names its recipe, which is read below all given configs
+RECIPES = "recipe_"  # first part of a recipe's name
 
 
 def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
     """Reads the named configs, in an order that does not depend on theirs.
 
-    jsonargparse drops the options of a part when a later config names another class for it. So the config that names
-    the model comes first, then those that name most classes.
+    Recipes come first: the others are read over them. jsonargparse drops the options of a part when a later config
+    names another class for it. So the config that names the model comes next, then those that name most classes.
 
     Raises:
         InputError: A config is absent or damaged, or two configs disagree.
     """
     contents = {path: read_config(path) for path in map(find_config, names)}
-    refuse_conflicts(contents)
+    for kind in (True, False):
+        refuse_conflicts({path: content for path, content in contents.items() if is_recipe(path) == kind})
 
-    def rank(path: Path) -> tuple[bool, int, str]:
-        return model_of(contents[path]) is None, -str(contents[path]).count("class_path"), str(path)
+    def rank(path: Path) -> tuple[bool, bool, int, str]:
+        content = contents[path]
+        return not is_recipe(path), model_of(content) is None, -str(content).count("class_path"), str(path)
 
     return {path: contents[path] for path in sorted(contents, key=rank)}
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a config is called a recipe, `recipe_<name>.yaml`."""
+    return path.name.startswith(RECIPES)
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
@@ -47,12 +56,20 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     raise InputError(f"no config {name}, neither here nor in configs/ ({', '.join(names)}){meant}")
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a config as a parser takes it, see `read_config`: without the recipe that it names."""
+    return {key: value for key, value in read_config(path).items() if key != RECIPE}
+
+
 def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
     """Reads a config; with a list `configs`, its settings are put over theirs.
 
     Args:
         path: The config.
         within: The configs that are composed of this one.
+
+    Returns:
+        The settings, and with the key `recipe` the path of the recipe that the config or one of its configs names.
 
     Raises:
         InputError: It is absent, damaged or composed of itself, or two of its configs disagree.
@@ -68,9 +85,14 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
     names = content.pop(BASES, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: {BASES}: expected a list of configs, not {names}")
+    recipe = content.get(RECIPE, "")
+    if not isinstance(recipe, str):
+        raise InputError(f"{path}: {RECIPE}: expected the name of a config, not {recipe}")
     try:
         bases = {base: read_config(base, [*within, path]) for base in (find_config(name, path) for name in names)}
         refuse_conflicts(bases)
+        if recipe:
+            content[RECIPE] = str(find_config(recipe, path))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     composed: dict[str, Any] = {}
@@ -93,9 +115,8 @@ def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
     for (first, mine), (second, other) in combinations(contents.items(), 2):
         if key := find_conflict(mine, other):
             option = key.replace(".init_args", "").removesuffix(".class_path")
-            raise InputError(
-                f"{first} and {second} disagree about {option}: leave one of them out, and set --{option} instead"
-            )
+            instead = "" if option == RECIPE else f", and set --{option} instead"
+            raise InputError(f"{first} and {second} disagree about {option}: leave one of them out{instead}")
 
 
 def find_conflict(first: Any, second: Any, key: str = "") -> str | None:

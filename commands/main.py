@@ -21,7 +21,8 @@ Commands:
 
 Defaults, replaced by --config <file of configs/>, in any order:
     model           none: name one, such as prope.yaml or qwen25_vl.yaml
-    scale           scale_tiny.yaml: 2 million parameters, trained on a CPU
+    scale           scale_tiny.yaml: 2 million parameters from random weights
+    recipe          that of the scale; of the default one recipe_tiny.yaml: minutes on a CPU
     data            data_rooms.yaml: rendered rooms
 
 Examples:

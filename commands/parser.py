@@ -15,11 +15,11 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 import datamodules
 import zoo
-from commands.configs import read_config
+from commands.configs import read_settings
 from commands.faults import raise_failed_construction, unusable_class
 from zoo.errors import InputError, closest, did_you_mean, input_error
 
-BASES = ("Task", "VideoQATask")  # a scale config may set their options, but a run needs one of their models
+BASES = ("Task", "VideoQATask")  # default configs set their options, but a run needs one of their models
 MAX_LISTED = 16  # names
 
 # argparse and jsonargparse report an error as text alone. These find what a remedy needs:
@@ -78,7 +78,7 @@ class OneLineParser(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Parses a config, composed of others or not; its errors name the file."""
         try:
-            content = read_config(Path(str(path)))
+            content = read_settings(Path(str(path)))
             return super().parse_string(yaml.safe_dump(content, sort_keys=False), str(path), *args, **kwargs)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from commands.arguments import DEFAULT_OPTIONS
+from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, run_parser
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
@@ -122,7 +122,7 @@ def parse(arguments: list[str]) -> Training:
     )
     parser.add_subclass_arguments(Task, "model", fail_untyped=False, required=True)
     parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
-    settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
+    settings = parser.parse_args(with_defaults(arguments))
     trainer: Mapping[str, Any] = dict(settings.trainer or {})
     gpus = _devices(trainer.get("devices")) if settings.gpus is None else settings.gpus
     for option, value in (("gpus", gpus), ("memory_gb", settings.memory_gb)):

@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from commands.arguments import DEFAULT_OPTIONS
+from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, run_parser
 from zoo.encodings import CameraEncoding, PoseAxis
 from zoo.encodings.placements import AXES
@@ -62,7 +62,7 @@ def parse(arguments: list[str]) -> SpatialVLM:
     """Builds what decides positions on the meta device: backbone, camera encoding and time index, without weights."""
     parser = run_parser("positions", __doc__, ("data", "seed_everything", *OF_RUNS))
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
-    settings = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
+    settings = parser.parse_args(with_defaults(arguments))
     options = settings.model.init_args
     parts = {name: options.get(name) for name in ("backbone", "camera_encoding", "time_index")}
     settings.model = Namespace(class_path=VideoQATask.__qualname__, init_args=Namespace(**parts))

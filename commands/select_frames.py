@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks.camera_map import camera_map
 from callbacks.contact_sheet import contact_sheet
-from commands.arguments import DEFAULT_OPTIONS
+from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
 from datamodules.selections import FILE, find_selection, write_selection
@@ -78,7 +78,7 @@ def select_frames(arguments: list[str]) -> None:
     parser = scene_parser("select-frames", __doc__, ("model", *OF_RUNS))
     parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
     parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
-    parsed = parser.parse_args([*DEFAULT_OPTIONS, *arguments])
+    parsed = parser.parse_args(with_defaults(arguments))
     seed_everything(parsed.seed_everything, verbose=False)
     settings = parser.instantiate_classes(parsed)
     data, split = settings.data, settings.split

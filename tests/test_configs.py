@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from itertools import permutations, product
+from itertools import cycle, permutations, product
 from pathlib import Path
 
 import pytest
@@ -34,8 +34,25 @@ WEIGHTS = {
 TINY = {"scale_tiny.yaml": "zoo.TinyQwen25VL", "scale_tiny_qwen3.yaml": "zoo.TinyQwen3VL"}
 WITHOUT_GEOMETRY = ("Qwen25VL", "Qwen3VL")  # the others have the dataset's at a tiny scale
 DATA = [name for name in SHIPPED if name.startswith("data_")]
+RECIPES = [name for name in SHIPPED if name.startswith("recipe_")]
 TRIOS = [*product(MODELS, [*WEIGHTS, *TINY], DATA)]
 FAST = {("prope.yaml", "scale_3b.yaml", "data_conversations.yaml")}
+PRETRAINING = "recipe_geometry_tiny.yaml"
+WITH_RECIPE = ("prope.yaml", "scale_7b.yaml", "data_vsibench.yaml", "recipe_full.yaml")
+PARTS = {"fusion", "view_mixer", "camera_encoding", "geometry"}
+TRAINING = {"learning_rates", "lora", "gradient_checkpointing", "max_new_tokens"}
+FRAMES = {"num_frames", "pixels", "train_sampler"}
+LOADING = {"batch_size", "questions_per_batch", "num_workers", "keep_in_memory"}
+DEVICES = {"precision", "accelerator", "devices"}
+STEPS = {"max_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "default_root_dir"}
+MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
+    "model": {"model": {"class_path", *PARTS}, "recipe": set()},
+    "scale": {"model": {"backbone", "geometry"}, "recipe": set()},
+    "recipe": {"model": TRAINING, "data": FRAMES | LOADING, "trainer": STEPS | DEVICES},
+    "data": {"data": {"class_path", "source", "datasets", "question_types"}},
+    "strategy": {"trainer": {"strategy", "devices"}},
+    "cameras": {"model": {"camera_source"}},
+}
 Parsed = Callable[..., dict]
 
 
@@ -74,22 +91,46 @@ def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> No
         assert parts["geometry"]["init_args"]["path"] == "facebook/VGGT-1B"
 
 
+def kind_of(name: str) -> str:
+    """The kind that a config's name states; those of models state none."""
+    kind = "scale" if name == "spatial_mllm_released.yaml" else name.partition("_")[0]
+    return kind if kind in MAY_SET else "model"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_config_sets_what_its_name_says(name: str) -> None:
+    allowed = MAY_SET[kind_of(name)]
+    for section, content in read_config(CONFIGS / name).items():
+        assert section in allowed
+        if isinstance(content, dict):
+            options = content.keys() - {"init_args"} | content.get("init_args", {}).keys()
+            assert options <= allowed[section], (section, options - allowed[section])
+
+
 @pytest.mark.parametrize(
-    "trio", [pytest.param(t, marks=() if t in FAST else pytest.mark.slow, id="-".join(t)) for t in TRIOS]
+    "names",
+    [
+        *(pytest.param(t, marks=() if t in FAST else pytest.mark.slow, id="-".join(t)) for t in TRIOS),
+        pytest.param(WITH_RECIPE, marks=pytest.mark.slow, id="with a recipe"),
+    ],
 )
-def test_the_order_of_configs_does_not_matter(trio: tuple[str, ...], parsed: Parsed, monkeypatch) -> None:
+def test_the_order_of_configs_does_not_matter(names: tuple[str, ...], parsed: Parsed, monkeypatch) -> None:
     # also as jsonargparse stacks them, without the order of `load_configs`
     monkeypatch.setattr("commands.arguments.load_configs", lambda names: {CONFIGS / n: {} for n in names})
-    first, *others = (parsed("fit", *order) for order in permutations(trio))
+    first, *others = (parsed("fit", *order) for order in permutations(names))
     assert all(config == first for config in others)
 
 
-def test_every_order_of_every_trio_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_order_of_model_scale_data_and_recipe_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {path: read_config(path) for path in CONFIGS.glob("*.yaml")}
     monkeypatch.setattr("commands.configs.read_config", contents.__getitem__)  # once each
-    for trio in TRIOS:
-        orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(trio)}
-        assert len(orders) == 1 and {Path(word).name for word in min(orders)[2::2]} == set(trio)
+    quartets = [(*trio, recipe) for trio, recipe in zip(TRIOS[::13], cycle(RECIPES), strict=False)]
+    for names in (*TRIOS, *quartets):
+        orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(names)}
+        (words,) = orders
+        assert {Path(word).name for word in words[2::2]} == set(names)
+        assert len(names) == 3 or Path(words[2]).name == names[3]  # the others are read over the recipe
+        assert tuple(preprocess_argv([*words])) == words  # as the other processes of DDP start
 
 
 def test_the_options_of_a_class_do_not_depend_on_the_order(tmp_path: Path, parsed: Parsed) -> None:
@@ -108,11 +149,15 @@ def test_the_options_of_a_class_do_not_depend_on_the_order(tmp_path: Path, parse
         (("scale_3b.yaml", "spatial_mllm_released.yaml"), "model.backbone"),
         (("data_rooms.yaml", "data_vsibench.yaml"), "data.source"),
         (("geometry_tiny.yaml", "scale_3b.yaml"), "model.geometry"),
+        (("geometry_tiny.yaml", "scale_tiny.yaml"), "recipe"),
+        (("recipe_full.yaml", "recipe_lora.yaml"), "model.learning_rates.decoder"),
     ],
 )
 def test_two_configs_that_disagree_are_named_with_the_option(pair: tuple[str, str], option: str) -> None:
     for first, second in permutations(pair):
-        with pytest.raises(InputError, match=rf"{first} and .*{second} disagree about {option}: leave one of them out"):
+        instead = "" if option == "recipe" else f", and set --{option} instead"
+        disagree = rf"{first} and .*{second} disagree about {option}: leave one of them out{instead}$"
+        with pytest.raises(InputError, match=disagree):
             load_configs([first, second])
 
 
@@ -145,6 +190,8 @@ def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_pa
         ("configs: [prope.yaml, qwen25_vl.yaml]", "recipe.yaml: .*disagree about model"),
         ("configs: [recipe.yaml]", "recipe.yaml: it is composed of itself"),
         ("configs: [a list", "recipe.yaml: cannot be read as YAML"),
+        ("recipe: [recipe_full.yaml]", "recipe.yaml: recipe: expected the name of a config"),
+        ("recipe: recipe_fll.yaml", "recipe.yaml: no config recipe_fll.yaml, .*did you mean recipe_full.yaml"),
         ("", "recipe.yaml: holds no settings"),
     ],
 )
@@ -156,20 +203,21 @@ def test_a_composition_that_cannot_be_is_named(text: str, error: str, tmp_path: 
 
 
 def test_an_option_wins_over_a_config_that_follows_it(parsed: Parsed) -> None:
-    option = ("--data.num_frames", "6", "--config", "scale_3b.yaml")
+    option = ("--data.num_frames", "6", "--config", "recipe_full.yaml")
     assert parsed("fit", "prope.yaml", options=option)["data"]["init_args"]["num_frames"] == 6
 
 
-def test_every_scale_sets_what_the_default_scale_sets() -> None:
-    """Or the default scale's value would remain at another scale."""
+def test_every_recipe_sets_what_the_default_recipe_sets() -> None:
+    """Or a value of the scale's own recipe would remain below another one."""
 
     def options(config: dict, prefix: str = "") -> set[str]:
-        if not isinstance(config, dict) or "class_path" in config:
+        if not isinstance(config, dict) or "class_path" in config or prefix.endswith(".lora"):
             return {prefix}
         return {name for key, value in config.items() for name in options(value, f"{prefix}.{key}")}
 
-    scales = {name: options(read_config(CONFIGS / name)) for name in (*TINY, *WEIGHTS)}
-    assert all(scales["scale_tiny.yaml"] <= keys for keys in scales.values())
+    recipes = {name: options(read_config(CONFIGS / name)) for name in RECIPES}
+    assert all(keys == recipes["recipe_tiny.yaml"] for name, keys in recipes.items() if name != PRETRAINING)
+    assert recipes["recipe_tiny.yaml"] <= recipes[PRETRAINING]
 
 
 def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
@@ -177,8 +225,15 @@ def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
     assert config["model"]["class_path"] == "zoo.VGGTPretraining"
     assert config["trainer"]["default_root_dir"] == "runs/vggt_tiny"
     assert config["model"]["init_args"]["geometry"]["init_args"]["path"] is None
+    assert config["trainer"]["max_steps"] == 900
 
 
 def test_no_config_is_left_out() -> None:
-    others = {*TINY, "model_default.yaml", "geometry_tiny.yaml", "strategy_fsdp2.yaml"}
-    assert set(SHIPPED) == {*MODELS, *WEIGHTS, *DATA, *others}  # those of data: tests/datamodules/test_configs.py
+    others = {*TINY, "model_default.yaml", "geometry_tiny.yaml", "strategy_fsdp2.yaml", "cameras_auto.yaml"}
+    assert set(SHIPPED) == {
+        *MODELS,
+        *WEIGHTS,
+        *DATA,
+        *RECIPES,
+        *others,
+    }  # those of data: tests/datamodules/test_configs.py

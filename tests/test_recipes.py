@@ -53,7 +53,8 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
     """At the tiny scale: each of five rows once, two of them about one image."""
     text = (REPOSITORY / "recipes/spatial_mllm_820k.yaml").read_text()
     base = (REPOSITORY / "recipes/spatial_mllm_135k.yaml").read_text()
-    (tmp_path / "spatial_mllm_135k.yaml").write_text(base.replace("scale_3b.yaml", "scale_tiny.yaml"))
+    base = base.replace("scale_3b.yaml", "scale_tiny.yaml").replace("recipe_full.yaml", "recipe_tiny.yaml")
+    (tmp_path / "spatial_mllm_135k.yaml").write_text(base)
     (tmp_path / "recipe.yaml").write_text(text)
     videos = sorted(rooms_root.rglob("*.mp4"))[:2]
     visuals = tmp_path / "data/visuals"

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from commands.arguments import DEFAULTS
-from commands.configs import find_config, read_config
+from commands.configs import find_config, read_settings
+from commands.defaults import default_configs
 from zoo.files.fingerprint import digest
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,8 @@ def code_of(configs: Iterable[str], sources: str) -> str:
         configs: the configs that it names.
         sources: as `digest_sources` returns it.
     """
-    contents = [read_config(find_config(name)) for name in (*DEFAULTS, *configs)]
+    paths = [find_config(name) for name in configs]
+    contents = [read_settings(path) for path in (*default_configs(paths), *paths)]
     return digest([sources, contents])[:DIGITS]
 
 

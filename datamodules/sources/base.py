@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from datamodules.scenes import Question, Scene
 from zoo.benchmarks import Benchmark, VSIBench
@@ -45,8 +45,11 @@ class SceneSource(Configurable, ABC):
             They are counted and listed in the results.
         benchmark: Defines the question types, the wording of prompts, and the scores of this dataset.
         num_frames: Number of frames that the sampler takes, set by the DataModule; None is unknown.
+        has_cameras: False of a dataset that is published without cameras. A command whose config names it takes
+            `--model.camera_source auto` by default: those of the geometry encoder, except for scenes with cameras.
     """
 
+    has_cameras: ClassVar[bool] = True
     benchmark: Benchmark = VSIBench()
     num_frames: int | None = None
 

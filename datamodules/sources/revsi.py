@@ -30,6 +30,7 @@ class ReVSI(SceneSource):
         InputError: There is no ground truth for the number of frames.
     """
 
+    has_cameras = False
     benchmark = ReVSIBenchmark()
 
     def __init__(self, root: str, whole_videos: bool = False) -> None:

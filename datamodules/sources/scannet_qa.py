@@ -21,6 +21,7 @@ class _ScanNetQA(SceneSource):
         scored_by: The dataset's benchmark, which words and scores the questions of a test.
     """
 
+    has_cameras = False
     scored_by: FreeAnswers
 
     def __init__(self, files: list[str], videos: str, url: str, evaluation: bool) -> None:

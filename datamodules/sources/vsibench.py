@@ -25,6 +25,8 @@ class VSIBench(SceneSource):
         ValueError: The annotations are invalid, or the split is train.
     """
 
+    has_cameras = False
+
     def __init__(self, root: str, annotations: str = "test.jsonl", debiased: bool = False) -> None:
         super().__init__()
         self.address, self.file_name, self.debiased = root, annotations, debiased
