@@ -49,11 +49,11 @@ from zoo import (
 )
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, unofficial_parts
 from zoo.fusions import AddFusion
-from zoo.sharded_tensors import whole
 from zoo.tasks import VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.tasks.optim import LearningRates
 from zoo.tasks.video_qa import shards_models
+from zoo.weights.sharded_tensors import whole
 
 RUNS = {"one": 1, "ddp": 2, "fsdp2": 2, "resumed": 2}  # processes
 SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_heads": 1, "vision_hidden_size": 32}

@@ -20,8 +20,8 @@ import main
 from tests.zoo.asking import build
 from tests.zoo.released import read_release
 from zoo import InputError
-from zoo.checkpoint_file import read_checkpoint
 from zoo.tasks.fsdp2 import FSDP2Strategy
+from zoo.weights.checkpoint_file import read_checkpoint
 
 REPOSITORY = Path(main.__file__).parent
 FAST = ["every part"]

@@ -10,6 +10,7 @@ import torch
 from lightning import Trainer
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
+from zoo.scenes import SceneInputs
 
 from datamodules import Rooms
 from datamodules.cameras_file import read_cameras
@@ -20,11 +21,11 @@ from tests.conftest import ROOMS
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
-from zoo.pretrained import saved_names
 from zoo.sequences.batch import Batch
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.tasks.optim import LearningRates
 from zoo.tasks.vggt_pretraining import VGGTPretraining
+from zoo.weights.frozen import saved_names
 
 
 @pytest.fixture(scope="module")
