@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
 
 from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.official_names import FUSED, QWEN3, QWEN25
@@ -20,7 +19,7 @@ from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_c
 from zoo.errors import InputError
 from zoo.weights.deferred import builds_shapes_only, defer, load_deferred
 from zoo.weights.hub import CONFIG, find_folder, find_tensors, read_config
-from zoo.weights.lazy_tensors import files_of
+from zoo.weights.lazy_tensors import Tensors, files_of
 
 MOE = "qwen3_vl_moe"
 GENERATION_CONFIG = "generation_config.json"
@@ -57,9 +56,9 @@ class PretrainedQwenVL(BackboneLoader):
 
     @cached_property
     def folder(self) -> Path:
-        return (
-            Path(self.path) if self.known else find_folder(self.path, self.released, with_weights=not self.lacks_folder)
-        )
+        if self.known:
+            return Path(self.path)
+        return find_folder(self.path, self.released, with_weights=not self.lacks_folder)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -71,7 +70,7 @@ class PretrainedQwenVL(BackboneLoader):
         """Transformers' config of the model, from `settings`."""
 
     @cached_property
-    def tensors(self) -> Mapping[str, Tensor]:
+    def tensors(self) -> Tensors:
         return find_tensors(self.path, self.released)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.backbones.loader import AttentionImplementation, DType
 from zoo.backbones.official_names import FUSED, OFFICIAL_CONNECTOR, OFFICIAL_VGGT
@@ -19,7 +19,7 @@ from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.weights.deferred import load_or_defer
 from zoo.weights.filling import TensorsOf, load_into
-from zoo.weights.lazy_tensors import PrefixView
+from zoo.weights.lazy_tensors import PrefixView, Tensors
 
 
 class PretrainedSpatialMLLM(PretrainedQwen25VL):
@@ -60,12 +60,12 @@ class PretrainedSpatialMLLM(PretrainedQwen25VL):
         return load_connector(fusion, self.tensors)
 
 
-def load_vggt(config: ReleasedConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> VGGT:
+def load_vggt(config: ReleasedConfig, tensors: Tensors, dtype: torch.dtype) -> VGGT:
     """Return the VGGT of a Spatial-MLLM, without heads."""
     return VGGT.from_official({"aggregator": config.aggregator}, PrefixView(tensors, OFFICIAL_VGGT), dtype)
 
 
-def load_connector(fusion: nn.Module | None, tensors: Mapping[str, Tensor]) -> bool:
+def load_connector(fusion: nn.Module | None, tensors: Tensors) -> bool:
     """Copy the connector of a Spatial-MLLM into an `AddFusion`; return False for another fusion."""
     if not isinstance(fusion, AddFusion):
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.errors import InputError
 from zoo.weights.deferred import builds_shapes_only
 from zoo.weights.filling import TensorsOf, load_into
+from zoo.weights.lazy_tensors import Tensors
 
 V1_CONNECTOR = "vggt_embedding_merger."  # of Spatial-MLLM v1.0
 
@@ -84,7 +85,7 @@ def compute_buffers(model: Any, device: torch.device) -> None:
             model._init_weights(part)  # as transformers' `from_pretrained` does
 
 
-def qwen_filler(qwen: Any, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> Callable[[], None]:
+def qwen_filler(qwen: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> Callable[[], None]:
     """Return the function that copies official tensors into a stock Qwen-VL, which may get adapters before.
 
     It raises InputError for tensors that are missing, unexpected, misshapen, or of Spatial-MLLM v1.0.
@@ -128,7 +129,7 @@ def _check_tied(head: Tensor, embeddings: Tensor) -> None:
         )
 
 
-def refuse_v1(tensors: Mapping[str, Tensor]) -> None:
+def refuse_v1(tensors: Tensors) -> None:
     """Raise InputError for Spatial-MLLM v1.0.
 
     By its published code, v1.0 has VGGT under `vggt.`, and after a connector as v1.1's (with the patches of the second

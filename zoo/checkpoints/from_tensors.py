@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zoo.backbones.official_names import FUSED
 from zoo.backbones.pretrained_spatial_mllm import load_connector, load_vggt
@@ -16,9 +14,10 @@ from zoo.fusions import AddFusion
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.weights.deferred import load_or_defer
+from zoo.weights.lazy_tensors import Tensors
 
 
-def load_qwen25_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> SpatialVLM:
+def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     """Return the baseline with these weights, in their dtype; all parameters are trainable.
 
     Args:
@@ -34,7 +33,7 @@ def load_qwen25_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> 
     return model
 
 
-def load_qwen3_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> SpatialVLM:
+def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     """Return the baseline with these weights, in their dtype; all parameters are trainable.
 
     Args:
@@ -50,7 +49,7 @@ def load_qwen3_vl(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> S
     return model
 
 
-def load_spatial_mllm(config: dict[str, Any], state_dict: Mapping[str, Tensor]) -> SpatialVLM:
+def load_spatial_mllm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     """Return Spatial-MLLM v1.1 with these weights, in their dtype; all parameters are trainable.
 
     Args:
@@ -72,10 +71,10 @@ def load_spatial_mllm(config: dict[str, Any], state_dict: Mapping[str, Tensor]) 
     return model
 
 
-def _fill(model: SpatialVLM, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> None:
+def _fill(model: SpatialVLM, tensors: Tensors, skip: tuple[str, ...] = ()) -> None:
     vlm = model.backbone.vlm
     load_or_defer(vlm, tensors, qwen_filler(vlm, tensors, skip))
 
 
-def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+def _dtype(tensors: Tensors) -> torch.dtype:
     return next((tensor.dtype for tensor in tensors.values()), torch.float32)

@@ -29,6 +29,7 @@ from zoo.geometry.scale import ScaleSource
 from zoo.geometry.trunk_encoder import TrunkEncoder
 from zoo.seed import resolve_seed
 from zoo.weights.hub import CONFIG, find_tensors
+from zoo.weights.lazy_tensors import Tensors
 
 
 class DA3Encoder(TrunkEncoder):
@@ -59,7 +60,7 @@ class DA3Encoder(TrunkEncoder):
         layers: Sequence[int] = (-1,),
         reference: Strategy = "saddle_balanced",
         config: Mapping[str, Any] | None = None,
-        weights: Mapping[str, Tensor] | None = None,
+        weights: Tensors | None = None,
         scale_from: ScaleSource | None = None,
     ) -> None:
         trunk = da3.model.trunk

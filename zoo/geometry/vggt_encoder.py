@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.model import VGGTOutput
 from zoo.geometry.vggt.official import official_tensors
 from zoo.seed import resolve_seed
-from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile, UnopenedTensors
+from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile, Tensors, UnopenedTensors
 
 
 class VGGTEncoder(TrunkEncoder):
@@ -52,7 +52,7 @@ class VGGTEncoder(TrunkEncoder):
         self,
         vggt: VGGT,
         layers: Sequence[int] = (-1,),
-        weights: Mapping[str, Tensor] | None = None,
+        weights: Tensors | None = None,
         scale_from: ScaleSource | None = None,
     ) -> None:
         trunk = vggt.aggregator

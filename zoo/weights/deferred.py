@@ -8,13 +8,13 @@ shapes, it keeps the function that reads them instead, and no file is even opene
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from zoo.weights.lazy_tensors import are_in_files
+from zoo.weights.lazy_tensors import Tensors, are_in_files
 
 DEFERRED = "_deferred_loads"  # of a module: functions that fill it
 M = TypeVar("M", bound=nn.Module)
@@ -27,7 +27,7 @@ def builds_shapes_only() -> bool:
 
 def load_or_defer(
     module: nn.Module,
-    tensors: Mapping[str, Tensor],
+    tensors: Tensors,
     fill: Callable[[], None],
     device: torch.device | None = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tensors that a checkpoint leaves out, since released files restore them: which, from where, and their fingerprints."""
+"""Weights that a checkpoint leaves out, since released files restore them: which, from where, their fingerprints."""
 
 from __future__ import annotations
 

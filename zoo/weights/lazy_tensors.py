@@ -6,6 +6,7 @@ import os.path
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,8 +18,13 @@ from zoo.files.strict_json import parse_json
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LISTED = 10  # names of each kind that an error shows
 
+if TYPE_CHECKING:
+    Tensors = Mapping[str, Tensor]
+else:
+    Tensors = Mapping  # a check of its items at run time would open files
 
-class LazyTensors(Mapping[str, Tensor]):
+
+class LazyTensors(Tensors):
     """Named tensors, each of which is read from its file when it is accessed.
 
     Attributes:
@@ -122,7 +128,7 @@ class UnopenedTensors(LazyTensors):
 class PrefixView(LazyTensors):
     """The tensors under a prefix, by names without it."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    def __init__(self, tensors: Tensors, prefix: str) -> None:
         self.tensors, self.prefix = tensors, prefix
 
     @cached_property
@@ -150,32 +156,32 @@ def open_weights(folder: Path) -> LazyTensors:
     raise InputError(f"{folder} holds neither {INDEX} nor {WEIGHTS}: download it again; only safetensors are read")
 
 
-def full_name(tensors: Mapping[str, Tensor], name: str) -> str:
+def full_name(tensors: Tensors, name: str) -> str:
     """Return the name of a tensor in its file."""
     return full_name(tensors.tensors, tensors.prefix + name) if isinstance(tensors, PrefixView) else name
 
 
-def are_in_files(tensors: Mapping[str, Tensor]) -> bool:
+def are_in_files(tensors: Tensors) -> bool:
     """Whether tensors are read from files, which may not have been opened yet."""
     return are_in_files(tensors.tensors) if isinstance(tensors, PrefixView) else isinstance(tensors, LazyTensors)
 
 
-def first_tensor(tensors: Mapping[str, Tensor]) -> Tensor:
+def first_tensor(tensors: Tensors) -> Tensor:
     """Return some tensor, whose dtype and device the others share; an empty one where there is none."""
     return next(iter(tensors.values()), torch.empty(0))
 
 
-def device_of(tensors: Mapping[str, Tensor]) -> torch.device | None:
+def device_of(tensors: Tensors) -> torch.device | None:
     """Return the device of tensors in memory, None for those in files."""
     return None if are_in_files(tensors) else first_tensor(tensors).device
 
 
-def files_of(tensors: Mapping[str, Tensor]) -> tuple[Path, ...]:
+def files_of(tensors: Tensors) -> tuple[Path, ...]:
     """Return the files that tensors are read from; none for tensors in memory."""
     return getattr(tensors, "files", ())
 
 
-def source_path(tensors: Mapping[str, Tensor]) -> str:
+def source_path(tensors: Tensors) -> str:
     """Return the file that tensors are read from, or the folder of several; for error messages."""
     files = files_of(tensors)
     return str(files[0] if len(files) == 1 else files[0].parent) if files else "the weights"

@@ -22,7 +22,7 @@ from zoo.geometry.da3.trunk import PATCH_SIZE
 from zoo.geometry.images import check_images, check_range
 from zoo.weights.deferred import load_or_defer
 from zoo.weights.filling import TensorsOf, load_into
-from zoo.weights.lazy_tensors import PrefixView, device_of, files_of, first_tensor, source_path
+from zoo.weights.lazy_tensors import PrefixView, Tensors, device_of, files_of, first_tensor, source_path
 
 HEADS = ("camera", "depth", "ray")
 PARTS = ("head", "cam_enc", "cam_dec")  # of a config, beside its net
@@ -54,7 +54,7 @@ class DA3(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.config = dict(config)
-        self.source: Mapping[str, Tensor] = {}
+        self.source: Tensors = {}
         self.model = build(config)
 
     @property
@@ -63,9 +63,7 @@ class DA3(nn.Module):
         return files_of(self.source)
 
     @classmethod
-    def from_official(
-        cls, config: dict[str, Any], state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None
-    ) -> DA3:
+    def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> DA3:
         """Builds the model with official weights, on their device.
 
         Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not looked at.
@@ -85,7 +83,7 @@ class DA3(nn.Module):
         load_or_defer(model, state_dict, _filler(model, state_dict, _left_out(config)), device_of(state_dict))
         return model
 
-    def load_parts(self, names: Iterable[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load_parts(self, names: Iterable[str], config: Mapping[str, Any], tensors: Tensors) -> None:
         """Adds parts that the model was built without: heads in float32, trunks in the dtype of its own.
 
         Args:
@@ -206,7 +204,7 @@ def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(skip)
 
 
-def _filler(module: nn.Module, tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> Callable[[], None]:
+def _filler(module: nn.Module, tensors: Tensors, skip: tuple[str, ...] = ()) -> Callable[[], None]:
     """Returns the function that copies official tensors into a module."""
     state = TensorsOf(module)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from zoo.geometry.vggt.official import current_names, official_name
 from zoo.precision import full_precision
 from zoo.weights.deferred import load_or_defer
 from zoo.weights.filling import TensorsOf, load_into
-from zoo.weights.lazy_tensors import PrefixView, device_of, files_of, first_tensor, full_name, source_path
+from zoo.weights.lazy_tensors import PrefixView, Tensors, device_of, files_of, first_tensor, full_name, source_path
 
 HEADS = ("camera", "depth", "point")
 NOT_BUILT = "track_head."  # the point tracker is not part of this project
@@ -97,7 +97,7 @@ class VGGT(nn.Module):
         super().__init__()
         heads = {"camera_head": camera_head, "depth_head": depth_head, "point_head": point_head}
         self.config = {"aggregator": aggregator, **heads}
-        self.source: Mapping[str, Tensor] = {}
+        self.source: Tensors = {}
         self.aggregator = Aggregator(**aggregator)
         self.camera_head = None if camera_head is None else CameraHead(**camera_head)
         self.depth_head = self._build_dense_head(depth_head)
@@ -116,9 +116,7 @@ class VGGT(nn.Module):
         return files_of(self.source)
 
     @classmethod
-    def from_official(
-        cls, config: dict[str, Any], state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None
-    ) -> VGGT:
+    def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> VGGT:
         """Builds the model with official weights, on their device.
 
         Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not looked at.
@@ -150,7 +148,7 @@ class VGGT(nn.Module):
         load_or_defer(model, state_dict, fill, device_of(state_dict))
         return model
 
-    def load_head(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def load_head(self, name: str, tensors: Tensors) -> None:
         """Adds one of VGGT-1B's heads, in float32.
 
         Args:
