@@ -54,14 +54,16 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("size", "is_refused"), [(1, False), (2, True)])
-def test_a_geometry_encoder_is_called_equally_often_by_all_processes(size: int, is_refused: bool) -> None:
+def test_a_geometry_encoder_is_called_equally_often_by_all_processes(
+    size: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, strategy = build("AddFusion"), FSDP2Strategy()
     strategy._lightning_module = task
-    strategy.accelerator = Mock(setup=Mock(side_effect=KeyboardInterrupt))  # it gets this far
     trainer: Any = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.state.fn, trainer.datamodule = TrainerFn.FITTING, SimpleNamespace(batch_size=size)
-    with pytest.raises(InputError if is_refused else KeyboardInterrupt):
-        strategy.setup(trainer)
+    trainer.state.fn, trainer.datamodule, task.trainer = TrainerFn.FITTING, SimpleNamespace(batch_size=size), trainer
+    monkeypatch.setattr(FSDP2Strategy, "root_device", property(Mock(side_effect=KeyboardInterrupt)))  # gets this far
+    with pytest.raises(InputError if is_refused else KeyboardInterrupt), strategy.model_sharded_context():
+        pass
 
 
 def check(case: Path) -> None:

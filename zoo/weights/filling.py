@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.progress import progress
-from zoo.weights.lazy_tensors import full_name, list_names, source_path
+from zoo.weights.lazy_tensors import Tensors, full_name, list_names, source_path
 from zoo.weights.sharded_tensors import shard_like
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_into(
-    state: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
+    state: Tensors,
+    tensors: Tensors,
     *,
     what: str,
     current_names: Callable[[str], tuple[str, ...]] = lambda name: (name,),
@@ -70,7 +70,7 @@ def load_into(
         raise InputError(f"the weights don't fit this {what}: {found}; check the config and {source_path(tensors)}")
 
 
-class TensorsOf(Mapping[str, Tensor]):
+class TensorsOf(Tensors):
     """The tensors of a module by the names of `state_dict`, looked up when they are accessed.
 
     Adapters change the names afterwards, and sharding replaces the tensors.
