@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def builds_shapes_only() -> bool:
-    """Whether new tensors are on the meta device, so that no weights are read."""
+    """Return whether new tensors are on the meta device, so that no weights are read."""
     return torch.get_default_device().type == "meta"
 
 
@@ -31,7 +31,7 @@ def load_or_defer(
     fill: Callable[[], None],
     device: torch.device | None = None,
 ) -> None:
-    """Gives a module memory and weights, or under `torch.device("meta")` leaves both to `load_deferred`.
+    """Give a module memory and weights, or under `torch.device("meta")` leaves both to `load_deferred`.
 
     Args:
         module: On the meta device; what has memory already keeps it.
@@ -47,12 +47,12 @@ def load_or_defer(
 
 
 def defer(module: nn.Module, fill: Callable[[], None]) -> None:
-    """Leaves the weights of a module on the meta device to `load_deferred`."""
+    """Leave the weights of a module on the meta device to `load_deferred`."""
     module.__dict__.setdefault(DEFERRED, []).append(fill)
 
 
 def load_deferred(module: M) -> M:
-    """Gives all parts of a module their deferred weights, on the device of new tensors or in the shards they have.
+    """Give all parts of a module their deferred weights, on the device of new tensors or in the shards they have.
 
     On the meta device nothing is copied: names and shapes are checked.
 
@@ -69,7 +69,7 @@ def load_deferred(module: M) -> M:
 
 
 def build_deferred(build: Callable[[], M | None]) -> M | None:
-    """Builds a module and defers its weights; one with random weights, which no file restores, is built with them."""
+    """Build a module and defer its weights; one with random weights, which no file restores, is built with them."""
     with torch.device("meta"):
         module = build()
     is_deferred = module is not None and any(DEFERRED in part.__dict__ for part in module.modules())
@@ -77,7 +77,7 @@ def build_deferred(build: Callable[[], M | None]) -> M | None:
 
 
 def allocate(module: nn.Module, device: torch.device) -> None:
-    """Gives the parameters and saved buffers of a module on the meta device memory; tied weights stay tied.
+    """Give the parameters and saved buffers of a module on the meta device memory; tied weights stay tied.
 
     A buffer that no file restores is computed by whoever builds the module.
     """

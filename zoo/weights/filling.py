@@ -24,7 +24,7 @@ def load_into(
     official_name: Callable[[str], str] = lambda name: name,
     skip: tuple[str, ...] = (),
 ) -> None:
-    """Copies official tensors into a model one at a time, converted to the model's dtype and device.
+    """Copy official tensors into a model one at a time, converted to the model's dtype and device.
 
     Args:
         state: The model's tensors to fill, by the names of this project.

@@ -19,13 +19,16 @@ FROZEN = "frozen_weights"  # of a checkpoint: `frozen_weights` of its model
 
 
 def saved_names(module: nn.Module, restored_by_files: Callable[[str], bool]) -> set[str]:
-    """Names of the trained tensors, and of those that no released file restores; a tied weight by all of its names."""
+    """Return the names of the trained tensors, and of those that no released file restores.
+
+    A tied weight has all of its names.
+    """
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     return trained | {name for name in module.state_dict() if not restored_by_files(name)}
 
 
 def check_loaded(result: Any, wanted: set[str], source: str) -> None:
-    """Checks the result of `load_state_dict`.
+    """Check the result of `load_state_dict`.
 
     Raises:
         InputError: A tensor of `wanted` is missing, or one is unexpected.
@@ -39,7 +42,7 @@ def check_loaded(result: Any, wanted: set[str], source: str) -> None:
 
 
 def released_sources(model: SpatialVLM) -> dict[str, tuple[str, tuple[Path, ...]]]:
-    """Hub id or path, and files, of the released weights of each part that has some of its own."""
+    """Return hub id or path, and files, of the released weights of each part that has some of its own."""
     sources: dict[str, tuple[str, tuple[Path, ...]]] = {}
     if model.loader.released_path is not None:
         sources["backbone"] = model.loader.released_path, model.loader.files
@@ -52,7 +55,7 @@ def released_sources(model: SpatialVLM) -> dict[str, tuple[str, tuple[Path, ...]
 
 
 def frozen_weights(model: SpatialVLM) -> dict[str, dict[str, Any]]:
-    """Path and fingerprints of the files of each part (`backbone`, `geometry`, `scale`) that is not saved as a whole.
+    """Return path and fingerprints of the files of each part (`backbone`, `geometry`, `scale`) not saved as a whole.
 
     The fingerprints are of size, head and tail of each file, see `zoo.files.fingerprint`: some milliseconds. A model
     that is built by its shapes has none.
@@ -70,7 +73,7 @@ def frozen_weights(model: SpatialVLM) -> dict[str, dict[str, Any]]:
 
 
 def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
-    """Checks that frozen weights are those that a model was trained with, wherever their files lie.
+    """Check that frozen weights are those that a model was trained with, wherever their files lie.
 
     Args:
         recorded: `frozen_weights` of the model when it was trained.

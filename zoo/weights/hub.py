@@ -18,7 +18,7 @@ CONFIGS = ["*.json"]
 
 
 def find_folder(path: str, released: str, option: str = "--model.backbone.path", *, with_weights: bool = True) -> Path:
-    """Returns the folder of a local path or a hub id; the latter is downloaded, without pickle or code.
+    """Return the folder of a local path or a hub id; the latter is downloaded, without pickle or code.
 
     Args:
         path: A folder, or a hub id.
@@ -48,7 +48,7 @@ def find_folder(path: str, released: str, option: str = "--model.backbone.path",
 
 
 def find_tensors(path: str, released: str, option: str = "--model.backbone.path") -> UnopenedTensors:
-    """Returns the tensors of a local path or a hub id, which are found, downloaded and opened when needed.
+    """Return the tensors of a local path or a hub id, which are found, downloaded and opened when needed.
 
     Args:
         path: As of `find_folder`.
@@ -59,7 +59,7 @@ def find_tensors(path: str, released: str, option: str = "--model.backbone.path"
 
 
 def download(hub_id: str, files: list[str]) -> Path:
-    """Downloads the files of a hub repository that match the patterns `files`; returns their folder.
+    """Download the files of a hub repository that match the patterns `files`, and return their folder.
 
     Raises:
         FileNotFoundError: No such repository, neither in the local cache nor on the hub, or no network.
@@ -71,7 +71,7 @@ def download(hub_id: str, files: list[str]) -> Path:
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
-    """Returns the settings in config.json, or in another JSON file of a folder.
+    """Return the settings in config.json, or in another JSON file of a folder.
 
     Raises:
         InputError: The file is missing, or is not a JSON object.

@@ -144,7 +144,7 @@ class PrefixView(LazyTensors):
 
 
 def open_weights(folder: Path) -> LazyTensors:
-    """Opens the weights of a folder: one safetensors file, or several with an index.
+    """Open the weights of a folder: one safetensors file, or several with an index.
 
     Raises:
         InputError: The folder has neither; pickled weights (.pt, .bin) are never read.
@@ -162,7 +162,7 @@ def full_name(tensors: Tensors, name: str) -> str:
 
 
 def are_in_files(tensors: Tensors) -> bool:
-    """Whether tensors are read from files, which may not have been opened yet."""
+    """Return whether tensors are read from files, which may not have been opened yet."""
     return are_in_files(tensors.tensors) if isinstance(tensors, PrefixView) else isinstance(tensors, LazyTensors)
 
 

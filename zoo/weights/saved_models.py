@@ -53,7 +53,7 @@ model.answer("clip.mp4", "What is the size of this room (in square meters)?")
 
 
 def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
-    """Writes the folder of `SpatialVLM.save_pretrained`.
+    """Write the folder of `SpatialVLM.save_pretrained`.
 
     Args:
         model: The model.
@@ -88,7 +88,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
 
 
 def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], released_parts: ReleasedParts) -> Any:
-    """Builds the model of a run, an exported or released folder, or a hub id; frozen, in eval mode.
+    """Build the model of a run, an exported or released folder, or a hub id; frozen, in eval mode.
 
     Args:
         kind: The class of the model.
@@ -122,7 +122,7 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], releas
 
 
 def config_of(run: Path) -> dict[str, Any]:
-    """Reads the settings of a run.
+    """Read the settings of a run.
 
     Raises:
         InputError: They can't be read, or have no model.
@@ -139,7 +139,7 @@ def config_of(run: Path) -> dict[str, Any]:
 
 
 def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
-    """The tensors of `saved_names`; a tied weight once."""
+    """Return the tensors of `saved_names`; a tied weight once."""
     every = dict(model.named_parameters(remove_duplicate=False))
     names = saved_names(model, model.restored_by_files) - (every.keys() - dict(model.named_parameters()).keys())
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
@@ -166,7 +166,7 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
 
 
 def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
-    """The configuration with each value of an option in it changed."""
+    """Return the configuration with each value of an option in it changed."""
     if not isinstance(config, dict):
         return config
     return {
@@ -175,7 +175,7 @@ def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
 
 
 def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Path) -> Any:
-    """Copies released folders into `released/`, and points the configuration to the copies."""
+    """Copy released folders into `released/`, and point the configuration to the copies."""
     names = {}
     for number, (path, files) in enumerate(sources.items()):
         target = folder / "released" / f"{number}-{Path(path).name}"
