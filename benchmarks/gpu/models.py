@@ -111,7 +111,7 @@ def without_weights(build: Callable[[], VideoQATask], device: torch.device) -> V
 
 
 def fill(module: nn.Module, device: torch.device) -> None:
-    """Gives parameters without memory random weights on the device."""
+    """Gives parameters without memory random weights on the device, and buffers zeros."""
     made: dict[Tensor, nn.Parameter] = {}
     for part in module.modules():
         for name, found in part._parameters.items():
@@ -120,6 +120,9 @@ def fill(module: nn.Module, device: torch.device) -> None:
                     weight = draw(torch.empty_like(found, device=device), name)
                     made[found] = nn.Parameter(weight, found.requires_grad)
                 part._parameters[name] = made[found]
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                part._buffers[name] = torch.zeros_like(buffer, device=device)
 
 
 def autocast(device: torch.device) -> Any:

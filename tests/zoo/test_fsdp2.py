@@ -115,6 +115,22 @@ def test_all_models_train_with_shards_as_without(case: str, slow: Path) -> None:
     check(slow / case)
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+def test_the_command_line_defers_weights_of_what_it_shards(
+    strategy: str, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fitted: list[Any] = []
+    monkeypatch.setattr(Trainer, "fit", lambda trainer, model, **_: fitted.append(model))
+    words = ["--config", "qwen25_vl.yaml", "--trainer.strategy", strategy, "--data.source.root", str(rooms_root)]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *words])
+    with patch.dict(os.environ):
+        main.main()
+    (task,) = fitted
+    _, parts = task.model.__dict__["_constructor_arguments"]
+    assert parts["defer_weights"] == (strategy == "fsdp2")
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

@@ -4,6 +4,10 @@ A part that reads released weights is built on the meta device, where parameters
 `load_or_defer` reads them at once. Under `torch.device("meta")`, which is PyTorch's own way to build a model by its
 shapes, it keeps the function that reads them instead, and no file is even opened: `plan` counts such models, and
 `load_deferred` gives them memory and weights.
+
+A model that FSDP2 shards has its released parts alone on the meta device (`SpatialVLM(defer_weights=True)`), and
+Lightning's `configure_model` reads them into the shards. Not the whole model: PyTorch fills one by `reset_parameters`,
+which knows nothing of parts' own seeds and first values, such as a last projection of zeros.
 """
 
 from __future__ import annotations
