@@ -10,7 +10,6 @@ import torch
 from lightning import Trainer
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from zoo.scenes import SceneInputs
 
 from datamodules import Rooms
 from datamodules.cameras_file import read_cameras
