@@ -32,10 +32,11 @@ from datamodules.scenes import Question, Scene
 from datamodules.video import Video
 from datamodules.wording import Wording
 from zoo import AddFusion, LearningRates, LoRA, SpatialMLLM, SpatialVLM
+from zoo.backbones.qwen_weights import EmptyQwenVL
+from zoo.backbones.released_configs import ReleasedConfig, known_config
 from zoo.checkpoints import PretrainedSpatialMLLM
-from zoo.checkpoints.config import ReleasedConfig, known_config, released_config
+from zoo.checkpoints.config import released_config
 from zoo.checkpoints.export import official_tensors
-from zoo.checkpoints.released import EmptyQwenVL
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.sequences.batch import Batch
 from zoo.tasks.optim import parameter_groups

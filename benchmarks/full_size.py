@@ -18,7 +18,6 @@ from datamodules.resize import PixelBounds
 from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL
 from zoo.model import SpatialVLM
 from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
-from zoo.weight_reading import shapes_only
 
 SIZES = ("Qwen2.5-VL-3B", "Qwen2.5-VL-7B", "Qwen3-VL-2B", "Qwen3-VL-4B", "Qwen3-VL-8B")
 FRAMES, HEIGHT, WIDTH, PROMPT = 16, 480, 640, 40
@@ -31,7 +30,7 @@ def main() -> None:
 def load(size: str) -> SpatialVLM:
     """The baseline of a size, without memory."""
     loader = PretrainedQwen3VL if size.startswith("Qwen3") else PretrainedQwen25VL
-    with shapes_only():
+    with torch.device("meta"):
         model = SpatialVLM(loader(f"Qwen/{size}-Instruct"))
     make_fake(model)
     return model

@@ -10,9 +10,9 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from zoo.checkpoint_file import read_checkpoint, write_checkpoint
 from zoo.errors import InputError
 from zoo.files.atomic_io import PARTIAL
+from zoo.weights.checkpoint_file import read_checkpoint, write_checkpoint
 
 FILES = "files"  # of a checkpoint: for each state that is stored apart, the names of its files
 OPTIMIZERS = "optimizer_states"  # Lightning's key

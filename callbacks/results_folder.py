@@ -13,8 +13,8 @@ from lightning import Trainer
 
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.settings import FILES, changed
-from zoo.files.fingerprint import digest
-from zoo.pretrained import RUN_CONFIG
+from zoo.files.fingerprint import fingerprint
+from zoo.weights.saved_models import RUN_CONFIG
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 UNFINISHED = "predictions.unfinished.json"  # the settings of a running or interrupted test
@@ -74,7 +74,7 @@ def keep_finished_test(run: Path) -> Path | None:
 
 def _key(settings: Mapping[str, Any]) -> str:
     """Return a digest of the settings; the files of scenes may change, as when a damaged one is replaced."""
-    return digest({name: value for name, value in settings.items() if not name.startswith(FILES)})[:KEY_DIGITS]
+    return fingerprint({name: value for name, value in settings.items() if not name.startswith(FILES)})[:KEY_DIGITS]
 
 
 def _describe(before: Mapping[str, Any], now: Mapping[str, Any], first: str = "data.") -> str:

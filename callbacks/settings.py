@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.loggers import log_settings
-from zoo.files.fingerprint import file_fingerprint
+from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.geometry import CachedGeometry
 from zoo.seed import resolve_seed
-from zoo.weights import DIGITS, fingerprint
 
 FILES = "files of "  # prefix of a scene's entry
 DRAWN = ("data.sampler.seed", "data.frame_pairing.seed")  # options whose null is the run's seed
 # Names of options, wherever they are in a config, by what they are about.
 _OPTIMIZATION = {"learning_rates", "optimizer", "scheduler"}
-_EXECUTION = {"gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained"}
+_EXECUTION = {"gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained", "defer_weights"}
 _LOADING = {"num_workers", "keep_in_memory", "workers", "questions_per_batch", "video", "question"}
 _BATCHES = {"batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"}
 # those that change no answer of given weights: a test with others goes on where an interrupted one ended
@@ -91,9 +89,9 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         "precision": trainer.precision,
         **({"limit_test_batches": limit} if isinstance(limit, int) or limit < 1 else {}),  # 1 is one batch, 1.0 all
         "weights": fingerprint(pl_module),
-        "questions": _digest(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested),
-        "prompts": _digest(q["prompt"] for q in tested),
-        **{f"{FILES}{scene}": _digest(files) for scene, files in getattr(data, "tested_files", {}).items()},
+        "questions": fingerprint(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested),
+        "prompts": fingerprint(q["prompt"] for q in tested),
+        **{f"{FILES}{scene}": fingerprint(iter(files)) for scene, files in getattr(data, "tested_files", {}).items()},
     }
     return dict(json.loads(json.dumps(found, default=str)))
 
@@ -139,10 +137,3 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= flatten(value, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
     return flat
-
-
-def _digest(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{text}\0".encode(errors="backslashreplace"))
-    return digest.hexdigest()[:DIGITS]

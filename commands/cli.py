@@ -28,9 +28,8 @@ from commands.runs import CONFIG, resolve_run
 from commands.terminal import describe_size
 from datamodules import VideoQADataModule
 from zoo.errors import InputError
-from zoo.tasks import Task
+from zoo.tasks import Task, VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
-from zoo.tasks.video_qa import shards_models
 from zoo.versions import versions
 
 TRAINER_DEFAULTS = {
@@ -45,6 +44,11 @@ TRAINER_DEFAULTS = {
 # Strategies "ddp" and "auto" with several devices: gradients are views of DDP's buckets instead of copies of them.
 StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
 StrategyRegistry.register("fsdp2", FSDP2Strategy)
+
+
+def build_deferred(kind: type[VideoQATask], *args: Any, **options: Any) -> VideoQATask:
+    """Builds a task whose released weights are read once each process has its shard."""
+    return kind(*args, **{**options, "defer_weights": True})
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):
@@ -121,7 +125,8 @@ class ZooCLI(LightningCLI):
         strategy = settings.trainer.get("strategy")
         if isinstance(strategy, str) and strategy.startswith("fsdp") and strategy != "fsdp2":
             raise InputError(f"--trainer.strategy {strategy}: FSDP1 is not supported, take fsdp2")
-        shards_models.set(strategy == "fsdp2" and self.command != "export")
+        if strategy == "fsdp2" and self.command != "export":  # which has no Trainer's run to read the weights
+            self.parser.add_instantiator(build_deferred, VideoQATask, prepend=True)
         if settings.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [progress_bar()]
 

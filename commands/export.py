@@ -10,12 +10,12 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import VideoQADataModule
-from zoo.checkpoint_file import read_checkpoint
 from zoo.checkpoints import export_model, unofficial_parts
 from zoo.configuration import to_config
 from zoo.errors import InputError
-from zoo.pretrained import FROZEN, check_frozen
 from zoo.tasks import Task, VideoQATask
+from zoo.weights.checkpoint_file import read_checkpoint
+from zoo.weights.frozen import FROZEN, check_frozen
 
 
 class ExportingTrainer(Trainer):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
-from zoo.files.fingerprint import digest
+from zoo.files.fingerprint import fingerprint
 
 FOLDER = Path("cache/help")
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def print_help(command: str, show: Callable[[str], object]) -> None:
     for pattern in SOURCES:
         files = {str(file.relative_to(ROOT)): file.stat() for file in sorted(ROOT.glob(pattern))}
         state.append([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files.items()])
-    file = FOLDER / f"{digest(state)}.txt"
+    file = FOLDER / f"{fingerprint(state)}.txt"
     if not file.is_file():
         text = StringIO()
         with suppress(SystemExit), redirect_stdout(text):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,6 @@ from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.optim import LearningRates
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, training_cost
-from zoo.weight_reading import shapes_only
 
 WIDTH = 120  # of a table, so that a narrow terminal breaks lines instead of cells
 USABLE = 0.9  # of a GPU's memory: the rest is for CUDA itself, for NCCL, and lost to fragmentation
@@ -134,7 +134,7 @@ def parse(arguments: list[str]) -> Training:
     for part in ("source", "sampler", "train_sampler", "frame_pairing", "perturbation"):
         data[part] = None  # which may read files
     options.geometry_cache = None
-    with shapes_only():
+    with torch.device("meta"):  # no weights are read, nor looked for
         built: Any = parser.instantiate_classes(settings)
     task, module = built.model, built.data
     if not isinstance(task, VideoQATask):

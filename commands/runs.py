@@ -18,8 +18,8 @@ from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITE
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
 from zoo.errors import InputError
-from zoo.pretrained import RUN_CONFIG as CONFIG
-from zoo.pretrained import config_of
+from zoo.weights.saved_models import RUN_CONFIG as CONFIG
+from zoo.weights.saved_models import config_of
 
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datamodules.json_files import read_json
 from zoo.files.atomic_io import write_whole
-from zoo.files.fingerprint import tensor_fingerprint
+from zoo.files.fingerprint import fingerprint
 
 FILE = "selected_frames.json"
 
@@ -39,7 +39,7 @@ def _described(component: Any) -> Any:
     if isinstance(component, Path):
         return str(component)
     if isinstance(component, Tensor):
-        return tensor_fingerprint(component)
+        return fingerprint(component)
     if not hasattr(component, "__dict__") or inspect.isroutine(component) or isinstance(component, type):
         raise TypeError(f"{component!r} can't be recorded as a setting: keep it in a private attribute")
     public = {name: value for name, value in vars(component).items() if not name.startswith("_")}

@@ -30,8 +30,8 @@ from tests.datamodules.clips import numbered_frame, write_folder, write_video
 from tests.file_mutations import VALUES, YAML_VALUES, Mutation, flip, in_png, in_safetensors, in_zip, swap, swap_in_line
 from zoo import InputError, Qwen25VL, SpatialVLM, Task, TinyQwen25VL
 from zoo.configuration import to_config
-from zoo.pretrained import config_of
 from zoo.weights import open_weights
+from zoo.weights.saved_models import config_of
 
 FRAMES, SIZE_HW = 6, (32, 64)
 

@@ -6,7 +6,7 @@ import re
 
 from docs.architecture import DOCUMENT, ROOT, SEAMS, document
 from docs.path_of_a_batch import recorded_files, recording
-from zoo.files.fingerprint import digest
+from zoo.files.fingerprint import fingerprint
 
 
 def test_tables_are_up_to_date() -> None:
@@ -34,5 +34,5 @@ def test_the_path_of_a_batch_is_recorded() -> None:
     assert re.findall(r"\]\(\.\./([\w/]+\.py)\)", table) == recorded
     assert {"datamodules/collate.py", "zoo/model.py", "zoo/encodings/prope.py"} <= set(recorded)
     with recording() as files:
-        digest({})  # the control: what runs is recorded, and nothing else
+        fingerprint({})  # the control: what runs is recorded, and nothing else
     assert files == ["zoo/files/fingerprint.py"]

@@ -9,9 +9,11 @@ from zoo.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "backbones": ["Backbone", "BackboneLoader", "TinyQwen25VL", "TinyQwen3VL"],
+        "backbones": [
+            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedSpatialMLLM"),
+            *("TinyQwen25VL", "TinyQwen3VL"),
+        ],
         "cameras": ["Cameras"],
-        "checkpoints": ["PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedSpatialMLLM"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
             *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),

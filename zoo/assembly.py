@@ -27,6 +27,7 @@ from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.rules import SequenceRules
 from zoo.sequences.time_index import TimeIndex
 from zoo.sequences.visual_grid import ExtraTokens
+from zoo.weights.deferred import build_deferred
 
 
 class AssembledModel(Configurable, nn.Module):
@@ -40,6 +41,8 @@ class AssembledModel(Configurable, nn.Module):
         loaded_names: Tensors of a saved model, or trained: not the released files'.
         data_config: How the data of the training were read, see `SpatialVLM.answer`.
     """
+
+    not_configuration = frozenset({"defer_weights"})
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class AssembledModel(Configurable, nn.Module):
         text_after_vision: TextAfterVision = "max_thw",
         lora: LoRA | None = None,
         objectives: list[Objective] | None = None,
+        defer_weights: bool = False,
     ) -> None:
         super().__init__()
         for name, value, choices in (
@@ -68,14 +72,14 @@ class AssembledModel(Configurable, nn.Module):
         self.text_after_vision = text_after_vision
         losses = Objectives(objectives)
         # 1. Backbone, with the camera hooks in its attention.
-        self.backbone = self.loader.load()
+        self.backbone = self.loader.load_unread() if defer_weights else self.loader.load()
         self.time_index = choose_time_index(camera_encoding, time_index, self.backbone.default_time_index())
         self.backbone.install_encoding(camera_encoding)
         # 2. Geometry, if some part reads it.
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
         plan = CameraPlan(camera_source, uses_cameras, losses.targets)
         asks = fusion is not None or plan.asks_encoder
-        self.geometry = self._build_geometry(geometry, geometry_cache) if asks else None
+        self.geometry = self._build_geometry(geometry, geometry_cache, defer_weights) if asks else None
         uses_any = uses_cameras or bool(losses.targets)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_any, uses_tokens=fusion is not None)
         # 3. Fusion and view mixer, in the backbone's dtype.
@@ -109,10 +113,14 @@ class AssembledModel(Configurable, nn.Module):
         self.data_config: dict[str, Any] = {}
 
     def _build_geometry(
-        self, build: Callable[[], GeometryEncoder] | None, cache: GeometryCache | None
+        self, build: Callable[[], GeometryEncoder] | None, cache: GeometryCache | None, defer_weights: bool
     ) -> GeometryEncoder | None:
         first = partial(build_first_available, self.loader.load_geometry, build)
-        encoder = first() if cache is None else CachedGeometry(first, cache)
+        encoder: GeometryEncoder | None
+        if cache is not None:
+            encoder = CachedGeometry(first, cache)
+        else:
+            encoder = build_deferred(first) if defer_weights else first()
         if encoder is not None:
             encoder.match_patches(self.backbone.patch_size)
         return encoder

@@ -19,7 +19,13 @@ T = TypeVar("T")
 
 
 class Configurable:
-    """Remembers the arguments of its constructor, so that `to_config` can write them down."""
+    """Remembers the arguments of its constructor, so that `to_config` can write them down.
+
+    Attributes:
+        not_configuration: names of arguments about one process, which no saved configuration has.
+    """
+
+    not_configuration: frozenset[str] = frozenset()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         instance = super().__new__(cls)
@@ -120,4 +126,4 @@ def _given_arguments(instance: Configurable) -> dict[str, Any]:
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             given |= given.pop(parameter.name, {})
-    return given
+    return {name: value for name, value in given.items() if name not in instance.not_configuration}

@@ -14,18 +14,19 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from zoo.assembly import AssembledModel
+from zoo.backbones import released_parts
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.packed import PackedEncoding
 from zoo.errors import InputError
 from zoo.objectives import decode
 from zoo.prefix_cache import answer_batch, check_penalty, eval_mode
-from zoo.pretrained import load_model, save_model
 from zoo.scene_encoding.encoded import EncodedScene
 from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
 from zoo.scene_encoding.stages import encode_geometry, encode_vision, fuse_scenes
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.media import Media, batch_of_media, prompts_of_media
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.weights.saved_models import load_model, save_model
 
 
 class SpatialVLM(AssembledModel):
@@ -56,6 +57,8 @@ class SpatialVLM(AssembledModel):
             (`max_hw`, transformers 5).
         lora: low-rank adapters on the decoder.
         objectives: the losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
+        defer_weights: leaves released weights of backbone and geometry unread, until `load_deferred` of
+            `zoo.weights.deferred` reads them; a task does so when its run starts.
 
     Raises:
         InputError: parts that do not fit together.
@@ -220,7 +223,7 @@ class SpatialVLM(AssembledModel):
         Raises:
             InputError: nothing can be loaded from there; naming the remedy.
         """
-        return load_model(cls, path, overrides)
+        return load_model(cls, path, overrides, released_parts)
 
     def save_pretrained(self, folder: str | Path, *, full: bool = False) -> None:
         """Writes a folder for `from_pretrained`: the parts' configuration, weights, tokenizer files and a model card.

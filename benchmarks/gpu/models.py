@@ -21,11 +21,11 @@ from zoo import (
     TinyVGGT,
     VideoQATask,
 )
+from zoo.backbones.qwen_weights import compute_buffers
 from zoo.geometry import PretrainedVGGT
 from zoo.sequences.batch import Batch
 from zoo.tasks import training_cost
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, example_batch, example_questions
-from zoo.weight_reading import only_shapes, shapes_only, weights_later
 
 TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B"}
 FRAMES = {"qwen25": (476, 644), "qwen3": (480, 640)}  # height and width in pixels
@@ -53,14 +53,14 @@ class Bench(NamedTuple):
         torch.manual_seed(0)
         if self.is_tiny:  # to trace is enough: kernels take minutes to build
             torch.compile = partial(torch.compile, backend="eager")
-        task = build() if self.is_tiny else without_weights(build)
+        task = build() if self.is_tiny else without_weights(build, self.device)
         fill(task, self.device)
         task.model.backbone.stop_tokens = []
         return task.to(self.device)
 
     def cost(self, name: str, batch: BatchSizes, **options: Any) -> TrainingCost:
         """What a training step takes by the plan."""
-        with shapes_only():
+        with torch.device("meta"):
             shapes = self._task(name, "bfloat16", "sdpa", **options)
         return training_cost.training_cost(shapes, batch, "bf16-mixed")
 
@@ -102,18 +102,16 @@ class Bench(NamedTuple):
         return batch.to(self.device)
 
 
-def without_weights(build: Callable[[], VideoQATask]) -> VideoQATask:
+def without_weights(build: Callable[[], VideoQATask], device: torch.device) -> VideoQATask:
     """A model of a released size whose parameters have no memory yet; RoPE's frequencies are computed."""
-    token = only_shapes.set(True)
-    try:
-        with weights_later([]):
-            return build()
-    finally:
-        only_shapes.reset(token)
+    with torch.device("meta"):
+        task = build()
+    compute_buffers(task.model.backbone.vlm, device)
+    return task
 
 
 def fill(module: nn.Module, device: torch.device) -> None:
-    """Gives parameters without memory random weights on the device."""
+    """Gives parameters without memory random weights on the device, and buffers zeros."""
     made: dict[Tensor, nn.Parameter] = {}
     for part in module.modules():
         for name, found in part._parameters.items():
@@ -122,6 +120,9 @@ def fill(module: nn.Module, device: torch.device) -> None:
                     weight = draw(torch.empty_like(found, device=device), name)
                     made[found] = nn.Parameter(weight, found.requires_grad)
                 part._parameters[name] = made[found]
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                part._buffers[name] = torch.zeros_like(buffer, device=device)
 
 
 def autocast(device: torch.device) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from datamodules.chats import ShownMedium, answer_chats
 from zoo import InputError, SpatialVLM
 from zoo.backbones.preprocessor import Message
 from zoo.errors import SCENE_FAULTS, describe_fault
+from zoo.files.fingerprint import fingerprint
 from zoo.prefix_cache import Reply
 from zoo.tasks.first_scenes import FirstScenes
 
@@ -65,7 +65,7 @@ class SpatialVLMZoo(lmms):
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, request in enumerate(requests):
             try:
-                shown = [fingerprint(medium) for medium in self._chat(request)[0]]
+                shown = [medium_fingerprint(medium) for medium in self._chat(request)[0]]
             except OSError as error:  # of the benchmark's own data: no model can answer
                 *_, doc, task, _ = request.args
                 raise InputError(f"{task}, document {doc}: a picture can't be read: {error}") from error
@@ -131,8 +131,8 @@ def generation_options(options: dict[str, Any]) -> tuple[int, float]:
     return int(options.get("max_new_tokens") or 128), float(options.get("repetition_penalty") or 1)
 
 
-def fingerprint(medium: ShownMedium) -> str:
+def medium_fingerprint(medium: ShownMedium) -> str:
     """Equal for the same video file, or for equal pixels (RGB)."""
     if isinstance(medium, Path):
         return str(medium)
-    return hashlib.sha256(f"{medium.size}".encode() + medium.convert("RGB").tobytes()).hexdigest()
+    return fingerprint(f"{medium.size}".encode() + medium.convert("RGB").tobytes())

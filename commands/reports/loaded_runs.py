@@ -18,7 +18,7 @@ from commands.reports.predictions import Answer, read_predictions
 from commands.runs import CONFIG
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
-from zoo.pretrained import config_of
+from zoo.weights.saved_models import config_of
 
 AVERAGE = "Avg."  # of the columns of a results table
 MEANS = {

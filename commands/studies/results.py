@@ -12,7 +12,7 @@ from commands.reports.loaded_runs import load_run
 from commands.studies.study_file import MACRO, Run
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines
-from zoo.files.fingerprint import digest
+from zoo.files.fingerprint import fingerprint
 
 DIGITS = 5  # of a score
 
@@ -171,7 +171,7 @@ def load_result(
         "ground_truths": [answer.ground_truth for answer in answers],
     }
     scores = {kind: round(entry["score"], DIGITS) for kind, entry in metrics["per_question_type"].items()}
-    questions = Questions(digest(content), **content)
+    questions = Questions(fingerprint(content), **content)
     result = Result(
         run.setting,
         run.column,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from commands.configs import find_config, read_settings
 from commands.defaults import default_configs
-from zoo.files.fingerprint import digest
+from zoo.files.fingerprint import fingerprint
 
 ROOT = Path(__file__).parents[2]
 # models, data and scores; the last file has the defaults of the trainer
@@ -28,7 +27,7 @@ def code_of(configs: Iterable[str], sources: str) -> str:
     """
     paths = [find_config(name) for name in configs]
     contents = [read_settings(path) for path in (*default_configs(paths), *paths)]
-    return digest([sources, contents])[:DIGITS]
+    return fingerprint([sources, contents])[:DIGITS]
 
 
 def digest_sources(root: Path = ROOT) -> str:
@@ -36,14 +35,14 @@ def digest_sources(root: Path = ROOT) -> str:
 
     Comments, docstrings and the layout of Python files have no effect.
     """
-    total = hashlib.sha256()
+    total = bytearray()
     for source in SOURCES:
         path = root / source
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and "__pycache__" not in file.parts:
                 content = _code(file.read_bytes()) if file.suffix == ".py" else file.read_bytes()
-                total.update(f"{file.relative_to(root).as_posix()}/{len(content)};".encode() + content)
-    return total.hexdigest()
+                total += f"{file.relative_to(root).as_posix()}/{len(content)};".encode() + content
+    return fingerprint(bytes(total))
 
 
 @cache  # a study digests the sources again after each training

@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.selections import find_selection, settings, write_selection
 from datamodules.video import Video, companion_name
 from zoo.configuration import Configurable
-from zoo.files.fingerprint import digest, file_fingerprint
+from zoo.files.fingerprint import file_fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from datamodules.samplers.points import PointSource  # which imports this file
@@ -171,7 +171,7 @@ class FrameSampler(Configurable, ABC):
             "K_normalized": settings(scene.K_normalized),
         }
         made_by["sampler"].pop("cache", None)  # its location changes no frame
-        return digest(made_by), {**made_by, "stops_early": self.stops_early}
+        return fingerprint(made_by), {**made_by, "stops_early": self.stops_early}
 
     def reads(self, scene_name: str) -> list[Path]:
         """Files beside the scene's own that the choice depends on."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.selections import FILE, read_selection
-from zoo.files.fingerprint import digest, file_fingerprint
+from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
@@ -42,7 +42,7 @@ class SelectedFrames(FrameSampler):
         """Digest and settings of a selection, the selected frames among them."""
         _, made_by = super().key(scene, n)
         made_by["selected_frames"] = self._read(scene)["selected_frames"]
-        return digest(made_by), made_by
+        return fingerprint(made_by), made_by
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
         """The selected raw frames."""

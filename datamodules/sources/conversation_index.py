@@ -20,7 +20,7 @@ import pyarrow as pa
 from datamodules.json_files import read_rows
 from datamodules.scenes import MEDIUM_MARK, MediaFiles, Question, RawQuestion
 from datamodules.sources.base import build_once
-from zoo.files.fingerprint import digest, file_fingerprint
+from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.progress import progress
 
 FOLDER = Path("cache/conversations")
@@ -118,7 +118,7 @@ def open_index(path: Path) -> ConversationIndex:
     Raises:
         ValueError: A row is not a conversation; names file and row.
     """
-    folder = FOLDER / digest([VERSION, path.name, file_fingerprint(path), path.stat().st_mtime_ns])
+    folder = FOLDER / fingerprint([VERSION, path.name, file_fingerprint(path), path.stat().st_mtime_ns])
     build_once(folder, f"waiting for another process to index {path}", partial(_write, path))
     return ConversationIndex(folder)
 

@@ -16,7 +16,7 @@ from datamodules.sources.annotations import find_cameras, find_video
 from datamodules.sources.base import Missing, SceneSource, Split, by_type, require_file
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.errors import InputError
-from zoo.files.fingerprint import digest
+from zoo.files.fingerprint import fingerprint
 
 NO_MEDIUM = "rows without a video or image"  # the name under which rows of plain text count as missing
 
@@ -115,7 +115,7 @@ def list_scenes(root: Path, questions: dict[MediaFiles, Sequence[Question]], mis
     for named, asked in questions.items():
         if isinstance(named, tuple):
             files = tuple(root / name for name in named)
-            name = named[0] if len(named) == 1 else f"{named[0]}+{digest(named)[:8]}"
+            name = named[0] if len(named) == 1 else f"{named[0]}+{fingerprint(named)[:8]}"
             if all(map(os.path.isfile, files)):
                 scenes.append(Scene(name, files[0], asked, images=files))
             else:

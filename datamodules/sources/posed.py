@@ -14,7 +14,7 @@ from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked
 from datamodules.trajectories import PoseFormat
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
-from zoo.files.fingerprint import digest
+from zoo.files.fingerprint import fingerprint
 from zoo.progress import progress
 
 # what a reader of poses raises on damaged files
@@ -58,7 +58,7 @@ class PosedScenes(SceneSource):
         self.clock = clock or TimestampMatching()
         settings = [VERSION, str(self.root.resolve()), type(poses).__name__, vars(poses)]
         settings += [str(self.videos.resolve()), vars(self.clock)] if self.videos else []
-        self.folder = Path(cache).expanduser() / digest(settings)[:16]
+        self.folder = Path(cache).expanduser() / fingerprint(settings)[:16]
 
     def prepare(self) -> None:
         """Writes the cameras of new and changed scenes."""

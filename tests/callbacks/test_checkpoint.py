@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from callbacks import Checkpoint
 from tests.callbacks.resumable import EPOCHS, SCENES, Interrupted, Small, train
-from zoo.checkpoint_file import read_checkpoint
+from zoo.weights.checkpoint_file import read_checkpoint
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "each step": {},

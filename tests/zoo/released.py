@@ -16,9 +16,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.golden.weights import init_
 from zoo import SpatialVLM, TinyVGGT
+from zoo.backbones.official_names import released_name
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
-from zoo.checkpoints.names import model_names, released_name
+from zoo.checkpoints.names import model_names
 from zoo.fusions import AddFusion, Fusion
 from zoo.fusions.connector import Connector
 from zoo.geometry.vggt import VGGT

@@ -49,13 +49,13 @@ from zoo import (
 )
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, unofficial_parts
 from zoo.fusions import AddFusion
-from zoo.sharded_tensors import whole
 from zoo.tasks import VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.tasks.optim import LearningRates
-from zoo.tasks.video_qa import shards_models
+from zoo.weights.sharded_tensors import whole
 
 RUNS = {"one": 1, "ddp": 2, "fsdp2": 2, "resumed": 2}  # processes
+SHARDED = ("fsdp2", "resumed")
 SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_heads": 1, "vision_hidden_size": 32}
 EVERY = LearningRates(decoder=1e-2, connector=1e-2, vision=1e-2, geometry=1e-2, encoding=1e-2, objective=1e-2)
 STEPS = 2
@@ -76,8 +76,14 @@ def heads() -> list[Objective]:
     return [CameraPrediction(), DepthPrediction(layer=0), MaskedViews(share=0.0)]
 
 
-def cases(released: Path) -> dict[str, Callable[[], VideoQATask]]:
-    common: dict[str, Any] = {"optimizer": adamw, "scheduler": constant, "max_new_tokens": 3, "allow_untrained": True}
+def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATask]]:
+    common: dict[str, Any] = {
+        "defer_weights": run in SHARDED,
+        "optimizer": adamw,
+        "scheduler": constant,
+        "max_new_tokens": 3,
+        "allow_untrained": True,
+    }
     every = {**common, "learning_rates": EVERY, "gradient_checkpointing": True}
     frozen = {**common, "learning_rates": LearningRates(decoder=1e-2, connector=1e-2)}
     mixed = {**frozen, "lora": LoRA(r=4)}
@@ -119,7 +125,6 @@ class Record(Callback):
 
 def run(name: str, folder: Path, rooms: str, build: Callable[[], VideoQATask], resumed: Path, rank: int) -> None:
     torch.manual_seed(rank)  # what is drawn without a seed of its own must be shared
-    shards_models.set(name in ("fsdp2", "resumed"))
     task, record = build(), Record()
     data = VideoQADataModule(
         Rooms(scenes=ROOMS, root=rooms),
@@ -178,7 +183,7 @@ def main(folder: Path, rooms: str, chosen: list[str]) -> None:
                 for case in chosen:
                     (folder / case / name).mkdir(parents=True, exist_ok=True)
                     first = folder / case / "ddp" / "first" / "last.ckpt"
-                    run(name, folder / case / name, rooms, cases(released)[case], first, rank)
+                    run(name, folder / case / name, rooms, cases(released, name)[case], first, rank)
                 os._exit(0)
             children.append(child)
         if any(os.waitpid(child, 0)[1] for child in children):

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tests.zoo.released import GOLDEN, build, load_case, official_weights, tiny_release
 from zoo import InputError
+from zoo.backbones.official_names import current_name, released_name
+from zoo.backbones.released_configs import ReleasedConfig
 from zoo.checkpoints import load_qwen25_vl, load_spatial_mllm, official_tensors
-from zoo.checkpoints.config import ReleasedConfig
-from zoo.checkpoints.names import current_name, model_names, official_name, released_name
+from zoo.checkpoints.names import model_names, official_name
 
 HERE = Path(__file__).parents[1] / "golden"
 

@@ -20,8 +20,8 @@ import main
 from tests.zoo.asking import build
 from tests.zoo.released import read_release
 from zoo import InputError
-from zoo.checkpoint_file import read_checkpoint
 from zoo.tasks.fsdp2 import FSDP2Strategy
+from zoo.weights.checkpoint_file import read_checkpoint
 
 REPOSITORY = Path(main.__file__).parent
 FAST = ["every part"]
@@ -54,14 +54,16 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("size", "is_refused"), [(1, False), (2, True)])
-def test_a_geometry_encoder_is_called_equally_often_by_all_processes(size: int, is_refused: bool) -> None:
+def test_a_geometry_encoder_is_called_equally_often_by_all_processes(
+    size: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, strategy = build("AddFusion"), FSDP2Strategy()
     strategy._lightning_module = task
-    strategy.accelerator = Mock(setup=Mock(side_effect=KeyboardInterrupt))  # it gets this far
     trainer: Any = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.state.fn, trainer.datamodule = TrainerFn.FITTING, SimpleNamespace(batch_size=size)
-    with pytest.raises(InputError if is_refused else KeyboardInterrupt):
-        strategy.setup(trainer)
+    trainer.state.fn, trainer.datamodule, task.trainer = TrainerFn.FITTING, SimpleNamespace(batch_size=size), trainer
+    monkeypatch.setattr(FSDP2Strategy, "root_device", property(Mock(side_effect=KeyboardInterrupt)))  # gets this far
+    with pytest.raises(InputError if is_refused else KeyboardInterrupt), strategy.model_sharded_context():
+        pass
 
 
 def check(case: Path) -> None:
@@ -111,6 +113,22 @@ def test_two_processes_with_shards_train_as_one(case: str, fast: Path) -> None:
 @pytest.mark.parametrize("case", SLOW)
 def test_all_models_train_with_shards_as_without(case: str, slow: Path) -> None:
     check(slow / case)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+def test_the_command_line_defers_weights_of_what_it_shards(
+    strategy: str, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fitted: list[Any] = []
+    monkeypatch.setattr(Trainer, "fit", lambda trainer, model, **_: fitted.append(model))
+    words = ["--config", "qwen25_vl.yaml", "--trainer.strategy", strategy, "--data.source.root", str(rooms_root)]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *words])
+    with patch.dict(os.environ):
+        main.main()
+    (task,) = fitted
+    _, parts = task.model.__dict__["_constructor_arguments"]
+    assert parts["defer_weights"] == (strategy == "fsdp2")
 
 
 @pytest.mark.parametrize(

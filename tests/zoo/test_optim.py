@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zoo import CameraPrediction, MaskedViews, SpatialVLM, TinyQwen25VL, VideoQATask
-from zoo.checkpoints.names import current_name
+from zoo.backbones.official_names import current_name
 from zoo.encodings import GTA
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, parameter_groups
 

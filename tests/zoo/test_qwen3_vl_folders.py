@@ -17,8 +17,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import InputError, PretrainedQwen3VL, PretrainedQwen25VL, SpatialVLM, TinyQwen3VL, TinyQwen25VL
 from zoo.checkpoints import export_model, load_qwen3_vl, official_tensors
-from zoo.files.hub import read_config
 from zoo.sequences.visual_grid import ExtraTokens
+from zoo.weights.hub import read_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden/manifests"
 SIZES = dict(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)

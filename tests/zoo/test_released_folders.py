@@ -42,9 +42,9 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm, unofficial_parts
-from zoo.files.hub import read_config
 from zoo.model import SpatialVLM
 from zoo.weights import open_weights
+from zoo.weights.hub import read_config
 
 pytestmark = pytest.mark.usefixtures("tiny_dino")
 
@@ -101,7 +101,7 @@ def test_a_hub_id_is_downloaded_without_pickle_and_code(release: Path, monkeypat
         asked[repository] = allow_patterns
         return str(release)
 
-    monkeypatch.setattr("zoo.files.hub.snapshot_download", download)
+    monkeypatch.setattr("zoo.weights.hub.snapshot_download", download)
     PretrainedSpatialMLLM().load()
     assert asked == {"Diankun/Spatial-MLLM-v1.1-Instruct-135K": ["*.json", "*.safetensors", "*.txt", "*.jinja"]}
 
@@ -242,7 +242,7 @@ import re, sys
 from pathlib import Path
 from tests.zoo.released import read_release, released_model
 from zoo.checkpoints import load_spatial_mllm
-from zoo.files.hub import read_config
+from zoo.weights.hub import read_config
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 folder = Path(sys.argv[1])

@@ -14,8 +14,8 @@ from datamodules import OffsetNeighbor, PoseFarthestSampler, RandomSampler, Room
 from datamodules.samplers import SceneView
 from datamodules.video import Video
 from zoo import AddFusion, SpatialVLM, TinyQwen25VL, TinyVGGT
+from zoo.files.fingerprint import fingerprint
 from zoo.geometry import GeometryCache
-from zoo.weights import fingerprint
 
 SMALL = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 VGGT = partial(TinyVGGT, embed_dim=16, num_heads=2)

@@ -1,8 +1,10 @@
 """Video-language models: three seams, what the Qwen-VL family shares, and a folder for each model."""
 
 from zoo.backbones.base import Backbone
-from zoo.backbones.loader import BackboneLoader
+from zoo.backbones.loader import BackboneLoader, released_parts
 from zoo.backbones.preprocessor import Preprocessor
+from zoo.backbones.pretrained_qwen import PretrainedQwen3VL, PretrainedQwen25VL
+from zoo.backbones.pretrained_spatial_mllm import PretrainedSpatialMLLM
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
 from zoo.backbones.qwen3_vl.tiny import TinyQwen3VL
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone

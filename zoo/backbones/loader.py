@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,10 @@ class BackboneLoader(Configurable, ABC):
     def load(self) -> Backbone:
         """Return the model in training mode on the current device; on the meta device no weights are read."""
 
+    def load_unread(self) -> Backbone:
+        """Return the model with released weights on the meta device, for `zoo.weights.deferred.load_deferred`."""
+        return self.load()
+
     def load_geometry(self) -> GeometryEncoder | None:
         """Return the geometry encoder released with these weights, if any."""
         return None
@@ -76,3 +81,30 @@ class BackboneLoader(Configurable, ABC):
     def released_parts(cls, path: str) -> dict[str, Any]:
         """Return the arguments of `SpatialVLM` for the released model in a folder or hub repository."""
         return {"backbone": cls(path)}  # type: ignore[arg-type]
+
+
+def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `SpatialVLM` for a released model.
+
+    Args:
+        path: its folder or hub id.
+        config: its config.json.
+
+    Raises:
+        InputError: no class loads it.
+    """
+    known = list(_loaders(BackboneLoader))
+    for loader in known:
+        if loader.reads(config):
+            return loader.released_parts(path)
+    raise InputError(
+        f"{path} is no model of the zoo, and its config.json (model_type {config.get('model_type')!r}) is of no "
+        f"backbone of the zoo: known are {', '.join(loader.__name__ for loader in known)}"
+    )
+
+
+def _loaders(base: Any) -> Iterator[type[BackboneLoader]]:
+    for loader in base.__subclasses__():
+        if not inspect.isabstract(loader):
+            yield loader
+        yield from _loaders(loader)

@@ -1,82 +1,21 @@
-"""config.json of Qwen-VL models and Spatial-MLLM: read and written."""
+"""config.json of Qwen-VL models and Spatial-MLLM, as it is written."""
 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
-from zoo.checkpoints.names import QWEN3
-from zoo.errors import InputError
+from zoo.backbones.official_names import QWEN3
+from zoo.backbones.released_configs import CONNECTOR_TYPE, OTHERS, SIZES
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt_encoder import VGGTEncoder
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-OTHERS = {"model_type", "architectures", "auto_map", "spatial_config", "connector_config", "vggt_aggregator"}
 NEWER = {"layer_types", "rope_parameters", "text_config"}  # settings of transformers 5
-CONNECTOR_TYPE = "mlp_add"
-KNOWN = Path(__file__).parent / "released_configs.yaml"
-SIZES = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}  # of VGGT, in `spatial_config`
-
-
-class ReleasedConfig:
-    """The parts described by the config of a Qwen2.5-VL or a Spatial-MLLM.
-
-    Args:
-        config: a released config.json, or {"qwen": Qwen2.5-VL's config.json, "spatial_config": ..., ...}.
-
-    Attributes:
-        qwen: transformers' config of Qwen2.5-VL.
-        aggregator: arguments of VGGT's `Aggregator`.
-        layer: layer of the aggregator that the connector reads.
-
-    Raises:
-        InputError: the connector is not the published one.
-    """
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        flat = {name: value for name, value in config.items() if name not in OTHERS}
-        self.qwen = Qwen2_5_VLConfig(**config.get("qwen", flat))
-        spatial, connector = config.get("spatial_config") or {}, config.get("connector_config") or {}
-        sizes = {name: spatial.get(name, default) for name, default in SIZES.items()}
-        self.aggregator: dict[str, Any] = sizes | (config.get("vggt_aggregator") or {})
-        self.layer = int(connector.get("spatial_embeds_layer_idx", -1))
-        kind = connector.get("connector_type", CONNECTOR_TYPE)
-        if kind != CONNECTOR_TYPE:
-            raise InputError(f"a connector of type {kind}: only the published {CONNECTOR_TYPE} is known")
-
-
-def qwen3_config(config: dict[str, Any], source: str = "the config") -> Qwen3VLConfig:
-    """Return transformers' config of a Qwen3-VL.
-
-    Args:
-        config: its config.json.
-        source: where it was read from, for errors.
-
-    Raises:
-        InputError: mRoPE's sections do not share out the frequencies of a head.
-    """
-    found = Qwen3VLConfig.from_dict(config)
-    text = found.text_config
-    sections, pairs = list(text.rope_parameters["mrope_section"]), text.head_dim // 2
-    taken = [len(range(axis, min(3 * count, pairs), 3)) for axis, count in enumerate(sections)]  # h and w take turns
-    if len(sections) != 3 or sum(sections) != pairs or taken[1:] != sections[1:]:
-        raise InputError(
-            f"{source}: mrope_section {sections} does not share out the {pairs} frequencies of a head of "
-            f"{text.head_dim} channels in turns: download it again"
-        )
-    return found
-
-
-def known_config(path: str) -> dict[str, Any] | None:
-    """Return the sizes in the config.json of a released model, by the last part of its hub id or folder; else None."""
-    known: dict[str, dict[str, Any]] = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
-    return known.get(Path(path).name)
 
 
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,25 +10,16 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
+from zoo.backbones.official_names import LM_HEAD, OFFICIAL_VGGT, QWEN25, released_name
 from zoo.checkpoints.config import released_config
-from zoo.checkpoints.names import (
-    CONNECTOR,
-    LM_HEAD,
-    OFFICIAL_VGGT,
-    QWEN,
-    QWEN25,
-    VGGT_MODEL,
-    model_names,
-    official_name,
-    released_name,
-)
+from zoo.checkpoints.names import CONNECTOR, QWEN, VGGT_MODEL, model_names, official_name
 from zoo.errors import InputError
 from zoo.files.atomic_io import new_folder, refuse_full, write_json
-from zoo.files.hub import CONFIG, find_folder, read_config
 from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
-from zoo.weights import INDEX, open_weights
+from zoo.weights.hub import CONFIG, find_folder, read_config
+from zoo.weights.lazy_tensors import INDEX, open_weights
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM

@@ -1,39 +1,12 @@
-"""Official names of the tensors of Qwen-VL models and Spatial-MLLM, and their names in a `SpatialVLM`.
-
-Released files of Qwen2.5-VL use the names of transformers 4.51, where the vision tower is beside the decoder. The names
-of transformers 5, where both are inside `model`, are read as well; they are those of Qwen3-VL's files.
-"""
+"""Official names of the tensors of Qwen-VL models and Spatial-MLLM, and their names in a `SpatialVLM`."""
 
 from __future__ import annotations
 
+from zoo.backbones.official_names import OFFICIAL_CONNECTOR, OFFICIAL_VGGT, QWEN25, current_name, released_name
 from zoo.geometry.vggt import official as vggt
 
-LM_HEAD = "lm_head.weight"
 QWEN = "backbone.vlm."
-VGGT_MODEL, OFFICIAL_VGGT = "geometry.vggt.", "spatial_encoder.vggt_model."
-CONNECTOR, OFFICIAL_CONNECTOR = "fusion.connector.", "connector."
-QWEN25, QWEN3 = "qwen2_5_vl", "qwen3_vl"  # families, by the model_type of their config.json
-RENAMED: dict[str, dict[str, str]] = {  # released: transformers 5
-    QWEN25: {
-        "visual.": "model.visual.",
-        "model.embed_tokens.": "model.language_model.embed_tokens.",
-        "model.layers.": "model.language_model.layers.",
-        "model.norm.": "model.language_model.norm.",
-    },
-    QWEN3: {},
-}
-
-
-def current_name(name: str, family: str = QWEN25) -> str:
-    """Return the name in transformers 5 of a backbone's tensor named as released or as in 5."""
-    renamed = RENAMED[family].items()
-    return next((new + name.removeprefix(old) for old, new in renamed if name.startswith(old)), name)
-
-
-def released_name(name: str, family: str = QWEN25) -> str:
-    """Return the released name of a backbone's tensor named as released or as in transformers 5."""
-    renamed = RENAMED[family].items()
-    return next((old + name.removeprefix(new) for old, new in renamed if name.startswith(new)), name)
+VGGT_MODEL, CONNECTOR = "geometry.vggt.", "fusion.connector."
 
 
 def model_names(official: str, family: str = QWEN25) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Files and folders: whole writes, strict JSON, fingerprints, the hub."""
+"""Files and folders: whole writes, strict JSON, fingerprints."""

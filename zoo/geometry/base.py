@@ -47,7 +47,6 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         scale_from: how its lengths become meters; None keeps its own unit.
         given_fields: the fields of the dataset's geometry that its `tokens` and `cameras` depend on, for cache keys.
         path: hub id, folder or file of its weights, as it was given; None if they come from elsewhere.
-        files: that its weights were read from; empty if they come from elsewhere.
     """
 
     width: int = 0
@@ -64,7 +63,11 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     scale_from: ScaleSource | None = None
     given_fields: Mapping[str, tuple[str, ...]] = {}
     path: str | None = None
-    files: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that its weights are read from; empty if they come from elsewhere."""
+        return ()
 
     @property
     def outline(self) -> GeometryEncoder:

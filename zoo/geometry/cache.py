@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,8 +21,7 @@ from torch import Tensor
 from zoo.cameras.scene_geometry import TOKENS
 from zoo.errors import InputError, check_choice
 from zoo.files.atomic_io import PARTIAL, replace_file
-from zoo.files.fingerprint import digest
-from zoo.weights import fingerprint
+from zoo.files.fingerprint import CONTENT_DIGITS, content_fingerprint, fingerprint
 
 Packed = dict[str, Tensor]  # the tensors of a file
 Description = Mapping[str, Any]  # everything that an entry depends on; JSON
@@ -73,7 +71,7 @@ class GeometryCache:
 
     def file(self, entry: Description) -> Path:
         """The file of an entry, which may not exist."""
-        return self.path / f"{digest(entry)}{ENTRY}"
+        return self.path / f"{fingerprint(entry)}{ENTRY}"
 
     def get(self, entry: Description) -> Packed | None:
         """Reads an entry and marks it as used now; None if there is no sound one."""
@@ -128,15 +126,14 @@ class GeometryCache:
             full -= freed
 
     def file_fingerprint(self, weights: Path) -> str:
-        """SHA-256 of a file; kept in this folder, so that a file is read again only if it has changed."""
+        """`content_fingerprint` of a file; kept in this folder, so that a file is read again only if it has changed."""
         status = weights.stat()
         state = [str(weights.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        known = self.path / "weights" / digest(state)
+        known = self.path / "weights" / fingerprint(state)
         with suppress(OSError):
-            if len(text := known.read_text()) == 2 * hashlib.sha256().digest_size:
+            if len(text := known.read_text()) == CONTENT_DIGITS:
                 return text
-        with weights.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = content_fingerprint(weights)
         with suppress(OSError):
             replace_file(known, found.encode())
         return found

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from zoo.cameras.scene_geometry import TOKENS
 from zoo.errors import InputError
+from zoo.files.fingerprint import fingerprint
 from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry
 from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
 from zoo.precision import full_precision
-from zoo.weights import fingerprint
+from zoo.weights.deferred import load_deferred
 
 Recipe = Callable[[], GeometryEncoder | None]
 
@@ -48,7 +49,7 @@ class LazyGeometry:
         self._heads: list[Head] = []
         self._loaded: GeometryEncoder | None = None
         with torch.device("meta"):
-            self.outline = self._built()
+            self.outline = load_deferred(self._built())  # checks names and shapes
         self.from_files = bool(self.outline.files) and all(tensor.is_meta for tensor in self.outline.parameters())
 
     def _built(self) -> GeometryEncoder:
@@ -68,6 +69,7 @@ class LazyGeometry:
             self._loaded.enable_head(head)
         with torch.device("meta"):
             self.outline.enable_head(head)
+            load_deferred(self.outline)
 
     def load(self) -> GeometryEncoder:
         """The encoder itself, frozen; its weights are read at the first call."""
@@ -137,6 +139,11 @@ class CachedGeometry(GeometryEncoder):
     def outline(self) -> GeometryEncoder:
         """The encoder on the meta device."""
         return self._lazy.outline
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `GeometryEncoder`."""
+        return self.outline.files
 
     def encoder(self) -> GeometryEncoder:
         """The encoder itself, frozen; it is loaded at the first call."""

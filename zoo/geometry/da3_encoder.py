@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, reading
-from zoo.files.hub import CONFIG
 from zoo.geometry.base import Given, Head
 from zoo.geometry.da3 import DA3, pose_encoding_to_cameras
 from zoo.geometry.da3.any_view import AnyView
@@ -28,7 +28,8 @@ from zoo.geometry.license import announce_license
 from zoo.geometry.scale import ScaleSource
 from zoo.geometry.trunk_encoder import TrunkEncoder
 from zoo.seed import resolve_seed
-from zoo.weights import open_weights
+from zoo.weights.hub import CONFIG, find_tensors
+from zoo.weights.lazy_tensors import Tensors
 
 
 class DA3Encoder(TrunkEncoder):
@@ -59,12 +60,12 @@ class DA3Encoder(TrunkEncoder):
         layers: Sequence[int] = (-1,),
         reference: Strategy = "saddle_balanced",
         config: Mapping[str, Any] | None = None,
-        weights: Mapping[str, Tensor] | None = None,
+        weights: Tensors | None = None,
         scale_from: ScaleSource | None = None,
     ) -> None:
         trunk = da3.model.trunk
         super().__init__(layers, trunk.depth, trunk.width, pose_encoding_to_cameras)
-        self.da3, self.reference, self.files = da3, reference, da3.files
+        self.da3, self.reference = da3, reference
         self._config, self._weights = config or da3.config, weights
         with torch.device("meta"):
             heads = build(self._config).heads
@@ -72,6 +73,11 @@ class DA3Encoder(TrunkEncoder):
         self.is_metric = isinstance(da3.model, Nested)
         self.heads = ("camera",) if self.predicts_cameras else ()
         self.align_lengths(scale_from)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `GeometryEncoder`."""
+        return self.da3.files
 
     def identity(self) -> dict[str, Any]:
         """See `GeometryEncoder`."""
@@ -167,7 +173,7 @@ class PretrainedDA3(DA3Encoder):
             trunk = {"anyview": {"net": anyview["net"]}} if "anyview" in config else {"net": anyview["net"]}
             with torch.device("meta"):
                 is_large = build(config).trunk.alternates and anyview["net"]["name"] in ("vitl", "vitg")
-        weights = open_weights(folder)
+        weights = find_tensors(path, "depth-anything/DA3-BASE", "--model.geometry.path")
         da3 = DA3.from_official(trunk, weights, getattr(torch, dtype))
         super().__init__(da3, layers, reference, config, weights, scale_from)
         self.path = path

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
-from zoo.files.hub import read_config
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.da3 import DA3, to_meters
 from zoo.geometry.da3.metric import SKY, Metric
 from zoo.geometry.da3.release_folder import find_model
 from zoo.geometry.scale import ScaleSource
-from zoo.weights import open_weights
+from zoo.weights.deferred import builds_shapes_only, load_deferred
+from zoo.weights.hub import find_tensors, read_config
+
+RELEASED = "depth-anything/DA3METRIC-LARGE"
 
 
 class MetricModel(ScaleSource):
@@ -34,21 +38,29 @@ class MetricModel(ScaleSource):
     reads = ("K_normalized", "has_camera")
     requires_depth = True
 
-    def __init__(self, path: str = "depth-anything/DA3METRIC-LARGE") -> None:
+    def __init__(self, path: str = RELEASED) -> None:
         self.path = path
-        self._folder, self._config = find_model(
-            path, "depth-anything/DA3METRIC-LARGE", "--model.geometry.scale_from.path"
-        )
+        option = "--model.geometry.scale_from.path"
+        folder, self._config = find_model(path, RELEASED, option)
+        self._weights = find_tensors(path, RELEASED, option)
         self._da3: DA3 | None = None
         with torch.device("meta"):
             outline = self._load()
         # the relative model has the same config
-        if not isinstance(outline.model, Metric) or "mono" in str(read_config(self._folder).get("model_name")).lower():
+        if not isinstance(outline.model, Metric) or "mono" in str(read_config(folder).get("model_name")).lower():
             raise InputError(f"{path} is no metric model: give depth-anything/DA3METRIC-LARGE")
-        self.files = outline.files
+
+        if not builds_shapes_only():
+            with torch.device("meta"):
+                load_deferred(outline)  # checks names and shapes
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `ScaleSource`."""
+        return self._weights.files
 
     def _load(self) -> DA3:
-        return DA3.from_official(self._config, open_weights(self._folder), torch.float32)
+        return DA3.from_official(self._config, self._weights, torch.float32)
 
     def depth(self, frames: Float[Tensor, "S 3 H W"], K_normalized: Float[Tensor, "S 3 3"]) -> Float[Tensor, "S H W"]:
         """Depth in meters; 0 for sky."""

@@ -30,14 +30,17 @@ class ScaleSource(Configurable, ABC):
         requires_cameras: the dataset must provide cameras.
         requires_depth: the encoder must predict depth.
         path: hub id or folder of the weights that it uses; None without.
-        files: that these are read from.
     """
 
     reads: tuple[str, ...] = ()
     requires_cameras: bool = False
     requires_depth: bool = False
     path: str | None = None
-    files: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that its weights are read from."""
+        return ()
 
     @abstractmethod
     def meters_per_unit(

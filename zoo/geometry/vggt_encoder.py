@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,9 @@ from zoo.geometry.vggt import model as vggt_1b
 from zoo.geometry.vggt.aggregator import DINOv2
 from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.model import VGGTOutput
-from zoo.geometry.vggt.official import open_official
+from zoo.geometry.vggt.official import official_tensors
 from zoo.seed import resolve_seed
-from zoo.weight_reading import only_shapes
-from zoo.weights import WEIGHTS
+from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile, Tensors, UnopenedTensors
 
 
 class VGGTEncoder(TrunkEncoder):
@@ -53,13 +52,18 @@ class VGGTEncoder(TrunkEncoder):
         self,
         vggt: VGGT,
         layers: Sequence[int] = (-1,),
-        weights: Mapping[str, Tensor] | None = None,
+        weights: Tensors | None = None,
         scale_from: ScaleSource | None = None,
     ) -> None:
         trunk = vggt.aggregator
         super().__init__(layers, trunk.depth, 2 * trunk.embed_dim, pose_encoding_to_cameras)
-        self.vggt, self.files, self.patch_size, self._weights = vggt, vggt.files, trunk.patch_size, weights
+        self.vggt, self.patch_size, self._weights = vggt, trunk.patch_size, weights
         self.align_lengths(scale_from)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `GeometryEncoder`."""
+        return self.vggt.files
 
     def identity(self) -> dict[str, Any]:
         """See `GeometryEncoder`."""
@@ -127,11 +131,12 @@ class PretrainedVGGT(VGGTEncoder):
         dtype: Literal["float32", "bfloat16"] = "float32",
         scale_from: ScaleSource | None = None,
     ) -> None:
-        weights = open_official(path)
+        weights = official_tensors(path)
+        trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
+        vggt = VGGT.from_official(trunk, weights, getattr(torch, dtype))
         if not path.rstrip("/").lower().endswith("-commercial"):  # facebook/VGGT-1B-Commercial
             announce_license(path)
-        trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
-        super().__init__(VGGT.from_official(trunk, weights, getattr(torch, dtype)), layers, weights, scale_from)
+        super().__init__(vggt, layers, weights, scale_from)
         self.path = path
 
 
@@ -183,15 +188,28 @@ class TinyVGGT(VGGTEncoder):
             if vggt.camera_head is not None:
                 init_identity_pose(vggt.camera_head)
         else:
-            local = Path(path).expanduser()
-            if not (only_shapes.get() or local.is_file() or (local / WEIGHTS).is_file()):
-                raise InputError(
-                    f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or "
-                    "set --model.geometry.path to the run that did"
-                )
-            vggt = VGGT.from_official(config, open_official(path))
+            vggt = VGGT.from_official(config, UnopenedTensors(lambda: open_run(path)), torch.float32)
         super().__init__(vggt, layers, scale_from=scale_from)
         self.path = path
+
+
+def open_run(path: str) -> SafetensorsFile:
+    """Opens the weights that `fit --config geometry_tiny.yaml` leaves.
+
+    Args:
+        path: the run, or its model.safetensors.
+
+    Raises:
+        InputError: there are none.
+    """
+    local = Path(path).expanduser()
+    file = local if local.is_file() else local / WEIGHTS
+    if not file.is_file():
+        raise InputError(
+            f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or set "
+            "--model.geometry.path to the run that did"
+        )
+    return SafetensorsFile(file)
 
 
 def init_identity_pose(head: CameraHead, steps: int = 4) -> None:

@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
-from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError, reading
-from zoo.pretrained import FROZEN, check_frozen, check_loaded, saved_names
 from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.optim import LearningRates, parameter_groups
+from zoo.weights.checkpoint_file import read_checkpoint
+from zoo.weights.frozen import FROZEN, check_frozen, check_loaded, saved_names
 
 CONFIG_KEY = "task"  # of a checkpoint: the task's own configuration
 

@@ -1,7 +1,7 @@
 """Models whose tensors have a shape and a dtype but no memory, and what a computation with them would take.
 
-A model is built on the meta device by `zoo.weight_reading.shapes_only`, and its tensors become fake tensors of the CPU:
-autograd, autocast and checkpointing work as with real ones. Token ids, grids and cameras stay real numbers.
+A model is built under `torch.device("meta")`, and its tensors become fake tensors of the CPU: autograd, autocast and
+checkpointing work as with real ones. Token ids, grids and cameras stay real numbers.
 """
 
 from __future__ import annotations

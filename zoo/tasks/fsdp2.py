@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from zoo.errors import InputError
-from zoo.pretrained import saved_names
-from zoo.sharded_tensors import shard_like, whole
 from zoo.tasks.video_qa import VideoQATask
+from zoo.weights.frozen import saved_names
+from zoo.weights.sharded_tensors import shard_like, whole
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -31,7 +31,8 @@ class FSDP2Strategy(DDPStrategy):
 
     The task itself is the root unit: what lies in no block is gathered for a whole step, so that a step may call any
     method of any part. Frozen weights keep their dtype; trained ones are float32, and so are gradients as they are
-    reduced. Weights of released folders are read once every process has its shard, tensor by tensor.
+    reduced. A model with `defer_weights` is read tensor by tensor once every process has its shard; the command line
+    sets it.
 
     During an evaluation each process holds the whole weights: ranks answer different numbers of questions, with answers
     of different lengths, and wait for each other only at its end.
@@ -57,19 +58,30 @@ class FSDP2Strategy(DDPStrategy):
             )
         super().connect(model)
 
-    def setup(self, trainer: Trainer) -> None:
-        """Shards the model, then reads its weights."""
-        task, fits = self.lightning_module, trainer.state.fn == TrainerFn.FITTING
-        assert self.accelerator is not None and isinstance(task, VideoQATask)
-        size = getattr(getattr(trainer, "datamodule", None), "batch_size", 1)
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Shards the model before `configure_model` reads its weights into the shards.
+
+        Raises:
+            InputError: a batch size with which processes would gather weights unequally often.
+        """
+        task: Any = self.lightning_module
+        size = getattr(getattr(task.trainer, "datamodule", None), "batch_size", 1)
+        fits = task.trainer.state.fn == TrainerFn.FITTING
         if fits and size > 1 and len(task.model.blocks()) > len(task.model.backbone.blocks()):
             raise InputError(
                 f"--data.batch_size {size}: a geometry encoder takes 1 with fsdp2, since processes with more shapes of "
                 "videos would gather its weights more often; raise --trainer.accumulate_grad_batches instead"
             )
-        self.accelerator.setup(trainer)
         if not isinstance(task, FSDPModule):  # by an earlier fit or test of this Trainer
             shard(task, self.root_device, self.world_size)
+        yield
+
+    def setup(self, trainer: Trainer) -> None:
+        """Moves what is not sharded to the device, and sets up the optimizer."""
+        fits = trainer.state.fn == TrainerFn.FITTING
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
         self.model_to_device()
         if fits:
             self.setup_optimizers(trainer)
@@ -147,7 +159,7 @@ class FSDP2Strategy(DDPStrategy):
 
 
 def shard(task: VideoQATask, device: torch.device, world_size: int) -> None:
-    """Shards a task over all processes, in place, and reads the weights that waited for it."""
+    """Shards a task over all processes, in place; deferred weights stay on the meta device."""
     kind, mesh = type(task), init_device_mesh(device.type, (world_size,))
     # 1. The same random weights everywhere, as DDP starts.
     for parameter in task.parameters():
@@ -161,19 +173,6 @@ def shard(task: VideoQATask, device: torch.device, world_size: int) -> None:
     fully_shard(task, mesh=mesh, reshard_after_forward=False)
     for name in ("__name__", "__qualname__", "__module__"):  # of a class made by torch, which no config could name
         setattr(type(task), name, getattr(kind, name))
-    # 3. Memory and weights for those that are read from files.
-    made: dict[Tensor, nn.Parameter] = {}
-    for part in task.modules():
-        for name, found in part._parameters.items():
-            if found is not None and found.is_meta:
-                if found not in made:
-                    memory = torch.full_like(found, math.nan, device=device)  # an unread weight must not go unnoticed
-                    made[found] = nn.Parameter(memory, found.requires_grad)
-                part._parameters[name] = made[found]
-    with torch.no_grad():
-        for reading in task.unread:
-            reading()
-    task.unread.clear()
-    # 4. The methods that Lightning calls.
+    # 3. The methods that Lightning calls.
     for step in STEPS:
         register_fsdp_forward_method(task, step)

@@ -89,7 +89,7 @@ def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> Train
     """Runs a training step without and with gradient checkpointing, and counts.
 
     Args:
-        task: built by `zoo.weight_reading.shapes_only` without gradient checkpointing; its tensors become fake.
+        task: built on the meta device without gradient checkpointing; its tensors become fake.
         batch: sizes of the batch.
         precision: Lightning's; bf16-mixed is autocast.
     """

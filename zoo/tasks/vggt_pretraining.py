@@ -23,7 +23,7 @@ from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch
 from zoo.tasks.base import Task
 from zoo.tasks.optim import LearningRates, WarmupCosine, fused_adamw
-from zoo.weights import WEIGHTS
+from zoo.weights.lazy_tensors import WEIGHTS
 
 RATES = LearningRates(geometry=1e-3)
 ERRORS = {

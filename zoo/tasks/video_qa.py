@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,19 +19,18 @@ from zoo.model import SpatialVLM
 from zoo.objectives import prediction_errors
 from zoo.precision import cached_casts
 from zoo.prefix_cache import answer_prompts, check_penalty
-from zoo.pretrained import frozen_weights
 from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
-from zoo.weight_reading import Reading, weights_later
+from zoo.weights.deferred import load_deferred
+from zoo.weights.frozen import frozen_weights
 
 MAX_ATTEMPTS = 2  # at answering the questions of a scene
 DATA = "data"  # of a checkpoint: `data_config` of its model
 PUBLISHED = LearningRates()  # Spatial-MLLM's
-shards_models: ContextVar[bool] = ContextVar("shards_models", default=False)  # whether `FSDP2Strategy` will
 
 
 def adamw(parameters: Any) -> Optimizer:
@@ -55,11 +52,11 @@ class VideoQATask(Task):
         repetition_penalty: of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
             generation configs have 1.05.
         allow_untrained: answer questions even with random weights.
-        parts: see `SpatialVLM`.
-
-    Attributes:
-        unread: readings of released weights that wait for the shards, see `zoo.weight_reading.weights_later`.
+        parts: see `SpatialVLM`. With `defer_weights` the released ones are read when a run starts: onto its device, or
+            with `FSDP2Strategy` into the shards of each process.
     """
+
+    not_configuration = SpatialVLM.not_configuration
 
     def __init__(
         self,
@@ -80,9 +77,7 @@ class VideoQATask(Task):
         if parts.get("lora") is not None and "decoder" in learning_rates.frozen():
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
         check_penalty(repetition_penalty)
-        self.unread: list[Reading] = []
-        with weights_later(self.unread) if shards_models.get() else nullcontext():
-            self.model = SpatialVLM(**parts)
+        self.model = SpatialVLM(**parts)
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
@@ -209,6 +204,10 @@ class VideoQATask(Task):
         """Returns prediction records; a scene that can't be read is an error."""
         self.check(batch)
         return self.predict_batch(batch)
+
+    def configure_model(self) -> None:
+        """Reads deferred weights, see `SpatialVLM`; a strategy that shards the model has done so before."""
+        load_deferred(self)
 
     def setup(self, stage: str) -> None:
         """Refuses precisions that round cameras and RoPE."""

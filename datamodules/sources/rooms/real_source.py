@@ -10,7 +10,7 @@ from datamodules.sources.rooms.real_layout import draw_real_room
 from datamodules.sources.rooms.rendered import RenderedScenes
 from datamodules.sources.rooms.writer import DrawnScene, draw_intrinsics
 from zoo.errors import InputError
-from zoo.files.fingerprint import digest
+from zoo.files.fingerprint import fingerprint
 
 VERSION = 2  # increase it with every change to the scenes or the questions
 DATASET = "layouts"  # of the training and validation scenes; test scenes keep their real names
@@ -74,7 +74,7 @@ class RealRooms(RenderedScenes):
         for split, count in counts.items():
             if count and not self.rooms[split]:
                 raise InputError(f"RealRooms: no real room for the {split} split: list more datasets")
-        contents = digest([room.content() for room in rooms])
+        contents = fingerprint([room.content() for room in rooms])
         key = [DATASET, VERSION, train, test, counts, size, frames, seed, contents]
         super().__init__(root, key, counts, size, frames, seed, workers)
 

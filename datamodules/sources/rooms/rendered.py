@@ -24,7 +24,7 @@ from datamodules.sources.base import SPLITS, SceneSource, Split, build_once
 from datamodules.sources.rooms.writer import DrawnScene, write_drawn
 from zoo.cpu import available_cores
 from zoo.errors import InputError
-from zoo.files.fingerprint import digest
+from zoo.files.fingerprint import fingerprint
 from zoo.progress import progress
 
 
@@ -61,7 +61,7 @@ class RenderedScenes(SceneSource):
             )
         if workers is not None and workers < 1:
             raise InputError(f"{source}: workers must be at least 1 or null, not {workers}")
-        self.key, self.folder = key, Path(root).expanduser() / digest(key)[:16]
+        self.key, self.folder = key, Path(root).expanduser() / fingerprint(key)[:16]
         self.counts, self.size, self.frames, self.seed = counts, size, frames, seed
         self.workers = workers or available_cores()
 

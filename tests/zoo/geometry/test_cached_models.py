@@ -20,7 +20,7 @@ from zoo.checkpoints import export_model
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetGeometry, GeometryCache, TinyVGGT
 from zoo.geometry.vggt.aggregator import Aggregator
-from zoo.pretrained import saved_names
+from zoo.weights.frozen import saved_names
 
 
 def model_of(name: str, weights: Path, cache: GeometryCache | None = None) -> VideoQATask:

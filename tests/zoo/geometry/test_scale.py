@@ -22,7 +22,7 @@ from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetPoses, GeometryCache, MetricModel, SceneGeometry, TinyDA3, TinyVGGT
 from zoo.geometry.da3 import to_meters
-from zoo.pretrained import check_frozen, frozen_weights
+from zoo.weights.frozen import check_frozen, frozen_weights
 
 HEADS = ("camera", "depth")
 

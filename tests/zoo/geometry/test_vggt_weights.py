@@ -114,7 +114,7 @@ def test_a_local_file_or_folder_or_hub_id(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append((repository, allow_patterns))
         return str(tmp_path)
 
-    monkeypatch.setattr("zoo.files.hub.snapshot_download", download)
+    monkeypatch.setattr("zoo.weights.hub.snapshot_download", download)
     assert find_weights("facebook/VGGT-1B") == file
     assert asked == [("facebook/VGGT-1B", ["model.safetensors"])]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from zoo.geometry.da3.output import DA3Output
 from zoo.geometry.da3.reference import Strategy
 from zoo.geometry.da3.trunk import PATCH_SIZE
 from zoo.geometry.images import check_images, check_range
-from zoo.weight_reading import TensorsOf, are_weights_later, only_shapes, read_weights
-from zoo.weights import PrefixView, files_of, load_into, source_path
+from zoo.weights.deferred import load_or_defer
+from zoo.weights.filling import TensorsOf, load_into
+from zoo.weights.lazy_tensors import PrefixView, Tensors, device_of, files_of, first_tensor, source_path
 
 HEADS = ("camera", "depth", "ray")
 PARTS = ("head", "cam_enc", "cam_dec")  # of a config, beside its net
@@ -39,7 +40,7 @@ class DA3(nn.Module):
 
     Attributes:
         config: the same.
-        files: that the weights were read from, if any.
+        source: the official tensors that the weights are read from.
 
     Example:
         >>> import torch
@@ -53,16 +54,19 @@ class DA3(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.config = dict(config)
-        self.files: tuple[Path, ...] = ()
+        self.source: Tensors = {}
         self.model = build(config)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the weights are read from, if any."""
+        return files_of(self.source)
+
     @classmethod
-    def from_official(
-        cls, config: dict[str, Any], state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None
-    ) -> DA3:
+    def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> DA3:
         """Builds the model with official weights, on their device.
 
-        Under `torch.device("meta")` only names and shapes are checked.
+        Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not looked at.
 
         Args:
             config: see `DA3`.
@@ -73,16 +77,13 @@ class DA3(nn.Module):
         Raises:
             InputError: Tensors that are missing, unexpected or misshapen, by name.
         """
-        first = next(iter(state_dict.values()), torch.empty(0))
-        device = "meta" if are_weights_later() or torch.get_default_device().type == "meta" else first.device
         with torch.device("meta"):  # so that loading takes no more memory than the model
-            model = cls(config).to(dtype or first.dtype)
-        model.to_empty(device=device)
-        model.files = files_of(state_dict)
-        _load(TensorsOf(model), state_dict, skip=_left_out(config))
+            model = cls(config).to(dtype or first_tensor(state_dict).dtype)
+        model.source = state_dict
+        load_or_defer(model, state_dict, _filler(model, state_dict, _left_out(config)), device_of(state_dict))
         return model
 
-    def load_parts(self, names: Iterable[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load_parts(self, names: Iterable[str], config: Mapping[str, Any], tensors: Tensors) -> None:
         """Adds parts that the model was built without: heads in float32, trunks in the dtype of its own.
 
         Args:
@@ -97,12 +98,10 @@ class DA3(nn.Module):
             whole = build(config)
         for name in names:
             part, weights = whole.get_submodule(name), PrefixView(tensors, f"{PREFIX}{name}.")
-            if not weights and not only_shapes.get():
-                raise InputError(f"{source_path(tensors)}: no tensors {PREFIX}{name}.*: download it again")
             if isinstance(part, Metric):
                 part.trunk.to(self.model.trunk.dtype)
-            part.to_empty(device="meta" if are_weights_later() else torch.get_default_device())
-            _load(TensorsOf(part), weights)
+            with next(self.model.trunk.parameters()).device:  # deferred with the trunk
+                load_or_defer(part, weights, _filler(part, weights))
             parent, _, attribute = name.rpartition(".")
             setattr(self.model.get_submodule(parent), attribute, part)
 
@@ -205,6 +204,14 @@ def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(skip)
 
 
-def _load(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], skip: tuple[str, ...] = ()) -> None:
-    copies = tuple(name for name in tensors if COPY.search(name))
-    read_weights(lambda: load_into(state, tensors, what="Depth Anything 3", skip=skip + copies))
+def _filler(module: nn.Module, tensors: Tensors, skip: tuple[str, ...] = ()) -> Callable[[], None]:
+    """Returns the function that copies official tensors into a module."""
+    state = TensorsOf(module)
+
+    def fill() -> None:
+        if isinstance(tensors, PrefixView) and not tensors:
+            raise InputError(f"{source_path(tensors)}: no tensors {tensors.prefix}*: download it again")
+        copies = tuple(name for name in tensors if COPY.search(name))
+        load_into(state, tensors, what="Depth Anything 3", skip=skip + copies)
+
+    return fill

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import InputError
-from zoo.files.hub import CONFIG, find_folder, read_config
+from zoo.weights.deferred import builds_shapes_only
+from zoo.weights.hub import CONFIG, find_folder, read_config
 
 
 def find_model(path: str, released: str, option: str) -> tuple[Path, dict[str, Any]]:
@@ -15,7 +16,7 @@ def find_model(path: str, released: str, option: str) -> tuple[Path, dict[str, A
     Raises:
         InputError: There is none.
     """
-    folder = find_folder(path, released, option)
+    folder = find_folder(path, released, option, with_weights=not builds_shapes_only())
     config = read_config(folder).get("config")
     if not isinstance(config, dict) or not isinstance(config.get("anyview", config), dict):
         raise InputError(f"{folder / CONFIG} is no config of Depth Anything 3: give a folder of a released model")

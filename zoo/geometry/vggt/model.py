@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.dpt_head import DPTHead
 from zoo.geometry.vggt.official import current_names, official_name
 from zoo.precision import full_precision
-from zoo.weight_reading import TensorsOf, are_weights_later, only_shapes, read_weights
-from zoo.weights import PrefixView, files_of, full_name, load_into, source_path
+from zoo.weights.deferred import load_or_defer
+from zoo.weights.filling import TensorsOf, load_into
+from zoo.weights.lazy_tensors import PrefixView, Tensors, device_of, files_of, first_tensor, full_name, source_path
 
 HEADS = ("camera", "depth", "point")
 NOT_BUILT = "track_head."  # the point tracker is not part of this project
@@ -68,7 +69,7 @@ class VGGT(nn.Module):
 
     Attributes:
         config: the arguments.
-        files: that the weights were read from, if any.
+        source: the official tensors that the weights are read from.
 
     Raises:
         ValueError: A dense head that uses a layer which the aggregator does not have.
@@ -96,7 +97,7 @@ class VGGT(nn.Module):
         super().__init__()
         heads = {"camera_head": camera_head, "depth_head": depth_head, "point_head": point_head}
         self.config = {"aggregator": aggregator, **heads}
-        self.files: tuple[Path, ...] = ()
+        self.source: Tensors = {}
         self.aggregator = Aggregator(**aggregator)
         self.camera_head = None if camera_head is None else CameraHead(**camera_head)
         self.depth_head = self._build_dense_head(depth_head)
@@ -109,13 +110,16 @@ class VGGT(nn.Module):
         head.layers = tuple(layer_index(layer, self.aggregator.depth) for layer in head.layers)
         return head
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the weights are read from, if any."""
+        return files_of(self.source)
+
     @classmethod
-    def from_official(
-        cls, config: dict[str, Any], state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None
-    ) -> VGGT:
+    def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> VGGT:
         """Builds the model with official weights, on their device.
 
-        Under `torch.device("meta")` only names and shapes are checked.
+        Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not looked at.
 
         Args:
             config: arguments of the official modules: {"aggregator": {...}, "camera_head": {...}, ...}.
@@ -126,15 +130,13 @@ class VGGT(nn.Module):
         Raises:
             InputError: Tensors that are missing, unexpected or misshapen, by name.
         """
-        first = next(iter(state_dict.values()), torch.empty(0))
-        device = "meta" if are_weights_later() or torch.get_default_device().type == "meta" else first.device
         with torch.device("meta"):  # so that loading takes no more memory than the model
-            model = cls(**config).to(dtype or first.dtype)
-        model.to_empty(device=device)
-        model.files = files_of(state_dict)
+            model = cls(**config).to(dtype or first_tensor(state_dict).dtype)
+        model.source = state_dict
         tensors, skip = TensorsOf(model), [f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None]
-        read_weights(
-            lambda: load_into(
+
+        def fill() -> None:
+            load_into(
                 tensors,
                 state_dict,
                 what="VGGT",
@@ -142,10 +144,11 @@ class VGGT(nn.Module):
                 official_name=official_name,
                 skip=(NOT_BUILT, *skip),
             )
-        )
+
+        load_or_defer(model, state_dict, fill, device_of(state_dict))
         return model
 
-    def load_head(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def load_head(self, name: str, tensors: Tensors) -> None:
         """Adds one of VGGT-1B's heads, in float32.
 
         Args:
@@ -156,17 +159,22 @@ class VGGT(nn.Module):
             InputError: The weights have no such head, or it does not fit.
         """
         weights = PrefixView(tensors, f"{name}_head.")
-        if not weights and not only_shapes.get():
-            raise InputError(
-                f"{source_path(weights)}: no {name} head ({full_name(weights, '')}*): use the dataset's geometry, "
-                "--model.camera_source dataset"
-            )
         config = VGGT_1B[f"{name}_head"] | {"dim_in": 2 * self.aggregator.embed_dim}
         with torch.device("meta"):
             head = CameraHead(**config) if name == "camera" else self._build_dense_head(config)
         assert head is not None
-        head.to_empty(device="meta" if are_weights_later() else torch.get_default_device())
-        read_weights(lambda: load_into(TensorsOf(head), weights, what=f"{name} head of VGGT ({name}_head.*)"))
+        state = TensorsOf(head)
+
+        def fill() -> None:
+            if not weights:
+                raise InputError(
+                    f"{source_path(weights)}: no {name} head ({full_name(weights, '')}*): use the dataset's geometry, "
+                    "--model.camera_source dataset"
+                )
+            load_into(state, weights, what=f"{name} head of VGGT ({name}_head.*)")
+
+        with self.aggregator.camera_token.device:  # deferred with the trunk
+            load_or_defer(head, weights, fill)
         setattr(self, f"{name}_head", head)
 
     def official_state_dict(self) -> dict[str, Tensor]:

@@ -6,15 +6,11 @@ official joint projection of queries, keys and values is three.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from zoo.errors import InputError
-from zoo.files.hub import download
-from zoo.weight_reading import only_shapes
-from zoo.weights import WEIGHTS, NoTensors, SafetensorsFile
+from zoo.weights.hub import download
+from zoo.weights.lazy_tensors import WEIGHTS, LazyTensors, SafetensorsFile, UnopenedTensors
 
 DINOV2_PREFIX = "aggregator.patch_embed."
 QKV = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
@@ -62,9 +58,9 @@ def _translate(name: str, source: int, target: int) -> str:
     return name
 
 
-def open_official(path: str) -> Mapping[str, Tensor]:
-    """Opens the weights of a file name, a folder or a hub id, see `find_weights`."""
-    return NoTensors() if only_shapes.get() else SafetensorsFile(find_weights(path))
+def official_tensors(path: str) -> LazyTensors:
+    """Returns the tensors of a file name, a folder or a hub id, see `find_weights`; they are opened when needed."""
+    return UnopenedTensors(lambda: SafetensorsFile(find_weights(path)))
 
 
 def find_weights(path: str) -> Path:

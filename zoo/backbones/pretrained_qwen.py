@@ -1,4 +1,4 @@
-"""Released folders as backbones: read shard by shard; missing tensors raise `InputError`."""
+"""Released folders of Qwen-VL as backbones: read shard by shard; missing tensors raise `InputError`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
 
 from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
+from zoo.backbones.official_names import FUSED, QWEN3, QWEN25
 from zoo.backbones.qwen_vl import QwenVLBackbone
-from zoo.checkpoints.config import ReleasedConfig, known_config, qwen3_config
-from zoo.checkpoints.names import OFFICIAL_VGGT, QWEN3, QWEN25
-from zoo.checkpoints.released import FAMILIES, FUSED, empty_qwen, fill_qwen, load_connector, load_vggt
+from zoo.backbones.qwen_weights import FAMILIES, empty_qwen, qwen_filler
+from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_config
 from zoo.errors import InputError
-from zoo.files.hub import CONFIG, find_folder, read_config
-from zoo.fusions import AddFusion
-from zoo.geometry.base import GeometryEncoder
-from zoo.geometry.transformer_blocks import layer_index
-from zoo.geometry.vggt_encoder import VGGTEncoder
-from zoo.weight_reading import only_shapes
-from zoo.weights import PrefixView, files_of, open_weights
+from zoo.weights.deferred import builds_shapes_only, defer, load_deferred
+from zoo.weights.hub import CONFIG, find_folder, find_tensors, read_config
+from zoo.weights.lazy_tensors import Tensors, files_of
 
 MOE = "qwen3_vl_moe"
 GENERATION_CONFIG = "generation_config.json"
@@ -50,15 +44,21 @@ class PretrainedQwenVL(BackboneLoader):
         super().__init__(attn_implementation, dtype)
         self.path = self.released_path = path
 
+    @property
+    def lacks_folder(self) -> bool:
+        """Whether the model is built by its shapes, without a folder of weights and processor."""
+        return builds_shapes_only() and not Path(self.path).expanduser().is_dir()
+
     @cached_property
     def known(self) -> dict[str, Any] | None:
-        """The config of a released model of which only the shapes are built, unless its folder is there."""
-        is_local = Path(self.path).expanduser().is_dir()
-        return known_config(self.path) if only_shapes.get() and not is_local else None
+        """The config of a released model that is built by its shapes, unless its folder is there."""
+        return known_config(self.path) if self.lacks_folder else None
 
     @cached_property
     def folder(self) -> Path:
-        return Path(self.path) if self.known else find_folder(self.path, self.released)
+        if self.known:
+            return Path(self.path)
+        return find_folder(self.path, self.released, with_weights=not self.lacks_folder)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -70,8 +70,8 @@ class PretrainedQwenVL(BackboneLoader):
         """Transformers' config of the model, from `settings`."""
 
     @cached_property
-    def tensors(self) -> Mapping[str, Tensor]:
-        return open_weights(self.folder)
+    def tensors(self) -> Tensors:
+        return find_tensors(self.path, self.released)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -96,16 +96,19 @@ class PretrainedQwenVL(BackboneLoader):
             InputError: the folder or its processor is absent or of another family, the config is invalid, or tensors
                 are missing, unexpected, misshapen or quantized.
         """
+        backbone = self.load_unread()
+        return backbone if builds_shapes_only() else load_deferred(backbone)
+
+    def load_unread(self) -> QwenVLBackbone:
         self._refuse_others()
         with config_errors(self.folder):
             config = self.vlm_config
             config._attn_implementation = self.model_attention
             model = empty_qwen(config, self.dtype)
         model.config.name_or_path = str(self.folder)
-        if torch.get_default_device().type != "meta":
-            fill_qwen(model, self.tensors, self.skip)
+        defer(model, qwen_filler(model, self.tensors, self.skip))
         own = FAMILIES[self.family]
-        if only_shapes.get():
+        if self.lacks_folder:
             return own.backbone(model, None, self.attn_implementation)
         processor = read_processor(self.folder, own.processor)
         return own.backbone(model, processor, self.attn_implementation, self.stop_tokens)
@@ -152,7 +155,8 @@ class PretrainedQwen25VL(PretrainedQwenVL):
 
     def _refuse_others(self) -> None:
         super()._refuse_others()
-        is_fused = _is_fused(self.settings) or any(name.startswith(FUSED) for name in self.tensors)
+        names = () if builds_shapes_only() else self.tensors
+        is_fused = is_spatial_mllm(self.settings) or any(name.startswith(FUSED) for name in names)
         if is_fused and not self.skip:
             raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
 
@@ -182,45 +186,8 @@ class PretrainedQwen3VL(PretrainedQwenVL):
         return qwen3_config(self.settings, str(self.folder / CONFIG))
 
 
-class PretrainedSpatialMLLM(PretrainedQwen25VL):
-    """A released Spatial-MLLM v1.1: Qwen2.5-VL, and its VGGT and connector for a model that fuses them.
-
-    Args:
-        path: a hub id (`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`) or a local folder with config,
-            safetensors and processor.
-        attn_implementation: the attention backend of transformers.
-        dtype: the type in which the weights are kept.
-    """
-
-    released = "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
-    skip = FUSED
-
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
-        super().__init__(path, attn_implementation, dtype)
-
-    @classmethod
-    def reads(cls, config: Mapping[str, Any]) -> bool:
-        return _is_fused(config)
-
-    @classmethod
-    def released_parts(cls, path: str) -> dict[str, Any]:
-        return {"backbone": cls(path), "fusion": AddFusion}
-
-    def load_geometry(self) -> GeometryEncoder:
-        """Return the VGGT that the connector was trained on, with the layer that it reads."""
-        with config_errors(self.folder):
-            vggt = load_vggt(self.config, self.tensors, self.dtype)
-            layer_index(self.config.layer, vggt.aggregator.depth)  # the encoder's own error blames an option
-        return VGGTEncoder(vggt, (self.config.layer,), PrefixView(self.tensors, OFFICIAL_VGGT))
-
-    def load_fusion(self, fusion: nn.Module) -> bool:
-        """Copy the connector's weights into an `AddFusion`; another fusion keeps its own."""
-        return load_connector(fusion, self.tensors)
-
-
-def _is_fused(config: Mapping[str, Any]) -> bool:
+def is_spatial_mllm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a Spatial-MLLM."""
     return "spatial" in str(config.get("model_type"))
 
 

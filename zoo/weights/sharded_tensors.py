@@ -7,12 +7,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor, on each process; a collective where it is sharded, so every process must call it."""
+    """Return the whole tensor, on each process; a collective where it is sharded, so every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, target: Tensor) -> Tensor:
-    """The part of a whole tensor that this process holds of `target`; no process communicates."""
+    """Return the part of a whole tensor that this process holds of `target`; no process communicates."""
     if not isinstance(target, DTensor):
         return tensor
     on_device = tensor.to(target.device).reshape(target.shape)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import os.path
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +15,21 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.backbones.loader import BackboneLoader
-from zoo.checkpoint_file import read_checkpoint
 from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError, reading
 from zoo.files.atomic_io import new_folder, write_json, write_whole
-from zoo.files.fingerprint import file_fingerprint
-from zoo.files.hub import CONFIG, find_folder, read_config
 from zoo.seed import resolve_seed
-from zoo.weights import WEIGHTS, SafetensorsFile
+from zoo.weights.checkpoint_file import read_checkpoint
+from zoo.weights.frozen import FROZEN, check_frozen, check_loaded, frozen_weights, released_sources, saved_names
+from zoo.weights.hub import CONFIG, find_folder, read_config
+from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 RUN_CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
-FROZEN = "frozen_weights"  # of a checkpoint: `frozen_weights` of its model
 LIBRARY = "spatial-vlm-zoo"
+ReleasedParts = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 CARD = """---
 library_name: {library}
 pipeline_tag: video-text-to-text
@@ -56,8 +53,15 @@ model.answer("clip.mp4", "What is the size of this room (in square meters)?")
 
 
 def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
-    """See `SpatialVLM.save_pretrained`; `name` is what the model card calls the model."""
-    parts, sources = to_config(model), _released_files(model)
+    """Write the folder of `SpatialVLM.save_pretrained`.
+
+    Args:
+        model: The model.
+        folder: A new or empty folder.
+        full: Copy the frozen released weights too.
+        name: Of the model, for its card.
+    """
+    parts, sources = to_config(model), dict(released_sources(model).values())
     with new_folder(folder):
         if full:
             parts = _with_copies(parts, sources, folder)
@@ -83,8 +87,18 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
         write_whole(folder / "README.md", card)
 
 
-def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any:
-    """See `SpatialVLM.from_pretrained`."""
+def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], released_parts: ReleasedParts) -> Any:
+    """Build the model of a run, an exported or released folder, or a hub id; frozen, in eval mode.
+
+    Args:
+        kind: The class of the model.
+        path: As of `SpatialVLM.from_pretrained`.
+        overrides: Constructor arguments in place of the stored ones.
+        released_parts: Maps path and config.json of a released model to constructor arguments.
+
+    Raises:
+        InputError: Nothing can be loaded from there.
+    """
     name = str(path)
     local = Path(path).expanduser()
     if (local / RUN_CONFIG).is_file():
@@ -92,7 +106,7 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
     folder = find_folder(name, "Qwen/Qwen2.5-VL-3B-Instruct")
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
-        return _released(kind, name, config, overrides)
+        return _frozen(kind(**{**released_parts(name, config), **overrides}))
     with reading(folder / CONFIG):
         parts = with_overrides(config["model"], overrides)
         if config.get("full"):
@@ -108,10 +122,10 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any]) -> Any
 
 
 def config_of(run: Path) -> dict[str, Any]:
-    """Reads the settings of a run.
+    """Read the settings of a run.
 
     Raises:
-        InputError: they can't be read, or have no model.
+        InputError: They can't be read, or have no model.
     """
     file = run / RUN_CONFIG
     try:
@@ -124,28 +138,8 @@ def config_of(run: Path) -> dict[str, Any]:
     return config
 
 
-def saved_names(module: nn.Module, restored_by_files: Callable[[str], bool]) -> set[str]:
-    """Names of the trained tensors, and of those that no released file restores; a tied weight by all of its names."""
-    trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    return trained | {name for name in module.state_dict() if not restored_by_files(name)}
-
-
-def check_loaded(result: Any, wanted: set[str], source: str) -> None:
-    """Checks the result of `load_state_dict`.
-
-    Raises:
-        InputError: a tensor of `wanted` is missing, or one is unexpected.
-    """
-    missing = sorted(wanted.intersection(result.missing_keys))
-    if missing or result.unexpected_keys:
-        raise InputError(
-            f"{source} is of another model: missing {missing[:5]} ({len(missing)}), unexpected "
-            f"{result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
-        )
-
-
 def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
-    """The tensors of `saved_names`; a tied weight once."""
+    """Return the tensors of `saved_names`; a tied weight once."""
     every = dict(model.named_parameters(remove_duplicate=False))
     names = saved_names(model, model.restored_by_files) - (every.keys() - dict(model.named_parameters()).keys())
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
@@ -171,26 +165,8 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
     return _frozen(model)
 
 
-def _released(kind: Any, path: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
-    importlib.import_module("zoo.checkpoints")  # its loaders are found among the subclasses
-    for loader in _loaders():
-        if loader.reads(config):
-            return _frozen(kind(**{**loader.released_parts(path), **overrides}))
-    raise InputError(
-        f"{path} is no model of the zoo, and its {CONFIG} (model_type {config.get('model_type')!r}) is of no backbone "
-        f"of the zoo: known are {', '.join(loader.__name__ for loader in _loaders())}"
-    )
-
-
-def _loaders(base: Any = BackboneLoader) -> Iterator[type[BackboneLoader]]:
-    for loader in base.__subclasses__():
-        if not inspect.isabstract(loader):
-            yield loader
-        yield from _loaders(loader)
-
-
 def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
-    """The configuration with each value of an option in it changed."""
+    """Return the configuration with each value of an option in it changed."""
     if not isinstance(config, dict):
         return config
     return {
@@ -198,41 +174,8 @@ def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
     }
 
 
-def _released_files(model: SpatialVLM) -> dict[str, tuple[Path, ...]]:
-    """The released weights that parts are read from: by hub id or path, their files."""
-    return {path: files for path, files in _sources(model).values()}
-
-
-def _sources(model: SpatialVLM) -> dict[str, tuple[str, tuple[Path, ...]]]:
-    """Hub id or path, and files, of the released weights of each part that has some of its own."""
-    sources: dict[str, tuple[str, tuple[Path, ...]]] = {}
-    if model.loader.released_path is not None:
-        sources["backbone"] = model.loader.released_path, model.loader.files
-    if model.geometry is not None and model.geometry.path is not None:
-        sources["geometry"] = model.geometry.path, model.geometry.files
-    scale = None if model.geometry is None else model.geometry.scale_from
-    if scale is not None and scale.path is not None:
-        sources["scale"] = scale.path, scale.files
-    return sources
-
-
-def frozen_weights(model: SpatialVLM) -> dict[str, dict[str, Any]]:
-    """Path and fingerprints of the files of each part (`backbone`, `geometry`, `scale`) that is not saved as a whole.
-
-    The fingerprints are of size, head and tail of each file, see `zoo.files.fingerprint`: some milliseconds.
-    """
-    parameters = list(model.named_parameters())
-    every = {name.partition(".")[0] for name, _ in parameters}
-    read = {name.partition(".")[0] for name, p in parameters if not p.requires_grad and model.restored_by_files(name)}
-    return {
-        part: {"path": path, "files": [file_fingerprint(file) for file in files]}
-        for part, (path, files) in _sources(model).items()
-        if part in read or part not in every  # a cached geometry has no parameters
-    }
-
-
 def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Path) -> Any:
-    """Copies released folders into `released/`, and points the configuration to the copies."""
+    """Copy released folders into `released/`, and point the configuration to the copies."""
     names = {}
     for number, (path, files) in enumerate(sources.items()):
         target = folder / "released" / f"{number}-{Path(path).name}"
@@ -243,26 +186,6 @@ def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Pa
         source = target / Path(path).name if Path(path).is_file() else target
         names[path] = str(source.relative_to(folder))
     return _replaced(parts, "path", lambda path: names.get(path, path))
-
-
-def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
-    """Checks that frozen weights are those that a model was trained with, wherever their files lie.
-
-    Args:
-        recorded: `frozen_weights` of the model when it was trained.
-        found: `frozen_weights` of the model that its trained weights are loaded into.
-        source: the checkpoint or folder, for the error.
-
-    Raises:
-        InputError: the files of a part have other fingerprints; names both.
-    """
-    for part in recorded.keys() & found.keys():
-        before, now = recorded[part], found[part]
-        if before["files"] != now["files"]:
-            raise InputError(
-                f"{source} was trained with the frozen {part} {before['path']} ({', '.join(before['files'])}), and "
-                f"{now['path']} now holds another ({', '.join(now['files'])}): restore those files, or train again"
-            )
 
 
 def _filled(model: Any, tensors: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]) -> Any:

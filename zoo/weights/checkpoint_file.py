@@ -15,7 +15,7 @@ from zoo.files.atomic_io import replace_file, write_error
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Replaces a checkpoint atomically.
+    """Replace a checkpoint atomically.
 
     The new file is read back before it replaces the former one: what `read_checkpoint` refuses is no checkpoint.
 
@@ -46,7 +46,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str = "state_dict") -> dict[str, Any]:
-    """Reads a checkpoint; the tensors stay on disk until they are used.
+    """Read a checkpoint; the tensors stay on disk until they are used.
 
     Only tensors and plain values are unpickled, so a file of unknown origin can't run code.
 
@@ -77,7 +77,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str =
 
 
 def _refused_type(error: UnpicklingError) -> str:
-    """The type that torch's message names; the message itself recommends to load the file regardless."""
+    """Return the type that torch's message names; the message itself recommends to load the file regardless."""
     words = str(error).split()
     after = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"), "")
     return after or "an object"

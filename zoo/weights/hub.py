@@ -10,22 +10,24 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from zoo.errors import InputError
 from zoo.files.strict_json import parse_json
-from zoo.weight_reading import only_shapes
+from zoo.weights.lazy_tensors import UnopenedTensors, open_weights
 
 CONFIG = "config.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
+CONFIGS = ["*.json"]
 
 
-def find_folder(path: str, released: str, option: str = "--model.backbone.path") -> Path:
-    """The folder of a local path or a hub id; the latter is downloaded, without pickle or code.
+def find_folder(path: str, released: str, option: str = "--model.backbone.path", *, with_weights: bool = True) -> Path:
+    """Return the folder of a local path or a hub id; the latter is downloaded, without pickle or code.
 
     Args:
-        path: a folder, or a hub id.
-        released: an example of a hub id, for the error message.
-        option: which names the folder, for the error message.
+        path: A folder, or a hub id.
+        released: An example of a hub id, for the error message.
+        option: Which names the folder, for the error message.
+        with_weights: Whether more than the JSON files is needed.
 
     Raises:
-        InputError: there is none; the message has the command that downloads it.
+        InputError: There is none; the message has the command that downloads it.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -37,7 +39,7 @@ def find_folder(path: str, released: str, option: str = "--model.backbone.path")
             f"{path} is no folder: run `hf download <hub id, such as {released}> --local-dir weights/{name}` {remedy}"
         )
     try:
-        return download(path, ["*.json"] if only_shapes.get() else FILES)
+        return download(path, FILES if with_weights else CONFIGS)
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is no folder, and can't be loaded from the hub: run `hf download {path} --local-dir "
@@ -45,11 +47,22 @@ def find_folder(path: str, released: str, option: str = "--model.backbone.path")
         ) from error
 
 
+def find_tensors(path: str, released: str, option: str = "--model.backbone.path") -> UnopenedTensors:
+    """Return the tensors of a local path or a hub id, which are found, downloaded and opened when needed.
+
+    Args:
+        path: As of `find_folder`.
+        released: As of `find_folder`.
+        option: As of `find_folder`.
+    """
+    return UnopenedTensors(lambda: open_weights(find_folder(path, released, option)))
+
+
 def download(hub_id: str, files: list[str]) -> Path:
-    """Downloads the files of a hub repository that match the patterns `files`; returns their folder.
+    """Download the files of a hub repository that match the patterns `files`, and return their folder.
 
     Raises:
-        FileNotFoundError: no such repository, neither in the local cache nor on the hub, or no network.
+        FileNotFoundError: No such repository, neither in the local cache nor on the hub, or no network.
     """
     try:
         return Path(snapshot_download(hub_id, allow_patterns=files))
@@ -61,7 +74,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """Return the settings in config.json, or in another JSON file of a folder.
 
     Raises:
-        InputError: the file is missing, or is not a JSON object.
+        InputError: The file is missing, or is not a JSON object.
     """
     try:
         config = parse_json((folder / name).read_bytes())
