@@ -20,7 +20,7 @@ from zoo.encodings.packed import PackedEncoding
 from zoo.errors import InputError
 from zoo.objectives import decode
 from zoo.prefix_cache import answer_batch, check_penalty, eval_mode
-from zoo.scene_encoding.encoded import EncodedScene
+from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
 from zoo.scene_encoding.stages import encode_geometry, encode_vision, fuse_scenes
 from zoo.sequences.batch import Batch, Sequences

@@ -15,7 +15,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from zoo.backbones.base import Backbone
 from zoo.errors import InputError
-from zoo.scene_encoding.encoded import EncodedScene
+from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.batch import Batch, Prompt
 from zoo.sequences.masks import PREFIX
 

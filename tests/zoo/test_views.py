@@ -26,7 +26,7 @@ from zoo.backbones.base import VisualTokens
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
 from zoo.geometry import SceneGeometry
-from zoo.scene_encoding.encoded import SceneCameras
+from zoo.scene_encoding.encoded_scene import SceneCameras
 from zoo.scene_encoding.stages import fuse_scenes
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.tasks import VideoQATask

@@ -16,9 +16,9 @@ from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.sequences.layout import Placeholders
 from zoo.sequences.masks import block_mask, prefix_causal_mask
 from zoo.sequences.rules import VisionRules
+from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
 from zoo.sequences.vision_inputs import VisionInputs
 

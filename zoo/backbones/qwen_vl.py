@@ -14,7 +14,7 @@ from zoo.backbones.base import Backbone, BackbonePart
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.sequences.layout import Placeholders
+from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.visual_grid import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
 

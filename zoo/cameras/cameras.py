@@ -180,7 +180,7 @@ class Cameras(Movable):
         """Returns the same cameras with tensors per token, for encodings that read them.
 
         Args:
-            patch_centers: center of each token in its view, see `zoo.sequences.layout.SequenceLayout.patch_centers`.
+            patch_centers: center of each token in its view, see `zoo.sequences.batch.Sequences.patch_centers`.
             points: 3D point of each token, in the world frame and unit of the poses; NaN where unknown.
             time: position of each token on mRoPE's T axis.
         """

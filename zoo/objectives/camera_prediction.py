@@ -16,7 +16,7 @@ from zoo.errors import InputError, check_choice
 from zoo.objectives.base import LayerObjective, masked_mean
 from zoo.objectives.decoded import Decoded
 from zoo.precision import full_precision
-from zoo.scene_encoding.encoded import EncodedScene
+from zoo.scene_encoding.encoded_scene import EncodedScene
 
 Anchor = Literal["reference", "neighbor"]
 Reference = Literal["first", "middle", "medoid"]

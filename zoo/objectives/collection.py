@@ -14,7 +14,7 @@ from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
 from zoo.objectives.language_modeling import LanguageModeling
 from zoo.requirements import Target
-from zoo.scene_encoding.encoded import EncodedScene
+from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import ExtraTokens
 

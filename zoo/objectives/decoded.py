@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.backbones.base import Backbone
 from zoo.precision import to_float32
-from zoo.scene_encoding.encoded import EncodedScene
+from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.batch import Sequences
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.objectives.camera_prediction import CameraPrediction
 from zoo.objectives.decoded import Decoded, decode
-from zoo.scene_encoding.encoded import EncodedScene
+from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.batch import Batch
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.balanced_view import balanced_views
 from zoo.errors import InputError
 from zoo.requirements import CameraUse
-from zoo.scene_encoding.encoded import EncodedScene, SceneCameras, SceneTargets
+from zoo.scene_encoding.encoded_scene import EncodedScene, SceneCameras, SceneTargets
 from zoo.sequences.batch import Sequences
 from zoo.sequences.deferred_positions import valid_index
 from zoo.sequences.scene_inputs import SceneInputs

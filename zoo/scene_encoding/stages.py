@@ -17,7 +17,7 @@ from zoo.encodings.base import ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.geometry.base import GeometryEncoder, resample_frames
-from zoo.scene_encoding.encoded import SceneCameras
+from zoo.scene_encoding.encoded_scene import SceneCameras
 from zoo.scene_encoding.scene_cameras import add_scene_statistics
 from zoo.sequences.batch import Batch
 from zoo.sequences.scene_inputs import SceneInputs

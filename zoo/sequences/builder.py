@@ -16,11 +16,11 @@ from zoo.cameras.token_runs import camera_runs
 from zoo.errors import InputError
 from zoo.sequences.batch import Prompt, Sequences
 from zoo.sequences.deferred_positions import DeferredPositions, valid_index
-from zoo.sequences.layout import MediaKind, SequenceLayout, is_contiguous
 from zoo.sequences.packing import IGNORED, Row, pack_questions, shared_length
 from zoo.sequences.rules import SequenceRules
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.scene_packing import ScenePacking
+from zoo.sequences.sequence_layout import MediaKind, SequenceLayout, is_contiguous
 from zoo.sequences.vision_inputs import VisionInputs
 from zoo.sequences.visual_places import visual_sources
 

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.sequences.layout import SequenceLayout
 from zoo.sequences.position_ids import layout_position_ids
 from zoo.sequences.rules import SequenceRules
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.sequence_layout import SequenceLayout
 
 
 class DeferredPositions:

@@ -16,8 +16,8 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.errors import InputError
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
-from zoo.sequences.layout import MediaSpan, SequenceLayout
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.sequence_layout import MediaSpan, SequenceLayout
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 BRIGHTEST = 2.0  # frames are in 0..1, and resizing overshoots a little

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zoo.cameras.patch_cameras import MergedCamera
-from zoo.sequences.layout import Placeholders
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.scene_inputs import Grid
+from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.time_index import TimeIndex
 from zoo.sequences.vision_inputs import VisionInputs
 from zoo.sequences.visual_grid import ExtraTokens

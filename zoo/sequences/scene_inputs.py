@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.movable import Movable
-from zoo.sequences.layout import MediaKind
+from zoo.sequences.sequence_layout import MediaKind
 from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, ExtraTokens
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches before the spatial merge

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from zoo.sequences.layout import MediaKind, SequenceLayout
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.sequence_layout import MediaKind, SequenceLayout
 from zoo.sequences.visual_grid import ExtraTokens
 
 

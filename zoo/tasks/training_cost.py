@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
 from zoo.sequences.batch import Batch
-from zoo.sequences.layout import MediaKind
 from zoo.sequences.packing import IGNORED, Row
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.sequence_layout import MediaKind
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
 from zoo.tasks.optim import parameter_groups

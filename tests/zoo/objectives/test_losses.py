@@ -17,7 +17,7 @@ from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.poses import rigid_matrix
 from zoo.objectives import Decoded
 from zoo.objectives.camera_prediction import IDENTITY
-from zoo.scene_encoding.encoded import SceneTargets
+from zoo.scene_encoding.encoded_scene import SceneTargets
 
 WIDTH = 16
 

@@ -16,9 +16,9 @@ from zoo import InputError
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.sequences.batch import Sequences
 from zoo.sequences.builder import SequenceBuilder
-from zoo.sequences.layout import MediaKind, Placeholders
 from zoo.sequences.rules import SequenceRules
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.sequence_layout import MediaKind, Placeholders
 from zoo.sequences.visual_grid import ExtraTokens
 from zoo.sequences.visual_places import visual_sources
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.positions import layout_position_ids
-from zoo.sequences.layout import Placeholders, SequenceLayout
+from zoo.sequences.sequence_layout import Placeholders, SequenceLayout
 from zoo.sequences.time_index import ConstantIndex, FrameNumberIndex, SpanIndex, StepIndex, TimeIndex, TimestampIndex
 from zoo.sequences.visual_grid import ExtraTokens
 
