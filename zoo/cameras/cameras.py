@@ -25,11 +25,11 @@ ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 Scale = Literal["none", "mean", "max", "rms", "median_depth"]
 ADDED_BY = {
     "index": "pass an index (B, L) to Cameras",
-    "reference": "pass balanced_views to with_reference",
+    "reference": "saddle_balanced is computed from 2D tokens: pass balanced_views to with_reference",
     "median_depth": "call with_median_depth",
-    "patch_centers": "pass SequenceLayout.patch_centers to with_tokens",
-    "points": "pass the 3D points of the tokens to with_tokens",
-    "time": "pass the time positions of the tokens to with_tokens",
+    "patch_centers": "pass patch_centers to with_tokens",
+    "points": "pass points to with_tokens",
+    "time": "pass time to with_tokens",
 }
 
 

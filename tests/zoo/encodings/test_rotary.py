@@ -170,7 +170,7 @@ def test_appended_channels_are_unchanged() -> None:
 def test_wrong_arguments_raise() -> None:
     poses, K = random_cameras(2)
     _, index = qkv_and_index(1)
-    with pytest.raises(ValueError, match="PointRoPE requires the 3D points"):
+    with pytest.raises(ValueError, match="these cameras have no points: pass points to"):
         PointRoPE().encode(Cameras(poses, K, index), **DECODER)
     with pytest.raises(InputError, match="got wavelengths 4 and 2"):
         PointRoPE(shortest=4, longest=2)

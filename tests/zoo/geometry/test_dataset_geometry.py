@@ -193,5 +193,3 @@ def test_bad_shapes_are_errors() -> None:
         DatasetGeometry()([torch.zeros(3, 3, 30, 42)], [scene(random_poses(3))])
     with pytest.raises(ValueError, match="2 cameras for 3 frames"):
         encode(scene(random_poses(2)))
-    with pytest.raises(ValueError, match="depth"):
-        encode(scene(random_poses(3), some_depth()[:, :14]))
