@@ -11,7 +11,7 @@ LARGEST = 32 * 2**20  # the highest MMAP_THRESHOLD that glibc takes: larger bloc
 
 
 def keep_freed_memory() -> None:
-    """Keeps up to 2 GiB of freed memory for the next step; the system would have to clear it for each.
+    """Keep up to 2 GiB of freed memory for the next step; the system would have to clear it for each.
 
     MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES and the like in the environment come first. Without effect where the C
     library is another, or another allocator is loaded.

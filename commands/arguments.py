@@ -17,14 +17,14 @@ MODEL_HELP = "--model.help"
 
 
 def preprocess_argv(arguments: list[str]) -> list[str]:
-    """Puts the configs before the options, so that options win, and names the run to evaluate where no config does.
+    """Put the configs before the options, so that options win, and name the run to evaluate where no config does.
 
     Args:
-        arguments: the command and its options.
+        arguments: The command and its options.
 
     Raises:
-        InputError: a config is absent or two disagree, or there is no run to evaluate.
-        SystemExit: after the help for `--model.help` without a model.
+        InputError: A config is absent or two disagree, or there is no run to evaluate.
+        SystemExit: After the help for `--model.help` without a model.
     """
     command, *words = arguments
     names, options = split_configs(words)
@@ -40,7 +40,7 @@ def preprocess_argv(arguments: list[str]) -> list[str]:
 
 
 def split_configs(words: list[str]) -> tuple[list[str], list[str]]:
-    """Separates the values of `--config` from the other words."""
+    """Separate the values of `--config` from the other words."""
     names, options = [], []
     remaining = iter(words)
     for word in remaining:
@@ -53,14 +53,14 @@ def split_configs(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def complete_model_help(options: list[str], models: list[str]) -> list[str]:
-    """Adds the model to a bare `--model.help`.
+    """Add the model to a bare `--model.help`.
 
     Args:
-        options: words of the command line; `--model` is read from them as well.
-        models: the classes that configs name.
+        options: Words of the command line; `--model` is read from them as well.
+        models: The classes that configs name.
 
     Raises:
-        SystemExit: after a list of the models, where none is named.
+        SystemExit: After a list of the models, where none is named.
     """
     asked = value_of(MODEL_HELP, options)
     if asked is None or (asked and not asked.startswith("-")):
@@ -77,7 +77,7 @@ def complete_model_help(options: list[str], models: list[str]) -> list[str]:
 
 
 def _run_options(options: list[str]) -> list[str]:
-    """Returns config, folder and checkpoint of a run: that of the given checkpoint or folder, or the newest."""
+    """Return config, folder and checkpoint of a run: that of the given checkpoint or folder, or the newest."""
     checkpoint, folder = value_of("--ckpt_path", options), value_of("--trainer.default_root_dir", options)
     if checkpoint and checkpoint != "last":
         run = run_of(Path(checkpoint))
@@ -92,7 +92,7 @@ def _run_options(options: list[str]) -> list[str]:
 
 
 def value_of(option: str, words: list[str]) -> str | None:
-    """Returns the value of an option, given as `--option value` or `--option=value`."""
+    """Return the value of an option, given as `--option value` or `--option=value`."""
     for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == option:
             return following

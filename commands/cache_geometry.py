@@ -32,13 +32,13 @@ from zoo.tasks import VideoQATask
 
 
 def cache_geometry(arguments: list[str]) -> None:
-    """Runs the command.
+    """Run the command.
 
     Args:
-        arguments: the command line after `cache-geometry`, with config names resolved.
+        arguments: The command line after `cache-geometry`, with config names resolved.
 
     Raises:
-        InputError: the model uses no geometry, the frames differ each epoch, the folder can't be written or is too
+        InputError: The model uses no geometry, the frames differ each epoch, the folder can't be written or is too
             small, or some scenes have failed; the other entries are written by then.
     """
     settings, model, wanted = parse(arguments)
@@ -92,7 +92,7 @@ def cache_geometry(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:
-    """Returns the settings with a built DataModule, the model, and which outputs of its cached encoder it uses.
+    """Return the settings with a built DataModule, the model, and which outputs of its cached encoder it uses.
 
     The config of a run can be used unchanged. The model is built on the meta device, without reading weights.
     """

@@ -47,7 +47,7 @@ StrategyRegistry.register("fsdp2", FSDP2Strategy)
 
 
 def build_deferred(kind: type[VideoQATask], *args: Any, **options: Any) -> VideoQATask:
-    """Builds a task whose released weights are read once each process has its shard."""
+    """Build a task whose released weights are read once each process has its shard."""
     return kind(*args, **{**options, "defer_weights": True})
 
 
@@ -59,7 +59,7 @@ class ZooCLI(LightningCLI):
     """LightningCLI with the callbacks of every run; the run's folder is resolved before anything is built.
 
     Args:
-        command: the subcommand; only its options are set up.
+        command: The subcommand; only its options are set up.
     """
 
     def __init__(self, command: str) -> None:
@@ -88,12 +88,12 @@ class ZooCLI(LightningCLI):
                 self.folder.rmdir()  # `export` leaves nothing there
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Returns a parser whose config files begin with the version of the code."""
+        """Return a parser whose config files begin with the version of the code."""
         header = [f"{name}=={version}" for name, version in versions().items()]
         return super().init_parser(dump_header=header, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options of the callbacks."""
+        """Add the options of the callbacks."""
         parser.add_lightning_class_args(MetricsCallback, "metrics")
         parser.add_lightning_class_args(PredictionsCallback, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
@@ -101,18 +101,18 @@ class ZooCLI(LightningCLI):
         parser.link_arguments("metrics.scorer", "predictions.scorer")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Returns the arguments of the command's method that are not options."""
+        """Return the arguments of the command's method that are not options."""
         return {self.command: {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}[self.command]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the command line, below it the default configs."""
+        """Parse the command line, below it the default configs."""
         self.config = parser.parse_args([self.command, *with_defaults(sys.argv[2:])])
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads the whole checkpoint here for its hyperparameters; those of the zoo have none."""
 
     def before_instantiate_classes(self) -> None:
-        """Resolves the run's folder and checkpoint, and whose cameras `predict` uses."""
+        """Resolve the run's folder and checkpoint, and whose cameras `predict` uses."""
         settings = self.config[self.command]
         given = settings.trainer.default_root_dir
         existed = given is not None and Path(given).exists()
@@ -131,7 +131,7 @@ class ZooCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [progress_bar()]
 
     def before_fit(self) -> None:
-        """Prints the size of the model and of what trains."""
+        """Print the size of the model and of what trains."""
         rank_zero_info(describe_size(self.model))
 
     def after_fit(self) -> None:
@@ -140,7 +140,7 @@ class ZooCLI(LightningCLI):
             rank_zero_info(f"{self.folder} is trained: python main.py test scores it")
 
     def after_failure(self, error: BaseException) -> None:
-        """Removes a new folder in which nothing is, or names the command that goes on."""
+        """Remove a new folder in which nothing is, or name the command that goes on."""
         trainer: Trainer | None = getattr(self, "trainer", None)
         if self.is_new and (trainer is None or not trainer.global_step):
             remove_unused(self.folder)
@@ -152,7 +152,7 @@ class ZooCLI(LightningCLI):
             rank_zero_info(f"to go on: python {shlex.join(sys.orig_argv[1:])}")
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
-        """Builds the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
+        """Build the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
         try:
             trainer = super().instantiate_trainer(**settings)
         except (ValueError, MisconfigurationException) as error:

@@ -18,7 +18,7 @@ RECIPES = "recipe_"  # first part of a recipe's name
 
 
 def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
-    """Reads the named configs, in an order that does not depend on theirs.
+    """Read the named configs, in an order that does not depend on theirs.
 
     Recipes come first: the others are read over them. jsonargparse drops the options of a part when a later config
     names another class for it. So the config that names the model comes next, then those that name most classes.
@@ -43,7 +43,7 @@ def is_recipe(path: Path) -> bool:
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
-    """Returns the config of this path, here or in the package, or of this name in `configs/`.
+    """Return the config of this path, here or in the package, or of this name in `configs/`.
 
     A config beside another config comes first.
     """
@@ -57,12 +57,12 @@ def find_config(name: str, beside: Path | None = None) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Reads a config as a parser takes it, see `read_config`: without the recipe that it names."""
+    """Read a config as a parser takes it, see `read_config`: without the recipe that it names."""
     return {key: value for key, value in read_config(path).items() if key != RECIPE}
 
 
 def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
-    """Reads a config; with a list `configs`, its settings are put over theirs.
+    """Read a config; with a list `configs`, its settings are put over theirs.
 
     Args:
         path: The config.
@@ -102,7 +102,7 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def override(below: Any, above: Any) -> Any:
-    """Puts settings over others; a part of another class replaces the part below with all of its options."""
+    """Put settings over others; a part of another class replaces the part below with all of its options."""
     if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
         return above
     if "class_path" in below and _differ(below["class_path"], above.get("class_path", below["class_path"])):
@@ -111,7 +111,7 @@ def override(below: Any, above: Any) -> Any:
 
 
 def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Raises InputError if two configs set an option to different values."""
+    """Raise InputError if two configs set an option to different values."""
     for (first, mine), (second, other) in combinations(contents.items(), 2):
         if key := find_conflict(mine, other):
             option = key.replace(".init_args", "").removesuffix(".class_path")
@@ -120,7 +120,7 @@ def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
 
 
 def find_conflict(first: Any, second: Any, key: str = "") -> str | None:
-    """Returns the first dotted key that both configs set to different values, or None."""
+    """Return the first dotted key that both configs set to different values, or None."""
     if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
         is_class = key.rpartition(".")[2] == "class_path"
         return key if (_differ(first, second) if is_class else first != second) else None
@@ -134,6 +134,6 @@ def _differ(first: Any, second: Any) -> bool:
 
 
 def model_of(config: Mapping[str, Any]) -> str | None:
-    """Returns the model's class as a config names it."""
+    """Return the model's class as a config names it."""
     model = config.get("model")
     return model.get("class_path") if isinstance(model, dict) else model

@@ -18,13 +18,13 @@ PREDICTED_CAMERAS = "cameras_auto.yaml"  # for data without cameras
 
 
 def with_defaults(words: list[str]) -> list[str]:
-    """Puts the default configs before the words of a command line, whose configs are named by path."""
+    """Put the default configs before the words of a command line, whose configs are named by path."""
     given = [Path(name) for name in split_configs(words)[0]]
     return [*(word for path in default_configs(given) for word in ("--config", str(path))), *words]
 
 
 def default_configs(given: Iterable[Path]) -> list[Path]:
-    """Returns the configs to read before the given ones.
+    """Return the configs to read before the given ones.
 
     They are the default model, data and scale, the recipe that a given config names, or else the default scale's, and
     predicted cameras where the data of a given config has none.
@@ -48,7 +48,7 @@ def lacks_cameras(data: Any) -> bool:
 
 
 def class_paths(settings: Any) -> Iterator[str]:
-    """Yields the class paths in settings, also of a source that is given by its class path alone.
+    """Yield the class paths in settings, also of a source that is given by its class path alone.
 
     The evaluation of a mixture is left out: a training whose scenes have cameras needs them of each scene.
     """

@@ -32,21 +32,21 @@ class ExportingTrainer(Trainer):
         weights_only: bool | None = None,
         datamodule: VideoQADataModule | None = None,
     ) -> None:
-        """Writes a folder: in the official layout where there is one, else for `SpatialVLM.from_pretrained`.
+        """Write a folder: in the official layout where there is one, else for `SpatialVLM.from_pretrained`.
 
         Args:
-            model: a video-language model.
-            out: a new folder.
-            ckpt_path: the run's checkpoint; none writes the model as it was built.
+            model: A video-language model.
+            out: A new folder.
+            ckpt_path: The run's checkpoint; none writes the model as it was built.
             layout: `official` has official names with LoRA merged, config and processor files, and is read by the
                 published code; `zoo` has the trained weights of any model; `auto` is official where that is possible.
-            full: in the zoo's layout, copy the frozen released weights too.
-            dtype: of official weights; null is that of the released weights the run started from, else the model's.
-            weights_only: without effect, as a run's config has it: nothing but weights is ever read.
-            datamodule: its settings are kept for `SpatialVLM.answer`.
+            full: In the zoo's layout, copy the frozen released weights too.
+            dtype: Of official weights; null is that of the released weights the run started from, else the model's.
+            weights_only: Without effect, as a run's config has it: nothing but weights is ever read.
+            datamodule: Its settings are kept for `SpatialVLM.answer`.
 
         Raises:
-            InputError: a model without an official layout, or a folder that is not empty.
+            InputError: A model without an official layout, or a folder that is not empty.
         """
         if not isinstance(model, VideoQATask):
             raise InputError(f"{type(model).__name__} is no video-language model: only these are exported")

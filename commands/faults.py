@@ -14,14 +14,14 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a user's quota, a 
 
 
 def error_line(error: BaseException) -> str | None:
-    """Returns what the command line shows of an error. None is a bug of the zoo, which needs its traceback."""
+    """Return what the command line shows of an error. None is a bug of the zoo, which needs its traceback."""
     own = [each for each in causes(error) if not isinstance(each, InputError) and raised_at(each)]
     meant = input_error(error) or known_fault(error) or (describe(own[0]) if own else None)
     return f"{meant}; --traceback shows the calls" if own else meant and str(meant)
 
 
 def raise_failed_construction(error: Exception) -> NoReturn:
-    """Raises what a constructor raised, as an InputError."""
+    """Raise what a constructor raised, as an InputError."""
     cause = unwrapped(error)
     if isinstance(cause, InputError):
         raise cause
@@ -32,7 +32,7 @@ def raise_failed_construction(error: Exception) -> NoReturn:
 
 
 def unusable_class(path: str) -> str | None:
-    """Returns why the class of an import path can't be built: it can't be imported, or is abstract. Else None."""
+    """Return why the class of an import path can't be built: it can't be imported, or is abstract. Else None."""
     module, _, name = path.rpartition(".")
     if not all(word.isidentifier() for word in path.split(".")) or not module:
         return None
@@ -46,7 +46,7 @@ def unusable_class(path: str) -> str | None:
 
 
 def known_fault(error: BaseException) -> InputError | None:
-    """Returns what a user can mend: a full disk, or a score that no part logs."""
+    """Return what a user can mend: a full disk, or a score that no part logs."""
     for each in causes(error):
         if isinstance(each, OSError) and each.errno in FULL:
             place = each.filename2 or each.filename or "a file"

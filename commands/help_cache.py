@@ -20,7 +20,7 @@ SOURCES = ("zoo/**/*.py", "datamodules/**/*.py", "callbacks/**/*.py", "commands/
 
 
 def print_help(command: str, show: Callable[[str], object]) -> None:
-    """Prints the help of a command, as long as no source file, package or terminal width differs from the last call's.
+    """Print the help of a command, as long as no source file, package or terminal width differs from the last call's.
 
     Args:
         command: Its name.

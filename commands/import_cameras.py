@@ -42,10 +42,10 @@ def import_cameras(arguments: list[str]) -> None:
     """Run the command.
 
     Args:
-        arguments: the command line after `import-cameras`.
+        arguments: The command line after `import-cameras`.
 
     Raises:
-        InputError: the capture is damaged or of an unknown format, or the scene exists.
+        InputError: The capture is damaged or of an unknown format, or the scene exists.
     """
     parser = OneLineParser(prog="main.py import-cameras", description=__doc__)
     parser.add_argument("capture", type=str, help="folder of the capture")

@@ -70,7 +70,7 @@ COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 
 
 def main() -> None:
-    """Runs the command that the command line names."""
+    """Run the command that the command line names."""
     if "--traceback" in sys.argv:
         sys.argv.remove("--traceback")
         os.environ[TRACEBACK] = "1"
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def run(command: str) -> None:
-    """Imports the command and runs it with the options in `sys.argv`."""
+    """Import the command and run it with the options in `sys.argv`."""
     keep_freed_memory()
     if command not in PLAIN:
         from commands.arguments import preprocess_argv

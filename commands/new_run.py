@@ -31,7 +31,7 @@ _stores: list[torch.distributed.Store] = []
 
 
 def launcher() -> ClusterEnvironment:
-    """Returns the environment that started this process, as Lightning's Trainer chooses it."""
+    """Return the environment that started this process, as Lightning's Trainer chooses it."""
     try:
         return next((kind for kind in LAUNCHERS if kind.detect()), LightningEnvironment)()
     except RuntimeError as error:  # tasks of SLURM that are not counted per node
@@ -39,10 +39,10 @@ def launcher() -> ClusterEnvironment:
 
 
 def shared_folder(choose: Callable[[], Path]) -> Path:
-    """Returns the folder that `choose` returns on rank zero, on every process of the run.
+    """Return the folder that `choose` returns on rank zero, on every process of the run.
 
     Raises:
-        InputError: the processes did not meet.
+        InputError: The processes did not meet.
     """
     if INHERITED not in os.environ:  # the processes that Lightning starts inherit it
         os.environ[INHERITED] = from_rank_zero(lambda: str(choose()))
@@ -50,7 +50,7 @@ def shared_folder(choose: Callable[[], Path]) -> Path:
 
 
 def from_rank_zero(choose: Callable[[], str]) -> str:
-    """Returns rank zero's choice on every process of torchrun, srun, jsrun or mpirun.
+    """Return rank zero's choice on every process of torchrun, srun, jsrun or mpirun.
 
     A run is resolved before its process group exists. The choice goes through the store at which that group will meet:
     torchrun's own, or one that rank zero opens at the group's address and shares with it.
@@ -75,10 +75,10 @@ def from_rank_zero(choose: Callable[[], str]) -> str:
 
 
 def make_folder(name: str) -> Path:
-    """Makes a folder under runs/ that no other run has: its name has the time, and a number if another took that.
+    """Make a folder under runs/ that no other run has: its name has the time, and a number if another took that.
 
     Raises:
-        InputError: runs/ can't be written.
+        InputError: Runs/ can't be written.
     """
     stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder, again = RUNS / stamp, 0
@@ -94,6 +94,6 @@ def make_folder(name: str) -> Path:
 
 
 def remove_unused(folder: Path) -> None:
-    """Removes the folder of a failed run that has trained no step and answered no question."""
+    """Remove the folder of a failed run that has trained no step and answered no question."""
     if not any(answers.stat().st_size for answers in folder.glob("*.jsonl")):
         shutil.rmtree(folder, ignore_errors=True)

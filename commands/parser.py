@@ -37,16 +37,16 @@ TRIED = ("Expected a path but", "Does not validate", "Errors:", "Given value typ
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of a description."""
+    """Keep the line breaks of a description."""
 
 
 class OptionError(InputError):
     """An error of one option.
 
     Args:
-        option: its name, relative to the part whose parser found the error.
-        problem: what is wrong, and the remedy.
-        guess: the most similar option, in place of a remedy.
+        option: Its name, relative to the part whose parser found the error.
+        problem: What is wrong, and the remedy.
+        guess: The most similar option, in place of a remedy.
     """
 
     def __init__(self, option: str, problem: str, guess: str = "") -> None:
@@ -54,7 +54,7 @@ class OptionError(InputError):
         self.option, self.problem, self.guess = option, problem, guess
 
     def within(self, part: str) -> OptionError:
-        """Returns the error with the option's name in the parser that has the part."""
+        """Return the error with the option's name in the parser that has the part."""
         return OptionError(f"{part}.{self.option}", self.problem, self.guess and f"{part}.{self.guess}")
 
 
@@ -65,18 +65,18 @@ class OneLineParser(ArgumentParser):
         super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
 
     def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds a part, and imports all classes that it may be: jsonargparse finds short names among loaded ones."""
+        """Add a part, and import all classes that it may be: jsonargparse finds short names among loaded ones."""
         registered_classes()
         return super().add_subclass_arguments(*args, **kwargs)
 
     def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        """Parses the command line; jsonargparse 4.53 passes a null of a nested part on as the text None."""
+        """Parse the command line; jsonargparse 4.53 passes a null of a nested part on as the text None."""
         if isinstance(args, list):
             args = [f"{word.removesuffix('=None')}=null" if word.endswith("=None") else word for word in args]
         return super().parse_args(args, *others, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Parses a config, composed of others or not; its errors name the file."""
+        """Parse a config, composed of others or not; its errors name the file."""
         try:
             content = read_settings(Path(str(path)))
             return super().parse_string(yaml.safe_dump(content, sort_keys=False), str(path), *args, **kwargs)
@@ -84,7 +84,7 @@ class OneLineParser(ArgumentParser):
             raise InputError(f"{path}: {error}") from error
 
     def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:
-        """Builds the parts, after a check for nulls: parsing takes a null for a value that was not given."""
+        """Build the parts, after a check for nulls: parsing takes a null for a value that was not given."""
         set_parsing_settings(unset_sentinel=True)
         try:
             self.validate(cfg)
@@ -98,13 +98,13 @@ class OneLineParser(ArgumentParser):
             raise_failed_construction(error)
 
     def _check_value_key(self, action: Any, value: Any, key: str, *others: Any, **kwargs: Any) -> Any:
-        """Checks a value; jsonargparse lets a null of a group of options pass, which no constructor takes."""
+        """Check a value; jsonargparse lets a null of a group of options pass, which no constructor takes."""
         if value is None and key in (self.groups or ()):
             raise TypeError(f"Parser key \"{key}\": Unable to load config 'null'")  # as of any other single value
         return super()._check_value_key(action, value, key, *others, **kwargs)
 
     def format_help(self, *args: Any) -> str:
-        """Formats the help; jsonargparse names the options of a nested part relative to the class that has the part."""
+        """Format the help; jsonargparse names the options of a nested part relative to the class that has the part."""
         text = super().format_help(*args)
         if shown := re.match(r"Help for --([\w.]+)\.help", self.description or ""):
             words = (word.partition("=")[0].removeprefix("--").removesuffix(".help") for word in sys.argv)
@@ -113,7 +113,7 @@ class OneLineParser(ArgumentParser):
         return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises the error as one line."""
+        """Raise the error as one line."""
         within = re.match(r'Parser key "([\w.]+)"', message)
         part = within[1] if within else ""
         inner = input_error(ex)
@@ -156,13 +156,13 @@ class OneLineParser(ArgumentParser):
 
 
 def options_of(parser: OneLineParser) -> set[str]:
-    """Returns the names of all options of a parser, except those for help."""
+    """Return the names of all options of a parser, except those for help."""
     names = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
     return {name for name in names if not name.endswith(("help", "+"))}
 
 
 def registered_classes(base: type = object) -> list[type]:
-    """Imports the public classes of `zoo` and `datamodules`, and returns those of `base` that can be built.
+    """Import the public classes of `zoo` and `datamodules`, and return those of `base` that can be built.
 
     A command line may name them without their module.
     """
@@ -172,7 +172,7 @@ def registered_classes(base: type = object) -> list[type]:
 
 
 def class_names(message: str) -> set[str]:
-    """Returns the names of the classes that fit a type in the message; of all classes where it names no type."""
+    """Return the names of the classes that fit a type in the message; of all classes where it names no type."""
     parts = registered_classes()
     fitting = [part for part in parts if any(f"<class '{_path(base)}'>" in message for base in part.__mro__[:-1])]
     return {part.__name__ for part in fitting or parts}

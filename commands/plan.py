@@ -51,13 +51,13 @@ class Training(NamedTuple):
     """A training of the command line.
 
     Attributes:
-        title: model and parts.
-        setup: as the options have it.
-        gpus: processes.
-        memory: bytes that are usable on each GPU.
-        cost: on one GPU.
-        batch: sizes of a batch.
-        accumulated: batches per step.
+        title: Model and parts.
+        setup: As the options have it.
+        gpus: Processes.
+        memory: Bytes that are usable on each GPU.
+        cost: On one GPU.
+        batch: Sizes of a batch.
+        accumulated: Batches per step.
     """
 
     title: str
@@ -94,10 +94,10 @@ class Training(NamedTuple):
 
 
 def plan(arguments: list[str]) -> None:
-    """Runs the command.
+    """Run the command.
 
     Args:
-        arguments: the command line after `plan`, with config names resolved.
+        arguments: The command line after `plan`, with config names resolved.
     """
     training = parse(arguments)
     console = Console(highlight=False, width=WIDTH)
@@ -109,10 +109,10 @@ def plan(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> Training:
-    """Builds the model's shapes and counts.
+    """Build the model's shapes and counts.
 
     Raises:
-        InputError: options that make no training.
+        InputError: Options that make no training.
     """
     parser = run_parser("plan", __doc__, ("seed_everything", *OF_RUNS))
     parser.add_argument("--gpus", type=int | None, default=None, help="number of GPUs; null is that of trainer.devices")
@@ -163,7 +163,7 @@ def resized(module: VideoQADataModule, task: VideoQATask, size: list[int]) -> tu
     """Height and width of the resized frames.
 
     Raises:
-        InputError: sides that can't be resized.
+        InputError: Sides that can't be resized.
     """
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"--video_size {size}: height and width in pixels, such as [480,640]")

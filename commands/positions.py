@@ -30,10 +30,10 @@ WIDTH = 120  # of the table, so that a narrow terminal breaks lines instead of c
 
 
 def positions(arguments: list[str]) -> None:
-    """Runs the command.
+    """Run the command.
 
     Args:
-        arguments: the command line after `positions`, with config names resolved.
+        arguments: The command line after `positions`, with config names resolved.
     """
     model = parse(arguments)
     layout = model.backbone.decoder_layout
@@ -59,7 +59,7 @@ def positions(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> SpatialVLM:
-    """Builds what decides positions on the meta device: backbone, camera encoding and time index, without weights."""
+    """Build what decides positions on the meta device: backbone, camera encoding and time index, without weights."""
     parser = run_parser("positions", __doc__, ("data", "seed_everything", *OF_RUNS))
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
     settings = parser.parse_args(with_defaults(arguments))
@@ -73,12 +73,12 @@ def parse(arguments: list[str]) -> SpatialVLM:
 
 
 def pose_axes(encoding: CameraEncoding | None) -> list[PoseAxis]:
-    """Returns the pose axes of an encoding, also of the parts of a `Compose`."""
+    """Return the pose axes of an encoding, also of the parts of a `Compose`."""
     return [] if encoding is None else [part for part in encoding.modules() if isinstance(part, PoseAxis)]
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Writes sorted numbers as ranges with their step: `0-57/3, 60-63`.
+    """Write sorted numbers as ranges with their step: `0-57/3, 60-63`.
 
     Example:
         >>> ranges([0, 1, 2, 5, 8, 11, 20])

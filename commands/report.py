@@ -32,10 +32,10 @@ def report(arguments: list[str]) -> None:
     """Run the command.
 
     Args:
-        arguments: the command line after `report`.
+        arguments: The command line after `report`.
 
     Raises:
-        InputError: none of the folders is a run, or the report can't be written.
+        InputError: None of the folders is a run, or the report can't be written.
     """
     parser = OneLineParser(prog="main.py report", description=__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs")

@@ -23,7 +23,7 @@ LeftAside = dict | list | str | float | None  # not Any: jsonargparse would buil
 
 
 def run_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
-    """Returns a parser that reads configs and ignores some options of a run."""
+    """Return a parser that reads configs and ignores some options of a run."""
     parser = OneLineParser(prog=f"main.py {command}", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
     for option in ignored:
@@ -32,7 +32,7 @@ def run_parser(command: str, description: str | None, ignored: Iterable[str]) ->
 
 
 def scene_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
-    """Returns a parser of the DataModule, its split and its workers that ignores some options of a run."""
+    """Return a parser of the DataModule, its split and its workers that ignores some options of a run."""
     parser = run_parser(command, description, ignored)
     parser.add_argument("--seed_everything", type=int, default=0, help="the run's seed")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
@@ -42,7 +42,7 @@ def scene_parser(command: str, description: str | None, ignored: Iterable[str]) 
 
 
 def prepare_split(command: str, settings: Any) -> None:
-    """Prepares the split of a command with `scene_parser`.
+    """Prepare the split of a command with `scene_parser`.
 
     Args:
         command: Its name.
@@ -67,7 +67,7 @@ class SceneCounts:
         self.counts = Counter({self.MADE: 0, self.KEPT: 0})
 
     def add(self, outcome: str) -> None:
-        """Counts MADE, KEPT or the text of a fault."""
+        """Count MADE, KEPT or the text of a fault."""
         is_fault = outcome not in (self.MADE, self.KEPT)
         self.counts[self.FAILED if is_fault else outcome] += 1
         if is_fault:
@@ -77,6 +77,6 @@ class SceneCounts:
         return ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items())
 
     def refuse_failed(self, lacks: str) -> None:
-        """Raises InputError if scenes have failed."""
+        """Raise InputError if scenes have failed."""
         if failed := self.counts[self.FAILED]:
             raise InputError(f"{failed} of {self.counts.total()} scenes have no {lacks}: see above")

@@ -25,13 +25,13 @@ RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Returns the run whose folder contains a checkpoint, or None."""
+    """Return the run whose folder contains a checkpoint, or None."""
     run = checkpoint.absolute().parent.parent
     return checkpoint.parent.parent if (run / CONFIG).exists() else None
 
 
 def refuse_unreadable(checkpoint: Path) -> None:
-    """Raises InputError for a checkpoint that is absent, a folder or truncated."""
+    """Raise InputError for a checkpoint that is absent, a folder or truncated."""
     if checkpoint.is_dir():
         inside = [path for path in (checkpoint / LAST, checkpoint / FOLDER / LAST) if path.exists()]
         raise InputError(f"{checkpoint} is a folder: give a file, {inside[0] if inside else 'such as ' + LAST}")
@@ -42,12 +42,12 @@ def refuse_unreadable(checkpoint: Path) -> None:
 
 
 def newest_run() -> Path:
-    """Returns the run under `runs/` with the newest checkpoint of a model that answers questions.
+    """Return the run under `runs/` with the newest checkpoint of a model that answers questions.
 
     Newer runs without one are named.
 
     Raises:
-        InputError: there is none.
+        InputError: There is none.
     """
     for run in _with_checkpoint(RUNS.glob(f"*/{CONFIG}")):
         model = config_of(run)["model"].get("class_path", "")
@@ -58,14 +58,14 @@ def newest_run() -> Path:
 
 
 def resolve_run(command: str, settings: Any) -> None:
-    """Sets the run's folder and checkpoint in the parsed settings of a subcommand, in place.
+    """Set the run's folder and checkpoint in the parsed settings of a subcommand, in place.
 
     `fit` gets a new folder, or that of the checkpoint; started again by SLURM or torchrun, it goes on in the folder
     that it was given. An evaluation of random weights uses the newest run of the same model; released weights are
     scored unchanged unless a checkpoint is named. `last` is the newest run of the same model.
 
     Raises:
-        InputError: no model, an absent checkpoint or one of another model, or parts that the weights lack.
+        InputError: No model, an absent checkpoint or one of another model, or parts that the weights lack.
     """
     if _class(settings.model) in BASES:
         raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
@@ -115,7 +115,7 @@ def _released(parts: Any) -> bool:
 
 
 def _untrained(parts: Any) -> str | None:
-    """Returns the class of a part that the released weights were trained without, or None."""
+    """Return the class of a part that the released weights were trained without, or None."""
     for part in ("camera_encoding", "view_mixer"):
         if parts.get(part) is not None:
             return _class(parts[part])
@@ -124,12 +124,12 @@ def _untrained(parts: Any) -> str | None:
 
 
 def _class(part: Any) -> str:
-    """Returns the class name of a part of the settings; a default may be the class itself."""
+    """Return the class name of a part of the settings; a default may be the class itself."""
     return str(getattr(part, "class_path", getattr(part, "__qualname__", ""))).rpartition(".")[2]
 
 
 def _with_checkpoint(configs: Iterable[Path]) -> Iterator[Path]:
-    """Yields the runs of configs that have a checkpoint, the newest first, and names those that are passed over."""
+    """Yield the runs of configs that have a checkpoint, the newest first, and names those that are passed over."""
 
     def age(run: Path) -> float:
         checkpoint = run / FOLDER / LAST
@@ -143,7 +143,7 @@ def _with_checkpoint(configs: Iterable[Path]) -> Iterator[Path]:
 
 
 def _last(command: str, settings: Any, folder: Path | None) -> Path:
-    """Returns the checkpoint of the newest run of the same model, under `runs/` or in a folder.
+    """Return the checkpoint of the newest run of the same model, under `runs/` or in a folder.
 
     Without one, a test takes the newest run whose weights fit its options.
     """
@@ -167,7 +167,7 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
 
 
 def _check(command: str, checkpoint: Path, settings: Any) -> None:
-    """Refuses a checkpoint of another model, and for `fit` one of a run with other settings."""
+    """Refuse a checkpoint of another model, and for `fit` one of a run with other settings."""
     refuse_unreadable(checkpoint)
     run = run_of(checkpoint)
     if run is None:
@@ -198,14 +198,14 @@ def _changed(
     parts: Collection[str] = ("model", "data", "seed_everything"),
     ignored: set[str] = CHANGES_NO_RESULT,
 ) -> list[str]:
-    """Returns the options in which two configs differ."""
+    """Return the options in which two configs differ."""
     one, other = (flatten({part: config.get(part) for part in parts}) for config in (trained, asked))
     names = [name for name in sorted(one | other) if not is_one_of(name, ignored)]
     return [name for name in names if one.get(name) != other.get(name)]
 
 
 def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
-    """Returns the newest folder of the same interrupted test, of weights that belong to no run, or None."""
+    """Return the newest folder of the same interrupted test, of weights that belong to no run, or None."""
     if command != "test":
         return None
     for unfinished in sorted(RUNS.glob(f"*/{UNFINISHED}"), key=lambda path: -path.stat().st_mtime):

@@ -67,7 +67,7 @@ class SelectScenes(Dataset):
 
 
 def select_frames(arguments: list[str]) -> None:
-    """Runs the command.
+    """Run the command.
 
     Args:
         arguments: The command line after `select-frames`, with config names resolved.

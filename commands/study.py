@@ -44,11 +44,11 @@ def study(arguments: list[str]) -> None:
     """Run the command.
 
     Args:
-        arguments: the command line after `study`.
+        arguments: The command line after `study`.
 
     Raises:
-        InputError: the file or an option is wrong.
-        SystemExit: some trainings have failed.
+        InputError: The file or an option is wrong.
+        SystemExit: Some trainings have failed.
     """
     parser = OneLineParser(prog="main.py study", description=__doc__)
     parser.add_argument("study", type=str, help="the study file")

@@ -25,7 +25,7 @@ WARNINGS = (
 
 
 def quiet_lightning() -> None:
-    """Leaves out what no user can act on, and the paths of the libraries that warn."""
+    """Leave out what no user can act on, and the paths of the libraries that warn."""
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.formatwarning = format_warning
@@ -40,12 +40,12 @@ def is_useful(record: logging.LogRecord) -> bool:
 
 
 def format_warning(message: Any, *_: Any, **__: Any) -> str:
-    """Returns a warning without the file and line that raised it."""
+    """Return a warning without the file and line that raised it."""
     return f"warning: {message}\n"
 
 
 def describe_size(model: Task) -> str:
-    """Returns a line with the number of parameters, and of those of each part that trains."""
+    """Return a line with the number of parameters, and of those of each part that trains."""
     trained: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

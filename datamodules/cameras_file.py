@@ -29,7 +29,7 @@ from zoo.files.atomic_io import write_whole
 def read_cameras(
     path: str | Path, num_frames: int, height: int, width: int
 ) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
-    """Reads the cameras of all raw frames; rotations are projected to SO(3).
+    """Read the cameras of all raw frames; rotations are projected to SO(3).
 
     Args:
         path: The cameras file.
@@ -94,7 +94,7 @@ def write_cameras(
     height: int,
     times_s: Sequence[float] | None = None,
 ) -> None:
-    """Writes a cameras file atomically; numbers keep all their digits.
+    """Write a cameras file atomically; number keep all their digits.
 
     Args:
         path: The cameras file.
@@ -153,6 +153,6 @@ def _has_unit_last_row(matrices: Tensor) -> Tensor:
 
 
 def _require(path: Path, message: str, is_valid: Tensor) -> None:
-    """Raises ValueError with the first invalid frame."""
+    """Raise ValueError with the first invalid frame."""
     if not is_valid.all():
         raise ValueError(f"{path}: frame {int((~is_valid).nonzero()[0])}: {message}")

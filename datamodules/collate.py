@@ -21,7 +21,7 @@ from zoo.sequences.scene_inputs import SceneInputs
 
 
 class Collate(ABC):
-    """Turns loaded scenes with their questions into a batch.
+    """Turn loaded scenes with their questions into a batch.
 
     A scene or question that can't be used becomes a record of `Batch.failed`: its fault travels as a value.
 
@@ -69,7 +69,7 @@ class Collate(ABC):
         return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed)
 
     def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
-        """Makes the model's inputs of a loaded scene."""
+        """Make the model's inputs of a loaded scene."""
         assert loaded.frames is not None
         pixel_values, grid_thw = self.wording.preprocessor.cut_patches(loaded.frames)
         other, needs = loaded.geometry_override, self.requirements
@@ -109,7 +109,7 @@ class Collate(ABC):
 
 
 class TrainingCollate(Collate):
-    """Appends the answers, which are supervised.
+    """Append the answers, which are supervised.
 
     Args:
         tokens_per_sequence: Most tokens of a sequence with several questions; None is no bound.
@@ -152,7 +152,7 @@ class TrainingCollate(Collate):
 
 
 class QuestionCollate(Collate):
-    """Asks the questions, those of a scene behind the prefix that they share.
+    """Ask the questions, those of a scene behind the prefix that they share.
 
     Args:
         questions_per_batch: Questions that are answered at once.

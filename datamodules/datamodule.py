@@ -38,7 +38,7 @@ from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 @contextmanager
 def as_input_error() -> Iterator[None]:
-    """Turns a source's errors about its files into `InputError`."""
+    """Turn a source's errors about its files into `InputError`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -169,7 +169,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.prepare_splits(splits)
 
     def prepare_splits(self, splits: Collection[Split]) -> None:
-        """Prepares the data of some splits; a command without a Trainer names its own."""
+        """Prepare the data of some splits; a command without a Trainer names its own."""
         with as_input_error():
             (self.asked or self.source).prepare_splits(splits)
 
@@ -285,7 +285,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copies a batch from pinned memory without a wait."""
+        """Copy a batch from pinned memory without a wait."""
         if isinstance(batch, Batch):
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -121,7 +121,7 @@ class SceneDataset(Dataset):
         return len(self.scenes)
 
     def __getitem__(self, key: int | TrainingItem) -> LoadedScene:
-        """Returns a scene with all of its questions, or with those that a training step asks."""
+        """Return a scene with all of its questions, or with those that a training step asks."""
         item = (
             key if isinstance(key, TrainingItem) else TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
         )
@@ -144,13 +144,13 @@ class SceneDataset(Dataset):
         return self.sampler.limited(self.num_frames)  # without the rounding of frames to pairs
 
     def select(self, view: SceneView) -> list[int]:
-        """Chooses frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""
+        """Choose frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""
         if self.frames_as == "video":
             return self.frame_pairing(self.sampler, view, self.num_frames)
         return _doubled(self.sampler.pad(self.sampler.select(view, self.num_views), self.num_views, view))
 
     def open(self, index: int) -> OpenScene:
-        """Opens the video of a scene and reads its cameras.
+        """Open the video of a scene and read its cameras.
 
         Cameras are validated even if the model doesn't use them, so that all models are asked the same questions.
 

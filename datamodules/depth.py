@@ -32,7 +32,7 @@ _renderers: dict[str, Renderer] = {}
 
 
 def register_renderer(suffix: str, render: Renderer) -> None:
-    """Makes the depth of a dataset known that is rendered from a description beside the video.
+    """Make the depth of a dataset known that is rendered from a description beside the video.
 
     Args:
         suffix: End of the description's name after that of the scene, such as ".scene.json".

@@ -14,7 +14,7 @@ from zoo.errors import InputError
 
 @dataclass(frozen=True)
 class QuestionFilter:
-    """Keeps the questions that meet all conditions; None is no condition.
+    """Keep the questions that meet all conditions; None is no condition.
 
     Args:
         datasets: First parts of the scenes' names.
@@ -45,7 +45,7 @@ class QuestionFilter:
             object.__setattr__(self, "scene_names", [line.strip() for line in lines if line.strip()])
 
     def described(self) -> str:
-        """Returns the conditions as text for an error message; empty without conditions."""
+        """Return the conditions as text for an error message; empty without conditions."""
         given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
         return "".join(f", with {name}={value}" for name, value in given.items())
 
@@ -57,20 +57,20 @@ class QuestionFilter:
         return f"--data.question_types [{','.join(self.question_types or ())}]"
 
     def is_chosen(self, scene: str) -> bool:
-        """Returns whether a scene's name meets the conditions."""
+        """Return whether a scene's name meets the conditions."""
         dataset, _, own = scene.partition("/")
         if self.datasets and dataset not in self.datasets:
             return False
         return not self.scene_names or scene in self.scene_names or own in self.scene_names
 
     def matching(self, missing: Missing) -> dict[str, int]:
-        """Returns the number of matching questions of each missing scene that has any; ignores `subset`."""
+        """Return the number of matching questions of each missing scene that has any; ignores `subset`."""
         chosen = {name: asked for name, asked in missing.items() if self.is_chosen(name)}
         counts = {name: sum(asked[kind] for kind in self.question_types or asked) for name, asked in chosen.items()}
         return {name: count for name, count in counts.items() if count}
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
-        """Returns the values of --data.datasets and --data.scene_names that match none of these scenes."""
+        """Return the values of --data.datasets and --data.scene_names that match none of these scenes."""
         known = list(names)
         datasets = {name.partition("/")[0] for name in known}
         scenes = {called for name in known for called in (name, name.partition("/")[2])}
@@ -78,7 +78,7 @@ class QuestionFilter:
         return [f"--data.{option} {name}" for option, asked, there in given for name in set(asked or ()) - there]
 
     def __call__(self, scenes: Sequence[Scene]) -> tuple[list[Scene], int]:
-        """Applies the filter.
+        """Apply the filter.
 
         Returns:
             The scenes that keep questions, and the number of questions that `option` left out.

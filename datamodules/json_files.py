@@ -10,7 +10,7 @@ from zoo.files.strict_json import parse_json
 
 
 def read_json(path: Path, remedy: str = "write or download it again") -> Any:
-    """Reads a JSON file.
+    """Read a JSON file.
 
     Args:
         path: The file.
@@ -28,7 +28,7 @@ def read_json(path: Path, remedy: str = "write or download it again") -> Any:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the rows of a file with their numbers from 1.
+    """Yield the rows of a file with their numbers from 1.
 
     Args:
         path: A .json file with a list of objects, a .parquet file, or one object per line.

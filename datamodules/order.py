@@ -21,10 +21,10 @@ class TrainingItem(NamedTuple):
     """Questions about one scene in one training step; they share a sequence.
 
     Attributes:
-        scene: index of the scene.
-        questions: indices of its questions.
-        epoch: part of the seed of random frame samplers.
-        is_padding: whether another process learns from these questions. The copy only keeps this process in step.
+        scene: Index of the scene.
+        questions: Indices of its questions.
+        epoch: Part of the seed of random frame samplers.
+        is_padding: Whether another process learns from these questions. The copy only keeps this process in step.
     """
 
     scene: int
@@ -41,15 +41,15 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
     that is not learned from.
 
     Args:
-        num_questions: questions of each scene.
-        batch_size: sequences per batch on each rank.
-        questions_per_scene: most questions in one sequence.
-        seed: seed of the shuffle, the same on all ranks.
-        rank: this process.
-        world_size: number of processes; each takes its own sequences of the same shuffle.
+        num_questions: Questions of each scene.
+        batch_size: Sequences per batch on each rank.
+        questions_per_scene: Most questions in one sequence.
+        seed: Seed of the shuffle, the same on all ranks.
+        rank: This process.
+        world_size: Number of processes; each takes its own sequences of the same shuffle.
 
     Raises:
-        InputError: there is no question.
+        InputError: There is no question.
 
     Example:
         >>> order = TrainingOrder([1, 2], batch_size=1, questions_per_scene=2, seed=0)
@@ -123,7 +123,7 @@ class ResumableLoader(DataLoader):
         return {name: getattr(self.batch_sampler, name) for name in ("served", *SETTINGS)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restores the position; settings that differ from the checkpoint's raise `InputError`."""
+        """Restore the position; settings that differ from the checkpoint's raise `InputError`."""
         for name in SETTINGS:
             if name not in state:
                 raise InputError("the checkpoint is of a version that trained in another order: start a new run")
@@ -134,7 +134,7 @@ class ResumableLoader(DataLoader):
 
 
 def balance_across_ranks(loads: Sequence[int], processes: int) -> list[list[int]]:
-    """Distributes scenes across processes with nearly equal load; every scene is assigned exactly once.
+    """Distribute scenes across processes with nearly equal load; every scene is assigned exactly once.
 
     Greedy, largest load first: at most 4/3 of the optimal maximum load (Graham 1969, "Bounds on multiprocessing timing
     anomalies", theorem 2).

@@ -26,7 +26,7 @@ from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class Perturbation(Configurable, ABC):
-    """Changes the video, cameras or 3D tokens of a scene, and not its questions. Subclasses define `__call__`.
+    """Change the video, cameras or 3D tokens of a scene, and not its questions. Subclasses define `__call__`.
 
     Attributes:
         requires_cameras: It changes nothing in scenes without cameras.
@@ -36,7 +36,7 @@ class Perturbation(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
-        """Returns the perturbed scene.
+        """Return the perturbed scene.
 
         Args:
             scene: A scene that could be read.

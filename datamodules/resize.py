@@ -27,7 +27,7 @@ CHUNK = 8  # frames resized at once: bounds the memory of float copies
 def smart_resize(
     height: int, width: int, *, factor: int = TOKEN_PX, min_pixels: int, max_pixels: int | float
 ) -> tuple[int, int]:
-    """Rounds (height, width) to multiples of `factor` with an area in [min_pixels, max_pixels].
+    """Round (height, width) to multiples of `factor` with an area in [min_pixels, max_pixels].
 
     The aspect ratio is preserved as closely as possible. Source: `smart_resize` of qwen-vl-utils.
 
@@ -102,7 +102,7 @@ def resize_frames(
     is_folder: bool = False,
     token_px: int = TOKEN_PX,
 ) -> UInt8[Tensor, "T 3 h w"]:
-    """Resizes the frames of one clip within `bounds`, bit for bit as the official code.
+    """Resize the frames of one clip within `bounds`, bit for bit as the official code.
 
     Args:
         frames: Frames of one clip.

@@ -64,6 +64,6 @@ class Scene:
 
 
 def select_questions(scene: Scene, indices: Sequence[int]) -> Scene:
-    """Returns a scene with some of its questions."""
+    """Return a scene with some of its questions."""
     select = getattr(scene.questions, "select", None)  # of an index, which builds no question for it
     return replace(scene, questions=select(indices) if select else tuple(scene.questions[i] for i in indices))

@@ -73,7 +73,7 @@ def _are_counts(*values: Any) -> bool:
 def write_selection(
     path: Path, scene_name: str, frames: Sequence[int], key: str = "", made_by: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a selection file atomically."""
+    """Write a selection file atomically."""
     content = {"scene_name": scene_name, "selected_frames": list(frames), "num_frames": len(frames), "key": key}
     write_whole(path, json.dumps({**content, "made_by": dict(made_by or {})}))
 

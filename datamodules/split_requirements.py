@@ -53,12 +53,12 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
 
 
 def _types(scenes: Sequence[Scene]) -> Iterator[str]:
-    """Yields the type of each question, as far as the caller reads: a file of conversations has many thousands."""
+    """Yield the type of each question, as far as the caller reads: a file of conversations has many thousands."""
     return (question.question_type for scene in scenes for question in scene.questions)
 
 
 def check_scene(scene: Scene, needs: DataRequirements) -> None:
-    """Raises an InputError if a scene lacks the cameras or the depth that a model reads."""
+    """Raise an InputError if a scene lacks the cameras or the depth that a model reads."""
     beside = companion_name(scene.video)
     if needs.cameras and scene.cameras is None:
         raise InputError(

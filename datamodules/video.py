@@ -60,7 +60,7 @@ class Video:
             self.times_s = file.times_s
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
-        """Decodes frames.
+        """Decode frames.
 
         Args:
             indices: Frames in the order of the result; they may repeat. Only these are held in memory.

@@ -76,7 +76,7 @@ class VideoFile:
             self.times_s = [i / float(rate or 1) for i in range(self.num_frames)]
 
     def read(self, indices: Iterable[int]) -> Iterator[tuple[int, RGB]]:
-        """Decodes frames; yields (index, upright frame) in any order.
+        """Decode frames; yield (index, upright frame) in any order.
 
         Raises:
             VideoError: A frame can't be decoded.
@@ -102,7 +102,7 @@ class VideoFile:
         raise VideoError(f"{self.path}: {which} can't be decoded: copy or download it again") from damage
 
     def plan(self, indices: Sequence[int]) -> list[tuple[int | None, list[int]]]:
-        """Divides frames into runs that are decoded without a seek.
+        """Divide frames into runs that are decoded without a seek.
 
         Returns:
             The key frame to seek (None for the start) and the sorted frames of each run.
@@ -138,7 +138,7 @@ class VideoFile:
         return streams[0]
 
     def _probe(self, container: InputContainer, stream: VideoStream) -> VideoFrame | None:
-        """Reads all packets to count frames and record time stamps; returns the first decoded frame.
+        """Read all packets to count frames and record time stamps; return the first decoded frame.
 
         Raises:
             VideoError: The file is truncated.

@@ -16,7 +16,7 @@ VIDEO: list[Content] = [[{"type": "video"}]]
 
 @dataclass
 class Wording:
-    """Puts questions into the words of a benchmark and the chat of a backbone.
+    """Put questions into the words of a benchmark and the chat of a backbone.
 
     Args:
         preprocessor: The backbone's preprocessor.
@@ -74,7 +74,7 @@ def media_of(scene: LoadedScene) -> Sequence[Content]:
 
 
 def user_text(question: Question, benchmark: Benchmark | None = None) -> str:
-    """Returns the user's text after the video; a `RawQuestion` keeps its text unchanged.
+    """Return the user's text after the video; a `RawQuestion` keeps its text unchanged.
 
     Args:
         question: The question.

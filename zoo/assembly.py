@@ -196,7 +196,7 @@ class AssembledModel(Configurable, nn.Module):
 
     @property
     def sequence_builder(self) -> SequenceBuilder:
-        """Builds sequences by these rules."""
+        """Build sequences by these rules."""
         return SequenceBuilder(self.sequence_rules)
 
     @property

@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 class Configurable:
-    """Remembers the arguments of its constructor, so that `to_config` can write them down.
+    """Remember the arguments of its constructor, so that `to_config` can write them down.
 
     Attributes:
-        not_configuration: names of arguments about one process, which no saved configuration has.
+        not_configuration: Names of arguments about one process, which no saved configuration has.
     """
 
     not_configuration: frozenset[str] = frozenset()
@@ -37,11 +37,11 @@ def to_config(value: Any) -> Any:
     """The configuration of a part, JSON-like: plain values, lists, mappings, and classes with their arguments.
 
     Args:
-        value: a `Configurable`, a dataclass, a class, a `functools.partial` of a class, a function of a
+        value: A `Configurable`, a dataclass, a class, a `functools.partial` of a class, a function of a
             module, or a plain value.
 
     Raises:
-        InputError: a value without a configuration, such as a lambda.
+        InputError: A value without a configuration, such as a lambda.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -81,14 +81,14 @@ def known_config(instance: Configurable) -> dict[str, Any]:
 
 
 def from_config(base: type[T], config: Mapping[str, Any]) -> T:
-    """Builds the instance of `base`, or of a subclass, that a configuration describes.
+    """Build the instance of `base`, or of a subclass, that a configuration describes.
 
     Args:
-        base: the class, or a base class of it.
+        base: The class, or a base class of it.
         config: {"class_path": ..., "init_args": {...}}; a class path may be a bare name in `zoo` or `datamodules`.
 
     Raises:
-        InputError: an unknown class or option.
+        InputError: An unknown class or option.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "part", required=True)

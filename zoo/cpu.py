@@ -6,5 +6,5 @@ import os
 
 
 def available_cores() -> int:
-    """Returns the number of CPU cores that this process may use, which a scheduler may have restricted."""
+    """Return the number of CPU cores that this process may use, which a scheduler may have restricted."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -40,7 +40,7 @@ class InputError(ValueError):
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
-    """Raises an InputError for a value that a `Literal` lacks: the command line checks this itself, Python does not."""
+    """Raise an InputError for a value that a `Literal` lacks: the command line checks this itself, Python does not."""
     known = get_args(choices)
     if value not in known:
         raise InputError(f"{name} is one of {', '.join(map(str, known))}, not {value!r}")
@@ -70,7 +70,7 @@ def reading(file: object) -> Iterator[None]:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error, what it was raised from, and so on.
+    """Yield an error, what it was raised from, and so on.
 
     Not what was being handled meanwhile (`__context__`): a bug in the handling is not the fault that it handled.
     """
@@ -80,12 +80,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """Returns the InputError that an error is or was raised from; None if there is none."""
+    """Return the InputError that an error is or was raised from; None if there is none."""
     return next((each for each in causes(error) if isinstance(each, InputError)), None)
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """Returns what a constructor raised: jsonargparse wraps it once for every part around the one that failed."""
+    """Return what a constructor raised: jsonargparse wraps it once for every part around the one that failed."""
     *_, last = chain = [*causes(error)]
     return next((each for each in chain if not _is_of_jsonargparse(each)), last)
 
@@ -96,7 +96,7 @@ def _is_of_jsonargparse(error: BaseException) -> bool:
 
 
 def raised_at(error: BaseException) -> str | None:
-    """Returns the last line outside of the zoo and the libraries that an error passed, as `file:line`.
+    """Return the last line outside of the zoo and the libraries that an error passed, as `file:line`.
 
     It is in a user's own part, script or callback, which raised the error or called what did. None if there is none.
     """
@@ -104,7 +104,7 @@ def raised_at(error: BaseException) -> str | None:
 
 
 def describe(error: BaseException) -> str:
-    """Returns an error as one line: its message, and its type and place unless the message is meant to stand alone."""
+    """Return an error as one line: its message, and its type and place unless the message is meant to stand alone."""
     text, place = str(error), raised_at(error)
     line = " ".join(text.split())
     if isinstance(error, InputError) or (place is None and isinstance(error, MESSAGES)):
@@ -119,7 +119,7 @@ def describe(error: BaseException) -> str:
 
 
 def describe_fault(error: BaseException) -> str:
-    """Describes an error that is recorded and stops nothing; prints its traceback where tracebacks are asked for."""
+    """Describe an error that is recorded and stops nothing; print its traceback where tracebacks are asked for."""
     if wants_traceback():
         traceback.print_exception(error)
     return describe(error)

@@ -8,11 +8,11 @@ from typing import Any
 
 
 def lazy_exports(package: str, exports: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], list[str]]:
-    """Returns a package's `__getattr__` and `__all__`.
+    """Return a package's `__getattr__` and `__all__`.
 
     Args:
-        package: name of the package.
-        exports: public names by the module that defines them, relative to the package.
+        package: Name of the package.
+        exports: Public names by the module that defines them, relative to the package.
     """
     modules = {name: f"{package}.{module}" for module, names in exports.items() for name in names}
 

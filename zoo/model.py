@@ -37,31 +37,31 @@ class SpatialVLM(AssembledModel):
     for bit.
 
     Args:
-        backbone: the video-language model; a tiny random Qwen2.5-VL if not given.
-        geometry: builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it,
+        backbone: The video-language model; a tiny random Qwen2.5-VL if not given.
+        geometry: Builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it,
             and only if the backbone was not released with its own.
-        geometry_cache: keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
-        fusion: builds the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null uses the 2D
+        geometry_cache: Keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
+        fusion: Builds the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null uses the 2D
             tokens alone.
-        view_mixer: builds the branch that adds camera information to the 2D tokens before the fusion
+        view_mixer: Builds the branch that adds camera information to the 2D tokens before the fusion
             (`ViewAttention`, `RayEmbedding`); without effect before training.
-        camera_encoding: camera encoding in the decoder's attention; null is the stock attention.
-        camera_source: whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
+        camera_encoding: Camera encoding in the decoder's attention; null is the stock attention.
+        camera_source: Whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
             the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
             predicted ones if the encoder predicts cameras. Objectives learn to predict the same ones, and with
             `predicted` the encoder's depth. Without effect in a model that uses no cameras.
-        merged_camera: the camera of two frames that are merged into one token.
-        time_index: the time component of mRoPE's position ids; null is the backbone's own.
-        text_after_vision: the position of the text after a video: behind its highest position on any axis (`max_thw`,
+        merged_camera: The camera of two frames that are merged into one token.
+        time_index: The time component of mRoPE's position ids; null is the backbone's own.
+        text_after_vision: The position of the text after a video: behind its highest position on any axis (`max_thw`,
             transformers 4.51, with which the released checkpoints were trained), or max(h, w) behind its start
             (`max_hw`, transformers 5).
-        lora: low-rank adapters on the decoder.
-        objectives: the losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
-        defer_weights: leaves released weights of backbone and geometry unread, until `load_deferred` of
+        lora: Low-rank adapters on the decoder.
+        objectives: The losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
+        defer_weights: Leaves released weights of backbone and geometry unread, until `load_deferred` of
             `zoo.weights.deferred` reads them; a task does so when its run starts.
 
     Raises:
-        InputError: parts that do not fit together.
+        InputError: Parts that do not fit together.
 
     Example:
         >>> SpatialVLM().requirements.cameras
@@ -71,7 +71,7 @@ class SpatialVLM(AssembledModel):
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Computes the losses of a training step.
+        """Compute the losses of a training step.
 
         On a GPU the host waits for nothing here, but for: a pose index on predicted cameras (their poses, once);
         `MaskedViews` (its count of steps); `PoseALiBi` (the number of poses); a trained geometry encoder with random
@@ -100,7 +100,7 @@ class SpatialVLM(AssembledModel):
         return {**losses, "loss": losses["loss"] + sum(unused)}
 
     def encode_scenes(self, batch: Batch) -> list[EncodedScene]:
-        """Encodes each scene of a batch once: vision, geometry, cameras, view mixing, fusion.
+        """Encode each scene of a batch once: vision, geometry, cameras, view mixing, fusion.
 
         Raises:
             InputError: A scene without the frames, the cameras or the depth that this model requires.
@@ -130,7 +130,7 @@ class SpatialVLM(AssembledModel):
         return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, strict=True)]
 
     def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
-        """Places encoded scenes in sequences.
+        """Place encoded scenes in sequences.
 
         Args:
             scenes: From `encode_scenes`.
@@ -188,7 +188,7 @@ class SpatialVLM(AssembledModel):
     def logits(
         self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], **media: Unpack[Media]
     ) -> Float[Tensor, "B L vocabulary"]:
-        """Computes the logits of whole sequences; see `Media` for the other arguments."""
+        """Compute the logits of whole sequences; see `Media` for the other arguments."""
         batch = batch_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
         assert batch.sequences is not None
         inputs = self.decoder_inputs(self.encode_scenes(batch), batch.sequences)
@@ -202,7 +202,7 @@ class SpatialVLM(AssembledModel):
         max_new_tokens: int,
         **media: Unpack[Media],
     ) -> list[list[int]]:
-        """Answers padded sequences greedily: new tokens only, up to a stop token (included)."""
+        """Answer padded sequences greedily: new tokens only, up to a stop token (included)."""
         batch = prompts_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
         replies = answer_batch(self, batch, max_new_tokens)
         for reply in replies:
@@ -218,30 +218,30 @@ class SpatialVLM(AssembledModel):
 
         Args:
             path: `runs/<name>`, a folder of `save_pretrained`, a released Qwen-VL or Spatial-MLLM, or a hub id.
-            overrides: constructor arguments in place of the stored ones, such as `camera_source="auto"`.
+            overrides: Constructor arguments in place of the stored ones, such as `camera_source="auto"`.
 
         Raises:
-            InputError: nothing can be loaded from there; naming the remedy.
+            InputError: Nothing can be loaded from there; naming the remedy.
         """
         return load_model(cls, path, overrides, released_parts)
 
     def save_pretrained(self, folder: str | Path, *, full: bool = False) -> None:
-        """Writes a folder for `from_pretrained`: the parts' configuration, weights, tokenizer files and a model card.
+        """Write a folder for `from_pretrained`: the parts' configuration, weights, tokenizer files and a model card.
 
         Trained weights, and weights that no file restores, are written as safetensors; frozen released ones are named
         by path or hub id, with a fingerprint.
 
         Args:
-            folder: a new or empty folder.
-            full: copy the frozen released weights too.
+            folder: A new or empty folder.
+            full: Copy the frozen released weights too.
 
         Raises:
-            InputError: the folder is not empty, or a part was built from a function instead of a class.
+            InputError: The folder is not empty, or a part was built from a function instead of a class.
         """
         save_model(self, Path(folder), full, name=Path(folder).name)
 
     def push_to_hub(self, repo_id: str, *, full: bool = False, private: bool = False) -> str:
-        """Uploads what `save_pretrained` writes to the Hugging Face hub; returns the address."""
+        """Upload what `save_pretrained` writes to the Hugging Face hub; return the address."""
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             save_model(self, folder, full, name=repo_id)
@@ -265,23 +265,23 @@ class SpatialVLM(AssembledModel):
         """Greedy answers to one or several questions about a video, which is encoded once; in eval mode.
 
         Args:
-            video: a video file, a folder of frames, or frames (T, 3, H, W) as bytes or in 0..1.
-            questions: one question, or several.
-            cameras: a cameras.json with one camera per raw frame; None takes the one beside the video, if any. For
+            video: A video file, a folder of frames, or frames (T, 3, H, W) as bytes or in 0..1.
+            questions: One question, or several.
+            cameras: A cameras.json with one camera per raw frame; None takes the one beside the video, if any. For
                 frames in memory a `SceneGeometry` with the camera of each, and the depth for a model that reads it.
-            num_frames: frames to sample; None takes the number that the model was trained with. Frames in memory are
+            num_frames: Frames to sample; None takes the number that the model was trained with. Frames in memory are
                 all shown.
-            sampler: a `FrameSampler`; None takes that of the model's run.
-            max_new_tokens: the longest answer.
-            times_s: seconds of each of the frames in memory, for a backbone that writes them into the prompt.
-            repetition_penalty: see `VideoQATask`.
+            sampler: A `FrameSampler`; None takes that of the model's run.
+            max_new_tokens: The longest answer.
+            times_s: Seconds of each of the frames in memory, for a backbone that writes them into the prompt.
+            repetition_penalty: See `VideoQATask`.
 
         Returns:
             One text for one question, a list for several.
 
         Raises:
-            FileNotFoundError: there is no such video.
-            InputError: it can't be read, or lacks the cameras or depth that this model requires.
+            FileNotFoundError: There is no such video.
+            InputError: It can't be read, or lacks the cameras or depth that this model requires.
         """
         check_penalty(repetition_penalty)
         from datamodules.asking import batch_of_questions  # the application layer, at call time only

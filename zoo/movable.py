@@ -21,14 +21,14 @@ class Movable:
     """
 
     def map(self: Value, change: Change) -> Value:
-        """Returns a copy in which each tensor is changed; numbers of the host stay."""
+        """Return a copy in which each tensor is changed; number of the host stay."""
         other = copy(self)
         for name, value in vars(self).items():
             setattr(other, name, _mapped(value, change))
         return other
 
     def to(self: Value, device: torch.device | str, non_blocking: bool = False) -> Value:
-        """Copies the tensors to a device.
+        """Copy the tensors to a device.
 
         Args:
             device: The device.
@@ -37,7 +37,7 @@ class Movable:
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: Value) -> Value:
-        """Copies the tensors to pinned memory, from which a GPU copies without a wait."""
+        """Copy the tensors to pinned memory, from which a GPU copies without a wait."""
         return self.map(Tensor.pin_memory)
 
 

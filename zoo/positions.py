@@ -40,28 +40,28 @@ def mrope_position_ids(
     """Position ids (t, h, w) of every token, and the offset of later tokens.
 
     Args:
-        input_ids: one placeholder per visual token; the first of a run follows `vision_start_token_id`.
+        input_ids: One placeholder per visual token; the first of a run follows `vision_start_token_id`.
         attention_mask: 0 for padding, on either side.
         image_grid_thw: (t, h, w) in patches before the merge, one row per image in the order of the batch.
-        video_grid_thw: the same for videos.
-        seconds_per_grid: seconds per temporal patch, one per video; None takes the time index's nominal value (1.0).
-        tokens_per_second: positions per second.
-        spatial_merge_size: patches per side in one visual token.
-        image_token_id: placeholder of an image's tokens, see `Placeholders`.
-        video_token_id: placeholder of a video's tokens.
-        vision_start_token_id: precedes each image and video.
-        time_index: defines the time component; None is `TimestampIndex()`.
-        text_after_vision: where text continues after a video: after its highest position (`max_thw`, the
+        video_grid_thw: The same for videos.
+        seconds_per_grid: Seconds per temporal patch, one per video; None takes the time index's nominal value (1.0).
+        tokens_per_second: Positions per second.
+        spatial_merge_size: Patches per side in one visual token.
+        image_token_id: Placeholder of an image's tokens, see `Placeholders`.
+        video_token_id: Placeholder of a video's tokens.
+        vision_start_token_id: Precedes each image and video.
+        time_index: Defines the time component; None is `TimestampIndex()`.
+        text_after_vision: Where text continues after a video: after its highest position (`max_thw`, the
             checkpoints'), or at start + max(h, w) whatever its length in time (`max_hw`, transformers 5).
-        frame_indices: raw frame indices of each video, for a time index that `requires_frames`; a video whose last
+        frame_indices: Raw frame indices of each video, for a time index that `requires_frames`; a video whose last
             frame was doubled to fill its last temporal patch may omit the copy.
-        cameras: of each sequence, one per temporal patch unless they have an `index`, for one that `requires_cameras`.
+        cameras: Of each sequence, one per temporal patch unless they have an `index`, for one that `requires_cameras`.
 
     Returns:
         Position ids, 1 in padding; and deltas: the token after a row of length L has position L + delta.
 
     Raises:
-        ValueError: grids and placeholders do not match; not one `seconds_per_grid` or list of `frame_indices` per
+        ValueError: Grids and placeholders do not match; not one `seconds_per_grid` or list of `frame_indices` per
             video; too few frames or cameras.
     """
     placeholders = Placeholders(video_token_id, image_token_id, vision_start_token_id)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def to_float32(tensor: Tensor) -> Tensor:
-    """Casts to float32; float64 is kept."""
+    """Cast to float32; float64 is kept."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """Disables autocast, which would compute matrix products of poses in half precision."""
+    """Disable autocast, which would compute matrix products of poses in half precision."""
     # torch has no autocast for the meta device, where there is no data to round either
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
@@ -33,7 +33,7 @@ def cached_casts(device: torch.device) -> AbstractContextManager:
 
 @contextmanager
 def highest_matmul_precision(device: torch.device) -> Iterator[None]:
-    """Disables autocast, and TF32 for float32 matrix products.
+    """Disable autocast, and TF32 for float32 matrix products.
 
     Lightning recommends `torch.set_float32_matmul_precision("high")` on GPUs with TF32. TF32 keeps ten bits of a
     pose, which is an error of centimeters at ten meters.

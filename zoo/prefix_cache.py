@@ -27,7 +27,7 @@ TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model in eval mode within, as for answers between two steps of a training."""
+    """Put a model in eval mode within, as for answers between two steps of a training."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -80,7 +80,7 @@ class CachedPrefix:
         self.groups = torch.full_like(input_ids, PREFIX)
 
     def answer(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
-        """Answers questions greedily, each as if it had been alone: in one pass, or in more where memory is short.
+        """Answer questions greedily, each as if it had been alone: in one pass, or in more where memory is short.
 
         Args:
             questions: Token ids that follow the prefix, at least one each.
@@ -138,7 +138,7 @@ class CachedPrefix:
         return [Reply([], errors[n]) if n in errors else Reply(ids) for n, ids in enumerate(answers)]
 
     def _rewind(self) -> None:
-        """Truncates the cache to the prefix, also after a pass that ran out of memory between two layers."""
+        """Truncate the cache to the prefix, also after a pass that ran out of memory between two layers."""
         self.groups = self.groups[:, : self.length]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
@@ -162,14 +162,14 @@ class CachedPrefix:
 
 
 def check_penalty(factor: float) -> None:
-    """Raises an InputError for a repetition penalty that is no factor."""
+    """Raise an InputError for a repetition penalty that is no factor."""
     if not 0 < factor < math.inf:
         raise InputError(f"--model.repetition_penalty {factor}: a factor above 0; 1 is no penalty")
 
 
 @torch.no_grad()
 def answer_batch(model: SpatialVLM, batch: Batch, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[Reply]:
-    """Answers the prompts of a batch, whose scenes are encoded once; see `answer_prompts`."""
+    """Answer the prompts of a batch, whose scenes are encoded once; see `answer_prompts`."""
     return answer_prompts(model, model.encode_scenes(batch), batch.prompts, max_new_tokens, repetition_penalty)
 
 
@@ -181,7 +181,7 @@ def answer_prompts(
     max_new_tokens: int,
     repetition_penalty: float = 1.0,
 ) -> list[Reply]:
-    """Answers prompts about encoded scenes; the prefix that prompts about the same scenes share is read once.
+    """Answer prompts about encoded scenes; the prefix that prompts about the same scenes share is read once.
 
     Args:
         model: The model to ask.

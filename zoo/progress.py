@@ -18,13 +18,13 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], description: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Yields the items and reports progress on stderr: with a bar in a terminal, else with a line every 30 seconds.
+    """Yield the items and reports progress on stderr: with a bar in a terminal, else with a line every 30 seconds.
 
     Args:
-        items: the items.
-        description: what is done with them.
-        unit: what they are called.
-        total: their number, if `items` has no length.
+        items: The items.
+        description: What is done with them.
+        unit: What they are called.
+        total: Their number, if `items` has no length.
     """
     shows = is_first_process()
     if sys.stderr.isatty():
@@ -52,7 +52,7 @@ class Loop:
         self._started = self._printed_at = time.monotonic()
 
     def line(self, done: int, note: Callable[[], str] = str) -> str | None:
-        """Returns the text of a line if one is due."""
+        """Return the text of a line if one is due."""
         now = time.monotonic()
         is_due = done >= self.total or now - self._printed_at >= SECONDS
         is_due = is_due or done - self._printed >= self.share * (self.total - self.begun)

@@ -22,11 +22,11 @@ class CameraUse:
     """What the camera parts of a model read.
 
     Attributes:
-        cameras: poses reach the 2D tokens, the decoder's attention, or its positions.
-        lengths: with their unit, to which a part is not invariant.
-        points: the 3D points of tokens reach an encoding.
-        median_depth: lengths are divided by the median depth.
-        balanced_reference: the reference view is chosen by the 2D tokens.
+        cameras: Poses reach the 2D tokens, the decoder's attention, or its positions.
+        lengths: With their unit, to which a part is not invariant.
+        points: The 3D points of tokens reach an encoding.
+        median_depth: Lengths are divided by the median depth.
+        balanced_reference: The reference view is chosen by the 2D tokens.
     """
 
     cameras: bool
@@ -37,7 +37,7 @@ class CameraUse:
 
     @classmethod
     def of(cls, parts: Sequence[CameraEncoding | ViewMixer | None], time_index: TimeIndex) -> CameraUse:
-        """Combines the parts that read cameras."""
+        """Combine the parts that read cameras."""
         present = [part for part in parts if part is not None]
         return cls(
             cameras=bool(present) or time_index.requires_cameras,
@@ -58,17 +58,17 @@ class DataRequirements:
     """Inputs beside the backbone's pixels and the questions.
 
     Attributes:
-        cameras: the dataset's pose and intrinsics for each frame; a scene without is an error.
-        depth: the dataset's depth map for each frame; a scene without is an error.
+        cameras: The dataset's pose and intrinsics for each frame; a scene without is an error.
+        depth: The dataset's depth map for each frame; a scene without is an error.
         frames: RGB frames in the size that the backbone sees, for a geometry encoder.
-        seconds: whose seconds per temporal patch a time index uses, see `TimestampIndex`.
-        frame_times: the time of each frame of a video, for a prompt that states them; a video without is an error.
-        token_px: side of a visual token in pixels; the sides of resized frames are multiples of it.
-        image_pixels: least and most pixels of a still image, those of the model's own processor.
-        targets: what objectives learn to predict: it is read of the scenes that have it.
-        required_targets: those of them that some scene of the training split must have: all but pseudo-labels.
-        question_types: those that the model's settings name, which the benchmark must have.
-        arbitrary_unit: the geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
+        seconds: Whose seconds per temporal patch a time index uses, see `TimestampIndex`.
+        frame_times: The time of each frame of a video, for a prompt that states them; a video without is an error.
+        token_px: Side of a visual token in pixels; the sides of resized frames are multiples of it.
+        image_pixels: Least and most pixels of a still image, those of the model's own processor.
+        targets: What objectives learn to predict: it is read of the scenes that have it.
+        required_targets: Those of them that some scene of the training split must have: all but pseudo-labels.
+        question_types: Those that the model's settings name, which the benchmark must have.
+        arbitrary_unit: The geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
             can't answer in meters; None if it reads no such lengths.
     """
 
@@ -86,7 +86,7 @@ class DataRequirements:
 
     @classmethod
     def of(cls, model: AssembledModel) -> DataRequirements:
-        """Combines what the parts of a model read."""
+        """Combine what the parts of a model read."""
         geometry, objectives, use = model.geometry, model.objectives, model.camera_use
         plan = model.camera_plan
         # 1. What the geometry encoder shows the decoder, and what objectives learn from it.
@@ -120,7 +120,7 @@ def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, 
     """The encoding's own time index, the given one, or the backbone's default.
 
     Raises:
-        InputError: both are set, or the encoding needs a constant time and the index is not.
+        InputError: Both are set, or the encoding needs a constant time and the index is not.
     """
     own = None if encoding is None else encoding.time_index
     if own is not None and given is not None:
@@ -137,7 +137,7 @@ def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, 
 def check_geometry(
     geometry: GeometryEncoder | None, source: CameraSource, *, uses_cameras: bool, uses_tokens: bool
 ) -> None:
-    """Raises an InputError if the parts ask the geometry encoder for more than it has."""
+    """Raise an InputError if the parts ask the geometry encoder for more than it has."""
     if source == "predicted" and not (uses_cameras and geometry and geometry.predicts_cameras):
         raise InputError(
             "--model.camera_source predicted needs a --model.geometry that predicts cameras, such as PretrainedVGGT, "

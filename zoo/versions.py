@@ -14,20 +14,20 @@ PACKAGES = ("torch", "transformers", "lightning", "torchvision", "av")  # the la
 
 @cache
 def versions() -> dict[str, str]:
-    """Returns the versions of this package, see `zoo_version`, and of those that compute answers with it."""
+    """Return the versions of this package, see `zoo_version`, and of those that compute answers with it."""
     return {"zoo": zoo_version(), **package_versions()}
 
 
 def package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that compute answers."""
+    """Return the versions of the packages that compute answers."""
     return {name: _version(name) for name in PACKAGES}
 
 
 def zoo_version(root: Path = ROOT) -> str:
-    """Returns the version of this package, in a git clone with its commit, as setuptools-scm and versioneer write it.
+    """Return the version of this package, in a git clone with its commit, as setuptools-scm and versioneer write it.
 
     Args:
-        root: the folder of the code.
+        root: The folder of the code.
 
     Returns:
         such as `0.1.0+g69d7b8c16e2f`, or `0.1.0+g69d7b8c16e2f.dirty` if code or configs have changed since.

@@ -29,11 +29,11 @@ class SpatialVLMZoo(lmms):
     Answers are greedy. Stop strings (`until`) are left to the tasks' filters, as in lmms-eval's own chat models.
 
     Args:
-        run: see `SpatialVLM.from_pretrained`.
-        num_frames: frames of each video; those that the model was trained with if not given.
+        run: See `SpatialVLM.from_pretrained`.
+        num_frames: Frames of each video; those that the model was trained with if not given.
         device: "cuda" is a GPU for each process, and the default where there is one.
-        batch_size, max_batch_size: without effect; lmms-eval gives them to every model.
-        overrides: of the model's parts, such as `camera_source=auto`.
+        batch_size, max_batch_size: Without effect; lmms-eval gives them to every model.
+        overrides: Of the model's parts, such as `camera_source=auto`.
     """
 
     is_simple = False
@@ -57,9 +57,9 @@ class SpatialVLMZoo(lmms):
         """The answers in the order of the requests; what can't be answered is empty, with a warning.
 
         Raises:
-            InputError: an unsupported request, a picture that can't be read, or the first media all failed alike, see
+            InputError: An unsupported request, a picture that can't be read, or the first media all failed alike, see
                 `FirstScenes`.
-            RuntimeError: as above, by an error that is not an InputError.
+            RuntimeError: As above, by an error that is not an InputError.
         """
         # 1. Groups of the same media and options. Pictures are read again with their group, not kept.
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -95,8 +95,8 @@ class SpatialVLMZoo(lmms):
         """The videos and pictures of a request, and its messages with an empty item for each.
 
         Raises:
-            InputError: sound, or a part of a video.
-            OSError: an absent or damaged picture.
+            InputError: Sound, or a part of a video.
+            OSError: An absent or damaged picture.
         """
         _, doc_to_messages, _, doc, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc])).to_hf_messages()
@@ -122,7 +122,7 @@ def generation_options(options: dict[str, Any]) -> tuple[int, float]:
     """The longest answer and the repetition penalty of a task's `generation_kwargs`.
 
     Raises:
-        InputError: the task samples its answers.
+        InputError: The task samples its answers.
     """
     if options.get("do_sample") or (options.get("temperature") or 0) > 0 or (options.get("num_beams") or 1) > 1:
         greedy = "--gen_kwargs temperature=0,do_sample=False,num_beams=1"

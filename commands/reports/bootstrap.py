@@ -26,9 +26,9 @@ def observed(
     """Return the difference of each pair of runs in each measure; NaN for a measure without questions.
 
     Args:
-        differences: score differences, one row per question, one column per pair.
-        question_types: the type of each question.
-        benchmark: defines the types and measures.
+        differences: Score differences, one row per question, one column per pair.
+        question_types: The type of each question.
+        benchmark: Defines the types and measures.
     """
     clusters = np.zeros(len(question_types), int)
     return _measures(*_by_cluster(differences, question_types, clusters, benchmark), benchmark)[0]
@@ -49,12 +49,12 @@ def intervals(
     NaN for a measure without questions. Two runs with equal answers get exactly (0, 0).
 
     Args:
-        differences: score differences, one row per question, one column per pair.
-        question_types: the type of each question.
-        clusters: the unit of resampling that each question belongs to, such as its scene.
-        benchmark: defines the types and measures.
-        resamples: number of resamples.
-        seed: seed of the draws.
+        differences: Score differences, one row per question, one column per pair.
+        question_types: The type of each question.
+        clusters: The unit of resampling that each question belongs to, such as its scene.
+        benchmark: Defines the types and measures.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
     """
     number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
     own = np.array([number[cluster] for cluster in clusters])

@@ -29,8 +29,8 @@ class Comparisons:
     """Comparisons of pairs of runs (i, j), i < j.
 
     Attributes:
-        pairs: the difference in each measure that has questions.
-        refused: the reason why a pair isn't compared.
+        pairs: The difference in each measure that has questions.
+        refused: The reason why a pair isn't compared.
     """
 
     pairs: dict[tuple[int, int], dict[str, Difference]]

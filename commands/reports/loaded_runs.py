@@ -33,15 +33,15 @@ class Run:
     """A run's folder.
 
     Attributes:
-        name: the shortest unique end of the folder's path.
-        folder: the folder.
-        config: content of config.yaml.
-        metrics: content of metrics.json; empty before a test.
-        tested: settings of the test, see `callbacks.settings`; empty if unavailable.
-        answers: the answers that `metrics` scores; empty if unavailable.
-        scores: the score of each answer by id.
-        remarks: notes about missing or invalid files.
-        benchmark: the benchmark of the test.
+        name: The shortest unique end of the folder's path.
+        folder: The folder.
+        config: Content of config.yaml.
+        metrics: Content of metrics.json; empty before a test.
+        tested: Settings of the test, see `callbacks.settings`; empty if unavailable.
+        answers: The answers that `metrics` scores; empty if unavailable.
+        scores: The score of each answer by id.
+        remarks: Notes about missing or invalid files.
+        benchmark: The benchmark of the test.
     """
 
     name: str
@@ -112,7 +112,7 @@ def load_run(folder: Path, name: str) -> Run:
     """Load a run from its folder.
 
     Raises:
-        InputError: the folder is not a run, or its config can't be read.
+        InputError: The folder is not a run, or its config can't be read.
     """
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no {CONFIG}")

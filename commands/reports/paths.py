@@ -62,8 +62,8 @@ def flat_path(world_to_camera: list[Any], frames: Iterable[int]) -> dict[str, An
     direction of the cameras' tops. x and y are 0..1000, y downwards. Frames without a pose are left out.
 
     Args:
-        world_to_camera: one 4 x 4 matrix per frame, OpenCV axes, or None without a pose.
-        frames: frames that the path must contain.
+        world_to_camera: One 4 x 4 matrix per frame, OpenCV axes, or None without a pose.
+        frames: Frames that the path must contain.
     """
     every = np.linspace(0, len(world_to_camera) - 1, min(POINTS, len(world_to_camera))).round().astype(int)
     wanted = sorted({*every.tolist(), *(frame for frame in frames if 0 <= frame < len(world_to_camera))})

@@ -38,11 +38,11 @@ def read_predictions(path: Path, benchmark: Benchmark) -> tuple[list[Answer], li
     An incomplete last line and repeated lines are dropped.
 
     Args:
-        path: a file of JSON lines.
-        benchmark: defines the question types.
+        path: A file of JSON lines.
+        benchmark: Defines the question types.
 
     Raises:
-        InputError: the file is absent or empty, or a line is not JSON, lacks a field, has a wrong type or an unknown
+        InputError: The file is absent or empty, or a line is not JSON, lacks a field, has a wrong type or an unknown
             question type, or differs from an earlier line with its id; names the line.
     """
     try:

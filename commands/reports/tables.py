@@ -24,10 +24,10 @@ class Table:
     """A table of a report.
 
     Attributes:
-        title: the caption.
-        headings: the titles of the columns; the first column names the row.
-        rows: the cells.
-        signed: whether the scores are differences.
+        title: The caption.
+        headings: The titles of the columns; the first column names the row.
+        rows: The cells.
+        signed: Whether the scores are differences.
     """
 
     title: str

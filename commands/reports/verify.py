@@ -32,7 +32,7 @@ def read_published(path: Path) -> dict[str, Row]:
     """Read the rows by `<group>/<row>`; numbers keep their decimals.
 
     Raises:
-        InputError: the file is absent, no JSON, or has no rows.
+        InputError: The file is absent, no JSON, or has no rows.
     """
     try:
         groups = json.loads(path.read_text(encoding="utf-8"), parse_float=Decimal, parse_int=Decimal)
@@ -48,15 +48,15 @@ def verify(run: Run, rows: Mapping[str, Row], chosen: str | None) -> tuple[Table
     """Compare a run with one published row.
 
     Args:
-        run: a tested run.
-        rows: see `read_published`.
-        chosen: a row's name, with or without its group; None is the one with the name of the run's weights.
+        run: A tested run.
+        rows: See `read_published`.
+        chosen: A row's name, with or without its group; None is the one with the name of the run's weights.
 
     Returns:
         The table, and whether all numbers were measured and agree.
 
     Raises:
-        InputError: no row or several have this name, or it shares no measure with the test.
+        InputError: No row or several have this name, or it shares no measure with the test.
     """
     wanted = chosen or str(run.setting("model", "backbone", "path") or "").rpartition("/")[2]
     names = [name for name in rows if wanted in (name, name.partition("/")[2])]

@@ -22,7 +22,7 @@ def write_documents(scores: Scores) -> list[Path]:
     """Write the study's document and plot, and its sections in other documents; return the files.
 
     Raises:
-        InputError: a file can't be written.
+        InputError: A file can't be written.
     """
     study = scores.study
     embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}

@@ -25,13 +25,13 @@ def execute(
     """Run trainings and add their results, with a line for each; return how many have failed.
 
     Args:
-        study: the plan.
-        runs: the trainings, in their order.
-        codes: the digest of the present code, by the command of a training.
-        results: where the results are added.
-        executor: where they run.
-        sharing: number of trainings that share the cores.
-        redo: whether to replace weights that other code has trained.
+        study: The plan.
+        runs: The trainings, in their order.
+        codes: The digest of the present code, by the command of a training.
+        results: Where the results are added.
+        executor: Where they run.
+        sharing: Number of trainings that share the cores.
+        redo: Whether to replace weights that other code has trained.
     """
     trainings = [Training(run, study.folder / run.folder_name, codes[run.command], sharing, redo) for run in runs]
     unfinished, done, failed = [], 0, 0

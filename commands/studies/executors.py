@@ -25,7 +25,7 @@ class Job(ABC):
         """Get ready; called once, in one process.
 
         Raises:
-            InputError: it can't be executed now.
+            InputError: It can't be executed now.
         """
 
     @abstractmethod
@@ -49,7 +49,7 @@ class LocalExecutor:
     """Processes of this machine.
 
     Args:
-        at_once: number of jobs at a time.
+        at_once: Number of jobs at a time.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -74,13 +74,13 @@ class SubmititExecutor:
     """One array of jobs of submitit.
 
     Args:
-        at_once: number of jobs at a time.
-        cluster: submitit's name for it: slurm, or local for processes of this machine.
-        folder: submitit's files.
-        parameters: of submitit's AutoExecutor, those of SLURM alone without the prefix `slurm_`.
+        at_once: Number of jobs at a time.
+        cluster: Submitit's name for it: slurm, or local for processes of this machine.
+        folder: Submitit's files.
+        parameters: Of submitit's AutoExecutor, those of SLURM alone without the prefix `slurm_`.
 
     Raises:
-        InputError: submitit is not installed, there is no such cluster, or it refuses a parameter.
+        InputError: Submitit is not installed, there is no such cluster, or it refuses a parameter.
     """
 
     def __init__(self, at_once: int, cluster: str, folder: Path, parameters: Mapping[str, Any]) -> None:

@@ -39,11 +39,11 @@ class Training(Job):
     Of several tasks, each calls main.py and Lightning makes one run of them; rank zero's results count.
 
     Args:
-        run: the training.
-        folder: its folder.
-        code: the digest of the present code.
-        at_once: number of jobs that share the cores.
-        redo: whether to replace weights that other code has trained.
+        run: The training.
+        folder: Its folder.
+        code: The digest of the present code.
+        at_once: Number of jobs that share the cores.
+        redo: Whether to replace weights that other code has trained.
     """
 
     run: Run
@@ -56,7 +56,7 @@ class Training(Job):
         """Empty the folders of other trainings and tests, and that of a training which other code has begun.
 
         Raises:
-            InputError: another process uses the folder.
+            InputError: Another process uses the folder.
         """
         with self._lock():
             claim = _read(self.folder / CLAIM) or {}
@@ -152,9 +152,9 @@ class Requirement(Job):
     """A command that makes a file for the trainings.
 
     Args:
-        file: the file.
-        command: what follows `main.py`.
-        log: where its output goes.
+        file: The file.
+        command: What follows `main.py`.
+        log: Where its output goes.
     """
 
     file: Path
@@ -175,10 +175,10 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
     """Run main.py with its output in a log, print the log's last line each minute, return it if main.py fails.
 
     Args:
-        log: the file.
-        at_once: number of jobs that share the cores.
-        words: the command line.
-        keep_open: files that stay open as long as main.py runs.
+        log: The file.
+        at_once: Number of jobs that share the cores.
+        words: The command line.
+        keep_open: Files that stay open as long as main.py runs.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // at_once)), "PYTHONPATH": path}

@@ -19,10 +19,10 @@ def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str,
     """Draw the rows that have scores, in 0..1, in one panel per group.
 
     Args:
-        groups: rows by the group's title.
-        constants: a score for each series that a vertical line shows; may be empty.
-        label: the name of the score.
-        output: the PNG file.
+        groups: Rows by the group's title.
+        constants: A score for each series that a vertical line shows; may be empty.
+        label: The name of the score.
+        output: The PNG file.
     """
     groups = {title: {name: row for name, row in rows.items() if any(row.values())} for title, rows in groups.items()}
     groups = {title: rows for title, rows in groups.items() if rows} or {"not measured yet": {}}

@@ -25,11 +25,11 @@ def read_study(path: Path, output: Path | None = None) -> Study:
     """Read and check a study file.
 
     Args:
-        path: the file.
-        output: a folder for all that is written; other documents are left alone then.
+        path: The file.
+        output: A folder for all that is written; other documents are left alone then.
 
     Raises:
-        InputError: the file is absent or not YAML, or a key, a name or a value is wrong.
+        InputError: The file is absent or not YAML, or a key, a name or a value is wrong.
     """
     if not path.is_file():
         known = ", ".join(str(other) for other in sorted(path.parent.glob("*.yaml")))
@@ -52,7 +52,7 @@ def check_names(names: Collection[Any], known: Collection[Any], what: str) -> No
 
 
 class StudyLoader(yaml.SafeLoader):
-    """Refuses a repeated key, and a merge of several parts: PyYAML's versions disagree who wins."""
+    """Refuse a repeated key, and a merge of several parts: PyYAML's versions disagree who wins."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """Return the mapping that begins here."""

@@ -35,15 +35,15 @@ class Result:
     """The scores of one test of one training.
 
     Attributes:
-        fit: words after `main.py fit`.
-        tested_with: words after `main.py test` that change the test.
-        code: digest of the code that trained, see `commands.studies.source_code`.
-        fit_s: seconds of the training; None if it was interrupted.
-        scores: by question type, and their macro mean.
-        questions: key of the questions.
-        question_scores: in the order of the questions.
-        errors: of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
-        version: of the code that trained, with its commit; empty if unknown.
+        fit: Words after `main.py fit`.
+        tested_with: Words after `main.py test` that change the test.
+        code: Digest of the code that trained, see `commands.studies.source_code`.
+        fit_s: Seconds of the training; None if it was interrupted.
+        scores: By question type, and their macro mean.
+        questions: Key of the questions.
+        question_scores: In the order of the questions.
+        errors: Of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
+        version: Of the code that trained, with its commit; empty if unknown.
     """
 
     setting: str
@@ -65,15 +65,15 @@ class Results:
     """The results of a study, and those that other studies have of the same trainings.
 
     Args:
-        path: the file; it is made with the first result.
-        shared: files of other studies, which are read only. All tests of a training come from one file: the study's own
+        path: The file; it is made with the first result.
+        shared: Files of other studies, which are read only. All tests of a training come from one file: the study's own
             if that has any of them, else the first of these.
 
     Attributes:
-        notes: remarks about the files.
+        notes: Remarks about the files.
 
     Raises:
-        InputError: a line of the study's own file is no result; the last may be incomplete, as a kill leaves it.
+        InputError: A line of the study's own file is no result; the last may be incomplete, as a kill leaves it.
     """
 
     def __init__(self, path: Path, shared: Iterable[Path] = ()) -> None:
@@ -116,9 +116,9 @@ class _File:
     """The lines of a file of results.
 
     Attributes:
-        tests: results by the words of the training, then by those of the test.
-        questions: by their keys.
-        notes: what is incomplete.
+        tests: Results by the words of the training, then by those of the test.
+        questions: By their keys.
+        notes: What is incomplete.
     """
 
     def __init__(self, path: Path) -> None:
@@ -156,7 +156,7 @@ def load_result(
     """Read the result of a finished test from its folder.
 
     Raises:
-        InputError: the test's files are missing or don't match.
+        InputError: The test's files are missing or don't match.
     """
     tested = load_run(folder, folder.name)
     if not tested.answers:

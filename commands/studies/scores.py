@@ -20,9 +20,9 @@ class Scores:
     """The results of the planned tests.
 
     Args:
-        study: the plan.
-        results: what is measured.
-        codes: the digest of the present code, by the command of a training.
+        study: The plan.
+        results: What is measured.
+        codes: The digest of the present code, by the command of a training.
     """
 
     def __init__(self, study: Study, results: Results, codes: Mapping[str, str]) -> None:
@@ -58,9 +58,9 @@ class Scores:
         """Return the mean of a value with the least and the greatest, how many seeds if some are missing, and the mark.
 
         Args:
-            values: one per seed that has it.
-            results: where they come from.
-            form: of a number.
+            values: One per seed that has it.
+            results: Where they come from.
+            form: Of a number.
         """
         seeds = len(self.study.seeds)
         if not values:

@@ -22,8 +22,8 @@ def code_of(configs: Iterable[str], sources: str) -> str:
     """Return the digest of the code of a training.
 
     Args:
-        configs: the configs that it names.
-        sources: as `digest_sources` returns it.
+        configs: The configs that it names.
+        sources: As `digest_sources` returns it.
     """
     paths = [find_config(name) for name in configs]
     contents = [read_settings(path) for path in (*default_configs(paths), *paths)]

@@ -24,12 +24,12 @@ class Setting:
     """One row of the table.
 
     Attributes:
-        options: options of `fit`.
-        configs: config files.
-        columns: the columns that it is run under; None is all.
-        tests: names of further tests.
-        score: the measure of its row; None is the study's.
-        requires: files that its training reads, keys of the study's `requires`.
+        options: Options of `fit`.
+        configs: Config files.
+        columns: The columns that it is run under; None is all.
+        tests: Names of further tests.
+        score: The measure of its row; None is the study's.
+        requires: Files that its training reads, keys of the study's `requires`.
     """
 
     options: Options = field(default_factory=dict)
@@ -45,11 +45,11 @@ class Comparison:
     """One section of the document: settings against a baseline, or trained models under tests against themselves.
 
     Attributes:
-        title: the heading, by which documents embed the section.
-        settings: the rows.
-        baseline: the setting that the others are compared with; None compares tests.
-        tests: further tests; each row is a setting under one of those that it has.
-        column: the column in which the scores are compared; None is the first.
+        title: The heading, by which documents embed the section.
+        settings: The rows.
+        baseline: The setting that the others are compared with; None compares tests.
+        tests: Further tests; each row is a setting under one of those that it has.
+        column: The column in which the scores are compared; None is the first.
     """
 
     title: str
@@ -64,8 +64,8 @@ class Run:
     """One training and its tests.
 
     Attributes:
-        fit: words of the command line after `main.py fit`.
-        tests: words after `main.py test` that change the test, by the test's name; those of `OWN` are empty.
+        fit: Words of the command line after `main.py fit`.
+        tests: Words after `main.py test` that change the test, by the test's name; those of `OWN` are empty.
     """
 
     setting: str

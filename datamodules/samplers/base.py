@@ -110,7 +110,7 @@ class FrameSampler(Configurable, ABC):
         return False
 
     def __call__(self, scene: SceneView | Video, n: int) -> list[int]:
-        """Chooses an even number of frames near n.
+        """Choose an even number of frames near n.
 
         A shorter video repeats its last frame, with a warning.
 
@@ -122,14 +122,14 @@ class FrameSampler(Configurable, ABC):
             Sorted raw frames.
 
         Raises:
-            ValueError: n < 2, or the scene lacks data that the sampler requires.
+            ValueError: N < 2, or the scene lacks data that the sampler requires.
         """
         from datamodules.samplers.frame_pairing import Consecutive  # which imports this file
 
         return Consecutive()(self, scene, n)
 
     def pad(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
-        """Repeats the last frame up to n frames, unless the sampler stops early."""
+        """Repeat the last frame up to n frames, unless the sampler stops early."""
         return chosen if self.stops_early else chosen + chosen[-1:] * (n - len(chosen))
 
     def select(self, scene: SceneView | Video, n: int) -> list[int]:

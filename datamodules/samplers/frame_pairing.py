@@ -21,10 +21,10 @@ from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 class FramePairing(Configurable, ABC):
-    """Expands the views chosen by a sampler into pairs of frames. Subclasses define `pair` and may override `views`."""
+    """Expand the views chosen by a sampler into pairs of frames. Subclasses define `pair` and may override `views`."""
 
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
-        """Chooses about n frames, two per token.
+        """Choose about n frames, two per token.
 
         A shorter video repeats its last view, unless the sampler stops early.
 
@@ -37,7 +37,7 @@ class FramePairing(Configurable, ABC):
             Sorted raw frames.
 
         Raises:
-            ValueError: n < 2, or the scene lacks data that the sampler requires.
+            ValueError: N < 2, or the scene lacks data that the sampler requires.
         """
         if n < TEMPORAL_PATCH_SIZE:
             raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
@@ -61,7 +61,7 @@ class FramePairing(Configurable, ABC):
 
 
 class Consecutive(FramePairing):
-    """Merges consecutive chosen frames, whatever they show, as Qwen2.5-VL and Spatial-MLLM do."""
+    """Merge consecutive chosen frames, whatever they show, as Qwen2.5-VL and Spatial-MLLM do."""
 
     def views(self, n: int, sampler: FrameSampler) -> int:
         """The sampler's own number of frames."""
@@ -73,7 +73,7 @@ class Consecutive(FramePairing):
 
 
 class Neighbor(FramePairing):
-    """Merges each chosen view with the next raw frame: half as many views.
+    """Merge each chosen view with the next raw frame: half as many views.
 
     The last frame of the video is merged with itself.
     """
@@ -85,7 +85,7 @@ class Neighbor(FramePairing):
 
 
 class Duplicate(FramePairing):
-    """Merges each chosen view with itself: one exact camera per token.
+    """Merge each chosen view with itself: one exact camera per token.
 
     Args:
         keep: Number that stays as asked for: "frames" (half as many views) or "views" (twice as many frames).
@@ -104,7 +104,7 @@ class Duplicate(FramePairing):
 
 
 class OffsetNeighbor(FramePairing):
-    """Merges each chosen view with a neighbor some steps away, by the rules of the Spatial-MLLM fork's samplers.
+    """Merge each chosen view with a neighbor some steps away, by the rules of the Spatial-MLLM fork's samplers.
 
     The first view takes a later frame, the last view an earlier one, and the others one on `side`. A view is merged
     with itself if its neighbor is beyond the end of the video or reaches the adjacent view.

@@ -48,7 +48,7 @@ class PointMaps:
 
 
 class PointSource(Configurable, ABC):
-    """Provides the points that the candidate frames of a scene see."""
+    """Provide the points that the candidate frames of a scene see."""
 
     @abstractmethod
     def points(self, scene: SceneView) -> PointMaps:
@@ -64,7 +64,7 @@ class PointSource(Configurable, ABC):
 
 
 class DatasetDepth(PointSource):
-    """Unprojects the dataset's depth with its cameras; frames without a pose see nothing.
+    """Unproject the dataset's depth with its cameras; frames without a pose see nothing.
 
     Args:
         longest_side: Longest side of the depth maps in pixels; a voxel is 2 to 5 percent of a room, so this suffices.
@@ -184,7 +184,7 @@ def is_portrait(frame: UInt8[Tensor, "3 H W"]) -> bool:
 def encoder_images(
     frames: Sequence[UInt8[Tensor, "3 _ _"]], width: int = OFFICIAL_WIDTH, patch_size: int = 14
 ) -> Float[Tensor, "T 3 H W"]:
-    """Resizes frames as Spatial-MLLM's sampler does for VGGT: RGB in 0..1, 518 px wide, the height in whole patches.
+    """Resize frames as Spatial-MLLM's sampler does for VGGT: RGB in 0..1, 518 px wide, the height in whole patches.
 
     Portrait frames are first rotated clockwise; frames of different sizes are padded with white to the largest.
     """

@@ -53,7 +53,7 @@ class SpaceAwareSampler(FrameSampler):
 
 
 def fill(chosen: Sequence[int], total: int, n: int) -> list[int]:
-    """Adds to the chosen of `total` frames, up to n, each time the one farthest in time; ties to the lower frame."""
+    """Add to the chosen of `total` frames, up to n, each time the one farthest in time; ties to the lower frame."""
     filled = list(chosen)
     gaps = [min((abs(frame - other) for other in filled), default=total) for frame in range(total)]
     while len(filled) < min(n, total):

@@ -31,7 +31,7 @@ REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_
 def read_questions(
     path: str | Path, benchmark: Benchmark | None = None, convert: Callable[[Row], Row] = dict
 ) -> dict[str, list[Question]]:
-    """Reads the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
+    """Read the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
 
     Args:
         path: See `datamodules.json_files.read_rows`.
@@ -69,7 +69,7 @@ def read_layout(
     benchmark: Benchmark | None = None,
     convert: Callable[[Row], Row] = dict,
 ) -> tuple[list[Scene], Missing]:
-    """Lists the scenes of an annotation file.
+    """List the scenes of an annotation file.
 
     Args:
         root: Folder of the videos.
@@ -101,7 +101,7 @@ def read_layout(
 
 
 def find_video(root: Path, name: str) -> Path | None:
-    """Returns the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
+    """Return the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
     candidates = [root / f"{name}{each}" for suffix in VIDEO_SUFFIXES for each in (suffix, suffix.upper())]
     if video := next(filter(os.path.isfile, candidates), None):  # Path.is_file raises for names that are too long
         return video
@@ -109,7 +109,7 @@ def find_video(root: Path, name: str) -> Path | None:
 
 
 def find_cameras(video: Path) -> Path | None:
-    """Returns the cameras file beside a video file or a folder of frames, or None."""
+    """Return the cameras file beside a video file or a folder of frames, or None."""
     cameras = video.with_name(f"{companion_name(video)}.cameras.json")
     return cameras if cameras.is_file() else None
 

@@ -57,7 +57,7 @@ class SceneSource(Configurable, ABC):
         self.missing: Missing = {}
 
     def prepare(self) -> None:  # noqa: B027 - most datasets need none
-        """Creates or checks the data on disk; runs once on rank zero before `scenes`, and is cheap when repeated.
+        """Create or check the data on disk; run once on rank zero before `scenes`, and is cheap when repeated.
 
         Raises:
             FileNotFoundError: Data that can't be created is absent, in one line with the remedy.
@@ -77,26 +77,26 @@ class SceneSource(Configurable, ABC):
         """
 
     def filtered_split(self, split: Split, chosen: QuestionFilter) -> Chosen:
-        """Applies a question filter; overridden by sources that repeat scenes."""
+        """Apply a question filter; overridden by sources that repeat scenes."""
         scenes = self.scenes(split)
         return Chosen(*chosen(scenes), [scene.name for scene in scenes])
 
 
 def require_file(file: Path, remedy: str) -> None:
-    """Raises FileNotFoundError, in one line with the remedy, if a file of a dataset is absent."""
+    """Raise FileNotFoundError, in one line with the remedy, if a file of a dataset is absent."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is absent: {remedy}")
 
 
 def only_for_tests(source: SceneSource, split: Split) -> None:
-    """Raises ValueError for the training split, which a published benchmark lacks."""
+    """Raise ValueError for the training split, which a published benchmark lacks."""
     if split == "train":
         raise ValueError(f"{type(source).__name__} has no training split: train on another source, such as Rooms")
 
 
 @contextmanager
 def locked(path: Path, waiting_message: str) -> Iterator[None]:
-    """Holds the lock of a file, which the system releases when the process ends; prints a message if it must wait."""
+    """Hold the lock of a file, which the system releases when the process ends; print a message if it must wait."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +107,7 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
 
 
 def build_once(folder: Path, waiting_message: str, write: Callable[[Path], None]) -> None:
-    """Writes a folder whole or not at all, unless it exists; a second process waits for the first.
+    """Write a folder whole or not at all, unless it exists; a second process waits for the first.
 
     Args:
         folder: The folder. It is written beside its place, and renamed when it is complete.

@@ -107,13 +107,13 @@ class IndexedQuestions(Sequence[Question]):
             yield RawQuestion(name, kind, question, answer, later_turns=tuple(later))
 
     def select(self, indices: Sequence[int]) -> IndexedQuestions:
-        """Returns some of the questions."""
+        """Return some of the questions."""
         chosen = np.asarray(indices, dtype=np.int64)
         return IndexedQuestions(self.conversations, self.name, self.types, self.rows[chosen], self.turns[chosen])
 
 
 def open_index(path: Path) -> ConversationIndex:
-    """Opens the index of a file, and builds it first where the file is new or has changed.
+    """Open the index of a file, and build it first where the file is new or has changed.
 
     Raises:
         ValueError: A row is not a conversation; names file and row.

@@ -62,7 +62,7 @@ class Conversations(SceneSource):
         require_file(self.path, "it should hold conversations, one JSON object per line")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """Lists the scenes of the training split."""
+        """List the scenes of the training split."""
         from datamodules.sources.conversation_index import IndexedQuestions, open_index  # pyarrow takes a moment
 
         only_for_training(self, split)
@@ -98,14 +98,14 @@ class Conversations(SceneSource):
 
 
 def only_for_training(source: SceneSource, split: Split) -> None:
-    """Raises ValueError for another split: free answers have no score."""
+    """Raise ValueError for another split: free answers have no score."""
     if split != "train":
         remedy = "set the `evaluation` of a `Mixture`, or --trainer.limit_val_batches 0"
         raise ValueError(f"{type(source).__name__} is for training, its free answers have no score: {remedy}")
 
 
 def list_scenes(root: Path, questions: dict[MediaFiles, Sequence[Question]], missing: Missing) -> list[Scene]:
-    """Builds scenes from questions by video or images; adds scenes with absent files to `missing`.
+    """Build scenes from questions by video or images; add scenes with absent files to `missing`.
 
     A scene's name is its video's path without the suffix, or the last two parts of an absolute path. Images have the
     name of the first, and a fingerprint of all names where there are several.

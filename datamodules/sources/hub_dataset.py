@@ -14,7 +14,7 @@ HUB = "hf://datasets/"
 
 
 def dataset_folder(root: str) -> Path:
-    """Returns the folder of a dataset; one of the hub is downloaded, and its zips are unpacked beside them.
+    """Return the folder of a dataset; one of the hub is downloaded, and its zips are unpacked beside them.
 
     Args:
         root: A folder, or the hub's address of a dataset, such as `hf://datasets/nyu-visionx/VSI-Bench`.

@@ -58,7 +58,7 @@ class SingleVideo(SceneSource):
                 raise FileNotFoundError(f"{path}: no such {what}")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """Returns the one scene."""
+        """Return the one scene."""
         if split == "train":
             raise ValueError(f"{self.video}: a question without a ground truth can't be trained on: use predict")
         self.prepare()

@@ -68,7 +68,7 @@ class Mixture(SceneSource):
         self.benchmark = (evaluation or self.sources[0]).benchmark
 
     def prepare(self) -> None:
-        """Prepares all parts and the evaluation source."""
+        """Prepare all parts and the evaluation source."""
         self.prepare_splits(("train", "test"))
 
     def prepare_splits(self, splits: Collection[Split]) -> None:
@@ -91,7 +91,7 @@ class Mixture(SceneSource):
         return self._weighted([source.scenes("train") for source in self.sources])
 
     def filtered_split(self, split: Split, chosen: QuestionFilter) -> Chosen:
-        """Filters each part, then applies the weights, then draws the filter's `subset`."""
+        """Filter each part, then apply the weights, then draw the filter's `subset`."""
         if split != "train":
             return super().filtered_split(split, chosen)
         parts = [source.filtered_split("train", replace(chosen, subset=None)) for source in self.sources]
@@ -117,7 +117,7 @@ class Mixture(SceneSource):
 
 
 def repeat_questions(scenes: list[Scene], count: int, seed: int) -> list[Scene]:
-    """Repeats the questions of scenes evenly, to `count` in total.
+    """Repeat the questions of scenes evenly, to `count` in total.
 
     Args:
         scenes: Scenes with questions.

@@ -61,7 +61,7 @@ class PosedScenes(SceneSource):
         self.folder = Path(cache).expanduser() / fingerprint(settings)[:16]
 
     def prepare(self) -> None:
-        """Writes the cameras of new and changed scenes."""
+        """Write the cameras of new and changed scenes."""
         files = [file for split in SPLITS if (file := self.questions / f"{split}.jsonl").is_file()]
         names = dict.fromkeys(name for file in files for name in read_questions(file))  # unique, in order
         present = [name for name in names if os.path.isdir(self.root / _scene_name(name))]
@@ -120,7 +120,7 @@ class PosedScenes(SceneSource):
         return f"{len(stats)} {sum(stat.st_size for stat in stats)} {newest}"
 
     def _make(self, name: str) -> None:
-        """Writes the files of a scene, its cameras last: they mark the scene as complete."""
+        """Write the files of a scene, its cameras last: they mark the scene as complete."""
         cameras, raw, state = self._cameras(name), self.root / _scene_name(name), self._raw_state(name)
         cameras.unlink(missing_ok=True)  # of an earlier state of the raw files
         video = find_video(self.videos, name) if self.videos else None

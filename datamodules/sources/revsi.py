@@ -42,7 +42,7 @@ class ReVSI(SceneSource):
         self._annotations()
 
     def scenes(self, split: Split) -> list[Scene]:
-        """Lists the scenes of the test split."""
+        """List the scenes of the test split."""
         only_for_tests(self, split)
         file = self._annotations()
         scenes, self.missing = read_layout(file.parents[1], file, benchmark=self.benchmark, convert=self._convert)

@@ -37,7 +37,7 @@ class _ScanNetQA(SceneSource):
             require_file(file, f"download it from {self.url}")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """Lists the scenes of the training split, or of the test split, which also serves validation."""
+        """List the scenes of the training split, or of the test split, which also serves validation."""
         if not self.evaluation:
             only_for_training(self, split)
         elif split == "train":
@@ -60,7 +60,7 @@ class _ScanNetQA(SceneSource):
 
     @abstractmethod
     def _read(self) -> Iterator[tuple[str, int | str, str, str, list[str]]]:
-        """Yields scene, id, situation, question and accepted answers; an error of a lookup means a missing field."""
+        """Yield scene, id, situation, question and accepted answers; an error of a lookup means a missing field."""
 
 
 class ScanQA(_ScanNetQA):
@@ -90,8 +90,8 @@ class SQA3D(_ScanNetQA):
     """SQA3D's questions (arXiv 2210.07474), each preceded by its situation.
 
     Args:
-        questions: v1_balanced_questions_train_scannetv2.json, or that of the test split.
-        answers: v1_balanced_sqa_annotations_train_scannetv2.json, or that of the test split.
+        questions: V1_balanced_questions_train_scannetv2.json, or that of the test split.
+        answers: V1_balanced_sqa_annotations_train_scannetv2.json, or that of the test split.
         videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
         evaluation: Score the questions instead of training on them.
 

@@ -32,7 +32,7 @@ class VSIBench(SceneSource):
         self.address, self.file_name, self.debiased = root, annotations, debiased
 
     def prepare(self) -> None:
-        """Finds the files."""
+        """Find the files."""
         self.root = dataset_folder(self.address)
         self.annotations = (self.root / self.file_name).absolute()
         self.pruned = self.annotations.with_name("pruned_ids.txt") if self.debiased else None
@@ -42,7 +42,7 @@ class VSIBench(SceneSource):
                 require_file(file, f"{remedy}/<dataset>/<scene_name>.mp4")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """Lists the scenes of the test split."""
+        """List the scenes of the test split."""
         only_for_tests(self, split)
         self.prepare()
         left_out = set() if self.pruned is None else set(self.pruned.read_text(encoding="utf-8").split())

@@ -148,7 +148,7 @@ class PoseFormat(ABC):
 
     @abstractmethod
     def read(self, folder: Path) -> Trajectory:
-        """Reads the frames of a scene in order, each with its pose.
+        """Read the frames of a scene in order, each with its pose.
 
         Raises:
             FileNotFoundError: A file is absent, in one line with the remedy.
@@ -156,7 +156,7 @@ class PoseFormat(ABC):
         """
 
     def read_track(self, folder: Path) -> Trajectory:
-        """Reads all poses of a scene with their timestamps, independently of its frames.
+        """Read all poses of a scene with their timestamps, independently of its frames.
 
         Raises:
             FileNotFoundError: As `read`.
@@ -192,7 +192,7 @@ def listed_frames(frames: Sequence[Path], listing: Path) -> tuple[Path, ...]:
 
 
 def require_any(files: Sequence[Path], message: str) -> None:
-    """Raises FileNotFoundError, in one line with the remedy, if a capture has none of some files."""
+    """Raise FileNotFoundError, in one line with the remedy, if a capture has none of some files."""
     if not files:
         raise FileNotFoundError(message)
 
@@ -207,7 +207,7 @@ def one_size(sizes: Collection[tuple[int, int]], file: Path) -> tuple[int, int]:
 def interpolate(
     first: Float64[Tensor, "N 4 4"], second: Float64[Tensor, "N 4 4"], fraction: Float64[Tensor, " N"]
 ) -> Float64[Tensor, "N 4 4"]:
-    """Interpolates world-to-camera poses: rotations by slerp, camera centers linearly."""
+    """Interpolate world-to-camera poses: rotations by slerp, camera centers linearly."""
     a, b = invert_se3(first), invert_se3(second)
     R = slerp(a[:, :3, :3], b[:, :3, :3], fraction)
     return invert_se3(rigid_matrix(R, torch.lerp(a[:, :3, 3], b[:, :3, 3], fraction[:, None])))
@@ -220,13 +220,13 @@ def upright_turns(world_to_camera: Float64[Tensor, "N 4 4"]) -> int:
 
 
 def load_table(path: Path, dtype: type = float) -> np.ndarray:
-    """Reads rows of words; like numpy's `loadtxt`, but without warnings about comments and empty files."""
+    """Read rows of words; like numpy's `loadtxt`, but without warnings about comments and empty files."""
     with warnings.catch_warnings(action="ignore"):
         return np.loadtxt(path, dtype, ndmin=2, encoding="utf-8")
 
 
 def read_numbers(path: Path, columns: int, rows: int | None = None) -> Float64[np.ndarray, "N columns"]:
-    """Reads a table of numbers separated by white space; # starts a comment.
+    """Read a table of numbers separated by white space; # starts a comment.
 
     Args:
         path: The file.

@@ -38,7 +38,7 @@ class COLMAP(PoseFormat):
         self.model, self.images = model, images
 
     def read(self, folder: Path) -> Trajectory:
-        """Reads the images that were registered."""
+        """Read the images that were registered."""
         model = folder / self.model
         file, listing = model / "cameras.txt", model / "images.txt"
         if not file.is_file() and (model / "cameras.bin").is_file():

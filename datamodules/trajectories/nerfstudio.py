@@ -39,7 +39,7 @@ class Nerfstudio(PoseFormat):
         self.file, self.images = file, images
 
     def read(self, folder: Path) -> Trajectory:
-        """Reads a capture."""
+        """Read a capture."""
         file = folder / self.file
         content = read_json(file)
         if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:

@@ -36,7 +36,7 @@ class ScanNet(PoseFormat):
     marker = "intrinsic/intrinsic_color.txt"
 
     def read(self, folder: Path) -> Trajectory:
-        """Reads an exported scene."""
+        """Read an exported scene."""
         files = (folder / "color").glob("*")
         images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.stem.isdecimal()]
         require_any(images, f"{folder / 'color'}: no frames N.jpg: export them with SensReader")
@@ -55,7 +55,7 @@ class SevenScenes(PoseFormat):
         <scene>/frame-000000.depth.png     optional, millimeters, 65535 where depth is missing
 
     Args:
-        K_px: fx, fy, cx, cy in pixels; the dataset states one camera for all sequences.
+        K_px: Fx, fy, cx, cy in pixels; the dataset states one camera for all sequences.
     """
 
     marker = "frame-*.pose.txt"
@@ -64,7 +64,7 @@ class SevenScenes(PoseFormat):
         self.K_px = K_px
 
     def read(self, folder: Path) -> Trajectory:
-        """Reads an unpacked sequence."""
+        """Read an unpacked sequence."""
         images = sorted(file for file in folder.glob("frame-*.color.*") if file.suffix.lower() in IMAGE_SUFFIXES)
         require_any(images, f"{folder}: no frame-*.color.png: unpack the sequence's zip here")
         stems = [folder / image.name.split(".")[0] for image in images]
@@ -75,7 +75,7 @@ class SevenScenes(PoseFormat):
 def posed_images(
     images: Sequence[Path], poses: Sequence[Path], depth: Sequence[Path], K_px: Float64[Tensor, "3 3"]
 ) -> Trajectory:
-    """Reads the poses of images.
+    """Read the poses of images.
 
     Args:
         images: Images of one size, in order.

@@ -27,7 +27,7 @@ class Record3D(PoseFormat):
     marker = "metadata*"
 
     def read(self, folder: Path) -> Trajectory:
-        """Reads a recording."""
+        """Read a recording."""
         file = next((path for name in ("metadata", "metadata.json") if (path := folder / name).is_file()), None)
         if file is None:
             raise FileNotFoundError(f"{folder / 'metadata'} is absent: unzip the .r3d file here")

@@ -39,7 +39,7 @@ class TUM(PoseFormat):
         <scene>/rgb.txt           time filename
 
     Args:
-        K_px: fx, fy, cx, cy in pixels; the dataset lists them per device, the default is recommended for all.
+        K_px: Fx, fy, cx, cy in pixels; the dataset lists them per device, the default is recommended for all.
         trajectory: The file of poses.
         tolerance_s: Maximum time between an image and its poses, in seconds.
         match: "slerp" between the poses around an image, or the "nearest".
@@ -58,7 +58,7 @@ class TUM(PoseFormat):
         self.tolerance_s, self.match = tolerance_s, match
 
     def read(self, folder: Path) -> Trajectory:
-        """Reads a sequence; poses are matched to images by time."""
+        """Read a sequence; poses are matched to images by time."""
         listing = folder / "rgb.txt"
         try:
             times, names = load_table(listing, str).T
@@ -73,7 +73,7 @@ class TUM(PoseFormat):
 
 
 def read_tum(file: Path) -> tuple[Float64[Tensor, " N"], Float64[Tensor, "N 4 4"]]:
-    """Reads timestamps in seconds and world-to-camera poses, sorted by time.
+    """Read timestamps in seconds and world-to-camera poses, sorted by time.
 
     Raises:
         ValueError: The file is damaged.
@@ -105,7 +105,7 @@ class ARKitScenes(PoseFormat):
         self.frames, self.upright = frames, upright
 
     def read_track(self, folder: Path) -> Trajectory:
-        """Reads all poses with their timestamps."""
+        """Read all poses with their timestamps."""
         rows = _read_track(folder / "lowres_wide.traj", 7)
         poses = rigid_matrix(from_axis_angle(rows[:, 1:4]), rows[:, 4:7])
         turns = upright_turns(poses) if self.upright else 0
@@ -113,7 +113,7 @@ class ARKitScenes(PoseFormat):
         return Trajectory(poses, K_px, width, height, rows[:, 0], quarter_turns=turns)
 
     def read(self, folder: Path) -> Trajectory:
-        """Reads the frames; poses are matched by time."""
+        """Read the frames; poses are matched by time."""
         frames = sorted((folder / self.frames).glob("*.png"), key=_time_s)
         require_any(frames, f"{folder / self.frames}: no frames there: download them, or name their `videos`")
         times_s = [_time_s(frame) for frame in frames]
@@ -136,7 +136,7 @@ class ARKitScenes(PoseFormat):
 
 
 def _read_track(file: Path, columns: int) -> Float64[Tensor, "N columns"]:
-    """Reads rows that begin with a timestamp, sorted by time."""
+    """Read rows that begin with a timestamp, sorted by time."""
     rows = read_numbers(file, columns)
     return torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
 

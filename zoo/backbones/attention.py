@@ -41,11 +41,11 @@ class CameraAttention(nn.Module):
 
         Args:
             hidden_states: (B, L, width).
-            camera_encoding: encoding of exactly these tokens, from `CameraEncoding.encode`; None changes nothing.
-            **kwargs: other arguments of the stock forward, all by name as the decoder layer passes them.
+            camera_encoding: Encoding of exactly these tokens, from `CameraEncoding.encode`; None changes nothing.
+            **kwargs: Other arguments of the stock forward, all by name as the decoder layer passes them.
 
         Raises:
-            ValueError: the encoding has another number of tokens.
+            ValueError: The encoding has another number of tokens.
         """
         if camera_encoding is not None:
             num_tokens = camera_encoding.num_tokens

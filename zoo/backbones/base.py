@@ -44,19 +44,19 @@ class Backbone(nn.Module, ABC):
     The decoder is the stock one of transformers, with hooks for a camera encoding in its attention.
 
     Attributes:
-        vlm: the stock model.
-        preprocessor: its processor and tokenizer.
-        placeholders: token ids of visual tokens.
-        stop_tokens: token ids that end an answer.
-        lora_targets: names of the linear layers of the decoder that LoRA adapts.
-        spatial_merge_size: patches per side in one visual token.
-        patch_size: side of a patch in pixels.
-        image_pixels: least and most pixels of a still image, as its processor resizes them.
-        span_per_step: whether each temporal patch of a video is a run of placeholders of its own, with its time as text
+        vlm: The stock model.
+        preprocessor: Its processor and tokenizer.
+        placeholders: Token ids of visual tokens.
+        stop_tokens: Token ids that end an answer.
+        lora_targets: Names of the linear layers of the decoder that LoRA adapts.
+        spatial_merge_size: Patches per side in one visual token.
+        patch_size: Side of a patch in pixels.
+        image_pixels: Least and most pixels of a still image, as its processor resizes them.
+        span_per_step: Whether each temporal patch of a video is a run of placeholders of its own, with its time as text
             before it.
-        tokens_per_second: steps of mRoPE's time index per second of a video.
-        hidden_size: width of the decoder.
-        context_length: maximum number of tokens in a sequence.
+        tokens_per_second: Steps of mRoPE's time index per second of a video.
+        hidden_size: Width of the decoder.
+        context_length: Maximum number of tokens in a sequence.
     """
 
     vlm: Any

@@ -12,8 +12,8 @@ class DeepFeatures(NamedTuple):
     """What is added to the hidden states of visual tokens behind each of the first decoder layers.
 
     Attributes:
-        places: of the visual tokens in the flattened batch.
-        features: of each layer.
+        places: Of the visual tokens in the flattened batch.
+        features: Of each layer.
     """
 
     places: Int[Tensor, " N"]

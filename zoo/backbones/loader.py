@@ -25,13 +25,13 @@ class BackboneLoader(Configurable, ABC):
     """A recipe for a `Backbone` and the source of its weights; `load` reads them.
 
     Args:
-        attn_implementation: the attention backend of transformers. `flex_attention` is for the decoder only and needs
+        attn_implementation: The attention backend of transformers. `flex_attention` is for the decoder only and needs
             a GPU to train; it skips blocks that are masked for all questions of a shared sequence.
-        dtype: dtype of the weights. A task keeps those of parts with a learning rate in float32.
+        dtype: Dtype of the weights. A task keeps those of parts with a learning rate in float32.
 
     Attributes:
-        is_pretrained: whether the weights answer questions without training here.
-        released_path: folder or hub id of the released weights; None for random ones.
+        is_pretrained: Whether the weights answer questions without training here.
+        released_path: Folder or hub id of the released weights; None for random ones.
     """
 
     is_pretrained: bool = False
@@ -87,11 +87,11 @@ def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `SpatialVLM` for a released model.
 
     Args:
-        path: its folder or hub id.
-        config: its config.json.
+        path: Its folder or hub id.
+        config: Its config.json.
 
     Raises:
-        InputError: no class loads it.
+        InputError: No class loads it.
     """
     known = list(_loaders(BackboneLoader))
     for loader in known:

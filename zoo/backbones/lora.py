@@ -17,10 +17,10 @@ class LoRA:
     """Low-rank adapters on the decoder (Hu et al. 2021, arXiv 2106.09685); the decoder itself is then frozen.
 
     Args:
-        r: rank.
-        alpha: scale; the update is alpha / r · BA.
-        dropout: on the adapter's input.
-        targets: names of the decoder's linear layers that get an adapter; null takes the backbone's own list.
+        r: Rank.
+        alpha: Scale; the update is alpha / r · BA.
+        dropout: On the adapter's input.
+        targets: Names of the decoder's linear layers that get an adapter; null takes the backbone's own list.
     """
 
     r: int = 16
@@ -37,10 +37,10 @@ class LoRA:
             raise InputError(f"--model.lora.dropout {self.dropout}: a fraction of the inputs, at least 0 and below 1")
 
     def apply(self, decoder: nn.Module, default_targets: Sequence[str]) -> None:
-        """Inserts the adapters into the decoder in place; only they stay trainable.
+        """Insert the adapters into the decoder in place; only they stay trainable.
 
         Raises:
-            InputError: the decoder has no layers of these names.
+            InputError: The decoder has no layers of these names.
         """
         from peft import LoraConfig, inject_adapter_in_model  # slow to import
         from peft.tuners.lora import LoraLayer

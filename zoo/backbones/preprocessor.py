@@ -18,8 +18,8 @@ class TokenizedPrompt(NamedTuple):
     """A tokenized chat.
 
     Attributes:
-        input_ids: the whole sequence, one placeholder per visual token; with the answer in training.
-        labels: the supervised ids, -100 elsewhere.
+        input_ids: The whole sequence, one placeholder per visual token; with the answer in training.
+        labels: The supervised ids, -100 elsewhere.
     """
 
     input_ids: Int[Tensor, " L"]
@@ -27,10 +27,10 @@ class TokenizedPrompt(NamedTuple):
 
 
 class Preprocessor(ABC):
-    """Turns frames and text into the backbone's inputs, in data workers; holds no weights.
+    """Turn frames and text into the backbone's inputs, in data workers; hold no weights.
 
     Attributes:
-        pad_token_id: padding of shorter sequences in a batch.
+        pad_token_id: Padding of shorter sequences in a batch.
     """
 
     pad_token_id: int
@@ -46,7 +46,7 @@ class Preprocessor(ABC):
         """Return a chat as texts, in turn a prompt up to the start of the answer, and an answer up to its end.
 
         Args:
-            messages: of system, user and assistant; those between two answers are one prompt.
+            messages: Of system, user and assistant; those between two answers are one prompt.
         """
 
     @abstractmethod
@@ -60,13 +60,13 @@ class Preprocessor(ABC):
         """Return the token ids of a chat; the answers are supervised.
 
         Args:
-            texts: from `texts`.
+            texts: From `texts`.
             media_grids: (t, h, w) in patches before the merge of each video or image.
-            extra_tokens: tokens that follow the 2D tokens of each view.
-            frame_times: seconds of each frame of each video; None for images, or if unknown.
+            extra_tokens: Tokens that follow the 2D tokens of each view.
+            frame_times: Seconds of each frame of each video; None for images, or if unknown.
 
         Raises:
-            InputError: unknown times, for a backbone that writes them.
+            InputError: Unknown times, for a backbone that writes them.
         """
 
     @abstractmethod

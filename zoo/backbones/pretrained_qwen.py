@@ -30,9 +30,9 @@ class PretrainedQwenVL(BackboneLoader):
     """Released weights of a family.
 
     Attributes:
-        family: the model_type of its config.json.
-        released: an example of a hub id, for errors.
-        skip: prefixes of the folder's tensors that belong to other parts.
+        family: The model_type of its config.json.
+        released: An example of a hub id, for errors.
+        skip: Prefixes of the folder's tensors that belong to other parts.
     """
 
     is_pretrained = True
@@ -93,7 +93,7 @@ class PretrainedQwenVL(BackboneLoader):
         """See `BackboneLoader`.
 
         Raises:
-            InputError: the folder or its processor is absent or of another family, the config is invalid, or tensors
+            InputError: The folder or its processor is absent or of another family, the config is invalid, or tensors
                 are missing, unexpected, misshapen or quantized.
         """
         backbone = self.load_unread()
@@ -132,9 +132,9 @@ class PretrainedQwen25VL(PretrainedQwenVL):
     """Released weights of Qwen2.5-VL.
 
     Args:
-        path: a hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
-        attn_implementation: the attention backend of transformers.
-        dtype: the type in which the weights are kept.
+        path: A hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers.
+        dtype: The type in which the weights are kept.
     """
 
     family, released = QWEN25, "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -165,9 +165,9 @@ class PretrainedQwen3VL(PretrainedQwenVL):
     """Released weights of a dense Qwen3-VL.
 
     Args:
-        path: a hub id (`Qwen/Qwen3-VL-4B-Instruct`) or a local folder with config, safetensors and processor.
-        attn_implementation: the attention backend of transformers.
-        dtype: the type in which the weights are kept.
+        path: A hub id (`Qwen/Qwen3-VL-4B-Instruct`) or a local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers.
+        dtype: The type in which the weights are kept.
     """
 
     family, released = QWEN3, "Qwen/Qwen3-VL-4B-Instruct"
@@ -206,11 +206,11 @@ def read_processor(folder: Path, kind: Any) -> Any:
     """Return the tokenizer and the image and video processors of a folder.
 
     Args:
-        folder: with their files.
-        kind: transformers' class of the processor.
+        folder: With their files.
+        kind: Transformers' class of the processor.
 
     Raises:
-        InputError: files are absent or can't be read.
+        InputError: Files are absent or can't be read.
     """
     # without these files transformers returns a tokenizer with an empty vocabulary
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):

@@ -26,10 +26,10 @@ class PretrainedSpatialMLLM(PretrainedQwen25VL):
     """A released Spatial-MLLM v1.1: Qwen2.5-VL, and its VGGT and connector for a model that fuses them.
 
     Args:
-        path: a hub id (`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`) or a local folder with config,
+        path: A hub id (`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`) or a local folder with config,
             safetensors and processor.
-        attn_implementation: the attention backend of transformers.
-        dtype: the type in which the weights are kept.
+        attn_implementation: The attention backend of transformers.
+        dtype: The type in which the weights are kept.
     """
 
     released = "Diankun/Spatial-MLLM-v1.1-Instruct-135K"

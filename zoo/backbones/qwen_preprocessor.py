@@ -23,7 +23,7 @@ class QwenVLPreprocessor(Preprocessor):
     """See `Preprocessor`.
 
     Args:
-        processor: processor of the model.
+        processor: Processor of the model.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -74,9 +74,9 @@ class QwenVLPreprocessor(Preprocessor):
         """Return the texts with one placeholder per run of visual tokens, and the (t, h, w) of each run.
 
         Args:
-            texts: with one placeholder per video or image.
+            texts: With one placeholder per video or image.
             media_grids: (t, h, w) of each.
-            frame_times: see `tokenize`.
+            frame_times: See `tokenize`.
         """
         return texts, media_grids
 

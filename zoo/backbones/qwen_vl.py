@@ -22,15 +22,15 @@ class QwenVLBackbone(Backbone):
     """A stock Qwen-VL, changed in place; its weights and their names stay.
 
     Args:
-        vlm: the stock model.
-        processor: its processor; None for a model that takes token ids only.
-        attn_implementation: attention backend of the decoder; None is the model's. transformers supports FlexAttention
+        vlm: The stock model.
+        processor: Its processor; None for a model that takes token ids only.
+        attn_implementation: Attention backend of the decoder; None is the model's. transformers supports FlexAttention
             for the decoder of these models, but not for the whole model.
-        stop_tokens: token ids that end an answer, in addition to the config's.
+        stop_tokens: Token ids that end an answer, in addition to the config's.
 
     Attributes:
-        hooked_classes: the class with hooks in place of each stock class of the decoder.
-        preprocessor_class: turns frames and text into inputs.
+        hooked_classes: The class with hooks in place of each stock class of the decoder.
+        preprocessor_class: Turns frames and text into inputs.
     """
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -49,8 +49,8 @@ class EmptyQwenVL(BackboneLoader):
     """A Qwen-VL without weights and processor; the weights are filled in afterwards.
 
     Args:
-        config: transformers' config of the model.
-        dtype: of the weights.
+        config: Transformers' config of the model.
+        dtype: Of the weights.
     """
 
     is_pretrained = True
@@ -91,10 +91,10 @@ def qwen_filler(qwen: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> Call
     It raises InputError for tensors that are missing, unexpected, misshapen, or of Spatial-MLLM v1.0.
 
     Args:
-        qwen: the model. If its lm_head is tied, that of the tensors is not read, as in the official code; a warning
+        qwen: The model. If its lm_head is tied, that of the tensors is not read, as in the official code; a warning
             says if it differs from the embeddings.
-        tensors: by official names.
-        skip: prefixes of names to ignore.
+        tensors: By official names.
+        skip: Prefixes of names to ignore.
     """
     is_tied, family = qwen.config.tie_word_embeddings, qwen.config.model_type
     ignored = (LM_HEAD,) if is_tied else ()

@@ -20,15 +20,15 @@ class ReleasedConfig:
     """The parts described by the config of a Qwen2.5-VL or a Spatial-MLLM.
 
     Args:
-        config: a released config.json, or {"qwen": Qwen2.5-VL's config.json, "spatial_config": ..., ...}.
+        config: A released config.json, or {"qwen": Qwen2.5-VL's config.json, "spatial_config": ..., ...}.
 
     Attributes:
-        qwen: transformers' config of Qwen2.5-VL.
-        aggregator: arguments of VGGT's `Aggregator`.
-        layer: layer of the aggregator that the connector reads.
+        qwen: Transformers' config of Qwen2.5-VL.
+        aggregator: Arguments of VGGT's `Aggregator`.
+        layer: Layer of the aggregator that the connector reads.
 
     Raises:
-        InputError: the connector is not the published one.
+        InputError: The connector is not the published one.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -47,11 +47,11 @@ def qwen3_config(config: dict[str, Any], source: str = "the config") -> Qwen3VLC
     """Return transformers' config of a Qwen3-VL.
 
     Args:
-        config: its config.json.
-        source: where it was read from, for errors.
+        config: Its config.json.
+        source: Where it was read from, for errors.
 
     Raises:
-        InputError: mRoPE's sections do not share out the frequencies of a head.
+        InputError: MRoPE's sections do not share out the frequencies of a head.
     """
     found = Qwen3VLConfig.from_dict(config)
     text = found.text_config

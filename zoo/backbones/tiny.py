@@ -46,19 +46,19 @@ class TinyQwenVL(BackboneLoader):
     """Random weights.
 
     Args:
-        layers: decoder layers.
-        hidden_size: width of the decoder.
-        heads: attention heads of the decoder, of hidden_size / heads channels each.
-        key_value_heads: heads of the decoder's keys and values.
-        vision_layers: layers of the vision tower.
-        vision_hidden_size: width of the vision tower.
-        seed: seed of the weights; null is the run's.
-        attn_implementation: the attention backend of transformers.
-        dtype: the type in which the weights are kept.
+        layers: Decoder layers.
+        hidden_size: Width of the decoder.
+        heads: Attention heads of the decoder, of hidden_size / heads channels each.
+        key_value_heads: Heads of the decoder's keys and values.
+        vision_layers: Layers of the vision tower.
+        vision_hidden_size: Width of the vision tower.
+        seed: Seed of the weights; null is the run's.
+        attn_implementation: The attention backend of transformers.
+        dtype: The type in which the weights are kept.
 
     Attributes:
-        stock_class: the model of transformers.
-        backbone_class: the same behind the backbone seam.
+        stock_class: The model of transformers.
+        backbone_class: The same behind the backbone seam.
     """
 
     stock_class: ClassVar[Any]
@@ -122,7 +122,7 @@ class TinyQwenVL(BackboneLoader):
 
         Args:
             pairs: RoPE's frequencies.
-            vision_layers: layers of the vision tower.
+            vision_layers: Layers of the vision tower.
         """
 
     @abstractmethod

@@ -18,16 +18,16 @@ class Benchmark(ABC):
     A subclass sets the class attributes and implements `user_text`, `score` and `is_parsable`.
 
     Attributes:
-        numeric_types: question types answered by a number, scored by mean relative accuracy (MRA).
-        multiple_choice_types: question types answered by an option's letter, scored by accuracy.
-        text_types: question types answered freely, scored by exact match; a ground truth has one accepted answer per
+        numeric_types: Question types answered by a number, scored by mean relative accuracy (MRA).
+        multiple_choice_types: Question types answered by an option's letter, scored by accuracy.
+        text_types: Question types answered freely, scored by exact match; a ground truth has one accepted answer per
             line.
-        metric_types: question types whose answers are lengths or areas, in meters or the like.
-        averaged_types: groups of question types that the macro means count as one type, by the group's name.
-        scorers: names of the official scorers; the first is the default.
-        columns: the results table: title of each column and the question types that it averages, numeric ones first.
+        metric_types: Question types whose answers are lengths or areas, in meters or the like.
+        averaged_types: Groups of question types that the macro means count as one type, by the group's name.
+        scorers: Names of the official scorers; the first is the default.
+        columns: The results table: title of each column and the question types that it averages, numeric ones first.
             The question types of a group in `averaged_types` share a column.
-        prefix: first line of the user's text, a setting of a test (`--data.prompt_prefix`); empty for none.
+        prefix: First line of the user's text, a setting of a test (`--data.prompt_prefix`); empty for none.
     """
 
     numeric_types: ClassVar[tuple[str, ...]] = ()
@@ -44,9 +44,9 @@ class Benchmark(ABC):
         """Return the user's text after the video: prefix, question, options and instruction.
 
         Args:
-            question: the question without its options; it may also be a user's own.
-            options: of a multiple-choice question, such as `["A. left", "B. right"]`.
-            prefix: a line in front of the question.
+            question: The question without its options; it may also be a user's own.
+            options: Of a multiple-choice question, such as `["A. left", "B. right"]`.
+            prefix: A line in front of the question.
         """
 
     @abstractmethod
@@ -54,7 +54,7 @@ class Benchmark(ABC):
         """Return the score of one answer in 0..1; 0.0 if it can't be parsed or the official scorer raises.
 
         Raises:
-            ValueError: the question type or the scorer is unknown.
+            ValueError: The question type or the scorer is unknown.
         """
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Benchmark(ABC):
         """Return whether the scorer reads the answer as a finite number or a single letter.
 
         Raises:
-            ValueError: the question type or the scorer is unknown.
+            ValueError: The question type or the scorer is unknown.
         """
 
     @property
@@ -95,7 +95,7 @@ class Benchmark(ABC):
         """Return the scorer's name; None selects the default.
 
         Raises:
-            InputError: the benchmark has no scorer of this name.
+            InputError: The benchmark has no scorer of this name.
         """
         if scorer is not None and scorer not in self.scorers:
             raise InputError(f"unknown scorer {scorer!r}; {self.name} has {', '.join(self.scorers)}")
@@ -109,7 +109,7 @@ class Benchmark(ABC):
         """Aggregate the scores of a test.
 
         Args:
-            scores: the scores of all questions of each type.
+            scores: The scores of all questions of each type.
 
         Returns:
             `{"per_question_type": {type: {"score", "count"}}, "acc": {"micro", "macro"}, "mra": ..., "all": ...}`.
@@ -140,7 +140,7 @@ def find_benchmark(name: str) -> Benchmark:
     """Return the benchmark whose class has this name.
 
     Raises:
-        InputError: no imported benchmark has this name.
+        InputError: No imported benchmark has this name.
     """
     named = registered_benchmarks()
     if name not in named:

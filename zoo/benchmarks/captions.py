@@ -19,8 +19,8 @@ def caption_scores(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> d
     """Return the caption metrics of a whole test; papers print all of them times 100.
 
     Args:
-        answers: one per question.
-        truths: the accepted answers of each question.
+        answers: One per question.
+        truths: The accepted answers of each question.
 
     Returns:
         `{"bleu_4", "rouge_l", "cider", "meteor": float, "tokenizer": name, "skipped": {metric: remedy}}`; a metric
@@ -56,7 +56,7 @@ def _caption(text: str) -> dict[str, str]:
 
 
 class WhiteSpaceTokenizer:
-    """Takes the place of the PTB tokenizer where there is no Java."""
+    """Take the place of the PTB tokenizer where there is no Java."""
 
     def tokenize(self, captions: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
         """Lower the case, remove trailing full stops and collapse white space."""

@@ -42,7 +42,7 @@ class FreeAnswers(Benchmark):
     """A benchmark of free answers; a subclass sets `text_types`, `scorers`, `columns` and `instruction`.
 
     Attributes:
-        instruction: follows the question.
+        instruction: Follows the question.
     """
 
     scorers: ClassVar[tuple[str, ...]] = ("exact_match", "refined_exact_match")

@@ -19,8 +19,8 @@ class SpatialBenchmark(Benchmark):
     """A benchmark of numeric and multiple-choice questions with the scorers of `zoo.benchmarks.scorers`.
 
     Attributes:
-        rules: the scorers by name.
-        number_instruction: the last line of a question without options.
+        rules: The scorers by name.
+        number_instruction: The last line of a question without options.
     """
 
     rules: ClassVar[Mapping[str, Scorer]] = SCORERS

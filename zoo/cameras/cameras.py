@@ -40,12 +40,12 @@ class Cameras(Movable):
     waited; `trusted` makes none.
 
     Args:
-        world_to_camera: rigid poses, see the module docstring.
-        K_normalized: intrinsics normalized by the image size, see `normalize_intrinsics`.
-        index: the camera of each token; -1 for tokens without one (text, padding, views without a camera).
+        world_to_camera: Rigid poses, see the module docstring.
+        K_normalized: Intrinsics normalized by the image size, see `normalize_intrinsics`.
+        index: The camera of each token; -1 for tokens without one (text, padding, views without a camera).
 
     Raises:
-        ValueError: inconsistent shapes, non-finite values, or an index out of range.
+        ValueError: Inconsistent shapes, non-finite values, or an index out of range.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ class Cameras(Movable):
         index: Int[Tensor, "B L"] | None = None,
         token_runs: CameraRuns | None = None,
     ) -> Cameras:
-        """Makes cameras without a check, from what has been checked on the host.
+        """Make cameras without a check, from what has been checked on the host.
 
         Args:
             world_to_camera: See the class.
@@ -106,15 +106,15 @@ class Cameras(Movable):
         self.time: Float[Tensor, "B L"] | None = None
 
     def __len__(self) -> int:
-        """Returns B, the batch size."""
+        """Return B, the batch size."""
         return len(self.world_to_camera)
 
     def __getitem__(self, samples: Any) -> Cameras:
-        """Selects samples by a slice, a mask, or a tensor or list of integers."""
+        """Select samples by a slice, a mask, or a tensor or list of integers."""
         return self._replaced(token_runs=None).map(lambda tensor: tensor[samples])
 
     def span(self, first: Int[Tensor, " B"] | int, count: int) -> Cameras:
-        """Selects `count` consecutive cameras of each sample, and drops the tensors per token.
+        """Select `count` consecutive cameras of each sample, and drops the tensors per token.
 
         A sample with fewer cameras repeats its last one.
         """
@@ -127,7 +127,7 @@ class Cameras(Movable):
         )
 
     def spanned(self, first: Int[Tensor, " B"] | int, count: int) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B count"]]:
-        """Returns the indices (sample, view) of the cameras that `span` selects."""
+        """Return the indices (sample, view) of the cameras that `span` selects."""
         batch, num_cameras = self.world_to_camera.shape[:2]
         device = self.world_to_camera.device
         start = torch.as_tensor(first, device=device).expand(batch)
@@ -137,12 +137,12 @@ class Cameras(Movable):
     def to(  # type: ignore[override]
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False
     ) -> Cameras:
-        """Moves or casts the tensors; half precision is replaced by float32."""
+        """Move or cast the tensors; half precision is replaced by float32."""
         dtype = None if dtype is None else torch.promote_types(dtype, torch.float32)
         return self.map(lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking))
 
     def with_index(self, index: Int[Tensor, "B L"]) -> Cameras:
-        """Returns the same cameras with the camera of each token, see the class."""
+        """Return the same cameras with the camera of each token, see the class."""
         checked = self._checked(index, *self.world_to_camera.shape[:2])
         return self._replaced(index=checked.to(self.world_to_camera.device), token_runs=None)
 
@@ -158,14 +158,14 @@ class Cameras(Movable):
         return index
 
     def with_token_runs(self, index: Int[Tensor, "B L"], token_runs: CameraRuns | None) -> Cameras:
-        """Returns the same cameras with the camera of each token, unchecked, see `trusted`."""
+        """Return the same cameras with the camera of each token, unchecked, see `trusted`."""
         return self._replaced(index=index, token_runs=token_runs)
 
     def required(self, name: str) -> Tensor:
-        """Returns a tensor that another method adds.
+        """Return a tensor that another method adds.
 
         Raises:
-            ValueError: it was not added; names the method.
+            ValueError: It was not added; names the method.
         """
         if (value := getattr(self, name)) is None:
             raise ValueError(f"these cameras have no {name.replace('_', ' ')}: {ADDED_BY[name]}")
@@ -177,30 +177,30 @@ class Cameras(Movable):
         points: Float[Tensor, "B L 3"] | None = None,
         time: Shaped[Tensor, "B L"] | None = None,
     ) -> Cameras:
-        """Returns the same cameras with tensors per token, for encodings that read them.
+        """Return the same cameras with tensors per token, for encodings that read them.
 
         Args:
-            patch_centers: center of each token in its view, see `zoo.sequences.batch.Sequences.patch_centers`.
+            patch_centers: Center of each token in its view, see `zoo.sequences.batch.Sequences.patch_centers`.
             points: 3D point of each token, in the world frame and unit of the poses; NaN where unknown.
-            time: position of each token on mRoPE's T axis.
+            time: Position of each token on mRoPE's T axis.
         """
         given = {"patch_centers": patch_centers, "points": points, "time": time}
         return self._replaced(**{name: x.to(self.world_to_camera) for name, x in given.items() if x is not None})
 
     def with_poses(self, world_to_camera: Float[Tensor, "B C 4 4"]) -> Cameras:
-        """Returns the same cameras with other poses, unchecked."""
+        """Return the same cameras with other poses, unchecked."""
         return self._replaced(world_to_camera=world_to_camera)
 
     def with_reference(self, reference: Int[Tensor, " B"]) -> Cameras:
-        """Returns the same cameras with the `saddle_balanced` view of each sample, see `balanced_views`."""
+        """Return the same cameras with the `saddle_balanced` view of each sample, see `balanced_views`."""
         return self._replaced(reference=reference.to(self.world_to_camera.device))
 
     def with_median_depth(self, median_depth: Float[Tensor, " B"]) -> Cameras:
-        """Returns the same cameras with the median depth of each sample, in the unit of the poses."""
+        """Return the same cameras with the median depth of each sample, in the unit of the poses."""
         return self._replaced(median_depth=median_depth.to(self.world_to_camera))
 
     def used_mask(self) -> Bool[Tensor, "B C"]:
-        """Marks the cameras that some token has; all of them without an index."""
+        """Mark the cameras that some token has; all of them without an index."""
         batch, num_cameras = self.world_to_camera.shape[:2]
         if self.index is None:
             return torch.ones(batch, num_cameras, dtype=torch.bool, device=self.world_to_camera.device)
@@ -208,15 +208,15 @@ class Cameras(Movable):
         return used.scatter(1, self.index + 1, True)[:, 1:]
 
     def reference_view(self, reference: ReferenceView | Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """Returns the reference view of each sample, one of its used cameras.
+        """Return the reference view of each sample, one of its used cameras.
 
         Args:
-            reference: the `first` or `middle` used camera; the `medoid`, with the smallest sum of distances to the
+            reference: The `first` or `middle` used camera; the `medoid`, with the smallest sum of distances to the
                 others, measured as angle (radians) plus center distance (in units of the mean distance);
                 `saddle_balanced`, the `reference` of these cameras; or indices.
 
         Raises:
-            ValueError: an unknown name, or `saddle_balanced` for cameras without a `reference`.
+            ValueError: An unknown name, or `saddle_balanced` for cameras without a `reference`.
         """
         if isinstance(reference, Tensor):
             return reference
@@ -238,13 +238,13 @@ class Cameras(Movable):
         return (cost <= cost.amin(1, keepdim=True) * (1 + 1e-6) + 1e-9).int().argmax(1)
 
     def canonical(self, reference: ReferenceView | Int[Tensor, " B"] | None = "first") -> Cameras:
-        """Expresses the cameras in the frame of a reference view: V V_ref^-1, composed in float64 and cast back.
+        """Expresse the cameras in the frame of a reference view: V V_ref^-1, composed in float64 and cast back.
 
         The pose of the reference view becomes exactly the identity. Canonical cameras are invariant to a change of
         world V -> V G, and so is text, which has no camera and therefore sees the world frame.
 
         Args:
-            reference: see `reference_view`; None keeps the world frame of the data.
+            reference: See `reference_view`; None keeps the world frame of the data.
         """
         if reference is None:
             return self
@@ -260,14 +260,14 @@ class Cameras(Movable):
         return self._replaced(**changed)
 
     def scaled(self, scale: Scale) -> Cameras:
-        """Divides translations and points by a length per sample, at least `SCALE_FLOOR`.
+        """Divide translations and points by a length per sample, at least `SCALE_FLOOR`.
 
         Args:
-            scale: the `mean`, `max` or `rms` distance of the used camera centers from their mean, or the
+            scale: The `mean`, `max` or `rms` distance of the used camera centers from their mean, or the
                 `median_depth` of these cameras. `none` keeps the unit, such as meters.
 
         Raises:
-            ValueError: an unknown name, or `median_depth` for cameras without it.
+            ValueError: An unknown name, or `median_depth` for cameras without it.
         """
         check_choice("scale", scale, Scale)
         if scale == "none":
@@ -302,12 +302,12 @@ class Cameras(Movable):
 def normalize_intrinsics(
     K_px: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Normalizes corner-origin pixel intrinsics by the image size, as in PRoPE (arXiv 2507.10496); drops skew.
+    """Normalize corner-origin pixel intrinsics by the image size, as in PRoPE (arXiv 2507.10496); drops skew.
 
     The identity is then a centered camera with a field of view of 53 degrees in both directions.
 
     Raises:
-        ValueError: the width or height is not positive.
+        ValueError: The width or height is not positive.
 
     Example:
         >>> import torch
@@ -328,7 +328,7 @@ def normalize_intrinsics(
 def intrinsics_in_pixels(
     K_normalized: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Converts normalized intrinsics to corner-origin pixel intrinsics, the inverse of `normalize_intrinsics`."""
+    """Convert normalized intrinsics to corner-origin pixel intrinsics, the inverse of `normalize_intrinsics`."""
     K_px = torch.zeros_like(K_normalized)
     for axis, size in enumerate((width, height)):
         K_px[..., axis, axis] = K_normalized[..., axis, axis] * size

@@ -33,12 +33,12 @@ class PatchCameras(NamedTuple):
     is_complete: bool = False
 
     def map(self, change: Callable[[Tensor], Tensor]) -> PatchCameras:
-        """Changes each tensor, for instance moves it to a device."""
+        """Change each tensor, for instance moves it to a device."""
         return PatchCameras(change(self[0]), change(self[1]), change(self[2]), self.is_complete)
 
 
 def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -> PatchCameras:
-    """Merges the cameras of each two frames into one per temporal patch, without waiting for a GPU.
+    """Merge the cameras of each two frames into one per temporal patch, without waiting for a GPU.
 
     Args:
         scene: With cameras of an even number of frames.
@@ -73,7 +73,7 @@ def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -
 def stack_cameras(
     rows: Sequence[Sequence[PatchCameras]],
 ) -> tuple[Float[Tensor, "B C 4 4"], Float[Tensor, "B C 3 3"], Bool[Tensor, "B C"]]:
-    """Concatenates the cameras of each row's scenes; identities fill shorter rows.
+    """Concatenate the cameras of each row's scenes; identities fill shorter rows.
 
     Args:
         rows: The cameras of the scenes of each row; at least one.
@@ -96,7 +96,7 @@ def stack_cameras(
 
 
 def _midpoint(poses: Float[Tensor, "N pair 4 4"]) -> Float[Tensor, "N 4 4"]:
-    """Computes the nearest rotation to the sum of two, the midpoint of their slerp, and the mean center."""
+    """Compute the nearest rotation to the sum of two, the midpoint of their slerp, and the mean center."""
     camera_to_world = invert_se3(poses.double())
     U, _, Vh = torch.linalg.svd(camera_to_world[..., :3, :3].sum(1))
     U = torch.cat((U[..., :2], U[..., 2:] * torch.linalg.det(U @ Vh)[:, None, None].sign()), -1)

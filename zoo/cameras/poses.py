@@ -21,7 +21,7 @@ ROTATION_TOLERANCE = 1e-2  # bound on max |R^T R - I|: recorded poses reach 4e-4
 
 
 def invert_se3(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
-    """Inverts rigid transforms in closed form: (R, t) -> (R^T, -R^T t).
+    """Invert rigid transforms in closed form: (R, t) -> (R^T, -R^T t).
 
     Example:
         >>> import torch
@@ -36,7 +36,7 @@ def invert_se3(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
 
 
 def rigid_matrix(R: Float[Tensor, "*batch 3 3"], t: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
-    """Builds the 4 x 4 matrix of a rotation and a translation."""
+    """Build the 4 x 4 matrix of a rotation and a translation."""
     M = t.new_zeros(*t.shape[:-1], 4, 4)
     M[..., :3, :3], M[..., :3, 3], M[..., 3, 3] = R, t, torch.ones_like(t[..., 0])
     return M
@@ -45,7 +45,7 @@ def rigid_matrix(R: Float[Tensor, "*batch 3 3"], t: Float[Tensor, "*batch 3"]) -
 def pose_distance(
     world_to_camera_a: Float[Tensor, "*#batch 4 4"], world_to_camera_b: Float[Tensor, "*#batch 4 4"]
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """Computes the angle and the distance between two poses, with broadcasting.
+    """Compute the angle and the distance between two poses, with broadcasting.
 
     Returns:
         The angle of the relative rotation in radians, 0 to pi, and the distance of the camera centers in the unit of
@@ -73,7 +73,7 @@ def pose_distances(
     measure: PoseMeasure = "euclidean",
     translation_weight: int | float = 1.0,
 ) -> Float[Tensor, "*batch"]:
-    """Computes a distance between poses, with broadcasting; exactly 0 for equal poses. In float64; not differentiable.
+    """Compute a distance between poses, with broadcasting; exactly 0 for equal poses. In float64; not differentiable.
 
     With the angle w of the relative rotation (radians), the center distance t, and the weight lambda:
 
@@ -85,13 +85,13 @@ def pose_distances(
       (omega, u) between the poses
 
     Args:
-        world_to_camera_a: rigid poses.
-        world_to_camera_b: rigid poses.
-        measure: one of the above.
-        translation_weight: lambda, radians per unit of length (per meter for metric poses).
+        world_to_camera_a: Rigid poses.
+        world_to_camera_b: Rigid poses.
+        measure: One of the above.
+        translation_weight: Lambda, radians per unit of length (per meter for metric poses).
 
     Raises:
-        ValueError: an unknown measure.
+        ValueError: An unknown measure.
 
     Example:
         >>> import torch
@@ -119,13 +119,13 @@ def pose_distances(
 def path_length(
     world_to_camera: Float[Tensor, "N 4 4"], measure: PoseMeasure = "euclidean", translation_weight: int | float = 1.0
 ) -> Float[Tensor, " N"]:
-    """Computes the length of the path from the first pose to each, summed over steps; see `pose_distances`."""
+    """Compute the length of the path from the first pose to each, summed over steps; see `pose_distances`."""
     steps = pose_distances(world_to_camera[1:], world_to_camera[:-1], measure, translation_weight)
     return torch.cat((steps.new_zeros(1), steps.cumsum(0)))[: len(world_to_camera)]
 
 
 def so3_log(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
-    """Computes the rotation vector omega, |omega| <= pi, with R = exp([omega]x); float64.
+    """Compute the rotation vector omega, |omega| <= pi, with R = exp([omega]x); float64.
 
     The axis is computed from R - R^T for angles up to pi/2 and from R + R^T beyond, so it is accurate at both ends.
     """
@@ -144,7 +144,7 @@ def so3_log(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
 
 
 def se3_log(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
-    """Computes the twist (omega, u) with M = exp([[[omega]x, u], [0, 0]]), |omega| <= pi; float64."""
+    """Compute the twist (omega, u) with M = exp([[[omega]x, u], [0, 0]]), |omega| <= pi; float64."""
     M = M.double()
     omega, t = so3_log(M[..., :3, :3]), M[..., :3, 3]
     square = omega.square().sum(-1, keepdim=True)
@@ -158,14 +158,14 @@ def se3_log(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
 
 
 def rotation_parts(R: Float[Tensor, "*batch 3 3"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch 3"]]:
-    """Returns cos(angle) and sin(angle) * axis of rotations."""
+    """Return cos(angle) and sin(angle) * axis of rotations."""
     skew = R - R.mT
     sine_axis = torch.stack((skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]), -1) / 2
     return (R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2, sine_axis
 
 
 def rotation_from_6d(numbers: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:
-    """Makes the first two columns of a rotation of six numbers, by Gram-Schmidt, and the third by their cross product.
+    """Make the first two columns of a rotation of six numbers, by Gram-Schmidt, and the third by their cross product.
 
     The map is continuous, unlike those from quaternions or angles (Zhou et al. 2019, arXiv 1812.07035, section 4).
 
@@ -183,15 +183,15 @@ def rotation_from_6d(numbers: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batc
 def nearest_rotation(
     R: Float[Tensor, "*batch 3 3"], source: str = "poses", item: str = "pose"
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Projects nearly orthonormal matrices to SO(3), in the Frobenius norm, by SVD.
+    """Project nearly orthonormal matrices to SO(3), in the Frobenius norm, by SVD.
 
     Args:
-        R: matrices with max |R^T R - I| <= 1e-2.
-        source: name of their source for the error, such as a file name.
-        item: name of one matrix for the error.
+        R: Matrices with max |R^T R - I| <= 1e-2.
+        source: Name of their source for the error, such as a file name.
+        item: Name of one matrix for the error.
 
     Raises:
-        ValueError: a matrix is not finite, farther from orthonormal, or a reflection. Names the first one.
+        ValueError: A matrix is not finite, farther from orthonormal, or a reflection. Names the first one.
     """
     matrices = R.double()
     flat = matrices.reshape(-1, 3, 3)

@@ -17,10 +17,10 @@ from zoo.precision import full_precision, to_float32
 def ray_directions(
     K_normalized: Float[Tensor, "*#batch 3 3"], patch_centers: Float[Tensor, "*#batch 2"]
 ) -> Float[Tensor, "*batch 3"]:
-    """Computes K^-1 [u, v, 1], the ray directions in the camera frame at unit depth.
+    """Compute K^-1 [u, v, 1], the ray directions in the camera frame at unit depth.
 
     Args:
-        K_normalized: intrinsics normalized by the image size.
+        K_normalized: Intrinsics normalized by the image size.
         patch_centers: (u, v) in the same units: fractions of the image width and height from the image center.
     """
     focal, principal = K_normalized.diagonal(dim1=-2, dim2=-1)[..., :2], K_normalized[..., :2, 2]
@@ -29,7 +29,7 @@ def ray_directions(
 
 
 def patch_directions(K_normalized: Float[Tensor, "S 3 3"], rows: int, columns: int) -> Float[Tensor, "S h w 3"]:
-    """Computes the ray directions through the centers of a grid of patches; see `ray_directions`."""
+    """Compute the ray directions through the centers of a grid of patches; see `ray_directions`."""
     x, y = (
         (torch.arange(count, device=K_normalized.device).to(K_normalized.dtype) + 0.5) / count - 0.5
         for count in (columns, rows)
@@ -39,18 +39,18 @@ def patch_directions(K_normalized: Float[Tensor, "S 3 3"], rows: int, columns: i
 
 
 def plucker(direction: Float[Tensor, "*batch 3"], origin: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch 6"]:
-    """Computes Plücker coordinates, the unit direction and the moment, of lines through `origin` along `direction`."""
+    """Compute Plücker coordinates, the unit direction and the moment, of lines through `origin` along `direction`."""
     unit = direction / direction.norm(dim=-1, keepdim=True)
     return torch.cat((unit, torch.linalg.cross(origin.expand_as(unit), unit)), -1)
 
 
 def patch_depth(depth: Float[Tensor, "S H W"], patch: int, merged: int = 1) -> Float[Tensor, "t h w"]:
-    """Computes the median of the positive depths of each patch of `patch` x `patch` pixels; 0 if there are none.
+    """Compute the median of the positive depths of each patch of `patch` x `patch` pixels; 0 if there are none.
 
     Args:
-        depth: of S = t `merged` frames.
-        patch: side in pixels.
-        merged: consecutive frames with one median for all of their pixels.
+        depth: Of S = t `merged` frames.
+        patch: Side in pixels.
+        merged: Consecutive frames with one median for all of their pixels.
     """
     blocks = depth.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).transpose(2, 3).flatten(3)
     blocks = blocks.unflatten(0, (-1, merged)).movedim(1, -2).flatten(-2)
@@ -63,14 +63,14 @@ def token_points(
     K_normalized: Float[Tensor, "S 3 3"],
     token_px: int,
 ) -> Float[Tensor, "S h w 3"]:
-    """Unprojects the center of each token at the token's median depth, for `Cameras.with_tokens`.
+    """Unproject the center of each token at the token's median depth, for `Cameras.with_tokens`.
 
     Args:
-        depth: z-depth per temporal patch, in the unit of the poses; 0 where unknown. If two frames are merged into
+        depth: Z-depth per temporal patch, in the unit of the poses; 0 where unknown. If two frames are merged into
             one temporal patch, the depth of the frame whose camera the patch has.
-        world_to_camera: one pose per temporal patch.
-        K_normalized: intrinsics per temporal patch.
-        token_px: side of a token in pixels.
+        world_to_camera: One pose per temporal patch.
+        K_normalized: Intrinsics per temporal patch.
+        token_px: Side of a token in pixels.
 
     Returns:
         World points in float64; NaN for tokens without any depth.
@@ -88,13 +88,13 @@ def unproject_depth(
     world_to_camera: Float[Tensor, "*batch 4 4"],
     K_px: Float[Tensor, "*batch 3 3"],
 ) -> Float[Tensor, "*batch H W 3"]:
-    """Unprojects depth maps to points in the world's frame, in the depth's unit; float32 or better.
+    """Unproject depth maps to points in the world's frame, in the depth's unit; float32 or better.
 
     Args:
-        depth: distance along the camera's z axis. Points are valid where it is positive (at 0 they are the camera's
+        depth: Distance along the camera's z axis. Points are valid where it is positive (at 0 they are the camera's
             center); with infinite focal lengths they lie on the optical axis.
-        world_to_camera: rigid poses.
-        K_px: intrinsics in pixels of the depth map, pixel-center origin, without skew.
+        world_to_camera: Rigid poses.
+        K_px: Intrinsics in pixels of the depth map, pixel-center origin, without skew.
 
     Example:
         >>> import torch
@@ -118,7 +118,7 @@ def unproject_depth(
 
 
 def pixel_center_intrinsics(K_px: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Converts corner-origin intrinsics, those of all datasets here, to pixel-center origin for `unproject_depth`."""
+    """Convert corner-origin intrinsics, those of all datasets here, to pixel-center origin for `unproject_depth`."""
     shifted = K_px.clone()
     shifted[..., :2, 2] -= 0.5
     return shifted

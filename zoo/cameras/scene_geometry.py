@@ -19,13 +19,13 @@ class SceneGeometry(Movable):
 
     Args:
         patches: 3D tokens on the patch grid of each frame.
-        camera_tokens: one more token per frame, which summarizes its camera.
-        world_to_camera: one pose per frame, OpenCV axes, float32 or better; in meters where the source is metric.
-        K_normalized: intrinsics per frame, see `zoo.cameras.normalize_intrinsics`.
-        has_camera: the frames with a valid camera; the others hold an identity. None is all of them.
-        depth: along the camera's z axis, in the unit of the poses; 0 where unknown.
-        points: the 3D point of each pixel, in the world of the poses and their unit.
-        confidence: of `points`, or of `depth` where there are no points; in the source's own scale.
+        camera_tokens: One more token per frame, which summarizes its camera.
+        world_to_camera: One pose per frame, OpenCV axes, float32 or better; in meters where the source is metric.
+        K_normalized: Intrinsics per frame, see `zoo.cameras.normalize_intrinsics`.
+        has_camera: The frames with a valid camera; the others hold an identity. None is all of them.
+        depth: Along the camera's z axis, in the unit of the poses; 0 where unknown.
+        points: The 3D point of each pixel, in the world of the poses and their unit.
+        confidence: Of `points`, or of `depth` where there are no points; in the source's own scale.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SceneGeometry(Movable):
 
     @classmethod
     def joined(cls, scenes: Sequence[SceneGeometry]) -> SceneGeometry:
-        """Concatenates the frames of scenes of one size; a field that one of them lacks is None."""
+        """Concatenate the frames of scenes of one size; a field that one of them lacks is None."""
         shared = set.intersection(*(set(scene.present()) for scene in scenes))
         return cls(**{name: torch.cat([getattr(scene, name) for scene in scenes]) for name in shared})
 

@@ -41,7 +41,7 @@ class CameraRuns(Movable):
         self.runs, self.numbers, self.step, self.firsts = runs, numbers, step, firsts
 
     def with_one_camera_per_token(self) -> CameraRuns:
-        """Returns the same runs, each token of which has a camera of its own."""
+        """Return the same runs, each token of which has a camera of its own."""
         device = self.firsts.device
         each = [torch.arange(*run, device=device) for run in self.runs] or [self.firsts[:0]]
         return CameraRuns(self.runs, self.numbers, 1, torch.cat(each) if self.numbers is None else self.numbers)
@@ -60,7 +60,7 @@ class CameraRuns(Movable):
 
 
 def camera_runs(index: Int[Tensor, "B L"]) -> CameraRuns:
-    """Finds the runs of adjacent tokens with a camera; reads numbers, so call it on the host.
+    """Find the runs of adjacent tokens with a camera; read numbers, so call it on the host.
 
     Args:
         index: The camera of each token, -1 for none.

@@ -22,8 +22,8 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     """Return the config.json, as the transformers of the release writes it, of a Qwen-VL or a Spatial-MLLM.
 
     Args:
-        model: the exported model.
-        source: config.json of the folder that the weights came from; its settings are kept.
+        model: The exported model.
+        source: Config.json of the folder that the weights came from; its settings are kept.
     """
     if model.backbone.vlm.config.model_type == QWEN3:
         return _nested(model.backbone.vlm.config) if source is None else source

@@ -35,13 +35,13 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
     Other content of the folder that the weights came from is copied: processor files, VGGT's heads and tracker.
 
     Args:
-        model: a Qwen-VL or a Spatial-MLLM. LoRA is merged in the written weights; the model stays as it is. A
+        model: A Qwen-VL or a Spatial-MLLM. LoRA is merged in the written weights; the model stays as it is. A
             geometry behind a cache is loaded.
-        out: a new or empty folder.
-        dtype: of the weights; None is that of the folder they came from, else the model's.
+        out: A new or empty folder.
+        dtype: Of the weights; None is that of the folder they came from, else the model's.
 
     Raises:
-        InputError: the folder is not empty or can't be written, the folder of the weights is gone, or the model has
+        InputError: The folder is not empty or can't be written, the folder of the weights is gone, or the model has
             weights that no official model has. Files written by then are removed.
     """
     refuse_full(out)
@@ -86,7 +86,7 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     Heads of objectives, which no answer needs, are left out.
 
     Raises:
-        InputError: the model has weights that no official model has.
+        InputError: The model has weights that no official model has.
     """
     from peft.tuners.lora import LoraLayer  # slow to import
 

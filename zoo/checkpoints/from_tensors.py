@@ -22,11 +22,11 @@ def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
 
     Args:
         config: {"qwen": the model's config.json, ...}.
-        state_dict: named as in transformers 4.51 or 5; a tied lm_head may be absent or present. May be read from files
+        state_dict: Named as in transformers 4.51 or 5; a tied lm_head may be absent or present. May be read from files
             tensor by tensor.
 
     Raises:
-        InputError: lists tensors that are missing, unexpected or of another shape.
+        InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     model = SpatialVLM(EmptyQwenVL(ReleasedConfig(config).qwen, _dtype(state_dict)))
     _fill(model, state_dict)
@@ -37,12 +37,12 @@ def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     """Return the baseline with these weights, in their dtype; all parameters are trainable.
 
     Args:
-        config: config.json of a dense Qwen3-VL, or `Qwen3VLConfig.to_dict()`.
-        state_dict: by transformers' names; a tied lm_head may be absent or present. May be read from files tensor by
+        config: Config.json of a dense Qwen3-VL, or `Qwen3VLConfig.to_dict()`.
+        state_dict: By transformers' names; a tied lm_head may be absent or present. May be read from files tensor by
             tensor.
 
     Raises:
-        InputError: lists tensors that are missing, unexpected or of another shape.
+        InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     model = SpatialVLM(EmptyQwenVL(qwen3_config(config), _dtype(state_dict)))
     _fill(model, state_dict)
@@ -54,11 +54,11 @@ def load_spatial_mllm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM
 
     Args:
         config: {"qwen", "spatial_config", "connector_config", "vggt_aggregator"}, or a released config.json.
-        state_dict: as for `load_qwen25_vl`, with `spatial_encoder.vggt_model.…` and `connector.…`; VGGT's heads, which
+        state_dict: As for `load_qwen25_vl`, with `spatial_encoder.vggt_model.…` and `connector.…`; VGGT's heads, which
             this model does not use, may be absent or present.
 
     Raises:
-        InputError: lists tensors that are missing, unexpected or of another shape.
+        InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     refuse_v1(state_dict)
     released, dtype = ReleasedConfig(config), _dtype(state_dict)

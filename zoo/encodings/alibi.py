@@ -34,10 +34,10 @@ class PoseALiBi(CameraEncoding):
         measure: d, from the angle w (radians) and the center distance t (meters times translation_weight):
             `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of the logarithm of the
             relative pose.
-        translation_weight: radians per meter (or per unit of `scale`).
+        translation_weight: Radians per meter (or per unit of `scale`).
         slopes: `fixed` uses ALiBi's m_h = 2^(-8 h / H), h = 1 ... H. `learned` trains one slope per head, shared by
             all layers, starting at 0, which is the stock model; a slope may become negative.
-        scale: the length that distances are divided by, see `CameraEncoding`.
+        scale: The length that distances are divided by, see `CameraEncoding`.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ class PoseALiBi(CameraEncoding):
             self.learned = nn.Parameter(torch.zeros(decoder.num_heads, device=decoder.device))
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        """Computes the appended channels; without two different cameras, the stock attention, bit for bit."""
+        """Compute the appended channels; without two different cameras, the stock attention, bit for bit."""
         assert self.slopes != "learned" or self.learned is not None, "bind_to_decoder comes before encode"
         pose, poses = distinct_poses(cameras)
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
@@ -84,16 +84,16 @@ class PoseALiBi(CameraEncoding):
 
 
 class DistanceChannels(ZeroChannels):
-    """Appends one channel per pose: the distances from the token's own pose to q, its one-hot pose to k.
+    """Append one channel per pose: the distances from the token's own pose to q, its one-hot pose to k.
 
     Their product is one distance, so the bias is part of the attention's own matrix product. The slopes are applied
     to q; k is the same in all heads, so it can be shared by a group. v gets zeros, to be equally wide. Tokens without
     a camera get zeros everywhere.
 
     Args:
-        pose: number of each token's pose, -1 for none.
-        distances: between poses, with zero columns as padding.
-        slopes: one per head, or None for ALiBi's.
+        pose: Number of each token's pose, -1 for none.
+        distances: Between poses, with zero columns as padding.
+        slopes: One per head, or None for ALiBi's.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class DistanceChannels(ZeroChannels):
 
 
 def alibi_slopes(num_heads: int, device: torch.device | str = "cpu") -> Float[Tensor, " H"]:
-    """Computes ALiBi's slopes 2^(-8 h / H) for h = 1 ... H."""
+    """Compute ALiBi's slopes 2^(-8 h / H) for h = 1 ... H."""
     return 2.0 ** (-8.0 * torch.arange(1, num_heads + 1, dtype=torch.float64, device=device) / num_heads)
 
 
 def distinct_poses(cameras: Cameras) -> tuple[Int[Tensor, "B L"], Float[Tensor, "B N 4 4"]]:
-    """Numbers the distinct used poses of each sample, so one camera per token costs no more than one per image.
+    """Number the distinct used poses of each sample, so one camera per token costs no more than one per image.
 
     A GPU is waited for, to know how many there are.
 

@@ -16,7 +16,7 @@ from zoo.precision import full_precision, to_float32
 def balanced_views(
     rows: Sequence[Sequence[Float[Tensor, "_t D"]]], has_camera: Bool[Tensor, "B C"]
 ) -> Int[Tensor, " B"]:
-    """Computes the `saddle_balanced` view of each sample from the mean 2D token of each view.
+    """Compute the `saddle_balanced` view of each sample from the mean 2D token of each view.
 
     Args:
         rows: The mean tokens of the views of each sample's scenes, scene after scene.
@@ -37,7 +37,7 @@ def balanced_views(
 
 @torch.no_grad()
 def saddle_balanced(views: Float[Tensor, "S C"], present: Bool[Tensor, " S"] | None = None) -> Int[Tensor, ""]:
-    """Chooses the most average view by one token per view, as Depth Anything 3 (arXiv 2511.10647) does.
+    """Choose the most average view by one token per view, as Depth Anything 3 (arXiv 2511.10647) does.
 
     Three numbers per view are scaled to 0 ... 1 over the views: its mean cosine similarity to the others, the norm of
     its token, and the variance of the normalized token over channels. The view with the smallest sum of distances to

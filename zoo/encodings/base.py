@@ -24,9 +24,9 @@ class CameraModule(Configurable, nn.Module, ABC):
     """A module that reads cameras, and the tensors of `Cameras` that it needs.
 
     Attributes:
-        reference: view whose frame is the world of a clip; None keeps the world of the data.
-        scale: unit of translations, see `Cameras.scaled`.
-        parts: the encodings that this module applies; their needs are its needs.
+        reference: View whose frame is the world of a clip; None keeps the world of the data.
+        scale: Unit of translations, see `Cameras.scaled`.
+        parts: The encodings that this module applies; their needs are its needs.
     """
 
     reference: ReferenceView | None = None
@@ -61,10 +61,10 @@ class CameraEncoding(CameraModule):
     v and o, so they work with every attention backend, and the KV cache holds transformed keys and values.
 
     Args:
-        reference: the view whose frame is the world of a clip: the `first` or `middle` one with a camera; the `medoid`,
+        reference: The view whose frame is the world of a clip: the `first` or `middle` one with a camera; the `medoid`,
             closest to the others in angle and distance; `saddle_balanced`, the most average one by its 2D tokens.
             null keeps the world of the data, which text then can distinguish because it has no camera.
-        scale: the length that translations are divided by: the `mean`, `rms` or `max` distance of the camera centers
+        scale: The length that translations are divided by: the `mean`, `rms` or `max` distance of the camera centers
             from their mean, or the `median_depth` of the views (needs depth). `none` keeps meters; the others lose
             the size of the scene, which questions about sizes and distances need. The unit of VGGT's poses differs
             from scene to scene.
@@ -95,49 +95,49 @@ class CameraEncoding(CameraModule):
         """The exact symmetries, measured in both directions by the property tests."""
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
-        """Returns the head channels that are transformed, each with its term (q, k, v or o); not appended ones.
+        """Return the head channels that are transformed, each with its term (q, k, v or o); not appended ones.
 
         Raises:
-            InputError: the encoding does not fit heads of this size.
+            InputError: The encoding does not fit heads of this size.
         """
         return {channel for part in self.parts for channel in part.touched_channels(head)}
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        """Creates the tensors that depend on the decoder's sizes; called once, before training.
+        """Create the tensors that depend on the decoder's sizes; called once, before training.
 
         Args:
-            decoder: sizes and RoPE frequencies of the decoder.
-            layers: numbers of the layers in which the encoding acts. Parameters of other layers would get no gradient.
+            decoder: Sizes and RoPE frequencies of the decoder.
+            layers: Numbers of the layers in which the encoding acts. Parameters of other layers would get no gradient.
 
         Raises:
-            InputError: the encoding does not fit the decoder.
+            InputError: The encoding does not fit the decoder.
         """
         for part in self.parts:
             part.bind_to_decoder(decoder, layers)
 
     def encode(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype = torch.float32) -> EncodedCameras:
-        """Computes the hooks of one forward pass, shared by all layers.
+        """Compute the hooks of one forward pass, shared by all layers.
 
         Args:
-            cameras: with an `index` (B, L), the camera of each token of the sequence.
-            head: the channels of an attention head.
-            dtype: of the matrices; at least float32, whatever the dtype of the hidden states.
+            cameras: With an `index` (B, L), the camera of each token of the sequence.
+            head: The channels of an attention head.
+            dtype: Of the matrices; at least float32, whatever the dtype of the hidden states.
 
         Raises:
-            ValueError: cameras without an index or without tensors that the encoding reads.
-            InputError: the encoding does not fit heads of this size.
+            ValueError: Cameras without an index or without tensors that the encoding reads.
+            InputError: The encoding does not fit heads of this size.
         """
         return self.encode_canonical(self.canonical(cameras), head, torch.promote_types(dtype, torch.float32))
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        """Computes the hooks from canonical cameras, see `encode`; the default is the stock attention."""
+        """Compute the hooks from canonical cameras, see `encode`; the default is the stock attention."""
         return EncodedCameras()
 
     def canonical(self, cameras: Cameras) -> Cameras:
-        """Expresses cameras in the frame of the reference view and the unit of `scale`, in float64.
+        """Expresse cameras in the frame of the reference view and the unit of `scale`, in float64.
 
         Raises:
-            ValueError: cameras without an index.
+            ValueError: Cameras without an index.
         """
         cameras.required("index")
         return cameras.to(dtype=torch.float64).canonical(self.reference).scaled(self.scale)
@@ -155,11 +155,11 @@ class ViewMixer(CameraModule):
     def forward(
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
-        """Returns the tokens plus the branch, for B independent scenes with the same grid.
+        """Return the tokens plus the branch, for B independent scenes with the same grid.
 
         Args:
             tokens: 2D tokens, ordered by scene, temporal patch, row and column.
-            cameras: of each scene, one per temporal patch.
+            cameras: Of each scene, one per temporal patch.
             grid: (t, h, w) of one scene in tokens.
-            has_camera: temporal patches with a valid camera; the tokens of the others are unchanged, bit for bit.
+            has_camera: Temporal patches with a valid camera; the tokens of the others are unchanged, bit for bit.
         """

@@ -16,7 +16,7 @@ class CaPE(MatrixEncoding):
     The logit is q^T (V_j V_i^-1)^T k, invariant to a change of world V -> V G. With camera-to-world poses it is not.
 
     Args:
-        placement: the channels; None is `ChannelRange(0, 0.5)`.
+        placement: The channels; None is `ChannelRange(0, 0.5)`.
         world: `reference` and `scale`, see `CameraEncoding`.
 
     Example:

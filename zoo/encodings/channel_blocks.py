@@ -29,7 +29,7 @@ class ChannelBlock:
     pairs. Channels appended by another encoding are not included.
 
     Args:
-        channels: a multiple of four.
+        channels: A multiple of four.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -52,7 +52,7 @@ class ChannelBlock:
         ]
 
     def block_diagonal(self, matrices: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n w w"]:
-        """Repeats each matrix along the diagonal of a larger one, as wide as the widest run."""
+        """Repeat each matrix along the diagonal of a larger one, as wide as the widest run."""
         width = max(width for _, width in self.runs)
         groups = torch.eye(width // GROUP, dtype=matrices.dtype, device=matrices.device)
         # an elementwise product: autocast would round a matrix product
@@ -66,15 +66,15 @@ def _step(channels: list[int]) -> int:
 
 
 class CameraMatrices(EncodedCameras):
-    """Multiplies groups of four channels, as row vectors, by the 4 x 4 matrix of the token's camera.
+    """Multiplie groups of four channels, as row vectors, by the 4 x 4 matrix of the token's camera.
 
     Tokens without a camera and other channels are unchanged, bit for bit; so is everything under identity matrices.
 
     Args:
-        cameras: with the camera of each token; its `token_runs` save a GPU's wait.
-        block: the channels.
-        on_rotated: whether q and k are transformed after RoPE instead of before.
-        matrices: for q, k, v and o, or some of them: one matrix per camera, multiplied from the right.
+        cameras: With the camera of each token; its `token_runs` save a GPU's wait.
+        block: The channels.
+        on_rotated: Whether q and k are transformed after RoPE instead of before.
+        matrices: For q, k, v and o, or some of them: one matrix per camera, multiplied from the right.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class CameraMatrices(EncodedCameras):
 
 
 class _MultiplyTokens(torch.autograd.Function):
-    """Multiplies some channels of some tokens by matrices, each of which applies to equally many adjacent tokens.
+    """Multiplie some channels of some tokens by matrices, each of which applies to equally many adjacent tokens.
 
     Hand-written for speed in every decoder layer: for 1024 tokens with 16 heads of 128 channels, forward and backward
     take 8 to 12 ms on one CPU thread, and 17 to 18 ms with plain operators (slices, bmm and cat), which allocate more.

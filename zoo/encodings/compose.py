@@ -32,7 +32,7 @@ class Compose(CameraEncoding):
     if all encodings acted in every head and layer.
 
     Args:
-        encodings: in the order in which they transform q, k and v; outputs are transformed in reverse order. An
+        encodings: In the order in which they transform q, k and v; outputs are transformed in reverse order. An
             encoding on `ExtraChannels` must be the first, so that the others do not transform what it adds to outputs.
     """
 
@@ -78,7 +78,7 @@ class Compose(CameraEncoding):
 
 
 class Composed(EncodedGroup):
-    """Applies all members in sequence, and to the outputs in reverse order."""
+    """Apply all members in sequence, and to the outputs in reverse order."""
 
     def before_rope(self, q: Tensor, k: Tensor) -> QK:
         for member in self.acting:

@@ -15,7 +15,7 @@ class HeadLayout(NamedTuple):
 
     Attributes:
         dim: D, channels per head.
-        axes: the axis of each of the D/2 frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the
+        axes: The axis of each of the D/2 frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the
             axes in a row; in Qwen3-VL they take turns.
     """
 
@@ -41,14 +41,14 @@ class DecoderLayout:
     """Sizes and RoPE frequencies of a decoder, as its backbone states them for `CameraEncoding.bind_to_decoder`.
 
     Attributes:
-        hidden_size: width of the hidden states.
-        num_layers: number of decoder layers.
-        num_heads: attention heads of q and o.
-        num_key_value_heads: attention heads of k and v (grouped-query attention); divides `num_heads`.
-        head: the channels of a head, and the axis of each of its RoPE frequencies.
+        hidden_size: Width of the hidden states.
+        num_layers: Number of decoder layers.
+        num_heads: Attention heads of q and o.
+        num_key_value_heads: Attention heads of k and v (grouped-query attention); divides `num_heads`.
+        head: The channels of a head, and the axis of each of its RoPE frequencies.
         rope_frequencies: RoPE's inverse frequencies (radians per position, shape (D/2,)), buffers of the decoder.
             An encoding with shared frequencies overwrites them in place.
-        device: device of the decoder's weights.
+        device: Device of the decoder's weights.
     """
 
     hidden_size: int

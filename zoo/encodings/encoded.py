@@ -31,41 +31,41 @@ class EncodedCameras:
         self.num_tokens = num_tokens
 
     def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
-        """Returns the hooks of one layer; None is the stock attention.
+        """Return the hooks of one layer; None is the stock attention.
 
         Args:
-            layer: number of the layer, from 0.
-            hidden_states: input of the layer's projections.
-            rope: cosine and sine of the tokens' positions.
+            layer: Number of the layer, from 0.
+            hidden_states: Input of the layer's projections.
+            rope: Cosine and sine of the tokens' positions.
         """
         return self
 
     def for_decode_step(self) -> EncodedCameras | None:
-        """Returns the hooks of later decode steps, which contain text only; None is the stock attention."""
+        """Return the hooks of later decode steps, which contain text only; None is the stock attention."""
         return None
 
     def before_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
-        """Transforms queries and keys before RoPE."""
+        """Transform queries and keys before RoPE."""
         return q, k
 
     def after_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
-        """Transforms queries and keys after RoPE, for the attention and the KV cache."""
+        """Transform queries and keys after RoPE, for the attention and the KV cache."""
         return q, k
 
     def transform_values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
-        """Transforms values, for the attention and the KV cache."""
+        """Transform values, for the attention and the KV cache."""
         return v
 
     def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
-        """Transforms the attention output before the output projection."""
+        """Transform the attention output before the output projection."""
         return o
 
 
 class ZeroChannels(EncodedCameras):
-    """Appends zeros to q, k and v: decoded text beside cached tokens with more channels.
+    """Append zeros to q, k and v: decoded text beside cached tokens with more channels.
 
     Args:
-        channels: number of appended channels.
+        channels: Number of appended channels.
         num_tokens: L; None fits any number of tokens.
     """
 

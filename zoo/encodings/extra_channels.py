@@ -26,7 +26,7 @@ class ExtraChannels(Placement):
     stock model up to the order of summation in wider heads.
 
     Args:
-        channels: extra channels per head, a multiple of four; of eight for flash attention.
+        channels: Extra channels per head, a multiple of four; of eight for flash attention.
     """
 
     leaves_text = True

@@ -22,11 +22,11 @@ class GTA(MatrixEncoding):
     symmetries.
 
     Args:
-        placement: the channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
-        apply_to: queries and keys, values and outputs, or both.
-        pose_component: used part of the poses. Translations alone are not a group: a change of world is then visible.
-        translation_scale: s; translations are in meters, unless `scale` is set.
-        learn_scale: learn log s, one parameter for all layers, starting from `translation_scale`.
+        placement: The channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
+        apply_to: Queries and keys, values and outputs, or both.
+        pose_component: Used part of the poses. Translations alone are not a group: a change of world is then visible.
+        translation_scale: S; translations are in meters, unless `scale` is set.
+        learn_scale: Learn log s, one parameter for all layers, starting from `translation_scale`.
         world: `reference` and `scale`, see `CameraEncoding`.
 
     Example:

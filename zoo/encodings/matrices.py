@@ -25,9 +25,9 @@ class MatrixEncoding(CameraEncoding):
     """Base class of encodings by one 4 x 4 matrix per camera: subclasses define it, a placement picks the channels.
 
     Args:
-        placement: the channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
-        apply_to: queries and keys, values and outputs, or both.
-        pose_component: used part of the poses. Translations alone are not a group: a change of world is then visible.
+        placement: The channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
+        apply_to: Queries and keys, values and outputs, or both.
+        pose_component: Used part of the poses. Translations alone are not a group: a change of world is then visible.
         world: `reference` and `scale`, see `CameraEncoding`.
     """
 
@@ -48,13 +48,13 @@ class MatrixEncoding(CameraEncoding):
 
     @abstractmethod
     def matrices(self, cameras: Cameras) -> Matrices:
-        """Computes the matrices for column vectors of four channels, q' = M_q q and so on, in float64.
+        """Compute the matrices for column vectors of four channels, q' = M_q q and so on, in float64.
 
         `symmetries` assumes that M_q^T M_k and M_o M_v between two views depend on V_i V_j^-1 alone, and that identity
         cameras give identity matrices: override it otherwise.
 
         Args:
-            cameras: canonical cameras with the `pose_component` of their poses.
+            cameras: Canonical cameras with the `pose_component` of their poses.
 
         Returns:
             The matrices of all terms; those not in `apply_to` are ignored.
@@ -92,7 +92,7 @@ class MatrixEncoding(CameraEncoding):
         return self.placement.place(cameras, rows, head)
 
     def active_matrices(self, cameras: Cameras) -> Matrices:
-        """Computes the matrices of `apply_to` and `pose_component` from canonical cameras, see `matrices`."""
+        """Compute the matrices of `apply_to` and `pose_component` from canonical cameras, see `matrices`."""
         if self.pose_component != "both":
             columns = slice(0, 3) if self.pose_component == "rotation" else slice(3, 4)
             poses = torch.eye(4, dtype=torch.float64, device=cameras.world_to_camera.device)

@@ -26,11 +26,11 @@ class Placement(Configurable, nn.Module, ABC):
     """The channels on which the cameras' matrices act; a module, because some placements have parameters.
 
     Attributes:
-        requires_constant_time: exact only if all views of a clip share one time position.
+        requires_constant_time: Exact only if all views of a clip share one time position.
         keeps_world: RoPE commutes with the matrices, so attention between views depends on relative poses only.
-        keeps_shift: the matrices commute with RoPE, so attention depends on relative positions only.
-        leaves_text: attention between text and views is that of the stock decoder.
-        keeps_stock: identity matrices change nothing.
+        keeps_shift: The matrices commute with RoPE, so attention depends on relative positions only.
+        leaves_text: Attention between text and views is that of the stock decoder.
+        keeps_stock: Identity matrices change nothing.
         keeps_rope: RoPE's frequencies are the pretrained ones.
     """
 
@@ -42,23 +42,23 @@ class Placement(Configurable, nn.Module, ABC):
     keeps_rope: bool = True
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        """Creates the tensors that depend on the decoder's sizes, see `CameraEncoding.bind_to_decoder`."""
+        """Create the tensors that depend on the decoder's sizes, see `CameraEncoding.bind_to_decoder`."""
 
     def head_channels(self, head: HeadLayout) -> list[int]:
-        """Returns the transformed channels of a head, without appended ones, in groups of four per 4 x 4 matrix."""
+        """Return the transformed channels of a head, without appended ones, in groups of four per 4 x 4 matrix."""
         return []
 
     @abstractmethod
     def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> EncodedCameras:
-        """Applies the matrices to the channels.
+        """Apply the matrices to the channels.
 
         Args:
-            cameras: with the camera of each token.
-            matrices: for row vectors, that is, multiplied from the right.
-            head: the channels of a head.
+            cameras: With the camera of each token.
+            matrices: For row vectors, that is, multiplied from the right.
+            head: The channels of a head.
 
         Raises:
-            InputError: the placement does not fit heads of this size.
+            InputError: The placement does not fit heads of this size.
         """
 
 
@@ -73,7 +73,7 @@ class ChannelPlacement(Placement):
 
     @abstractmethod
     def block(self, head: HeadLayout) -> ChannelBlock:
-        """Returns the channels; for arguments and errors see `place`."""
+        """Return the channels; for arguments and errors see `place`."""
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         self.block(decoder.head)  # raises if it does not fit
@@ -91,8 +91,8 @@ class ChannelRange(ChannelPlacement):
     Keeps the invariance to a change of world, and breaks RoPE's invariance to a shift of all positions.
 
     Args:
-        start: first channel, as a fraction of the head width.
-        stop: end of the range, as a fraction of the head width.
+        start: First channel, as a fraction of the head width.
+        stop: End of the range, as a fraction of the head width.
     """
 
     keeps_shift = False
@@ -138,9 +138,9 @@ class Frequencies(ChannelPlacement):
     a shared frequency both are exact, but RoPE differs from the pretrained one, for text as well.
 
     Args:
-        count: number of frequencies, a multiple of four.
-        section: the mRoPE section.
-        shared_frequency: replace the four frequencies of a group by their geometric mean.
+        count: Number of frequencies, a multiple of four.
+        section: The mRoPE section.
+        shared_frequency: Replace the four frequencies of a group by their geometric mean.
     """
 
     before_rope = True
@@ -155,13 +155,13 @@ class Frequencies(ChannelPlacement):
 
     @abstractmethod
     def choose(self, section: list[int]) -> list[int]:
-        """Returns `count` of the frequencies of the section, which are in order from high to low."""
+        """Return `count` of the frequencies of the section, which are in order from high to low."""
 
     def chosen(self, head: HeadLayout) -> list[int]:
-        """Returns the numbers of the frequencies.
+        """Return the numbers of the frequencies.
 
         Raises:
-            InputError: the section has too few.
+            InputError: The section has too few.
         """
         section = head.frequencies(AXES.index(self.section))
         if self.count > len(section):
@@ -179,7 +179,7 @@ class Frequencies(ChannelPlacement):
                 frequencies[groups] = frequencies[groups].log().mean(-1, keepdim=True).exp().expand(groups.shape)
 
     def commutation_error(self, frequencies: Float[Tensor, " F"], head: HeadLayout) -> float:
-        """Computes how far RoPE is from one common rotation of each four pairs, in radians per position.
+        """Compute how far RoPE is from one common rotation of each four pairs, in radians per position.
 
         This is half of the largest range of the four frequencies of a group. In the spectral norm, RoPE's rotation
         between two tokens differs from one that commutes with the cameras by at most this number times the positions
@@ -187,7 +187,7 @@ class Frequencies(ChannelPlacement):
 
         Args:
             frequencies: RoPE's inverse frequencies, in radians per position.
-            head: the axis of each.
+            head: The axis of each.
         """
         groups = frequencies[self._groups_of_four(head)]
         return float((groups.amax(-1) - groups.amin(-1)).max() / 2)

@@ -37,12 +37,12 @@ class PoseAxis(CameraEncoding):
 
     Args:
         index: `PoseDistanceIndex` (the default) or `PathLengthIndex`, with its `span` and `measure`.
-        count: number of T's frequencies that P gets; null is all of them.
-        frequencies: which of them. The lowest of Qwen3-VL turn too slowly to tell poses apart, see docs/encodings.md.
-        offset: of P, in positions.
+        count: Number of T's frequencies that P gets; null is all of them.
+        frequencies: Which of them. The lowest of Qwen3-VL turn too slowly to tell poses apart, see docs/encodings.md.
+        offset: Of P, in positions.
 
     Raises:
-        InputError: a count below 1, or more than T has.
+        InputError: A count below 1, or more than T has.
 
     Example:
         >>> import torch
@@ -69,7 +69,7 @@ class PoseAxis(CameraEncoding):
         self.rope: Float[Tensor, " F"]
 
     def chosen(self, head: HeadLayout) -> list[int]:
-        """Returns the numbers of P's frequencies, from high to low.
+        """Return the numbers of P's frequencies, from high to low.
 
         Raises:
             InputError: T has fewer.

@@ -15,7 +15,7 @@ from zoo.encodings.placements import Matrices
 def projection_matrices(
     world_to_camera: Float[Tensor, "*batch 4 4"], K_normalized: Float[Tensor, "*batch 3 3"] | None = None
 ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 4 4"]]:
-    """Computes P = lift(K) V and P^-1 = V^-1 lift(K)^-1 in closed form; without K, P = V (GTA).
+    """Compute P = lift(K) V and P^-1 = V^-1 lift(K)^-1 in closed form; without K, P = V (GTA).
 
     lift(K) is the 4 x 4 identity with K, which has no skew, in its upper left corner.
     """

@@ -39,15 +39,15 @@ class RayEncoding(GTA):
         return replace(gta, identity_stock=gta.identity_stock and self.pose_component == "translation")
 
     def canonical(self, cameras: Cameras) -> Cameras:
-        """Returns one canonical camera per token, see `ray_cameras`."""
+        """Return one canonical camera per token, see `ray_cameras`."""
         return ray_cameras(super().canonical(cameras))
 
 
 def ray_cameras(cameras: Cameras) -> Cameras:
-    """Replaces the camera of each token by one at the same center that looks along the token's ray.
+    """Replace the camera of each token by one at the same center that looks along the token's ray.
 
     Raises:
-        ValueError: cameras without an index or without patch centers.
+        ValueError: Cameras without an index or without patch centers.
     """
     index, patch_centers = cameras.required("index"), cameras.required("patch_centers")
     sample = torch.arange(len(cameras), device=index.device)[:, None]
@@ -72,10 +72,10 @@ class RayEmbedding(ViewMixer):
     The MLP has one hidden layer; its last projection starts at zero, so the untrained model is unchanged.
 
     Args:
-        width: of the tokens and the hidden layer.
+        width: Of the tokens and the hidden layer.
         rays: `plucker` for Plücker coordinates in the frame of the `reference` view; `directions` for
             K^-1 [u, v, 1], without the pose.
-        reference: see `Cameras.reference_view`; null keeps the world of the data.
+        reference: See `Cameras.reference_view`; null keeps the world of the data.
     """
 
     def __init__(self, width: int, rays: Rays = "plucker", reference: ReferenceView | None = "first") -> None:
@@ -95,7 +95,7 @@ class RayEmbedding(ViewMixer):
     def forward(
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
-        """Adds the embedding of the rays, see `ViewMixer.forward`."""
+        """Add the embedding of the rays, see `ViewMixer.forward`."""
         _, rows, columns = (int(side) for side in grid)
         rays = patch_directions(cameras.K_normalized.flatten(0, 1).double(), rows, columns)
         if self.rays == "plucker":

@@ -49,8 +49,8 @@ class RelativeRoPE(EncodedCameras):
     """RoPE on values and its inverse on outputs, from the rotations that the decoder passes to `at_layer`.
 
     Args:
-        index: the camera of each token, -1 for none.
-        dtype: of the rotations.
+        index: The camera of each token, -1 for none.
+        dtype: Of the rotations.
     """
 
     def __init__(self, index: Int[Tensor, "B L"], dtype: torch.dtype) -> None:
@@ -68,7 +68,7 @@ class RelativeRoPE(EncodedCameras):
 
 
 class PointRoPE(CameraEncoding):
-    """Rotates visual tokens by their 3D point, as if x, y and z were position ids, beside RoPE; needs depth.
+    """Rotate visual tokens by their 3D point, as if x, y and z were position ids, beside RoPE; needs depth.
 
     The points are computed from the depth and cameras of the data, or with `--model.camera_source predicted` from
     those of a geometry encoder with depth.
@@ -83,13 +83,13 @@ class PointRoPE(CameraEncoding):
     point, are at the center of the reference view.
 
     Args:
-        apply_to: queries and keys; values, with the inverse on outputs; or both.
-        shortest: shortest wavelength of a section, in meters (or units of `scale`).
-        longest: longest wavelength of a section, in the same unit.
+        apply_to: Queries and keys; values, with the inverse on outputs; or both.
+        shortest: Shortest wavelength of a section, in meters (or units of `scale`).
+        longest: Longest wavelength of a section, in the same unit.
         world: `reference` and `scale`, see `CameraEncoding`.
 
     Raises:
-        InputError: not 0 < shortest <= longest.
+        InputError: Not 0 < shortest <= longest.
     """
 
     uses_points = True
@@ -132,14 +132,14 @@ class PointRoPE(CameraEncoding):
 
 
 class Rotation(EncodedCameras):
-    """Rotates the pairs of channels (c, c + D/2) of each token: q, k and v forward, o backward.
+    """Rotate the pairs of channels (c, c + D/2) of each token: q, k and v forward, o backward.
 
     Tokens whose angles are all 0 are unchanged, bit for bit.
 
     Args:
-        cos: cosine of the angle of each pair.
-        sin: sine of the angle of each pair.
-        apply_to: the rotated terms.
+        cos: Cosine of the angle of each pair.
+        sin: Sine of the angle of each pair.
+        apply_to: The rotated terms.
     """
 
     def __init__(self, cos: Float[Tensor, "B L F"], sin: Float[Tensor, "B L F"], apply_to: ApplyTo) -> None:

@@ -40,8 +40,8 @@ class LayerSubset(EncodingWrapper):
     """An encoding in some layers; the others are stock attention.
 
     Args:
-        encoding: the encoding of these layers.
-        layers: their numbers, from 0, or `even` or `odd`.
+        encoding: The encoding of these layers.
+        layers: Their numbers, from 0, or `even` or `odd`.
     """
 
     def __init__(self, encoding: CameraEncoding, layers: list[int] | Parity = "even") -> None:
@@ -69,8 +69,8 @@ class HeadSubset(EncodingWrapper):
     """An encoding in some heads; the others are stock attention.
 
     Args:
-        encoding: the encoding of these heads.
-        key_value_heads: numbers of the heads of k and v, from 0, with the query heads that share them.
+        encoding: The encoding of these heads.
+        key_value_heads: Numbers of the heads of k and v, from 0, with the query heads that share them.
     """
 
     def __init__(self, encoding: CameraEncoding, key_value_heads: list[int]) -> None:
@@ -94,9 +94,9 @@ class EncodedHeads(EncodedGroup):
     """Another encoding's hooks in some heads; channels that it appends are zeros in the others.
 
     Args:
-        encoded: the hooks of the other encoding.
-        query_mask: its heads of q and o.
-        kv_mask: its heads of k and v.
+        encoded: The hooks of the other encoding.
+        query_mask: Its heads of q and o.
+        kv_mask: Its heads of k and v.
     """
 
     def __init__(self, encoded: EncodedCameras, query_mask: Bool[Tensor, "H 1"], kv_mask: Bool[Tensor, "G 1"]) -> None:
@@ -125,7 +125,7 @@ class AlternateAxes(Placement):
     With `LowFrequencies` of the sections w and h, the camera shares channels with x in one layer and y in the next.
 
     Args:
-        placements: at least two.
+        placements: At least two.
     """
 
     def __init__(self, placements: list[Placement]) -> None:
@@ -155,8 +155,8 @@ class EncodedByLayer(EncodedGroup):
     """One of several hooks in each layer.
 
     Args:
-        members: the hooks; None is stock attention.
-        choose: returns the number of the member that acts in a layer.
+        members: The hooks; None is stock attention.
+        choose: Returns the number of the member that acts in a layer.
     """
 
     def __init__(self, members: Sequence[EncodedCameras | None], choose: Callable[[int], int]) -> None:
@@ -169,19 +169,19 @@ class EncodedByLayer(EncodedGroup):
 
 
 def _where(mask: Bool[Tensor, "heads 1"], transformed: Tensor, stock: Tensor) -> Tensor:
-    """Selects heads; stock heads are padded with zeros, or cut, to the width of the transformed ones."""
+    """Select heads; stock heads are padded with zeros, or cut, to the width of the transformed ones."""
     appended = transformed.shape[-1] - stock.shape[-1]
     return torch.where(mask, transformed, F.pad(stock, (0, appended)) if appended else stock)
 
 
 def check_numbers(name: str, chosen: list[int], count: int) -> None:
-    """Raises InputError unless all chosen numbers are in 0 ... count - 1."""
+    """Raise InputError unless all chosen numbers are in 0 ... count - 1."""
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
         raise InputError(f"the decoder has {name} 0 to {count - 1}, got {chosen}")
 
 
 def check_not_empty(layers: Iterable[int], module: nn.Module) -> list[int]:
-    """Returns the layers, or raises InputError if there are none and the module would have no effect."""
+    """Return the layers, or raise InputError if there are none and the module would have no effect."""
     own = list(layers)
     if not own:
         raise InputError(f"{type(module).__name__} acts in no layer: change the layers of the subsets around it")

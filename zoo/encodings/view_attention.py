@@ -31,12 +31,12 @@ class ViewAttention(ViewMixer):
 
     Args:
         width: D, of the tokens.
-        head_dim: channels per head, a multiple of 8 that divides the width.
+        head_dim: Channels per head, a multiple of 8 that divides the width.
         encoding: `PRoPE` (the default), `GTA` or `CaPE`, with their apply_to, pose_component, reference and scale. Its
             placement is not used: the layout is the published one, see `multiview_attention`.
 
     Raises:
-        InputError: head_dim does not fit the width, or the encoding has more than one matrix per camera.
+        InputError: Head_dim does not fit the width, or the encoding has more than one matrix per camera.
 
     Example:
         >>> import torch
@@ -75,7 +75,7 @@ class ViewAttention(ViewMixer):
     def forward(
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
-        """Adds the attention between the views, see `ViewMixer.forward`."""
+        """Add the attention between the views, see `ViewMixer.forward`."""
         steps, rows, columns = (int(side) for side in grid)
         views = torch.arange(steps, device=cameras.world_to_camera.device).expand(len(cameras), steps)
         if has_camera is not None:
@@ -115,23 +115,23 @@ def prope_attention(
     image_height: int | float,
     is_causal: bool = False,
 ) -> Float[Tensor, "B H N D"]:
-    """Computes attention with PRoPE on half of each head's channels and RoPE over the image on the other half.
+    """Compute attention with PRoPE on half of each head's channels and RoPE over the image on the other half.
 
     Channels 0 ... D/2: q' = P^T q, k' = P^-1 k, v' = P^-1 v, o' = P o with P = lift(K) V, in groups of four. The next
     D/4: RoPE over patch columns x; the last D/4: RoPE over patch rows y (base 100, pairs (c, c + D/8)), on q, k and v,
     with the inverse on the output. Source: arXiv 2507.10496.
 
     Args:
-        q: queries, ordered by camera, patch row and patch column; N = C * patches_y * patches_x.
-        k: keys in the same order.
-        v: values in the same order.
-        world_to_camera: rigid poses, OpenCV axes.
-        K_px: intrinsics in pixels of the image, skew ignored; None omits them (GTA).
-        patches_x: patches per row.
-        patches_y: patches per column.
-        image_width: in pixels.
-        image_height: in pixels.
-        is_causal: mask later tokens.
+        q: Queries, ordered by camera, patch row and patch column; N = C * patches_y * patches_x.
+        k: Keys in the same order.
+        v: Values in the same order.
+        world_to_camera: Rigid poses, OpenCV axes.
+        K_px: Intrinsics in pixels of the image, skew ignored; None omits them (GTA).
+        patches_x: Patches per row.
+        patches_y: Patches per column.
+        image_width: In pixels.
+        image_height: In pixels.
+        is_causal: Mask later tokens.
 
     Returns:
         The output, in the dtype of q; computed in the widest dtype of q and the cameras, at least float32.
@@ -169,20 +169,20 @@ def multiview_attention(
     is_causal: bool = False,
     keys: KeyMask = None,
 ) -> Float[Tensor, "B H N D"]:
-    """Computes `prope_attention` with other matrices than PRoPE's.
+    """Compute `prope_attention` with other matrices than PRoPE's.
 
     Args:
-        q: queries, see `prope_attention`.
-        k: keys.
-        v: values.
-        matrices: for column vectors, one per camera; a term without matrices keeps its first D/2 channels.
-        patches_x: patches per row.
-        patches_y: patches per column.
-        is_causal: mask later tokens.
-        keys: the keys that are attended to; None is all.
+        q: Queries, see `prope_attention`.
+        k: Keys.
+        v: Values.
+        matrices: For column vectors, one per camera; a term without matrices keeps its first D/2 channels.
+        patches_x: Patches per row.
+        patches_y: Patches per column.
+        is_causal: Mask later tokens.
+        keys: The keys that are attended to; None is all.
 
     Raises:
-        ValueError: see `prope_attention`.
+        ValueError: See `prope_attention`.
     """
     given = next(iter(matrices.values()))
     num_cameras, num_patches = given.shape[1], patches_x * patches_y
@@ -211,7 +211,7 @@ def multiview_attention(
 
 
 def _multiply(x: Float[Tensor, "B C T H D"], matrices: Float[Tensor, "B C 4 4"]) -> Float[Tensor, "B C T H D"]:
-    """Multiplies groups of four channels, as row vectors, by the matrix of their camera."""
+    """Multiplie groups of four channels, as row vectors, by the matrix of their camera."""
     block = ChannelBlock(range(x.shape[-1]))
     diagonal = block.block_diagonal(matrices.flatten(0, 1))
     rows = x.reshape(len(diagonal), x.shape[2] * x.shape[3], x.shape[-1])
@@ -223,7 +223,7 @@ def _multiply(x: Float[Tensor, "B C T H D"], matrices: Float[Tensor, "B C 4 4"])
 def _image_rope(
     patches_x: int, patches_y: int, num_frequencies: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "2 T 1 F"], Float[Tensor, "2 T 1 F"]]:
-    """Computes cosine and sine of each patch's angles for x and y, negative as in the published code."""
+    """Compute cosine and sine of each patch's angles for x and y, negative as in the published code."""
     exponent = torch.arange(num_frequencies, dtype=torch.float64, device=device) / num_frequencies
     y, x = torch.meshgrid(torch.arange(patches_y, device=device), torch.arange(patches_x, device=device), indexing="ij")
     angle = -torch.stack((x.flatten(), y.flatten()))[..., None, None] * ROPE_BASE**-exponent

@@ -22,10 +22,10 @@ class JSONLines:
     """A file of JSON lines to append to; an incomplete last line, as a crash leaves it, is cut off first.
 
     Args:
-        path: the file, which may exist.
+        path: The file, which may exist.
 
     Raises:
-        InputError: the file can't be written, here or in `append`; its content is kept.
+        InputError: The file can't be written, here or in `append`; its content is kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Writes a file whole or not at all, however many processes write it; makes its folder.
+    """Write a file whole or not at all, however many processes write it; make its folder.
 
     The new content is written beside the file and renamed: a rename is atomic within one file system only, so a
     temporary folder is of no use.
@@ -104,7 +104,7 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file as `replace_file` does, with an error for the user; text is encoded as UTF-8.
+    """Write a file as `replace_file` does, with an error for the user; text is encoded as UTF-8.
 
     Raises:
         InputError: It can't be written.
@@ -125,7 +125,7 @@ def new_folder(folder: Path) -> Iterator[None]:
     """Make a new or empty folder; remove it with all its content if writing to it is interrupted.
 
     Raises:
-        InputError: the folder is not empty, or can't be written.
+        InputError: The folder is not empty, or can't be written.
     """
     refuse_full(folder)
     try:

@@ -9,7 +9,7 @@ MAX_DIGITS = 300  # a float holds 308: a longer integer would overflow wherever 
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parses JSON; bytes are UTF-8.
+    """Parse JSON; bytes are UTF-8.
 
     Raises:
         ValueError: Not JSON, not UTF-8, nested too deeply, or an integer of more than 300 digits.

@@ -13,7 +13,7 @@ from zoo.sequences.visual_grid import PATCHES_PER_TOKEN
 
 
 class AddFusion(Fusion):
-    """Adds the connector's output for the 3D tokens under each 2D token to it (arXiv 2505.23747, equation 3).
+    """Add the connector's output for the 3D tokens under each 2D token to it (arXiv 2505.23747, equation 3).
 
     Before training it adds zero, so the model starts as plain Qwen2.5-VL.
 

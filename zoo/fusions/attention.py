@@ -17,7 +17,7 @@ from zoo.sequences.visual_grid import GridTHW
 
 
 class AttentionFusion(Fusion):
-    """Adds to each 2D token what it finds among the 3D tokens of its view (VLM-3R, arXiv 2505.20279, section 3.2).
+    """Add to each 2D token what it finds among the 3D tokens of its view (VLM-3R, arXiv 2505.20279, section 3.2).
 
     2D tokens are queries; keys and values are the patch tokens and camera tokens of the two frames of the temporal
     patch, without positions: the order of the 3D tokens has no effect, and their grid may have any size. Unlike
@@ -28,12 +28,12 @@ class AttentionFusion(Fusion):
     Args:
         width: D, width of the decoder.
         geometry_width: C, width of the 3D tokens.
-        head_dim: channels per head, a divisor of the width.
+        head_dim: Channels per head, a divisor of the width.
         options: `active_branches`, `temporal_merge` and `deepstack`, see `Fusion`. Without the 2D branch, queries are
             zero and each token is the mean of the values.
 
     Raises:
-        InputError: head_dim does not divide the width.
+        InputError: Head_dim does not divide the width.
     """
 
     parts_2d, parts_3d = ("norm_2d", "q"), ("norm_2d", "norm_3d", "q", "k", "v", "o")

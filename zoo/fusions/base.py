@@ -26,18 +26,18 @@ def merge_spatial(
     temporal_merge: int = TEMPORAL_PATCH_SIZE,
     spatial_merge: int = SPATIAL_MERGE_SIZE,
 ) -> Float[Tensor, "N merged"]:
-    """Concatenates the patch tokens under each 2D token: N = t h/2 w/2 rows of C * temporal * spatial^2 channels.
+    """Concatenate the patch tokens under each 2D token: N = t h/2 w/2 rows of C * temporal * spatial^2 channels.
 
     Within a row the order is (row, column, channel, frame), the frame fastest, as in Spatial-MLLM's connector.
 
     Args:
-        tokens: patch tokens of S = temporal_merge * t frames, row by row, without special tokens.
-        grid_thw: temporal patches, and rows and columns of patches.
-        temporal_merge: frames per 2D token.
-        spatial_merge: patches per side of a 2D token.
+        tokens: Patch tokens of S = temporal_merge * t frames, row by row, without special tokens.
+        grid_thw: Temporal patches, and rows and columns of patches.
+        temporal_merge: Frames per 2D token.
+        spatial_merge: Patches per side of a 2D token.
 
     Raises:
-        ValueError: the tokens do not match the grid.
+        ValueError: The tokens do not match the grid.
     """
     sides = grid_thw[0] if isinstance(grid_thw, Tensor) and grid_thw.ndim == 2 else grid_thw
     steps, height, width = (int(side) for side in sides)
@@ -52,7 +52,7 @@ def merge_spatial(
 
 
 class Fusion(Configurable, nn.Module, ABC):
-    """Joins the 2D and the 3D branch of a scene. To add one, implement `embed_3d` in a file of this folder.
+    """Join the 2D and the 3D branch of a scene. To add one, implement `embed_3d` in a file of this folder.
 
     Temporal patches are fused independently, so scenes with the same grid are fused as one long scene. Only `views`
     mixes the views of a scene.
@@ -60,17 +60,17 @@ class Fusion(Configurable, nn.Module, ABC):
     Args:
         width: D, width of the decoder.
         geometry_width: C, width of the 3D tokens.
-        active_branches: the branch that reaches the decoder, or both; the tokens of the other are zero. An ablation of
+        active_branches: The branch that reaches the decoder, or both; the tokens of the other are zero. An ablation of
             trained models, without retraining.
-        temporal_merge: the 3D tokens of the two frames that are merged into one 2D token are concatenated (as
+        temporal_merge: The 3D tokens of the two frames that are merged into one 2D token are concatenated (as
             published), or both replaced by their `mean` or by the `first`. The weights have the same shapes.
-        deepstack: keep the vision tower's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
+        deepstack: Keep the vision tower's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
             those of the 2D branch; without, the fused tokens are all that the decoder sees.
 
     Attributes:
-        appended: the tokens appended to the 2D tokens.
-        parts_2d: names of the submodules of the 2D branch.
-        parts_3d: names of the submodules of the 3D branch.
+        appended: The tokens appended to the 2D tokens.
+        parts_2d: Names of the submodules of the 2D branch.
+        parts_3d: Names of the submodules of the 3D branch.
     """
 
     appended: ExtraTokens = ExtraTokens.NONE
@@ -93,10 +93,10 @@ class Fusion(Configurable, nn.Module, ABC):
         self.active_branches, self.temporal_merge, self.deepstack = active_branches, temporal_merge, deepstack
 
     def bind(self, num_encoder_layers: int, num_decoder_layers: int) -> None:
-        """Takes the numbers of layers that the 3D tokens come from and that the decoder has; most fusions need neither.
+        """Take the numbers of layers that the 3D tokens come from and that the decoder has; most fusions need neither.
 
         Raises:
-            InputError: they do not fit this fusion.
+            InputError: They do not fit this fusion.
         """
 
     @property
@@ -115,12 +115,12 @@ class Fusion(Configurable, nn.Module, ABC):
         tokens: int,
         own: Float[Tensor, "deep t {tokens} D"] | None = None,
     ) -> Float[Tensor, "fitted t {tokens} D"]:
-        """Returns what is added behind the first decoder layers, for `tokens` per view.
+        """Return what is added behind the first decoder layers, for `tokens` per view.
 
         Args:
-            features: of the 2D branch; of no layer unless they are kept, and zeros for appended tokens.
-            tokens: per view.
-            own: of `deep_features`, added to them; where one of both has fewer layers, it is zero.
+            features: Of the 2D branch; of no layer unless they are kept, and zeros for appended tokens.
+            tokens: Per view.
+            own: Of `deep_features`, added to them; where one of both has fewer layers, it is zero.
         """
         kept = F.pad(features if self.keeps_deepstack else features[:0], (0, 0, 0, tokens - features.shape[2]))
         if own is None:
@@ -145,16 +145,16 @@ class Fusion(Configurable, nn.Module, ABC):
         geometry: SceneGeometry | None,
         views: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "t n D"]:
-        """Returns the visual tokens of a scene per temporal patch: those on the 2D grid, then the appended ones.
+        """Return the visual tokens of a scene per temporal patch: those on the 2D grid, then the appended ones.
 
         Args:
             visual: 2D tokens, N = t h/2 w/2.
-            grid_thw: temporal patches, and rows and columns of patches; each still of a scene is a temporal patch.
-            geometry: geometry of its 2t frames; may be None if `uses_geometry` is false.
-            views: the view mixer, a map of (N, flat_width) to itself, applied to the 2D branch before the join.
+            grid_thw: Temporal patches, and rows and columns of patches; each still of a scene is a temporal patch.
+            geometry: Geometry of its 2t frames; may be None if `uses_geometry` is false.
+            views: The view mixer, a map of (N, flat_width) to itself, applied to the 2D branch before the join.
 
         Raises:
-            ValueError: the geometry has other frames, or lacks tokens that this fusion reads.
+            ValueError: The geometry has other frames, or lacks tokens that this fusion reads.
         """
         flat = self.branch_2d(visual, grid_thw, views)
         spatial = self.branch_3d(geometry, grid_thw, visual.dtype)
@@ -163,13 +163,13 @@ class Fusion(Configurable, nn.Module, ABC):
     def deep_features(
         self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "layers t n D"] | None:
-        """Returns features of the 3D branch that are added behind the first decoder layers, if there are any."""
+        """Return features of the 3D branch that are added behind the first decoder layers, if there are any."""
         return None
 
     def branch_2d(
         self, visual: Float[Tensor, "N D"], grid_thw: GridTHW, views: Callable[[Tensor], Tensor] | None
     ) -> Float[Tensor, "t n a"]:
-        """Computes the 2D branch with its views mixed; zeros if it is inactive."""
+        """Compute the 2D branch with its views mixed; zeros if it is inactive."""
         flat = self.embed_2d(visual, grid_thw)
         if self.active_branches == "3d":
             return torch.zeros_like(flat)
@@ -178,29 +178,29 @@ class Fusion(Configurable, nn.Module, ABC):
     def branch_3d(
         self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "*layers t m b"] | None:
-        """Computes the 3D branch; None if it is inactive."""
+        """Compute the 3D branch; None if it is inactive."""
         if not self.uses_geometry:
             return None
         assert geometry is not None, f"{type(self).__name__} reads the geometry of the scene"
         return self.embed_3d(self.merged_3d(geometry, grid_thw, dtype))
 
     def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: GridTHW) -> Float[Tensor, "t n a"]:
-        """Embeds the 2D tokens."""
+        """Embed the 2D tokens."""
         return visual.unflatten(0, (int(grid_thw[0]), -1))
 
     @abstractmethod
     def embed_3d(self, merged: Float[Tensor, "t m merged"]) -> Float[Tensor, "*layers t m b"]:
-        """Embeds the tokens of `merged_3d`."""
+        """Embed the tokens of `merged_3d`."""
 
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t m b"]) -> Float[Tensor, "t tokens D"]:
-        """Joins both branches into one sequence, by default as their sum; an inactive 3D branch is a single zero."""
+        """Join both branches into one sequence, by default as their sum; an inactive 3D branch is a single zero."""
         return flat + spatial
 
     def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t n merged"]:
-        """Concatenates the 3D tokens under each 2D token, see `merge_spatial`.
+        """Concatenate the 3D tokens under each 2D token, see `merge_spatial`.
 
         Raises:
-            InputError: the geometry has frames of another size.
+            InputError: The geometry has frames of another size.
         """
         patches = self.paired(geometry.patches, "3D tokens", grid_thw)
         grid, wanted = patches.shape[2:4], [int(side) for side in grid_thw[1:]]
@@ -213,15 +213,15 @@ class Fusion(Configurable, nn.Module, ABC):
         return merge_spatial(tokens, grid_thw).unflatten(0, (int(grid_thw[0]), -1))
 
     def paired(self, tokens: Float[Tensor, "S ..."] | None, kind: str, grid_thw: GridTHW) -> Float[Tensor, "t 2 ..."]:
-        """Returns the tokens of the two frames of each temporal patch, after `temporal_merge`.
+        """Return the tokens of the two frames of each temporal patch, after `temporal_merge`.
 
         Args:
-            tokens: of each frame.
-            kind: their name, for errors.
-            grid_thw: temporal patches, and rows and columns of patches.
+            tokens: Of each frame.
+            kind: Their name, for errors.
+            grid_thw: Temporal patches, and rows and columns of patches.
 
         Raises:
-            ValueError: the geometry has no such tokens, or other frames.
+            ValueError: The geometry has no such tokens, or other frames.
         """
         frames = TEMPORAL_PATCH_SIZE * int(grid_thw[0])
         if tokens is None or len(tokens) != frames:

@@ -18,7 +18,7 @@ Mode = Literal["append", "add"]
 
 
 class CameraTokenFusion(Fusion):
-    """Maps the camera tokens of a view's two frames to one token by the connector; patch tokens are not used.
+    """Map the camera tokens of a view's two frames to one token by the connector; patch tokens are not used.
 
     Args:
         width: D, width of the decoder.

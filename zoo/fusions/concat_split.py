@@ -17,18 +17,18 @@ Axis = Literal["channel", "token"]
 
 
 class ConcatSplitFusion(Fusion):
-    """Concatenates both branches.
+    """Concatenate both branches.
 
     Args:
         width: D, width of the decoder.
         geometry_width: C, width of the 3D tokens.
-        axis: with `channel` two MLPs map the 2D and the 3D tokens to half of the decoder's width each. With `token` an
+        axis: With `channel` two MLPs map the 2D and the 3D tokens to half of the decoder's width each. With `token` an
             MLP maps the 3D tokens to the whole width, and they follow the 2D tokens of their view, at the same
             positions and without a camera, which VGGT's features already contain.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
 
     Raises:
-        ValueError: an odd width with axis `channel`.
+        ValueError: An odd width with axis `channel`.
     """
 
     parts_2d, parts_3d = ("flat",), ("spatial",)

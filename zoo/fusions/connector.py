@@ -11,8 +11,8 @@ class RMSNorm(nn.Module):
     """RMSNorm in the published connector's order of operations, bit for bit; `nn.RMSNorm` rounds differently.
 
     Args:
-        channels: width of the input.
-        eps: added to the mean square.
+        channels: Width of the input.
+        eps: Added to the mean square.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
@@ -30,10 +30,10 @@ class Connector(nn.Module):
     """RMSNorm, linear, GELU, linear: Spatial-MLLM's connector (arXiv 2505.23747, section 3.2), with its official names.
 
     Args:
-        inputs: channels of the input.
-        hidden: channels of the hidden layer.
-        outputs: channels of the output.
-        zero: initialize the output to zero; only the last layer is zero, or no parameter would get a gradient.
+        inputs: Channels of the input.
+        hidden: Channels of the hidden layer.
+        outputs: Channels of the output.
+        zero: Initialize the output to zero; only the last layer is zero, or no parameter would get a gradient.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, zero: bool = False) -> None:

@@ -17,7 +17,7 @@ from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, SPATIAL_MERGE_SIZE, Gri
 
 
 class DeepFusion(Fusion):
-    """Adds 3D tokens to the visual tokens behind several decoder layers (SpatialStack, arXiv 2603.27437).
+    """Add 3D tokens to the visual tokens behind several decoder layers (SpatialStack, arXiv 2603.27437).
 
     Their features go the way of DeepStack's, and are added to those where the backbone has some. Each decoder layer has
     a connector of its own; the 2D tokens at the decoder's entrance stay as they are. Before training all features are
@@ -26,13 +26,13 @@ class DeepFusion(Fusion):
     Args:
         width: D, width of the decoder.
         geometry_width: C, width of the 3D tokens, of all their layers together.
-        decoder_layers: counted from 0. The first one gets the 3D tokens of the first `--model.geometry.layers`, and so
+        decoder_layers: Counted from 0. The first one gets the 3D tokens of the first `--model.geometry.layers`, and so
             on; those of an encoder with one layer reach all of them. The decoder's last layer is none of them, since
             nothing reads its visual tokens.
         options: `active_branches`, `temporal_merge` and `deepstack`, see `Fusion`.
 
     Raises:
-        InputError: no decoder layer, or one that is negative or named twice.
+        InputError: No decoder layer, or one that is negative or named twice.
     """
 
     parts_3d = ("connectors",)
@@ -48,7 +48,7 @@ class DeepFusion(Fusion):
         self.connectors = nn.ModuleList()
 
     def bind(self, num_encoder_layers: int, num_decoder_layers: int) -> None:
-        """Builds the connectors, see `Fusion`."""
+        """Build the connectors, see `Fusion`."""
         option = f"--model.fusion.decoder_layers {self.decoder_layers}"
         if max(self.decoder_layers) > num_decoder_layers - 2:
             raise InputError(
@@ -72,13 +72,13 @@ class DeepFusion(Fusion):
         geometry: SceneGeometry | None,
         views: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "t n D"]:
-        """Returns the 2D tokens, see `Fusion`; the geometry is for `deep_features`."""
+        """Return the 2D tokens, see `Fusion`; the geometry is for `deep_features`."""
         return self.branch_2d(visual, grid_thw, views)
 
     def deep_features(
         self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "layers t n D"] | None:
-        """Returns the features of the decoder layers up to the last of them; zeros for those that get none."""
+        """Return the features of the decoder layers up to the last of them; zeros for those that get none."""
         found = self.branch_3d(geometry, grid_thw, dtype)
         if found is None:
             return None

@@ -26,27 +26,27 @@ Given = Sequence[SceneGeometry | None]  # the dataset's geometry of each scene
 
 
 class GeometryEncoder(Configurable, nn.Module, ABC):
-    """Computes the geometry of scenes from their frames and the dataset's geometry.
+    """Compute the geometry of scenes from their frames and the dataset's geometry.
 
     To add one: subclass, set the attributes, and implement `forward`. An encoder that predicts cameras serves
     `--model.camera_source predicted` and `auto`; one that also predicts points or depth serves `PredictedPoints`.
     With `identity` its outputs can be cached.
 
     Attributes:
-        width: channels D of its tokens, of all layers together; 0 if it has none.
-        num_layers: layers whose tokens are concatenated on the channels.
-        patch_size: in pixels; the sides of frames must be multiples of it.
-        is_metric: the lengths that it predicts are meters.
-        has_metric_tokens: its 3D tokens hold lengths in meters.
-        requires_cameras: the dataset must provide a camera for each frame.
-        requires_frames: the dataset must provide the frames.
-        requires_depth: the dataset must provide depth.
-        predicts_cameras: it predicts cameras, so that the dataset needs none.
-        predicts_depth: it can predict depth with the cameras, in their unit.
-        predicts_points: it can predict the point of each pixel with the cameras, in their world and unit.
-        scale_from: how its lengths become meters; None keeps its own unit.
-        given_fields: the fields of the dataset's geometry that its `tokens` and `cameras` depend on, for cache keys.
-        path: hub id, folder or file of its weights, as it was given; None if they come from elsewhere.
+        width: Channels D of its tokens, of all layers together; 0 if it has none.
+        num_layers: Layers whose tokens are concatenated on the channels.
+        patch_size: In pixels; the sides of frames must be multiples of it.
+        is_metric: The lengths that it predicts are meters.
+        has_metric_tokens: Its 3D tokens hold lengths in meters.
+        requires_cameras: The dataset must provide a camera for each frame.
+        requires_frames: The dataset must provide the frames.
+        requires_depth: The dataset must provide depth.
+        predicts_cameras: It predicts cameras, so that the dataset needs none.
+        predicts_depth: It can predict depth with the cameras, in their unit.
+        predicts_points: It can predict the point of each pixel with the cameras, in their world and unit.
+        scale_from: How its lengths become meters; None keeps its own unit.
+        given_fields: The fields of the dataset's geometry that its `tokens` and `cameras` depend on, for cache keys.
+        path: Hub id, folder or file of its weights, as it was given; None if they come from elsewhere.
     """
 
     width: int = 0
@@ -87,17 +87,17 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         return []
 
     def match_patches(self, patch_size: int) -> None:
-        """Takes the vision tower's size of patches in pixels, if this encoder has no size of its own."""
+        """Take the vision tower's size of patches in pixels, if this encoder has no size of its own."""
 
     def enable_head(self, head: Head) -> None:
-        """Loads what only this head needs, and adds its output to each later prediction of cameras.
+        """Load what only this head needs, and add its output to each later prediction of cameras.
 
         Raises:
             InputError: There is no such head; the message names the remedy.
         """
 
     def align_lengths(self, source: ScaleSource | None) -> None:
-        """Makes all lengths meters by this source; None keeps the encoder's own unit.
+        """Make all lengths meters by this source; None keeps the encoder's own unit.
 
         Raises:
             InputError: The source needs depth, which this encoder does not predict.
@@ -120,9 +120,9 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
 
         Args:
             frames: RGB in 0..1 of each scene, in the order of the video.
-            given: the dataset's geometry of each scene.
-            tokens: whether to compute 3D tokens.
-            cameras: whether to compute cameras, with depth and points if their heads are enabled.
+            given: The dataset's geometry of each scene.
+            tokens: Whether to compute 3D tokens.
+            cameras: Whether to compute cameras, with depth and points if their heads are enabled.
 
         Raises:
             InputError: Frames of a size or a scene that this encoder can't use; the message names the remedy.
@@ -130,7 +130,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
 
 
 def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
-    """Groups the indices of tensors by shape."""
+    """Group the indices of tensors by shape."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, scene in enumerate(frames):
         groups.setdefault(tuple(scene.shape), []).append(i)
@@ -138,15 +138,15 @@ def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
 
 
 def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_size: int) -> Float[Tensor, "S 3 h w"]:
-    """Resizes frames (bicubic) so that patches of another size form the same grid.
+    """Resize frames (bicubic) so that patches of another size form the same grid.
 
     From patches of 16 to patches of 14 a side loses an eighth of its pixels, and a frame 23 % of them; details finer
     than that reach the 2D tokens alone. In the other direction nothing is lost and nothing gained.
 
     Args:
         frames: RGB in 0..1, sides in multiples of `patch_size`.
-        patch_size: of the grid, in pixels.
-        wanted_size: of the patches of the result, in pixels.
+        patch_size: Of the grid, in pixels.
+        wanted_size: Of the patches of the result, in pixels.
     """
     if patch_size == wanted_size:
         return frames

@@ -45,10 +45,10 @@ class GeometryCache:
     evict the entries of other runs. Train with a sampler that chooses the same frames, `--data.train_sampler null`.
 
     Args:
-        folder: where the entries are kept.
-        dtype: of 3D tokens; poses and intrinsics are kept exactly. `float8` (e4m3, one scale per token) takes half the
+        folder: Where the entries are kept.
+        dtype: Of 3D tokens; poses and intrinsics are kept exactly. `float8` (e4m3, one scale per token) takes half the
             space; benchmarks/README.md has its error.
-        max_size_gb: limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64.
+        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64.
 
     Raises:
         InputError: A limit that is not positive, or another dtype.
@@ -74,7 +74,7 @@ class GeometryCache:
         return self.path / f"{fingerprint(entry)}{ENTRY}"
 
     def get(self, entry: Description) -> Packed | None:
-        """Reads an entry and marks it as used now; None if there is no sound one."""
+        """Read an entry and mark it as used now; None if there is no sound one."""
         path = self.file(entry)
         try:
             with safe_open(path, framework="pt") as file:
@@ -89,7 +89,7 @@ class GeometryCache:
         return packed
 
     def put(self, entry: Description, packed: Packed) -> None:
-        """Writes an entry, after making room for it.
+        """Write an entry, after making room for it.
 
         Raises:
             InputError: The entry alone exceeds the limit.
@@ -145,7 +145,7 @@ def metadata(entry: Description, packed: Packed) -> dict[str, str]:
 
 
 def pack(tensors: Mapping[str, Tensor], dtype: TokenDType) -> Packed:
-    """Rounds 3D tokens to half precision; returns CPU tensors that own their memory."""
+    """Round 3D tokens to half precision; return CPU tensors that own their memory."""
     packed = {}
     for name, tensor in tensors.items():
         if name in TOKENS and dtype == "float8":
@@ -163,7 +163,7 @@ def unpack(packed: Packed) -> dict[str, Tensor]:
 
 
 def to_float8(tokens: Float[Tensor, "*rest D"]) -> tuple[Shaped[Tensor, "*rest D"], Float[Tensor, "*rest 1"]]:
-    """Rounds to e4m3 with one scale per token, which maps its largest channel to e4m3's maximum; error at most 6 %."""
+    """Round to e4m3 with one scale per token, which maps its largest channel to e4m3's maximum; error at most 6 %."""
     tokens = tokens.float()
     largest = tokens.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     scale = largest / torch.finfo(FLOAT8).max

@@ -31,14 +31,14 @@ EXACT = 1e-6  # tolerance of bytes / 255 in float32, which devices round differe
 
 
 class LazyGeometry:
-    """Builds a geometry encoder on the meta device, and again with its weights when it is first needed.
+    """Build a geometry encoder on the meta device, and again with its weights when it is first needed.
 
     Args:
-        build: makes the encoder. On the meta device only shapes are made and no weights are read.
+        build: Makes the encoder. On the meta device only shapes are made and no weights are read.
 
     Attributes:
-        outline: the encoder on the meta device.
-        from_files: whether its weights are read from files.
+        outline: The encoder on the meta device.
+        from_files: Whether its weights are read from files.
 
     Raises:
         InputError: Nothing is built.
@@ -59,7 +59,7 @@ class LazyGeometry:
         return encoder
 
     def enable_head(self, head: Head) -> None:
-        """Enables a head of the outline now, and of the encoder when it is loaded.
+        """Enable a head of the outline now, and of the encoder when it is loaded.
 
         Raises:
             InputError: There is no such head.
@@ -93,7 +93,7 @@ class LazyGeometry:
 
 
 def build_first_available(*recipes: Recipe | None) -> GeometryEncoder | None:
-    """Builds the encoder of the first recipe that yields one."""
+    """Build the encoder of the first recipe that yields one."""
     return next((encoder for recipe in recipes if recipe is not None and (encoder := recipe()) is not None), None)
 
 
@@ -110,13 +110,13 @@ class CachedGeometry(GeometryEncoder):
     loaded; `encoder` gives access to it. Random weights, which no file restores, are part of the model's state.
 
     Args:
-        build: makes the encoder, see `LazyGeometry`.
-        cache: where entries are kept.
+        build: Makes the encoder, see `LazyGeometry`.
+        cache: Where entries are kept.
 
     Attributes:
-        folder: of the cache.
-        num_computed: number of scenes that the encoder has computed.
-        write_error: the last error in writing an entry; the run goes on without that entry.
+        folder: Of the cache.
+        num_computed: Number of scenes that the encoder has computed.
+        write_error: The last error in writing an entry; the run goes on without that entry.
 
     Raises:
         InputError: Nothing is built, or an encoder whose outputs can't be cached.

@@ -39,13 +39,13 @@ class DA3Encoder(TrunkEncoder):
     cameras nor an own focal length, so that only its tokens are used.
 
     Args:
-        da3: with its weights.
-        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+        da3: With its weights.
+        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
             negative.
-        reference: how the view whose camera is the world is chosen, see `choose_reference`. `first` makes it frame 0.
-        config: of the whole model, where `da3` lacks heads that can be loaded.
-        weights: official tensors from which such a head is loaded when it is enabled.
-        scale_from: how lengths become meters; None keeps the model's own unit.
+        reference: How the view whose camera is the world is chosen, see `choose_reference`. `first` makes it frame 0.
+        config: Of the whole model, where `da3` lacks heads that can be loaded.
+        weights: Official tensors from which such a head is loaded when it is enabled.
+        scale_from: How lengths become meters; None keeps the model's own unit.
 
     Raises:
         InputError: There is no such layer, or no depth head that the scale needs.
@@ -151,12 +151,12 @@ class PretrainedDA3(DA3Encoder):
     """Depth Anything 3 with released weights (arXiv 2511.10647); its heads are loaded only when they are enabled.
 
     Args:
-        path: a hub id, or a folder with config.json and model.safetensors in it.
-        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+        path: A hub id, or a folder with config.json and model.safetensors in it.
+        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
             negative.
-        dtype: of the trunk; the heads are float32.
-        reference: how the view whose camera is the world is chosen, see `choose_reference`.
-        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
+        dtype: Of the trunk; the heads are float32.
+        reference: How the view whose camera is the world is chosen, see `choose_reference`.
+        scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
     """
 
     def __init__(
@@ -185,19 +185,19 @@ class TinyDA3(DA3Encoder):
     """A Depth Anything 3 of a few million parameters, for small frames, with random weights: they carry no geometry.
 
     Args:
-        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
             negative.
-        embed_dim: width of the trunk; its tokens have twice as many channels.
-        depth: blocks of the trunk, four or more; from a third of them on they alternate.
-        num_heads: of its attention.
-        features: width of the dense head.
-        heads: those to build.
-        reference: how the view whose camera is the world is chosen, see `choose_reference`.
-        seed: of the random weights; null is the run's.
-        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
+        embed_dim: Width of the trunk; its tokens have twice as many channels.
+        depth: Blocks of the trunk, four or more; from a third of them on they alternate.
+        num_heads: Of its attention.
+        features: Width of the dense head.
+        heads: Those to build.
+        reference: How the view whose camera is the world is chosen, see `choose_reference`.
+        seed: Of the random weights; null is the run's.
+        scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
 
     Raises:
-        InputError: fewer than four blocks, or features that are not a multiple of 8.
+        InputError: Fewer than four blocks, or features that are not a multiple of 8.
     """
 
     with_heads = "build both (--model.geometry.heads [camera,depth])"

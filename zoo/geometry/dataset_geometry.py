@@ -31,8 +31,8 @@ class DatasetGeometry(GeometryEncoder):
     Frames without a camera have tokens of zeros and an identity for a camera.
 
     Args:
-        depth: whether to use the dataset's depth.
-        unit: of lengths in the tokens. "scene" is the mean distance of the scene's points from the first camera, as in
+        depth: Whether to use the dataset's depth.
+        unit: Of lengths in the tokens. "scene" is the mean distance of the scene's points from the first camera, as in
             VGGT's training targets: such tokens show the shape of a scene and not its size. Cameras stay in the
             dataset's unit.
 
@@ -124,7 +124,7 @@ class DatasetGeometry(GeometryEncoder):
 
 
 def mean_distance(points: Float[Tensor, "S h w 3"], known: Bool[Tensor, "S h w 1"]) -> Float[Tensor, ""]:
-    """Computes the mean distance of the known points from the origin; data without any are refused when read."""
+    """Compute the mean distance of the known points from the origin; data without any are refused when read."""
     distance = points.norm(dim=-1) * known[..., 0]
     return distance.sum() / known.sum().clamp(min=1)
 

@@ -22,9 +22,9 @@ class DPT(nn.Module):
     The tokens of four layers become maps at 4, 2, 1 and 1/2 times the resolution of the patch grid.
 
     Args:
-        dim_in: width of the tokens.
-        out_channels: widths of the four maps.
-        patch_size: in pixels.
+        dim_in: Width of the tokens.
+        out_channels: Widths of the four maps.
+        patch_size: In pixels.
     """
 
     def __init__(self, dim_in: int, out_channels: Sequence[int], patch_size: int = 14) -> None:
@@ -47,7 +47,7 @@ class DPT(nn.Module):
         return next(self.projects.parameters()).dtype
 
     def embed_positions(self, x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
-        """Adds the position embedding of this head to maps; see `add_positions`."""
+        """Add the position embedding of this head to maps; see `add_positions`."""
         return add_positions(x, aspect)
 
     def reassemble(
@@ -65,19 +65,19 @@ class DPT(nn.Module):
 def in_chunks(
     predict: Callable[[Sequence[Tensor]], dict[str, Tensor]], tokens: Sequence[Float[Tensor, "N patches D"]]
 ) -> dict[str, Tensor]:
-    """Applies a head to a few frames at a time."""
+    """Apply a head to a few frames at a time."""
     chunks = [predict(chunk) for chunk in zip(*(layer.split(FRAMES_AT_A_TIME) for layer in tokens), strict=True)]
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 class Scratch(nn.Module):
-    """Merges the four maps from coarse to fine; the name is that of the official checkpoints.
+    """Merge the four maps from coarse to fine; the name is that of the official checkpoints.
 
     Args:
-        features: width of the merged maps.
-        output_dim: channels of the result.
-        in_channels: widths of the four maps.
-        unit: the residual unit of the fusion blocks.
+        features: Width of the merged maps.
+        output_dim: Channels of the result.
+        in_channels: Widths of the four maps.
+        unit: The residual unit of the fusion blocks.
     """
 
     def __init__(
@@ -92,18 +92,18 @@ class Scratch(nn.Module):
         self.output_conv2 = output_branch(features, output_dim)
 
     def add_chain(self, suffix: str) -> None:
-        """Adds four fusion blocks, `refinenet1<suffix>` to `refinenet4<suffix>`."""
+        """Add four fusion blocks, `refinenet1<suffix>` to `refinenet4<suffix>`."""
         for level in range(1, 5):
             self.add_module(f"refinenet{level}{suffix}", FusionBlock(self.features, level < 4, self.unit))
 
     def levels(self, maps: Sequence[Float[Tensor, "N _ _ _"]]) -> list[Float[Tensor, "N features _ _"]]:
-        """Brings the maps to one width."""
+        """Bring the maps to one width."""
         return [self.get_submodule(f"layer{level}_rn")(x) for level, x in enumerate(maps, 1)]
 
     def merge(
         self, levels: Sequence[Float[Tensor, "N features _ _"]], suffix: str = ""
     ) -> Float[Tensor, "N features _ _"]:
-        """Merges maps, the finest first, into one of twice the finest size by the chain of this suffix."""
+        """Merge maps, the finest first, into one of twice the finest size by the chain of this suffix."""
         out = None
         for level in range(len(levels), 0, -1):
             lateral = levels[level - 1]
@@ -119,7 +119,7 @@ def output_branch(features: int, output_dim: int) -> nn.Sequential:
 
 
 class FusionBlock(nn.Module):
-    """Adds a refined lateral map to the coarser one, refines the sum and resizes it."""
+    """Add a refined lateral map to the coarser one, refines the sum and resize it."""
 
     def __init__(self, features: int, lateral: bool, unit: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class FusionBlock(nn.Module):
         lateral: Float[Tensor, "N features h w"],
         size: tuple[int, int],
     ) -> Float[Tensor, "N features H W"]:
-        """Merges two maps; without a coarser one only the lateral map is refined."""
+        """Merge two maps; without a coarser one only the lateral map is refined."""
         x = lateral if coarser is None else coarser + self.resConfUnit1(lateral)
         # a pointwise convolution commutes with interpolation, and is cheaper before it
         return upsample(self.out_conv(self.resConfUnit2(x)), size)
@@ -149,7 +149,7 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        """Refines a map."""
+        """Refine a map."""
         return self.conv2(F.relu(self.conv1(F.relu(x)))) + x
 
 
@@ -159,11 +159,11 @@ def upsample(x: Float[Tensor, "N C h w"], size: tuple[int, int]) -> Float[Tensor
 
 
 def add_positions(x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
-    """Adds 0.1 times a sinusoidal position embedding: of the column on the first half of the channels, then the row.
+    """Add 0.1 times a sinusoidal position embedding: of the column on the first half of the channels, then the row.
 
     Args:
-        x: maps with a multiple of 4 channels.
-        aspect: width over height of the image; its half diagonal has length 1.
+        x: Maps with a multiple of 4 channels.
+        aspect: Width over height of the image; its half diagonal has length 1.
     """
     channels, height, width = x.shape[1:]
     diagonal = (1 + aspect**2) ** 0.5

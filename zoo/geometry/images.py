@@ -14,7 +14,7 @@ BRIGHTEST = 2.0  # images are in 0..1, and resizing overshoots a little
 
 
 def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
-    """Normalizes by ImageNet's mean and standard deviation per channel."""
+    """Normalize by ImageNet's mean and standard deviation per channel."""
     mean, std = (
         torch.tensor(each, dtype=images.dtype).to(images.device, non_blocking=True)[:, None, None]
         for each in (IMAGENET_MEAN, IMAGENET_STD)

@@ -29,7 +29,7 @@ class MetricModel(ScaleSource):
     it is first needed.
 
     Args:
-        path: a hub id, or a folder with config.json and model.safetensors in it.
+        path: A hub id, or a folder with config.json and model.safetensors in it.
 
     Raises:
         InputError: There are no such weights, or they are of another model.

@@ -28,10 +28,10 @@ class PosedDA3(PretrainedDA3):
     are taken for the center of the image.
 
     Args:
-        path: a hub id, or a folder with config.json and model.safetensors in it, of an any-view model.
-        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+        path: A hub id, or a folder with config.json and model.safetensors in it, of an any-view model.
+        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
             negative.
-        dtype: of the trunk; the heads are float32.
+        dtype: Of the trunk; the heads are float32.
 
     Raises:
         InputError: A model without a camera encoder, or a nested one.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def quaternion_to_rotation(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
-    """Converts quaternions (x, y, z, w) of any length but 0 to rotations: R = I + 2 (w [v] + [v]^2) / |q|^2."""
+    """Convert quaternions (x, y, z, w) of any length but 0 to rotations: R = I + 2 (w [v] + [v]^2) / |q|^2."""
     x, y, z, w = quaternion.unbind(-1)
     zero = torch.zeros_like(w)
     cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
@@ -22,7 +22,7 @@ def quaternion_to_rotation(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tenso
 
 
 def rotation_to_quaternion(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
-    """Converts rotations to unit quaternions (x, y, z, w) with w >= 0.
+    """Convert rotations to unit quaternions (x, y, z, w) with w >= 0.
 
     The entries of R yield all products 4 q_i q_j; their row of the largest q_i is divided by it (Shepperd 1978).
     """

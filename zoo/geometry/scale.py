@@ -23,13 +23,13 @@ FLAT = 1e-6  # second singular value of centers on a line, relative to the first
 
 
 class ScaleSource(Configurable, ABC):
-    """Measures the unit of predicted lengths, once per scene.
+    """Measure the unit of predicted lengths, once per scene.
 
     Attributes:
-        reads: the fields of the dataset's geometry that the scale depends on.
-        requires_cameras: the dataset must provide cameras.
-        requires_depth: the encoder must predict depth.
-        path: hub id or folder of the weights that it uses; None without.
+        reads: The fields of the dataset's geometry that the scale depends on.
+        requires_cameras: The dataset must provide cameras.
+        requires_depth: The encoder must predict depth.
+        path: Hub id or folder of the weights that it uses; None without.
     """
 
     reads: tuple[str, ...] = ()
@@ -49,16 +49,16 @@ class ScaleSource(Configurable, ABC):
         """The factor from predicted lengths to meters.
 
         Args:
-            scene: as predicted.
+            scene: As predicted.
             frames: RGB in 0..1.
-            given: the dataset's geometry.
+            given: The dataset's geometry.
 
         Raises:
             InputError: The scene does not determine it; the message names the remedy.
         """
 
     def in_meters(self, scenes: Sequence[SceneGeometry], frames: Frames, given: Given) -> list[SceneGeometry]:
-        """Scales the poses, depth and points of each scene; 3D tokens stay as they are.
+        """Scale the poses, depth and points of each scene; 3D tokens stay as they are.
 
         Raises:
             InputError: A scene has no scale; names it by its number in the batch.
@@ -107,8 +107,8 @@ def pose_scale(predicted: Float[Tensor, "S 4 4"], given: Float[Tensor, "S 4 4"])
     Lengths divided by it are in the unit of the given cameras.
 
     Args:
-        predicted: world-to-camera poses.
-        given: the same views.
+        predicted: World-to-camera poses.
+        given: The same views.
 
     Raises:
         InputError: Fewer than three views, or centers on a line: the similarity is not determined.

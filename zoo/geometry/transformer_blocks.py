@@ -19,8 +19,8 @@ class Attention(nn.Module):
     """Multi-head self-attention by scaled_dot_product_attention.
 
     Args:
-        dim: width of the tokens.
-        num_heads: a divisor of dim.
+        dim: Width of the tokens.
+        num_heads: A divisor of dim.
         qk_norm: LayerNorm over each head's channels of queries and keys, before RoPE.
     """
 
@@ -35,7 +35,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
     ) -> Float[Tensor, "B N C"]:
-        """Attends over N tokens; `rotations` of `patch_rotations` are applied to queries and keys."""
+        """Attend over N tokens; `rotations` of `patch_rotations` are applied to queries and keys."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotations is not None:
@@ -54,7 +54,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, out)
 
     def forward(self, x: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch D"]:
-        """Maps each token."""
+        """Map each token."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -71,20 +71,20 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(gated, out)
 
     def forward(self, x: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch D"]:
-        """Maps each token."""
+        """Map each token."""
         gate, value = self.w12(x).chunk(2, -1)
         return self.w3(F.silu(gate) * value)
 
 
 class LayerScale(nn.Module):
-    """Adds a residual branch with one learned factor per channel (Touvron et al. 2021, arXiv 2103.17239)."""
+    """Add a residual branch with one learned factor per channel (Touvron et al. 2021, arXiv 2103.17239)."""
 
     def __init__(self, dim: int, initial: float = 0.01) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), initial))
 
     def forward(self, x: Float[Tensor, "*batch C"], branch: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
-        """Computes x + gamma * branch."""
+        """Compute x + gamma * branch."""
         return torch.addcmul(x, branch, self.gamma)
 
 
@@ -92,11 +92,11 @@ class Block(nn.Module):
     """Pre-norm attention and MLP with LayerScale.
 
     Args:
-        dim: width of the tokens.
-        num_heads: a divisor of dim.
-        mlp_ratio: hidden width of the MLP over dim.
-        qk_norm: see `Attention`; its LayerNorms have eps 1e-5, whatever `eps` is.
-        eps: of the two LayerNorms of the block.
+        dim: Width of the tokens.
+        num_heads: A divisor of dim.
+        mlp_ratio: Hidden width of the MLP over dim.
+        qk_norm: See `Attention`; its LayerNorms have eps 1e-5, whatever `eps` is.
+        eps: Of the two LayerNorms of the block.
         mlp: `MLP` or `SwiGLU`.
     """
 
@@ -131,11 +131,11 @@ def patch_rotations(
     """Cosines and sines of the tokens of one frame, special tokens first; float32.
 
     Args:
-        grid: rows and columns of patches.
-        num_special: tokens before the patches.
-        head_dim: channels of a head, a multiple of 4.
-        base: of the frequencies: base^(-i / quarter), i = 0 ... quarter - 1.
-        device: of the result.
+        grid: Rows and columns of patches.
+        num_special: Tokens before the patches.
+        head_dim: Channels of a head, a multiple of 4.
+        base: Of the frequencies: base^(-i / quarter), i = 0 ... quarter - 1.
+        device: Of the result.
     """
     rows, columns = (torch.arange(1, side + 1, dtype=torch.float32, device=device) for side in grid)
     position = torch.cat((torch.zeros(num_special, 2, device=device), torch.cartesian_prod(rows, columns)))
@@ -151,7 +151,7 @@ def rotations_at(position: Float[Tensor, "N 2"], head_dim: int, base: float) -> 
 
 
 def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quarter"]) -> Float[Tensor, "B heads N D"]:
-    """Rotates queries or keys by `patch_rotations`."""
+    """Rotate queries or keys by `patch_rotations`."""
     cosine, sine = rotations.to(x.dtype)
     first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
     turned = torch.stack((first * cosine - second * sine, second * cosine + first * sine), -2)
@@ -159,7 +159,7 @@ def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quar
 
 
 def layer_index(layer: int, depth: int) -> int:
-    """Converts a layer, counted from the end where negative, to an index from 0.
+    """Convert a layer, counted from the end where negative, to an index from 0.
 
     Raises:
         ValueError: There is no such layer.

@@ -22,16 +22,16 @@ class TrunkEncoder(GeometryEncoder):
     no activations are kept for a backward pass.
 
     Args:
-        layers: of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
+        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
             negative.
-        depth: of the trunk, in layers.
-        channels: of the tokens of one layer.
-        to_cameras: converts pose encodings to world-to-camera poses and intrinsics in pixels.
+        depth: Of the trunk, in layers.
+        channels: Of the tokens of one layer.
+        to_cameras: Converts pose encodings to world-to-camera poses and intrinsics in pixels.
 
     Attributes:
-        layers: as they were given.
-        layer_numbers: the same, counted from 0.
-        heads: that are enabled.
+        layers: As they were given.
+        layer_numbers: The same, counted from 0.
+        heads: That are enabled.
 
     Raises:
         InputError: There is no such layer, or none is named.
@@ -55,13 +55,13 @@ class TrunkEncoder(GeometryEncoder):
     def predict(
         self, images: Float[Tensor, "B S 3 H W"], given: Given, *, tokens: bool, heads: Sequence[str]
     ) -> tuple[Any, dict[str, Tensor | None]]:
-        """Runs the network on scenes of one shape.
+        """Run the network on scenes of one shape.
 
         Args:
             images: RGB in 0..1.
-            given: the dataset's geometry of each scene.
-            tokens: whether to compute the tokens of `layer_numbers`.
-            heads: to compute.
+            given: The dataset's geometry of each scene.
+            tokens: Whether to compute the tokens of `layer_numbers`.
+            heads: To compute.
 
         Returns:
             The network's output with `tokens` by layer, `patch_start` and `pose_enc`; and depth, points and confidence

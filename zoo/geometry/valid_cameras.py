@@ -20,9 +20,9 @@ def valid_cameras(
     more; a quaternion of length 0; and numbers that are not finite.
 
     Args:
-        pose_enc: translation, quaternion, vertical and horizontal field of view.
-        size_hw: of the images in pixels.
-        to_cameras: converts pose encodings to world-to-camera poses and intrinsics in pixels.
+        pose_enc: Translation, quaternion, vertical and horizontal field of view.
+        size_hw: Of the images in pixels.
+        to_cameras: Converts pose encodings to world-to-camera poses and intrinsics in pixels.
 
     Returns:
         world_to_camera, K_normalized, and a mask of the valid cameras.

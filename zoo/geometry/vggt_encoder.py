@@ -33,11 +33,11 @@ class VGGTEncoder(TrunkEncoder):
     """VGGT's tokens, and its cameras if asked for: float32, in the scene's own unit, the first frame as the world.
 
     Args:
-        vggt: with its weights.
-        layers: of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
+        vggt: With its weights.
+        layers: Of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
             where negative.
-        weights: official tensors from which a head that `vggt` lacks is loaded when it is enabled.
-        scale_from: how lengths become meters; None keeps the scene's own unit.
+        weights: Official tensors from which a head that `vggt` lacks is loaded when it is enabled.
+        scale_from: How lengths become meters; None keeps the scene's own unit.
 
     Raises:
         InputError: There is no such layer, or no depth head that the scale needs.
@@ -117,11 +117,11 @@ class PretrainedVGGT(VGGTEncoder):
     """VGGT-1B with released weights (arXiv 2503.11651); its heads are loaded only when they are enabled.
 
     Args:
-        path: a hub id, a folder with model.safetensors in it, or a .safetensors file.
-        layers: of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
+        path: A hub id, a folder with model.safetensors in it, or a .safetensors file.
+        layers: Of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
             where negative.
-        dtype: of the aggregator; the heads are float32.
-        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
+        dtype: Of the aggregator; the heads are float32.
+        scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
     """
 
     def __init__(
@@ -144,17 +144,17 @@ class TinyVGGT(VGGTEncoder):
     """A VGGT of a few million parameters, for small frames: random, or pretrained with geometry_tiny.yaml.
 
     Args:
-        path: a run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, whose
+        path: A run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, whose
             outputs carry no geometry.
-        layers: of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
+        layers: Of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
             where negative.
-        embed_dim: width of the aggregator; its tokens have twice as many channels.
-        depth: layers of the aggregator.
-        num_heads: of its attention.
-        features: width of the dense heads.
-        heads: those to build; pretraining needs all three.
-        seed: of the random weights; null is the run's.
-        scale_from: how lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
+        embed_dim: Width of the aggregator; its tokens have twice as many channels.
+        depth: Layers of the aggregator.
+        num_heads: Of its attention.
+        features: Width of the dense heads.
+        heads: Those to build; pretraining needs all three.
+        seed: Of the random weights; null is the run's.
+        scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
 
     Raises:
         InputError: A path without weights, or with weights of another size.
@@ -194,13 +194,13 @@ class TinyVGGT(VGGTEncoder):
 
 
 def open_run(path: str) -> SafetensorsFile:
-    """Opens the weights that `fit --config geometry_tiny.yaml` leaves.
+    """Open the weights that `fit --config geometry_tiny.yaml` leaves.
 
     Args:
-        path: the run, or its model.safetensors.
+        path: The run, or its model.safetensors.
 
     Raises:
-        InputError: there are none.
+        InputError: There are none.
     """
     local = Path(path).expanduser()
     file = local if local.is_file() else local / WEIGHTS
@@ -213,13 +213,13 @@ def open_run(path: str) -> SafetensorsFile:
 
 
 def init_identity_pose(head: CameraHead, steps: int = 4) -> None:
-    """Initializes a camera head to predict identity rotations and a field of view of one radian.
+    """Initialize a camera head to predict identity rotations and a field of view of one radian.
 
     With random weights the field of view is often below 0, where the ReLU passes no gradient.
 
     Args:
-        head: an untrained head.
-        steps: its refinement steps, whose updates add up.
+        head: An untrained head.
+        steps: Its refinement steps, whose updates add up.
     """
     last = head.pose_branch.fc2
     with torch.no_grad():

@@ -22,19 +22,19 @@ class Objective(Configurable, nn.Module, ABC):
     """A loss on what the model computed from a batch. To add one, implement `forward` in a file of this folder.
 
     Args:
-        weight: factor of its loss. With 0 its loss and its head are left out, and a learned token stays in the prompt.
+        weight: Factor of its loss. With 0 its loss and its head are left out, and a learned token stays in the prompt.
 
     Attributes:
-        targets: what of a scene it learns to predict: the dataset's or the geometry encoder's, see `camera_source`.
-        question_types: those that its settings name, which the benchmark must have.
-        uses_lengths: whether its targets change with the unit of lengths.
-        layers: the decoder layers (from 0) whose outputs `forward` reads, known after `bind`.
-        adds_token: whether a learned token follows the 2D tokens of each temporal patch or still. It is part of the
+        targets: What of a scene it learns to predict: the dataset's or the geometry encoder's, see `camera_source`.
+        question_types: Those that its settings name, which the benchmark must have.
+        uses_lengths: Whether its targets change with the unit of lengths.
+        layers: The decoder layers (from 0) whose outputs `forward` reads, known after `bind`.
+        adds_token: Whether a learned token follows the 2D tokens of each temporal patch or still. It is part of the
             prompt wherever the model is used. It shares the position of a 2D token and has no camera.
-        token: that token, after `bind`.
+        token: That token, after `bind`.
 
     Raises:
-        InputError: a negative or infinite weight.
+        InputError: A negative or infinite weight.
     """
 
     targets: tuple[Target, ...] = ()
@@ -52,16 +52,16 @@ class Objective(Configurable, nn.Module, ABC):
         self.register_parameter("token", None)
 
     def bind(self, width: int, num_layers: int) -> None:
-        """Creates the parameters, given the decoder's width and number of layers.
+        """Create the parameters, given the decoder's width and number of layers.
 
         Raises:
-            InputError: the decoder has no such layer.
+            InputError: The decoder has no such layer.
         """
         if self.adds_token:
             self.token = nn.Parameter(0.02 * torch.randn(width))
 
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
-        """Changes the 2D tokens of a training step, before view mixing and fusion; most objectives do not.
+        """Change the 2D tokens of a training step, before view mixing and fusion; most objectives do not.
 
         Objectives are called in the order of their list.
 
@@ -73,10 +73,10 @@ class Objective(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Returns the terms of the loss by name, in float32; their sum is the loss."""
+        """Return the terms of the loss by name, in float32; their sum is the loss."""
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Returns errors of what it predicts of one scene; as `unlearned/<name>`, those of a null model beside them.
+        """Return errors of what it predicts of one scene; as `unlearned/<name>`, those of a null model beside them.
 
         It is asked of each scene of a validation or test that has one of its `targets`, or of all if it has none.
         """
@@ -90,12 +90,12 @@ class LayerObjective(Objective):
     `CameraPrediction` has.
 
     Args:
-        layer: the decoder layer, from 0, or from -1 for the last one.
-        weight: see `Objective`.
+        layer: The decoder layer, from 0, or from -1 for the last one.
+        weight: See `Objective`.
 
     Attributes:
-        num_outputs: outputs of the head for each hidden state, known before `bind`.
-        head: float32, after `bind`.
+        num_outputs: Outputs of the head for each hidden state, known before `bind`.
+        head: Float32, after `bind`.
     """
 
     num_outputs: int
@@ -105,7 +105,7 @@ class LayerObjective(Objective):
         self.layer = layer
 
     def bind(self, width: int, num_layers: int) -> None:
-        """Creates the head, whose predictions start at zero."""
+        """Create the head, whose predictions start at zero."""
         super().bind(width, num_layers)
         if not -num_layers <= self.layer < num_layers:
             raise InputError(
@@ -122,8 +122,8 @@ def masked_mean(values: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> Tensor
     So where few scenes have labels, their weight grows with the scenes per batch.
 
     Args:
-        values: of each scene, with rows of equal weight on the first axis; and the mask of a row.
-        like: a tensor of the result's dtype and device.
+        values: Of each scene, with rows of equal weight on the first axis; and the mask of a row.
+        like: A tensor of the result's dtype and device.
     """
     if not values:
         return like.new_zeros(())

@@ -29,8 +29,8 @@ class RelativePoses(NamedTuple):
     """Poses of the temporal patches of a scene, each in the frame of its anchor: V_i V_anchor^-1.
 
     Attributes:
-        poses: world-to-camera, where the world is the frame of the anchor.
-        known: the patches behind their anchor, if both cameras are valid: a causal decoder sees no anchor ahead.
+        poses: World-to-camera, where the world is the frame of the anchor.
+        known: The patches behind their anchor, if both cameras are valid: a causal decoder sees no anchor ahead.
     """
 
     poses: Float[Tensor, "t 4 4"]
@@ -38,7 +38,7 @@ class RelativePoses(NamedTuple):
 
 
 class CameraPrediction(LayerObjective):
-    """Predicts the camera of each temporal patch or still from a learned token behind its 2D tokens.
+    """Predict the camera of each temporal patch or still from a learned token behind its 2D tokens.
 
     A learned token per view with a pose head, trained together with the answers, is the idea of Cambrian-P. A camera
     encoding does not act on the token, so it has to find its camera in what it attends to.
@@ -48,20 +48,20 @@ class CameraPrediction(LayerObjective):
     before Gram-Schmidt (Zhou et al. 2019, arXiv 1812.07035, section 4). Temporal patches without a camera are masked.
 
     Args:
-        layer: see `LayerObjective`.
-        token: add the token. Without, the last 2D token of each view has its place, since it has attended to its whole
+        layer: See `LayerObjective`.
+        token: Add the token. Without, the last 2D token of each view has its place, since it has attended to its whole
             view; the prompt is then unchanged, and so is inference.
-        anchors: whose frame a pose is predicted in: that of the `reference` view of the scene, that of the preceding
+        anchors: Whose frame a pose is predicted in: that of the `reference` view of the scene, that of the preceding
             view (`neighbor`), or both by outputs of their own. The gallery draws those of the `reference`.
-        reference: the `first`, the `middle` or the `medoid` view with a camera, see `Cameras.reference_view`; the views
+        reference: The `first`, the `middle` or the `medoid` view with a camera, see `Cameras.reference_view`; the views
             before it are masked.
-        scale: the unit of lengths, see `Cameras.scaled`; `none` is meters where the cameras are metric. Other units
+        scale: The unit of lengths, see `Cameras.scaled`; `none` is meters where the cameras are metric. Other units
             depend on the whole path, of which the first tokens have seen little.
-        center_weight: radians per unit of length.
-        weight: see `Objective`.
+        center_weight: Radians per unit of length.
+        weight: See `Objective`.
 
     Raises:
-        InputError: no anchor, or an unknown choice.
+        InputError: No anchor, or an unknown choice.
 
     Example:
         >>> from zoo import SpatialVLM
@@ -136,7 +136,7 @@ class CameraPrediction(LayerObjective):
     def _pairs(
         self, decoded: Decoded
     ) -> Iterator[tuple[EncodedScene, Anchor, Float[Tensor, "rows t 4 4"], RelativePoses]]:
-        """Yields the predicted and the true poses of each scene with cameras for each anchor."""
+        """Yield the predicted and the true poses of each scene with cameras for each anchor."""
         for scene, states in decoded.views(self.layers[0]):
             if scene.targets.cameras is None:
                 continue

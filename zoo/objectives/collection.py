@@ -23,10 +23,10 @@ class Objectives(nn.ModuleDict):
     """Objectives by class name; `LanguageModeling` is the first of them unless it is given.
 
     Args:
-        given: objectives of different classes.
+        given: Objectives of different classes.
 
     Raises:
-        InputError: two of one class.
+        InputError: Two of one class.
     """
 
     def __init__(self, given: Sequence[Objective] | None) -> None:
@@ -66,10 +66,10 @@ class Objectives(nn.ModuleDict):
         return {name: objective for name, objective in self.every.items() if objective.adds_token}
 
     def resolve_extra_tokens(self, appended: ExtraTokens) -> ExtraTokens:
-        """Returns the tokens that follow the 2D tokens: the fusion's, or that of an objective.
+        """Return the tokens that follow the 2D tokens: the fusion's, or that of an objective.
 
         Raises:
-            InputError: there are both, or those of two objectives.
+            InputError: There are both, or those of two objectives.
         """
         if not self.adding:
             return appended
@@ -101,18 +101,18 @@ class Objectives(nn.ModuleDict):
         return parameter != "token" and objective not in self.active
 
     def bind(self, width: int, num_layers: int) -> None:
-        """Creates the parameters; see `Objective.bind`."""
+        """Create the parameters; see `Objective.bind`."""
         for objective in self.every.values():
             objective.bind(width, num_layers)
 
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
-        """Changes the 2D tokens of a training step; see `Objective.change_tokens`."""
+        """Change the 2D tokens of a training step; see `Objective.change_tokens`."""
         for objective in self.active.values():
             visual = objective.change_tokens(visual, scenes)
         return visual
 
     def append_token(self, visual: VisualTokens) -> VisualTokens:
-        """Appends the learned token, if some objective has one, to the tokens of each temporal patch."""
+        """Append the learned token, if some objective has one, to the tokens of each temporal patch."""
         for objective in self.adding.values():
             assert objective.token is not None  # after `bind`
             token = objective.token.to(visual.tokens.dtype).expand(len(visual.tokens), 1, -1)

@@ -36,7 +36,7 @@ class Decoded:
     lm_head: Callable[[Tensor], Tensor]
 
     def views(self, layer: int) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
-        """Yields each scene with the hidden states of its visual tokens in each of its sequences, in float32.
+        """Yield each scene with the hidden states of its visual tokens in each of its sequences, in float32.
 
         The questions of a scene may share one sequence or have one each. Sequences from which nothing is learned here,
         since another process does, are left out.
@@ -59,7 +59,7 @@ def decode(
     scenes: Sequence[EncodedScene],
     sequences: Sequences,
 ) -> Decoded:
-    """Runs the decoder and keeps the outputs of some layers, moved back to rows where scenes share sequences.
+    """Run the decoder and keep the outputs of some layers, moved back to rows where scenes share sequences.
 
     The hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
 

@@ -13,15 +13,15 @@ from zoo.precision import full_precision
 
 
 class DepthPrediction(LayerObjective):
-    """Predicts the logarithm of the depth beneath each 2D token, from the token's own hidden state.
+    """Predict the logarithm of the depth beneath each 2D token, from the token's own hidden state.
 
     The target is the median depth of the token's pixels over the frames that are merged in it, in meters where the
     depth is metric. The loss is the mean absolute error of the logarithm, an error in proportions; tokens without known
     depth are masked. The prompt is unchanged, and so is inference.
 
     Args:
-        layer: see `LayerObjective`.
-        weight: see `Objective`.
+        layer: See `LayerObjective`.
+        weight: See `Objective`.
     """
 
     targets, uses_lengths = ("depth",), True
@@ -51,7 +51,7 @@ class DepthPrediction(LayerObjective):
         return found
 
     def _pairs(self, decoded: Decoded) -> Iterator[tuple[Float[Tensor, "rows t n"], Float[Tensor, "t n"]]]:
-        """Yields predicted logarithms and the depth, 0 where unknown, of each scene with depth."""
+        """Yield predicted logarithms and the depth, 0 where unknown, of each scene with depth."""
         for scene, states in decoded.views(self.layers[0]):
             if scene.targets.depth is not None:
                 flat = states[:, :, : scene.targets.depth.shape[1]]  # without extra tokens

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def prediction_errors(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> list[dict[str, Any]]:
-    """Returns what the record of each question gets: the errors of its scene as `objectives`, if it can have some.
+    """Return what the record of each question gets: the errors of its scene as `objectives`, if it can have some.
 
     Args:
         model: The model.
@@ -38,7 +38,7 @@ def prediction_errors(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedS
 
 @torch.no_grad()
 def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchCameras, Float[Tensor, "t 4 4"]]]:
-    """Returns true and predicted cameras by scene, see `CameraPrediction.predicted_cameras`; of no scene without it."""
+    """Return true and predicted cameras by scene, see `CameraPrediction.predicted_cameras`; of no scene without it."""
     objective = model.objectives.active.get("CameraPrediction")
     if not (isinstance(objective, CameraPrediction) and "reference" in objective.anchors and batch.records):
         return {}
@@ -54,7 +54,7 @@ def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchC
 
 @torch.no_grad()
 def _decoded(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> Iterator[tuple[int, Decoded]]:
-    """Yields each scene of which something is to be predicted, with its number in the batch and its decoded prefix."""
+    """Yield each scene of which something is to be predicted, with its number in the batch and its decoded prefix."""
     prefixes = {prompt.scenes[0]: prompt.prefix for prompt in reversed(batch.prompts)}
     for number in sorted(prefixes):
         if model.objectives.measures(scenes[number]):

@@ -14,7 +14,7 @@ class LanguageModeling(Objective):
     """Mean cross-entropy (nats) of the supervised tokens; only their logits are computed.
 
     Args:
-        weight: above 0, since every model answers questions.
+        weight: Above 0, since every model answers questions.
     """
 
     def __init__(self, weight: float = 1.0) -> None:

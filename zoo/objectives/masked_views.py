@@ -18,7 +18,7 @@ FIRST_STEPS, PER_RANK = 2**31, 2**24
 
 
 class MaskedViews(Objective):
-    """Replaces a share of the 2D tokens by a learned one in training, before view mixing and fusion.
+    """Replace a share of the 2D tokens by a learned one in training, before view mixing and fusion.
 
     A model that can answer by its 2D tokens ignores 3D tokens beside them; masking 2D tokens is GeoSR's remedy. It has
     no loss of its own and changes nothing at inference. DeepStack's features of a masked token are zero.
@@ -27,11 +27,11 @@ class MaskedViews(Objective):
     draws other masks, and a resumed run those of one that was never interrupted. Each DDP process draws its own.
 
     Args:
-        share: of the 2D tokens of a scene, from 0 up to 1.
-        shares: share by question type, in place of `share`; a scene with several questions has the mean of theirs.
+        share: Of the 2D tokens of a scene, from 0 up to 1.
+        shares: Share by question type, in place of `share`; a scene with several questions has the mean of theirs.
 
     Raises:
-        InputError: a share outside of 0 to 1.
+        InputError: A share outside of 0 to 1.
 
     Example:
         >>> MaskedViews(0.2, {"routes": 1.0}).share_of(["counts", "routes"])
@@ -50,7 +50,7 @@ class MaskedViews(Objective):
         self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
 
     def bind(self, width: int, num_layers: int) -> None:
-        """Creates the learned token, and draws the first count of steps."""
+        """Create the learned token, and draw the first count of steps."""
         self.mask_token = nn.Parameter(0.02 * torch.randn(width))
         self.steps.random_(FIRST_STEPS)
 

@@ -32,7 +32,7 @@ def scene_cameras(
     use: CameraUse,
     merged: MergedCamera,
 ) -> SceneCameras | None:
-    """Returns the cameras of a scene, with the depth and features that camera parts read; None without cameras.
+    """Return the cameras of a scene, with the depth and features that camera parts read; None without cameras.
 
     Args:
         scene: Its own cameras, the dataset's.
@@ -59,7 +59,7 @@ def scene_cameras(
 
 
 def predicted_patches(geometry: SceneGeometry, merged: MergedCamera) -> PatchCameras | None:
-    """Merges the cameras that an encoder predicts; None if it predicts none."""
+    """Merge the cameras that an encoder predicts; None if it predicts none."""
     return merge_cameras(geometry, merged) if geometry.has_cameras else None
 
 
@@ -70,7 +70,7 @@ def scene_targets(
     pseudo_labels: Sequence[str],
     merged: MergedCamera,
 ) -> SceneTargets:
-    """Returns what objectives learn to predict of a scene.
+    """Return what objectives learn to predict of a scene.
 
     Args:
         scene: With the dataset's geometry.
@@ -92,7 +92,7 @@ def scene_targets(
 def scene_points(
     scene: SceneGeometry | None, rows: int, merged_camera: MergedCamera = "first"
 ) -> Float[Tensor, "t h w 3"]:
-    """Computes the 3D point of each 2D token, by the depth of the first frame of its patch; NaN where unknown.
+    """Compute the 3D point of each 2D token, by the depth of the first frame of its patch; NaN where unknown.
 
     Args:
         scene: With depth.
@@ -112,7 +112,7 @@ def scene_points(
 
 
 def token_depth(scene: SceneGeometry, rows: int) -> Float[Tensor, "t n"] | None:
-    """Computes the median depth of each 2D token over the frames that it merges; 0 where unknown, None without depth.
+    """Compute the median depth of each 2D token over the frames that it merges; 0 where unknown, None without depth.
 
     Args:
         scene: Of an even number of frames.
@@ -124,7 +124,7 @@ def token_depth(scene: SceneGeometry, rows: int) -> Float[Tensor, "t n"] | None:
 
 
 def median_depth(scene: SceneGeometry | None) -> Float[Tensor, ""]:
-    """Computes the median over all pixels of all frames, in the unit of the poses; NaN where no depth is known.
+    """Compute the median over all pixels of all frames, in the unit of the poses; NaN where no depth is known.
 
     Raises:
         InputError: A scene without depth.
@@ -139,7 +139,7 @@ def median_depth(scene: SceneGeometry | None) -> Float[Tensor, ""]:
 
 
 def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequences) -> Cameras | None:
-    """Returns the cameras of each sequence, with the camera of each token; None if there are none.
+    """Return the cameras of each sequence, with the camera of each token; None if there are none.
 
     Args:
         rows: The scenes of each sequence, in the order in which they appear.
@@ -167,7 +167,7 @@ def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequence
 def add_scene_statistics(
     cameras: Cameras, rows: Sequence[Sequence[SceneCameras]], has_camera: Bool[Tensor, "B C"]
 ) -> Cameras:
-    """Adds the balanced reference view and the median depth of each row's scenes to cameras, where those are known.
+    """Add the balanced reference view and the median depth of each row's scenes to cameras, where those are known.
 
     Args:
         cameras: Of each row.

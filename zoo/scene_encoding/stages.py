@@ -24,7 +24,7 @@ from zoo.sequences.scene_inputs import SceneInputs
 
 
 def encode_vision(backbone: Backbone, batch: Batch) -> list[VisualTokens]:
-    """Computes the 2D tokens (t, n, D) of each scene by one call of the tower: sharded processes call it equally often.
+    """Compute the 2D tokens (t, n, D) of each scene by one call of the tower: sharded processes call it equally often.
 
     Args:
         backbone: The model.
@@ -42,7 +42,7 @@ def encode_vision(backbone: Backbone, batch: Batch) -> list[VisualTokens]:
 def encode_geometry(
     encoder: GeometryEncoder | None, scenes: Sequence[SceneInputs], patch_size: int, *, tokens: bool, cameras: bool
 ) -> list[SceneGeometry | None]:
-    """Computes the geometry of each scene by the encoder, as far as a model reads it; else the dataset's.
+    """Compute the geometry of each scene by the encoder, as far as a model reads it; else the dataset's.
 
     Args:
         encoder: None in a model without one.
@@ -76,7 +76,7 @@ def encode_geometry(
 def encoder_frames(
     frames: Shaped[Tensor, "S 3 H W"], tower_patch_size: int, patch_size: int
 ) -> Float[Tensor, "S 3 h w"]:
-    """Prepares frames for a geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
+    """Prepare frames for a geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
     scaled = frames if frames.is_floating_point() else frames.float() / 255
     return resample_frames(scaled, tower_patch_size, patch_size)
 
@@ -89,7 +89,7 @@ def fuse_scenes(
     fusion: Fusion | None,
     view_mixer: ViewMixer | None,
 ) -> list[VisualTokens]:
-    """Mixes the views of each scene and fuses its 2D and 3D tokens.
+    """Mixe the views of each scene and fuses its 2D and 3D tokens.
 
     Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
 
@@ -135,7 +135,7 @@ def fuse_scenes(
 def _mix(
     view_mixer: ViewMixer, scenes: Sequence[SceneCameras], grid: tuple[int, int, int], tokens: Float[Tensor, "N D"]
 ) -> Float[Tensor, "N D"]:
-    """Mixes the views of scenes with one grid."""
+    """Mixe the views of scenes with one grid."""
     poses, K, present = stack_cameras([[scene.patches] for scene in scenes])
     cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in scenes], present)
     is_complete = all(scene.patches.is_complete for scene in scenes)

@@ -77,18 +77,18 @@ class Sequences(Movable):
     is_supervised: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Returns S, the number of sequences."""
+        """Return S, the number of sequences."""
         return len(self.input_ids)
 
     def patch_centers(self) -> Float[Tensor, "S L 2"]:
-        """Computes the center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down; 0 elsewhere.
+        """Compute the center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down; 0 elsewhere.
 
         In the units of `zoo.cameras.normalize_intrinsics`.
         """
         return self._scatter((self.grid_cells + 0.5) / self.grid_sizes - 0.5, 0.0)
 
     def scatter_points(self, points: Float[Tensor, "tokens 3"]) -> Float[Tensor, "S L 3"]:
-        """Puts the 3D point of each 2D token at its place; NaN elsewhere.
+        """Put the 3D point of each 2D token at its place; NaN elsewhere.
 
         Args:
             points: Of the 2D tokens of all scenes, in the order of the batch.

@@ -26,7 +26,7 @@ from zoo.sequences.visual_places import visual_sources
 
 
 class SequenceBuilder:
-    """Builds sequences by the rules of a model; picklable, for data workers.
+    """Build sequences by the rules of a model; picklable, for data workers.
 
     Args:
         rules: The model's.
@@ -38,14 +38,14 @@ class SequenceBuilder:
     # ---- scenes -----------------------------------------------------------------------------------------------
 
     def merge_cameras(self, geometry: SceneGeometry | None) -> PatchCameras | None:
-        """Merges the cameras of the frames of a scene; None without cameras."""
+        """Merge the cameras of the frames of a scene; None without cameras."""
         if geometry is None or not geometry.has_cameras:
             return None
         merged = merge_cameras(geometry, self.rules.merged_camera)
         return merged._replace(is_complete=bool(merged.has_camera.all()))
 
     def vision(self, scenes: Sequence[SceneInputs]) -> VisionInputs | None:
-        """Returns the vision tower's inputs for all scenes together; None without scenes."""
+        """Return the vision tower's inputs for all scenes together; None without scenes."""
         grids = [grid for scene in scenes for grid in scene.media_grids]
         return self.rules.vision.inputs(grids) if grids else None
 
@@ -60,7 +60,7 @@ class SequenceBuilder:
         max_tokens: int | None = None,
         packs_scenes: bool = False,
     ) -> Sequences:
-        """Builds training sequences: the questions of a scene share one, where the attention takes custom masks.
+        """Build training sequences: the questions of a scene share one, where the attention takes custom masks.
 
         Args:
             rows: One per question, with its answer.
@@ -98,7 +98,7 @@ class SequenceBuilder:
         position_offset: Int[Tensor, "S L"] | None = None,
         cameras: Cameras | None = None,
     ) -> Sequences:
-        """Builds any sequences about scenes.
+        """Build any sequences about scenes.
 
         Args:
             input_ids: One placeholder per visual token, extra tokens included.
@@ -160,7 +160,7 @@ class SequenceBuilder:
     def layout(
         self, input_ids: Int[Tensor, "S L"], mask: Bool[Tensor, "S L"], rows: Sequence[Sequence[SceneInputs]]
     ) -> SequenceLayout:
-        """Locates the visual tokens of sequences about the scenes of each row."""
+        """Locate the visual tokens of sequences about the scenes of each row."""
         shown = [scene for row in rows for scene in row]
         kinds: tuple[MediaKind, ...] = ("video", "image")
         grids = {kind: [grid for scene in shown if scene.kind == kind for grid in scene.media_grids] for kind in kinds}
@@ -207,7 +207,7 @@ class SequenceBuilder:
         scenes: Sequence[SceneInputs],
         questions_per_pass: int = 8,
     ) -> list[Prompt]:
-        """Groups prompts that share a prefix, which is then read once.
+        """Group prompts that share a prefix, which is then read once.
 
         Args:
             prompts: Token ids without padding.
@@ -238,7 +238,7 @@ class SequenceBuilder:
 
 
 def _families(prompts: Sequence[Sequence[int]], visual: tuple[int, ...]) -> Iterator[tuple[Sequence[int], int]]:
-    """Yields the numbers of prompts that share a prefix, and its length: all of them, or else each by itself."""
+    """Yield the numbers of prompts that share a prefix, and its length: all of them, or else each by itself."""
     shared = shared_length(prompts, visual)
     families = [range(len(prompts))] if shared else [range(i, i + 1) for i in range(len(prompts))]
     for family in families:

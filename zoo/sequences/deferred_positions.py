@@ -16,7 +16,7 @@ from zoo.sequences.sequence_layout import SequenceLayout
 
 
 class DeferredPositions:
-    """Computes the position ids of sequences as soon as their cameras are known; on the host, where it stays.
+    """Compute the position ids of sequences as soon as their cameras are known; on the host, where it stays.
 
     Args:
         layout: Of the sequences.
@@ -41,7 +41,7 @@ class DeferredPositions:
         self._frames = frames if len(frames) == len(videos) and self._time_index.requires_frames else None
 
     def compute(self, cameras: Cameras | None = None) -> Int[Tensor, "3 S L"]:
-        """Computes the position ids.
+        """Compute the position ids.
 
         Args:
             cameras: Of each sequence, with an index, on the CPU; for a time index that requires them.
@@ -63,7 +63,7 @@ class DeferredPositions:
     def by_predicted(
         self, world_to_camera: Float[Tensor, "S C 4 4"], has_camera: Bool[Tensor, "S C"]
     ) -> Int[Tensor, "3 S L"]:
-        """Computes the position ids from predicted cameras, and returns them on their device, which is waited once."""
+        """Compute the position ids from predicted cameras, and return them on their device, which is waited once."""
         both = torch.cat((world_to_camera.detach().flatten(2), has_camera[..., None].to(world_to_camera)), -1)
         poses, present = both.cpu().split((16, 1), -1)
         index = valid_index(self._layout.camera_index(), present[..., 0] > 0)
@@ -73,7 +73,7 @@ class DeferredPositions:
 
 
 def valid_index(index: Int[Tensor, "S L"], has_camera: Bool[Tensor, "S C"]) -> Int[Tensor, "S L"]:
-    """Returns the camera index without tokens whose camera is invalid."""
+    """Return the camera index without tokens whose camera is invalid."""
     if not has_camera.shape[1]:
         return index
     sample = torch.arange(len(index), device=index.device)[:, None]

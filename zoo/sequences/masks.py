@@ -19,9 +19,9 @@ def prefix_causal_mask(
     """Mask of the tokens that each query attends to: earlier ones of the prefix and of its own group.
 
     Args:
-        queries: the group of each query, `PREFIX` or that of a question; the queries are the last T of the keys.
-        keys: the group of each key.
-        prefixes: the group of each query's prefix, in a sequence of several scenes; None is `PREFIX`.
+        queries: The group of each query, `PREFIX` or that of a question; the queries are the last T of the keys.
+        keys: The group of each key.
+        prefixes: The group of each query's prefix, in a sequence of several scenes; None is `PREFIX`.
     """
     prefixes = torch.full_like(queries, PREFIX) if prefixes is None else prefixes
     place = torch.arange(keys.shape[1], device=keys.device)

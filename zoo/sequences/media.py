@@ -48,7 +48,7 @@ def batch_of_media(
     attention_mask: Shaped[Tensor, "B L"],
     media: Media,
 ) -> Batch:
-    """Builds a batch for the logits of whole sequences.
+    """Build a batch for the logits of whole sequences.
 
     Args:
         builder: Of the model.
@@ -72,7 +72,7 @@ def prompts_of_media(
     attention_mask: Shaped[Tensor, "B L"],
     media: Media,
 ) -> Batch:
-    """Builds a batch for answers to sequences; arguments as `batch_of_media`, cameras without an index."""
+    """Build a batch for answers to sequences; arguments as `batch_of_media`, cameras without an index."""
     ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
     scenes, scene_index = scenes_of_media(_layout(builder, ids, mask, media), media)
     prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
@@ -173,13 +173,13 @@ def _two_per_patch(
     """Two frames per temporal patch of a scene; still images come twice each, or once and are then doubled.
 
     Args:
-        frames: one entry per video and image, or else one per scene, in the order in which they appear.
-        number: of the scene.
-        scene: its videos and images.
-        media: all videos and images.
+        frames: One entry per video and image, or else one per scene, in the order in which they appear.
+        number: Of the scene.
+        scene: Its videos and images.
+        media: All videos and images.
 
     Raises:
-        InputError: a wrong number of frames.
+        InputError: A wrong number of frames.
     """
     parts = (
         [(frames[media.index(medium)], medium.steps) for medium in scene]

@@ -37,12 +37,12 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, input_ids: Int[Tensor, " L"], labels: Int[Tensor, " L"]) -> Row:
-        """Makes the row of one question."""
+        """Make the row of one question."""
         return cls(input_ids, labels, torch.full_like(input_ids, PREFIX), torch.zeros_like(input_ids))
 
 
 def shared_length(prompts: Sequence[Sequence[int]], visual: Collection[int]) -> int:
-    """Counts the tokens that all prompts start with, at most up to the one after the last visual token.
+    """Count the tokens that all prompts start with, at most up to the one after the last visual token.
 
     At least one token is left to each prompt. 0 if some visual token would not be shared.
 
@@ -59,7 +59,7 @@ def shared_length(prompts: Sequence[Sequence[int]], visual: Collection[int]) -> 
 def pack_questions(
     rows: Sequence[Row], scene_of: Sequence[int], visual: Collection[int], max_tokens: int | None = None
 ) -> tuple[list[Row], list[int]] | None:
-    """Packs the questions of each scene into one row; returns None if no two share a prefix.
+    """Pack the questions of each scene into one row; return None if no two share a prefix.
 
     Args:
         rows: One per question.
@@ -90,7 +90,7 @@ def pack_questions(
 
 
 def _within(members: Sequence[Row], length: int, bound: int | None) -> list[list[Row]]:
-    """Divides the questions of a scene among rows of at most `bound` tokens; a longer question has its own."""
+    """Divide the questions of a scene among rows of at most `bound` tokens; a longer question has its own."""
     divided, used = [[members[0]]], len(members[0].input_ids)
     for row in members[1:]:
         added = len(row.input_ids) - length
@@ -103,7 +103,7 @@ def _within(members: Sequence[Row], length: int, bound: int | None) -> list[list
 
 
 def _in_one(members: Sequence[Row], length: int) -> Row:
-    """Packs rows that share their first `length` tokens."""
+    """Pack rows that share their first `length` tokens."""
     lengths = torch.tensor([length, *(len(row.input_ids) - length for row in members)])
     number = torch.arange(len(lengths)).repeat_interleave(lengths)
     position_offset = (lengths.cumsum(0) - lengths - length).clamp(min=0)[number]  # of the prefix 0

@@ -20,7 +20,7 @@ class VisionRules(ABC):
 
     @abstractmethod
     def inputs(self, grids: Sequence[Grid]) -> VisionInputs:
-        """Returns the tower's inputs beside the patches, on the CPU.
+        """Return the tower's inputs beside the patches, on the CPU.
 
         Args:
             grids: (t, h, w) in patches of each video or still image.

@@ -61,11 +61,11 @@ class ScenePacking(Movable):
         self.prefix_group: Int[Tensor, "B T"] = self.pack((own_first + PREFIX).expand_as(group), -1)
 
     def pack(self, values: Shaped[Tensor, "S L ..."], fill: int | float = 0) -> Shaped[Tensor, "B T ..."]:
-        """Moves values of the rows to the places of the sequences."""
+        """Move values of the rows to the places of the sequences."""
         return _moved(values, self.rows, self.places, self.shape, fill)
 
     def unpack(self, values: Shaped[Tensor, "B T ..."], fill: int | float = 0) -> Shaped[Tensor, "S L ..."]:
-        """Moves values of the sequences to the places of the rows."""
+        """Move values of the sequences to the places of the rows."""
         return _moved(values, self.places, self.rows, self.padded, fill)
 
 

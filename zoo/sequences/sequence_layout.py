@@ -19,10 +19,10 @@ class Placeholders(NamedTuple):
     """Token ids that mark visual tokens in a prompt.
 
     Attributes:
-        video: stands for one visual token of a video.
-        image: stands for one visual token of a still image.
-        vision_start: precedes the first placeholder of each run.
-        span_per_step: whether each temporal patch of a video is a run of its own, with text between them.
+        video: Stands for one visual token of a video.
+        image: Stands for one visual token of a still image.
+        vision_start: Precedes the first placeholder of each run.
+        span_per_step: Whether each temporal patch of a video is a run of its own, with text between them.
     """
 
     video: int
@@ -40,11 +40,11 @@ class MediaSpan(NamedTuple):
     """One video or still image in a batch of sequences: one span of visual tokens, or several.
 
     Attributes:
-        row: the sequence that contains it.
+        row: The sequence that contains it.
         kind: "video" or "image".
-        number: index among the videos, or among the images, of the batch.
-        steps: temporal patches.
-        steps_before: temporal patches of the same sequence before it, over all of its videos and images.
+        number: Index among the videos, or among the images, of the batch.
+        steps: Temporal patches.
+        steps_before: Temporal patches of the same sequence before it, over all of its videos and images.
     """
 
     row: int
@@ -63,28 +63,28 @@ class SequenceLayout:
     All tensors are on the CPU.
 
     Args:
-        input_ids: one placeholder per visual token, extra tokens included.
+        input_ids: One placeholder per visual token, extra tokens included.
         attention_mask: 0 for padding, on either side; None means no padding.
         video_grid_thw: (t, h, w) in patches before the spatial merge, one row per video in the order of the batch.
-        image_grid_thw: the same for still images.
-        placeholders: token ids of the backbone.
-        spatial_merge_size: patches per side in one visual token.
-        extra_tokens: tokens that follow the 2D tokens of each view.
+        image_grid_thw: The same for still images.
+        placeholders: Token ids of the backbone.
+        spatial_merge_size: Patches per side in one visual token.
+        extra_tokens: Tokens that follow the 2D tokens of each view.
 
     Attributes:
-        media: videos and images, in the order in which they appear.
-        medium: the medium of each span.
-        row: the sequence of each token that is not padding.
-        start: index of each span's first token, among the tokens that are not padding.
+        media: Videos and images, in the order in which they appear.
+        medium: The medium of each span.
+        row: The sequence of each token that is not padding.
+        start: Index of each span's first token, among the tokens that are not padding.
         grid: (t, h, w) of each span in visual tokens.
-        is_video: whether a span is of a video.
-        span: the span of each visual token.
-        step: the temporal patch of each visual token within its span.
-        cell: its cell in the (h, w) grid, row by row; an extra token has that of the 2D token whose position it shares.
-        is_extra: whether it is an extra token.
+        is_video: Whether a span is of a video.
+        span: The span of each visual token.
+        step: The temporal patch of each visual token within its span.
+        cell: Its cell in the (h, w) grid, row by row; an extra token has that of the 2D token whose position it shares.
+        is_extra: Whether it is an extra token.
 
     Raises:
-        ValueError: grids and placeholders do not match.
+        ValueError: Grids and placeholders do not match.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class SequenceLayout:
         self._check(ids, lengths)
 
     def _check(self, ids: Tensor, lengths: Tensor) -> None:
-        """Compares the runs of placeholders with the grids."""
+        """Compare the runs of placeholders with the grids."""
         last = max(len(ids) - 1, 0)
         inside, first = self.tokens.clamp(max=last), self.start[self.span]
         fewer = (self.tokens > last) | (ids[inside] != ids[first]) | (self.row[inside] != self.row[first])

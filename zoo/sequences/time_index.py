@@ -26,13 +26,13 @@ class TemporalPatches(NamedTuple):
     """The N temporal patches of a batch of videos, concatenated.
 
     Attributes:
-        video: number of the video of each, from 0.
+        video: Number of the video of each, from 0.
         step: 0, 1, 2, ... within the video.
-        seconds: seconds per temporal patch of that video.
-        tokens_per_second: positions per second.
-        frame: index of the raw video frame, the mean of the merged frames; None if unknown.
-        world_to_camera: poses; None without cameras.
-        has_camera: which of the poses are valid.
+        seconds: Seconds per temporal patch of that video.
+        tokens_per_second: Positions per second.
+        frame: Index of the raw video frame, the mean of the merged frames; None if unknown.
+        world_to_camera: Poses; None without cameras.
+        has_camera: Which of the poses are valid.
     """
 
     video: Int[Tensor, " N"]
@@ -44,23 +44,23 @@ class TemporalPatches(NamedTuple):
     has_camera: Bool[Tensor, " N"] | None = None
 
     def only(self, mask: Bool[Tensor, " N"]) -> TemporalPatches:
-        """Selects temporal patches by a mask."""
+        """Select temporal patches by a mask."""
         selected: dict[str, Any] = {name: x[mask] for name, x in self._asdict().items() if isinstance(x, Tensor)}
         return self._replace(**selected)
 
 
 class TimeIndex(Configurable, ABC):
-    """Maps temporal patches to integer positions from 0, relative to the start of each video.
+    """Map temporal patches to integer positions from 0, relative to the start of each video.
 
     Attributes:
-        seconds_per_grid: nominal seconds per temporal patch, if the caller passes none.
-        seconds: whose seconds per temporal patch the model passes, see `TimestampIndex`.
-        constant: all views of a video share one position, so RoPE on the T section is the identity between them.
-        per_span: positions count from the start of each span of visual tokens, not from that of the video; they differ
+        seconds_per_grid: Nominal seconds per temporal patch, if the caller passes none.
+        seconds: Whose seconds per temporal patch the model passes, see `TimestampIndex`.
+        constant: All views of a video share one position, so RoPE on the T section is the identity between them.
+        per_span: Positions count from the start of each span of visual tokens, not from that of the video; they differ
             where each temporal patch is a span of its own (Qwen3-VL).
-        requires_frames: reads the raw frame indices.
-        requires_cameras: reads the poses.
-        uses_lengths: depends on the unit of the poses.
+        requires_frames: Reads the raw frame indices.
+        requires_cameras: Reads the poses.
+        uses_lengths: Depends on the unit of the poses.
     """
 
     seconds_per_grid: int | float = 1.0
@@ -73,7 +73,7 @@ class TimeIndex(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
-        """Computes the position of each temporal patch.
+        """Compute the position of each temporal patch.
 
         Raises:
             ValueError: `steps` lack the frames or poses that this index requires.
@@ -84,7 +84,7 @@ class TimestampIndex(TimeIndex):
     """floor(step * tokens_per_second * seconds_per_grid), as in Qwen2.5-VL.
 
     Args:
-        seconds_per_grid: nominal seconds per temporal patch, whatever the actual rate of the clip. The released
+        seconds_per_grid: Nominal seconds per temporal patch, whatever the actual rate of the clip. The released
             Spatial-MLLM checkpoints are evaluated with 1.0 and were trained with 0.5.
         seconds: `nominal`; those of the `clip`, from its frames' times; or by the `sampled_fps`, 2 / (n / N fps) for n
             of the N frames of a video, as in qwen-vl-utils. docs/positions.md compares them.
@@ -133,10 +133,10 @@ class SpanIndex(TimeIndex):
 
 
 class SpreadIndex(TimeIndex):
-    """Scales a value per temporal patch to 0 ... span within each video, and rounds.
+    """Scale a value per temporal patch to 0 ... span within each video, and rounds.
 
     Args:
-        span: position of the largest value, at least 1; the smallest is at 0. If all values of a video are equal,
+        span: Position of the largest value, at least 1; the smallest is at 0. If all values of a video are equal,
             all positions are 0.
     """
 
@@ -147,7 +147,7 @@ class SpreadIndex(TimeIndex):
 
     @abstractmethod
     def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
-        """Computes the value of each temporal patch of one video."""
+        """Compute the value of each temporal patch of one video."""
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         positions = torch.zeros_like(steps.step)
@@ -158,7 +158,7 @@ class SpreadIndex(TimeIndex):
         return positions
 
     def spread(self, values: Float[Tensor, "*B N"], known: Bool[Tensor, "*B N"] | None = None) -> Float[Tensor, "*B N"]:
-        """Scales the values of each video to 0 ... span, in float64.
+        """Scale the values of each video to 0 ... span, in float64.
 
         Args:
             values: Of the temporal patches.
@@ -178,7 +178,7 @@ class FrameNumberIndex(SpreadIndex):
     Merged frames are represented by their mean index.
 
     Args:
-        span: position of the last temporal patch; the first is at 0.
+        span: Position of the last temporal patch; the first is at 0.
 
     Example:
         >>> import torch
@@ -217,7 +217,7 @@ class PoseTimeIndex(SpreadIndex):
     def pose_values(
         self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B S"]:
-        """Computes the value of each pose, without waiting for a GPU; those of invalid cameras are ignored.
+        """Compute the value of each pose, without waiting for a GPU; those of invalid cameras are ignored.
 
         Args:
             world_to_camera: Of each video.
@@ -242,12 +242,12 @@ class PoseDistanceIndex(PoseTimeIndex):
     rotation and a translation of equal size.
 
     Args:
-        measure: the distance, from the angle w (radians) and the center distance t (meters times
+        measure: The distance, from the angle w (radians) and the center distance t (meters times
             translation_weight): `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of
             the logarithm of the relative pose.
-        translation_weight: radians per meter.
-        span: position of the view farthest from the reference, which is at 0.
-        reference: the `first` or `middle` view with a camera, or the `medoid`, the view closest to the others.
+        translation_weight: Radians per meter.
+        span: Position of the view farthest from the reference, which is at 0.
+        reference: The `first` or `middle` view with a camera, or the `medoid`, the view closest to the others.
 
     Example:
         >>> import torch
@@ -288,11 +288,11 @@ class PathLengthIndex(PoseTimeIndex):
     the camera stands still.
 
     Args:
-        measure: the length of one step of the path, from the angle w (radians) and the center distance t (meters
+        measure: The length of one step of the path, from the angle w (radians) and the center distance t (meters
             times translation_weight): `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the
             norm of the logarithm of the relative pose.
-        translation_weight: radians per meter.
-        span: position of the last view.
+        translation_weight: Radians per meter.
+        span: Position of the last view.
     """
 
     def pose_values(

@@ -47,5 +47,5 @@ class VisionInputs(Movable):
         self.values = list(tensors.values())
 
     def arguments(self) -> dict[str, Any]:
-        """Returns the keyword arguments, in a new dict: a tower takes them out of it."""
+        """Return the keyword arguments, in a new dict: a tower takes them out of it."""
         return {**dict(zip(self.names, self.values, strict=True)), **self.numbers}

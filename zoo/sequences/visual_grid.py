@@ -23,5 +23,5 @@ class ExtraTokens(Enum):
     ALL = "one per 2D token"
 
     def count(self, tokens: int) -> int:
-        """Returns the number of tokens appended to a view with `tokens` 2D tokens."""
+        """Return the number of tokens appended to a view with `tokens` 2D tokens."""
         return {ExtraTokens.NONE: 0, ExtraTokens.ONE: 1, ExtraTokens.ALL: tokens}[self]

@@ -20,7 +20,7 @@ def visual_sources(
     scene_index: Sequence[Sequence[int]],
     extra_tokens: ExtraTokens,
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " K"]]:
-    """Numbers the visual tokens of sequences among those of all scenes of a batch, scene after scene.
+    """Number the visual tokens of sequences among those of all scenes of a batch, scene after scene.
 
     Args:
         layout: Of the sequences.

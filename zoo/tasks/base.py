@@ -32,15 +32,15 @@ class Task(Configurable, LightningModule):
     from their files again, so a run continues exactly as if it had not stopped.
 
     Args:
-        learning_rates: one per part, null to freeze it.
-        optimizer: takes the parameter groups.
-        scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
+        learning_rates: One per part, null to freeze it.
+        optimizer: Takes the parameter groups.
+        scheduler: Takes the optimizer and the run's number of optimizer steps; stepped once per step.
 
     Attributes:
-        preprocessor: turns frames and questions into tokens; of a task with a `sequence_builder`.
-        sequence_builder: builds the sequences of a batch; None for a task that reads scenes alone.
-        answers_questions: whether validation and test steps return prediction records.
-        frozen_weights: path and fingerprints of the files that frozen parts were read from, by part.
+        preprocessor: Turns frames and questions into tokens; of a task with a `sequence_builder`.
+        sequence_builder: Builds the sequences of a batch; None for a task that reads scenes alone.
+        answers_questions: Whether validation and test steps return prediction records.
+        frozen_weights: Path and fingerprints of the files that frozen parts were read from, by part.
     """
 
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
@@ -64,7 +64,7 @@ class Task(Configurable, LightningModule):
         raise NotImplementedError
 
     def check(self, batch: Batch) -> None:
-        """Raises an InputError if a scene of a batch can't be used: training must not continue without it."""
+        """Raise an InputError if a scene of a batch can't be used: training must not continue without it."""
         if batch.failed:
             raise InputError(batch.failed[0]["error"])
 
@@ -105,23 +105,23 @@ class Task(Configurable, LightningModule):
             return None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the tensors of `saved_names`, and adds the task's configuration."""
+        """Keep the tensors of `saved_names`, and add the task's configuration."""
         saved = saved_names(self, self.restored_by_files)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
         checkpoint[CONFIG_KEY] = self.configuration
         checkpoint[FROZEN] = self.frozen_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that was trained with other frozen weights."""
+        """Refuse a checkpoint that was trained with other frozen weights."""
         trainer = self._trainer  # absent where a checkpoint is loaded without one
         source = (trainer and trainer.ckpt_path) or "the checkpoint"
         check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, source)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Loads what checkpoints hold; frozen released weights may be absent, any other difference is an error.
+        """Load what checkpoints hold; frozen released weights may be absent, any other difference is an error.
 
         Raises:
-            InputError: missing or unexpected tensors, or tensors of other shapes.
+            InputError: Missing or unexpected tensors, or tensors of other shapes.
         """
         try:
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
@@ -137,12 +137,12 @@ class Task(Configurable, LightningModule):
         """The task of a checkpoint, rebuilt from the configuration in it.
 
         Args:
-            checkpoint_path: a file of `checkpoints/`.
-            map_location: see `torch.load`.
-            overrides: constructor arguments in place of the stored ones.
+            checkpoint_path: A file of `checkpoints/`.
+            map_location: See `torch.load`.
+            overrides: Constructor arguments in place of the stored ones.
 
         Raises:
-            InputError: the file is no checkpoint, or one of another task.
+            InputError: The file is no checkpoint, or one of another task.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)

@@ -38,7 +38,7 @@ def fake_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def make_fake(module: nn.Module) -> None:
-    """Turns the tensors of a module on the meta device into fake ones, in place; tied weights stay tied."""
+    """Turn the tensors of a module on the meta device into fake ones, in place; tied weights stay tied."""
     made: dict[Tensor, Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -52,17 +52,17 @@ def make_fake(module: nn.Module) -> None:
 
 
 class Footprint(TorchDispatchMode):
-    """Counts the bytes of the tensors that a computation allocates, and its floating-point operations.
+    """Count the bytes of the tensors that a computation allocates, and its floating-point operations.
 
     Attention counts as a fused kernel, which keeps its inputs, its output and a number per query and head.
 
     Args:
-        existing: tensors that are there before, such as weights; they do not count.
+        existing: Tensors that are there before, such as weights; they do not count.
 
     Attributes:
-        live: bytes of the tensors that are still alive.
-        peak: most bytes that were alive at once.
-        flops: floating-point operations of matrix products, convolutions and attention; a product and a sum are two.
+        live: Bytes of the tensors that are still alive.
+        peak: Most bytes that were alive at once.
+        flops: Floating-point operations of matrix products, convolutions and attention; a product and a sum are two.
     """
 
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:

@@ -12,7 +12,7 @@ SCENES = 3  # a fault of one scene, or of two, is recorded with it
 
 
 class FirstScenes:
-    """Watches the first scenes that the model is asked about, in each process by itself.
+    """Watch the first scenes that the model is asked about, in each process by itself.
 
     Where all of them fail alike, the fault is not theirs but the model's, the machine's or the command's, and every
     other scene would be scored 0 as well. Scenes that can't be read never reach the model and do not count.
@@ -22,16 +22,16 @@ class FirstScenes:
         self._failed: dict[str, str] | None = {}  # error of each scene; None once a scene was answered
 
     def check(self, records: Sequence[Mapping[str, Any]], fault: Exception | None) -> None:
-        """Takes the records of a batch.
+        """Take the records of a batch.
 
         Args:
-            records: of questions that the model was asked.
-            fault: the exception in which the batch ended, if it did.
+            records: Of questions that the model was asked.
+            fault: The exception in which the batch ended, if it did.
 
         Raises:
-            InputError: the first scenes all failed alike, by the user's input or a part of the user's own, or by the
+            InputError: The first scenes all failed alike, by the user's input or a part of the user's own, or by the
                 answers' own errors.
-            RuntimeError: the first scenes all failed alike, by another exception.
+            RuntimeError: The first scenes all failed alike, by another exception.
         """
         if self._failed is None or not records:
             return

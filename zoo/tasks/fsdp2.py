@@ -27,7 +27,7 @@ STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 class FSDP2Strategy(DDPStrategy):
-    """Shards a `VideoQATask` by torch's `fully_shard`: every decoder layer, vision block and geometry block is a unit.
+    """Shard a `VideoQATask` by torch's `fully_shard`: every decoder layer, vision block and geometry block is a unit.
 
     The task itself is the root unit: what lies in no block is gathered for a whole step, so that a step may call any
     method of any part. Frozen weights keep their dtype; trained ones are float32, and so are gradients as they are
@@ -47,10 +47,10 @@ class FSDP2Strategy(DDPStrategy):
         return True
 
     def connect(self, model: LightningModule) -> None:  # type: ignore[override]
-        """Takes the task, before processes meet.
+        """Take the task, before processes meet.
 
         Raises:
-            InputError: a task without blocks to shard.
+            InputError: A task without blocks to shard.
         """
         if not isinstance(model, VideoQATask):
             raise InputError(
@@ -60,10 +60,10 @@ class FSDP2Strategy(DDPStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Shards the model before `configure_model` reads its weights into the shards.
+        """Shard the model before `configure_model` reads its weights into the shards.
 
         Raises:
-            InputError: a batch size with which processes would gather weights unequally often.
+            InputError: A batch size with which processes would gather weights unequally often.
         """
         task: Any = self.lightning_module
         size = getattr(getattr(task.trainer, "datamodule", None), "batch_size", 1)
@@ -78,7 +78,7 @@ class FSDP2Strategy(DDPStrategy):
         yield
 
     def setup(self, trainer: Trainer) -> None:
-        """Moves what is not sharded to the device, and sets up the optimizer."""
+        """Move what is not sharded to the device, and set up the optimizer."""
         fits = trainer.state.fn == TrainerFn.FITTING
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
@@ -90,7 +90,7 @@ class FSDP2Strategy(DDPStrategy):
             _optimizers_to_device(self.optimizers, self.root_device)
 
     def teardown(self) -> None:
-        """Leaves the shards where they are, as after an error some weights may be gathered."""
+        """Leave the shards where they are, as after an error some weights may be gathered."""
         assert self.cluster_environment is not None and self.accelerator is not None
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
@@ -140,13 +140,13 @@ class FSDP2Strategy(DDPStrategy):
         return found
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Reads the shards of this process."""
+        """Read the shards of this process."""
         task: Any = self.lightning_module
         own, state = task.state_dict(), checkpoint["state_dict"]
         task.load_state_dict({name: shard_like(tensor, own.get(name, tensor)) for name, tensor in state.items()})
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Reads the shards of this process."""
+        """Read the shards of this process."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -159,7 +159,7 @@ class FSDP2Strategy(DDPStrategy):
 
 
 def shard(task: VideoQATask, device: torch.device, world_size: int) -> None:
-    """Shards a task over all processes, in place; deferred weights stay on the meta device."""
+    """Shard a task over all processes, in place; deferred weights stay on the meta device."""
     kind, mesh = type(task), init_device_mesh(device.type, (world_size,))
     # 1. The same random weights everywhere, as DDP starts.
     for parameter in task.parameters():

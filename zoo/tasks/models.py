@@ -22,7 +22,7 @@ class BaselineVLM(VideoQATask):
     A scale config may name a geometry encoder: the baseline builds none.
 
     Attributes:
-        backbone_class: that of the models of this name.
+        backbone_class: That of the models of this name.
     """
 
     backbone_class: Any = Backbone
@@ -49,8 +49,8 @@ class Qwen3VL(BaselineVLM):
     """Qwen3-VL (arXiv 2511.21631) as it is: 2D tokens only, time as text, no cameras.
 
     Args:
-        backbone: a Qwen3-VL, by default a tiny random one.
-        parts: the other arguments of `VideoQATask`.
+        backbone: A Qwen3-VL, by default a tiny random one.
+        parts: The other arguments of `VideoQATask`.
     """
 
     backbone_class = Qwen3VLBackbone
@@ -63,9 +63,9 @@ class SpatialMLLM(VideoQATask):
     """Spatial-MLLM (arXiv 2505.23747): the 3D tokens pass a connector and are added to the 2D tokens.
 
     Args:
-        geometry: encoder of the 3D tokens, VGGT in the paper; by default the dataset's rays and points.
+        geometry: Encoder of the 3D tokens, VGGT in the paper; by default the dataset's rays and points.
         fusion: `AddFusion`, or another one.
-        parts: the other arguments of `VideoQATask`.
+        parts: The other arguments of `VideoQATask`.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class ConcatSplitMLLM(VideoQATask):
     """2D tokens to one half of the decoder's channels and 3D tokens to the other, concatenated.
 
     Args:
-        geometry: encoder of the 3D tokens, by default the dataset's rays and points.
+        geometry: Encoder of the 3D tokens, by default the dataset's rays and points.
         fusion: `ConcatSplitFusion`, or another one.
-        parts: the other arguments of `VideoQATask`.
+        parts: The other arguments of `VideoQATask`.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class PRoPEMLLM(VideoQATask):
     well if `camera_encoding` is set. Without both it is `ConcatSplitMLLM` on the rays alone.
 
     Args:
-        camera_encoding: of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
-        view_mixer: of the 2D half, `ViewAttention`, or another one, or null.
-        geometry: encoder of the 3D tokens, by default the rays of the dataset's cameras; null only with `fusion: null`.
+        camera_encoding: Of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
+        view_mixer: Of the 2D half, `ViewAttention`, or another one, or null.
+        geometry: Encoder of the 3D tokens, by default the rays of the dataset's cameras; null only with `fusion: null`.
         fusion: `ConcatSplitFusion`, or another one; null takes the 2D tokens alone.
-        parts: the other arguments of `VideoQATask`.
+        parts: The other arguments of `VideoQATask`.
     """
 
     def __init__(

@@ -23,13 +23,13 @@ class LearningRates:
     (`visual.merger`) belongs to the connector, and trains although the tower is frozen.
 
     Args:
-        decoder: the language model and its embeddings.
-        connector: everything that turns vision or geometry into the decoder's tokens.
-        vision: the backbone's vision tower.
-        geometry: the geometry encoder.
-        encoding: learned numbers of a camera encoding: slopes, a scale, extra channels. They start from scratch, so a
+        decoder: The language model and its embeddings.
+        connector: Everything that turns vision or geometry into the decoder's tokens.
+        vision: The backbone's vision tower.
+        geometry: The geometry encoder.
+        encoding: Learned numbers of a camera encoding: slopes, a scale, extra channels. They start from scratch, so a
             rate for pretrained weights would hardly move them; the default is a usual one for LoRA.
-        objective: heads and learned tokens of objectives, which start from scratch as well.
+        objective: Heads and learned tokens of objectives, which start from scratch as well.
     """
 
     decoder: float | None = 7e-6
@@ -50,15 +50,15 @@ def freeze(
     part_of: Callable[[str], str],
     is_unreachable: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Turns gradients off in every part without a learning rate; what trains becomes float32. In place.
+    """Turn gradients off in every part without a learning rate; what trains becomes float32. In place.
 
     In bfloat16, with its eight significant bits, most updates of a fine-tuning learning rate are rounded away.
 
     Args:
-        module: the whole model.
-        rates: one per part.
-        part_of: the part that a parameter's name belongs to.
-        is_unreachable: whether no loss has a gradient for the parameter of a name, which DDP would wait for.
+        module: The whole model.
+        rates: One per part.
+        part_of: The part that a parameter's name belongs to.
+        is_unreachable: Whether no loss has a gradient for the parameter of a name, which DDP would wait for.
     """
     frozen = rates.frozen()
     for name, parameter in module.named_parameters():
@@ -104,9 +104,9 @@ class WarmupCosine(LambdaLR):
     """Linear warm-up from zero, then half a cosine down to zero (Loshchilov & Hutter 2017, without restarts).
 
     Args:
-        optimizer: its learning rates are scaled, each from its own value.
-        total_steps: optimizer steps of the whole run.
-        warmup_fraction: the fraction of them that warms up.
+        optimizer: Its learning rates are scaled, each from its own value.
+        total_steps: Optimizer steps of the whole run.
+        warmup_fraction: The fraction of them that warms up.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.03):

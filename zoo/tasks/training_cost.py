@@ -31,14 +31,14 @@ class BatchSizes:
     """The sizes of a training batch on one GPU.
 
     Attributes:
-        num_frames: of each video.
-        height: of a resized frame, in pixels.
-        width: of a resized frame, in pixels.
-        scenes: sequences, each about a scene of its own.
-        questions: in each sequence.
-        tokens_per_sequence: most tokens of a sequence with several questions.
-        kind: whether frames are shown as a video or each as an image.
-        pack_scenes: whether scenes share sequences.
+        num_frames: Of each video.
+        height: Of a resized frame, in pixels.
+        width: Of a resized frame, in pixels.
+        scenes: Sequences, each about a scene of its own.
+        questions: In each sequence.
+        tokens_per_sequence: Most tokens of a sequence with several questions.
+        kind: Whether frames are shown as a video or each as an image.
+        pack_scenes: Whether scenes share sequences.
     """
 
     num_frames: int
@@ -61,16 +61,16 @@ class TrainingCost:
     """What a training step takes on one GPU that holds the whole model.
 
     Attributes:
-        trained: trained parameters of each part.
-        frozen: frozen parameters of each part.
-        weights: bytes of the parameters and buffers.
-        gradients: bytes of the gradients.
-        optimizer: bytes of the optimizer's state.
-        activations: most bytes of all other tensors at once, without and with gradient checkpointing.
-        flops: floating-point operations of forward and backward pass, without and with gradient checkpointing.
-        visual_tokens: of a scene.
-        sequence_tokens: of the longest sequence.
-        gathered: bytes that a sharded model holds beside its shard, see `gathered_bytes`.
+        trained: Trained parameters of each part.
+        frozen: Frozen parameters of each part.
+        weights: Bytes of the parameters and buffers.
+        gradients: Bytes of the gradients.
+        optimizer: Bytes of the optimizer's state.
+        activations: Most bytes of all other tensors at once, without and with gradient checkpointing.
+        flops: Floating-point operations of forward and backward pass, without and with gradient checkpointing.
+        visual_tokens: Of a scene.
+        sequence_tokens: Of the longest sequence.
+        gathered: Bytes that a sharded model holds beside its shard, see `gathered_bytes`.
     """
 
     trained: Counter[str] = field(default_factory=Counter)
@@ -86,11 +86,11 @@ class TrainingCost:
 
 
 def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> TrainingCost:
-    """Runs a training step without and with gradient checkpointing, and counts.
+    """Run a training step without and with gradient checkpointing, and counts.
 
     Args:
-        task: built on the meta device without gradient checkpointing; its tensors become fake.
-        batch: sizes of the batch.
+        task: Built on the meta device without gradient checkpointing; its tensors become fake.
+        batch: Sizes of the batch.
         precision: Lightning's; bf16-mixed is autocast.
     """
     cost, model = TrainingCost(), task.model

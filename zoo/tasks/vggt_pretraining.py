@@ -39,7 +39,7 @@ def adamw(parameters: Any) -> Optimizer:
 
 
 class VGGTPretraining(Task):
-    """Trains a VGGT with its own losses (`zoo.geometry.vggt.losses`) on the dataset's cameras and depth.
+    """Train a VGGT with its own losses (`zoo.geometry.vggt.losses`) on the dataset's cameras and depth.
 
     At the end of `fit` it writes model.safetensors with the official names to the run's folder, for
     `TinyVGGT(path=<run>)`. The targets are normalized, so that VGGT learns the shape of a scene and not its size; a
@@ -49,12 +49,12 @@ class VGGTPretraining(Task):
     of `constant_baseline` as `val/unlearned/...`.
 
     Args:
-        geometry: the encoder to train, with all of its heads; a `TinyVGGT` with all three if not given.
-        dense_frames: number of frames per scene with dense losses (depth and points), drawn anew in each step; the
+        geometry: The encoder to train, with all of its heads; a `TinyVGGT` with all three if not given.
+        dense_frames: Number of frames per scene with dense losses (depth and points), drawn anew in each step; the
             camera loss has all frames. The dense heads cost as much as the rest of the model.
-        learning_rates: only that of the geometry is used.
-        optimizer: called with the parameter groups.
-        scheduler: called with the optimizer and the number of optimizer steps; stepped once per optimizer step.
+        learning_rates: Only that of the geometry is used.
+        optimizer: Called with the parameter groups.
+        scheduler: Called with the optimizer and the number of optimizer steps; stepped once per optimizer step.
     """
 
     requirements = DataRequirements(cameras=True, depth=True, frames=True)
@@ -109,7 +109,7 @@ class VGGTPretraining(Task):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Logs errors, and those of `constant_baseline`; returns no prediction records."""
+        """Log errors, and those of `constant_baseline`; return no prediction records."""
         stage = "test" if self.trainer.testing else "val"
         for output, truth in self._outputs(batch):
             found, unlearned = errors(output, truth), errors(constant_baseline(truth), truth)
@@ -121,7 +121,7 @@ class VGGTPretraining(Task):
     test_step = validation_step
 
     def on_validation_end(self) -> None:
-        """Prints the errors beside those of the baseline."""
+        """Print the errors beside those of the baseline."""
         logged = self.trainer.callback_metrics
         stage = "test" if self.trainer.testing else "val"
         for who, title in (("", stage), ("unlearned/", "a camera that stays where it is, one depth everywhere")):
@@ -133,7 +133,7 @@ class VGGTPretraining(Task):
 
     @rank_zero_only
     def on_train_end(self) -> None:
-        """Writes the weights by official names."""
+        """Write the weights by official names."""
         weights = Path(self.trainer.default_root_dir) / WEIGHTS
         write_whole(weights, save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
         self.print(f"wrote {weights}")

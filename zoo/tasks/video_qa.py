@@ -39,20 +39,20 @@ def adamw(parameters: Any) -> Optimizer:
 
 
 class VideoQATask(Task):
-    """Trains a `SpatialVLM` on scenes and their questions, and answers them.
+    """Train a `SpatialVLM` on scenes and their questions, and answer them.
 
     Args:
-        learning_rates: one per part, null to freeze it.
-        optimizer: takes the parameter groups.
-        scheduler: takes the optimizer and the run's number of optimizer steps; stepped once per step.
-        gradient_checkpointing: trades time for memory in the decoder and the vision tower.
-        compile_decoder: compiles the decoder's layers for training (`torch.compile`), which takes minutes at first and
+        learning_rates: One per part, null to freeze it.
+        optimizer: Takes the parameter groups.
+        scheduler: Takes the optimizer and the run's number of optimizer steps; stepped once per step.
+        gradient_checkpointing: Trades time for memory in the decoder and the vision tower.
+        compile_decoder: Compiles the decoder's layers for training (`torch.compile`), which takes minutes at first and
             is equal up to rounding.
-        max_new_tokens: the longest answer.
-        repetition_penalty: of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
+        max_new_tokens: The longest answer.
+        repetition_penalty: Of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
             generation configs have 1.05.
-        allow_untrained: answer questions even with random weights.
-        parts: see `SpatialVLM`. With `defer_weights` the released ones are read when a run starts: onto its device, or
+        allow_untrained: Answer questions even with random weights.
+        parts: See `SpatialVLM`. With `defer_weights` the released ones are read when a run starts: onto its device, or
             with `FSDP2Strategy` into the shards of each process.
     """
 
@@ -134,7 +134,7 @@ class VideoQATask(Task):
         self.check_cameras(batch)
 
     def check_cameras(self, batch: Batch) -> None:
-        """Raises an InputError if a scene lacks the cameras that the model requires."""
+        """Raise an InputError if a scene lacks the cameras that the model requires."""
         if self.requirements.cameras and any(scene.cameras is None for scene in batch.scenes):
             raise InputError("a scene without cameras, which this model requires")
 
@@ -185,7 +185,7 @@ class VideoQATask(Task):
     # ---- Lightning's steps ------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Logs the loss, that of each objective, and the learning rates."""
+        """Log the loss, that of each objective, and the learning rates."""
         losses = self.losses(batch)
         loss, count = losses.pop("loss"), len(batch.records)
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
@@ -195,22 +195,22 @@ class VideoQATask(Task):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Returns prediction records."""
+        """Return prediction records."""
         return self.predict_batch_with_retry(batch)
 
     test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Returns prediction records; a scene that can't be read is an error."""
+        """Return prediction records; a scene that can't be read is an error."""
         self.check(batch)
         return self.predict_batch(batch)
 
     def configure_model(self) -> None:
-        """Reads deferred weights, see `SpatialVLM`; a strategy that shards the model has done so before."""
+        """Read deferred weights, see `SpatialVLM`; a strategy that shards the model has done so before."""
         load_deferred(self)
 
     def setup(self, stage: str) -> None:
-        """Refuses precisions that round cameras and RoPE."""
+        """Refuse precisions that round cameras and RoPE."""
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise InputError(
                 f"--trainer.precision {self.trainer.precision} would round the cameras' and RoPE's numbers: take "
@@ -235,7 +235,7 @@ class VideoQATask(Task):
         model.loaded_names |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds how the training reads videos."""
+        """Add how the training reads videos."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[DATA] = self.model.data_config
 

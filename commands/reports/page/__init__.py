@@ -23,10 +23,10 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
     """Return the text of the page.
 
     Args:
-        runs: at least one run.
-        comparisons: of the runs.
-        notes: lines above the tables.
-        paths: the scenes' camera paths, see `camera_paths`.
+        runs: At least one run.
+        comparisons: Of the runs.
+        notes: Lines above the tables.
+        paths: The scenes' camera paths, see `camera_paths`.
     """
     benchmark = runs[0].benchmark
     every = (scores(runs), means(runs), *over_seeds(runs), *captions(runs), settings(runs), reproduction(runs))

@@ -40,7 +40,7 @@ class Category:
 
 
 def _read_categories() -> list[tuple[Category, ...]]:
-    """Reads the catalog and the moving things of furniture.json.
+    """Read the catalog and the moving things of furniture.json.
 
     A color is a name or hue, saturation and value; `legs` are the height, thickness and color of a leg in each corner.
     """
@@ -58,7 +58,7 @@ CATALOG, MOVERS = _read_categories()
 
 
 def draw_parts(category: Category, size: Vector, rng: np.random.Generator) -> tuple[Part, ...]:
-    """Draws the boxes of a thing of `size` meters, with random colors and textures."""
+    """Draw the boxes of a thing of `size` meters, with random colors and textures."""
     jitter = rng.uniform([-0.03, 0.7, 0.75], [0.03, 1.3, 1.15])
     materials = []
     for hue, saturation, value in category.colors:
@@ -78,7 +78,7 @@ def draw_parts(category: Category, size: Vector, rng: np.random.Generator) -> tu
 
 
 def draw_surface(low: Vector, high: Vector, unit: float, rng: np.random.Generator) -> Material:
-    """Draws the material of a wall, floor or ceiling with hue, saturation and value between low and high."""
+    """Draw the material of a wall, floor or ceiling with hue, saturation and value between low and high."""
     hsv = rng.uniform(low, high)
     other = hsv + rng.uniform([-0.05, -0.15, -0.35], [0.05, 0.25, -0.08])
     period = float(unit * np.exp(rng.uniform(np.log(0.5), np.log(4.0))))
@@ -86,12 +86,12 @@ def draw_surface(low: Vector, high: Vector, unit: float, rng: np.random.Generato
 
 
 def draw_pattern(rng: np.random.Generator) -> int:
-    """Draws a pattern of the atlas."""
+    """Draw a pattern of the atlas."""
     return int(rng.integers(len(textures.atlas())))
 
 
 def rgb(hsv: np.ndarray) -> Vector:
-    """Converts hue (periodic), saturation and value (clipped) to RGB in 0..1."""
+    """Convert hue (periodic), saturation and value (clipped) to RGB in 0..1."""
     hue, saturation, value = hsv[0] % 1, np.clip(hsv[1], 0, 1), np.clip(hsv[2], 0.03, 1)
     ramp = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     red, green, blue = (value * (1 - saturation * (1 - ramp))).tolist()

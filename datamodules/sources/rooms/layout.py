@@ -27,7 +27,7 @@ LOCAL_RADIUS_M = (0.3, 0.8)
 def draw_scene(
     trajectory: Literal["loop", "local"], dynamic_objects: bool, frames: int, rng: np.random.Generator
 ) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
-    """Draws a scene and its world-to-camera poses."""
+    """Draw a scene and its world-to-camera poses."""
     unit = _log_uniform(*SCALE, rng)
     area, aspect = _log_uniform(*AREA_UNITS, rng), _log_uniform(1.0, 1.25, rng)
     sides = np.array([np.sqrt(area * aspect), np.sqrt(area / aspect)])[rng.permutation(2)]
@@ -43,7 +43,7 @@ def draw_scene(
 
 
 def draw_shell(size: np.ndarray, unit: float, rng: np.random.Generator) -> RoomScene:
-    """Draws an empty room: its surfaces, lamp and pose in the world.
+    """Draw an empty room: its surfaces, lamp and pose in the world.
 
     Args:
         size: Length, width and height in meters.
@@ -73,7 +73,7 @@ def _ring(trajectory: str, size: np.ndarray, unit: float, rng: np.random.Generat
 def _furnish(
     lanes: list[Thing], size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator
 ) -> list[Thing]:
-    """Places single things and one or two categories with several instances, wherever they fit."""
+    """Place single things and one or two categories with several instances, wherever they fit."""
     big = unit * _log_uniform(0.75, 1.25, rng)  # scale of all furniture: room and furniture sizes are independent
     order = [CATALOG[i] for i in rng.permutation(len(CATALOG))]
     num_repeated = rng.integers(1, 3)
@@ -91,7 +91,7 @@ def _place(
     category: Category, things: list[Thing], size: np.ndarray, unit: float, big: float, eyes: np.ndarray,
     rng: np.random.Generator,
 ) -> Thing | None:  # fmt: skip
-    """Places a thing free of collisions and away from the camera; None after 12 attempts."""
+    """Place a thing free of collisions and away from the camera; None after 12 attempts."""
     extent = rng.uniform(category.smallest, category.largest) * big
     extent[2] = min(extent[2], 0.85 * size[2])
     gap = 0.03 * unit

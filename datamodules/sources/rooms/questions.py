@@ -71,7 +71,7 @@ class _Visible:
 
 
 def ask(scene: RoomScene, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator, prefix: str) -> list[Question]:
-    """Draws up to 12 questions, the room size first.
+    """Draw up to 12 questions, the room size first.
 
     Args:
         scene: The scene.

@@ -46,13 +46,13 @@ class Placed:
 
 
 def turn(vectors: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotates vectors (3, ...) from the room's frame into frames with this cosine and sine of the yaw."""
+    """Rotate vectors (3, ...) from the room's frame into frames with this cosine and sine of the yaw."""
     x, y, z = vectors
     return np.stack([cos * x + sin * y, cos * y - sin * x, z])
 
 
 def place(scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float64[np.ndarray, "T 4 4"]) -> Placed:
-    """Places all things in frames with these raw indices and camera poses."""
+    """Place all things in frames with these raw indices and camera poses."""
     still = [(*thing.center, thing.yaw) for thing in scene.things] + [(0, 0, scene.size[2] / 2, 0)]
     pose = np.tile(np.array(still, float)[:, None], (1, len(frames), 1))  # x, y, z, yaw
     for number, thing in enumerate(scene.things):

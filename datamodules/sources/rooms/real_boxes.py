@@ -48,7 +48,7 @@ class RealRoom:
 
 
 def read_rooms(folder: str | Path) -> list[RealRoom]:
-    """Reads the rooms of all datasets in a folder, in the order of files and scenes.
+    """Read the rooms of all datasets in a folder, in the order of files and scenes.
 
     Raises:
         InputError: No such files, or a malformed one.

@@ -38,7 +38,7 @@ SIMILAR = {
 def draw_real_room(
     room: RealRoom, frames: int, varied: bool, rng: np.random.Generator
 ) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
-    """Draws a layout and its world-to-camera poses.
+    """Draw a layout and its world-to-camera poses.
 
     Args:
         room: The real room.
@@ -82,7 +82,7 @@ def _floor(room: RealRoom) -> float:
 def _furnish(
     room: RealRoom, low: np.ndarray, extent: np.ndarray, floor: float, size: np.ndarray, rng: np.random.Generator
 ) -> list[Thing]:
-    """Places things inside the walls; things larger than the room are removed."""
+    """Place things inside the walls; things larger than the room are removed."""
     shrink = np.minimum(1.0, size[:2] / extent)
     slack = size[:2] - extent * shrink
     shift = rng.uniform(-0.5, 0.5, 2) * slack

@@ -79,7 +79,7 @@ class RealRooms(RenderedScenes):
         super().__init__(root, key, counts, size, frames, seed, workers)
 
     def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
-        """Draws a stand-in of a test room, or a variation of a random room of another split."""
+        """Draw a stand-in of a test room, or a variation of a random room of another split."""
         is_test = split == "test"
         room = self.rooms[split][index if is_test else rng.integers(len(self.rooms[split]))]
         dataset, name = (room.dataset, room.name) if is_test else (DATASET, f"{split}_{index:05d}")

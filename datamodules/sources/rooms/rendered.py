@@ -67,15 +67,15 @@ class RenderedScenes(SceneSource):
 
     @abstractmethod
     def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
-        """Draws scene `index` of a split; the source must be picklable."""
+        """Draw scene `index` of a split; the source must be picklable."""
 
     def write_scene(self, folder: Path, split: Split, index: int) -> str:
-        """Writes the files of scene `index` of a split, and returns its questions as JSON lines."""
+        """Write the files of scene `index` of a split, and return its questions as JSON lines."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         return write_drawn(folder, self.draw(split, index, rng), self.size, rng)
 
     def prepare(self) -> None:
-        """Renders the dataset unless it exists; a second process waits for the first."""
+        """Render the dataset unless it exists; a second process waits for the first."""
         build_once(self.folder, "another process renders these rooms: waiting for it", self._write)
 
     def scenes(self, split: Split) -> list[Scene]:
@@ -116,7 +116,7 @@ def _process_map(workers: int) -> Iterator[Callable[..., Iterable[str]]]:
 
 
 def _follow_parent() -> None:
-    """Initializes a worker: ignores Ctrl-C, and exits when the parent dies, whose lock it shares."""
+    """Initialize a worker: ignores Ctrl-C, and exits when the parent dies, whose lock it shares."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

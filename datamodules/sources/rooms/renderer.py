@@ -115,7 +115,7 @@ def render(
     width: int,
     frames: Sequence[int] | None = None,
 ) -> Rendering:
-    """Renders frames of a scene.
+    """Render frames of a scene.
 
     Args:
         scene: The scene.
@@ -138,7 +138,7 @@ def render(
 
 
 def render_depth(scene_json: str | Path, frames: Sequence[int] | None = None) -> Float32[np.ndarray, "T H W"]:
-    """Renders the depth of a written scene, in meters along the optical axis; see `read_scene`."""
+    """Render the depth of a written scene, in meters along the optical axis; see `read_scene`."""
     return render(*read_scene(scene_json, frames)).depth
 
 
@@ -148,7 +148,7 @@ register_renderer(DESCRIPTION, render_depth)
 def read_scene(
     scene_json: str | Path, frames: Sequence[int] | None = None
 ) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"], Float64[np.ndarray, "3 3"], int, int, list[int]]:
-    """Reads the arguments of `render` from <name>.scene.json and the <name>.cameras.json beside it.
+    """Read the arguments of `render` from <name>.scene.json and the <name>.cameras.json beside it.
 
     Args:
         scene_json: The file of the scene.

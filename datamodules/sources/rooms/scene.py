@@ -101,12 +101,12 @@ class RoomScene:
 
 
 def save_scene(scene: RoomScene, path: Path) -> None:
-    """Writes a scene as JSON; numbers keep all their digits."""
+    """Write a scene as JSON; number keep all their digits."""
     path.write_text(json.dumps(scene, default=vars, separators=(",", ":")))
 
 
 def load_scene(path: Path) -> RoomScene:
-    """Reads a scene that `save_scene` wrote.
+    """Read a scene that `save_scene` wrote.
 
     Raises:
         ValueError: The file is malformed.
@@ -123,7 +123,7 @@ def load_scene(path: Path) -> RoomScene:
 
 
 def _from_json(fields: dict[str, Any]) -> Material | Part | Thing | RoomScene:
-    """Builds the class with these fields; lists become tuples."""
+    """Build the class with these fields; list become tuples."""
     for kind, field in ((Material, "pattern"), (Part, "material"), (Thing, "category")):
         if field in fields:
             return kind(**to_tuples(fields))

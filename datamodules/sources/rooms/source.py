@@ -58,7 +58,7 @@ class Rooms(RenderedScenes):
         super().__init__(root, [VERSION, settings, counts], counts, size, frames, seed, workers)
 
     def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
-        """Draws scene `index` of a split."""
+        """Draw scene `index` of a split."""
         K_px = draw_intrinsics(self.size, rng)
         scene, world_to_camera = draw_scene(self.trajectory, self.dynamic_objects, self.frames, rng)
         prefix = f"rooms-{self.trajectory}-{split}-{index:05d}"

@@ -48,7 +48,7 @@ def draw_intrinsics(side: int, rng: np.random.Generator) -> Float64[np.ndarray, 
 
 
 def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Generator) -> str:
-    """Renders a scene, writes <folder>/<dataset>/<name>.* and returns its questions as JSON lines.
+    """Render a scene, writes <folder>/<dataset>/<name>.* and return its questions as JSON lines.
 
     Args:
         folder: Folder of the whole dataset.
@@ -70,7 +70,7 @@ def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Gener
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
-    """Writes nearly lossless H.264 with a key frame every 8 frames, so that single frames decode fast."""
+    """Write nearly lossless H.264 with a key frame every 8 frames, so that single frames decode fast."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.height, stream.width = frames.shape[1:3]

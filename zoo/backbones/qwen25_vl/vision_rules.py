@@ -30,7 +30,7 @@ class Qwen25VisionRules(VisionRules):
 
     @classmethod
     def of(cls, config: Any) -> Qwen25VisionRules:
-        """Reads the numbers of a vision config."""
+        """Read the numbers of a vision config."""
         return cls(config.spatial_merge_size, config.window_size, config.patch_size)
 
     def inputs(self, grids: Sequence[Grid]) -> VisionInputs:

@@ -36,7 +36,7 @@ class Qwen3VisionRules(VisionRules):
 
     @classmethod
     def of(cls, tower: Any) -> Qwen3VisionRules:
-        """Reads the numbers of a vision tower."""
+        """Read the numbers of a vision tower."""
         merge = tower.config.spatial_merge_size
         return cls(merge, tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners)
 

@@ -25,10 +25,10 @@ class AnyView(nn.Module):
     """The trunk with the heads that a config names, under the official names.
 
     Args:
-        net: arguments of `Trunk`.
-        head: arguments of `DualDPT`; None builds no such head.
-        cam_enc: arguments of `CameraEncoder`; None builds none.
-        cam_dec: arguments of `CameraDecoder`; None builds none.
+        net: Arguments of `Trunk`.
+        head: Arguments of `DualDPT`; None builds no such head.
+        cam_enc: Arguments of `CameraEncoder`; None builds none.
+        cam_dec: Arguments of `CameraDecoder`; None builds none.
     """
 
     parts_of_head = {"camera": ("cam_dec",), "depth": ("head",), "ray": ("head",)}
@@ -71,7 +71,7 @@ class AnyView(nn.Module):
         reference: Strategy,
         cameras: CamerasPx | None,
     ) -> DA3Output:
-        """Computes only what is asked for; see `DA3`."""
+        """Compute only what is asked for; see `DA3`."""
         batch, _, _, height, width = images.shape
         trunk, dense = self.trunk, DENSE & set(heads)
         indices = {layer: layer_index(layer, trunk.depth) for layer in layers}

@@ -23,7 +23,7 @@ SMALLEST_DISTANCE = 0.1  # by which given poses are scaled
 def pose_encoding_to_cameras(
     pose_enc: Float[Tensor, "*batch 9"], image_size_hw: tuple[int, int]
 ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 3 3"]]:
-    """Converts pose encodings to world-to-camera poses and intrinsics in pixels, float32 or better."""
+    """Convert pose encodings to world-to-camera poses and intrinsics in pixels, float32 or better."""
     pose_enc = to_float32(pose_enc)
     height, width = image_size_hw
     camera_to_world = rigid_matrix(quaternion_to_rotation(pose_enc[..., 3:7]), pose_enc[..., :3])
@@ -49,7 +49,7 @@ def cameras_to_pose_encoding(
 
 
 def normalize_poses(world_to_camera: Float[Tensor, "B S 4 4"]) -> Float[Tensor, "B S 4 4"]:
-    """Makes poses relative to the first view, and divides them by the median distance to it, at least 0.1.
+    """Make poses relative to the first view, and divide them by the median distance to it, at least 0.1.
 
     The camera encoder expects such poses. The median is the lower one and counts the first view itself, as in the
     official code: of two views it is 0.
@@ -66,7 +66,7 @@ class CameraDecoder(nn.Module):
     """Camera tokens to pose encodings.
 
     Args:
-        dim_in: width of the trunk's outputs.
+        dim_in: Width of the trunk's outputs.
     """
 
     def __init__(self, dim_in: int) -> None:
@@ -83,7 +83,7 @@ class CameraDecoder(nn.Module):
 
     @torch.no_grad()
     def init_identity_pose(self) -> None:
-        """Makes an untrained decoder predict about the identity and a field of view of one radian.
+        """Make an untrained decoder predict about the identity and a field of view of one radian.
 
         With random weights the field of view is often below 0, where the ReLU passes no gradient.
         """
@@ -97,9 +97,9 @@ class CameraEncoder(nn.Module):
     """Given cameras to camera tokens, which replace the learned ones.
 
     Args:
-        dim_out: width C of the trunk's tokens.
-        trunk_depth: number of self-attention blocks over the views of a scene.
-        num_heads: of these blocks.
+        dim_out: Width C of the trunk's tokens.
+        trunk_depth: Number of self-attention blocks over the views of a scene.
+        num_heads: Of these blocks.
     """
 
     def __init__(self, dim_out: int, trunk_depth: int = 4, num_heads: int = 16) -> None:

@@ -20,10 +20,10 @@ class DualDPT(DPT):
     """Depth at the size of the images, and a map of rays, from the same four levels by two chains of fusion blocks.
 
     Args:
-        dim_in: width of the tokens.
-        output_dim: channels of the depth map: depth and confidence.
-        features: width of the merged maps.
-        out_channels: widths of the four maps.
+        dim_in: Width of the tokens.
+        output_dim: Channels of the depth map: depth and confidence.
+        features: Width of the merged maps.
+        out_channels: Widths of the four maps.
     """
 
     def __init__(self, dim_in: int, output_dim: int, features: int, out_channels: Sequence[int]) -> None:
@@ -33,12 +33,12 @@ class DualDPT(DPT):
     def forward(
         self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int, heads: Collection[str]
     ) -> dict[str, Float[Tensor, "N ..."]]:
-        """Predicts maps for N views, float32 or better.
+        """Predict maps for N views, float32 or better.
 
         Args:
-            tokens: patch tokens of the four layers.
-            height: of the images in pixels.
-            width: of the images in pixels.
+            tokens: Patch tokens of the four layers.
+            height: Of the images in pixels.
+            width: Of the images in pixels.
             heads: "depth", "ray" or both.
 
         Returns:
@@ -90,8 +90,8 @@ class RayBranch(nn.Module):
     """Convolution, LayerNorm, ReLU and convolution, by the official numbers.
 
     Args:
-        width: of the maps.
-        has_norm: whether it holds the LayerNorm, which is one for all levels.
+        width: Of the maps.
+        has_norm: Whether it holds the LayerNorm, which is one for all levels.
     """
 
     def __init__(self, width: int, has_norm: bool) -> None:
@@ -117,10 +117,10 @@ class SkyDPT(DPT):
     """Depth, and what is sky, at the size of the images: without LayerNorm and without position embeddings.
 
     Args:
-        dim_in: width of the tokens.
-        output_dim: channels of the depth map: depth alone.
-        features: width of the merged maps.
-        out_channels: widths of the four maps.
+        dim_in: Width of the tokens.
+        output_dim: Channels of the depth map: depth alone.
+        features: Width of the merged maps.
+        out_channels: Widths of the four maps.
     """
 
     def __init__(self, dim_in: int, output_dim: int, features: int, out_channels: Sequence[int]) -> None:
@@ -130,13 +130,13 @@ class SkyDPT(DPT):
         self.scratch.add_module("sky_output_conv2", output_branch(features, 1))
 
     def embed_positions(self, x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
-        """Adds nothing."""
+        """Add nothing."""
         return x
 
     def forward(
         self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int
     ) -> dict[str, Float[Tensor, "N H W"]]:
-        """Predicts depth and sky of N views, float32 or better; see `DualDPT`."""
+        """Predict depth and sky of N views, float32 or better; see `DualDPT`."""
 
         def predict(chunk: Sequence[Tensor]) -> dict[str, Tensor]:
             levels = self.scratch.levels(self.reassemble(chunk, height, width))

@@ -28,8 +28,8 @@ class Metric(nn.Module):
     """The trunk of the metric model and its head, under the official names.
 
     Args:
-        net: arguments of `Trunk`.
-        head: arguments of `SkyDPT`.
+        net: Arguments of `Trunk`.
+        head: Arguments of `SkyDPT`.
     """
 
     heads = frozenset({"depth"})
@@ -56,7 +56,7 @@ class Metric(nn.Module):
         reference: Strategy = "first",
         cameras: CamerasPx | None = None,
     ) -> DA3Output:
-        """Computes only what is asked for; see `DA3`. There is neither a reference view nor a camera."""
+        """Compute only what is asked for; see `DA3`. There is neither a reference view nor a camera."""
         trunk = self.trunk
         indices = {layer: layer_index(layer, trunk.depth) for layer in layers}
         needed = {*indices.values(), *(trunk.out_layers if "depth" in heads else ())}
@@ -72,7 +72,7 @@ class Metric(nn.Module):
 
 
 def fill_sky(depth: Float[Tensor, "B S H W"], is_sky: Bool[Tensor, "B S H W"]) -> Float[Tensor, "B S H W"]:
-    """Replaces the depth of sky by the 0.99 quantile of all other pixels of the scene, if there are enough of both."""
+    """Replace the depth of sky by the 0.99 quantile of all other pixels of the scene, if there are enough of both."""
     far = masked_quantile(depth.flatten(1), ~is_sky.flatten(1), FAR)
     counts = torch.stack((is_sky.flatten(1).sum(1), (~is_sky).flatten(1).sum(1)))
     is_filled = is_sky & (counts > FEWEST_PIXELS).all(0)[:, None, None, None]
@@ -88,11 +88,11 @@ def masked_quantile(values: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], qua
 
 
 def to_meters(depth: Float[Tensor, "B S H W"], K_px: Float[Tensor, "B S 3 3"]) -> Float[Tensor, "B S H W"]:
-    """Converts the depth of a metric model to meters.
+    """Convert the depth of a metric model to meters.
 
     Args:
-        depth: for a focal length of 300 pixels.
-        K_px: intrinsics in pixels of the images that the model was given.
+        depth: For a focal length of 300 pixels.
+        K_px: Intrinsics in pixels of the images that the model was given.
     """
     focal = (K_px[..., 0, 0] + K_px[..., 1, 1]) / 2
     return depth * (focal / FOCAL)[..., None, None]

@@ -35,12 +35,12 @@ class DA3(nn.Module):
     """Depth Anything 3 (Lin et al. 2025, arXiv 2511.10647): any-view, metric or nested.
 
     Args:
-        config: the official one: {"net", "head", "cam_enc", "cam_dec"}, or {"anyview", "metric"} for a nested model.
+        config: The official one: {"net", "head", "cam_enc", "cam_dec"}, or {"anyview", "metric"} for a nested model.
             Heads are optional.
 
     Attributes:
-        config: the same.
-        source: the official tensors that the weights are read from.
+        config: The same.
+        source: The official tensors that the weights are read from.
 
     Example:
         >>> import torch
@@ -64,15 +64,15 @@ class DA3(nn.Module):
 
     @classmethod
     def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> DA3:
-        """Builds the model with official weights, on their device.
+        """Build the model with official weights, on their device.
 
         Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not looked at.
 
         Args:
-            config: see `DA3`.
-            state_dict: tensors by the names of released files. Those of Gaussians, and of parts that the config leaves
+            config: See `DA3`.
+            state_dict: Tensors by the names of released files. Those of Gaussians, and of parts that the config leaves
                 out, are ignored.
-            dtype: of the result; None is that of the weights.
+            dtype: Of the result; None is that of the weights.
 
         Raises:
             InputError: Tensors that are missing, unexpected or misshapen, by name.
@@ -84,12 +84,12 @@ class DA3(nn.Module):
         return model
 
     def load_parts(self, names: Iterable[str], config: Mapping[str, Any], tensors: Tensors) -> None:
-        """Adds parts that the model was built without: heads in float32, trunks in the dtype of its own.
+        """Add parts that the model was built without: heads in float32, trunks in the dtype of its own.
 
         Args:
-            names: of modules, such as "cam_dec", or "da3_metric" of a nested model.
-            config: the whole config.
-            tensors: by official names; all others are ignored.
+            names: Of modules, such as "cam_dec", or "da3_metric" of a nested model.
+            config: The whole config.
+            tensors: By official names; all others are ignored.
 
         Raises:
             InputError: The weights lack a part, or it does not fit.
@@ -123,15 +123,15 @@ class DA3(nn.Module):
         world_to_camera: Float[Tensor, "B _S 4 4"] | None = None,
         K_px: Float[Tensor, "B _S 3 3"] | None = None,
     ) -> DA3Output:
-        """Computes only what is asked for.
+        """Compute only what is asked for.
 
         Args:
             images: RGB in 0..1, not normalized; sides in multiples of 14.
-            layers: of the trunk, counted from the end where negative.
-            heads: any of "camera", "depth", "ray". A model without cameras gives none.
-            reference: how the view whose camera is the world is chosen, see `choose_reference`.
-            world_to_camera: one pose per view, used as it is: see `normalize_poses`.
-            K_px: intrinsics per view, in pixels; with `world_to_camera` or not at all.
+            layers: Of the trunk, counted from the end where negative.
+            heads: Any of "camera", "depth", "ray". A model without cameras gives none.
+            reference: How the view whose camera is the world is chosen, see `choose_reference`.
+            world_to_camera: One pose per view, used as it is: see `normalize_poses`.
+            K_px: Intrinsics per view, in pixels; with `world_to_camera` or not at all.
 
         Raises:
             InputError: Image sides that are not multiples of 14, a depth or ray head that the model does not have, or
@@ -150,7 +150,7 @@ class DA3(nn.Module):
         world_to_camera: Float[Tensor, "B _S 4 4"] | None = None,
         K_px: Float[Tensor, "B _S 3 3"] | None = None,
     ) -> DA3Output:
-        """Computes `forward` of images that are known to be in 0..1."""
+        """Compute `forward` of images that are known to be in 0..1."""
         check_images(images, PATCH_SIZE, "Depth Anything 3")
         if unknown := set(heads) - set(HEADS):
             raise InputError(f"heads {', '.join(sorted(unknown))}: choose from {', '.join(HEADS)}")
@@ -178,7 +178,7 @@ class DA3(nn.Module):
 
 
 def build(config: Mapping[str, Any]) -> AnyView | Metric | Nested:
-    """Builds the network of a config, with random weights."""
+    """Build the network of a config, with random weights."""
     if "anyview" in config:
         metric = config.get("metric")
         return Nested(_arguments(config["anyview"]), None if metric is None else _arguments(metric))
@@ -205,7 +205,7 @@ def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _filler(module: nn.Module, tensors: Tensors, skip: tuple[str, ...] = ()) -> Callable[[], None]:
-    """Returns the function that copies official tensors into a module."""
+    """Return the function that copies official tensors into a module."""
     state = TensorsOf(module)
 
     def fill() -> None:

@@ -27,8 +27,8 @@ class Nested(nn.Module):
     scene has one scale: that of the least-squares fit of one depth to the other.
 
     Args:
-        anyview: arguments of `AnyView`.
-        metric: arguments of `Metric`; None builds none, then there are tokens only.
+        anyview: Arguments of `AnyView`.
+        metric: Arguments of `Metric`; None builds none, then there are tokens only.
     """
 
     parts_of_head = dict.fromkeys(("camera", "depth", "ray"), ("da3.cam_dec", "da3.head", "da3_metric"))
@@ -61,7 +61,7 @@ class Nested(nn.Module):
         reference: Strategy,
         cameras: CamerasPx | None,
     ) -> DA3Output:
-        """Computes only what is asked for, and what its scale needs; see `DA3`."""
+        """Compute only what is asked for, and what its scale needs; see `DA3`."""
         if not heads or self.da3_metric is None:
             return self.da3(images, layers, (), reference, cameras)
         result = self.da3(images, layers, {*heads, "camera", "depth"}, reference, cameras)

@@ -13,20 +13,20 @@ class DA3Output:
     """The outputs for B scenes of S views, in the order of the input; None if not asked for, or if the model has none.
 
     Attributes:
-        tokens: outputs of the layers, by the index asked for; the camera token, then patches. D is 2C, [last local
+        tokens: Outputs of the layers, by the index asked for; the camera token, then patches. D is 2C, [last local
             block | block], or C without `cat_token`. The block's patches are normalized; nothing else is.
-        patch_start: number of tokens before the patches.
-        reference: the reference view; None where none is chosen (fewer than three views, or given cameras).
-        pose_enc: cameras, see `pose_encoding_to_cameras`.
-        world_to_camera: the same as poses, in the scene's own scale; of a nested model in meters.
-        K_px: intrinsics in pixels.
-        depth: along the camera's z axis, in the unit of the poses. Of a metric model for a focal length of 300 pixels,
+        patch_start: Number of tokens before the patches.
+        reference: The reference view; None where none is chosen (fewer than three views, or given cameras).
+        pose_enc: Cameras, see `pose_encoding_to_cameras`.
+        world_to_camera: The same as poses, in the scene's own scale; of a nested model in meters.
+        K_px: Intrinsics in pixels.
+        depth: Along the camera's z axis, in the unit of the poses. Of a metric model for a focal length of 300 pixels,
             see `to_meters`.
-        depth_conf: confidence, at least 1.
-        rays: direction (not unit length) and camera center of each ray, in the world.
-        rays_conf: confidence, at least 1.
-        sky: of metric and nested models; sky where >= 0.3.
-        scale: of nested models, by which depth and translations were multiplied.
+        depth_conf: Confidence, at least 1.
+        rays: Direction (not unit length) and camera center of each ray, in the world.
+        rays_conf: Confidence, at least 1.
+        sky: Of metric and nested models; sky where >= 0.3.
+        scale: Of nested models, by which depth and translations were multiplied.
     """
 
     tokens: dict[int, Float[Tensor, "B S P D"]]

@@ -24,9 +24,9 @@ def rays_to_cameras(
     confidence-weighted mean. Not differentiable.
 
     Args:
-        rays: direction (not unit length) and camera center of each ray, in the world.
-        rays_conf: their confidence.
-        image_size_hw: of the images in pixels, which the rays cover evenly.
+        rays: Direction (not unit length) and camera center of each ray, in the world.
+        rays_conf: Their confidence.
+        image_size_hw: Of the images in pixels, which the rays cover evenly.
     """
     rows, columns = rays.shape[2:4]
     height, width = image_size_hw

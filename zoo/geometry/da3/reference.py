@@ -19,7 +19,7 @@ EPS = 1e-8
 
 @torch.no_grad()
 def choose_reference(class_tokens: Float[Tensor, "B S C"], strategy: Strategy) -> Int[Tensor, " B"]:
-    """Chooses the reference view of each scene in float32 or better: another reference is another world.
+    """Choose the reference view of each scene in float32 or better: another reference is another world.
 
     - `first`, `middle`: view 0, S // 2
     - `saddle_balanced`: the view that is least extreme in its similarity to the others, and in the norm and the
@@ -28,8 +28,8 @@ def choose_reference(class_tokens: Float[Tensor, "B S C"], strategy: Strategy) -
       two most similar views tie, and rounding decides.
 
     Args:
-        class_tokens: one per view.
-        strategy: one of the above.
+        class_tokens: One per view.
+        strategy: One of the above.
 
     Raises:
         InputError: An unknown strategy.

@@ -16,9 +16,9 @@ def official_size(
     """Height and width after the official processing.
 
     Args:
-        height: of the image in pixels.
-        width: of the image in pixels.
-        process_res: the longest side (`upper_bound`) or the shortest (`lower_bound`) before sides become multiples
+        height: Of the image in pixels.
+        width: Of the image in pixels.
+        process_res: The longest side (`upper_bound`) or the shortest (`lower_bound`) before sides become multiples
             of 14.
         method: `resize` goes to the nearest multiple, `crop` to the next lower one, which can be 0.
 

@@ -38,15 +38,15 @@ class Trunk(nn.Module):
 
     Args:
         name: `vits`, `vitb`, `vitl` or `vitg`: width, blocks, heads and kind of MLP.
-        out_layers: blocks whose outputs the heads use.
-        alt_start: the first block after the camera token.
-        qknorm_start: the first block with LayerNorm on queries and keys.
-        rope_start: the first block with RoPE.
-        cat_token: whether a layer's output is [last local block | block], 2C channels, or the block's alone.
-        embed_dim: width C, instead of the name's.
-        depth: number of blocks, instead of the name's.
-        num_heads: of the attention, instead of the name's.
-        img_size: side in pixels of the square image that the position table was made for.
+        out_layers: Blocks whose outputs the heads use.
+        alt_start: The first block after the camera token.
+        qknorm_start: The first block with LayerNorm on queries and keys.
+        rope_start: The first block with RoPE.
+        cat_token: Whether a layer's output is [last local block | block], 2C channels, or the block's alone.
+        embed_dim: Width C, instead of the name's.
+        depth: Number of blocks, instead of the name's.
+        num_heads: Of the attention, instead of the name's.
+        img_size: Side in pixels of the square image that the position table was made for.
 
     Raises:
         InputError: An unknown name, or a width that does not fit the heads.
@@ -107,15 +107,15 @@ class Trunk(nn.Module):
         strategy: Strategy,
         camera_tokens: Float[Tensor, "B S C"] | None = None,
     ) -> tuple[dict[int, Float[Tensor, "B S P D"]], Int[Tensor, " B"] | None]:
-        """Computes the outputs of layers, in the order of the input.
+        """Compute the outputs of layers, in the order of the input.
 
         No block after the last of `layers` is computed, and no other output is kept.
 
         Args:
-            images: normalized.
-            layers: indices from 0 to depth - 1.
-            strategy: how the reference view is chosen.
-            camera_tokens: of given cameras; no reference view is chosen then.
+            images: Normalized.
+            layers: Indices from 0 to depth - 1.
+            strategy: How the reference view is chosen.
+            camera_tokens: Of given cameras; no reference view is chosen then.
 
         Returns:
             For each of `layers`, tokens in the order camera token, patches (row by row); and the reference view of

@@ -30,15 +30,15 @@ class Aggregator(nn.Module):
     which mark it as the world.
 
     Args:
-        img_size: side in pixels of the square image that DINOv2's position embeddings were made for.
-        patch_size: in pixels; the sides of an image must be multiples of it.
-        embed_dim: width C of the tokens; a layer's output has 2C.
-        depth: number of layers; each is a frame block and a global block.
-        num_heads: of the attention; the channels of a head must be a multiple of 4.
-        mlp_ratio: hidden width of the MLPs over C.
-        num_register_tokens: registers per frame; DINOv2 has as many of its own.
+        img_size: Side in pixels of the square image that DINOv2's position embeddings were made for.
+        patch_size: In pixels; the sides of an image must be multiples of it.
+        embed_dim: Width C of the tokens; a layer's output has 2C.
+        depth: Number of layers; each is a frame block and a global block.
+        num_heads: Of the attention; the channels of a head must be a multiple of 4.
+        mlp_ratio: Hidden width of the MLPs over C.
+        num_register_tokens: Registers per frame; DINOv2 has as many of its own.
         patch_embed: `conv` or the name of a DINOv2 model, see `build_patch_embed`.
-        rope_freq: base of RoPE's frequencies.
+        rope_freq: Base of RoPE's frequencies.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Aggregator(nn.Module):
     def forward(
         self, images: Float[Tensor, "B S 3 H W"], layers: Collection[int]
     ) -> dict[int, Float[Tensor, "B S P D"]]:
-        """Computes the outputs of layers: those of the frame and the global block, concatenated (D = 2C).
+        """Compute the outputs of layers: those of the frame and the global block, concatenated (D = 2C).
 
         No layer after the last of `layers` is computed, and no other output is kept.
 
         Args:
             images: RGB in 0..1; normalized here.
-            layers: indices from 0 to depth - 1.
+            layers: Indices from 0 to depth - 1.
 
         Returns:
             For each of `layers`, tokens in the order camera, registers, patches (row by row).
@@ -107,7 +107,7 @@ class DINOv2(Dinov2WithRegistersModel):
     def forward(  # type: ignore[override]
         self, images: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, "N patches C"]:
-        """Embeds normalized images."""
+        """Embed normalized images."""
         return super().forward(pixel_values=images).last_hidden_state[:, 1 + self.config.num_register_tokens :]
 
 
@@ -119,19 +119,19 @@ class ConvPatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N patches C"]:
-        """Embeds normalized images."""
+        """Embed normalized images."""
         return self.proj(images.to(self.proj.weight.dtype)).flatten(2).mT
 
 
 def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int, num_registers: int) -> nn.Module:
-    """Builds a patch embedding with random weights.
+    """Build a patch embedding with random weights.
 
     Args:
         name: `conv`, or a DINOv2: `dinov2_vits14_reg`, `dinov2_vitb14_reg`, `dinov2_vitl14_reg`.
-        img_size: side in pixels of the square image that DINOv2's position embeddings were made for.
-        patch_size: in pixels.
-        embed_dim: width of the tokens.
-        num_registers: of DINOv2, which its output leaves out.
+        img_size: Side in pixels of the square image that DINOv2's position embeddings were made for.
+        patch_size: In pixels.
+        embed_dim: Width of the tokens.
+        num_registers: Of DINOv2, which its output leaves out.
 
     Raises:
         ValueError: An unknown name, or a width that is not that of the model.

@@ -19,10 +19,10 @@ class CameraHead(nn.Module):
     Each step is conditioned on the current encoding by adaptive LayerNorm and predicts an update.
 
     Args:
-        dim_in: width of the aggregator's outputs.
-        trunk_depth: number of self-attention blocks over the camera tokens of a scene.
-        num_heads: of these blocks.
-        mlp_ratio: hidden width of their MLPs over dim_in.
+        dim_in: Width of the aggregator's outputs.
+        trunk_depth: Number of self-attention blocks over the camera tokens of a scene.
+        num_heads: Of these blocks.
+        mlp_ratio: Hidden width of their MLPs over dim_in.
     """
 
     def __init__(self, dim_in: int = 2048, trunk_depth: int = 4, num_heads: int = 16, mlp_ratio: float = 4.0) -> None:

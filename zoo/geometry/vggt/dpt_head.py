@@ -20,7 +20,7 @@ class ReluResidualUnit(ResidualUnit):
     """
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        """Refines a map."""
+        """Refine a map."""
         return super().forward(F.relu(x))
 
 
@@ -28,14 +28,14 @@ class DPTHead(DPT):
     """DPT head (Ranftl et al. 2021, arXiv 2103.13413) of VGGT, with the official parameter names.
 
     Args:
-        dim_in: width of the tokens.
-        output_dim: channels of the result, plus one for the confidence.
+        dim_in: Width of the tokens.
+        output_dim: Channels of the result, plus one for the confidence.
         activation: `exp` (depth), or `inv_log`: sign(x) (e^|x| - 1) (points).
         conf_activation: `expp1`: 1 + e^x.
-        patch_size: in pixels.
-        features: width of the merged maps.
-        out_channels: widths of the four maps.
-        intermediate_layer_idx: the layers of the aggregator, counted from the end where negative.
+        patch_size: In pixels.
+        features: Width of the merged maps.
+        out_channels: Widths of the four maps.
+        intermediate_layer_idx: The layers of the aggregator, counted from the end where negative.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class DPTHead(DPT):
     def forward(
         self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int
     ) -> tuple[Float[Tensor, "N H W C"], Float[Tensor, "N H W"]]:
-        """Predicts maps for N frames in float32 or better.
+        """Predict maps for N frames in float32 or better.
 
         Args:
-            tokens: patch tokens of the four `layers`.
-            height: of the images in pixels.
-            width: of the images in pixels.
+            tokens: Patch tokens of the four `layers`.
+            height: Of the images in pixels.
+            width: Of the images in pixels.
 
         Returns:
             Values in the size of the images, and their confidence, above 1.

@@ -36,13 +36,13 @@ class Targets:
     known: Bool[Tensor, "B dense H W"]
 
     def dense_of(self, frames: Sequence[int]) -> Targets:
-        """Selects the frames of the dense maps."""
+        """Select the frames of the dense maps."""
         each = list(frames)
         return Targets(self.pose_enc, self.depth[:, each], self.points[:, each], self.known[:, each])
 
 
 def targets(scenes: Sequence[SceneGeometry]) -> Targets:
-    """Normalizes the dataset's geometry of scenes of one shape; float32.
+    """Normalize the dataset's geometry of scenes of one shape; float32.
 
     Raises:
         ValueError: A frame without a camera, a scene whose depth is empty.

@@ -38,14 +38,14 @@ class VGGTOutput:
     """The outputs of VGGT for B scenes of S frames; None for heads that were not asked for.
 
     Attributes:
-        tokens: outputs of the layers, by the index asked for; camera token, registers, patches.
-        patch_start: number of tokens before the patches.
-        pose_enc: cameras, see `pose_encoding_to_cameras`.
-        pose_enc_list: the same after each refinement step; the last is `pose_enc`.
-        depth: along the camera's z axis, in the scene's own scale, above 0.
-        depth_conf: confidence, above 1.
-        points: in the frame of the first camera, in the same scale.
-        points_conf: confidence, above 1.
+        tokens: Outputs of the layers, by the index asked for; camera token, registers, patches.
+        patch_start: Number of tokens before the patches.
+        pose_enc: Cameras, see `pose_encoding_to_cameras`.
+        pose_enc_list: The same after each refinement step; the last is `pose_enc`.
+        depth: Along the camera's z axis, in the scene's own scale, above 0.
+        depth_conf: Confidence, above 1.
+        points: In the frame of the first camera, in the same scale.
+        points_conf: Confidence, above 1.
     """
 
     tokens: dict[int, Float[Tensor, "B S P D"]]
@@ -62,14 +62,14 @@ class VGGT(nn.Module):
     """Visual Geometry Grounded Transformer (Wang et al., CVPR 2025, arXiv 2503.11651).
 
     Args:
-        aggregator: arguments of `Aggregator`.
-        camera_head: arguments of `CameraHead`; None builds no such head.
-        depth_head: arguments of `DPTHead`; None builds no such head.
-        point_head: arguments of `DPTHead`; None builds no such head.
+        aggregator: Arguments of `Aggregator`.
+        camera_head: Arguments of `CameraHead`; None builds no such head.
+        depth_head: Arguments of `DPTHead`; None builds no such head.
+        point_head: Arguments of `DPTHead`; None builds no such head.
 
     Attributes:
-        config: the arguments.
-        source: the official tensors that the weights are read from.
+        config: The arguments.
+        source: The official tensors that the weights are read from.
 
     Raises:
         ValueError: A dense head that uses a layer which the aggregator does not have.
@@ -117,15 +117,15 @@ class VGGT(nn.Module):
 
     @classmethod
     def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> VGGT:
-        """Builds the model with official weights, on their device.
+        """Build the model with official weights, on their device.
 
         Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not looked at.
 
         Args:
-            config: arguments of the official modules: {"aggregator": {...}, "camera_head": {...}, ...}.
-            state_dict: tensors by official names. Those of the tracker, and of heads that the config leaves out, are
+            config: Arguments of the official modules: {"aggregator": {...}, "camera_head": {...}, ...}.
+            state_dict: Tensors by official names. Those of the tracker, and of heads that the config leaves out, are
                 ignored.
-            dtype: of the result; None is that of the weights.
+            dtype: Of the result; None is that of the weights.
 
         Raises:
             InputError: Tensors that are missing, unexpected or misshapen, by name.
@@ -149,11 +149,11 @@ class VGGT(nn.Module):
         return model
 
     def load_head(self, name: str, tensors: Tensors) -> None:
-        """Adds one of VGGT-1B's heads, in float32.
+        """Add one of VGGT-1B's heads, in float32.
 
         Args:
             name: "camera", "depth" or "point".
-            tensors: by official names; all others are ignored.
+            tensors: By official names; all others are ignored.
 
         Raises:
             InputError: The weights have no such head, or it does not fit.
@@ -192,14 +192,14 @@ class VGGT(nn.Module):
         heads: Collection[str] = ("camera",),
         dense_frames: Sequence[int] | None = None,
     ) -> VGGTOutput:
-        """Computes only what is asked for.
+        """Compute only what is asked for.
 
         Args:
             images: RGB in 0..1, not normalized; sides in multiples of the patch size. The camera of frame 0 is the
                 world.
-            layers: of the aggregator, counted from the end where negative.
-            heads: any of "camera", "depth", "point".
-            dense_frames: the frames of the depth and point maps, in this order; None is all.
+            layers: Of the aggregator, counted from the end where negative.
+            heads: Any of "camera", "depth", "point".
+            dense_frames: The frames of the depth and point maps, in this order; None is all.
 
         Raises:
             ValueError: Image sides that are not multiples of the patch size, integer images, an unknown layer, or a
@@ -215,7 +215,7 @@ class VGGT(nn.Module):
         heads: Collection[str],
         dense_frames: Sequence[int] | None = None,
     ) -> VGGTOutput:
-        """Computes `forward` of images that are known to be in 0..1."""
+        """Compute `forward` of images that are known to be in 0..1."""
         self._check(images, heads)
         depth = self.aggregator.depth
         indices = {layer: layer_index(layer, depth) for layer in layers}

@@ -59,7 +59,7 @@ def _translate(name: str, source: int, target: int) -> str:
 
 
 def official_tensors(path: str) -> LazyTensors:
-    """Returns the tensors of a file name, a folder or a hub id, see `find_weights`; they are opened when needed."""
+    """Return the tensors of a file name, a folder or a hub id, see `find_weights`; they are opened when needed."""
     return UnopenedTensors(lambda: SafetensorsFile(find_weights(path)))
 
 

@@ -19,7 +19,7 @@ from zoo.precision import to_float32
 def pose_encoding_to_cameras(
     pose_enc: Float[Tensor, "*batch 9"], image_size_hw: tuple[int, int]
 ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 3 3"]]:
-    """Converts pose encodings to world-to-camera poses and intrinsics in pixels, float32 or better.
+    """Convert pose encodings to world-to-camera poses and intrinsics in pixels, float32 or better.
 
     The camera head can predict a field of view of exactly 0, an infinite focal length, which `zoo.Cameras` rejects.
     """
