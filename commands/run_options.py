@@ -19,7 +19,7 @@ OF_RUNS = (
     *("trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
     *("metrics", "predictions", "checkpoint", "gallery"),  # callbacks that every run has
 )
-LeftAside = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there
+IgnoredOption = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there
 
 
 def run_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
@@ -27,7 +27,7 @@ def run_parser(command: str, description: str | None, ignored: Iterable[str]) ->
     parser = OneLineParser(prog=f"main.py {command}", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
     for option in ignored:
-        parser.add_argument(f"--{option}", type=LeftAside, default=None, help=SUPPRESS)
+        parser.add_argument(f"--{option}", type=IgnoredOption, default=None, help=SUPPRESS)
     return parser
 
 

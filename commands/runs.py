@@ -92,7 +92,9 @@ def resolve_run(command: str, settings: Any) -> None:
     if folder is None:
         run = None if checkpoint is None else run_of(checkpoint)
         name = _class(settings.model) if command == "fit" else f"{_class(settings.model)}-{command}"
-        folder = run or shared_folder(lambda: _broken_off(command, checkpoint, settings) or make_folder(name))
+        folder = run or shared_folder(
+            lambda: _find_interrupted_test(command, checkpoint, settings) or make_folder(name)
+        )
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
     if settings.trainer.logger in (None, True):
@@ -204,7 +206,7 @@ def _changed(
     return [name for name in names if one.get(name) != other.get(name)]
 
 
-def _broken_off(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
+def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
     """Return the newest folder of the same interrupted test, of weights that belong to no run, or None."""
     if command != "test":
         return None

@@ -1,7 +1,7 @@
 """Perturbations of a test: the loss in score measures what a trained model relies on.
 
     python main.py test --data.perturbation OtherCameras
-    python main.py test --data.perturbation WrongFocalLength --data.perturbation.error 0.05
+    python main.py test --data.perturbation WrongFocalLength --data.perturbation.relative_error 0.05
 
 Nothing is trained again. A test with a perturbation is written to a folder inside the run's.
 """
@@ -67,22 +67,24 @@ class WrongFocalLength(Perturbation):
     """Focal lengths that are off.
 
     Args:
-        error: Share of the focal length; 0.05 is 5 % too long.
+        relative_error: Share of the focal length; 0.05 is 5 % too long.
     """
 
     requires_cameras = True
 
-    def __init__(self, error: float = 0.05) -> None:
-        if not error > -1:
-            raise InputError(f"--data.perturbation.error {error}: a share above -1, of the focal length")
-        self.error = error
+    def __init__(self, relative_error: float = 0.05) -> None:
+        if not relative_error > -1:
+            raise InputError(
+                f"--data.perturbation.relative_error {relative_error}: a share above -1, of the focal length"
+            )
+        self.relative_error = relative_error
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         if scene.geometry is None or scene.geometry.K_normalized is None:
             return scene
         geometry = copy(scene.geometry)
         geometry.K_normalized = scene.geometry.K_normalized.clone()
-        geometry.K_normalized[:, [0, 1], [0, 1]] *= 1 + self.error
+        geometry.K_normalized[:, [0, 1], [0, 1]] *= 1 + self.relative_error
         return replace(scene, geometry=geometry)
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.cli import Run
 from zoo import CameraEncoding, InputError
 from zoo.configuration import from_config
-from zoo.errors import describe, input_error, reading
+from zoo.errors import add_file_to_errors, describe, input_error
 
 MINE = """
 import os, torch
@@ -166,7 +166,7 @@ def test_a_bug_while_an_error_is_handled_is_not_shown_as_that_error() -> None:
 def test_python_gets_the_whole_traceback(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"class_path": "Compose", "init_args": {"encodings": [{"class_path": "mine.Encoding"}]}}
     monkeypatch.setenv("FAIL", "init")
-    with pytest.raises(Exception) as raised, reading("settings.json"):  # noqa: PT011 - of any type
+    with pytest.raises(Exception) as raised, add_file_to_errors("settings.json"):  # noqa: PT011 - of any type
         from_config(CameraEncoding, config)
     assert re.fullmatch(f"settings.json: {line_of(place, 'FAIL')}", str(raised.value))
     shown = "".join(traceback.format_exception(raised.value))

@@ -99,7 +99,7 @@ class AssembledModel(Configurable, nn.Module):
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
-        self.is_pretrained = self.loader.is_pretrained and is_fused and not losses.adding
+        self.is_pretrained = self.loader.is_pretrained and is_fused and not losses.with_token
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
@@ -145,7 +145,7 @@ class AssembledModel(Configurable, nn.Module):
     @property
     def geometry_name(self) -> str | None:
         """The class of the geometry encoder, also of one behind a cache; None without one."""
-        return None if self.geometry is None else type(self.geometry.outline).__name__
+        return None if self.geometry is None else type(self.geometry.meta_encoder).__name__
 
     # ---- parameters -----------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def did_you_mean(name: str, known: Iterable[str], suffix: str = "") -> str:
 
 
 @contextmanager
-def reading(file: object) -> Iterator[None]:
+def add_file_to_errors(file: object) -> Iterator[None]:
     """Names the file in any error of building or filling a model from it: its content decides what is raised."""
     try:
         yield

@@ -125,7 +125,7 @@ class PredictedPoints(PointSource):
         dtype: Literal["float32", "bfloat16"] = "bfloat16" if self._device.startswith("cuda") else "float32"
         # described now: absent weights stop a run at once, not at each of its scenes
         self._encoder = LazyGeometry(encoder or partial(PretrainedVGGT, dtype=dtype))
-        outline = self._encoder.outline
+        outline = self._encoder.meta_encoder
         option = f"--data.sampler.geometry.encoder {type(outline).__name__}"
         if not (outline.predicts_cameras and (outline.predicts_points if head == "point" else outline.predicts_depth)):
             raise InputError(f"{option} does not predict cameras and {head}: choose another encoder or head")

@@ -29,11 +29,11 @@ def by_type(questions: Iterable[Question]) -> Counter[str]:
     return Counter(question.question_type for question in questions)
 
 
-class Chosen(NamedTuple):
+class FilteredSplit(NamedTuple):
     """Result of a question filter: remaining scenes, number of removed questions, names of all scenes."""
 
     scenes: list[Scene]
-    left_out: int
+    num_removed: int
     names: list[str]
 
 
@@ -76,10 +76,10 @@ class SceneSource(Configurable, ABC):
             ValueError: The split is malformed, in one line.
         """
 
-    def filtered_split(self, split: Split, chosen: QuestionFilter) -> Chosen:
+    def filtered_split(self, split: Split, chosen: QuestionFilter) -> FilteredSplit:
         """Apply a question filter; overridden by sources that repeat scenes."""
         scenes = self.scenes(split)
-        return Chosen(*chosen(scenes), [scene.name for scene in scenes])
+        return FilteredSplit(*chosen(scenes), [scene.name for scene in scenes])
 
 
 def require_file(file: Path, remedy: str) -> None:

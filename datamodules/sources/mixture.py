@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datamodules.scenes import Scene, select_questions
-from datamodules.sources.base import Chosen, SceneSource, Split
+from datamodules.sources.base import FilteredSplit, SceneSource, Split
 from datamodules.sources.conversations import Conversations
 from zoo.errors import InputError
 from zoo.seed import resolve_seed
@@ -90,14 +90,14 @@ class Mixture(SceneSource):
             return scenes
         return self._weighted([source.scenes("train") for source in self.sources])
 
-    def filtered_split(self, split: Split, chosen: QuestionFilter) -> Chosen:
+    def filtered_split(self, split: Split, chosen: QuestionFilter) -> FilteredSplit:
         """Filter each part, then apply the weights, then draw the filter's `subset`."""
         if split != "train":
             return super().filtered_split(split, chosen)
         parts = [source.filtered_split("train", replace(chosen, subset=None)) for source in self.sources]
         scenes, num_removed = chosen(self._weighted([part.scenes for part in parts], chosen.described()))
-        num_removed += sum(part.left_out for part in parts)
-        return Chosen(scenes, num_removed, [name for part in parts for name in part.names])
+        num_removed += sum(part.num_removed for part in parts)
+        return FilteredSplit(scenes, num_removed, [name for part in parts for name in part.names])
 
     def _weighted(self, parts: Sequence[list[Scene]], described: str = "") -> list[Scene]:
         """The scenes of all parts, repeated in proportion to their weights."""

@@ -73,7 +73,7 @@ def constant(optimizer: Optimizer, steps: int) -> LambdaLR:
 
 def heads() -> list[Objective]:
     """No 2D token is masked: each process would mask others."""
-    return [CameraPrediction(), DepthPrediction(layer=0), MaskedViews(share=0.0)]
+    return [CameraPrediction(), DepthPrediction(layer=0), MaskedViews(mask_ratio=0.0)]
 
 
 def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATask]]:

@@ -414,7 +414,7 @@ def test_frames_in_memory_may_have_cameras_and_depth() -> None:
 
 
 def test_answers_between_two_steps_of_a_training_are_those_of_eval_mode() -> None:
-    model = SpatialVLM(TinyQwen25VL(**SIZES), objectives=[MaskedViews(share=1.0)])
+    model = SpatialVLM(TinyQwen25VL(**SIZES), objectives=[MaskedViews(mask_ratio=1.0)])
     frames, seen = torch.rand(4, 3, 56, 84), []
     model.backbone.lm_head.register_forward_hook(lambda *_: seen.append(model.objectives.training))
     steps = model.objectives["MaskedViews"].steps.clone()

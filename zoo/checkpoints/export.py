@@ -69,8 +69,8 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
-    geometry = None if model.geometry is None else model.geometry.outline
-    parts = (model.camera_encoding, model.view_mixer, model.fusion, geometry, *model.objectives.adding.values())
+    geometry = None if model.geometry is None else model.geometry.meta_encoder
+    parts = (model.camera_encoding, model.view_mixer, model.fusion, geometry, *model.objectives.with_token.values())
     chosen = {name: getattr(model.fusion, name, official) for name, official in OFFICIAL_FUSION.items()}
     fused = AddFusion if model.backbone.vlm.config.model_type == QWEN25 else type(None)
     known = fused | None if model.fusion is None else fused | VGGTEncoder | None  # no VGGT for cameras alone
@@ -94,7 +94,7 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     state = {
         name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
     }
-    if not model.objectives.adding:
+    if not model.objectives.with_token:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("objectives.")}
     config: Any = model.backbone.vlm.config
     if config.tie_word_embeddings:

@@ -22,7 +22,7 @@ Head = Literal["camera", "depth", "point"]
 
 
 Frames = Sequence[Float[Tensor, "_S 3 _H _W"]]  # RGB in 0..1 of each scene
-Given = Sequence[SceneGeometry | None]  # the dataset's geometry of each scene
+DatasetGeometries = Sequence[SceneGeometry | None]  # the dataset's geometry of each scene
 
 
 class GeometryEncoder(Configurable, nn.Module, ABC):
@@ -70,7 +70,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         return ()
 
     @property
-    def outline(self) -> GeometryEncoder:
+    def meta_encoder(self) -> GeometryEncoder:
         """This encoder; of a cache, the one behind it, on the meta device."""
         return self
 
@@ -114,7 +114,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
+        self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """The geometry of each scene; scenes may differ in their number of frames and in size.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.cameras.scene_geometry import TOKENS
 from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
-from zoo.geometry.base import Frames, GeometryEncoder, Given, Head, SceneGeometry
+from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, Head, SceneGeometry
 from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
 from zoo.precision import full_precision
 from zoo.weights.deferred import load_deferred
@@ -37,7 +37,7 @@ class LazyGeometry:
         build: Makes the encoder. On the meta device only shapes are made and no weights are read.
 
     Attributes:
-        outline: The encoder on the meta device.
+        meta_encoder: The encoder on the meta device.
         from_files: Whether its weights are read from files.
 
     Raises:
@@ -49,8 +49,10 @@ class LazyGeometry:
         self._heads: list[Head] = []
         self._loaded: GeometryEncoder | None = None
         with torch.device("meta"):
-            self.outline = load_deferred(self._built())  # checks names and shapes
-        self.from_files = bool(self.outline.files) and all(tensor.is_meta for tensor in self.outline.parameters())
+            self.meta_encoder = load_deferred(self._built())  # checks names and shapes
+        self.from_files = bool(self.meta_encoder.files) and all(
+            tensor.is_meta for tensor in self.meta_encoder.parameters()
+        )
 
     def _built(self) -> GeometryEncoder:
         encoder = self._build()
@@ -68,8 +70,8 @@ class LazyGeometry:
         if self._loaded is not None:
             self._loaded.enable_head(head)
         with torch.device("meta"):
-            self.outline.enable_head(head)
-            load_deferred(self.outline)
+            self.meta_encoder.enable_head(head)
+            load_deferred(self.meta_encoder)
 
     def load(self) -> GeometryEncoder:
         """The encoder itself, frozen; its weights are read at the first call."""
@@ -83,12 +85,12 @@ class LazyGeometry:
 
     def identity(self) -> dict[str, Any]:
         """The class and the settings of the encoder, as JSON."""
-        return {"class": type(self.outline).__qualname__, **self.outline.identity()}
+        return {"class": type(self.meta_encoder).__qualname__, **self.meta_encoder.identity()}
 
     def weights(self, file_fingerprint: Callable[[Path], str]) -> list[str]:
         """Fingerprints of the weights: of their files, or of the tensors of an encoder that no file describes."""
         if self.from_files:
-            return [file_fingerprint(file) for file in self.outline.files]
+            return [file_fingerprint(file) for file in self.meta_encoder.files]
         return [fingerprint(self.load().state_dict())]
 
 
@@ -126,7 +128,7 @@ class CachedGeometry(GeometryEncoder):
         super().__init__()
         self._lazy, self._cache, self.folder = LazyGeometry(build), cache, cache.folder
         for name in GeometryEncoder.__annotations__:  # width, requires_frames, ...
-            setattr(self, name, getattr(self._lazy.outline, name))
+            setattr(self, name, getattr(self._lazy.meta_encoder, name))
         self.predicts_points = False  # they are not kept
         self._lazy.identity()  # raises for an encoder that can't be cached
         self.num_computed = 0
@@ -136,14 +138,14 @@ class CachedGeometry(GeometryEncoder):
                 self.add_module(name, module)
 
     @property
-    def outline(self) -> GeometryEncoder:
+    def meta_encoder(self) -> GeometryEncoder:
         """The encoder on the meta device."""
-        return self._lazy.outline
+        return self._lazy.meta_encoder
 
     @property
     def files(self) -> tuple[Path, ...]:
         """See `GeometryEncoder`."""
-        return self.outline.files
+        return self.meta_encoder.files
 
     def encoder(self) -> GeometryEncoder:
         """The encoder itself, frozen; it is loaded at the first call."""
@@ -182,7 +184,7 @@ class CachedGeometry(GeometryEncoder):
         return entries
 
     def forward(
-        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
+        self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`."""
         every = zip(frames, given, strict=True)
@@ -201,7 +203,9 @@ class CachedGeometry(GeometryEncoder):
             scenes.append(SceneGeometry(**unpack(kept)).to(each.device))
         return scenes
 
-    def _compute(self, frames: Frames, given: Given, missing: list[tuple[int, str]]) -> dict[int, SceneGeometry]:
+    def _compute(
+        self, frames: Frames, given: DatasetGeometries, missing: list[tuple[int, str]]
+    ) -> dict[int, SceneGeometry]:
         numbers, kinds = sorted({i for i, _ in missing}), {kind for _, kind in missing}
         device = frames[0].device
         encoder = self.encoder().to(device)

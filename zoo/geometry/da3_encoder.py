@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.errors import InputError, reading
-from zoo.geometry.base import Given, Head
+from zoo.errors import InputError, add_file_to_errors
+from zoo.geometry.base import DatasetGeometries, Head
 from zoo.geometry.da3 import DA3, pose_encoding_to_cameras
 from zoo.geometry.da3.any_view import AnyView
 from zoo.geometry.da3.model import HEADS, build
@@ -131,7 +131,7 @@ class DA3Encoder(TrunkEncoder):
         return part == "camera_token" and last < trunk.alt_start
 
     def predict(
-        self, images: Float[Tensor, "B S 3 H W"], given: Given, *, tokens: bool, heads: Sequence[str]
+        self, images: Float[Tensor, "B S 3 H W"], given: DatasetGeometries, *, tokens: bool, heads: Sequence[str]
     ) -> tuple[DA3Output, dict[str, Tensor | None]]:
         """See `TrunkEncoder`."""
         if lacking := set(heads) - self.da3.model.heads:
@@ -142,7 +142,7 @@ class DA3Encoder(TrunkEncoder):
         )
         return output, {"depth": output.depth, "confidence": output.depth_conf} if "depth" in heads else {}
 
-    def known_cameras(self, given: Given, size_hw: tuple[int, int]) -> dict[str, Tensor]:
+    def known_cameras(self, given: DatasetGeometries, size_hw: tuple[int, int]) -> dict[str, Tensor]:
         """The dataset's cameras of some scenes that the model gets, as arguments of `DA3`; none."""
         return {}
 
@@ -168,7 +168,7 @@ class PretrainedDA3(DA3Encoder):
         scale_from: ScaleSource | None = None,
     ) -> None:
         folder, config = find_model(path, "depth-anything/DA3-BASE", "--model.geometry.path")
-        with reading(folder / CONFIG):
+        with add_file_to_errors(folder / CONFIG):
             anyview = config.get("anyview", config)
             trunk = {"anyview": {"net": anyview["net"]}} if "anyview" in config else {"net": anyview["net"]}
             with torch.device("meta"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.rays import patch_depth, patch_directions, plucker
 from zoo.errors import InputError, check_choice
-from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry, check_size
+from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, SceneGeometry, check_size
 from zoo.precision import full_precision, to_float32
 
 RAY, POINT = 6, 4  # channels
@@ -65,7 +65,7 @@ class DatasetGeometry(GeometryEncoder):
         self.patch_size = patch_size
 
     def forward(
-        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
+        self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`; the dataset's cameras are always part of the result."""
         return [self._encode(i, *scene, tokens) for i, scene in enumerate(zip(frames, given, strict=True))]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
-from zoo.geometry.base import Frames, Given, SceneGeometry
+from zoo.geometry.base import DatasetGeometries, Frames, SceneGeometry
 from zoo.geometry.da3 import normalize_poses
 from zoo.geometry.da3_encoder import PretrainedDA3
 from zoo.geometry.scale import DatasetPoses
@@ -61,7 +61,7 @@ class PosedDA3(PretrainedDA3):
         return learned or ".cam_dec." in name or super().is_unreachable(name, **used)
 
     def forward(
-        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
+        self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`."""
         for number, (images, own) in enumerate(zip(frames, given, strict=True)):
@@ -84,7 +84,7 @@ class PosedDA3(PretrainedDA3):
                     setattr(scene, name, getattr(own, name))
         return scenes
 
-    def known_cameras(self, given: Given, size_hw: tuple[int, int]) -> dict[str, Tensor]:
+    def known_cameras(self, given: DatasetGeometries, size_hw: tuple[int, int]) -> dict[str, Tensor]:
         """See `DA3Encoder`."""
         known = [scene.cameras() for scene in given if scene is not None]
         poses, K, _ = (torch.stack(each) for each in zip(*known, strict=True))

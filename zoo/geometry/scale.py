@@ -17,7 +17,7 @@ from torch import Tensor
 from zoo.cameras.poses import invert_se3
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.geometry.base import Frames, Given, SceneGeometry
+from zoo.geometry.base import DatasetGeometries, Frames, SceneGeometry
 
 FLAT = 1e-6  # second singular value of centers on a line, relative to the first
 
@@ -57,7 +57,9 @@ class ScaleSource(Configurable, ABC):
             InputError: The scene does not determine it; the message names the remedy.
         """
 
-    def in_meters(self, scenes: Sequence[SceneGeometry], frames: Frames, given: Given) -> list[SceneGeometry]:
+    def in_meters(
+        self, scenes: Sequence[SceneGeometry], frames: Frames, given: DatasetGeometries
+    ) -> list[SceneGeometry]:
         """Scale the poses, depth and points of each scene; 3D tokens stay as they are.
 
         Raises:

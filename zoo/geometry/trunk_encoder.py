@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.geometry.base import Frames, GeometryEncoder, Given, SceneGeometry, same_shape
+from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, SceneGeometry, same_shape
 from zoo.geometry.valid_cameras import valid_cameras
 
 
@@ -53,7 +53,7 @@ class TrunkEncoder(GeometryEncoder):
 
     @abstractmethod
     def predict(
-        self, images: Float[Tensor, "B S 3 H W"], given: Given, *, tokens: bool, heads: Sequence[str]
+        self, images: Float[Tensor, "B S 3 H W"], given: DatasetGeometries, *, tokens: bool, heads: Sequence[str]
     ) -> tuple[Any, dict[str, Tensor | None]]:
         """Run the network on scenes of one shape.
 
@@ -69,7 +69,7 @@ class TrunkEncoder(GeometryEncoder):
         """
 
     def forward(
-        self, frames: Frames, given: Given, *, tokens: bool = True, cameras: bool = True
+        self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`; VGGT uses `given` for the scale alone."""
         trained = any(parameter.requires_grad for parameter in self.parameters())

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.geometry.base import Given, Head
+from zoo.geometry.base import DatasetGeometries, Head
 from zoo.geometry.license import announce_license
 from zoo.geometry.scale import ScaleSource
 from zoo.geometry.trunk_encoder import TrunkEncoder
@@ -102,7 +102,7 @@ class VGGTEncoder(TrunkEncoder):
         return name.endswith(".mask_token")
 
     def predict(
-        self, images: Float[Tensor, "B S 3 H W"], given: Given, *, tokens: bool, heads: Sequence[str]
+        self, images: Float[Tensor, "B S 3 H W"], given: DatasetGeometries, *, tokens: bool, heads: Sequence[str]
     ) -> tuple[VGGTOutput, dict[str, Tensor | None]]:
         """See `TrunkEncoder`."""
         output = self.vggt.compute(images, self.layer_numbers if tokens else (), heads)

@@ -40,14 +40,14 @@ class Objectives(nn.ModuleDict):
         super().__init__(named)
 
     @property
-    def every(self) -> dict[str, Objective]:
+    def all_objectives(self) -> dict[str, Objective]:
         """All objectives."""
         return dict(self.items())  # type: ignore[arg-type]
 
     @property
     def active(self) -> dict[str, Objective]:
         """Objectives with a weight."""
-        return {name: objective for name, objective in self.every.items() if objective.weight}
+        return {name: objective for name, objective in self.all_objectives.items() if objective.weight}
 
     @property
     def learning(self) -> list[str]:
@@ -58,12 +58,14 @@ class Objectives(nn.ModuleDict):
     @property
     def question_types(self) -> tuple[str, ...]:
         """The question types that settings of objectives name."""
-        return tuple(dict.fromkeys(kind for objective in self.every.values() for kind in objective.question_types))
+        return tuple(
+            dict.fromkeys(kind for objective in self.all_objectives.values() for kind in objective.question_types)
+        )
 
     @property
-    def adding(self) -> dict[str, Objective]:
+    def with_token(self) -> dict[str, Objective]:
         """Objectives with a learned token."""
-        return {name: objective for name, objective in self.every.items() if objective.adds_token}
+        return {name: objective for name, objective in self.all_objectives.items() if objective.adds_token}
 
     def resolve_extra_tokens(self, appended: ExtraTokens) -> ExtraTokens:
         """Return the tokens that follow the 2D tokens: the fusion's, or that of an objective.
@@ -71,9 +73,9 @@ class Objectives(nn.ModuleDict):
         Raises:
             InputError: There are both, or those of two objectives.
         """
-        if not self.adding:
+        if not self.with_token:
             return appended
-        names = [*self.adding, *(["the fusion"] if appended is not ExtraTokens.NONE else [])]
+        names = [*self.with_token, *(["the fusion"] if appended is not ExtraTokens.NONE else [])]
         if len(names) > 1:
             raise InputError(
                 f"--model.objectives: {' and '.join(names)} append tokens to each view, and only one may: "
@@ -102,7 +104,7 @@ class Objectives(nn.ModuleDict):
 
     def bind(self, width: int, num_layers: int) -> None:
         """Create the parameters; see `Objective.bind`."""
-        for objective in self.every.values():
+        for objective in self.all_objectives.values():
             objective.bind(width, num_layers)
 
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
@@ -113,7 +115,7 @@ class Objectives(nn.ModuleDict):
 
     def append_token(self, visual: VisualTokens) -> VisualTokens:
         """Append the learned token, if some objective has one, to the tokens of each temporal patch."""
-        for objective in self.adding.values():
+        for objective in self.with_token.values():
             assert objective.token is not None  # after `bind`
             token = objective.token.to(visual.tokens.dtype).expand(len(visual.tokens), 1, -1)
             visual = VisualTokens(torch.cat((visual.tokens, token), 1), F.pad(visual.deepstack, (0, 0, 0, 1)))
@@ -131,7 +133,7 @@ class Objectives(nn.ModuleDict):
         assert isinstance(total, Tensor)  # of LanguageModeling
         return {"loss": total, **found}
 
-    def measures(self, scene: EncodedScene) -> bool:
+    def is_applicable(self, scene: EncodedScene) -> bool:
         """Whether an objective can be compared with a scene: it has no targets, or one that the scene has."""
         known = {"cameras": scene.targets.cameras is not None, "depth": scene.targets.depth is not None}
         measured = [each.targets for each in self.active.values() if type(each).errors is not Objective.errors]

@@ -57,6 +57,6 @@ def _decoded(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) ->
     """Yield each scene of which something is to be predicted, with its number in the batch and its decoded prefix."""
     prefixes = {prompt.scenes[0]: prompt.prefix for prompt in reversed(batch.prompts)}
     for number in sorted(prefixes):
-        if model.objectives.measures(scenes[number]):
+        if model.objectives.is_applicable(scenes[number]):
             inputs = model.decoder_inputs(scenes, prefixes[number])
             yield number, decode(model.backbone, model.objectives.layers, inputs, scenes, prefixes[number])

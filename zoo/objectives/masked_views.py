@@ -27,26 +27,27 @@ class MaskedViews(Objective):
     draws other masks, and a resumed run those of one that was never interrupted. Each DDP process draws its own.
 
     Args:
-        share: Of the 2D tokens of a scene, from 0 up to 1.
-        shares: Share by question type, in place of `share`; a scene with several questions has the mean of theirs.
+        mask_ratio: Of the 2D tokens of a scene, from 0 up to 1.
+        mask_ratio_by_type: By question type, in place of `mask_ratio`; a scene with several questions has the mean of
+            theirs.
 
     Raises:
-        InputError: A share outside of 0 to 1.
+        InputError: A ratio outside of 0 to 1.
 
     Example:
-        >>> MaskedViews(0.2, {"routes": 1.0}).share_of(["counts", "routes"])
+        >>> MaskedViews(0.2, {"routes": 1.0}).mask_ratio_of(["counts", "routes"])
         0.6
     """
 
     steps: Tensor
 
-    def __init__(self, share: float = 0.25, shares: dict[str, float] | None = None) -> None:
+    def __init__(self, mask_ratio: float = 0.25, mask_ratio_by_type: dict[str, float] | None = None) -> None:
         super().__init__()
-        for value in (share, *(shares or {}).values()):
+        for value in (mask_ratio, *(mask_ratio_by_type or {}).values()):
             if not 0 <= value <= 1:
-                raise InputError(f"--model.objectives: MaskedViews with a share of {value}: give one from 0 to 1")
-        self.share, self.shares = share, shares or {}
-        self.question_types = tuple(self.shares)
+                raise InputError(f"--model.objectives: MaskedViews with a mask ratio of {value}: give one from 0 to 1")
+        self.mask_ratio, self.mask_ratio_by_type = mask_ratio, mask_ratio_by_type or {}
+        self.question_types = tuple(self.mask_ratio_by_type)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
 
     def bind(self, width: int, num_layers: int) -> None:
@@ -54,10 +55,10 @@ class MaskedViews(Objective):
         self.mask_token = nn.Parameter(0.02 * torch.randn(width))
         self.steps.random_(FIRST_STEPS)
 
-    def share_of(self, question_types: Sequence[str]) -> float:
-        """The share of a scene with questions of these types."""
-        shares = [self.shares.get(kind, self.share) for kind in question_types] or [self.share]
-        return sum(shares) / len(shares)
+    def mask_ratio_of(self, question_types: Sequence[str]) -> float:
+        """Return the mask ratio of a scene with questions of these types."""
+        ratios = [self.mask_ratio_by_type.get(kind, self.mask_ratio) for kind in question_types] or [self.mask_ratio]
+        return sum(ratios) / len(ratios)
 
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
         """See `Objective`."""
@@ -66,7 +67,7 @@ class MaskedViews(Objective):
         self.steps += 1
         changed = []
         for (tokens, deepstack), scene in zip(visual, scenes, strict=True):
-            drawn = torch.rand(tokens.shape[:2], generator=generator) < self.share_of(scene.question_types)
+            drawn = torch.rand(tokens.shape[:2], generator=generator) < self.mask_ratio_of(scene.question_types)
             masked = drawn.to(tokens.device, non_blocking=True)[..., None]
             kept = torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
             changed.append(VisualTokens(kept, deepstack.masked_fill(masked, 0.0)))

@@ -59,7 +59,7 @@ def encode_geometry(
         return dataset
     frames = [scene.frames for scene in scenes]
     if encoder.requires_frames and any(each is None for each in frames):
-        name = type(encoder.outline).__name__
+        name = type(encoder.meta_encoder).__name__
         raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
     read = [None if each is None else encoder_frames(each, patch_size, encoder.patch_size) for each in frames]
     found = list(encoder(read, dataset, tokens=tokens, cameras=cameras))

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
-from zoo.errors import InputError, reading
+from zoo.errors import InputError, add_file_to_errors
 from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
@@ -146,7 +146,7 @@ class Task(Configurable, LightningModule):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)
-        with reading(checkpoint_path):
+        with add_file_to_errors(checkpoint_path):
             task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
             task.on_load_checkpoint(checkpoint)  # as a Trainer does
             task.load_state_dict(checkpoint["state_dict"])

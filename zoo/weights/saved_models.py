@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.configuration import from_config, to_config, with_overrides
-from zoo.errors import InputError, reading
+from zoo.errors import InputError, add_file_to_errors
 from zoo.files.atomic_io import new_folder, write_json, write_whole
 from zoo.seed import resolve_seed
 from zoo.weights.checkpoint_file import read_checkpoint
@@ -107,7 +107,7 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], releas
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
         return _frozen(kind(**{**released_parts(name, config), **overrides}))
-    with reading(folder / CONFIG):
+    with add_file_to_errors(folder / CONFIG):
         parts = with_overrides(config["model"], overrides)
         if config.get("full"):
             parts = _replaced(
@@ -115,10 +115,10 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], releas
             )
         model = from_config(kind, parts)
         model.data_config = config.get("data") or {}
-    with reading(folder):
+    with add_file_to_errors(folder):
         if not config.get("full"):
             check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
-        return _filled(model, SafetensorsFile(folder / WEIGHTS), str(folder), overrides)
+        return _load_tensors(model, SafetensorsFile(folder / WEIGHTS), str(folder), overrides)
 
 
 def config_of(run: Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
 
 def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
     settings = config_of(run)
-    with reading(run / RUN_CONFIG):
+    with add_file_to_errors(run / RUN_CONFIG):
         # the task is named by its class path: the model does not import what is built on top of it
         task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
         model = task.model
@@ -156,10 +156,10 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
         saved = read_checkpoint(checkpoint)
-        with reading(checkpoint):
+        with add_file_to_errors(checkpoint):
             check_frozen(saved.get(FROZEN, {}), task.frozen_weights, checkpoint)
             state = {k.removeprefix("model."): v for k, v in saved["state_dict"].items()}
-            return _filled(model, state, str(checkpoint), overrides)
+            return _load_tensors(model, state, str(checkpoint), overrides)
     if not model.is_pretrained:
         raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
     return _frozen(model)
@@ -188,7 +188,7 @@ def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Pa
     return _replaced(parts, "path", lambda path: names.get(path, path))
 
 
-def _filled(model: Any, tensors: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]) -> Any:
+def _load_tensors(model: Any, tensors: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]) -> Any:
     _frozen(model)
     tensors, wanted = dict(tensors), set(_own_tensors(model))
     if "objectives" in overrides:  # heads may be dropped, and others start from scratch; a token is part of the prompt

@@ -123,7 +123,7 @@ def load_scene(path: Path) -> RoomScene:
 
 
 def _from_json(fields: dict[str, Any]) -> Material | Part | Thing | RoomScene:
-    """Build the class with these fields; list become tuples."""
+    """Build the class with these fields; lists become tuples."""
     for kind, field in ((Material, "pattern"), (Part, "material"), (Thing, "category")):
         if field in fields:
             return kind(**to_tuples(fields))

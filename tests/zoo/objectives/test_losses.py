@@ -101,7 +101,7 @@ def test_the_loss_on_cameras_is_that_of_a_slow_reference() -> None:
 def test_without_a_token_the_last_2d_token_is_read_and_not_one_of_the_fusion() -> None:
     parts: dict[str, Any] = {"fusion": CameraTokenFusion, "geometry": lambda: TinyVGGT(embed_dim=32, depth=2)}
     task = build("plain", objectives=[CameraPrediction(token=False)], **parts)
-    objective, seen = task.model.objectives.every["CameraPrediction"], []
+    objective, seen = task.model.objectives.all_objectives["CameraPrediction"], []
     objective.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))  # type: ignore[union-attr]
     decoded: list[Tensor] = []
     forward = Decoded.views

@@ -74,7 +74,7 @@ def test_the_default_is_the_former_loss_and_a_weight_of_zero_is_left_out_bit_for
     loss = F.cross_entropy(logits, targets[targets != IGNORED], reduction="sum") / len(logits)
     expected, references = learned(plain, loss)
 
-    silent = [*without_token(0.0), MaskedViews(share=0.0)]
+    silent = [*without_token(0.0), MaskedViews(mask_ratio=0.0)]
     choices: list[tuple[list[Objective] | None, bool]] = [(None, True), ([LanguageModeling()], True), (silent, True)]
     for objectives, is_equal in (*choices, (without_token(1.0), False), ([LanguageModeling(2.0)], False)):
         task = build("plain", family=family, objectives=objectives).train()
@@ -85,7 +85,7 @@ def test_the_default_is_the_former_loss_and_a_weight_of_zero_is_left_out_bit_for
 
 
 def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_objectives() -> None:
-    plain, task = build("plain"), build("plain", objectives=[*without_token(), MaskedViews(share=0.9)])
+    plain, task = build("plain"), build("plain", objectives=[*without_token(), MaskedViews(mask_ratio=0.9)])
     asked, usual = batch(task, *SCENES), batch(plain, *SCENES)
     assert task.model.extra_tokens is ExtraTokens.NONE and prompts_of(asked) == prompts_of(usual)
     records = task.predict_batch(asked)
@@ -122,7 +122,7 @@ def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_
         assert data.scenes("val") == lacking
         with pytest.raises(InputError, match=r"no scene of the train split has depth, .*camera_source predicted"):
             data.scenes("train")
-    typo = build("plain", objectives=[MaskedViews(shares={"object_countin": 1.0})])
+    typo = build("plain", objectives=[MaskedViews(mask_ratio_by_type={"object_countin": 1.0})])
     data.trainer = SimpleNamespace(lightning_module=typo)  # type: ignore[assignment]
     with pytest.raises(InputError, match=r"unknown question_type 'object_countin'.*did you mean object_counting\?"):
         data.scenes("train")
@@ -164,7 +164,7 @@ def test_heads_without_a_rate_are_said_to_stay_random() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_and_checkpointed_sequences_learn_as_a_row_each(family: str) -> None:
     def made(**options: Any) -> VideoQATask:
-        objectives = [CameraPrediction(layer=0), DepthPrediction(), MaskedViews(share=0.5)]
+        objectives = [CameraPrediction(layer=0), DepthPrediction(), MaskedViews(mask_ratio=0.5)]
         return build("plain", family=family, objectives=objectives, **options).train()
 
     scenes = scenes_of(family)
@@ -211,7 +211,7 @@ def test_masked_2d_tokens_are_not_seen_and_3d_tokens_are() -> None:
     assert parts(0.0) == {"visual", "fusion"}
     assert parts(0.5) == {"visual", "fusion", "mask_token"}
     assert parts(1.0) == parts(0.0, {"object_counting": 1.0}) == {"fusion", "mask_token"}
-    both = MaskedViews(0.2, {"object_counting": 1.0}).share_of(["object_counting", "route_planning"])
+    both = MaskedViews(0.2, {"object_counting": 1.0}).mask_ratio_of(["object_counting", "route_planning"])
     assert both == pytest.approx(0.6)
 
 
@@ -225,14 +225,14 @@ def test_masks_are_drawn_anew_in_each_step_and_continue_after_a_resume() -> None
         assert torch.equal(changed.tokens[masked], objective.mask_token.expand(int(masked.sum()), 8))
         return masked
 
-    objective, resumed = MaskedViews(share=0.25), MaskedViews(share=0.25)
+    objective, resumed = MaskedViews(mask_ratio=0.25), MaskedViews(mask_ratio=0.25)
     for seed, each in enumerate((objective, resumed)):
         torch.manual_seed(seed)
         each.bind(8, 2)
     first = masks(objective)
     assert not torch.equal(masks(resumed), first)  # of another seed
     torch.manual_seed(0)
-    same, second_process = MaskedViews(share=0.25), MaskedViews(share=0.25)
+    same, second_process = MaskedViews(mask_ratio=0.25), MaskedViews(mask_ratio=0.25)
     same.bind(8, 2)
     second_process.bind(8, 2)
     second_process.load_state_dict(same.state_dict())
@@ -251,15 +251,17 @@ def test_masks_are_drawn_anew_in_each_step_and_continue_after_a_resume() -> None
 
 
 def test_objectives_survive_a_saved_model_and_the_official_layout_leaves_heads_out(tmp_path: Any) -> None:
-    ours = model(CameraPrediction(scale="mean"), DepthPrediction(layer=0, weight=0.5), MaskedViews(shares={"a": 1.0}))
+    ours = model(
+        CameraPrediction(scale="mean"), DepthPrediction(layer=0, weight=0.5), MaskedViews(mask_ratio_by_type={"a": 1.0})
+    )
     ours.save_pretrained(tmp_path / "saved")
     loaded = SpatialVLM.from_pretrained(tmp_path / "saved")
     state, read = ours.state_dict(), loaded.state_dict()
     assert state.keys() == read.keys() and all(torch.equal(state[name], read[name]) for name in state)
     assert {"objectives.CameraPrediction.token", "objectives.MaskedViews.steps"} <= read.keys()
-    read_parts: Any = loaded.objectives.every
+    read_parts: Any = loaded.objectives.all_objectives
     assert read_parts["DepthPrediction"].weight == 0.5 and read_parts["DepthPrediction"].layers == (0,)
-    assert read_parts["CameraPrediction"].scale == "mean" and read_parts["MaskedViews"].shares == {"a": 1.0}
+    assert read_parts["CameraPrediction"].scale == "mean" and read_parts["MaskedViews"].mask_ratio_by_type == {"a": 1.0}
     assert ours.part_of("objectives.CameraPrediction.token") == "objective"
     assert unofficial_parts(ours) == ["CameraPrediction"]
     with pytest.raises(InputError, match="can't be exported"):
@@ -302,7 +304,7 @@ def test_objectives_may_be_names_in_a_configuration(form: list[Any]) -> None:
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "negative": (lambda: DepthPrediction(weight=-1.0), "DepthPrediction has weight -1.0"),
     "no language": (lambda: LanguageModeling(0.0), "LanguageModeling needs a weight above 0"),
-    "share": (lambda: MaskedViews(shares={"a": 2.0}), "MaskedViews with a share of 2.0"),
+    "share": (lambda: MaskedViews(mask_ratio_by_type={"a": 2.0}), "MaskedViews with a mask ratio of 2.0"),
     "no anchor": (lambda: CameraPrediction(anchors=[]), "CameraPrediction needs an anchor"),
     "twice": (lambda: model(DepthPrediction(), DepthPrediction()), "a class twice"),
     "layer": (lambda: model(DepthPrediction(2)), "layer 2 of a decoder with 2"),

@@ -94,7 +94,7 @@ class CameraDecoder(nn.Module):
 
 
 class CameraEncoder(nn.Module):
-    """Given cameras to camera tokens, which replace the learned ones.
+    """DatasetGeometries cameras to camera tokens, which replace the learned ones.
 
     Args:
         dim_out: Width C of the trunk's tokens.
