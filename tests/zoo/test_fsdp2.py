@@ -120,14 +120,18 @@ def test_the_command_line_defers_weights_of_what_it_shards(
     strategy: str, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fitted: list[Any] = []
-    monkeypatch.setattr(Trainer, "fit", lambda trainer, model, **_: fitted.append(model))
+    built: list[Any] = []
+
+    def stop(cli: Any) -> None:
+        built.append(cli.model)
+        raise InputError("it is built")
+
+    monkeypatch.setattr("commands.cli.ZooCLI.before_fit", stop)
     words = ["--config", "qwen25_vl.yaml", "--trainer.strategy", strategy, "--data.source.root", str(rooms_root)]
     monkeypatch.setattr(sys, "argv", ["main.py", "fit", *words])
-    with patch.dict(os.environ):
+    with patch.dict(os.environ), pytest.raises(SystemExit, match="it is built"):
         main.main()
-    (task,) = fitted
-    _, parts = task.model.__dict__["_constructor_arguments"]
+    _, parts = built[0].model.__dict__["_constructor_arguments"]
     assert parts["defer_weights"] == (strategy == "fsdp2")
 
 
