@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,7 +122,12 @@ def test_the_command_line_defers_weights_of_what_it_shards(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fitted: list[Any] = []
-    monkeypatch.setattr(Trainer, "fit", lambda trainer, model, **_: fitted.append(model))
+
+    @wraps(Trainer.fit)  # whose options are the command line's
+    def fit(trainer: Trainer, model: Any, **_: Any) -> None:
+        fitted.append(model)
+
+    monkeypatch.setattr(Trainer, "fit", fit)
     words = ["--config", "qwen25_vl.yaml", "--trainer.strategy", strategy, "--data.source.root", str(rooms_root)]
     monkeypatch.setattr(sys, "argv", ["main.py", "fit", *words])
     with patch.dict(os.environ):
