@@ -30,7 +30,7 @@ def break_off(run: Run, patch: pytest.MonkeyPatch, *words: str, after: int = 1) 
 
     with patch.context() as context:
         context.setattr(VideoQATask, "test_step", pulled)
-        with pytest.raises(PulledPlug):
+        with pytest.raises(SystemExit, match="PulledPlug"):
             run("test", *words)
 
 

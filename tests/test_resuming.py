@@ -65,7 +65,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert len(set(whole)) == len(whole) == 7
 
     stop = stop_after
-    with pytest.raises(Interrupted):
+    with pytest.raises(SystemExit, match="Interrupted"):
         run("fit", *words)
     stop = 0
     run("fit", *words, "--ckpt_path", "last")

@@ -78,8 +78,8 @@ def test_they_are_computed_from_patch_cameras_on_the_host(name: str) -> None:
     )  # fmt: skip
     assert made.deferred_positions is not None and made.position_ids is None
     rows = [[asked.scenes[i].cameras for i in row] for row in known.scene_index]
-    poses, K, present = stack_cameras(rows)
-    found = made.deferred_positions.by_predicted(poses.requires_grad_(), K, present)
+    poses, _, present = stack_cameras(rows)
+    found = made.deferred_positions.by_predicted(poses.requires_grad_(), present)
     expected = task.sequence_builder.build(known.input_ids, known.input_ids >= 0, asked.scenes, known.scene_index)
     real = torch.arange(known.input_ids.shape[1]) < torch.tensor(known.lengths)[:, None]
     assert expected.position_ids is not None and torch.equal(found[:, real], expected.position_ids[:, real])
