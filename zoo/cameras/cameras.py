@@ -255,8 +255,10 @@ class Cameras(Movable):
         relative[sample, view] = torch.eye(4, dtype=relative.dtype, device=relative.device)
         changed = {"world_to_camera": relative.to(self.world_to_camera.dtype)}
         if self.points is not None:
-            points = self.points.double() @ poses[sample, view, :3, :3].mT + poses[sample, view, None, :3, 3]
-            changed["points"] = points.to(self.points.dtype)
+            known = self.points.isfinite().all(-1, keepdim=True)
+            points = self.points.double().where(known, 0.0)  # before the product: NaN times 0 is a gradient of NaN
+            points = points @ poses[sample, view, :3, :3].mT + poses[sample, view, None, :3, 3]
+            changed["points"] = points.where(known, torch.nan).to(self.points.dtype)
         return self._replaced(**changed)
 
     def scaled(self, scale: Scale) -> Cameras:
@@ -282,7 +284,8 @@ class Cameras(Movable):
             if scale == "max":
                 unit = distance.amax(1)
             elif scale == "rms":
-                unit = (distance.square().sum(1) / count[:, 0]).sqrt()
+                square = distance.square().sum(1) / count[:, 0]
+                unit = square.clamp(min=SCALE_FLOOR**2).sqrt()  # before the root, whose gradient at 0 is infinite
             else:
                 unit = distance.sum(1) / count[:, 0]
         unit = unit.clamp(min=SCALE_FLOOR)[:, None, None]
@@ -290,7 +293,9 @@ class Cameras(Movable):
         poses[..., :3, 3] /= unit
         changed = {"world_to_camera": poses.to(self.world_to_camera.dtype)}
         if self.points is not None:
-            changed["points"] = (self.points.double() / unit).to(self.points.dtype)
+            known = self.points.isfinite().all(-1, keepdim=True)
+            points = (self.points.double().where(known, 0.0) / unit).where(known, torch.nan)
+            changed["points"] = points.to(self.points.dtype)
         return self._replaced(**changed)
 
     def _replaced(self, **tensors: Tensor | CameraRuns | None) -> Cameras:

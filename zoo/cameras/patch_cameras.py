@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.cameras.poses import invert_se3
+from zoo.cameras.poses import invert_se3, rigid_matrix, rotation_parts
 from zoo.cameras.scene_geometry import SceneGeometry
 
 MergedCamera = Literal["first", "last", "mean"]
 FRAMES = 2  # in a temporal patch
+HALF_TURN = 1e-12  # least cosine squared of half the angle; between opposite rotations no midpoint is defined
 
 
 class PatchCameras(NamedTuple):
@@ -96,10 +97,15 @@ def stack_cameras(
 
 
 def _midpoint(poses: Float[Tensor, "N pair 4 4"]) -> Float[Tensor, "N 4 4"]:
-    """Compute the nearest rotation to the sum of two, the midpoint of their slerp, and the mean center."""
+    """Compute the midpoint of the slerp of two rotations, in closed form, and the mean center."""
     camera_to_world = invert_se3(poses.double())
-    U, _, Vh = torch.linalg.svd(camera_to_world[..., :3, :3].sum(1))
-    U = torch.cat((U[..., :2], U[..., 2:] * torch.linalg.det(U @ Vh)[:, None, None].sign()), -1)
-    middle = torch.zeros_like(camera_to_world[:, 0])
-    middle[..., :3, :3], middle[..., :3, 3], middle[..., 3, 3] = U @ Vh, camera_to_world[..., :3, 3].mean(1), 1.0
-    return invert_se3(middle).to(poses.dtype)
+    first, second = camera_to_world[:, 0, :3, :3], camera_to_world[:, 1, :3, :3]
+    cosine, sine_axis = rotation_parts(first.mT @ second)
+    half_cosine = ((1 + cosine) / 2).clamp(min=HALF_TURN).sqrt()[:, None]
+    half = sine_axis / (2 * half_cosine)  # sin(angle / 2) times the axis
+    zero = torch.zeros_like(half[:, 0])
+    x, y, z = half.unbind(-1)
+    skew = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    identity = torch.eye(3, dtype=skew.dtype, device=skew.device)
+    rotation = first @ (identity + skew + skew @ skew / (1 + half_cosine[..., None]))  # Rodrigues' formula
+    return invert_se3(rigid_matrix(rotation, camera_to_world[..., :3, 3].mean(1))).to(poses.dtype)

@@ -219,3 +219,30 @@ def test_normalized_intrinsics_are_independent_of_resolution() -> None:
     torch.testing.assert_close(normalize_intrinsics(half, 320, 240), normalized)
     with pytest.raises(ValueError, match="must be positive, got 0 x 480"):
         normalize_intrinsics(K, 0, 480)
+
+
+def posed(count: int = 3) -> Tensor:
+    poses = torch.eye(4, dtype=torch.float64).repeat(1, count, 1, 1)
+    poses[0, :, 0, 3] = torch.arange(count, dtype=torch.float64)
+    return poses.requires_grad_()
+
+
+@pytest.mark.parametrize("change", ["canonical", "scaled"])
+def test_unknown_points_leave_the_gradient_of_poses_finite(change: str) -> None:
+    """Text has NaN points; a trained encoder's cameras must not get NaN gradients by them."""
+    poses = posed()
+    index = torch.tensor([[-1, 0, 1, 2]])
+    cameras = Cameras.trusted(poses, torch.eye(3, dtype=torch.float64).expand(1, 3, 3, 3), index)
+    points = torch.ones(1, 4, 3, dtype=torch.float64)
+    points[0, 0] = torch.nan
+    located = cameras.with_tokens(points=points)
+    changed = located.canonical("middle") if change == "canonical" else located.scaled("rms")
+    assert changed.points is not None and changed.points.isnan().any(-1).tolist() == [[True, False, False, False]]
+    changed.points.nan_to_num(0.0).sum().backward()
+    assert poses.grad is not None and poses.grad.isfinite().all() and poses.grad.any()
+
+
+def test_coinciding_centers_leave_the_gradient_of_their_scale_finite() -> None:
+    poses = torch.eye(4, dtype=torch.float64).repeat(1, 2, 1, 1).requires_grad_()
+    Cameras.trusted(poses, torch.eye(3).expand(1, 2, 3, 3)).scaled("rms").world_to_camera.sum().backward()
+    assert poses.grad is not None and poses.grad.isfinite().all()

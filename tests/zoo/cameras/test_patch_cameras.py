@@ -141,3 +141,17 @@ def test_points_are_of_the_first_frame() -> None:
     with pytest.raises(InputError, match="leave --model.merged_camera first"):
         scene_points(deep, 1, "mean")
     assert scene_points(deep, 1).shape == (2, 1, 1, 3)
+
+
+def test_the_midpoint_has_the_gradient_of_its_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    K = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+
+    def merged(twists: torch.Tensor) -> torch.Tensor:
+        poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+        skew = twists - twists.mT
+        poses = torch.cat((torch.cat((torch.linalg.matrix_exp(skew), twists[..., :1]), -1), poses[:, 3:]), 1)
+        return merge_cameras(SceneGeometry(world_to_camera=poses, K_normalized=K), "mean").world_to_camera
+
+    twists = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(merged, (twists,), rtol=1e-5)
