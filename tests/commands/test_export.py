@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import main
 from tests.zoo.released import TINY_DINO, read_release, tiny_release, write_release
 from zoo import LearningRates, LoRA, PretrainedQwen25VL, PRoPE, PRoPEMLLM, Qwen25VL, SpatialVLM, TinyQwen25VL
+from zoo.checkpoints import unofficial_parts
 from zoo.geometry.vggt.aggregator import DINOV2
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
@@ -126,3 +127,15 @@ def test_errors_of_models_without_a_run_or_layout(run: Run) -> None:
     with pytest.raises(SystemExit, match="SpatialVLM can't be exported"):
         run("export", *words, "--model.allow_untrained", "true", "--out", "out", "--layout", "official")
     assert not Path("out").exists()
+
+
+def test_settings_that_no_official_layout_has_take_the_zoos_own(run: Run) -> None:
+    """By default an exported model is the model: positions are part of it."""
+    run("fit", "--config", "qwen25_vl.yaml", *tiny("--model.time_index", "ConstantIndex"))
+    assert "for SpatialVLM.from_pretrained" in run("export", "--out", "own")
+    time, text = SpatialVLM.from_pretrained("own").time_index, "time_index: ConstantIndex"
+    assert type(time).__name__ == "ConstantIndex"
+    assert f"without {text}" in run("export", "--out", "official", "--layout", "official")
+    assert unofficial_parts(SpatialVLM(TinyQwen25VL(**SIZES))) == []  # the control
+    later = SpatialVLM(TinyQwen25VL(**SIZES), text_after_vision="max_hw")
+    assert unofficial_parts(later) == ["text_after_vision: max_hw"]
