@@ -75,6 +75,8 @@ class PoseALiBi(CameraEncoding):
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
         """Compute the appended channels; without two different cameras, the stock attention, bit for bit."""
         assert self.slopes != "learned" or self.learned is not None, "bind_to_decoder comes before encode"
+        if not cameras.world_to_camera.shape[1]:
+            return EncodedCameras()
         pose, poses = distinct_poses(cameras)
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
         if not distances.any():  # for which a GPU is waited
