@@ -27,7 +27,7 @@ ADDED_BY = {
     "index": "pass an index (B, L) to Cameras",
     "reference": "saddle_balanced is computed from 2D tokens: pass balanced_views to with_reference",
     "median_depth": "call with_median_depth",
-    "patch_centers": "pass SequenceLayout.patch_centers to with_tokens",
+    "patch_centers": "pass Sequences.patch_centers to with_tokens",
     "points": "pass points to with_tokens",
     "time": "pass time to with_tokens",
 }

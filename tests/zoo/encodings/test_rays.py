@@ -93,7 +93,7 @@ def test_relative_rays_match_definition() -> None:
 def test_rays_require_patch_centers() -> None:
     poses, K = random_cameras(2)
     _, index = qkv_and_index(1)
-    with pytest.raises(ValueError, match="pass patch_centers to with_tokens"):
+    with pytest.raises(ValueError, match="pass Sequences.patch_centers"):
         RayEncoding().encode(Cameras(poses, K, index), **SHAPE)
 
 
