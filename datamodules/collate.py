@@ -44,6 +44,7 @@ class Collate(ABC):
         records: list[Record] = []
         failed: list[Record] = []
         for scene in loaded:
+            asked = list(scene.questions)
             try:
                 # 1. Questions, without those that hold special tokens.
                 if scene.error is not None:
@@ -55,10 +56,12 @@ class Collate(ABC):
                     continue
                 # 2. The scene, and one row per question.
                 inputs = self.scene_inputs(replace(scene, questions=tuple(asked)))
+                if self.requirements.cameras and inputs.cameras is None:
+                    raise InputError("a scene without cameras, which this model requires")
                 made = [self._row(scene, question, inputs) for question in asked]
             except SCENE_FAULTS as error:
                 reason = describe_fault(error)
-                failed += [_failure(scene, question, reason) for question in scene.questions]
+                failed += [_failure(scene, question, reason) for question in asked]
                 continue
             rows += [row for row, _ in made]
             records += [record(scene, question, prompt) for question, (_, prompt) in zip(asked, made, strict=True)]

@@ -150,7 +150,7 @@ class SpatialVLM(AssembledModel):
         # 3. The camera encoding, shared by all layers.
         inputs: dict[str, Any] = {}
         if self.camera_encoding is not None and cameras is not None:
-            points = [scene.cameras.points for scene in scenes if scene.cameras and scene.cameras.points is not None]
+            points = [scene.token_points() for scene in scenes] if self.camera_use.points else []
             located = cameras.with_tokens(
                 sequences.patch_centers(),
                 sequences.scatter_points(torch.cat(points)) if points else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any, TypeVar
 
 import torch
@@ -22,9 +21,8 @@ class Movable:
 
     def map(self: Value, change: Change) -> Value:
         """Return a copy in which each tensor is changed; number of the host stay."""
-        other = copy(self)
-        for name, value in vars(self).items():
-            setattr(other, name, _mapped(value, change))
+        other = object.__new__(type(self))
+        vars(other).update({name: _mapped(value, change) for name, value in vars(self).items()})
         return other
 
     def to(self: Value, device: torch.device | str, non_blocking: bool = False) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,3 +59,10 @@ class EncodedScene:
     visual: VisualTokens
     cameras: SceneCameras | None = None
     targets: SceneTargets = SceneTargets()
+
+    def token_points(self) -> Float[Tensor, "tokens 3"]:
+        """Return the 3D point of each 2D token; NaN where unknown."""
+        if self.cameras is not None and self.cameras.points is not None:
+            return self.cameras.points
+        count = self.scene.num_steps * self.scene.tokens_per_step
+        return torch.full((count, 3), torch.nan, dtype=torch.float64, device=self.visual.tokens.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,10 @@ class Sequences(Movable):
     lengths: list[int] = field(default_factory=list)
     is_supervised: list[bool] = field(default_factory=list)
 
+    def __reduce__(self) -> Any:
+        """Pickle tensors by value: each that a worker shares costs a file descriptor, and prompts may be many."""
+        return _unpickled, (pickle.dumps(vars(self)),)
+
     def __len__(self) -> int:
         """Return S, the number of sequences."""
         return len(self.input_ids)
@@ -103,6 +108,12 @@ class Sequences(Movable):
     def decoder_places(self) -> Int[Tensor, " N"]:
         """The place of each visual token in what the decoder reads."""
         return self.visual_places if self.packing is None else self.packing.visual_places
+
+
+def _unpickled(attributes: bytes) -> Sequences:
+    made = object.__new__(Sequences)
+    vars(made).update(pickle.loads(attributes))
+    return made
 
 
 class Prompt(Movable):

@@ -128,7 +128,7 @@ class SequenceBuilder:
         runs = camera_runs(index) if rules.uses_cameras else None
         # 3. Positions.
         deferred = DeferredPositions(layout, rules, rows, position_offset)
-        waits = rules.time_index.requires_cameras and known is None and rules.may_predict_cameras
+        waits = rules.time_index.requires_cameras and known is None and rules.may_predict_cameras and any(rows)
         # 4. Supervised tokens: the one in front of each predicts it.
         answers = torch.zeros(0, dtype=torch.long)
         if labels is not None:
@@ -191,6 +191,8 @@ class SequenceBuilder:
         if given is not None:
             on_host = given.to("cpu")
             return on_host if on_host.index is not None else on_host.with_index(layout.camera_index())
+        if not total:
+            return None
         if rules.only_predicted_cameras or (count < total and rules.may_predict_cameras):
             return None
         if count < total:
@@ -216,7 +218,7 @@ class SequenceBuilder:
             questions_per_pass: Most questions that are answered together.
 
         Raises:
-            ValueError: A prompt ends with its video.
+            InputError: A prompt ends with its video, or has one token.
         """
         visual = self.rules.placeholders.visual
         rows_of: dict[tuple[int, ...], list[int]] = {}
@@ -244,5 +246,5 @@ def _families(prompts: Sequence[Sequence[int]], visual: tuple[int, ...]) -> Iter
     for family in families:
         length = shared or shared_length([prompts[family[0]]], visual)
         if not length:
-            raise ValueError("a prompt that ends with its video asks no question")
+            raise InputError("a prompt that ends with its video, or that has one token alone, asks no question")
         yield family, length

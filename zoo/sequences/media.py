@@ -74,7 +74,14 @@ def prompts_of_media(
 ) -> Batch:
     """Build a batch for answers to sequences; arguments as `batch_of_media`, cameras without an index."""
     ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
-    scenes, scene_index = scenes_of_media(_layout(builder, ids, mask, media), media)
+    layout = _layout(builder, ids, mask, media)
+    if (cameras := media.get("cameras")) is not None:
+        if cameras.index is not None:
+            raise InputError(
+                "answers take one camera per temporal patch, not an index: leave it out, or ask for logits"
+            )
+        cameras.to("cpu").with_index(layout.camera_index())  # raises if they are too few
+    scenes, scene_index = scenes_of_media(layout, media)
     prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
     return Batch(scenes, builder.vision(scenes), prompts=builder.prompts(prompts, scene_index, scenes))
 

@@ -265,5 +265,5 @@ def test_prompts_about_the_same_scenes_share_a_prefix_up_to_their_question(rules
     # other words before the video: nothing is shared
     apart = makes.prompts([[*of_a, 10], [TEXT, *of_a, 10]], [[0], [0]], scenes)
     assert [prompt.rows for prompt in apart] == [(0,), (1,)]
-    with pytest.raises(ValueError, match="a prompt that ends with its video asks no question"):
+    with pytest.raises(InputError, match="a prompt that ends with its video"):
         makes.prompts([of_a[:-1]], [[0]], scenes)
