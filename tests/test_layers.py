@@ -17,7 +17,7 @@ LAYERS = (
     ("commands", "callbacks"),
     ("datamodules",),
     ("zoo.tasks", "lightning"),
-    ("zoo.model", "zoo.pretrained", "zoo.prefix_cache", "zoo.checkpoints"),
+    ("zoo.model", "zoo.assembly", "zoo.prefix_cache", "zoo.checkpoints"),
     ("zoo", ""),  # parts; other libraries
 )
 EXCEPTIONS = {  # where a module looks upward, each by name
@@ -106,7 +106,7 @@ def test_no_layer_uses_a_higher_one() -> None:
         ("zoo.fusions.base", "from zoo.model import SpatialVLM", "", "zoo.model"),
         ("zoo.scenes", "def f():\n    from zoo import VideoQATask", "f", "zoo.tasks.video_qa"),
         ("zoo.scenes", "class A:\n    def f(self):\n        import lightning.pytorch", "A.f", "lightning"),
-        ("zoo.pretrained", "resolve_name('zoo.tasks.models:PRoPEMLLM')", "", "zoo.tasks.models"),
+        ("zoo.assembly", "resolve_name('zoo.tasks.models:PRoPEMLLM')", "", "zoo.tasks.models"),
         ("zoo.tasks.base", "path = f'{datamodules.Rooms} datamodules.Rooms'", "", "datamodules.sources.rooms.source"),
         ("datamodules.depth", "x = {'class_path': 'callbacks.MetricsCallback'}", "", "callbacks.metrics"),
         ("zoo.scenes", "if TYPE_CHECKING:\n    from zoo.model import SpatialVLM", None, None),
