@@ -103,9 +103,10 @@ def test_requirements_of_each_camera_source() -> None:
         ours = model("PRoPE on ConcatSplitFusion", source)
         assert ours.requirements.cameras == needs and ours.requirements.frames, source
     by_dataset = model("PRoPE on ConcatSplitFusion", "dataset")
-    for refuse, training in ((by_dataset.predict_batch, False), (by_dataset.loss, True)):
-        with pytest.raises(InputError, match="a scene without cameras"):
-            refuse(batch(by_dataset, without_cameras(one()), training=training))
+    with pytest.raises(InputError, match="a scene without cameras"):
+        by_dataset.loss(batch(by_dataset, without_cameras(one()), training=True))
+    for record in by_dataset.predict_batch(batch(by_dataset, without_cameras(one()))):
+        assert "a scene without cameras" in record["error"]
     ours = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source="auto", geometry=DatasetGeometry)
     assert ours.requirements.cameras  # there is nobody to find them
     by_depth = SpatialVLM(backbone=tiny(), camera_encoding=PointRoPE(), camera_source="auto", **VGGT)
@@ -212,8 +213,11 @@ def test_predicted_lengths_in_meters_reach_the_decoder() -> None:
     assert equal(logits(ours, moved), expected)  # whatever the world of the dataset
     assert not equal(logits(ours, far), expected) and not equal(logits(plain, one()), expected)
     assert equal(logits(plain, far), logits(plain, one()))  # which reads none of it
+    assert all("a scene without cameras" in record["error"] for record in batch(ours, without_cameras(one())).failed)
+    two = one()
+    two.geometry.has_camera = torch.arange(6) < 2
     with pytest.raises(InputError, match="scene 0 of the batch: the scale of poses needs three cameras"):
-        ours.model.encode_scenes(batch(ours, without_cameras(one())))
+        ours.model.encode_scenes(batch(ours, two))
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,8 @@ def test_other_geometry_than_a_fused_vggt_has_no_official_layout(tmp_path: Path)
     two = partial(vggt, layers=(0, -1))
     assert unofficial_parts(SpatialVLM(backbone, two, fusion=AddFusion)) == ["geometry of 2 layers"]
     by_cameras = {"time_index": PoseDistanceIndex(), "camera_source": "auto"}
-    assert unofficial_parts(SpatialVLM(backbone, vggt, **by_cameras)) == ["TinyVGGT"]
+    found = unofficial_parts(SpatialVLM(backbone, vggt, **by_cameras))
+    assert found == ["TinyVGGT", "time_index: PoseDistanceIndex"]
     without_weights = SpatialVLM(backbone, DatasetGeometry, **by_cameras)
     assert unofficial_parts(without_weights) == ["DatasetGeometry"]
     export_model(without_weights, tmp_path / "out")
