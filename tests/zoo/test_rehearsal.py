@@ -36,7 +36,7 @@ def check(found: list[dict[str, Any]]) -> None:
         assert not math, name
 
 
-@pytest.mark.parametrize("family", ["Qwen2.5-VL", "Qwen3-VL"])
+@pytest.mark.parametrize("family", ["Qwen2.5-VL", pytest.param("Qwen3-VL", marks=pytest.mark.slow)])
 def test_a_step_and_answers_on_a_pretended_gpu(family: str) -> None:
     found = rehearsals("--family", family, "--only", *FEW)
     assert len(found) == len(FEW)
