@@ -59,8 +59,8 @@ def batch_of_media(
     Raises:
         InputError: See `scenes_of_media`.
     """
-    ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
-    scenes, scene_index = scenes_of_media(_layout(builder, ids, mask, media), media)
+    ids, mask, layout = _laid_out(builder, input_ids, attention_mask, media)
+    scenes, scene_index = scenes_of_media(layout, media)
     cameras = None if builder.rules.only_predicted_cameras else media.get("cameras")
     sequences = builder.build(ids, mask, scenes, scene_index, cameras=cameras)
     return Batch(scenes, builder.vision(scenes), sequences)
@@ -73,8 +73,7 @@ def prompts_of_media(
     media: Media,
 ) -> Batch:
     """Build a batch for answers to sequences; arguments as `batch_of_media`, cameras without an index."""
-    ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
-    layout = _layout(builder, ids, mask, media)
+    ids, mask, layout = _laid_out(builder, input_ids, attention_mask, media)
     if (cameras := media.get("cameras")) is not None:
         if cameras.index is not None:
             raise InputError(
@@ -86,8 +85,12 @@ def prompts_of_media(
     return Batch(scenes, builder.vision(scenes), prompts=builder.prompts(prompts, scene_index, scenes))
 
 
-def _layout(builder: SequenceBuilder, ids: Tensor, mask: Tensor, media: Media) -> SequenceLayout:
-    return SequenceLayout(
+def _laid_out(
+    builder: SequenceBuilder, input_ids: Tensor, attention_mask: Tensor, media: Media
+) -> tuple[Tensor, Tensor, SequenceLayout]:
+    """Return the ids and the mask (bool) of sequences on the CPU, and their layout."""
+    ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
+    layout = SequenceLayout(
         ids,
         mask,
         video_grid_thw=media.get("video_grid_thw"),
@@ -95,6 +98,7 @@ def _layout(builder: SequenceBuilder, ids: Tensor, mask: Tensor, media: Media) -
         placeholders=builder.rules.placeholders,
         extra_tokens=builder.rules.extra_tokens,
     )
+    return ids, mask, layout
 
 
 def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInputs], list[list[int]]]:
