@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -186,8 +187,13 @@ def main(folder: Path, rooms: str, chosen: list[str]) -> None:
                     run(name, folder / case / name, rooms, cases(released, name)[case], first, rank)
                 os._exit(0)
             children.append(child)
-        if any(os.waitpid(child, 0)[1] for child in children):
-            sys.exit(f"{name} failed")
+        while children:
+            ended, status = os.wait()
+            children.remove(ended)
+            if status:  # the others would wait for it in a collective
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                sys.exit(f"{name} failed")
     for case, name in product(chosen, ("one", "fsdp2")):
         task, written = cases(released)[case](), folder / case / name
         if not unofficial_parts(task.model):

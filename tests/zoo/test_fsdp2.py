@@ -29,11 +29,11 @@ SLOW = ["lora", "spatial", "spatial, Qwen3-VL", "concat", "concat, Qwen3-VL", "p
 SLOW += ["baseline, Qwen3-VL", "released", "released, lora"]
 
 
-def runs_of(chosen: list[str], folder: Path, rooms: Path) -> Path:
+def runs_of(chosen: list[str], folder: Path, rooms: Path, limit_s: int) -> Path:
     words = ["-m", "tests.zoo.sharded", str(folder), str(rooms), *chosen]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=limit_s
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
@@ -41,12 +41,12 @@ def runs_of(chosen: list[str], folder: Path, rooms: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory: pytest.TempPathFactory, rooms_root: Path) -> Path:
-    return runs_of(FAST, tmp_path_factory.mktemp("fast"), rooms_root)
+    return runs_of(FAST, tmp_path_factory.mktemp("fast"), rooms_root, 250)
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory, rooms_root: Path) -> Path:
-    return runs_of(SLOW, tmp_path_factory.mktemp("slow"), rooms_root)
+    return runs_of(SLOW, tmp_path_factory.mktemp("slow"), rooms_root, 1700)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -110,6 +110,7 @@ def test_two_processes_with_shards_train_as_one(case: str, fast: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", SLOW)
 def test_all_models_train_with_shards_as_without(case: str, slow: Path) -> None:
     check(slow / case)
