@@ -17,22 +17,30 @@ from zoo.seed import resolve_seed
 
 FILES = "files of "  # prefix of a scene's entry
 DRAWN = ("data.sampler.seed", "data.frame_pairing.seed")  # options whose null is the run's seed
-# Names of options, wherever they are in a config, by what they are about.
-_OPTIMIZATION = {"learning_rates", "optimizer", "scheduler"}
-_EXECUTION = {"gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained", "defer_weights"}
-_LOADING = {"num_workers", "keep_in_memory", "workers", "questions_per_batch", "video", "question"}
-_BATCHES = {"batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"}
-# those that change no answer of given weights: a test with others goes on where an interrupted one ended
-CHANGES_NO_ANSWER = _OPTIMIZATION | _EXECUTION | _LOADING | _BATCHES | {"max_size_gb"}
-# those that change no result of a training: a run may be resumed with others
-CHANGES_NO_RESULT = _EXECUTION | _LOADING | {"max_new_tokens"}
-# those in which a model may differ from that of the run whose weights it loads
-NOT_ARCHITECTURE = {
-    *_OPTIMIZATION | _EXECUTION,
-    *("max_new_tokens", "repetition_penalty", "dtype", "geometry_cache", "camera_source", "scale_from"),
+# Names of options, wherever they are in a config, by what they change; each is in one set alone.
+_NOTHING = {
+    *("gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained", "defer_weights"),
+    *("num_workers", "keep_in_memory", "workers", "questions_per_batch", "video", "question", "max_size_gb"),
+    # of the Trainer and its callbacks
+    *("default_root_dir", "dirpath", "save_dir", "logger", "log_every_n_steps", "profiler", "detect_anomaly"),
+    *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "num_sanity_val_steps", "barebones"),
+    *("every_n_train_steps", "inference_mode", "limit_predict_batches"),
 }
+_TRAINING = {
+    *("learning_rates", "optimizer", "scheduler"),
+    *("batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"),
+}
+_ANSWERS = {"max_new_tokens", "repetition_penalty", "limit_test_batches"}
+_BOTH = {"dtype", "geometry_cache", "camera_source", "scale_from"}
+_FORWARD_PASS = {"active_branches", "seconds", "seconds_per_grid", "text_after_vision"}  # both as well
+# those that change no answer of given weights: a test with others goes on where an interrupted one ended
+CHANGES_NO_ANSWER = _NOTHING | _TRAINING
+# those that change no result of a training: a run may be resumed with others
+CHANGES_NO_RESULT = _NOTHING | _ANSWERS
+# those in which a model may differ from that of the run whose weights it loads
+NOT_ARCHITECTURE = _NOTHING | _TRAINING | _ANSWERS | _BOTH
 # and those in which the tests of a trained model may differ from its training
-CHANGES_NO_WEIGHT = {*NOT_ARCHITECTURE, "active_branches", "seconds", "seconds_per_grid", "text_after_vision"}
+CHANGES_NO_WEIGHT = NOT_ARCHITECTURE | _FORWARD_PASS
 
 
 class SaveRunConfig(SaveConfigCallback):

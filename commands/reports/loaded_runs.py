@@ -14,6 +14,7 @@ import numpy as np
 
 from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS, rank_files
 from callbacks.scoring import tally
+from callbacks.trained import describe_unfinished
 from commands.reports.predictions import Answer, read_predictions
 from commands.runs import CONFIG
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
@@ -131,6 +132,8 @@ def load_run(folder: Path, name: str) -> Run:
         tested = dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         tested = {}
+    if unfinished := describe_unfinished(metrics.get("trained")):
+        remarks = [*remarks, f"{folder}: {unfinished}"]
     return Run(name, folder, config_of(folder), metrics, tested, answers, scores, remarks, benchmark)
 
 
