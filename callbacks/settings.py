@@ -44,15 +44,25 @@ CHANGES_NO_WEIGHT = NOT_ARCHITECTURE | _FORWARD_PASS
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write config.yaml when a run is trained; an evaluation keeps that of the evaluated run."""
+    """Write config.yaml when a run is trained; an evaluation keeps that of the evaluated run.
+
+    A fit replaces that of the former weights only when its first step begins, after `PredictionsCallback` has put aside
+    their test with it.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config on rank zero; a training logs it as well."""
+        """Write the config of a folder that has none, on rank zero; a training logs it."""
         path = Path(trainer.default_root_dir) / self.config_filename
-        if trainer.is_global_zero and (stage == "fit" or not path.exists()):
+        if trainer.is_global_zero and not path.exists():
             self.save(path)
+            self.already_saved = True
         if stage == "fit":
             log_settings(trainer, flatten(self.config.as_dict()))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config of the weights from here on, on rank zero."""
+        if trainer.is_global_zero and not self.already_saved:
+            self.save(Path(trainer.default_root_dir) / self.config_filename)
 
     def save(self, path: Path) -> None:
         """Write the config."""

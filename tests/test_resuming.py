@@ -101,7 +101,11 @@ def test_a_test_of_unfinished_weights_says_so(run: Run, tmp_path: Path, monkeypa
     trained, said = tested()
     assert trained == {"step": 2, "run_step": 2, "max_steps": 4, "versions": versions()}
     assert "test: unfinished weights: their training has made 2 of 4 steps" in said
-    run("fit", *words, "--ckpt_path", "last")
+    former = (the_run(tmp_path) / "config.yaml").read_text()
+    run("fit", *words, "--trainer.log_every_n_steps", "7", "--ckpt_path", "last")
+    (kept,) = the_run(tmp_path).glob("test-former-weights-*")  # with the config of its own weights
+    assert (kept / "config.yaml").read_text() == former != (the_run(tmp_path) / "config.yaml").read_text()
+    assert "log_every_n_steps: 7" in (the_run(tmp_path) / "config.yaml").read_text()
     trained, said = tested()
     assert (trained["step"], trained["run_step"]) == (4, 4) and "unfinished weights" not in said
     best = the_run(tmp_path) / "checkpoints/best.ckpt"
