@@ -155,3 +155,24 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= flatten(value, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
     return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of flattened settings: the inverse of `flatten`, with `init_args` where there is a class."""
+    config: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, option = name.split(".")
+        part = config
+        for key in path:
+            part = part.setdefault(key, {})
+        part[option] = value
+    return {name: _with_init_args(part) for name, part in config.items()}
+
+
+def _with_init_args(part: Any) -> Any:
+    if not isinstance(part, dict):
+        return part
+    options = {name: _with_init_args(value) for name, value in part.items()}
+    if "class_path" not in options:
+        return options
+    return {"class_path": options.pop("class_path"), "init_args": options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from callbacks.settings import (
     NOT_ARCHITECTURE,
     differences,
     fingerprint,
+    flatten,
     is_one_of,
     settings_of,
+    unflatten,
 )
 from datamodules import UniformSampler
 
@@ -95,6 +98,13 @@ def test_what_changes_answers_is_named(path: str, value: Any, says: list[str]) -
 )
 def test_what_changes_none_is_left_out(path: str, value: Any) -> None:
     assert settings(CONFIG) == settings(changed(path, value))
+
+
+def test_flattened_settings_become_the_config_again() -> None:
+    parts = {part: deepcopy(CONFIG[part]) for part in ("model", "data")}
+    parts["data"]["init_args"] |= {"sampler": None}
+    parts["model"]["init_args"]["encoding"]["init_args"] |= {"size": [1, 2], "parts": [{"class_path": "zoo.GTA"}]}
+    assert unflatten(flatten(parts)) == parts
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from callbacks.settings import flatten
 from commands.report import report
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo.errors import InputError
@@ -193,6 +194,28 @@ def test_settings_of_a_test(tmp_path: Path, capsys) -> None:
     ]
 
 
+def test_the_settings_are_those_of_the_test(tmp_path: Path, capsys) -> None:
+    """Which may differ from the training's, in its run's folder as well: `test --model.fusion.active_branches 2d`."""
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    both = {"class_path": "zoo.AddFusion", "init_args": {"active_branches": "both", "layers": [1, 2]}}
+    config["model"]["init_args"]["fusion"] = both
+    run = make_run(tmp_path / "run", answers(9), config)
+    assert " AddFusion(both, [1, 2]) " in printed([run], capsys) and " PRoPE(first) " in printed([run], capsys)
+    asked = {part: yaml.safe_load(yaml.safe_dump(config[part])) for part in ("model", "data")}
+    asked["model"]["init_args"] |= {"fusion": {**both, "init_args": {"active_branches": "2d"}}, "camera_encoding": None}
+    file = run / "predictions.settings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **flatten(asked)}))
+    said = printed([run], capsys)
+    assert " AddFusion(2d) " in said and "both" not in said and "PRoPE(first)" not in said
+
+
+def printed(runs: list[Path], capsys) -> str:
+    capsys.readouterr()
+    report(list(map(str, runs)))
+    said: str = capsys.readouterr().out
+    return said
+
+
 def seeded(seed: int, steps: int = 10, rooms: int = 0) -> Any:
     config = yaml.safe_load(yaml.safe_dump(CONFIG))
     config["seed_everything"] = seed
@@ -237,9 +260,7 @@ def trained(step: int, run_step: int | None = None, zoo: str = "0.1.0+gabc") -> 
 
 def averaged(runs: list[Path], capsys) -> tuple[str, str]:
     """The runs of the first average, and all that is printed."""
-    capsys.readouterr()
-    report(list(map(str, runs)))
-    said = capsys.readouterr().out
+    said = printed(runs, capsys)
     rows = re.findall(r"^(\w+(?:, \w+)+)  +All micro", said, re.MULTILINE)
     return "".join(rows), said
 
