@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.loggers import log_settings
+from datamodules.datamodule import is_limited
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.geometry import CachedGeometry
 from zoo.seed import resolve_seed
@@ -105,7 +106,7 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     found = {
         **flat,
         "precision": trainer.precision,
-        **({"limit_test_batches": limit} if isinstance(limit, int) or limit < 1 else {}),  # 1 is one batch, 1.0 all
+        **({"limit_test_batches": limit, "processes": trainer.world_size} if is_limited(limit) else {}),
         "weights": fingerprint(pl_module),
         "questions": fingerprint(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested),
         "prompts": fingerprint(q["prompt"] for q in tested),
