@@ -45,6 +45,11 @@ def as_input_error() -> Iterator[None]:
         raise InputError(describe(error)) from error
 
 
+def is_limited(batches: int | float) -> bool:
+    """Whether a `limit_<stage>_batches` of the Trainer leaves batches out: 1 is one batch, 1.0 all of them."""
+    return isinstance(batches, int) or batches < 1
+
+
 class VideoQADataModule(Configurable, LightningDataModule):
     """Videos with questions, scene first: a video is decoded and encoded once for all of its questions.
 
@@ -271,14 +276,17 @@ class VideoQADataModule(Configurable, LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _scene_loader(self, scenes: list[Scene], dataset: Dataset | None = None) -> DataLoader:
-        """This rank's scenes, one per batch with all of its questions."""
+    def _scene_loader(
+        self, scenes: list[Scene], dataset: Dataset | None = None, answered: Collection[int] = ()
+    ) -> DataLoader:
+        """This rank's scenes, one per batch with all of its questions; the batch of an answered one is empty."""
         trainer = self.trainer
         assert trainer is not None
         own = balance_across_ranks([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
         return DataLoader(
             dataset or self.dataset(scenes, self.sampler),
-            batch_sampler=[[scene] for scene in own] or [[]],  # Lightning skips a rank without batches
+            # Lightning skips a rank without batches
+            batch_sampler=[[] if scene in answered else [scene] for scene in own] or [[]],
             collate_fn=self._ask(),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -301,12 +309,15 @@ class VideoQADataModule(Configurable, LightningDataModule):
             files = (scene.video, scene.cameras, scene.depth, *self.sampler.reads(scene.name))
             self.tested_files[scene.name] = [file_fingerprint(file) for file in files if file and file.exists()]
         self.answered = self.find_answered()
-        rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in scenes]
-        rest = [scene for scene in rest if scene.questions]
-        if self.perturbation is None:
-            return self._scene_loader(rest)
-        asked, every = (self.dataset(each, self.sampler) for each in (rest, scenes))
-        return self._scene_loader(rest, PerturbedScenes(asked, every, self.perturbation))
+        asked = [scene for scene in scenes if scene.questions]
+        rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in asked]
+        if not is_limited(self.trainer.limit_test_batches):  # type: ignore[union-attr]
+            asked = rest = [scene for scene in rest if scene.questions]
+        dataset: Dataset = self.dataset(rest, self.sampler)
+        if self.perturbation is not None:
+            dataset = PerturbedScenes(dataset, self.dataset(scenes, self.sampler), self.perturbation)
+        # the limit counts the batches of the whole test, whichever of them are answered
+        return self._scene_loader(asked, dataset, {place for place, each in enumerate(rest) if not each.questions})
 
     def predict_dataloader(self) -> DataLoader:
         assert self.asked is not None and self.trainer is not None  # checked by prepare_data

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.cli import Run, the_run, weights
 from zoo import VideoQATask
+from zoo.versions import versions
 
 
 def test_resuming_with_other_settings_is_an_error(run: Run, tmp_path: Path) -> None:
@@ -75,3 +78,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(resumed[name], reference[name]) for name in reference)
     decoder = {name for name in reference if ".language_model." in name}
     assert decoder and any("lora" in name for name in decoder) == bool(extra)
+
+
+def test_a_test_of_unfinished_weights_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training_step = VideoQATask.training_step
+
+    def interrupted(self: VideoQATask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 2:
+            raise Interrupted
+        return training_step(self, batch, batch_idx)
+
+    def tested(*words: str) -> tuple[dict[str, Any], str]:
+        said = run("test", *words, logged=True)
+        newest = max(the_run(tmp_path).rglob("metrics.json"), key=lambda path: path.stat().st_mtime_ns)
+        return json.loads(newest.read_text())["trained"], said
+
+    words = [*("--config", "prope.yaml", "--trainer.max_steps", "4"), *("--checkpoint.every_n_train_steps", "1")]
+    words += ["--checkpoint.monitor", "train/loss", "--trainer.val_check_interval", "2"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="Interrupted"):
+        patch.setattr(VideoQATask, "training_step", interrupted)
+        run("fit", *words)
+    trained, said = tested()
+    assert trained == {"step": 2, "run_step": 2, "max_steps": 4, "versions": versions()}
+    assert "test: unfinished weights: their training has made 2 of 4 steps" in said
+    former = (the_run(tmp_path) / "config.yaml").read_text()
+    run("fit", *words, "--trainer.log_every_n_steps", "7", "--ckpt_path", "last")
+    (kept,) = the_run(tmp_path).glob("test-former-weights-*")  # with the config of its own weights
+    assert (kept / "config.yaml").read_text() == former != (the_run(tmp_path) / "config.yaml").read_text()
+    assert "log_every_n_steps: 7" in (the_run(tmp_path) / "config.yaml").read_text()
+    trained, said = tested()
+    assert (trained["step"], trained["run_step"]) == (4, 4) and "unfinished weights" not in said
+    best = the_run(tmp_path) / "checkpoints/best.ckpt"
+    content = torch.load(best, weights_only=True)
+    torch.save({**content, "trained": {**content["trained"], "step": 2}}, best)
+    trained, said = tested("--ckpt_path", str(best))
+    assert (trained["step"], trained["run_step"]) == (2, 4)  # the training that they are chosen of is finished
+    assert "unfinished weights" not in said

@@ -138,7 +138,10 @@ def settings(runs: Sequence[Run]) -> Table:
 
 def reproduction(runs: Sequence[Run]) -> Table:
     """Build the table of what else others need to repeat the tests: a column per run, see `callbacks.reproduction`."""
-    each = [{**run.metrics.get("reproduction", {}), "versions": run.metrics.get("versions")} for run in runs]
+    each = [
+        {**run.metrics.get("reproduction", {}), **{name: run.metrics.get(name) for name in ("trained", "versions")}}
+        for run in runs
+    ]
     names = list(dict.fromkeys(name for found in each for name in found))
     rows = tuple((name.capitalize().replace("_", " "), *(spell(own.get(name)) for own in each)) for name in names)
     return Table("Reproduction", ("Setting", *(run.name for run in runs)), rows)
