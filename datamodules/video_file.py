@@ -7,7 +7,10 @@ the start: slower, but never another frame. Times are always the time stamps of 
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -161,7 +164,10 @@ class VideoFile:
             if packet.pts is not None and packet.time_base is not None:
                 packet_s = max(float((packet.duration or 0) * packet.time_base), frame_s)
                 end_s = max(end_s, float(packet.pts * packet.time_base) + packet_s)
-        if is_corrupt or num_packets < stated:
+        if num_packets < stated and not is_corrupt and _is_whole_avi(self.path):  # cameras count frames that they drop
+            counts = f"its header counts {stated} frames, it holds {num_packets}"
+            warnings.warn(f"{self.path}: {counts}, which are read", stacklevel=1)
+        elif is_corrupt or num_packets < stated:
             of_stated = f" of {stated}" if stated else ""
             raise VideoError(f"{self.path}: truncated after {num_packets}{of_stated} frames: copy or download it again")
         stated_s = _stated_duration_s(stream)
@@ -218,6 +224,20 @@ def _must_be_decoded(container: InputContainer, stream: VideoStream) -> bool:
     """Whether only decoding tells which frames are shown, and in which order."""
     codec = stream.codec_context
     return codec.name in HIDDEN_FRAME_CODECS or (container.format.name in UNORDERED_FORMATS and codec.codec.reorder)
+
+
+def _is_whole_avi(path: Path) -> bool:
+    """Whether a file is an AVI that ends where its last chunk does."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = 0
+        while end + 8 <= size:
+            file.seek(end)
+            kind, length = struct.unpack("<4sI", file.read(8))
+            if kind != b"RIFF":
+                break
+            end += 8 + length + length % 2
+    return 0 < end <= size + 1  # the last padding byte may be absent
 
 
 def _quarter_turns(frame: VideoFrame) -> int:

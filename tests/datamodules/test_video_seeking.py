@@ -38,6 +38,7 @@ LONG_KINDS = {
     "variable_rate_vp8.webm": {"codec": "libvpx", "options": VP8, "pts": SQUARES},
     "variable_rate_mpeg4.mp4": {"codec": "mpeg4", "options": {"bf": "2"}, "pts": SQUARES},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "variable_rate.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p", "pts": [7 * i + i % 3 for i in range(240)]},
 }
 
 
