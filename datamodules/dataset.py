@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.cameras_file import read_cameras, read_times
-from datamodules.depth import read_depth
+from datamodules.depth import read_depth, resize_depth
 from datamodules.loaded_scene import FramesAs, LoadedScene
 from datamodules.order import TrainingItem
 from datamodules.resize import PixelBounds, bounds_of_images, resize_frames
-from datamodules.samplers import Consecutive, FramePairing, FrameSampler, SceneView
+from datamodules.samplers import Consecutive, Duplicate, FramePairing, FrameSampler, SceneView
 from datamodules.samplers.frame_pairing import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.split_requirements import check_scene
@@ -42,6 +42,7 @@ class OpenScene:
         has_times: Whether they are known; a folder of frames without times_s counts one second per frame.
         raw: All raw frames, if videos are kept in memory.
         depths: Depth maps read so far by raw frame, if videos are kept in memory.
+        depth: Depth maps of all raw frames, of frames in memory.
     """
 
     scene: Scene
@@ -50,8 +51,9 @@ class OpenScene:
     K_normalized: Float[Tensor, "N 3 3"] | None
     times_s: list[float]
     has_times: bool
-    raw: UInt8[Tensor, "N 3 H W"] | None
+    raw: UInt8[Tensor, "N 3 H W"] | None = None
     depths: dict[int, Float32[Tensor, "H W"]] = field(default_factory=dict)
+    depth: Float32[Tensor, "N H W"] | None = None
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
         """Raw frames."""
@@ -59,6 +61,8 @@ class OpenScene:
 
     def read_depth(self, indices: Sequence[int], size_hw: tuple[int, int]) -> Float32[Tensor, "T H W"]:
         """Depth of raw frames, see `datamodules.depth.read_depth`; each frame is read once if videos are kept."""
+        if self.depth is not None:
+            return resize_depth(self.depth[list(indices)], size_hw)
         assert self.scene.depth is not None
         depths = {} if self.raw is None else self.depths
         unread = [i for i in dict.fromkeys(indices) if i not in depths]
@@ -130,7 +134,8 @@ class SceneDataset(Dataset):
         for _ in range(MAX_ATTEMPTS):
             loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding)
             try:
-                self._load(loaded, self.open(item.scene), item.epoch)
+                opened = self.open(item.scene)
+                self.load(loaded, opened, self._frames(opened, item.epoch))
                 break
             except SCENE_FAULTS as error:
                 loaded.error = format_scene_error(scene, error)
@@ -147,7 +152,14 @@ class SceneDataset(Dataset):
         """Choose frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""
         if self.frames_as == "video":
             return self.frame_pairing(self.sampler, view, self.num_frames)
-        return _doubled(self.sampler.pad(self.sampler.select(view, self.num_views), self.num_views, view))
+        views = self.sampler.pad(self.sampler.select(view, self.num_views), self.num_views, view)
+        return Duplicate().pair(views, view)
+
+    def pair_all(self, opened: OpenScene) -> list[int]:
+        """All frames of a scene, two per temporal patch; one that is shown as an image comes twice."""
+        as_images = opened.scene.images or self.frames_as != "video"
+        pairing = Duplicate() if as_images else self.frame_pairing
+        return pairing.pair(range(opened.video.num_frames), opened.view())
 
     def open(self, index: int) -> OpenScene:
         """Open the video of a scene and read its cameras.
@@ -181,18 +193,25 @@ class SceneDataset(Dataset):
             self._kept[index] = opened
         return opened
 
-    def _load(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
-        scene, video = opened.scene, opened.video
-        # 1. Frames: still images, each as a temporal patch of its own, or selected ones of a video
-        bounds, is_folder = self.bounds, video.is_folder
+    def _frames(self, opened: OpenScene, epoch: int) -> list[int]:
+        return self.pair_all(opened) if opened.scene.images else self.select(opened.view(epoch))
+
+    def load(self, loaded: LoadedScene, opened: OpenScene, frames: Sequence[int]) -> None:
+        """Load raw frames of an open scene, two per temporal patch, with their times, cameras and depth.
+
+        Raises:
+            OSError: A file is absent, in one line.
+            ValueError: A file is damaged, or required data is missing, in one line.
+        """
+        scene = opened.scene
+        # 1. Frames: still images, each as a temporal patch of its own, or those of a video
+        bounds, is_folder = self.bounds, opened.video.is_folder
         if scene.images or self.frames_as != "video":
             is_folder = False
-            frames = _doubled(range(video.num_frames)) if scene.images else self.select(opened.view(epoch))
             loaded.num_images = len(frames) // TEMPORAL_PATCH_SIZE
             loaded.has_labels = self.frames_as == "labeled_image" and not scene.images
             bounds = bounds_of_images(self.image_bounds, self.requirements.image_pixels)
         else:
-            frames = self.select(opened.view(epoch))
             times_s = [opened.times_s[i] for i in frames]
             sampled = self.requirements.seconds == "sampled_fps"
             loaded.seconds_per_grid = (
@@ -217,10 +236,6 @@ class SceneDataset(Dataset):
             if self.requirements.depth and not (depth > 0).any():
                 raise InputError(f"{scene.depth}: empty, no pixel of frames {frames} has depth: write it again")
             loaded.geometry.depth = depth
-
-
-def _doubled(frames: Sequence[int]) -> list[int]:
-    return [i for i in frames for _ in range(TEMPORAL_PATCH_SIZE)]
 
 
 def format_scene_error(scene: Scene, error: Exception) -> str:

@@ -270,10 +270,10 @@ class SpatialVLM(AssembledModel):
             cameras: A cameras.json with one camera per raw frame; None takes the one beside the video, if any. For
                 frames in memory a `SceneGeometry` with the camera of each, and the depth for a model that reads it.
             num_frames: Frames to sample; None takes the number that the model was trained with. Frames in memory are
-                all shown.
+                all shown, paired and resized like those of a video file.
             sampler: A `FrameSampler`; None takes that of the model's run.
             max_new_tokens: The longest answer.
-            times_s: Seconds of each of the frames in memory, for a backbone that writes them into the prompt.
+            times_s: Seconds of each of the frames in memory, for a model that reads them.
             repetition_penalty: See `VideoQATask`.
 
         Returns:
