@@ -1,4 +1,4 @@
-"""A training on a DataModule's scenes: it resumes on the same questions only."""
+"""A training on a DataModule's scenes: how it resumes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Readable(Tiny):
 
 
 class Learner(Task):
-    """Learns a weight, and notes the ids of what it learns from."""
+    """Learns a weight; notes the ids of what it learns from, and its rates."""
 
     preprocessor, requirements = tiny_preprocessor(), DataRequirements()  # type: ignore[assignment]
     sequence_builder = builder_for(preprocessor)
@@ -47,6 +47,7 @@ class Learner(Task):
         super().__init__(LearningRates(), torch.optim.AdamW, WarmupCosine)
         self.weight = torch.nn.Parameter(torch.ones(2))
         self.asked: list[list[str]] = []
+        self.rates: list[float] = []
 
     def part_of(self, name: str) -> str:
         return "decoder"
@@ -54,6 +55,7 @@ class Learner(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check(batch)
         self.asked.append([record["id"] for record in batch.records])
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         return self.weight.square().sum()
 
 
@@ -94,3 +96,14 @@ def test_resuming_with_other_answers_is_an_error(root: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="^the checkpoint was trained with other questions or answers"):
         fit(tmp_path / "run", changed, max_steps=6)
     assert begun + fit(tmp_path / "run", Readable(root), max_steps=6).asked == whole
+
+
+def test_a_schedule_that_is_longer_goes_on_without_a_step_at_rate_zero(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = fit(tmp_path / "whole", Readable(root), max_steps=8).rates
+    first = fit(tmp_path / "run", Readable(root), max_steps=4).rates
+    assert "the schedule has" not in caplog.text
+    rest = fit(tmp_path / "run", Readable(root), max_steps=8).rates
+    assert first != whole[:4] and rest == whole[4:] and min(rest) > 0
+    assert "the schedule has 8 steps, it had 4: learning rates go on at 61% of their peak" in caplog.text
