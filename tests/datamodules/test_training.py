@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
-from datamodules import VideoQADataModule
+from datamodules import UniformSampler, VideoQADataModule
+from datamodules.samplers import SceneView
 from datamodules.scenes import Scene
 from datamodules.sources.base import Split
 from tests.callbacks.breakable import BROKEN, PIXELS, Tiny
@@ -37,8 +40,15 @@ class Readable(Tiny):
         return [replace(first, questions=asked), *others]
 
 
+class Drawing(UniformSampler):
+    """Draws one of the two frames by the global generators, as a user's sampler may."""
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        return [int(torch.rand(()).item() + np.random.rand() + random.random() > 1.5)]
+
+
 class Learner(Task):
-    """Learns a weight; notes the ids of what it learns from, and its rates."""
+    """Learns a weight; notes the ids of what it learns from, its rates, and what it draws by the global generators."""
 
     preprocessor, requirements = tiny_preprocessor(), DataRequirements()  # type: ignore[assignment]
     sequence_builder = builder_for(preprocessor)
@@ -48,6 +58,7 @@ class Learner(Task):
         self.weight = torch.nn.Parameter(torch.ones(2))
         self.asked: list[list[str]] = []
         self.rates: list[float] = []
+        self.drawn: list[Any] = []
 
     def part_of(self, name: str) -> str:
         return "decoder"
@@ -56,6 +67,8 @@ class Learner(Task):
         self.check(batch)
         self.asked.append([record["id"] for record in batch.records])
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        frames = [record["frames"] for record in batch.records]
+        self.drawn.append((frames, torch.rand(2).tolist(), np.random.rand(), random.random()))
         return self.weight.square().sum()
 
 
@@ -107,3 +120,19 @@ def test_a_schedule_that_is_longer_goes_on_without_a_step_at_rate_zero(
     rest = fit(tmp_path / "run", Readable(root), max_steps=8).rates
     assert first != whole[:4] and rest == whole[4:] and min(rest) > 0
     assert "the schedule has 8 steps, it had 4: learning rates go on at 61% of their peak" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_drawn_depends_on_the_step_alone(
+    workers: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(folder: str, steps: int) -> list[Any]:
+        torch.manual_seed(len(folder) + steps)  # another process has other generators
+        settings: dict[str, Any] = {"sampler": Drawing(), "num_workers": workers}
+        return fit(tmp_path / folder, Readable(root), max_steps=steps, **settings).drawn
+
+    whole = drawn("whole", 12)
+    assert drawn("run", 5) + drawn("run", 12) == whole
+    assert len({str(draws) for _, *draws in whole}) == 12 and len({str(frames) for frames, *_ in whole}) == 2
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    assert drawn("another seed", 2)[0] != whole[0]
