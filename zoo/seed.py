@@ -1,4 +1,4 @@
-"""The seed of a run, which the parts share that have none of their own."""
+"""The seed of a run: of the parts that have none of their own, and of what a training step draws."""
 
 from __future__ import annotations
 
