@@ -20,7 +20,7 @@ DRAWN = ("data.sampler.seed", "data.frame_pairing.seed")  # options whose null i
 # Names of options, wherever they are in a config, by what they are about.
 _OPTIMIZATION = {"learning_rates", "optimizer", "scheduler"}
 _EXECUTION = {"gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained", "defer_weights"}
-_LOADING = {"num_workers", "keep_in_memory", "workers", "questions_per_batch", "video", "question"}
+_LOADING = {"num_workers", "keep_in_memory", "skip_failed", "workers", "questions_per_batch", "video", "question"}
 _BATCHES = {"batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"}
 # those that change no answer of given weights: a test with others goes on where an interrupted one ended
 CHANGES_NO_ANSWER = _OPTIMIZATION | _EXECUTION | _LOADING | _BATCHES | {"max_size_gb"}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ from datamodules.collate import Collate, QuestionCollate, SceneCollate, Training
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
 from datamodules.loaded_scene import FramesAs, LoadedScene
-from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks, training_position
+from datamodules.order import TrainingOrder, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
 from datamodules.scenes import Question, Scene, questions_fingerprint
+from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
+from datamodules.training_loader import ResumableLoader, training_position
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice, describe
@@ -76,6 +79,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         perturbation: For `test`: show the model something wrong, such as `OtherCameras`, to see what it relies on.
         num_workers: Processes that load data; 0 uses the main process.
         keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0).
+        skip_failed: Scenes that a training may pass over since they can't be read; each is named once, and the run's
+            skipped_scenes.jsonl lists them. A test records a scene that fails in any case.
         seed: Seed of the training order and of the questions drawn in training; null is the run's.
         video: For `predict`: a video file or a folder of frames, in place of the source.
         question: For `predict`: the question about it.
@@ -104,6 +109,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         perturbation: Perturbation | None = None,
         num_workers: int = 1,
         keep_in_memory: bool = False,
+        skip_failed: int = 0,
         seed: int | None = None,
         video: str | None = None,
         question: str | None = None,
@@ -115,6 +121,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             ("questions_per_scene", questions_per_scene, 1),
             ("tokens_per_sequence", tokens_per_sequence, 1),
             ("questions_per_batch", questions_per_batch, 1),
+            ("skip_failed", skip_failed, 0),
             ("sampler.candidates", sampler.candidates if sampler else None, TEMPORAL_PATCH_SIZE),
             ("train_sampler.candidates", train_sampler.candidates if train_sampler else None, TEMPORAL_PATCH_SIZE),
         ):
@@ -149,6 +156,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             self.source.benchmark.check_question_type(kind)
         self.perturbation = perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
+        self.skip_failed = skip_failed
         self.source.num_frames = self.dataset([], self.sampler).num_views
         for each in (self.source, self.asked):
             if each is not None and prompt_prefix is not None:
@@ -277,11 +285,15 @@ class VideoQADataModule(Configurable, LightningDataModule):
             return training_position(trainer)
 
         packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
+        collate: Any = self._collate(TrainingCollate, **packing)
+        if self.skip_failed:
+            collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
         return ResumableLoader(
             dataset,
             position=position,
+            receive=SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank),
             batch_sampler=order,
-            collate_fn=self._collate(TrainingCollate, **packing),
+            collate_fn=collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )

@@ -5,13 +5,12 @@ Runs therefore resume exactly, and all processes compute the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from lightning import Trainer
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from zoo.errors import InputError
 
@@ -26,7 +25,7 @@ class TrainingItem(NamedTuple):
         scene: Index of the scene.
         questions: Indices of its questions.
         epoch: Part of the seed of random frame samplers.
-        is_padding: Whether another process learns from these questions. The copy only keeps this process in step.
+        is_padding: Whether nothing is learned from these questions, which only keep this process in step.
     """
 
     scene: int
@@ -154,41 +153,6 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
                 if name == "questions":
                     change = "other questions or answers than are there now: resume with the same files, or start anew"
                 raise InputError(f"the checkpoint was trained with {change}")
-
-
-def training_position(trainer: Trainer) -> tuple[int, int]:
-    """Return a Trainer's epoch and the number of its batches that are trained; to overfit, each is the first epoch."""
-    return 0 if trainer.overfit_batches else trainer.current_epoch, trainer.fit_loop.batch_idx + 1
-
-
-class ResumableLoader(DataLoader):
-    """A DataLoader that begins where its training stands, in a resumed run in the middle of an epoch.
-
-    It keeps no position of its own: Lightning restores that of loaders in some cases only, its own in all. What workers
-    have prefetched doesn't count.
-
-    Args:
-        position: Returns the epoch and the number of its batches that are trained, as `training_position` does; called
-            when the first batch is due.
-        args: See `DataLoader`, as for `options`.
-    """
-
-    batch_sampler: TrainingOrder
-
-    def __init__(self, *args: Any, position: Callable[[], tuple[int, int]], **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.position = position
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.batch_sampler.epoch, self.batch_sampler.batch = self.position()
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing; Lightning warns that a loader without a state would begin anew."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore nothing."""
 
 
 def balance_across_ranks(loads: Sequence[int], processes: int) -> list[list[int]]:

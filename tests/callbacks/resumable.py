@@ -19,7 +19,8 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
-from datamodules.order import ResumableLoader, TrainingOrder, training_position
+from datamodules.order import TrainingOrder
+from datamodules.training_loader import ResumableLoader, training_position
 
 SCENES, EPOCHS = 7, 3
 

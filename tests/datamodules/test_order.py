@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.order import ResumableLoader, TrainingItem, TrainingOrder, balance_across_ranks
+from datamodules.order import TrainingItem, TrainingOrder, balance_across_ranks
+from datamodules.training_loader import ResumableLoader
 from zoo.errors import InputError
 
 COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene

@@ -1,4 +1,4 @@
-"""A training on a DataModule's scenes: how it resumes."""
+"""A training on a DataModule's scenes: how it resumes, and what it does about a scene that can't be read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from callbacks.checkpoint_io import CheckpointFiles
 from datamodules import UniformSampler, VideoQADataModule
 from datamodules.samplers import SceneView
 from datamodules.scenes import Scene
+from datamodules.skipped_scenes import SkippedScenes, skipped_scenes
 from datamodules.sources.base import Split
-from tests.callbacks.breakable import BROKEN, PIXELS, Tiny
+from tests.callbacks.breakable import BROKEN, PIXELS, QUESTIONS, Tiny
 from tests.datamodules.batches import builder_for
 from zoo.backbones import tiny_preprocessor
 from zoo.errors import InputError
 from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch
+from zoo.sequences.scene_inputs import SceneInputs
 from zoo.tasks import Task
 from zoo.tasks.optim import LearningRates, WarmupCosine
 
@@ -65,11 +67,25 @@ class Learner(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check(batch)
-        self.asked.append([record["id"] for record in batch.records])
+        assert batch.sequences is not None
+        is_learned = any(batch.sequences.is_supervised)
+        self.asked.append([record["id"] for record in batch.records] if is_learned else [])
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         frames = [record["frames"] for record in batch.records]
         self.drawn.append((frames, torch.rand(2).tolist(), np.random.rand(), random.random()))
         return self.weight.square().sum()
+
+
+class Absent(Tiny):
+    """The first scenes are absent as well."""
+
+    def __init__(self, root: Path, absent: int) -> None:
+        super().__init__(root)
+        self.absent = absent
+
+    def scenes(self, split: Split) -> list[Scene]:
+        scenes = super().scenes(split)
+        return [replace(s, video=self.root / "absent.mp4") for s in scenes[: self.absent]] + scenes[self.absent :]
 
 
 def fit(folder: Path, source: Tiny, learner: Learner | None = None, **settings: Any) -> Learner:
@@ -79,7 +95,7 @@ def fit(folder: Path, source: Tiny, learner: Learner | None = None, **settings: 
     data = {name: settings.pop(name) for name in list(settings) if name not in ("max_steps", "max_epochs")}
     trainer = Trainer(
         default_root_dir=folder,
-        callbacks=[Checkpoint(1)],
+        callbacks=[Checkpoint()],
         plugins=[CheckpointFiles()],
         accelerator="cpu",
         logger=False,
@@ -136,3 +152,63 @@ def test_what_is_drawn_depends_on_the_step_alone(
     assert len({str(draws) for _, *draws in whole}) == 12 and len({str(frames) for frames, *_ in whole}) == 2
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     assert drawn("another seed", 2)[0] != whole[0]
+
+
+# ---- scenes that can't be read ------------------------------------------------------------------------------
+
+SCENE = f"tiny/scene{BROKEN}"
+REASON = f"scene{BROKEN}/0.png: unreadable frame"
+NUM_QUESTIONS = sum(QUESTIONS)
+
+
+def ids(asked: list[list[str]]) -> list[str]:
+    return sorted(id for batch in asked for id in batch)
+
+
+def test_an_unreadable_scene_ends_a_training_unless_it_may_be_skipped(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{REASON}.*; --data.skip_failed 1 trains without this scene"):
+        fit(tmp_path / "strict", Tiny(root), max_epochs=1)
+    everything = ids(fit(tmp_path / "whole", Readable(root), max_epochs=1).asked)
+    with pytest.warns(UserWarning) as said:
+        skipping = fit(tmp_path / "run", Tiny(root), max_epochs=1, skip_failed=1)
+    named = [str(each.message) for each in said if "goes on without" in str(each.message)]
+    assert len(named) == 1 and named[0].startswith(f"training goes on without {SCENE}: ") and REASON in named[0]
+    assert ids(skipping.asked) == everything and len(skipping.asked) == NUM_QUESTIONS  # none takes its steps away
+    assert list(skipped_scenes(tmp_path / "run")) == [SCENE]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_resumed_training_skips_the_same_scenes_and_counts_them_on(
+    batch_size: int, root: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    settings: dict[str, Any] = {"skip_failed": 1, "batch_size": batch_size}
+    whole = fit(tmp_path / "whole", Tiny(root), max_epochs=1, **settings)
+    recwarn.clear()
+    parts = [fit(tmp_path / "run", Tiny(root), max_steps=steps, **settings).asked for steps in (9, len(whole.asked))]
+    assert sum(parts, []) == whole.asked
+    assert sum("goes on without" in str(each.message) for each in recwarn) == 1
+    assert len((tmp_path / "run/skipped_scenes.jsonl").read_text().splitlines()) == 1
+
+
+def test_more_unreadable_scenes_than_may_be_skipped_end_a_training(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="; 2 training scenes can't be used, and --data.skip_failed is 1: see"):
+        fit(tmp_path / "run", Absent(root, 1), max_epochs=1, skip_failed=1)
+    fit(tmp_path / "run", Absent(root, 1), max_epochs=1, skip_failed=2)  # which a resumed run may allow
+    assert len(skipped_scenes(tmp_path / "run")) == 2
+
+
+def test_the_limit_is_for_all_processes_together(tmp_path: Path) -> None:
+    first, second = (SkippedScenes(1, tmp_path, rank) for rank in range(2))
+    usable = SceneInputs(torch.zeros(0, 0), (1, 2, 2))
+    failed = [Batch([usable], failed=[{"scene": f"tiny/{name}", "error": f"{name} is damaged"}]) for name in "aab"]
+    with pytest.warns(UserWarning, match="goes on without tiny/a: a is damaged"):
+        first(failed[0])
+    second(failed[1])
+    assert not failed[0].failed and not failed[1].failed
+    with pytest.raises(InputError, match="^b is damaged; 2 training scenes"):
+        second(failed[2])
+
+
+def test_a_training_of_which_no_scene_can_be_read_ends(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="; 10 training scenes can't be used, and --data.skip_failed is 99"):
+        fit(tmp_path / "run", Absent(root, len(QUESTIONS)), max_epochs=1, skip_failed=99)
