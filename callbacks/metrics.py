@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
@@ -14,6 +15,7 @@ from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import add_records, benchmark_of, tally_of
 from callbacks.table import render
 from callbacks.trained import describe_unfinished, trained_weights
+from datamodules.skipped_scenes import skipped_scenes
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
 from zoo.metrics import BenchmarkScore
@@ -110,6 +112,7 @@ class MetricsCallback(Callback):
                 trained=self._trained,
                 data=data.describe() if hasattr(data, "describe") else None,
                 **({"objectives": scored.objectives} if scored.objectives else {}),
+                **_skipped(trainer),
                 reproduction=reproduction(trainer, pl_module),
                 **_geometry(pl_module),
             )
@@ -120,6 +123,12 @@ def _geometry(pl_module: LightningModule) -> dict[str, str | None]:
     """Return the class of the geometry encoder, which a config may name in vain; empty without a `SpatialVLM`."""
     model: Any = getattr(pl_module, "model", None)
     return {"geometry": model.geometry_name} if hasattr(model, "geometry_name") else {}
+
+
+def _skipped(trainer: Trainer) -> dict[str, int]:
+    """Return the number of scenes that the training of the tested weights has passed over, if there are any."""
+    skipped = skipped_scenes(Path(trainer.ckpt_path).absolute().parent.parent) if trainer.ckpt_path else ()
+    return {"skipped_training_scenes": len(skipped)} if skipped else {}
 
 
 def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:

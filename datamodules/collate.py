@@ -185,7 +185,11 @@ class SceneCollate:
         ]
         scenes = [
             SceneInputs(
-                torch.empty(0, 0), (len(scene.frame_indices) // 2, 0, 0), frames=scene.frames, geometry=scene.geometry
+                torch.empty(0, 0),
+                (len(scene.frame_indices) // 2, 0, 0),
+                frames=scene.frames,
+                geometry=scene.geometry,
+                is_supervised=scene.is_supervised,
             )
             for scene in loaded
             if scene.error is None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ from datamodules.collate import Collate, QuestionCollate, SceneCollate, Training
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
 from datamodules.loaded_scene import FramesAs, LoadedScene
-from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
+from datamodules.order import TrainingOrder, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question, Scene, questions_fingerprint
+from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
+from datamodules.training_loader import ResumableLoader, training_position
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice, describe
@@ -81,6 +84,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         perturbation: For `test`: show the model something wrong, such as `OtherCameras`, to see what it relies on.
         num_workers: Processes that load data; 0 uses the main process.
         keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0).
+        skip_failed: Scenes that a training may pass over since they can't be read; each is named once, and the run's
+            skipped_scenes.jsonl lists them. A test records a scene that fails in any case.
         seed: Seed of the training order and of the questions drawn in training; null is the run's.
         video: For `predict`: a video file or a folder of frames, in place of the source.
         question: For `predict`: the question about it.
@@ -109,6 +114,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         perturbation: Perturbation | None = None,
         num_workers: int = 1,
         keep_in_memory: bool = False,
+        skip_failed: int = 0,
         seed: int | None = None,
         video: str | None = None,
         question: str | None = None,
@@ -120,6 +126,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             ("questions_per_scene", questions_per_scene, 1),
             ("tokens_per_sequence", tokens_per_sequence, 1),
             ("questions_per_batch", questions_per_batch, 1),
+            ("skip_failed", skip_failed, 0),
             ("sampler.candidates", sampler.candidates if sampler else None, TEMPORAL_PATCH_SIZE),
             ("train_sampler.candidates", train_sampler.candidates if train_sampler else None, TEMPORAL_PATCH_SIZE),
         ):
@@ -136,6 +143,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.find_answered: Callable[[], dict[str, dict[str, Any]]] = dict  # asked when `tested` is known
         self.tested: list[dict[str, Any]] = []  # records of all questions of the test, on all ranks
         self.tested_files: dict[str, list[str]] = {}  # fingerprints of the files of each tested scene
+        self.order_settings: dict[str, Any] = {}  # of the training order, and those of the checkpoint that resumes
+        self.trained_settings: dict[str, Any] = {}
         self.asked: SceneSource | None = None
         if video is not None and question is not None:
             self.asked = SingleVideo(video, question)
@@ -152,6 +161,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             self.source.benchmark.check_question_type(kind)
         self.perturbation = perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
+        self.skip_failed = skip_failed
         self.source.num_frames = self.dataset([], self.sampler).num_views
         for each in (self.source, self.asked):
             if each is not None and prompt_prefix is not None:
@@ -264,17 +274,42 @@ class VideoQADataModule(Configurable, LightningDataModule):
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
         trainer = self.trainer
         assert trainer is not None
-        counts = [len(scene.questions) for scene in dataset.scenes]
-        ranks = (trainer.global_rank, trainer.world_size)
-        order = TrainingOrder(counts, self.batch_size, self.questions_per_scene, self.seed, *ranks)
+        order = TrainingOrder(
+            [len(scene.questions) for scene in dataset.scenes],
+            self.batch_size,
+            self.questions_per_scene,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            questions_fingerprint(dataset.scenes),
+        )
+        self.order_settings = order.settings
+
+        def position() -> tuple[int, int]:
+            order.check(self.trained_settings)  # here every strategy has read the checkpoint
+            return training_position(trainer)
+
         packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
+        collate: Any = self._collate(TrainingCollate, **packing)
+        if self.skip_failed:
+            collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
         return ResumableLoader(
             dataset,
+            position=position,
+            receive=SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank),
             batch_sampler=order,
-            collate_fn=self._collate(TrainingCollate, **packing),
+            collate_fn=collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings of the training order, which a resumed run must have."""
+        return self.order_settings
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the settings of a checkpoint, for a training that resumes it."""
+        self.trained_settings = state_dict
 
     def _scene_loader(
         self, scenes: list[Scene], dataset: Dataset | None = None, answered: Collection[int] = ()

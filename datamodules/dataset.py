@@ -23,6 +23,7 @@ from datamodules.video import Video, companion_name
 from zoo.cameras import SceneGeometry
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.requirements import DataRequirements
+from zoo.seed import seed_draws
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 MAX_ATTEMPTS = 2
@@ -126,9 +127,11 @@ class SceneDataset(Dataset):
 
     def __getitem__(self, key: int | TrainingItem) -> LoadedScene:
         """Return a scene with all of its questions, or with those that a training step asks."""
-        item = (
-            key if isinstance(key, TrainingItem) else TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
-        )
+        if isinstance(key, TrainingItem):
+            item = key
+            seed_draws(item.epoch, item.scene, *item.questions)  # for samplers that draw, whichever worker reads it
+        else:
+            item = TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
         scene = self.scenes[item.scene]
         questions = tuple(scene.questions[i] for i in item.questions)
         for _ in range(MAX_ATTEMPTS):

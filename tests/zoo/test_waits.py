@@ -27,8 +27,6 @@ EVERY_MODEL: dict[str, dict[str, Any]] = {
     "scene unit": {"fusion": MODELS["AddFusion"]["fusion"], "geometry": lambda: DatasetGeometry(unit="scene")},
     "merged mean": {"camera_encoding": "PRoPE, ChannelRange", "merged_camera": "mean"},
 }
-# every other model waits for nothing; a pose index on predicted cameras is in tests/zoo/test_rehearsal.py
-ALLOWED = {"objectives": 1}
 
 
 def task_of(name: str, family: str = "Qwen2.5-VL") -> VideoQATask:
@@ -48,10 +46,6 @@ def waits_of(task: VideoQATask, batch: Batch) -> Waits:
     return waits
 
 
-def allowed(name: str) -> int:
-    return 2 if "PoseALiBi" in name else ALLOWED.get(name, 0)
-
-
 @pytest.mark.parametrize("family", asking.BACKBONES)
 @pytest.mark.parametrize("name", EVERY_MODEL)
 def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
@@ -59,7 +53,8 @@ def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
         pytest.skip("encodings see the same decoder seam")
     task = task_of(name, family)
     waits = waits_of(task, batch_of(task, family))
-    assert waits.count <= allowed(name), waits.found
+    # a pose index on predicted cameras is in tests/zoo/test_rehearsal.py
+    assert waits.count <= (2 if "PoseALiBi" in name else 0), waits.found
 
 
 @pytest.mark.parametrize("name", ["plain", "prope.yaml", "PRoPE, ChannelRange"])

@@ -16,6 +16,7 @@ from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.requirements import DataRequirements
+from zoo.seed import seed_draws
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.optim import LearningRates, parameter_groups
@@ -92,6 +93,10 @@ class Task(Configurable, LightningModule):
             if parts and parts <= frozen:
                 module.eval()
         return self
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout and all that a training step draws, see `seed_draws`; each process draws its own."""
+        seed_draws(self.global_rank, self.current_epoch, batch_idx)
 
     def configure_optimizers(self) -> Any:
         """One group per part and biases, as in the published recipe."""

@@ -103,6 +103,8 @@ class VGGTPretraining(Task):
         for output, truth in self._outputs(batch, self.dense_frames):
             for name, loss in losses(output, truth).items():
                 total[name] = total.get(name, torch.zeros_like(loss)) + loss * len(truth.depth) / count
+        if not any(scene.is_supervised for scene in batch.scenes):  # a copy, which keeps this process in step
+            return 0.0 * torch.stack(list(total.values())).sum()
         loss = torch.stack(list(total.values())).sum()
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)

@@ -188,6 +188,8 @@ class VideoQATask(Task):
         """Log the loss, that of each objective, and the learning rates."""
         losses = self.losses(batch)
         loss, count = losses.pop("loss"), len(batch.records)
+        if batch.sequences is None or not any(batch.sequences.is_supervised):
+            return loss  # zero: the batch only keeps this process in step
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=count)
         for group in self.trainer.optimizers[0].param_groups:
