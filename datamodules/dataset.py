@@ -128,7 +128,7 @@ class SceneDataset(Dataset):
         scene = self.scenes[item.scene]
         questions = tuple(scene.questions[i] for i in item.questions)
         for _ in range(MAX_ATTEMPTS):
-            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding)
+            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding, draw=item.draw(scene.name))
             try:
                 self._load(loaded, self.open(item.scene), item.epoch)
                 break

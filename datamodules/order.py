@@ -5,6 +5,7 @@ Runs therefore resume exactly, and all processes compute the same order.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ class TrainingItem(NamedTuple):
         scene: Index of the scene.
         questions: Indices of its questions.
         epoch: Part of the seed of random frame samplers.
+        seed: Of the training order.
         is_padding: Whether another process learns from these questions. The copy only keeps this process in step.
     """
 
@@ -31,6 +33,11 @@ class TrainingItem(NamedTuple):
     questions: tuple[int, ...]
     epoch: int = 0
     is_padding: bool = False
+    seed: int = 0
+
+    def draw(self, scene_name: str) -> int:
+        """Return a seed of 32 bits for what is drawn about the scene in this epoch, by any process."""
+        return random.Random(f"{self.seed}/{self.epoch}/{scene_name}").getrandbits(32)
 
 
 class TrainingOrder(Sampler[list[TrainingItem]]):
@@ -91,18 +98,18 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
 
     def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """An epoch: the order of its sequences; the scene of each, where its questions start, and all questions."""
-        random = np.random.default_rng((self.seed, epoch))
+        generator = np.random.default_rng((self.seed, epoch))
         # 1. Shuffle the questions of each scene.
         scene_of = np.repeat(np.arange(self.num_scenes), self.counts)
         first = (np.cumsum(self.counts) - self.counts)[scene_of]
-        questions = np.lexsort((random.random(self.num_questions), scene_of)) - first
+        questions = np.lexsort((generator.random(self.num_questions), scene_of)) - first
         # 2. Cut them into sequences: place p of n questions is in sequence floor(p s / n) of s.
         cuts = -(-self.counts // self.questions_per_scene)
         place = np.arange(self.num_questions) - first
         sequence = (np.cumsum(cuts) - cuts)[scene_of] + place * cuts[scene_of] // self.counts[scene_of]
         starts = np.searchsorted(sequence, np.arange(self.num_sequences + 1))
         # 3. Shuffle the sequences.
-        return random.permutation(self.num_sequences), scene_of[starts[:-1]], starts, questions
+        return generator.permutation(self.num_sequences), scene_of[starts[:-1]], starts, questions
 
 
 class ResumableLoader(DataLoader):
