@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,11 +19,11 @@ from datamodules.collate import Collate, QuestionCollate, SceneCollate, Training
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
 from datamodules.loaded_scene import FramesAs, LoadedScene
-from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
+from datamodules.order import ResumableLoader, TrainingOrder, TrainingPosition, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question, Scene, num_answers, questions_fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
@@ -131,6 +132,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.find_answered: Callable[[], dict[str, dict[str, Any]]] = dict  # asked when `tested` is known
         self.tested: list[dict[str, Any]] = []  # records of all questions of the test, on all ranks
         self.tested_files: dict[str, list[str]] = {}  # fingerprints of the files of each tested scene
+        self.order_settings: dict[str, Any] = {}  # of the training order, and those of the checkpoint that resumes
+        self.trained_settings: dict[str, Any] = {}
         self.asked: SceneSource | None = None
         if video is not None and question is not None:
             self.asked = SingleVideo(video, question)
@@ -259,17 +262,39 @@ class VideoQADataModule(Configurable, LightningDataModule):
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
         trainer = self.trainer
         assert trainer is not None
-        counts = [len(scene.questions) for scene in dataset.scenes]
-        ranks = (trainer.global_rank, trainer.world_size)
-        order = TrainingOrder(counts, self.batch_size, self.questions_per_scene, self.seed, *ranks)
+        order = TrainingOrder(
+            [len(scene.questions) for scene in dataset.scenes],
+            self.batch_size,
+            self.questions_per_scene,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            questions_fingerprint(dataset.scenes),
+            np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
+        )
+        self.order_settings = order.settings
+
+        def position() -> TrainingPosition:
+            order.check(self.trained_settings)  # here every strategy has read the checkpoint
+            return TrainingPosition.of(trainer)
+
         packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
         return ResumableLoader(
             dataset,
+            position=position,
             batch_sampler=order,
             collate_fn=self._collate(TrainingCollate, **packing),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings of the training order, which a resumed run must have."""
+        return self.order_settings
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the settings of a checkpoint, for a training that resumes it."""
+        self.trained_settings = state_dict
 
     def _scene_loader(self, scenes: list[Scene], dataset: Dataset | None = None) -> DataLoader:
         """This rank's scenes, one per batch with all of its questions."""

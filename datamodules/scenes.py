@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
+
+from zoo.files.fingerprint import fingerprint
 
 MEDIUM_MARK = re.compile("<(?:video|image)>")  # where the text of a `RawQuestion` has its video or images
 
@@ -78,3 +81,15 @@ def select_questions(scene: Scene, indices: Sequence[int]) -> Scene:
     """Return a scene with some of its questions."""
     select = getattr(scene.questions, "select", None)  # of an index, which builds no question for it
     return replace(scene, questions=select(indices) if select else tuple(scene.questions[i] for i in indices))
+
+
+def questions_fingerprint(scenes: Iterable[Scene]) -> str:
+    """Return the fingerprint of the names of scenes and of all of their questions and answers, in their order."""
+
+    def texts() -> Iterator[str]:
+        for scene in scenes:
+            yield scene.name
+            indexed = getattr(scene.questions, "content_fingerprint", None)  # of an index: no question is built for it
+            yield indexed or json.dumps([astuple(question) for question in scene.questions])
+
+    return fingerprint(texts())

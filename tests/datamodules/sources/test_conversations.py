@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from datamodules.loaded_scene import LoadedScene
-from datamodules.scenes import RawQuestion, Scene
+from datamodules.scenes import RawQuestion, Scene, questions_fingerprint
 from datamodules.sources import SQA3D, Conversations, ScanQA, conversation_index
 from datamodules.sources.conversations import NO_MEDIUM
 from datamodules.wording import user_text
@@ -186,8 +186,12 @@ def test_an_index_is_built_once_and_anew_for_a_changed_file(tmp_path, monkeypatc
         again = Conversations(str(path)).scenes("train")
     assert [list(scene.questions) for scene in again] == [list(scene.questions) for scene in first]
     path.write_text(path.read_text().replace("A cup.", "A mug."))  # of the same size
-    changed = {q.ground_truth for scene in Conversations(str(path)).scenes("train") for q in scene.questions}
+    other = Conversations(str(path)).scenes("train")
+    changed = {q.ground_truth for scene in other for q in scene.questions}
     assert "A mug." in changed and "A cup." not in changed
+    apart = Conversations(str(path), separate_turns=True).scenes("train")
+    digests = [questions_fingerprint(each) for each in (first, again, other, other[:-1], apart)]
+    assert digests[0] == digests[1] and len(set(digests)) == 4
     copied = pickle.loads(pickle.dumps(first))  # as for a data worker
     assert [list(scene.questions) for scene in copied] == [list(scene.questions) for scene in first]
 
