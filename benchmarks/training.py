@@ -20,7 +20,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,24 +147,37 @@ def zoo_step(options: argparse.Namespace, size: str, count: int) -> Step:
 
 
 def stock_step(options: argparse.Namespace, size: str, count: int) -> Step:
-    """One question per row, in the Trainer's own step."""
-    task = task_of(size)
-    examples = stock_rows(batch(options, task, count, is_packed=False))
-    model = backbone(size).stock_model()
+    """One question per row."""
+    examples = stock_rows(batch(options, task_of(size), count, is_packed=False))
+    return trainer_step(backbone(size).stock_model(), examples, options.device)
+
+
+def trainer_step(model: Any, examples: Sequence[dict[str, Any]], device: str, **settings: Any) -> Step:
+    """A step of transformers' Trainer on rows that it accumulates, with a frozen vision tower.
+
+    Args:
+        model: Transformers' model.
+        examples: From `stock_rows`.
+        device: The device of the model.
+        **settings: Further `TrainingArguments`.
+    """
     model.model.visual.requires_grad_(False)
-    settings = TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=count,
-        use_cpu=not options.device.startswith("cuda"),
+        gradient_accumulation_steps=len(examples),
+        use_cpu=not device.startswith("cuda"),
         report_to=[],
         disable_tqdm=True,
+        **settings,
     )
-    trainer = Trainer(model=model, args=settings)
+    trainer = Trainer(model=model, args=arguments)
+    if arguments.activation_checkpointing:  # `Trainer.train` does so, which this step is a part of
+        model.activation_checkpointing_enable()
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
     tokens = torch.stack([(each["labels"] != IGNORED).sum() for each in examples]).sum()  # as the Trainer counts them
-    trainer.current_gradient_accumulation_steps = count
+    trainer.current_gradient_accumulation_steps = len(examples)
     model.train()
 
     def step() -> Tensor:
