@@ -43,6 +43,7 @@ class Collate(ABC):
         scene_of: list[int] = []
         records: list[Record] = []
         failed: list[Record] = []
+        counts: list[int] = []
         for scene in loaded:
             asked = list(scene.questions)
             try:
@@ -55,7 +56,8 @@ class Collate(ABC):
                 if scene.questions and not asked:
                     continue
                 # 2. The scene, and one row per question.
-                inputs = self.scene_inputs(replace(scene, questions=tuple(asked)))
+                usable = replace(scene, questions=tuple(asked))
+                inputs = self.scene_inputs(usable)
                 if self.requirements.cameras and inputs.cameras is None:
                     raise InputError("a scene without cameras, which this model requires")
                 made = [self._row(scene, question, inputs) for question in asked]
@@ -67,9 +69,10 @@ class Collate(ABC):
             records += [record(scene, question, prompt) for question, (_, prompt) in zip(asked, made, strict=True)]
             scene_of += [len(scenes)] * len(made)
             scenes.append(inputs)
+            counts.append(usable.num_answers)
         # 3. Sequences.
         sequences, prompts = self._build(rows, scene_of, scenes) if rows else (None, [])
-        return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed)
+        return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed, counts)
 
     def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
         """Make the model's inputs of a loaded scene."""
@@ -89,6 +92,7 @@ class Collate(ABC):
             geometry_override=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,
             question_types=tuple(question.question_type for question in loaded.questions),
             has_true_cameras=loaded.has_true_cameras,
+            draw=loaded.draw,
         )
 
     def _row(self, scene: LoadedScene, question: Question, inputs: SceneInputs) -> tuple[Row, str]:
@@ -183,18 +187,18 @@ class SceneCollate:
         failed = [
             _failure(scene, question, scene.error) for scene in loaded if scene.error for question in scene.questions
         ]
+        readable = [scene for scene in loaded if scene.error is None]
         scenes = [
             SceneInputs(
                 torch.empty(0, 0),
                 (len(scene.frame_indices) // 2, 0, 0),
                 frames=scene.frames,
                 geometry=scene.geometry,
-                is_supervised=scene.is_supervised,
+                draw=scene.draw,
             )
-            for scene in loaded
-            if scene.error is None
+            for scene in readable
         ]
-        return Batch(scenes, failed=failed)
+        return Batch(scenes, failed=failed, num_answers=[scene.num_answers for scene in readable])
 
 
 def record(scene: LoadedScene, question: Question, prompt: str) -> Record:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,12 +24,12 @@ from datamodules.order import TrainingOrder, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.scenes import Question, Scene, questions_fingerprint
+from datamodules.scenes import Question, Scene, num_answers, questions_fingerprint
 from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
-from datamodules.training_loader import ResumableLoader, training_position
+from datamodules.training_loader import ResumableLoader, TrainingPosition
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice, describe
@@ -282,12 +283,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             questions_fingerprint(dataset.scenes),
+            np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
         )
         self.order_settings = order.settings
 
-        def position() -> tuple[int, int]:
+        def position() -> TrainingPosition:
             order.check(self.trained_settings)  # here every strategy has read the checkpoint
-            return training_position(trainer)
+            return TrainingPosition.of(trainer)
 
         packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
         collate: Any = self._collate(TrainingCollate, **packing)

@@ -135,7 +135,7 @@ class SceneDataset(Dataset):
         scene = self.scenes[item.scene]
         questions = tuple(scene.questions[i] for i in item.questions)
         for _ in range(MAX_ATTEMPTS):
-            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding)
+            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding, draw=item.draw(scene.name))
             try:
                 opened = self.open(item.scene)
                 self.load(loaded, opened, self._frames(opened, item.epoch))

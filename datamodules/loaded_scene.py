@@ -8,7 +8,7 @@ from typing import Literal
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question, Scene, num_answers
 from zoo.cameras import SceneGeometry
 
 FramesAs = Literal["video", "image", "labeled_image"]
@@ -31,6 +31,7 @@ class LoadedScene:
         geometry_override: See `SceneInputs`, as for `has_true_cameras`.
         num_images: Still images that the frames show, two frames each; 0 for a video.
         has_labels: Whether each image has its number as a label.
+        draw: See `SceneInputs`.
     """
 
     scene: Scene
@@ -46,3 +47,9 @@ class LoadedScene:
     num_images: int = 0
     has_labels: bool = False
     has_true_cameras: bool = True
+    draw: int = 0
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that are learned from."""
+        return int(num_answers(self.questions).sum()) if self.is_supervised else 0

@@ -5,11 +5,13 @@ Runs therefore resume exactly, and all processes compute the same order.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from torch.utils.data import Sampler
 
 from zoo.errors import InputError
@@ -26,12 +28,18 @@ class TrainingItem(NamedTuple):
         questions: Indices of its questions.
         epoch: Part of the seed of random frame samplers.
         is_padding: Whether nothing is learned from these questions, which only keep this process in step.
+        seed: Of the training order.
     """
 
     scene: int
     questions: tuple[int, ...]
     epoch: int = 0
     is_padding: bool = False
+    seed: int = 0
+
+    def draw(self, scene_name: str) -> int:
+        """Return a seed of 32 bits for what is drawn about the scene in this epoch, by any process."""
+        return random.Random(f"{self.seed}/{self.epoch}/{scene_name}").getrandbits(32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +51,14 @@ class ShuffledEpoch:
         scenes: Scene of each sequence.
         starts: Where the questions of each sequence start, and the end of the last.
         questions: The questions of all sequences.
+        num_answers: Answers that each sequence learns from.
     """
 
     order: np.ndarray
     scenes: np.ndarray
     starts: np.ndarray
     questions: np.ndarray
+    num_answers: np.ndarray
 
     def sequences(self, places: range) -> list[tuple[int, list[int]]]:
         """Return the scene and the questions of the sequences at some places; those of a step have adjacent places."""
@@ -73,6 +83,7 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         rank: This process.
         world_size: Number of processes; each takes its own sequences of the same shuffle.
         questions: Fingerprint of the questions.
+        num_answers: Answers of each question, those of a scene after those of another; 1 each if not given.
 
     Attributes:
         epoch: The epoch of the next iteration.
@@ -96,6 +107,7 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         rank: int = 0,
         world_size: int = 1,
         questions: str = "",
+        num_answers: Int[np.ndarray, " questions"] | None = None,
     ):
         self.counts = np.asarray(num_questions, dtype=np.int64)
         self.num_scenes, self.num_questions = len(self.counts), int(self.counts.sum())
@@ -104,7 +116,9 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         self.batch_size, self.questions_per_scene, self.seed = batch_size, questions_per_scene, seed
         self.rank, self.world_size, self.questions = rank, world_size, questions
         self.num_sequences = int((-(-self.counts // questions_per_scene)).sum())
+        self.num_answers = np.ones(self.num_questions, dtype=np.int64) if num_answers is None else num_answers
         self.epoch = self.batch = 0
+        self._shuffled: tuple[int, ShuffledEpoch] | None = None
 
     def __len__(self) -> int:
         return -(-self.num_sequences // (self.batch_size * self.world_size))
@@ -121,22 +135,35 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
         for scene, asked in epoch.sequences(own or range(batch * size, batch * size + 1)):
             merged.setdefault(scene, []).extend(asked)
-        return [TrainingItem(scene, tuple(asked), number, is_padding=not own) for scene, asked in merged.items()]
+        padding, seed = not own, self.seed
+        return [TrainingItem(scene, tuple(asked), number, padding, seed) for scene, asked in merged.items()]
+
+    def num_answers_of(self, epoch: int, batches: range) -> int:
+        """Count the answers that all processes learn from in some batches of an epoch."""
+        shuffled, size = self.shuffle(epoch), self.batch_size * self.world_size
+        return int(shuffled.num_answers[shuffled.order[batches.start * size : batches.stop * size]].sum())
 
     def shuffle(self, epoch: int) -> ShuffledEpoch:
-        """Shuffle the questions and sequences of an epoch."""
-        random = np.random.default_rng((self.seed, epoch))
+        """Shuffle the questions and sequences of an epoch; the last one is kept."""
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            self._shuffled = epoch, self._shuffle(epoch)
+        return self._shuffled[1]
+
+    def _shuffle(self, epoch: int) -> ShuffledEpoch:
+        generator = np.random.default_rng((self.seed, epoch))
         # 1. Shuffle the questions of each scene.
         scene_of = np.repeat(np.arange(self.num_scenes), self.counts)
         first = (np.cumsum(self.counts) - self.counts)[scene_of]
-        questions = np.lexsort((random.random(self.num_questions), scene_of)) - first
+        questions = np.lexsort((generator.random(self.num_questions), scene_of))
         # 2. Cut them into sequences: place p of n questions is in sequence floor(p s / n) of s.
         cuts = -(-self.counts // self.questions_per_scene)
         place = np.arange(self.num_questions) - first
         sequence = (np.cumsum(cuts) - cuts)[scene_of] + place * cuts[scene_of] // self.counts[scene_of]
         starts = np.searchsorted(sequence, np.arange(self.num_sequences + 1))
         # 3. Shuffle the sequences.
-        return ShuffledEpoch(random.permutation(self.num_sequences), scene_of[starts[:-1]], starts, questions)
+        order, scenes = generator.permutation(self.num_sequences), scene_of[starts[:-1]]
+        num_answers = np.add.reduceat(self.num_answers[questions], starts[:-1])
+        return ShuffledEpoch(order, scenes, starts, questions - first, num_answers)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
 from zoo.files.fingerprint import fingerprint
 
 MEDIUM_MARK = re.compile("<(?:video|image)>")  # where the text of a `RawQuestion` has its video or images
@@ -64,6 +67,14 @@ class Scene:
     cameras: Path | None = None
     depth: Path | None = None
     images: tuple[Path, ...] = ()
+
+
+def num_answers(questions: Sequence[Question]) -> Int[np.ndarray, " Q"]:
+    """Count the answers of each question: those of a conversation are its turns."""
+    counted = getattr(questions, "num_answers", None)  # of an index, which builds no question for it
+    if counted is not None:
+        return counted
+    return np.array([1 + len(getattr(question, "later_turns", ())) for question in questions], dtype=np.int64)
 
 
 def select_questions(scene: Scene, indices: Sequence[int]) -> Scene:

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from datamodules.order import TrainingOrder
+from zoo.sequences.batch import Batch, OptimizerStep
 
 
-def training_position(trainer: Trainer) -> tuple[int, int]:
-    """Return a Trainer's epoch and the number of its batches that are trained; to overfit, each is the first epoch."""
-    return 0 if trainer.overfit_batches else trainer.current_epoch, trainer.fit_loop.batch_idx + 1
+class TrainingPosition(NamedTuple):
+    """Where a training stands.
+
+    Attributes:
+        epoch: To overfit, each is the first.
+        batch: Number of its batches that are trained.
+        num_batches: Batches of an epoch.
+        accumulated: Batches of an optimizer step, but for the last step of an epoch, which has the rest.
+    """
+
+    epoch: int
+    batch: int
+    num_batches: int
+    accumulated: int = 1
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> TrainingPosition:
+        """Return that of a Trainer."""
+        epoch = 0 if trainer.overfit_batches else trainer.current_epoch
+        num_batches = int(trainer.num_training_batches)
+        return cls(epoch, trainer.fit_loop.batch_idx + 1, num_batches, trainer.accumulate_grad_batches)
+
+    def batches_of_step(self, batch: int) -> range:
+        """Return the batches of the optimizer step that a batch is a part of."""
+        first = batch - batch % self.accumulated
+        return range(first, min(first + self.accumulated, self.num_batches))
 
 
 class ResumableLoader(DataLoader):
     """A DataLoader that begins where its training stands, in a resumed run in the middle of an epoch.
 
     It keeps no position of its own: Lightning restores that of loaders in some cases only, its own in all. What workers
-    have prefetched doesn't count.
+    have prefetched doesn't count. Each `Batch` gets the optimizer step that it is a part of.
 
     Args:
-        position: Returns the epoch and the number of its batches that are trained, as `training_position` does; called
-            when the first batch is due.
+        position: Returns where the training stands; called when the first batch is due.
         receive: Called with each batch when the training takes it.
         args: See `DataLoader`, as for `options`.
     """
@@ -34,7 +57,7 @@ class ResumableLoader(DataLoader):
     def __init__(
         self,
         *args: Any,
-        position: Callable[[], tuple[int, int]],
+        position: Callable[[], TrainingPosition],
         receive: Callable[[Any], object] = lambda batch: None,
         **options: Any,
     ) -> None:
@@ -42,9 +65,13 @@ class ResumableLoader(DataLoader):
         self.position, self.receive = position, receive
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.batch_sampler.epoch, self.batch_sampler.batch = self.position()
-        for batch in super().__iter__():
+        order, position = self.batch_sampler, self.position()
+        order.epoch, order.batch = position.epoch, position.batch
+        for number, batch in enumerate(super().__iter__(), position.batch):
             self.receive(batch)
+            if isinstance(batch, Batch):
+                num_answers = order.num_answers_of(position.epoch, position.batches_of_step(number))
+                batch.step = OptimizerStep(num_answers, order.world_size * position.accumulated)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

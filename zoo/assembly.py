@@ -21,6 +21,7 @@ from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.objectives import Objective, Objectives
+from zoo.objectives.average import AverageRule
 from zoo.requirements import CameraUse, DataRequirements, check_geometry, choose_time_index
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.position_ids import TextAfterVision
@@ -58,6 +59,7 @@ class AssembledModel(Configurable, nn.Module):
         text_after_vision: TextAfterVision = "max_thw",
         lora: LoRA | None = None,
         objectives: list[Objective] | None = None,
+        average: AverageRule = "questions",
         defer_weights: bool = False,
     ) -> None:
         super().__init__()
@@ -65,11 +67,12 @@ class AssembledModel(Configurable, nn.Module):
             ("camera_source", camera_source, CameraSource),
             ("merged_camera", merged_camera, MergedCamera),
             ("text_after_vision", text_after_vision, TextAfterVision),
+            ("average", average, AverageRule),
         ):
             check_choice(name, value, choices)
         self.loader = backbone or default_loader()
         self.camera_encoding, self.merged_camera = camera_encoding, merged_camera
-        self.text_after_vision = text_after_vision
+        self.text_after_vision, self.average = text_after_vision, average
         losses = Objectives(objectives)
         # 1. Backbone, with the camera hooks in its attention.
         self.backbone = self.loader.load_unread() if defer_weights else self.loader.load()

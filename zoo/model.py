@@ -19,6 +19,7 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.packed import PackedEncoding
 from zoo.errors import InputError
 from zoo.objectives import decode
+from zoo.objectives.average import AVERAGES
 from zoo.prefix_cache import answer_batch, check_penalty, eval_mode
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
@@ -57,6 +58,8 @@ class SpatialVLM(AssembledModel):
             (`max_hw`, transformers 5).
         lora: Low-rank adapters on the decoder.
         objectives: The losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
+        average: What a loss is a mean over: the `questions` of an optimizer step, equal for any number of processes
+            and micro-batches; or the `micro_batch_tokens` of each process, as the published scripts train.
         defer_weights: Leaves released weights of backbone and geometry unread, until `load_deferred` of
             `zoo.weights.deferred` reads them; a task does so when its run starts.
 
@@ -81,7 +84,8 @@ class SpatialVLM(AssembledModel):
             batch: With sequences, on the model's device.
 
         Returns:
-            The weighted sum of the objectives as `loss`, and each by its class name.
+            The weighted sum of the objectives as `loss`, and each by its class name; means over this batch, see
+            `Batch.weight`.
         """
         assert batch.sequences is not None
         # 1. Scenes, once each.
@@ -89,7 +93,8 @@ class SpatialVLM(AssembledModel):
         # 2. Sequences: visual tokens in their places, positions, masks, cameras.
         inputs = self.decoder_inputs(scenes, batch.sequences)
         # 3. Decoder and objectives.
-        decoded = decode(self.backbone, self.objectives.layers, inputs, scenes, batch.sequences)
+        average = AVERAGES[self.average]
+        decoded = decode(self.backbone, self.objectives.layers, inputs, scenes, batch.sequences, average)
         losses = self.objectives.losses(decoded)
         # 4. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
         # zero there lets all DDP processes reduce the same parameters.

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from datamodules.json_files import read_rows
 from datamodules.scenes import MEDIUM_MARK, MediaFiles, Question, RawQuestion
@@ -107,6 +108,11 @@ class IndexedQuestions(Sequence[Question]):
             kind = kind if kind in self.types else ""
             (question, answer), *later = said
             yield RawQuestion(name, kind, question, answer, later_turns=tuple(later))
+
+    @property
+    def num_answers(self) -> Int[np.ndarray, " Q"]:
+        """Answers of each question, see `datamodules.scenes.num_answers`."""
+        return np.where(self.turns < 0, self.conversations.num_turns[self.rows], 1)
 
     @property
     def content_fingerprint(self) -> str:

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
 from datamodules.order import TrainingOrder
-from datamodules.training_loader import ResumableLoader, training_position
+from datamodules.training_loader import ResumableLoader, TrainingPosition
 
 SCENES, EPOCHS = 7, 3
 
@@ -77,7 +77,7 @@ class Small(LightningModule):
     def train_dataloader(self) -> ResumableLoader:
         dataset: Any = type("Scenes", (), {"__getitem__": lambda _, draw: (draw.scene, draw.epoch), "__len__": len})()
         order = TrainingOrder([1] * SCENES, 1, questions_per_scene=1, seed=0)
-        position = partial(training_position, self.trainer)
+        position = partial(TrainingPosition.of, self.trainer)
         return ResumableLoader(dataset, position=position, batch_sampler=order, collate_fn=list)
 
     def val_dataloader(self) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.order import TrainingItem, TrainingOrder, balance_across_ranks
-from datamodules.training_loader import ResumableLoader
+from datamodules.training_loader import ResumableLoader, TrainingPosition
 from zoo.errors import InputError
 
 COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene
@@ -41,8 +41,8 @@ class Training:
             Echo(), position=self.position, batch_sampler=order, collate_fn=list, num_workers=workers
         )
 
-    def position(self) -> tuple[int, int]:
-        return divmod(self.trained, self.per_epoch)
+    def position(self) -> TrainingPosition:
+        return TrainingPosition(*divmod(self.trained, self.per_epoch), self.per_epoch)
 
     def epochs(self, count: int) -> Iterator[list[TrainingItem]]:
         for _ in range(count):
@@ -230,7 +230,11 @@ class Noted(Dataset):
 def test_workers_decode_ahead_by_a_bounded_number_of_batches(tmp_path: Path) -> None:
     order = order_of([1] * 20, batch_size=1)
     loader = ResumableLoader(
-        Noted(tmp_path), position=lambda: (0, 0), batch_sampler=order, collate_fn=list, num_workers=1
+        Noted(tmp_path),
+        position=lambda: TrainingPosition(0, 0, len(order)),
+        batch_sampler=order,
+        collate_fn=list,
+        num_workers=1,
     )
     batches = iter(loader)
     for taken in (1, 2):

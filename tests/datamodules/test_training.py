@@ -68,7 +68,7 @@ class Learner(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check(batch)
         assert batch.sequences is not None
-        is_learned = any(batch.sequences.is_supervised)
+        is_learned = any(batch.sequences.num_answers)
         self.asked.append([record["id"] for record in batch.records] if is_learned else [])
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         frames = [record["frames"] for record in batch.records]

@@ -20,8 +20,8 @@ class MaskedViews(Objective):
     A model that can answer by its 2D tokens ignores 3D tokens beside them; masking 2D tokens is GeoSR's remedy. It has
     no loss of its own and changes nothing at inference. DeepStack's features of a masked token are zero.
 
-    Masks are drawn by torch's global generator, which a task seeds in each step (`zoo.seed.seed_draws`): a resumed run
-    draws those of one that was never interrupted, and each process its own.
+    A mask depends on `SceneInputs.draw`: on the seed of the data, the scene and the epoch. So a resumed run draws those
+    of one that was never interrupted, and a scene has the same mask on any number of processes.
 
     Args:
         mask_ratio: Of the 2D tokens of a scene, from 0 up to 1.
@@ -57,7 +57,8 @@ class MaskedViews(Objective):
         """See `Objective`."""
         changed = []
         for (tokens, deepstack), scene in zip(visual, scenes, strict=True):
-            drawn = torch.rand(tokens.shape[:2]) < self.mask_ratio_of(scene.question_types)  # the same on any device
+            generator = torch.Generator().manual_seed(scene.draw)
+            drawn = torch.rand(tokens.shape[:2], generator=generator) < self.mask_ratio_of(scene.question_types)
             masked = drawn.to(tokens.device, non_blocking=True)[..., None]
             kept = torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
             changed.append(VisualTokens(kept, deepstack.masked_fill(masked, 0.0)))

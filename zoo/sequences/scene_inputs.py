@@ -34,7 +34,7 @@ class SceneInputs(Movable):
         geometry_override: Another scene whose 3D tokens it gets, or "nothing" for zeros, in a perturbed test.
         question_types: Of the questions that are asked about it at once, for objectives that depend on them.
         has_true_cameras: False in a test with the cameras of another scene, which no prediction is compared with.
-        is_supervised: Whether a training without questions learns from it; with questions, `Sequences` says so.
+        draw: Seed of what a training step draws about it: of the data's seed, the scene and the epoch.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SceneInputs(Movable):
         geometry_override: SceneInputs | Literal["nothing"] | None = None,
         question_types: Sequence[str] = (),
         has_true_cameras: bool = True,
-        is_supervised: bool = True,
+        draw: int = 0,
     ) -> None:
         steps, height, width = (int(side) for side in grid_thw)
         self.grid_thw: Grid = (steps, height, width)
@@ -59,7 +59,7 @@ class SceneInputs(Movable):
         self.geometry, self.cameras = geometry, cameras
         self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
         self.geometry_override, self.question_types = geometry_override, question_types
-        self.has_true_cameras, self.is_supervised = has_true_cameras, is_supervised
+        self.has_true_cameras, self.draw = has_true_cameras, draw
 
     @property
     def num_steps(self) -> int:

@@ -188,13 +188,14 @@ class VideoQATask(Task):
         """Log the loss, that of each objective, and the learning rates."""
         losses = self.losses(batch)
         loss, count = losses.pop("loss"), len(batch.records)
-        if batch.sequences is None or not any(batch.sequences.is_supervised):
+        weight = batch.weight if self.model.average == "questions" else 1.0
+        if not sum(batch.num_answers):
             return loss  # zero: the batch only keeps this process in step
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=count)
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
-        return loss
+        return weight * loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return prediction records."""

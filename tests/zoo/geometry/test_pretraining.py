@@ -44,7 +44,7 @@ def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> Batch
         geometry = SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
         shown = Video(scene.video).read(frames)
         found.append(SceneInputs(torch.empty(0, 1176), (len(frames) // 2, 4, 4), frames=shown, geometry=geometry))
-    return Batch(found)
+    return Batch(found, num_answers=[1] * len(found))
 
 
 def model(**options: Any) -> VGGTPretraining:
@@ -128,14 +128,21 @@ def test_a_resumed_pretraining_draws_the_frames_of_an_uninterrupted_one(rooms_ro
 
 
 def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
-    pretraining = model(dense_frames=4)  # all: a draw would differ
+    pretraining = model(dense_frames=1)
     pretraining.log = pretraining.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    long, short = batch(rooms[:2]), batch(rooms[2:3], frames=(5, 9))
-    mixed = Batch(long.scenes + short.scenes)
-    alone = [pretraining.training_step(each, 0).item() for each in (long, short)]
-    together = pretraining.training_step(mixed, 0).item()
-    assert together == pytest.approx((2 * alone[0] + alone[1]) / 3, rel=1e-4)
-    assert abs(together - sum(alone) / 2) > 1e-3
+    scenes = [*batch(rooms[:2]).scenes, *batch(rooms[2:3], frames=(5, 9)).scenes]
+    for number, scene in enumerate(scenes):
+        scene.draw = number  # the same frames, whatever the batch
+    asked = [1, 3, 2]  # questions
+
+    def loss(*numbers: int) -> float:
+        mixed = Batch([scenes[i] for i in numbers], num_answers=[asked[i] for i in numbers])
+        return pretraining.training_step(mixed, 0).item()
+
+    together, alone = loss(0, 1, 2), [loss(i) for i in range(3)]
+    assert together == pytest.approx((alone[0] + 3 * alone[1] + 2 * alone[2]) / 6, rel=1e-4)
+    assert together == pytest.approx((4 * loss(1, 0) + 2 * alone[2]) / 6, rel=1e-4)
+    assert abs(together - sum(alone) / 3) > 1e-3
 
 
 def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:

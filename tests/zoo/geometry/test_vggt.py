@@ -85,10 +85,12 @@ def test_other_outputs_are_not_kept_in_memory(depth: int) -> None:
 
 def test_dense_maps_of_some_frames_only(model: VGGT) -> None:
     images = tiny_images(2, 4)
-    every, some = model(images, heads=HEADS), model(images, heads=HEADS, dense_frames=(3, 1))
+    chosen = torch.tensor([[3, 1], [0, 1]])
+    every, some = model(images, heads=HEADS), model(images, heads=HEADS, dense_frames=chosen)
     assert torch.equal(some.pose_enc, every.pose_enc) and some.depth.shape[:2] == (2, 2)
     for name in ("depth", "depth_conf", "points", "points_conf"):
-        assert torch.allclose(getattr(some, name), getattr(every, name)[:, [3, 1]], atol=1e-5), name
+        for scene, frames in enumerate(chosen):  # those of each scene
+            assert torch.allclose(getattr(some, name)[scene], getattr(every, name)[scene, frames], atol=1e-5), name
     assert not torch.allclose(some.depth, every.depth[:, [1, 3]], atol=1e-3)
 
 

@@ -191,10 +191,12 @@ class Shown(Decoded):
     """A scene with hidden states that are given."""
 
     def __init__(self, cameras: PatchCameras, states: Tensor) -> None:
-        self.cameras, self.states, self.last_hidden_state = cameras, states, states[0]
+        self.scenes: Any = [SimpleNamespace(targets=SceneTargets(cameras))]
+        self.states, self.last_hidden_state = states, states[0]
+        self.sequences: Any = SimpleNamespace(scene_index=[[0] for _ in states], num_answers=[1 for _ in states])
 
     def views(self, layer: int) -> Iterator[tuple[Any, Tensor]]:
-        yield SimpleNamespace(targets=SceneTargets(self.cameras)), self.states
+        yield self.scenes[0], self.states
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
