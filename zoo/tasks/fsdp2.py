@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from zoo.errors import InputError
+from zoo.geometry.base import GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.frozen import saved_names
 from zoo.weights.sharded_tensors import shard_like, whole
@@ -185,8 +186,8 @@ def shard(task: VideoQATask, device: torch.device, world_size: int, gathered_dty
     policy = MixedPrecisionPolicy(gathered_dtype, gathered_dtype and torch.float32, cast_forward_inputs=False)
     for unit, own in units.items():
         _fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=set(unit.parameters()).difference(own))
-        if unit is task.model.geometry:  # frozen: the backward pass of the first decoder layer would prefetch it
-            unit.set_unshard_in_backward(False)
+        if isinstance(unit, GeometryEncoder):  # frozen: else the last layer of the backward pass would prefetch it
+            cast(FSDPModule, unit).set_unshard_in_backward(False)
     # 3. The methods that Lightning calls.
     for step in STEPS:
         register_fsdp_forward_method(task, step)
