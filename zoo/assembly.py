@@ -172,8 +172,8 @@ class AssembledModel(Configurable, nn.Module):
         """Return the matrices that a sharded model gathers for a module's call, for the modules that every batch calls.
 
         Every process calls each of them equally often: a decoder layer and a vision block once per batch, and a frozen
-        geometry encoder as a whole, since its blocks run once per shape of videos. Norms, biases and scales are left
-        out, which autocast keeps in float32.
+        geometry encoder as a whole, since its blocks run once per shape of videos. Vectors are left out: autocast keeps
+        norms and scales in float32.
         """
         blocks: dict[nn.Module, list[nn.Module]] = {block: [block] for block in self.backbone.blocks()}
         encoder = self.geometry
