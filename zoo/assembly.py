@@ -171,10 +171,20 @@ class AssembledModel(Configurable, nn.Module):
             return self.geometry is not None and bool(self.geometry.files)
         return part == "fusion" and self.has_released_fusion
 
-    def blocks(self) -> list[nn.Module]:
-        """The transformer blocks that every batch runs; a sharded model gathers the weights of one at a time."""
-        always = self.uses_geometry_tokens or self.camera_plan.source == "predicted"
-        return [*self.backbone.blocks(), *(self.geometry.blocks() if self.geometry is not None and always else ())]
+    def sharded_units(self) -> dict[nn.Module, list[nn.Parameter]]:
+        """Return the matrices that a sharded model gathers for a module's call, for the modules that every batch calls.
+
+        Every process calls each of them equally often: a decoder layer and a vision block once per batch, and a frozen
+        geometry encoder as a whole, since its blocks run once per shape of videos. Vectors are left out: autocast keeps
+        norms and scales in float32.
+        """
+        blocks: dict[nn.Module, list[nn.Module]] = {block: [block] for block in self.backbone.blocks()}
+        encoder = self.geometry
+        is_called = self.uses_geometry_tokens or self.camera_plan.source == "predicted"
+        if encoder is not None and is_called and not any(p.requires_grad for p in encoder.parameters()):
+            blocks[encoder] = encoder.blocks()
+        every = {unit: [p for block in own for p in block.parameters() if p.ndim > 1] for unit, own in blocks.items()}
+        return {unit: matrices for unit, matrices in every.items() if matrices}
 
     # ---- what the model reads -------------------------------------------------------------------------------------
 

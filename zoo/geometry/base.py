@@ -83,7 +83,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
     def blocks(self) -> list[nn.Module]:
-        """Its transformer blocks, which are sharded one by one."""
+        """Its transformer blocks, whose matrices are sharded."""
         return []
 
     def match_patches(self, patch_size: int) -> None:
