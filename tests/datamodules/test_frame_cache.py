@@ -97,8 +97,8 @@ def test_the_least_recently_used_entry_makes_room(scenes: list[Scene], tmp_path:
     for _ in range(2):
         read(scenes, cache)
     assert cache.num_decoded == 4 and len(list((tmp_path / "cache").iterdir())) == 1
-    with pytest.raises(InputError, match="--data.frame_cache.max_size_gb 0: must be positive"):
-        FrameCache(max_size_gb=0)
+    with pytest.raises(InputError, match="--data.frame_cache.max_size_gb 0.0: must be positive"):
+        FrameCache(max_size_gb=0.0)
     tiny = FrameCache(str(tmp_path / "cache"), max_size_gb=1e-6)
     data = SceneDataset(scenes, UniformSampler(), 4, SMALL, frame_cache=tiny)
     assert "raise --data.frame_cache.max_size_gb" in (data[0].error or "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from zoo.cameras.patch_cameras import PatchCameras
@@ -23,7 +23,8 @@ class SceneInputs(Movable):
     What the host reads are numbers, so that no step waits for a GPU to know them.
 
     Args:
-        pixel_values: Patches as the backbone's processor cuts them, temporal patch after temporal patch.
+        pixel_values: Patches as the backbone's processor cuts them, temporal patch after temporal patch: bytes, or
+            normalized.
         grid_thw: (t, h, w) in patches before the spatial merge; each still image is one temporal patch.
         kind: "video" or "image".
         frames: RGB frames, two per temporal patch, in 0..1 or as bytes; for models that require frames.
@@ -41,7 +42,7 @@ class SceneInputs(Movable):
 
     def __init__(
         self,
-        pixel_values: Float[Tensor, "patches channels"],
+        pixel_values: Shaped[Tensor, "patches channels"],
         grid_thw: Sequence[int] | Tensor,
         *,
         kind: MediaKind = "video",
