@@ -37,6 +37,7 @@ from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, Scene
 from datamodules.wording import Wording
 from zoo import LearningRates, Qwen25VL, TinyQwen25VL
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED
@@ -197,8 +198,9 @@ def stock_rows(asked: Batch) -> list[dict[str, Any]]:
     labels[sequences.answer_places + 1] = sequences.answer_ids
     is_video = torch.zeros_like(labels)
     is_video[sequences.visual_places] = 2  # transformers' number of the modality
+    pixels = scene.pixel_values
     shown = {
-        "pixel_values_videos": scene.pixel_values,
+        "pixel_values_videos": pixels if pixels.is_floating_point() else tiny_preprocessor().normalize(pixels),
         "video_grid_thw": torch.tensor([scene.grid_thw]),
         "second_per_grid_ts": torch.tensor([scene.seconds_per_grid or 1.0]),
     }

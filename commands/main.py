@@ -12,6 +12,7 @@ Commands:
     export          write the weights of a run as a folder, in the official layout where there is one
     select-frames   choose the frames of each scene beforehand
     cache-geometry  compute 3D tokens and cameras beforehand
+    cache-frames    decode and resize the frames of videos beforehand
     plan            print the memory and FLOPs that a training needs on each GPU
     positions       print the axes and channels of the decoder's positions
     score           score a file of answers, without a model
@@ -57,6 +58,7 @@ LIGHTNING = ("fit", "validate", "test", "predict", "export")
 CONFIGURED = {
     "select-frames": "commands.select_frames:select_frames",
     "cache-geometry": "commands.cache_geometry:cache_geometry",
+    "cache-frames": "commands.cache_frames:cache_frames",
     "plan": "commands.plan:plan",
     "positions": "commands.positions:positions",
 }

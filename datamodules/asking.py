@@ -142,7 +142,7 @@ def _dataset(
 def collate_for(model: SpatialVLM, benchmark: Benchmark | None = None) -> QuestionCollate:
     """The collation of scenes that a model is asked about; `benchmark` words the questions."""
     wording = Wording(model.backbone.preprocessor, benchmark)
-    return QuestionCollate(wording, model.sequence_builder, model.requirements)
+    return QuestionCollate(wording, model.sequence_builder, model.requirements, model.geometry_reader(training=False))
 
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:

@@ -14,6 +14,7 @@ from datamodules.scenes import Question
 from datamodules.wording import Wording, media_of
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.batch import Batch, Prompt, Record, Sequences
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row
@@ -29,12 +30,17 @@ class Collate(ABC):
         wording: Of the questions.
         builder: Of the model's sequences.
         requirements: The model's.
+        geometry_reader: Reads the model's cached geometry; None without a cache.
     """
 
     def __init__(
-        self, wording: Wording, builder: SequenceBuilder, requirements: DataRequirements | None = None
+        self,
+        wording: Wording,
+        builder: SequenceBuilder,
+        requirements: DataRequirements | None = None,
+        geometry_reader: GeometryReader | None = None,
     ) -> None:
-        self.wording, self.builder = wording, builder
+        self.wording, self.builder, self.geometry_reader = wording, builder, geometry_reader
         self.requirements = DataRequirements() if requirements is None else requirements
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
@@ -80,13 +86,17 @@ class Collate(ABC):
         pixel_values, grid_thw = self.wording.preprocessor.cut_patches(loaded.frames)
         other, needs = loaded.geometry_override, self.requirements
         geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
+        cameras, cached = self.builder.merge_cameras(geometry), None
+        if self.geometry_reader is not None:
+            cached = self.geometry_reader.read(loaded.frames, geometry, has_cameras=cameras is not None)
         return SceneInputs(
             pixel_values,
             grid_thw,
             kind="image" if loaded.num_images else "video",
-            frames=loaded.frames if needs.frames else None,
+            frames=loaded.frames if needs.frames and cached is None else None,
             geometry=geometry,
-            cameras=self.builder.merge_cameras(geometry),
+            cached_geometry=cached,
+            cameras=cameras,
             frame_indices=loaded.frame_indices,
             seconds_per_grid=None if needs.seconds == "nominal" else loaded.seconds_per_grid,
             geometry_override=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.collate import Collate, QuestionCollate, SceneCollate, TrainingCollate, record
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
+from datamodules.frame_cache import FrameCache
 from datamodules.loaded_scene import FramesAs, LoadedScene
 from datamodules.order import TrainingOrder, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
@@ -83,6 +84,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         scene_names: Use only these scenes; a list, or a text file with one name per line.
         subset: Number of questions drawn from those that the other filters keep, whatever the seed; null is all.
         perturbation: For `test`: show the model something wrong, such as `OtherCameras`, to see what it relies on.
+        frame_cache: Keeps the selected and resized frames of each scene on disk, so that a video is decoded once for
+            all epochs and runs; null decodes them each time.
         num_workers: Processes that load data; 0 uses the main process.
         keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0).
         skip_failed: Scenes that a training may pass over since they can't be read; each is named once, and the run's
@@ -113,6 +116,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         scene_names: list[str] | str | None = None,
         subset: int | None = None,
         perturbation: Perturbation | None = None,
+        frame_cache: FrameCache | None = None,
         num_workers: int = 1,
         keep_in_memory: bool = False,
         skip_failed: int = 0,
@@ -156,7 +160,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.frames_as, self.pixels, self.image_pixels = frames_as, pixels or PixelBounds(), image_pixels
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
-        self.pack_scenes = pack_scenes
+        self.pack_scenes, self.frame_cache = pack_scenes, frame_cache
         self.filter = QuestionFilter(datasets, question_types, scene_names, subset)
         for kind in question_types or ():
             self.source.benchmark.check_question_type(kind)
@@ -250,6 +254,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             frame_pairing=self.frame_pairing,
             frames_as=self.frames_as,
             image_bounds=self.image_pixels,
+            frame_cache=self.frame_cache,
         )
 
     @property
@@ -266,7 +271,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
     def _collate(self, kind: type[Collate], **options: Any) -> Collate | SceneCollate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         builder = task.sequence_builder
-        return SceneCollate() if builder is None else kind(self.wording, builder, self.requirements, **options)
+        if builder is None:
+            return SceneCollate()
+        reader = task.geometry_reader(training=kind is TrainingCollate)
+        return kind(self.wording, builder, self.requirements, reader, **options)
 
     def _ask(self) -> Collate | SceneCollate:
         return self._collate(QuestionCollate, questions_per_batch=self.questions_per_batch)

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from datamodules.cameras_file import read_cameras, read_times
 from datamodules.depth import read_depth, resize_depth
+from datamodules.frame_cache import FrameCache
 from datamodules.loaded_scene import FramesAs, LoadedScene
 from datamodules.order import TrainingItem
 from datamodules.resize import PixelBounds, bounds_of_images, resize_frames
@@ -102,6 +103,7 @@ class SceneDataset(Dataset):
         frame_pairing: Which frames are merged into one token; consecutive ones if None.
         frames_as: How the frames of a video are shown, see `VideoQADataModule`.
         image_bounds: Pixel bounds of still images; those of the model's own processor if None.
+        frame_cache: Keeps resized frames on disk; None decodes them each time.
     """
 
     def __init__(
@@ -115,11 +117,12 @@ class SceneDataset(Dataset):
         frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
         image_bounds: PixelBounds | None = None,
+        frame_cache: FrameCache | None = None,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
         self.requirements, self.keep = requirements, keep
-        self.frames_as, self.image_bounds = frames_as, image_bounds
+        self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
         self._kept: dict[int, OpenScene] = {}
 
     def __len__(self) -> int:
@@ -199,6 +202,20 @@ class SceneDataset(Dataset):
     def _frames(self, opened: OpenScene, epoch: int) -> list[int]:
         return self.pair_all(opened) if opened.scene.images else self.select(opened.view(epoch))
 
+    def _resized(
+        self, opened: OpenScene, frames: Sequence[int], bounds: PixelBounds, is_folder: bool
+    ) -> UInt8[Tensor, "T 3 h w"]:
+        token_px, scene = self.requirements.token_px, opened.scene
+
+        def decode() -> UInt8[Tensor, "T 3 h w"]:
+            return resize_frames(opened.read(frames), bounds, is_folder=is_folder, token_px=token_px)
+
+        if self.frame_cache is None or opened.raw is not None:
+            return decode()
+        files = scene.images or [scene.video]
+        entry = self.frame_cache.entry(files, frames, bounds, is_folder=is_folder, token_px=token_px)
+        return self.frame_cache.get(entry, decode)
+
     def load(self, loaded: LoadedScene, opened: OpenScene, frames: Sequence[int]) -> None:
         """Load raw frames of an open scene, two per temporal patch, with their times, cameras and depth.
 
@@ -221,9 +238,7 @@ class SceneDataset(Dataset):
                 sampled_seconds_per_grid(opened.times_s, len(frames)) if sampled else seconds_per_grid(times_s)
             )
             loaded.frame_times = tuple(times_s) if opened.has_times else None
-        loaded.frames = resize_frames(
-            opened.read(frames), bounds, is_folder=is_folder, token_px=self.requirements.token_px
-        )
+        loaded.frames = self._resized(opened, frames, bounds, is_folder)
         loaded.frame_indices = tuple(frames)
         # 2. Cameras
         loaded.geometry = opened.geometry(frames)

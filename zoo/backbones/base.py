@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -149,9 +149,16 @@ class Backbone(nn.Module, ABC):
     def vision_rules(self) -> VisionRules:
         """What the vision tower computes from grids alone."""
 
-    def encode_vision(self, pixel_values: Float[Tensor, "patches channels"], vision: VisionInputs) -> VisualTokens:
-        """Return the 2D tokens of all videos and still images of a batch, one after another."""
+    def encode_vision(self, pixel_values: Shaped[Tensor, "patches channels"], vision: VisionInputs) -> VisualTokens:
+        """Return the 2D tokens of all videos and still images of a batch, one after another.
+
+        Args:
+            pixel_values: Patches as bytes, or normalized.
+            vision: The tower's other inputs.
+        """
         tower = self.vlm.model.visual
+        if not pixel_values.is_floating_point():
+            pixel_values = self.preprocessor.normalize(pixel_values)
         # the grids have been read: what follows from them are the tower's other arguments
         output = tower(pixel_values.type(tower.dtype), grid_thw=None, return_dict=True, **vision.arguments())
         tokens = output.pooler_output

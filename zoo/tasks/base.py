@@ -16,6 +16,7 @@ from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.seed import seed_draws
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
@@ -68,6 +69,10 @@ class Task(Configurable, LightningModule):
     def requirements(self) -> DataRequirements:
         """What the DataModule must provide beside pixels and questions."""
         raise NotImplementedError
+
+    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
+        """Return what data workers read cached geometry by; None if nothing is cached."""
+        return None
 
     def check(self, batch: Batch) -> None:
         """Raise an InputError if a scene of a batch can't be used: training must not continue without it."""

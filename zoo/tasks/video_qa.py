@@ -20,6 +20,7 @@ from zoo.objectives import prediction_errors
 from zoo.precision import cached_casts
 from zoo.prefix_cache import answer_prompts, check_penalty
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.base import Task
@@ -102,6 +103,9 @@ class VideoQATask(Task):
     @property
     def sequence_builder(self) -> SequenceBuilder:  # type: ignore[override]
         return self.model.sequence_builder
+
+    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
+        return self.model.geometry_reader(training=training)
 
     @property
     def preprocessor(self) -> Preprocessor:  # type: ignore[override]

@@ -13,9 +13,9 @@ import torch
 
 from tests.zoo.geometry.caching import ask, entries, frames, same
 from zoo.errors import InputError
+from zoo.files import cache_folder as on_disk
 from zoo.files.atomic_io import PARTIAL
 from zoo.geometry import GeometryCache
-from zoo.geometry import cache as on_disk
 from zoo.geometry.cache import pack
 
 FORK = multiprocessing.get_context("fork")
