@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             `tokens_per_sequence` tokens; each attends to itself alone. For FlexAttention on a GPU.
         questions_per_batch: Questions answered at once about one scene, which is encoded once.
         datasets: Use only these datasets of the source (the first part of a scene's name).
-        question_types: Use only questions of these types.
+        question_types: Use only questions of these types; `default` are those of the source, see `SceneSource`.
         scene_names: Use only these scenes; a list, or a text file with one name per line.
         subset: Number of questions drawn from those that the other filters keep, whatever the seed; null is all.
         perturbation: For `test`: show the model something wrong, such as `OtherCameras`, to see what it relies on.
@@ -112,7 +112,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         pack_scenes: bool = False,
         questions_per_batch: int = 8,
         datasets: list[str] | None = None,
-        question_types: list[str] | None = None,
+        question_types: list[str] | Literal["default"] | None = None,
         scene_names: list[str] | str | None = None,
         subset: int | None = None,
         perturbation: Perturbation | None = None,
@@ -161,8 +161,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
         self.pack_scenes, self.frame_cache = pack_scenes, frame_cache
-        self.filter = QuestionFilter(datasets, question_types, scene_names, subset)
-        for kind in question_types or ():
+        types = self.source.default_question_types if question_types == "default" else question_types
+        self.filter = QuestionFilter(datasets, types, scene_names, subset)
+        for kind in types or ():
             self.source.benchmark.check_question_type(kind)
         self.perturbation = perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
@@ -214,8 +215,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
             missing = f"videos that are missing: {len(self.missing)}, {next(iter(self.missing))} first"
         if unmatched := self.filter.unmatched([*names, *self.source.missing]):
             rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
-        if missing and split == "train":
-            rank_zero_info(f"train: {missing}")
+        if split == "train":  # other splits have a table of results, which says so
+            if missing:
+                rank_zero_info(f"train: {missing}")
+            for left_out in self.filter.left_out(names, self.filtered):
+                rank_zero_info(f"train: {left_out}")
         source = type(self.source).__name__
         if not kept:
             found = f"{source}: the {split} split has no scene that can be read{self.filter.described()}"

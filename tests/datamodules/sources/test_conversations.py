@@ -109,9 +109,11 @@ def test_videos_may_lie_elsewhere_and_have_cameras(tmp_path):
     nowhere = Conversations(str(path))
     assert nowhere.scenes("train") == [] and sum(totals(nowhere).values()) == len(ROWS)
 
-    absolute = write(tmp_path, [says("?", "!", video=str(tmp_path / "videos/scannet/scene0000_00.mp4"))], "abs.jsonl")
-    (scene,) = Conversations(str(absolute)).scenes("train")
-    assert scene.name == "scannet/scene0000_00"
+    clip = "videos/scannet/scene0000_00"
+    for named, name in ((tmp_path / f"{clip}.mp4", "scannet/scene0000_00"), (f"../{clip}.mp4", clip)):
+        file = write(tmp_path, [says("?", "!", video=str(named))], "elsewhere.jsonl")
+        (scene,) = Conversations(str(file), videos=str(tmp_path / "videos")).scenes("train")
+        assert scene.name == name
 
 
 def test_a_share_of_the_rows_is_fixed(tmp_path):
