@@ -18,7 +18,7 @@
       byQuestion: turn(byQuestion),
       byScene: byScene && turn(byScene),
     }));
-    const reach = Math.max(0.01, ...rows.flatMap((row) => [...row.byQuestion, ...(row.byScene ?? [])]).map(Math.abs));
+    const reach = Math.max(1, ...rows.flatMap((row) => [...row.byQuestion, ...(row.byScene ?? [])]).map(Math.abs));
     const headings = ["Measure", "Difference", "95 % by question", "95 % by scene", axis(reach)];
     result.replaceChildren(
       element(
