@@ -57,15 +57,15 @@ def _percent(score: float | None) -> float | None:
 
 
 def _comparisons(comparisons: Comparisons, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return {"0 1": [[measure, difference, [low, high], [low, high] or null], ...] or the reason for none}."""
+    """Return {"0 1": [[measure, difference, [low, high] or null, the same by scene], ...] or the reason for none}."""
 
-    def ends(interval: Interval) -> list[float]:
-        return [percent(end) for end in interval]
+    def ends(interval: Interval | None) -> list[float] | None:
+        return interval and [percent(end) for end in interval]
 
     found: dict[str, Any] = {f"{i} {j}": why for (i, j), why in comparisons.refused.items()}
     for (i, j), each in comparisons.pairs.items():
         found[f"{i} {j}"] = [
-            [names.index(measure), percent(d.value), ends(d.by_question), d.by_scene and ends(d.by_scene)]
+            [names.index(measure), percent(d.value), ends(d.by_question), ends(d.by_scene)]
             for measure, d in each.items()
         ]
     return {"measures": names, "pairs": found}
