@@ -148,6 +148,12 @@ class TrainingCollate(Collate):
                 "--model.backbone.attn_implementation flex_attention on a GPU, or sdpa"
             )
 
+    def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
+        """Make the model's inputs of a loaded scene; one without what is to be learned is an `InputError`."""
+        if loaded.target_error is not None:
+            raise InputError(loaded.target_error)
+        return super().scene_inputs(loaded)
+
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
         return self.wording.chat(question, media_of(scene), with_answers=True)
 
@@ -212,7 +218,7 @@ class SceneCollate:
 
 
 def record(scene: LoadedScene, question: Question, prompt: str) -> Record:
-    """The record of a question, without its prediction and score."""
+    """The record of a question, without its prediction and score; `unmeasured` is why objectives have no error."""
     return {
         "id": question.id,
         "scene": scene.scene.name,
@@ -222,6 +228,7 @@ def record(scene: LoadedScene, question: Question, prompt: str) -> Record:
         "ground_truth": question.ground_truth,
         "frames": list(scene.frame_indices),
         "error": scene.error,
+        **({"unmeasured": scene.target_error} if scene.target_error else {}),
     }
 
 

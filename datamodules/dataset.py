@@ -247,13 +247,29 @@ class SceneDataset(Dataset):
                 f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
             )
         # 3. Depth
-        if self.requirements.depth or ("depth" in self.requirements.targets and scene.depth is not None):
-            loaded.geometry = loaded.geometry or SceneGeometry()
-            height, width = loaded.frames.shape[-2:]
+        depth, (height, width) = None, loaded.frames.shape[-2:]
+        if self.requirements.depth:
             depth = opened.read_depth(frames, (height, width))
-            if self.requirements.depth and not (depth > 0).any():
+            if not (depth > 0).any():
                 raise InputError(f"{scene.depth}: empty, no pixel of frames {frames} has depth: write it again")
+        elif "depth" in self.requirements.targets and scene.depth is not None:
+            depth, loaded.target_error = _read_target(opened, frames, (height, width))
+        if depth is not None:
+            loaded.geometry = loaded.geometry or SceneGeometry()
             loaded.geometry.depth = depth
+
+
+def _read_target(
+    opened: OpenScene, frames: Sequence[int], size_hw: tuple[int, int]
+) -> tuple[Float32[Tensor, "T H W"] | None, str | None]:
+    """Depth that is only predicted, or why it can't be read; retried once."""
+    reason = None
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            return opened.read_depth(frames, size_hw), None
+        except SCENE_FAULTS as error:
+            reason = format_scene_error(opened.scene, error)
+    return None, reason
 
 
 def format_scene_error(scene: Scene, error: Exception) -> str:

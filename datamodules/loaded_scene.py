@@ -27,6 +27,7 @@ class LoadedScene:
         frame_times: Real seconds of each frame; None for images, or if unknown.
         geometry: Cameras and depth of the frames; None if the scene has none.
         error: Why the scene can't be read; None if it can.
+        target_error: Why the depth that the model only learns to predict can't be read: answers do without.
         is_supervised: Whether its answers are learned from.
         geometry_override: See `SceneInputs`, as for `has_true_cameras`.
         num_images: Still images that the frames show, two frames each; 0 for a video.
@@ -41,6 +42,7 @@ class LoadedScene:
     seconds_per_grid: float = 1.0
     geometry: SceneGeometry | None = None
     error: str | None = None
+    target_error: str | None = None
     is_supervised: bool = True
     geometry_override: LoadedScene | Literal["nothing"] | None = None
     frame_times: tuple[float, ...] | None = None

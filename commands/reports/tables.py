@@ -46,6 +46,11 @@ class Table:
         return [not any(isinstance(row[i], str) for row in self.rows) for i in range(len(self.headings))]
 
 
+def percent(score: float) -> float:
+    """Return a score in percent as it is shown, with one decimal; never -0.0."""
+    return round(100 * score, 1) + 0.0
+
+
 def show(cell: Cell, signed: bool = False) -> str:
     """Format a cell; scores in percent with one decimal."""
     if cell is None or cell == "":
@@ -53,7 +58,7 @@ def show(cell: Cell, signed: bool = False) -> str:
     if isinstance(cell, tuple):
         return f"[{', '.join(show(bound, signed=True) for bound in cell)}]"
     if isinstance(cell, float):
-        return f"{round(100 * cell, 1) + 0.0:{'+' if signed else ''}.1f}"  # + 0.0: no -0.0
+        return f"{percent(cell):{'+' if signed else ''}.1f}"
     return str(cell)
 
 

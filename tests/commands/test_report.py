@@ -79,6 +79,22 @@ def test_two_runs_are_compared_in_every_measure_and_more_in_two(tmp_path: Path, 
     assert len(re.findall(r"^[bc] .*\[[+-]\d", capsys.readouterr().out, re.MULTILINE)) == 2 * 2
 
 
+def test_what_resampling_can_not_vary_has_no_interval(tmp_path: Path, capsys) -> None:
+    """Questions of a type that are all about one scene, and a single question: [+4.4, +4.4] would feign certainty."""
+    runs = []
+    for seed, name in enumerate("ab"):
+        records = [each for each in answers(90, seed=seed, scenes=5) if each["question_type"] != "route_planning"]
+        plan = next(each for each in answers(90, seed=seed, scenes=5) if each["question_type"] == "route_planning")
+        runs.append(make_run(tmp_path / name, [*records, plan]))
+    rows = [cells("text", line) for line in printed(runs, capsys).splitlines()]
+    found = {row[1]: row[3:] for row in rows if row[0] == "b" and len(row) == 5}
+    kinds = {each["question_type"]: each["scene"] for each in records}
+    assert kinds["object_counting"] != kinds["object_rel_direction_easy"]
+    assert found["Obj. Count"][0].startswith("[") and found["Obj. Count"][1] == "-"
+    assert found["Route Plan"] == ["-", "-"]
+    assert all(cell.startswith("[") for measure in ("Rel. Dir.", "All micro") for cell in found[measure])
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
 def test_latex_compiles_with_special_characters(tmp_path: Path) -> None:
     names = ("plain", "under_score 50% & $x^2$ #1 ~{a}\\b", "[ab]*<c>|d")
