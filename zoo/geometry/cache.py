@@ -42,7 +42,8 @@ class GeometryCache:
         folder: Where the entries are kept.
         dtype: Of 3D tokens; poses and intrinsics are kept exactly. `float8` (e4m3, one scale per token) takes half the
             space; benchmarks/README.md has its error.
-        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64.
+        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64,
+            or by one entry.
 
     Raises:
         InputError: A limit that is not positive, or another dtype.
@@ -72,7 +73,7 @@ class GeometryCache:
             with safe_open(path, framework="pt") as file:
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
                 sound = file.metadata() == metadata(entry, packed)
-        except (OSError, SafetensorError):  # absent or cut short
+        except (OSError, SafetensorError, RuntimeError):  # absent, cut short, or evicted before torch opened it too
             return None
         if not sound:
             return None
