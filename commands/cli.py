@@ -5,15 +5,14 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
@@ -22,7 +21,7 @@ from callbacks.checkpoint_io import CheckpointFiles
 from callbacks.results_folder import UNFINISHED
 from commands.defaults import with_defaults
 from commands.export import ExportingTrainer
-from commands.new_run import remove_unused
+from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
 from commands.parser import OneLineParser
 from commands.runs import CONFIG, resolve_run
 from commands.terminal import describe_size
@@ -64,7 +63,8 @@ class ZooCLI(LightningCLI):
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self.folder, self.is_new = Path(), False
+        self.folder = Path()
+        self.lock: BinaryIO | None = None  # of a training
         try:
             super().__init__(
                 Task,
@@ -83,9 +83,10 @@ class ZooCLI(LightningCLI):
             if isinstance(error, SIGTERMException):  # Lightning's own exit status is 0, as if it were trained
                 sys.exit(128 + signal.SIGTERM)
             raise
-        if self.is_new:
-            with suppress(OSError):
-                self.folder.rmdir()  # `export` leaves nothing there
+        finally:
+            if self.lock is not None:
+                self.lock.close()
+        remove_empty(self.folder)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser whose config files begin with the version of the code."""
@@ -114,12 +115,12 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolve the run's folder and checkpoint, and whose cameras `predict` uses."""
         settings = self.config[self.command]
-        given = settings.trainer.default_root_dir
-        existed = given is not None and Path(given).exists()
         resolve_run(self.command, settings)
         self.folder = Path(settings.trainer.default_root_dir)
-        is_first = getattr(rank_zero_only, "rank", 0) == 0
-        self.is_new = is_first and not existed and not any(self.folder.glob("*"))
+        if is_rank_zero():
+            make_if_absent(self.folder)
+        if self.command == "fit":
+            self.lock = claim_for_training(self.folder, settings.ckpt_path and Path(settings.ckpt_path))
         if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
             settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
         strategy = settings.trainer.get("strategy")
@@ -142,7 +143,7 @@ class ZooCLI(LightningCLI):
     def after_failure(self, error: BaseException) -> None:
         """Remove a new folder in which nothing is, or name the command that goes on."""
         trainer: Trainer | None = getattr(self, "trainer", None)
-        if self.is_new and (trainer is None or not trainer.global_step):
+        if trainer is None or not trainer.global_step:
             remove_unused(self.folder)
         if trainer is None or not trainer.interrupted or (isinstance(error, InputError) and not trainer.global_step):
             return

@@ -21,7 +21,8 @@ from zoo.errors import InputError
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
 
-RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -60,9 +61,9 @@ def newest_run() -> Path:
 def resolve_run(command: str, settings: Any) -> None:
     """Set the run's folder and checkpoint in the parsed settings of a subcommand, in place.
 
-    `fit` gets a new folder, or that of the checkpoint; started again by SLURM or torchrun, it goes on in the folder
-    that it was given. An evaluation of random weights uses the newest run of the same model; released weights are
-    scored unchanged unless a checkpoint is named. `last` is the newest run of the same model.
+    `fit` gets a new folder, or that of the checkpoint; started again by SLURM, torchrun or a study, it goes on in the
+    folder that it was given. An evaluation of random weights uses the newest run of the same model; released weights
+    are scored unchanged unless a checkpoint is named. `last` is the newest run of the same model.
 
     Raises:
         InputError: No model, an absent checkpoint or one of another model, or parts that the weights lack.

@@ -51,9 +51,9 @@ def test_last_is_the_newest_state_with_every_schedule(
     scores = iter((0.1, 0.2, 0.3))
     monkeypatch.setattr("callbacks.metrics._scalars", lambda *_: {"val/all/micro": next(scores)})
     folder = ["--trainer.default_root_dir", "again"]
-    for steps in ("2", "3"):  # a second fit into the same folder replaces what the first left
+    for steps, resumed in (("2", []), ("3", ["--ckpt_path", "last"])):
         scores = iter((0.1, 0.2, 0.3))
-        run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps)
+        run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps, *resumed)
     saved = tmp_path / "again/checkpoints"
     assert torch.load(saved / "last.ckpt", weights_only=True)["global_step"] == last
     states = ["last"] if best is None else ["best", "last"]
@@ -70,7 +70,23 @@ def test_a_job_that_is_started_again_goes_on(run: Run, tmp_path: Path, monkeypat
     run("fit", *words, "1")  # it was stopped before the first checkpoint
     assert "checkpoint job/checkpoints/last.ckpt" in run("fit", *words, "2", logged=True)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-    assert "checkpoint none" in run("fit", *words, "2", logged=True)  # the control
+    with pytest.raises(SystemExit, match="job holds a trained run"):  # the control
+        run("fit", *words, "2")
+
+
+def test_a_fit_does_not_replace_the_weights_of_another(run: Run, tmp_path: Path) -> None:
+    words = ["--config", "qwen25_vl.yaml", "--trainer.limit_val_batches", "0"]
+    for name in ("one", "two"):
+        run("fit", *words, "--trainer.default_root_dir", name)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/checkpoints/*")}
+    again = ["--config", "one/config.yaml"]  # it names its folder
+    elsewhere = ["--trainer.default_root_dir", "one", "--ckpt_path", "two/checkpoints/last.ckpt"]
+    for given in (again, [*words, *elsewhere[:2]], [*words, *elsewhere]):
+        with pytest.raises(SystemExit, match="^error: one holds a trained run: add --ckpt_path last to go on with it"):
+            run("fit", *given, sized=given is not again)
+    assert before == {path: path.read_bytes() for path in before}
+    run("fit", *again, "--ckpt_path", "last", "--trainer.max_steps", "3", sized=False)
+    assert torch.load(tmp_path / "one/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_a_test_of_some_batches_leaves_the_whole_one(run: Run, tmp_path: Path) -> None:

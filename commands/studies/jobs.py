@@ -18,7 +18,7 @@ from typing import Any
 
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import PREFIX, SETTINGS
-from commands.runs import CONFIG
+from commands.runs import CONFIG, RESTARTED
 from commands.studies import source_code
 from commands.studies.executors import Job
 from commands.studies.source_code import ROOT
@@ -166,12 +166,12 @@ class Requirement(Job):
         self.log.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self) -> str | None:
-        """Make the file; return the reason if that fails."""
-        failure = main_py(self.log, 1, *shlex.split(self.command))
+        """Make the file, by a training that goes on if it was interrupted; return the reason if that fails."""
+        failure = main_py(self.log, 1, *shlex.split(self.command), goes_on=True)
         return failure or (None if self.file.exists() else f"main.py {self.command} has not made {self.file}")
 
 
-def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = ()) -> str | None:
+def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (), goes_on: bool = False) -> str | None:
     """Run main.py with its output in a log, print the log's last line each minute, return it if main.py fails.
 
     Args:
@@ -179,9 +179,11 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
         at_once: Number of jobs that share the cores.
         words: The command line.
         keep_open: Files that stay open as long as main.py runs.
+        goes_on: Whether a `fit` goes on from the checkpoint in its folder, if there is one.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // at_once)), "PYTHONPATH": path}
+    threads = str(max(1, available_cores() // at_once))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path, RESTARTED: str(int(goes_on))}
     with log.open("a", encoding="utf-8") as file:
         print("main.py", shlex.join(words), file=file, flush=True)
         command = [sys.executable, "-m", "commands.main", *words]

@@ -236,10 +236,10 @@ def test_required_files_are_made_first(main_py: FakeMain, study_file: Path, caps
     settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "requires": ["runs/vggt/config.yaml"]}}
     write_study(study_file, settings=settings, requires={"runs/vggt/config.yaml": made})
     study([str(study_file), "--settings", "none", "--seeds", "0", "--jobs", "1"])
-    assert "fit vggt" not in main_py.calls
+    assert "fit vggt again" not in main_py.calls
     main_py.calls.clear()
     study([str(study_file), *ROW])
-    assert main_py.calls == ["fit vggt", *OF_ROW]
+    assert main_py.calls == ["fit vggt again", *OF_ROW]  # where it was interrupted
     write_study(study_file, settings=settings, requires={"runs/vggt/config.yaml": made.replace("vggt", "other")})
     (Path("runs/vggt/config.yaml")).unlink()
     capsys.readouterr()
