@@ -30,7 +30,7 @@ class TrainingPosition(NamedTuple):
     @classmethod
     def of(cls, trainer: Trainer) -> TrainingPosition:
         """Return that of a Trainer."""
-        epoch = 0 if trainer.overfit_batches else trainer.current_epoch
+        epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
         num_batches = int(trainer.num_training_batches)
         return cls(epoch, trainer.fit_loop.batch_idx + 1, num_batches, trainer.accumulate_grad_batches)
 

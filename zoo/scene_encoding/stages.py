@@ -58,25 +58,24 @@ def encode_geometry(
     if encoder is None or not (tokens or cameras):
         return dataset
     # 1. What data workers have read of a cache, and the rest by the encoder.
-    found = [scene.cached_geometry for scene in scenes]
-    if rest := [i for i, each in enumerate(found) if each is None]:
+    found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
+    if rest := [i for i in range(len(scenes)) if i not in found]:
         frames = [scenes[i].frames for i in rest]
         if encoder.requires_frames and any(each is None for each in frames):
             name = type(encoder.meta_encoder).__name__
             raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
         read = [None if each is None else encoder_frames(each, patch_size, encoder.patch_size) for each in frames]
         computed = encoder(read, [dataset[i] for i in rest], tokens=tokens, cameras=cameras)
-        for i, each in zip(rest, computed, strict=True):
-            found[i] = each
-    # 2. Tokens of other scenes.
-    for i, other in enumerate(scene.geometry_override for scene in scenes):  # in a perturbed test
+        found |= dict(zip(rest, computed, strict=True))
+    # 2. Tokens of other scenes, in a perturbed test.
+    for i, other in enumerate(scene.geometry_override for scene in scenes):
         if other == "nothing" and tokens:
             found[i] = found[i].with_tokens_of(found[i], scale=0.0)
         elif isinstance(other, SceneInputs) and tokens:
             (source,) = encode_geometry(encoder, [other], patch_size, tokens=True, cameras=False)
             assert source is not None
             found[i] = found[i].with_tokens_of(source)
-    return found
+    return [found[i] for i in range(len(scenes))]
 
 
 def fuse_scenes(
