@@ -362,13 +362,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in asked]
         if not is_limited(self.trainer.limit_test_batches):  # type: ignore[union-attr]
             asked = rest = [scene for scene in rest if scene.questions]
-        read, dataset = self.dataset(rest, self.sampler), None
+        read = self.dataset(rest, self.sampler)
+        dataset: Dataset = read
         if self.perturbation is not None:
             dataset = PerturbedScenes(read, self.dataset(scenes, self.sampler), self.perturbation)
         # the limit counts the batches of the whole test, whichever of them are answered
-        return self._scene_loader(
-            asked, dataset or read, {place for place, each in enumerate(rest) if not each.questions}
-        )
+        return self._scene_loader(asked, dataset, {place for place, each in enumerate(rest) if not each.questions})
 
     def predict_dataloader(self) -> DataLoader:
         assert self.asked is not None and self.trainer is not None  # checked by prepare_data
