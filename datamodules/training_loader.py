@@ -13,7 +13,8 @@ from datamodules.order import TrainingOrder
 
 def training_position(trainer: Trainer) -> tuple[int, int]:
     """Return a Trainer's epoch and the number of its batches that are trained; to overfit, each is the first epoch."""
-    return 0 if trainer.overfit_batches else trainer.current_epoch, trainer.fit_loop.batch_idx + 1
+    epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
+    return epoch, trainer.fit_loop.batch_idx + 1
 
 
 class ResumableLoader(DataLoader):
