@@ -19,6 +19,7 @@ from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsC
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import CheckpointFiles
 from callbacks.results_folder import UNFINISHED
+from callbacks.termination import EndOnSigterm
 from commands.defaults import with_defaults
 from commands.export import ExportingTrainer
 from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
@@ -159,6 +160,7 @@ class ZooCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         trainer.strategy.checkpoint_io = CheckpointFiles()
+        trainer.callbacks.insert(0, EndOnSigterm())  # type: ignore[attr-defined]
         if isinstance(environment := trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
             environment.auto_requeue = False  # it would save between two optimizer steps; see `resolve_run`
         return trainer
