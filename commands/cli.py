@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -49,6 +51,14 @@ StrategyRegistry.register("fsdp2", FSDP2Strategy)
 def build_deferred(kind: type[VideoQATask], *args: Any, **options: Any) -> VideoQATask:
     """Build a task whose released weights are read once each process has its shard."""
     return kind(*args, **{**options, "defer_weights": True})
+
+
+def build_logger(folder: Path, kind: type[Logger], *args: Any, **options: Any) -> Logger:
+    """Build a logger; the default folder of WandbLogger is replaced by the run's.
+
+    In the config that a run stores, the default stays: another run with this config logs into its own folder.
+    """
+    return kind(*args, **options | ({"save_dir": str(folder)} if options.get("save_dir") == "." else {}))
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):
@@ -122,6 +132,7 @@ class ZooCLI(LightningCLI):
             make_if_absent(self.folder)
         if self.command == "fit":
             self.lock = claim_for_training(self.folder, settings.ckpt_path and Path(settings.ckpt_path))
+        self.parser.add_instantiator(partial(build_logger, self.folder), Logger)
         if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
             settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
         strategy = settings.trainer.get("strategy")
@@ -155,6 +166,10 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Build the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
+        if self._get(self.config_init, "trainer").logger in (None, True):
+            settings["logger"] = TensorBoardLogger(self.folder, name="", version="")
+        if self.command == "fit":
+            self.config.fit.ckpt_path = None  # stored: it would let another run start from there
         try:
             trainer = super().instantiate_trainer(**settings)
         except (ValueError, MisconfigurationException) as error:

@@ -9,7 +9,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
@@ -98,15 +97,6 @@ def resolve_run(command: str, settings: Any) -> None:
         )
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
-    if settings.trainer.logger in (None, True):
-        settings.trainer.logger = Namespace(
-            class_path="lightning.pytorch.loggers.TensorBoardLogger",
-            init_args=Namespace(save_dir=str(folder), name="", version=""),
-        )
-    loggers = settings.trainer.logger if isinstance(settings.trainer.logger, list) else [settings.trainer.logger]
-    for logger in loggers:
-        if getattr(getattr(logger, "init_args", None), "save_dir", None) == ".":
-            logger.init_args.save_dir = str(folder)  # WandbLogger's default
     weights = checkpoint or ("the released weights" if released else "none: random weights")
     rank_zero_info(f"{command}: run {folder}, checkpoint {weights}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from tests.cli import Run, the_run
 from zoo import VideoQATask
@@ -72,6 +73,30 @@ def test_a_job_that_is_started_again_goes_on(run: Run, tmp_path: Path, monkeypat
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     with pytest.raises(SystemExit, match="job holds a trained run"):  # the control
         run("fit", *words, "2")
+
+
+class Notes(CSVLogger):
+    """A logger with the default folder of WandbLogger."""
+
+    def __init__(self, save_dir: str = ".") -> None:
+        super().__init__(save_dir, name="", version="")
+
+
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger", f"{__name__}.Notes"]])
+def test_the_config_of_a_run_starts_another_one(logger: list[str], run: Run, tmp_path: Path) -> None:
+    """With its own logs, and from its own weights, also where the run was once resumed."""
+    words = [
+        *("--config", "qwen25_vl.yaml", "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1"),
+        *logger,
+    ]
+    run("fit", *words, "--trainer.default_root_dir", "one")
+    run("fit", *words, "--trainer.default_root_dir", "one", "--ckpt_path", "last", "--trainer.max_steps", "3")
+    before = {path: path.stat().st_mtime_ns for path in Path("one").rglob("*")}
+    again = ["--config", "one/config.yaml", "--trainer.default_root_dir", "two"]
+    assert "fit: run two, checkpoint none" in run("fit", *again, sized=False, logged=True)
+    assert before == {path: path.stat().st_mtime_ns for path in Path("one").rglob("*")}
+    assert [*Path("two").glob("metrics.csv" if logger else "events.*")]
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "small_vggt.yaml"}
 
 
 def test_a_fit_does_not_replace_the_weights_of_another(run: Run, tmp_path: Path) -> None:
