@@ -1,7 +1,7 @@
 """Runs tiny models on a pretended GPU and prints what a real one would refuse or wait for, as JSON.
 
     python -m tests.rehearsal --only plain prope.yaml --family Qwen3-VL
-    python -m tests.rehearsal --plant cpu        # the control: a tensor that stays on the CPU, or `wait`
+    python -m tests.rehearsal --plant cpu        # the control: a tensor that stays on the CPU, `wait` or `convolution`
 
 A process of its own, since `tests.pretended_gpu` replaces what torch says of devices.
 """
@@ -20,6 +20,7 @@ from tests import pretended_gpu as pretend
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from zoo import CameraPrediction, DepthPrediction, LoRA, MaskedViews
+from zoo.backbones.patch_embedding import PatchEmbedding
 from zoo.geometry import DatasetGeometry, TinyVGGT
 from zoo.tasks import VideoQATask
 from zoo.tasks.optim import parameter_groups
@@ -48,7 +49,10 @@ def rehearse(name: str, family: str, packs: bool, plant: str | None) -> Parts:
     task = build(name, family=family).train()
     made = asking.batch(task, *scenes, training=True, pack_scenes=packs)
     asked = asking.batch(task.eval(), *scenes[:1])
-    if plant is not None:
+    if plant == "convolution":
+        for embedding in [part for part in task.modules() if isinstance(part, PatchEmbedding)]:
+            embedding.__class__ = type(embedding).__bases__[1]  # the stock one
+    elif plant is not None:
         task.model.backbone.embed = planted(task, plant)  # type: ignore[method-assign]
     task.train()
     found: Parts = {}
@@ -94,7 +98,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--family", nargs="+", default=list(asking.BACKBONES))
     parser.add_argument("--packs", action="store_true")
-    parser.add_argument("--plant", choices=("cpu", "wait"))
+    parser.add_argument("--plant", choices=("cpu", "wait", "convolution"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     MODELS.update(MORE)
@@ -106,6 +110,7 @@ def main() -> None:
                     "faults": [" ".join(key) for key in log.faults],
                     "waits": {" ".join(key): count for key, count in log.syncs.items()},
                     "attention": dict(log.attention),
+                    "convolutions": list(log.convolutions),
                     "kernels": log.kernels,
                 }
                 for part, log in parts.items()

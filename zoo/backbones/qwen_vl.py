@@ -30,11 +30,13 @@ class QwenVLBackbone(Backbone):
 
     Attributes:
         hooked_classes: The class with hooks in place of each stock class of the decoder.
+        vision_classes: The faster class with the same results in place of each stock class of the vision tower.
         preprocessor_class: Turns frames and text into inputs.
     """
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     hooked_classes: ClassVar[Mapping[type, type]]
+    vision_classes: ClassVar[Mapping[type, type]]
     preprocessor_class: ClassVar[type[QwenVLPreprocessor]]
 
     def __init__(
@@ -46,6 +48,7 @@ class QwenVLBackbone(Backbone):
         merge = (vision.temporal_patch_size, vision.spatial_merge_size)
         if merge != (TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE):
             raise ValueError(f"this model merges {merge} frames and patches per side; the zoo is built for 2 and 2")
+        replace_classes(vlm.model.visual, self.vision_classes)
         self.vlm = vlm
         if attn_implementation is not None:
             self.decoder.config._attn_implementation = attn_implementation
