@@ -61,5 +61,6 @@ class ExportingTrainer(Trainer):
             rank_zero_info(f"export: {out}, in the official layout{beside}")
         else:
             model.model.data_config = {} if datamodule is None else to_config(datamodule)
+            model.model.precision = self.precision
             model.model.save_pretrained(out, full=full)
             rank_zero_info(f"export: {out}, for SpatialVLM.from_pretrained")

@@ -19,7 +19,7 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.packed import PackedEncoding
 from zoo.errors import InputError
 from zoo.objectives import decode
-from zoo.prefix_cache import answer_batch, check_penalty, eval_mode
+from zoo.prefix_cache import answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
 from zoo.scene_encoding.stages import encode_geometry, encode_vision, fuse_scenes
@@ -202,9 +202,9 @@ class SpatialVLM(AssembledModel):
         max_new_tokens: int,
         **media: Unpack[Media],
     ) -> list[list[int]]:
-        """Answer padded sequences greedily: new tokens only, up to a stop token (included)."""
+        """Answer padded sequences greedily: new tokens only, up to a stop token (included); without autocast."""
         batch = prompts_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
-        replies = answer_batch(self, batch, max_new_tokens)
+        replies = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)

@@ -36,6 +36,8 @@ def check(found: list[dict[str, Any]]) -> None:
         assert sum(count for of_part in waits.values() for count in of_part.values()) <= most, (name, waits)
         math = [kernel for log in parts.values() for kernel in log["attention"] if kernel.startswith("MATH")]
         assert not math, name
+        own = [kernel for kernel in parts["answers alone, None"]["attention"] if "zoo/backbones" in kernel]
+        assert own and all(": bfloat16, " in kernel for kernel in own), name  # heads of cameras are in float32
         convolutions = [place for log in parts.values() for place in log["convolutions"] if not IN_HEADS.search(place)]
         assert not convolutions, name
 
@@ -57,13 +59,15 @@ def test_every_model_on_a_pretended_gpu(packing: tuple[str, ...]) -> None:
 
 
 def test_planted_faults_are_found() -> None:
-    """The control: a tensor that stays on the CPU, a wait, and the stock convolution, each named by its place."""
+    """The control: a tensor that stays on the CPU, a wait, stock convolution and attention, each named by its place."""
     (mixed,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "cpu")
     assert any("tests/rehearsal.py" in fault for fault in mixed["parts"]["loss"]["faults"])
     (waiting,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "wait")
     assert [place for place in waiting["parts"]["loss"]["waits"] if "tests/rehearsal.py" in place]
     (convolved,) = rehearsals("--only", "plain", "--family", "Qwen3-VL", "--plant", "convolution")
     assert convolved["parts"]["loss"]["convolutions"] and convolved["parts"]["answers"]["convolutions"]
-    for found in (mixed, waiting, convolved):
+    (of_stock,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "stock attention")
+    assert any(kernel.startswith("MATH") for kernel in of_stock["parts"]["answers alone, 32-true"]["attention"])
+    for found in (mixed, waiting, convolved, of_stock):
         with pytest.raises(AssertionError):
             check([found])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.attention import replace_classes
 from zoo.backbones.base import Backbone, BackbonePart
+from zoo.backbones.grouped_attention import GROUPED_SDPA
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
@@ -50,8 +51,8 @@ class QwenVLBackbone(Backbone):
             raise ValueError(f"this model merges {merge} frames and patches per side; the zoo is built for 2 and 2")
         replace_classes(vlm.model.visual, self.vision_classes)
         self.vlm = vlm
-        if attn_implementation is not None:
-            self.decoder.config._attn_implementation = attn_implementation
+        attention = attn_implementation or self.attn_implementation
+        self.decoder.config._attn_implementation = GROUPED_SDPA if attention == "sdpa" else attention
         self.image_pixels = IMAGE_PIXELS
         if processor is not None:
             self.preprocessor = self.preprocessor_class(processor)
