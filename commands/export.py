@@ -64,6 +64,7 @@ class ExportingTrainer(Trainer):
             rank_zero_info(f"export: {out}, in the official layout{beside}")
         else:
             model.model.data_config = {} if datamodule is None else to_config(datamodule)
+            model.model.precision = self.precision
             model.model.save_pretrained(out, full=full)
             why = f": the official layout has no {left_out}" if layout == "auto" else ""
             rank_zero_info(f"export: {out}, for SpatialVLM.from_pretrained{why}")

@@ -41,6 +41,8 @@ class AssembledModel(Configurable, nn.Module):
         is_pretrained: Whether the model answers questions without training here.
         loaded_names: Tensors of a saved model, or trained: not the released files'.
         data_config: How the data of the training were read, see `SpatialVLM.answer`.
+        precision: Of the training and of answers, as `--trainer.precision`; None is that of the device, see
+            `answer_precision`.
     """
 
     not_configuration = frozenset({"defer_weights"})
@@ -114,6 +116,7 @@ class AssembledModel(Configurable, nn.Module):
         self.objectives = losses.to(self.backbone.device)
         self.loaded_names: frozenset[str] = frozenset()
         self.data_config: dict[str, Any] = {}
+        self.precision: str | None = None
 
     def _build_geometry(
         self, build: Callable[[], GeometryEncoder] | None, cache: GeometryCache | None, defer_weights: bool

@@ -21,7 +21,7 @@ from zoo.errors import InputError
 from zoo.geometry.cached import CachedGeometry
 from zoo.objectives import decode
 from zoo.objectives.average import AVERAGES
-from zoo.prefix_cache import answer_batch, check_penalty, eval_mode
+from zoo.prefix_cache import answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
@@ -227,9 +227,9 @@ class SpatialVLM(AssembledModel):
         max_new_tokens: int,
         **media: Unpack[Media],
     ) -> list[list[int]]:
-        """Answer padded sequences greedily: new tokens only, up to a stop token (included)."""
+        """Answer padded sequences greedily: new tokens only, up to a stop token (included); without autocast."""
         batch = prompts_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
-        replies = answer_batch(self, batch, max_new_tokens)
+        replies = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)

@@ -297,6 +297,7 @@ def test_a_run_is_a_model(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.
     video = str(next(rooms_root.glob("*/rooms/test_*.mp4")))
     assert loaded.answer(video, QUESTIONS) == model.answer(video, QUESTIONS)
     assert loaded.data_config["init_args"]["num_frames"] == 4
+    assert loaded.precision == model.precision == "32-true"  # the recipe's
 
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["model"]["init_args"]["view_mixer"] = None

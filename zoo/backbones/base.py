@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from zoo.backbones.deepstack import DeepFeatures
+from zoo.backbones.grouped_attention import GROUPED_SDPA
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
@@ -206,7 +207,7 @@ class Backbone(nn.Module, ABC):
     @property
     def supports_custom_mask(self) -> bool:
         """Whether the attention backend takes any mask; flash attention does not."""
-        return self.attn_implementation in ("sdpa", "eager", "flex_attention")
+        return self.attn_implementation in (GROUPED_SDPA, "eager", "flex_attention")
 
     def question_mask(
         self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
@@ -215,7 +216,7 @@ class Backbone(nn.Module, ABC):
         if self.attn_implementation == "flex_attention":
             return block_mask(queries, keys, prefixes)
         visible = prefix_causal_mask(queries, keys, prefixes)[:, None]
-        if self.attn_implementation == "sdpa":
+        if self.attn_implementation == GROUPED_SDPA:
             return visible
         dtype = self.like.dtype
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)  # is added

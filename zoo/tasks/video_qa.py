@@ -17,7 +17,7 @@ from zoo.configuration import Configurable, known_config
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.model import SpatialVLM
 from zoo.objectives import prediction_errors
-from zoo.precision import cached_casts
+from zoo.precision import answer_precision
 from zoo.prefix_cache import answer_prompts, check_penalty
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.geometry_reader import GeometryReader
@@ -152,7 +152,7 @@ class VideoQATask(Task):
         if not batch.records:
             return batch.failed
         self.check_cameras(batch)
-        with cached_casts(self.device):
+        with answer_precision(self.device, self.model.precision):
             scenes = self.model.encode_scenes(batch)
             replies = answer_prompts(self.model, scenes, batch.prompts, self.max_new_tokens, self.repetition_penalty)
             measured = prediction_errors(self.model, batch, scenes)
@@ -217,12 +217,13 @@ class VideoQATask(Task):
         load_deferred(self)
 
     def setup(self, stage: str) -> None:
-        """Refuse precisions that round cameras and RoPE."""
+        """Refuse precisions that round cameras and RoPE; the model keeps the run's for its answers."""
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise InputError(
                 f"--trainer.precision {self.trainer.precision} would round the cameras' and RoPE's numbers: take "
                 "bf16-mixed, or keep the frozen weights in bfloat16 with --model.backbone.dtype bfloat16"
             )
+        self.model.precision = self.trainer.precision
 
     def _reject_untrained(self) -> None:
         if not self.can_answer:
