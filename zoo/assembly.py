@@ -23,6 +23,7 @@ from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.objectives import Objective, Objectives
 from zoo.objectives.average import AverageRule
 from zoo.requirements import CameraUse, DataRequirements, check_geometry, choose_time_index
+from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.rules import SequenceRules
@@ -208,6 +209,24 @@ class AssembledModel(Configurable, nn.Module):
             may_predict_cameras=plan.predicts_cameras,
             only_predicted_cameras=plan.predicts_cameras and plan.source == "predicted",
             vision=backbone.vision_rules,
+        )
+
+    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
+        """Return what reads the cached geometry for a training or an evaluation; None without a cache.
+
+        Args:
+            training: Whether objectives learn to predict the encoder's cameras.
+        """
+        if not isinstance(self.geometry, CachedGeometry):
+            return None
+        plan = self.camera_plan
+        return GeometryReader(
+            self.geometry.entries,
+            self.backbone.patch_size,
+            self.geometry.patch_size,
+            tokens=self.uses_geometry_tokens,
+            predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
+            only_predicted=plan.source == "predicted",
         )
 
     @property

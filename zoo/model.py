@@ -18,12 +18,10 @@ from zoo.backbones import released_parts
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.packed import PackedEncoding
 from zoo.errors import InputError
-from zoo.geometry.cached import CachedGeometry
 from zoo.objectives import decode
 from zoo.objectives.average import AVERAGES
 from zoo.prefix_cache import answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.scene_encoding.encoded_scene import EncodedScene
-from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
 from zoo.scene_encoding.stages import encode_geometry, encode_vision, fuse_scenes
 from zoo.sequences.batch import Batch, Sequences
@@ -189,24 +187,6 @@ class SpatialVLM(AssembledModel):
         plan = self.camera_plan
         may_need = plan.predicts_cameras or (bool(plan.pseudo_labels) and self.training)
         return may_need and (plan.source == "predicted" or scene.cameras is None)
-
-    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
-        """Return what reads the cached geometry for a training or an evaluation; None without a cache.
-
-        Args:
-            training: Whether objectives learn to predict the encoder's cameras.
-        """
-        if not isinstance(self.geometry, CachedGeometry):
-            return None
-        plan = self.camera_plan
-        return GeometryReader(
-            self.geometry.entries,
-            self.backbone.patch_size,
-            self.geometry.patch_size,
-            tokens=self.uses_geometry_tokens,
-            predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
-            only_predicted=plan.source == "predicted",
-        )
 
     # ---- raw sequences ----------------------------------------------------------------------------------------------
 
