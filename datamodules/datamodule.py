@@ -362,12 +362,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in asked]
         if not is_limited(self.trainer.limit_test_batches):  # type: ignore[union-attr]
             asked = rest = [scene for scene in rest if scene.questions]
-        read = self.dataset(rest, self.sampler)
-        dataset: Dataset = read
-        if self.perturbation is not None:
-            dataset = PerturbedScenes(read, self.dataset(scenes, self.sampler), self.perturbation)
+        dataset, every = (self.dataset(each, self.sampler) for each in (rest, scenes))
+        shown = dataset if self.perturbation is None else PerturbedScenes(dataset, every, self.perturbation)
         # the limit counts the batches of the whole test, whichever of them are answered
-        return self._scene_loader(asked, dataset, {place for place, each in enumerate(rest) if not each.questions})
+        return self._scene_loader(asked, shown, {place for place, each in enumerate(rest) if not each.questions})
 
     def predict_dataloader(self) -> DataLoader:
         assert self.asked is not None and self.trainer is not None  # checked by prepare_data
