@@ -48,10 +48,6 @@ def waits_of(task: VideoQATask, batch: Batch) -> Waits:
     return waits
 
 
-def allowed(name: str) -> int:
-    return 2 if "PoseALiBi" in name else ALLOWED.get(name, 0)
-
-
 @pytest.mark.parametrize("family", asking.BACKBONES)
 @pytest.mark.parametrize("name", EVERY_MODEL)
 def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
@@ -59,7 +55,7 @@ def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
         pytest.skip("encodings see the same decoder seam")
     task = task_of(name, family)
     waits = waits_of(task, batch_of(task, family))
-    assert waits.count <= allowed(name), waits.found
+    assert waits.count <= ALLOWED.get(name, 0), waits.found
 
 
 @pytest.mark.parametrize("name", ["plain", "prope.yaml", "PRoPE, ChannelRange"])

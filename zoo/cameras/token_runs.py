@@ -1,11 +1,11 @@
-"""Runs of adjacent tokens with a camera: what the host has to know of a camera index."""
+"""Runs of adjacent tokens with a camera: what the host has to know of the cameras of tokens."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.movable import Movable
@@ -21,17 +21,23 @@ class CameraRuns(Movable):
         numbers: The numbers of all tokens with a camera; None if they are one run, or there are none.
         step: Length of the parts; it divides each run.
         firsts: The number of the first token of each part, over all runs.
+        is_static: Whether the host knows that no sample has tokens of different poses.
     """
 
     def __init__(
-        self, runs: list[slice], numbers: Int[Tensor, " N"] | None, step: int, firsts: Int[Tensor, " parts"]
+        self,
+        runs: list[slice],
+        numbers: Int[Tensor, " N"] | None,
+        step: int,
+        firsts: Int[Tensor, " parts"],
+        is_static: bool,
     ) -> None:
-        self.runs, self.numbers, self.step, self.firsts = runs, numbers, step, firsts
+        self.runs, self.numbers, self.step, self.firsts, self.is_static = runs, numbers, step, firsts, is_static
 
     def with_one_camera_per_token(self) -> CameraRuns:
         """Return the same runs, each token of which has a camera of its own."""
         each = [torch.arange(run.start, run.stop, device=self.firsts.device) for run in self.runs]
-        return CameraRuns(self.runs, self.numbers, 1, torch.cat([self.firsts[:0], *each]))
+        return CameraRuns(self.runs, self.numbers, 1, torch.cat([self.firsts[:0], *each]), self.is_static)
 
     @property
     def places(self) -> list[slice | Tensor]:
@@ -55,20 +61,26 @@ class CameraRuns(Movable):
         return self.numbers if len(self.numbers) < SHORT * len(self.runs) else None
 
 
-def camera_runs(index: Int[Tensor, "B L"]) -> CameraRuns:
+def camera_runs(index: Int[Tensor, "B L"], world_to_camera: Float[Tensor, "B C 4 4"] | None = None) -> CameraRuns:
     """Find the runs of adjacent tokens with a camera; read numbers, so call it on the host.
 
     Args:
         index: The camera of each token, -1 for none.
+        world_to_camera: The poses; None if the host doesn't know them.
     """
     on_host = index.cpu()
     sample = torch.arange(len(index))[:, None]
     camera = torch.where(on_host >= 0, (sample << 32) + on_host, -1).flatten()  # distinct for each camera of the batch
+    # 1. Runs, and parts of them.
     cameras, counts = camera.unique_consecutive(return_counts=True)
     step = math.gcd(*counts[cameras >= 0].tolist())
     tokens = (camera >= 0).nonzero()[:, 0]
     runs = [run for run in tokens.tensor_split((tokens.diff() > 1).nonzero()[:, 0] + 1) if len(run)]
     firsts = torch.cat([tokens[:0], *(run[::step] for run in runs)])
     slices = [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
-    made = CameraRuns(slices, tokens if len(runs) > 1 else None, step, firsts)
+    # 2. Whether a camera has another pose than the one before it in the same sample.
+    sample, number = camera[firsts] >> 32, on_host.flatten()[firsts]
+    pose = number[:, None] if world_to_camera is None else world_to_camera.cpu()[sample, number].flatten(1)
+    differs = (pose[1:] != pose[:-1]).any(1) & (sample[1:] == sample[:-1])
+    made = CameraRuns(slices, tokens if len(runs) > 1 else None, step, firsts, not differs.any())
     return made if index.device == on_host.device else made.to(index.device)
