@@ -77,8 +77,7 @@ class SpatialVLM(AssembledModel):
         """Compute the losses of a training step.
 
         On a GPU the host waits for nothing here, but for: a pose index on predicted cameras (their poses, once);
-        `PoseALiBi` (the number of poses); a trained geometry encoder with random weights or a scale source, which check
-        what they read.
+        a trained geometry encoder with random weights or a scale source, which check what they read.
 
         Args:
             batch: With sequences, on the model's device.

@@ -183,7 +183,7 @@ class Requirement(Job):
         """Make the file; return the reason if that fails. Of several tasks, only Lightning's commands are for all."""
         words = shlex.split(self.command)
         if int(os.environ.get("SLURM_PROCID", 0)):
-            return main_py(self.log, 1, *words) if words[0] in LIGHTNING else None
+            return main_py(self.log, 1, *words, goes_on=True) if words[0] in LIGHTNING else None
         try:
             with _locked(self._claim.with_suffix(".lock"), f"making {self.file}") as lock:
                 if self.is_made():  # by another study, meanwhile

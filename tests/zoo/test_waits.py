@@ -54,7 +54,7 @@ def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
     task = task_of(name, family)
     waits = waits_of(task, batch_of(task, family))
     # a pose index on predicted cameras is in tests/zoo/test_rehearsal.py
-    assert waits.count <= (2 if "PoseALiBi" in name else 0), waits.found
+    assert waits.count == 0, waits.found
 
 
 @pytest.mark.parametrize("name", ["plain", "prope.yaml", "PRoPE, ChannelRange"])

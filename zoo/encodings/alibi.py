@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from zoo.cameras import Cameras, Scale
 from zoo.cameras.poses import PoseMeasure, pose_distances
+from zoo.cameras.token_runs import camera_runs
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK, EncodedCameras, ZeroChannels
@@ -26,9 +27,9 @@ class PoseALiBi(CameraEncoding):
     """logit_ij -= m_h d(c_i, c_j) between visual tokens i and j in head h; no bias if one of them is text.
 
     ALiBi (arXiv 2108.12409) with the distance between cameras instead of the distance in the text. The bias is
-    computed by appended channels (see `DistanceChannels`) instead of a dense matrix over pairs of tokens, so it works
-    with every attention backend and the KV cache. Only relative poses enter, so no reference view is needed. Poses
-    get no gradient.
+    computed by appended channels (see `DistanceChannels`), one per camera, instead of a dense matrix over pairs of
+    tokens, so it works with every attention backend and the KV cache. Only relative poses enter, so no reference view
+    is needed. Poses get no gradient.
 
     Args:
         measure: d, from the angle w (radians) and the center distance t (meters times translation_weight):
@@ -42,11 +43,14 @@ class PoseALiBi(CameraEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, PoseALiBi
-        >>> from zoo.encodings.decoder_layout import HeadLayout
+        >>> from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
         >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
         >>> poses[:, 1, 0, 3] = 0.5
         >>> cameras = Cameras(poses, torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
-        >>> encoded = PoseALiBi().encode(cameras, HeadLayout.in_row(16, (4, 2, 2)))
+        >>> head = HeadLayout.in_row(16, (4, 2, 2))
+        >>> encoding = PoseALiBi()
+        >>> encoding.bind_to_decoder(DecoderLayout(32, 1, 2, 1, head), layers=[0])
+        >>> encoded = encoding.encode(cameras, head)
         >>> q, k = encoded.after_rope(torch.zeros(1, 2, 2, 16), torch.zeros(1, 2, 1, 16))
         >>> (q[0, :, 0] @ k[0, :, 0].T * 16**-0.5).tolist()  # m_1 = 1/16
         [[0.0, -0.03125], [-0.03125, 0.0]]
@@ -62,6 +66,7 @@ class PoseALiBi(CameraEncoding):
         super().__init__(reference=None, scale=scale)
         check_choice("slopes", slopes, Slopes)
         self.measure, self.translation_weight, self.slopes = measure, translation_weight, slopes
+        self.num_heads: int | None = None
         self.learned: nn.Parameter | None = None
 
     @property
@@ -69,78 +74,61 @@ class PoseALiBi(CameraEncoding):
         return Symmetries(scale=self.scale != "none" or self.measure == "rotation")
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        self.num_heads = decoder.num_heads
         if self.slopes == "learned":
             self.learned = nn.Parameter(torch.zeros(decoder.num_heads, device=decoder.device))
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        """Compute the appended channels; without two different cameras, the stock attention, bit for bit."""
-        assert self.slopes != "learned" or self.learned is not None, "bind_to_decoder comes before encode"
-        if not cameras.world_to_camera.shape[1]:
+        """Compute the appended channels; without two different cameras, the stock attention, bit for bit.
+
+        That is for the host to know, see `CameraRuns.is_static`: with poses that only a GPU knows there are channels.
+        """
+        assert self.num_heads is not None, "bind_to_decoder comes before encode"
+        index, poses = cameras.required("index"), cameras.world_to_camera
+        runs = camera_runs(index, poses) if cameras.token_runs is None else cameras.token_runs
+        if runs.is_static:
             return EncodedCameras()
-        pose, poses = distinct_poses(cameras)
+        used = cameras.used_mask()
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
-        if not distances.any():  # for which a GPU is waited
-            return EncodedCameras()
-        logits = distances.to(dtype) * head.dim**0.5  # attention multiplies logits by head_dim^-1/2
-        return DistanceChannels(pose, F.pad(logits, (0, -(head.dim + logits.shape[-1]) % WIDTH)), self.learned)
+        # unknown poses may be anything
+        logits = distances.where(used[:, :, None] & used[:, None], 0.0) * head.dim**0.5  # times head_dim^-1/2
+        slopes = alibi_slopes(self.num_heads, index.device) if self.learned is None else self.learned
+        padded = F.pad(logits, (0, -(head.dim + logits.shape[-1]) % WIDTH))
+        return DistanceChannels(index, padded.to(dtype), slopes.to(dtype))
 
 
 class DistanceChannels(ZeroChannels):
-    """Append one channel per pose: the distances from the token's own pose to q, its one-hot pose to k.
+    """Append one channel per camera: the distances from the token's own camera to q, its one-hot camera to k.
 
     Their product is one distance, so the bias is part of the attention's own matrix product. The slopes are applied
     to q; k is the same in all heads, so it can be shared by a group. v gets zeros, to be equally wide. Tokens without
     a camera get zeros everywhere.
 
     Args:
-        pose: Number of each token's pose, -1 for none.
-        distances: Between poses, with zero columns as padding.
-        slopes: One per head, or None for ALiBi's.
+        index: The camera of each token, -1 for none.
+        distances: Between cameras, with zero columns as padding.
+        slopes: One per head.
     """
 
     def __init__(
-        self, pose: Int[Tensor, "B L"], distances: Float[Tensor, "B N E"], slopes: Float[Tensor, " H"] | None
+        self, index: Int[Tensor, "B L"], distances: Float[Tensor, "B C E"], slopes: Float[Tensor, " H"]
     ) -> None:
-        super().__init__(distances.shape[-1], pose.shape[1])
-        self.slopes = slopes
-        has_pose = (pose >= 0)[..., None]
-        row = pose.clamp(min=0)
-        self.own_distances = distances.gather(1, row[..., None].expand(-1, -1, self.channels)) * has_pose
-        self.own_pose = (row[..., None] == torch.arange(self.channels, device=row.device)) * has_pose
+        super().__init__(distances.shape[-1], index.shape[1])
+        self.slopes = slopes[:, None]
+        row = index.clamp(min=0)[..., None]
+        has_camera = index[..., None] >= 0
+        self.own_bias = -distances.gather(1, row.expand(-1, -1, self.channels)) * has_camera
+        self.own_camera = (row == torch.arange(self.channels, device=index.device)) & has_camera
 
     def for_decode_step(self) -> ZeroChannels:
         return ZeroChannels(self.channels)
 
     def after_rope(self, q: Tensor, k: Tensor) -> QK:
-        slopes = self.slopes
-        if slopes is None:
-            slopes = alibi_slopes(q.shape[2], q.device).to(self.own_distances.dtype)
-        bias = self.own_distances[:, :, None] * -slopes[:, None]
-        own_pose = self.own_pose[:, :, None].expand(-1, -1, k.shape[2], -1)
-        return torch.cat((q, bias.to(q.dtype)), -1), torch.cat((k, own_pose.to(k.dtype)), -1)
+        bias = self.own_bias[:, :, None] * self.slopes
+        own_camera = self.own_camera[:, :, None].expand(-1, -1, k.shape[2], -1)
+        return torch.cat((q, bias.to(q.dtype)), -1), torch.cat((k, own_camera.to(k.dtype)), -1)
 
 
 def alibi_slopes(num_heads: int, device: torch.device | str = "cpu") -> Float[Tensor, " H"]:
     """Compute ALiBi's slopes 2^(-8 h / H) for h = 1 ... H."""
-    return 2.0 ** (-8.0 * torch.arange(1, num_heads + 1, dtype=torch.float64, device=device) / num_heads)
-
-
-def distinct_poses(cameras: Cameras) -> tuple[Int[Tensor, "B L"], Float[Tensor, "B N 4 4"]]:
-    """Number the distinct used poses of each sample, so one camera per token costs no more than one per image.
-
-    A GPU is waited for, to know how many there are.
-
-    Returns:
-        The number of each token's pose, -1 for none, and the poses, padded with identities.
-    """
-    index, poses = cameras.index, cameras.world_to_camera
-    assert index is not None
-    equal = (poses[:, :, None] == poses[:, None]).all(-1).all(-1)
-    first = equal.int().argmax(-1)  # the first camera with the same pose represents all of them
-    chosen = torch.zeros_like(first).scatter_reduce(1, first, cameras.used_mask().to(first), "amax").bool()
-    number, count = chosen.cumsum(1) - 1, max(int(chosen.sum(1).max()), 1)
-    distinct = torch.eye(4, dtype=poses.dtype, device=poses.device).repeat(len(poses), count + 1, 1, 1)
-    place = torch.where(chosen, number, count)[..., None, None].expand_as(poses)  # the others behind, and cut off
-    distinct = distinct.scatter(1, place, poses)[:, :count]
-    pose = number.gather(1, first).gather(1, index.clamp(min=0))
-    return pose.masked_fill(index < 0, -1), distinct
+    return torch.exp2(torch.arange(1, num_heads + 1, dtype=torch.float64, device=device) * (-8.0 / num_heads))

@@ -46,7 +46,7 @@ class ExtraChannels(Placement):
     def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> EncodedCameras:
         assert self.layers is not None, "bind_to_decoder comes before encode"
         encoded = CameraMatrices(cameras, ChannelBlock(range(self.channels)), True, **matrices)
-        return ExtraChannelCameras(encoded, self.layers) if encoded.runs else EncodedCameras(encoded.num_tokens)
+        return EncodedCameras(encoded.num_tokens) if encoded.is_empty else ExtraChannelCameras(encoded, self.layers)
 
 
 class ExtraChannelProjections(nn.Module):

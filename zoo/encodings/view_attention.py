@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings.base import Grid, HasCamera, ViewMixer
+from zoo.encodings.camera_products import CameraProducts, block_diagonal, map_tokens
 from zoo.encodings.channel_blocks import ChannelBlock
 from zoo.encodings.matrices import MatrixEncoding
 from zoo.encodings.placements import Matrices
@@ -194,37 +198,55 @@ def multiview_attention(
             f"{num_cameras * num_patches} tokens, got {q.shape[2]}"
         )
     dtype = torch.promote_types(torch.promote_types(q.dtype, torch.float32), given.dtype)
-    cos, sin = _image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device)
+    layout = PublishedLayout(q, *_image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device))
 
-    def transform(x: Tensor, term: str, sin: Tensor) -> Tensor:
-        tokens = x.to(dtype).transpose(1, 2).unflatten(1, (num_cameras, num_patches))  # B C T H D
-        half, *pairs = tokens.split((x.shape[-1] // 2, *[x.shape[-1] // 8] * 4), -1)
-        parts = [_multiply(half, matrices[term].mT.to(dtype)) if term in matrices else half]
-        for axis, (a, b) in enumerate((pairs[:2], pairs[2:])):
-            parts.append(torch.addcmul(a * cos[axis], b, sin[axis], value=-1))
-            parts.append(torch.addcmul(b * cos[axis], a, sin[axis]))
-        return torch.cat(parts, -1).flatten(1, 2).transpose(1, 2).to(q.dtype)
+    def transform(x: Tensor, term: str, layout: PublishedLayout) -> Tensor:
+        rows = [m.mT.to(dtype).flatten(0, 1) for name, m in matrices.items() if name == term]  # of row vectors
+        diagonal = [block_diagonal(m, layout.parts) for m in rows]
+        return map_tokens(x.to(dtype).transpose(1, 2), layout, diagonal).transpose(1, 2).to(q.dtype)
 
-    q_k_v = [transform(x, term, sin) for x, term in ((q, "q"), (k, "k"), (v, "v"))]
-    output = F.scaled_dot_product_attention(q_k_v[0], q_k_v[1], q_k_v[2], attn_mask=keys, is_causal=is_causal)
-    return transform(output, "o", -sin)
+    # no name holds the three, whose memory the transformed output may take
+    output = F.scaled_dot_product_attention(
+        transform(q, "q", layout), transform(k, "k", layout), transform(v, "v", layout), keys, is_causal=is_causal
+    )
+    return transform(output, "o", layout.transposed())
 
 
-def _multiply(x: Float[Tensor, "B C T H D"], matrices: Float[Tensor, "B C 4 4"]) -> Float[Tensor, "B C T H D"]:
-    """Multiplie groups of four channels, as row vectors, by the matrix of their camera."""
-    block = ChannelBlock(range(x.shape[-1]))
-    diagonal = block.block_diagonal(matrices.flatten(0, 1))
-    rows = x.reshape(len(diagonal), x.shape[2] * x.shape[3], x.shape[-1])
-    with highest_matmul_precision(x.device):
-        products = [torch.bmm(rows[..., run], diagonal[:, :width, :width]) for run, width in block.runs]
-    return torch.cat(products, -1).view(x.shape)
+class PublishedLayout(CameraProducts):
+    """The published layout's map of all tokens: matrices on the first half of each head, RoPE on the second.
+
+    Args:
+        q: Queries, for their shape.
+        cos: Cosine of the angle of each channel of the second half, by patch.
+        sin: Sine of the same, by which the other channel of the pair is multiplied.
+    """
+
+    def __init__(self, q: Float[Tensor, "B H N D"], cos: Float[Tensor, "T 1 F"], sin: Float[Tensor, "T 1 F"]) -> None:
+        batch, _, length, width = q.shape
+        super().__init__([slice(0, batch * length)], ChannelBlock(range(width // 2)).parts(q.device))
+        self.cos, self.sin = cos, sin
+
+    def write(self, x: Float[Tensor, "B N H D"], out: Tensor, matrices: Sequence[Tensor]) -> None:
+        if matrices:
+            super().write(x, out, matrices)
+        source, target = (each.unflatten(1, (-1, len(self.cos)))[..., x.shape[-1] // 2 :] for each in (x, out))
+        target.mul_(self.cos)  # as wide as it is, since a CPU is slow on few adjacent channels
+        given, written, sin = (each.chunk(4, -1) for each in (source, target, self.sin))  # x, x', y, y'
+        for own, other in enumerate((1, 0, 3, 2)):
+            written[own].addcmul_(given[other], sin[own])
+
+    def transposed(self) -> PublishedLayout:
+        other = copy(self)
+        other.sin = -self.sin
+        return other
 
 
 def _image_rope(
     patches_x: int, patches_y: int, num_frequencies: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Float[Tensor, "2 T 1 F"], Float[Tensor, "2 T 1 F"]]:
-    """Compute cosine and sine of each patch's angles for x and y, negative as in the published code."""
+) -> tuple[Float[Tensor, "T 1 F"], Float[Tensor, "T 1 F"]]:
+    """Compute the cosine and sine of `PublishedLayout`, of negative angles as in the published code."""
     exponent = torch.arange(num_frequencies, dtype=torch.float64, device=device) / num_frequencies
     y, x = torch.meshgrid(torch.arange(patches_y, device=device), torch.arange(patches_x, device=device), indexing="ij")
-    angle = -torch.stack((x.flatten(), y.flatten()))[..., None, None] * ROPE_BASE**-exponent
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    of_x, of_y = (place.flatten()[:, None, None] * -(ROPE_BASE**-exponent) for place in (x, y))
+    cos, sin = torch.cat((of_x, of_x, of_y, of_y), -1).cos(), torch.cat((-of_x, of_x, -of_y, of_y), -1).sin()
+    return cos.to(dtype), sin.to(dtype)

@@ -126,7 +126,7 @@ class SequenceBuilder:
         known = self._known_cameras(rows, layout, cameras)
         if known is not None and known.index is not None:
             index = known.index
-        runs = camera_runs(index) if rules.uses_cameras else None
+        runs = camera_runs(index, None if known is None else known.world_to_camera) if rules.uses_cameras else None
         # 3. Positions.
         deferred = DeferredPositions(layout, rules, rows, position_offset)
         waits = rules.time_index.requires_cameras and known is None and rules.may_predict_cameras and any(rows)

@@ -15,15 +15,21 @@ from tests.zoo.encodings.attention import HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.cameras.poses import PoseMeasure, pose_distances
-from zoo.encodings.alibi import DistanceChannels, PoseALiBi, distinct_poses
-from zoo.encodings.decoder_layout import HeadLayout
+from zoo.cameras.token_runs import camera_runs
+from zoo.encodings.alibi import DistanceChannels, PoseALiBi
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras, ZeroChannels
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 
 
+def bound(encoding: PoseALiBi) -> PoseALiBi:
+    encoding.bind_to_decoder(DecoderLayout(HEADS * HEAD_DIM, 1, HEADS, HEADS, SHAPE["head"]), [0])
+    return encoding
+
+
 def encode(encoding: PoseALiBi, poses: Tensor, K: Tensor, index: Tensor, dtype: Any = torch.float64) -> EncodedCameras:
-    return encoding.encode(Cameras(poses, K, index), **SHAPE, dtype=dtype)
+    return bound(encoding).encode(Cameras(poses, K, index), **SHAPE, dtype=dtype)
 
 
 def attend(
@@ -105,7 +111,7 @@ def test_softmax_scale_of_the_wider_head_is_wrong() -> None:
     assert (attend(encode(PoseALiBi(), poses, K, index), qkv, scale=None) - expected).abs().max() > 1e-3
 
 
-def test_one_channel_per_pose_padded_to_eight() -> None:
+def test_one_channel_per_camera_padded_to_eight() -> None:
     poses, K = random_cameras(2)
     qkv, index = qkv_and_index(1)
     encoded = encode(PoseALiBi(), poses, K, index)
@@ -113,7 +119,7 @@ def test_one_channel_per_pose_padded_to_eight() -> None:
     assert encoded.transform_values(qkv[2]).shape[-1] == HEAD_DIM + 8
     half = encoded.after_rope(qkv[0].bfloat16(), qkv[1].bfloat16())
     assert half[0].dtype == half[1].dtype == torch.bfloat16
-    odd = PoseALiBi().encode(Cameras(poses, K, index), HeadLayout.in_row(20, [2, 4, 4]))
+    odd = bound(PoseALiBi()).encode(Cameras(poses, K, index), HeadLayout.in_row(20, [2, 4, 4]))
     assert isinstance(odd, DistanceChannels) and odd.channels == 4  # 20 + 4 is a multiple of 8
 
 
@@ -131,20 +137,25 @@ def test_equal_poses_change_no_bit(measure: PoseMeasure) -> None:
     for same in (eye.expand(2, VIEWS, 4, 4), poses[:, :1].expand(2, VIEWS, 4, 4)):
         encoded = encode(PoseALiBi(measure), same, K, index)
         assert torch.equal(attend(encoded, qkv), stock) and encoded.for_decode_step() is None
+        unknown = Cameras.trusted(same, K, index, camera_runs(index))  # the host has not seen the poses
+        wide = bound(PoseALiBi(measure)).encode(unknown, **SHAPE)
+        assert isinstance(wide, DistanceChannels)
+        torch.testing.assert_close(attend(wide, qkv), stock, rtol=0, atol=1e-6)
     text = encode(PoseALiBi(measure), poses, K, torch.full_like(index, -1))
     assert torch.equal(attend(text, qkv), stock)
     none = Cameras(poses[:, :0], K[:, :0], torch.full_like(index, -1))
-    assert type(PoseALiBi().encode(none, **SHAPE)) is EncodedCameras
+    assert type(bound(PoseALiBi()).encode(none, **SHAPE)) is EncodedCameras
 
 
-def test_distinct_poses() -> None:
-    poses, K = random_cameras(2, views=5)
-    poses[0, 3] = poses[0, 1]
-    index = torch.tensor([[-1, 1, 3, 4, 1, -1], [-1, 2, 2, 2, -1, -1]])
-    pose, distinct = distinct_poses(Cameras(poses, K, index))
-    assert pose.tolist() == [[-1, 0, 0, 1, 0, -1], [-1, 0, 0, 0, -1, -1]]
-    assert torch.equal(distinct[0], poses[0, [1, 4]]) and torch.equal(distinct[1, 0], poses[1, 2])
-    assert torch.equal(distinct[1, 1], torch.eye(4, dtype=torch.float64))
+def test_unknown_poses_of_unused_cameras_change_nothing() -> None:
+    """An encoder that predicts cameras may have none for a view; its numbers may be anything."""
+    poses, K = random_cameras(2)
+    qkv, index = qkv_and_index(1)
+    index = torch.where(index == 0, -1, index)
+    expected = attend(encode(PoseALiBi(), poses, K, index), qkv)
+    poses[:, 0] = torch.nan
+    cameras = Cameras.trusted(poses, K, index, camera_runs(index))
+    assert torch.equal(attend(bound(PoseALiBi()).encode(cameras, **SHAPE, dtype=torch.float64), qkv), expected)
 
 
 # ---- decoding and beams -----------------------------------------------------------------------------------
@@ -167,11 +178,11 @@ def test_decoded_text_gets_zero_channels() -> None:
     torch.testing.assert_close(later.transform_outputs(step.transpose(1, 2)), whole[:, -1:], rtol=0, atol=1e-12)
 
 
-def test_learned_slopes_require_bind_to_decoder() -> None:
+def test_slopes_require_bind_to_decoder() -> None:
     poses, K = random_cameras(2)
     _, index = qkv_and_index(1)
     with pytest.raises(AssertionError, match="bind_to_decoder comes before"):
-        encode(PoseALiBi(slopes="learned"), poses, K, index)
+        PoseALiBi(slopes="learned").encode(Cameras(poses, K, index), **SHAPE)
 
 
 def test_learned_slopes_start_at_stock_and_train() -> None:

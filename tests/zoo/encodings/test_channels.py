@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +15,12 @@ from torch import Tensor
 
 from zoo.cameras import Cameras, token_runs
 from zoo.cameras.token_runs import CameraRuns, camera_runs
+from zoo.encodings.camera_products import block_diagonal
 from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock
 from zoo.encodings.rotary import Rotation
 from zoo.precision import highest_matmul_precision
 
+ROOT = Path(__file__).parents[3]
 HEAD_DIM, HEADS = 80, 3
 TURNS = [*range(1, 37, 3), 37, 38, 39, 40, 3, 9, 11, 12]  # every third channel, a row of four, uneven steps
 BLOCKS = [
@@ -79,7 +86,7 @@ def test_few_and_many_tokens_per_matrix(tokens: int, dtype: torch.dtype) -> None
 def test_autocast_does_not_round_the_matrices() -> None:
     matrices = random(3, 4, 4, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        diagonal = BLOCKS[0].block_diagonal(matrices)
+        diagonal = block_diagonal(matrices, BLOCKS[0].parts(matrices.device))
         assert (matrices @ torch.eye(4)).dtype == torch.bfloat16  # the control
     assert diagonal.dtype == torch.float32
     assert torch.equal(diagonal[:, 4:8, 4:8], matrices) and not diagonal[:, :4, 4:].any()
@@ -115,6 +122,18 @@ def test_a_camera_that_is_found_to_be_invalid_leaves_its_tokens_as_they_are(
     assert not torch.equal(control[index == 2], x[index == 2])
 
 
+def test_any_number_of_runs_costs_a_gpu_few_launches() -> None:
+    """A layer with text between its views launches at most 20 more in each direction, however many views there are."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.zoo.encodings.launches"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, counts in json.loads(done.stdout.splitlines()[-1]).items():
+        assert counts["a run per view"] == counts["three runs"], name
+        more = [many - one for many, one in zip(counts["a run per view"], counts["one run"], strict=True)]
+        assert max(more) <= 20, (name, counts)
+
+
 def test_video_is_one_run_with_one_step_per_camera() -> None:
     def found(*rows: list[int]) -> tuple[list[slice | Tensor], int, list[int]]:
         runs = camera_runs(torch.tensor(rows))
@@ -141,7 +160,7 @@ def test_each_step_of_a_run_has_one_camera(name: str, short: int, monkeypatch: p
             assert numbers[:, 0].tolist() == [next(firsts) for _ in range(count)]
             covered[run] = True
         assert torch.equal(covered, camera >= 0) and next(firsts, None) is None
-    assert isinstance(next(iter(runs.places)), Tensor) == (short > 0 and len(runs.runs) == 0)
+    assert isinstance(runs.places[0], Tensor) == (short > 0 and len(runs.runs) > 1)
 
 
 def multiply_outputs(x: Tensor, matrices: Tensor) -> Tensor:
