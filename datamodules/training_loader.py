@@ -18,26 +18,26 @@ class TrainingPosition(NamedTuple):
     Attributes:
         epoch: To overfit, each is the first.
         batch: Number of its batches that are trained.
-        num_batches: Batches of an epoch.
+        num_batches: Batches of an epoch; infinite if the Trainer does not know them yet.
         accumulated: Batches of an optimizer step, but for the last step of an epoch, which has the rest.
     """
 
     epoch: int
     batch: int
-    num_batches: int
+    num_batches: float
     accumulated: int = 1
 
     @classmethod
     def of(cls, trainer: Trainer) -> TrainingPosition:
         """Return that of a Trainer."""
         epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
-        num_batches = int(trainer.num_training_batches)
-        return cls(epoch, trainer.fit_loop.batch_idx + 1, num_batches, trainer.accumulate_grad_batches)
+        batch, num_batches = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
+        return cls(epoch, batch, num_batches, trainer.accumulate_grad_batches)
 
     def batches_of_step(self, batch: int) -> range:
         """Return the batches of the optimizer step that a batch is a part of."""
         first = batch - batch % self.accumulated
-        return range(first, min(first + self.accumulated, self.num_batches))
+        return range(first, int(min(first + self.accumulated, self.num_batches)))
 
 
 class ResumableLoader(DataLoader):

@@ -43,7 +43,7 @@ def grouped_sdpa(
         dropout: Of the attention weights.
         scaling: Of the scores; None is D^-1/2.
     """
-    batch, heads, length, _ = query.shape
+    batch, heads, length = query.shape[:3]
     groups = heads // key.shape[1]
     is_causal = attention_mask is None and length > 1
     if key.device.type == "cpu" and not torch.is_grad_enabled():
