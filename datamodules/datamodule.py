@@ -281,7 +281,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.order_settings = order.settings
 
         def position() -> tuple[int, int]:
-            order.check(self.trained_settings)  # here every strategy has read the checkpoint
+            if trainer.ckpt_path is not None:  # every strategy has read it by now
+                order.check(self.trained_settings)
             return training_position(trainer)
 
         packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
@@ -303,7 +304,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return self.order_settings
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the settings of a checkpoint, for a training that resumes it."""
+        """Keep the settings of a checkpoint, in case that a training resumes it."""
         self.trained_settings = state_dict
 
     def _scene_loader(self, scenes: list[Scene], dataset: Dataset | None = None) -> DataLoader:
