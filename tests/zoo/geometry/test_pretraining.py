@@ -136,6 +136,8 @@ def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
     together = pretraining.training_step(mixed, 0).item()
     assert together == pytest.approx((2 * alone[0] + alone[1]) / 3, rel=1e-4)
     assert abs(together - sum(alone) / 2) > 1e-3
+    long.scenes[0].is_supervised = long.scenes[1].is_supervised = False  # copies, which keep a process in step
+    assert pretraining.training_step(long, 0) == 0
 
 
 def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
