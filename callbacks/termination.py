@@ -16,7 +16,8 @@ class EndOnSigterm(Callback):
     """End a training or an evaluation once one of its processes is sent SIGTERM.
 
     Lightning's own handler waits for the other processes wherever the signal finds it. Where these wait for the rest of
-    a training step, all of them stand still. Here they agree before the next batch, on the host: a GPU is not waited for.
+    a training step, all of them stand still. Here they agree before the next batch, on the host, so that no GPU is
+    waited for.
 
     Raises:
         SIGTERMException: In each process of a training at once.
