@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import CheckpointFiles
+from callbacks.loggers import TensorBoardFiles
 from callbacks.results_folder import UNFINISHED
 from callbacks.termination import EndOnSigterm
 from commands.defaults import with_defaults
@@ -167,7 +168,7 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Build the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
         if self._get(self.config_init, "trainer").logger in (None, True):
-            settings["logger"] = TensorBoardLogger(self.folder, name="", version="")
+            settings["logger"] = TensorBoardFiles(self.folder)
         if self.command == "fit":
             self.config.fit.ckpt_path = None  # stored: it would let another run start from there
         try:
