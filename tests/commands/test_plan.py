@@ -109,6 +109,13 @@ def test_a_plan_needs_nothing_but_its_configs(model: str, scale: str, monkeypatc
     assert any(line.split()[:1] == ["total"] for line in lines) and "visual tokens" in lines[-3]
 
 
+def test_many_questions_and_attention_that_needs_a_gpu_are_planned(monkeypatch, capsys) -> None:
+    """Texts are of no token that stands for a picture, and FlexAttention has no gradients on a CPU."""
+    flex = ("--model.backbone.attn_implementation", "flex_attention", "--data.batch_size", "4")
+    run(monkeypatch, "--config", "qwen25_vl.yaml", *flex, "--data.questions_per_scene", "20")
+    assert "4 scenes with 20 questions" in capsys.readouterr().out
+
+
 def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     def cost(*objectives: Objective) -> TrainingCost:
         with torch.device("meta"):
