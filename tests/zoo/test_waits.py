@@ -13,6 +13,7 @@ from tests.zoo.waits import Waits
 from zoo import CameraPrediction, DepthPrediction, MaskedViews
 from zoo.geometry import DatasetGeometry, TinyVGGT
 from zoo.sequences.batch import Batch
+from zoo.sequences.time_index import PathLengthIndex
 from zoo.tasks import VideoQATask
 
 VGGT: dict[str, Any] = {"geometry": lambda: TinyVGGT(embed_dim=32, depth=4, heads=("camera", "depth"))}
@@ -26,6 +27,7 @@ EVERY_MODEL: dict[str, dict[str, Any]] = {
     "medoid": {"objectives": [CameraPrediction(reference="medoid", scale="rms")]},
     "scene unit": {"fusion": MODELS["AddFusion"]["fusion"], "geometry": lambda: DatasetGeometry(unit="scene")},
     "merged mean": {"camera_encoding": "PRoPE, ChannelRange", "merged_camera": "mean"},
+    "pose index on predicted cameras": {"time_index": PathLengthIndex(), "camera_source": "predicted", **VGGT},
 }
 
 

@@ -87,9 +87,15 @@ class SpreadIndex(TimeIndex):
         positions = torch.zeros_like(steps.step)
         for video in steps.video.unique():
             mask = steps.video == video
-            # 1e-6 rounds halves up despite rounding errors: uniform motion gives exact halves
-            positions[mask] = (self.spread(self.values(steps.only(mask))) + 1e-6).round().long()
+            positions[mask] = self.positions(self.values(steps.only(mask)))
         return positions
+
+    def positions(
+        self, values: Float[Tensor, "*B N"], known: Bool[Tensor, "*B N"] | None = None
+    ) -> Int[Tensor, "*B N"]:
+        """Spread and round the values of each video, see `spread`."""
+        # 1e-6 rounds halves up despite rounding errors: uniform motion gives exact halves
+        return (self.spread(values, known) + 1e-6).round().long()
 
     def spread(self, values: Float[Tensor, "*B N"], known: Bool[Tensor, "*B N"] | None = None) -> Float[Tensor, "*B N"]:
         """Scale the values of each video to 0 ... span, in float64.

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
@@ -45,12 +45,19 @@ class PoseTimeIndex(SpreadIndex):
     def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
         if steps.world_to_camera is None or steps.has_camera is None:
             raise ValueError(f"{type(self).__name__} requires cameras: pass one per temporal patch")
-        known = steps.has_camera
-        if not known.any():
-            return steps.step.new_zeros(len(known), dtype=torch.float64)
-        last_known = (known.cumsum(0) - 1).clamp(min=0)
-        poses = steps.world_to_camera[known][None]
-        return self.pose_values(poses, torch.ones_like(poses[..., 0, 0], dtype=torch.bool))[0, last_known]
+        return self.patch_values(steps.world_to_camera[None], steps.has_camera[None])[0]
+
+    def patch_values(
+        self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S"]:
+        """Compute the value of each temporal patch, without waiting for a GPU; 0 in a video without any camera.
+
+        Args:
+            world_to_camera: Of each video.
+            has_camera: The valid ones; another patch takes the value of one that has, see the class.
+        """
+        values = self.pose_values(world_to_camera, has_camera).gather(1, last_valid(has_camera))
+        return values.where(has_camera.any(1, keepdim=True), 0.0)
 
 
 class PoseDistanceIndex(PoseTimeIndex):
@@ -116,9 +123,13 @@ class PathLengthIndex(PoseTimeIndex):
     def pose_values(
         self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B S"]:
-        # an invalid pose stands where the last valid one before it stood, or else the first
-        number = torch.arange(has_camera.shape[1], device=has_camera.device).where(has_camera, -1)
-        last = number.cummax(1).values
-        last = torch.where(last < 0, has_camera.int().argmax(1, keepdim=True), last)
+        last = last_valid(has_camera)  # an invalid pose stands there
         poses = world_to_camera[torch.arange(len(last), device=last.device)[:, None], last]
         return torch.stack([path_length(each, self.measure, self.translation_weight) for each in poses])
+
+
+def last_valid(has_camera: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Return the number of the last valid pose up to each pose, or else of the first valid one."""
+    number = torch.arange(has_camera.shape[1], device=has_camera.device).where(has_camera, -1)
+    last = number.cummax(1).values
+    return torch.where(last < 0, has_camera.int().argmax(1, keepdim=True), last)
