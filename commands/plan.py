@@ -144,7 +144,7 @@ def parse(arguments: list[str]) -> Training:
     for part in ("source", "sampler", "train_sampler", "frame_pairing", "perturbation"):
         data[part] = None  # which may read files
     options.geometry_cache = None
-    backbone = getattr(options.backbone, "init_args", {})
+    backbone: Any = getattr(options.backbone, "init_args", {})
     if backbone.get("attn_implementation") == "flex_attention":  # it has no gradients without a GPU
         backbone.attn_implementation = "sdpa"  # which keeps the same tensors
     with torch.device("meta"):  # no weights are read, nor looked for
