@@ -4,7 +4,7 @@
 
 takes the options of `fit` and runs a training step on tensors without memory: no weights are read, no video, no GPU.
 Weights, gradients, the optimizer's state and activations are of each GPU; activations are the most bytes of all other
-tensors at once. The last line states what fits, or what to change.
+tensors at once, with 96 tokens of text per question. The last line states what fits, or what to change.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def parse(arguments: list[str]) -> Training:
     for part in ("source", "sampler", "train_sampler", "frame_pairing", "perturbation"):
         data[part] = None  # which may read files
     options.geometry_cache = None
-    backbone = getattr(options.backbone, "init_args", {})
+    backbone: Any = getattr(options.backbone, "init_args", {})
     if backbone.get("attn_implementation") == "flex_attention":  # it has no gradients without a GPU
         backbone.attn_implementation = "sdpa"  # which keeps the same tensors
     with torch.device("meta"):  # no weights are read, nor looked for
